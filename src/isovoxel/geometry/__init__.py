@@ -1,0 +1,1 @@
+"""Pure arithmetic of boxes, grids and axes: the standard library and NumPy only."""

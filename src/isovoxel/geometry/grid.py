@@ -1,0 +1,111 @@
+"""Where do the voxels of a volume lie in the world, and where do those of its scaled image?
+
+A `VoxelGrid` is shape, voxel size, origin and unit. Scaling is edge-aligned: the outer faces of the volume stay
+where they are (up to the rounding of the shape), so the centre of voxel 0 moves by half the change of voxel size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from isovoxel.errors import OptionError
+from isovoxel.geometry.box import Index3
+
+Float3 = tuple[float, float, float]
+"""Three floats, always z, y, x."""
+
+AXES = ("z", "y", "x")
+
+MAX_SAMPLES = 2**53
+"""Longest axis: beyond it float64 cannot tell neighbouring samples apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class VoxelGrid:
+    """A regular grid of voxels in the world.
+
+    Examples
+    --------
+    >>> grid = VoxelGrid((86, 396, 393), (1.0, 0.202, 0.202), unit="micrometer")
+    >>> grid.scaled(factor_for_zoom(grid, 2.0)).shape
+    (172, 160, 159)
+    """
+
+    shape: Index3
+    """Number of voxels, z, y, x."""
+    voxel_size: Float3 = (1.0, 1.0, 1.0)
+    """Physical size of a voxel per axis, in `unit`."""
+    origin: Float3 = (0.0, 0.0, 0.0)
+    """World position of the centre of voxel 0, in `unit`."""
+    unit: str | None = None
+    """Name of the unit as OME-Zarr spells it ("micrometer"), or None where lengths have none."""
+
+    def __post_init__(self) -> None:
+        if any(n < 1 for n in self.shape):
+            raise OptionError(f"a volume needs at least one voxel per axis, but its shape is {self.shape}")
+        check_positive("voxel size", self.voxel_size)
+        if not all(math.isfinite(v) for v in self.origin):
+            raise OptionError(f"the origin {self.origin} of a volume must be finite")
+
+    def scaled(self, factor: Float3) -> VoxelGrid:
+        """Return the grid with `factor` output voxels per input voxel.
+
+        Parameters
+        ----------
+        factor
+            Output samples per input sample, z, y, x.
+
+        Returns
+        -------
+        VoxelGrid
+            Shape ``np.around(n * factor)`` (half to even, at least 1), as ``cle.scale`` with ``auto_size=True``;
+            voxel size ``voxel_size / factor``; origin moved by ``(new voxel size - old voxel size) / 2``.
+
+        Raises
+        ------
+        OptionError
+            If a factor is not finite and positive, or an axis would be longer than float64 can count.
+        """
+        check_positive("factor", factor)
+        shape = []
+        for axis, n, f in zip(AXES, self.shape, factor, strict=True):
+            samples = float(np.around(n * f))
+            if samples > MAX_SAMPLES:
+                raise OptionError(
+                    f"factor {f:g} makes {samples:.3g} voxels of the {n} along {axis}, "
+                    f"more than can be counted (2^53); choose a smaller factor"
+                )
+            shape.append(max(1, int(samples)))
+        size = _float3(v / f for v, f in zip(self.voxel_size, factor, strict=True))
+        origin = _float3(
+            o + (new - old) / 2 for o, new, old in zip(self.origin, size, self.voxel_size, strict=True)
+        )
+        return VoxelGrid((shape[0], shape[1], shape[2]), size, origin, self.unit)
+
+
+def factor_for_zoom(grid: VoxelGrid, zoom: float) -> Float3:
+    """Return ``voxel_size * zoom``, the factors of clEsperanto's scaling tutorial: 1 / zoom per output voxel."""
+    check_positive("zoom", (zoom,))
+    return _float3(v * zoom for v in grid.voxel_size)
+
+
+def factor_for_voxel_size(grid: VoxelGrid, target: float) -> Float3:
+    """Return the factors that make every voxel a cube with sides of `target`, in the grid's unit."""
+    check_positive("voxel size", (target,))
+    return _float3(v / target for v in grid.voxel_size)
+
+
+def check_positive(name: str, values: Sequence[float]) -> None:
+    """Raise an `OptionError` that names the value unless all are finite and above zero."""
+    for value in values:
+        if not (math.isfinite(value) and value > 0):
+            raise OptionError(f"{name} must be a finite number above 0, not {value:g}")
+
+
+def _float3(values: object) -> Float3:
+    z, y, x = values  # type: ignore[misc]
+    return (float(z), float(y), float(x))

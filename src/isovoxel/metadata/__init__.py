@@ -1,0 +1,1 @@
+"""What files say about lengths: units, ImageJ and OME metadata, as pure functions of text and mappings."""

@@ -1,0 +1,1 @@
+"""The output: whole-shard writes into OME-Zarr."""

@@ -1,0 +1,1 @@
+"""One module per kind of input, each of which makes a `Volume`; `open` chooses."""

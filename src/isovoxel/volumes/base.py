@@ -1,0 +1,92 @@
+"""What is a volume to isovoxel? A lazy 3-D array that can be read box by box, and what is known of its voxels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isovoxel.errors import InputError
+from isovoxel.geometry.box import Box, Index3
+from isovoxel.geometry.grid import Float3, VoxelGrid
+
+SUPPORTED_DTYPES = tuple(
+    np.dtype(name) for name in ("uint8", "uint16", "uint32", "int8", "int16", "int32", "float32")
+)
+
+ReadBox = Callable[[Box], NDArray[Any]]
+"""Reads one box inside the volume as a new C-contiguous array in native byte order, of the volume's dtype.
+
+It may be called from several threads at once, and never reads the volume whole to answer for a part.
+"""
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A 3-D volume that is read box by box, axes always z, y, x.
+
+    Raises
+    ------
+    InputError
+        If it is empty or of a dtype that isovoxel does not scale.
+    """
+
+    name: str
+    """What the user called it: a path, or the kind of array."""
+    kind: str
+    """What it is, for people: "ImageJ TIFF", "OME-Zarr 0.5"."""
+    shape: Index3
+    """Number of voxels, z, y, x."""
+    dtype: np.dtype[Any]
+    """One of `SUPPORTED_DTYPES`, in native byte order."""
+    read: ReadBox = field(repr=False)
+    """Reads one box, as `ReadBox` says."""
+    chunks: Index3 = (1, 1, 1)
+    """What the storage decodes in one go: reading one voxel of it costs all of it."""
+    read_overhead: int = 0
+    """Largest number of bytes that one `read` holds for a moment beside the array it returns."""
+    voxel_size: Float3 | None = None
+    """Physical voxel size in `unit`, or None where the input does not say."""
+    origin: Float3 = (0.0, 0.0, 0.0)
+    """World position of voxel 0's centre, in `unit`."""
+    unit: str | None = None
+    """Unit of the lengths, as OME-Zarr spells it, or None where the input does not say."""
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """Where each of "shape", "axes", "voxel size", "unit" was read from, for people."""
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    """What tells this input from another or a later one: path, size, modification time, metadata. JSON."""
+    missing: str = ""
+    """Why `voxel_size` is None, as a clause ("the TIFF has no spacing for z")."""
+    array: Any = field(default=None, repr=False)
+    """The dask array behind it where the caller gave one, else None."""
+
+    def __post_init__(self) -> None:
+        if any(n < 1 for n in self.shape):
+            raise InputError(f"{self.name} is empty: its shape is {self.shape}")
+        if self.dtype not in SUPPORTED_DTYPES:
+            names = ", ".join(str(d) for d in SUPPORTED_DTYPES)
+            raise InputError(f"{self.name} holds {self.dtype}, which isovoxel does not scale; convert it to {names}")
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all voxels."""
+        return Box.whole(self.shape).size * self.dtype.itemsize
+
+    @property
+    def grid(self) -> VoxelGrid:
+        """Where the voxels lie in the world.
+
+        Raises
+        ------
+        InputError
+            If the voxel size is not known.
+        """
+        if self.voxel_size is None:
+            why = f": {self.missing}" if self.missing else ""
+            raise InputError(
+                f"the voxel size of {self.name} is not known{why}; give --input-voxel-size Z,Y,X, or --factor FZ,FY,FX"
+            )
+        return VoxelGrid(self.shape, self.voxel_size, self.origin, self.unit)
