@@ -1,0 +1,1 @@
+"""Carrying a plan out: lazily as a dask array, or as a job that writes."""
