@@ -57,9 +57,7 @@ class Box:
     def __and__(self, other: Box) -> Box:
         """Return what both boxes share; empty (size 0) where they share nothing."""
         start = _index3(max(a, b) for a, b in zip(self.start, other.start, strict=True))
-        stop = _index3(
-            max(s, min(a, b)) for s, a, b in zip(start, self.stop, other.stop, strict=True)
-        )
+        stop = _index3(max(s, min(a, b)) for s, a, b in zip(start, self.stop, other.stop, strict=True))
         return Box(start, stop)
 
     def contains(self, other: Box) -> bool:
@@ -79,8 +77,7 @@ class Box:
         Every voxel of the box is in one tile, and no tile crosses a cell's border; z varies slowest.
         """
         ranges = [
-            range(a // n * n, b, n) if b > a else range(0)
-            for a, b, n in zip(self.start, self.stop, shape, strict=True)
+            range(a // n * n, b, n) if b > a else range(0) for a, b, n in zip(self.start, self.stop, shape, strict=True)
         ]
         for corner in product(*ranges):
             cell = Box(_index3(corner), _index3(c + n for c, n in zip(corner, shape, strict=True)))

@@ -7,7 +7,7 @@ where they are (up to the rounding of the shape), so the centre of voxel 0 moves
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,9 +81,7 @@ class VoxelGrid:
                 )
             shape.append(max(1, int(samples)))
         size = _float3(v / f for v, f in zip(self.voxel_size, factor, strict=True))
-        origin = _float3(
-            o + (new - old) / 2 for o, new, old in zip(self.origin, size, self.voxel_size, strict=True)
-        )
+        origin = _float3(o + (new - old) / 2 for o, new, old in zip(self.origin, size, self.voxel_size, strict=True))
         return VoxelGrid((shape[0], shape[1], shape[2]), size, origin, self.unit)
 
 
@@ -106,6 +104,6 @@ def check_positive(name: str, values: Sequence[float]) -> None:
             raise OptionError(f"{name} must be a finite number above 0, not {value:g}")
 
 
-def _float3(values: object) -> Float3:
-    z, y, x = values  # type: ignore[misc]
-    return (float(z), float(y), float(x))
+def _float3(values: Iterable[float]) -> Float3:
+    z, y, x = (float(value) for value in values)
+    return (z, y, x)
