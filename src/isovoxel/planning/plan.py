@@ -1,0 +1,321 @@
+"""What exactly will happen? Which output box every block writes, which input box it reads for it, in how many bytes.
+
+A `Plan` is a frozen value made of numbers and names: it can be printed, compared, stored as JSON and sent to a worker.
+Blocks are computed on demand from their index, so a plan of a petabyte is as small as that of a thumbnail.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from isovoxel.geometry.axis import Axis, ceil_div
+from isovoxel.geometry.box import Box, Index3
+from isovoxel.geometry.grid import Float3, VoxelGrid
+from isovoxel.planning.cost import BlockCost, cle_cost
+from isovoxel.planning.limits import DeviceLimits, HostLimits
+from isovoxel.planning.storage import Storage, write_overhead
+
+INTERPOLATIONS = ("linear", "nearest")
+BOUNDARIES = ("nearest", "constant")
+HALO_MODES = ("auto", "map_overlap", "direct")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a plan knows of its input."""
+
+    name: str
+    """What the user called it."""
+    grid: VoxelGrid
+    """Where its voxels lie."""
+    dtype: str
+    """NumPy name of its dtype, which is the output's dtype as well."""
+    chunks: Index3
+    """What its storage decodes in one go."""
+    read_overhead: int
+    """Bytes that reading a box holds beside the voxels it returns."""
+    identity: Mapping[str, Any]
+    """What tells this input from another or a later one."""
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a voxel."""
+        return np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One compute task: it reads one box of the input and writes one box of the output."""
+
+    index: int
+    """Its place in the plan's order, z slowest."""
+    write_box: Box
+    """Output voxels it writes."""
+    read_box: Box
+    """Input voxels it reads, halo included, inside the volume."""
+    pad_before: Index3
+    """How many times the volume's rim is repeated before the read box, per axis; 0 away from the rim."""
+    pad_after: Index3
+    """The same after it."""
+
+    @property
+    def padded_shape(self) -> Index3:
+        """Shape of what the device gets: the read box with its pads."""
+        n, a, b = self.read_box.shape, self.pad_before, self.pad_after
+        return (n[0] + a[0] + b[0], n[1] + a[1] + b[1], n[2] + a[2] + b[2])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a volume is scaled: the grids, the blocks, and the bytes they take."""
+
+    source: Source
+    """The input."""
+    output: VoxelGrid
+    """Where the output's voxels lie."""
+    factor: Float3
+    """Output samples per input sample, z, y, x."""
+    interpolation: str
+    """"linear" or "nearest"."""
+    boundary: str
+    """"nearest": the rim repeats. "constant": 0 lies around the volume, as ``cle.scale`` has it."""
+    engine: str
+    """Name of the engine that scales."""
+    storage: Storage
+    """Chunks, shards and codec of the output."""
+    block_shape: Index3
+    """Output voxels of a full block, whole shards; blocks at the volume's end are clipped."""
+    in_flight: int
+    """How many blocks are read, scaled and written at the same time."""
+    halo_mode: str
+    """"map_overlap" or "direct"."""
+    window: Index3
+    """How many blocks per axis are in one dask graph (map_overlap); a job goes window by window."""
+    device: DeviceLimits
+    """The device it was made for."""
+    host: HostLimits
+    """The host it was made for."""
+
+    # ---- axes and blocks -------------------------------------------------------------------------------------
+
+    @cached_property
+    def axes(self) -> tuple[Axis, Axis, Axis]:
+        """The map between input and output samples of each axis, z, y, x."""
+        z, y, x = (
+            Axis(n, m, f) for n, m, f in zip(self.source.grid.shape, self.output.shape, self.factor, strict=True)
+        )
+        return (z, y, x)
+
+    @cached_property
+    def block_grid(self) -> Index3:
+        """Number of blocks per axis."""
+        z, y, x = (ceil_div(m, b) for m, b in zip(self.output.shape, self.block_shape, strict=True))
+        return (z, y, x)
+
+    @property
+    def n_blocks(self) -> int:
+        """Number of blocks."""
+        return math.prod(self.block_grid)
+
+    def block(self, index: int) -> Block:
+        """Return one block by its index, z slowest.
+
+        Raises
+        ------
+        IndexError
+            If there is no such block.
+        """
+        if not 0 <= index < self.n_blocks:
+            raise IndexError(f"block {index} of {self.n_blocks}")
+        _, ny, nx = self.block_grid
+        return self.block_at((index // (ny * nx), index // nx % ny, index % nx))
+
+    def block_at(self, place: Index3) -> Block:
+        """Return one block by its place in the grid of blocks."""
+        start, stop, first, last, before, after = [], [], [], [], [], []
+        for axis, length, i in zip(self.axes, self.block_shape, place, strict=True):
+            start.append(i * length)
+            stop.append(min((i + 1) * length, axis.m))
+            span = axis.spans(np.array([start[-1]]), np.array([stop[-1]]), self.interpolation)
+            first.append(int(span.first[0]))
+            last.append(int(span.last[0]))
+            repeats = self.boundary == "nearest"
+            before.append(int(span.before[0]) if repeats else 0)
+            after.append(int(span.after[0]) if repeats else 0)
+        _, ny, nx = self.block_grid
+        return Block(
+            index=(place[0] * ny + place[1]) * nx + place[2],
+            write_box=Box(_triple(start), _triple(stop)),
+            read_box=Box(_triple(first), _triple(last)),
+            pad_before=_triple(before),
+            pad_after=_triple(after),
+        )
+
+    def blocks(self) -> Iterator[Block]:
+        """Yield all blocks in order."""
+        return (self.block(i) for i in range(self.n_blocks))
+
+    # ---- what it takes ---------------------------------------------------------------------------------------
+
+    @cached_property
+    def halo(self) -> tuple[tuple[int, int], ...]:
+        """Most input voxels that a block reads (before, after) the input interval it maps back to, per axis."""
+        return tuple(halo_of(axis, b, self.interpolation) for axis, b in zip(self.axes, self.block_shape, strict=True))
+
+    @cached_property
+    def cost(self) -> BlockCost:
+        """Projected bytes of the largest block."""
+        shapes = [
+            longest(axis, b, self.interpolation, self.boundary)
+            for axis, b in zip(self.axes, self.block_shape, strict=True)
+        ]
+        return block_cost(
+            self.source,
+            self.storage,
+            read=_triple([s[0] for s in shapes]),
+            padded=_triple([s[1] for s in shapes]),
+            written=_triple([min(b, m) for b, m in zip(self.block_shape, self.output.shape, strict=True)]),
+            interpolation=self.interpolation,
+            overlap=self.halo_mode == "map_overlap",
+        )
+
+    @property
+    def projected_device(self) -> int:
+        """Projected bytes on the device at any one time."""
+        return self.cost.device
+
+    @property
+    def held(self) -> int:
+        """Projected bytes of the input blocks that dask may keep for their neighbours' halo (map_overlap)."""
+        return held_bytes(self) if self.halo_mode == "map_overlap" else 0
+
+    @property
+    def projected_host(self) -> int:
+        """Projected bytes of the whole process, device memory included where the host provides it."""
+        shared = self.projected_device if self.device.shares_host_memory else 0
+        return self.host.baseline + shared + self.held + self.in_flight * self.cost.host
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of all output voxels, uncompressed."""
+        return math.prod(self.output.shape) * self.source.itemsize
+
+    # ---- what it is ------------------------------------------------------------------------------------------
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of everything that can change a result, and of nothing else: budgets and threads are not in it."""
+        from isovoxel import __version__
+
+        what = {
+            "source": asdict(self.source) | {"name": "", "read_overhead": 0, "chunks": []},
+            "output": asdict(self.output),
+            "factor": self.factor,
+            "interpolation": self.interpolation,
+            "boundary": self.boundary,
+            "engine": [self.engine, __version__],
+            # cle's texture coordinates are rounded relative to the block, and by the device.
+            "block": self.block_shape,
+            "device": self.device.name,
+            "storage": asdict(self.storage),
+        }
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """Return the plan as JSON, from which `from_json` makes an equal plan."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Return the plan that `to_json` wrote."""
+        d = _tuples(json.loads(text))
+        source = d["source"]
+        return cls(
+            **d
+            | {
+                "source": Source(**source | {"grid": VoxelGrid(**source["grid"])}),
+                "output": VoxelGrid(**d["output"]),
+                "storage": Storage(**d["storage"]),
+                "device": DeviceLimits(**d["device"]),
+                "host": HostLimits(**d["host"]),
+            }
+        )
+
+
+def block_cost(
+    source: Source,
+    storage: Storage,
+    *,
+    read: Index3,
+    padded: Index3,
+    written: Index3,
+    interpolation: str,
+    overlap: bool,
+) -> BlockCost:
+    """Return what a block of these shapes costs."""
+    return cle_cost(
+        read=read,
+        padded=padded,
+        written=written,
+        itemsize=source.itemsize,
+        interpolation=interpolation,
+        decode=source.read_overhead,
+        encode=write_overhead(storage, source.itemsize),
+        overlap=overlap,
+    )
+
+
+def longest(axis: Axis, block: int, interpolation: str, boundary: str) -> tuple[int, int]:
+    """Return the most input samples that a block of this length reads, and the same with its pads."""
+    span = axis.spans(*axis.intervals(block), interpolation)
+    read = span.last - span.first
+    padded = read + span.before + span.after if boundary == "nearest" else read
+    return int(read.max()), int(padded.max())
+
+
+def halo_of(axis: Axis, block: int, interpolation: str) -> tuple[int, int]:
+    """Return the most input samples read (before, after) what the blocks' cuts map back to.
+
+    This is the `depth` that map_overlap needs.
+    """
+    starts, stops = axis.intervals(block)
+    span = axis.spans(starts, stops, interpolation)
+    cuts = axis.cuts(stops)
+    return (
+        int(np.maximum(0, np.concatenate([[0], cuts[:-1]]) - span.first).max()),
+        int(np.maximum(0, span.last - cuts).max()),
+    )
+
+
+def held_bytes(plan: Plan) -> int:
+    """Return the bytes of a full window's input: the upper bound of what dask keeps for halo exchange."""
+    lengths = []
+    for axis, b, w, depth in zip(plan.axes, plan.block_shape, plan.window, plan.halo, strict=True):
+        _, stops = axis.intervals(b)
+        cuts = np.concatenate([[0], axis.cuts(stops)])
+        ends = np.minimum(np.arange(len(stops)) + w, len(stops))
+        spans = cuts[ends] - cuts[:-1] + depth[0] + depth[1]
+        lengths.append(min(axis.n, int(spans.max())))
+    return math.prod(lengths) * plan.source.itemsize
+
+
+def _triple(values: list[int]) -> Index3:
+    z, y, x = values
+    return (z, y, x)
+
+
+def _tuples(value: Any) -> Any:
+    """Return JSON with its arrays as tuples, as dataclasses hold them."""
+    if isinstance(value, list):
+        return tuple(_tuples(v) for v in value)
+    if isinstance(value, dict):
+        return {k: _tuples(v) for k, v in value.items()}
+    return value

@@ -1,0 +1,328 @@
+"""Which blocks? Those that fit, and of those the ones that finish first.
+
+They are large, so that little is read twice, and not so few that reading, scaling and writing cannot overlap.
+
+1. Along each axis, a block is a whole number of shards: candidates are the counts that cut the axis evenly.
+2. For every candidate and axis, count what its blocks read: the longest span (for memory) and the sum of all spans
+   rounded out to the source's chunks (for what is decoded). Both are products over the axes.
+3. Of all combinations that fit device and host, take the one with the least::
+
+       (voxels decoded + voxels written + blocks * BLOCK_OVERHEAD) * (blocks + STAGES - 1) / blocks
+
+   The last factor is that of a pipeline that fills and drains: 3 for a single block, close to 1 for many.
+4. Where nothing fits, try smaller shards (unless the user chose them), then fewer blocks in flight; where still
+   nothing fits, refuse with the numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isovoxel.errors import DoesNotFitError, OptionError
+from isovoxel.geometry.axis import Axis, ceil_div
+from isovoxel.geometry.box import Index3
+from isovoxel.geometry.grid import AXES, Float3
+from isovoxel.planning.cost import human_bytes
+from isovoxel.planning.limits import DeviceLimits, HostLimits
+from isovoxel.planning.plan import (
+    BOUNDARIES,
+    HALO_MODES,
+    INTERPOLATIONS,
+    Plan,
+    Source,
+    block_cost,
+    longest,
+)
+from isovoxel.planning.storage import Storage, smaller
+
+STAGES = 3
+"""Reading, scaling, writing: what a single block does one after the other."""
+BLOCK_OVERHEAD = 2**20
+"""What a block costs beside its voxels, in voxels: scheduling, allocations and transfers take a few milliseconds."""
+MAX_GRAPH_BLOCKS = 5_000
+"""Most blocks for which `auto` builds a dask graph: at 25 tasks a block (measured) it then takes seconds to make."""
+MAX_SHARDS = 1_000_000
+"""Most shards along one axis; more is a mistake in the zoom or the shard, and would take minutes to plan."""
+CANDIDATES = 48
+"""Most block lengths tried along one axis."""
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    """Block lengths along one axis, and what each reads."""
+
+    lengths: list[int]
+    read: NDArray[np.float64]
+    padded: NDArray[np.float64]
+    decoded: NDArray[np.float64]
+    blocks: NDArray[np.float64]
+
+
+def make_plan(
+    source: Source,
+    factor: Float3,
+    *,
+    storage: Storage,
+    device: DeviceLimits,
+    host: HostLimits,
+    interpolation: str = "linear",
+    boundary: str = "nearest",
+    halo_mode: str = "auto",
+    fixed_storage: bool = False,
+) -> Plan:
+    """Plan how `source` is scaled by `factor` within the limits.
+
+    Parameters
+    ----------
+    source
+        The input's grid, dtype and chunks.
+    factor
+        Output samples per input sample, z, y, x.
+    storage
+        Chunks, shards and codec of the output.
+    device, host
+        What may be used, in bytes.
+    interpolation, boundary, halo_mode
+        As in `Plan`; "auto" takes map_overlap where one graph can hold the job.
+    fixed_storage
+        Whether the user chose the shards, so that smaller ones must not be tried.
+
+    Raises
+    ------
+    OptionError
+        If an option is none of those that exist, or the output has too many shards.
+    DoesNotFitError
+        If not even one shard fits; the message says what it takes, what is allowed, and what would help.
+    """
+    _check_options(interpolation=interpolation, boundary=boundary, halo=halo_mode)
+    draft = Plan(
+        source=source,
+        output=source.grid.scaled(factor),
+        factor=factor,
+        interpolation=interpolation,
+        boundary=boundary,
+        engine="cle",
+        storage=storage,
+        block_shape=storage.shard,
+        in_flight=host.threads,
+        halo_mode="direct" if halo_mode == "auto" else halo_mode,
+        window=(1, 1, 1),
+        device=device,
+        host=host,
+    )
+    for name, m, s in zip(AXES, draft.output.shape, storage.shard, strict=True):
+        if ceil_div(m, s) > MAX_SHARDS:
+            raise OptionError(
+                f"the output would have {ceil_div(m, s):,} shards along {name}, more than {MAX_SHARDS:,}; "
+                "choose a smaller zoom or larger shards"
+            )
+    fitted = _fit(draft, fixed_storage=fixed_storage)
+    if halo_mode == "direct":
+        return fitted
+    if halo_mode == "auto":
+        overlapped = replace(fitted, halo_mode="map_overlap", window=fitted.block_grid)
+        fits = overlapped.projected_host <= host.allowed and fitted.n_blocks <= MAX_GRAPH_BLOCKS
+        return overlapped if fits and not _too_thin(overlapped) else fitted
+    if reason := _too_thin(fitted):
+        raise DoesNotFitError(f"{reason}; use --halo direct, or larger --shard")
+    return replace(fitted, window=_window(fitted))
+
+
+def plan_chunks(
+    source: Source,
+    factor: Float3,
+    *,
+    chunks: Index3,
+    fixed: bool,
+    device: DeviceLimits,
+    host: HostLimits,
+    interpolation: str = "linear",
+    boundary: str = "nearest",
+) -> Plan:
+    """Plan one dask graph whose blocks are `chunks`, or the largest halves of them that fit the device.
+
+    The host's memory is the business of whoever computes the graph; the other parameters are as in `make_plan`.
+
+    Raises
+    ------
+    OptionError
+        If an option is none of those that exist.
+    DoesNotFitError
+        If `chunks` are `fixed` and do not fit the device, or dask cannot exchange their halo.
+    """
+    _check_options(interpolation=interpolation, boundary=boundary)
+    output = source.grid.scaled(factor)
+    # A chunk of its own length is one storage chunk and one shard: nothing is stored here.
+    storage = Storage(_clipped(chunks, output.shape), _clipped(chunks, output.shape))
+    while True:
+        plan = Plan(
+            source=source,
+            output=output,
+            factor=factor,
+            interpolation=interpolation,
+            boundary=boundary,
+            engine="cle",
+            storage=storage,
+            block_shape=storage.shard,
+            in_flight=host.threads,
+            halo_mode="map_overlap",
+            window=(1, 1, 1),
+            device=device,
+            host=host,
+        )
+        plan = replace(plan, window=plan.block_grid)
+        excess = plan.cost.excess(device)
+        if not excess:
+            break
+        longest_side = max(storage.shard)
+        if fixed or longest_side == 1:
+            raise DoesNotFitError(f"a chunk of {storage.shard} output voxels takes {excess}; choose smaller chunks")
+        halves = [ceil_div(n, 2) if n == longest_side else n for n in storage.shard]
+        storage = Storage((halves[0], halves[1], halves[2]), (halves[0], halves[1], halves[2]))
+    if reason := _too_thin(plan):
+        raise DoesNotFitError(f"{reason}; choose larger chunks")
+    return plan
+
+
+def _check_options(**options: str) -> None:
+    choices = {"interpolation": INTERPOLATIONS, "boundary": BOUNDARIES, "halo": HALO_MODES}
+    for name, value in options.items():
+        if value not in choices[name]:
+            raise OptionError(f"{name} must be one of {', '.join(choices[name])}, not {value!r}")
+
+
+def _fit(draft: Plan, *, fixed_storage: bool) -> Plan:
+    """Return the draft with the best storage, number of blocks in flight and block shape that fit."""
+    in_flight = draft.in_flight
+    while True:
+        storage: Storage | None = draft.storage
+        while storage is not None:
+            if shape := _best_shape(replace(draft, storage=storage, in_flight=in_flight)):
+                found = replace(draft, storage=storage, block_shape=shape, in_flight=in_flight)
+                return replace(found, in_flight=min(in_flight, found.n_blocks))
+            storage = None if fixed_storage else smaller(storage)
+        if in_flight == 1:
+            raise DoesNotFitError(_refusal(draft, fixed_storage=fixed_storage))
+        in_flight //= 2
+
+
+def _best_shape(draft: Plan) -> Index3 | None:
+    """Return the block shape of the least score that fits, or None where no whole shard fits."""
+    z, y, x = (
+        _candidates(draft, axis, chunk, shard)
+        for axis, chunk, shard in zip(draft.axes, draft.source.chunks, draft.storage.shard, strict=True)
+    )
+    # As float64, which holds counts that overflow 64-bit integers; whether one fits is checked in exact integers.
+    padded = _product(z.padded, y.padded, x.padded)
+    written = _product(*(np.array(c.lengths, dtype=np.float64) for c in (z, y, x)))
+    blocks = _product(z.blocks, y.blocks, x.blocks)
+    decoded = _product(z.decoded, y.decoded, x.decoded)
+
+    stages = min(STAGES, draft.in_flight)
+    work = decoded + math.prod(draft.output.shape) + blocks * BLOCK_OVERHEAD
+    score = work * (blocks + stages - 1) / blocks
+
+    roomy = (written <= draft.device.buffer_voxels) & (padded <= draft.device.buffer_voxels)
+    eligible = np.flatnonzero(roomy)
+    for flat in eligible[np.lexsort((blocks.flat[eligible], score.flat[eligible]))]:
+        i, j, k = (int(n) for n in np.unravel_index(flat, score.shape))
+        shape = (z.lengths[i], y.lengths[j], x.lengths[k])
+        if _fits(draft, (z, y, x), (i, j, k), shape):
+            return shape
+    return None
+
+
+def _fits(draft: Plan, axes: tuple[_Candidates, ...], at: Index3, shape: Index3) -> bool:
+    """Tell whether blocks of this shape fit device and host, in exact integers."""
+    read, padded = (
+        tuple(int(getattr(c, name)[i]) for c, i in zip(axes, at, strict=True)) for name in ("read", "padded")
+    )
+    cost = block_cost(
+        draft.source,
+        draft.storage,
+        read=(read[0], read[1], read[2]),
+        padded=(padded[0], padded[1], padded[2]),
+        written=shape,
+        interpolation=draft.interpolation,
+        overlap=draft.halo_mode == "map_overlap",
+    )
+    shared = cost.device if draft.device.shares_host_memory else 0
+    in_flight = min(draft.in_flight, math.prod(int(c.blocks[i]) for c, i in zip(axes, at, strict=True)))
+    held = in_flight * draft.source.itemsize * math.prod(read) if draft.halo_mode == "map_overlap" else 0
+    host = draft.host.baseline + shared + held + in_flight * cost.host
+    return not cost.excess(draft.device) and host <= draft.host.allowed
+
+
+def _candidates(draft: Plan, axis: Axis, chunk: int, shard: int) -> _Candidates:
+    """Return the block lengths worth trying along one axis, longest first."""
+    shards = ceil_div(axis.m, shard)
+    counts = np.unique(np.geomspace(1, shards, CANDIDATES).round().astype(np.int64))
+    lengths = sorted({min(axis.m, ceil_div(shards, int(n)) * shard) for n in counts}, reverse=True)
+    read, padded, decoded, blocks = [], [], [], []
+    for length in lengths:
+        span = axis.spans(*axis.intervals(length), draft.interpolation)
+        whole_chunks = np.minimum(axis.n, -(-span.last // chunk) * chunk) - span.first // chunk * chunk
+        most = longest(axis, length, draft.interpolation, draft.boundary)
+        read.append(most[0])
+        padded.append(most[1])
+        decoded.append(int(whole_chunks.sum()))
+        blocks.append(len(span.first))
+    return _Candidates(lengths, *(np.array(v, dtype=np.float64) for v in (read, padded, decoded, blocks)))
+
+
+def _product(z: NDArray[np.float64], y: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[np.float64]:
+    product: NDArray[np.float64] = z[:, None, None] * y[None, :, None] * x[None, None, :]
+    return product
+
+
+def _too_thin(plan: Plan) -> str:
+    """Say why map_overlap cannot serve these blocks: dask takes a halo from the next block only, never beyond."""
+    for name, axis, length, depth in zip(AXES, plan.axes, plan.block_shape, plan.halo, strict=True):
+        _, stops = axis.intervals(length)
+        thinnest = int(np.diff(axis.cuts(stops), prepend=0).min())
+        if len(stops) > 1 and thinnest < max(1, *depth):
+            return f"map_overlap cannot take a halo of {max(depth)} along {name} from blocks of {thinnest} input voxels"
+    return ""
+
+
+def _window(plan: Plan) -> Index3:
+    """Return the largest box of blocks whose input may be held at once: whole rows first, then planes.
+
+    It grows along x, then y, then z, doubling, so that windows are long where the source is contiguous.
+    """
+    window = [1, 1, 1]
+    for axis in (2, 1, 0):
+        while window[axis] < plan.block_grid[axis]:
+            wider = window.copy()
+            wider[axis] = min(2 * window[axis], plan.block_grid[axis])
+            candidate = replace(plan, window=(wider[0], wider[1], wider[2]))
+            if candidate.projected_host > plan.host.allowed:
+                return (window[0], window[1], window[2])
+            window = wider
+    return (window[0], window[1], window[2])
+
+
+def _refusal(draft: Plan, *, fixed_storage: bool) -> str:
+    """Say why the smallest block does not fit, with both numbers and the remedy."""
+    storage = draft.storage
+    while not fixed_storage and (less := smaller(storage)):
+        storage = less
+    shape = _clipped(storage.shard, draft.output.shape)
+    least = replace(draft, storage=storage, block_shape=shape, in_flight=1)
+    what = f"no block fits: one shard of {shape} voxels takes "
+    if excess := least.cost.excess(draft.device):
+        remedy = "a smaller --shard" if fixed_storage or math.prod(shape) > 1 else "a smaller zoom"
+        return f"{what}{excess}; choose {remedy}, more --device-memory or another --device"
+    return (
+        f"{what}{human_bytes(least.projected_host)} of host memory, of which {human_bytes(draft.host.allowed)} "
+        f"are allowed ({human_bytes(draft.host.baseline)} are in use before the first block); "
+        "choose more --memory or a smaller --shard"
+    )
+
+
+def _clipped(shape: Index3, whole: Index3) -> Index3:
+    return (min(shape[0], whole[0]), min(shape[1], whole[1]), min(shape[2], whole[2]))

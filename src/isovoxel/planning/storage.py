@@ -1,0 +1,192 @@
+"""How is the output cut into files? In shards (one file each) of chunks (what a reader decodes in one go).
+
+A shard is the unit of work as well: one task owns whole shards, so a shard must fit the memory, and there
+must be enough of them to keep every worker busy; but files should be few. Small ones cost a file system more
+than their bytes, hence 16 MiB at least where the volume has them. Chunks of about 128 voxels per axis read
+best in viewers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from isovoxel.errors import OptionError
+from isovoxel.geometry.axis import ceil_div
+from isovoxel.geometry.box import Index3
+from isovoxel.geometry.grid import AXES
+
+CODECS = ("lz4", "zstd", "none")
+"""Names of the codecs: blosc lz4, blosc zstd level 1 (smaller, slower), and no compression."""
+
+ENCODED_AT_ONCE = 8
+"""How many chunks of a shard are encoded, or wait to be written, at the same time."""
+
+_CHUNK = 128
+_SHORTEST_CHUNK = 32
+_LARGE, _SMALL = 512, 256
+_BUSY = 64
+"""With fewer large shards than this, small ones spread the work better."""
+_FILE_BYTES = 2**24
+_CHUNKS_PER_SHARD = 4096
+"""Beyond it, zarr spends longer on its lists of chunks than on their voxels."""
+_SHARD_VOXELS = _LARGE**3
+_BLOSC_BYTES = 2**31 - 17
+"""The longest buffer that blosc compresses (BLOSC_MAX_BUFFERSIZE)."""
+_BLOSC_WORKSPACE = 9_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """Chunks, shards and codec of an output.
+
+    Raises
+    ------
+    OptionError
+        If a length is below 1, a shard is no whole number of chunks, or nobody knows the codec.
+
+    Examples
+    --------
+    >>> Storage((64, 128, 128), (512, 512, 512)).chunks_per_shard
+    128
+    """
+
+    chunk: Index3
+    """Voxels that are compressed together, z, y, x."""
+    shard: Index3
+    """Voxels in one file, z, y, x: a multiple of `chunk`."""
+    codec: str = "lz4"
+    """One of `CODECS`."""
+
+    def __post_init__(self) -> None:
+        for name, lengths in (("chunk", self.chunk), ("shard", self.shard)):
+            if any(n < 1 for n in lengths):
+                raise OptionError(f"every side of a {name} needs at least one voxel, but it is {lengths}")
+        for axis, chunk, shard in zip(AXES, self.chunk, self.shard, strict=True):
+            if shard % chunk:
+                raise OptionError(
+                    f"a shard must be a whole number of chunks, but along {axis} the shard has {shard} "
+                    f"voxels and the chunk {chunk}"
+                )
+        if self.codec not in CODECS:
+            raise OptionError(f"there is no codec {self.codec!r}; choose one of {', '.join(CODECS)}")
+
+    @property
+    def chunks_per_shard(self) -> int:
+        """Number of chunks in a full shard."""
+        return math.prod(s // c for s, c in zip(self.shard, self.chunk, strict=True))
+
+
+def default_storage(
+    shape: Index3,
+    itemsize: int,
+    *,
+    codec: str = "lz4",
+    chunk: Index3 | None = None,
+    shard: Index3 | None = None,
+) -> Storage:
+    """Choose chunks and shards for an output; what the user gives is kept.
+
+    Parameters
+    ----------
+    shape
+        Shape of the output, z, y, x.
+    itemsize
+        Bytes of a voxel.
+    codec
+        One of `CODECS`.
+    chunk, shard
+        What the user wants, or None. Neither gets longer than the axis needs.
+
+    Returns
+    -------
+    Storage
+        Chunks of 128 voxels per axis. Shards of 512 where that makes at least 64 of them, else of 256; longer
+        along the long axes of a flat volume, until a file has 16 MiB.
+
+    Raises
+    ------
+    OptionError
+        If what the user gives makes no sense, or a chunk is longer than a codec can compress.
+    """
+    if chunk is not None:
+        Storage(chunk, shard or chunk, codec)
+    if shard is not None:
+        Storage((1, 1, 1), shard, codec)
+        chunk = chunk or _index3(_chunk_of(axis, n, s) for axis, n, s in zip(AXES, shape, shard, strict=True))
+    chunk = _index3(min(n, c) for n, c in zip(shape, chunk or (_CHUNK, _CHUNK, _CHUNK), strict=True))
+    nbytes = math.prod(chunk) * itemsize
+    if codec != "none" and nbytes > _BLOSC_BYTES:
+        raise OptionError(
+            f"a chunk of {chunk} voxels has {nbytes} bytes, more than the {_BLOSC_BYTES} that {codec} "
+            f"can compress; choose smaller chunks, or --codec none"
+        )
+    if shard is not None:
+        return Storage(chunk, _fitted(shape, chunk, shard), codec)
+    large = _grown(shape, chunk, itemsize, _LARGE)
+    files = math.prod(ceil_div(n, s) for n, s in zip(shape, large, strict=True))
+    return Storage(chunk, large if files >= _BUSY else _grown(shape, chunk, itemsize, _SMALL), codec)
+
+
+def smaller(storage: Storage) -> Storage | None:
+    """Return shards with the longest side halved in whole chunks, or None where one chunk is left."""
+    counts = [s // c for s, c in zip(storage.shard, storage.chunk, strict=True)]
+    sides = [axis for axis in range(3) if counts[axis] > 1]
+    if not sides:
+        return None
+    longest = max(sides, key=lambda axis: storage.shard[axis])
+    counts[longest] = ceil_div(counts[longest], 2)
+    return replace(storage, shard=_index3(n * c for n, c in zip(counts, storage.chunk, strict=True)))
+
+
+def write_overhead(storage: Storage, itemsize: int) -> int:
+    """Return an upper bound of the bytes held for a moment, beside the data, while one shard is written.
+
+    Each of up to `ENCODED_AT_ONCE` threads holds a chunk three times (a contiguous copy, the codec's result
+    with room to spare, and the result) and what blosc works in; the index comes once. Memory that is free again
+    counts, for the system's allocator keeps it for the thread. Blosc's part is measured: up to 16 times a small
+    chunk, and 8.4 MB for a large one.
+    """
+    chunk = math.prod(storage.chunk) * itemsize
+    workspace = 0 if storage.codec == "none" else min(_BLOSC_WORKSPACE, 20 * chunk)
+    threads = min(storage.chunks_per_shard, ENCODED_AT_ONCE)
+    index = 512 * storage.chunks_per_shard
+    return threads * (3 * chunk + workspace) + index + 2**21
+
+
+def _grown(shape: Index3, chunk: Index3, itemsize: int, side: int) -> Index3:
+    """Return shards of about `side` voxels per axis, longer where that makes too small a file."""
+    sides = [max(1, min(side // c, 16)) * c for c in chunk]
+    while True:
+        shard = _fitted(shape, chunk, _index3(sides))
+        longer = [axis for axis in range(3) if shard[axis] < shape[axis]]
+        chunks = math.prod(s // c for s, c in zip(shard, chunk, strict=True))
+        full = math.prod(shard) * itemsize >= _FILE_BYTES or 2 * math.prod(shard) > _SHARD_VOXELS
+        if not longer or full or 2 * chunks > _CHUNKS_PER_SHARD:
+            return shard
+        shortest = min(longer, key=lambda axis: shard[axis])
+        sides[shortest] *= 2
+
+
+def _fitted(shape: Index3, chunk: Index3, shard: Index3) -> Index3:
+    """Return the shard, no longer than the chunks that the volume needs."""
+    return _index3(ceil_div(n, c) * c if s >= n else max(c, s) for n, c, s in zip(shape, chunk, shard, strict=True))
+
+
+def _chunk_of(axis: str, n: int, shard: int) -> int:
+    """Return the length of a chunk that divides a shard of the user's, along one axis."""
+    if shard >= n:
+        return _CHUNK  # one shard along this axis, as long as its chunks
+    chunk = max(c for c in range(1, _CHUNK + 1) if shard % c == 0)
+    if chunk < min(shard, _SHORTEST_CHUNK):
+        raise OptionError(
+            f"a shard of {shard} voxels along {axis} cannot be cut into chunks of {_SHORTEST_CHUNK} to "
+            f"{_CHUNK} voxels; give --chunk as well, or a multiple of {_CHUNK}"
+        )
+    return chunk
+
+
+def _index3(values: Iterable[int]) -> Index3:
+    z, y, x = values
+    return (z, y, x)

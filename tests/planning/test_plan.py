@@ -1,0 +1,130 @@
+"""Plans: the laws of their blocks, and that they are values."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from isovoxel.geometry.grid import VoxelGrid
+from isovoxel.planning.plan import Plan
+from strategies import places, plans
+
+
+@given(plans())
+def test_write_boxes_tile_the_output_with_whole_shards(plan: Plan) -> None:
+    """Law 1: every output voxel is written once, and no shard has two writers."""
+    writers = np.zeros(plan.output.shape, dtype=int)
+    for block in plan.blocks():
+        writers[block.write_box.slices] += 1
+        for start, stop, shard, m in zip(
+            block.write_box.start, block.write_box.stop, plan.storage.shard, plan.output.shape, strict=True
+        ):
+            assert start % shard == 0
+            assert stop % shard == 0 or stop == m
+    assert (writers == 1).all()
+
+
+@given(plans(), st.data())
+def test_a_read_box_and_its_pads_hold_the_support_of_its_write_box(plan: Plan, data: st.DataObject) -> None:
+    """Law 2: what the kernel reads lies in the read box, and what lies beyond the rim in its pads."""
+    block = plan.block(data.draw(places(plan)))
+    for axis, n in enumerate(plan.source.grid.shape):
+        output = np.array([block.write_box.start[axis], block.write_box.stop[axis] - 1])
+        position = (output + 0.5) / plan.factor[axis] - 0.5
+        if plan.interpolation == "nearest":
+            low, high = np.floor(position + 0.5)
+        else:
+            low, high = np.floor(position[0]), np.floor(position[1]) + 1
+        first, last = block.read_box.start[axis], block.read_box.stop[axis] - 1
+        assert 0 <= first <= last < n
+        assert first <= np.clip(low, 0, n - 1)
+        assert last >= np.clip(high, 0, n - 1)
+        if plan.boundary == "nearest" and position[1] <= n:
+            assert first - block.pad_before[axis] <= low
+            assert last + block.pad_after[axis] >= high
+        if plan.boundary == "constant":
+            assert block.pad_before[axis] == block.pad_after[axis] == 0
+
+
+@given(plans())
+def test_no_block_costs_more_than_the_plan_projects(plan: Plan) -> None:
+    """Law 4, on paper: projected bytes are an upper bound over all blocks and are within what is allowed."""
+    item = plan.source.itemsize
+    for block in plan.blocks():
+        padded, written = (int(np.prod(s)) for s in (block.padded_shape, block.write_box.shape))
+        images = 2 if plan.interpolation == "linear" else 1
+        assert 4 * images * padded + 4 * written + 64 <= plan.projected_device
+        assert 4 * (padded + written) + item * (block.read_box.size + written) <= plan.cost.host
+    assert plan.projected_device <= plan.device.allowed
+    assert plan.projected_host <= plan.host.allowed
+
+
+@given(plans())
+def test_a_plan_survives_json(plan: Plan) -> None:
+    """A plan read back from JSON is equal, and has the same fingerprint."""
+    again = Plan.from_json(json.dumps(json.loads(plan.to_json())))
+    assert again == plan
+    assert again.fingerprint == plan.fingerprint
+
+
+@given(plans(), st.data())
+def test_a_block_knows_its_own_index(plan: Plan, data: st.DataObject) -> None:
+    """Blocks are found by index, z slowest."""
+    index = data.draw(places(plan))
+    block = plan.block(index)
+    assert block.index == index
+    if index:
+        assert plan.block(index - 1).write_box.start < block.write_box.start
+
+
+@given(plans())
+def test_there_is_no_block_beyond_the_last(plan: Plan) -> None:
+    """An index outside the plan is an IndexError."""
+    for index in (-1, plan.n_blocks):
+        with pytest.raises(IndexError):
+            plan.block(index)
+
+
+CHANGES_A_RESULT = {
+    "another factor": lambda p: replace(p, factor=(p.factor[0] * 1.001, *p.factor[1:])),
+    "another interpolation": lambda p: replace(
+        p, interpolation={"linear": "nearest", "nearest": "linear"}[p.interpolation]
+    ),
+    "another boundary": lambda p: replace(p, boundary={"nearest": "constant", "constant": "nearest"}[p.boundary]),
+    "another engine": lambda p: replace(p, engine="other"),
+    "another codec": lambda p: replace(p, storage=replace(p.storage, codec="zstd")),
+    "another input": lambda p: replace(p, source=replace(p.source, identity={"path": "other"})),
+    "another input grid": lambda p: replace(
+        p, source=replace(p.source, grid=VoxelGrid(p.source.grid.shape, (2, 1, 1)))
+    ),
+    "another device": lambda p: replace(p, device=replace(p.device, name="other")),
+    "other blocks": lambda p: replace(p, block_shape=(p.block_shape[0] + p.storage.shard[0], *p.block_shape[1:])),
+}
+CHANGES_NO_RESULT = {
+    "more memory": lambda p: replace(p, host=replace(p.host, allowed=2 * p.host.allowed)),
+    "more threads": lambda p: replace(p, in_flight=p.in_flight + 1),
+    "another way to the halo": lambda p: replace(p, halo_mode="map_overlap"),
+    "another window": lambda p: replace(p, window=(7, 7, 7)),
+    "more device memory": lambda p: replace(p, device=replace(p.device, allowed=2 * p.device.allowed)),
+    "another name for the input": lambda p: replace(p, source=replace(p.source, name="other")),
+    "other chunks of the input": lambda p: replace(p, source=replace(p.source, chunks=(7, 7, 7))),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES_A_RESULT)
+@given(plan=plans())
+def test_what_can_change_a_result_changes_the_fingerprint(change: str, plan: Plan) -> None:
+    """Law 5, one way."""
+    assert CHANGES_A_RESULT[change](plan).fingerprint != plan.fingerprint
+
+
+@pytest.mark.parametrize("change", CHANGES_NO_RESULT)
+@given(plan=plans())
+def test_what_changes_no_result_keeps_the_fingerprint(change: str, plan: Plan) -> None:
+    """Law 5, the other way."""
+    changed = CHANGES_NO_RESULT[change](plan)
+    assume(changed != plan)
+    assert changed.fingerprint == plan.fingerprint
