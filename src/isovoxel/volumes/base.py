@@ -1,4 +1,4 @@
-"""What is a volume to isovoxel? A lazy 3-D array that can be read box by box, and what is known of its voxels."""
+"""What is a volume to isovoxel? A lazy 3-D array, read box by box, and what is known of its voxels."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from isovoxel.errors import InputError
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.geometry.grid import Float3, VoxelGrid
 
-SUPPORTED_DTYPES = tuple(
-    np.dtype(name) for name in ("uint8", "uint16", "uint32", "int8", "int16", "int32", "float32")
-)
+SUPPORTED_DTYPES = tuple(np.dtype(name) for name in ("uint8", "uint16", "uint32", "int8", "int16", "int32", "float32"))
 
 ReadBox = Callable[[Box], NDArray[Any]]
 """Reads one box inside the volume as a new C-contiguous array in native byte order, of the volume's dtype.
@@ -64,11 +62,7 @@ class Volume:
     """The dask array behind it where the caller gave one, else None."""
 
     def __post_init__(self) -> None:
-        if any(n < 1 for n in self.shape):
-            raise InputError(f"{self.name} is empty: its shape is {self.shape}")
-        if self.dtype not in SUPPORTED_DTYPES:
-            names = ", ".join(str(d) for d in SUPPORTED_DTYPES)
-            raise InputError(f"{self.name} holds {self.dtype}, which isovoxel does not scale; convert it to {names}")
+        check_voxels(self.name, self.shape, self.dtype)
 
     @property
     def nbytes(self) -> int:
@@ -90,3 +84,18 @@ class Volume:
                 f"the voxel size of {self.name} is not known{why}; give --input-voxel-size Z,Y,X, or --factor FZ,FY,FX"
             )
         return VoxelGrid(self.shape, self.voxel_size, self.origin, self.unit)
+
+
+def check_voxels(name: str, shape: Index3, dtype: np.dtype[Any]) -> None:
+    """Check what an input says of its voxels, before anything is made of it.
+
+    Raises
+    ------
+    InputError
+        If it is empty or of a dtype that isovoxel does not scale; the byte order does not matter.
+    """
+    if any(n < 1 for n in shape):
+        raise InputError(f"{name} is empty: its shape is {shape}")
+    if dtype.newbyteorder("=") not in SUPPORTED_DTYPES:
+        names = ", ".join(str(d) for d in SUPPORTED_DTYPES)
+        raise InputError(f"{name} holds {dtype}, which isovoxel does not scale; convert it to {names}")

@@ -1,0 +1,299 @@
+"""Where does OME-Zarr metadata say that voxels lie, and how is it said of a new image? Attributes in and out.
+
+Reading: every level ("dataset") has one scale and at most one translation after it, and the image as a whole
+may have a scale and a translation of its own, applied after the level's: ``world = S * (s * index + t) + T``.
+What does not touch the geometry (names, unknown keys, rendering) is not looked at, so files with small sins
+open; what does touch it is checked to the last number, for a wrong guess would be a wrong voxel size.
+
+Writing: one level of OME-Zarr 0.5, built with yaozarrs' models, which follow the specification.
+
+Source: https://ngff.openmicroscopy.org/0.4/ and https://ngff.openmicroscopy.org/0.5/, "multiscales".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from isovoxel.errors import InputError
+from isovoxel.geometry.grid import AXES, VoxelGrid
+
+_SHOWN = 60
+"""Longest part of a file's text that a message repeats."""
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One resolution level of an OME-Zarr image, and where its voxels lie."""
+
+    path: str
+    """Path of the zarr array, relative to the image's group; it never leaves the group."""
+    axes: tuple[str, ...]
+    """Names of the array's axes, in the array's order, such as ("t", "c", "z", "y", "x")."""
+    scale: tuple[float, ...]
+    """Size of a voxel per axis; finite, and above zero along the space axes."""
+    translation: tuple[float, ...]
+    """World position of voxel 0's centre per axis; finite."""
+    unit: str | None
+    """Unit of all space axes as the file spells it, or None where it gives none."""
+    version: str
+    """Version of OME-Zarr, "0.4" or "0.5"."""
+
+
+def read_levels(attributes: Mapping[str, Any], name: str) -> list[Level]:
+    """Read the levels of an image from its group's attributes; of several images, the first.
+
+    Parameters
+    ----------
+    attributes
+        Attributes of a zarr group: OME-Zarr 0.5 under the key "ome", 0.4 with "multiscales" at the top.
+    name
+        What the user called the input; messages begin with it.
+
+    Returns
+    -------
+    list of Level
+        The levels in the file's order, finest first; at least one.
+
+    Raises
+    ------
+    InputError
+        If the attributes describe no image, or say anything of its geometry that is wrong or ambiguous.
+    """
+    reader = _Reader(name)
+    multiscale, version = reader.multiscale(attributes)
+    axes, unit = reader.axes(multiscale.get("axes"))
+    spatial = [axis in AXES for axis in axes]
+    # A missing or empty list is the identity: unlike a level's, the image's own scale is optional.
+    outer = reader.transforms(
+        multiscale.get("coordinateTransformations") or [],
+        "the coordinateTransformations of the image",
+        len(axes),
+    )
+    datasets = multiscale.get("datasets")
+    if not isinstance(datasets, list) or not datasets:
+        reader.fail(f"datasets must be a list of levels, not {_shown(datasets)}")
+    levels = []
+    for index, dataset in enumerate(datasets):
+        where = f"level {index}"
+        if not isinstance(dataset, Mapping):
+            reader.fail(f"{where} must be an object, not {_shown(dataset)}")
+        path = reader.path(dataset.get("path"), where)
+        where = f"level {path!r}"
+        scale, translation = reader.transforms(
+            dataset.get("coordinateTransformations"), f"the coordinateTransformations of {where}", len(axes)
+        )
+        if scale is None:
+            reader.fail(f"{where} has no scale, so its voxel size is not known")
+        scale, translation = _combined(scale, translation, *outer)
+        reader.check(scale, translation, spatial, where)
+        levels.append(Level(path, axes, scale, translation, unit, version))
+    return levels
+
+
+def image_attributes(grid: VoxelGrid, *, name: str, path: str = "0") -> dict[str, Any]:
+    """Return the attributes of an OME-Zarr 0.5 group that holds one image of one level.
+
+    Parameters
+    ----------
+    grid
+        Where the voxels lie: its voxel size becomes the scale, its origin the translation.
+    name
+        Name of the image, for people.
+    path
+        Path of the array inside the group.
+
+    Returns
+    -------
+    dict
+        ``{"ome": {...}}``, of plain JSON values; `read_levels` gives the grid's numbers back to the last bit.
+    """
+    # Only who writes waits for pydantic.
+    from yaozarrs import v05
+
+    with warnings.catch_warnings():
+        # A unit beyond the specification's list is legal ("SHOULD"), and dropping it would lose it.
+        warnings.simplefilter("ignore")
+        image = v05.Image(
+            multiscales=[
+                v05.Multiscale(
+                    name=name,
+                    axes=[v05.SpaceAxis(name=axis, type="space", unit=grid.unit or None) for axis in AXES],
+                    datasets=[
+                        v05.Dataset(
+                            path=path,
+                            coordinateTransformations=[
+                                v05.ScaleTransformation(scale=list(grid.voxel_size)),
+                                v05.TranslationTransformation(translation=list(grid.origin)),
+                            ],
+                        )
+                    ],
+                )
+            ]
+        )
+        return {"ome": image.model_dump(mode="json", exclude_none=True)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Reads parts of the metadata; `name` begins its messages."""
+
+    name: str
+
+    def fail(self, what: str) -> NoReturn:
+        raise InputError(f"{self.name} is no valid OME-Zarr image: {what}")
+
+    def multiscale(self, attributes: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+        """Find the first image's metadata, and its version."""
+        if "ome" in attributes:
+            home, version = attributes["ome"], "0.5"
+            if not isinstance(home, Mapping):
+                self.fail(f"its attribute 'ome' must be an object, not {_shown(home)}")
+        else:
+            home, version = attributes, "0.4"
+        if "multiscales" not in home:
+            for key, what in (
+                ("plate", "a plate"),
+                ("well", "a well"),
+                ("bioformats2raw.layout", "a collection"),
+            ):
+                if key in home:
+                    raise InputError(f"{self.name} is {what} of OME-Zarr images; give the path of one image in it")
+            raise InputError(f"{self.name} is a zarr group without OME-Zarr metadata of an image (no 'multiscales')")
+        images = home["multiscales"]
+        if not isinstance(images, list) or not images or not isinstance(images[0], Mapping):
+            self.fail(f"multiscales must be a list of objects, not {_shown(images)}")
+        # 0.5 has the version beside the images and demands it; 0.4 has it in each image and recommends it.
+        found = home.get("version") if version == "0.5" else images[0].get("version", version)
+        if found != version:
+            raise InputError(
+                f"{self.name} says that its OME-Zarr version is {_shown(found)}; "
+                f"isovoxel reads 0.4, and 0.5 under the attribute 'ome'"
+            )
+        return images[0], version
+
+    def axes(self, axes: object) -> tuple[tuple[str, ...], str | None]:
+        """Return the axes' names, and the one unit of the space axes."""
+        if not isinstance(axes, list) or not 2 <= len(axes) <= 5:
+            self.fail(f"axes must be a list of 2 to 5 axes, not {_shown(axes)}")
+        names: list[str] = []
+        units: dict[str, str | None] = {}
+        for axis in axes:
+            if not isinstance(axis, Mapping) or not isinstance(axis.get("name"), str) or not axis["name"]:
+                self.fail(f"every axis must be an object with a name, not {_shown(axis)}")
+            name: str = axis["name"]
+            if name in names:
+                self.fail(f"two axes are called {_shown(name)}")
+            names.append(name)
+            kind, unit = axis.get("type"), axis.get("unit")
+            # The type may be left out; where it is there, it must agree with the name.
+            if (kind == "space") != (name in AXES) and not (kind is None and name in AXES):
+                self.fail(f"axis {_shown(name)} has type {_shown(kind)}, but z, y and x, and only they, are space")
+            if unit is not None and not isinstance(unit, str):
+                self.fail(f"the unit of axis {_shown(name)} must be a text, not {_shown(unit)}")
+            if name in AXES:
+                units[name] = unit or None
+        if len(units) < 2:
+            self.fail("it has fewer than two space axes")
+        if len(set(units.values())) > 1:
+            found = ", ".join(f"{axis} {_shown(unit) if unit else 'without unit'}" for axis, unit in units.items())
+            self.fail(f"its space axes must share one unit, but they have {found}")
+        return tuple(names), next(iter(units.values()))
+
+    def path(self, path: object, where: str) -> str:
+        """Return the path of a level's array if it stays inside the group on every system."""
+        if not isinstance(path, str):
+            self.fail(f"the path of {where} must be a text, not {_shown(path)}")
+        stripped = path.rstrip("/")
+        outside = re.match(r"[A-Za-z]:", path) or "\0" in path
+        if outside or any(part in ("", ".", "..") for part in re.split(r"[/\\]", stripped)):
+            self.fail(f"the path {_shown(path)} of {where} does not lead to an array inside it")
+        return stripped
+
+    def transforms(
+        self, transforms: object, where: str, ndim: int
+    ) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+        """Return the scale and the translation of one list of transforms, None for what it does not have."""
+        if not isinstance(transforms, list):
+            self.fail(f"{where} must be a list, not {_shown(transforms)}")
+        found: dict[str, tuple[float, ...]] = {}
+        for transform in transforms:
+            kind = transform.get("type") if isinstance(transform, Mapping) else None
+            if kind == "identity":
+                continue
+            if kind not in ("scale", "translation"):
+                found_kind = _shown(transform if kind is None else kind)
+                self.fail(f"{where} must be scale and translation, not {found_kind}")
+            if kind in found:
+                self.fail(f"{where} has more than one {kind}")
+            if kind == "scale" and "translation" in found:
+                self.fail(f"{where} has a translation before the scale")
+            values = transform.get(kind)
+            if not isinstance(values, list) or len(values) != ndim:
+                length = f"a list of {len(values)}" if isinstance(values, list) else _shown(values)
+                self.fail(f"{where}: the {kind} must be a list of {ndim} numbers, one per axis, not {length}")
+            found[kind] = tuple(self.number(value, f"{where}: the {kind}") for value in values)
+        return found.get("scale"), found.get("translation")
+
+    def number(self, value: object, where: str) -> float:
+        """Return a JSON number as a finite float; true and false are none."""
+        number = math.nan
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            # An integer may be too long for a float.
+            with contextlib.suppress(OverflowError):
+                number = float(value)
+        if not math.isfinite(number):
+            self.fail(f"{where} must hold finite numbers, not {_shown(value)}")
+        return number
+
+    def check(self, scale: tuple[float, ...], translation: tuple[float, ...], spatial: list[bool], where: str) -> None:
+        """Refuse what two finite transforms may still combine to, and a voxel without size."""
+        for size, space in zip(scale, spatial, strict=True):
+            if not math.isfinite(size) or (space and size <= 0):
+                self.fail(f"the voxel size of {where} must be a finite number above 0, not {size:g}")
+        if not all(math.isfinite(value) for value in translation):
+            self.fail(f"the translation of {where} is not finite")
+
+
+def _combined(
+    scale: tuple[float, ...],
+    translation: tuple[float, ...] | None,
+    outer_scale: tuple[float, ...] | None,
+    outer_translation: tuple[float, ...] | None,
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Apply the image's transform after the level's; what is absent changes no bit."""
+    translation = translation or (0.0,) * len(scale)
+    if outer_scale is not None:
+        translation = tuple(s * t for s, t in zip(outer_scale, translation, strict=True))
+        scale = tuple(a * b for a, b in zip(outer_scale, scale, strict=True))
+    if outer_translation is not None:
+        translation = tuple(a + b for a, b in zip(outer_translation, translation, strict=True))
+    return scale, translation
+
+
+def _shown(value: object) -> str:
+    """Describe a JSON value for a message, whatever its size."""
+    match value:
+        case str():
+            shown = repr(value if len(value) <= _SHOWN else value[:_SHOWN] + "...")
+        case None:
+            shown = "nothing"
+        case bool():
+            shown = "true" if value else "false"
+        case float():
+            shown = f"{value:g}"
+        case int():
+            # Python refuses to print integers of thousands of digits.
+            shown = str(value) if value.bit_length() <= 64 else "a huge integer"
+        case []:
+            shown = "an empty list"
+        case list():
+            shown = "a list"
+        case _:
+            shown = "an object"
+    return shown

@@ -1,0 +1,61 @@
+"""How is a ``.npy`` file read box by box? Its header is parsed here, its voxels are read as they lie."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from isovoxel.errors import InputError
+from isovoxel.volumes.axes import plain_zyx
+from isovoxel.volumes.base import Volume, check_voxels
+from isovoxel.volumes.files import check_complete, file_identity
+from isovoxel.volumes.raw import RawReader, contiguous_offsets
+
+# NumPy does not type these functions.
+_FORMAT: Any = np.lib.format
+
+
+def open_npy(path: Path, name: str) -> Volume:
+    """Open a 3-D array in a ``.npy`` file, in C or Fortran order and any byte order.
+
+    Raises
+    ------
+    InputError
+        If the header is broken or of another kind, or voxels are missing.
+    """
+    with path.open("rb") as file:
+        version = _FORMAT.read_magic(file)
+        if version == (1, 0):
+            shape, fortran, dtype = _FORMAT.read_array_header_1_0(file)
+        elif version == (2, 0):
+            shape, fortran, dtype = _FORMAT.read_array_header_2_0(file)
+        else:
+            raise InputError(f"{name} is a .npy file of version {version}, which has no plain numbers")
+        start = file.tell()
+    zyx = plain_zyx(name, shape)
+    check_voxels(name, zyx, dtype)
+    check_complete(name, start + math.prod(zyx) * dtype.itemsize, path.stat().st_size)
+    order = (zyx[2], zyx[1], zyx[0]) if fortran else zyx
+    reader = RawReader(
+        name,
+        (str(path.resolve()),),
+        np.zeros(order[0], np.int64),
+        contiguous_offsets(start, order, dtype),
+        order,
+        dtype,
+        reverse=fortran,
+    )
+    return Volume(
+        name,
+        "NumPy file",
+        zyx,
+        dtype.newbyteorder("="),
+        reader,
+        read_overhead=reader.overhead,
+        sources={"shape": ".npy header", "axes": "three unnamed axes, taken as z, y, x"},
+        identity=file_identity(path),
+        missing="a .npy file has none",
+    )

@@ -1,0 +1,169 @@
+"""Of what kind is an input, and which module opens it? Content decides, not the name's ending.
+
+What a kind needs (tifffile, zarr, dask) is imported only once an input is of that kind.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import stat
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from isovoxel.errors import InputError, InputMissingError, IsovoxelError, OptionError
+from isovoxel.geometry.grid import Float3, check_positive
+from isovoxel.metadata.units import METERS, checked_unit, convert
+from isovoxel.volumes.base import Volume
+from isovoxel.volumes.files import unreadable
+
+TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_GIVEN = "given by the caller"
+_KINDS = "isovoxel reads TIFF, OME-Zarr, zarr arrays and .npy"
+
+
+def open_volume(source: Any, *, voxel_size: Float3 | None = None, unit: str | None = None) -> Volume:
+    """Open a 3-D volume for reading box by box.
+
+    Parameters
+    ----------
+    source
+        Path of a TIFF (ImageJ, OME-TIFF, BigTIFF), a zarr array, an OME-Zarr image or a ``.npy`` file;
+        or a NumPy array, a dask array, a zarr array or an open `Volume`. Always z, y, x.
+    voxel_size
+        Physical voxel size, z, y, x; overrides what the input says.
+    unit
+        Unit of lengths, by any usual name; overrides the input's, and without `voxel_size` only relabels it.
+
+    Returns
+    -------
+    Volume
+        Lazy: only metadata have been read.
+
+    Raises
+    ------
+    InputMissingError
+        If there is nothing at the path.
+    InputError
+        If what is there cannot be read as a 3-D volume.
+    OptionError
+        If the voxel size or the unit makes no sense.
+    """
+    if voxel_size is not None:
+        voxel_size = _checked_size(voxel_size)
+    if unit is not None:
+        unit = checked_unit(unit)
+    return _with_overrides(_open(source), voxel_size, unit)
+
+
+def _open(source: Any) -> Volume:
+    if isinstance(source, Volume):
+        return source
+    if isinstance(source, str | os.PathLike):
+        return _open_path(os.fspath(source))
+    if isinstance(source, np.ndarray):
+        from isovoxel.volumes.arrays import from_numpy
+
+        return from_numpy(source)
+    # Whoever holds an array of these kinds has imported its module.
+    dask_array, zarr = sys.modules.get("dask.array"), sys.modules.get("zarr")
+    if dask_array is not None and isinstance(source, dask_array.Array):
+        from isovoxel.volumes.arrays import from_dask
+
+        return from_dask(source)
+    if zarr is not None and isinstance(source, zarr.Array):
+        from isovoxel.volumes.zarr_array import from_array
+
+        return from_array(source)
+    raise InputError(
+        f"a {type(source).__name__} is no volume; give a path, a NumPy array, a dask array, a zarr array or a Volume"
+    )
+
+
+def _open_path(text: str | bytes) -> Volume:
+    name = os.fsdecode(text)
+    if not name:
+        raise InputMissingError("the path of the input is empty; give the path of a TIFF, a zarr or a .npy file")
+    if _URL.match(name):
+        raise InputError(f"{name} is a URL, and isovoxel reads local paths for now; download it and give its path")
+    path = Path(name)
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+        # ValueError: the name has a character that no path can have.
+        raise InputMissingError(f"{name} is not there; check the path") from error
+    except OSError as error:
+        raise InputError(f"{name} cannot be opened: {error.strerror}") from error
+    try:
+        if stat.S_ISDIR(mode):
+            return _open_folder(path, name)
+        if stat.S_ISREG(mode):
+            return _open_file(path, name)
+    except IsovoxelError:
+        raise
+    except Exception as error:
+        # Whatever a broken file makes a library raise, its reader gets one sentence.
+        raise unreadable(name, "a volume", error) from error
+    raise InputError(f"{name} is neither a file nor a folder; {_KINDS}")
+
+
+def _open_folder(path: Path, name: str) -> Volume:
+    from isovoxel.volumes.ome_zarr import kind_of_folder, open_ome_zarr
+    from isovoxel.volumes.zarr_array import open_zarr_array
+
+    match kind_of_folder(path):
+        case "array":
+            return open_zarr_array(path, name)
+        case "group":
+            return open_ome_zarr(path, name)
+        case _:
+            raise InputError(f"{name} is a folder but no zarr; {_KINDS}")
+
+
+def _open_file(path: Path, name: str) -> Volume:
+    with path.open("rb") as file:
+        magic = file.read(8)
+    if not magic:
+        raise InputError(f"{name} is empty (0 bytes)")
+    if magic[:4] in TIFF_MAGIC:
+        from isovoxel.volumes.tiff import open_tiff
+
+        return open_tiff(path, name)
+    if magic[:6] == b"\x93NUMPY":
+        from isovoxel.volumes.npy import open_npy
+
+        return open_npy(path, name)
+    if path.name in ("zarr.json", ".zarray", ".zgroup", ".zattrs"):
+        raise InputError(f"{name} is a part of a zarr; give the folder that it lies in")
+    raise InputError(f"{name} is of no kind that isovoxel knows; {_KINDS}")
+
+
+def _checked_size(voxel_size: Sequence[float]) -> Float3:
+    try:
+        z, y, x = (float(size) for size in voxel_size)
+    except (TypeError, ValueError) as error:
+        raise OptionError(f"a voxel size is three numbers, z, y, x, not {voxel_size!r}") from error
+    check_positive("voxel size", (z, y, x))
+    return (z, y, x)
+
+
+def _with_overrides(volume: Volume, voxel_size: Float3 | None, unit: str | None) -> Volume:
+    changes: dict[str, Any] = {}
+    sources = dict(volume.sources)
+    if voxel_size is not None:
+        changes |= {"voxel_size": voxel_size, "missing": ""}
+        sources["voxel size"] = _GIVEN
+    if unit is not None:
+        changes["unit"] = unit
+        sources["unit"] = _GIVEN
+        # With a new voxel size, the volume stays where it is; without one, all its numbers get the new unit.
+        if voxel_size is not None and volume.unit in METERS:
+            z, y, x = (convert(length, volume.unit, unit) for length in volume.origin)
+            changes["origin"] = (z, y, x)
+    return dataclasses.replace(volume, **changes, sources=sources) if changes else volume

@@ -1,0 +1,102 @@
+"""How is a box read from encoded TIFF strips and tiles?
+
+One segment after another in the thread that reads: its bytes are read, decoded by tifffile, and the
+wanted part is copied into the returned array. So one encoded segment and its decoded copies are all that
+is held beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isovoxel.errors import InputError
+from isovoxel.geometry.axis import ceil_div
+from isovoxel.geometry.box import Box, Index3
+from isovoxel.volumes.files import unreadable
+from isovoxel.volumes.raw import open_file, read_into
+
+DECODED_COPIES = 3
+"""How many copies of a decoded segment exist at most: decompressed, in native byte order, unpredicted."""
+
+FIXED_BYTES = 1 << 16
+"""What a codec holds whatever the segment's size."""
+
+
+@dataclass(frozen=True)
+class SegmentReader:
+    """Reads boxes of encoded or tiled TIFF pages; safe to call from many threads."""
+
+    name: str
+    """What the user called the input, for messages."""
+    files: tuple[str, ...]
+    """Paths of the files."""
+    file_of_page: NDArray[np.int64]
+    """Which file every page lies in."""
+    offsets: NDArray[np.int64]
+    """Byte at which every segment begins, by page and segment; 0 where it is left out as empty."""
+    counts: NDArray[np.int64]
+    """Bytes of every encoded segment, likewise."""
+    page_shape: Index3
+    """Shape of a page; more than one plane deep in volumetric TIFF."""
+    segment_shape: Index3
+    """Shape of a strip or tile."""
+    dtype: np.dtype[Any]
+    """Data type of the voxels, in native byte order."""
+    decode: Callable[..., Any]
+    """tifffile's decoder of the pages."""
+    jpeg_tables: tuple[bytes | None, ...]
+    """Tables that every page's JPEG segments share; empty for other codecs."""
+    jpeg_header: bytes | None
+    """Header that JPEG segments of some formats share."""
+    fill: float
+    """Value of the voxels of segments that are left out."""
+
+    @property
+    def overhead(self) -> int:
+        """Largest number of bytes held beside the returned array."""
+        z, y, x = self.segment_shape
+        return int(self.counts.max()) + DECODED_COPIES * z * y * x * self.dtype.itemsize + FIXED_BYTES
+
+    def __call__(self, box: Box) -> NDArray[Any]:
+        """Return a box as a new array."""
+        out = np.empty(box.shape, self.dtype)
+        depth = self.page_shape[0]
+        if not out.size:
+            return out
+        for page in range(box.start[0] // depth, ceil_div(box.stop[0], depth)):
+            # The box and the array as the page sees them, whose own first plane is 0.
+            corner = (page * depth, 0, 0)
+            inside = box.relative_to(corner) & Box.whole(self.page_shape)
+            part = out[inside.relative_to(box.relative_to(corner).start).slices]
+            for tile in inside.tiles(self.segment_shape):
+                self._read_segment(page, tile, part[tile.relative_to(inside.start).slices])
+        return out
+
+    def _read_segment(self, page: int, tile: Box, out: NDArray[Any]) -> None:
+        """Decode the segment that a tile of a page lies in, and copy the tile."""
+        _, rows, columns = (ceil_div(n, s) for n, s in zip(self.page_shape, self.segment_shape, strict=True))
+        z, y, x = (a // n for a, n in zip(tile.start, self.segment_shape, strict=True))
+        segment = (z * rows + y) * columns + x
+        offset, count = int(self.offsets[page, segment]), int(self.counts[page, segment])
+        if not offset or not count:
+            out[...] = self.fill
+            return
+        data = np.empty(count, np.uint8)
+        with open_file(self.name, self.files[self.file_of_page[page]]) as file:
+            read_into(file, offset, data, self.name)
+        options = {"jpegtables": self.jpeg_tables[page], "jpegheader": self.jpeg_header} if self.jpeg_tables else {}
+        try:
+            decoded, (_, *start, _), shape = self.decode(data.tobytes(), segment, **options)
+        except Exception as error:
+            raise unreadable(self.name, f"TIFF, in segment {segment} of page {page}", error) from error
+        there = tile.relative_to((start[0], start[1], start[2]))
+        if decoded is None or not Box.whole((shape[0], shape[1], shape[2])).contains(there):
+            raise InputError(
+                f"{self.name} cannot be read as TIFF, in segment {segment} of page {page}: it is too short"
+            )
+        out[...] = decoded[..., 0][there.slices]

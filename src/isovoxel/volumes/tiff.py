@@ -1,0 +1,153 @@
+"""How is a TIFF opened as a volume, whoever wrote it: ImageJ, OME, tifffile, or nobody in particular?
+
+tifffile finds the pages that belong together and their axes; every page is checked to lie inside the
+file, and voxels are then read without tifffile's file handle: raw planes by `RawReader`, encoded strips
+and tiles by `SegmentReader`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import tifffile
+
+from isovoxel.errors import InputError, IsovoxelError
+from isovoxel.geometry.box import Index3
+from isovoxel.metadata.calibration import Calibration
+from isovoxel.metadata.imagej import Rational, parse_description, read_imagej
+from isovoxel.metadata.ome_xml import read_ome_xml, read_pixels
+from isovoxel.metadata.tiff_tags import read_tiff_tags
+from isovoxel.volumes.axes import zyx_positions
+from isovoxel.volumes.base import Volume, check_voxels
+from isovoxel.volumes.files import check_complete, file_identity, unreadable
+from isovoxel.volumes.raw import RawReader
+from isovoxel.volumes.tiff_layout import Chain, follow_directories, reader_of
+
+# What tifffile logs of broken files is found again here and raised; without this it would land on stderr too.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
+
+_KINDS = {"imagej": "ImageJ TIFF", "ome": "OME-TIFF"}
+_AXES_SOURCES = {"imagej": "ImageJ description", "ome": "OME-XML", "shaped": "tifffile's description"}
+_UNIT_SOURCES = {"imagej": "ImageJ unit", "ome": "OME-XML"}
+_PLAIN_KINDS = ("uniform", "generic")
+_UNNAMED = {"Q": "", "I": ""}
+
+
+def open_tiff(path: Path, name: str) -> Volume:
+    """Open the one 3-D image of a TIFF or BigTIFF file.
+
+    Raises
+    ------
+    InputError
+        If the file is truncated, is no TIFF that can be decoded, or holds no 3-D image or several.
+    """
+    chain = follow_directories(path)
+    if not chain.pages:
+        raise InputError(f"{name} is truncated or no TIFF: its first directory is not in the file")
+    try:
+        with tifffile.TiffFile(path) as tif:
+            # Before tifffile parses it: a document type definition is refused here.
+            pixels = read_pixels(tif.ome_metadata or "", name) if tif.is_ome else []
+            every = tif.series
+            index, shape = _only_volume(every, name)
+            series = every[index]
+            if series.kind in _PLAIN_KINDS:
+                _check_plain(tif, chain, path, name)
+            if series.keyframe.dtype is not None:
+                check_voxels(name, shape, series.keyframe.dtype)
+            reader = reader_of(series, name, path, shape)
+            if series.kind == "ome":
+                calibration = read_ome_xml(pixels, index, len(every), shape)
+            else:
+                calibration = _calibration(series)
+            kind = _KINDS.get(series.kind, "TIFF") + (" (BigTIFF)" if tif.is_bigtiff else "")
+    except IsovoxelError:
+        raise
+    except Exception as error:
+        raise unreadable(name, "TIFF", error) from error
+    sources = {"shape": "TIFF pages", "axes": _AXES_SOURCES.get(series.kind, "unnamed pages, taken as z")}
+    if len(every) > 1:
+        sources["shape"] += f" (image {index} of {len(every)}, the only 3-D one)"
+    if calibration.voxel_size is not None:
+        sources["voxel size"] = calibration.source
+    if calibration.unit is not None:
+        sources["unit"] = _UNIT_SOURCES.get(series.kind, calibration.source)
+    return Volume(
+        name,
+        kind,
+        shape,
+        reader.dtype.newbyteorder("="),
+        reader,
+        chunks=(1, 1, 1) if isinstance(reader, RawReader) else reader.segment_shape,
+        read_overhead=reader.overhead,
+        voxel_size=calibration.voxel_size,
+        unit=calibration.unit,
+        sources=sources,
+        identity={**file_identity(path), "files": [file_identity(Path(file)) for file in reader.files[1:]]},
+        missing=calibration.missing,
+    )
+
+
+def _only_volume(every: list[tifffile.TiffPageSeries], name: str) -> tuple[int, Index3]:
+    """Find which one series of pages is a 3-D volume, and its shape."""
+    found: list[tuple[int, Index3]] = []
+    refusals: list[InputError] = []
+    for index, series in enumerate(every):
+        try:
+            z, y, x = zyx_positions(name, [_UNNAMED.get(a, a.lower()) for a in series.axes], series.shape)
+        except InputError as error:
+            refusals.append(error)
+        else:
+            found.append((index, (series.shape[z], series.shape[y], series.shape[x])))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        shapes = ", ".join(f"{index}: {' x '.join(map(str, shape))}" for index, shape in found)
+        raise InputError(f"{name} holds {len(found)} volumes ({shapes}); save the one you mean as a file of its own")
+    if refusals:
+        raise refusals[0]
+    raise InputError(f"{name} is a TIFF without an image")
+
+
+def _check_plain(tif: tifffile.TiffFile, chain: Chain, path: Path, name: str) -> None:
+    """Check a file whose pages tifffile took one by one, as no metadata told of them, or none that fitted."""
+    size = path.stat().st_size
+    if tif.is_imagej:
+        page = tif.pages.first
+        images = parse_description(page.imagej_description or "").get("images", "")
+        if images.isdecimal() and page.dataoffsets:
+            check_complete(name, page.dataoffsets[0] + int(images) * page.nbytes, size)
+    if chain.broken_at is not None:
+        raise InputError(
+            f"{name} is truncated: after {chain.pages} pages the next should be at byte {chain.broken_at}, "
+            f"but is not in the {size} bytes of the file; copy or write it again"
+        )
+    if tif.is_imagej or tif.is_ome or tif.is_shaped:
+        raise InputError(
+            f"{name} is incomplete or one file of several: the image that its description tells of "
+            f"is not what its {len(tif.pages)} pages hold"
+        )
+
+
+def _calibration(series: tifffile.TiffPageSeries) -> Calibration:
+    """Read the voxel size of a series that is not OME's."""
+    page = series.keyframe
+    x, y = (_rational(page.tags.valueof(tag)) for tag in ("XResolution", "YResolution"))
+    unit = page.tags.valueof("ResolutionUnit")
+    unit = int(unit) if isinstance(unit, int) else None
+    if series.kind == "imagej":
+        return read_imagej(page.imagej_description or "", x, y, unit)
+    description = json.loads(page.shaped_description or "{}") if series.kind == "shaped" else {}
+    return read_tiff_tags(description if isinstance(description, dict) else {}, x, y, unit)
+
+
+def _rational(value: Any) -> Rational | None:
+    """Return a resolution tag's value, or None where it is absent or no rational number."""
+    match value:
+        case (int(), int()):
+            return (int(value[0]), int(value[1]))
+        case _:
+            return None

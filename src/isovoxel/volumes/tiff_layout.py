@@ -1,0 +1,195 @@
+"""Where in its files does every strip, tile or plane of a TIFF lie, and are they all there?"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from isovoxel.errors import InputError
+from isovoxel.geometry.axis import ceil_div
+from isovoxel.geometry.box import Index3
+from isovoxel.volumes.files import check_complete
+from isovoxel.volumes.raw import RawReader, contiguous_offsets
+from isovoxel.volumes.segments import SegmentReader
+
+if TYPE_CHECKING:
+    import tifffile
+
+_JPEG = (6, 7, 33007, 34892)
+"""TIFF's numbers of the compressions that keep tables beside the segments."""
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What following a TIFF's directories from one to the next gives."""
+
+    pages: int
+    """Number of directories that are there."""
+    broken_at: int | None
+    """Where the next one should be, but is not; None where the chain ends as it should."""
+
+
+def follow_directories(path: Path) -> Chain:
+    """Count a TIFF's directories, which tifffile does not miss when a file ends early."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        header = file.read(16)
+        order = "<" if header[:2] == b"II" else ">"
+        big = header[2:4] in (b"+\0", b"\0+")
+        start, number, entry, pointer = (8, "Q", 20, "Q") if big else (4, "H", 12, "I")
+        offset = _number(file, start, order + pointer)
+        seen: set[int] = set()
+        while offset:
+            entries = None if offset in seen else _number(file, offset, order + number)
+            if entries is None:
+                return Chain(len(seen), offset)
+            following = offset + struct.calcsize(number) + entries * entry
+            after = _number(file, following, order + pointer) if following < size else None
+            if after is None:
+                return Chain(len(seen), offset)
+            seen.add(offset)
+            offset = after
+    return Chain(len(seen), None if offset == 0 else size)
+
+
+def _number(file: BinaryIO, offset: int, code: str) -> int | None:
+    """Read one number of a TIFF's structure; None where the file has ended."""
+    if offset >= 1 << 63:
+        return None
+    file.seek(offset)
+    data = file.read(struct.calcsize(code))
+    return int(struct.unpack(code, data)[0]) if len(data) == struct.calcsize(code) else None
+
+
+def reader_of(series: tifffile.TiffPageSeries, name: str, path: Path, shape: Index3) -> RawReader | SegmentReader:
+    """Return what reads boxes of a series of pages.
+
+    Parameters
+    ----------
+    series
+        The series, with its file open.
+    name
+        What the user called the input, for messages.
+    path
+        The file that was opened; a series may go on in others.
+    shape
+        Shape of the series as z, y, x.
+
+    Raises
+    ------
+    InputError
+        If pages are missing or differ, lie outside their file, or are encoded in a way that cannot be read.
+    """
+    keyframe = series.keyframe
+    if keyframe.dtype is None:
+        raise InputError(f"{name} holds numbers of {keyframe.bitspersample} bits, of a kind that is not known")
+    if series.transform is not None:
+        raise InputError(f"{name} is of a kind of TIFF whose voxels must be transformed, which isovoxel does not do")
+    stored = np.dtype(keyframe.parent.byteorder + keyframe.dtype.char)
+    if series.dataoffset is not None and not series.is_multifile:
+        offsets = _contiguous(series.dataoffset, shape, stored, name, path)
+        return RawReader(name, (str(path.resolve()),), np.zeros(shape[0], np.int64), offsets, shape, stored)
+    return _page_reader(_Pages(series, name, path, shape), stored)
+
+
+def _contiguous(start: int, shape: Index3, stored: np.dtype[Any], name: str, path: Path) -> Any:
+    check_complete(name, start + shape[0] * shape[1] * shape[2] * stored.itemsize, path.stat().st_size)
+    return contiguous_offsets(start, shape, stored)
+
+
+class _Pages:
+    """The pages of a series that are not all in one piece, checked to be all there."""
+
+    def __init__(self, series: tifffile.TiffPageSeries, name: str, path: Path, shape: Index3) -> None:
+        self.name, self.shape, self.keyframe = name, shape, series.keyframe
+        _, depth, length, width, _ = series.keyframe.shaped
+        try:
+            pages = [page for page in series if page is not None]
+        except IndexError as error:
+            raise InputError(f"{name} is incomplete: its metadata say {len(series)} pages, but it has fewer") from error
+        if (length, width) != shape[1:] or depth * len(series) != shape[0] or len(pages) != len(series):
+            raise InputError(
+                f"{name} is incomplete: its metadata say {shape[0]} planes of {shape[1]} x {shape[2]}, "
+                f"but it has {len(pages) * depth} of {length} x {width}"
+            )
+        self.pages = pages
+        self.page_shape = (depth, length, width)
+        paths = [_path_of(page, path) for page in pages]
+        self.files = tuple(dict.fromkeys(paths))
+        self.file_of_page = np.array([self.files.index(file) for file in paths], np.int64)
+        segment = (max(1, self.keyframe.tiledepth), self.keyframe.tilelength, self.keyframe.tilewidth)
+        if not self.keyframe.is_tiled:
+            segment = (1, min(self.keyframe.rowsperstrip, length), width)
+        if min(segment) < 1:
+            raise InputError(f"{name} cannot be read as TIFF: its strips or tiles have the shape {segment}")
+        self.segment_shape = segment
+
+    def table(self, of: str) -> Any:
+        """Return the offsets, or the byte counts, of every page's segments."""
+        expected = 1
+        for n, s in zip(self.page_shape, self.segment_shape, strict=True):
+            expected *= ceil_div(n, s)
+        rows = [getattr(page, of) for page in self.pages]
+        for index, row in enumerate(rows):
+            if len(row) != expected:
+                raise InputError(
+                    f"{self.name} cannot be read as TIFF: page {index} lists {len(row)} segments instead of {expected}"
+                )
+        return np.array(rows, np.int64)
+
+    def check_files(self, ends: Any) -> None:
+        """Check that no page reaches beyond its file's end; `ends` has the last byte of every page."""
+        for index, file in enumerate(self.files):
+            check_complete(self.name, int(ends[self.file_of_page == index].max()), Path(file).stat().st_size)
+
+
+def _page_reader(pages: _Pages, stored: np.dtype[Any]) -> RawReader | SegmentReader:
+    keyframe = pages.keyframe
+    if keyframe.is_final:
+        # Planes as they are, only not one behind the other.
+        depth, length, width = pages.page_shape
+        plane_bytes = length * width * stored.itemsize
+        first = np.array([page.dataoffsets[0] for page in pages.pages], np.int64)
+        pages.check_files(first + depth * plane_bytes)
+        offsets = (first[:, None] + np.arange(depth, dtype=np.int64) * plane_bytes).reshape(-1)
+        files = np.repeat(pages.file_of_page, depth)
+        return RawReader(pages.name, pages.files, files, offsets, pages.shape, stored)
+    _check_codec(keyframe, pages.name)
+    offsets, counts = pages.table("dataoffsets"), pages.table("databytecounts")
+    pages.check_files((offsets + counts).max(axis=1))
+    return SegmentReader(
+        pages.name,
+        pages.files,
+        pages.file_of_page,
+        offsets,
+        counts,
+        pages.page_shape,
+        pages.segment_shape,
+        stored.newbyteorder("="),
+        keyframe.decode,
+        tuple(page.jpegtables for page in pages.pages) if keyframe.compression in _JPEG else (),
+        keyframe.jpegheader,
+        float(keyframe.nodata),
+    )
+
+
+def _check_codec(keyframe: tifffile.TiffPage, name: str) -> None:
+    """Check that the segments can be decoded before a job relies on it."""
+    import tifffile
+
+    for what, number, codecs in (
+        ("compression", keyframe.compression, tifffile.TIFF.DECOMPRESSORS),
+        ("predictor", keyframe.predictor, tifffile.TIFF.UNPREDICTORS),
+    ):
+        if number != 1 and number not in codecs:
+            raise InputError(f"{name} is stored with the TIFF {what} {number}, which cannot be decoded here")
+
+
+def _path_of(page: Any, opened: Path) -> str:
+    """Return the file a page lies in, absolute, so that it is found from any working directory."""
+    path = Path(page.parent.filehandle.path)
+    return str(path if path.is_absolute() else opened.resolve().parent / path)

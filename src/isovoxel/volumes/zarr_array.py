@@ -1,0 +1,193 @@
+"""How is a zarr array read box by box, whoever holds it: a path, a caller, an OME-Zarr group?
+
+Chunk by chunk, one after another in the thread that reads: zarr-python would decode all chunks of a box
+at once and hold them all. What it holds for one chunk was measured: the encoded bytes, the decoded chunk,
+the part of it that was asked for, and with shards that part once more, and the shard's index.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isovoxel.errors import InputError
+from isovoxel.geometry.box import Box, Index3
+from isovoxel.volumes.axes import zyx_positions
+from isovoxel.volumes.base import ReadBox, Volume, check_voxels
+from isovoxel.volumes.files import metadata_identity, unreadable
+
+if TYPE_CHECKING:
+    import zarr
+
+CHUNK_COPIES = 4
+"""How many times one chunk is held, at most, beside the returned array; and once more for each codec."""
+
+INDEX_COPIES = 4
+"""Likewise for a shard's index, 16 bytes a chunk."""
+
+FIXED_BYTES = 1 << 18
+"""What zarr holds whatever the chunk's size: its event loop's tasks, and the headers of encoded chunks."""
+
+ARRAY_FILES = {"zarr.json": 3, ".zarray": 2}
+"""The file that makes a folder a zarr array, and the zarr format."""
+
+
+@dataclass(frozen=True)
+class ZarrReader:
+    """Reads boxes of a zarr array; safe to call from many threads."""
+
+    name: str
+    """What the user called the input, for messages."""
+    array: zarr.Array[Any]
+    """The array; all its axes but z, y and x have length 1."""
+    zyx: Index3
+    """Which axes are z, y and x."""
+    chunks: Index3
+    """Shape of a chunk, z, y, x."""
+
+    def __call__(self, box: Box) -> NDArray[Any]:
+        """Return a box as a new array."""
+        out = np.empty(box.shape, np.dtype(self.array.dtype).newbyteorder("="))
+        index: list[int | slice] = [0] * self.array.ndim
+        for tile in box.tiles(self.chunks):
+            for axis, part in zip(self.zyx, tile.slices, strict=True):
+                index[axis] = part
+            try:
+                # No name for the part, which would keep it while the next one is read.
+                out[tile.relative_to(box.start).slices] = self.array[tuple(index)]
+            except Exception as error:
+                raise unreadable(self.name, f"a zarr array, from voxel {tile.start} on", error) from error
+        return out
+
+
+@dataclass(frozen=True)
+class ZarrVoxels:
+    """What a zarr array contributes to a `Volume`."""
+
+    zyx: Index3
+    """Which of the array's axes are z, y and x."""
+    shape: Index3
+    """Number of voxels, z, y, x."""
+    dtype: np.dtype[Any]
+    """In native byte order."""
+    read: ReadBox
+    """Reads one box."""
+    chunks: Index3
+    """What is decoded in one go, never larger than the shape."""
+    read_overhead: int
+    """Bytes held beside the returned array."""
+
+
+def open_path(path: Path, name: str) -> zarr.Array[Any]:
+    """Open the zarr array in a folder.
+
+    Raises
+    ------
+    InputError
+        If it is none that zarr can read.
+    """
+    import zarr
+
+    for file, zarr_format in ARRAY_FILES.items():
+        if (path / file).is_file():
+            try:
+                return zarr.open_array(str(path), mode="r", zarr_format=3 if zarr_format == 3 else 2)
+            except Exception as error:
+                raise unreadable(name, "a zarr array", error) from error
+    raise InputError(f"{name} holds no zarr array: there is neither zarr.json nor .zarray in {path}")
+
+
+def zarr_voxels(array: zarr.Array[Any], name: str, axes: list[str]) -> ZarrVoxels:
+    """Return how the voxels of a zarr array are read.
+
+    Parameters
+    ----------
+    array
+        Any zarr array, v2 or v3.
+    name
+        What the user called the input, for messages.
+    axes
+        Name of every axis of the array, in lower case, or empty.
+
+    Raises
+    ------
+    InputError
+        If the array has other axes than z, y and x, is empty, or has a dtype that isovoxel does not scale.
+    """
+    z, y, x = zyx = zyx_positions(name, axes, array.shape)
+    shape = (array.shape[z], array.shape[y], array.shape[x])
+    dtype = np.dtype(array.dtype).newbyteorder("=")
+    check_voxels(name, shape, dtype)
+    # Of a sharded array these are the inner chunks, unless further codecs lie around the shard.
+    whole = array.chunks
+    chunks = (min(whole[z], shape[0]), min(whole[y], shape[1]), min(whole[x], shape[2]))
+    index_bytes = 0
+    if array.shards is not None:
+        index_bytes = 16 * math.prod(-(-shard // chunk) for shard, chunk in zip(array.shards, whole, strict=True))
+    copies = CHUNK_COPIES + len(array.filters) + len(array.compressors)
+    overhead = copies * math.prod(whole) * dtype.itemsize + INDEX_COPIES * index_bytes + FIXED_BYTES
+    return ZarrVoxels(zyx, shape, dtype, ZarrReader(name, array, zyx, chunks), chunks, overhead)
+
+
+def axis_names(array: zarr.Array[Any]) -> list[str]:
+    """Return the names that a zarr array gives its axes, in lower case; empty where it gives none."""
+    names = getattr(array.metadata, "dimension_names", None)
+    if names is None:
+        names = array.attrs.get("_ARRAY_DIMENSIONS")
+    if not isinstance(names, list | tuple) or len(names) != array.ndim:
+        return [""] * array.ndim
+    return [name.lower() if isinstance(name, str) else "" for name in names]
+
+
+def from_array(array: zarr.Array[Any]) -> Volume:
+    """Return a volume of a zarr array that the caller opened, on whatever store.
+
+    Raises
+    ------
+    InputError
+        If it has other axes than z, y and x, is empty, or has a dtype that isovoxel does not scale.
+    """
+    name = f"the zarr array {array.store_path}"
+    metadata = json.dumps(array.metadata.to_dict(), sort_keys=True, default=str)
+    identity = {"path": str(array.store_path), "metadata": hashlib.sha256(metadata.encode()).hexdigest()}
+    return _volume(array, name, identity)
+
+
+def open_zarr_array(path: Path, name: str) -> Volume:
+    """Open a folder that is a zarr array, v2 or v3.
+
+    Raises
+    ------
+    InputError
+        If zarr cannot read it, or it has other axes than z, y and x, is empty, or has an unsupported dtype.
+    """
+    array = open_path(path, name)
+    files = [path / file for file in (*ARRAY_FILES, ".zattrs") if (path / file).is_file()]
+    return _volume(array, name, metadata_identity(path, files))
+
+
+def _volume(array: zarr.Array[Any], name: str, identity: dict[str, Any]) -> Volume:
+    axes = axis_names(array)
+    voxels = zarr_voxels(array, name, axes)
+    return Volume(
+        name,
+        f"zarr v{array.metadata.zarr_format} array",
+        voxels.shape,
+        voxels.dtype,
+        voxels.read,
+        voxels.chunks,
+        voxels.read_overhead,
+        sources={
+            "shape": "zarr metadata",
+            "axes": "zarr dimension names" if any(axes) else "three unnamed axes, taken as z, y, x",
+        },
+        identity=identity,
+        missing="a zarr array by itself has none; for a level of an OME-Zarr image, name the image's group",
+    )

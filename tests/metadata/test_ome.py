@@ -1,0 +1,279 @@
+"""OME-Zarr metadata in and out."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ome_zarr_models.v05.image import ImageAttrs
+
+from isovoxel.errors import InputError
+from isovoxel.geometry.grid import VoxelGrid
+from isovoxel.metadata.ome import Level, image_attributes, read_levels
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.just(10**400),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+lengths = st.floats(min_value=1e-300, max_value=1e300)
+positions = st.floats(allow_nan=False, allow_infinity=False)
+grids = st.builds(
+    VoxelGrid,
+    st.tuples(*[st.integers(1, 2**40)] * 3),
+    st.tuples(lengths, lengths, lengths),
+    st.tuples(positions, positions, positions),
+    st.none() | st.sampled_from(["micrometer", "nanometer", "angstrom"]) | st.text(min_size=1),
+)
+
+
+def image04(**changes: Any) -> dict[str, Any]:
+    """Return a valid 0.4 image of two levels, t and c included, with `changes` to its only multiscale."""
+    multiscale: dict[str, Any] = {
+        "version": "0.4",
+        "name": "cells",
+        "axes": [
+            {"name": "t", "type": "time", "unit": "second"},
+            {"name": "c", "type": "channel"},
+            *({"name": axis, "type": "space", "unit": "micrometer"} for axis in "zyx"),
+        ],
+        "datasets": [
+            {"path": "0", "coordinateTransformations": [{"type": "scale", "scale": [1, 1, 2, 0.5, 0.5]}]},
+            {
+                "path": "s1/data",
+                "coordinateTransformations": [
+                    {"type": "scale", "scale": [1, 1, 2, 1, 1]},
+                    {"type": "translation", "translation": [0, 0, 0, 0.25, 0.25]},
+                ],
+            },
+        ],
+    }
+    return {"multiscales": [multiscale | changes]}
+
+
+def image05(**changes: Any) -> dict[str, Any]:
+    """Return a valid 0.5 image of one level, z, y, x, with `changes` to its only multiscale."""
+    attributes = image_attributes(VoxelGrid((2, 3, 4), (1.0, 0.5, 0.5), unit="micrometer"), name="cells")
+    attributes["ome"]["multiscales"][0].update(changes)
+    return attributes
+
+
+def dataset(*transforms: dict[str, Any], path: Any = "0") -> list[dict[str, Any]]:
+    """Return a list of one level with these transforms."""
+    return [{"path": path, "coordinateTransformations": list(transforms)}]
+
+
+def scale(*values: Any) -> dict[str, Any]:
+    """Return a scale transform."""
+    return {"type": "scale", "scale": list(values)}
+
+
+def translation(*values: Any) -> dict[str, Any]:
+    """Return a translation transform."""
+    return {"type": "translation", "translation": list(values)}
+
+
+@given(grids)
+def test_what_is_written_of_a_grid_is_read_back_to_the_last_bit(grid: VoxelGrid) -> None:
+    """Scale, translation and unit survive the way through JSON text unchanged."""
+    attributes = json.loads(json.dumps(image_attributes(grid, name="image", path="s0")))
+    assert read_levels(attributes, "x") == [
+        Level("s0", ("z", "y", "x"), grid.voxel_size, grid.origin, grid.unit, "0.5")
+    ]
+
+
+def test_written_attributes_satisfy_an_independent_validator() -> None:
+    """The models of ome-zarr-models accept what yaozarrs built."""
+    image = ImageAttrs.model_validate(image05()["ome"])
+    assert image.version == "0.5"
+    assert [axis.unit for axis in image.multiscales[0].axes] == ["micrometer"] * 3
+
+
+def test_a_grid_without_unit_is_written_without_the_key() -> None:
+    """No unit in the grid means no unit in the axes, not an empty one."""
+    attributes = image_attributes(VoxelGrid((1, 1, 1)), name="n")
+    assert attributes["ome"]["multiscales"][0]["axes"][0] == {"name": "z", "type": "space"}
+
+
+def test_version_04_is_read_with_all_its_levels() -> None:
+    """Every level of a 0.4 image comes with its own scale and translation, over all five axes."""
+    axes = ("t", "c", "z", "y", "x")
+    assert read_levels(image04(), "x") == [
+        Level("0", axes, (1, 1, 2, 0.5, 0.5), (0, 0, 0, 0, 0), "micrometer", "0.4"),
+        Level("s1/data", axes, (1, 1, 2, 1, 1), (0, 0, 0, 0.25, 0.25), "micrometer", "0.4"),
+    ]
+
+
+def test_the_images_own_transform_comes_after_the_levels() -> None:
+    """The outer scale multiplies the level's scale and translation before the outer translation is added."""
+    attributes = image05(
+        datasets=dataset(scale(1, 2, 3), translation(10, 20, 30)),
+        coordinateTransformations=[scale(2, 2, 0.5), translation(1, 0, -1)],
+    )
+    (level,) = read_levels(attributes, "x")
+    assert level.scale == (2.0, 4.0, 1.5)
+    assert level.translation == (21.0, 40.0, 14.0)
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {
+            **image04(extra={"deep": [1]}, type="gaussian", metadata=None),
+            "omero": {"channels": "none"},
+            "x": 1,
+        },
+        {"multiscales": [{k: v for k, v in image04()["multiscales"][0].items() if k not in ("name", "version")}]},
+        image04(name=7, coordinateTransformations=[]),
+        image04(axes=[{"name": n, "unit": "micrometer"} if n in "zyx" else {"name": n} for n in "tczyx"]),
+        image04(datasets=dataset(scale(1, 1, 2, 0.5, 0.5), {"type": "identity"}, path="0/")),
+        {"multiscales": [image04()["multiscales"][0], "a second image, broken"]},
+    ],
+    ids=[
+        "extra-keys",
+        "no-name-no-version",
+        "odd-name",
+        "no-axis-types",
+        "identity-and-slash",
+        "second-image",
+    ],
+)
+def test_sins_that_leave_the_geometry_alone_are_forgiven(attributes: dict[str, Any]) -> None:
+    """What the specification demands beyond geometry may be missing or wrong."""
+    level = read_levels(attributes, "x")[0]
+    assert (level.path, level.scale, level.unit) == ("0", (1, 1, 2, 0.5, 0.5), "micrometer")
+
+
+ZYX = [{"name": axis, "type": "space"} for axis in "zyx"]
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({}, "without OME-Zarr metadata"),
+        ({"ome": 3}, "'ome' must be an object, not 3"),
+        ({"ome": {"version": "0.5", "plate": {}}}, "is a plate of OME-Zarr images"),
+        ({"ome": {"version": "0.5", "bioformats2raw.layout": 3}}, "is a collection of OME-Zarr images"),
+        ({"multiscales": []}, "multiscales must be a list of objects, not an empty list"),
+        ({"multiscales": [3]}, "multiscales must be a list of objects"),
+        (image04(version="0.3"), "version is '0.3'; isovoxel reads 0.4"),
+        ({"ome": {"multiscales": image04()["multiscales"]}}, "version is nothing"),
+        (image05(axes=["z", "y", "x"]), "every axis must be an object with a name, not 'z'"),
+        (image05(axes=ZYX[:1]), "axes must be a list of 2 to 5 axes"),
+        (image05(axes=[*ZYX, ZYX[0]]), "two axes are called 'z'"),
+        (image05(axes=[*ZYX[:2], {"name": "w", "type": "space"}]), "axis 'w' has type 'space'"),
+        (image05(axes=[{"name": "z", "type": "time"}, *ZYX[1:]]), "axis 'z' has type 'time'"),
+        (image05(axes=[*ZYX[:2], {**ZYX[2], "unit": 5}]), "unit of axis 'x' must be a text, not 5"),
+        (
+            image05(axes=[{**ZYX[0], "unit": "meter"}, {**ZYX[1], "unit": "foot"}, ZYX[2]]),
+            "z 'meter', y 'foot', x without unit",
+        ),
+        (image05(axes=[{"name": "c"}, {"name": "t"}, ZYX[2]]), "fewer than two space axes"),
+        (image05(datasets=None), "datasets must be a list of levels, not nothing"),
+        (image05(datasets=[]), "datasets must be a list of levels, not an empty list"),
+        (image05(datasets=["0"]), "level 0 must be an object, not '0'"),
+        (
+            image05(datasets=[{"path": "0"}]),
+            "the coordinateTransformations of level '0' must be a list, not nothing",
+        ),
+        (image05(datasets=dataset()), "level '0' has no scale"),
+        (image05(datasets=dataset(translation(1, 2, 3))), "level '0' has no scale"),
+        (
+            image05(datasets=dataset(scale(1, 1))),
+            "must be a list of 3 numbers, one per axis, not a list of 2",
+        ),
+        (
+            image05(datasets=dataset({"type": "scale"})),
+            "must be a list of 3 numbers, one per axis, not nothing",
+        ),
+        (image05(datasets=dataset(scale(1, "1", 1))), "must hold finite numbers, not '1'"),
+        (image05(datasets=dataset(scale(1, True, 1))), "must hold finite numbers, not true"),
+        (image05(datasets=dataset(scale(1, float("nan"), 1))), "must hold finite numbers, not nan"),
+        (image05(datasets=dataset(scale(1, 10**400, 1))), "must hold finite numbers, not a huge integer"),
+        (image05(datasets=dataset(scale(0, 1, 1))), "above 0, not 0"),
+        (image05(datasets=dataset(scale(1, 1, -2))), "above 0, not -2"),
+        (image05(datasets=dataset(scale(1, 1, 1), scale(1, 1, 1))), "more than one scale"),
+        (image05(datasets=dataset(translation(1, 1, 1), scale(1, 1, 1))), "translation before the scale"),
+        (image05(datasets=dataset({"type": "affine"})), "must be scale and translation, not 'affine'"),
+        (image05(datasets=dataset(7)), "must be scale and translation, not 7"),  # type: ignore[arg-type]
+        (
+            image05(coordinateTransformations="big"),
+            "the coordinateTransformations of the image must be a list",
+        ),
+        (
+            image05(datasets=dataset(scale(1e200, 1, 1)), coordinateTransformations=[scale(1e200, 1, 1)]),
+            "above 0, not inf",
+        ),
+        (
+            image05(
+                datasets=dataset(scale(1, 1, 1), translation(1e200, 1, 1)),
+                coordinateTransformations=[scale(1e200, 1, 1)],
+            ),
+            "translation of level '0' is not finite",
+        ),
+    ],
+)
+def test_metadata_that_is_wrong_is_named(attributes: dict[str, Any], message: str) -> None:
+    """One sentence begins with the input's name and says what is wrong."""
+    with pytest.raises(InputError) as caught:
+        read_levels(attributes, "in.zarr")
+    text = str(caught.value)
+    assert text.startswith("in.zarr ")
+    assert message in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/etc/passwd",
+        "..",
+        "a/../../b",
+        "",
+        "/",
+        ".",
+        "a//b",
+        "\\\\host\\a",
+        "a\\..\\b",
+        "C:\\a",
+        "C:a",
+        "s3://a",
+        "0\0",
+    ],
+)
+def test_a_level_outside_the_image_is_refused(path: str) -> None:
+    """Paths that are absolute, climb, or mean another place on another system open nothing."""
+    with pytest.raises(InputError, match="does not lead to an array inside it"):
+        read_levels(image05(datasets=dataset(scale(1, 1, 1), path=path)), "in.zarr")
+
+
+@given(
+    json_values,
+    st.sampled_from(["", "ome", "multiscales", "axes", "datasets", "scale", "outer", "path", "transform"]),
+)
+def test_arbitrary_json_raises_nothing_but_an_input_error(value: Any, place: str) -> None:
+    """Whatever JSON stands wherever in the attributes is read or refused with an `InputError`."""
+    attributes: dict[str, Any]
+    if place == "":
+        attributes = value if isinstance(value, dict) else {}
+    elif place in ("ome", "multiscales"):
+        attributes = {place: value}
+    else:
+        attributes = image05(
+            **{
+                "axes": {"axes": value if isinstance(value, list) else [value, *ZYX[1:]]},
+                "datasets": {"datasets": value if isinstance(value, list) else [value]},
+                "scale": {"datasets": dataset(scale(value, 1, 1))},
+                "outer": {"coordinateTransformations": value},
+                "path": {"datasets": dataset(scale(1, 1, 1), path=value)},
+                "transform": {"datasets": dataset(value)},
+            }[place]
+        )
+    try:
+        levels = read_levels(attributes, "in.zarr")
+    except InputError:
+        return
+    assert levels

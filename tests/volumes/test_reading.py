@@ -1,0 +1,271 @@
+"""Reading boxes: the same law for every kind of input."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import dask.array
+import numcodecs
+import numpy as np
+import pytest
+import tifffile
+import zarr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from isovoxel.geometry.box import Box
+from isovoxel.volumes.base import Volume
+from isovoxel.volumes.open import open_volume
+from strategies import boxes
+
+SHAPE = (13, 47, 61)
+Make = Callable[[Path, np.ndarray], Any]
+
+
+def smooth(shape: tuple[int, int, int], dtype: str = "uint16") -> np.ndarray:
+    """Return voxels that compress a little, as images do, and differ everywhere."""
+    rng = np.random.default_rng(7)
+    z, y, x = np.indices(shape, sparse=True)
+    return (z * 37 + y * 5 + x * 3 + rng.integers(0, 4, shape)).astype(dtype)
+
+
+def tiff(**options: Any) -> Make:
+    """Return a maker of TIFF files that tifffile writes with these options."""
+
+    def make(folder: Path, array: np.ndarray) -> Path:
+        tifffile.imwrite(folder / "a.tif", array, **options)
+        return folder / "a.tif"
+
+    return make
+
+
+def pages(**options: Any) -> Make:
+    """Return a maker of TIFF files whose pages are written one by one, as most programs do."""
+
+    def make(folder: Path, array: np.ndarray) -> Path:
+        with tifffile.TiffWriter(folder / "a.tif", byteorder=options.get("byteorder")) as writer:
+            for plane in array:
+                writer.write(plane, contiguous=False, metadata=None, compression=options.get("compression"))
+        return folder / "a.tif"
+
+    return make
+
+
+def npy(order: str = "C", byteorder: str = "=") -> Make:
+    """Return a maker of .npy files."""
+
+    def make(folder: Path, array: np.ndarray) -> Path:
+        stored = array.astype(array.dtype.newbyteorder(byteorder))
+        np.save(folder / "a.npy", np.asarray(stored, order=order))
+        return folder / "a.npy"
+
+    return make
+
+
+def zarr_array(**options: Any) -> Make:
+    """Return a maker of zarr arrays."""
+
+    def make(folder: Path, array: np.ndarray) -> Path:
+        zarr.create_array(folder / "a.zarr", data=array, **options)
+        return folder / "a.zarr"
+
+    return make
+
+
+def ome_zarr(folder: Path, array: np.ndarray) -> Path:
+    """Make an OME-Zarr 0.5 image with a time and a channel axis of length 1."""
+    group = zarr.create_group(folder / "o.zarr", zarr_format=3)
+    axes = [{"name": n, "type": {"t": "time", "c": "channel"}.get(n, "space")} for n in "tczyx"]
+    scale = [{"type": "scale", "scale": [1, 1, 2, 1, 1]}]
+    datasets = [{"path": "s0", "coordinateTransformations": scale}]
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": datasets}]}
+    group.create_array("s0", data=array[None, None], chunks=(1, 1, 4, 16, 32))
+    return folder / "o.zarr"
+
+
+def imagej_in_one_piece(folder: Path, array: np.ndarray) -> Path:
+    """Make an ImageJ stack with one directory and all planes behind it, as ImageJ writes beyond 4 GB."""
+    big = array.astype(array.dtype.newbyteorder(">"))
+    description = f"ImageJ=1.53f\nimages={len(array)}\nslices={len(array)}\nunit=micron\nspacing=2\n"
+    tifffile.imwrite(folder / "a.tif", big[0], byteorder=">", description=description, metadata=None, resolution=(5, 5))
+    with (folder / "a.tif").open("ab") as file, tifffile.TiffFile(folder / "a.tif") as tif:
+        assert tif.pages.first.dataoffsets[0] + big[0].nbytes == (folder / "a.tif").stat().st_size
+        file.write(big[1:].tobytes())
+    return folder / "a.tif"
+
+
+def fortran_memory(folder: Path, array: np.ndarray) -> np.ndarray:
+    """Return the array in Fortran order and the other byte order, in memory."""
+    return np.asfortranarray(array.astype(array.dtype.newbyteorder(">")))
+
+
+MAKERS: dict[str, Make] = {
+    "npy": npy(),
+    "npy, Fortran order": npy("F"),
+    "npy, big-endian": npy(byteorder=">"),
+    "npy, Fortran order, big-endian": npy("F", ">"),
+    "NumPy array": lambda _, array: array,
+    "NumPy array, Fortran order, big-endian": fortran_memory,
+    "dask array of unequal chunks": lambda _, a: dask.array.from_array(a, chunks=((2, 11), (40, 7), 61)),
+    "open volume": lambda _, array: open_volume(array),
+    "TIFF in one piece": tiff(photometric="minisblack"),
+    "TIFF, big-endian": tiff(photometric="minisblack", byteorder=">"),
+    "BigTIFF": tiff(photometric="minisblack", bigtiff=True),
+    "ImageJ": tiff(imagej=True, metadata={"axes": "ZYX"}),
+    "ImageJ in one piece": imagej_in_one_piece,
+    "OME-TIFF": tiff(ome=True, metadata={"axes": "ZYX"}, photometric="minisblack"),
+    "OME-TIFF, tiled, deflate": tiff(
+        ome=True, metadata={"axes": "ZYX"}, photometric="minisblack", tile=(16, 32), compression="zlib"
+    ),
+    "TIFF, pages one by one": pages(),
+    "TIFF, pages one by one, big-endian": pages(byteorder=">"),
+    "TIFF, pages one by one, LZW": pages(compression="lzw"),
+    "TIFF, strips": tiff(photometric="minisblack", rowsperstrip=7, compression="zstd"),
+    "TIFF, strips, big-endian, predictor": tiff(
+        photometric="minisblack", rowsperstrip=7, compression="lzw", predictor=True, byteorder=">"
+    ),
+    "TIFF, tiles": tiff(photometric="minisblack", tile=(16, 16)),
+    "TIFF, volumetric tiles": tiff(photometric="minisblack", tile=(4, 16, 32), compression="zlib", volumetric=True),
+    "zarr v3": zarr_array(chunks=(5, 16, 32)),
+    "zarr v3, uncompressed, big-endian": zarr_array(
+        chunks=(5, 16, 32), compressors=None, serializer=zarr.codecs.BytesCodec(endian="big")
+    ),
+    "zarr v3, shards": zarr_array(chunks=(2, 8, 16), shards=(4, 32, 32)),
+    "zarr v2": zarr_array(chunks=(5, 16, 32), zarr_format=2),
+    "zarr v2, Fortran order": zarr_array(chunks=(5, 16, 32), zarr_format=2, order="F"),
+    "zarr array": lambda folder, a: zarr.open_array(zarr_array(chunks=(5, 16, 32))(folder, a), mode="r"),
+    "OME-Zarr": ome_zarr,
+}
+
+
+@pytest.fixture(scope="module", params=MAKERS)
+def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Volume, np.ndarray]:
+    """Return a volume of every kind, and its voxels."""
+    array = smooth(SHAPE)
+    return open_volume(MAKERS[request.param](tmp_path_factory.mktemp("in"), array)), array
+
+
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(box=boxes(SHAPE))
+def test_any_box_holds_the_voxels_it_names(opened: tuple[Volume, np.ndarray], box: Box) -> None:
+    """Reading a box gives these voxels of the whole, as a new C-contiguous array in native byte order."""
+    volume, whole = opened
+    read = volume.read(box)
+    np.testing.assert_array_equal(read, whole[box.slices])
+    assert read.dtype == volume.dtype == np.dtype("uint16")
+    assert read.dtype.isnative
+    assert read.flags.c_contiguous
+    assert read.flags.owndata
+    assert read.flags.writeable
+
+
+def test_threads_do_not_disturb_each_other(opened: tuple[Volume, np.ndarray]) -> None:
+    """Many threads that read at once all get their own voxels."""
+    volume, whole = opened
+    tiles = list(Box.whole(SHAPE).tiles((4, 20, 25))) * 3
+    with ThreadPoolExecutor(8) as pool:
+        for box, read in zip(tiles, pool.map(volume.read, tiles), strict=True):
+            np.testing.assert_array_equal(read, whole[box.slices])
+
+
+def test_what_is_read_belongs_to_the_reader(opened: tuple[Volume, np.ndarray]) -> None:
+    """Writing into a box that was read changes neither the source nor the next read."""
+    volume, whole = opened
+    box = Box((1, 2, 3), (5, 9, 40))
+    volume.read(box)[...] = 0
+    np.testing.assert_array_equal(volume.read(box), whole[box.slices])
+
+
+def test_chunks_fit_the_volume(opened: tuple[Volume, np.ndarray]) -> None:
+    """What is decoded in one go is at least a voxel and at most the volume; an empty box reads nothing."""
+    volume, _ = opened
+    assert all(1 <= c <= n for c, n in zip(volume.chunks, SHAPE, strict=True))
+    assert volume.read(Box((3, 3, 3), (3, 5, 5))).shape == (0, 2, 2)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "int8", "int16", "int32", "float32"])
+@pytest.mark.parametrize("kind", ["npy, big-endian", "TIFF, strips", "TIFF, big-endian", "zarr v3, shards"])
+def test_every_supported_dtype_is_read_exactly(kind: str, dtype: str, tmp_path: Path) -> None:
+    """Voxels of every supported dtype come back bit by bit."""
+    rng = np.random.default_rng(1)
+    array = rng.integers(0, 256, (3, 17, 19 * np.dtype(dtype).itemsize), np.uint8).view(dtype)
+    volume = open_volume(MAKERS[kind](tmp_path, array))
+    assert volume.dtype == np.dtype(dtype)
+    box = Box((1, 2, 3), (3, 17, 18))
+    assert volume.read(box).tobytes() == array[box.slices].tobytes()
+
+
+PRIMES = (29, 251, 383)
+LARGE: dict[str, Make] = {
+    "npy": npy(),
+    "npy, Fortran order, big-endian": npy("F", ">"),
+    "dask array": lambda _, a: dask.array.from_array(a, chunks=(17, 157, 211)),
+    "ImageJ": tiff(imagej=True, metadata={"axes": "ZYX"}),
+    "TIFF, pages one by one, big-endian": pages(byteorder=">"),
+    "TIFF, pages one by one, LZW": pages(compression="lzw"),
+    "TIFF, big-endian, predictor": tiff(
+        photometric="minisblack", compression="lzw", predictor=True, byteorder=">", rowsperstrip=251
+    ),
+    "TIFF, tiles": tiff(photometric="minisblack", tile=(128, 256), compression="zlib"),
+    "zarr v3": zarr_array(chunks=(17, 157, 211)),
+    "zarr v3, uncompressed, big-endian": zarr_array(
+        chunks=(17, 157, 211), compressors=None, serializer=zarr.codecs.BytesCodec(endian="big")
+    ),
+    "zarr v3, blosc": zarr_array(chunks=(17, 157, 211), compressors=zarr.codecs.BloscCodec()),
+    "zarr v3, shards": zarr_array(chunks=(11, 101, 211), shards=(22, 202, 422)),
+    "zarr v3, shards, uncompressed": zarr_array(chunks=(11, 101, 211), shards=(22, 202, 422), compressors=None),
+    "zarr v3, shards of one chunk": zarr_array(chunks=(17, 157, 211), shards=(17, 157, 211)),
+    "zarr v3, many chunks in a shard": zarr_array(chunks=(3, 29, 31), shards=(30, 261, 403)),
+    "zarr v3, transposed": zarr_array(chunks=(17, 157, 211), filters=zarr.codecs.TransposeCodec(order=(2, 1, 0))),
+    "zarr v3, three codecs": zarr_array(
+        chunks=(17, 157, 211),
+        serializer=zarr.codecs.BytesCodec(endian="big"),
+        compressors=[zarr.codecs.GzipCodec(level=1), zarr.codecs.Crc32cCodec()],
+    ),
+    "zarr v2": zarr_array(chunks=(17, 157, 211), zarr_format=2),
+    "zarr v2, filtered": zarr_array(
+        chunks=(17, 157, 211), zarr_format=2, filters=[numcodecs.Delta("u2")], compressors=numcodecs.Zlib(1)
+    ),
+    "zarr v2, Fortran order": zarr_array(chunks=(17, 157, 211), zarr_format=2, order="F"),
+}
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_reading_holds_no_more_than_it_says(kind: str, tmp_path: Path) -> None:
+    """Beside the returned array, no read holds more bytes for a moment than `read_overhead`."""
+    volume = open_volume(LARGE[kind](tmp_path, smooth(PRIMES)))
+    for box in (Box.whole(PRIMES), Box((3, 5, 7), (19, 241, 379)), Box((26, 0, 374), (29, 251, 383))):
+        tracemalloc.start()
+        try:
+            read = volume.read(box)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak - read.nbytes <= volume.read_overhead
+
+
+@settings(max_examples=25)
+@given(data=st.data())
+def test_dask_computes_only_what_a_box_needs(data: st.DataObject) -> None:
+    """A box of a dask array computes the chunks that it touches, each once, and no other."""
+    computed: list[tuple[int, ...]] = []
+
+    def make(block_info: Any = None) -> np.ndarray:
+        computed.append(tuple(block_info[None]["chunk-location"]))
+        return np.zeros(block_info[None]["chunk-shape"], "uint8")
+
+    chunks = ((3, 1, 6), (5, 5), (10,))
+    array = dask.array.map_blocks(make, chunks=chunks, dtype="uint8", meta=np.empty((0, 0, 0), "uint8"))
+    box = data.draw(boxes((10, 10, 10)))
+    assert open_volume(array).read(box).shape == box.shape
+    edges = [np.cumsum((0, *sizes)) for sizes in chunks]
+    touched = [
+        {i for i in range(len(e) - 1) if e[i] < stop and e[i + 1] > start}
+        for e, start, stop in zip(edges, box.start, box.stop, strict=True)
+    ]
+    assert len(computed) == len(set(computed)) == np.prod([len(t) for t in touched])
+    assert all(i in t for place in computed for i, t in zip(place, touched, strict=True))
