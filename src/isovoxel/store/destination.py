@@ -1,0 +1,162 @@
+"""May the output be written there? Asked before anything is written, answered with nothing or one sentence.
+
+What must not happen is that `--overwrite` deletes something else than an old output: it removes a folder only
+if that is a zarr by its own metadata, never through a link, and never one that holds the input or lies in it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+from isovoxel.errors import OutputError, OutputExistsError
+from isovoxel.planning.cost import human_bytes
+
+_METADATA = {"zarr.json": (3,), ".zgroup": (2,), ".zarray": (2,)}
+"""Files that make a folder a zarr, and the format each of them must name."""
+
+
+def check_destination(
+    path: str | os.PathLike[str], *, overwrite: bool, source_identity_path: str | None, nbytes: int
+) -> None:
+    """Raise unless an output may be written to `path`; nothing is changed.
+
+    Parameters
+    ----------
+    path
+        Where the output shall be: a new folder in one that exists, on a local file system.
+    overwrite
+        Whether an old output there may be replaced.
+    source_identity_path
+        Local path of the input, or None where it has none.
+    nbytes
+        Bytes of all voxels of the output. The disk must have them free before compression, for nobody knows
+        how well a volume compresses before it is made.
+
+    Raises
+    ------
+    OutputExistsError
+        If something is there and `overwrite` is not given.
+    OutputError
+        If something is there that must not be deleted, or nothing can be written there, or not enough.
+    """
+    target = _local(path)
+    try:
+        if source_identity_path is not None:
+            _check_apart(target, Path(source_identity_path))
+        reusable = _check_place(target, overwrite=overwrite)
+        free = shutil.disk_usage(target.parent).free + reusable
+    except OutputError:
+        raise
+    except OSError as error:
+        # such as a name that is too long, or a folder that must not be looked into
+        raise OutputError(f"{target} cannot be written: {error.strerror}") from error
+    if nbytes > free:
+        raise OutputError(
+            f"the output has {human_bytes(nbytes)} before compression, but the disk of {target} has "
+            f"{human_bytes(free)} free; choose another disk or a smaller factor"
+        )
+
+
+def check_replaceable(target: Path) -> None:
+    """Raise an `OutputError` unless what is at `target` is a zarr itself, and no link to one."""
+    if target.is_symlink():
+        raise OutputError(
+            f"{target} is a link to {target.readlink()}, which --overwrite does not follow; "
+            f"give the path it leads to, or another output"
+        )
+    if not target.is_dir():
+        raise OutputError(f"{target} is a file and no zarr, so --overwrite does not delete it; give another output")
+    if not any(_names_format(target / name, formats) for name, formats in _METADATA.items()):
+        raise OutputError(f"{target} is a folder but no zarr, so --overwrite does not delete it; give another output")
+
+
+def remove(target: Path) -> None:
+    """Delete an old output; its own metadata last, so that one deleted half-way still counts as a zarr.
+
+    Raises
+    ------
+    OutputError
+        If it is no zarr.
+    OSError
+        If the file system refuses.
+    """
+    check_replaceable(target)
+    with os.scandir(target) as entries:
+        inside = [entry for entry in entries if entry.name not in _METADATA]
+    for entry in inside:
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path)
+        else:
+            Path(entry.path).unlink()
+    shutil.rmtree(target)
+
+
+def _local(path: str | os.PathLike[str]) -> Path:
+    """Return the path of a folder on a local file system that could be made."""
+    text = os.fspath(path)
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
+        raise OutputError(f"{text} is an address, but isovoxel writes to local folders only; give a path")
+    target = Path(text)
+    if not text or "\0" in text or target.name in ("", ".."):
+        raise OutputError(f"{text!r} is no name for an output; give the path of a new folder")
+    return target
+
+
+def _check_apart(target: Path, source: Path) -> None:
+    """Refuse an output that is the input, holds it, or lies inside it, whatever they are called."""
+    # unlike Path.resolve, this survives links that go round in circles
+    there, here = Path(os.path.realpath(target)), Path(os.path.realpath(source))
+    if there == here or (target.exists() and source.exists() and target.samefile(source)):
+        raise OutputError(f"{target} is the input itself; give another output")
+    if here.is_relative_to(there):
+        raise OutputError(f"the input {source} lies inside the output {target}; give another output")
+    if there.is_relative_to(here):
+        raise OutputError(f"the output {target} lies inside the input {source}; give another output")
+
+
+def _check_place(target: Path, *, overwrite: bool) -> int:
+    """Refuse a place where nothing can be made or replaced; return the bytes that replacing gives back."""
+    parent = target.parent
+    if not parent.exists():
+        raise OutputError(f"the folder {parent} for the output {target.name} does not exist; create it first")
+    if not parent.is_dir():
+        raise OutputError(f"{target} cannot be written, because {parent} is no folder")
+    reusable = 0
+    try:
+        target.lstat()
+    except FileNotFoundError:
+        folders = [parent]
+    else:
+        if not overwrite:
+            raise OutputExistsError(f"{target} exists; give --overwrite or another output")
+        check_replaceable(target)
+        reusable = _bytes_on_disk(target)
+        folders = [parent, target]
+    for folder in folders:
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise OutputError(f"{target} cannot be written, because writing to {folder} is not permitted")
+    return reusable
+
+
+def _names_format(path: Path, formats: tuple[int, ...]) -> bool:
+    """Tell whether a file is zarr metadata of one of these formats."""
+    try:
+        metadata = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(metadata, dict) and metadata.get("zarr_format") in formats
+
+
+def _bytes_on_disk(folder: Path) -> int:
+    """Return the bytes that deleting a folder gives back."""
+    total = 0
+    for root, _, files in os.walk(folder):
+        for name in files:
+            info = Path(root, name).lstat()
+            # Where the system tells, what is allocated counts: files may have holes.
+            total += info.st_blocks * 512 if hasattr(info, "st_blocks") else info.st_size
+    return total

@@ -1,0 +1,178 @@
+"""How do blocks become OME-Zarr? Shard by shard: a shard is one file, written once, by one task.
+
+A block is a union of whole shards, so no file is ever read back to change a part of it, and tasks never meet
+in one. Every shard is written, one of nothing but zeros too: a missing file means work not done, nothing else.
+
+zarr-python makes the group and the array; `isovoxel.store.shard` encodes the shards.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import BloscCname, BloscCodec
+from zarr.storage import LocalStore
+
+from isovoxel.errors import OutputExistsError
+from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import AXES, VoxelGrid
+from isovoxel.metadata.ome import image_attributes
+from isovoxel.planning.storage import Storage
+from isovoxel.store.destination import remove
+from isovoxel.store.shard import BLOSC_LEVELS, ShardEncoder
+
+LEVEL = "0"
+"""Path of the array inside the group."""
+
+PROVENANCE = "isovoxel"
+"""The group's attribute that says what made it, and whether it is complete."""
+
+
+class OmeZarrWriter:
+    """Writes one volume into an OME-Zarr 0.5 group, block by block; `create` makes one.
+
+    `write` may be called from several threads at once for boxes that share no voxel.
+    """
+
+    def __init__(self, group: zarr.Group, path: Path, encoder: ShardEncoder, grid: VoxelGrid) -> None:
+        self._group = group
+        self._path = path
+        self._encoder = encoder
+        self._shape = grid.shape
+
+    @classmethod
+    def create(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        grid: VoxelGrid,
+        dtype: np.dtype[Any],
+        storage: Storage,
+        provenance: Mapping[str, Any],
+        overwrite: bool = False,
+    ) -> OmeZarrWriter:
+        """Make the group and its array, without any voxel yet.
+
+        Parameters
+        ----------
+        path
+            Where the group shall be; `isovoxel.store.destination.check_destination` has been asked.
+        grid
+            Shape of the output, and where its voxels lie.
+        dtype
+            Of the voxels.
+        storage
+            Chunks, shards and codec.
+        provenance
+            What made the output, as JSON values; kept in the group's attribute "isovoxel".
+        overwrite
+            Whether an old zarr there is removed first.
+
+        Raises
+        ------
+        OutputExistsError
+            If something is there and shall not be overwritten.
+        OutputError
+            If what shall be overwritten is no zarr.
+        OSError
+            If the file system refuses.
+        """
+        target = Path(path)
+        if overwrite and os.path.lexists(target):
+            remove(target)
+        try:
+            # Also claims the place: of two jobs that start together, one fails here.
+            target.mkdir()
+        except FileExistsError:
+            raise OutputExistsError(f"{target} exists; give --overwrite or another output") from None
+        name = target.name.removesuffix(".zarr").removesuffix(".ome") or target.name
+        group = zarr.create_group(
+            LocalStore(target),
+            zarr_format=3,
+            attributes={
+                **image_attributes(grid, name=name, path=LEVEL),
+                PROVENANCE: {**provenance, "complete": False},
+            },
+        )
+        group.create_array(
+            LEVEL,
+            shape=grid.shape,
+            dtype=dtype,
+            chunks=storage.chunk,
+            shards=storage.shard,
+            filters=None,
+            compressors=_codec(storage.codec, dtype),
+            fill_value=0,
+            dimension_names=AXES,
+        )
+        return cls(group, target, ShardEncoder(storage, dtype), grid)
+
+    def write(self, box: Box, data: NDArray[Any]) -> None:
+        """Write one block, a shard at a time.
+
+        Parameters
+        ----------
+        box
+            Voxels of the output: a union of whole shards, clipped where the volume ends.
+        data
+            Their values, of the box's shape and the output's dtype.
+
+        Raises
+        ------
+        ValueError
+            If the box is no union of whole shards, or the data are not the box's.
+        OSError
+            If the file system refuses, such as a disk that is full. No shard is left half written.
+        """
+        self._check(box, data)
+        for shard in box.tiles(self._encoder.storage.shard):
+            self._encoder.write(self._file(shard), data[shard.relative_to(box.start).slices])
+
+    def finish(self) -> None:
+        """Note in the attributes that the output is complete, and end the writer's threads."""
+        provenance: Any = self._group.attrs[PROVENANCE]
+        self._group.attrs[PROVENANCE] = {**provenance, "complete": True}
+        self._encoder.close()
+
+    def _check(self, box: Box, data: NDArray[Any]) -> None:
+        shard, dtype = self._encoder.storage.shard, self._encoder.dtype
+        ends = zip(box.start, box.stop, shard, self._shape, strict=True)
+        if box.size == 0 or any(a % s or not (b == n or (b < n and b % s == 0)) for a, b, s, n in ends):
+            raise ValueError(
+                f"the box {box.start} to {box.stop} is no union of whole shards of {shard} voxels "
+                f"in a volume of {self._shape}"
+            )
+        if data.shape != box.shape or data.dtype != dtype:
+            raise ValueError(
+                f"the box {box.start} to {box.stop} takes {dtype} of shape {box.shape}, "
+                f"not {data.dtype} of shape {data.shape}"
+            )
+
+    def _file(self, shard: Box) -> Path:
+        """Return the file of a shard: zarr's default chunk keys, "c/z/y/x"."""
+        index = [str(a // n) for a, n in zip(shard.start, self._encoder.storage.shard, strict=True)]
+        return self._path.joinpath(LEVEL, "c", *index)
+
+
+def is_complete(path: str | os.PathLike[str]) -> bool | None:
+    """Tell whether an output was written to its end, or None where there is no output of isovoxel."""
+    try:
+        metadata = json.loads((Path(path) / "zarr.json").read_bytes())
+        complete = metadata["attributes"][PROVENANCE]["complete"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return complete if isinstance(complete, bool) else None
+
+
+def _codec(name: str, dtype: np.dtype[Any]) -> BloscCodec | None:
+    """Return how zarr describes one of `CODECS`, as `ShardEncoder` encodes it."""
+    if name not in BLOSC_LEVELS:
+        return None
+    return BloscCodec(cname=BloscCname(name), clevel=BLOSC_LEVELS[name], shuffle="bitshuffle", typesize=dtype.itemsize)
