@@ -1,0 +1,150 @@
+"""How far is the job, how fast, and how long will it take? A listener that draws a bar, on a terminal only.
+
+Where nobody watches (a log file, a pipe) it writes whole lines instead: one at the start, then one each 30
+seconds at most, one at the end. Speed and time left count output voxels, since blocks at the rim are smaller.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Column
+
+from isovoxel.run.events import BlockDone, Event, JobFinished, JobStarted
+
+LOG_SECONDS = 30.0
+"""Least time between two lines where there is no terminal."""
+
+
+class ProgressView:
+    """A listener for the events of one job, and a context manager that leaves the terminal as it was.
+
+    Parameters
+    ----------
+    console
+        Where to draw; by default standard error.
+    quiet
+        Draw and write nothing.
+    clock
+        Returns seconds.
+
+    Examples
+    --------
+    >>> with ProgressView(quiet=True) as view:
+    ...     listeners = [view]
+    """
+
+    def __init__(
+        self,
+        console: Console | None = None,
+        *,
+        quiet: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        # Asked here, for rich takes FORCE_COLOR, which many log files set, for a terminal.
+        self._console = console or Console(stderr=True, force_terminal=sys.stderr.isatty())
+        self._quiet = quiet
+        self._clock = clock
+        self._bar: Progress | None = None
+        self._running = False
+        self._blocks = self._blocks_done = 0
+        self._voxels = self._voxels_done = 0
+        self._started = self._last_block = self._last_line = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end("stopped")
+
+    def __call__(self, event: Event) -> None:
+        """Take note of an event, and show it."""
+        match event:
+            case JobStarted(plan=plan):
+                self._blocks, self._voxels = plan.n_blocks, math.prod(plan.output.shape)
+                self._begin()
+            case BlockDone(voxels=voxels):
+                self._blocks_done += 1
+                self._voxels_done += voxels
+                self._last_block = self._clock()
+                self._show()
+            case JobFinished():
+                self._end("done")
+
+    def __str__(self) -> str:
+        """Return blocks, speed, and time left or taken, as of now."""
+        parts = [f"{self._blocks_done:,}/{_blocks(self._blocks)}"]
+        took = self._last_block - self._started
+        # One block that came with no time passed says nothing about speed.
+        speed = self._voxels_done / took if took > 0 else 0.0
+        if speed:
+            parts.append(f"{speed / 1e6:,.1f} Mvoxel/s")
+        if not self._running:
+            parts.append(f"in {_duration(self._clock() - self._started)}")
+        elif speed:
+            left = (self._voxels - self._voxels_done) / speed - (self._clock() - self._last_block)
+            parts.append(f"{_duration(max(0.0, left))} left")
+        return ", ".join(parts)
+
+    def _begin(self) -> None:
+        self._running = True
+        self._started = self._last_block = self._last_line = self._clock()
+        if self._quiet:
+            return
+        if not self._console.is_interactive:
+            self._write(f"scaling {_blocks(self._blocks)}, {self._voxels / 1e6:,.1f} Mvoxel")
+            return
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            # Asks `__str__` whenever the bar is redrawn: the time left runs down during long blocks too.
+            TextColumn("{task.fields[view]}", table_column=Column(no_wrap=True)),
+            console=self._console,
+            expand=True,
+            get_time=self._clock,
+            # What others print to standard output belongs there, not where the bar is.
+            redirect_stdout=False,
+        )
+        self._bar.add_task("scaling", total=self._voxels, view=self)
+        self._bar.start()
+
+    def _show(self) -> None:
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=self._voxels_done)
+        elif not self._quiet and self._clock() - self._last_line >= LOG_SECONDS:
+            self._last_line = self._clock()
+            self._write(f"scaling: {self}")
+
+    def _end(self, word: str) -> None:
+        """Close the bar, whose last state stays on the screen, or write the last line; once."""
+        if not self._running:
+            return
+        self._running = False
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], description=word)
+            self._bar.stop()
+        elif not self._quiet:
+            self._write(f"{word}: {self}")
+
+    def _write(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _blocks(count: int) -> str:
+    return f"{count:,} block" if count == 1 else f"{count:,} blocks"
+
+
+def _duration(seconds: float) -> str:
+    """Return seconds as m:ss or h:mm:ss."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

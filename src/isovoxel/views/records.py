@@ -1,0 +1,291 @@
+"""What do a volume, a plan, a result, limits and devices say, to a machine and to a person?
+
+Each has one record (what ``--json`` prints) and one list of lines (what a person reads), made from the same values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from isovoxel.geometry.grid import AXES, VoxelGrid
+from isovoxel.planning.cost import human_bytes
+from isovoxel.planning.plan import Plan
+from isovoxel.planning.whole import WholeLimits
+from isovoxel.volumes.base import Volume
+
+if TYPE_CHECKING:
+    from isovoxel.api import ScaleResult
+    from isovoxel.engines.devices import Device
+
+Record = dict[str, Any]
+Line = tuple[str, str]
+"""A label and what it labels."""
+
+
+# ---- info ------------------------------------------------------------------------------------------------------
+
+
+def volume_record(volume: Volume) -> Record:
+    """Return what is known of a volume."""
+    return {
+        "name": volume.name,
+        "kind": volume.kind,
+        "shape": list(volume.shape),
+        "dtype": volume.dtype.name,
+        "axes": list(AXES),
+        "bytes": volume.nbytes,
+        "chunks": list(volume.chunks),
+        "voxel_size": None if volume.voxel_size is None else list(volume.voxel_size),
+        "origin": list(volume.origin),
+        "unit": volume.unit,
+        "sources": dict(volume.sources),
+    }
+
+
+def volume_lines(volume: Volume) -> list[Line]:
+    """Return what is known of a volume, and where it was read from."""
+
+    def with_source(text: str, key: str) -> str:
+        return f"{text}   ({volume.sources[key]})" if key in volume.sources else text
+
+    size = f"unknown: {volume.missing or 'the input does not say'}"
+    if volume.voxel_size is not None:
+        size = with_source(_numbers(volume.voxel_size), "voxel size")
+    return [
+        ("input", f"{volume.name}   ({volume.kind})"),
+        ("shape", with_source(f"{_shape(volume.shape)} voxels", "shape")),
+        ("axes", with_source("z, y, x", "axes")),
+        ("dtype", f"{volume.dtype.name}, {human_bytes(volume.nbytes)} in all"),
+        ("voxel size", size),
+        ("unit", with_source(volume.unit or "none", "unit")),
+        ("chunks", _chunks(volume.chunks)),
+    ]
+
+
+# ---- plan and scale --------------------------------------------------------------------------------------------
+
+
+def plan_record(plan: Plan) -> Record:
+    """Return what a plan would do, and what it takes."""
+    return {
+        "input": _grid_record(plan.source.grid) | {"name": plan.source.name, "dtype": plan.source.dtype},
+        "output": _grid_record(plan.output)
+        | {
+            "dtype": plan.source.dtype,
+            "bytes": plan.output_bytes,
+            "chunk": list(plan.storage.chunk),
+            "shard": list(plan.storage.shard),
+            "codec": plan.storage.codec,
+        },
+        "factors": list(plan.factor),
+        "interpolation": plan.interpolation,
+        "boundary": plan.boundary,
+        "engine": plan.engine,
+        "device": {"name": plan.device.name, "kind": plan.device.kind},
+        "blocks": {
+            "count": plan.n_blocks,
+            "shape": list(plan.block_shape),
+            "halo": [list(h) for h in plan.halo],
+            "halo_mode": plan.halo_mode,
+            "in_flight": plan.in_flight,
+        },
+        "projected": {"host_bytes": plan.projected_host, "device_bytes": plan.projected_device},
+        "allowed": {"host_bytes": plan.host.allowed, "device_bytes": plan.device.allowed},
+        "fingerprint": plan.fingerprint,
+    }
+
+
+def plan_lines(plan: Plan) -> list[Line]:
+    """Return what a plan would do, and what it takes."""
+    source, output = plan.source.grid, plan.output
+    halo = ", ".join(f"{axis} {before}+{after}" for axis, (before, after) in zip(AXES, plan.halo, strict=True))
+    grid = " x ".join(str(n) for n in plan.block_grid)
+    blocks = f"{plan.n_blocks:,} of {_shape(plan.block_shape)} voxels"
+    return [
+        ("input", f"{plan.source.name}   {_grid_text(source)}, {plan.source.dtype}"),
+        ("output", f"{_grid_text(output)}, {plan.source.dtype}, {human_bytes(plan.output_bytes)}"),
+        ("factors", f"{_numbers(plan.factor)}   ({plan.interpolation}, boundary {plan.boundary})"),
+        ("engine", f"{plan.engine} on {plan.device.name} ({plan.device.kind.upper()})"),
+        ("blocks", f"{blocks}   ({grid} along z, y, x; {plan.in_flight} in flight)"),
+        ("halo", f"{halo} input voxels, by {_HALO[plan.halo_mode]}"),
+        (
+            "files",
+            f"shards of {_shape(plan.storage.shard)}, chunks of {_shape(plan.storage.chunk)}, {plan.storage.codec}",
+        ),
+        ("host", f"{human_bytes(plan.projected_host)} projected, {human_bytes(plan.host.allowed)} allowed"),
+        (
+            "device",
+            f"{human_bytes(plan.projected_device)} projected, {human_bytes(plan.device.allowed)} allowed",
+        ),
+    ]
+
+
+_HALO = {
+    "map_overlap": "map_overlap (blocks exchange it)",
+    "direct": "direct reads (each block reads its own)",
+}
+
+
+def result_record(result: ScaleResult) -> Record:
+    """Return what a job did."""
+    return plan_record(result.plan) | {
+        "path": str(result.path),
+        "seconds": result.seconds,
+        "voxels_per_second": result.voxels_per_second,
+        "peak_host_bytes": result.peak_host_bytes,
+        "stage_seconds": result.stages,
+    }
+
+
+def result_lines(result: ScaleResult) -> list[Line]:
+    """Return what a job did."""
+    plan = result.plan
+    stages = ", ".join(f"{_STAGES[name]} {seconds:.1f} s" for name, seconds in result.stages.items())
+    speed = f"{result.voxels_per_second / 1e6:,.1f} Mvoxel/s"
+    return [
+        ("written", f"{result.path}   {_grid_text(plan.output)}, {plan.source.dtype}"),
+        ("time", f"{result.seconds:.1f} s, {speed}, {count(plan.n_blocks, 'block')} on {plan.device.name}"),
+        ("threads", f"{plan.in_flight}, which spent together: {stages}"),
+        ("host peak", f"{human_bytes(result.peak_host_bytes)} of {human_bytes(plan.host.allowed)} allowed"),
+    ]
+
+
+_STAGES = {"read": "reading", "wait": "waiting for the device", "scale": "scaling", "write": "writing"}
+
+
+# ---- limits and devices ----------------------------------------------------------------------------------------
+
+
+def limits_record(found: WholeLimits) -> Record:
+    """Return where scaling in one piece stops."""
+    return {
+        "input": _grid_record(found.grid),
+        "interpolation": found.interpolation,
+        "device": {
+            "name": found.device.name,
+            "kind": found.device.kind,
+            "memory": found.device.memory,
+            "largest_allocation": found.device.largest_allocation,
+            "image_shape": list(found.device.image_shape),
+            "buffer_voxels": found.device.buffer_voxels,
+        },
+        "stops_at_zoom": _finite(found.first.zoom),
+        "limit": found.first.limit,
+        "crossings": [
+            {
+                "limit": c.limit,
+                "allowed": c.allowed,
+                "zoom": _finite(c.zoom),
+                "shape": list(c.shape),
+                "needed": c.needed,
+            }
+            for c in found.crossings
+        ],
+    }
+
+
+def limits_lines(found: WholeLimits) -> list[Line]:
+    """Return the answers to the tutorial's questions, and when each limit is reached."""
+    first, device = found.first, found.device
+    if first.zoom == 0:
+        crash = f"at every zoom: {first.needed} exceeds the {first.limit} of {first.allowed}"
+    else:
+        crash = f"at zoom {_zoom(first.zoom)}: {first.needed} exceeds the {first.limit} of {first.allowed}"
+    size = f"{_shape(first.shape)} voxels: {human_bytes(4 * math.prod(first.shape))} as float32"
+    has = f"has {human_bytes(device.memory)}, allocates at most {human_bytes(device.largest_allocation)} at once"
+    images = f"images of {_shape(device.image_shape)} voxels"
+    lines = [
+        ("input", _grid_text(found.grid)),
+        ("in one piece", f"cle.scale ({found.interpolation}) stops {crash}"),
+        ("image there", f"{size}, which is what cle.scale makes"),
+        ("device", f"{device.name} ({device.kind.upper()}) {has} and {images}"),
+    ]
+    for c in found.crossings[1:]:
+        when = "never" if math.isinf(c.zoom) else f"from zoom {_zoom(c.zoom)}, {c.needed}"
+        lines.append(("next limit" if c is found.crossings[1] else "", f"{c.limit} of {c.allowed}: {when}"))
+    lines.append(("isovoxel", "goes on beyond all of them, block by block: isovoxel scale INPUT OUT.zarr --zoom Z"))
+    return lines
+
+
+def device_record(device: Device) -> Record:
+    """Return what an OpenCL device has."""
+    return {
+        "index": device.index,
+        "name": device.name,
+        "kind": device.kind,
+        "platform": device.platform,
+        "driver": device.driver,
+        "compute_units": device.compute_units,
+        "memory": device.memory,
+        "free": device.free,
+        "largest_allocation": device.largest_allocation,
+        "image_shape": list(device.image_shape),
+        "shares_host_memory": device.shares_host_memory,
+    }
+
+
+def device_lines(devices: Sequence[Device]) -> list[Line]:
+    """Return what all OpenCL devices have, one line each."""
+    lines = []
+    for d in devices:
+        free = "" if d.free is None else f", {human_bytes(d.free)} free"
+        has = [
+            f"{human_bytes(d.memory)}{free}",
+            f"at most {human_bytes(d.largest_allocation)} at once",
+            f"images up to {_shape(d.image_shape)}",
+            count(d.compute_units, "compute unit"),
+        ]
+        lines.append((f"device {d.index}", f"{d.name} ({d.kind.upper()}, {d.platform} {d.driver}): {'; '.join(has)}"))
+    return lines
+
+
+# ---- words -----------------------------------------------------------------------------------------------------
+
+
+def text(lines: Sequence[Line]) -> str:
+    """Return lines with their labels in a column."""
+    width = max(len(label) for label, _ in lines)
+    return "\n".join(f"{label:<{width}}  {what}" for label, what in lines)
+
+
+def count(n: int, what: str) -> str:
+    """Return a number of things, in singular or plural."""
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
+def _chunks(chunks: Sequence[int]) -> str:
+    if math.prod(chunks) == 1:
+        return "none: any voxel can be read by itself"
+    return f"{_shape(chunks)} voxels are decoded in one go"
+
+
+def _grid_record(grid: VoxelGrid) -> Record:
+    return {
+        "shape": list(grid.shape),
+        "voxel_size": list(grid.voxel_size),
+        "origin": list(grid.origin),
+        "unit": grid.unit,
+    }
+
+
+def _grid_text(grid: VoxelGrid) -> str:
+    unit = f" {grid.unit}" if grid.unit else ""
+    return f"{_shape(grid.shape)} voxels of {_numbers(grid.voxel_size)}{unit}"
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return f"({', '.join(str(n) for n in shape)})"
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return " x ".join(f"{v:.6g}" for v in values)
+
+
+def _zoom(zoom: float) -> str:
+    return f"{zoom:,.4g}" if zoom < 1e4 else f"{zoom:.3g}"
+
+
+def _finite(zoom: float) -> float | None:
+    return None if math.isinf(zoom) else zoom
