@@ -1,0 +1,308 @@
+"""The command line: it parses, calls the API once, and prints.
+
+Results go to standard output, everything else (progress, notes, errors) to standard error. Exit codes: 0 done,
+1 failed half-way, 2 nothing was begun, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from isovoxel.errors import IsovoxelError
+from isovoxel.views.records import Line, Record
+
+# typer brings its own copy of click, and of click's errors only some names are typer's: this is UsageError.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+app = typer.Typer(
+    name="isovoxel",
+    help="Scale volumes that fit neither the graphics card nor the memory to isotropic voxels.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _three(kind: Callable[[str], Any], example: str) -> Callable[[str], tuple[Any, Any, Any]]:
+    def parse(text: str) -> tuple[Any, Any, Any]:
+        try:
+            z, y, x = (kind(part) for part in text.split(","))
+        except ValueError:
+            raise typer.BadParameter(f"{text!r} is not three numbers z,y,x such as {example}") from None
+        return (z, y, x)
+
+    return parse
+
+
+Input = Annotated[str, typer.Argument(metavar="INPUT", help="TIFF, OME-TIFF, OME-Zarr, zarr array or .npy.")]
+Zoom = Annotated[float | None, typer.Option(metavar="Z", help="Factor per axis = voxel size x Z.")]
+VoxelSize = Annotated[
+    float | None, typer.Option(metavar="S", help="Side of the cubic output voxels, in the input's unit.")
+]
+Factor = Annotated[
+    Any,
+    typer.Option(metavar="FZ,FY,FX", parser=_three(float, "5,1,1"), help="Output voxels per input voxel."),
+]
+InputVoxelSize = Annotated[
+    Any,
+    typer.Option(
+        metavar="Z,Y,X",
+        parser=_three(float, "1,0.2,0.2"),
+        help="Voxel size of the input; overrides its metadata.",
+    ),
+]
+Unit = Annotated[str | None, typer.Option(metavar="NAME", help="Unit of the input's lengths, such as micrometer.")]
+Interpolation = Annotated[str, typer.Option(metavar="linear|nearest", help="nearest is the one for labels.")]
+Boundary = Annotated[
+    str,
+    typer.Option(metavar="nearest|constant", help="nearest repeats the rim; constant is cle.scale's dark rim."),
+]
+DeviceName = Annotated[str, typer.Option("--device", metavar="NAME|INDEX|auto", help="OpenCL device.")]
+Halo = Annotated[str, typer.Option(metavar="auto|map_overlap|direct", help="How blocks get their neighbours' voxels.")]
+Memory = Annotated[str | None, typer.Option(metavar="SIZE", help="Host memory to stay within, such as 8GiB.")]
+DeviceMemory = Annotated[str | None, typer.Option(metavar="SIZE", help="Device memory to stay within.")]
+Threads = Annotated[int | None, typer.Option(metavar="N", help="Blocks in flight at the same time.")]
+Chunk = Annotated[
+    Any,
+    typer.Option(metavar="Z,Y,X", parser=_three(int, "128,128,128"), help="Voxels per chunk of the output."),
+]
+Shard = Annotated[
+    Any,
+    typer.Option(metavar="Z,Y,X", parser=_three(int, "256,256,256"), help="Voxels per file of the output."),
+]
+Codec = Annotated[str, typer.Option(metavar="lz4|zstd|none", help="Compression of the output.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def _show(record: Record, lines: Sequence[Line], *, as_json: bool) -> None:
+    """Print the record for a machine, or the lines for a person."""
+    from isovoxel.views.records import text
+
+    print(json.dumps(record, allow_nan=False) if as_json else text(lines))  # noqa: T201 - this is what it is for
+
+
+def _note(text: str) -> None:
+    """Say something that is not a result."""
+    print(text, file=sys.stderr)  # noqa: T201
+
+
+@app.callback(invoke_without_command=True)
+def _main(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        from isovoxel import __version__
+
+        print(f"isovoxel {__version__}")  # noqa: T201
+    elif context.invoked_subcommand is None:
+        print(context.get_help())  # noqa: T201
+
+
+@app.command()
+def info(source: Input, input_voxel_size: InputVoxelSize = None, unit: Unit = None, as_json: Json = False) -> None:
+    """Show shape, dtype, axes, voxel size and unit, and where each was read from."""
+    from isovoxel.api import open_volume
+    from isovoxel.views.records import volume_lines, volume_record
+
+    volume = open_volume(source, voxel_size=input_voxel_size, unit=unit)
+    _show(volume_record(volume), volume_lines(volume), as_json=as_json)
+
+
+@app.command()
+def plan(
+    source: Input,
+    zoom: Zoom = None,
+    voxel_size: VoxelSize = None,
+    factor: Factor = None,
+    input_voxel_size: InputVoxelSize = None,
+    unit: Unit = None,
+    interpolation: Interpolation = "linear",
+    boundary: Boundary = "nearest",
+    device: DeviceName = "auto",
+    halo: Halo = "auto",
+    memory: Memory = None,
+    device_memory: DeviceMemory = None,
+    threads: Threads = None,
+    chunk: Chunk = None,
+    shard: Shard = None,
+    codec: Codec = "lz4",
+    as_json: Json = False,
+) -> None:
+    """Show what would happen: output, blocks, halo, projected and allowed bytes. Nothing is written."""
+    from isovoxel import api
+    from isovoxel.views.records import plan_lines, plan_record
+
+    planned = api.plan(
+        source,
+        zoom=zoom,
+        voxel_size=voxel_size,
+        factor=factor,
+        input_voxel_size=input_voxel_size,
+        unit=unit,
+        interpolation=interpolation,
+        boundary=boundary,
+        device=device,
+        halo=halo,
+        memory=memory,
+        device_memory=device_memory,
+        threads=threads,
+        chunk=chunk,
+        shard=shard,
+        codec=codec,
+    )
+    _show(plan_record(planned), plan_lines(planned), as_json=as_json)
+
+
+@app.command()
+def scale(
+    source: Input,
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="OME-Zarr to write.")],
+    zoom: Zoom = None,
+    voxel_size: VoxelSize = None,
+    factor: Factor = None,
+    input_voxel_size: InputVoxelSize = None,
+    unit: Unit = None,
+    interpolation: Interpolation = "linear",
+    boundary: Boundary = "nearest",
+    device: DeviceName = "auto",
+    halo: Halo = "auto",
+    memory: Memory = None,
+    device_memory: DeviceMemory = None,
+    threads: Threads = None,
+    chunk: Chunk = None,
+    shard: Shard = None,
+    codec: Codec = "lz4",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an OME-Zarr that is there.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Scale a volume to isotropic voxels, or by the factors given, and write it as OME-Zarr 0.5."""
+    from isovoxel import api
+    from isovoxel.run.events import Event, JobStarted
+    from isovoxel.views.progress import ProgressView
+    from isovoxel.views.records import result_lines, result_record
+
+    def say_cpu(event: Event) -> None:
+        if isinstance(event, JobStarted) and event.plan.device.kind == "cpu" and not quiet:
+            _note(f"note: the CPU scales, not a GPU ({event.plan.device.name})")
+
+    with ProgressView(quiet=quiet or as_json) as progress:
+        result = api.scale(
+            source,
+            output,
+            overwrite=overwrite,
+            listeners=(say_cpu, progress),
+            zoom=zoom,
+            voxel_size=voxel_size,
+            factor=factor,
+            input_voxel_size=input_voxel_size,
+            unit=unit,
+            interpolation=interpolation,
+            boundary=boundary,
+            device=device,
+            halo=halo,
+            memory=memory,
+            device_memory=device_memory,
+            threads=threads,
+            chunk=chunk,
+            shard=shard,
+            codec=codec,
+        )
+    if as_json or not quiet:
+        _show(result_record(result), result_lines(result), as_json=as_json)
+
+
+@app.command()
+def limits(
+    source: Input,
+    input_voxel_size: InputVoxelSize = None,
+    unit: Unit = None,
+    interpolation: Interpolation = "linear",
+    device: DeviceName = "auto",
+    as_json: Json = False,
+) -> None:
+    """Show at which zoom cle.scale in one piece stops, on which limit, and how large the image would be."""
+    from isovoxel import api
+    from isovoxel.views.records import limits_lines, limits_record
+
+    found = api.limits(source, input_voxel_size=input_voxel_size, unit=unit, interpolation=interpolation, device=device)
+    _show(limits_record(found), limits_lines(found), as_json=as_json)
+
+
+@app.command()
+def devices(as_json: Json = False) -> None:
+    """List the OpenCL devices with the limits that matter."""
+    from isovoxel.engines.devices import find_device, list_devices
+    from isovoxel.views.records import device_lines, device_record
+
+    find_device()  # having none is an error that says what to install
+    found = list_devices()
+    _show({"devices": [device_record(d) for d in found]}, device_lines(found), as_json=as_json)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for the demo's files.")] = Path("isovoxel-demo"),
+    device: DeviceName = "auto",
+) -> None:
+    """Make a stack like a blastocyst, and run all of the above on it."""
+    from isovoxel.api import open_volume
+    from isovoxel.demo import write_blastocyst
+    from isovoxel.errors import OutputError
+    from isovoxel.views.projections import before_after
+
+    stack, result, picture = folder / "blastocyst.tif", folder / "isotropic.zarr", folder / "before_after.png"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"the folder {folder} cannot be made: {error.strerror}; give another one") from None
+    write_blastocyst(stack)
+
+    def step(*words: object) -> None:
+        print(f"\n$ isovoxel {' '.join(str(w) for w in words)}", flush=True)  # noqa: T201
+
+    step("devices")
+    devices()
+    step("info", stack)
+    info(str(stack))
+    step("limits", stack)
+    limits(str(stack), device=device)
+    step("plan", stack, "--zoom 2")
+    plan(str(stack), zoom=2, device=device)
+    step("scale", stack, result, "--zoom 2 --overwrite")
+    scale(str(stack), result, zoom=2, device=device, overwrite=True)
+    before_after(open_volume(stack), open_volume(result), picture)
+    print(f"\nmaximum projections before and after: {picture}")  # noqa: T201
+
+
+def main() -> None:
+    """Run the command line; every failure that isovoxel knows is one sentence and an exit code."""
+    try:
+        code = app(standalone_mode=False) or 0
+    except IsovoxelError as error:
+        _note(f"error: {error}")
+        code = error.exit_code
+    except _UsageError as error:
+        _note(f"error: {error.format_message().rstrip('.')}; see isovoxel --help")  # type: ignore[attr-defined]
+        code = 2
+    except BrokenPipeError:  # whoever read the output has gone: nothing is left to say, nor to flush at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except (KeyboardInterrupt, typer.Abort):
+        # A second interrupt, while blocks in flight were being finished: threads still run, so leave at once.
+        _note("interrupted")
+        os._exit(130)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

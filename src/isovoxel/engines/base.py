@@ -1,0 +1,44 @@
+"""What is an engine? Something that makes a block's output from its input, on one device, one block at a time."""
+
+from __future__ import annotations
+
+from threading import Event
+from typing import Any, NamedTuple, Protocol
+
+from numpy.typing import NDArray
+
+from isovoxel.planning.plan import Block, Plan
+
+
+class Scaled(NamedTuple):
+    """The result of scaling one block."""
+
+    data: NDArray[Any]
+    """The block's output voxels, in the volume's dtype."""
+    waited: float
+    """Seconds spent waiting for the device while it served other blocks."""
+
+
+class Cancelled(Exception):  # noqa: N818 - not an error: somebody asked for it
+    """The job was cancelled while the block waited for the device."""
+
+
+class Engine(Protocol):
+    """Scales blocks. May be called from several threads; takes the device for one block at a time."""
+
+    name: str
+    """The engine's name in plans and options."""
+
+    def scale(self, data: NDArray[Any], block: Block, plan: Plan, cancelled: Event | None = None) -> Scaled:
+        """Return the voxels of ``block.write_box``.
+
+        Parameters
+        ----------
+        data
+            The voxels of ``block.read_box``, z, y, x, in the source's dtype.
+        block, plan
+            Where they lie, and how they are scaled.
+        cancelled
+            When set, a block that still waits for the device raises `Cancelled` in place of computing.
+        """
+        ...

@@ -1,0 +1,103 @@
+"""What does this machine have, and what does this process hold?"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import psutil
+
+from isovoxel.geometry.axis import round_up
+from isovoxel.planning.limits import HostLimits
+
+MIB = 2**20
+
+SHARE = 0.5
+"""How much of the free memory a job takes unless told otherwise; the page cache that writing fills needs the rest."""
+LIBRARIES = 512 * MIB
+"""What the interpreter, the libraries, an OpenCL driver and its compiler hold (measured: 300 to 420 MiB)."""
+RESERVE = 256 * MIB
+"""What they may still come to hold in a process that has already begun to load them."""
+MOST_THREADS = 8
+"""More blocks in flight than this wait for the device and take memory meanwhile."""
+
+
+def host_limits(budget: int | None = None, threads: int | None = None) -> HostLimits:
+    """Return what a job may use on this host.
+
+    Parameters
+    ----------
+    budget
+        Bytes that this process may hold; without it, half of what is free, container limits included.
+    threads
+        Blocks in flight; without it, one per core, but at least three, so that reading, scaling and writing overlap.
+    """
+    held = psutil.Process().memory_info().rss
+    return HostLimits(
+        allowed=int(SHARE * available_bytes()) if budget is None else budget,
+        # Rounded, so that the same job is planned the same way twice.
+        baseline=max(LIBRARIES, round_up(held + RESERVE, RESERVE)),
+        threads=threads or min(MOST_THREADS, max(3, len(_cores()))),
+    )
+
+
+def available_bytes() -> int:
+    """Return the memory that is free for this process, the limits of its containers and batch jobs included."""
+    free = int(psutil.virtual_memory().available)
+    return min([free, *(limit - used for limit, used in _cgroup_limits())])
+
+
+def peak_bytes() -> int:
+    """Return the most memory that this process has held since it began."""
+    if sys.platform == "linux":  # its getrusage also counts what the parent process held
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _cores() -> set[int] | range:
+    return os.sched_getaffinity(0) if sys.platform == "linux" else range(os.cpu_count() or 1)
+
+
+def _cgroup_limits(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[tuple[int, int]]:
+    """Return (limit, used) of every control group around this process that limits its memory, versions 1 and 2."""
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:  # no Linux
+        return []
+    found = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            base, names = root, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            base, names = (
+                root / "memory",
+                ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+            )
+        else:
+            continue
+        folder = base / path.lstrip("/")
+        # The innermost group's limit need not be the tightest. In a container, its own path is the root.
+        for group in {folder, *folder.parents, base}:
+            if group == base or base in group.parents:
+                found += _group_limit(group, *names)
+    return found
+
+
+def _group_limit(group: Path, limit_name: str, used_name: str, reclaimable_name: str) -> list[tuple[int, int]]:
+    try:
+        limit = (group / limit_name).read_text().strip()
+        used = int((group / used_name).read_text())
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):  # a group without this controller
+        return []
+    # The page cache counts as used, but gives way.
+    return [(int(limit), used - int(stat.get(reclaimable_name, 0)))] if limit.isdecimal() else []
