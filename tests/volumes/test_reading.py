@@ -98,7 +98,7 @@ def imagej_in_one_piece(folder: Path, array: np.ndarray) -> Path:
     return folder / "a.tif"
 
 
-def fortran_memory(folder: Path, array: np.ndarray) -> np.ndarray:
+def fortran_memory(_: Path, array: np.ndarray) -> np.ndarray:
     """Return the array in Fortran order and the other byte order, in memory."""
     return np.asfortranarray(array.astype(array.dtype.newbyteorder(">")))
 
@@ -219,7 +219,7 @@ LARGE: dict[str, Make] = {
     "zarr v3, shards": zarr_array(chunks=(11, 101, 211), shards=(22, 202, 422)),
     "zarr v3, shards, uncompressed": zarr_array(chunks=(11, 101, 211), shards=(22, 202, 422), compressors=None),
     "zarr v3, shards of one chunk": zarr_array(chunks=(17, 157, 211), shards=(17, 157, 211)),
-    "zarr v3, many chunks in a shard": zarr_array(chunks=(3, 29, 31), shards=(30, 261, 403)),
+    "zarr v3, many chunks in a shard": zarr_array(chunks=(5, 31, 61), shards=(30, 279, 427)),
     "zarr v3, transposed": zarr_array(chunks=(17, 157, 211), filters=zarr.codecs.TransposeCodec(order=(2, 1, 0))),
     "zarr v3, three codecs": zarr_array(
         chunks=(17, 157, 211),

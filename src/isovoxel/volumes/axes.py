@@ -50,8 +50,10 @@ def zyx_positions(name: str, axes: Sequence[str], shape: Sequence[int]) -> Index
     for i in kept:
         if axes[i] not in (*AXES, ""):
             what = _WORDS.get(axes[i], f"entries along its axis {axes[i]!r}")
+            # Programs often save slices as time points or channels.
+            hint = "; if they are slices, name that axis z" if len(kept) == 3 and i == kept[0] else ""
             raise InputError(
-                f"{name} has {shape[i]} {what}; isovoxel takes 3-D z, y, x for now, and found the axes {found}"
+                f"{name} has {shape[i]} {what}; isovoxel takes 3-D z, y, x for now, and found the axes {found}{hint}"
             )
     if len(kept) != 3:
         raise InputError(

@@ -24,6 +24,7 @@ from isovoxel.volumes.axes import zyx_positions
 from isovoxel.volumes.base import Volume, check_voxels
 from isovoxel.volumes.files import check_complete, file_identity, unreadable
 from isovoxel.volumes.raw import RawReader
+from isovoxel.volumes.segments import SegmentReader
 from isovoxel.volumes.tiff_layout import Chain, follow_directories, reader_of
 
 # What tifffile logs of broken files is found again here and raised; without this it would land on stderr too.
@@ -52,10 +53,10 @@ def open_tiff(path: Path, name: str) -> Volume:
             # Before tifffile parses it: a document type definition is refused here.
             pixels = read_pixels(tif.ome_metadata or "", name) if tif.is_ome else []
             every = tif.series
+            if every and every[0].kind in _PLAIN_KINDS:
+                _check_plain(tif, chain, path, name)
             index, shape = _only_volume(every, name)
             series = every[index]
-            if series.kind in _PLAIN_KINDS:
-                _check_plain(tif, chain, path, name)
             if series.keyframe.dtype is not None:
                 check_voxels(name, shape, series.keyframe.dtype)
             reader = reader_of(series, name, path, shape)
@@ -81,7 +82,7 @@ def open_tiff(path: Path, name: str) -> Volume:
         shape,
         reader.dtype.newbyteorder("="),
         reader,
-        chunks=(1, 1, 1) if isinstance(reader, RawReader) else reader.segment_shape,
+        chunks=_chunks(reader, shape),
         read_overhead=reader.overhead,
         voxel_size=calibration.voxel_size,
         unit=calibration.unit,
@@ -89,6 +90,14 @@ def open_tiff(path: Path, name: str) -> Volume:
         identity={**file_identity(path), "files": [file_identity(Path(file)) for file in reader.files[1:]]},
         missing=calibration.missing,
     )
+
+
+def _chunks(reader: RawReader | SegmentReader, shape: Index3) -> Index3:
+    """Return what is decoded in one go: single voxels, or a strip or tile, which may reach beyond the image."""
+    if isinstance(reader, RawReader):
+        return (1, 1, 1)
+    z, y, x = reader.segment_shape
+    return (min(z, shape[0]), min(y, shape[1]), min(x, shape[2]))
 
 
 def _only_volume(every: list[tifffile.TiffPageSeries], name: str) -> tuple[int, Index3]:

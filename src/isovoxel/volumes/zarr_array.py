@@ -98,7 +98,8 @@ def open_path(path: Path, name: str) -> zarr.Array[Any]:
     for file, zarr_format in ARRAY_FILES.items():
         if (path / file).is_file():
             try:
-                return zarr.open_array(str(path), mode="r", zarr_format=3 if zarr_format == 3 else 2)
+                # Absolute: from another working directory, every chunk would be absent, and read as zeros.
+                return zarr.open_array(str(path.resolve()), mode="r", zarr_format=3 if zarr_format == 3 else 2)
             except Exception as error:
                 raise unreadable(name, "a zarr array", error) from error
     raise InputError(f"{name} holds no zarr array: there is neither zarr.json nor .zarray in {path}")
