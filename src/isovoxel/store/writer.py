@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BloscCname, BloscCodec
+from zarr.codecs import BloscCodec
 from zarr.storage import LocalStore
 
 from isovoxel.errors import OutputExistsError
@@ -175,4 +175,6 @@ def _codec(name: str, dtype: np.dtype[Any]) -> BloscCodec | None:
     """Return how zarr describes one of `CODECS`, as `ShardEncoder` encodes it."""
     if name not in BLOSC_LEVELS:
         return None
-    return BloscCodec(cname=BloscCname(name), clevel=BLOSC_LEVELS[name], shuffle="bitshuffle", typesize=dtype.itemsize)
+    # zarr below 3.2 takes names or members of an enumeration, later ones names only, and neither types the other's.
+    cname: Any = name
+    return BloscCodec(cname=cname, clevel=BLOSC_LEVELS[name], shuffle="bitshuffle", typesize=dtype.itemsize)
