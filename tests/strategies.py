@@ -1,9 +1,17 @@
-"""Hypothesis strategies that the tests share: grids, factors, storage, limits and plans."""
+"""What the tests share: Hypothesis strategies of grids, factors, storage, limits and plans; ways to carry plans out."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
 from hypothesis import strategies as st
 
+from isovoxel.geometry.axis import longest
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import VoxelGrid
 from isovoxel.planning.limits import DeviceLimits, HostLimits
@@ -108,3 +116,103 @@ def boxes(draw: st.DrawFn, shape: tuple[int, int, int]) -> Box:
     """Boxes, none empty, inside a volume."""
     ends = [sorted(draw(st.lists(st.integers(0, n), min_size=2, max_size=2, unique=True))) for n in shape]
     return Box(tuple(e[0] for e in ends), tuple(e[1] for e in ends))
+
+
+# ---- carrying plans out ------------------------------------------------------------------------------------------
+
+
+def cut(
+    shape: tuple[int, int, int],
+    by: tuple[float, float, float],
+    block: tuple[int, int, int],
+    dtype: str = "uint16",
+    **changes: object,
+) -> Plan:
+    """A plan whose blocks have exactly this shape; read directly unless asked otherwise."""
+    fields = {"interpolation": "linear", "boundary": "nearest", "halo_mode": "direct"} | changes
+    mode = fields.pop("halo_mode")
+    block = tuple(min(b, m) for b, m in zip(block, VoxelGrid(shape).scaled(by).shape, strict=True))
+    plan = make_plan(
+        source(shape, dtype),
+        by,
+        storage=Storage(block, block),
+        device=device_limits(),
+        host=host_limits(),
+        fixed_storage=True,
+        halo_mode="direct",
+        **fields,
+    )
+    plan = replace(plan, block_shape=block)
+    return plan if mode == "direct" else replace(plan, halo_mode=mode, window=plan.block_grid)
+
+
+def read_from(array: np.ndarray) -> Callable[[Box], np.ndarray]:
+    """What reads boxes of an array in memory."""
+    return lambda box: array[box.slices].copy()
+
+
+class MemoryWriter:
+    """Takes blocks into an array, and counts how often each voxel was written."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.data = np.zeros(plan.output.shape, plan.source.dtype)
+        self.times = np.zeros(plan.output.shape, np.uint8)
+        self.finished = False
+
+    def write(self, box: Box, data: np.ndarray) -> None:
+        """Take the voxels of a box."""
+        self.data[box.slices] = data
+        self.times[box.slices] += 1
+
+    def finish(self) -> None:
+        """Note that nothing more will come."""
+        self.finished = True
+
+
+@contextlib.contextmanager
+def one_kernel_for_all_shapes() -> Iterator[None]:
+    """Let cle run its kernels in work groups of one voxel.
+
+    PoCL compiles a kernel anew (0.2 s) for every shape of work group, which it chooses by the image's shape. The
+    kernels know nothing of work groups: the bits are the same (`test_cle` shows it), and tests of a thousand shapes
+    take seconds in place of minutes.
+    """
+    from pyclesperanto_prototype._tier0._program import OCLProgram
+
+    original = OCLProgram.run_kernel
+
+    @functools.wraps(original)
+    def run_kernel(self: Any, name: str, size: Any, _: Any, *arguments: Any, **options: Any) -> None:
+        original(self, name, size, (1,) * len(size), *arguments, **options)
+
+    OCLProgram.run_kernel = run_kernel
+    try:
+        yield
+    finally:
+        OCLProgram.run_kernel = original
+
+
+def padded_lengths(plan: Plan) -> tuple[int, ...]:
+    """The longest padded input of a plan's blocks, per axis."""
+    return tuple(longest(sampler, b)[1] for sampler, b in zip(plan.samplers, plan.block_shape, strict=True))
+
+
+def cle_precision(lengths: Iterable[int], voxels: np.ndarray) -> float:
+    """How far the cle engine on a CPU may be from the float64 reference, in grey values (linear).
+
+    Positions inside a block's padded input are float32: the matrix's element, its product with the output index, the
+    sum with the shift, the division by the image's length and the sampler's multiplication each round by at most
+    2^-24 of the position, hence 2^-22 of the axis' length where roundings do not all conspire, and each voxel of
+    position moves the value by at most the range of the data, axis by axis. The input's conversion and the sampler's
+    products round by at most 2^-21 of the largest value; integers are rounded once more.
+
+    Parameters
+    ----------
+    lengths
+        Lengths of the input that the device gets at a time, z, y, x; those of the volume are an upper bound.
+    voxels
+        The input.
+    """
+    low, high = min(0.0, float(voxels.min())), max(0.0, float(voxels.max()))  # 0 lies around the volume
+    positions = 2.0**-22 * sum(lengths) * (high - low)
+    return positions + 2.0**-21 * max(high, -low) + (0.0 if voxels.dtype.kind == "f" else 0.5)

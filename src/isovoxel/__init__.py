@@ -10,8 +10,7 @@ from isovoxel.api import (
     scale,
     scale_array,
 )
-
-__version__ = "0.1.0"
+from isovoxel.version import __version__
 
 __all__ = [
     "ScaleResult",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
-from isovoxel.errors import OptionError
+from isovoxel.errors import IsovoxelError, OptionError, OutputError
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import (
     Float3,
@@ -182,14 +182,19 @@ def scale(
         nbytes=planned.output_bytes,
     )
     engine = open_engine(options.get("device", "auto"))
-    writer = OmeZarrWriter.create(
-        path,
-        grid=planned.output,
-        dtype=volume.dtype,
-        storage=planned.storage,
-        provenance=_provenance(planned, volume),
-        overwrite=overwrite,
-    )
+    try:
+        writer = OmeZarrWriter.create(
+            path,
+            grid=planned.output,
+            dtype=volume.dtype,
+            storage=planned.storage,
+            provenance=_provenance(planned, volume),
+            overwrite=overwrite,
+        )
+    except IsovoxelError:
+        raise
+    except OSError as error:  # such as a disk that has just become full
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
     stages = {"read": 0.0, "wait": 0.0, "scale": 0.0, "write": 0.0}
 
     def add_up(event: Event) -> None:
@@ -199,7 +204,6 @@ def scale(
 
     job = Job(planned, volume.read, engine, writer, (add_up, *listeners), volume.array)
     seconds = job.run()
-    writer.finish()
     return ScaleResult(path, planned, seconds, stages, peak_bytes())
 
 
@@ -253,7 +257,7 @@ def scale_array(
     from isovoxel.run.overlap import scale_lazily
 
     volume = open_volume(da.asarray(array), voxel_size=(1.0, 1.0, 1.0))
-    factors = (float(factor),) * 3 if isinstance(factor, int | float) else factor
+    factors = _factor((factor,) * 3 if isinstance(factor, int | float) else factor)
     shape = volume.grid.scaled(factors).shape
     if chunks is None:
         largest = da.core.normalize_chunks("auto", shape=shape, dtype=volume.dtype)
@@ -329,7 +333,7 @@ def _plan_volume(volume: Volume, options: ScalingOptions) -> Plan:
         factor,
         storage=storage,
         device=device.limits(_bytes("device memory", options.get("device_memory"))),
-        host=host_limits(_bytes("memory", options.get("memory")), threads),
+        host=host_limits(_bytes("memory", options.get("memory")), threads, device_kind=device.kind),
         interpolation=options.get("interpolation", "linear"),
         boundary=options.get("boundary", "nearest"),
         halo_mode=options.get("halo", "auto"),
@@ -345,13 +349,22 @@ def _how_far(volume: Volume, options: ScalingOptions) -> tuple[VoxelGrid, Float3
     if len(names) > 1:
         raise OptionError(f"{' and '.join(names)} each say how far to scale; give only one of them")
     if factor is not None:
-        check_positive("factor", factor)
+        factor = _factor(factor)
         # Without a voxel size lengths are counted in input voxels, and have no unit.
         return VoxelGrid(volume.shape) if volume.voxel_size is None else volume.grid, factor
     grid = volume.grid
     if zoom is not None:
         return grid, factor_for_zoom(grid, zoom)
     return grid, factor_for_voxel_size(grid, min(grid.voxel_size) if voxel_size is None else voxel_size)
+
+
+def _factor(values: Sequence[float]) -> Float3:
+    try:
+        z, y, x = (float(value) for value in values)
+    except (TypeError, ValueError):
+        raise OptionError(f"a factor is three numbers, z, y, x, not {values!r}") from None
+    check_positive("factor", (z, y, x))
+    return (z, y, x)
 
 
 def _source(volume: Volume, grid: VoxelGrid) -> Source:
@@ -367,7 +380,7 @@ def _source(volume: Volume, grid: VoxelGrid) -> Source:
 
 def _provenance(planned: Plan, volume: Volume) -> dict[str, Any]:
     """Return what made an output, for its attributes."""
-    from isovoxel import __version__
+    from isovoxel.version import __version__
 
     grid = planned.source.grid
     return {
@@ -398,10 +411,13 @@ def _bytes(name: str, value: int | str | None) -> int | None:
         return None
     from dask.utils import parse_bytes
 
+    unclear = OptionError(f"{name} must be a size such as 8GiB or 500MB, not {value!r}")
+    if isinstance(value, str) and not any(letter.isdigit() for letter in value):
+        raise unclear  # dask takes "GiB" for one of them, and nothing for a byte
     try:
         size = int(parse_bytes(value))
     except (ValueError, OverflowError):
-        raise OptionError(f"{name} must be a size such as 8GiB or 500MB, not {value!r}") from None
+        raise unclear from None
     if size <= 0:
         raise OptionError(f"{name} must be a size above 0, not {value!r}")
     return size

@@ -100,7 +100,7 @@ def _main(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     if version:
-        from isovoxel import __version__
+        from isovoxel.version import __version__
 
         print(f"isovoxel {__version__}")  # noqa: T201
     elif context.invoked_subcommand is None:

@@ -5,48 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isovoxel.geometry.axis import Axis, round_up
-from strategies import factor, interpolations
+from strategies import factor
 
 
 def axis_of(n: int, f: float) -> Axis:
     """The axis of n samples scaled by f."""
     return Axis(n, max(1, int(np.around(n * f))), f)
-
-
-def used(axis: Axis, outputs: np.ndarray, interpolation: str) -> np.ndarray:
-    """Input samples with a weight, clipped to the volume, straight from the definition."""
-    position = (outputs + 0.5) / axis.factor - 0.5
-    if interpolation == "nearest":
-        index = np.floor(position + 0.5)
-    else:
-        index = np.concatenate([np.floor(position), np.floor(position) + 1])
-    return np.clip(index, 0, axis.n - 1).astype(int)
-
-
-@given(st.integers(1, 200), factor, interpolations, st.data())
-def test_a_span_holds_every_sample_that_its_outputs_use(
-    n: int, f: float, interpolation: str, data: st.DataObject
-) -> None:
-    """Law 2, along one axis: the support of every output sample, clipped to the volume, is in the span."""
-    axis = axis_of(n, f)
-    start = data.draw(st.integers(0, axis.m - 1))
-    stop = data.draw(st.integers(start + 1, axis.m))
-    span = axis.spans(np.array([start]), np.array([stop]), interpolation)
-    index = used(axis, np.arange(start, stop), interpolation)
-    assert 0 <= span.first[0] <= index.min()
-    assert index.max() < span.last[0] <= n
-
-
-@given(st.integers(1, 200), factor, interpolations, st.integers(1, 60))
-def test_a_span_reads_little_more_than_its_outputs_use(n: int, f: float, interpolation: str, length: int) -> None:
-    """A span has at most one sample more on either side than the definition uses."""
-    axis = axis_of(n, f)
-    starts, stops = axis.intervals(length)
-    span = axis.spans(starts, stops, interpolation)
-    for first, last, start, stop in zip(span.first, span.last, starts, stops, strict=True):
-        index = used(axis, np.arange(start, stop), interpolation)
-        assert first >= index.min() - 1
-        assert last <= index.max() + 2
 
 
 @given(st.integers(1, 10_000), factor, st.integers(1, 500))
@@ -57,14 +21,6 @@ def test_cuts_ascend_from_the_first_sample_to_the_last(n: int, f: float, length:
     assert (np.diff(cuts) >= 0).all()
     assert cuts[0] >= 0
     assert cuts[-1] == n
-
-
-def test_an_axis_that_shrinks_away_reads_its_rim() -> None:
-    """A factor of one millionth reads the last sample, not half a million beyond it."""
-    axis = axis_of(10, 1e-6)
-    span = axis.spans(np.array([0]), np.array([1]), "linear")
-    assert (span.first[0], span.last[0]) == (9, 10)
-    assert span.after[0] <= 2
 
 
 @given(st.integers(1, 10**18), st.integers(1, 10**9))

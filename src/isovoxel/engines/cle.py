@@ -177,18 +177,19 @@ def placement(block: Block, plan: Plan) -> tuple[Float3, Float3]:
         block.pad_before,
         strict=True,
     ):
-        factor, shift = _axis_placement(axis, start, stop, first - pad, plan.interpolation)
+        exact = plan.interpolation == "nearest"
+        factor, shift = _axis_placement(axis, start, stop, first - pad, exact=exact, as_cle=plan.boundary == "constant")
         factors.append(factor)
         shifts.append(shift)
     return cast(Float3, tuple(factors)), cast(Float3, tuple(shifts))
 
 
-def _axis_placement(axis: Axis, start: int, stop: int, base: int, interpolation: str) -> tuple[float, float]:
+def _axis_placement(axis: Axis, start: int, stop: int, base: int, *, exact: bool, as_cle: bool) -> tuple[float, float]:
     if (start + 0.5) / axis.factor - 0.5 > axis.n:
         # The single sample of an axis that shrank away: its position was drawn back, and has no neighbours.
         return 1.0, float(axis.source(np.array([start]))[0]) - base
     shift = start / axis.factor - base
-    if interpolation == "linear" or shift == 0:
+    if not exact or (shift == 0 and as_cle):
         return axis.factor, shift
     # Nearest truncates a float32 position. Of all shifts that give every sample the index it must have, take the
     # one in the middle, so that no rounding on the device moves a sample across a voxel's face.

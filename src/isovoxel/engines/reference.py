@@ -46,7 +46,9 @@ def reference(
     for start, stop, f in zip(box.start, box.stop, factor, strict=True):
         position = (np.arange(start, stop, dtype=np.float64) + 0.5) / f - 0.5
         if interpolation == "nearest":
-            corners.append([(np.floor(position + 0.5).astype(np.int64), np.ones_like(position))])
+            # Ties go up, and so does what only float64's rounding puts just before one.
+            cell = np.floor((position + 0.5) * (1 + 2.0**-48))
+            corners.append([(cell.astype(np.int64), np.ones_like(position))])
         else:
             below = np.floor(position)
             weight = position - below

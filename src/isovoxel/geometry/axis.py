@@ -8,15 +8,16 @@ one interval of input samples, clipped to the volume. What that adds to the inte
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-COORDINATE_MARGIN = 2**-8
-"""How far, in samples, a texture unit may round a position: a linear span includes the samples it may round to.
+TIE = 2.0**-48
+"""How near to a voxel's face, as a share of its position, a sample counts as on it: what float64 may round away.
 
-Without it a block's outermost sample could blend in what lies outside the block, and show as a seam.
+A factor of 1.1 puts samples on faces, but in float64 some of them just before: without it, those would be taken from
+the voxel before the face and others from the one after.
 """
 
 Indices = NDArray[np.int64]
@@ -31,9 +32,9 @@ class Spans(NamedTuple):
     last: Indices
     """The one after the last, inside the volume; a span is never empty, for beyond the rim the rim is read."""
     before: Indices
-    """How many samples its kernel reaches beyond the volume's start."""
+    """How many times the rim is repeated before the volume's start."""
     after: Indices
-    """How many samples its kernel reaches beyond the volume's end."""
+    """How many times the rim is repeated after the volume's end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,31 +59,8 @@ class Axis:
 
     def nearest(self, output: Indices) -> Indices:
         """Return the index of the input sample nearest to each output sample; ties go up, as cle truncates."""
-        index: Indices = np.floor(self.source(output) + 0.5).astype(np.int64)
+        index: Indices = np.floor((self.source(output) + 0.5) * (1 + TIE)).astype(np.int64)
         return index
-
-    def spans(self, starts: Indices, stops: Indices, interpolation: str) -> Spans:
-        """Return what each of many output intervals [start, stop) reads.
-
-        Parameters
-        ----------
-        starts, stops
-            Ends of output intervals, none of them empty.
-        interpolation
-            "nearest" or "linear".
-        """
-        if interpolation == "nearest":
-            lowest, highest = self.nearest(starts), self.nearest(stops - 1) + 1
-        else:  # linear takes the sample below and the sample above
-            lowest = np.floor(self.source(starts) - COORDINATE_MARGIN).astype(np.int64)
-            highest = np.floor(self.source(stops - 1) + COORDINATE_MARGIN).astype(np.int64) + 2
-        first = np.clip(lowest, 0, self.n - 1)
-        return Spans(
-            first=first,
-            last=np.maximum(first + 1, np.minimum(highest, self.n)),
-            before=np.maximum(0, -lowest),
-            after=np.maximum(0, highest - self.n),
-        )
 
     def intervals(self, length: int) -> tuple[Indices, Indices]:
         """Cut the output into intervals of this length, the last one shorter: their starts and stops."""
@@ -100,6 +78,37 @@ class Axis:
         back: Indices = np.clip(np.round(stops / self.factor), 0, self.n).astype(np.int64)
         back[-1] = self.n
         return back
+
+
+class Sampler(Protocol):
+    """What an engine reads along one axis."""
+
+    @property
+    def axis(self) -> Axis:
+        """The axis."""
+        ...
+
+    def spans(self, starts: Indices, stops: Indices) -> Spans:
+        """Return what each of many output intervals [start, stop), none of them empty, reads."""
+        ...
+
+
+def longest(sampler: Sampler, length: int) -> tuple[int, int]:
+    """Return the most input samples that an output interval of this length reads, and the same with its pads."""
+    span = sampler.spans(*sampler.axis.intervals(length))
+    read = span.last - span.first
+    return int(read.max()), int((read + span.before + span.after).max())
+
+
+def halo(sampler: Sampler, length: int) -> tuple[int, int]:
+    """Return the most input samples read (before, after) what the cuts of intervals of this length map back to."""
+    starts, stops = sampler.axis.intervals(length)
+    span = sampler.spans(starts, stops)
+    cuts = sampler.axis.cuts(stops)
+    return (
+        int(np.maximum(0, np.concatenate([[0], cuts[:-1]]) - span.first).max()),
+        int(np.maximum(0, span.last - cuts).max()),
+    )
 
 
 def ceil_div(a: int, b: int) -> int:

@@ -16,16 +16,27 @@ from typing import Any
 
 import numpy as np
 
-from isovoxel.geometry.axis import Axis, ceil_div
+from isovoxel.errors import OptionError
+from isovoxel.geometry.axis import Axis, Sampler, ceil_div, halo, longest
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.geometry.grid import Float3, VoxelGrid
+from isovoxel.geometry.texture import Texture
 from isovoxel.planning.cost import BlockCost, cle_cost
 from isovoxel.planning.limits import DeviceLimits, HostLimits
 from isovoxel.planning.storage import Storage, write_overhead
+from isovoxel.version import __version__
 
 INTERPOLATIONS = ("linear", "nearest")
 BOUNDARIES = ("nearest", "constant")
 HALO_MODES = ("auto", "map_overlap", "direct")
+
+
+def check_options(**options: str) -> None:
+    """Raise an `OptionError` that names the first of "interpolation", "boundary" and "halo" which is none there is."""
+    choices = {"interpolation": INTERPOLATIONS, "boundary": BOUNDARIES, "halo": HALO_MODES}
+    for name, value in options.items():
+        if value not in choices[name]:
+            raise OptionError(f"{name} must be one of {', '.join(choices[name])}, not {value!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +126,12 @@ class Plan:
         return (z, y, x)
 
     @cached_property
+    def samplers(self) -> tuple[Sampler, Sampler, Sampler]:
+        """What the engine reads along each axis, z, y, x."""
+        z, y, x = (Texture(axis, self.interpolation, self.boundary) for axis in self.axes)
+        return (z, y, x)
+
+    @cached_property
     def block_grid(self) -> Index3:
         """Number of blocks per axis."""
         z, y, x = (ceil_div(m, b) for m, b in zip(self.output.shape, self.block_shape, strict=True))
@@ -141,15 +158,14 @@ class Plan:
     def block_at(self, place: Index3) -> Block:
         """Return one block by its place in the grid of blocks."""
         start, stop, first, last, before, after = [], [], [], [], [], []
-        for axis, length, i in zip(self.axes, self.block_shape, place, strict=True):
+        for sampler, length, i in zip(self.samplers, self.block_shape, place, strict=True):
             start.append(i * length)
-            stop.append(min((i + 1) * length, axis.m))
-            span = axis.spans(np.array([start[-1]]), np.array([stop[-1]]), self.interpolation)
+            stop.append(min((i + 1) * length, sampler.axis.m))
+            span = sampler.spans(np.array([start[-1]]), np.array([stop[-1]]))
             first.append(int(span.first[0]))
             last.append(int(span.last[0]))
-            repeats = self.boundary == "nearest"
-            before.append(int(span.before[0]) if repeats else 0)
-            after.append(int(span.after[0]) if repeats else 0)
+            before.append(int(span.before[0]))
+            after.append(int(span.after[0]))
         _, ny, nx = self.block_grid
         return Block(
             index=(place[0] * ny + place[1]) * nx + place[2],
@@ -167,16 +183,16 @@ class Plan:
 
     @cached_property
     def halo(self) -> tuple[tuple[int, int], ...]:
-        """Most input voxels that a block reads (before, after) the input interval it maps back to, per axis."""
-        return tuple(halo_of(axis, b, self.interpolation) for axis, b in zip(self.axes, self.block_shape, strict=True))
+        """Most input voxels that a block reads (before, after) the input interval it maps back to, per axis.
+
+        This is the `depth` that map_overlap needs.
+        """
+        return tuple(halo(sampler, b) for sampler, b in zip(self.samplers, self.block_shape, strict=True))
 
     @cached_property
     def cost(self) -> BlockCost:
         """Projected bytes of the largest block."""
-        shapes = [
-            longest(axis, b, self.interpolation, self.boundary)
-            for axis, b in zip(self.axes, self.block_shape, strict=True)
-        ]
+        shapes = [longest(sampler, b) for sampler, b in zip(self.samplers, self.block_shape, strict=True)]
         return block_cost(
             self.source,
             self.storage,
@@ -213,8 +229,6 @@ class Plan:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of everything that can change a result, and of nothing else: budgets and threads are not in it."""
-        from isovoxel import __version__
-
         what = {
             "source": asdict(self.source) | {"name": "", "read_overhead": 0, "chunks": []},
             "output": asdict(self.output),
@@ -270,28 +284,6 @@ def block_cost(
         decode=source.read_overhead,
         encode=write_overhead(storage, source.itemsize),
         overlap=overlap,
-    )
-
-
-def longest(axis: Axis, block: int, interpolation: str, boundary: str) -> tuple[int, int]:
-    """Return the most input samples that a block of this length reads, and the same with its pads."""
-    span = axis.spans(*axis.intervals(block), interpolation)
-    read = span.last - span.first
-    padded = read + span.before + span.after if boundary == "nearest" else read
-    return int(read.max()), int(padded.max())
-
-
-def halo_of(axis: Axis, block: int, interpolation: str) -> tuple[int, int]:
-    """Return the most input samples read (before, after) what the blocks' cuts map back to.
-
-    This is the `depth` that map_overlap needs.
-    """
-    starts, stops = axis.intervals(block)
-    span = axis.spans(starts, stops, interpolation)
-    cuts = axis.cuts(stops)
-    return (
-        int(np.maximum(0, np.concatenate([[0], cuts[:-1]]) - span.first).max()),
-        int(np.maximum(0, span.last - cuts).max()),
     )
 
 

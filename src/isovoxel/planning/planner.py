@@ -23,19 +23,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.errors import DoesNotFitError, OptionError
-from isovoxel.geometry.axis import Axis, ceil_div
+from isovoxel.geometry.axis import Sampler, ceil_div, longest
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import AXES, Float3
 from isovoxel.planning.cost import human_bytes
 from isovoxel.planning.limits import DeviceLimits, HostLimits
 from isovoxel.planning.plan import (
-    BOUNDARIES,
-    HALO_MODES,
-    INTERPOLATIONS,
     Plan,
     Source,
     block_cost,
-    longest,
+    check_options,
 )
 from isovoxel.planning.storage import Storage, smaller
 
@@ -98,7 +95,7 @@ def make_plan(
     DoesNotFitError
         If not even one shard fits; the message says what it takes, what is allowed, and what would help.
     """
-    _check_options(interpolation=interpolation, boundary=boundary, halo=halo_mode)
+    check_options(interpolation=interpolation, boundary=boundary, halo=halo_mode)
     draft = Plan(
         source=source,
         output=source.grid.scaled(factor),
@@ -154,7 +151,7 @@ def plan_chunks(
     DoesNotFitError
         If `chunks` are `fixed` and do not fit the device, or dask cannot exchange their halo.
     """
-    _check_options(interpolation=interpolation, boundary=boundary)
+    check_options(interpolation=interpolation, boundary=boundary)
     output = source.grid.scaled(factor)
     # A chunk of its own length is one storage chunk and one shard: nothing is stored here.
     storage = Storage(_clipped(chunks, output.shape), _clipped(chunks, output.shape))
@@ -188,13 +185,6 @@ def plan_chunks(
     return plan
 
 
-def _check_options(**options: str) -> None:
-    choices = {"interpolation": INTERPOLATIONS, "boundary": BOUNDARIES, "halo": HALO_MODES}
-    for name, value in options.items():
-        if value not in choices[name]:
-            raise OptionError(f"{name} must be one of {', '.join(choices[name])}, not {value!r}")
-
-
 def _fit(draft: Plan, *, fixed_storage: bool) -> Plan:
     """Return the draft with the best storage, number of blocks in flight and block shape that fit."""
     in_flight = draft.in_flight
@@ -213,8 +203,8 @@ def _fit(draft: Plan, *, fixed_storage: bool) -> Plan:
 def _best_shape(draft: Plan) -> Index3 | None:
     """Return the block shape of the least score that fits, or None where no whole shard fits."""
     z, y, x = (
-        _candidates(draft, axis, chunk, shard)
-        for axis, chunk, shard in zip(draft.axes, draft.source.chunks, draft.storage.shard, strict=True)
+        _candidates(sampler, chunk, shard)
+        for sampler, chunk, shard in zip(draft.samplers, draft.source.chunks, draft.storage.shard, strict=True)
     )
     # As float64, which holds counts that overflow 64-bit integers; whether one fits is checked in exact integers.
     padded = _product(z.padded, y.padded, x.padded)
@@ -257,16 +247,17 @@ def _fits(draft: Plan, axes: tuple[_Candidates, ...], at: Index3, shape: Index3)
     return not cost.excess(draft.device) and host <= draft.host.allowed
 
 
-def _candidates(draft: Plan, axis: Axis, chunk: int, shard: int) -> _Candidates:
+def _candidates(sampler: Sampler, chunk: int, shard: int) -> _Candidates:
     """Return the block lengths worth trying along one axis, longest first."""
+    axis = sampler.axis
     shards = ceil_div(axis.m, shard)
     counts = np.unique(np.geomspace(1, shards, CANDIDATES).round().astype(np.int64))
     lengths = sorted({min(axis.m, ceil_div(shards, int(n)) * shard) for n in counts}, reverse=True)
     read, padded, decoded, blocks = [], [], [], []
     for length in lengths:
-        span = axis.spans(*axis.intervals(length), draft.interpolation)
+        span = sampler.spans(*axis.intervals(length))
         whole_chunks = np.minimum(axis.n, -(-span.last // chunk) * chunk) - span.first // chunk * chunk
-        most = longest(axis, length, draft.interpolation, draft.boundary)
+        most = longest(sampler, length)
         read.append(most[0])
         padded.append(most[1])
         decoded.append(int(whole_chunks.sum()))

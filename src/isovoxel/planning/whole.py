@@ -16,6 +16,7 @@ from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import VoxelGrid, factor_for_zoom
 from isovoxel.planning.cost import cle_allocations, human_bytes
 from isovoxel.planning.limits import DeviceLimits
+from isovoxel.planning.plan import check_options
 
 STEPS = 60
 """Bisections: enough for neighbouring float64 zooms to meet."""
@@ -73,7 +74,13 @@ def whole_limits(grid: VoxelGrid, device: DeviceLimits, interpolation: str = "li
         The device, with all of its memory: a program of its own shares it with nobody.
     interpolation
         "linear" or "nearest".
+
+    Raises
+    ------
+    OptionError
+        If the interpolation is neither.
     """
+    check_options(interpolation=interpolation)
     at_one = _shape(grid, 1.0)
 
     def excess(shape: Index3) -> dict[str, tuple[bool, str, str]]:

@@ -41,6 +41,10 @@ class Writer(Protocol):
         """Write the voxels of a box of whole shards; several threads write disjoint boxes at the same time."""
         ...
 
+    def finish(self) -> None:
+        """Mark the output complete."""
+        ...
+
 
 @dataclass
 class Job:
@@ -72,25 +76,34 @@ class Job:
         Raises
         ------
         JobError
-            If a block fails; the message names it and says what is kept.
+            If a block fails, or the output cannot be marked complete; the message says what is kept.
         InterruptedJobError
             If the user interrupts; blocks in flight are finished or given up first.
         """
         began = time.perf_counter()
         self._tell(JobStarted(self.plan))
         pool = ThreadPoolExecutor(self.plan.in_flight, thread_name_prefix="isovoxel")
+        failure: BaseException | None = None
         try:
             if self.plan.halo_mode == "direct":
                 self._run_direct(pool)
             else:
                 self._run_windows(pool)
-        except KeyboardInterrupt:
+        except BaseException as error:  # noqa: BLE001 - raised below, when it is known what is kept
+            failure = error
+        # Blocks in flight still come to their end, and count.
+        self._cancelled.set()
+        pool.shutdown(wait=True, cancel_futures=True)
+        if isinstance(failure, KeyboardInterrupt):
             raise InterruptedJobError(f"interrupted; {self._kept()}") from None
-        except Exception as error:
-            raise JobError(f"{_reason(error)}; {self._kept()}") from error
-        finally:
-            self._cancelled.set()
-            pool.shutdown(wait=True, cancel_futures=True)
+        if isinstance(failure, Exception):
+            raise JobError(f"{_reason(failure)}; {self._kept()}") from failure
+        if failure is not None:
+            raise failure
+        try:
+            self.writer.finish()
+        except OSError as error:
+            raise JobError(f"marking the output complete failed: {error.strerror or error}; {self._kept()}") from error
         seconds = time.perf_counter() - began
         self._tell(JobFinished(seconds))
         return seconds

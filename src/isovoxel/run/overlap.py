@@ -107,7 +107,8 @@ class Window:
         scale
             What makes each block's output.
         """
-        return self._overlapped(array, scale, self.output_chunks, array.dtype)
+        prefix = {"token": "isovoxel"}  # of the name of the dask array; a hash of all that matters follows it
+        return self._overlapped(array, scale, self.output_chunks, array.dtype, **prefix)
 
     def written(self, array: Any, write: ScaleBlock) -> Any:
         """Return a lazy dask array of one True per block, each the sign that `write` took care of that block.

@@ -1,0 +1,505 @@
+"""The default engine: against whole-volume `cle.scale`, the float64 reference, and its own projections."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import pyclesperanto_prototype as cle
+import pyopencl as cl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from isovoxel import scale_array
+from isovoxel.engines import cle as cle_engine
+from isovoxel.engines.base import Cancelled
+from isovoxel.engines.cle import CleEngine, rounded
+from isovoxel.engines.devices import find_device
+from isovoxel.engines.open import open_engine
+from isovoxel.engines.reference import as_dtype, reference
+from isovoxel.errors import DeviceError
+from isovoxel.geometry.box import Box
+from isovoxel.planning.plan import Plan
+from isovoxel.planning.planner import _too_thin
+from isovoxel.run.job import Job
+from strategies import MemoryWriter, cle_precision, cut, one_kernel_for_all_shapes, padded_lengths, plans, read_from
+
+Float3 = tuple[float, float, float]
+Index3 = tuple[int, int, int]
+
+LEVEL = 0.5
+"""Largest difference allowed between a chunked and a whole `cle.scale` of 16-bit data."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_kernel() -> Iterator[None]:
+    with one_kernel_for_all_shapes():
+        yield
+
+
+@pytest.fixture(scope="module")
+def engine() -> CleEngine:
+    """The engine of this process, on the CPU or GPU that is there."""
+    found = open_engine()
+    assert isinstance(found, CleEngine)
+    return found
+
+
+def whole_scale(volume: np.ndarray, factor: Float3, *, linear: bool) -> np.ndarray:
+    """Scale as a user of cle does: in one piece."""
+    fz, fy, fx = factor
+    scaled = cle.scale(volume, factor_x=fx, factor_y=fy, factor_z=fz, auto_size=True, linear_interpolation=linear)
+    return np.asarray(scaled)
+
+
+def run(engine: CleEngine, plan: Plan, volume: np.ndarray) -> np.ndarray:
+    """Carry a plan out as a job does, and return what was written: each voxel once."""
+    writer = MemoryWriter(plan)
+    Job(plan, read_from(volume), engine, writer).run()
+    assert (writer.times == 1).all()
+    return writer.data
+
+
+def random_volume(seed: int, shape: Index3, dtype: str) -> np.ndarray:
+    """Random voxels over the whole range of an integer dtype; float32 with 16-bit values."""
+    rng = np.random.default_rng(seed)
+    if dtype == "float32":
+        return rng.integers(0, 2**16, shape).astype(np.float32)
+    info = np.iinfo(dtype)
+    return rng.integers(info.min, info.max, shape, dtype, endpoint=True)
+
+
+# ---- chunked against whole -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison of a chunked with a whole scaling."""
+
+    shape: Index3
+    factor: Float3
+    block: Index3
+
+
+WHOLE, FRACTIONAL, DOWN = (2.0, 3.0, 4.0, 5.0), (1.5, 2.3, 1.1, 4.95049504950495), (0.5, 0.25, 0.404, 0.7, 1 / 3)
+KINDS: dict[str, tuple[tuple[float, ...], ...]] = {
+    "whole": (WHOLE,),
+    "fractional": (FRACTIONAL,),
+    "down": (DOWN,),
+    "mixed": (WHOLE, FRACTIONAL, DOWN, (1.0,)),
+    "along z": (WHOLE + FRACTIONAL, (1.0,), (1.0,)),
+    "factor 1": ((1.0,),),
+}
+
+
+def random_cases(each: int = 8) -> list[Any]:
+    """Seeded shapes, factors and blocks: so many of each kind, all of which map_overlap can serve."""
+    cases = []
+    for seed, (kind, choices) in enumerate(KINDS.items()):
+        rng = np.random.default_rng(seed)
+        found = 0
+        while found < each:
+            pick = [choices[a] if len(choices) == 3 else choices[rng.integers(len(choices))] for a in range(3)]
+            factor = tuple(float(rng.choice(p)) for p in pick)
+            shape = tuple(int(n) for n in rng.integers(6, (30, 60, 70)))
+            block = tuple(int(n) for n in rng.integers(6, (30, 50, 60)))
+            plan = cut(shape, factor, block, "float32", boundary="constant")
+            if 2 <= plan.n_blocks <= 100 and not _too_thin(plan):
+                found += 1
+                case = Case(shape, factor, block)
+                cases.append(pytest.param(case, id=f"{kind}-{found}"))
+    return cases
+
+
+def near_faces(plan: Plan) -> np.ndarray:
+    """Tell of each output voxel whether it is within 1 voxel of a face between two blocks."""
+    near = np.zeros(plan.output.shape, bool)
+    for axis, (m, b) in enumerate(zip(plan.output.shape, plan.block_shape, strict=True)):
+        along = np.zeros(m, bool)
+        for face in range(b, m, b):
+            along[face - 1 : face + 1] = True
+        near |= along.reshape([m if a == axis else 1 for a in range(3)])
+    return near
+
+
+@pytest.mark.parametrize("case", random_cases())
+def test_chunks_equal_the_whole_and_all_ways_to_the_halo_give_the_same_bits(engine: CleEngine, case: Case) -> None:
+    """Linear and constant, cut anyhow, is `cle.scale` of the whole within half a grey level, at faces as inside."""
+    volume = random_volume(7, case.shape, "float32")
+    plan = cut(case.shape, case.factor, case.block, "float32", boundary="constant")
+    direct = run(engine, plan, volume)
+    overlapped = run(engine, replace(plan, halo_mode="map_overlap", window=plan.block_grid), volume)
+    np.testing.assert_array_equal(overlapped, direct)
+    windows = replace(plan, halo_mode="map_overlap", window=(1, 2, 1))
+    np.testing.assert_array_equal(run(engine, windows, volume), direct)
+    lazy = scale_array(da.from_array(volume, chunks=17), case.factor, boundary="constant", chunks=case.block)
+    np.testing.assert_array_equal(lazy.compute(scheduler="synchronous"), direct)
+
+    whole = whole_scale(volume, case.factor, linear=True)
+    difference = np.abs(direct - whole)
+    assert difference.max() < LEVEL
+    # What float32 coordinates leave is noise, of which faces and insides draw different samples; a seam would be
+    # hundreds of grey levels. Hence twice, and 0.02 for where there is hardly any noise.
+    near = near_faces(plan)
+    assert near.any()
+    if not near.all():
+        assert difference[near].max() <= 2 * difference[~near].max() + 0.02
+
+
+@pytest.mark.parametrize("interpolation", ["linear", "nearest"])
+@pytest.mark.parametrize(
+    "factor",
+    [
+        (2.0, 3.0, 1.0),
+        (1.7, 0.6, 2.3),
+        (0.75, 0.9, 5.0),
+        (2.3, 1.15, 1.1),
+        # Shrinking so far that some planes are no sample's neighbours: cle.scale rounds as it does with all of them.
+        (1 / 3, 0.25, 5.0),
+        (4.467, 1.116, 0.2097),
+        (0.298, 2.4, 0.39),
+    ],
+)
+def test_a_single_constant_block_is_cle_scale_voxel_for_voxel(
+    engine: CleEngine, factor: Float3, interpolation: str
+) -> None:
+    """With 0 around the volume and nothing cut, the very same call is made."""
+    volume = random_volume(1, (11, 23, 29), "float32")
+    plan = cut(volume.shape, factor, (999, 999, 999), "float32", boundary="constant", interpolation=interpolation)
+    found = run(engine, plan, volume)
+    np.testing.assert_array_equal(found, whole_scale(volume, factor, linear=interpolation == "linear"))
+
+
+@pytest.mark.parametrize(
+    ("shape", "factor", "block"),
+    [
+        ((20, 31, 41), (2.3, 1.1, 1.15), (9, 10, 11)),
+        ((20, 31, 41), (1.7, 0.55, 3.3), (16, 7, 27)),
+        ((21, 33, 47), (1 / 3, 2.7, 1.3), (5, 16, 16)),
+        ((9, 9, 200), (1.0, 3.0, 1.1), (9, 12, 16)),
+    ],
+)
+def test_nearest_chunks_equal_the_whole_but_for_ties(
+    engine: CleEngine, shape: Index3, factor: Float3, block: Index3
+) -> None:
+    """On a voxel's face float32 decides in `cle.scale` and float64 here; everywhere else they are equal."""
+    volume = random_volume(2, shape, "float32")
+    plan = cut(shape, factor, block, "float32", interpolation="nearest", boundary="constant")
+    tie = np.zeros(plan.output.shape, bool)
+    for axis, along in enumerate(plan.axes):
+        position = (np.arange(along.m) + 0.5) / along.factor
+        on_face = np.abs(position - np.rint(position)) < 1e-4
+        tie |= on_face.reshape([along.m if a == axis else 1 for a in range(3)])
+    assert tie.mean() < 0.25
+    found, whole = run(engine, plan, volume), whole_scale(volume, factor, linear=False)
+    np.testing.assert_array_equal(found[~tie], whole[~tie])
+
+
+def test_work_groups_of_one_voxel_change_no_bit(engine: CleEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What makes these tests fast leaves the results alone."""
+    from pyclesperanto_prototype._tier0._program import OCLProgram
+
+    volume = random_volume(3, (12, 20, 30), "float32")
+    for interpolation in ("linear", "nearest"):
+        plan = cut(volume.shape, (1.7, 2.0, 0.6), (16, 32, 9), "float32", interpolation=interpolation)
+        block = plan.block(plan.n_blocks // 2)
+        data = volume[block.read_box.slices]
+        found = engine.scale(data, block, plan).data
+        with monkeypatch.context() as patch:
+            patch.setattr(OCLProgram, "run_kernel", OCLProgram.run_kernel.__wrapped__)
+            np.testing.assert_array_equal(engine.scale(data, block, plan).data, found)
+
+
+# ---- against the reference -----------------------------------------------------------------------------------------
+
+
+@settings(max_examples=150)
+@given(plans(40), st.integers(0, 2**32 - 1), st.data())
+def test_blocks_equal_the_reference(engine: CleEngine, plan: Plan, seed: int, data: st.DataObject) -> None:
+    """Every dtype, interpolation, boundary, shape, factor and cut: linear within precision, nearest to the bit."""
+    shape, dtype = plan.source.grid.shape, plan.source.dtype
+    volume = random_volume(seed, shape, dtype)
+    last = plan.n_blocks - 1
+    for index in {0, last, data.draw(st.integers(0, last))}:
+        block = plan.block(index)
+        found = engine.scale(volume[block.read_box.slices], block, plan).data
+        assert (found.shape, found.dtype) == (block.write_box.shape, volume.dtype)
+        real = reference(read_from(volume), shape, plan.factor, block.write_box, plan.interpolation, plan.boundary)
+        if plan.interpolation == "linear":
+            assert np.abs(found - real).max() <= cle_precision(padded_lengths(plan), volume)
+        # With "constant" a block at the volume's start is as cle.scale has it: there float32 decides about ties.
+        elif plan.boundary == "nearest" or all(block.write_box.start):
+            np.testing.assert_array_equal(found, as_dtype(real, volume.dtype))
+
+
+@pytest.mark.parametrize("factor", [1.1, 1.15, 2.3, 0.55, 1 / 1.1, 41 / 8, 61 / 4])
+@pytest.mark.parametrize("block", [9, 16, 27, 10_000])
+def test_nearest_equals_the_reference_on_ties(engine: CleEngine, factor: float, block: int) -> None:
+    """Factors that put samples on voxels' faces, where neither float32 nor float64 may decide by chance."""
+    volume = random_volume(4, (1, 2, 120), "uint16")
+    volume[volume == 0] = 1
+    plan = cut(volume.shape, (1.0, 1.0, factor), (1, 2, block), interpolation="nearest")
+    real = reference(read_from(volume), volume.shape, plan.factor, Box.whole(plan.output.shape), "nearest")
+    np.testing.assert_array_equal(run(engine, plan, volume), real)
+
+
+@pytest.mark.parametrize("dtype", ["uint32", "int32"])
+@pytest.mark.parametrize("factor", [(2.0, 3.0, 1.0), (0.5, 0.404, 1.1), (2.3, 0.7, 4.0)])
+@pytest.mark.parametrize("block", [(999, 999, 999), (6, 7, 8)])
+@pytest.mark.parametrize("boundary", ["nearest", "constant"])
+def test_labels_of_32_bits_survive(engine: CleEngine, dtype: str, factor: Float3, block: Index3, boundary: str) -> None:
+    """Labels that float32 cannot hold, negative ones too, come through nearest as they are, scaled up or down."""
+    volume = random_volume(5, (9, 13, 17), dtype)
+    volume.flat[:4] = [np.iinfo(dtype).max, np.iinfo(dtype).min, 2**24 + 1, 2**31 - 1]
+    plan = cut(volume.shape, factor, block, dtype, interpolation="nearest", boundary=boundary)
+    found = run(engine, plan, volume)
+    real = reference(read_from(volume), volume.shape, factor, Box.whole(plan.output.shape), "nearest", boundary)
+    np.testing.assert_array_equal(found, as_dtype(real, volume.dtype))
+    assert np.isin(found, volume).all()
+
+
+# ---- integers, the rim, and what is no number ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values", "expected"),
+    [
+        ("uint8", [-0.6, 0.5, 1.5, 2.5, 254.5, 255.4, 300], [0, 0, 2, 2, 254, 255, 255]),
+        ("int8", [-200, -128.5, -1.5, -0.5, 127.5], [-128, -128, -2, 0, 127]),
+        ("uint16", [65534.5, 65535.5, 1e9], [65534, 65535, 65535]),
+        ("int16", [-1e9, 32766.5], [-(2**15), 32766]),
+        ("uint32", [-1, 2.0**32, 1e12, 2.0**32 - 256], [0, 2**32 - 1, 2**32 - 1, 2**32 - 256]),
+        ("int32", [-(2.0**31), -1e12, 2.0**31, 1e12], [-(2**31), -(2**31), 2**31 - 1, 2**31 - 1]),
+    ],
+)
+def test_integers_are_rounded_half_to_even_and_saturated(dtype: str, values: list[float], expected: list[int]) -> None:
+    """Nothing is truncated and nothing wraps around."""
+    real = np.array(values, np.float32).reshape(1, 1, -1)
+    np.testing.assert_array_equal(rounded(real, np.dtype(dtype)).ravel(), np.array(expected, dtype))
+
+
+def test_halves_between_voxels_go_to_the_even_integer(engine: CleEngine) -> None:
+    """Averages of pairs, 0.5, 1.5 and 2.5, become 0, 2 and 2 (where cle's integer destination gives 0, 1 and 2)."""
+    volume = np.array([0, 1, 1, 2, 2, 3, 254, 255], np.uint8).reshape(1, 1, 8)
+    plan = cut(volume.shape, (1.0, 1.0, 0.5), (9, 9, 9), "uint8")
+    assert engine.scale(volume, plan.block(0), plan).data.ravel().tolist() == [0, 2, 2, 254]
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "int8", "int16", "int32", "float32"])
+@pytest.mark.parametrize("interpolation", ["linear", "nearest"])
+def test_the_default_boundary_has_no_dark_rim(engine: CleEngine, dtype: str, interpolation: str) -> None:
+    """A volume of one value stays a volume of that value, at its rim and at block faces, at both ends of the range."""
+    info = np.finfo(np.float16) if dtype == "float32" else np.iinfo(dtype)
+    for value in (info.min, info.max):
+        volume = np.full((7, 11, 13), value, dtype)
+        for factor in ((2.0, 3.0, 1.0), (2.3, 0.7, 0.25)):
+            plan = cut(volume.shape, factor, (5, 8, 16), dtype, interpolation=interpolation)
+            found = run(engine, plan, volume)
+            # float32 weights need not add up to 1; integers of 32 bits are as coarse as float32.
+            coarse = dtype in ("uint32", "int32", "float32") and interpolation == "linear"
+            np.testing.assert_allclose(found, np.float64(value), rtol=2**-22 if coarse else 0)
+
+
+def test_the_constant_boundary_has_the_rim_of_cle_scale(engine: CleEngine) -> None:
+    """Blending with 0 outside darkens the outermost planes, as `cle.scale` does, and no plane between blocks."""
+    volume = np.full((8, 12, 16), 1000, np.float32)
+    plan = cut(volume.shape, (2.0, 2.0, 2.0), (8, 8, 8), "float32", boundary="constant")
+    found = run(engine, plan, volume)
+    np.testing.assert_allclose(found, whole_scale(volume, plan.factor, linear=True), atol=0.01)
+    np.testing.assert_allclose(found[0, 12, 16], 750, atol=0.01)
+    np.testing.assert_allclose(found[1:-1, 1:-1, 1:-1], 1000, atol=0.01)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("factor", [(1.0, 1.0, 1.0), (2.0, 1.0, 3.0), (1.5, 0.5, 2.3)])
+@pytest.mark.parametrize("block", [(99, 99, 99), (4, 3, 5)])
+def test_what_is_no_number_spreads_over_the_support_only(
+    engine: CleEngine, value: float, factor: Float3, block: Index3
+) -> None:
+    """Linear: where NaN or infinity has weight the result is none, at most one voxel further (0 x NaN), and beyond
+    that nothing changes."""  # noqa: D209, D205 - one sentence
+    volume = random_volume(6, (7, 9, 11), "float32")
+    plan = cut(volume.shape, factor, block, "float32")
+    clean = run(engine, plan, volume)
+    volume[3, 4, 5] = value
+    found = run(engine, plan, volume)
+    real = reference(read_from(volume), volume.shape, factor, Box.whole(plan.output.shape))
+    assert not np.isfinite(found[~np.isfinite(real)]).any()
+    touched = np.ones(plan.output.shape, bool)
+    for axis, (along, at) in enumerate(zip(plan.axes, (3, 4, 5), strict=True)):
+        # The sampler takes the voxels below and above a position, one of which may have no weight.
+        near = np.abs(along.source(np.arange(along.m)) - at) <= 1 + 2**-10
+        touched &= near.reshape([along.m if a == axis else 1 for a in range(3)])
+    np.testing.assert_array_equal(found[~touched], clean[~touched])
+
+
+@pytest.mark.parametrize("block", [(99, 99, 99), (4, 3, 5)])
+def test_nearest_leaves_what_is_no_number_where_it_is(engine: CleEngine, block: Index3) -> None:
+    """NaN and infinities are copied like any other value."""
+    volume = random_volume(6, (7, 9, 11), "float32")
+    volume[3, 4, 5], volume[0, 0, 0], volume[6, 8, 10] = np.nan, np.inf, -np.inf
+    plan = cut(volume.shape, (2.3, 0.7, 3.0), block, "float32", interpolation="nearest")
+    real = reference(read_from(volume), volume.shape, plan.factor, Box.whole(plan.output.shape), "nearest")
+    np.testing.assert_array_equal(run(engine, plan, volume), real)
+
+
+# ---- what it takes -------------------------------------------------------------------------------------------------
+
+
+class Live:
+    """Counts the bytes of OpenCL buffers and images that are alive."""
+
+    def __init__(self) -> None:
+        self.now = self.peak = 0
+
+    def add(self, memory: Any) -> None:
+        """Count an allocation until it is released."""
+        self.now += memory.size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(memory, self.remove, memory.size)
+
+    def remove(self, nbytes: int) -> None:
+        """Count a release."""
+        self.now -= nbytes
+
+
+@pytest.fixture
+def live(monkeypatch: pytest.MonkeyPatch) -> Live:
+    """What is allocated on the device from now on."""
+    counter = Live()
+
+    class Buffer(cl.Buffer):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            counter.add(self)
+
+    class Image(cl.Image):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            counter.add(self)
+
+    monkeypatch.setattr(cl, "Buffer", Buffer)
+    monkeypatch.setattr(cl, "Image", Image)
+    return counter
+
+
+@pytest.mark.parametrize("interpolation", ["linear", "nearest"])
+@pytest.mark.parametrize("boundary", ["nearest", "constant"])
+@pytest.mark.parametrize(
+    ("shape", "factor", "block"),
+    [
+        ((31, 37, 41), (2.0, 1.0, 1.0), (999, 999, 999)),
+        ((31, 37, 41), (2.3, 1.1, 0.7), (17, 19, 23)),
+        ((43, 47, 53), (0.404, 0.25, 0.5), (7, 11, 13)),
+        ((13, 17, 19), (4.95, 3.0, 2.5), (61, 43, 29)),
+    ],
+)
+def test_device_bytes_are_projected_to_the_byte(
+    engine: CleEngine, live: Live, shape: Index3, factor: Float3, block: Index3, boundary: str, interpolation: str
+) -> None:
+    """What is really allocated at the peak is within 10% of the projection and never above, and all is given back."""
+    volume = random_volume(8, shape, "uint16")
+    plan = cut(shape, factor, block, interpolation=interpolation, boundary=boundary)
+    peaks = []
+    for one in plan.blocks():
+        live.peak = live.now
+        engine.scale(volume[one.read_box.slices], one, plan)
+        peaks.append(live.peak)
+        assert live.now == 0
+    assert 0.9 * plan.projected_device <= max(peaks) <= plan.projected_device
+
+
+def test_labels_in_two_halves_take_no_more_than_projected(engine: CleEngine, live: Live) -> None:
+    """The halves of 32-bit labels are on the device one after the other."""
+    volume = random_volume(9, (17, 19, 23), "uint32")
+    plan = cut(volume.shape, (2.0, 2.0, 2.0), (999, 999, 999), "uint32", interpolation="nearest")
+    engine.scale(volume, plan.block(0), plan)
+    assert 0.9 * plan.projected_device <= live.peak <= plan.projected_device
+
+
+def test_staging_is_reused(engine: CleEngine) -> None:
+    """Equal and smaller blocks are staged in the arrays of the first one; only a larger block gets larger ones."""
+    engine = CleEngine(engine.device)
+    volume = random_volume(10, (12, 20, 24), "uint16")
+    plan = cut(volume.shape, (2.0, 2.0, 2.0), (8, 16, 16), boundary="constant")
+
+    def staged_after_all_blocks() -> tuple[np.ndarray, np.ndarray]:
+        for block in plan.blocks():
+            engine.scale(volume[block.read_box.slices], block, plan)
+        return engine._staging.input, engine._staging.output
+
+    first, again = staged_after_all_blocks(), staged_after_all_blocks()
+    assert all(a is b for a, b in zip(first, again, strict=True))
+    larger = cut(volume.shape, (2.0, 2.0, 2.0), (99, 99, 99), boundary="constant")
+    engine.scale(volume, larger.block(0), larger)
+    assert engine._staging.input.size == volume.size > first[0].size
+    assert engine._staging.output.size == 8 * volume.size > first[1].size
+
+
+# ---- one at a time -------------------------------------------------------------------------------------------------
+
+
+def test_threads_take_turns(engine: CleEngine) -> None:
+    """Many threads at once get what one after the other would."""
+    volume = random_volume(11, (20, 30, 40), "uint16")
+    jobs = [
+        (plan, block)
+        for interpolation in ("linear", "nearest")
+        for factor in ((2.0, 2.0, 2.0), (2.3, 0.7, 1.1))
+        for plan in [cut(volume.shape, factor, (16, 16, 16), interpolation=interpolation)]
+        for block in plan.blocks()
+    ]
+
+    def scale(job: tuple[Plan, Any]) -> np.ndarray:
+        plan, block = job
+        return engine.scale(volume[block.read_box.slices], block, plan).data
+
+    alone = [scale(job) for job in jobs]
+    with ThreadPoolExecutor(6) as pool:
+        for found, expected in zip(pool.map(scale, jobs), alone, strict=True):
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_a_cancelled_block_gives_up_its_turn(engine: CleEngine) -> None:
+    """A block that still waits for the device when the job is cancelled computes nothing."""
+    volume = random_volume(12, (4, 4, 4), "uint16")
+    plan = cut(volume.shape, (2.0, 2.0, 2.0), (99, 99, 99))
+    cancelled = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        with cle_engine._TURN:
+            waiting = pool.submit(engine.scale, volume, plan.block(0), plan, cancelled)
+            cancelled.set()
+        with pytest.raises(Cancelled):
+            waiting.result()
+    assert engine.scale(volume, plan.block(0), plan, threading.Event()).data.shape == (8, 8, 8)
+
+
+def test_waiting_for_the_device_is_told_from_scaling(engine: CleEngine) -> None:
+    """The seconds that a block waits for its turn are reported."""
+    volume = random_volume(12, (4, 4, 4), "uint16")
+    plan = cut(volume.shape, (2.0, 2.0, 2.0), (99, 99, 99))
+    held = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        with cle_engine._TURN:
+            waiting = pool.submit(engine.scale, volume, plan.block(0), plan)
+            held.wait(0.2)
+        assert waiting.result().waited > 0.05
+
+
+def test_a_device_that_cannot_compute_is_found_before_anything_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver that fails on the first tiny scaling is one clear error."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise cl.RuntimeError("clEnqueueNDRangeKernel failed: OUT_OF_RESOURCES")
+
+    device = find_device()
+    monkeypatch.setattr(cle, "scale", fail)
+    with pytest.raises(DeviceError, match=r"does not run OpenCL kernels: .*OUT_OF_RESOURCES"):
+        CleEngine(device)

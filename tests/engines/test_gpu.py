@@ -1,0 +1,183 @@
+"""The cle engine on a real GPU: its texture precision, its memory, and what is exact there too."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from isovoxel.engines.cle import CleEngine
+from isovoxel.engines.devices import Device, find_device, list_devices
+from isovoxel.engines.reference import reference
+from isovoxel.geometry.box import Box
+from isovoxel.planning.plan import Plan
+from isovoxel.planning.planner import make_plan
+from isovoxel.planning.storage import Storage
+from strategies import host_limits, source
+
+pytestmark = pytest.mark.gpu
+
+TEXTURE_STEP = 65535 / 256
+"""A texture unit's weights have 8 fractional bits: one step of one axis, in grey levels of 16 bits."""
+
+
+@pytest.fixture(scope="module")
+def gpu() -> Device:
+    """The GPU that auto takes."""
+    if not any(d.kind == "gpu" for d in list_devices()):
+        pytest.skip("no GPU is here")
+    return find_device()
+
+
+@pytest.fixture(scope="module")
+def engine(gpu: Device) -> CleEngine:
+    """The engine on it."""
+    return CleEngine(gpu)
+
+
+def plan_of(array: np.ndarray, factor: tuple, gpu: Device, block: int | None = None, **options: str) -> Plan:
+    """Plan an array in cubic blocks, or in one."""
+    side = block or 4096
+    plan = make_plan(
+        source(array.shape, array.dtype.name),
+        factor,
+        storage=Storage((side,) * 3, (side,) * 3),
+        device=gpu.limits(),
+        host=host_limits(allowed=2**40),
+        halo_mode="direct",
+        fixed_storage=True,
+        **options,
+    )
+    return replace(plan, block_shape=(side,) * 3)
+
+
+def scaled(array: np.ndarray, plan: Plan, engine: CleEngine) -> np.ndarray:
+    """Scale an array block by block."""
+    result = np.empty(plan.output.shape, array.dtype)
+    for block in plan.blocks():
+        result[block.write_box.slices] = engine.scale(array[block.read_box.slices], block, plan).data
+    return result
+
+
+CASES = [
+    (tuple(rng.integers(8, 90, 3)), tuple(float(f) for f in factors))
+    for seed in range(40)
+    for rng in [np.random.default_rng(seed)]
+    for factors in [
+        rng.choice([1.0, 2.0, 3.0, 4.0, 0.5, 0.2, *rng.uniform(0.2, 4, 6)], 3),
+    ]
+]
+
+
+def test_auto_takes_the_gpu_and_knows_its_free_memory(gpu: Device) -> None:
+    """The device that auto chooses is a GPU whose driver tells what is free."""
+    assert gpu.kind == "gpu"
+    assert gpu.free is not None
+    assert 0 < gpu.free <= gpu.memory * 1.1
+
+
+def test_blocks_agree_with_cle_in_one_piece_within_the_texture_precision(gpu: Device, engine: CleEngine) -> None:
+    """40 random shapes and factors: blocks differ from whole cle.scale by weight steps, at faces as inside."""
+    import pyclesperanto_prototype as cle
+
+    largest = []
+    for seed, (shape, factor) in enumerate(CASES):
+        rng = np.random.default_rng(1000 + seed)
+        array = rng.integers(0, 65536, shape).astype(np.float32)
+        plan = plan_of(array, factor, gpu, int(rng.integers(9, 50)), boundary="constant")
+        fz, fy, fx = factor
+        target = cle.create(plan.output.shape)
+        cle.scale(array, target, factor_x=fx, factor_y=fy, factor_z=fz, centered=False, linear_interpolation=True)
+        difference = np.abs(scaled(array, plan, engine) - np.asarray(target))
+        largest.append(difference.max())
+        assert difference.max() <= 3 * TEXTURE_STEP, (shape, factor)
+    print(f"blocks against cle.scale in one piece: largest {max(largest):.1f}, mean of {np.mean(largest):.1f}")
+
+
+def test_linear_is_within_the_texture_precision_of_the_reference(gpu: Device, engine: CleEngine) -> None:
+    """Three axes of 8-bit weights are at most three half steps, each on a neighbour's difference of full scale."""
+    largest, mean = 0.0, []
+    for seed, (shape, factor) in enumerate(CASES):
+        array = np.random.default_rng(seed).integers(0, 65536, shape).astype(np.uint16)
+        plan = plan_of(array, factor, gpu, 31)
+        expected = reference(lambda b, a=array: a[b.slices], shape, factor, Box.whole(plan.output.shape))
+        error = np.abs(scaled(array, plan, engine).astype(float) - expected)
+        largest = max(largest, error.max())
+        mean.append(error.mean())
+    print(f"against float64: largest {largest:.1f}, mean {np.mean(mean):.1f} grey levels")
+    assert largest <= 3 * TEXTURE_STEP
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "int8", "int16", "int32", "float32"])
+def test_nearest_is_exact(dtype: str, gpu: Device, engine: CleEngine) -> None:
+    """Every voxel of nearest is the reference's, for values over the whole range of the dtype."""
+    for seed, (shape, factor) in enumerate(CASES[:12]):
+        rng = np.random.default_rng(seed)
+        kind = np.dtype(dtype)
+        if kind.kind == "f":
+            array = rng.standard_normal(shape, np.float32)
+        else:
+            info = np.iinfo(kind)
+            array = rng.integers(info.min, info.max, shape, dtype=kind, endpoint=True)
+        plan = plan_of(array, factor, gpu, 37, interpolation="nearest")
+        expected = reference(lambda b, a=array: a[b.slices], shape, factor, Box.whole(plan.output.shape), "nearest")
+        assert np.array_equal(scaled(array, plan, engine), expected.astype(kind)), (shape, factor)
+
+
+WATCH = """
+import select, sys, pynvml
+pynvml.nvmlInit()
+handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+used = lambda: [pynvml.nvmlDeviceGetMemoryInfo(h).used for h in handles]
+before = most = used()
+print("ready", flush=True)
+while not select.select([sys.stdin], [], [], 0)[0]:
+    most = [max(a, b) for a, b in zip(most, used())]
+print(max(a - b for a, b in zip(most, before)))
+"""
+"""Prints by how much the used memory of one GPU rose until standard input was closed."""
+
+
+@pytest.mark.parametrize("factor", [(0.5, 0.5, 0.5), (2.0, 1.5, 1.5)])
+@pytest.mark.parametrize("interpolation", ["linear", "nearest"])
+def test_projected_bytes_are_those_the_driver_reports(
+    interpolation: str, factor: tuple, gpu: Device, engine: CleEngine
+) -> None:
+    """The device's used memory rises by the projection and by what the driver rounds up, less than 16 MiB."""
+    array = np.zeros((300, 700, 701), np.uint16)
+    plan = plan_of(array, factor, gpu, interpolation=interpolation)
+    small = plan_of(array[:3, :3, :3], factor, gpu, interpolation=interpolation)
+    engine.scale(array[small.block(0).read_box.slices], small.block(0), small)
+    with subprocess.Popen(
+        [sys.executable, "-c", WATCH], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as watcher:
+        assert watcher.stdout.readline() == "ready\n"
+        engine.scale(array[plan.block(0).read_box.slices], plan.block(0), plan)
+        risen = int(watcher.communicate()[0])
+    print(f"{interpolation} {factor}: projected {plan.projected_device:,}, driver reports {risen:,} bytes")
+    # The driver hands out memory in pages of 2 MiB, and images in tiles.
+    assert 0.9 * plan.projected_device <= risen <= plan.projected_device + 2**24
+
+
+def test_blocks_of_a_gpu_do_not_depend_on_the_thread(gpu: Device, engine: CleEngine) -> None:
+    """Eight threads that scale at once get the bits that one gets."""
+    array = np.random.default_rng(0).integers(0, 65536, (60, 200, 200)).astype(np.uint16)
+    plan = plan_of(array, (2.5, 1.0, 1.3), gpu, 40)
+    expected = scaled(array, plan, engine)
+    result = np.empty_like(expected)
+
+    def work(first: int) -> None:
+        for index in range(first, plan.n_blocks, 8):
+            block = plan.block(index)
+            result[block.write_box.slices] = engine.scale(array[block.read_box.slices], block, plan).data
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert np.array_equal(result, expected)

@@ -1,0 +1,299 @@
+"""Carrying a plan out: what is told, what is bounded, and what is left when something fails or somebody stops it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import pytest
+
+from isovoxel.engines.base import Cancelled, Scaled
+from isovoxel.errors import InterruptedJobError, JobError
+from isovoxel.geometry.box import Box
+from isovoxel.planning.plan import Block, Plan
+from isovoxel.run.events import BlockDone, Event, JobFinished, JobStarted
+from isovoxel.run.job import Job
+from strategies import MemoryWriter, cut, read_from
+
+VOLUME = np.random.default_rng(0).integers(1, 65536, (8, 24, 32)).astype(np.uint16)
+MODES = ["direct", "map_overlap"]
+
+
+class Repeat:
+    """An engine without a device: it repeats voxels, as nearest with whole factors does."""
+
+    name = "repeat"
+
+    def __init__(self, before: Callable[[Block], None] = lambda _: None) -> None:
+        self.before = before
+
+    def scale(self, data: np.ndarray, block: Block, plan: Plan, cancelled: threading.Event | None = None) -> Scaled:
+        """Return the block's output."""
+        self.before(block)
+        if cancelled is not None and cancelled.is_set():
+            raise Cancelled
+        index = [
+            axis.nearest(np.arange(start, stop)) - first
+            for axis, start, stop, first in zip(
+                plan.axes, block.write_box.start, block.write_box.stop, block.read_box.start, strict=True
+            )
+        ]
+        return Scaled(data[np.ix_(*index)], 0.0)
+
+
+EXPECTED = VOLUME.repeat(2, 0).repeat(2, 1).repeat(2, 2)
+
+
+def planned(mode: str, **changes: Any) -> Plan:
+    """64 blocks of twice the volume, two in flight."""
+    plan = cut(VOLUME.shape, (2.0, 2.0, 2.0), (4, 12, 16), interpolation="nearest", halo_mode=mode)
+    return replace(plan, **{"in_flight": 2} | changes)
+
+
+class Counter:
+    """Counts blocks that are being worked on."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.now = self.most = self.begun = 0
+
+    def enter(self) -> None:
+        """Count one more."""
+        with self.lock:
+            self.now += 1
+            self.begun += 1
+            self.most = max(self.most, self.now)
+
+    def leave(self) -> None:
+        """Count one less."""
+        with self.lock:
+            self.now -= 1
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_events_tell_of_every_block_once_between_start_and_finish(mode: str) -> None:
+    """First that the job starts, then each block with its voxels and seconds, last how long all took."""
+    plan, events = planned(mode), []
+    writer = MemoryWriter(plan)
+    job = Job(plan, read_from(VOLUME), Repeat(lambda _: time.sleep(0.001)), writer, [events.append])
+    seconds = job.run()
+    assert events[0] == JobStarted(plan)
+    assert events[-1] == JobFinished(seconds)
+    done = events[1:-1]
+    assert all(isinstance(event, BlockDone) for event in done)
+    assert sorted(event.index for event in done) == list(range(plan.n_blocks))
+    assert sum(event.voxels for event in done) == EXPECTED.size
+    assert all(event.scale_seconds >= 0.001 and event.write_seconds >= 0 for event in done)
+    assert all(event.read_seconds > 0 and event.wait_seconds == 0 for event in done)
+    assert job.done == plan.n_blocks
+    np.testing.assert_array_equal(writer.data, EXPECTED)
+
+
+def test_listeners_are_called_one_at_a_time() -> None:
+    """A listener need not be thread-safe."""
+    plan, counter = planned("direct", in_flight=6), Counter()
+
+    def listen(_: Event) -> None:
+        counter.enter()
+        time.sleep(0.0005)
+        counter.leave()
+
+    Job(plan, read_from(VOLUME), Repeat(), MemoryWriter(plan), [listen]).run()
+    assert counter.begun == plan.n_blocks + 2
+    assert counter.most == 1
+
+
+@pytest.mark.parametrize("window", [(1, 1, 1), (1, 2, 4), (3, 3, 3), (2, 1, 3), (4, 4, 4)])
+@pytest.mark.parametrize("lazy", [False, True])
+def test_windows_cover_all_blocks(window: tuple[int, int, int], *, lazy: bool) -> None:
+    """In windows of any size, of a source or of the caller's dask array, every voxel is written once."""
+    plan = planned("map_overlap", window=window)
+    writer = MemoryWriter(plan)
+    array = da.from_array(VOLUME, chunks=7) if lazy else None
+    Job(plan, read_from(VOLUME), Repeat(), writer, array=array).run()
+    assert (writer.times == 1).all()
+    np.testing.assert_array_equal(writer.data, EXPECTED)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("in_flight", [1, 3])
+def test_no_more_blocks_are_in_flight_than_planned(mode: str, in_flight: int) -> None:
+    """The memory that a plan projects is what its blocks in flight hold, so there must not be one more."""
+    plan, counter = planned(mode, in_flight=in_flight), Counter()
+    writer = MemoryWriter(plan)
+
+    class Slow(MemoryWriter):
+        def write(self, box: Box, data: np.ndarray) -> None:
+            time.sleep(0.002)
+            writer.write(box, data)
+            counter.leave()
+
+    Job(plan, read_from(VOLUME), Repeat(lambda _: counter.enter()), Slow(plan)).run()
+    assert counter.begun == plan.n_blocks
+    assert counter.most <= in_flight
+    assert counter.now == 0
+
+
+def test_submission_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many blocks there are, at most twice as many as fly have been taken from the plan and not written."""
+    plan, taken, ahead = planned("direct", in_flight=3), [], []
+    writer = MemoryWriter(plan)
+    blocks = Plan.blocks
+
+    def counted(self: Plan) -> Iterator[Block]:
+        for block in blocks(self):
+            taken.append(block.index)
+            ahead.append(len(taken) - job.done)
+            yield block
+
+    monkeypatch.setattr(Plan, "blocks", counted)
+    job = Job(plan, read_from(VOLUME), Repeat(lambda _: time.sleep(0.001)), writer)
+    job.run()
+    assert len(taken) == plan.n_blocks
+    assert 1 < max(ahead) <= 2 * plan.in_flight
+
+
+class Broken:
+    """Reads, scales and writes, and fails in one stage of one block."""
+
+    def __init__(self, plan: Plan, stage: str, index: int, error: Exception) -> None:
+        self.plan, self.stage, self.error = plan, stage, error
+        self.victim = plan.block(index)
+        self.writer = MemoryWriter(plan)
+        self.counter = Counter()
+
+    def read(self, box: Box) -> np.ndarray:
+        """Read, or fail where the block's own input begins."""
+        if self.stage == "reading" and box.contains(Box(self.middle, tuple(n + 1 for n in self.middle))):
+            raise self.error
+        return VOLUME[box.slices].copy()
+
+    @property
+    def middle(self) -> tuple[int, int, int]:
+        """An input voxel that only this block reads."""
+        a, b = self.victim.read_box.start, self.victim.read_box.stop
+        return ((a[0] + b[0]) // 2, (a[1] + b[1]) // 2, (a[2] + b[2]) // 2)
+
+    def before(self, block: Block) -> None:
+        """Fail before scaling."""
+        self.counter.enter()
+        time.sleep(0.005)
+        if self.stage == "scaling" and block == self.victim:
+            raise self.error
+
+    def write(self, box: Box, data: np.ndarray) -> None:
+        """Write, or fail."""
+        if self.stage == "writing" and box == self.victim.write_box:
+            raise self.error
+        self.writer.write(box, data)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("stage", ["reading", "scaling", "writing"])
+def test_a_failure_names_the_block_what_is_kept_and_how_to_go_on(mode: str, stage: str) -> None:
+    """The message has the stage, the block, where it lies and why; blocks that were not begun never are."""
+    plan = planned(mode)
+    broken = Broken(plan, stage, 5, OSError("the cable is out"))
+    job = Job(plan, broken.read, Repeat(broken.before), broken)
+    with pytest.raises(JobError) as caught:
+        job.run()
+    message, box = str(caught.value), broken.victim.read_box if stage == "reading" else broken.victim.write_box
+    start = re.escape(
+        f"{stage} block 5 (z, y, x from {box.start} to {box.stop}) failed with OSError: the cable is out;"
+    )
+    kept = rf" {job.done} of 64 blocks are written and the output is marked incomplete; run it again with --overwrite"
+    assert re.match(start + kept, message), message
+    assert caught.value.exit_code == 1
+    assert broken.writer.times.sum() == job.done * 4 * 12 * 16
+    # Direct reads take blocks in order; dask takes them in its own, and may begin with block 5 or come to it late.
+    assert broken.counter.begun < (5 + 3 * plan.in_flight if mode == "direct" else plan.n_blocks + 1)
+    begun = broken.counter.begun
+    time.sleep(0.05)
+    assert broken.counter.begun == begun
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_after_a_failure_no_further_block_is_begun(mode: str) -> None:
+    """Whichever block fails first, only those in flight beside it come to an end."""
+    plan, counter = planned(mode), Counter()
+
+    def fail(_: Block) -> None:
+        counter.enter()
+        time.sleep(0.01)
+        raise ValueError("no")
+
+    with pytest.raises(JobError, match=r"scaling block \d+ .* failed with ValueError: no; 0 of 64 blocks are written"):
+        Job(plan, read_from(VOLUME), Repeat(fail), MemoryWriter(plan)).run()
+    assert counter.begun <= 2 * plan.in_flight
+
+
+def test_a_full_disk_is_called_a_full_disk() -> None:
+    """The remedy is said: make room."""
+    plan = planned("direct")
+    broken = Broken(plan, "writing", 3, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    with pytest.raises(JobError, match=r"failed because the disk is full; make room; \d+ of 64 blocks are written"):
+        Job(plan, broken.read, Repeat(broken.before), broken).run()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_interrupt_waits_for_the_blocks_in_flight_and_starts_no_other(mode: str) -> None:
+    """A signal in the middle of a job ends it with what is written, and no block is left half-way."""
+    plan, counter = planned(mode), Counter()
+    writer = MemoryWriter(plan)
+
+    def interrupt(_: Block) -> None:
+        counter.enter()
+        if counter.begun == 7:
+            signal.raise_signal(signal.SIGINT)
+        time.sleep(0.01)
+        counter.leave()
+
+    job = Job(plan, read_from(VOLUME), Repeat(interrupt), writer)
+    with pytest.raises(InterruptedJobError, match=r"interrupted; (\d+) of 64 blocks are written") as caught:
+        job.run()
+    assert caught.value.exit_code == 130
+    assert counter.now == 0
+    assert counter.begun < plan.n_blocks
+    assert writer.times.sum() == job.done * 4 * 12 * 16
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_ctrl_c_ends_the_command_within_seconds(mode: str, tmp_path: Path) -> None:
+    """Exit code 130, one sentence, no traceback, and an output that says it is incomplete."""
+    np.save(tmp_path / "stack.npy", np.zeros((200, 256, 256), np.uint8))
+    out = tmp_path / "out.zarr"
+    options = ["--factor", "6,4,4", "--shard", "128,128,128", "--halo", mode, "--memory", "2GiB", "--quiet"]
+    command = [sys.executable, "-m", "isovoxel", "scale", str(tmp_path / "stack.npy"), str(out), *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 60
+        while not any(path.is_file() for path in (out / "0" / "c").rglob("*")):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        began = time.monotonic()
+        printed, said = process.communicate(timeout=30)
+        assert time.monotonic() - began < 10
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130
+    assert printed == ""
+    assert "Traceback" not in said
+    assert re.search(r"error: interrupted; \d+ of \d+ blocks are written and the output is marked incomplete", said)
+    attributes = json.loads((out / "zarr.json").read_text())["attributes"]
+    assert attributes["isovoxel"]["complete"] is False

@@ -1,0 +1,694 @@
+"""The command line as a user meets it: what it prints where, what it writes, and how it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+import yaozarrs
+import zarr
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.ndimage import map_coordinates
+
+from isovoxel import api, cli
+from isovoxel.geometry.grid import Float3
+from isovoxel.run.events import BlockDone, Event
+from isovoxel.store.writer import is_complete
+
+SHAPE = (6, 20, 24)
+PYTHON = [sys.executable, "-m", "isovoxel"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command did."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """The one JSON object that it printed, on one line."""
+        assert (self.code, self.out.count("\n")) == (0, 1), self.err
+        return json.loads(self.out)
+
+
+Isovoxel = Callable[..., Outcome]
+
+
+@pytest.fixture
+def isovoxel(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Isovoxel:
+    """Run the command line in this process."""
+
+    def run(*words: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["isovoxel", *map(str, words)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        assert isinstance(exit_.value.code, int)
+        return Outcome(exit_.value.code, *capsys.readouterr())
+
+    return run
+
+
+def voxels(shape: tuple[int, ...] = SHAPE, dtype: str = "uint8") -> NDArray[Any]:
+    """Return noise."""
+    return np.random.default_rng(0).integers(0, 250, shape).astype(dtype)
+
+
+def write_stack(path: Path, data: NDArray[Any]) -> Path:
+    """Write a stack with voxels of 2 x 0.5 x 0.5 micrometer as Fiji does."""
+    metadata = {"axes": "ZYX", "spacing": 2.0, "unit": "micron"}
+    tifffile.imwrite(path, data, imagej=True, resolution=(2, 2), metadata=metadata)
+    return path
+
+
+def listing(folder: Path) -> dict[str, tuple[int, int]]:
+    """Return size and modification time of everything in a folder, however deep."""
+    entries = {str(p.relative_to(folder)): p.lstat() for p in folder.rglob("*")}
+    return {name: (entry.st_size, entry.st_mtime_ns) for name, entry in entries.items()}
+
+
+def interpolated(data: NDArray[Any], factor: Float3, order: int) -> NDArray[np.float64]:
+    """Return the volume scaled by SciPy, edge-aligned, the rim repeated."""
+    shape = [max(1, round(n * f)) for n, f in zip(data.shape, factor, strict=True)]
+    at = [(np.arange(m) + 0.5) / f - 0.5 for m, f in zip(shape, factor, strict=True)]
+    grid = np.meshgrid(*at, indexing="ij")
+    result: NDArray[np.float64] = map_coordinates(data.astype(float), grid, order=order, mode="nearest")
+    return result
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> Path:
+    """Return the path of a small stack."""
+    return write_stack(tmp_path / "stack.tif", voxels())
+
+
+# ---- what each command says --------------------------------------------------------------------------------------
+
+
+def test_info_says_what_is_known_and_from_where(isovoxel: Isovoxel, stack: Path) -> None:
+    """Shape, dtype, axes, voxel size and unit stand on standard output, each with its source."""
+    said = isovoxel("info", stack)
+    assert (said.code, said.err) == (0, "")
+    for what in ("(6, 20, 24)", "uint8", "z, y, x", "2 x 0.5 x 0.5", "micrometer", "ImageJ spacing"):
+        assert what in said.out
+    record = isovoxel("info", stack, "--json").json
+    assert (record["shape"], record["dtype"], record["axes"]) == ([6, 20, 24], "uint8", ["z", "y", "x"])
+    assert (record["voxel_size"], record["unit"]) == ([2.0, 0.5, 0.5], "micrometer")
+    assert set(record["sources"]) == {"shape", "axes", "voxel size", "unit"}
+
+
+def test_info_works_without_a_voxel_size(isovoxel: Isovoxel, tmp_path: Path) -> None:
+    """What the input does not say is called unknown, and is no error."""
+    np.save(tmp_path / "bare.npy", voxels())
+    said = isovoxel("info", tmp_path / "bare.npy")
+    assert said.code == 0
+    assert "unknown" in said.out
+    assert isovoxel("info", tmp_path / "bare.npy", "--json").json["voxel_size"] is None
+
+
+def test_plan_says_what_would_happen_and_writes_nothing(isovoxel: Isovoxel, stack: Path, tmp_path: Path) -> None:
+    """Output, factors, blocks and bytes are told; the folder stays as it was."""
+    before = listing(tmp_path)
+    said = isovoxel("plan", stack, "--zoom", 2)
+    assert (said.code, said.err) == (0, "")
+    assert "(24, 20, 24) voxels of 0.5 x 0.5 x 0.5 micrometer" in said.out
+    assert all(word in said.out for word in ("blocks", "halo", "projected", "allowed"))
+    assert listing(tmp_path) == before
+
+
+def test_plan_prints_one_json_object(isovoxel: Isovoxel, stack: Path) -> None:
+    """Input, output, factors, engine, device, blocks and bytes are in it."""
+    record = isovoxel("plan", stack, "--json").json
+    assert {"input", "output", "factors", "engine", "device", "blocks", "projected", "allowed"} <= set(record)
+    assert {"count", "shape", "halo"} <= set(record["blocks"])
+    assert record["factors"] == [4.0, 1.0, 1.0]
+    for where in ("host_bytes", "device_bytes"):
+        assert 0 < record["projected"][where] <= record["allowed"][where]
+
+
+def test_limits_answers_the_three_questions(isovoxel: Isovoxel, stack: Path) -> None:
+    """At which zoom one piece stops, how large the image would be, and what the device has."""
+    said = isovoxel("limits", stack)
+    assert (said.code, said.err) == (0, "")
+    assert all(word in said.out for word in ("stops at zoom", "image there", "allocates at most"))
+    record = isovoxel("limits", stack, "--json").json
+    zooms = [c["zoom"] for c in record["crossings"] if c["zoom"] is not None]
+    assert record["stops_at_zoom"] == min(zooms) > 0
+    assert {c["limit"] for c in record["crossings"]} >= {"largest allocation", "device memory"}
+    assert record["device"]["memory"] > 0
+
+
+def test_devices_lists_what_is_there(isovoxel: Isovoxel) -> None:
+    """Each device has a line, and in JSON a record with its limits."""
+    record = isovoxel("devices", "--json").json
+    assert len(record["devices"]) == isovoxel("devices").out.count("\n") > 0
+    for i, device in enumerate(record["devices"]):
+        assert device["index"] == i
+        assert device["kind"] in ("cpu", "gpu")
+        assert 0 < device["largest_allocation"] <= device["memory"]
+
+
+def test_demo_does_all_of_it(isovoxel: Isovoxel, tmp_path: Path) -> None:
+    """It ends with an isotropic result and a picture of it, and shows each command that it runs."""
+    said = isovoxel("demo", tmp_path / "demo")
+    assert said.code == 0
+    for command in ("devices", "info", "limits", "plan", "scale"):
+        assert f"\n$ isovoxel {command}" in said.out
+    result = zarr.open_group(tmp_path / "demo" / "isotropic.zarr", mode="r")["0"]
+    assert isinstance(result, zarr.Array)
+    assert (result.shape, result.dtype) == ((172, 160, 159), np.dtype("uint8"))
+    picture = tmp_path / "demo" / "before_after.png"
+    assert said.out.rstrip().endswith(str(picture))
+    with Image.open(picture) as image:
+        assert image.format == "PNG"
+
+
+def test_version_and_help_need_nothing(isovoxel: Isovoxel) -> None:
+    """`--version` prints the version; without a command the help comes, as with `--help`."""
+    assert isovoxel("--version").out.startswith("isovoxel 0.")
+    assert isovoxel().out == isovoxel("--help").out
+    assert "Commands" in isovoxel("-h").out
+    assert "--device-memory" in isovoxel("scale", "--help").out
+
+
+# ---- scale -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "factor"),
+    [
+        ([], (4.0, 1.0, 1.0)),
+        (["--zoom", "1.5"], (3.0, 0.75, 0.75)),
+        (["--voxel-size", "0.8"], (2.5, 0.625, 0.625)),
+        (["--factor", "1,2,0.5"], (1.0, 2.0, 0.5)),
+        (["--input-voxel-size", "0.9,0.3,0.6", "--unit", "nm"], (3.0, 1.0, 2.0)),
+        (["--interpolation", "nearest", "--zoom", "1.5"], (3.0, 0.75, 0.75)),
+    ],
+)
+def test_scale_writes_ome_zarr(
+    isovoxel: Isovoxel, stack: Path, tmp_path: Path, options: list[str], factor: Float3
+) -> None:
+    """Values, scale, translation and unit are those asked for, and both yaozarrs and zarr-python take the result."""
+    out = tmp_path / "out.zarr"
+    assert isovoxel("scale", stack, out, *options).code == 0
+    yaozarrs.validate_zarr_store(out)
+    group = zarr.open_group(out, mode="r")
+    array = group["0"]
+    assert isinstance(array, zarr.Array)
+    expected = interpolated(voxels(), factor, order=0 if "nearest" in options else 1)
+    # 2 grey levels, for textures of a GPU weigh neighbours in steps of 1/256.
+    np.testing.assert_allclose(np.asarray(array[:], float), expected, atol=0 if "nearest" in options else 2)
+
+    size = (0.9, 0.3, 0.6) if "--input-voxel-size" in options else (2.0, 0.5, 0.5)
+    ome: Any = group.attrs["ome"]
+    (image,) = ome["multiscales"]
+    scale, translation = image["datasets"][0]["coordinateTransformations"]
+    assert scale["scale"] == pytest.approx([s / f for s, f in zip(size, factor, strict=True)])
+    shift = [(s / f - s) / 2 for s, f in zip(size, factor, strict=True)]
+    assert translation["translation"] == pytest.approx(shift, abs=1e-12)
+    unit = "nanometer" if "--unit" in options else "micrometer"
+    assert [(a["name"], a["unit"]) for a in image["axes"]] == [("z", unit), ("y", unit), ("x", unit)]
+    made: Any = group.attrs["isovoxel"]
+    assert made["factor"] == pytest.approx(factor)
+    assert made["complete"] is True
+
+
+@pytest.mark.parametrize("codec", ["none", "zstd", "lz4"])
+def test_chunk_shard_and_codec_are_as_asked(isovoxel: Isovoxel, stack: Path, tmp_path: Path, codec: str) -> None:
+    """They stand in the array's metadata, and the voxels do not depend on them."""
+    out = tmp_path / "out.zarr"
+    said = isovoxel("scale", stack, out, "--chunk", "4,5,6", "--shard", "8,10,12", "--codec", codec, "--json")
+    assert said.json["output"]["codec"] == codec
+    array = zarr.open_array(out / "0", mode="r")
+    assert (array.chunks, array.shards) == ((4, 5, 6), (8, 10, 12))
+    assert (codec in repr(array.compressors)) == (codec != "none")
+    np.testing.assert_allclose(np.asarray(array[:], float), interpolated(voxels(), (4, 1, 1), order=1), atol=2)
+
+
+def test_both_halos_write_the_same_files(isovoxel: Isovoxel, stack: Path, tmp_path: Path) -> None:
+    """map_overlap and direct reads agree in every bit, and the plan names the one that was asked for."""
+    for halo in ("map_overlap", "direct"):
+        said = isovoxel(
+            "scale",
+            stack,
+            tmp_path / halo,
+            "--halo",
+            halo,
+            "--shard",
+            "8,10,12",
+            "--chunk",
+            "8,10,12",
+            "--device-memory",
+            "80kB",
+            "--json",
+        )
+        assert said.json["blocks"]["halo_mode"] == halo
+        assert said.json["blocks"]["count"] > 1
+    one, other = (zarr.open_array(tmp_path / halo / "0", mode="r")[:] for halo in ("map_overlap", "direct"))
+    np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+
+
+def test_budgets_hold(isovoxel: Isovoxel, tmp_path: Path) -> None:
+    """With less memory allowed, on host or device, the plan takes less, in more blocks."""
+    stack = write_stack(tmp_path / "large.tif", np.zeros((64, 300, 300), np.uint8))
+    free = isovoxel("plan", stack, "--zoom", 4, "--json").json
+    tight = isovoxel("plan", stack, "--zoom", 4, "--device-memory", "40MB", "--memory", "1.5GiB", "--json").json
+    assert tight["allowed"] == {"host_bytes": 3 * 2**29, "device_bytes": 40_000_000}
+    assert tight["projected"]["device_bytes"] <= 40_000_000 < free["projected"]["device_bytes"]
+    assert tight["projected"]["host_bytes"] <= 3 * 2**29
+    assert tight["blocks"]["count"] > free["blocks"]["count"]
+
+
+def test_threads_bound_the_blocks_in_flight(isovoxel: Isovoxel, stack: Path) -> None:
+    """`--threads 1` plans one block at a time."""
+    record = isovoxel("plan", stack, "--threads", 1, "--chunk", "8,8,8", "--shard", "8,8,8", "--json").json
+    assert record["blocks"]["in_flight"] == 1
+
+
+def test_constant_boundary_is_dark_at_the_rim(isovoxel: Isovoxel, tmp_path: Path) -> None:
+    """With `--boundary constant` zeros lie around the volume, by default its rim is repeated."""
+    stack = write_stack(tmp_path / "bright.tif", np.full(SHAPE, 200, np.uint8))
+    for boundary in ("constant", "nearest"):
+        assert isovoxel("scale", stack, tmp_path / boundary, "--boundary", boundary).code == 0
+    dark, level = (np.asarray(zarr.open_array(tmp_path / b / "0", mode="r")[:]) for b in ("constant", "nearest"))
+    assert dark[0].max() < 150
+    assert (level == 200).all()
+
+
+def test_scale_prints_one_json_object(isovoxel: Isovoxel, stack: Path, tmp_path: Path) -> None:
+    """All of the plan, and what it took; progress is no part of it."""
+    record = isovoxel("scale", stack, tmp_path / "out.zarr", "--json").json
+    planned = isovoxel("plan", stack, "--json").json
+    assert set(planned) < set(record)
+    assert record["fingerprint"] == planned["fingerprint"]
+    assert record["path"] == str(tmp_path / "out.zarr")
+    assert all(record[key] > 0 for key in ("seconds", "voxels_per_second", "peak_host_bytes"))
+
+
+def test_results_and_the_rest_go_apart(isovoxel: Isovoxel, stack: Path, tmp_path: Path) -> None:
+    """What was written stands on standard output; progress, and that it was a CPU, on standard error."""
+    said = isovoxel("scale", stack, tmp_path / "out.zarr")
+    assert said.out.startswith("written")
+    assert "done: 1/1 block" in said.err
+    kind = isovoxel("devices", "--json").json["devices"][0]["kind"]
+    assert ("note: the CPU scales, not a GPU" in said.err) == (kind == "cpu")
+
+
+def test_quiet_prints_nothing(isovoxel: Isovoxel, stack: Path, tmp_path: Path) -> None:
+    """`--quiet` leaves both streams empty, and the output is there all the same."""
+    said = isovoxel("scale", stack, tmp_path / "out.zarr", "--quiet")
+    assert said == Outcome(0, "", "")
+    assert is_complete(tmp_path / "out.zarr") is True
+
+
+def test_an_output_that_is_there_stays_unless_overwritten(isovoxel: Isovoxel, stack: Path, tmp_path: Path) -> None:
+    """Without `--overwrite` it is an error that changes nothing; with it the old output is replaced whole."""
+    out = tmp_path / "out.zarr"
+    assert isovoxel("scale", stack, out, "--factor", "1,1,1").code == 0
+    (out / "notes.txt").write_text("of the old output")
+    before = listing(tmp_path)
+    said = isovoxel("scale", stack, out)
+    assert (said.code, said.err) == (2, f"error: {out} exists; give --overwrite or another output\n")
+    assert listing(tmp_path) == before
+    assert isovoxel("scale", stack, out, "--overwrite").code == 0
+    assert zarr.open_array(out / "0", mode="r").shape == (24, 20, 24)
+    assert not (out / "notes.txt").exists()
+
+
+# ---- refusals ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of inputs that cannot be scaled, and of one that can."""
+    folder = tmp_path_factory.mktemp("bad")
+    data = voxels()
+    whole = write_stack(folder / "good.tif", data).read_bytes()
+    (folder / "truncated.tif").write_bytes(whole[: len(whole) // 2])
+    (folder / "header.tif").write_bytes(whole[:6])
+    (folder / "empty.tif").write_bytes(b"")
+    (folder / "text.tif").write_text("no image at all")
+    (folder / "photo.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40))
+    tifffile.imwrite(folder / "flat.tif", data[0])
+    tifffile.imwrite(folder / "rgb.tif", np.zeros((20, 24, 3), np.uint8), photometric="rgb")
+    tifffile.imwrite(folder / "double.tif", data.astype(np.float64))
+    tifffile.imwrite(folder / "movie.tif", np.zeros((2, 3, 20, 24), np.uint8), imagej=True, metadata={"axes": "TZYX"})
+    tifffile.imwrite(folder / "bare.tif", data)
+    np.save(folder / "nothing.npy", np.zeros((0, 4, 4), np.uint8))
+    np.save(folder / "truth.npy", np.zeros((4, 4, 4), np.bool_))
+    np.save(folder / "cut.npy", data)
+    os.truncate(folder / "cut.npy", (folder / "cut.npy").stat().st_size - 100)
+    (folder / "folder").mkdir()
+    zarr.create_array(folder / "nothing.zarr", shape=(4, 0, 4), chunks=(4, 1, 4), dtype="uint8")
+    zarr.create_array(folder / "flat.zarr", shape=(4, 4), chunks=(4, 4), dtype="uint8")
+    (folder / "broken.zarr").mkdir()
+    (folder / "broken.zarr" / "zarr.json").write_text("{")
+    return folder
+
+
+def check_refused(said: Outcome, why: str) -> None:
+    """Check that a command said one sentence on standard error and nothing else."""
+    assert (said.code, said.out) == (2, "")
+    assert said.err.startswith("error: ")
+    assert said.err.count("\n") == 1
+    assert why in said.err
+
+
+BAD_INPUTS = {
+    "missing.tif": "is not there; check the path",
+    "good.tif/inside": "is not there; check the path",
+    "truncated.tif": "bytes are missing",
+    "header.tif": "is truncated or no TIFF",
+    "empty.tif": "is empty (0 bytes)",
+    "text.tif": "is of no kind that isovoxel knows",
+    "photo.png": "is of no kind that isovoxel knows",
+    "flat.tif": "is 2-D",
+    "rgb.tif": "3 colour samples",
+    "double.tif": "holds float64",
+    "movie.tif": "2 time points",
+    "nothing.npy": "is empty: its shape is (0, 4, 4)",
+    "truth.npy": "holds bool",
+    "cut.npy": "100 bytes are missing",
+    "folder": "is a folder but no zarr",
+    "nothing.zarr": "is empty: its shape is (4, 0, 4)",
+    "flat.zarr": "is 2-D",
+    "broken.zarr": "cannot be read",
+}
+
+
+@pytest.mark.parametrize("command", ["info", "plan", "limits", "scale"])
+@pytest.mark.parametrize("name", BAD_INPUTS)
+def test_bad_input_is_refused(isovoxel: Isovoxel, bad: Path, tmp_path: Path, command: str, name: str) -> None:
+    """Whatever is wrong with the input, every command says so in one line, and writes nothing."""
+    before = listing(bad)
+    output = [tmp_path / "out.zarr"] if command == "scale" else []
+    check_refused(isovoxel(command, bad / name, *output), BAD_INPUTS[name])
+    assert listing(bad) == before
+    assert list(tmp_path.iterdir()) == []
+
+
+BAD_OPTIONS = [
+    ("--zoom nan", "zoom must be a finite number above 0, not nan"),
+    ("--zoom inf", "zoom must be a finite number above 0, not inf"),
+    ("--zoom 0", "zoom must be a finite number above 0, not 0"),
+    ("--zoom -2", "zoom must be a finite number above 0, not -2"),
+    ("--zoom much", "'--zoom'"),
+    ("--zoom 1e12", "shards along z"),
+    ("--zoom 1e300", "more than can be counted"),
+    ("--voxel-size nan", "voxel size must be"),
+    ("--voxel-size -inf", "voxel size must be"),
+    ("--voxel-size 0", "voxel size must be"),
+    ("--voxel-size -0.5", "voxel size must be"),
+    ("--factor nan,1,1", "factor must be"),
+    ("--factor 1,inf,1", "factor must be"),
+    ("--factor 1,1,0", "factor must be"),
+    ("--factor -1,1,1", "factor must be"),
+    ("--factor 2", "is not three numbers z,y,x"),
+    ("--factor 1,2,3,4", "is not three numbers z,y,x"),
+    ("--factor 1,2,many", "is not three numbers z,y,x"),
+    ("--input-voxel-size nan,1,1", "voxel size must be"),
+    ("--input-voxel-size 1,0,1", "voxel size must be"),
+    ("--input-voxel-size 1,1", "is not three numbers z,y,x"),
+    ("--unit parsnip", "is no unit of length"),
+    ("--zoom 2 --factor 2,1,1", "zoom and factor each say how far to scale; give only one of them"),
+    ("--zoom 2 --voxel-size 1", "give only one of them"),
+    ("--zoom 2 --voxel-size 1 --factor 1,1,1", "give only one of them"),
+    ("--interpolation cubic", "interpolation must be one of linear, nearest"),
+    ("--boundary mirror", "boundary must be one of nearest, constant"),
+    ("--halo saint", "halo must be one of auto, map_overlap, direct"),
+    ("--device quantum", "no OpenCL device is called 'quantum'; there are 0: "),
+    ("--device 99", "no OpenCL device is called '99'"),
+    ("--codec gif", "there is no codec 'gif'; choose one of lz4, zstd, none"),
+    ("--chunk 0,1,1", "at least one voxel"),
+    ("--chunk 1,1", "is not three numbers z,y,x"),
+    ("--chunk 1.5,1,1", "is not three numbers z,y,x"),
+    ("--shard -4,4,4", "at least one voxel"),
+    ("--chunk 3,4,4 --shard 8,8,8", "a shard must be a whole number of chunks"),
+    ("--memory GiB", "memory must be a size such as"),
+    ("--memory nan", "memory must be a size such as"),
+    ("--memory -1", "memory must be a size above 0"),
+    ("--memory 0", "memory must be a size above 0"),
+    ("--memory 1kB", "of host memory, of which 1000 B are allowed"),
+    ("--device-memory many", "device memory must be a size such as"),
+    ("--device-memory 1kB", "of which 1000 B are allowed"),
+    ("--device-memory 1PB", "is more than the"),
+    ("--threads 0", "threads must be at least 1, not 0"),
+    ("--threads two", "'--threads'"),
+    ("--nonsense", "No such option: --nonsense"),
+    ("surplus", "unexpected extra argument"),
+]
+
+
+@pytest.mark.parametrize("command", ["plan", "scale"])
+@pytest.mark.parametrize(("options", "why"), BAD_OPTIONS, ids=[options for options, _ in BAD_OPTIONS])
+def test_bad_options_are_refused(
+    isovoxel: Isovoxel, bad: Path, tmp_path: Path, command: str, options: str, why: str
+) -> None:
+    """Options that make no sense, alone or together, are one line on standard error; nothing is written."""
+    output = [tmp_path / "out.zarr"] if command == "scale" else []
+    check_refused(isovoxel(command, bad / "good.tif", *output, *options.split()), why)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_size_of_words_is_refused(isovoxel: Isovoxel, bad: Path) -> None:
+    """Sizes are numbers with units that exist."""
+    said = isovoxel("plan", bad / "good.tif", "--memory", "8 potatoes")
+    check_refused(said, "memory must be a size such as 8GiB or 500MB, not '8 potatoes'")
+
+
+@pytest.mark.parametrize("words", ["frobnicate", "plan", "scale in.tif", "--loud", "limits in.tif --zoom 2"])
+def test_wrong_commands_are_refused(isovoxel: Isovoxel, words: str) -> None:
+    """Unknown commands and options, and missing arguments, point to the help."""
+    check_refused(isovoxel(*words.split()), "see isovoxel --help")
+
+
+def test_limits_refuses_other_interpolations(isovoxel: Isovoxel, bad: Path) -> None:
+    """`limits` knows those that `scale` knows."""
+    check_refused(isovoxel("limits", bad / "good.tif", "--interpolation", "cubic"), "must be one of linear, nearest")
+
+
+def test_no_voxel_size_is_refused_but_not_with_factors(isovoxel: Isovoxel, bad: Path) -> None:
+    """Without metadata the error names the options that help, and each of them does."""
+    check_refused(isovoxel("plan", bad / "bare.tif"), "give --input-voxel-size Z,Y,X, or --factor FZ,FY,FX")
+    assert isovoxel("plan", bad / "bare.tif", "--factor", "2,1,1").code == 0
+    sized = isovoxel("plan", bad / "bare.tif", "--input-voxel-size", "2,1,1", "--unit", "um", "--json").json
+    assert (sized["factors"], sized["input"]["unit"]) == ([2.0, 1.0, 1.0], "micrometer")
+
+
+def test_more_bytes_than_the_disk_has_are_refused(isovoxel: Isovoxel, bad: Path, tmp_path: Path) -> None:
+    """The message has both numbers: what the output takes, and what is free."""
+    said = isovoxel("scale", bad / "good.tif", tmp_path / "out.zarr", "--zoom", 20_000)
+    check_refused(said, "the output has 10.2 PiB before compression, but the disk of ")
+    assert "B free; choose another disk or a smaller factor" in said.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def write_file(path: Path) -> None:
+    """Make a file that is worth keeping."""
+    path.write_text("a thesis")
+
+
+def write_folder(path: Path) -> None:
+    """Make a folder that is worth keeping, and no zarr."""
+    path.mkdir()
+    write_file(path / "thesis.txt")
+
+
+def write_link(path: Path) -> None:
+    """Make a link to a zarr."""
+    zarr.create_group(path.with_name("target"))
+    path.symlink_to("target")
+
+
+def nothing(_: Path) -> None:
+    """Make nothing."""
+
+
+BAD_OUTPUTS = [
+    ("out.zarr", write_file, "is a file and no zarr, so --overwrite does not delete it"),
+    ("out.zarr", write_folder, "is a folder but no zarr, so --overwrite does not delete it"),
+    ("out.zarr", write_link, "is a link to target, which --overwrite does not follow"),
+    ("stack.tif", nothing, "is the input itself"),
+    ("../{folder}", nothing, "lies inside the output"),
+    ("stack.tif/out.zarr", nothing, "lies inside the input"),
+    ("no/out.zarr", nothing, "does not exist; create it first"),
+    ("thesis/out.zarr", lambda path: write_file(path.parent), "is no folder"),
+    ("..", nothing, "is no name for an output"),
+    ("x" * 300, nothing, "cannot be written: File name too long"),
+]
+
+
+@pytest.mark.parametrize(("name", "make", "why"), BAD_OUTPUTS, ids=[why for *_, why in BAD_OUTPUTS])
+def test_bad_outputs_are_refused(
+    isovoxel: Isovoxel, stack: Path, tmp_path: Path, name: str, make: Callable[[Path], None], why: str
+) -> None:
+    """`--overwrite` deletes old outputs and nothing else, and says why."""
+    output = tmp_path / name.format(folder=tmp_path.name)
+    make(output)
+    before = listing(tmp_path)
+    check_refused(isovoxel("scale", stack, output, "--overwrite"), why)
+    assert listing(tmp_path) == before
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Return what mounts a file system in memory with these options, which takes a privileged user."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = []
+
+    def mount(options: str) -> Path:
+        if sys.platform != "linux" or os.geteuid() != 0:
+            pytest.skip("only root may mount a file system")
+        command = ["mount", "-t", "tmpfs", "-o", options, "isovoxel-test", str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for place in mounted:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_folder_that_must_not_be_written_to_is_refused(
+    isovoxel: Isovoxel, stack: Path, tmp_path: Path, disk: Callable[[str], Path]
+) -> None:
+    """For root that is a file system mounted read-only, for everyone else a folder without permission."""
+    if os.geteuid() == 0:
+        folder = disk("ro,size=1M")
+    else:
+        folder = tmp_path / "disk"
+        folder.chmod(0o555)
+    check_refused(isovoxel("scale", stack, folder / "out.zarr"), f"writing to {folder} is not permitted")
+    assert list(folder.iterdir()) == []
+
+
+def test_demo_refuses_a_folder_that_cannot_be(isovoxel: Isovoxel, stack: Path) -> None:
+    """Where a file lies no folder can be made."""
+    check_refused(isovoxel("demo", stack), f"the folder {stack} cannot be made")
+
+
+# ---- processes of their own --------------------------------------------------------------------------------------
+
+
+def run_alone(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a new process."""
+    command = [*PYTHON, *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | environment)
+
+
+@pytest.mark.parametrize("command", ["devices", "plan", "limits", "scale", "demo"])
+def test_no_device_is_refused(bad: Path, tmp_path: Path, command: str) -> None:
+    """Where there is no OpenCL driver the message says what to install; only the demo's stack may be there."""
+    words = {"devices": [], "demo": [tmp_path / "demo"], "scale": [bad / "good.tif", tmp_path / "out.zarr"]}
+    nowhere = str(tmp_path / "no-drivers")
+    done = run_alone(
+        command, *words.get(command, [bad / "good.tif"]), OCL_ICD_VENDORS=nowhere, OCL_ICD_FILENAMES=nowhere
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: no OpenCL device is here; install ")
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.rglob("*.zarr"))
+    if command != "demo":
+        assert done.stdout == ""
+
+
+def test_it_runs_as_a_module_of_its_own(bad: Path, tmp_path: Path) -> None:
+    """A new process scales without a word that a user need not read."""
+    done = run_alone("scale", bad / "good.tif", tmp_path / "out.zarr")
+    assert done.returncode == 0
+    lines = done.stderr.splitlines()
+    assert all(line.startswith(("note: ", "scaling ", "done: ")) for line in lines), lines
+    assert is_complete(tmp_path / "out.zarr") is True
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no shell as others have it")
+@pytest.mark.parametrize("command", ["plan", "--help"])
+def test_a_broken_pipe_is_silent(bad: Path, command: str) -> None:
+    """Whoever reads the output may leave at any time."""
+    words = [*PYTHON, command, *([str(bad / "good.tif")] if command == "plan" else [])]
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = subprocess.run(words, stdout=write, stderr=subprocess.PIPE, check=False)
+    finally:
+        os.close(write)
+    assert done.stderr == b""
+    assert done.returncode == 1
+
+
+# ---- failures half-way -------------------------------------------------------------------------------------------
+
+
+def fill(disk: Path) -> None:
+    """Take all room that is left on a disk, as another program would."""
+    with (disk / "other").open("wb", buffering=0) as file:
+        try:
+            while file.write(bytes(4096)):
+                pass
+        except OSError:
+            pass
+
+
+def after_blocks(monkeypatch: pytest.MonkeyPatch, count: int, do: Callable[[], None]) -> None:
+    """Let something happen once so many blocks of the next jobs are written."""
+    scale = api.scale
+
+    def wrapped(*arguments: Any, listeners: Any, **options: Any) -> api.ScaleResult:
+        seen = []
+
+        def listen(event: Event) -> None:
+            seen.append(event)
+            if isinstance(event, BlockDone) and sum(isinstance(e, BlockDone) for e in seen) == count:
+                do()
+
+        return scale(*arguments, listeners=(*listeners, listen), **options)
+
+    monkeypatch.setattr(api, "scale", wrapped)
+
+
+@pytest.mark.parametrize("full_after", [1, 4])
+def test_a_disk_that_fills_is_told(
+    isovoxel: Isovoxel,
+    tmp_path: Path,
+    disk: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    full_after: int,
+) -> None:
+    """The exit code is 1, the message says what is kept and how to go on, and that way works."""
+    stack = write_stack(tmp_path / "stack.tif", voxels((8, 64, 64)))
+    folder = disk("size=1M")
+    after_blocks(monkeypatch, full_after, lambda: fill(folder))
+    command = ["scale", stack, folder / "out.zarr", "--threads", 1, "--codec", "none"]
+    command += ["--chunk", "8,64,64", "--shard", "8,64,64", "--device-memory", "300kB"]
+    said = isovoxel(*command)
+    assert (said.code, said.out) == (1, "")
+    error = said.err.splitlines()[-1]
+    assert error.startswith("error: ")
+    if full_after == 1:
+        assert "because the disk is full; make room; 1 of 4 blocks are written" in error
+    else:  # the last that is written is that all is written
+        assert "marking the output complete failed: No space left on device; 4 of 4 blocks are written" in error
+    assert error.endswith("run it again with --overwrite to begin anew")
+    assert is_complete(folder / "out.zarr") is False
+
+    (folder / "other").unlink()
+    monkeypatch.undo()
+    again = api.scale(stack, folder / "out.zarr", overwrite=True, codec="none")
+    assert again.plan.output.shape == (32, 64, 64)
+    assert is_complete(folder / "out.zarr") is True

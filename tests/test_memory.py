@@ -1,0 +1,74 @@
+"""Nothing in memory grows with the volume: peaks of real runs, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+MIB = 2**20
+BUDGET = 800 * MIB
+SMALL, LARGE = (32, 256, 256), (64, 512, 512)
+FACTOR = "8,2,2"
+"""Makes 128 MiB of the small volume and 1 GiB of the large one, which is more than the budget."""
+
+
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small volume and one eight times larger, of noise."""
+    folder = tmp_path_factory.mktemp("memory")
+    rng = np.random.default_rng(0)
+    for name, shape in (("small", SMALL), ("large", LARGE)):
+        array = zarr.create_array(folder / f"{name}.zarr", shape=shape, chunks=(32, 64, 64), dtype="uint16")
+        for z in range(0, shape[0], 32):
+            array[z : z + 32] = rng.integers(0, 4096, (32, *shape[1:]), dtype=np.uint16)
+    return folder
+
+
+def run(source: Path, output: Path, *options: str) -> dict:
+    """Scale in a fresh process and return what it says of itself."""
+    command = [sys.executable, "-m", "isovoxel", "scale", str(source), str(output), "--factor", FACTOR]
+    done = subprocess.run(
+        [*command, "--memory", str(BUDGET), "--json", *options], capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("halo", ["direct", "map_overlap"])
+@pytest.mark.parametrize(("name", "interpolation"), [("small", "linear"), ("small", "nearest"), ("large", "nearest")])
+def test_peak_memory_stays_within_projection_and_budget(
+    name: str, interpolation: str, halo: str, volumes: Path, tmp_path: Path
+) -> None:
+    """Law 4: measured peak <= projected <= allowed, for a volume and one 8 times larger, with the same budget."""
+    did = run(volumes / f"{name}.zarr", tmp_path / "out.zarr", "--halo", halo, "--interpolation", interpolation)
+    print(f"{name} {interpolation} {halo}: peak {did['peak_host_bytes'] / MIB:.0f} MiB,", end=" ")
+    print(f"projected {did['projected']['host_bytes'] / MIB:.0f}, allowed {BUDGET / MIB:.0f}")
+    assert did["blocks"]["halo_mode"] == halo
+    assert did["peak_host_bytes"] <= did["projected"]["host_bytes"] <= did["allowed"]["host_bytes"] == BUDGET
+    if name == "large":
+        assert did["output"]["bytes"] > BUDGET
+        assert did["blocks"]["count"] > 20
+
+
+def test_more_budget_is_used(volumes: Path, tmp_path: Path) -> None:
+    """The projection is no mere constant: with more memory, blocks are larger and so is the peak."""
+    little, much = (
+        run(
+            volumes / "small.zarr",
+            tmp_path / f"{n}.zarr",
+            "--memory",
+            f"{n}MiB",
+            "--threads",
+            "2",
+            "--shard",
+            "64,64,64",
+        )
+        for n in (570, 2000)
+    )
+    assert np.prod(much["blocks"]["shape"]) > np.prod(little["blocks"]["shape"])
+    assert much["peak_host_bytes"] > little["peak_host_bytes"]

@@ -1,0 +1,49 @@
+"""The checkout as a whole: lint, format, types, the direction of imports, and what a wheel holds."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).parents[1]
+LINT_IMPORTS = "from importlinter.cli import lint_imports_command; lint_imports_command()"
+
+CHECKS = {
+    "ruff finds nothing": ["-m", "ruff", "check", "--no-cache"],
+    "ruff would format nothing": ["-m", "ruff", "format", "--check", "--no-cache"],
+    "mypy finds nothing": ["-m", "mypy"],
+    "imports point one way": ["-c", LINT_IMPORTS, "--no-logo", "--no-cache"],
+}
+
+
+def run_python(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in the checkout."""
+    return subprocess.run([sys.executable, *words], cwd=CHECKOUT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("command", CHECKS.values(), ids=CHECKS)
+def test_checkout_is_clean(command: list[str]) -> None:
+    """Each tool, as pyproject.toml sets it up, has nothing to say."""
+    done = run_python(*command)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_wheel_holds_the_package_and_its_types(tmp_path: Path) -> None:
+    """Every module, the marker for type checkers, the licence, and the command; no test, no cache."""
+    pytest.importorskip("hatchling", reason="the build backend is not installed")
+    done = run_python("-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = tmp_path.glob("isovoxel-*.whl")
+    with zipfile.ZipFile(path) as wheel:
+        names = set(wheel.namelist())
+        (commands,) = (wheel.read(name).decode() for name in names if name.endswith("entry_points.txt"))
+    source = CHECKOUT / "src"
+    modules = {str(p.relative_to(source).as_posix()) for p in source.rglob("*.py")}
+    packaged = {name for name in names if ".dist-info/" not in name}
+    assert packaged == modules | {"isovoxel/py.typed"}
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert "isovoxel = isovoxel.cli:main" in commands
