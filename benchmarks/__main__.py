@@ -1,0 +1,18 @@
+"""Runs one benchmark by name: ``python -m benchmarks job --help``."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+NAMES = ("job",)
+
+
+def main() -> None:
+    """Run the benchmark that the first argument names, with the other arguments."""
+    if len(sys.argv) < 2 or sys.argv[1] not in NAMES:
+        sys.exit(f"usage: python -m benchmarks {'|'.join(NAMES)} [--help]")
+    import_module(f"benchmarks.{sys.argv[1]}").main(sys.argv[2:])
+
+
+main()
