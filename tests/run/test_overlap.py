@@ -155,3 +155,12 @@ def test_plans_that_are_equal_make_arrays_of_the_same_name() -> None:
 def test_cuts_of_plans_used_here_are_thick_enough() -> None:
     """What `cut` makes for map_overlap in other tests is what `scale_array` would accept."""
     assert not _too_thin(cut(VOLUME.shape, (2.0, 2.0, 2.0), (12, 20, 40), halo_mode="map_overlap"))
+
+
+def test_what_is_free_at_the_moment_does_not_change_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two equal calls make arrays of one name even if memory was taken or given back between them."""
+    names = []
+    for free in (2**30, 2**34):
+        monkeypatch.setattr("isovoxel.run.host.available_bytes", lambda free=free: free)
+        names.append(scale_array(da.ones((8, 8, 8), chunks=8, dtype="uint8"), 2.0, chunks=(8, 8, 8)).name)
+    assert names[0] == names[1]

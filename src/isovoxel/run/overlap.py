@@ -22,6 +22,7 @@ from uuid import uuid4
 
 import dask.array as da
 import numpy as np
+from dask.base import normalize_token
 from numpy.typing import NDArray
 
 from isovoxel.engines.open import open_engine
@@ -166,7 +167,7 @@ class OverlappedBlock:
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
         """Return what tells one result from another."""
-        return (self.window.plan.fingerprint, self.window.places, self.scale)
+        return (self.window.plan.fingerprint, self.window.places, normalize_token(self.scale))
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,10 @@ class EngineBlock:
     def __call__(self, voxels: NDArray[Any], block: Block) -> NDArray[Any]:
         """Return the block's output."""
         return open_engine(self.device).scale(voxels, block, self.plan).data
+
+    def __dask_tokenize__(self) -> tuple[str, str]:
+        """Return what tells one result from another, which the memory free at this moment does not."""
+        return (self.plan.fingerprint, self.device)
 
 
 def scale_lazily(array: Any, plan: Plan, device: str) -> Any:
