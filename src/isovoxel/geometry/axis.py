@@ -48,14 +48,18 @@ class Axis:
     factor: float
     """Output samples per input sample."""
 
+    def position(self, output: Indices) -> NDArray[np.float64]:
+        """Return the positions, in input samples, of output samples."""
+        position: NDArray[np.float64] = (output.astype(np.float64) + 0.5) / self.factor - 0.5
+        return position
+
     def source(self, output: Indices) -> NDArray[np.float64]:
         """Return the positions, in input samples, that output samples take their value from.
 
         Only an axis that shrinks to less than half a sample, and is kept as one, has a position more than half a
         sample beyond the volume. It is drawn back to the first position at which no kernel sees the volume.
         """
-        position: NDArray[np.float64] = (output.astype(np.float64) + 0.5) / self.factor - 0.5
-        return np.minimum(position, self.n)
+        return np.minimum(self.position(output), self.n)
 
     def nearest(self, output: Indices) -> Indices:
         """Return the index of the input sample nearest to each output sample; ties go up, as cle truncates."""

@@ -1,0 +1,205 @@
+"""Which input samples make an output sample, and with what weights? One axis' resampling table.
+
+Scaling is separable: along each axis, output sample o is a weighted sum of K neighbouring input samples::
+
+    output[o] = sum of weights[o, k] * input[first[o] + k]   for k = 0 .. K - 1
+
+Nearest, linear, cubic, area and anti-aliased kernels differ in their rows only; K is the same for all rows.
+
+1. A kernel centred at ``source(o) = (o + 0.5) / factor - 0.5`` gives each sample within its radius a weight; weights
+   are divided by their sum. Anti-aliasing widens the kernel by 1 / factor on axes that shrink.
+2. What a row reaches beyond the volume is folded in: onto the rim's sample (boundary "nearest"), or dropped, as if
+   0 lay there ("constant"). A row therefore never leaves the volume, and nothing has to be padded.
+3. An axis of factor 1 is its own table of width 1: interpolating kernels leave it as it is.
+
+A row depends on the volume and its own index alone, so blocks that take their rows of it agree in every bit.
+
+The cubic kernel is that of Keys (1981), Cubic Convolution Interpolation for Digital Image Processing, with a = -1/2
+(Catmull-Rom). Area is the mean over the output voxel's footprint, [o / factor, (o + 1) / factor).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isovoxel.geometry.axis import Axis, Indices, Spans
+
+Floats = NDArray[np.float64]
+
+NOISE = 2.0**-50
+"""Weights of this size, as a share of the position, are what float64 left of a 0: a NaN must not spread by them."""
+
+
+class Rows(NamedTuple):
+    """Rows of a table."""
+
+    first: Indices
+    """First input sample of each row."""
+    weights: Floats
+    """Weights of the samples from there on, one row each; all rows have the same width."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The resampling table of one axis. Rows are computed when asked for: a table has no size."""
+
+    axis: Axis
+    """The axis."""
+    interpolation: str
+    """"nearest", "linear", "cubic", "area", or "mode", whose rows are those of nearest."""
+    antialias: bool = False
+    """Whether the kernel widens where the axis shrinks."""
+    boundary: str = "nearest"
+    """"nearest" repeats the rim, "constant" has 0 around the volume."""
+
+    @property
+    def identity(self) -> bool:
+        """Whether the axis stays as it is, so that its pass can be left out."""
+        return self.axis.factor == 1
+
+    @property
+    def stretch(self) -> float:
+        """By how much the kernel is widened."""
+        return max(1.0, 1 / self.axis.factor) if self.antialias else 1.0
+
+    @property
+    def radius(self) -> float:
+        """Support of the kernel in input samples: half its width."""
+        if self.interpolation == "area":
+            return 0.5 / self.axis.factor + 0.5
+        if self.interpolation == "mode":
+            return max(0.5, 0.5 / self.axis.factor)
+        return _RADIUS[self.interpolation] * self.stretch
+
+    @property
+    def width(self) -> int:
+        """Weights per row (K); never more than the axis has samples."""
+        if self.identity or self.interpolation in ("nearest", "mode"):
+            return 1
+        return min(self.axis.n, self._unfolded_width)
+
+    @property
+    def _unfolded_width(self) -> int:
+        # An open interval of length L holds at most ceil(L) integers: 2 for linear, 4 for cubic.
+        return max(1, math.ceil(2 * self.radius))
+
+    def rows(self, outputs: Indices) -> Rows:
+        """Return the rows of these output samples."""
+        if self.identity:
+            return Rows(outputs, np.ones((len(outputs), 1)))
+        if self.interpolation in ("nearest", "mode"):
+            index = self.axis.nearest(outputs)
+            outside = (index < 0) | (index >= self.axis.n)
+            weights = np.where(outside & (self.boundary == "constant"), 0.0, 1.0)
+            return Rows(np.clip(index, 0, self.axis.n - 1), weights[:, None])
+        lowest, weights = self._unfolded(outputs)
+        return self._folded(lowest, weights)
+
+    def spans(self, starts: Indices, stops: Indices) -> Spans:
+        """Return what each of many output intervals [start, stop) reads; no table reaches beyond the volume."""
+        if self.interpolation == "mode":
+            first, last = self.footprints(starts)[0], self.footprints(stops - 1)[1]
+        else:
+            first, last = self.first(starts), self.first(stops - 1) + self.width
+        zero = np.zeros_like(first)
+        return Spans(first, last, zero, zero)
+
+    def first(self, outputs: Indices) -> Indices:
+        """Return the first input sample of each row; it never decreases from row to row."""
+        if self.width == 1 and (self.identity or self.interpolation in ("nearest", "mode")):
+            return self.rows(outputs).first
+        return np.clip(self._lowest(outputs), 0, self.axis.n - self.width)
+
+    def footprints(self, outputs: Indices) -> tuple[Indices, Indices]:
+        """Return the input samples [start, stop) whose centres lie in each output voxel: never none.
+
+        An axis that grows has voxels without a centre; their footprint is the nearest sample.
+        """
+        nearest = np.clip(self.axis.nearest(outputs), 0, self.axis.n - 1)
+        start = np.ceil(outputs / self.axis.factor - 0.5).astype(np.int64)
+        stop = np.ceil((outputs + 1) / self.axis.factor - 0.5).astype(np.int64)
+        start = np.clip(np.minimum(start, nearest), 0, self.axis.n - 1)
+        return start, np.clip(np.maximum(stop, nearest + 1), 1, self.axis.n)
+
+    def _lowest(self, outputs: Indices) -> Indices:
+        """Return the first sample strictly inside the kernel's support, inside the volume or not."""
+        lowest: Indices = np.floor(self.axis.position(outputs) - self.radius).astype(np.int64) + 1
+        return lowest
+
+    def _unfolded(self, outputs: Indices) -> tuple[Indices, Floats]:
+        """Return rows that may reach beyond the volume, each divided by its sum."""
+        lowest = self._lowest(outputs)
+        samples = lowest[:, None] + np.arange(self._unfolded_width)
+        if self.interpolation == "area":
+            # Overlap of sample i, [i, i + 1), with the footprint around the position.
+            centre = self.axis.position(outputs)[:, None] + 0.5
+            half = 0.5 / self.axis.factor
+            weights = np.minimum(samples + 1, centre + half) - np.maximum(samples, centre - half)
+            weights = np.maximum(0.0, weights)
+        else:
+            distance = (samples - self.axis.position(outputs)[:, None]) / self.stretch
+            weights = _WEIGHT[self.interpolation](np.abs(distance))
+        noise = NOISE * (1 + np.abs(self.axis.position(outputs)))[:, None]
+        weights = np.where(np.abs(weights) > noise, weights, 0.0)
+        return lowest, weights / weights.sum(axis=1, keepdims=True)
+
+    def _folded(self, lowest: Indices, weights: Floats) -> Rows:
+        """Bring rows inside the volume."""
+        n, width = self.axis.n, self.width
+        samples = lowest[:, None] + np.arange(weights.shape[1])
+        if self.boundary == "constant":
+            weights = np.where((samples < 0) | (samples >= n), 0.0, weights)
+        first = np.clip(lowest, 0, n - width)
+        place = np.clip(samples, 0, n - 1) - first[:, None]
+        # Rows that lie more than their width outside the volume all have the rim as their only sample.
+        place = np.clip(place, 0, width - 1)
+        folded = np.zeros((len(lowest), width))
+        np.add.at(folded, (np.arange(len(lowest))[:, None], place), weights)
+        return Rows(first, folded)
+
+
+def pass_order(tables: Sequence[Table]) -> tuple[int, ...]:
+    """Return the axes that change, in the order of passes that costs least for the whole volume.
+
+    A pass costs its width for every voxel it makes, and one for every voxel it reads; shrinking axes tend to come
+    first and growing ones last. The order is the volume's, not a block's, so that all blocks round alike.
+    """
+    axes = [i for i, table in enumerate(tables) if not table.identity]
+
+    def cost(order: tuple[int, ...]) -> int:
+        shape = [table.axis.n for table in tables]
+        total = 0
+        for axis in order:
+            total += math.prod(shape)
+            shape[axis] = tables[axis].axis.m
+            total += tables[axis].width * math.prod(shape)
+        return total
+
+    return min(permutations(axes), key=cost)
+
+
+def accumulator(*dtypes: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the type of weights and sums for voxels of these types: float64 where float32 has too few digits."""
+    wide = any((d.itemsize >= 4 and d.kind in "iu") or d == np.float64 for d in dtypes)
+    return np.dtype(np.float64 if wide else np.float32)
+
+
+def _linear(distance: Floats) -> Floats:
+    return np.maximum(0.0, 1 - distance)
+
+
+def _cubic(distance: Floats) -> Floats:
+    near = (1.5 * distance - 2.5) * distance**2 + 1
+    far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
+    return np.where(distance <= 1, near, np.where(distance < 2, far, 0.0))
+
+
+_RADIUS = {"nearest": 0.5, "linear": 1.0, "cubic": 2.0}
+_WEIGHT: dict[str, Callable[[Floats], Floats]] = {"linear": _linear, "cubic": _cubic}
