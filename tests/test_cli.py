@@ -226,6 +226,92 @@ def test_scale_writes_ome_zarr(
     assert made["complete"] is True
 
 
+ENGINES = [
+    ("", "cle", "linear"),
+    ("--interpolation nearest", "cle", "nearest"),
+    ("--engine exact", "exact", "linear"),
+    ("--engine exact --interpolation nearest", "exact", "nearest"),
+    ("--interpolation cubic", "exact", "cubic"),
+    ("--interpolation area", "exact", "area"),
+    ("--interpolation mode", "exact", "mode"),
+    ("--antialias", "exact", "linear"),
+    ("--antialias --interpolation cubic", "exact", "cubic"),
+    ("--labels", "exact", "nearest"),
+    ("--labels --engine cle", "cle", "nearest"),
+    ("--labels --interpolation mode", "exact", "mode"),
+]
+
+
+@pytest.mark.parametrize(("options", "engine", "kernel"), ENGINES, ids=[options for options, *_ in ENGINES])
+def test_the_engine_is_the_one_that_can(
+    isovoxel: Isovoxel, stack: Path, tmp_path: Path, options: str, engine: str, kernel: str
+) -> None:
+    """By default cle, and exact for what only it has; plan, JSON and the output's attributes name it."""
+    words = [*options.split(), "--factor", "1.5,0.7,1"]
+    said = isovoxel("plan", stack, *words)
+    assert said.code == 0
+    assert f"engine   {engine} on " in said.out
+    antialias = "--antialias" in words
+    assert f"({kernel}{', anti-aliased along y' if antialias else ''}, boundary nearest)" in said.out
+    record = isovoxel("scale", stack, tmp_path / "out.zarr", *words, "--json").json
+    assert (record["engine"], record["interpolation"], record["antialias"]) == (engine, kernel, antialias)
+    made: Any = zarr.open_group(tmp_path / "out.zarr", mode="r").attrs["isovoxel"]
+    assert (made["engine"], made["interpolation"], made["antialias"]) == (engine, kernel, antialias)
+    assert isovoxel("verify", tmp_path / "out.zarr", "--samples", 10).code == 0
+
+
+def test_antialiasing_reads_further(isovoxel: Isovoxel, tmp_path: Path) -> None:
+    """The halo grows with 1 / factor along the axes that shrink, and along no other."""
+    stack = write_stack(tmp_path / "stack.tif", voxels((40, 200, 200)))
+    cut = ["--chunk", "8,8,8", "--shard", "8,8,8", "--device-memory", "10kB"]
+
+    def halo(*words: object) -> list[int]:
+        record = isovoxel("plan", stack, *cut, "--json", *words).json
+        assert record["blocks"]["count"] > 1
+        return [max(before, after) for before, after in record["blocks"]["halo"]]
+
+    for factor in (0.5, 0.2, 0.1):
+        plain = halo("--factor", f"1,{factor},1", "--engine", "exact")
+        wide = halo("--factor", f"1,{factor},1", "--antialias")
+        assert (wide[0], wide[2]) == (plain[0], plain[2])
+        # Half an output voxel belongs to the block itself, the kernel reaches one from its centre.
+        assert plain[1] <= 1
+        assert abs(wide[1] - 0.5 / factor) <= 1
+
+
+HINT = "hint: shrinking along y and x skips voxels, which aliases; --antialias averages them\n"
+HINTED = [
+    ("--factor 1,0.49,0.49", True),
+    ("--factor 1,0.49,0.49 --engine exact", True),
+    ("--factor 1,0.49,0.49 --interpolation cubic", True),
+    ("--factor 1,0.5,0.5", False),
+    ("--factor 2,1,1", False),
+    ("--factor 1,0.49,0.49 --antialias", False),
+    ("--factor 1,0.49,0.49 --interpolation area", False),
+    ("--factor 1,0.49,0.49 --labels", False),
+    ("--factor 1,0.49,0.49 --labels --interpolation mode", False),
+]
+
+
+@pytest.mark.parametrize(("options", "hinted"), HINTED, ids=[options for options, _ in HINTED])
+def test_skipped_voxels_are_hinted_at_once(
+    isovoxel: Isovoxel, stack: Path, tmp_path: Path, options: str, hinted: bool
+) -> None:
+    """On standard error, where an axis shrinks by more than 2 and nothing averages; JSON stays JSON."""
+    said = [
+        isovoxel("plan", stack, *options.split()),
+        isovoxel("plan", stack, *options.split(), "--json"),
+        isovoxel("scale", stack, tmp_path / "out.zarr", *options.split()),
+        isovoxel("scale", stack, tmp_path / "json.zarr", *options.split(), "--json"),
+    ]
+    for outcome in said:
+        assert outcome.code == 0
+        assert outcome.err.count("hint:") == outcome.err.count(HINT) == hinted
+        assert "hint:" not in outcome.out
+    quiet = isovoxel("scale", stack, tmp_path / "quiet.zarr", *options.split(), "--quiet")
+    assert quiet == Outcome(0, "", "")
+
+
 @pytest.mark.parametrize("codec", ["none", "zstd", "lz4"])
 def test_chunk_shard_and_codec_are_as_asked(isovoxel: Isovoxel, stack: Path, tmp_path: Path, codec: str) -> None:
     """They stand in the array's metadata, and the voxels do not depend on them."""
@@ -426,7 +512,14 @@ BAD_OPTIONS = [
     ("--zoom 2 --factor 2,1,1", "zoom and factor each say how far to scale; give only one of them"),
     ("--zoom 2 --voxel-size 1", "give only one of them"),
     ("--zoom 2 --voxel-size 1 --factor 1,1,1", "give only one of them"),
-    ("--interpolation cubic", "interpolation must be one of linear, nearest"),
+    ("--interpolation lanczos", "interpolation must be one of linear, nearest, cubic, area, mode, not 'lanczos'"),
+    ("--interpolation cubic --engine cle", "must be one of linear, nearest, not 'cubic'; engine exact has it"),
+    ("--engine magic", "engine must be one of cle, exact, not 'magic'"),
+    ("--antialias --engine cle", "engine cle has no anti-aliasing; use engine exact"),
+    ("--antialias --interpolation nearest", "anti-aliasing widens linear and cubic interpolation, not nearest"),
+    ("--antialias --interpolation area", "anti-aliasing widens linear and cubic interpolation, not area"),
+    ("--labels --interpolation linear", "labels must not be mixed; use interpolation nearest or mode, not linear"),
+    ("--labels --antialias", "anti-aliasing widens linear and cubic interpolation, not nearest"),
     ("--boundary mirror", "boundary must be one of nearest, constant"),
     ("--halo saint", "halo must be one of auto, map_overlap, direct"),
     ("--device quantum", "no OpenCL device is called 'quantum'; there are 0: "),

@@ -50,7 +50,7 @@ def test_session_is_real(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     """Run again, the commands print the same lines, but for those about the machine and about time."""
     write_blastocyst(folder / "blastocyst.tif")
     commands = session()
-    assert [command.split()[0] for command, _ in commands] == ["info", "limits", "plan", "scale"]
+    assert [command.split()[0] for command, _ in commands] == ["info", "limits", "plan", "scale", "scale", "verify"]
     for command, lines in commands:
         monkeypatch.setattr(sys, "argv", ["isovoxel", *shlex.split(command)])
         with pytest.raises(SystemExit, match="0"):

@@ -9,6 +9,7 @@ from isovoxel.api import (
     plan,
     scale,
     scale_array,
+    verify,
 )
 from isovoxel.version import __version__
 
@@ -22,4 +23,5 @@ __all__ = [
     "plan",
     "scale",
     "scale_array",
+    "verify",
 ]

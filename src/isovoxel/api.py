@@ -5,24 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
-from isovoxel.errors import IsovoxelError, OptionError, OutputError
+from isovoxel.errors import InputError, InputMissingError, IsovoxelError, OptionError, OutputError
 from isovoxel.geometry.box import Index3
-from isovoxel.geometry.grid import (
-    Float3,
-    VoxelGrid,
-    check_positive,
-    factor_for_voxel_size,
-    factor_for_zoom,
+from isovoxel.geometry.grid import Float3
+from isovoxel.options import (
+    ScalingOptions,
+    choose_sampling,
+    parse_factor,
+    plan_volume,
+    source_of,
 )
-from isovoxel.planning.plan import Plan, Source
+from isovoxel.planning.plan import Plan
 from isovoxel.planning.whole import WholeLimits
 from isovoxel.run.events import BlockDone, Event, Listener
 from isovoxel.volumes.base import Volume
 
 if TYPE_CHECKING:  # pyopencl, dask and zarr are loaded by what needs them
     from isovoxel.engines.devices import Device
+    from isovoxel.run.verify import Verdict
 
 __all__ = [
     "ScaleResult",
@@ -33,46 +35,8 @@ __all__ = [
     "plan",
     "scale",
     "scale_array",
+    "verify",
 ]
-
-
-class ScalingOptions(TypedDict, total=False):
-    """How a volume is scaled: the keywords of `plan` and `scale`. None has to be given.
-
-    At most one of `zoom`, `voxel_size` and `factor` says how far; without them the finest of the three voxel sizes
-    becomes the size of all.
-    """
-
-    zoom: float | None
-    """Factor per axis = voxel size x zoom, so that the result has 1 / zoom per voxel, as in cle's tutorials."""
-    voxel_size: float | None
-    """Side of the output's cubic voxels, in the volume's unit."""
-    factor: Float3 | None
-    """Output samples per input sample, z, y, x."""
-    input_voxel_size: Float3 | None
-    """Voxel size of the input, z, y, x, in place of what its metadata say."""
-    unit: str | None
-    """Unit of the input's lengths, in place of what its metadata say."""
-    interpolation: str
-    """"linear" (default) or "nearest", the one for labels."""
-    boundary: str
-    """"nearest" (default): the rim repeats. "constant": 0 lies around the volume, as ``cle.scale`` has it."""
-    device: str
-    """"auto" (default), a number or a part of a name."""
-    halo: str
-    """"auto" (default), "map_overlap" or "direct"."""
-    memory: int | str | None
-    """Bytes that this process may hold, or text such as "8GiB"; default: half of what is free."""
-    device_memory: int | str | None
-    """Bytes that may be held on the device, or text; default: nine tenths of what is free on a GPU."""
-    threads: int | None
-    """Blocks in flight; default: one per core, at least three."""
-    chunk: Index3 | None
-    """Voxels per chunk of the output, z, y, x."""
-    shard: Index3 | None
-    """Voxels per shard (file) of the output, z, y, x: whole chunks."""
-    codec: str
-    """"lz4" (default), "zstd" or "none"."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +97,7 @@ def plan(source: Any, **options: Unpack[ScalingOptions]) -> Plan:
         If the input, an option or the device cannot serve, or no block fits; see `isovoxel.errors`.
     """
     volume = open_volume(source, voxel_size=options.get("input_voxel_size"), unit=options.get("unit"))
-    return _plan_volume(volume, options)
+    return plan_volume(volume, options)
 
 
 def scale(
@@ -169,11 +133,12 @@ def scale(
     from isovoxel.engines.open import open_engine
     from isovoxel.run.host import peak_bytes
     from isovoxel.run.job import Job
+    from isovoxel.run.recipe import provenance
     from isovoxel.store.destination import check_destination
     from isovoxel.store.writer import OmeZarrWriter
 
     volume = open_volume(source, voxel_size=options.get("input_voxel_size"), unit=options.get("unit"))
-    planned = _plan_volume(volume, options)
+    planned = plan_volume(volume, options)
     path = Path(output)
     check_destination(
         path,
@@ -181,14 +146,15 @@ def scale(
         source_identity_path=volume.identity.get("path"),
         nbytes=planned.output_bytes,
     )
-    engine = open_engine(options.get("device", "auto"))
+    engine = open_engine(planned.engine, options.get("device", "auto"))
     try:
         writer = OmeZarrWriter.create(
             path,
             grid=planned.output,
             dtype=volume.dtype,
             storage=planned.storage,
-            provenance=_provenance(planned, volume),
+            provenance=provenance(planned, volume),
+            labels=choose_sampling(volume, options).labels,
             overwrite=overwrite,
         )
     except IsovoxelError:
@@ -211,7 +177,10 @@ def scale_array(
     array: Any,
     factor: Float3 | float,
     *,
-    interpolation: str = "linear",
+    interpolation: str | None = None,
+    antialias: bool = False,
+    labels: bool = False,
+    engine: str | None = None,
     boundary: str = "nearest",
     device: str = "auto",
     chunks: Index3 | None = None,
@@ -224,7 +193,7 @@ def scale_array(
         A 3-D dask array (or what `dask.array.asarray` takes), z, y, x.
     factor
         Output samples per input sample, for all axes or for z, y, x.
-    interpolation, boundary, device
+    interpolation, antialias, labels, engine, boundary, device
         As in `ScalingOptions`. The device is looked for in the process that computes a block.
     chunks
         Shape of the result's chunks, each scaled in one piece; by default as dask's ``array.chunk-size`` has it,
@@ -257,7 +226,7 @@ def scale_array(
     from isovoxel.run.overlap import scale_lazily
 
     volume = open_volume(da.asarray(array), voxel_size=(1.0, 1.0, 1.0))
-    factors = _factor((factor,) * 3 if isinstance(factor, int | float) else factor)
+    factors = parse_factor((factor,) * 3 if isinstance(factor, int | float) else factor)
     shape = volume.grid.scaled(factors).shape
     if chunks is None:
         largest = da.core.normalize_chunks("auto", shape=shape, dtype=volume.dtype)
@@ -265,14 +234,19 @@ def scale_array(
         fixed = False
     else:
         fixed = True
+    sampling = choose_sampling(
+        volume, {"interpolation": interpolation, "antialias": antialias, "labels": labels, "engine": engine}
+    )
     planned = plan_chunks(
-        _source(volume, volume.grid),
+        source_of(volume, volume.grid),
         factors,
         chunks=chunks,
         fixed=fixed,
         device=find_device(device).limits(),
         host=host_limits(),
-        interpolation=interpolation,
+        engine=sampling.engine,
+        interpolation=sampling.interpolation,
+        antialias=sampling.antialias,
         boundary=boundary,
     )
     return scale_lazily(volume.array, planned, device)
@@ -302,122 +276,64 @@ def limits(
     return whole_limits(volume.grid, find_device(device).limits(), interpolation)
 
 
+def verify(output: str | Path, *, against: Any = None, samples: int = 400, seed: int = 0) -> Verdict:
+    """Compute sampled boxes of a result again from its source, in float64, and compare.
+
+    Parameters
+    ----------
+    output
+        An OME-Zarr that isovoxel has written; its attributes say from what and how.
+    against
+        The source, where it is no longer where the attributes say: as in `open_volume`.
+    samples
+        How many boxes; those around block corners, faces and edges come first.
+    seed
+        Chooses the boxes.
+
+    Raises
+    ------
+    InputError
+        If the output was not written by isovoxel, or is not complete, or the source is another.
+    OptionError
+        If there is nothing to sample.
+    """
+    from isovoxel.run.recipe import Recipe
+    from isovoxel.run.verify import verify as compare
+    from isovoxel.store.writer import missing_shards, read_provenance
+
+    if samples < 1:
+        raise OptionError(f"samples must be at least 1, not {samples}")
+    result = open_volume(output)
+    recipe = Recipe.from_provenance(read_provenance(output), str(output))
+    if not recipe.complete:
+        raise InputError(f"{output} is not complete: the job that writes it runs, failed or was interrupted")
+    where = recipe.identity.get("path") if against is None else against
+    if where is None or (against is None and "://" in where and not where.startswith("file://")):
+        raise InputError(f"{output} was made from an array in memory; give its voxels as a file with --against")
+    try:
+        source = open_volume(where.removeprefix("file://") if isinstance(where, str) else where)
+    except InputMissingError:
+        if against is not None:
+            raise
+        raise InputMissingError(f"the source {where} is no longer there; say with --against where it is") from None
+    if (source.shape, source.dtype.name) != (recipe.shape, recipe.dtype):
+        raise InputError(
+            f"{source.name} holds {source.shape} voxels of {source.dtype}, but {output} was made from "
+            f"{recipe.shape} of {recipe.dtype}; give its source with --against"
+        )
+    return compare(
+        source,
+        result,
+        recipe,
+        samples=samples,
+        seed=seed,
+        missing_shards=missing_shards(output),
+        source_changes=recipe.changes(source, elsewhere=against is not None),
+    )
+
+
 def devices() -> list[Device]:
     """Return all OpenCL devices, GPUs first."""
     from isovoxel.engines.devices import list_devices
 
     return list_devices()
-
-
-def _plan_volume(volume: Volume, options: ScalingOptions) -> Plan:
-    from isovoxel.engines.devices import find_device
-    from isovoxel.planning.planner import make_plan
-    from isovoxel.planning.storage import default_storage
-    from isovoxel.run.host import host_limits
-
-    grid, factor = _how_far(volume, options)
-    threads = options.get("threads")
-    if threads is not None and threads < 1:
-        raise OptionError(f"threads must be at least 1, not {threads}")
-    chunk, shard = options.get("chunk"), options.get("shard")
-    storage = default_storage(
-        grid.scaled(factor).shape,
-        volume.dtype.itemsize,
-        codec=options.get("codec", "lz4"),
-        chunk=chunk,
-        shard=shard,
-    )
-    device = find_device(options.get("device", "auto"))
-    return make_plan(
-        _source(volume, grid),
-        factor,
-        storage=storage,
-        device=device.limits(_bytes("device memory", options.get("device_memory"))),
-        host=host_limits(_bytes("memory", options.get("memory")), threads, device_kind=device.kind),
-        interpolation=options.get("interpolation", "linear"),
-        boundary=options.get("boundary", "nearest"),
-        halo_mode=options.get("halo", "auto"),
-        fixed_storage=shard is not None,
-    )
-
-
-def _how_far(volume: Volume, options: ScalingOptions) -> tuple[VoxelGrid, Float3]:
-    """Return the input's grid and the factor that the options ask for."""
-    zoom, voxel_size, factor = options.get("zoom"), options.get("voxel_size"), options.get("factor")
-    given = {"zoom": zoom, "voxel size": voxel_size, "factor": factor}
-    names = [name for name, value in given.items() if value is not None]
-    if len(names) > 1:
-        raise OptionError(f"{' and '.join(names)} each say how far to scale; give only one of them")
-    if factor is not None:
-        factor = _factor(factor)
-        # Without a voxel size lengths are counted in input voxels, and have no unit.
-        return VoxelGrid(volume.shape) if volume.voxel_size is None else volume.grid, factor
-    grid = volume.grid
-    if zoom is not None:
-        return grid, factor_for_zoom(grid, zoom)
-    return grid, factor_for_voxel_size(grid, min(grid.voxel_size) if voxel_size is None else voxel_size)
-
-
-def _factor(values: Sequence[float]) -> Float3:
-    try:
-        z, y, x = (float(value) for value in values)
-    except (TypeError, ValueError):
-        raise OptionError(f"a factor is three numbers, z, y, x, not {values!r}") from None
-    check_positive("factor", (z, y, x))
-    return (z, y, x)
-
-
-def _source(volume: Volume, grid: VoxelGrid) -> Source:
-    return Source(
-        name=volume.name,
-        grid=grid,
-        dtype=volume.dtype.name,
-        chunks=volume.chunks,
-        read_overhead=volume.read_overhead,
-        identity=dict(volume.identity),
-    )
-
-
-def _provenance(planned: Plan, volume: Volume) -> dict[str, Any]:
-    """Return what made an output, for its attributes."""
-    from isovoxel.version import __version__
-
-    grid = planned.source.grid
-    return {
-        "version": __version__,
-        "engine": planned.engine,
-        "device": planned.device.name,
-        "interpolation": planned.interpolation,
-        "boundary": planned.boundary,
-        "factor": list(planned.factor),
-        "block": list(planned.block_shape),
-        "input": {
-            "name": volume.name,
-            "kind": volume.kind,
-            "identity": dict(volume.identity),
-            "shape": list(grid.shape),
-            "dtype": volume.dtype.name,
-            "voxel_size": list(grid.voxel_size),
-            "origin": list(grid.origin),
-            "unit": grid.unit,
-        },
-        "fingerprint": planned.fingerprint,
-    }
-
-
-def _bytes(name: str, value: int | str | None) -> int | None:
-    """Return a size in bytes from a number or from text such as "8GiB"."""
-    if value is None:
-        return None
-    from dask.utils import parse_bytes
-
-    unclear = OptionError(f"{name} must be a size such as 8GiB or 500MB, not {value!r}")
-    if isinstance(value, str) and not any(letter.isdigit() for letter in value):
-        raise unclear  # dask takes "GiB" for one of them, and nothing for a byte
-    try:
-        size = int(parse_bytes(value))
-    except (ValueError, OverflowError):
-        raise unclear from None
-    if size <= 0:
-        raise OptionError(f"{name} must be a size above 0, not {value!r}")
-    return size

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from isovoxel.errors import IsovoxelError
+from isovoxel.planning.plan import Plan
 from isovoxel.views.records import Line, Record
 
 # typer brings its own copy of click, and of click's errors only some names are typer's: this is UsageError.
@@ -60,7 +61,18 @@ InputVoxelSize = Annotated[
     ),
 ]
 Unit = Annotated[str | None, typer.Option(metavar="NAME", help="Unit of the input's lengths, such as micrometer.")]
-Interpolation = Annotated[str, typer.Option(metavar="linear|nearest", help="nearest is the one for labels.")]
+Interpolation = Annotated[
+    str | None,
+    typer.Option(
+        metavar="linear|nearest|cubic|area|mode",
+        help="Default: linear, and nearest for labels; mode is a majority vote.",
+    ),
+]
+Antialias = Annotated[
+    bool, typer.Option("--antialias", help="Average where an axis shrinks, in place of skipping voxels.")
+]
+Labels = Annotated[bool, typer.Option("--labels", help="Voxels are labels: they are moved, never mixed.")]
+EngineName = Annotated[str | None, typer.Option("--engine", metavar="cle|exact", help="Default: cle where it can.")]
 Boundary = Annotated[
     str,
     typer.Option(metavar="nearest|constant", help="nearest repeats the rim; constant is cle.scale's dark rim."),
@@ -94,6 +106,13 @@ def _note(text: str) -> None:
     print(text, file=sys.stderr)  # noqa: T201
 
 
+def _hint(planned: Plan) -> None:
+    """Say once that a plan skips voxels."""
+    if planned.aliases:
+        axes = " and ".join(planned.aliases)
+        _note(f"hint: shrinking along {axes} skips voxels, which aliases; --antialias averages them")
+
+
 @app.callback(invoke_without_command=True)
 def _main(
     context: typer.Context,
@@ -125,7 +144,10 @@ def plan(
     factor: Factor = None,
     input_voxel_size: InputVoxelSize = None,
     unit: Unit = None,
-    interpolation: Interpolation = "linear",
+    interpolation: Interpolation = None,
+    antialias: Antialias = False,
+    labels: Labels = False,
+    engine: EngineName = None,
     boundary: Boundary = "nearest",
     device: DeviceName = "auto",
     halo: Halo = "auto",
@@ -149,6 +171,9 @@ def plan(
         input_voxel_size=input_voxel_size,
         unit=unit,
         interpolation=interpolation,
+        antialias=antialias,
+        labels=labels or None,
+        engine=engine,
         boundary=boundary,
         device=device,
         halo=halo,
@@ -160,6 +185,7 @@ def plan(
         codec=codec,
     )
     _show(plan_record(planned), plan_lines(planned), as_json=as_json)
+    _hint(planned)
 
 
 @app.command()
@@ -171,7 +197,10 @@ def scale(
     factor: Factor = None,
     input_voxel_size: InputVoxelSize = None,
     unit: Unit = None,
-    interpolation: Interpolation = "linear",
+    interpolation: Interpolation = None,
+    antialias: Antialias = False,
+    labels: Labels = False,
+    engine: EngineName = None,
     boundary: Boundary = "nearest",
     device: DeviceName = "auto",
     halo: Halo = "auto",
@@ -191,22 +220,27 @@ def scale(
     from isovoxel.views.progress import ProgressView
     from isovoxel.views.records import result_lines, result_record
 
-    def say_cpu(event: Event) -> None:
-        if isinstance(event, JobStarted) and event.plan.device.kind == "cpu" and not quiet:
-            _note(f"note: the CPU scales, not a GPU ({event.plan.device.name})")
+    def say(event: Event) -> None:
+        if isinstance(event, JobStarted) and not quiet:
+            if event.plan.device.kind == "cpu":
+                _note(f"note: the CPU scales, not a GPU ({event.plan.device.name})")
+            _hint(event.plan)
 
     with ProgressView(quiet=quiet or as_json) as progress:
         result = api.scale(
             source,
             output,
             overwrite=overwrite,
-            listeners=(say_cpu, progress),
+            listeners=(say, progress),
             zoom=zoom,
             voxel_size=voxel_size,
             factor=factor,
             input_voxel_size=input_voxel_size,
             unit=unit,
             interpolation=interpolation,
+            antialias=antialias,
+            labels=labels or None,
+            engine=engine,
             boundary=boundary,
             device=device,
             halo=halo,
@@ -222,11 +256,30 @@ def scale(
 
 
 @app.command()
+def verify(
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="OME-Zarr that isovoxel has written.")],
+    against: Annotated[
+        str | None, typer.Option(metavar="INPUT", help="Its source, where that is no longer where it was.")
+    ] = None,
+    samples: Annotated[int, typer.Option(metavar="N", help="Boxes to compute again.")] = 400,
+    as_json: Json = False,
+) -> None:
+    """Compute samples of a result again in float64, at block faces first; exit code 1 where it does not hold."""
+    from isovoxel import api
+    from isovoxel.views.records import verdict_lines, verdict_record
+
+    found = api.verify(output, against=against, samples=samples)
+    _show(verdict_record(found), verdict_lines(found), as_json=as_json)
+    if not found.holds:
+        raise typer.Exit(1)
+
+
+@app.command()
 def limits(
     source: Input,
     input_voxel_size: InputVoxelSize = None,
     unit: Unit = None,
-    interpolation: Interpolation = "linear",
+    interpolation: Annotated[str, typer.Option(metavar="linear|nearest", help="As cle.scale has it.")] = "linear",
     device: DeviceName = "auto",
     as_json: Json = False,
 ) -> None:

@@ -473,7 +473,7 @@ def test_a_cancelled_block_gives_up_its_turn(engine: CleEngine) -> None:
     plan = cut(volume.shape, (2.0, 2.0, 2.0), (99, 99, 99))
     cancelled = threading.Event()
     with ThreadPoolExecutor(1) as pool:
-        with cle_engine._TURN:
+        with cle_engine.TURN:
             waiting = pool.submit(engine.scale, volume, plan.block(0), plan, cancelled)
             cancelled.set()
         with pytest.raises(Cancelled):
@@ -487,7 +487,7 @@ def test_waiting_for_the_device_is_told_from_scaling(engine: CleEngine) -> None:
     plan = cut(volume.shape, (2.0, 2.0, 2.0), (99, 99, 99))
     held = threading.Event()
     with ThreadPoolExecutor(1) as pool:
-        with cle_engine._TURN:
+        with cle_engine.TURN:
             waiting = pool.submit(engine.scale, volume, plan.block(0), plan)
             held.wait(0.2)
         assert waiting.result().waited > 0.05

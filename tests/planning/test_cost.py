@@ -2,7 +2,7 @@
 
 import pytest
 
-from isovoxel.planning.cost import cle_cost, human_bytes
+from isovoxel.planning.cost import cle_cost, exact_cost, human_bytes
 from strategies import GIB, device_limits
 
 PRIMES = {"read": (2, 3, 5), "padded": (3, 5, 7), "written": (7, 11, 13), "decode": 1009, "encode": 2003}
@@ -31,6 +31,54 @@ def test_an_overlapped_block_holds_its_input_once_more() -> None:
     plain = cle_cost(**PRIMES, itemsize=2, interpolation="linear", overlap=False)
     joined = cle_cost(**PRIMES, itemsize=2, interpolation="linear", overlap=True)
     assert joined.host - plain.host == 2 * READ
+
+
+EXACT = {"read": (2, 3, 5), "written": (7, 11, 13), "widths": (17, 19, 23), "decode": 1009, "encode": 2003}
+
+
+@pytest.mark.parametrize("itemsize", [1, 2, 4])
+@pytest.mark.parametrize("sum_bytes", [4, 8])
+@pytest.mark.parametrize(
+    ("order", "between", "rows", "width"),
+    [
+        # y first: (2, 11, 5) voxels; then x: (2, 11, 13); the table of x is the largest.
+        ((1, 2, 0), [2 * 11 * 5, 2 * 11 * 13], 13, 23),
+        ((0, 1), [7 * 3 * 5], 11, 19),
+        ((2,), [], 13, 23),
+        ((0,), [], 7, 17),
+    ],
+)
+def test_an_exact_block_counts_what_each_pass_leaves(
+    order: tuple[int, ...], between: list[int], rows: int, width: int, sum_bytes: int, itemsize: int
+) -> None:
+    """Input and output in their dtype, sums after each pass but the last, and the largest table."""
+    cost = exact_cost(**EXACT, order=order, itemsize=itemsize, sum_bytes=sum_bytes, moves=False, overlap=False)
+    tables = rows * (4 + width * sum_bytes)
+    assert cost.device == itemsize * READ + sum_bytes * sum(between) + itemsize * WRITTEN + tables
+    assert [a.nbytes for a in cost.allocations[1:-2]] == [sum_bytes * n for n in between]
+    assert cost.host == itemsize * READ + itemsize * WRITTEN + 2003
+    assert cost.image is None
+    assert cost.excess(device_limits(image_shape=(1, 1, 1), buffer_voxels=1)) == ""
+
+
+@pytest.mark.parametrize("itemsize", [1, 8])
+def test_an_exact_block_that_moves_voxels_has_one_pass(itemsize: int) -> None:
+    """Nearest and mode hold input, output, and at most three indices for each row of an axis."""
+    cost = exact_cost(**EXACT, order=(1, 2, 0), itemsize=itemsize, sum_bytes=8, moves=True, overlap=False)
+    assert cost.device == itemsize * READ + itemsize * WRITTEN + 3 * 4 * (7 + 11 + 13)
+
+
+def test_an_exact_block_with_no_pass_has_no_table() -> None:
+    """A volume that stays as it is is only copied."""
+    cost = exact_cost(**EXACT, order=(), itemsize=2, sum_bytes=4, moves=False, overlap=False)
+    assert cost.device == 2 * READ + 2 * WRITTEN
+
+
+def test_an_overlapped_exact_block_holds_its_input_twice_more() -> None:
+    """Joined with its halo, and cut to what it reads: kernels take contiguous voxels."""
+    options = {"order": (0, 1, 2), "itemsize": 2, "sum_bytes": 4, "moves": False}
+    plain, joined = (exact_cost(**EXACT, **options, overlap=overlap) for overlap in (False, True))
+    assert joined.host - plain.host == 2 * 2 * READ
 
 
 @pytest.mark.parametrize(

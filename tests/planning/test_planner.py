@@ -155,7 +155,20 @@ def test_small_budgets_get_smaller_shards_unless_the_user_chose_them() -> None:
 @pytest.mark.parametrize(
     ("option", "says"),
     [
-        ({"interpolation": "cubic"}, "interpolation must be one of linear, nearest"),
+        (
+            {"interpolation": "lanczos"},
+            "interpolation must be one of linear, nearest, cubic, area, mode, not 'lanczos'",
+        ),
+        (
+            {"interpolation": "cubic"},
+            "with engine cle must be one of linear, nearest, not 'cubic'; engine exact has it",
+        ),
+        ({"engine": "magic"}, "engine must be one of cle, exact"),
+        ({"antialias": True}, "engine cle has no anti-aliasing; use engine exact"),
+        (
+            {"engine": "exact", "interpolation": "area", "antialias": True},
+            "anti-aliasing widens linear and cubic interpolation, not area",
+        ),
         ({"boundary": "mirror"}, "boundary must be one of nearest, constant"),
         ({"halo_mode": "mpi"}, "halo must be one of auto, map_overlap, direct"),
     ],

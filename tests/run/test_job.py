@@ -39,6 +39,7 @@ class Repeat:
 
     def __init__(self, before: Callable[[Block], None] = lambda _: None) -> None:
         self.before = before
+        self.released = 0
 
     def scale(self, data: np.ndarray, block: Block, plan: Plan, cancelled: threading.Event | None = None) -> Scaled:
         """Return the block's output."""
@@ -52,6 +53,10 @@ class Repeat:
             )
         ]
         return Scaled(data[np.ix_(*index)], 0.0)
+
+    def release(self) -> None:
+        """Count how often a job let go of what the engine keeps."""
+        self.released += 1
 
 
 EXPECTED = VOLUME.repeat(2, 0).repeat(2, 1).repeat(2, 2)
@@ -88,8 +93,10 @@ def test_events_tell_of_every_block_once_between_start_and_finish(mode: str) -> 
     """First that the job starts, then each block with its voxels and seconds, last how long all took."""
     plan, events = planned(mode), []
     writer = MemoryWriter(plan)
-    job = Job(plan, read_from(VOLUME), Repeat(lambda _: time.sleep(0.001)), writer, [events.append])
+    engine = Repeat(lambda _: time.sleep(0.001))
+    job = Job(plan, read_from(VOLUME), engine, writer, [events.append])
     seconds = job.run()
+    assert engine.released == 1
     assert events[0] == JobStarted(plan)
     assert events[-1] == JobFinished(seconds)
     done = events[1:-1]

@@ -42,3 +42,7 @@ class Engine(Protocol):
             When set, a block that still waits for the device raises `Cancelled` in place of computing.
         """
         ...
+
+    def release(self) -> None:
+        """Let go of buffers that are kept from block to block."""
+        ...

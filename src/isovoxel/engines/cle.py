@@ -35,7 +35,7 @@ FLOAT_EXACT = 2**24
 """Up to here float32 holds every integer."""
 
 # cle has one device, one queue and shared kernel objects per process: one thread at a time may call it.
-_TURN = threading.Lock()
+TURN = threading.Lock()
 
 
 class CleEngine:
@@ -74,7 +74,7 @@ class CleEngine:
         def run(result: NDArray[np.float32]) -> float:
             _repeat_rim(staged, inside)
             began = time.perf_counter()
-            with _TURN:
+            with TURN:
                 waited = time.perf_counter() - began
                 if cancelled is not None and cancelled.is_set():
                     raise Cancelled
@@ -102,6 +102,10 @@ class CleEngine:
         waited = run(real)
         return Scaled(rounded(real, data.dtype), waited)
 
+    def release(self) -> None:
+        """Let go of the staging arrays; those of threads that have ended are gone already."""
+        self._staging = threading.local()
+
     def _run(
         self,
         source: NDArray[np.float32],
@@ -111,7 +115,7 @@ class CleEngine:
         interpolation: str,
     ) -> None:
         """Scale on the device: upload, compute, download. The caller has the turn."""
-        cle = self._select()
+        cle = select(self._handle)
         upload = cle.create(source.shape)
         upload.set(source)
         output = cle.create(result.shape)
@@ -131,15 +135,6 @@ class CleEngine:
             cle.affine_transform(upload, output, transform=_matrix(factor, shift), linear_interpolation=linear)
         output.get(ary=result)
 
-    def _select(self) -> Any:
-        """Return cle with this engine's device as its current one."""
-        import pyclesperanto_prototype as cle
-        from pyclesperanto_prototype._tier0._device import filter_devices
-
-        # By name cle takes the first of several that are alike; by its place in cle's own order it takes this one.
-        cle.select_device(device_index=filter_devices().index(self._handle))
-        return cle
-
     def _stage(self, name: str, shape: Index3) -> NDArray[np.float32]:
         """Return this thread's staging array of that name, grown if need be, in that shape."""
         size = int(np.prod(shape))
@@ -157,13 +152,23 @@ class CleEngine:
         """
         data = np.ones((2, 2, 2), np.float32)
         try:
-            with _TURN, _quiet_stderr():
+            with TURN, quiet_stderr():
                 for interpolation in ("linear", "nearest"):
                     for shift in ((0.0, 0.0, 0.0), (0.25, 0.25, 0.25)):
                         self._run(data, np.empty((3, 3, 3), np.float32), (1.5, 1.5, 1.5), shift, interpolation)
         except Exception as error:
             reason = str(error).strip().splitlines()[0]
             raise DeviceError(f"{self.device.name} does not run OpenCL kernels: {reason}") from error
+
+
+def select(handle: Any) -> Any:
+    """Return cle with this ``pyopencl.Device`` as its current one. The caller has the turn."""
+    import pyclesperanto_prototype as cle
+    from pyclesperanto_prototype._tier0._device import filter_devices
+
+    # By name cle takes the first of several that are alike; by its place in cle's own order it takes this one.
+    cle.select_device(device_index=filter_devices().index(handle))
+    return cle
 
 
 def placement(block: Block, plan: Plan) -> tuple[Float3, Float3]:
@@ -245,7 +250,7 @@ def _matrix(factor: Float3, shift: Float3) -> NDArray[np.float64]:
 
 
 @contextlib.contextmanager
-def _quiet_stderr() -> Iterator[None]:
+def quiet_stderr() -> Iterator[None]:
     """Send what C code writes to file descriptor 2 to nowhere for a moment."""
     sys.stderr.flush()
     try:

@@ -1,4 +1,4 @@
-"""Which engine serves this process? One for each device, made when first asked for."""
+"""Which engine serves this process? One of each name for each device, made when first asked for."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from isovoxel.engines.devices import find_device
 
 
 @lru_cache
-def open_engine(device: str = "auto") -> Engine:
-    """Return this process' engine on a device.
+def open_engine(name: str = "cle", device: str = "auto") -> Engine:
+    """Return this process' engine of that name on a device.
 
     Parameters
     ----------
+    name
+        "cle" or "exact".
     device
         "auto", a number or a part of a name, as `isovoxel.engines.devices.find_device` takes it.
 
@@ -22,6 +24,11 @@ def open_engine(device: str = "auto") -> Engine:
     DeviceError
         If there is no such device, or it does not run kernels.
     """
+    found = find_device(device)
+    if name == "exact":
+        from isovoxel.engines.exact import ExactEngine
+
+        return ExactEngine(found)
     from isovoxel.engines.cle import CleEngine
 
-    return CleEngine(find_device(device))
+    return CleEngine(found)

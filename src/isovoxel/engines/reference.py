@@ -1,11 +1,23 @@
 """What should the result be? The definition of sampling, per voxel and in float64: the oracle for all engines.
 
 Written from the formula alone, without the tables, spans and blocks that the other engines share, so that it cannot
-share their mistakes. Slow, and it needs eight times the output box in float64.
+share their mistakes. Slow: it looks at every output sample by itself.
+
+Output sample o lies at ``position = (o + 0.5) / factor - 0.5`` of its axis. Of the input samples i, all integers,
+it takes the mean weighted by a kernel of their distance to the position:
+
+- nearest: the sample in whose cell [i - 0.5, i + 0.5) the position lies;
+- linear: ``1 - distance``; cubic: Keys' with a = -1/2; where 0 beyond 1 and 2 samples;
+- anti-aliased linear and cubic: the same of ``distance * factor`` where the axis shrinks;
+- area: the length that the cell of i shares with the output voxel's cell, ``1 / factor`` long;
+- mode: not a mean, but the label that most samples within the output voxel's cell have.
+
+Samples beyond the volume are those of its rim, or 0.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import product
 from typing import Any
@@ -16,6 +28,9 @@ from numpy.typing import NDArray
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.geometry.grid import Float3
 
+Weights = list[dict[int, float]]
+"""For each output sample along an axis, the weight of each input sample inside the volume that has one."""
+
 
 def reference(
     read: Callable[[Box], NDArray[Any]],
@@ -24,6 +39,8 @@ def reference(
     box: Box,
     interpolation: str = "linear",
     boundary: str = "nearest",
+    *,
+    antialias: bool = False,
 ) -> NDArray[np.float64]:
     """Return the output voxels of `box`, neither rounded nor saturated.
 
@@ -38,41 +55,72 @@ def reference(
     box
         Which output voxels to compute.
     interpolation
-        "linear": of the two samples around the position, per axis. "nearest": the sample whose cell holds it.
+        "nearest", "linear", "cubic" or "area".
     boundary
         "nearest": samples outside the volume are those of its rim. "constant": they are 0.
+    antialias
+        Whether linear and cubic kernels widen on shrinking axes.
     """
-    corners: list[list[tuple[NDArray[np.int64], NDArray[np.float64]]]] = []
-    for start, stop, f in zip(box.start, box.stop, factor, strict=True):
-        position = (np.arange(start, stop, dtype=np.float64) + 0.5) / f - 0.5
+    axes = [
+        [_weights(o, n, f, interpolation, boundary, antialias=antialias) for o in range(start, stop)]
+        for start, stop, n, f in zip(box.start, box.stop, shape, factor, strict=True)
+    ]
+    # Read once what all of them need; a sample that lies wholly in the 0 around the volume needs nothing.
+    used = [sorted({i for row in axis for i in row} or {0}) for axis in axes]
+    window = Box((used[0][0], used[1][0], used[2][0]), (used[0][-1] + 1, used[1][-1] + 1, used[2][-1] + 1))
+    data = read(window).astype(np.float64)
+    matrices = [_matrix(axis, first, n) for axis, first, n in zip(axes, window.start, window.shape, strict=True)]
+    finite = np.isfinite(data)
+    result = _apply(matrices, np.where(finite, data, 0.0))
+    if not finite.all():
+        # What is not finite spreads as far as weights that are not 0, and no further: those voxels one by one.
+        touched = _apply([np.abs(m) for m in matrices], (~finite).astype(np.float64)) > 0
+        for place in np.argwhere(touched):
+            corners = product(*(axis[i].items() for axis, i in zip(axes, place, strict=True)))
+            result[tuple(place)] = sum(
+                a * b * c * data[i - window.start[0], j - window.start[1], k - window.start[2]]
+                for (i, a), (j, b), (k, c) in corners
+            )
+    return result
+
+
+def reference_labels(
+    read: Callable[[Box], NDArray[Any]],
+    shape: Index3,
+    factor: Float3,
+    box: Box,
+    interpolation: str,
+    boundary: str = "nearest",
+) -> NDArray[Any]:
+    """Return the labels of `box`, in their own dtype: the nearest, or the most frequent within each output voxel.
+
+    Of labels that are as frequent, the one nearest to the voxel's centre wins if it is among them, else the smallest.
+    The parameters are those of `reference`; the interpolation is "nearest" or "mode".
+    """
+    cells = [
+        [_cell(o, n, f) for o in range(start, stop)]
+        for start, stop, n, f in zip(box.start, box.stop, shape, factor, strict=True)
+    ]
+    first = [min(min(start, middle) for start, _, middle in axis) for axis in cells]
+    last = [max(max(stop, middle + 1) for _, stop, middle in axis) for axis in cells]
+    low = [min(max(f, 0), n - 1) for f, n in zip(first, shape, strict=True)]
+    high = [max(min(n, s), a + 1) for s, n, a in zip(last, shape, low, strict=True)]
+    data = read(Box((low[0], low[1], low[2]), (high[0], high[1], high[2])))
+    result = np.empty(box.shape, data.dtype)
+    for place in np.ndindex(*box.shape):
+        chosen = [axis[i] for axis, i in zip(cells, place, strict=True)]
+        middles = [m for _, _, m in chosen]
+        if boundary == "constant" and any(not 0 <= m < n for m, n in zip(middles, shape, strict=True)):
+            result[place] = 0
+            continue
+        middle = data[tuple(min(max(m, 0), n - 1) - a for m, n, a in zip(middles, shape, low, strict=True))]
         if interpolation == "nearest":
-            # Ties go up, and so does what only float64's rounding puts just before one.
-            cell = np.floor((position + 0.5) * (1 + 2.0**-48))
-            corners.append([(cell.astype(np.int64), np.ones_like(position))])
-        else:
-            below = np.floor(position)
-            weight = position - below
-            lower = below.astype(np.int64)
-            corners.append([(lower, 1 - weight), (lower + 1, weight)])
-
-    # Read once what all corners need.
-    lows = [min(int(index.min()) for index, _ in axis) for axis in corners]
-    highs = [max(int(index.max()) for index, _ in axis) for axis in corners]
-    first = [min(max(low, 0), n - 1) for low, n in zip(lows, shape, strict=True)]
-    last = [min(max(high, 0), n - 1) + 1 for high, n in zip(highs, shape, strict=True)]
-    data = read(Box((first[0], first[1], first[2]), (last[0], last[1], last[2]))).astype(np.float64)
-
-    result = np.zeros(box.shape, dtype=np.float64)
-    for corner in product(*corners):
-        indices, weights = [], []
-        for (index, weight), f, n in zip(corner, first, shape, strict=True):
-            outside = (index < 0) | (index >= n)
-            indices.append(np.clip(index, 0, n - 1) - f)
-            weights.append(np.where(outside, 0.0, weight) if boundary == "constant" else weight)
-        values = data[np.ix_(*indices)]
-        share = weights[0][:, None, None] * weights[1][None, :, None] * weights[2][None, None, :]
-        # A sample of no weight does not count, even where it is NaN or infinite.
-        result += np.where(share == 0, 0.0, values) * share
+            result[place] = middle
+            continue
+        inside = data[tuple(slice(a - o, b - o) for (a, b, _), o in zip(chosen, low, strict=True))]
+        labels, counts = np.unique(inside, return_counts=True)
+        most = labels[counts == counts.max()]
+        result[place] = middle if middle in most else most.min()
     return result
 
 
@@ -82,3 +130,76 @@ def as_dtype(values: NDArray[np.float64], dtype: np.dtype[Any]) -> NDArray[Any]:
         return values.astype(dtype)
     info = np.iinfo(dtype)
     return np.clip(np.rint(values), info.min, info.max).astype(dtype)
+
+
+def _weights(o: int, n: int, factor: float, interpolation: str, boundary: str, *, antialias: bool) -> dict[int, float]:
+    """Return the weights of one output sample along one axis."""
+    position = (o + 0.5) / factor - 0.5
+    if factor == 1:
+        found = {o: 1.0}
+    elif interpolation == "nearest":
+        found = {_holding(position): 1.0}
+    else:
+        half = 0.5 / factor
+        shrink = min(1.0, factor) if antialias else 1.0
+        reach = half + 0.5 if interpolation == "area" else 2 / shrink
+        found = {}
+        for i in range(math.floor(position - reach), math.ceil(position + reach) + 1):
+            if interpolation == "area":
+                weight = max(0.0, min(i + 0.5, position + half) - max(i - 0.5, position - half))
+            elif interpolation == "linear":
+                weight = max(0.0, 1 - abs(i - position) * shrink)
+            else:
+                weight = _cubic(abs(i - position) * shrink)
+            # What float64 leaves of a 0 is none: a NaN must not spread by it.
+            if abs(weight) > 2.0**-50 * (1 + abs(position)):
+                found[i] = weight
+    total = sum(found.values())
+    inside: dict[int, float] = {}
+    for i, weight in found.items():
+        if boundary == "nearest":
+            rim = min(max(i, 0), n - 1)
+            inside[rim] = inside.get(rim, 0.0) + weight / total
+        elif 0 <= i < n:
+            inside[i] = weight / total
+    return inside
+
+
+def _holding(position: float) -> int:
+    """Return the sample whose cell holds a position; ties go up, and so does what float64 rounds to just before one."""
+    return math.floor((position + 0.5) * (1 + 2.0**-48))
+
+
+def _cubic(distance: float) -> float:
+    if distance < 1:
+        return 1.5 * distance**3 - 2.5 * distance**2 + 1
+    return -0.5 * distance**3 + 2.5 * distance**2 - 4 * distance + 2 if distance < 2 else 0.0
+
+
+def _cell(o: int, n: int, factor: float) -> tuple[int, int, int]:
+    """Return the samples [start, stop) inside the volume whose centres lie in an output voxel, and the middle one."""
+    middle = _holding((o + 0.5) / factor - 0.5)
+    inside = [
+        i
+        for i in range(math.floor(o / factor) - 1, math.ceil((o + 1) / factor) + 1)
+        if o / factor <= i + 0.5 < (o + 1) / factor and 0 <= i < n
+    ]
+    rim = min(max(middle, 0), n - 1)
+    return (min([*inside, rim]), max([*inside, rim]) + 1, middle)
+
+
+def _matrix(rows: Weights, first: int, width: int) -> NDArray[np.float64]:
+    """Return rows of weights as a matrix over the samples from `first` on."""
+    matrix = np.zeros((len(rows), width))
+    for o, row in enumerate(rows):
+        for i, weight in row.items():
+            matrix[o, i - first] = weight
+    return matrix
+
+
+def _apply(matrices: list[NDArray[np.float64]], data: NDArray[np.float64]) -> NDArray[np.float64]:
+    z, y, x = matrices
+    planes = np.einsum("az,zyx->ayx", z, data, optimize=True)
+    rows = np.einsum("by,ayx->abx", y, planes, optimize=True)
+    result: NDArray[np.float64] = np.einsum("cx,abx->abc", x, rows, optimize=True)
+    return result

@@ -96,7 +96,13 @@ def read_levels(attributes: Mapping[str, Any], name: str) -> list[Level]:
     return levels
 
 
-def image_attributes(grid: VoxelGrid, *, name: str, path: str = "0") -> dict[str, Any]:
+def is_label_image(attributes: Mapping[str, Any]) -> bool:
+    """Tell whether a group's attributes say that its image is one of labels: "image-label", in 0.4 and 0.5."""
+    inner = attributes.get("ome")
+    return "image-label" in (inner if isinstance(inner, Mapping) else attributes)
+
+
+def image_attributes(grid: VoxelGrid, *, name: str, path: str = "0", labels: bool = False) -> dict[str, Any]:
     """Return the attributes of an OME-Zarr 0.5 group that holds one image of one level.
 
     Parameters
@@ -107,6 +113,8 @@ def image_attributes(grid: VoxelGrid, *, name: str, path: str = "0") -> dict[str
         Name of the image, for people.
     path
         Path of the array inside the group.
+    labels
+        Whether it is an image of labels.
 
     Returns
     -------
@@ -136,7 +144,12 @@ def image_attributes(grid: VoxelGrid, *, name: str, path: str = "0") -> dict[str
                 )
             ]
         )
-        return {"ome": image.model_dump(mode="json", exclude_none=True)}
+        attributes = image.model_dump(mode="json", exclude_none=True)
+        if labels:
+            label = v05.ImageLabel().model_dump(mode="json", exclude_none=True)
+            v05.LabelImage.model_validate(attributes | {"image-label": label})
+            attributes["image-label"] = label
+        return {"ome": attributes}
 
 
 @dataclass(frozen=True, slots=True)

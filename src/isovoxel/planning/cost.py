@@ -14,7 +14,16 @@ The sums are plain so that they can be checked against what is really allocated:
             + max(decode, encode)  what reading or writing holds for a moment beside its voxels
 
 where `read`, `padded` and `written` are numbers of voxels: of the read box, of the read box with the rim that is
-repeated around the volume, and of the write box.
+repeated around the volume, and of the write box. That is the `cle` engine; `exact` keeps the source's dtype::
+
+    device  = itemsize * read      input
+            + sum * between        what each pass but the last leaves, sums of 4 or 8 bytes
+            + itemsize * written   output
+            + tables               first sample and weights of each row, of the axis that has most of them
+
+    host    = itemsize * read      the source's voxels (three times with map_overlap: joined, then cut to the read box)
+            + itemsize * written   the result's voxels
+            + max(decode, encode)
 """
 
 from __future__ import annotations
@@ -24,10 +33,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from isovoxel.geometry.box import Index3
+from isovoxel.geometry.grid import AXES
 from isovoxel.planning.limits import DeviceLimits
 
 FLOAT = 4
 """Bytes of a voxel on the device: cle computes in float32."""
+INDEX = 4
+"""Bytes of a sample's index in a table."""
 MATRIX = 16 * FLOAT
 """Bytes of the affine matrix on the device."""
 
@@ -50,7 +62,7 @@ class BlockCost:
     image: Index3 | None
     """Shape of the 3-D image among them, z, y, x, or None where there is none."""
     voxels: int
-    """Voxels of the largest buffer."""
+    """Voxels of the largest buffer, where the engine counts them in 32 bits, else 0."""
     host: int
     """Projected bytes on the host of one block in flight."""
 
@@ -135,6 +147,55 @@ def cle_cost(
         + itemsize * math.prod(read) * (2 if overlap else 1)
         + itemsize * math.prod(written)
         + max(decode, encode),
+    )
+
+
+def exact_cost(
+    *,
+    read: Index3,
+    written: Index3,
+    order: tuple[int, ...],
+    widths: Index3,
+    itemsize: int,
+    sum_bytes: int,
+    moves: bool,
+    decode: int,
+    encode: int,
+    overlap: bool,
+) -> BlockCost:
+    """Return the projected bytes of one block under the `exact` engine, as the module says.
+
+    Parameters
+    ----------
+    read, written
+        Shapes of the read box and of the write box, z, y, x.
+    order
+        Axes in the order of their passes; axes that stay as they are have none.
+    widths
+        Weights per row of each axis' table.
+    itemsize, sum_bytes
+        Bytes of a voxel, and of a weight or sum.
+    moves
+        Whether voxels are moved, not summed (nearest, mode): then there is one pass for all axes.
+    decode, encode, overlap
+        As in `cle_cost`.
+    """
+    allocations = [Allocation("input", itemsize * math.prod(read))]
+    shape = list(read)
+    for axis in order[:-1] if not moves else ():
+        shape[axis] = written[axis]
+        allocations.append(Allocation(f"sums after {AXES[axis]}", sum_bytes * math.prod(shape)))
+    allocations.append(Allocation("output", itemsize * math.prod(written)))
+    if moves:
+        tables = sum(3 * INDEX * n for n in written)
+    else:
+        tables = max((written[axis] * (INDEX + sum_bytes * widths[axis]) for axis in order), default=0)
+    allocations.append(Allocation("tables", tables))
+    return BlockCost(
+        allocations=tuple(allocations),
+        image=None,
+        voxels=0,
+        host=itemsize * math.prod(read) * (3 if overlap else 1) + itemsize * math.prod(written) + max(decode, encode),
     )
 
 

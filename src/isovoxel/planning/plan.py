@@ -19,24 +19,51 @@ import numpy as np
 from isovoxel.errors import OptionError
 from isovoxel.geometry.axis import Axis, Sampler, ceil_div, halo, longest
 from isovoxel.geometry.box import Box, Index3
-from isovoxel.geometry.grid import Float3, VoxelGrid
+from isovoxel.geometry.grid import AXES, Float3, VoxelGrid
+from isovoxel.geometry.tables import Table, accumulator, pass_order
 from isovoxel.geometry.texture import Texture
-from isovoxel.planning.cost import BlockCost, cle_cost
+from isovoxel.planning.cost import BlockCost, cle_cost, exact_cost
 from isovoxel.planning.limits import DeviceLimits, HostLimits
 from isovoxel.planning.storage import Storage, write_overhead
 from isovoxel.version import __version__
 
-INTERPOLATIONS = ("linear", "nearest")
+ENGINES = {"cle": ("linear", "nearest"), "exact": ("linear", "nearest", "cubic", "area", "mode")}
+"""Engines, and the interpolations that each has."""
+MOVES = ("nearest", "mode")
+"""Interpolations that move voxels and make no new values: those for labels."""
+FILTERS = ("linear", "cubic")
+"""Interpolations that anti-aliasing widens."""
 BOUNDARIES = ("nearest", "constant")
 HALO_MODES = ("auto", "map_overlap", "direct")
 
 
-def check_options(**options: str) -> None:
-    """Raise an `OptionError` that names the first of "interpolation", "boundary" and "halo" which is none there is."""
-    choices = {"interpolation": INTERPOLATIONS, "boundary": BOUNDARIES, "halo": HALO_MODES}
-    for name, value in options.items():
-        if value not in choices[name]:
-            raise OptionError(f"{name} must be one of {', '.join(choices[name])}, not {value!r}")
+def check_options(
+    *,
+    interpolation: str,
+    engine: str = "cle",
+    antialias: bool = False,
+    boundary: str = "nearest",
+    halo: str = "auto",
+) -> None:
+    """Raise an `OptionError` for a choice that does not exist, or that the engine does not have."""
+    everything = tuple(dict.fromkeys(name for names in ENGINES.values() for name in names))
+    for name, value, choices in (
+        ("engine", engine, tuple(ENGINES)),
+        ("interpolation", interpolation, everything),
+        ("boundary", boundary, BOUNDARIES),
+        ("halo", halo, HALO_MODES),
+    ):
+        if value not in choices:
+            raise OptionError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+    if interpolation not in ENGINES[engine]:
+        raise OptionError(
+            f"interpolation with engine {engine} must be one of {', '.join(ENGINES[engine])}, not {interpolation!r}; "
+            "engine exact has it"
+        )
+    if antialias and engine != "exact":
+        raise OptionError(f"engine {engine} has no anti-aliasing; use engine exact")
+    if antialias and interpolation not in FILTERS:
+        raise OptionError(f"anti-aliasing widens {' and '.join(FILTERS)} interpolation, not {interpolation}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +122,7 @@ class Plan:
     factor: Float3
     """Output samples per input sample, z, y, x."""
     interpolation: str
-    """"linear" or "nearest"."""
+    """One that the engine has, see `ENGINES`."""
     boundary: str
     """"nearest": the rim repeats. "constant": 0 lies around the volume, as ``cle.scale`` has it."""
     engine: str
@@ -114,6 +141,8 @@ class Plan:
     """The device it was made for."""
     host: HostLimits
     """The host it was made for."""
+    antialias: bool = False
+    """Whether kernels are widened by 1 / factor on axes that shrink."""
 
     # ---- axes and blocks -------------------------------------------------------------------------------------
 
@@ -128,8 +157,23 @@ class Plan:
     @cached_property
     def samplers(self) -> tuple[Sampler, Sampler, Sampler]:
         """What the engine reads along each axis, z, y, x."""
+        if self.engine == "exact":
+            return self.tables
         z, y, x = (Texture(axis, self.interpolation, self.boundary) for axis in self.axes)
         return (z, y, x)
+
+    @cached_property
+    def tables(self) -> tuple[Table, Table, Table]:
+        """The resampling tables of the axes, z, y, x."""
+        z, y, x = (Table(axis, self.interpolation, self.antialias, self.boundary) for axis in self.axes)
+        return (z, y, x)
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """Axes that shrink by more than 2 while samples between are skipped, unfiltered."""
+        if self.antialias or self.interpolation not in FILTERS:
+            return ()
+        return tuple(name for name, f in zip(AXES, self.factor, strict=True) if f < 0.5)
 
     @cached_property
     def block_grid(self) -> Index3:
@@ -193,14 +237,39 @@ class Plan:
     def cost(self) -> BlockCost:
         """Projected bytes of the largest block."""
         shapes = [longest(sampler, b) for sampler, b in zip(self.samplers, self.block_shape, strict=True)]
-        return block_cost(
-            self.source,
-            self.storage,
+        return self.cost_of(
             read=_triple([s[0] for s in shapes]),
             padded=_triple([s[1] for s in shapes]),
             written=_triple([min(b, m) for b, m in zip(self.block_shape, self.output.shape, strict=True)]),
+        )
+
+    def cost_of(self, *, read: Index3, padded: Index3, written: Index3) -> BlockCost:
+        """Return what a block of these shapes costs."""
+        itemsize, encode = self.source.itemsize, write_overhead(self.storage, self.source.itemsize)
+        overlap = self.halo_mode == "map_overlap"
+        if self.engine == "exact":
+            z, y, x = (table.width for table in self.tables)
+            return exact_cost(
+                read=read,
+                written=written,
+                order=pass_order(self.tables),
+                widths=(z, y, x),
+                itemsize=itemsize,
+                sum_bytes=accumulator(np.dtype(self.source.dtype)).itemsize,
+                moves=self.interpolation in MOVES,
+                decode=self.source.read_overhead,
+                encode=encode,
+                overlap=overlap,
+            )
+        return cle_cost(
+            read=read,
+            padded=padded,
+            written=written,
+            itemsize=itemsize,
             interpolation=self.interpolation,
-            overlap=self.halo_mode == "map_overlap",
+            decode=self.source.read_overhead,
+            encode=encode,
+            overlap=overlap,
         )
 
     @property
@@ -234,11 +303,11 @@ class Plan:
             "output": asdict(self.output),
             "factor": self.factor,
             "interpolation": self.interpolation,
+            "antialias": self.antialias,
             "boundary": self.boundary,
             "engine": [self.engine, __version__],
-            # cle's texture coordinates are rounded relative to the block, and by the device.
-            "block": self.block_shape,
-            "device": self.device.name,
+            # cle's texture coordinates are rounded relative to the block, and by the device; exact is exact.
+            "cut": [self.block_shape, self.device.name] if self.engine == "cle" else [],
             "storage": asdict(self.storage),
         }
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
@@ -262,29 +331,6 @@ class Plan:
                 "host": HostLimits(**d["host"]),
             }
         )
-
-
-def block_cost(
-    source: Source,
-    storage: Storage,
-    *,
-    read: Index3,
-    padded: Index3,
-    written: Index3,
-    interpolation: str,
-    overlap: bool,
-) -> BlockCost:
-    """Return what a block of these shapes costs."""
-    return cle_cost(
-        read=read,
-        padded=padded,
-        written=written,
-        itemsize=source.itemsize,
-        interpolation=interpolation,
-        decode=source.read_overhead,
-        encode=write_overhead(storage, source.itemsize),
-        overlap=overlap,
-    )
 
 
 def held_bytes(plan: Plan) -> int:

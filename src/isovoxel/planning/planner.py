@@ -31,7 +31,6 @@ from isovoxel.planning.limits import DeviceLimits, HostLimits
 from isovoxel.planning.plan import (
     Plan,
     Source,
-    block_cost,
     check_options,
 )
 from isovoxel.planning.storage import Storage, smaller
@@ -66,7 +65,9 @@ def make_plan(
     storage: Storage,
     device: DeviceLimits,
     host: HostLimits,
+    engine: str = "cle",
     interpolation: str = "linear",
+    antialias: bool = False,
     boundary: str = "nearest",
     halo_mode: str = "auto",
     fixed_storage: bool = False,
@@ -83,8 +84,8 @@ def make_plan(
         Chunks, shards and codec of the output.
     device, host
         What may be used, in bytes.
-    interpolation, boundary, halo_mode
-        As in `Plan`; "auto" takes map_overlap where one graph can hold the job.
+    engine, interpolation, antialias, boundary, halo_mode
+        As in `Plan`; halo mode "auto" takes map_overlap where one graph can hold the job.
     fixed_storage
         Whether the user chose the shards, so that smaller ones must not be tried.
 
@@ -95,14 +96,15 @@ def make_plan(
     DoesNotFitError
         If not even one shard fits; the message says what it takes, what is allowed, and what would help.
     """
-    check_options(interpolation=interpolation, boundary=boundary, halo=halo_mode)
+    check_options(engine=engine, interpolation=interpolation, antialias=antialias, boundary=boundary, halo=halo_mode)
     draft = Plan(
         source=source,
         output=source.grid.scaled(factor),
         factor=factor,
         interpolation=interpolation,
         boundary=boundary,
-        engine="cle",
+        engine=engine,
+        antialias=antialias,
         storage=storage,
         block_shape=storage.shard,
         in_flight=host.threads,
@@ -137,7 +139,9 @@ def plan_chunks(
     fixed: bool,
     device: DeviceLimits,
     host: HostLimits,
+    engine: str = "cle",
     interpolation: str = "linear",
+    antialias: bool = False,
     boundary: str = "nearest",
 ) -> Plan:
     """Plan one dask graph whose blocks are `chunks`, or the largest halves of them that fit the device.
@@ -151,7 +155,7 @@ def plan_chunks(
     DoesNotFitError
         If `chunks` are `fixed` and do not fit the device, or dask cannot exchange their halo.
     """
-    check_options(interpolation=interpolation, boundary=boundary)
+    check_options(engine=engine, interpolation=interpolation, antialias=antialias, boundary=boundary)
     output = source.grid.scaled(factor)
     # A chunk of its own length is one storage chunk and one shard: nothing is stored here.
     storage = Storage(_clipped(chunks, output.shape), _clipped(chunks, output.shape))
@@ -162,7 +166,8 @@ def plan_chunks(
             factor=factor,
             interpolation=interpolation,
             boundary=boundary,
-            engine="cle",
+            engine=engine,
+            antialias=antialias,
             storage=storage,
             block_shape=storage.shard,
             in_flight=host.threads,
@@ -207,7 +212,6 @@ def _best_shape(draft: Plan) -> Index3 | None:
         for sampler, chunk, shard in zip(draft.samplers, draft.source.chunks, draft.storage.shard, strict=True)
     )
     # As float64, which holds counts that overflow 64-bit integers; whether one fits is checked in exact integers.
-    padded = _product(z.padded, y.padded, x.padded)
     written = _product(*(np.array(c.lengths, dtype=np.float64) for c in (z, y, x)))
     blocks = _product(z.blocks, y.blocks, x.blocks)
     decoded = _product(z.decoded, y.decoded, x.decoded)
@@ -216,7 +220,8 @@ def _best_shape(draft: Plan) -> Index3 | None:
     work = decoded + math.prod(draft.output.shape) + blocks * BLOCK_OVERHEAD
     score = work * (blocks + stages - 1) / blocks
 
-    roomy = (written <= draft.device.buffer_voxels) & (padded <= draft.device.buffer_voxels)
+    # A first sieve, so that few need the exact check: the output alone must fit the largest allocation.
+    roomy = written * draft.source.itemsize <= draft.device.largest_allocation
     eligible = np.flatnonzero(roomy)
     for flat in eligible[np.lexsort((blocks.flat[eligible], score.flat[eligible]))]:
         i, j, k = (int(n) for n in np.unravel_index(flat, score.shape))
@@ -231,15 +236,7 @@ def _fits(draft: Plan, axes: tuple[_Candidates, ...], at: Index3, shape: Index3)
     read, padded = (
         tuple(int(getattr(c, name)[i]) for c, i in zip(axes, at, strict=True)) for name in ("read", "padded")
     )
-    cost = block_cost(
-        draft.source,
-        draft.storage,
-        read=(read[0], read[1], read[2]),
-        padded=(padded[0], padded[1], padded[2]),
-        written=shape,
-        interpolation=draft.interpolation,
-        overlap=draft.halo_mode == "map_overlap",
-    )
+    cost = draft.cost_of(read=(read[0], read[1], read[2]), padded=(padded[0], padded[1], padded[2]), written=shape)
     shared = cost.device if draft.device.shares_host_memory else 0
     in_flight = min(draft.in_flight, math.prod(int(c.blocks[i]) for c, i in zip(axes, at, strict=True)))
     held = in_flight * draft.source.itemsize * math.prod(read) if draft.halo_mode == "map_overlap" else 0

@@ -80,7 +80,7 @@ def whole_limits(grid: VoxelGrid, device: DeviceLimits, interpolation: str = "li
     OptionError
         If the interpolation is neither.
     """
-    check_options(interpolation=interpolation)
+    check_options(interpolation=interpolation, engine="cle")
     at_one = _shape(grid, 1.0)
 
     def excess(shape: Index3) -> dict[str, tuple[bool, str, str]]:

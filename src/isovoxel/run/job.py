@@ -94,6 +94,7 @@ class Job:
         # Blocks in flight still come to their end, and count.
         self._cancelled.set()
         pool.shutdown(wait=True, cancel_futures=True)
+        self.engine.release()
         if isinstance(failure, KeyboardInterrupt):
             raise InterruptedJobError(f"interrupted; {self._kept()}") from None
         if isinstance(failure, Exception):

@@ -181,7 +181,7 @@ class EngineBlock:
 
     def __call__(self, voxels: NDArray[Any], block: Block) -> NDArray[Any]:
         """Return the block's output."""
-        return open_engine(self.device).scale(voxels, block, self.plan).data
+        return open_engine(self.plan.engine, self.device).scale(voxels, block, self.plan).data
 
     def __dask_tokenize__(self) -> tuple[str, str]:
         """Return what tells one result from another, which the memory free at this moment does not."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec
 from zarr.storage import LocalStore
 
-from isovoxel.errors import OutputExistsError
+from isovoxel.errors import InputError, OutputExistsError
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import AXES, VoxelGrid
 from isovoxel.metadata.ome import image_attributes
@@ -56,6 +57,7 @@ class OmeZarrWriter:
         dtype: np.dtype[Any],
         storage: Storage,
         provenance: Mapping[str, Any],
+        labels: bool = False,
         overwrite: bool = False,
     ) -> OmeZarrWriter:
         """Make the group and its array, without any voxel yet.
@@ -72,6 +74,8 @@ class OmeZarrWriter:
             Chunks, shards and codec.
         provenance
             What made the output, as JSON values; kept in the group's attribute "isovoxel".
+        labels
+            Whether the voxels are labels.
         overwrite
             Whether an old zarr there is removed first.
 
@@ -97,7 +101,7 @@ class OmeZarrWriter:
             LocalStore(target),
             zarr_format=3,
             attributes={
-                **image_attributes(grid, name=name, path=LEVEL),
+                **image_attributes(grid, name=name, path=LEVEL, labels=labels),
                 PROVENANCE: {**provenance, "complete": False},
             },
         )
@@ -164,11 +168,36 @@ class OmeZarrWriter:
 def is_complete(path: str | os.PathLike[str]) -> bool | None:
     """Tell whether an output was written to its end, or None where there is no output of isovoxel."""
     try:
-        metadata = json.loads((Path(path) / "zarr.json").read_bytes())
-        complete = metadata["attributes"][PROVENANCE]["complete"]
-    except (OSError, ValueError, KeyError, TypeError):
+        complete = read_provenance(path)["complete"]
+    except (InputError, KeyError):
         return None
     return complete if isinstance(complete, bool) else None
+
+
+def read_provenance(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return what an output's attributes say of what made it, and whether it is complete.
+
+    Raises
+    ------
+    InputError
+        If it is no output of isovoxel.
+    """
+    try:
+        metadata = json.loads((Path(path) / "zarr.json").read_bytes())
+        provenance = metadata["attributes"][PROVENANCE]
+    except (OSError, ValueError, KeyError, TypeError):
+        provenance = None
+    if not isinstance(provenance, dict):
+        raise InputError(f"{path} was not written by isovoxel: its attributes do not say what made it")
+    return provenance
+
+
+def missing_shards(path: str | os.PathLike[str]) -> int:
+    """Return how many of an output's shards are not there; all are written, those of nothing but zeros too."""
+    array = zarr.open_array(LocalStore(Path(path), read_only=True), path=LEVEL, mode="r")
+    shards = array.shards or array.chunks
+    places = product(*(range(-(-n // s)) for n, s in zip(array.shape, shards, strict=True)))
+    return sum(not Path(path).joinpath(LEVEL, "c", *map(str, place)).is_file() for place in places)
 
 
 def _codec(name: str, dtype: np.dtype[Any]) -> BloscCodec | None:

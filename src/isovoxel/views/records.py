@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from isovoxel.geometry.grid import AXES, VoxelGrid
@@ -18,6 +19,7 @@ from isovoxel.volumes.base import Volume
 if TYPE_CHECKING:
     from isovoxel.api import ScaleResult
     from isovoxel.engines.devices import Device
+    from isovoxel.run.verify import Verdict
 
 Record = dict[str, Any]
 Line = tuple[str, str]
@@ -81,6 +83,7 @@ def plan_record(plan: Plan) -> Record:
         },
         "factors": list(plan.factor),
         "interpolation": plan.interpolation,
+        "antialias": plan.antialias,
         "boundary": plan.boundary,
         "engine": plan.engine,
         "device": {"name": plan.device.name, "kind": plan.device.kind},
@@ -106,7 +109,7 @@ def plan_lines(plan: Plan) -> list[Line]:
     return [
         ("input", f"{plan.source.name}   {_grid_text(source)}, {plan.source.dtype}"),
         ("output", f"{_grid_text(output)}, {plan.source.dtype}, {human_bytes(plan.output_bytes)}"),
-        ("factors", f"{_numbers(plan.factor)}   ({plan.interpolation}, boundary {plan.boundary})"),
+        ("factors", f"{_numbers(plan.factor)}   ({_kernel(plan)}, boundary {plan.boundary})"),
         ("engine", f"{plan.engine} on {plan.device.name} ({plan.device.kind.upper()})"),
         ("blocks", f"{blocks}   ({grid} along z, y, x; {plan.in_flight} in flight)"),
         ("halo", f"{halo} input voxels, by {_HALO[plan.halo_mode]}"),
@@ -156,6 +159,40 @@ _STAGES = {"read": "reading", "wait": "waiting for the device", "scale": "scalin
 
 
 # ---- limits and devices ----------------------------------------------------------------------------------------
+
+
+def verdict_record(found: Verdict) -> Record:
+    """Return what verifying a result found."""
+    record = asdict(found) | {"holds": found.holds}
+    return {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in record.items()}
+
+
+def verdict_lines(found: Verdict) -> list[Line]:
+    """Return what verifying a result found."""
+    off = f"{100 * found.off_share:.3g} % of voxels are off by more than rounding"
+    expected = ", as this engine's precision allows" if found.off_allowed and found.wrong == 0 else ""
+    wrong = "no voxel is further off than the engine states"
+    if found.wrong:
+        wrong = f"{count(found.wrong, 'voxel')} further off than the engine states, the first at {found.first_wrong}"
+    faces = f"error jumps by {found.face_jump:.4g} across block faces, by {found.inner_jump:.4g} inside"
+    if found.faces == 0:
+        faces = f"no box lies between two blocks; inside of one the error jumps by {found.inner_jump:.4g}"
+    changed = []
+    if found.source_changes:
+        what = ", ".join(found.source_changes)
+        changed = [("source", f"has changed since the result was made ({what}), which may be why voxels differ")]
+    missing = "all are there" if found.missing_shards == 0 else f"{count(found.missing_shards, 'shard')} missing"
+    if found.unreadable:
+        missing += f"; damaged files make {found.unreadable:,} of the boxes unreadable"
+    return [
+        ("compared", f"{found.voxels:,} voxels in {found.samples:,} boxes, block corners, faces and edges first"),
+        ("error", f"largest {found.largest_error:.4g}, mean {found.mean_error:.4g} (against float64)"),
+        ("rounding", off + expected),
+        ("faces", faces),
+        ("shards", missing),
+        *changed,
+        ("verdict", f"{'holds' if found.holds else 'does not hold'}: {wrong}"),
+    ]
 
 
 def limits_record(found: WholeLimits) -> Record:
@@ -253,6 +290,14 @@ def text(lines: Sequence[Line]) -> str:
 def count(n: int, what: str) -> str:
     """Return a number of things, in singular or plural."""
     return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
+def _kernel(plan: Plan) -> str:
+    """Return the kernel's name, and where it is widened."""
+    shrinking = [axis for axis, f in zip(AXES, plan.factor, strict=True) if f < 1]
+    if plan.antialias and shrinking:
+        return f"{plan.interpolation}, anti-aliased along {', '.join(shrinking)}"
+    return plan.interpolation
 
 
 def _chunks(chunks: Sequence[int]) -> str:

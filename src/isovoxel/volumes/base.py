@@ -13,7 +13,9 @@ from isovoxel.errors import InputError
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.geometry.grid import Float3, VoxelGrid
 
-SUPPORTED_DTYPES = tuple(np.dtype(name) for name in ("uint8", "uint16", "uint32", "int8", "int16", "int32", "float32"))
+SUPPORTED_DTYPES = tuple(
+    np.dtype(name) for name in ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float32")
+)
 
 ReadBox = Callable[[Box], NDArray[Any]]
 """Reads one box inside the volume as a new C-contiguous array in native byte order, of the volume's dtype.
@@ -39,7 +41,7 @@ class Volume:
     shape: Index3
     """Number of voxels, z, y, x."""
     dtype: np.dtype[Any]
-    """One of `SUPPORTED_DTYPES`, in native byte order."""
+    """One of `SUPPORTED_DTYPES`, in native byte order. Integers of 64 bits can be scaled as labels only."""
     read: ReadBox = field(repr=False)
     """Reads one box, as `ReadBox` says."""
     chunks: Index3 = (1, 1, 1)
@@ -58,6 +60,8 @@ class Volume:
     """What tells this input from another or a later one: path, size, modification time, metadata. JSON."""
     missing: str = ""
     """Why `voxel_size` is None, as a clause ("the TIFF has no spacing for z")."""
+    labels: bool = False
+    """Whether the input says that its voxels are labels."""
     array: Any = field(default=None, repr=False)
     """The dask array behind it where the caller gave one, else None."""
 

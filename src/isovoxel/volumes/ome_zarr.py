@@ -13,7 +13,7 @@ from typing import Any
 
 from isovoxel.errors import InputError
 from isovoxel.metadata.calibration import Calibration, Length, calibrate
-from isovoxel.metadata.ome import Level, read_levels
+from isovoxel.metadata.ome import Level, is_label_image, read_levels
 from isovoxel.volumes.base import Volume
 from isovoxel.volumes.files import metadata_identity, unreadable
 from isovoxel.volumes.zarr_array import ARRAY_FILES, axis_names, open_path, zarr_voxels
@@ -69,9 +69,11 @@ def open_ome_zarr(path: Path, name: str) -> Volume:
     incomplete = isinstance(made, Mapping) and made.get("complete") is False
     files = [path / file for file in GROUP_FILES if (path / file).is_file()]
     files += [home / file for file in (*ARRAY_FILES, ".zattrs") if (home / file).is_file()]
+    labels = is_label_image(attributes)
+    kind = f"OME-Zarr {level.version}{' label image' if labels else ''}{' (incomplete)' if incomplete else ''}"
     return Volume(
         name,
-        f"OME-Zarr {level.version}" + (" (incomplete)" if incomplete else ""),
+        kind,
         voxels.shape,
         voxels.dtype,
         voxels.read,
@@ -83,6 +85,7 @@ def open_ome_zarr(path: Path, name: str) -> Volume:
         sources,
         metadata_identity(path, files),
         calibration.missing,
+        labels,
     )
 
 

@@ -1,0 +1,202 @@
+"""What do a user's options mean for a volume? How far it is scaled, and by which engine and kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypedDict
+
+from isovoxel.errors import InputError, OptionError
+from isovoxel.geometry.box import Index3
+from isovoxel.geometry.grid import (
+    Float3,
+    VoxelGrid,
+    check_positive,
+    factor_for_voxel_size,
+    factor_for_zoom,
+)
+from isovoxel.planning.plan import ENGINES, MOVES, Plan, Source
+from isovoxel.volumes.base import Volume
+
+
+class ScalingOptions(TypedDict, total=False):
+    """How a volume is scaled: the keywords of `plan` and `scale`. None has to be given.
+
+    At most one of `zoom`, `voxel_size` and `factor` says how far; without them the finest of the three voxel sizes
+    becomes the size of all.
+    """
+
+    zoom: float | None
+    """Factor per axis = voxel size x zoom, so that the result has 1 / zoom per voxel, as in cle's tutorials."""
+    voxel_size: float | None
+    """Side of the output's cubic voxels, in the volume's unit."""
+    factor: Float3 | None
+    """Output samples per input sample, z, y, x."""
+    input_voxel_size: Float3 | None
+    """Voxel size of the input, z, y, x, in place of what its metadata say."""
+    unit: str | None
+    """Unit of the input's lengths, in place of what its metadata say."""
+    labels: bool | None
+    """Whether voxels are labels, which are moved and never mixed; by default what the input's metadata say."""
+    interpolation: str | None
+    """"linear" (default), "nearest" (default for labels), and with engine exact "cubic", "area" (the mean) and "mode"
+    (the most frequent label)."""
+    antialias: bool
+    """Whether linear and cubic kernels widen on axes that shrink, so that nothing is skipped; engine exact."""
+    engine: str | None
+    """"cle" or "exact"; default: exact for what only it has (labels among it), else cle."""
+    boundary: str
+    """"nearest" (default): the rim repeats. "constant": 0 lies around the volume, as ``cle.scale`` has it."""
+    device: str
+    """"auto" (default), a number or a part of a name."""
+    halo: str
+    """"auto" (default), "map_overlap" or "direct"."""
+    memory: int | str | None
+    """Bytes that this process may hold, or text such as "8GiB"; default: half of what is free."""
+    device_memory: int | str | None
+    """Bytes that may be held on the device, or text; default: nine tenths of what is free on a GPU."""
+    threads: int | None
+    """Blocks in flight; default: one per core, at least three."""
+    chunk: Index3 | None
+    """Voxels per chunk of the output, z, y, x."""
+    shard: Index3 | None
+    """Voxels per shard (file) of the output, z, y, x: whole chunks."""
+    codec: str
+    """"lz4" (default), "zstd" or "none"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How voxels are made."""
+
+    engine: str
+    """"cle" or "exact"."""
+    interpolation: str
+    """One that the engine has."""
+    antialias: bool
+    """Whether kernels widen on axes that shrink."""
+    labels: bool
+    """Whether voxels are labels."""
+
+
+def choose_sampling(volume: Volume, options: ScalingOptions) -> Sampling:
+    """Return engine and kernel for a volume: what the options say, and for the rest what suits it.
+
+    Raises
+    ------
+    OptionError
+        If labels would be mixed, or what is no label counted.
+    InputError
+        If the dtype is one for labels only.
+    """
+    given = options.get("labels")
+    labels = volume.labels if given is None else given
+    interpolation = options.get("interpolation") or ("nearest" if labels else "linear")
+    antialias = options.get("antialias", False)
+    integers = volume.dtype.kind in "iu"
+    if labels and interpolation not in MOVES:
+        raise OptionError(f"labels must not be mixed; use interpolation {' or '.join(MOVES)}, not {interpolation}")
+    if not integers and (labels or interpolation == "mode"):
+        raise OptionError(f"labels are integers, but {volume.name} holds {volume.dtype}; leave out labels and mode")
+    if volume.dtype.itemsize == 8 and interpolation not in MOVES:
+        raise InputError(
+            f"{volume.name} holds {volume.dtype}, which is scaled as labels only; give --labels, or convert it"
+        )
+    needs_exact = labels or antialias or interpolation not in ENGINES["cle"] or volume.dtype.itemsize == 8
+    engine = options.get("engine") or ("exact" if needs_exact else "cle")
+    if engine == "cle" and volume.dtype.itemsize == 8:
+        raise OptionError(f"engine cle computes in float32, which does not hold {volume.dtype}; use engine exact")
+    return Sampling(engine, interpolation, antialias, labels)
+
+
+def plan_volume(volume: Volume, options: ScalingOptions) -> Plan:
+    """Return how a volume would be scaled, within the limits of device and host."""
+    from isovoxel.engines.devices import find_device
+    from isovoxel.planning.planner import make_plan
+    from isovoxel.planning.storage import default_storage
+    from isovoxel.run.host import host_limits
+
+    grid, factor = how_far(volume, options)
+    sampling = choose_sampling(volume, options)
+    threads = options.get("threads")
+    if threads is not None and threads < 1:
+        raise OptionError(f"threads must be at least 1, not {threads}")
+    chunk, shard = options.get("chunk"), options.get("shard")
+    storage = default_storage(
+        grid.scaled(factor).shape,
+        volume.dtype.itemsize,
+        codec=options.get("codec", "lz4"),
+        chunk=chunk,
+        shard=shard,
+    )
+    device = find_device(options.get("device", "auto"))
+    return make_plan(
+        source_of(volume, grid),
+        factor,
+        storage=storage,
+        device=device.limits(parse_size("device memory", options.get("device_memory"))),
+        host=host_limits(parse_size("memory", options.get("memory")), threads, device_kind=device.kind),
+        engine=sampling.engine,
+        interpolation=sampling.interpolation,
+        antialias=sampling.antialias,
+        boundary=options.get("boundary", "nearest"),
+        halo_mode=options.get("halo", "auto"),
+        fixed_storage=shard is not None,
+    )
+
+
+def how_far(volume: Volume, options: ScalingOptions) -> tuple[VoxelGrid, Float3]:
+    """Return the input's grid and the factor that the options ask for."""
+    zoom, voxel_size, factor = options.get("zoom"), options.get("voxel_size"), options.get("factor")
+    given = {"zoom": zoom, "voxel size": voxel_size, "factor": factor}
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) > 1:
+        raise OptionError(f"{' and '.join(names)} each say how far to scale; give only one of them")
+    if factor is not None:
+        factor = parse_factor(factor)
+        # Without a voxel size lengths are counted in input voxels, and have no unit.
+        return VoxelGrid(volume.shape) if volume.voxel_size is None else volume.grid, factor
+    grid = volume.grid
+    if zoom is not None:
+        return grid, factor_for_zoom(grid, zoom)
+    return grid, factor_for_voxel_size(grid, min(grid.voxel_size) if voxel_size is None else voxel_size)
+
+
+def parse_factor(values: Sequence[float]) -> Float3:
+    """Return three factors, z, y, x, from any sequence of numbers."""
+    try:
+        z, y, x = (float(value) for value in values)
+    except (TypeError, ValueError):
+        raise OptionError(f"a factor is three numbers, z, y, x, not {values!r}") from None
+    check_positive("factor", (z, y, x))
+    return (z, y, x)
+
+
+def source_of(volume: Volume, grid: VoxelGrid) -> Source:
+    """Return what a plan knows of a volume."""
+    return Source(
+        name=volume.name,
+        grid=grid,
+        dtype=volume.dtype.name,
+        chunks=volume.chunks,
+        read_overhead=volume.read_overhead,
+        identity=dict(volume.identity),
+    )
+
+
+def parse_size(name: str, value: int | str | None) -> int | None:
+    """Return a size in bytes from a number or from text such as "8GiB"."""
+    if value is None:
+        return None
+    from dask.utils import parse_bytes
+
+    unclear = OptionError(f"{name} must be a size such as 8GiB or 500MB, not {value!r}")
+    if isinstance(value, str) and not any(letter.isdigit() for letter in value):
+        raise unclear  # dask takes "GiB" for one of them, and nothing for a byte
+    try:
+        size = int(parse_bytes(value))
+    except (ValueError, OverflowError):
+        raise unclear from None
+    if size <= 0:
+        raise OptionError(f"{name} must be a size above 0, not {value!r}")
+    return size

@@ -1,0 +1,301 @@
+"""Is a result right? Boxes of it are computed again from the source, in float64, where errors would be.
+
+1. Every shard must be there.
+2. Boxes come from three streams in turn, each at random and none twice: around the corners of blocks (where a box
+   meets eight blocks and twelve faces at once) and then their edges, around their faces, and anywhere. 400 boxes
+   meet every corner and every face of 64 blocks, those at the volume's rim among them.
+3. Each is computed by the `reference` engine from the source, and compared: how far off, how many voxels by more than
+   rounding, and how much the error jumps from voxel to voxel across block faces, against inside blocks.
+
+Only the sampled boxes and the input they come from are read, so a terabyte is verified as fast as a thumbnail.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isovoxel.engines.reference import reference, reference_labels
+from isovoxel.errors import InputError
+from isovoxel.geometry.box import Box, Index3
+from isovoxel.geometry.tables import accumulator
+from isovoxel.planning.plan import MOVES
+from isovoxel.run.recipe import Recipe
+from isovoxel.volumes.base import Volume
+
+Floats = NDArray[np.float64]
+
+SIDE = 8
+"""Voxels per side of a sampled box."""
+FLOAT_ERROR = 2e-6
+"""Error that sums in float32 may leave, relative to the largest value around: also how near to a tie is one."""
+DOUBLE_ERROR = 2.0**-14
+"""Error that sums in float64 may leave, in grey levels of an integer of 32 bits."""
+POSITION_ERROR = 2.0**-22
+"""Relative error that float32 arithmetic may leave of a position."""
+TEXTURE_BITS = 8
+"""Fractional bits of a GPU texture unit's weights."""
+MOST_DRAWN = 2**16
+"""Of how many places at most a random order is kept; of more, each is drawn by itself."""
+TURNS = (*("corner", "face", "face") * 5, "anywhere")
+"""From which stream the next boxes come."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found."""
+
+    samples: int
+    """Boxes drawn."""
+    voxels: int
+    """Voxels compared."""
+    largest_error: float
+    """Largest difference from the reference, in grey levels (or in the dtype's unit)."""
+    mean_error: float
+    """Mean difference."""
+    off_share: float
+    """Share of voxels that differ by more than rounding explains: in the sums, and to the output's dtype."""
+    off_allowed: bool
+    """Whether the engine states a precision coarser than rounding, so that such voxels are to be expected."""
+    wrong: int
+    """Voxels that differ by more than the engine's stated precision: 0 in a right result."""
+    first_wrong: Index3 | None
+    """The first of them."""
+    faces: int
+    """Boxes that lie on a face between two blocks."""
+    face_jump: float
+    """Largest change of the error from one voxel to the next across a block face."""
+    inner_jump: float
+    """The same inside blocks."""
+    jump_allowed: float
+    """What two neighbours may differ in error at most, by the engine's stated precision."""
+    missing_shards: int
+    """Shards of the result that are not there."""
+    unreadable: int
+    """Boxes of the result that cannot be read, for a file in their way is damaged."""
+    source_changes: tuple[str, ...]
+    """What of the source is not as it was when the result was made, such as "size"."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether the result is what the recipe makes of the source."""
+        there = self.missing_shards == 0 and self.unreadable == 0
+        return there and self.wrong == 0 and self.face_jump <= self.jump_allowed
+
+
+def verify(
+    source: Volume,
+    result: Volume,
+    recipe: Recipe,
+    *,
+    samples: int,
+    seed: int = 0,
+    missing_shards: int = 0,
+    source_changes: tuple[str, ...] = (),
+) -> Verdict:
+    """Compare sampled boxes of a result with the reference.
+
+    Parameters
+    ----------
+    source, result
+        The input and the output.
+    recipe
+        What made it.
+    samples
+        How many boxes.
+    seed
+        Chooses the boxes; the same seed chooses the same.
+    missing_shards, source_changes
+        What the caller found; part of the verdict.
+    """
+    rng = np.random.default_rng(seed)
+    worst = total = face = inner = allowed_jump = 0.0
+    voxels = off = wrong = count = unreadable = faces = 0
+    first_wrong: Index3 | None = None
+    for box in itertools.islice(_boxes(result.shape, recipe.block, rng), samples):
+        count += 1
+        try:
+            got = result.read(box)
+        except InputError:
+            unreadable += 1
+            continue
+        error, rounding, precise = _compare(source, got, recipe, box)
+        bad = np.abs(error) > rounding + precise
+        if bad.any() and first_wrong is None:
+            z, y, x = (int(a + i) for a, i in zip(box.start, np.argwhere(bad)[0], strict=True))
+            first_wrong = (z, y, x)
+        wrong += int(bad.sum())
+        off += int((np.abs(error) > rounding).sum())
+        worst, total = max(worst, float(np.abs(error).max())), total + float(np.abs(error).sum())
+        across, within = _jumps(error, box, recipe.block)
+        faces += across is not None
+        face, inner = max(face, across or 0.0), max(inner, within)
+        allowed_jump = max(allowed_jump, 2 * float((rounding + precise).max()))
+        voxels += box.size
+    return Verdict(
+        samples=count,
+        voxels=voxels,
+        largest_error=worst,
+        mean_error=total / max(1, voxels),
+        off_share=off / max(1, voxels),
+        off_allowed=recipe.engine == "cle" and recipe.interpolation == "linear",
+        wrong=wrong,
+        first_wrong=first_wrong,
+        faces=faces,
+        face_jump=face,
+        inner_jump=inner,
+        jump_allowed=allowed_jump,
+        missing_shards=missing_shards,
+        unreadable=unreadable,
+        source_changes=source_changes,
+    )
+
+
+def _boxes(shape: Index3, block: Index3, rng: np.random.Generator) -> Iterator[Box]:
+    """Yield boxes of a volume without end, in the order that the module tells."""
+    corners = _lattice(shape, block, rng, (3, 2))
+    faces = _lattice(shape, block, rng, (1,))
+    anywhere: Iterator[list[int]] = ([int(rng.integers(0, n)) for n in shape] for _ in itertools.count())
+    streams = {"corner": corners, "face": faces, "anywhere": anywhere}
+    for turn in itertools.cycle(TURNS):
+        centre = next(streams[turn], None)
+        yield _around(next(anywhere) if centre is None else centre, shape)
+
+
+def _lattice(shape: Index3, block: Index3, rng: np.random.Generator, kinds: Sequence[int]) -> Iterator[list[int]]:
+    """Yield a place on each corner (3), edge (2) or face (1) of the blocks: the number says along how many axes."""
+    cuts = [[*range(0, n, b), n] for n, b in zip(shape, block, strict=True)]
+    for kind in kinds:
+        # Along the axes where a place is not at a cut it lies somewhere between two.
+        choices = [
+            [len(c) if axis in at else len(c) - 1 for axis, c in enumerate(cuts)]
+            for at in itertools.combinations(range(3), kind)
+        ]
+        ways = list(itertools.combinations(range(3), kind))
+        ends = np.cumsum([math.prod(counts) for counts in choices])
+        total = int(ends[-1])
+        order = rng.permutation(total) if total <= MOST_DRAWN else rng.integers(0, total, MOST_DRAWN)
+        for index in order:
+            way = int(np.searchsorted(ends, index, side="right"))
+            place = np.unravel_index(int(index) - (int(ends[way - 1]) if way else 0), choices[way])
+            centre = []
+            for axis, i in enumerate(place):
+                cut = cuts[axis]
+                centre.append(cut[i] if axis in ways[way] else int(rng.integers(cut[i], cut[i + 1])))
+            yield centre
+
+
+def _around(centre: list[int], shape: Index3) -> Box:
+    start = [min(max(0, c - SIDE // 2), max(0, n - SIDE)) for c, n in zip(centre, shape, strict=True)]
+    stop = [min(n, a + SIDE) for a, n in zip(start, shape, strict=True)]
+    return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
+
+
+def _compare(source: Volume, got: NDArray[Any], recipe: Recipe, box: Box) -> tuple[Floats, Floats, float]:
+    """Return the error of a box, what rounding explains of it, and what the engine's precision does beyond that."""
+    if recipe.interpolation in MOVES:
+        labels = reference_labels(source.read, source.shape, recipe.factor, box, recipe.interpolation, recipe.boundary)
+        # Labels are right or wrong; how far two of them are apart means nothing, but that they differ must show.
+        same = _same(got, labels) | _tied(source, got, recipe, box)
+        with np.errstate(invalid="ignore"):
+            apart = np.maximum(1.0, np.abs(np.nan_to_num(got.astype(np.float64) - labels.astype(np.float64))))
+        return np.where(same, 0.0, apart), np.zeros(box.shape), 0.0
+    read = _Watched(source)
+    expected = reference(
+        read, source.shape, recipe.factor, box, recipe.interpolation, recipe.boundary, antialias=recipe.antialias
+    )
+    if got.dtype.kind in "iu":  # integers are saturated
+        expected = np.clip(expected, np.iinfo(got.dtype).min, np.iinfo(got.dtype).max)
+    error = _difference(got.astype(np.float64), expected)
+    # cle computes in float32 whatever the dtype.
+    wide = recipe.engine == "exact" and accumulator(got.dtype) == np.float64
+    rounding = _rounding(got.dtype, expected) + (DOUBLE_ERROR if wide else FLOAT_ERROR * read.largest)
+    if recipe.engine == "exact":
+        return error, rounding, 0.0
+    # Each axis rounds its position, in float32 within the block's input, and on a GPU its weight.
+    step = _position_error(recipe) + (2.0**-TEXTURE_BITS if recipe.device_kind == "gpu" else 0.0)
+    # 0 around the volume is a neighbour like any other.
+    spread = max(read.range, read.largest) if recipe.boundary == "constant" else read.range
+    return error, rounding, 3 * step * spread
+
+
+def _position_error(recipe: Recipe) -> float:
+    """Return by how much float32 may misplace a sample in the input of a block, in input voxels."""
+    return POSITION_ERROR * max(b / min(1.0, f) for b, f in zip(recipe.block, recipe.factor, strict=True))
+
+
+def _tied(source: Volume, got: NDArray[Any], recipe: Recipe, box: Box) -> NDArray[np.bool_]:
+    """Tell which voxels are the other neighbour at a tie, which cle may take where it is asked for cle.scale's rim."""
+    tied = np.zeros(box.shape, np.bool_)
+    if recipe.engine != "cle" or recipe.boundary != "constant":
+        return tied
+    shift = _position_error(recipe)
+    sides = []
+    for start, stop, n, f in zip(box.start, box.stop, source.shape, recipe.factor, strict=True):
+        position = (np.arange(start, stop) + 0.5) / f
+        sides.append([np.clip(np.floor(position + s).astype(int), 0, n - 1) for s in (-shift, shift)])
+    low = [int(below.min()) for below, _ in sides]
+    high = [int(above.max()) + 1 for _, above in sides]
+    data = source.read(Box((low[0], low[1], low[2]), (high[0], high[1], high[2])))
+    for chosen in itertools.product(*sides):
+        tied |= _same(got, data[np.ix_(*(index - first for index, first in zip(chosen, low, strict=True)))])
+    return tied
+
+
+def _same(one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.bool_]:
+    """Tell where two arrays hold the same; no number is the same as no number."""
+    same: NDArray[np.bool_] = (one == other) | (np.isnan(one) & np.isnan(other))
+    return same
+
+
+class _Watched:
+    """Reads a source and remembers the range and the largest magnitude of what was read."""
+
+    def __init__(self, source: Volume) -> None:
+        self._source = source
+        self.range = self.largest = 0.0
+
+    def __call__(self, box: Box) -> NDArray[Any]:
+        data = self._source.read(box)
+        finite = data[np.isfinite(data)]
+        if finite.size:
+            lowest, highest = float(finite.min()), float(finite.max())
+            self.range, self.largest = highest - lowest, max(-lowest, highest)
+        return data
+
+
+def _difference(got: Floats, expected: Floats) -> Floats:
+    """Return got - expected; 0 where both are the same infinity or both no number, infinite where only one is."""
+    with np.errstate(invalid="ignore"):
+        error = np.where(_same(got, expected), 0.0, got - expected)
+    return np.where(np.isnan(error), np.inf, error)
+
+
+def _rounding(dtype: np.dtype[Any], expected: Floats) -> Floats:
+    """Return by how much each value changes at most when it is rounded to a dtype."""
+    if dtype.kind == "f":
+        rounding: Floats = np.abs(np.where(np.isfinite(expected), expected, 0.0)) * 2.0**-24
+        return rounding
+    return np.full(expected.shape, 0.5)
+
+
+def _jumps(error: Floats, box: Box, block: Index3) -> tuple[float | None, float]:
+    """Return the largest change of the error between neighbours across block faces, if there are any, and inside."""
+    across, within = None, 0.0
+    for axis in range(3):
+        change = np.abs(np.diff(error, axis=axis))
+        if not change.size:
+            continue
+        change = np.where(np.isnan(change), np.inf, change)
+        at_face = (np.arange(box.start[axis] + 1, box.stop[axis]) % block[axis]) == 0
+        per_plane = np.moveaxis(change, axis, 0).reshape(len(at_face), -1).max(axis=1)
+        if at_face.any():
+            across = max(across or 0.0, float(per_plane[at_face].max()))
+        within = max(within, float(per_plane[~at_face].max(initial=0.0)))
+    return across, within
