@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-NAMES = ("job",)
+NAMES = ("job", "aliasing", "kernels")
 
 
 def main() -> None:

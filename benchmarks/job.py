@@ -2,8 +2,8 @@
 
 1. Makes an input like a microscope's (see `benchmarks.data`).
 2. Lets cle.scale try it in one piece, in a process of its own, and shows what stops it and what was foretold.
-3. Scales it with isovoxel, in both ways to the halo, and prints the time of each stage.
-4. Checks planes of the result, those on both sides of block faces among them, against the float64 reference.
+3. Scales it with isovoxel, by both engines and both ways to the halo, and prints the time of each stage.
+4. Verifies each result against the float64 reference, block corners, edges and faces first.
 """
 
 from __future__ import annotations
@@ -14,16 +14,12 @@ import os
 import shutil
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
-
-import numpy as np
 
 import isovoxel
 from benchmarks.data import write_volume
-from isovoxel.engines.reference import reference
-from isovoxel.geometry.box import Box
 from isovoxel.planning.cost import human_bytes
-from isovoxel.planning.plan import Plan
 
 IN_ONE_PIECE = """
 import sys, numpy as np, pyclesperanto_prototype as cle
@@ -45,8 +41,9 @@ def main(arguments: list[str]) -> None:
     options.add_argument("--voxel-size", default="1,0.25,0.25")
     options.add_argument("--zoom", type=float, default=4.0)
     options.add_argument("--folder", type=Path, required=True, help="for the files, which are deleted at the end")
-    options.add_argument("--planes", type=int, default=24, help="how many planes to check")
+    options.add_argument("--samples", type=int, default=600, help="how many boxes to verify")
     options.add_argument("--no-one-piece", action="store_true", help="leave out cle.scale in one piece")
+    options.add_argument("--engine", default="cle,exact")
     options.add_argument("--halo", default="direct,map_overlap")
     options.add_argument("--device", default="auto")
     chosen = options.parse_args(arguments)
@@ -81,16 +78,28 @@ def _run(source: Path, chosen: argparse.Namespace) -> None:
         )
         said = (tried.stdout or tried.stderr).strip().splitlines()[-1]
         print(f"one piece   zoom {chosen.zoom:g}: {said}")
-    columns = ["halo", "blocks", "block", "seconds", "Mvoxel/s", "read", "wait", "scale", "write", "host peak"]
-    columns += ["projected", "largest error"]
+    columns = [
+        "engine",
+        "halo",
+        "blocks",
+        "block",
+        "seconds",
+        "Mvoxel/s",
+        "read",
+        "wait",
+        "scale",
+        "write",
+        "host peak",
+    ]
+    columns += ["projected", "largest error", "verify"]
     print(f"| {' | '.join(columns)} |")
     print(f"|{' --- |' * len(columns)}")
-    for halo in chosen.halo.split(","):
-        output = chosen.folder / f"{halo}.zarr"
+    for engine, halo in product(chosen.engine.split(","), chosen.halo.split(",")):
+        output = chosen.folder / f"{engine}-{halo}.zarr"
         # Each run has a process of its own, so that each has a peak of its own.
         ran = subprocess.run(
             [
-                *[sys.executable, "-m", "isovoxel", "scale", source, output, "--json"],
+                *[sys.executable, "-m", "isovoxel", "scale", source, output, "--json", "--engine", engine],
                 *["--zoom", str(chosen.zoom), "--halo", halo, "--device", chosen.device],
             ],
             capture_output=True,
@@ -100,35 +109,14 @@ def _run(source: Path, chosen: argparse.Namespace) -> None:
         if ran.returncode:
             sys.exit(ran.stderr)
         result = json.loads(ran.stdout)
-        done = isovoxel.plan(source, zoom=chosen.zoom, device=chosen.device, halo=halo)
-        error = largest_error(source, output, done, tuple(result["blocks"]["shape"]), chosen.planes)
+        verdict = isovoxel.verify(output, samples=chosen.samples)
         stages = " | ".join(f"{s:.1f} s" for s in result["stage_seconds"].values())
         print(
-            f"| {halo} | {result['blocks']['count']} | {tuple(result['blocks']['shape'])} | {result['seconds']:.1f} "
-            f"| {result['voxels_per_second'] / 1e6:.0f} | {stages} | {human_bytes(result['peak_host_bytes'])} "
-            f"| {human_bytes(result['projected']['host_bytes'])} | {error:.2f} |",
+            f"| {engine} | {halo} | {result['blocks']['count']} | {tuple(result['blocks']['shape'])} "
+            f"| {result['seconds']:.1f} | {result['voxels_per_second'] / 1e6:.0f} | {stages} "
+            f"| {human_bytes(result['peak_host_bytes'])} | {human_bytes(result['projected']['host_bytes'])} "
+            f"| {verdict.largest_error:.2f} | {'holds' if verdict.holds else 'does not hold'} |",
             flush=True,
         )
         shutil.rmtree(output)
-    print("stages are summed over the threads; the error is in grey levels, against float64, over the planes checked")
-
-
-def largest_error(source: Path, output: Path, plan: Plan, block: tuple[int, ...], planes: int) -> float:
-    """Return the largest difference from the reference over planes at block faces, at the rim and in between."""
-    volume, result = isovoxel.open_volume(source), isovoxel.open_volume(output)
-    rng = np.random.default_rng(1)
-    largest = 0.0
-    for axis in (0, 1, 2):
-        m = result.shape[axis]
-        faces = [i for face in range(block[axis], m, block[axis]) for i in (face - 1, face)]
-        chosen = {0, m - 1, *rng.choice(faces, min(len(faces), planes // 6), replace=False)} if faces else {0, m - 1}
-        chosen |= {int(i) for i in rng.integers(0, m, planes // 3)}
-        for i in sorted(chosen):
-            # A window of the plane, so that the reference's float64 arrays stay small.
-            start = [int(rng.integers(0, max(1, n - 512))) for n in result.shape]
-            stop = [min(n, s + 512) for n, s in zip(result.shape, start, strict=True)]
-            start[axis], stop[axis] = int(i), int(i) + 1
-            box = Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
-            expected = reference(volume.read, volume.shape, plan.factor, box, plan.interpolation, plan.boundary)
-            largest = max(largest, float(np.abs(result.read(box).astype(np.float64) - expected).max()))
-    return largest
+    print("stages are summed over the threads; the error is in grey levels, against float64, over sampled boxes")
