@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from yaozarrs import v05
 
 import isovoxel
-from isovoxel.errors import InputError, OptionError
+from isovoxel.errors import DeviceError, InputError, OptionError
 from isovoxel.geometry.grid import Float3
 
 INTEGERS = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
@@ -180,3 +180,33 @@ def test_labels_of_32_bits_go_through_cle_too() -> None:
     data = labels("uint32")
     lazy = isovoxel.scale_array(da.from_array(data), (2, 1, 1), labels=True, engine="cle")
     np.testing.assert_array_equal(lazy.compute(), data.repeat(2, axis=0))
+
+
+def test_an_image_wrongly_called_labels_can_be_scaled_as_one(tmp_path: Path) -> None:
+    """What the input says is overruled with labels=False (--no-labels), and the refusal without it says so."""
+    source = write_label_image(tmp_path / "in.zarr", labels("uint16"), "0.5")
+    with pytest.raises(OptionError, match=r"says that its voxels are labels \(--no-labels if not\)"):
+        isovoxel.plan(source, zoom=1, interpolation="linear")
+    assert isovoxel.plan(source, zoom=1, labels=False).interpolation == "linear"
+
+
+def test_a_device_that_cannot_build_the_kernels_is_found_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device without float64, say, refuses integers of 32 bits with the engine exact, and no output is begun."""
+    import pyopencl as cl
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise cl.RuntimeError("clBuildProgram failed: BUILD_PROGRAM_FAILURE")
+
+    monkeypatch.setattr(cl.Program, "build", refuse)
+    # A table width that no other test has, so that no kernel of it has been built.
+    with pytest.raises(DeviceError, match="does not build the kernels of the exact engine: clBuildProgram failed"):
+        isovoxel.scale(
+            labels("uint32", (40, 8, 8)),
+            tmp_path / "out.zarr",
+            factor=(1 / 19, 1, 1),
+            interpolation="cubic",
+            antialias=True,
+        )
+    assert not list(tmp_path.iterdir())

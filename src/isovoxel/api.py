@@ -147,6 +147,7 @@ def scale(
         nbytes=planned.output_bytes,
     )
     engine = open_engine(planned.engine, options.get("device", "auto"))
+    engine.prepare(planned)
     try:
         writer = OmeZarrWriter.create(
             path,

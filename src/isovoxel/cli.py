@@ -71,7 +71,10 @@ Interpolation = Annotated[
 Antialias = Annotated[
     bool, typer.Option("--antialias", help="Average where an axis shrinks, in place of skipping voxels.")
 ]
-Labels = Annotated[bool, typer.Option("--labels", help="Voxels are labels: they are moved, never mixed.")]
+Labels = Annotated[
+    bool | None,
+    typer.Option("--labels/--no-labels", help="Voxels are labels: moved, never mixed. Default: what the input says."),
+]
 EngineName = Annotated[str | None, typer.Option("--engine", metavar="cle|exact", help="Default: cle where it can.")]
 Boundary = Annotated[
     str,
@@ -146,7 +149,7 @@ def plan(
     unit: Unit = None,
     interpolation: Interpolation = None,
     antialias: Antialias = False,
-    labels: Labels = False,
+    labels: Labels = None,
     engine: EngineName = None,
     boundary: Boundary = "nearest",
     device: DeviceName = "auto",
@@ -172,7 +175,7 @@ def plan(
         unit=unit,
         interpolation=interpolation,
         antialias=antialias,
-        labels=labels or None,
+        labels=labels,
         engine=engine,
         boundary=boundary,
         device=device,
@@ -199,7 +202,7 @@ def scale(
     unit: Unit = None,
     interpolation: Interpolation = None,
     antialias: Antialias = False,
-    labels: Labels = False,
+    labels: Labels = None,
     engine: EngineName = None,
     boundary: Boundary = "nearest",
     device: DeviceName = "auto",
@@ -239,7 +242,7 @@ def scale(
             unit=unit,
             interpolation=interpolation,
             antialias=antialias,
-            labels=labels or None,
+            labels=labels,
             engine=engine,
             boundary=boundary,
             device=device,

@@ -95,7 +95,8 @@ def choose_sampling(volume: Volume, options: ScalingOptions) -> Sampling:
     antialias = options.get("antialias", False)
     integers = volume.dtype.kind in "iu"
     if labels and interpolation not in MOVES:
-        raise OptionError(f"labels must not be mixed; use interpolation {' or '.join(MOVES)}, not {interpolation}")
+        says = "labels" if given else f"{volume.name} says that its voxels are labels (--no-labels if not): they"
+        raise OptionError(f"{says} must not be mixed; use interpolation {' or '.join(MOVES)}, not {interpolation}")
     if not integers and (labels or interpolation == "mode"):
         raise OptionError(f"labels are integers, but {volume.name} holds {volume.dtype}; leave out labels and mode")
     if volume.dtype.itemsize == 8 and interpolation not in MOVES:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from isovoxel.errors import OptionError
 from isovoxel.geometry.axis import Axis, halo, longest
 from isovoxel.geometry.tables import Table, accumulator, pass_order
 
@@ -264,3 +265,10 @@ def test_what_a_plan_asks_of_a_table_is_within_the_volume(table: Table, length: 
 def test_sums_are_wide_where_float32_has_too_few_digits(dtypes: list[str], work: str) -> None:
     """Integers of 32 bits are summed in float64, everything else in float32."""
     assert accumulator(*map(np.dtype, dtypes)) == np.dtype(work)
+
+
+@pytest.mark.parametrize(("interpolation", "antialias"), [("area", False), ("linear", True), ("cubic", True)])
+def test_a_kernel_of_millions_of_samples_is_refused(interpolation: str, antialias: bool) -> None:
+    """A factor of a billionth would average a billion samples for each voxel, and fill the memory with weights."""
+    with pytest.raises(OptionError, match="would average 1,000,000,000 voxels into one"):
+        Table(Axis(10, 1, 1e-9), interpolation, antialias)

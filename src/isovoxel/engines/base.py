@@ -43,6 +43,16 @@ class Engine(Protocol):
         """
         ...
 
+    def prepare(self, plan: Plan) -> None:
+        """Build what a plan needs, so that a device that cannot is found before anything is written.
+
+        Raises
+        ------
+        DeviceError
+            If the device does not build it.
+        """
+        ...
+
     def release(self) -> None:
         """Let go of buffers that are kept from block to block."""
         ...

@@ -102,6 +102,9 @@ class CleEngine:
         waited = run(real)
         return Scaled(rounded(real, data.dtype), waited)
 
+    def prepare(self, plan: Plan) -> None:
+        """Do nothing: all that cle needs was built when the engine was made."""
+
     def release(self) -> None:
         """Let go of the staging arrays; those of threads that have ended are gone already."""
         self._staging = threading.local()

@@ -33,7 +33,9 @@ __kernel void along_rows(__global const IN *in, __global OUT *out, __global cons
     weights += j * K;
     if (i + V <= inner) {
         ACCV sum = (ACCV)(0);
+        #if K <= 16  // longer ones take seconds to compile
         #pragma unroll
+        #endif
         for (int k = 0; k < K; k++)
             if (!SKIP || weights[k] != 0)
                 sum = fma((ACCV)(weights[k]), TO_ACCV(LOADV(0, in + k * inner)), sum);
@@ -60,7 +62,9 @@ __kernel void along_x(__global const IN *in, __global OUT *out, __global const A
     in += row * n + first[x];
     weights += x * K;
     ACC sum = 0;
+    #if K <= 16
     #pragma unroll
+    #endif
     for (int k = 0; k < K; k++)
         if (!SKIP || weights[k] != 0)
             sum = fma(weights[k], TO_ACC(in[k]), sum);

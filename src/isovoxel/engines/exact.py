@@ -27,7 +27,7 @@ from isovoxel.engines.devices import Device, opencl_device
 from isovoxel.errors import DeviceError
 from isovoxel.geometry.axis import ceil_div, round_up
 from isovoxel.geometry.tables import Rows, Table, accumulator, pass_order
-from isovoxel.planning.plan import Block, Plan
+from isovoxel.planning.plan import MOVES, Block, Plan
 
 VECTOR_BYTES = 32
 """Bytes of a vector of sums: PoCL does not build longer ones for a processor without AVX-512."""
@@ -88,9 +88,27 @@ class ExactEngine:
                 # What another plan needed most of need not be what this one does: both may be more than is projected.
                 self._buffers.clear()
                 self._plan = plan
-            if plan.interpolation in ("nearest", "mode"):
+            if plan.interpolation in MOVES:
                 return Scaled(self._pick(data, block, plan), waited)
             return Scaled(self._weigh(data, block, plan), waited)
+
+    def prepare(self, plan: Plan) -> None:
+        """Build the kernels of a plan; a device without float64 does not build those for integers of 32 bits."""
+        kind = np.dtype(plan.source.dtype)
+        with TURN:
+            if plan.interpolation in MOVES:
+                self._picking(kind)
+                return
+            order = pass_order(plan.tables)
+            for step, axis in enumerate(order):
+                kinds = self._kinds(kind, step, len(order))
+                self._weighted(*kinds, plan.tables[axis].width)
+
+    @staticmethod
+    def _kinds(kind: np.dtype[Any], step: int, steps: int) -> tuple[np.dtype[Any], np.dtype[Any]]:
+        """Return what a pass reads and writes: sums between passes, voxels before and after all of them."""
+        work = accumulator(kind)
+        return kind if step == 0 else work, kind if step == steps - 1 else work
 
     def release(self) -> None:
         """Let go of the device's buffers."""
@@ -109,11 +127,10 @@ class ExactEngine:
 
     def passes(self, source: Any, kind: np.dtype[Any], block: Block, plan: Plan) -> Any:
         """Enqueue a block's passes over its voxels on the device; return the buffer with the last one's result."""
-        work, order, shape = accumulator(kind), pass_order(plan.tables), list(block.read_box.shape)
+        order, shape = pass_order(plan.tables), list(block.read_box.shape)
         for step, axis in enumerate(order):
             rows = self._rows(plan.tables[axis], block, axis)
-            kind_in = kind if step == 0 else work
-            kind_out = kind if step == len(order) - 1 else work
+            kind_in, kind_out = self._kinds(kind, step, len(order))
             after = [*shape[:axis], len(rows.first), *shape[axis + 1 :]]
             target = self._buffer(f"pass {step}", math.prod(after) * kind_out.itemsize)
             self._pass(axis, rows, shape, (source, kind_in), (target, kind_out))

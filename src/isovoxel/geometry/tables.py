@@ -29,9 +29,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from isovoxel.errors import OptionError
 from isovoxel.geometry.axis import Axis, Indices, Spans
 
 Floats = NDArray[np.float64]
+
+WIDEST = 2**20
+"""Most samples that one row may weigh: a factor below a millionth is a mistake, and would fill the memory."""
 
 NOISE = 2.0**-50
 """Weights of this size, as a share of the position, are what float64 left of a 0: a NaN must not spread by them."""
@@ -58,6 +62,13 @@ class Table:
     """Whether the kernel widens where the axis shrinks."""
     boundary: str = "nearest"
     """"nearest" repeats the rim, "constant" has 0 around the volume."""
+
+    def __post_init__(self) -> None:
+        if self._unfolded_width > WIDEST:
+            raise OptionError(
+                f"a factor of {self.axis.factor:g} would average {1 / self.axis.factor:,.0f} voxels into one, "
+                f"more than {WIDEST:,}; choose a larger factor"
+            )
 
     @property
     def identity(self) -> bool:
