@@ -40,13 +40,23 @@ def run(source: Path, output: Path, *options: str) -> dict:
 
 
 @pytest.mark.parametrize("halo", ["direct", "map_overlap"])
-@pytest.mark.parametrize(("name", "interpolation"), [("small", "linear"), ("small", "nearest"), ("large", "nearest")])
+@pytest.mark.parametrize(
+    ("name", "engine", "interpolation"),
+    [
+        ("small", "cle", "linear"),
+        ("small", "cle", "nearest"),
+        ("large", "cle", "nearest"),
+        ("small", "exact", "linear"),
+        ("large", "exact", "linear"),
+    ],
+)
 def test_peak_memory_stays_within_projection_and_budget(
-    name: str, interpolation: str, halo: str, volumes: Path, tmp_path: Path
+    name: str, engine: str, interpolation: str, halo: str, volumes: Path, tmp_path: Path
 ) -> None:
     """Law 4: measured peak <= projected <= allowed, for a volume and one 8 times larger, with the same budget."""
-    did = run(volumes / f"{name}.zarr", tmp_path / "out.zarr", "--halo", halo, "--interpolation", interpolation)
-    print(f"{name} {interpolation} {halo}: peak {did['peak_host_bytes'] / MIB:.0f} MiB,", end=" ")
+    how = ["--halo", halo, "--interpolation", interpolation, "--engine", engine]
+    did = run(volumes / f"{name}.zarr", tmp_path / "out.zarr", *how)
+    print(f"{name} {engine} {interpolation} {halo}: peak {did['peak_host_bytes'] / MIB:.0f} MiB,", end=" ")
     print(f"projected {did['projected']['host_bytes'] / MIB:.0f}, allowed {BUDGET / MIB:.0f}")
     assert did["blocks"]["halo_mode"] == halo
     assert did["peak_host_bytes"] <= did["projected"]["host_bytes"] <= did["allowed"]["host_bytes"] == BUDGET
