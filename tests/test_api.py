@@ -309,3 +309,21 @@ def test_a_disk_that_is_full_at_once_is_an_output_error(
 def test_public_names_are_there() -> None:
     """All that `__all__` promises can be imported."""
     assert all(hasattr(isovoxel, name) for name in isovoxel.__all__)
+
+
+def test_auto_is_decided_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job is planned for the device that runs it, though another may have more memory free a moment later."""
+    from isovoxel.engines import devices
+
+    wanted: list[str] = []
+    find = devices.find_device
+
+    def watched(name: str = "auto") -> devices.Device:
+        wanted.append(name)
+        return find(name)
+
+    monkeypatch.setattr(devices, "find_device", watched)
+    monkeypatch.setattr("isovoxel.engines.open.find_device", watched)
+    isovoxel.scale(np.ones((4, 4, 4), np.uint8), tmp_path / "out.zarr", factor=(2, 1, 1))
+    assert wanted[0] == "auto"
+    assert all(name.isdecimal() for name in wanted[1:])

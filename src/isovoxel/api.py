@@ -130,6 +130,7 @@ def scale(
     JobError
         If the job fails or is interrupted half-way.
     """
+    from isovoxel.engines.devices import find_device
     from isovoxel.engines.open import open_engine
     from isovoxel.run.host import peak_bytes
     from isovoxel.run.job import Job
@@ -138,7 +139,9 @@ def scale(
     from isovoxel.store.writer import OmeZarrWriter
 
     volume = open_volume(source, voxel_size=options.get("input_voxel_size"), unit=options.get("unit"))
-    planned = plan_volume(volume, options)
+    # "auto" is decided once: by the time the engine opens, another device may have more memory free.
+    device = str(find_device(options.get("device", "auto")).index)
+    planned = plan_volume(volume, options | {"device": device})
     path = Path(output)
     check_destination(
         path,
@@ -146,7 +149,7 @@ def scale(
         source_identity_path=volume.identity.get("path"),
         nbytes=planned.output_bytes,
     )
-    engine = open_engine(planned.engine, options.get("device", "auto"))
+    engine = open_engine(planned.engine, device)
     engine.prepare(planned)
     try:
         writer = OmeZarrWriter.create(

@@ -99,3 +99,10 @@ def test_a_budget_beyond_the_device_is_refused_with_both_numbers() -> None:
     """Nobody is promised memory that is not there."""
     with pytest.raises(OptionError, match=r"--device-memory 11.0 GiB is more than the 10.0 GiB of Test GPU"):
         device().limits(11 * GIB)
+
+
+def test_a_full_gpu_has_nothing_to_spare() -> None:
+    """No free memory is not taken for not knowing: nothing is allowed, and another device is preferred."""
+    full = replace(find_device(), kind="gpu", free=0)
+    assert full.limits().allowed == 0
+    assert replace(full, free=None).limits().allowed > 0

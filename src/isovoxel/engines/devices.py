@@ -42,6 +42,11 @@ class Device:
     shares_host_memory: bool
     """Whether its memory is the host's."""
 
+    @property
+    def spare(self) -> int:
+        """Its free memory, or all of it where the driver does not tell."""
+        return self.memory if self.free is None else self.free
+
     def limits(self, budget: int | None = None) -> DeviceLimits:
         """Return its limits, with `budget` bytes allowed or, without one, what it can spare.
 
@@ -54,12 +59,12 @@ class Device:
             raise OptionError(
                 f"--device-memory {human_bytes(budget)} is more than the {human_bytes(self.memory)} of {self.name}"
             )
-        spare = self.memory if self.kind == "cpu" else int(GPU_SHARE * (self.free or self.memory))
+        allowed = self.memory if self.kind == "cpu" else int(GPU_SHARE * self.spare)
         return DeviceLimits(
             name=self.name,
             kind=self.kind,
             memory=self.memory,
-            allowed=spare if budget is None else budget,
+            allowed=allowed if budget is None else budget,
             largest_allocation=self.largest_allocation,
             image_shape=self.image_shape,
             shares_host_memory=self.shares_host_memory,
@@ -102,7 +107,7 @@ def _find(wanted: str) -> tuple[Device, Any]:
         )
     if wanted == "auto":
         gpus = [pair for pair in found if pair[0].kind == "gpu"]
-        return max(gpus, key=lambda pair: pair[0].free or pair[0].memory) if gpus else found[0]
+        return max(gpus, key=lambda pair: pair[0].spare) if gpus else found[0]
     if wanted.isdecimal() and int(wanted) < len(found):
         return found[int(wanted)]
     for pair in found:
