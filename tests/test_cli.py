@@ -23,7 +23,7 @@ from scipy.ndimage import map_coordinates
 from isovoxel import api, cli
 from isovoxel.geometry.grid import Float3
 from isovoxel.run.events import BlockDone, Event
-from isovoxel.store.writer import is_complete
+from isovoxel.store.writer import read_provenance
 
 SHAPE = (6, 20, 24)
 PYTHON = [sys.executable, "-m", "isovoxel"]
@@ -397,7 +397,7 @@ def test_quiet_prints_nothing(isovoxel: Isovoxel, stack: Path, tmp_path: Path) -
     """`--quiet` leaves both streams empty, and the output is there all the same."""
     said = isovoxel("scale", stack, tmp_path / "out.zarr", "--quiet")
     assert said == Outcome(0, "", "")
-    assert is_complete(tmp_path / "out.zarr") is True
+    assert read_provenance(tmp_path / "out.zarr")["complete"] is True
 
 
 def test_an_output_that_is_there_stays_unless_overwritten(isovoxel: Isovoxel, stack: Path, tmp_path: Path) -> None:
@@ -707,7 +707,7 @@ def test_it_runs_as_a_module_of_its_own(bad: Path, tmp_path: Path) -> None:
     assert done.returncode == 0
     lines = done.stderr.splitlines()
     assert all(line.startswith(("note: ", "scaling ", "done: ")) for line in lines), lines
-    assert is_complete(tmp_path / "out.zarr") is True
+    assert read_provenance(tmp_path / "out.zarr")["complete"] is True
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no shell as others have it")
@@ -778,10 +778,10 @@ def test_a_disk_that_fills_is_told(
     else:  # the last that is written is that all is written
         assert "marking the output complete failed: No space left on device; 4 of 4 blocks are written" in error
     assert error.endswith("run it again with --overwrite to begin anew")
-    assert is_complete(folder / "out.zarr") is False
+    assert read_provenance(folder / "out.zarr")["complete"] is False
 
     (folder / "other").unlink()
     monkeypatch.undo()
     again = api.scale(stack, folder / "out.zarr", overwrite=True, codec="none")
     assert again.plan.output.shape == (32, 64, 64)
-    assert is_complete(folder / "out.zarr") is True
+    assert read_provenance(folder / "out.zarr")["complete"] is True

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from ome_zarr_models.v05.image import Image
 from zarr.codecs import ShardingCodec
 
-from isovoxel.errors import OutputError, OutputExistsError
+from isovoxel.errors import InputError, OutputError, OutputExistsError
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.geometry.grid import VoxelGrid
 from isovoxel.metadata.ome import read_levels
 from isovoxel.planning.storage import CODECS, Storage, default_storage
-from isovoxel.store.writer import OmeZarrWriter, is_complete
+from isovoxel.store.writer import OmeZarrWriter, read_provenance
 
 SMALL = Storage((4, 3, 5), (8, 6, 10), "lz4")
 SHAPE = (17, 13, 23)
@@ -242,22 +242,22 @@ def test_only_a_zarr_is_overwritten(tmp_path: Path) -> None:
 def test_overwriting_nothing_is_writing(tmp_path: Path) -> None:
     """The option does no harm where there is nothing."""
     open_writer(tmp_path / "out", overwrite=True).finish()
-    assert is_complete(tmp_path / "out") is True
+    assert read_provenance(tmp_path / "out")["complete"] is True
 
 
 def test_an_output_knows_whether_it_is_complete(tmp_path: Path) -> None:
-    """False until finished, then True; None for what isovoxel did not write."""
-    path = tmp_path / "out"
-    assert is_complete(path) is None
+    """False until finished, then True; what isovoxel did not write is refused as that."""
+    path, other = tmp_path / "out", tmp_path / "other"
     writer = open_writer(path)
-    assert is_complete(path) is False
+    assert read_provenance(path)["complete"] is False
     writer.finish()
-    assert is_complete(path) is True
-    zarr.create_group(tmp_path / "other")
-    assert is_complete(tmp_path / "other") is None
-    for content in ("[]", "{", '{"attributes": {"isovoxel": {"complete": "yes"}}}'):
-        (tmp_path / "other" / "zarr.json").write_text(content)
-        assert is_complete(tmp_path / "other") is None
+    assert read_provenance(path)["complete"] is True
+    for content in (None, "[]", "{", '{"attributes": {"isovoxel": "yes"}}'):
+        if content is not None:
+            other.mkdir(exist_ok=True)
+            (other / "zarr.json").write_text(content)
+        with pytest.raises(InputError, match="was not written by isovoxel"):
+            read_provenance(other)
 
 
 def test_an_image_is_called_like_its_file(tmp_path: Path) -> None:

@@ -165,15 +165,6 @@ class OmeZarrWriter:
         return self._path.joinpath(LEVEL, "c", *index)
 
 
-def is_complete(path: str | os.PathLike[str]) -> bool | None:
-    """Tell whether an output was written to its end, or None where there is no output of isovoxel."""
-    try:
-        complete = read_provenance(path)["complete"]
-    except (InputError, KeyError):
-        return None
-    return complete if isinstance(complete, bool) else None
-
-
 def read_provenance(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return what an output's attributes say of what made it, and whether it is complete.
 
