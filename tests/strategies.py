@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -216,3 +217,27 @@ def cle_precision(lengths: Iterable[int], voxels: np.ndarray) -> float:
     low, high = min(0.0, float(voxels.min())), max(0.0, float(voxels.max()))  # 0 lies around the volume
     positions = 2.0**-22 * sum(lengths) * (high - low)
     return positions + 2.0**-21 * max(high, -low) + (0.0 if voxels.dtype.kind == "f" else 0.5)
+
+
+class Live:
+    """Counts the bytes of OpenCL buffers and images that are alive."""
+
+    def __init__(self) -> None:
+        self.now = self.peak = 0
+
+    def counting(self, kind: type) -> type:
+        """Return a kind of OpenCL memory whose objects are counted until they are released."""
+        live = self
+
+        class Counted(kind):
+            def __init__(self, *arguments: object, **options: object) -> None:
+                super().__init__(*arguments, **options)
+                live.now += self.size
+                live.peak = max(live.peak, live.now)
+                weakref.finalize(self, live.remove, self.size)
+
+        return Counted
+
+    def remove(self, nbytes: int) -> None:
+        """Count a release."""
+        self.now -= nbytes

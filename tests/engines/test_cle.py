@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -29,7 +28,16 @@ from isovoxel.geometry.box import Box
 from isovoxel.planning.plan import Plan
 from isovoxel.planning.planner import _too_thin
 from isovoxel.run.job import Job
-from strategies import MemoryWriter, cle_precision, cut, one_kernel_for_all_shapes, padded_lengths, plans, read_from
+from strategies import (
+    Live,
+    MemoryWriter,
+    cle_precision,
+    cut,
+    one_kernel_for_all_shapes,
+    padded_lengths,
+    plans,
+    read_from,
+)
 
 Float3 = tuple[float, float, float]
 Index3 = tuple[int, int, int]
@@ -353,40 +361,13 @@ def test_nearest_leaves_what_is_no_number_where_it_is(engine: CleEngine, block: 
 # ---- what it takes -------------------------------------------------------------------------------------------------
 
 
-class Live:
-    """Counts the bytes of OpenCL buffers and images that are alive."""
-
-    def __init__(self) -> None:
-        self.now = self.peak = 0
-
-    def add(self, memory: Any) -> None:
-        """Count an allocation until it is released."""
-        self.now += memory.size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(memory, self.remove, memory.size)
-
-    def remove(self, nbytes: int) -> None:
-        """Count a release."""
-        self.now -= nbytes
-
-
 @pytest.fixture
 def live(monkeypatch: pytest.MonkeyPatch) -> Live:
     """What is allocated on the device from now on."""
     counter = Live()
 
-    class Buffer(cl.Buffer):
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            super().__init__(*arguments, **options)
-            counter.add(self)
-
-    class Image(cl.Image):
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            super().__init__(*arguments, **options)
-            counter.add(self)
-
-    monkeypatch.setattr(cl, "Buffer", Buffer)
-    monkeypatch.setattr(cl, "Image", Image)
+    monkeypatch.setattr(cl, "Buffer", counter.counting(cl.Buffer))
+    monkeypatch.setattr(cl, "Image", counter.counting(cl.Image))
     return counter
 
 

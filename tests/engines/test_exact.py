@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 import threading
-import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -28,7 +27,7 @@ from isovoxel.geometry.tables import accumulator
 from isovoxel.planning.plan import Plan
 from isovoxel.planning.planner import _too_thin
 from isovoxel.run.job import Job
-from strategies import MemoryWriter, cut, one_kernel_for_all_shapes, read_from
+from strategies import Live, MemoryWriter, cut, one_kernel_for_all_shapes, read_from
 
 Float3 = tuple[float, float, float]
 Index3 = tuple[int, int, int]
@@ -456,35 +455,13 @@ def test_it_alternates_with_cle_in_one_process(engine: ExactEngine) -> None:
 # ---- what it takes -------------------------------------------------------------------------------------------------
 
 
-class Live:
-    """Counts the bytes of OpenCL buffers and images that are alive."""
-
-    def __init__(self) -> None:
-        self.now = self.peak = 0
-
-    def add(self, memory: Any) -> None:
-        """Count an allocation until it is released."""
-        self.now += memory.size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(memory, self.remove, memory.size)
-
-    def remove(self, nbytes: int) -> None:
-        """Count a release."""
-        self.now -= nbytes
-
-
 @pytest.fixture
 def live(engine: ExactEngine, monkeypatch: pytest.MonkeyPatch) -> Live:
     """What is allocated on the device from now on."""
     engine.release()
     counter = Live()
 
-    class Buffer(cl.Buffer):
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            super().__init__(*arguments, **options)
-            counter.add(self)
-
-    monkeypatch.setattr(cl, "Buffer", Buffer)
+    monkeypatch.setattr(cl, "Buffer", counter.counting(cl.Buffer))
     monkeypatch.setattr(cl, "Image", None)  # there is none
     return counter
 
