@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-NAMES = ("job", "aliasing", "kernels")
+NAMES = ("job", "aliasing", "kernels", "writers")
 
 
 def main() -> None:

@@ -37,6 +37,11 @@ def write_volume(path: Path, shape: Index3, voxel_size: Float3, *, threads: int,
     writer.finish()
 
 
+def voxels_of(shape: Index3, seed: int = 0) -> NDArray[np.uint16]:
+    """Return a small volume in memory."""
+    return _voxels(_knots(shape, seed), Box.whole(shape), seed)
+
+
 def _knots(shape: Index3, seed: int) -> NDArray[np.float32]:
     """Return the structure's brightness at its knots: mostly background, some bright."""
     rng = np.random.default_rng(seed)

@@ -58,3 +58,11 @@ def test_the_kernels_benchmark_measures_both_engines() -> None:
     for row in rows:
         assert float(row[4]) < (0.52 if row[0] == "exact" else 1000)
         assert all(float(speed) > 0 for speed in row[-2:])
+
+
+def test_the_writers_benchmark_compares_both() -> None:
+    """It prints a row for each writer, after reading back what each wrote."""
+    command = [sys.executable, "-m", "benchmarks", "writers", "--side", "32", "--shards", "2"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    rows = [line.split("|")[1].strip() for line in done.stdout.splitlines()[3:]]
+    assert rows == ["isovoxel", "zarr-python"]

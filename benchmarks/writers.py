@@ -1,0 +1,83 @@
+"""How shards are encoded here, against zarr-python: bytes of voxels per second, and the most that a shard holds.
+
+The same voxels (see `benchmarks.data`), chunks, shards and codec; one process for each, so that each has a peak of
+its own; the best of three rounds of writing all shards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import zarr
+
+from benchmarks.data import voxels_of
+from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import VoxelGrid
+from isovoxel.planning.storage import Storage
+from isovoxel.run.host import peak_bytes
+from isovoxel.store.writer import OmeZarrWriter
+
+WRITERS = ("isovoxel", "zarr-python")
+
+
+def main(arguments: list[str]) -> None:
+    """Run the benchmark."""
+    options = argparse.ArgumentParser(prog="python -m benchmarks writers", description=__doc__)
+    options.add_argument("--side", type=int, default=256, help="voxels per side of a shard")
+    options.add_argument("--shards", type=int, default=12)
+    options.add_argument("--threads", type=int, default=3, help="shards written at the same time")
+    options.add_argument("--writer", choices=WRITERS, help="run this one in this process")
+    chosen = options.parse_args(arguments)
+    if chosen.writer:
+        print(json.dumps(measure(chosen)))
+        return
+    print(f"{chosen.shards} shards of {chosen.side}^3 uint16, chunks of half a side, lz4, {chosen.threads} threads")
+    print("| writer | GB/s | ratio | memory held, in shards |")
+    print("| --- | --- | --- | --- |")
+    found = {}
+    for writer in WRITERS:
+        command = [sys.executable, "-m", "benchmarks", "writers", *arguments, "--writer", writer]
+        found[writer] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    slowest = min(f["rate"] for f in found.values())
+    for writer, f in found.items():
+        print(f"| {writer} | {f['rate'] / 1e9:.2f} | {f['rate'] / slowest:.1f} | {f['held']:.1f} |")
+
+
+def measure(chosen: argparse.Namespace) -> dict[str, float]:
+    """Write all shards three times with one writer."""
+    side, shards = chosen.side, chosen.shards
+    data = voxels_of((side, side, side))
+    shape = (side * shards, side, side)
+    storage = Storage((side // 2,) * 3, (side,) * 3)
+    durations = []
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(chosen.threads) as pool:
+        writer = OmeZarrWriter.create(
+            Path(folder) / "a", grid=VoxelGrid(shape), dtype=data.dtype, storage=storage, provenance={}
+        )
+        array = zarr.open_array(Path(folder) / "a" / "0", mode="r+")
+
+        def ours(i: int) -> None:
+            writer.write(Box((i * side, 0, 0), ((i + 1) * side, side, side)), data)
+
+        def theirs(i: int) -> None:
+            array[i * side : (i + 1) * side] = data
+
+        write: Callable[[int], None] = ours if chosen.writer == WRITERS[0] else theirs
+        before = peak_bytes()
+        for _ in range(3):
+            began = time.perf_counter()
+            list(pool.map(write, range(shards)))
+            durations.append(time.perf_counter() - began)
+        held = (peak_bytes() - before) / data.nbytes
+        if not np.array_equal(array[:side], data):
+            raise RuntimeError("what was written is not what is read")
+    return {"rate": data.nbytes * shards / min(durations), "held": held}
