@@ -163,6 +163,21 @@ def test_any_box_holds_the_voxels_it_names(opened: tuple[Volume, np.ndarray], bo
     assert read.flags.writeable
 
 
+def test_a_box_is_read_into_the_array_that_is_given(opened: tuple[Volume, np.ndarray]) -> None:
+    """With `out`, reading fills and returns that array; one of another shape, dtype or order is refused."""
+    volume, whole = opened
+    box = Box((1, 5, 0), (12, 31, 61))
+    room = np.full((12, 26, 61), 7, "uint16")
+    out = room[:11]
+    assert volume.read(box, out) is out
+    np.testing.assert_array_equal(out, whole[box.slices])
+    assert (room[11] == 7).all()
+    assert volume.read(box, out=out) is out
+    for wrong in (room, out.view("int16"), out.astype(">u2"), np.asfortranarray(out), room[:, :, ::-1][:11]):
+        with pytest.raises(ValueError, match="read into a C-contiguous array"):
+            volume.read(box, wrong)
+
+
 def test_threads_do_not_disturb_each_other(opened: tuple[Volume, np.ndarray]) -> None:
     """Many threads that read at once all get their own voxels."""
     volume, whole = opened
@@ -226,6 +241,15 @@ LARGE: dict[str, Make] = {
         serializer=zarr.codecs.BytesCodec(endian="big"),
         compressors=[zarr.codecs.GzipCodec(level=1), zarr.codecs.Crc32cCodec()],
     ),
+    "zarr v3, gzip": zarr_array(chunks=(17, 157, 211), compressors=zarr.codecs.GzipCodec(level=1)),
+    "zarr v3, checksum": zarr_array(chunks=(17, 157, 211), compressors=zarr.codecs.Crc32cCodec()),
+    "zarr v3, small chunks in shards": zarr_array(chunks=(5, 12, 48), shards=(30, 252, 384)),
+    "zarr v3, shards, transposed": zarr_array(
+        chunks=(11, 101, 211), shards=(22, 202, 422), filters=zarr.codecs.TransposeCodec(order=(2, 1, 0))
+    ),
+    "zarr v3, many chunks in a shard, transposed": zarr_array(
+        chunks=(5, 31, 61), shards=(30, 279, 427), filters=zarr.codecs.TransposeCodec(order=(2, 1, 0))
+    ),
     "zarr v2": zarr_array(chunks=(17, 157, 211), zarr_format=2),
     "zarr v2, filtered": zarr_array(
         chunks=(17, 157, 211), zarr_format=2, filters=[numcodecs.Delta("u2")], compressors=numcodecs.Zlib(1)
@@ -237,7 +261,8 @@ LARGE: dict[str, Make] = {
 @pytest.mark.parametrize("kind", LARGE)
 def test_reading_holds_no_more_than_it_says(kind: str, tmp_path: Path) -> None:
     """Beside the returned array, no read holds more bytes for a moment than `read_overhead`."""
-    volume = open_volume(LARGE[kind](tmp_path, smooth(PRIMES)))
+    source = LARGE[kind](tmp_path, smooth(PRIMES))
+    volume = open_volume(source)
     for box in (Box.whole(PRIMES), Box((3, 5, 7), (19, 241, 379)), Box((26, 0, 374), (29, 251, 383))):
         tracemalloc.start()
         try:
@@ -246,6 +271,15 @@ def test_reading_holds_no_more_than_it_says(kind: str, tmp_path: Path) -> None:
         finally:
             tracemalloc.stop()
         assert peak - read.nbytes <= volume.read_overhead
+        # A reader that has not kept any buffers yet, and an array that is there already.
+        volume = open_volume(source)
+        tracemalloc.start()
+        try:
+            volume.read(box, read)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak <= volume.read_overhead
 
 
 @settings(max_examples=25)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from isovoxel.errors import InputError
 from isovoxel.geometry.box import Box
 from isovoxel.volumes.axes import plain_zyx
-from isovoxel.volumes.base import Volume, check_voxels
+from isovoxel.volumes.base import Volume, check_voxels, room_for
 from isovoxel.volumes.files import unreadable
 
 GRAPH_BYTES = 1 << 20
@@ -35,8 +35,10 @@ def from_numpy(array: NDArray[Any]) -> Volume:
     shape = plain_zyx(name, array.shape)
     dtype = array.dtype.newbyteorder("=")
 
-    def read(box: Box) -> NDArray[Any]:
-        return np.array(array[box.slices], dtype=dtype, order="C", copy=True, subok=False)
+    def read(box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        out = room_for(box, dtype, out)
+        out[...] = array[box.slices]
+        return out
 
     return Volume(
         name,
@@ -69,8 +71,8 @@ def from_dask(array: Any) -> Volume:
     edges = [[0, *accumulate(sizes)] for sizes in array.chunks]
     z, y, x = (max(sizes) for sizes in array.chunks)
 
-    def read(box: Box) -> NDArray[Any]:
-        out = np.empty(box.shape, dtype)
+    def read(box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        out = room_for(box, dtype, out)
         for tile in _tiles(edges, box):
             try:
                 # No name for the chunk, which would keep it while the next one is computed.

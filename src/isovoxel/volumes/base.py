@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +17,24 @@ SUPPORTED_DTYPES = tuple(
     np.dtype(name) for name in ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float32")
 )
 
-ReadBox = Callable[[Box], NDArray[Any]]
-"""Reads one box inside the volume as a new C-contiguous array in native byte order, of the volume's dtype.
 
-It may be called from several threads at once, and never reads the volume whole to answer for a part.
-"""
+class ReadBox(Protocol):
+    """Reads one box inside the volume.
+
+    It may be called from several threads at once, and never reads the volume whole to answer for a part.
+    """
+
+    def __call__(self, box: Box, /, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Return the voxels of a box as a C-contiguous array in native byte order, of the volume's dtype.
+
+        Parameters
+        ----------
+        box
+            Which voxels.
+        out
+            Such an array, of the box' shape, to read into and return; without it, a new one is made.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -64,6 +77,9 @@ class Volume:
     """Whether the input says that its voxels are labels."""
     array: Any = field(default=None, repr=False)
     """The dask array behind it where the caller gave one, else None."""
+    cached: Callable[[int], ReadBox] | None = field(default=None, repr=False)
+    """Returns a reader that keeps at most so many bytes of decoded chunks, which all threads share; None where
+    the kind decodes nothing, or only as another library does."""
 
     def __post_init__(self) -> None:
         check_voxels(self.name, self.shape, self.dtype)
@@ -88,6 +104,24 @@ class Volume:
                 f"the voxel size of {self.name} is not known{why}; give --input-voxel-size Z,Y,X, or --factor FZ,FY,FX"
             )
         return VoxelGrid(self.shape, self.voxel_size, self.origin, self.unit)
+
+
+def room_for(box: Box, dtype: np.dtype[Any], out: NDArray[Any] | None) -> NDArray[Any]:
+    """Return `out`, or a new array for a box where it is None.
+
+    Raises
+    ------
+    ValueError
+        If it is no C-contiguous array of the box' shape and this dtype.
+    """
+    if out is None:
+        return np.empty(box.shape, dtype)
+    if out.shape != box.shape or out.dtype != dtype or not out.flags.c_contiguous:
+        raise ValueError(
+            f"a box is read into a C-contiguous array of shape {box.shape} and dtype {dtype}, "
+            f"not of shape {out.shape} and dtype {out.dtype}"
+        )
+    return out
 
 
 def check_voxels(name: str, shape: Index3, dtype: np.dtype[Any]) -> None:

@@ -86,6 +86,7 @@ def open_ome_zarr(path: Path, name: str) -> Volume:
         metadata_identity(path, files),
         calibration.missing,
         labels,
+        cached=voxels.cached,
     )
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from isovoxel.errors import InputError
 from isovoxel.geometry.box import Box, Index3
+from isovoxel.volumes.base import room_for
 
 BUFFER_BYTES = 1 << 20
 """Rows of which only a part is wanted are read through a buffer of this size."""
@@ -47,10 +48,9 @@ class RawReader:
         """Largest number of bytes held beside the returned array."""
         return max(BUFFER_BYTES, self.shape[2] * self.dtype.itemsize)
 
-    def __call__(self, box: Box) -> NDArray[Any]:
-        """Return a box as a new array."""
-        out = np.empty(box.shape, self.dtype.newbyteorder("="))
-        planes = out
+    def __call__(self, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Return a box as a new array, or in `out`."""
+        planes = out = room_for(box, self.dtype.newbyteorder("="), out)
         if self.reverse:
             box = Box(box.start[::-1], box.stop[::-1])
             planes = out.transpose(2, 1, 0)

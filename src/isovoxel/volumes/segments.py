@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from isovoxel.errors import InputError
 from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Box, Index3
+from isovoxel.volumes.base import room_for
 from isovoxel.volumes.files import unreadable
 from isovoxel.volumes.raw import open_file, read_into
 
@@ -62,9 +63,9 @@ class SegmentReader:
         z, y, x = self.segment_shape
         return int(self.counts.max()) + DECODED_COPIES * z * y * x * self.dtype.itemsize + FIXED_BYTES
 
-    def __call__(self, box: Box) -> NDArray[Any]:
-        """Return a box as a new array."""
-        out = np.empty(box.shape, self.dtype)
+    def __call__(self, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Return a box as a new array, or in `out`."""
+        out = room_for(box, self.dtype, out)
         depth = self.page_shape[0]
         if not out.size:
             return out

@@ -1,0 +1,106 @@
+"""How do many threads share decoded chunks, so that a chunk which several boxes need is decoded once?
+
+1. A thread that needs a chunk claims it. The first to do so decodes it into the buffer that it is given; the
+   others do other chunks first and then wait for it.
+2. A buffer is made when it is first needed, up to the given number. Later ones are those of the chunks that
+   were not used for longest: memory that is touched for the first time is slow.
+3. A chunk in use keeps its buffer until the last thread releases it. Where all buffers are in use, the thread
+   gets none, and decodes for itself.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from numpy.typing import NDArray
+
+from isovoxel.geometry.box import Index3
+
+CHUNK_COST = 1 << 11
+"""What keeping a chunk takes beside its voxels."""
+
+
+@dataclass(eq=False)
+class CachedChunk:
+    """A chunk in the cache, being decoded or ready."""
+
+    buffer: NDArray[Any]
+    """Its voxels, once it is ready and `stored`."""
+    users: int = 1
+    """Number of threads that have claimed it and not yet released it."""
+    stored: bool = False
+    """Whether there is such a chunk; if not, the buffer holds nothing of it."""
+    failure: str = ""
+    """Why it could not be decoded; empty where it could."""
+    ready: threading.Event = field(default_factory=threading.Event)
+    """Set once the thread that decodes it is done, or has failed."""
+
+
+class ChunkCache:
+    """The decoded chunks that were used last; safe to use from many threads.
+
+    Parameters
+    ----------
+    slots
+        Most buffers to make; 0 for a cache that holds nothing.
+    make
+        Makes a buffer for one chunk.
+    """
+
+    def __init__(self, slots: int, make: Callable[[], NDArray[Any]]) -> None:
+        self._unmade = slots
+        self._make = make
+        self._free: list[NDArray[Any]] = []
+        self._lock = threading.Lock()
+        self._chunks: OrderedDict[Index3, CachedChunk] = OrderedDict()
+
+    def claim(self, place: Index3) -> tuple[CachedChunk | None, bool]:
+        """Claim a chunk, which must be released.
+
+        Returns
+        -------
+        tuple of (CachedChunk or None, bool)
+            The chunk, and whether the caller must decode it into its buffer and call `settle`. None where no
+            buffer is left for it.
+        """
+        with self._lock:
+            chunk = self._chunks.get(place)
+            if chunk is not None:
+                chunk.users += 1
+                self._chunks.move_to_end(place)
+                return chunk, False
+            buffer = self._room()
+            if buffer is None:
+                return None, True
+            chunk = self._chunks[place] = CachedChunk(buffer)
+            return chunk, True
+
+    def settle(self, place: Index3, chunk: CachedChunk, *, stored: bool, failure: str = "") -> None:
+        """Say how decoding a claimed chunk ended; one that failed or is not stored is not kept for later."""
+        chunk.stored, chunk.failure = stored, failure
+        if not stored:
+            with self._lock:
+                del self._chunks[place]
+        chunk.ready.set()
+
+    def release(self, chunk: CachedChunk) -> None:
+        """Give a claimed chunk back."""
+        with self._lock:
+            chunk.users -= 1
+            if not chunk.users and not chunk.stored:
+                self._free.append(chunk.buffer)
+
+    def _room(self) -> NDArray[Any] | None:
+        """Return a buffer that nobody uses; the lock is held."""
+        if self._free:
+            return self._free.pop()
+        if self._unmade > 0:
+            buffer = self._make()
+            self._unmade -= 1
+            return buffer
+        unused = next((place for place, chunk in self._chunks.items() if not chunk.users), None)
+        return None if unused is None else self._chunks.pop(unused).buffer

@@ -1,0 +1,123 @@
+"""How is one chunk of a zarr decoded into a buffer of its size, whatever the bytes say of themselves?
+
+Encoded bytes are not trusted: they may be cut short, damaged, or made to claim any size.
+
+1. What the header says of its sizes must agree with the buffer and with the bytes that are there: blosc reads
+   and writes as far as its header says, and zstd leaves the rest of the buffer as it was.
+2. The decoder writes into the buffer; zlib, which cannot, may make no more bytes than the buffer holds.
+3. Fewer bytes than the buffer holds are an error too.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numcodecs.blosc
+import numpy as np
+from numcodecs import Blosc, Zstd
+from numpy.typing import NDArray
+
+# Blosc's own threads take one chunk after another; ours decode several at once. zarr-python sets it too.
+numcodecs.blosc.use_threads = False
+
+Decode = Callable[[NDArray[np.uint8], NDArray[np.uint8]], None]
+"""Decodes the first bytes into the second, filling them; raises any exception where it cannot."""
+
+_BLOSC_HEADER = struct.Struct("<4xI4xI")
+_BLOSC = Blosc()
+_ZSTD = Zstd()
+
+
+def decode_nothing(encoded: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
+    """Copy bytes that are not encoded."""
+    _check_size(encoded.size, out.size)
+    out[...] = encoded
+
+
+def decode_blosc(encoded: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
+    """Decode one blosc buffer, of any of its compressors.
+
+    Source of the header: https://github.com/Blosc/c-blosc/blob/main/README_CHUNK_FORMAT.rst
+    """
+    if encoded.size < _BLOSC_HEADER.size:
+        raise ValueError(f"its {encoded.size} bytes are no blosc buffer")
+    decoded_size, encoded_size = _BLOSC_HEADER.unpack_from(encoded.data)
+    _check_size(decoded_size, out.size)
+    if not _BLOSC_HEADER.size <= encoded_size <= encoded.size:
+        raise ValueError(f"it has {encoded.size} of the {encoded_size} bytes that its header tells of")
+    _BLOSC.decode(encoded[:encoded_size], out)
+
+
+def decode_zstd(encoded: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
+    """Decode one zstd frame, whether it says its decoded size or not."""
+    size = zstd_content_size(encoded)
+    if size is not None:
+        _check_size(size, out.size)
+    # numcodecs checks the size of frames that do not say it, and decodes no byte beyond `out`.
+    _ZSTD.decode(encoded, out)
+
+
+def zstd_content_size(encoded: NDArray[np.uint8]) -> int | None:
+    """Return the decoded size that the header of a zstd frame tells, or None where it tells none.
+
+    Source: https://datatracker.ietf.org/doc/html/rfc8878#section-3.1.1.1
+    """
+    if encoded.size < 5 or encoded[:4].tobytes() != b"\x28\xb5\x2f\xfd":
+        raise ValueError("it is no zstd frame")
+    descriptor = int(encoded[4])
+    single_segment = bool(descriptor & 0x20)
+    width = (1 if single_segment else 0, 2, 4, 8)[descriptor >> 6]
+    at = 5 + (not single_segment) + (0, 1, 2, 4)[descriptor & 3]
+    if encoded.size < at + width:
+        raise ValueError("its zstd frame ends in the header")
+    if not width:
+        return None
+    return int.from_bytes(encoded[at : at + width].tobytes(), "little") + (256 if width == 2 else 0)
+
+
+def decode_gzip(encoded: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
+    """Decode gzip members."""
+    _inflate(encoded, out, 16 + zlib.MAX_WBITS)
+
+
+def decode_zlib(encoded: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
+    """Decode a zlib stream."""
+    _inflate(encoded, out, zlib.MAX_WBITS)
+
+
+DECODERS: Mapping[str, Decode] = {
+    "none": decode_nothing,
+    "blosc": decode_blosc,
+    "zstd": decode_zstd,
+    "gzip": decode_gzip,
+    "zlib": decode_zlib,
+}
+"""Decoders by the name that zarr v3 and v2 give their codec; "none" where there is none."""
+
+DECODED_COPIES: Mapping[str, int] = {"gzip": 2, "zlib": 2}
+"""How many copies of the decoded bytes a decoder holds beside `out`: zlib collects its output in pieces."""
+
+
+def _inflate(encoded: NDArray[np.uint8], out: NDArray[np.uint8], window: int) -> None:
+    data: Any = encoded
+    done = 0
+    while len(data):
+        stream = zlib.decompressobj(window)
+        # One byte more than is wanted: a stream of more is found out before it has taken memory.
+        part = stream.decompress(data, out.size - done + 1)
+        if done + len(part) > out.size:
+            raise ValueError(f"it decodes to more than {out.size} bytes")
+        if not stream.eof:
+            raise ValueError("its compressed stream is cut short")
+        out[done : done + len(part)] = np.frombuffer(part, np.uint8)
+        done += len(part)
+        data = stream.unused_data
+    _check_size(done, out.size)
+
+
+def _check_size(found: int, wanted: int) -> None:
+    if found != wanted:
+        raise ValueError(f"it decodes to {found} bytes instead of {wanted}")
