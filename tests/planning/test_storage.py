@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from isovoxel.errors import OptionError
 from isovoxel.geometry.box import Index3
-from isovoxel.planning.storage import Storage, default_storage, smaller, write_overhead
+from isovoxel.planning.storage import CODECS, Storage, default_storage, helper_overhead, smaller, write_overhead
 
 lengths = st.integers(1, 300) | st.integers(1, 10**6)
 shapes = st.tuples(lengths, lengths, lengths)
@@ -36,7 +36,8 @@ def test_default_shards_are_files_of_a_sensible_size(shape: Index3, itemsize: in
         ((1, 1, 1), 1, (1, 1, 1), (1, 1, 1)),
         ((172, 160, 159), 1, (128, 128, 128), (256, 256, 256)),
         ((1000, 1000, 1000), 2, (128, 128, 128), (256, 256, 256)),
-        ((2048, 2048, 2048), 2, (128, 128, 128), (512, 512, 512)),
+        ((2048, 2048, 2048), 2, (128, 128, 128), (256, 256, 256)),
+        ((2048, 4096, 4096), 2, (128, 128, 128), (512, 512, 512)),
         ((20, 10**5, 10**5), 1, (20, 128, 128), (20, 1024, 1024)),
     ],
 )
@@ -104,3 +105,15 @@ def test_the_longest_side_is_halved_in_whole_chunks() -> None:
     """Three chunks become two, and the first of equal sides goes first."""
     step = smaller(Storage((10, 20, 20), (20, 60, 60)))
     assert step == Storage((10, 20, 20), (20, 40, 60))
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_helpers_hold_what_a_writing_thread_holds_and_one_more_result(codec: str) -> None:
+    """Each of them costs the same, more than a chunk beyond what encoding takes; a single chunk has no helpers."""
+    storage, chunk = Storage((40, 50, 60), (80, 50, 60), codec), 2 * 40 * 50 * 60
+    assert helper_overhead(storage, 2, 0) == 0
+    one = helper_overhead(storage, 2, 1)
+    assert helper_overhead(storage, 2, 7) == 7 * one
+    index_and_rest = 512 * storage.chunks_per_shard + 2**21
+    assert one - (write_overhead(storage, 2) - index_and_rest) >= chunk
+    assert helper_overhead(Storage((40, 50, 60), (40, 50, 60), codec), 2, 7) == 0

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -245,6 +246,17 @@ def test_overwriting_nothing_is_writing(tmp_path: Path) -> None:
     assert read_provenance(tmp_path / "out")["complete"] is True
 
 
+def test_a_writer_that_failed_can_be_closed(tmp_path: Path) -> None:
+    """Closing ends its threads and leaves the output incomplete; closing twice does no harm."""
+    before = set(threading.enumerate())
+    writer = open_writer(tmp_path / "out", helpers=3)
+    writer.write(Box.whole(SHAPE), noise(SHAPE, "uint16"))
+    writer.close()
+    writer.close()
+    assert set(threading.enumerate()) <= before
+    assert read_provenance(tmp_path / "out")["complete"] is False
+
+
 def test_an_output_knows_whether_it_is_complete(tmp_path: Path) -> None:
     """False until finished, then True; what isovoxel did not write is refused as that."""
     path, other = tmp_path / "out", tmp_path / "other"
@@ -269,13 +281,11 @@ def test_an_image_is_called_like_its_file(tmp_path: Path) -> None:
 
 
 MEASURE = """
-import os
 import sys
-os.cpu_count = lambda: 64  # all the threads that a large machine would run
 import numpy as np
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import VoxelGrid
-from isovoxel.planning.storage import Storage, write_overhead
+from isovoxel.planning.storage import Storage, helper_overhead, write_overhead
 from isovoxel.store.writer import OmeZarrWriter
 
 def status(key):
@@ -283,23 +293,25 @@ def status(key):
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 
 shape, dtype, chunk, shard, codec = eval(sys.argv[2])
-storage, dtype = Storage(chunk, shard, codec), np.dtype(dtype)
+storage, dtype, helpers = Storage(chunk, shard, codec), np.dtype(dtype), int(sys.argv[3])
 data = np.random.default_rng(0).bytes(int(np.prod(shape)) * dtype.itemsize)
 data = np.frombuffer(data, dtype).reshape(shape)
 first = OmeZarrWriter.create(sys.argv[1] + "/a", grid=VoxelGrid((8, 8, 8)), dtype=dtype,
-                             storage=Storage((4, 4, 4), (8, 8, 8), codec), provenance={})
+                             storage=Storage((4, 4, 4), (8, 8, 8), codec), provenance={}, helpers=1)
 first.write(Box.whole((8, 8, 8)), np.zeros((8, 8, 8), dtype))
 writer = OmeZarrWriter.create(sys.argv[1] + "/b", grid=VoxelGrid(shape), dtype=dtype, storage=storage,
-                              provenance={})
+                              provenance={}, helpers=helpers)
 with open("/proc/self/clear_refs", "w") as file:
     file.write("5")
 before = status("VmRSS")
 writer.write(Box.whole(shape), data)
-print(status("VmHWM") - before, write_overhead(storage, dtype.itemsize))
+projected = write_overhead(storage, dtype.itemsize) + helper_overhead(storage, dtype.itemsize, helpers)
+print(status("VmHWM") - before, projected)
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux' /proc")
+@pytest.mark.parametrize("helpers", [0, 1, 15])
 @pytest.mark.parametrize(
     "case",
     [
@@ -309,12 +321,14 @@ print(status("VmHWM") - before, write_overhead(storage, dtype.itemsize))
         ((151, 311, 313), "uint8", (151, 311, 313), (151, 311, 313), "lz4"),
         ((512, 512, 512), "uint8", (128, 128, 128), (512, 512, 512), "lz4"),
         ((101, 103, 107), "uint16", (8, 8, 8), (104, 104, 112), "lz4"),
+        ((101, 103, 107), "uint16", (8, 8, 8), (104, 104, 112), "zstd"),
     ],
-    ids=["none", "lz4", "zstd-primes", "one-chunk", "large", "many-chunks"],
+    ids=["none", "lz4", "zstd-primes", "one-chunk", "large", "many-chunks", "many-zstd"],
 )
-def test_writing_holds_no_more_than_projected(tmp_path: Path, case: tuple[object, ...]) -> None:
+def test_writing_holds_no_more_than_projected(tmp_path: Path, case: tuple[object, ...], helpers: int) -> None:
     """Voxels that do not compress cost at most the projected bytes, and the projection is not far above."""
-    command = [sys.executable, "-c", MEASURE, str(tmp_path), repr(case)]
+    command = [sys.executable, "-c", MEASURE, str(tmp_path), repr(case), str(helpers)]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     peak, projected = map(int, out.split())
-    assert peak <= projected <= 4 * peak + 2**22
+    # On few cores most helpers come too late for tiny chunks, and never hold what a compressor needs.
+    assert peak <= projected <= 4 * peak + 2**22 + helpers * 2**21

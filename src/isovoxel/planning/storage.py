@@ -20,21 +20,22 @@ from isovoxel.geometry.grid import AXES
 CODECS = ("lz4", "zstd", "none")
 """Names of the codecs: blosc lz4, blosc zstd level 1 (smaller, slower), and no compression."""
 
-ENCODED_AT_ONCE = 8
-"""How many chunks of a shard are encoded, or wait to be written, at the same time."""
+BLOSC_MARGIN = 16
+"""Bytes by which blosc's result may be longer than what it was given (BLOSC_MAX_OVERHEAD)."""
 
 _CHUNK = 128
 _SHORTEST_CHUNK = 32
 _LARGE, _SMALL = 512, 256
-_BUSY = 64
-"""With fewer large shards than this, small ones spread the work better."""
+_BUSY = 256
+"""With fewer large shards than this, small ones spread the work better: the last few of them leave cores idle."""
 _FILE_BYTES = 2**24
 _CHUNKS_PER_SHARD = 4096
 """Beyond it, zarr spends longer on its lists of chunks than on their voxels."""
 _SHARD_VOXELS = _LARGE**3
 _BLOSC_BYTES = 2**31 - 17
 """The longest buffer that blosc compresses (BLOSC_MAX_BUFFERSIZE)."""
-_BLOSC_WORKSPACE = 9_000_000
+_BLOSC_STATE = {"lz4": 2**18, "zstd": 2**21}
+"""What a compressor holds while it works, however small the chunk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,7 @@ def default_storage(
     Returns
     -------
     Storage
-        Chunks of 128 voxels per axis. Shards of 512 where that makes at least 64 of them, else of 256; longer
+        Chunks of 128 voxels per axis. Shards of 512 where that makes at least 256 of them, else of 256; longer
         along the long axes of a flat volume, until a file has 16 MiB.
 
     Raises
@@ -141,18 +142,33 @@ def smaller(storage: Storage) -> Storage | None:
 
 
 def write_overhead(storage: Storage, itemsize: int) -> int:
-    """Return an upper bound of the bytes held for a moment, beside the data, while one shard is written.
+    """Return an upper bound of the bytes that a thread which writes shards holds beside its data.
 
-    Each of up to `ENCODED_AT_ONCE` threads holds a chunk three times (a contiguous copy, the codec's result
-    with room to spare, and the result) and what blosc works in; the index comes once. Memory that is free again
-    counts, for the system's allocator keeps it for the thread. Blosc's part is measured: up to 16 times a small
-    chunk, and 8.4 MB for a large one.
+    A contiguous copy of a chunk, the codec's result, and what blosc works in stay with the writer from one shard
+    to the next, once for each thread that has written at the same time as others; the index comes and goes.
     """
+    return _encoding(storage, itemsize, results=1) + 512 * storage.chunks_per_shard + 2**21
+
+
+def helper_overhead(storage: Storage, itemsize: int, helpers: int) -> int:
+    """Return an upper bound of the bytes that all helpers of a writer hold together, however many threads write.
+
+    Each holds what a thread that writes does, one more result, which waits to be appended, and its stack.
+    """
+    if storage.chunks_per_shard == 1:  # the thread that writes takes it
+        return 0
+    return helpers * (_encoding(storage, itemsize, results=2) + 2**18)
+
+
+def _encoding(storage: Storage, itemsize: int, *, results: int) -> int:
+    """Return the bytes that a thread needs to encode chunks, of which it holds some results."""
     chunk = math.prod(storage.chunk) * itemsize
-    workspace = 0 if storage.codec == "none" else min(_BLOSC_WORKSPACE, 20 * chunk)
-    threads = min(storage.chunks_per_shard, ENCODED_AT_ONCE)
-    index = 512 * storage.chunks_per_shard
-    return threads * (3 * chunk + workspace) + index + 2**21
+    if storage.codec == "none":  # the copy is the result
+        return results * chunk
+    # Four blocks, of at most 128 KiB for each byte of a voxel; the system's allocator keeps up to four times that
+    # for the thread, where small pieces lie between. Measured: 4 to 7 MB for 4 bytes, now and then 8.4.
+    workspace = min(20 * chunk, 2**21 * itemsize) + _BLOSC_STATE[storage.codec]
+    return chunk + results * (chunk + BLOSC_MARGIN) + workspace
 
 
 def _grown(shape: Index3, chunk: Index3, itemsize: int, side: int) -> Index3:

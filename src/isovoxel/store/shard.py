@@ -1,13 +1,20 @@
-"""How does a shard become a file? Threads encode its chunks and append them in turn; the index comes last.
+"""How does a shard become a file? Threads encode its chunks, one of them appends them in order; the index comes last.
 
 A shard of Zarr 3 is its encoded chunks, then for every place in it, z slowest, where its chunk begins and how
 long it is (two uint64, all bits set where there is no chunk), then a CRC-32C of that. zarr-python holds every
 encoded chunk and their concatenation, more than twice the shard; appending holds a few chunks, however large it
 is.
 
-1. A thread takes the next chunk, copies it out of the block (zeros beyond the volume's end), and encodes it.
-2. It waits until all chunks before it are in the file, and appends its own: same voxels, same file.
-3. The index is appended, the file is flushed to the disk and renamed: it is there completely or not at all.
+1. The thread that writes a shard takes chunk after chunk of it, in order. So do helpers, as long as fewer threads
+   than cores encode: with a shard for each core nobody meets in one, and a single shard still has all cores.
+2. A thread leaves what it has encoded with the shard. If the chunk whose turn it is is there and nobody else
+   appends, the thread appends all that are in turn; otherwise it goes on with another buffer. Buffers are
+   counted: who finds none waits until one has been appended. Same voxels, same file, whoever was faster.
+3. When all threads have left it, the index is appended, the file is flushed to the disk and renamed: it is there
+   completely or not at all.
+
+The chunk whose turn it is always has a thread that holds a buffer, or nobody has taken it and no buffer is left
+with its shard: so whoever waits for a buffer gets one.
 
 Source: https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/
 """
@@ -20,24 +27,23 @@ import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import google_crc32c
 import numpy as np
-from numcodecs import Blosc
 from numpy.typing import NDArray
 
 from isovoxel.geometry.box import Box
-from isovoxel.planning.storage import ENCODED_AT_ONCE, Storage
+from isovoxel.planning.storage import Storage
+from isovoxel.store.chunk import Bytes, ChunkEncoder
 
 _NO_CHUNK = 2**64 - 1
 
-BLOSC_LEVELS = {"lz4": 5, "zstd": 1}
-"""Compression level of each of blosc's compressors that is a codec of ours.
 
-Bits are shuffled for every dtype: on noisy images of 8, 16 and 32 bits that made smaller files than shuffled
-bytes, by up to a quarter.
-"""
+def default_helpers() -> int:
+    """Return how many threads may help the one that writes: all cores of this process but one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores - 1
 
 
 class ShardEncoder:
@@ -49,15 +55,25 @@ class ShardEncoder:
         Chunks, shards and codec.
     dtype
         Of the voxels.
+    helpers
+        Threads that may encode beside those that call `write`. They do while no more than this number and one
+        are at it, both kinds together.
     """
 
-    def __init__(self, storage: Storage, dtype: np.dtype[Any]) -> None:
+    def __init__(self, storage: Storage, dtype: np.dtype[Any], helpers: int) -> None:
         self.storage = storage
         self.dtype = np.dtype(dtype)
-        level = BLOSC_LEVELS.get(storage.codec)
-        self._codec = None if level is None else Blosc(storage.codec, clevel=level, shuffle=Blosc.BITSHUFFLE)
-        self._threads = min(ENCODED_AT_ONCE, os.cpu_count() or 1)
-        self._pool = ThreadPoolExecutor(self._threads, "encode")
+        self._chunks = ChunkEncoder(storage, dtype)
+        self._helpers = helpers
+        self._pool = ThreadPoolExecutor(max(1, helpers), "encode")
+        # One lock for all shards: it is held for microseconds, a few hundred times a second and core.
+        self._lock = threading.Lock()
+        self._freed = threading.Condition(self._lock)
+        self._shards: list[_Shard] = []
+        self._writing = self._helping = 0
+        self._scratch: list[Bytes] = []
+        self._buffers: list[Bytes] = []
+        self._buffers_made = 0
 
     def write(self, path: Path, data: NDArray[Any]) -> None:
         """Write one shard; what was there is replaced.
@@ -78,18 +94,9 @@ class ShardEncoder:
         partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
         try:
             with partial.open("xb", buffering=0) as file:
-                job = _Shard(self, file.fileno(), data)
-                # This thread works too, so a shard is written however busy the others are.
-                helpers = [self._pool.submit(job.work) for _ in range(min(self._threads, len(job.boxes)) - 1)]
-                try:
-                    job.work()
-                    for helper in helpers:
-                        if not helper.cancel():
-                            helper.result()
-                finally:
-                    # Whatever went wrong: nobody writes to a descriptor that is closed.
-                    job.stop()
-                job.append_index()
+                shard = _Shard(self.storage, file.fileno(), data, self._lock)
+                self._encode(shard)
+                shard.append_index()
                 os.fsync(file.fileno())
             partial.replace(path)
         except BaseException:
@@ -97,82 +104,172 @@ class ShardEncoder:
                 partial.unlink()
             raise
 
-    def encode(self, voxels: NDArray[Any]) -> memoryview:
-        """Return a chunk as it stands in the file."""
-        chunk = np.zeros(self.storage.chunk, self.dtype.newbyteorder("<"))
-        z, y, x = voxels.shape
-        chunk[:z, :y, :x] = voxels
-        # numcodecs has no types; both sides are buffers of bytes.
-        encoded: Any = chunk.reshape(-1).view("u1") if self._codec is None else self._codec.encode(chunk)
-        return memoryview(encoded)
-
     def close(self) -> None:
-        """End the threads."""
+        """End the threads and let go of their memory, once no thread writes any more."""
         self._pool.shutdown()
+        self._scratch.clear()
+        self._buffers.clear()
+
+    # ---- threads ---------------------------------------------------------------------------------------------
+
+    def _encode(self, shard: _Shard) -> None:
+        """Append all chunks of a shard, and return when no other thread uses its voxels or its file."""
+        with self._lock:
+            self._writing += 1
+            self._shards.append(shard)
+            shard.threads += 1
+            self._call_helpers()
+        try:
+            self._work(shard, helping=False)
+        finally:
+            with self._lock:
+                self._writing -= 1
+                self._shards.remove(shard)
+                while shard.threads:
+                    shard.left.wait()
+                self._buffers += [ready.buffer for ready in shard.ready.values()]
+                self._freed.notify_all()
+                self._call_helpers()
+        if shard.error is not None:
+            raise shard.error
+
+    def _call_helpers(self) -> None:
+        """Let as many threads help as cores are free and chunks are there."""
+        untaken = sum(shard.untaken for shard in self._shards)
+        while self._helping < min(self._helpers, self._helpers + 1 - self._writing, untaken):
+            self._helping += 1
+            self._pool.submit(self._help)
+
+    def _help(self) -> None:
+        """Work where the fewest threads do, until nothing is left or the writing threads need all cores."""
+        while True:
+            with self._lock:
+                shards = [shard for shard in self._shards if shard.untaken]
+                if not shards or self._crowded():
+                    self._helping -= 1
+                    return
+                shard = min(shards, key=lambda s: s.threads)
+                shard.threads += 1
+            self._work(shard, helping=True)
+
+    def _crowded(self) -> bool:
+        return self._writing + self._helping > self._helpers + 1
+
+    def _work(self, shard: _Shard, *, helping: bool) -> None:
+        """Encode chunks of a shard until none is left; an error is left with the shard."""
+        scratch = buffer = None
+        try:
+            with self._lock:
+                scratch = self._scratch.pop() if self._scratch else None
+            if scratch is None:
+                scratch = self._chunks.scratch()
+            while (taken := self._take(shard, helping=helping)) is not None:
+                number, buffer = taken
+                if buffer is None:
+                    buffer = self._chunks.buffer()
+                encoded = self._chunks.encode(shard.voxels(number), scratch, buffer)
+                with self._lock:
+                    shard.ready[number] = _Ready(buffer, encoded)
+                    buffer = None
+                    appends = not shard.appending and shard.turn in shard.ready
+                    shard.appending |= appends
+                if appends:
+                    self._append(shard)
+        except BaseException as error:  # noqa: BLE001 - the thread that writes the shard raises it
+            with self._lock:
+                shard.error = shard.error or error
+        finally:
+            with self._lock:
+                if scratch is not None:
+                    self._scratch.append(scratch)
+                if buffer is not None:
+                    self._buffers.append(buffer)
+                shard.threads -= 1
+                shard.left.notify()
+                self._freed.notify_all()
+
+    def _take(self, shard: _Shard, *, helping: bool) -> tuple[int, Bytes | None] | None:
+        """Return the next chunk and a buffer for it (None where it must be made), or None to leave the shard."""
+        with self._lock:
+            while shard.untaken and not (helping and self._crowded()):
+                if self._buffers or self._buffers_made < self._writing + 2 * self._helpers:
+                    buffer = self._buffers.pop() if self._buffers else None
+                    self._buffers_made += buffer is None
+                    shard.taken += 1
+                    return shard.taken - 1, buffer
+                self._freed.wait()
+        return None
+
+    def _append(self, shard: _Shard) -> None:
+        """Append what is in turn, until the next chunk is still being encoded."""
+        while True:
+            with self._lock:
+                ready = shard.ready.get(shard.turn)
+                if ready is None or shard.error is not None:
+                    shard.appending = False
+                    return
+            shard.append(ready.encoded)
+            with self._lock:
+                self._buffers.append(shard.ready.pop(shard.turn).buffer)
+                shard.turn += 1
+                self._freed.notify_all()
+
+
+class _Ready(NamedTuple):
+    """A chunk that waits to be appended."""
+
+    buffer: Bytes
+    """Memory that is free again when the chunk is in the file."""
+    encoded: Bytes
+    """The part of it that goes to the file."""
 
 
 class _Shard:
-    """One shard on its way into a file. Any number of threads may `work` on it.
+    """One shard on its way into a file. Its attributes change under the encoder's lock only."""
 
-    A thread takes the lowest chunk that nobody has, so the chunk whose turn it is always has a thread that does
-    not wait, and the work cannot stand still.
-    """
-
-    def __init__(self, encoder: ShardEncoder, descriptor: int, data: NDArray[Any]) -> None:
-        self._encoder = encoder
+    def __init__(self, storage: Storage, descriptor: int, data: NDArray[Any], lock: threading.Lock) -> None:
+        z, y, x = data.shape
         self._descriptor = descriptor
         self._data = data
-        z, y, x = data.shape
-        self.boxes = list(Box.whole((z, y, x)).tiles(encoder.storage.chunk))
-        places = (s // c for s, c in zip(encoder.storage.shard, encoder.storage.chunk, strict=True))
+        self._chunk = storage.chunk
+        self._boxes = list(Box.whole((z, y, x)).tiles(storage.chunk))
+        places = (s // c for s, c in zip(storage.shard, storage.chunk, strict=True))
         self._index = np.full((*places, 2), _NO_CHUNK, "<u8")
         self._end = 0
-        self._taken = 0
-        self._turn = 0
-        self._stopped = False
-        self._changed = threading.Condition()
+        self.taken = 0
+        """Chunks that a thread has begun with."""
+        self.turn = 0
+        """The chunk to be appended next."""
+        self.ready: dict[int, _Ready] = {}
+        self.appending = False
+        """Whether a thread is appending; it is the only one that calls `append`."""
+        self.threads = 0
+        """Threads that use the voxels or the file."""
+        self.left = threading.Condition(lock)
+        """Notified when one of them is done."""
+        self.error: BaseException | None = None
+        """What went wrong first, if anything; then nobody begins or appends another chunk."""
 
-    def work(self) -> None:
-        """Encode and append chunks until none is left, or another thread has failed."""
-        try:
-            while (number := self._take()) is not None:
-                encoded = self._encoder.encode(self._data[self.boxes[number].slices])
-                with self._changed:
-                    while not self._stopped and self._turn != number:
-                        self._changed.wait()
-                    if self._stopped:
-                        return
-                    self._append(self.boxes[number], encoded)
-                    self._turn += 1
-                    self._changed.notify_all()
-                del encoded
-        except BaseException:
-            self.stop()
-            raise
+    @property
+    def untaken(self) -> int:
+        """Chunks that a thread may still begin with."""
+        return 0 if self.error is not None else len(self._boxes) - self.taken
 
-    def stop(self) -> None:
-        """Return when no thread begins or appends another chunk."""
-        with self._changed:
-            self._stopped = True
-            self._changed.notify_all()
+    def voxels(self, number: int) -> NDArray[Any]:
+        """Return the voxels of a chunk."""
+        return self._data[self._boxes[number].slices]
+
+    def append(self, encoded: Bytes) -> None:
+        """Append the chunk whose turn it is."""
+        place = tuple(a // c for a, c in zip(self._boxes[self.turn].start, self._chunk, strict=True))
+        self._index[place] = self._end, len(encoded)
+        self._end += len(encoded)
+        _write_all(self._descriptor, encoded.data)
 
     def append_index(self) -> None:
         """Append where the chunks are, and the checksum of that."""
         entries = self._index.tobytes()
         _write_all(self._descriptor, memoryview(entries + google_crc32c.value(entries).to_bytes(4, "little")))
-
-    def _take(self) -> int | None:
-        with self._changed:
-            if self._stopped or self._taken == len(self.boxes):
-                return None
-            self._taken += 1
-            return self._taken - 1
-
-    def _append(self, box: Box, encoded: memoryview) -> None:
-        place = tuple(a // c for a, c in zip(box.start, self._encoder.storage.chunk, strict=True))
-        self._index[place] = self._end, len(encoded)
-        self._end += len(encoded)
-        _write_all(self._descriptor, encoded)
 
 
 def _write_all(descriptor: int, data: memoryview) -> None:

@@ -26,8 +26,9 @@ from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import AXES, VoxelGrid
 from isovoxel.metadata.ome import image_attributes
 from isovoxel.planning.storage import Storage
+from isovoxel.store.chunk import BLOSC_LEVELS
 from isovoxel.store.destination import remove
-from isovoxel.store.shard import BLOSC_LEVELS, ShardEncoder
+from isovoxel.store.shard import ShardEncoder, default_helpers
 
 LEVEL = "0"
 """Path of the array inside the group."""
@@ -59,6 +60,7 @@ class OmeZarrWriter:
         provenance: Mapping[str, Any],
         labels: bool = False,
         overwrite: bool = False,
+        helpers: int | None = None,
     ) -> OmeZarrWriter:
         """Make the group and its array, without any voxel yet.
 
@@ -78,6 +80,9 @@ class OmeZarrWriter:
             Whether the voxels are labels.
         overwrite
             Whether an old zarr there is removed first.
+        helpers
+            Threads that may encode beside those that call `write`, see `isovoxel.store.shard.ShardEncoder`;
+            by default all cores but one.
 
         Raises
         ------
@@ -116,7 +121,8 @@ class OmeZarrWriter:
             fill_value=0,
             dimension_names=AXES,
         )
-        return cls(group, target, ShardEncoder(storage, dtype), grid)
+        encoder = ShardEncoder(storage, dtype, default_helpers() if helpers is None else helpers)
+        return cls(group, target, encoder, grid)
 
     def write(self, box: Box, data: NDArray[Any]) -> None:
         """Write one block, a shard at a time.
@@ -143,6 +149,10 @@ class OmeZarrWriter:
         """Note in the attributes that the output is complete, and end the writer's threads."""
         provenance: Any = self._group.attrs[PROVENANCE]
         self._group.attrs[PROVENANCE] = {**provenance, "complete": True}
+        self.close()
+
+    def close(self) -> None:
+        """End the writer's threads and let go of their memory; what is incomplete stays marked so."""
         self._encoder.close()
 
     def _check(self, box: Box, data: NDArray[Any]) -> None:
