@@ -131,13 +131,13 @@ def cut(
 ) -> Plan:
     """A plan whose blocks have exactly this shape; read directly unless asked otherwise."""
     fields = {"interpolation": "linear", "boundary": "nearest", "halo_mode": "direct"} | changes
-    mode = fields.pop("halo_mode")
+    mode, device = fields.pop("halo_mode"), fields.pop("device", device_limits())
     block = tuple(min(b, m) for b, m in zip(block, VoxelGrid(shape).scaled(by).shape, strict=True))
     plan = make_plan(
         source(shape, dtype),
         by,
         storage=Storage(block, block),
-        device=device_limits(),
+        device=device,
         host=host_limits(),
         fixed_storage=True,
         halo_mode="direct",
@@ -147,9 +147,16 @@ def cut(
     return plan if mode == "direct" else replace(plan, halo_mode=mode, window=plan.block_grid)
 
 
-def read_from(array: np.ndarray) -> Callable[[Box], np.ndarray]:
+def read_from(array: np.ndarray) -> Callable[..., np.ndarray]:
     """What reads boxes of an array in memory."""
-    return lambda box: array[box.slices].copy()
+
+    def read(box: Box, out: np.ndarray | None = None) -> np.ndarray:
+        if out is None:
+            return array[box.slices].copy()
+        out[...] = array[box.slices]
+        return out
+
+    return read
 
 
 class MemoryWriter:
@@ -159,6 +166,7 @@ class MemoryWriter:
         self.data = np.zeros(plan.output.shape, plan.source.dtype)
         self.times = np.zeros(plan.output.shape, np.uint8)
         self.finished = False
+        self.closed = False
 
     def write(self, box: Box, data: np.ndarray) -> None:
         """Take the voxels of a box."""
@@ -168,6 +176,11 @@ class MemoryWriter:
     def finish(self) -> None:
         """Note that nothing more will come."""
         self.finished = True
+        self.close()
+
+    def close(self) -> None:
+        """Note that it was let go."""
+        self.closed = True
 
 
 @contextlib.contextmanager

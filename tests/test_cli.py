@@ -768,7 +768,7 @@ def test_a_disk_that_fills_is_told(
     folder = disk("size=1M")
     after_blocks(monkeypatch, full_after, lambda: fill(folder))
     command = ["scale", stack, folder / "out.zarr", "--threads", 1, "--codec", "none"]
-    command += ["--chunk", "8,64,64", "--shard", "8,64,64", "--device-memory", "300kB"]
+    command += ["--chunk", "8,64,64", "--shard", "8,64,64", "--device-memory", "500kB"]
     said = isovoxel(*command)
     assert (said.code, said.out) == (1, "")
     error = said.err.splitlines()[-1]

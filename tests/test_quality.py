@@ -44,6 +44,6 @@ def test_wheel_holds_the_package_and_its_types(tmp_path: Path) -> None:
     source = CHECKOUT / "src"
     modules = {str(p.relative_to(source).as_posix()) for p in source.rglob("*.py")}
     packaged = {name for name in names if ".dist-info/" not in name}
-    assert packaged == modules | {"isovoxel/py.typed", "isovoxel/engines/exact.cl"}
+    assert packaged == modules | {"isovoxel/py.typed", "isovoxel/engines/exact.cl", "isovoxel/engines/convert.cl"}
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert "isovoxel = isovoxel.cli:main" in commands

@@ -160,6 +160,7 @@ def scale(
             provenance=provenance(planned, volume),
             labels=choose_sampling(volume, options).labels,
             overwrite=overwrite,
+            helpers=planned.helpers,
         )
     except IsovoxelError:
         raise
@@ -172,7 +173,8 @@ def scale(
             for stage in stages:
                 stages[stage] += getattr(event, f"{stage}_seconds")
 
-    job = Job(planned, volume.read, engine, writer, (add_up, *listeners), volume.array)
+    read = volume.cached(planned.cache) if volume.cached and planned.cache else volume.read
+    job = Job(planned, read, engine, writer, (add_up, *listeners), volume.array)
     seconds = job.run()
     return ScaleResult(path, planned, seconds, stages, peak_bytes())
 

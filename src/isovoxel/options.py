@@ -131,6 +131,7 @@ def plan_volume(volume: Volume, options: ScalingOptions) -> Plan:
         shard=shard,
     )
     device = find_device(options.get("device", "auto"))
+    halo = options.get("halo", "auto")
     return make_plan(
         source_of(volume, grid),
         factor,
@@ -141,7 +142,8 @@ def plan_volume(volume: Volume, options: ScalingOptions) -> Plan:
         interpolation=sampling.interpolation,
         antialias=sampling.antialias,
         boundary=options.get("boundary", "nearest"),
-        halo_mode=options.get("halo", "auto"),
+        # Only a dask array brings chunks that its graph has made already; a file's are read where they are needed.
+        halo_mode="direct" if halo == "auto" and volume.array is None else halo,
         fixed_storage=shard is not None,
     )
 
@@ -182,6 +184,7 @@ def source_of(volume: Volume, grid: VoxelGrid) -> Source:
         chunks=volume.chunks,
         read_overhead=volume.read_overhead,
         identity=dict(volume.identity),
+        caches=volume.cached is not None,
     )
 
 

@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 from isovoxel import scale_array
 from isovoxel.engines import cle as cle_engine
 from isovoxel.engines.base import Cancelled
-from isovoxel.engines.cle import CleEngine, rounded
+from isovoxel.engines.cle import CleEngine
 from isovoxel.engines.devices import find_device
 from isovoxel.engines.open import open_engine
+from isovoxel.engines.opencl import grid_of
 from isovoxel.engines.reference import as_dtype, reference
 from isovoxel.errors import DeviceError
 from isovoxel.geometry.box import Box
@@ -33,6 +34,7 @@ from strategies import (
     MemoryWriter,
     cle_precision,
     cut,
+    device_limits,
     one_kernel_for_all_shapes,
     padded_lengths,
     plans,
@@ -57,6 +59,8 @@ def engine() -> CleEngine:
     """The engine of this process, on the CPU or GPU that is there."""
     found = open_engine()
     assert isinstance(found, CleEngine)
+    for interpolation in ("linear", "nearest"):  # tests call cle beside it, whose compiler then has nothing to say
+        found.prepare(cut((4, 4, 4), (2.0, 2.0, 2.0), (8, 8, 8), interpolation=interpolation))
     return found
 
 
@@ -287,10 +291,20 @@ def test_labels_of_32_bits_survive(engine: CleEngine, dtype: str, factor: Float3
         ("int32", [-(2.0**31), -1e12, 2.0**31, 1e12], [-(2**31), -(2**31), 2**31 - 1, 2**31 - 1]),
     ],
 )
-def test_integers_are_rounded_half_to_even_and_saturated(dtype: str, values: list[float], expected: list[int]) -> None:
+def test_integers_are_rounded_half_to_even_and_saturated(
+    engine: CleEngine, dtype: str, values: list[float], expected: list[int]
+) -> None:
     """Nothing is truncated and nothing wraps around."""
-    real = np.array(values, np.float32).reshape(1, 1, -1)
-    np.testing.assert_array_equal(rounded(real, np.dtype(dtype)).ravel(), np.array(expected, dtype))
+    real = np.array(values, np.float32)
+    plan = cut((1, 1, len(values)), (1.0, 1.0, 1.0), (1, 1, 99), dtype)
+    kernels = engine._conversion(np.dtype(dtype), "all")
+    source = cl.Buffer(engine._queue.context, cl.mem_flags.COPY_HOST_PTR, hostbuf=real)
+    target = cl.Buffer(engine._queue.context, cl.mem_flags.READ_WRITE, real.nbytes)
+    shape = plan.output.shape
+    kernels["narrow"](engine._queue, *grid_of(shape), source, target, cl.cltypes.make_int3(*reversed(shape)))
+    found = np.empty(len(values), dtype)
+    cl.enqueue_copy(engine._queue, found, target)
+    np.testing.assert_array_equal(found, np.array(expected, dtype))
 
 
 def test_halves_between_voxels_go_to_the_even_integer(engine: CleEngine) -> None:
@@ -371,57 +385,71 @@ def live(monkeypatch: pytest.MonkeyPatch) -> Live:
     return counter
 
 
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
 @pytest.mark.parametrize("interpolation", ["linear", "nearest"])
 @pytest.mark.parametrize("boundary", ["nearest", "constant"])
 @pytest.mark.parametrize(
     ("shape", "factor", "block"),
     [
-        ((31, 37, 41), (2.0, 1.0, 1.0), (999, 999, 999)),
+        ((31, 37, 41), (2.0, 1.0, 1.0), (31, 37, 41)),
         ((31, 37, 41), (2.3, 1.1, 0.7), (17, 19, 23)),
         ((43, 47, 53), (0.404, 0.25, 0.5), (7, 11, 13)),
         ((13, 17, 19), (4.95, 3.0, 2.5), (61, 43, 29)),
     ],
 )
 def test_device_bytes_are_projected_to_the_byte(
-    engine: CleEngine, live: Live, shape: Index3, factor: Float3, block: Index3, boundary: str, interpolation: str
+    engine: CleEngine,
+    live: Live,
+    shape: Index3,
+    factor: Float3,
+    block: Index3,
+    boundary: str,
+    interpolation: str,
+    kind: str,
 ) -> None:
-    """What is really allocated at the peak is within 10% of the projection and never above, and all is given back."""
+    """What is really allocated at the peak is what is projected, in the host's memory or beside it."""
+    engine = CleEngine(replace(engine.device, kind=kind))
+    before = live.now
     volume = random_volume(8, shape, "uint16")
-    plan = cut(shape, factor, block, interpolation=interpolation, boundary=boundary)
-    peaks = []
+    limits = device_limits(kind=kind)
+    plan = cut(shape, factor, block, interpolation=interpolation, boundary=boundary, device=limits)
     for one in plan.blocks():
-        live.peak = live.now
-        engine.scale(volume[one.read_box.slices], one, plan)
-        peaks.append(live.peak)
-        assert live.now == 0
-    assert 0.9 * plan.projected_device <= max(peaks) <= plan.projected_device
+        for _ in range(2):  # a GPU's lanes take turns: both carry every block
+            engine.scale(volume[one.read_box.slices], one, plan)
+    # A GPU has its buffers, and memory of the host beside them; a CPU works in the host's memory.
+    assert live.peak - before == plan.projected_device + (sum(plan.staging) if kind == "gpu" else 0)
+    engine.release()
+    assert live.now == before
 
 
 def test_labels_in_two_halves_take_no_more_than_projected(engine: CleEngine, live: Live) -> None:
     """The halves of 32-bit labels are on the device one after the other."""
+    engine.release()
     volume = random_volume(9, (17, 19, 23), "uint32")
-    plan = cut(volume.shape, (2.0, 2.0, 2.0), (999, 999, 999), "uint32", interpolation="nearest")
+    limits = device_limits(kind="cpu")
+    plan = cut(volume.shape, (2.0, 2.0, 2.0), (999, 999, 999), "uint32", interpolation="nearest", device=limits)
     engine.scale(volume, plan.block(0), plan)
-    assert 0.9 * plan.projected_device <= live.peak <= plan.projected_device
+    assert live.peak == plan.projected_device
+    engine.release()
 
 
-def test_staging_is_reused(engine: CleEngine) -> None:
-    """Equal and smaller blocks are staged in the arrays of the first one; only a larger block gets larger ones."""
-    engine = CleEngine(engine.device)
+def test_staging_is_reused(engine: CleEngine, live: Live) -> None:
+    """Blocks are staged in the memory of the first one; another plan gets its own in its place."""
+    engine.release()
     volume = random_volume(10, (12, 20, 24), "uint16")
     plan = cut(volume.shape, (2.0, 2.0, 2.0), (8, 16, 16), boundary="constant")
-
-    def staged_after_all_blocks() -> tuple[np.ndarray, np.ndarray]:
-        for block in plan.blocks():
-            engine.scale(volume[block.read_box.slices], block, plan)
-        return engine._staging.input, engine._staging.output
-
-    first, again = staged_after_all_blocks(), staged_after_all_blocks()
-    assert all(a is b for a, b in zip(first, again, strict=True))
     larger = cut(volume.shape, (2.0, 2.0, 2.0), (99, 99, 99), boundary="constant")
-    engine.scale(volume, larger.block(0), larger)
-    assert engine._staging.input.size == volume.size > first[0].size
-    assert engine._staging.output.size == 8 * volume.size > first[1].size
+    for one in (plan, larger):
+        engine.prepare(one)
+        held = live.now
+        assert held == one.in_flight * sum(one.staging)
+        for _ in range(2):
+            for block in one.blocks():
+                engine.scale(volume[block.read_box.slices], block, one)
+        engine._buffers.clear()
+        assert live.now == held
+    engine.release()
+    assert live.now == 0
 
 
 # ---- one at a time -------------------------------------------------------------------------------------------------
@@ -466,6 +494,7 @@ def test_waiting_for_the_device_is_told_from_scaling(engine: CleEngine) -> None:
     """The seconds that a block waits for its turn are reported."""
     volume = random_volume(12, (4, 4, 4), "uint16")
     plan = cut(volume.shape, (2.0, 2.0, 2.0), (99, 99, 99))
+    engine.prepare(plan)
     held = threading.Event()
     with ThreadPoolExecutor(1) as pool:
         with cle_engine.TURN:
@@ -480,7 +509,7 @@ def test_a_device_that_cannot_compute_is_found_before_anything_is_written(monkey
     def fail(*_: Any, **__: Any) -> None:
         raise cl.RuntimeError("clEnqueueNDRangeKernel failed: OUT_OF_RESOURCES")
 
-    device = find_device()
+    engine = CleEngine(find_device())
     monkeypatch.setattr(cle, "scale", fail)
     with pytest.raises(DeviceError, match=r"does not run OpenCL kernels: .*OUT_OF_RESOURCES"):
-        CleEngine(device)
+        engine.prepare(cut((4, 4, 4), (2.0, 2.0, 2.0), (8, 8, 8)))

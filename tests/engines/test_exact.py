@@ -16,18 +16,20 @@ import pyopencl as cl
 import pytest
 
 from isovoxel import scale_array
+from isovoxel.engines import exact
 from isovoxel.engines.base import Cancelled, Engine
 from isovoxel.engines.cle import TURN
 from isovoxel.engines.exact import ExactEngine
 from isovoxel.engines.open import open_engine
 from isovoxel.engines.reference import as_dtype, reference, reference_labels
+from isovoxel.geometry.axis import Axis
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import VoxelGrid
-from isovoxel.geometry.tables import accumulator
+from isovoxel.geometry.tables import Table, accumulator, outputs_of, pass_order, passes_at_once
 from isovoxel.planning.plan import Plan
 from isovoxel.planning.planner import _too_thin
 from isovoxel.run.job import Job
-from strategies import Live, MemoryWriter, cut, one_kernel_for_all_shapes, read_from
+from strategies import Live, MemoryWriter, cut, device_limits, one_kernel_for_all_shapes, read_from
 
 Float3 = tuple[float, float, float]
 Index3 = tuple[int, int, int]
@@ -60,30 +62,9 @@ def tie(dtype: np.dtype[Any]) -> float:
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_kernel() -> Iterator[None]:
-    """Run in work groups of one voxel: PoCL compiles a kernel anew for each shape of work group."""
-    build = ExactEngine._build
-
-    @functools.wraps(build)
-    def build_for_one(self: ExactEngine, part: str, **macros: object) -> Any:
-        kernels = build(self, part, **macros)
-        for name, kernel in list(vars(kernels).items()):
-            setattr(kernels, name, functools.partial(run_in_ones, kernel))
-        return kernels
-
-    def run_in_ones(kernel: Any, queue: Any, size: tuple[int, ...], _: Any, *arguments: Any) -> Any:
-        return kernel(queue, size, (1,) * len(size), *arguments)
-
-    forget_kernels()
-    with one_kernel_for_all_shapes(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ExactEngine, "_build", build_for_one)
+    """Run cle's kernels in work groups of one voxel: PoCL compiles them anew for each shape of work group."""
+    with one_kernel_for_all_shapes():
         yield
-    forget_kernels()
-
-
-def forget_kernels() -> None:
-    """Have kernels built anew."""
-    ExactEngine._weighted.cache_clear()
-    ExactEngine._picking.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -405,24 +386,74 @@ def test_bits_do_not_depend_on_the_number_of_threads(engine: ExactEngine) -> Non
         assert_same_bits(run(engine, replace(plan, in_flight=threads), volume), alone)
 
 
-def test_work_groups_of_one_voxel_change_no_bit(engine: ExactEngine) -> None:
-    """What makes these tests fast leaves the results alone."""
-    for interpolation, antialias, dtype in (
-        ("cubic", True, "float32"),
-        ("linear", False, "uint16"),
-        ("mode", 0, "int8"),
-    ):
-        case = Case(3, (12, 20, 30), (1.7, 2.0, 0.6), dtype, interpolation, bool(antialias), "nearest")
-        plan, volume = case.plan(), case.volume()
-        block = plan.block(0)
-        data = volume[block.read_box.slices]
-        found = engine.scale(data, block, plan).data
-        forget_kernels()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(ExactEngine, "_build", ExactEngine._build.__wrapped__)
-            as_shipped = engine.scale(data, block, plan).data
-        forget_kernels()
-        assert_same_bits(found, as_shipped)
+WIDE: list[tuple[str, Index3, Float3, str, bool, bool]] = [
+    ("uint8", (2, 7, 5001), (1.0, 0.2, 0.202), "linear", False, True),
+    ("float32", (7, 2, 5001), (0.2, 1.0, 0.202), "cubic", False, True),
+    ("int32", (3, 11, 3005), (2.7, 0.1, 0.101), "area", False, True),
+    ("int16", (3, 4, 4999), (1.7, 1.2, 1.3), "linear", False, True),
+    ("uint16", (3, 1, 7001), (1.0, 1.0, 1.3), "cubic", False, False),  # x alone
+    ("uint8", (2, 60, 4001), (1.0, 0.03, 0.03), "linear", True, False),  # a tile would make too little
+]
+"""Rows of several tiles and of vectors that are not full; and whether x comes with another axis."""
+
+
+@pytest.mark.parametrize(("dtype", "shape", "factor", "interpolation", "antialias", "joined"), WIDE)
+def test_passes_at_once_have_the_bits_of_passes_one_after_the_other(
+    engine: ExactEngine,
+    dtype: str,
+    shape: Index3,
+    factor: Float3,
+    interpolation: str,
+    antialias: bool,
+    joined: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What stays in local memory is what would have been written, over the borders of tiles too."""
+    case = Case(11, shape, factor, dtype, interpolation, antialias, "nearest")
+    plan, volume = case.plan(), case.volume()
+    block = plan.block(0)
+    data = volume[block.read_box.slices]
+    found = engine.scale(data, block, plan).data
+    assert_equals_reference(case, found, plan, volume)
+    assert any(len(axes) == 2 for axes in passes_at_once(plan.tables)) == joined
+    engine.release()
+    monkeypatch.setattr(exact, "passes_at_once", lambda tables: tuple((axis,) for axis in pass_order(tables)))
+    assert_same_bits(engine.scale(data, block, plan).data, found)
+
+
+@pytest.mark.parametrize("case", RANDOM[::5], ids=name)
+def test_no_tile_reads_more_than_its_local_memory_holds(case: Case) -> None:
+    """As many neighbouring outputs as said never need more samples than said."""
+    for samples in (64, 100, 2048):
+        for axis in (0, 1, 2):
+            grid = VoxelGrid((5000, 5000, 5000)).scaled(case.factor)
+            table = Table(Axis(5000, grid.shape[axis], case.factor[axis]), case.interpolation, case.antialias)
+            outputs = outputs_of(samples, table)
+            first = table.first(np.arange(table.axis.m))
+            if table.identity or not outputs:
+                continue
+            last = np.minimum(np.arange(table.axis.m) + outputs, table.axis.m) - 1
+            assert outputs % 8 == 0
+            assert (first[last] + table.width - first).max() <= samples
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_products_are_not_rounded_before_they_are_added(engine: ExactEngine, axis: int) -> None:
+    """The kernels' multiply-add is one operation on any device, as it must be for all to have the same bits."""
+    factor = (1.3 if axis == 0 else 1.0, 1.3 if axis == 1 else 1.0, 1.3 if axis == 2 else 1.0)
+    plan = cut((21, 22, 23), factor, WHOLE, "float32", engine="exact", interpolation="linear")
+    volume = np.random.default_rng(0).random((21, 22, 23), np.float32)
+    first, weights = plan.tables[axis].rows(np.arange(plan.output.shape[axis]))
+    lines = tuple(-1 if i == axis else 1 for i in range(3))
+    # float64 holds the products of float32 weights and voxels in full.
+    (a, x), (b, y) = (
+        (weights[:, k].astype(np.float32).astype(np.float64).reshape(lines), np.take(volume, first + k, axis))
+        for k in (0, 1)
+    )
+    fused = ((a * x).astype(np.float32) + b * y).astype(np.float32)
+    rounded_twice = (a * x).astype(np.float32) + (b * y).astype(np.float32)
+    assert (fused != rounded_twice).any()
+    assert_same_bits(engine.scale(volume, plan.block(0), plan).data, fused)
 
 
 def test_it_alternates_with_cle_in_one_process(engine: ExactEngine) -> None:
@@ -475,31 +506,42 @@ SIZES: list[tuple[Index3, Float3, Index3]] = [
 ]
 
 
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
 @pytest.mark.parametrize("interpolation", ["linear", "cubic", "area", "nearest", "mode"])
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32"])
 @pytest.mark.parametrize(("shape", "factor", "block"), SIZES)
 def test_device_bytes_are_projected(
-    engine: ExactEngine, live: Live, shape: Index3, factor: Float3, block: Index3, dtype: str, interpolation: str
+    engine: ExactEngine,
+    live: Live,
+    shape: Index3,
+    factor: Float3,
+    block: Index3,
+    dtype: str,
+    interpolation: str,
+    kind: str,
 ) -> None:
     """What is really allocated is never above the projection, and above nine tenths of its voxels."""
+    engine = ExactEngine(replace(engine.device, kind=kind))
     case = Case(8, shape, factor, dtype, interpolation, antialias=False, boundary="nearest")
-    plan, volume = case.plan(block), case.volume()
+    plan, volume = case.plan(block, device=device_limits(kind=kind)), case.volume()
     for one in plan.blocks():
-        engine.scale(volume[one.read_box.slices], one, plan)
-    assert live.peak <= plan.projected_device
-    # Without a pass nothing goes to the device; tables weigh nothing beside a volume of a size worth planning.
-    if any(f != 1 for f in factor) or interpolation in ("nearest", "mode"):
-        tables = plan.cost.allocations[-1]
-        assert tables.name == "tables"
-        assert live.peak >= 0.9 * (plan.projected_device - tables.nbytes)
+        for _ in range(2):  # a GPU's lanes take turns: both carry every block
+            engine.scale(volume[one.read_box.slices], one, plan)
+    # A GPU has its buffers, and memory of the host beside them; a CPU works in the host's memory.
+    projected = plan.projected_device + (sum(plan.staging) if kind == "gpu" else 0)
+    assert live.peak <= projected
+    tables = plan.cost.allocations[-1]
+    assert tables.name == "tables"
+    # Tables weigh nothing beside a volume of a size worth planning.
+    assert live.peak >= 0.9 * (projected - tables.nbytes)
     engine.release()
     assert live.now == 0
 
 
 def test_tables_are_projected_too(engine: ExactEngine, live: Live) -> None:
-    """One axis with many rows and another with wide ones: both kinds of buffer stay as large as the largest."""
+    """One axis with many rows and another with wide ones: each has its table."""
     case = Case(8, (400, 1, 50), (0.05, 1.0, 20.0), "uint8", "linear", antialias=True, boundary="nearest")
-    plan, volume = case.plan(), case.volume()
+    plan, volume = case.plan(device=device_limits(kind="cpu")), case.volume()
     engine.scale(volume, plan.block(0), plan)
     assert 0.9 * plan.projected_device <= live.peak <= plan.projected_device
 
@@ -521,12 +563,14 @@ def test_buffers_are_reused_and_a_job_lets_go_of_them(engine: ExactEngine, live:
 
 def test_buffers_of_another_plan_are_let_go(engine: ExactEngine, live: Live) -> None:
     """Plans one after the other take what the greater takes, not what both take."""
-    up = Case(9, (8, 20, 24), (2.0, 2.0, 2.0), "uint16", "linear", antialias=False, boundary="nearest").plan()
-    down = Case(9, (40, 40, 40), (0.5, 0.5, 0.5), "uint16", "area", antialias=False, boundary="nearest").plan()
-    for plan in (up, down, up):
+    limits = device_limits(kind="cpu")
+    up = Case(9, (8, 20, 24), (2.0, 2.0, 2.0), "uint16", "linear", antialias=False, boundary="nearest")
+    down = Case(9, (40, 40, 40), (0.5, 0.5, 0.5), "uint16", "area", antialias=False, boundary="nearest")
+    plans = [case.plan(device=limits) for case in (up, down, up)]
+    for plan in plans:
         engine.scale(np.ones(plan.source.grid.shape, np.uint16), plan.block(0), plan)
-    assert live.peak <= max(up.projected_device, down.projected_device)
-    assert live.now <= up.projected_device
+    assert live.peak <= max(plan.projected_device for plan in plans)
+    assert live.now <= plans[0].projected_device
 
 
 # ---- one at a time -------------------------------------------------------------------------------------------------
@@ -548,6 +592,7 @@ def test_a_cancelled_block_gives_up_its_turn(engine: ExactEngine) -> None:
 def test_waiting_for_the_device_is_told_from_scaling(engine: ExactEngine) -> None:
     """The seconds that a block waits for its turn are reported."""
     plan = cut((4, 4, 4), (2.0, 2.0, 2.0), WHOLE, engine="exact")
+    engine.prepare(plan)
     held = threading.Event()
     with ThreadPoolExecutor(1) as pool:
         with TURN:

@@ -3,60 +3,70 @@
 import pytest
 
 from isovoxel.planning.cost import cle_cost, exact_cost, human_bytes
+from isovoxel.planning.limits import DeviceLimits
 from strategies import GIB, device_limits
 
 PRIMES = {"read": (2, 3, 5), "padded": (3, 5, 7), "written": (7, 11, 13), "decode": 1009, "encode": 2003}
 READ, PADDED, WRITTEN = 30, 105, 1001
+GPU, CPU = device_limits(), device_limits(kind="cpu")
 
 
+@pytest.mark.parametrize(("device", "lanes"), [(GPU, 2), (CPU, 1)])
 @pytest.mark.parametrize("itemsize", [1, 2, 4])
-def test_a_linear_block_counts_buffer_image_output_and_matrix(itemsize: int) -> None:
-    """Linear holds 8 bytes per input voxel and 4 per output voxel on the device, and a matrix."""
-    cost = cle_cost(**PRIMES, itemsize=itemsize, interpolation="linear", overlap=False)
-    assert cost.device == 8 * PADDED + 4 * WRITTEN + 64
-    assert cost.largest.name == "output buffer"
+def test_a_linear_block_counts_voxels_twice_buffer_image_output_and_matrix(
+    itemsize: int, device: DeviceLimits, lanes: int
+) -> None:
+    """Linear holds 8 bytes per input voxel, 4 per output voxel, a matrix, and the voxels of a block or two."""
+    cost = cle_cost(**PRIMES, itemsize=itemsize, interpolation="linear", device=device, overlap=False)
+    assert cost.device == 8 * PADDED + 4 * WRITTEN + 64 + lanes * itemsize * (READ + WRITTEN)
+    assert cost.largest.nbytes == 4 * WRITTEN
     assert cost.image == (3, 5, 7)
-    assert cost.host == 4 * PADDED + 4 * WRITTEN + itemsize * READ + itemsize * WRITTEN + 2003
+    assert cost.host == itemsize * READ + itemsize * WRITTEN + 1009 + 2003
 
 
 def test_a_nearest_block_has_no_image() -> None:
     """Nearest reads the buffer itself."""
-    cost = cle_cost(**PRIMES, itemsize=2, interpolation="nearest", overlap=False)
-    assert cost.device == 4 * PADDED + 4 * WRITTEN + 64
+    cost = cle_cost(**PRIMES, itemsize=2, interpolation="nearest", device=CPU, overlap=False)
+    assert cost.device == 4 * PADDED + 4 * WRITTEN + 64 + 2 * (READ + WRITTEN)
+    assert cost.in_place == 2 * (READ + WRITTEN)
     assert cost.image is None
-
-
-def test_an_overlapped_block_holds_its_input_once_more() -> None:
-    """With map_overlap the block joined with its halo lies beside what dask joined it from."""
-    plain = cle_cost(**PRIMES, itemsize=2, interpolation="linear", overlap=False)
-    joined = cle_cost(**PRIMES, itemsize=2, interpolation="linear", overlap=True)
-    assert joined.host - plain.host == 2 * READ
 
 
 EXACT = {"read": (2, 3, 5), "written": (7, 11, 13), "widths": (17, 19, 23), "decode": 1009, "encode": 2003}
 
 
+@pytest.mark.parametrize(("device", "lanes"), [(GPU, 2), (CPU, 1)])
 @pytest.mark.parametrize("itemsize", [1, 2, 4])
 @pytest.mark.parametrize("sum_bytes", [4, 8])
 @pytest.mark.parametrize(
-    ("order", "between", "rows", "width"),
+    ("passes", "between", "rows"),
     [
-        # y first: (2, 11, 5) voxels; then x: (2, 11, 13); the table of x is the largest.
-        ((1, 2, 0), [2 * 11 * 5, 2 * 11 * 13], 13, 23),
-        ((0, 1), [7 * 3 * 5], 11, 19),
-        ((2,), [], 13, 23),
-        ((0,), [], 7, 17),
+        # y first: (2, 11, 5) voxels; then x: (2, 11, 13).
+        (((1,), (2,), (0,)), [2 * 11 * 5, 2 * 11 * 13], [(11, 19), (13, 23), (7, 17)]),
+        # y and x at once: nothing lies between them.
+        (((1, 2), (0,)), [2 * 11 * 13], [(11, 19), (13, 23), (7, 17)]),
+        (((0,), (1,)), [7 * 3 * 5], [(7, 17), (11, 19)]),
+        (((2,),), [], [(13, 23)]),
+        (((0,),), [], [(7, 17)]),
     ],
 )
 def test_an_exact_block_counts_what_each_pass_leaves(
-    order: tuple[int, ...], between: list[int], rows: int, width: int, sum_bytes: int, itemsize: int
+    passes: tuple[tuple[int, ...], ...],
+    between: list[int],
+    rows: list,
+    sum_bytes: int,
+    itemsize: int,
+    device: DeviceLimits,
+    lanes: int,
 ) -> None:
-    """Input and output in their dtype, sums after each pass but the last, and the largest table."""
-    cost = exact_cost(**EXACT, order=order, itemsize=itemsize, sum_bytes=sum_bytes, moves=False, overlap=False)
-    tables = rows * (4 + width * sum_bytes)
-    assert cost.device == itemsize * READ + sum_bytes * sum(between) + itemsize * WRITTEN + tables
-    assert [a.nbytes for a in cost.allocations[1:-2]] == [sum_bytes * n for n in between]
-    assert cost.host == itemsize * READ + itemsize * WRITTEN + 2003
+    """Sums after each pass but the last, the tables, and the voxels of a block in their dtype, of two on a GPU."""
+    cost = exact_cost(
+        **EXACT, passes=passes, itemsize=itemsize, sum_bytes=sum_bytes, moves=False, device=device, overlap=False
+    )
+    tables = lanes * sum(m * (4 + width * sum_bytes) for m, width in rows)
+    assert cost.device == lanes * itemsize * (READ + WRITTEN) + sum_bytes * sum(between) + tables
+    assert [a.nbytes for a in cost.allocations if a.name.startswith("sums")] == [sum_bytes * n for n in between]
+    assert cost.host == itemsize * READ + itemsize * WRITTEN + 1009 + 2003
     assert cost.image is None
     assert cost.excess(device_limits(image_shape=(1, 1, 1), buffer_voxels=1)) == ""
 
@@ -64,21 +74,24 @@ def test_an_exact_block_counts_what_each_pass_leaves(
 @pytest.mark.parametrize("itemsize", [1, 8])
 def test_an_exact_block_that_moves_voxels_has_one_pass(itemsize: int) -> None:
     """Nearest and mode hold input, output, and at most three indices for each row of an axis."""
-    cost = exact_cost(**EXACT, order=(1, 2, 0), itemsize=itemsize, sum_bytes=8, moves=True, overlap=False)
-    assert cost.device == itemsize * READ + itemsize * WRITTEN + 3 * 4 * (7 + 11 + 13)
+    cost = exact_cost(
+        **EXACT, passes=((1, 2), (0,)), itemsize=itemsize, sum_bytes=8, moves=True, device=GPU, overlap=False
+    )
+    assert cost.device == 2 * (itemsize * READ + itemsize * WRITTEN + 3 * 4 * (7 + 11 + 13))
 
 
 def test_an_exact_block_with_no_pass_has_no_table() -> None:
     """A volume that stays as it is is only copied."""
-    cost = exact_cost(**EXACT, order=(), itemsize=2, sum_bytes=4, moves=False, overlap=False)
-    assert cost.device == 2 * READ + 2 * WRITTEN
+    cost = exact_cost(**EXACT, passes=(), itemsize=2, sum_bytes=4, moves=False, device=GPU, overlap=False)
+    assert cost.device == 2 * (2 * READ + 2 * WRITTEN)
 
 
-def test_an_overlapped_exact_block_holds_its_input_twice_more() -> None:
-    """Joined with its halo, and cut to what it reads: kernels take contiguous voxels."""
-    options = {"order": (0, 1, 2), "itemsize": 2, "sum_bytes": 4, "moves": False}
-    plain, joined = (exact_cost(**EXACT, **options, overlap=overlap) for overlap in (False, True))
-    assert joined.host - plain.host == 2 * 2 * READ
+def test_an_overlapped_block_holds_its_input_twice_more() -> None:
+    """With map_overlap dask's block and the block joined with its halo lie beside what the device reaches."""
+    exact = {"passes": ((0,), (1,), (2,)), "sum_bytes": 4, "moves": False}
+    for cost, options in ((cle_cost, PRIMES | {"interpolation": "linear"}), (exact_cost, EXACT | exact)):
+        plain, joined = (cost(**options, itemsize=2, device=GPU, overlap=overlap) for overlap in (False, True))
+        assert joined.host - plain.host == 2 * 2 * READ
 
 
 @pytest.mark.parametrize(
@@ -90,12 +103,12 @@ def test_an_overlapped_exact_block_holds_its_input_twice_more() -> None:
         ),
         ({"buffer_voxels": 1000}, "1,001 voxels in one buffer"),
         ({"largest_allocation": 4003}, "3.9 KiB for its output buffer"),
-        ({"allowed": 4900}, "4.8 KiB on test device, of which 4.8 KiB are allowed"),
+        ({"allowed": 6900}, "6.8 KiB on test device, of which 6.7 KiB are allowed"),
     ],
 )
 def test_each_limit_of_a_device_is_named_with_both_numbers(limit: dict, says: str) -> None:
     """What does not fit says which limit, what it takes, and what there is."""
-    cost = cle_cost(**PRIMES, itemsize=2, interpolation="linear", overlap=False)
+    cost = cle_cost(**PRIMES, itemsize=2, interpolation="linear", device=CPU, overlap=False)
     assert cost.excess(device_limits()) == ""
     assert __import__("re").search(says, cost.excess(device_limits(**limit)))
 

@@ -77,7 +77,7 @@ def test_blocks_follow_the_sources_chunks() -> None:
         (1.0, 1.0, 1.0),
         chunks=(1, 1024, 1024),
         host=host,
-        device=device_limits(largest_allocation=2 * GIB),
+        device=device_limits(allowed=8 * GIB, largest_allocation=4 * GIB),
     )
     assert plan.block_grid[1:] == (1, 1)
     assert plan.block_grid[0] > 1
@@ -86,7 +86,7 @@ def test_blocks_follow_the_sources_chunks() -> None:
 def test_there_are_enough_blocks_to_overlap_their_stages() -> None:
     """A volume that fits in one block is still cut where its shards allow it, so that threads do not idle."""
     plan = planned((512, 512, 512), (1.0, 1.0, 1.0), storage=Storage((64,) * 3, (128,) * 3), fixed_storage=True)
-    assert plan.n_blocks >= 12
+    assert plan.n_blocks >= 4 * plan.in_flight
 
 
 def test_auto_takes_map_overlap_where_one_graph_holds_the_job() -> None:
@@ -115,7 +115,7 @@ def test_map_overlap_is_refused_where_blocks_are_thinner_than_their_halo() -> No
             storage=Storage((4, 8, 8), (4, 8, 8)),
             fixed_storage=True,
             halo_mode="map_overlap",
-            device=device_limits(allowed=4_000),
+            device=device_limits(allowed=6_000),
         )
 
 

@@ -12,7 +12,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,22 +42,36 @@ class Repeat:
         self.before = before
         self.released = 0
 
-    def scale(self, data: np.ndarray, block: Block, plan: Plan, cancelled: threading.Event | None = None) -> Scaled:
-        """Return the block's output."""
-        self.before(block)
-        if cancelled is not None and cancelled.is_set():
-            raise Cancelled
-        index = [
-            axis.nearest(np.arange(start, stop)) - first
-            for axis, start, stop, first in zip(
-                plan.axes, block.write_box.start, block.write_box.stop, block.read_box.start, strict=True
-            )
-        ]
-        return Scaled(data[np.ix_(*index)], 0.0)
+    @contextmanager
+    def staged(self, block: Block, plan: Plan) -> Iterator[RepeatedBlock]:
+        """Lend a block its input."""
+        yield RepeatedBlock(self, block, plan, np.empty(block.read_box.shape, plan.source.dtype))
 
     def release(self) -> None:
         """Count how often a job let go of what the engine keeps."""
         self.released += 1
+
+
+@dataclass
+class RepeatedBlock:
+    """A block on its way through that engine."""
+
+    engine: Repeat
+    block: Block
+    plan: Plan
+    input: np.ndarray
+
+    def scale(self, cancelled: threading.Event | None = None) -> Scaled:
+        """Return the block's output."""
+        self.engine.before(self.block)
+        if cancelled is not None and cancelled.is_set():
+            raise Cancelled
+        write, read = self.block.write_box, self.block.read_box
+        index = [
+            axis.nearest(np.arange(start, stop)) - first
+            for axis, start, stop, first in zip(self.plan.axes, write.start, write.stop, read.start, strict=True)
+        ]
+        return Scaled(self.input[np.ix_(*index)], 0.0)
 
 
 EXPECTED = VOLUME.repeat(2, 0).repeat(2, 1).repeat(2, 2)
@@ -182,11 +197,11 @@ class Broken:
         self.writer = MemoryWriter(plan)
         self.counter = Counter()
 
-    def read(self, box: Box) -> np.ndarray:
+    def read(self, box: Box, out: np.ndarray | None = None) -> np.ndarray:
         """Read, or fail where the block's own input begins."""
         if self.stage == "reading" and box.contains(Box(self.middle, tuple(n + 1 for n in self.middle))):
             raise self.error
-        return VOLUME[box.slices].copy()
+        return read_from(VOLUME)(box, out)
 
     @property
     def middle(self) -> tuple[int, int, int]:
@@ -207,6 +222,10 @@ class Broken:
             raise self.error
         self.writer.write(box, data)
 
+    def close(self) -> None:
+        """Note that it was let go."""
+        self.writer.close()
+
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("stage", ["reading", "scaling", "writing"])
@@ -225,6 +244,7 @@ def test_a_failure_names_the_block_what_is_kept_and_how_to_go_on(mode: str, stag
     assert re.match(start + kept, message), message
     assert caught.value.exit_code == 1
     assert broken.writer.times.sum() == job.done * 4 * 12 * 16
+    assert broken.writer.closed
     # Direct reads take blocks in order; dask takes them in its own, and may begin with block 5 or come to it late.
     assert broken.counter.begun < (5 + 3 * plan.in_flight if mode == "direct" else plan.n_blocks + 1)
     begun = broken.counter.begun

@@ -27,7 +27,7 @@ from isovoxel.volumes.base import Volume
 SHAPE = (16, 50, 54)
 FACTOR = (3.7, 1.2, 1.15)
 BLOCK = (16, 16, 16)
-CUT = {"chunk": BLOCK, "shard": BLOCK, "device_memory": "30kB", "threads": 2}
+CUT = {"chunk": BLOCK, "shard": BLOCK, "device_memory": 40_500, "threads": 2}
 
 Run = Callable[..., tuple[int, str, str]]
 

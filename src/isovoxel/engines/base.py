@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from threading import Event
 from typing import Any, NamedTuple, Protocol
 
@@ -23,14 +24,37 @@ class Cancelled(Exception):  # noqa: N818 - not an error: somebody asked for it
     """The job was cancelled while the block waited for the device."""
 
 
+class Stage(Protocol):
+    """One block on its way through an engine."""
+
+    @property
+    def input(self) -> NDArray[Any]:
+        """Where the voxels of ``block.read_box`` belong, until the block is scaled: host memory, used again later."""
+        ...
+
+    def scale(self, cancelled: Event | None = None) -> Scaled:
+        """Return the voxels of ``block.write_box``, in host memory that is used again when the stage is left.
+
+        Parameters
+        ----------
+        cancelled
+            When set, a block that still waits for the device raises `Cancelled` in place of computing.
+        """
+        ...
+
+
 class Engine(Protocol):
     """Scales blocks. May be called from several threads; takes the device for one block at a time."""
 
     name: str
     """The engine's name in plans and options."""
 
+    def staged(self, block: Block, plan: Plan) -> AbstractContextManager[Stage]:
+        """Lend a block host memory that the device reaches: for as many blocks at a time as there are threads."""
+        ...
+
     def scale(self, data: NDArray[Any], block: Block, plan: Plan, cancelled: Event | None = None) -> Scaled:
-        """Return the voxels of ``block.write_box``.
+        """Return the voxels of ``block.write_box`` as a new array.
 
         Parameters
         ----------
@@ -39,7 +63,7 @@ class Engine(Protocol):
         block, plan
             Where they lie, and how they are scaled.
         cancelled
-            When set, a block that still waits for the device raises `Cancelled` in place of computing.
+            As in `Stage.scale`.
         """
         ...
 

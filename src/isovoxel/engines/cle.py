@@ -6,128 +6,89 @@ float64 from the block's place in the volume. Where it is 0 on all axes the bloc
 and ``cle.scale`` itself is called; elsewhere ``cle.affine_transform``, which is what ``cle.scale`` calls, with the
 same matrix and that shift.
 
-cle computes in float32. Integers are rounded half to even and saturated here; labels of 32 bits that float32 cannot
-hold go through in two halves of 16 bits.
+cle computes in float32. Voxels travel in the source's dtype and become float32 on the device, where the result is
+rounded half to even and saturated. Integers of 32 bits are moved (nearest) in two halves of 16, which float32 holds.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import sys
-import threading
-import time
-from collections.abc import Iterator
+import math
+from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isovoxel.engines.base import Cancelled, Scaled
 from isovoxel.engines.devices import Device, opencl_device
+from isovoxel.engines.opencl import C_TYPES, build_kernels, grid_of, quiet_compiler
+from isovoxel.engines.staging import TURN, StagedEngine
 from isovoxel.errors import DeviceError
 from isovoxel.geometry.axis import Axis
-from isovoxel.geometry.box import Box, Index3
+from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import Float3
 from isovoxel.planning.plan import Block, Plan
 
-FLOAT_EXACT = 2**24
-"""Up to here float32 holds every integer."""
 
-# cle has one device, one queue and shared kernel objects per process: one thread at a time may call it.
-TURN = threading.Lock()
-
-
-class CleEngine:
+class CleEngine(StagedEngine):
     """Scales blocks with pyclesperanto on one OpenCL device.
 
     Parameters
     ----------
     device
         Where to compute.
-
-    Raises
-    ------
-    DeviceError
-        If the device does not run a first, tiny scaling.
     """
 
     name = "cle"
 
     def __init__(self, device: Device) -> None:
-        self.device = device
-        self._handle = opencl_device(device)
-        # Staging arrays are float32, belong to one thread, and grow to its largest block.
-        self._staging = threading.local()
-        self._warm_up()
+        with TURN:
+            super().__init__(device, select(opencl_device(device)).get_device().queue)
+        self._proven: set[str] = set()
 
-    def scale(self, data: NDArray[Any], block: Block, plan: Plan, cancelled: threading.Event | None = None) -> Scaled:
-        """Return the voxels of ``block.write_box``; see `isovoxel.engines.base.Engine`."""
-        shape = block.write_box.shape
+    def build(self, plan: Plan) -> None:
+        """Build the conversions, and scale a few voxels with cle, which builds its kernels as they are called."""
+        for part in self._parts(plan):
+            self._conversion(np.dtype(plan.source.dtype), part)
+        if plan.interpolation in self._proven:
+            return
+        try:
+            with quiet_compiler():
+                cle = select(self._handle)
+                source, result = cle.push(np.ones((2, 2, 2), np.float32)), cle.create((3, 3, 3))
+                self._scale(source, result, (1.5, 1.5, 1.5), (0.0, 0.0, 0.0), plan.interpolation)
+                result.get()
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0]
+            raise DeviceError(f"{self.device.name} does not run OpenCL kernels: {reason}") from error
+        self._proven.add(plan.interpolation)
+
+    def uploads(self, block: Block, plan: Plan) -> dict[str, NDArray[Any]]:
+        """Return nothing: cle makes and uploads its matrix by itself."""
+        del block, plan
+        return {}
+
+    def enqueue(self, source: Any, target: Any, small: dict[str, Any], block: Block, plan: Plan) -> None:
+        """Give the block's kernels to the queue; see `StagedEngine.enqueue`."""
+        del small
         factor, shift = placement(block, plan)
-        staged = self._stage("input", block.padded_shape)
-        inside = Box(
-            block.pad_before,
-            cast(Index3, tuple(b + n for b, n in zip(block.pad_before, data.shape, strict=True))),
-        )
+        padded, written = block.padded_shape, block.write_box.shape
+        real, scaled = self._floats("padded", padded), self._floats("scaled", written)
+        for part in self._parts(plan):
+            kernels = self._conversion(np.dtype(plan.source.dtype), part)
+            sizes = [_int3(n) for n in (block.read_box.shape, block.pad_before, padded)]
+            kernels["widen"](self._queue, *grid_of(padded), source, real.base_data, *sizes)
+            self._scale(real, scaled, factor, shift, plan.interpolation)
+            kernels["narrow"](self._queue, *grid_of(written), scaled.base_data, target, _int3(written))
 
-        def run(result: NDArray[np.float32]) -> float:
-            _repeat_rim(staged, inside)
-            began = time.perf_counter()
-            with TURN:
-                waited = time.perf_counter() - began
-                if cancelled is not None and cancelled.is_set():
-                    raise Cancelled
-                self._run(staged, result, factor, shift, plan.interpolation)
-            return waited
-
-        if plan.interpolation == "nearest" and _exceeds_float(data):
-            bits = data.view(np.uint32)
-            wide = np.empty(shape, np.uint32)
-            half = self._stage("output", shape)
-            np.bitwise_and(bits, 0xFFFF, out=staged[inside.slices], casting="unsafe")
-            waited = run(half)
-            wide[...] = half
-            np.right_shift(bits, 16, out=staged[inside.slices], casting="unsafe")
-            waited += run(half)
-            for plane, high in zip(wide, half, strict=True):
-                np.bitwise_or(plane, high.astype(np.uint32) << 16, out=plane)
-            return Scaled(wide.view(data.dtype), waited)
-
-        staged[inside.slices] = data
-        if data.dtype == np.float32:
-            result = np.empty(shape, np.float32)
-            return Scaled(result, run(result))
-        real = self._stage("output", shape)
-        waited = run(real)
-        return Scaled(rounded(real, data.dtype), waited)
-
-    def prepare(self, plan: Plan) -> None:
-        """Do nothing: all that cle needs was built when the engine was made."""
-
-    def release(self) -> None:
-        """Let go of the staging arrays; those of threads that have ended are gone already."""
-        self._staging = threading.local()
-
-    def _run(
-        self,
-        source: NDArray[np.float32],
-        result: NDArray[np.float32],
-        factor: Float3,
-        shift: Float3,
-        interpolation: str,
-    ) -> None:
-        """Scale on the device: upload, compute, download. The caller has the turn."""
+    def _scale(self, source: Any, result: Any, factor: Float3, shift: Float3, interpolation: str) -> None:
+        """Let cle scale an array on the device. The caller has the turn."""
         cle = select(self._handle)
-        upload = cle.create(source.shape)
-        upload.set(source)
-        output = cle.create(result.shape)
         linear = interpolation == "linear"
         if shift == (0.0, 0.0, 0.0):
             fz, fy, fx = factor
             cle.scale(
-                upload,
-                output,
+                source,
+                result,
                 factor_x=fx,
                 factor_y=fy,
                 factor_z=fz,
@@ -135,33 +96,36 @@ class CleEngine:
                 linear_interpolation=linear,
             )
         else:
-            cle.affine_transform(upload, output, transform=_matrix(factor, shift), linear_interpolation=linear)
-        output.get(ary=result)
+            cle.affine_transform(source, result, transform=_matrix(factor, shift), linear_interpolation=linear)
 
-    def _stage(self, name: str, shape: Index3) -> NDArray[np.float32]:
-        """Return this thread's staging array of that name, grown if need be, in that shape."""
-        size = int(np.prod(shape))
-        held: NDArray[np.float32] | None = getattr(self._staging, name, None)
-        if held is None or held.size < size:
-            setattr(self._staging, name, None)  # let go of the old one before the new one is there
-            held = np.empty(size, np.float32)
-            setattr(self._staging, name, held)
-        return held[:size].reshape(shape)
+    def _floats(self, name: str, shape: Index3) -> Any:
+        """Return cle's array of that shape, in a buffer that is kept."""
+        from pyclesperanto_prototype._tier0._pycl import OCLArray
 
-    def _warm_up(self) -> None:
-        """Scale a few voxels, so that a device that cannot is found before anything is written.
+        return OCLArray(self._queue, shape, np.float32, data=self._buffers.get(name, 4 * math.prod(shape)))
 
-        PoCL's compiler prints its count of warnings to the process' standard error when it first builds a kernel.
-        """
-        data = np.ones((2, 2, 2), np.float32)
-        try:
-            with TURN, quiet_stderr():
-                for interpolation in ("linear", "nearest"):
-                    for shift in ((0.0, 0.0, 0.0), (0.25, 0.25, 0.25)):
-                        self._run(data, np.empty((3, 3, 3), np.float32), (1.5, 1.5, 1.5), shift, interpolation)
-        except Exception as error:
-            reason = str(error).strip().splitlines()[0]
-            raise DeviceError(f"{self.device.name} does not run OpenCL kernels: {reason}") from error
+    @staticmethod
+    def _parts(plan: Plan) -> tuple[str, ...]:
+        """Return the parts of a voxel that go through cle one after the other."""
+        kind = np.dtype(plan.source.dtype)
+        split = plan.interpolation == "nearest" and kind.kind in "iu" and kind.itemsize == 4
+        return ("low", "high") if split else ("all",)
+
+    @lru_cache(maxsize=32)  # noqa: B019 - engines live as long as the process
+    def _conversion(self, kind: np.dtype[Any], part: str) -> dict[str, Any]:
+        """Build the kernels between voxels of this type, or 16 of their bits, and float32."""
+        name = C_TYPES[kind.name]
+        voxel = "(v)" if kind.kind == "f" else f"convert_{name}_sat_rte(v)"
+        convert = {
+            "all": {"FLOAT(v)": "convert_float(v)", "VOXEL(v)": voxel, "JOIN(a, b)": "(b)"},
+            "low": {"FLOAT(v)": "convert_float((v) & 0xffff)", "VOXEL(v)": "convert_uint(v)", "JOIN(a, b)": "(b)"},
+            "high": {
+                "FLOAT(v)": "convert_float((uint)(v) >> 16)",
+                "VOXEL(v)": "convert_uint(v) << 16",
+                "JOIN(a, b)": "((a) | (b))",
+            },
+        }[part]
+        return build_kernels(self._queue, "convert.cl", {"IN": name} | convert)
 
 
 def select(handle: Any) -> Any:
@@ -207,42 +171,6 @@ def _axis_placement(axis: Axis, start: int, stop: int, base: int, *, exact: bool
     return axis.factor, float((low + high) / 2)
 
 
-def rounded(real: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return float32 voxels as integers, rounded half to even and saturated, plane by plane (`real` is used up)."""
-    info = np.iinfo(dtype)
-    result = np.empty(real.shape, dtype)
-    for plane, target in zip(real, result, strict=True):
-        np.rint(plane, out=plane)
-        if dtype.itemsize < 4:
-            np.clip(plane, info.min, info.max, out=plane)
-            target[...] = plane
-        else:  # float32 has no 2^31 - 1 or 2^32 - 1: what reaches the next power of two is beyond
-            exact = plane.astype(np.float64)
-            np.clip(exact, info.min, info.max, out=exact)
-            target[...] = exact
-    return result
-
-
-def _exceeds_float(data: NDArray[Any]) -> bool:
-    """Tell whether some integer in the array is beyond what float32 holds exactly."""
-    if data.dtype.itemsize < 4 or data.dtype.kind == "f":
-        return False
-    return int(data.max()) > FLOAT_EXACT or int(data.min()) < -FLOAT_EXACT
-
-
-def _repeat_rim(padded: NDArray[np.float32], inside: Box) -> None:
-    """Repeat the outermost voxels of the box `inside` over the rest of the array, in place."""
-    for axis in range(3):
-        first, last = inside.start[axis], inside.stop[axis]
-        at: list[Any] = [slice(None)] * 3
-
-        def planes(where: slice, at: list[Any] = at, axis: int = axis) -> tuple[Any, ...]:
-            return (*at[:axis], where, *at[axis + 1 :])
-
-        padded[planes(slice(0, first))] = padded[planes(slice(first, first + 1))]
-        padded[planes(slice(last, None))] = padded[planes(slice(last - 1, last))]
-
-
 def _matrix(factor: Float3, shift: Float3) -> NDArray[np.float64]:
     """Return the 4 x 4 matrix, x, y, z, from input to output coordinates, whose inverse cle applies."""
     matrix = np.eye(4)
@@ -252,20 +180,9 @@ def _matrix(factor: Float3, shift: Float3) -> NDArray[np.float64]:
     return matrix
 
 
-@contextlib.contextmanager
-def quiet_stderr() -> Iterator[None]:
-    """Send what C code writes to file descriptor 2 to nowhere for a moment."""
-    sys.stderr.flush()
-    try:
-        saved = os.dup(2)
-    except OSError:  # there is no standard error to protect
-        yield
-        return
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(nowhere)
+def _int3(shape: Index3) -> Any:
+    """Return three numbers, z, y, x, as an OpenCL vector x, y, z."""
+    from pyopencl import cltypes
+
+    vectors: Any = cltypes  # made when it is imported, out of sight of type checkers
+    return vectors.make_int3(*reversed(shape))

@@ -2,74 +2,199 @@
 //
 // Arrays are C-contiguous z, y, x. Positions are 64-bit. Macros set by the host for each build:
 //   IN, OUT   voxel types read and written          ACC      type of weights and sums, float or double
-//   K         weights per row                       V        voxels per vector along the contiguous axis
-//   ROUND(v)  a sum as OUT, ROUNDV(v) V sums: rounded half to even and saturated where OUT is an integer type
+//   K, KX     weights per row, also of x' table      V        voxels per vector along the contiguous axis
+//   SPAN      sums to keep in local memory, set where x comes with the axis before it
 //   SKIP      1 where a sample of weight 0 must not count, for it may be NaN or infinite
+//   LOWEST, HIGHEST   the range of OUT, set where OUT is an integer type: sums are rounded half to even and saturated
+//   SHIFT     1.5 * 2^23 for float, 1.5 * 2^52 for double: what is added to it is rounded to an integer
+//   PROCESSOR 1 on a CPU
+//
+// The work items of a group make a tile of a row together, V voxels each and then the next, so that any number of them
+// will do: one on a CPU, whole warps on a graphics card.
 //
 // fma everywhere and sums in the order of k: the same bits on every device and for every block.
 
+#ifdef WEIGHTED
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
 #define INV JOIN(IN, V)
+#define OUTV JOIN(OUT, V)
 #define ACCV JOIN(ACC, V)
-#define LOADV JOIN(vload, V)
-#define STOREV JOIN(vstore, V)
-#define TO_ACC JOIN(convert_, ACC)
 #define TO_ACCV JOIN(convert_, ACCV)
+#define TO_OUTV JOIN(convert_, OUTV)
 
-#ifdef WEIGHTED
+// PoCL's built-ins for vectors are functions, and are not inlined where it takes the processor for another one than its
+// library was built for (PoCL 3.0 on Zen 4): they then take five times as long as these operators.
+#if PROCESSOR
+typedef struct __attribute__((packed)) { INV v; } in_anywhere;
+typedef struct __attribute__((packed)) { OUTV v; } out_anywhere;
+typedef struct __attribute__((packed)) { ACCV v; } acc_anywhere;
+#define LOAD(p) ((__global const in_anywhere *)(p))->v
+#define LOAD_WEIGHTS(p) ((__global const acc_anywhere *)(p))->v
+#define STORE(value, p) ((__global out_anywhere *)(p))->v = value
+#else
+#define LOAD(p) JOIN(vload, V)(0, p)
+#define LOAD_WEIGHTS(p) JOIN(vload, V)(0, p)
+#define STORE(value, p) JOIN(vstore, V)(value, 0, p)
+#endif
+
+#if PROCESSOR && defined(__FMA__)  // clang contracts a product and a sum in one expression wherever it may
+#pragma OPENCL FP_CONTRACT ON
+#define FMA(a, b, c) ((a) * (b) + (c))
+#else
+#define FMA(a, b, c) fma(a, b, c)
+#endif
+
+// V sums as voxels.
+inline OUTV rounded(ACCV sum)
+{
+#ifndef LOWEST
+    return TO_OUTV(sum);
+#elif PROCESSOR
+    sum = sum > (ACCV)(LOWEST) ? sum : (ACCV)(LOWEST);
+    sum = sum < (ACCV)(HIGHEST) ? sum : (ACCV)(HIGHEST);
+    return TO_OUTV((sum + SHIFT) - SHIFT);
+#else
+    return JOIN(TO_OUTV, _sat_rte)(sum);
+#endif
+}
+
+// Store the first `count` voxels of a vector.
+inline void store(const OUTV value, __global OUT *out, const int count)
+{
+    if (count == V) {
+        STORE(value, out);
+        return;
+    }
+    union { OUTV all; OUT lane[V]; } part = {value};
+    for (int l = 0; l < count; l++)
+        out[l] = part.lane[l];
+}
+
+// The sums of `count` neighbouring voxels over K rows, which lie `inner` apart.
+inline ACCV over_rows(__global const IN *in, __global const ACC *weights, const ulong inner, const int count)
+{
+    ACCV sum = (ACCV)(0);
+    #if K <= 16  // longer ones take seconds to compile
+    #pragma unroll
+    #endif
+    for (int k = 0; k < K; k++, in += inner) {
+        if (SKIP && weights[k] == 0)
+            continue;
+        union { INV all; IN lane[V]; } samples;
+        if (count == V)
+            samples.all = LOAD(in);
+        else
+            for (int l = 0; l < V; l++)
+                samples.lane[l] = in[l < count ? l : 0];
+        sum = FMA((ACCV)(weights[k]), TO_ACCV(samples.all), sum);
+    }
+    return sum;
+}
+
 // One pass along an axis that is not the contiguous one. The arrays are (outer, n, inner) and (outer, m, inner):
 //   out[o, j, i] = sum over k of weights[j, k] * in[o, first[j] + k, i]
 // A table is one array: m rows of K weights, and after them the first sample of each row.
-__kernel void along_rows(__global const IN *in, __global OUT *out, __global const ACC *weights,
-                         const ulong n, const ulong m, const ulong inner)
+__kernel void along_rows(__global const IN *restrict in, __global OUT *restrict out,
+                         __global const ACC *restrict weights, const ulong n, const ulong m, const ulong inner,
+                         const ulong tile)
 {
     __global const int *first = (__global const int *)(weights + m * K);
-    const ulong i = get_global_id(0) * V, j = get_global_id(1), o = get_global_id(2);
-    if (i >= inner)
-        return;
-    in += (o * n + first[j]) * inner + i;
-    out += (o * m + j) * inner + i;
+    const ulong j = get_global_id(1), o = get_global_id(2);
+    const ulong begin = get_group_id(0) * tile, end = begin + tile < inner ? begin + tile : inner;
+    in += (o * n + first[j]) * inner;
+    out += (o * m + j) * inner;
     weights += j * K;
-    if (i + V <= inner) {
-        ACCV sum = (ACCV)(0);
-        #if K <= 16  // longer ones take seconds to compile
-        #pragma unroll
-        #endif
-        for (int k = 0; k < K; k++)
-            if (!SKIP || weights[k] != 0)
-                sum = fma((ACCV)(weights[k]), TO_ACCV(LOADV(0, in + k * inner)), sum);
-        STOREV(ROUNDV(sum), 0, out);
-    } else {
-        for (ulong rest = 0; i + rest < inner; rest++) {
-            ACC sum = 0;
-            for (int k = 0; k < K; k++)
-                if (!SKIP || weights[k] != 0)
-                    sum = fma(weights[k], TO_ACC(in[k * inner + rest]), sum);
-            out[rest] = ROUND(sum);
-        }
-    }
+    for (ulong i = begin + get_local_id(0) * V; i < end; i += get_local_size(0) * V)
+        if (i + V <= end)
+            store(rounded(over_rows(in + i, weights, inner, V)), out + i, V);
+        else
+            store(rounded(over_rows(in + i, weights, inner, end - i)), out + i, end - i);
 }
 
-// One pass along the contiguous axis: arrays of (z, y, n) and (z, y, m).
-__kernel void along_x(__global const IN *in, __global OUT *out, __global const ACC *weights,
-                      const ulong n, const ulong m)
+// What the pass along x reads: voxels, or the sums of the pass before it.
+#ifdef SPAN
+#define SAMPLES __local const ACC
+#define SAMPLE ACC
+#else
+#define SAMPLES __global const IN
+#define SAMPLE IN
+#endif
+
+// The sums of `count` neighbouring voxels along x, each with KX samples of its own; weights of a sample lie `m` apart.
+inline ACCV over_x(SAMPLES *samples, __global const int *first, __global const ACC *weights, const ulong m,
+                   const int start, const int count)
 {
-    __global const int *first = (__global const int *)(weights + m * K);
-    const ulong x = get_global_id(0), row = get_global_id(2) * get_global_size(1) + get_global_id(1);
-    if (x >= m)
-        return;
-    in += row * n + first[x];
-    weights += x * K;
-    ACC sum = 0;
-    #if K <= 16
+    ACCV sum = (ACCV)(0);
+    #if KX <= 16
     #pragma unroll
     #endif
-    for (int k = 0; k < K; k++)
-        if (!SKIP || weights[k] != 0)
-            sum = fma(weights[k], TO_ACC(in[k]), sum);
-    out[row * m + x] = ROUND(sum);
+    for (int k = 0; k < KX; k++, samples++, weights += m) {
+        union { JOIN(SAMPLE, V) all; SAMPLE lane[V]; } sample;
+        union { ACCV all; ACC lane[V]; } weight;
+        #pragma unroll
+        for (int l = 0; l < V; l++)
+            sample.lane[l] = samples[first[l < count ? l : 0] - start];
+        if (count == V)
+            weight.all = LOAD_WEIGHTS(weights);
+        else
+            for (int l = 0; l < V; l++)
+                weight.lane[l] = weights[l < count ? l : 0];
+        const ACCV next = FMA(weight.all, TO_ACCV(sample.all), sum);
+        sum = SKIP ? (weight.all == 0 ? sum : next) : next;
+    }
+    return sum;
 }
+
+#ifdef SPAN
+// A pass along another axis and the one along x at once: arrays of (outer, n, between, nx) and (outer, m, between, mx).
+// A work group makes a tile of a row. The sums that it needs of the first pass stay in local memory, as the numbers
+// that they would be outside.
+__kernel void rows_then_x(__global const IN *restrict in, __global OUT *restrict out,
+                          __global const ACC *restrict weights, __global const ACC *restrict weights_x, const ulong n,
+                          const ulong m, const ulong between, const ulong nx, const ulong mx, const ulong tile)
+{
+    __local ACC sums[SPAN + V] __attribute__((aligned(64)));
+    __global const int *first = (__global const int *)(weights + m * K);
+    __global const int *first_x = (__global const int *)(weights_x + mx * KX);
+    const ulong j = get_global_id(1), o = get_global_id(2) / between, b = get_global_id(2) % between;
+    const ulong begin = get_group_id(0) * tile, end = begin + tile < mx ? begin + tile : mx;
+    if (begin >= mx)
+        return;
+    in += ((o * n + first[j]) * between + b) * nx;
+    out += ((o * m + j) * between + b) * mx;
+    weights += j * K;
+    const int start = first_x[begin], stop = first_x[end - 1] + KX;
+    for (int i = start + get_local_id(0) * V; i < stop; i += get_local_size(0) * V)
+        if (i + V <= nx)
+            *(__local ACCV *)(sums + i - start) = over_rows(in + i, weights, between * nx, V);
+        else
+            *(__local ACCV *)(sums + i - start) = over_rows(in + i, weights, between * nx, nx - i);
+    barrier(CLK_LOCAL_MEM_FENCE);
+    for (ulong x = begin + get_local_id(0) * V; x < end; x += get_local_size(0) * V)
+        if (x + V <= end)
+            store(rounded(over_x(sums, first_x + x, weights_x + x, mx, start, V)), out + x, V);
+        else
+            store(rounded(over_x(sums, first_x + x, weights_x + x, mx, start, end - x)), out + x, end - x);
+}
+#else
+// One pass along the contiguous axis: arrays of (rows, n) and (rows, m). A work group makes a tile of `each` rows.
+// Its table has the weights of a k side by side, KX rows of m of them, so that they can be loaded as a vector.
+__kernel void along_x(__global const IN *restrict in, __global OUT *restrict out,
+                      __global const ACC *restrict weights, const ulong n, const ulong m, const ulong rows,
+                      const ulong tile, const ulong each)
+{
+    __global const int *first = (__global const int *)(weights + m * KX);
+    const ulong begin = get_group_id(0) * tile, end = begin + tile < m ? begin + tile : m;
+    const ulong from = get_global_id(1) * each, to = from + each < rows ? from + each : rows;
+    for (ulong row = from; row < to; row++)
+        for (ulong x = begin + get_local_id(0) * V; x < end; x += get_local_size(0) * V)
+            if (x + V <= end)
+                store(rounded(over_x(in + row * n, first + x, weights + x, m, 0, V)), out + row * m + x, V);
+            else
+                store(rounded(over_x(in + row * n, first + x, weights + x, m, 0, end - x)), out + row * m + x, end - x);
+}
+#endif
 #endif
 
 #ifdef PICKED

@@ -37,6 +37,12 @@ Floats = NDArray[np.float64]
 WIDEST = 2**20
 """Most samples that one row may weigh: a factor below a millionth is a mistake, and would fill the memory."""
 
+SPAN = 2048
+"""Sums between two passes that a work group keeps: 16 KiB of float64, of the 32 that every device has at least."""
+
+LEAST = 64
+"""Outputs that a work group makes of them at least, or its passes come one after the other."""
+
 NOISE = 2.0**-50
 """Weights of this size, as a share of the position, are what float64 left of a 0: a NaN must not spread by them."""
 
@@ -194,6 +200,29 @@ def pass_order(tables: Sequence[Table]) -> tuple[int, ...]:
         return total
 
     return min(permutations(axes), key=cost)
+
+
+def passes_at_once(tables: Sequence[Table]) -> tuple[tuple[int, ...], ...]:
+    """Return the passes in their order, each with the axes that it scales at once.
+
+    x comes with the axis before it where `SPAN` sums are enough for some work: then those are never written. They are
+    rounded no less, so this changes no bit; it is the volume's, not a block's, as the buffers it saves are planned.
+    """
+    passes: list[tuple[int, ...]] = []
+    for axis in pass_order(tables):
+        if axis == 2 and passes and outputs_of(SPAN, tables[2]) >= LEAST:
+            passes[-1] += (2,)
+        else:
+            passes.append((axis,))
+    return tuple(passes)
+
+
+def outputs_of(samples: int, table: Table) -> int:
+    """Return how many neighbouring output samples never read more than this many input samples; 8, 16, 24 ...
+
+    Of T outputs the first samples lie at most (T - 1) / factor + 1 apart.
+    """
+    return max(0, int((samples - table.width - 1) * table.axis.factor)) // 8 * 8
 
 
 def accumulator(*dtypes: np.dtype[Any]) -> np.dtype[Any]:

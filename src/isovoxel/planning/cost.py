@@ -1,29 +1,30 @@
 """How many bytes does one block take, on the device and on the host, every copy counted?
 
-The sums are plain so that they can be checked against what is really allocated::
+The sums are plain so that they can be checked against what is really allocated. Voxels travel in the source's dtype.
+On the host, for each block in flight::
 
-    device  = 4 * padded   input buffer, float32
-            + 4 * padded   input image, for the texture unit (linear only)
-            + 4 * written  output buffer, float32
-            + 64           the 4 x 4 float32 matrix
+    host    = itemsize * read      the source's voxels, in memory that the device reaches
+                                   (with map_overlap twice more: dask's block, and the block joined with its halo)
+            + itemsize * written   the result's voxels, likewise
+            + decode + encode      what reading and writing hold beside their voxels
 
-    host    = 4 * padded   staging of the input, float32       (for each block in flight)
-            + 4 * written  staging of the output, float32
-            + itemsize * read      the source's voxels (twice with map_overlap: joining a halo copies)
-            + itemsize * written   the result's voxels
-            + max(decode, encode)  what reading or writing holds for a moment beside its voxels
+On the device, `lanes` is how many blocks' voxels lie there at a time: 2 on a GPU, where one is copied while the
+kernels of another run, 1 on a CPU, whose kernels work in place: there these bytes are the host's. The `cle` engine::
+
+    device  = lanes * itemsize * read       input
+            + lanes * itemsize * written    output
+            + 4 * padded                    input buffer, float32
+            + 4 * padded                    input image, for the texture unit (linear only)
+            + 4 * written                   output buffer, float32
+            + 64                            the 4 x 4 float32 matrix
 
 where `read`, `padded` and `written` are numbers of voxels: of the read box, of the read box with the rim that is
-repeated around the volume, and of the write box. That is the `cle` engine; `exact` keeps the source's dtype::
+repeated around the volume, and of the write box. The `exact` engine::
 
-    device  = itemsize * read      input
-            + sum * between        what each pass but the last leaves, sums of 4 or 8 bytes
-            + itemsize * written   output
-            + tables               first sample and weights of each row, of the axis that has most of them
-
-    host    = itemsize * read      the source's voxels (three times with map_overlap: joined, then cut to the read box)
-            + itemsize * written   the result's voxels
-            + max(decode, encode)
+    device  = lanes * itemsize * read       input
+            + lanes * itemsize * written    output
+            + sum * between                 what each pass but the last leaves, sums of 4 or 8 bytes
+            + lanes * tables                first sample and weights of each row, of all axes that change
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from typing import NamedTuple
 
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import AXES
-from isovoxel.planning.limits import DeviceLimits
+from isovoxel.planning.limits import LANES, DeviceLimits
 
 FLOAT = 4
 """Bytes of a voxel on the device: cle computes in float32."""
@@ -65,6 +66,8 @@ class BlockCost:
     """Voxels of the largest buffer, where the engine counts them in 32 bits, else 0."""
     host: int
     """Projected bytes on the host of one block in flight."""
+    in_place: int
+    """Of the bytes on the device, those that are the host's and count there."""
 
     @property
     def device(self) -> int:
@@ -119,6 +122,7 @@ def cle_cost(
     written: Index3,
     itemsize: int,
     interpolation: str,
+    device: DeviceLimits,
     decode: int,
     encode: int,
     overlap: bool,
@@ -133,20 +137,23 @@ def cle_cost(
         Bytes of a voxel in input and output.
     interpolation
         "linear" or "nearest".
+    device
+        Says how many blocks' voxels lie on the device at a time.
     decode, encode
-        Bytes that reading and writing hold for a moment beside their arrays.
+        Bytes that reading and writing hold beside their arrays.
     overlap
         Whether the block reaches the engine as a dask block joined with its halo, beside which dask keeps the
         blocks it was joined from.
     """
     return BlockCost(
-        allocations=cle_allocations(padded, written, interpolation),
+        allocations=(
+            *_copies(read, written, itemsize, device),
+            *cle_allocations(padded, written, interpolation),
+        ),
+        in_place=_in_place(read, written, itemsize, device),
         image=padded if interpolation == "linear" else None,
         voxels=max(math.prod(padded), math.prod(written)),
-        host=FLOAT * (math.prod(padded) + math.prod(written))
-        + itemsize * math.prod(read) * (2 if overlap else 1)
-        + itemsize * math.prod(written)
-        + max(decode, encode),
+        host=_host(read, written, itemsize, decode + encode, overlap=overlap),
     )
 
 
@@ -154,11 +161,12 @@ def exact_cost(
     *,
     read: Index3,
     written: Index3,
-    order: tuple[int, ...],
+    passes: tuple[tuple[int, ...], ...],
     widths: Index3,
     itemsize: int,
     sum_bytes: int,
     moves: bool,
+    device: DeviceLimits,
     decode: int,
     encode: int,
     overlap: bool,
@@ -169,34 +177,54 @@ def exact_cost(
     ----------
     read, written
         Shapes of the read box and of the write box, z, y, x.
-    order
-        Axes in the order of their passes; axes that stay as they are have none.
+    passes
+        Axes of each pass, in their order; axes that stay as they are have none.
     widths
         Weights per row of each axis' table.
     itemsize, sum_bytes
         Bytes of a voxel, and of a weight or sum.
     moves
         Whether voxels are moved, not summed (nearest, mode): then there is one pass for all axes.
-    decode, encode, overlap
+    device, decode, encode, overlap
         As in `cle_cost`.
     """
-    allocations = [Allocation("input", itemsize * math.prod(read))]
-    shape = list(read)
-    for axis in order[:-1] if not moves else ():
-        shape[axis] = written[axis]
-        allocations.append(Allocation(f"sums after {AXES[axis]}", sum_bytes * math.prod(shape)))
-    allocations.append(Allocation("output", itemsize * math.prod(written)))
+    sums, shape = [], list(read)
+    for axes in passes[:-1] if not moves else ():
+        for axis in axes:
+            shape[axis] = written[axis]
+        sums.append(Allocation(f"sums after {AXES[axes[-1]]}", sum_bytes * math.prod(shape)))
     if moves:
-        tables = sum(3 * INDEX * n for n in written)
+        tables = [3 * INDEX * n for n in written]
     else:
-        tables = max((written[axis] * (INDEX + sum_bytes * widths[axis]) for axis in order), default=0)
-    allocations.append(Allocation("tables", tables))
+        tables = [written[axis] * (INDEX + sum_bytes * widths[axis]) for axes in passes for axis in axes]
     return BlockCost(
-        allocations=tuple(allocations),
+        allocations=(
+            *_copies(read, written, itemsize, device),
+            *sums,
+            Allocation("tables", LANES[device.kind] * sum(tables)),
+        ),
+        in_place=_in_place(read, written, itemsize, device),
         image=None,
         voxels=0,
-        host=itemsize * math.prod(read) * (3 if overlap else 1) + itemsize * math.prod(written) + max(decode, encode),
+        host=_host(read, written, itemsize, decode + encode, overlap=overlap),
     )
+
+
+def _copies(read: Index3, written: Index3, itemsize: int, device: DeviceLimits) -> list[Allocation]:
+    """Return the voxels of the blocks that are on their way to the device or back."""
+    one = [
+        Allocation("input", itemsize * math.prod(read)),
+        Allocation("output", itemsize * math.prod(written)),
+    ]
+    return LANES[device.kind] * one
+
+
+def _in_place(read: Index3, written: Index3, itemsize: int, device: DeviceLimits) -> int:
+    return itemsize * (math.prod(read) + math.prod(written)) if device.kind == "cpu" else 0
+
+
+def _host(read: Index3, written: Index3, itemsize: int, beside: int, *, overlap: bool) -> int:
+    return itemsize * (math.prod(read) * (3 if overlap else 1) + math.prod(written)) + beside
 
 
 def human_bytes(nbytes: float) -> str:

@@ -9,6 +9,9 @@ from isovoxel.geometry.box import Index3
 BUFFER_VOXELS = 2**31 - 1
 """Most voxels in one buffer: cle's kernels count them in 32 bits, and beyond it the process' context dies."""
 
+LANES = {"gpu": 2, "cpu": 1}
+"""How many blocks' voxels lie on a device at a time: a GPU copies those of one while the kernels of another run."""
+
 
 @dataclass(frozen=True, slots=True)
 class DeviceLimits:
@@ -42,3 +45,5 @@ class HostLimits:
     """How much it holds before the first block: the interpreter, libraries, compiled kernels."""
     threads: int
     """How many blocks may be in flight: each is read, scaled and written by one thread."""
+    helpers: int = 0
+    """How many threads may help them to encode while cores are idle."""

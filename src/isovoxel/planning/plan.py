@@ -20,11 +20,11 @@ from isovoxel.errors import OptionError
 from isovoxel.geometry.axis import Axis, Sampler, ceil_div, halo, longest
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.geometry.grid import AXES, Float3, VoxelGrid
-from isovoxel.geometry.tables import Table, accumulator, pass_order
+from isovoxel.geometry.tables import Table, accumulator, passes_at_once
 from isovoxel.geometry.texture import Texture
 from isovoxel.planning.cost import BlockCost, cle_cost, exact_cost
 from isovoxel.planning.limits import DeviceLimits, HostLimits
-from isovoxel.planning.storage import Storage, write_overhead
+from isovoxel.planning.storage import Storage, helper_overhead, write_overhead
 from isovoxel.version import __version__
 
 ENGINES = {"cle": ("linear", "nearest"), "exact": ("linear", "nearest", "cubic", "area", "mode")}
@@ -82,6 +82,8 @@ class Source:
     """Bytes that reading a box holds beside the voxels it returns."""
     identity: Mapping[str, Any]
     """What tells this input from another or a later one."""
+    caches: bool = False
+    """Whether its reader can keep decoded chunks, so that blocks which share some decode them once."""
 
     @property
     def itemsize(self) -> int:
@@ -143,6 +145,10 @@ class Plan:
     """The host it was made for."""
     antialias: bool = False
     """Whether kernels are widened by 1 / factor on axes that shrink."""
+    cache: int = 0
+    """Bytes of decoded chunks that the source's reader keeps for blocks to come."""
+    helpers: int = 0
+    """How many threads may help those of the blocks to encode while cores are idle."""
 
     # ---- axes and blocks -------------------------------------------------------------------------------------
 
@@ -236,11 +242,23 @@ class Plan:
     @cached_property
     def cost(self) -> BlockCost:
         """Projected bytes of the largest block."""
+        read, padded, written = self._largest
+        return self.cost_of(read=read, padded=padded, written=written)
+
+    @cached_property
+    def staging(self) -> tuple[int, int]:
+        """Bytes of the largest block's input and output voxels."""
+        read, _, written = self._largest
+        return math.prod(read) * self.source.itemsize, math.prod(written) * self.source.itemsize
+
+    @cached_property
+    def _largest(self) -> tuple[Index3, Index3, Index3]:
+        """The largest read box, padded read box and write box of a block."""
         shapes = [longest(sampler, b) for sampler, b in zip(self.samplers, self.block_shape, strict=True)]
-        return self.cost_of(
-            read=_triple([s[0] for s in shapes]),
-            padded=_triple([s[1] for s in shapes]),
-            written=_triple([min(b, m) for b, m in zip(self.block_shape, self.output.shape, strict=True)]),
+        return (
+            _triple([s[0] for s in shapes]),
+            _triple([s[1] for s in shapes]),
+            _triple([min(b, m) for b, m in zip(self.block_shape, self.output.shape, strict=True)]),
         )
 
     def cost_of(self, *, read: Index3, padded: Index3, written: Index3) -> BlockCost:
@@ -252,11 +270,12 @@ class Plan:
             return exact_cost(
                 read=read,
                 written=written,
-                order=pass_order(self.tables),
+                passes=passes_at_once(self.tables),
                 widths=(z, y, x),
                 itemsize=itemsize,
                 sum_bytes=accumulator(np.dtype(self.source.dtype)).itemsize,
                 moves=self.interpolation in MOVES,
+                device=self.device,
                 decode=self.source.read_overhead,
                 encode=encode,
                 overlap=overlap,
@@ -267,6 +286,7 @@ class Plan:
             written=written,
             itemsize=itemsize,
             interpolation=self.interpolation,
+            device=self.device,
             decode=self.source.read_overhead,
             encode=encode,
             overlap=overlap,
@@ -283,10 +303,16 @@ class Plan:
         return held_bytes(self) if self.halo_mode == "map_overlap" else 0
 
     @property
+    def helping(self) -> int:
+        """Projected bytes of the threads that help to encode."""
+        return helper_overhead(self.storage, self.source.itemsize, self.helpers)
+
+    @property
     def projected_host(self) -> int:
         """Projected bytes of the whole process, device memory included where the host provides it."""
-        shared = self.projected_device if self.device.shares_host_memory else 0
-        return self.host.baseline + shared + self.held + self.in_flight * self.cost.host
+        shared = self.cost.device - self.cost.in_place if self.device.shares_host_memory else 0
+        beside = self.held + self.cache + self.helping
+        return self.host.baseline + shared + beside + self.in_flight * self.cost.host
 
     @property
     def output_bytes(self) -> int:
@@ -299,7 +325,7 @@ class Plan:
     def fingerprint(self) -> str:
         """Hash of everything that can change a result, and of nothing else: budgets and threads are not in it."""
         what = {
-            "source": asdict(self.source) | {"name": "", "read_overhead": 0, "chunks": []},
+            "source": asdict(self.source) | {"name": "", "read_overhead": 0, "chunks": [], "caches": False},
             "output": asdict(self.output),
             "factor": self.factor,
             "interpolation": self.interpolation,

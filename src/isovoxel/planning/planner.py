@@ -1,16 +1,19 @@
 """Which blocks? Those that fit, and of those the ones that finish first.
 
-They are large, so that little is read twice, and not so few that reading, scaling and writing cannot overlap.
+They are large, so that little is read twice, and not so few that some threads have nothing left to do.
 
 1. Along each axis, a block is a whole number of shards: candidates are the counts that cut the axis evenly.
 2. For every candidate and axis, count what its blocks read: the longest span (for memory) and the sum of all spans
    rounded out to the source's chunks (for what is decoded). Both are products over the axes.
-3. Of all combinations that fit device and host, take the one with the least::
+3. Where the source keeps decoded chunks, memory saves decoding. Blocks go z slowest, so what neighbours along x
+   share is kept while some blocks pass, along y while a row of blocks passes, along z while a layer does. An axis
+   whose shared chunks are kept is decoded once, whatever its blocks.
+4. Of all combinations that fit device and host, take the one with the least::
 
-       (voxels decoded + voxels written + blocks * BLOCK_OVERHEAD) * (blocks + STAGES - 1) / blocks
+       (DECODE * voxels decoded + voxels written + blocks * BLOCK_OVERHEAD) * (blocks + threads - 1) / blocks
 
-   The last factor is that of a pipeline that fills and drains: 3 for a single block, close to 1 for many.
-4. Where nothing fits, try smaller shards (unless the user chose them), then fewer blocks in flight; where still
+   The last factor is that of threads which take block after block: at the end, most wait for the last.
+5. Where nothing fits, try smaller shards (unless the user chose them), then fewer blocks in flight; where still
    nothing fits, refuse with the numbers.
 """
 
@@ -35,14 +38,16 @@ from isovoxel.planning.plan import (
 )
 from isovoxel.planning.storage import Storage, smaller
 
-STAGES = 3
-"""Reading, scaling, writing: what a single block does one after the other."""
+DECODE = 0.5
+"""What decoding a voxel costs, where scaling, encoding and writing one cost 1 (measured, lz4)."""
 BLOCK_OVERHEAD = 2**20
 """What a block costs beside its voxels, in voxels: scheduling, allocations and transfers take a few milliseconds."""
 MAX_GRAPH_BLOCKS = 5_000
 """Most blocks for which `auto` builds a dask graph: at 25 tasks a block (measured) it then takes seconds to make."""
 MAX_SHARDS = 1_000_000
 """Most shards along one axis; more is a mistake in the zoom or the shard, and would take minutes to plan."""
+KEPT_CHUNK = 2**12
+"""Bytes allowed for keeping a decoded chunk beside its voxels."""
 CANDIDATES = 48
 """Most block lengths tried along one axis."""
 
@@ -54,6 +59,7 @@ class _Candidates:
     lengths: list[int]
     read: NDArray[np.float64]
     padded: NDArray[np.float64]
+    chunked: NDArray[np.float64]
     decoded: NDArray[np.float64]
     blocks: NDArray[np.float64]
 
@@ -112,6 +118,7 @@ def make_plan(
         window=(1, 1, 1),
         device=device,
         host=host,
+        helpers=host.helpers,
     )
     for name, m, s in zip(AXES, draft.output.shape, storage.shard, strict=True):
         if ceil_div(m, s) > MAX_SHARDS:
@@ -192,55 +199,79 @@ def plan_chunks(
 
 def _fit(draft: Plan, *, fixed_storage: bool) -> Plan:
     """Return the draft with the best storage, number of blocks in flight and block shape that fit."""
-    in_flight = draft.in_flight
     while True:
         storage: Storage | None = draft.storage
         while storage is not None:
-            if shape := _best_shape(replace(draft, storage=storage, in_flight=in_flight)):
-                found = replace(draft, storage=storage, block_shape=shape, in_flight=in_flight)
-                return replace(found, in_flight=min(in_flight, found.n_blocks))
+            if found := _best(replace(draft, storage=storage)):
+                return found
             storage = None if fixed_storage else smaller(storage)
-        if in_flight == 1:
+        if draft.in_flight == 1:
             raise DoesNotFitError(_refusal(draft, fixed_storage=fixed_storage))
-        in_flight //= 2
+        in_flight = draft.in_flight // 2
+        draft = replace(draft, in_flight=in_flight, helpers=min(draft.helpers, in_flight - 1))
 
 
-def _best_shape(draft: Plan) -> Index3 | None:
-    """Return the block shape of the least score that fits, or None where no whole shard fits."""
-    z, y, x = (
+def _best(draft: Plan) -> Plan | None:
+    """Return the draft with the block shape and cache of the least score that fits, or None where no shard fits."""
+    z, y, x = axes = tuple(
         _candidates(sampler, chunk, shard)
         for sampler, chunk, shard in zip(draft.samplers, draft.source.chunks, draft.storage.shard, strict=True)
     )
     # As float64, which holds counts that overflow 64-bit integers; whether one fits is checked in exact integers.
-    written = _product(*(np.array(c.lengths, dtype=np.float64) for c in (z, y, x)))
+    written = _product(*(np.array(c.lengths, dtype=np.float64) for c in axes))
     blocks = _product(z.blocks, y.blocks, x.blocks)
-    decoded = _product(z.decoded, y.decoded, x.decoded)
+    in_flight = np.minimum(draft.in_flight, blocks)
+    cached = _caches(axes, draft, in_flight)
+    decoded = np.stack([_decoded(axes, draft.source.grid.shape, kept) for kept in range(len(cached))])
 
-    stages = min(STAGES, draft.in_flight)
-    work = decoded + math.prod(draft.output.shape) + blocks * BLOCK_OVERHEAD
-    score = work * (blocks + stages - 1) / blocks
+    work = DECODE * decoded + math.prod(draft.output.shape) + blocks * BLOCK_OVERHEAD
+    score = work * (blocks + draft.in_flight - 1) / blocks
 
     # A first sieve, so that few need the exact check: the output alone must fit the largest allocation.
     roomy = written * draft.source.itemsize <= draft.device.largest_allocation
-    eligible = np.flatnonzero(roomy)
-    for flat in eligible[np.lexsort((blocks.flat[eligible], score.flat[eligible]))]:
-        i, j, k = (int(n) for n in np.unravel_index(flat, score.shape))
-        shape = (z.lengths[i], y.lengths[j], x.lengths[k])
-        if _fits(draft, (z, y, x), (i, j, k), shape):
-            return shape
+    eligible = np.flatnonzero(np.broadcast_to(roomy, score.shape))
+    blocks = np.broadcast_to(blocks, score.shape)
+    for flat in eligible[np.lexsort((blocks.flat[eligible], cached.flat[eligible], score.flat[eligible]))]:
+        _, i, j, k = (int(n) for n in np.unravel_index(flat, score.shape))
+        shape, cache, at_once = (z.lengths[i], y.lengths[j], x.lengths[k]), int(cached.flat[flat]), in_flight[i, j, k]
+        if _fits(draft, axes, (i, j, k), shape, cache, int(at_once)):
+            return replace(draft, block_shape=shape, cache=cache, in_flight=int(at_once))
     return None
 
 
-def _fits(draft: Plan, axes: tuple[_Candidates, ...], at: Index3, shape: Index3) -> bool:
+def _caches(axes: tuple[_Candidates, ...], draft: Plan, in_flight: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the bytes to keep nothing, or what neighbours share along x, y and x, or all axes, for all candidates."""
+    z, y, x = (c.chunked for c in axes)
+    nothing = np.zeros_like(in_flight)
+    if not draft.source.caches:
+        return nothing[None]
+    voxels = math.prod(draft.source.chunks)
+    itemsize = draft.source.itemsize + KEPT_CHUNK / voxels
+    _, ny, nx = (np.full_like(c.chunked, n) for c, n in zip(axes, draft.source.grid.shape, strict=True))
+    passing = itemsize * (in_flight + 1) * _product(z, y, x)
+    row, layer = itemsize * _product(z, y, nx), itemsize * _product(z, ny, nx)
+    return np.stack([nothing, passing, passing + row, passing + row + layer])
+
+
+def _decoded(axes: tuple[_Candidates, ...], shape: Index3, kept: int) -> NDArray[np.float64]:
+    """Return the voxels decoded where the last `kept` axes are decoded once, for all candidates."""
+    return _product(
+        *(
+            np.full_like(c.decoded, n) if axis >= len(AXES) - kept else c.decoded
+            for axis, (c, n) in enumerate(zip(axes, shape, strict=True))
+        )
+    )
+
+
+def _fits(draft: Plan, axes: tuple[_Candidates, ...], at: Index3, shape: Index3, cache: int, in_flight: int) -> bool:
     """Tell whether blocks of this shape fit device and host, in exact integers."""
     read, padded = (
         tuple(int(getattr(c, name)[i]) for c, i in zip(axes, at, strict=True)) for name in ("read", "padded")
     )
     cost = draft.cost_of(read=(read[0], read[1], read[2]), padded=(padded[0], padded[1], padded[2]), written=shape)
-    shared = cost.device if draft.device.shares_host_memory else 0
-    in_flight = min(draft.in_flight, math.prod(int(c.blocks[i]) for c, i in zip(axes, at, strict=True)))
+    shared = cost.device - cost.in_place if draft.device.shares_host_memory else 0
     held = in_flight * draft.source.itemsize * math.prod(read) if draft.halo_mode == "map_overlap" else 0
-    host = draft.host.baseline + shared + held + in_flight * cost.host
+    host = draft.host.baseline + shared + held + cache + draft.helping + in_flight * cost.host
     return not cost.excess(draft.device) and host <= draft.host.allowed
 
 
@@ -250,16 +281,17 @@ def _candidates(sampler: Sampler, chunk: int, shard: int) -> _Candidates:
     shards = ceil_div(axis.m, shard)
     counts = np.unique(np.geomspace(1, shards, CANDIDATES).round().astype(np.int64))
     lengths = sorted({min(axis.m, ceil_div(shards, int(n)) * shard) for n in counts}, reverse=True)
-    read, padded, decoded, blocks = [], [], [], []
+    read, padded, chunked, decoded, blocks = [], [], [], [], []
     for length in lengths:
         span = sampler.spans(*axis.intervals(length))
         whole_chunks = np.minimum(axis.n, -(-span.last // chunk) * chunk) - span.first // chunk * chunk
         most = longest(sampler, length)
         read.append(most[0])
         padded.append(most[1])
+        chunked.append(int(whole_chunks.max()))
         decoded.append(int(whole_chunks.sum()))
         blocks.append(len(span.first))
-    return _Candidates(lengths, *(np.array(v, dtype=np.float64) for v in (read, padded, decoded, blocks)))
+    return _Candidates(lengths, *(np.array(v, dtype=np.float64) for v in (read, padded, chunked, decoded, blocks)))
 
 
 def _product(z: NDArray[np.float64], y: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -21,17 +21,17 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from isovoxel.engines.base import Cancelled, Engine
+from isovoxel.engines.base import Cancelled, Engine, Stage
 from isovoxel.errors import InterruptedJobError, JobError
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.planning.plan import Block, Plan
 from isovoxel.run.events import BlockDone, Event, JobFinished, JobStarted, Listener
+from isovoxel.volumes.base import ReadBox
 
 if TYPE_CHECKING:
     from isovoxel.run.overlap import Window
 
 T = TypeVar("T")
-ReadBox = Callable[[Box], NDArray[Any]]
 
 
 class Writer(Protocol):
@@ -42,7 +42,11 @@ class Writer(Protocol):
         ...
 
     def finish(self) -> None:
-        """Mark the output complete."""
+        """Mark the output complete, and close."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what writing holds."""
         ...
 
 
@@ -95,6 +99,8 @@ class Job:
         self._cancelled.set()
         pool.shutdown(wait=True, cancel_futures=True)
         self.engine.release()
+        if failure is not None:
+            self.writer.close()
         if isinstance(failure, KeyboardInterrupt):
             raise InterruptedJobError(f"interrupted; {self._kept()}") from None
         if isinstance(failure, Exception):
@@ -127,13 +133,14 @@ class Job:
     def _do_block(self, block: Block) -> None:
         if self._cancelled.is_set():
             return
-        began = time.perf_counter()
-        voxels = self._guard("reading", block, lambda: self.read(block.read_box))
-        self._scale_and_write(voxels, block, time.perf_counter() - began)
+        with self.engine.staged(block, self.plan) as stage:
+            began = time.perf_counter()
+            self._guard("reading", block, lambda: self.read(block.read_box, stage.input))
+            self._scale_and_write(stage, block, time.perf_counter() - began)
 
-    def _scale_and_write(self, voxels: NDArray[Any], block: Block, read_seconds: float) -> None:
+    def _scale_and_write(self, stage: Stage, block: Block, read_seconds: float) -> None:
         began = time.perf_counter()
-        scaled = self._guard("scaling", block, lambda: self.engine.scale(voxels, block, self.plan, self._cancelled))
+        scaled = self._guard("scaling", block, lambda: stage.scale(self._cancelled))
         between = time.perf_counter()
         self._guard("writing", block, lambda: self.writer.write(block.write_box, scaled.data))
         self._tell(
@@ -189,7 +196,11 @@ class Job:
     def _do_overlapped(self, voxels: NDArray[Any], block: Block) -> NDArray[Any]:
         if self._cancelled.is_set():
             raise Cancelled
-        self._scale_and_write(voxels, block, self._read_seconds.pop(block.index, 0.0))
+        with self.engine.staged(block, self.plan) as stage:
+            began = time.perf_counter()
+            stage.input[...] = voxels
+            copied = time.perf_counter() - began
+            self._scale_and_write(stage, block, self._read_seconds.pop(block.index, 0.0) + copied)
         return np.ones((1, 1, 1), np.bool_)
 
     # ---- what happened ---------------------------------------------------------------------------------------

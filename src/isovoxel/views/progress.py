@@ -11,13 +11,13 @@ import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
-from rich.table import Column
+from typing import TYPE_CHECKING, Self
 
 from isovoxel.run.events import BlockDone, Event, JobFinished, JobStarted
+
+if TYPE_CHECKING:  # rich is loaded where there is a terminal to draw on
+    from rich.console import Console
+    from rich.progress import Progress
 
 LOG_SECONDS = 30.0
 """Least time between two lines where there is no terminal."""
@@ -29,7 +29,7 @@ class ProgressView:
     Parameters
     ----------
     console
-        Where to draw; by default standard error.
+        Where to draw; by default standard error, drawn on if it is a terminal and else written to.
     quiet
         Draw and write nothing.
     clock
@@ -48,8 +48,7 @@ class ProgressView:
         quiet: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        # Asked here, for rich takes FORCE_COLOR, which many log files set, for a terminal.
-        self._console = console or Console(stderr=True, force_terminal=sys.stderr.isatty())
+        self._console = console if console is not None or quiet else _terminal()
         self._quiet = quiet
         self._clock = clock
         self._bar: Progress | None = None
@@ -100,9 +99,12 @@ class ProgressView:
         self._started = self._last_block = self._last_line = self._clock()
         if self._quiet:
             return
-        if not self._console.is_interactive:
+        if self._console is None or not self._console.is_interactive:
             self._write(f"scaling {_blocks(self._blocks)}, {self._voxels / 1e6:,.1f} Mvoxel")
             return
+        from rich.progress import BarColumn, Progress, TextColumn
+        from rich.table import Column
+
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
@@ -136,7 +138,20 @@ class ProgressView:
             self._write(f"{word}: {self}")
 
     def _write(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        if self._console is None:
+            print(line, file=sys.stderr)  # noqa: T201 - this is what it is for
+        else:
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _terminal() -> Console | None:
+    """Return standard error as something to draw on, or None where it is a log file or a pipe."""
+    # Asked here, for rich takes FORCE_COLOR, which many log files set, for a terminal.
+    if not sys.stderr.isatty():
+        return None
+    from rich.console import Console
+
+    return Console(stderr=True, force_terminal=True)
 
 
 def _blocks(count: int) -> str:
