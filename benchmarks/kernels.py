@@ -3,22 +3,28 @@
 For each engine, dtype, factor and kernel: the largest and mean error against float64 over sampled boxes, in the
 dtype's own grey levels (0.5 is rounding), on random data of its whole range; and output voxels per second, best of
 three, of the whole call (upload, kernels, download) and of the kernels alone, with the data on the device.
+
+Beside it stands what the device's memory allows at best: every voxel of the input is read once and every voxel of the
+output written once, in the dtype itself, at the speed at which the device copies.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyopencl as cl
 from numpy.typing import NDArray
 
-from isovoxel.engines.cle import placement, select
+from benchmarks.cases import FACTORS, three
+from benchmarks.copies import device_bandwidth
+from benchmarks.machine import best, describe, print_header, print_row, write_json
+from isovoxel.engines.cle import select
 from isovoxel.engines.devices import find_device, opencl_device
 from isovoxel.engines.open import open_engine
 from isovoxel.engines.reference import reference
@@ -29,7 +35,6 @@ from isovoxel.planning.plan import Plan, Source
 from isovoxel.planning.planner import make_plan
 from isovoxel.planning.storage import Storage
 
-FACTORS: tuple[Float3, ...] = ((4.0, 1.0, 1.0), (3.7, 1.3, 1.3), (1.0, 0.202, 0.202))
 CASES = [
     ("cle", "uint16", "linear", False),
     ("exact", "uint16", "linear", False),
@@ -39,26 +44,59 @@ CASES = [
     ("exact", "float32", "linear", False),
 ]
 BOXES, SIDE = 24, 24
+COPIED = 512 * 2**20
+"""Bytes that are copied on the device to see how fast its memory is."""
+
+
+COLUMNS = (
+    "engine",
+    "dtype",
+    "kernel",
+    "factors",
+    "largest error",
+    "mean error",
+    "whole call, Gvoxel/s",
+    "kernels, Gvoxel/s",
+    "bytes per output voxel",
+    "share of the bytes bound",
+)
 
 
 def main(arguments: list[str]) -> None:
     """Run the benchmark."""
     options = argparse.ArgumentParser(prog="python -m benchmarks kernels", description=__doc__)
-    options.add_argument("--voxels", type=float, default=64e6, help="output voxels, about")
-    options.add_argument("--device", default="auto")
+    options.add_argument("--factors", default=FACTORS, help=f"z,y,x of each case, by default {FACTORS!r}")
+    options.add_argument("--voxels", type=float, default=64e6, help="output voxels, about (input, where it shrinks)")
+    options.add_argument("--engine", default="cle,exact")
+    options.add_argument("--dtype", default="uint8,uint16,float32")
+    options.add_argument("--kernel", default="linear,cubic")
+    options.add_argument("--device", default="auto", help="OpenCL device, by number or name")
+    options.add_argument("--json", type=Path, help="file to write all numbers to")
     chosen = options.parse_args(arguments)
-    device = find_device(chosen.device)
-    print(f"device: {device.name}, about {chosen.voxels / 1e6:.0f} Mvoxel out (in, where it shrinks)")
-    print(
-        "| engine | dtype | kernel | factors | largest error | mean error | whole call, Gvoxel/s | kernels, Gvoxel/s |"
-    )
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    for factor in FACTORS:
+    bandwidth = device_bandwidth(chosen.device, COPIED)
+    record: dict[str, Any] = {
+        "machine": describe(Path(), chosen.device),
+        "device_bytes_per_second": bandwidth,
+        "kernels": [],
+    }
+    machine = record["machine"]
+    print(f"{machine['date']}, {machine['device']}, {machine['cores']} cores, {machine['processor']}")
+    print(f"a copy on the device reads and writes {bandwidth / 1e9:.3g} GB/s\n")
+    print_header(COLUMNS)
+    for text in chosen.factors.split():
+        factor = three(text)
         for engine, dtype, interpolation, antialias in CASES:
-            if antialias and min(factor) >= 1:
-                continue
-            plan = plan_of(engine, dtype, interpolation, factor, chosen, antialias=antialias)
-            print(row(plan, chosen.device), flush=True)
+            asked = (
+                engine in chosen.engine.split(",")
+                and dtype in chosen.dtype.split(",")
+                and interpolation in chosen.kernel.split(",")
+            )
+            if asked and (min(factor) < 1 or not antialias):
+                plan = plan_of(engine, dtype, interpolation, factor, chosen, antialias=antialias)
+                found = measure(plan, chosen.device, bandwidth)
+                record["kernels"].append(found)
+                print_row(_cells(found))
+    write_json(chosen.json, record)
 
 
 def plan_of(
@@ -81,8 +119,8 @@ def plan_of(
     return replace(plan, block_shape=whole)
 
 
-def row(plan: Plan, device: str) -> str:
-    """Return the measurements of one plan as a row of the table."""
+def measure(plan: Plan, device: str, bandwidth: float) -> dict[str, Any]:
+    """Return speed and precision of one plan's kernels, as JSON values."""
     rng = np.random.default_rng(0)
     kind = np.dtype(plan.source.dtype)
     shape = plan.source.grid.shape
@@ -106,47 +144,48 @@ def row(plan: Plan, device: str) -> str:
         if kind.kind != "f":  # what lies beyond the dtype saturates
             expected = np.clip(expected, 0, np.iinfo(kind).max)
         errors.append(np.abs(result[box.slices].astype(np.float64) - expected))
-    largest, mean = max(e.max() for e in errors), np.mean([e.mean() for e in errors])
-    form = "{:.3g}" if kind.kind == "f" else "{:.2f}"
-    kernel = plan.interpolation + (", anti-aliased" if plan.antialias else "")
-    speeds = " | ".join(f"{result.size / seconds / 1e9:.3g}" for seconds in (whole, alone))
-    return (
-        f"| {plan.engine} | {kind.name} | {kernel} | {plan.factor} | {form.format(largest)} | {form.format(mean)} "
-        f"| {speeds} |"
-    )
+    least_bytes = kind.itemsize * (data.size / result.size + 1)
+    return {
+        "engine": plan.engine,
+        "dtype": kind.name,
+        "kernel": plan.interpolation + (", anti-aliased" if plan.antialias else ""),
+        "factor": plan.factor,
+        "largest_error": float(max(e.max() for e in errors)),
+        "mean_error": float(np.mean([e.mean() for e in errors])),
+        "call_voxels_per_second": result.size / whole,
+        "voxels_per_second": result.size / alone,
+        "bytes_per_voxel": least_bytes,
+        "bound_voxels_per_second": bandwidth / least_bytes,
+    }
 
 
-def best(run: Callable[[], Any]) -> float:
-    """Return the least of three durations."""
-    durations = []
-    for _ in range(3):
-        began = time.perf_counter()
-        run()
-        durations.append(time.perf_counter() - began)
-    return min(durations)
+def _cells(found: dict[str, Any]) -> list[str]:
+    """Return one row of the table."""
+    form = "{:.3g}" if found["dtype"].startswith("float") else "{:.2f}"
+    return [
+        *(found[name] for name in ("engine", "dtype", "kernel")),
+        f"({', '.join(f'{f:g}' for f in found['factor'])})",
+        *(form.format(found[name]) for name in ("largest_error", "mean_error")),
+        *(f"{found[name] / 1e9:.3g}" for name in ("call_voxels_per_second", "voxels_per_second")),
+        f"{found['bytes_per_voxel']:.3g}",
+        f"{100 * found['voxels_per_second'] / found['bound_voxels_per_second']:.2g} %",
+    ]
 
 
 def resident(engine: Any, read: NDArray[Any], plan: Plan) -> Callable[[], None]:
-    """Return what runs a block's kernels on data that lie on the device, and waits for them."""
-    cle = select(opencl_device(engine.device))
-    queue = cle.get_device().queue
-    block = plan.block(0)
-    if plan.engine == "cle":
-        source = cle.create(block.padded_shape)
-        source.set(np.zeros(block.padded_shape, np.float32))
-        output = cle.create(block.write_box.shape)
-        (fz, fy, fx), _ = placement(block, plan)
+    """Return what runs a block's kernels, conversions included, on data that lie on the device, and waits for them."""
+    queue = select(opencl_device(engine.device)).get_device().queue
+    block, flags = plan.block(0), cl.mem_flags
 
-        def run_cle() -> None:
-            cle.scale(source, output, factor_x=fx, factor_y=fy, factor_z=fz, centered=False, linear_interpolation=True)
-            queue.finish()
+    def on_device(array: NDArray[Any]) -> Any:
+        return cl.Buffer(queue.context, flags.READ_ONLY | flags.COPY_HOST_PTR, hostbuf=array)
 
-        return run_cle
+    source = on_device(read)
+    small = {name: on_device(array) for name, array in engine.uploads(block, plan).items()}
+    target = cl.Buffer(queue.context, flags.READ_WRITE, block.write_box.size * read.itemsize)
 
-    source = cl.Buffer(queue.context, cl.mem_flags.READ_ONLY | cl.mem_flags.COPY_HOST_PTR, hostbuf=read)
-
-    def run_exact() -> None:
-        engine.passes(source, read.dtype, block, plan)
+    def run() -> None:
+        engine.enqueue(source, target, small, block, plan)
         queue.finish()
 
-    return run_exact
+    return run

@@ -1,36 +1,126 @@
-"""The benchmarks run, on tiny sizes."""
+"""The benchmarks run, on tiny sizes, and what they print and write has the shape that its readers expect."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
+NAMES = ("kernels", "limits", "job", "scaling", "peers", "startup", "roofline", "aliasing", "writers")
 
 
-def test_the_job_benchmark_runs_and_finds_its_results_right(tmp_path: Path) -> None:
-    """It prints a row for each engine and way to the halo, which holds, with an error of rounding for whole factors."""
-    command = [sys.executable, "-m", "benchmarks", "job", "--shape", "16,64,64"]
-    command += ["--samples", "60", "--folder", str(tmp_path / "files")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    lines = [line for line in done.stdout.splitlines() if line.startswith(("| cle", "| exact"))]
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
-    halos = ["direct", "map_overlap"]
-    assert [row[:2] for row in rows] == [[engine, halo] for engine in ("cle", "exact") for halo in halos]
-    assert all(float(row[-2]) <= 0.5 + 1e-3 for row in rows)
-    assert all(row[-1] == "holds" for row in rows)
-    assert "one piece   zoom 4: finished with shape (64, 64, 64)" in done.stdout
-    assert not (tmp_path / "files").exists()
+def run(*words: object) -> str:
+    """Run a benchmark and return what it prints."""
+    command = [sys.executable, "-m", "benchmarks", *map(str, words)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def numbers(path: Path) -> Any:
+    """Return what a benchmark wrote, having looked that it names the machine."""
+    record = json.loads(path.read_text("utf-8"))
+    assert set(record["machine"]) == {"date", "processor", "cores", "device", "files"}
+    return record
+
+
+def assert_limit(limit: Any) -> None:
+    """The limit is the fastest way in and the fastest way out, one after the other."""
+    steps = [limit["decode"], limit["encode"]]
+    for step in steps:
+        assert step["seconds"] == min(step["tried"].values()) == step["tried"][step["by"]] > 0
+    assert limit["seconds"] == pytest.approx(sum(step["seconds"] for step in steps))
+
+
+@pytest.fixture
+def in_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this process import the benchmarks."""
+    monkeypatch.syspath_prepend(ROOT)
+
+
+@pytest.mark.usefixtures("in_checkout")
+@pytest.mark.parametrize("name", NAMES)
+def test_each_benchmark_says_what_it_measures(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its help begins with its usage, and goes on with what it does."""
+    with pytest.raises(SystemExit) as done:
+        import_module(f"benchmarks.{name}").main(["--help"])
+    assert done.value.code == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"usage: python -m benchmarks {name}")
+    assert len(said.splitlines()) > 8
+
+
+@pytest.mark.usefixtures("in_checkout")
+def test_the_data_are_like_a_microscopes_and_the_same_each_time() -> None:
+    """About 12 of 16 bits are used, the noise is that of photons, and no plane repeats."""
+    voxels_of = import_module("benchmarks.data").voxels_of
+    voxels = voxels_of((24, 96, 96))
+    assert np.array_equal(voxels, voxels_of((24, 96, 96)))
+    assert not np.array_equal(voxels, voxels_of((24, 96, 96), seed=1))
+    assert 1024 <= voxels.max() < 4096
+    assert len({plane.tobytes() for plane in voxels}) == 24
+    # The structure is linear between its knots: what is left in second differences is noise.
+    real = voxels.astype(np.float64)
+    noise = np.diff(real, 2, axis=2).var() / 6
+    assert noise == pytest.approx(real.mean(), rel=0.1)
+
+
+def test_the_job_benchmark_measures_the_limit_and_is_drawn(tmp_path: Path) -> None:
+    """Both engines have their numbers, which add up; pictures show where time goes, and what others do."""
+    said = run(
+        *("job", "--factors", "4,1,1", "--voxels", 3e5, "--samples", 0, "--repeat", 1, "--halo", "direct"),
+        *("--folder", tmp_path / "files", "--json", tmp_path / "job.json", "--figure", tmp_path / "job.png"),
+    )
+    assert "one piece: finished with shape (68, 67, 67)" in said
+    record = numbers(tmp_path / "job.json")
+    (case,) = record["cases"]
+    assert case["factor"] == [4, 1, 1]
+    assert_limit(case["limit"])
+    assert [job["engine"] for job in case["jobs"]] == ["cle", "exact"]
+    for job in case["jobs"]:
+        assert job["ratio"] == pytest.approx(job["seconds"] / case["limit"]["seconds"])
+        assert 0 < job["explained"] < 1.1
+        assert job["peak_bytes"] <= job["projected_bytes"] <= job["allowed_bytes"]
+        assert job["process_seconds"] > job["seconds"]
+    assert {(kernel["engine"], tuple(kernel["factor"])) for kernel in record["kernels"]} == {
+        ("cle", (4, 1, 1)),
+        ("exact", (4, 1, 1)),
+    }
+    assert list((tmp_path / "files").iterdir()) == []
+
+    rows = [{"name": "another", "voxels_per_second": 1e6}, {"name": "a third", "skipped": "it is not installed"}]
+    peers = {"machine": record["machine"], "factor": [4.0, 1.0, 1.0], "rows": rows}
+    (tmp_path / "peers.json").write_text(json.dumps(peers), "utf-8")
+    files = ["--job", tmp_path / "job.json", "--peers", tmp_path / "peers.json"]
+    run("roofline", *files, "--output", tmp_path / "roofline.png")
+    for name in ("job.png", "roofline.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert picture.width > 800
+        assert (tmp_path / name).stat().st_size < 150_000
+
+
+def test_the_job_benchmark_takes_one_large_case_and_verifies_it(tmp_path: Path) -> None:
+    """A shape, a voxel size and a zoom make a case of their own; both ways to the halo give what holds."""
+    said = run(
+        *("job", "--shape", "16,64,64", "--engine", "exact", "--samples", 60, "--repeat", 1, "--no-one-piece"),
+        *("--folder", tmp_path, "--json", tmp_path / "job.json"),
+    )
+    assert "factors (4, 1, 1): (16, 64, 64) uint16 becomes (64, 64, 64)" in said
+    (case,) = numbers(tmp_path / "job.json")["cases"]
+    assert [(job["halo"], job["holds"]) for job in case["jobs"]] == [("direct", True), ("map_overlap", True)]
+    assert all(job["largest_error"] <= 0.501 for job in case["jobs"])
 
 
 def test_the_aliasing_benchmark_shows_what_antialiasing_is_for(tmp_path: Path) -> None:
     """Unfiltered, what the result cannot hold stays as something else; filtered, it goes and the rest stays."""
-    command = [sys.executable, "-m", "benchmarks", "aliasing", "--side", "400", "--png", str(tmp_path / "plate.png")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    rows = [line.split("|")[1:-1] for line in done.stdout.splitlines() if line.startswith(("| linear", "| cubic"))]
+    said = run("aliasing", "--side", 400, "--png", tmp_path / "plate.png")
+    rows = [line.split("|")[1:-1] for line in said.splitlines() if line.startswith(("| linear", "| cubic"))]
     shares = {row[0].strip(): [float(cell.strip(" %")) for cell in row[1:]] for row in rows}
     for kernel in ("linear", "cubic"):
         aliased, kept = shares[kernel]
@@ -43,26 +133,83 @@ def test_the_aliasing_benchmark_shows_what_antialiasing_is_for(tmp_path: Path) -
         assert picture.width > 2 * 80
 
 
-def test_the_kernels_benchmark_measures_both_engines() -> None:
-    """On tiny sizes each engine and dtype has its rows, and integers are off by little more than rounding."""
-    command = [sys.executable, "-m", "benchmarks", "kernels", "--voxels", "30000"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    lines = [line for line in done.stdout.splitlines() if line.startswith(("| cle", "| exact"))]
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
-    assert {(row[0], row[1]) for row in rows} == {
+def test_the_kernels_benchmark_measures_both_engines(tmp_path: Path) -> None:
+    """On tiny sizes each engine and dtype has its numbers, and integers are off by little more than rounding."""
+    run("kernels", "--voxels", 30000, "--json", tmp_path / "kernels.json")
+    record = numbers(tmp_path / "kernels.json")
+    assert {(found["engine"], found["dtype"]) for found in record["kernels"]} == {
         ("cle", "uint16"),
         ("exact", "uint16"),
         ("exact", "uint8"),
         ("exact", "float32"),
     }
-    for row in rows:
-        assert float(row[4]) < (0.52 if row[0] == "exact" else 1000)
-        assert all(float(speed) > 0 for speed in row[-2:])
+    for found in record["kernels"]:
+        assert found["largest_error"] < (0.52 if found["engine"] == "exact" else 1000)
+        assert found["voxels_per_second"] > 0
+        assert found["bound_voxels_per_second"] == pytest.approx(
+            record["device_bytes_per_second"] / found["bytes_per_voxel"]
+        )
+    first = record["kernels"][0]
+    assert (first["factor"], first["dtype"]) == ([4, 1, 1], "uint16")
+    assert first["bytes_per_voxel"] == pytest.approx(2.5)
+
+
+def test_the_limits_benchmark_tries_all_readers_and_writers(tmp_path: Path) -> None:
+    """Each has its seconds, the fastest makes the limit, and every way that bytes go has its speed."""
+    run("limits", "--factors", "2,1,1", "--voxels", 3e5, "--copied", 1e6, "--json", tmp_path / "limits.json")
+    record = numbers(tmp_path / "limits.json")
+    (case,) = record["cases"]
+    assert_limit(case)
+    for step in (case["decode"], case["encode"]):
+        assert any(name.startswith("isovoxel") for name in step["tried"])
+    assert len(record["bytes_per_second"]) == 8
+    assert all(rate > 0 for rate in record["bytes_per_second"].values())
+
+
+def test_the_scaling_benchmark_measures_growth_and_the_cost_of_a_block(tmp_path: Path) -> None:
+    """Volumes double, many tiny blocks stand against few, and both ways to the halo have a cost."""
+    run(
+        *("scaling", "--voxels", 1e5, "--repeat", 1, "--threads", 1, "--largest", 2, "--shards", 16),
+        *("--blocks-side", 48, "--folder", tmp_path, "--json", tmp_path / "scaling.json"),
+    )
+    record = numbers(tmp_path / "scaling.json")
+    assert [found["threads"] for found in record["threads"]] == [1]
+    assert [found["what"] for found in record["shards"]] == ["shards of 16"]
+    small, large = (found["voxels"] for found in record["volumes"])
+    assert large == pytest.approx(2 * small, rel=0.05)
+    for group in ("threads", "shards", "volumes"):
+        for found in record[group]:
+            assert found["ns_per_voxel"] == pytest.approx(1e9 * found["seconds"] / found["voxels"])
+    assert [found["halo"] for found in record["blocks"]] == ["direct", "map_overlap"]
+    for found in record["blocks"]:
+        assert found["many"]["blocks"] >= 27 > found["few"]["blocks"]
+
+
+def test_the_peers_benchmark_compares_results_too(tmp_path: Path) -> None:
+    """Others give isovoxel's voxels but for rounding."""
+    run(
+        *("peers", "--voxels", 2e5, "--repeat", 1, "--program", "scipy.ndimage.zoom"),
+        *("--folder", tmp_path, "--json", tmp_path / "peers.json"),
+    )
+    ours, theirs = numbers(tmp_path / "peers.json")["rows"]
+    assert (ours["name"], theirs["name"]) == ("isovoxel exact", "scipy.ndimage.zoom")
+    assert ours["largest_difference"] == 0
+    if "skipped" not in theirs:  # it takes tensorstore to be read and written
+        assert theirs["largest_difference"] <= 1
+        assert theirs["voxels_per_second"] > 0
+        assert theirs["peak_bytes"] > 0
+
+
+def test_the_startup_benchmark_compares_a_small_job_with_a_script(tmp_path: Path) -> None:
+    """Each command has its seconds, on the clock and of all cores."""
+    run("startup", "--shape", "8,40,40", "--repeat", 1, "--json", tmp_path / "startup.json")
+    commands = numbers(tmp_path / "startup.json")["commands"]
+    assert list(commands) == ["a script with cle.scale", "isovoxel scale", "isovoxel plan", "isovoxel --help"]
+    assert all(found["seconds"] > 0 and found["cpu_seconds"] > 0 for found in commands.values())
 
 
 def test_the_writers_benchmark_compares_both() -> None:
     """It prints a row for each writer, after reading back what each wrote."""
-    command = [sys.executable, "-m", "benchmarks", "writers", "--side", "32", "--shards", "2"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    rows = [line.split("|")[1].strip() for line in done.stdout.splitlines()[3:]]
+    said = run("writers", "--side", 32, "--shards", 2)
+    rows = [line.split("|")[1].strip() for line in said.splitlines()[3:]]
     assert rows == ["isovoxel", "zarr-python"]

@@ -1,0 +1,97 @@
+"""The device's part of a job alone: upload, kernels and download of successive blocks, overlapped.
+
+Blocks as a job would cut them, their voxels in the host memory that engines lend; several threads bring one after the
+other to the device and back, and neither read nor write files. The bound is what the same bytes take as copies between
+pinned memory and the device, both ways at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks.cases import three
+from benchmarks.copies import host_device_copies
+from benchmarks.data import voxels_of
+from benchmarks.machine import describe, print_header, print_row, sentence, write_json
+from isovoxel.engines.devices import find_device
+from isovoxel.engines.open import open_engine
+from isovoxel.geometry.axis import ceil_div
+from isovoxel.geometry.grid import Float3, VoxelGrid
+from isovoxel.planning.plan import Plan, Source
+from isovoxel.planning.planner import make_plan
+from isovoxel.planning.storage import Storage
+from isovoxel.run.host import host_limits
+
+
+def main(arguments: list[str]) -> None:
+    """Run the benchmark."""
+    options = argparse.ArgumentParser(prog="python -m benchmarks stage", description=__doc__)
+    options.add_argument("--factors", default="4,1,1 5,2,2 3.7,1.3,1.3 1,0.202,0.202")
+    options.add_argument("--engines", default="exact cle")
+    options.add_argument("--side", type=int, default=256, help="output voxels per side of a block")
+    options.add_argument("--blocks", type=int, default=200, help="how many are brought there and back")
+    options.add_argument("--threads", type=int, default=4)
+    options.add_argument("--device", default="auto")
+    options.add_argument("--json", type=Path)
+    chosen = options.parse_args(arguments)
+    machine = describe(Path(), chosen.device)
+    rate = host_device_copies(chosen.device, 2**28)["both ways at once, pinned"]
+    print(f"{sentence(machine)}; pinned copies both ways at once: {rate / 1e9:.1f} GB/s")
+    print_header(["engine", "factors", "block", "Gvoxel/s", "GB/s", "ratio to pinned copies"])
+    rows = []
+    for engine in chosen.engines.split():
+        for factor in map(three, chosen.factors.split()):
+            plan = plan_of(engine, factor, chosen)
+            seconds = min(carry(plan, chosen) for _ in range(3)) / chosen.blocks
+            block = plan.block(0)
+            nbytes = (block.read_box.size + block.write_box.size) * plan.source.itemsize
+            row = {
+                "engine": engine,
+                "factor": factor,
+                "voxels_per_second": block.write_box.size / seconds,
+                "bytes_per_second": nbytes / seconds,
+                "ratio": nbytes / seconds / rate,
+            }
+            rows.append(row)
+            speeds = (f"{row['voxels_per_second'] / 1e9:.3g}", f"{row['bytes_per_second'] / 1e9:.3g}")
+            print_row([engine, factor, block.write_box.shape, *speeds, f"{row['ratio']:.2f}"])
+    write_json(chosen.json, {"machine": machine, "pinned": rate, "rows": rows})
+
+
+def plan_of(engine: str, factor: Float3, chosen: argparse.Namespace) -> Plan:
+    """Plan a volume of 3 x 3 x 3 such blocks, so that the one in the middle has a halo on all sides."""
+    side = chosen.side
+    n_z, n_y, n_x = (round(3 * side / f) for f in factor)
+    plan = make_plan(
+        Source("random", VoxelGrid((n_z, n_y, n_x)), "uint16", (1, 1, 1), 0, {}),
+        factor,
+        storage=Storage((side,) * 3, (side,) * 3),
+        device=find_device(chosen.device).limits(),
+        host=host_limits(2**50, chosen.threads),
+        engine=engine,
+        halo_mode="direct",
+        fixed_storage=True,
+    )
+    return replace(plan, block_shape=(side,) * 3, in_flight=chosen.threads)
+
+
+def carry(plan: Plan, chosen: argparse.Namespace) -> float:
+    """Return the seconds in which threads bring a block to the device and back so many times."""
+    engine = open_engine(plan.engine, chosen.device)
+    engine.prepare(plan)
+    block = plan.block(plan.n_blocks // 2)
+    voxels = voxels_of(block.read_box.shape)
+    with ExitStack() as lent, ThreadPoolExecutor(chosen.threads) as pool:
+        stages = [lent.enter_context(engine.staged(block, plan)) for _ in range(chosen.threads)]
+        for stage in stages:
+            stage.input[...] = voxels
+            stage.scale()
+        each = ceil_div(chosen.blocks, chosen.threads)
+        began = time.perf_counter()
+        list(pool.map(lambda stage: [stage.scale() for _ in range(each)], stages))
+        return (time.perf_counter() - began) * chosen.blocks / (each * chosen.threads)

@@ -1,0 +1,64 @@
+"""What the command line loads before it says anything: no more than the command needs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+ALWAYS_LATE = {"dask", "distributed", "numcodecs", "yaozarrs", "zarr"}
+"""What reads chunks and writes OME-Zarr."""
+DRAWS = {"matplotlib", "PIL", "rich"}
+SCALES = {"pyclesperanto_prototype", "scipy", "skimage"}
+"""cle, and the largest of what it loads."""
+
+RUN = """
+import json, sys
+from isovoxel.cli import main
+sys.argv = ["isovoxel", *sys.argv[1:]]
+try:
+    main()
+except SystemExit as done:
+    loaded = sorted({name.partition(".")[0] for name in sys.modules})
+    print(json.dumps({"code": done.code, "loaded": loaded}), file=sys.stderr)
+"""
+
+
+def loaded_by(*words: str) -> set[str]:
+    """Return the packages that a process has loaded when its command is done."""
+    done = subprocess.run([sys.executable, "-c", RUN, *words], capture_output=True, text=True, check=True)
+    said = json.loads(done.stderr.splitlines()[-1])
+    assert said["code"] == 0
+    return set(said["loaded"])
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> str:
+    """Return the path of a small stack with a voxel size."""
+    path = tmp_path / "stack.tif"
+    metadata = {"axes": "ZYX", "spacing": 2.0, "unit": "micron"}
+    tifffile.imwrite(path, np.ones((4, 9, 9), np.uint8), imagej=True, resolution=(2, 2), metadata=metadata)
+    return str(path)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["scale", "--help"], ["--version"]])
+def test_help_loads_nothing_that_reads_scales_writes_or_draws(words: list[str]) -> None:
+    """Help comes at once, for it needs neither files nor a device."""
+    assert loaded_by(*words) & (ALWAYS_LATE | DRAWS | SCALES | {"psutil", "pyopencl", "tifffile"}) == set()
+
+
+def test_planning_asks_the_device_without_loading_cle(stack: str) -> None:
+    """A plan takes the TIFF's tags and the device's limits, and nothing that decodes, scales, writes or draws."""
+    loaded = loaded_by("plan", stack)
+    assert {"pyopencl", "tifffile"} <= loaded
+    assert loaded & (ALWAYS_LATE | DRAWS | SCALES) == set()
+
+
+def test_scaling_without_a_terminal_loads_nothing_that_draws(stack: str, tmp_path: Path) -> None:
+    """Where nobody watches, progress is plain lines."""
+    assert "rich" not in loaded_by("scale", stack, str(tmp_path / "out.zarr"))
