@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-NAMES = ("kernels", "limits", "job", "scaling", "peers", "startup", "roofline", "aliasing", "writers")
+NAMES = ("kernels", "limits", "job", "stage", "scaling", "peers", "startup", "roofline", "aliasing", "writers")
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from isovoxel.store.writer import OmeZarrWriter
 GRAIN = (6, 24, 24)
 """Voxels between the knots of the random structure."""
 BRIGHTEST = 4095
-STORAGE = Storage((32, 128, 128), (64, 512, 512), "lz4")
+STORAGE = Storage((64, 128, 128), (128, 512, 512), "lz4")
 """Chunks and shards of the inputs."""
 
 

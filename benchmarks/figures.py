@@ -17,7 +17,7 @@ from benchmarks.machine import sentence
 
 INK, FAINT = "#1f2430", "#8a90a0"
 LIMIT = "#c2273d"
-COLOURS = {"read": "#3b76b5", "wait": "#e8c268", "scale": "#e07b39", "write": "#4f9d69"}
+COLOURS = {"read": "#3b76b5", "wait": "#e8c268", "scale": "#e07b39", "write": "#4f9d69", "idle": "#c9ccd3"}
 OTHERS = ("#8c6bb1", "#56a3a6", "#b5651d", "#7a7a7a")
 """Colours of stages that have none of their own."""
 REST = "#e3e5ea"
@@ -81,7 +81,7 @@ def _draw_case(axes: Axes, case: dict[str, Any], colours: dict[str, str]) -> Non
             left += share
         axes.barh(i, max(0.0, job["seconds"] - left), left=left, color=REST, height=0.66)
         speed = f"{job['voxels_per_second'] / 1e6:.3g} Mvoxel/s"
-        label = f"  {job['seconds']:.3g} s, {speed}, {job['ratio']:.3g} x limit"
+        label = f"  {job['seconds']:.3g} s, {speed}, {job['ratio']:.2f} of the limit"
         axes.text(max(left, job["seconds"]), i, label, va="center", fontsize=8)
     axes.axvline(limit, color=LIMIT, linewidth=1.4)
     axes.text(limit, -0.72, f" limit {limit:.3g} s", color=LIMIT, fontsize=8, va="bottom")

@@ -105,7 +105,7 @@ def _run_case(case: Case, folder: Path, chosen: argparse.Namespace) -> dict[str,
             found["limit"] = job_limit(source, output, said, folder)
         shutil.rmtree(output)
     for job in found["jobs"]:
-        job["ratio"] = job["seconds"] / found["limit"]["seconds"]
+        job["ratio"] = found["limit"]["seconds"] / job["seconds"]
     _print_case(found)
     shutil.rmtree(source)
     return found
@@ -164,7 +164,7 @@ def _print_case(found: dict[str, Any]) -> None:
         f"{decode['seconds']:.3g} s to decode ({decode['by']}), {encode['seconds']:.3g} s to write ({encode['by']})\n"
     )
     stages = list(found["jobs"][0]["stages"])
-    columns = ["engine", "halo", "blocks", "block", "seconds", "Mvoxel/s", "ratio to the limit"]
+    columns = ["engine", "halo", "blocks", "block", "seconds", "Mvoxel/s", "of the limit"]
     print_header([*columns, *stages, "threads", "explained", "whole process"])
     for job in found["jobs"]:
         speed = f"{job['voxels_per_second'] / 1e6:.3g}"

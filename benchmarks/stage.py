@@ -1,8 +1,8 @@
 """The device's part of a job alone: upload, kernels and download of successive blocks, overlapped.
 
-Blocks as a job would cut them, their voxels in the host memory that engines lend; several threads bring one after the
-other to the device and back, and neither read nor write files. The bound is what the same bytes take as copies between
-pinned memory and the device, both ways at once.
+Blocks as a job would cut a volume of 4 Gvoxel on 16 cores, their voxels in the host memory that engines lend. Several
+threads bring one after the other to the device and back, and neither read nor write files. The bound is what the same
+bytes take as copies between pinned memory and the device, both ways at once.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.cases import three
+from benchmarks.cases import case_of, three
 from benchmarks.copies import host_device_copies
-from benchmarks.data import voxels_of
+from benchmarks.data import STORAGE, voxels_of
 from benchmarks.machine import describe, print_header, print_row, sentence, write_json
 from isovoxel.engines.devices import find_device
 from isovoxel.engines.open import open_engine
@@ -24,7 +24,7 @@ from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.grid import Float3, VoxelGrid
 from isovoxel.planning.plan import Plan, Source
 from isovoxel.planning.planner import make_plan
-from isovoxel.planning.storage import Storage
+from isovoxel.planning.storage import default_storage
 from isovoxel.run.host import host_limits
 
 
@@ -33,8 +33,8 @@ def main(arguments: list[str]) -> None:
     options = argparse.ArgumentParser(prog="python -m benchmarks stage", description=__doc__)
     options.add_argument("--factors", default="4,1,1 5,2,2 3.7,1.3,1.3 1,0.202,0.202")
     options.add_argument("--engines", default="exact cle")
-    options.add_argument("--side", type=int, default=256, help="output voxels per side of a block")
-    options.add_argument("--blocks", type=int, default=200, help="how many are brought there and back")
+    options.add_argument("--voxels", type=float, default=4e9, help="of the volume that is cut into blocks")
+    options.add_argument("--blocks", type=int, default=100, help="how many are brought there and back")
     options.add_argument("--threads", type=int, default=4)
     options.add_argument("--device", default="auto")
     options.add_argument("--json", type=Path)
@@ -64,27 +64,25 @@ def main(arguments: list[str]) -> None:
 
 
 def plan_of(engine: str, factor: Float3, chosen: argparse.Namespace) -> Plan:
-    """Plan a volume of 3 x 3 x 3 such blocks, so that the one in the middle has a halo on all sides."""
-    side = chosen.side
-    n_z, n_y, n_x = (round(3 * side / f) for f in factor)
+    """Plan the blocks."""
+    case = case_of(factor, chosen.voxels)
     plan = make_plan(
-        Source("random", VoxelGrid((n_z, n_y, n_x)), "uint16", (1, 1, 1), 0, {}),
+        Source("random", VoxelGrid(case.shape), "uint16", STORAGE.chunk, 0, {}, caches=True),
         factor,
-        storage=Storage((side,) * 3, (side,) * 3),
+        storage=default_storage(case.output_shape, 2),
         device=find_device(chosen.device).limits(),
-        host=host_limits(2**50, chosen.threads),
+        host=host_limits(2**50, 16),
         engine=engine,
         halo_mode="direct",
-        fixed_storage=True,
     )
-    return replace(plan, block_shape=(side,) * 3, in_flight=chosen.threads)
+    return replace(plan, in_flight=chosen.threads)
 
 
 def carry(plan: Plan, chosen: argparse.Namespace) -> float:
     """Return the seconds in which threads bring a block to the device and back so many times."""
     engine = open_engine(plan.engine, chosen.device)
     engine.prepare(plan)
-    block = plan.block(plan.n_blocks // 2)
+    block = plan.block(0)
     voxels = voxels_of(block.read_box.shape)
     with ExitStack() as lent, ThreadPoolExecutor(chosen.threads) as pool:
         stages = [lent.enter_context(engine.staged(block, plan)) for _ in range(chosen.threads)]

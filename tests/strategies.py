@@ -173,6 +173,9 @@ class MemoryWriter:
         self.data[box.slices] = data
         self.times[box.slices] += 1
 
+    def spare(self, cores: int) -> None:
+        """Do without: nobody helps."""
+
     def finish(self) -> None:
         """Note that nothing more will come."""
         self.finished = True

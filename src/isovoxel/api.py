@@ -50,7 +50,7 @@ class ScaleResult:
     seconds: float
     """Wall time of the job: reading, scaling and writing."""
     stages: dict[str, float]
-    """Seconds spent reading, waiting for the device, scaling and writing, summed over all threads."""
+    """Seconds spent reading, waiting for the device, scaling, writing and idle, summed over all threads."""
     peak_host_bytes: int
     """Most memory that this process has held since it began."""
 
@@ -176,7 +176,7 @@ def scale(
     read = volume.cached(planned.cache) if volume.cached and planned.cache else volume.read
     job = Job(planned, read, engine, writer, (add_up, *listeners), volume.array)
     seconds = job.run()
-    return ScaleResult(path, planned, seconds, stages, peak_bytes())
+    return ScaleResult(path, planned, seconds, stages | {"idle": job.idle}, peak_bytes())
 
 
 def scale_array(

@@ -222,6 +222,9 @@ class Broken:
             raise self.error
         self.writer.write(box, data)
 
+    def spare(self, cores: int) -> None:
+        """Do without: nobody helps."""
+
     def close(self) -> None:
         """Note that it was let go."""
         self.writer.close()

@@ -28,6 +28,9 @@ from isovoxel.geometry.box import Index3
 from isovoxel.geometry.tables import SPAN, Rows, Table, accumulator, outputs_of, pass_order, passes_at_once
 from isovoxel.planning.plan import MOVES, Block, Plan
 
+KEPT_WIDTH = 64
+"""Tables of rows up to this width are kept for the blocks to come: at most some 128 KiB each."""
+
 
 class _Share(NamedTuple):
     """How a kind of device shares the work of a pass."""
@@ -79,21 +82,19 @@ class ExactEngine(StagedEngine):
     def uploads(self, block: Block, plan: Plan) -> dict[str, NDArray[Any]]:
         """Return the block's rows of each axis' table, as its kernels take them."""
         axes = range(3) if plan.interpolation in MOVES else pass_order(plan.tables)
-        arrays: dict[str, NDArray[Any]] = {}
-        for axis in axes:
-            outputs = np.arange(block.write_box.start[axis], block.write_box.stop[axis])
-            base = block.read_box.start[axis]
-            first, weights = plan.tables[axis].rows(outputs)
-            if plan.interpolation not in MOVES:
-                work = accumulator(np.dtype(plan.source.dtype))
-                arrays[f"table {axis}"] = _packed(Rows(first - base, weights), axis, work)
-                continue
-            arrays[f"nearest {axis}"] = np.where(weights[:, 0] == 0, -1, first - base).astype(np.int32)
-            if plan.interpolation == "mode":
-                start, stop = plan.tables[axis].footprints(outputs)
-                arrays[f"from {axis}"] = (start - base).astype(np.int32)
-                arrays[f"to {axis}"] = (stop - base).astype(np.int32)
-        return arrays
+        kind = accumulator(np.dtype(plan.source.dtype))
+        return {
+            name: array
+            for axis in axes
+            for name, array in (_arrays if plan.tables[axis].width <= KEPT_WIDTH else _arrays.__wrapped__)(
+                plan.tables[axis],
+                axis,
+                block.write_box.start[axis],
+                block.write_box.stop[axis],
+                block.read_box.start[axis],
+                None if plan.interpolation in MOVES else kind,
+            )
+        }
 
     def enqueue(self, source: Any, target: Any, small: dict[str, Any], block: Block, plan: Plan) -> None:
         """Give the block's kernels to the queue; see `StagedEngine.enqueue`."""
@@ -207,6 +208,26 @@ class ExactEngine(StagedEngine):
 
     def _build(self, part: str, **macros: object) -> dict[str, Any]:
         return build_kernels(self._queue, "exact.cl", {part: 1} | macros)
+
+
+@lru_cache(maxsize=256)
+def _arrays(
+    table: Table, axis: int, start: int, stop: int, base: int, kind: np.dtype[Any] | None
+) -> tuple[tuple[str, NDArray[Any]], ...]:
+    """Return what kernels need of a table's rows [start, stop) where the input begins at `base`.
+
+    That is the rows with weights of this kind, or, without one, indices of the samples to move. Blocks side by side
+    have most of them in common.
+    """
+    outputs = np.arange(start, stop)
+    first, weights = table.rows(outputs)
+    if kind is not None:
+        return ((f"table {axis}", _packed(Rows(first - base, weights), axis, kind)),)
+    nearest = (f"nearest {axis}", np.where(weights[:, 0] == 0, -1, first - base).astype(np.int32))
+    if table.interpolation != "mode":
+        return (nearest,)
+    begin, end = (n - base for n in table.footprints(outputs))
+    return (nearest, (f"from {axis}", begin.astype(np.int32)), (f"to {axis}", end.astype(np.int32)))
 
 
 def _widths(tables: Sequence[Table], axes: tuple[int, ...]) -> tuple[int, int]:

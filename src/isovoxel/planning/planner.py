@@ -10,9 +10,11 @@ They are large, so that little is read twice, and not so few that some threads h
    whose shared chunks are kept is decoded once, whatever its blocks.
 4. Of all combinations that fit device and host, take the one with the least::
 
-       (DECODE * voxels decoded + voxels written + blocks * BLOCK_OVERHEAD) * (blocks + threads - 1) / blocks
+       (DECODE * voxels decoded + KEEP * voxels kept + voxels written + blocks * BLOCK_OVERHEAD)
+       * (blocks + (threads - 1) / 2) / blocks
 
-   The last factor is that of threads which take block after block: at the end, most wait for the last.
+   The last factor is that of threads which take block after block: they do not end together, and wait half a block
+   for the last, on average. PoCL compiles cle's kernels anew for blocks of another shape: COMPILE for each.
 5. Where nothing fits, try smaller shards (unless the user chose them), then fewer blocks in flight; where still
    nothing fits, refuse with the numbers.
 """
@@ -40,8 +42,12 @@ from isovoxel.planning.storage import Storage, smaller
 
 DECODE = 0.5
 """What decoding a voxel costs, where scaling, encoding and writing one cost 1 (measured, lz4)."""
+KEEP = 0.5
+"""What room for a decoded voxel costs: memory that is touched for the first time is as slow as decoding (measured)."""
 BLOCK_OVERHEAD = 2**20
 """What a block costs beside its voxels, in voxels: scheduling, allocations and transfers take a few milliseconds."""
+COMPILE = 2**27
+"""What compiling cle's kernel once more costs on a CPU, in voxels: a quarter of a second (measured, PoCL)."""
 MAX_GRAPH_BLOCKS = 5_000
 """Most blocks for which `auto` builds a dask graph: at 25 tasks a block (measured) it then takes seconds to make."""
 MAX_SHARDS = 1_000_000
@@ -62,6 +68,8 @@ class _Candidates:
     chunked: NDArray[np.float64]
     decoded: NDArray[np.float64]
     blocks: NDArray[np.float64]
+    sizes: NDArray[np.float64]
+    """How many different lengths the blocks have: the last may be shorter."""
 
 
 def make_plan(
@@ -222,10 +230,13 @@ def _best(draft: Plan) -> Plan | None:
     blocks = _product(z.blocks, y.blocks, x.blocks)
     in_flight = np.minimum(draft.in_flight, blocks)
     cached = _caches(axes, draft, in_flight)
-    decoded = np.stack([_decoded(axes, draft.source.grid.shape, kept) for kept in range(len(cached))])
+    decoded = np.stack([_decoded(axes, draft.source.grid.shape, last) for last in range(len(cached))])
 
-    work = DECODE * decoded + math.prod(draft.output.shape) + blocks * BLOCK_OVERHEAD
-    score = work * (blocks + draft.in_flight - 1) / blocks
+    kept = cached / draft.source.itemsize
+    work = DECODE * decoded + KEEP * kept + math.prod(draft.output.shape) + blocks * BLOCK_OVERHEAD
+    score = work * (blocks + (draft.in_flight - 1) / 2) / blocks
+    if draft.engine == "cle" and draft.device.kind == "cpu":
+        score = score + COMPILE * _product(z.sizes, y.sizes, x.sizes)
 
     # A first sieve, so that few need the exact check: the output alone must fit the largest allocation.
     roomy = written * draft.source.itemsize <= draft.device.largest_allocation
@@ -281,7 +292,7 @@ def _candidates(sampler: Sampler, chunk: int, shard: int) -> _Candidates:
     shards = ceil_div(axis.m, shard)
     counts = np.unique(np.geomspace(1, shards, CANDIDATES).round().astype(np.int64))
     lengths = sorted({min(axis.m, ceil_div(shards, int(n)) * shard) for n in counts}, reverse=True)
-    read, padded, chunked, decoded, blocks = [], [], [], [], []
+    read, padded, chunked, decoded, blocks, sizes = [], [], [], [], [], []
     for length in lengths:
         span = sampler.spans(*axis.intervals(length))
         whole_chunks = np.minimum(axis.n, -(-span.last // chunk) * chunk) - span.first // chunk * chunk
@@ -291,7 +302,10 @@ def _candidates(sampler: Sampler, chunk: int, shard: int) -> _Candidates:
         chunked.append(int(whole_chunks.max()))
         decoded.append(int(whole_chunks.sum()))
         blocks.append(len(span.first))
-    return _Candidates(lengths, *(np.array(v, dtype=np.float64) for v in (read, padded, chunked, decoded, blocks)))
+        sizes.append(2 if axis.m % length else 1)
+    return _Candidates(
+        lengths, *(np.array(v, dtype=np.float64) for v in (read, padded, chunked, decoded, blocks, sizes))
+    )
 
 
 def _product(z: NDArray[np.float64], y: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -2,7 +2,7 @@
 
 A shard is the unit of work as well: one task owns whole shards, so a shard must fit the memory, and there
 must be enough of them to keep every worker busy; but files should be few. Small ones cost a file system more
-than their bytes, hence 16 MiB at least where the volume has them. Chunks of about 128 voxels per axis read
+than their bytes, hence 4 MiB at least where the volume has them. Chunks of about 128 voxels per axis read
 best in viewers.
 """
 
@@ -25,13 +25,12 @@ BLOSC_MARGIN = 16
 
 _CHUNK = 128
 _SHORTEST_CHUNK = 32
-_LARGE, _SMALL = 512, 256
-_BUSY = 256
-"""With fewer large shards than this, small ones spread the work better: the last few of them leave cores idle."""
-_FILE_BYTES = 2**24
+_SIDES = ((512, 256), (256, 32), (128, 0))
+"""Sides of a shard, and from how many such shards on: the last few of a job leave cores idle, so few must be small."""
+_FILE_BYTES = 2**22
 _CHUNKS_PER_SHARD = 4096
 """Beyond it, zarr spends longer on its lists of chunks than on their voxels."""
-_SHARD_VOXELS = _LARGE**3
+_SHARD_VOXELS = 512**3
 _BLOSC_BYTES = 2**31 - 17
 """The longest buffer that blosc compresses (BLOSC_MAX_BUFFERSIZE)."""
 _BLOSC_STATE = {"lz4": 2**18, "zstd": 2**21}
@@ -103,8 +102,8 @@ def default_storage(
     Returns
     -------
     Storage
-        Chunks of 128 voxels per axis. Shards of 512 where that makes at least 256 of them, else of 256; longer
-        along the long axes of a flat volume, until a file has 16 MiB.
+        Chunks of 128 voxels per axis. Shards of 512 where that makes at least 256 of them, of 256 where that makes
+        at least 32, else of 128; longer along the long axes of a flat volume, until a file has 4 MiB.
 
     Raises
     ------
@@ -125,9 +124,12 @@ def default_storage(
         )
     if shard is not None:
         return Storage(chunk, _fitted(shape, chunk, shard), codec)
-    large = _grown(shape, chunk, itemsize, _LARGE)
-    files = math.prod(ceil_div(n, s) for n, s in zip(shape, large, strict=True))
-    return Storage(chunk, large if files >= _BUSY else _grown(shape, chunk, itemsize, _SMALL), codec)
+    shards = ((_grown(shape, chunk, itemsize, side), fewest) for side, fewest in _SIDES)
+    return next(
+        Storage(chunk, shard, codec)
+        for shard, fewest in shards
+        if math.prod(ceil_div(n, s) for n, s in zip(shape, shard, strict=True)) >= fewest
+    )
 
 
 def smaller(storage: Storage) -> Storage | None:

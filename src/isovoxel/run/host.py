@@ -22,8 +22,8 @@ Measured: 263 MiB with PoCL compiling its kernels, 546 MiB with NVIDIA's driver 
 """
 RESERVE = 256 * MIB
 """What they may still come to hold in a process that has already begun to load them."""
-WAITING = 2
-"""Blocks in flight beside one per core: while they wait for the device or the disk, every core has work."""
+FEWEST_THREADS = 3
+"""Blocks in flight on few cores: while one waits for the device and one for the disk, a third has work."""
 MOST_THREADS = 64
 """More threads than this wait for Python's lock."""
 
@@ -36,7 +36,7 @@ def host_limits(budget: int | None = None, threads: int | None = None, *, device
     budget
         Bytes that this process may hold; without it, half of what is free, container limits included.
     threads
-        Blocks in flight, and cores to keep busy with encoding; without it, all cores, and two blocks more that wait.
+        Blocks in flight, and cores to keep busy with encoding; without it, one for each core, and at least three.
     device_kind
         "gpu" or "cpu": a GPU's driver holds more memory.
     """
@@ -45,7 +45,7 @@ def host_limits(budget: int | None = None, threads: int | None = None, *, device
         allowed=int(SHARE * available_bytes()) if budget is None else budget,
         # Rounded, so that the same job is planned the same way twice.
         baseline=max(LIBRARIES[device_kind], round_up(held + RESERVE, RESERVE)),
-        threads=threads or min(MOST_THREADS, len(_cores()) + WAITING),
+        threads=threads or min(MOST_THREADS, max(FEWEST_THREADS, len(_cores()))),
         helpers=(threads or len(_cores())) - 1,
     )
 

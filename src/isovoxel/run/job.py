@@ -12,8 +12,9 @@ from __future__ import annotations
 import errno
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -39,6 +40,10 @@ class Writer(Protocol):
 
     def write(self, box: Box, data: NDArray[Any]) -> None:
         """Write the voxels of a box of whole shards; several threads write disjoint boxes at the same time."""
+        ...
+
+    def spare(self, cores: int) -> None:
+        """Learn how many cores no block uses."""
         ...
 
     def finish(self) -> None:
@@ -68,11 +73,14 @@ class Job:
     """The source as a dask array, where it is one."""
     done: int = field(default=0, init=False)
     """Blocks written so far."""
+    idle: float = field(default=0.0, init=False)
+    """Seconds that the job's threads spent without a block, all together: while others finish, or dask arranges."""
 
     def __post_init__(self) -> None:
         self._cancelled = threading.Event()
         self._telling = threading.Lock()
         self._read_seconds: dict[int, float] = {}
+        self._busy = 0.0
 
     def run(self) -> float:
         """Carry the plan out and return the seconds it took.
@@ -86,6 +94,7 @@ class Job:
         """
         began = time.perf_counter()
         self._tell(JobStarted(self.plan))
+        self._spare_cores(self.plan.n_blocks)
         pool = ThreadPoolExecutor(self.plan.in_flight, thread_name_prefix="isovoxel")
         failure: BaseException | None = None
         try:
@@ -98,8 +107,8 @@ class Job:
         # Blocks in flight still come to their end, and count.
         self._cancelled.set()
         pool.shutdown(wait=True, cancel_futures=True)
-        self.engine.release()
         if failure is not None:
+            self.engine.release()
             self.writer.close()
         if isinstance(failure, KeyboardInterrupt):
             raise InterruptedJobError(f"interrupted; {self._kept()}") from None
@@ -110,9 +119,12 @@ class Job:
         try:
             self.writer.finish()
         except OSError as error:
+            self.engine.release()
             raise JobError(f"marking the output complete failed: {error.strerror or error}; {self._kept()}") from error
         seconds = time.perf_counter() - began
+        self.idle = max(0.0, self.plan.in_flight * seconds - self._busy)
         self._tell(JobFinished(seconds))
+        self.engine.release()
         return seconds
 
     # ---- direct reads ----------------------------------------------------------------------------------------
@@ -126,17 +138,32 @@ class Job:
             waiting |= {pool.submit(self._do_block, block) for block in islice(blocks, room)}
             if not waiting:
                 return
+            self._spare_cores(len(waiting))
             finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
             for future in finished:
                 future.result()
 
+    def _spare_cores(self, blocks: int) -> None:
+        """Tell the writer how many cores are left while so many blocks are to be done."""
+        self.writer.spare(max(0, self.plan.helpers + 1 - min(blocks, self.plan.in_flight)))
+
     def _do_block(self, block: Block) -> None:
         if self._cancelled.is_set():
             return
-        with self.engine.staged(block, self.plan) as stage:
+        with self._at_work(), self.engine.staged(block, self.plan) as stage:
             began = time.perf_counter()
             self._guard("reading", block, lambda: self.read(block.read_box, stage.input))
             self._scale_and_write(stage, block, time.perf_counter() - began)
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Count the seconds that a thread works on a block."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            with self._telling:
+                self._busy += time.perf_counter() - began
 
     def _scale_and_write(self, stage: Stage, block: Block, read_seconds: float) -> None:
         began = time.perf_counter()
@@ -187,7 +214,8 @@ class Job:
                 raise Cancelled
             block = self.plan.block_at(place)
             began = time.perf_counter()
-            voxels = self._guard("reading", block, lambda: self.read(box))
+            with self._at_work():
+                voxels = self._guard("reading", block, lambda: self.read(box))
             self._read_seconds[block.index] = time.perf_counter() - began
             return voxels
 
@@ -196,7 +224,7 @@ class Job:
     def _do_overlapped(self, voxels: NDArray[Any], block: Block) -> NDArray[Any]:
         if self._cancelled.is_set():
             raise Cancelled
-        with self.engine.staged(block, self.plan) as stage:
+        with self._at_work(), self.engine.staged(block, self.plan) as stage:
             began = time.perf_counter()
             stage.input[...] = voxels
             copied = time.perf_counter() - began

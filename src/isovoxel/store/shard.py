@@ -6,7 +6,8 @@ encoded chunk and their concatenation, more than twice the shard; appending hold
 is.
 
 1. The thread that writes a shard takes chunk after chunk of it, in order. So do helpers, as long as fewer threads
-   than cores encode: with a shard for each core nobody meets in one, and a single shard still has all cores.
+   than cores encode, and no more than whoever else uses the cores can spare: with a shard for each core nobody meets
+   in one, and a single shard still has all cores.
 2. A thread leaves what it has encoded with the shard. If the chunk whose turn it is is there and nobody else
    appends, the thread appends all that are in turn; otherwise it goes on with another buffer. Buffers are
    counted: who finds none waits until one has been appended. Same voxels, same file, whoever was faster.
@@ -64,7 +65,7 @@ class ShardEncoder:
         self.storage = storage
         self.dtype = np.dtype(dtype)
         self._chunks = ChunkEncoder(storage, dtype)
-        self._helpers = helpers
+        self._helpers = self._spare = helpers
         self._pool = ThreadPoolExecutor(max(1, helpers), "encode")
         # One lock for all shards: it is held for microseconds, a few hundred times a second and core.
         self._lock = threading.Lock()
@@ -104,6 +105,12 @@ class ShardEncoder:
                 partial.unlink()
             raise
 
+    def spare(self, cores: int) -> None:
+        """Say how many cores nobody else needs; helpers take no more."""
+        with self._lock:
+            self._spare = min(self._helpers, cores)
+            self._call_helpers()
+
     def close(self) -> None:
         """End the threads and let go of their memory, once no thread writes any more."""
         self._pool.shutdown()
@@ -136,7 +143,7 @@ class ShardEncoder:
     def _call_helpers(self) -> None:
         """Let as many threads help as cores are free and chunks are there."""
         untaken = sum(shard.untaken for shard in self._shards)
-        while self._helping < min(self._helpers, self._helpers + 1 - self._writing, untaken):
+        while self._helping < min(self._spare, self._helpers + 1 - self._writing, untaken):
             self._helping += 1
             self._pool.submit(self._help)
 
@@ -153,7 +160,7 @@ class ShardEncoder:
             self._work(shard, helping=True)
 
     def _crowded(self) -> bool:
-        return self._writing + self._helping > self._helpers + 1
+        return self._helping > self._spare or self._writing + self._helping > self._helpers + 1
 
     def _work(self, shard: _Shard, *, helping: bool) -> None:
         """Encode chunks of a shard until none is left; an error is left with the shard."""

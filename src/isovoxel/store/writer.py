@@ -151,6 +151,10 @@ class OmeZarrWriter:
         self._group.attrs[PROVENANCE] = {**provenance, "complete": True}
         self.close()
 
+    def spare(self, cores: int) -> None:
+        """Say how many cores nobody else needs; threads that help to encode take no more."""
+        self._encoder.spare(cores)
+
     def close(self) -> None:
         """End the writer's threads and let go of their memory; what is incomplete stays marked so."""
         self._encoder.close()

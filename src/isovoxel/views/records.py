@@ -155,7 +155,13 @@ def result_lines(result: ScaleResult) -> list[Line]:
     ]
 
 
-_STAGES = {"read": "reading", "wait": "waiting for the device", "scale": "scaling", "write": "writing"}
+_STAGES = {
+    "read": "reading",
+    "wait": "waiting for the device",
+    "scale": "scaling",
+    "write": "writing",
+    "idle": "without a block",
+}
 
 
 # ---- limits and devices ----------------------------------------------------------------------------------------

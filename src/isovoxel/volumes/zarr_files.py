@@ -172,12 +172,21 @@ class ChunkFile:
 def _read(file: FileIO, offset: int, out: NDArray[np.uint8]) -> None:
     """Fill `out` with the bytes from `offset` on."""
     buffer = out.data
-    file.seek(offset)
     while buffer:
-        count = file.readinto(buffer)
+        count = _read_at(file, offset, buffer)
         if not count:
             raise ValueError(f"its file ends {len(buffer)} bytes too early; it has been changed since it was opened")
         buffer = buffer[count:]
+        offset += count
+
+
+def _read_at(file: FileIO, offset: int, buffer: memoryview) -> int:
+    """Read some bytes from `offset` on, and return how many."""
+    # One call where seek and readinto are two: after each, a thread waits for Python's lock again.
+    if hasattr(os, "preadv"):
+        return os.preadv(file.fileno(), [buffer], offset)
+    file.seek(offset)  # on Windows
+    return file.readinto(buffer)
 
 
 def _checked(data: NDArray[np.uint8], what: str = "it") -> NDArray[np.uint8]:
