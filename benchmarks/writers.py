@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -38,21 +39,26 @@ def main(arguments: list[str]) -> None:
     options.add_argument("--threads", type=int, default=3, help="shards written at the same time")
     options.add_argument("--helpers", type=int, help="threads of ours that help them; all cores but one by default")
     options.add_argument("--folder", type=Path, help="where the files go; a temporary folder by default")
+    options.add_argument("--codecs", default="lz4", help="one or more of lz4, zstd and none, with spaces between")
     options.add_argument("--writer", choices=WRITERS, help="run this one in this process")
     chosen = options.parse_args(arguments)
     if chosen.writer:
         print(json.dumps(measure(chosen)))
         return
-    print(f"{chosen.shards} shards of {chosen.side}^3 uint16, chunks of half a side, lz4, {chosen.threads} threads")
-    print("| writer | GB/s | ratio | CPU s/GB | memory held, in shards |")
-    print("| --- | --- | --- | --- | --- |")
+    print(f"{chosen.shards} shards of {chosen.side}^3 uint16, chunks of half a side, {chosen.threads} threads")
+    print("| writer | codec | GB/s | ratio | CPU s/GB | memory held, in shards | size |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     found = {}
-    for writer in WRITERS:
-        command = [sys.executable, "-m", "benchmarks", "writers", *arguments, "--writer", writer]
-        found[writer] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    for writer, codec in product(WRITERS, chosen.codecs.split()):
+        command = [sys.executable, "-m", "benchmarks", "writers", *arguments, "--writer", writer, "--codecs", codec]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        found[writer, codec] = json.loads(done.stdout)
     slowest = min(f["rate"] for f in found.values())
-    for writer, f in found.items():
-        print(f"| {writer} | {f['rate'] / 1e9:.2f} | {f['rate'] / slowest:.1f} | {f['cpu']:.2f} | {f['held']:.1f} |")
+    for (writer, codec), f in found.items():
+        print(
+            f"| {writer} | {codec} | {f['rate'] / 1e9:.2f} | {f['rate'] / slowest:.1f} | {f['cpu']:.2f} "
+            f"| {f['held']:.1f} | {100 * f['size']:.0f} % |"
+        )
 
 
 def measure(chosen: argparse.Namespace) -> dict[str, float]:
@@ -60,7 +66,7 @@ def measure(chosen: argparse.Namespace) -> dict[str, float]:
     side, shards = chosen.side, chosen.shards
     data = voxels_of((side, side, side))
     shape = (side * shards, side, side)
-    storage = Storage((side // 2,) * 3, (side,) * 3)
+    storage = Storage((side // 2,) * 3, (side,) * 3, chosen.codecs)
     durations, processor = [], []
     with tempfile.TemporaryDirectory(dir=chosen.folder) as folder, ThreadPoolExecutor(chosen.threads) as pool:
         writer = OmeZarrWriter.create(
@@ -90,5 +96,11 @@ def measure(chosen: argparse.Namespace) -> dict[str, float]:
         if not np.array_equal(array[:side], data):
             raise RuntimeError("what was written is not what is read")
         writer.close()
+        encoded = sum(file.stat().st_size for file in Path(folder, "a", "0", "c").rglob("*") if file.is_file())
     nbytes = data.nbytes * shards
-    return {"rate": nbytes / min(durations), "cpu": min(processor) / nbytes * 1e9, "held": held}
+    return {
+        "rate": nbytes / min(durations),
+        "cpu": min(processor) / nbytes * 1e9,
+        "held": held,
+        "size": encoded / nbytes,
+    }

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
-NAMES = ("kernels", "limits", "job", "scaling", "peers", "startup", "roofline", "aliasing", "writers")
+NAMES = ("kernels", "limits", "job", "stage", "scaling", "peers", "startup", "roofline", "aliasing", "writers")
 
 
 def run(*words: object) -> str:
@@ -164,6 +164,18 @@ def test_the_limits_benchmark_tries_all_readers_and_writers(tmp_path: Path) -> N
         assert any(name.startswith("isovoxel") for name in step["tried"])
     assert len(record["bytes_per_second"]) == 8
     assert all(rate > 0 for rate in record["bytes_per_second"].values())
+
+
+def test_the_stage_benchmark_brings_blocks_to_the_device_and_back(tmp_path: Path) -> None:
+    """Both engines have a rate beside that of copies."""
+    run(
+        "stage", "--voxels", 3e5, "--factors", "2,1,1", "--blocks", 3, "--threads", 2, "--json", tmp_path / "stage.json"
+    )
+    record = numbers(tmp_path / "stage.json")
+    assert [row["engine"] for row in record["rows"]] == ["exact", "cle"]
+    for row in record["rows"]:
+        assert row["ratio"] == pytest.approx(row["bytes_per_second"] / record["pinned"])
+        assert row["voxels_per_second"] > 0
 
 
 def test_the_scaling_benchmark_measures_growth_and_the_cost_of_a_block(tmp_path: Path) -> None:

@@ -416,8 +416,7 @@ def test_device_bytes_are_projected_to_the_byte(
     for one in plan.blocks():
         for _ in range(2):  # a GPU's lanes take turns: both carry every block
             engine.scale(volume[one.read_box.slices], one, plan)
-    # A GPU has its buffers, and memory of the host beside them; a CPU works in the host's memory.
-    assert live.peak - before == plan.projected_device + (sum(plan.staging) if kind == "gpu" else 0)
+    assert live.peak - before == plan.cost.on_device(1)
     engine.release()
     assert live.now == before
 

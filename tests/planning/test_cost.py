@@ -94,6 +94,19 @@ def test_an_overlapped_block_holds_its_input_twice_more() -> None:
         assert joined.host - plain.host == 2 * 2 * READ
 
 
+def test_a_gpu_keeps_room_for_what_the_host_has_pinned() -> None:
+    """Each block in flight takes its voxels on the device once more; on a CPU they are the host's already."""
+    for cost, options in (
+        (cle_cost, PRIMES | {"interpolation": "linear"}),
+        (exact_cost, EXACT | {"passes": ((0,),), "sum_bytes": 4, "moves": False}),
+    ):
+        on_gpu, on_cpu = (cost(**options, itemsize=2, device=device, overlap=False) for device in (GPU, CPU))
+        assert on_gpu.on_device(5) == on_gpu.device + 5 * 2 * (READ + WRITTEN)
+        assert on_cpu.on_device(5) == on_cpu.device
+        assert on_gpu.excess(device_limits(allowed=on_gpu.on_device(5)), 5) == ""
+        assert "are allowed" in on_gpu.excess(device_limits(allowed=on_gpu.on_device(5) - 1), 5)
+
+
 @pytest.mark.parametrize(
     ("limit", "says"),
     [

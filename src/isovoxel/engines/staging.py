@@ -36,6 +36,9 @@ from isovoxel.planning.plan import Block, Plan
 
 T = TypeVar("T")
 
+POLL_SECONDS = 1e-4
+"""How long a block sleeps before it looks again whether the device is done with it."""
+
 # cle has one device, one queue and shared kernel objects per process: one thread at a time may call it.
 TURN = threading.Lock()
 
@@ -136,6 +139,12 @@ class Lane:
         cl.enqueue_copy(self.queue, buffer, data, is_blocking=False)
         return buffer
 
+    def wait_for(self, event: Any) -> None:
+        """Wait for an event of the lane's queue, asleep: drivers of GPUs wait busily, and need a core for it."""
+        self.queue.flush()
+        while event.command_execution_status > 0:  # neither complete nor failed
+            time.sleep(POLL_SECONDS)
+
 
 class Stage:
     """One block on its way: where its input is read to, and where its result lies."""
@@ -178,7 +187,9 @@ class Stage:
         source = lane.upload("input", self._source.bytes[:read])
         target = lane.buffers.get("output", written)
         computed = self._compute(source, target, small, lane, cancelled)
-        cl.enqueue_copy(lane.queue, self._target.bytes[:written], target, is_blocking=False, wait_for=[computed])
+        lane.wait_for(
+            cl.enqueue_copy(lane.queue, self._target.bytes[:written], target, is_blocking=False, wait_for=[computed])
+        )
 
     def _compute(
         self, source: Any, target: Any, small: dict[str, Any], lane: Lane, cancelled: threading.Event | None

@@ -295,7 +295,7 @@ class Plan:
     @property
     def projected_device(self) -> int:
         """Projected bytes on the device at any one time."""
-        return self.cost.device
+        return self.cost.on_device(self.in_flight)
 
     @property
     def held(self) -> int:

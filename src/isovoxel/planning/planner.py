@@ -283,7 +283,7 @@ def _fits(draft: Plan, axes: tuple[_Candidates, ...], at: Index3, shape: Index3,
     shared = cost.device - cost.in_place if draft.device.shares_host_memory else 0
     held = in_flight * draft.source.itemsize * math.prod(read) if draft.halo_mode == "map_overlap" else 0
     host = draft.host.baseline + shared + held + cache + draft.helping + in_flight * cost.host
-    return not cost.excess(draft.device) and host <= draft.host.allowed
+    return not cost.excess(draft.device, in_flight) and host <= draft.host.allowed
 
 
 def _candidates(sampler: Sampler, chunk: int, shard: int) -> _Candidates:
