@@ -22,7 +22,7 @@ from isovoxel.engines.base import Cancelled
 from isovoxel.engines.cle import CleEngine
 from isovoxel.engines.devices import find_device
 from isovoxel.engines.open import open_engine
-from isovoxel.engines.opencl import grid_of
+from isovoxel.engines.opencl import rows_of
 from isovoxel.engines.reference import as_dtype, reference
 from isovoxel.errors import DeviceError
 from isovoxel.geometry.box import Box
@@ -301,7 +301,9 @@ def test_integers_are_rounded_half_to_even_and_saturated(
     source = cl.Buffer(engine._queue.context, cl.mem_flags.COPY_HOST_PTR, hostbuf=real)
     target = cl.Buffer(engine._queue.context, cl.mem_flags.READ_WRITE, real.nbytes)
     shape = plan.output.shape
-    kernels["narrow"](engine._queue, *grid_of(shape), source, target, cl.cltypes.make_int3(*reversed(shape)))
+    kernels["narrow"](
+        engine._queue, *rows_of(shape, engine._queue), source, target, cl.cltypes.make_int3(*reversed(shape))
+    )
     found = np.empty(len(values), dtype)
     cl.enqueue_copy(engine._queue, found, target)
     np.testing.assert_array_equal(found, np.array(expected, dtype))

@@ -77,7 +77,7 @@ def test_blocks_follow_the_sources_chunks() -> None:
         (1.0, 1.0, 1.0),
         chunks=(1, 1024, 1024),
         host=host,
-        device=device_limits(allowed=8 * GIB, largest_allocation=4 * GIB),
+        device=device_limits(allowed=16 * GIB, largest_allocation=4 * GIB),
     )
     assert plan.block_grid[1:] == (1, 1)
     assert plan.block_grid[0] > 1
@@ -115,7 +115,7 @@ def test_map_overlap_is_refused_where_blocks_are_thinner_than_their_halo() -> No
             storage=Storage((4, 8, 8), (4, 8, 8)),
             fixed_storage=True,
             halo_mode="map_overlap",
-            device=device_limits(allowed=6_000),
+            device=device_limits(allowed=9_000),
         )
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.engines.devices import Device, opencl_device
-from isovoxel.engines.opencl import C_TYPES, build_kernels, grid_of, quiet_compiler
+from isovoxel.engines.opencl import C_TYPES, build_kernels, quiet_compiler, rows_of
 from isovoxel.engines.staging import TURN, StagedEngine
 from isovoxel.errors import DeviceError
 from isovoxel.geometry.axis import Axis
@@ -76,9 +76,9 @@ class CleEngine(StagedEngine):
         for part in self._parts(plan):
             kernels = self._conversion(np.dtype(plan.source.dtype), part)
             sizes = [_int3(n) for n in (block.read_box.shape, block.pad_before, padded)]
-            kernels["widen"](self._queue, *grid_of(padded), source, real.base_data, *sizes)
+            kernels["widen"](self._queue, *rows_of(padded, self._queue), source, real.base_data, *sizes)
             self._scale(real, scaled, factor, shift, plan.interpolation)
-            kernels["narrow"](self._queue, *grid_of(written), scaled.base_data, target, _int3(written))
+            kernels["narrow"](self._queue, *rows_of(written, self._queue), scaled.base_data, target, _int3(written))
 
     def _scale(self, source: Any, result: Any, factor: Float3, shift: Float3, interpolation: str) -> None:
         """Let cle scale an array on the device. The caller has the turn."""

@@ -66,6 +66,15 @@ def grid_of(shape: Index3) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
     return (round_up(x, GROUP), y, z), (GROUP, 1, 1)
 
 
+def rows_of(shape: Index3, queue: Any) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Return global and local size, x, y, z, for one work group a row: of one work item on a CPU, which loops."""
+    import pyopencl as cl
+
+    z, y, _ = shape
+    items = 1 if queue.device.type & cl.device_type.CPU else GROUP
+    return (items, y, z), (items, 1, 1)
+
+
 @contextlib.contextmanager
 def quiet_compiler() -> Iterator[None]:
     """Let a compiler say nothing for a while: of the best of kernels, on standard error or as a Python warning."""
