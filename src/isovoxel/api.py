@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -136,7 +137,6 @@ def scale(
     from isovoxel.run.job import Job
     from isovoxel.run.recipe import provenance
     from isovoxel.store.destination import check_destination
-    from isovoxel.store.writer import OmeZarrWriter
 
     volume = open_volume(source, voxel_size=options.get("input_voxel_size"), unit=options.get("unit"))
     # "auto" is decided once: by the time the engine opens, another device may have more memory free.
@@ -150,7 +150,11 @@ def scale(
         nbytes=planned.output_bytes,
     )
     engine = open_engine(planned.engine, device)
-    engine.prepare(planned)
+    with ThreadPoolExecutor(1) as compiling:
+        prepared = compiling.submit(engine.prepare, planned)
+        from isovoxel.store.writer import OmeZarrWriter  # takes as long to load as kernels take to build
+
+        prepared.result()
     try:
         writer = OmeZarrWriter.create(
             path,
