@@ -42,8 +42,8 @@ def bars(case: dict[str, Any], peers: dict[str, Any]) -> dict[str, float]:
     """Return the speed of every program, Mvoxel/s, fastest first."""
     found = {row["name"]: row["voxels_per_second"] for row in peers["rows"] if row.get("voxels_per_second")}
     for job in case["jobs"]:
-        name = f"isovoxel {job['engine']}"
-        found[name] = max(found.get(name, 0.0), job["voxels_per_second"])
+        # Where the peers' benchmark has isovoxel too, its figure counts: measured as theirs are.
+        found.setdefault(f"isovoxel {job['engine']}", job["voxels_per_second"])
     return {name: speed / 1e6 for name, speed in sorted(found.items(), key=lambda item: -item[1])}
 
 
