@@ -144,6 +144,7 @@ class Lane:
         self.queue.flush()
         while event.command_execution_status > 0:  # neither complete nor failed
             time.sleep(POLL_SECONDS)
+        event.wait()  # raises what made it fail
 
 
 class Stage:
@@ -168,7 +169,7 @@ class Stage:
                 small = {name: lane.upload(name, array) for name, array in arrays.items()}
                 if self._engine.in_place:
                     with self._source.lent(), self._target.lent():
-                        self._compute(self._source.buffer, self._target.buffer, small, lane, cancelled)
+                        self._compute(self._source.buffer, self._target.buffer, small, lane, cancelled).wait()
                 else:
                     self._copy_and_compute(small, lane, cancelled)
             finally:

@@ -1,0 +1,58 @@
+"""What both engines share: a device that fails is told of, and what it lent is given back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyopencl as cl
+import pytest
+
+from isovoxel.engines.exact import ExactEngine
+from isovoxel.engines.open import open_engine
+from isovoxel.engines.staging import Lane
+from strategies import cut
+
+
+class FailedEvent:
+    """An event that runs for a while, and then has failed."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+
+    @property
+    def command_execution_status(self) -> int:
+        """Return what OpenCL tells of it."""
+        self.looks += 1
+        return 1 if self.looks < 3 else -5
+
+    def wait(self) -> None:
+        """Raise, as pyopencl does."""
+        raise cl.RuntimeError("clWaitForEvents failed: EXEC_STATUS_ERROR_FOR_EVENTS_IN_WAIT_LIST")
+
+
+@pytest.fixture
+def engine() -> ExactEngine:
+    """The engine of this process."""
+    found = open_engine("exact")
+    assert isinstance(found, ExactEngine)
+    return found
+
+
+def test_a_transfer_that_fails_raises(engine: ExactEngine) -> None:
+    """Whoever sleeps until the device is done hears that it is not."""
+    lane, event = Lane(engine._queue.context, engine._handle), FailedEvent()
+    with pytest.raises(cl.RuntimeError, match="EXEC_STATUS_ERROR"):
+        lane.wait_for(event)
+    assert event.looks == 3
+
+
+def test_kernels_that_fail_raise(engine: ExactEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No block gets voxels that the device did not make, and the engine goes on with the next."""
+    plan = cut((4, 4, 4), (2.0, 2.0, 2.0), (8, 8, 8), engine="exact")
+    volume = np.ones((4, 4, 4), np.uint16)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "enqueue_after", lambda *_: FailedEvent())
+        with pytest.raises(cl.RuntimeError, match="EXEC_STATUS_ERROR"):
+            engine.scale(volume, plan.block(0), plan)
+    assert (engine.scale(volume, plan.block(0), plan).data == 1).all()
