@@ -167,8 +167,10 @@ def scale(
             helpers=planned.helpers,
         )
     except IsovoxelError:
+        engine.release()
         raise
     except OSError as error:  # such as a disk that has just become full
+        engine.release()
         raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
     stages = {"read": 0.0, "wait": 0.0, "scale": 0.0, "write": 0.0}
 

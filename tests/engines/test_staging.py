@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ import pytest
 from isovoxel.engines.exact import ExactEngine
 from isovoxel.engines.open import open_engine
 from isovoxel.engines.staging import Lane
-from strategies import cut
+from isovoxel.errors import DeviceError
+from strategies import Live, cut
 
 
 class FailedEvent:
@@ -56,3 +58,23 @@ def test_kernels_that_fail_raise(engine: ExactEngine, monkeypatch: pytest.Monkey
         with pytest.raises(cl.RuntimeError, match="EXEC_STATUS_ERROR"):
             engine.scale(volume, plan.block(0), plan)
     assert (engine.scale(volume, plan.block(0), plan).data == 1).all()
+
+
+def test_memory_that_is_not_there_is_told_before_anything_is_written(
+    engine: ExactEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A driver that gives no memory for the blocks in flight is one clear error, and nothing stays allocated."""
+    engine.release()
+    live = Live()
+    buffer = live.counting(cl.Buffer)
+
+    def some(*arguments: Any, **options: Any) -> Any:
+        if live.now > 0:
+            raise cl.MemoryError("create_buffer failed: MEM_OBJECT_ALLOCATION_FAILURE")
+        return buffer(*arguments, **options)
+
+    monkeypatch.setattr(cl, "Buffer", some)
+    plan = replace(cut((4, 4, 4), (2.0, 2.0, 2.0), (4, 4, 4), engine="exact"), in_flight=3)
+    with pytest.raises(DeviceError, match=r"of host memory for 3 blocks in flight: create_buffer failed.*--threads"):
+        engine.prepare(plan)
+    assert live.now == 0

@@ -68,12 +68,12 @@ class Engine(Protocol):
         ...
 
     def prepare(self, plan: Plan) -> None:
-        """Build what a plan needs, so that a device that cannot is found before anything is written.
+        """Build and allocate what a plan needs, so that a device that cannot is found before anything is written.
 
         Raises
         ------
         DeviceError
-            If the device does not build it.
+            If the device does not build it, or gives no memory.
         """
         ...
 

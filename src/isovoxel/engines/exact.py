@@ -56,11 +56,6 @@ class ExactEngine(StagedEngine):
     ----------
     device
         Where to compute.
-
-    Raises
-    ------
-    DeviceError
-        If the device does not build or run the kernels.
     """
 
     name = "exact"

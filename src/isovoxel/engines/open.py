@@ -22,7 +22,7 @@ def open_engine(name: str = "cle", device: str = "auto") -> Engine:
     Raises
     ------
     DeviceError
-        If there is no such device, or it does not run kernels.
+        If there is no such device.
     """
     found = find_device(device)
     if name == "exact":

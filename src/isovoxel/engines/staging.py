@@ -31,6 +31,8 @@ from numpy.typing import NDArray
 
 from isovoxel.engines.base import Cancelled, Scaled
 from isovoxel.engines.devices import Device, opencl_device
+from isovoxel.errors import DeviceError
+from isovoxel.planning.cost import human_bytes
 from isovoxel.planning.limits import LANES
 from isovoxel.planning.plan import Block, Plan
 
@@ -269,10 +271,20 @@ class StagedEngine(ABC):
 
     def prepare(self, plan: Plan) -> None:
         """Build kernels, and allocate host memory for all blocks in flight; see `isovoxel.engines.base.Engine`."""
+        import pyopencl as cl
+
         with TURN:
             self.build(plan)
         self._built_for = plan
-        taken = [self._take_hosts(plan) for _ in range(plan.in_flight)]
+        try:
+            taken = [self._take_hosts(plan) for _ in range(plan.in_flight)]
+        except (cl.Error, MemoryError) as error:
+            self.release()
+            needed = human_bytes(plan.in_flight * sum(plan.staging))
+            raise DeviceError(
+                f"{self.device.name} does not give the {needed} of host memory for {plan.in_flight} blocks in flight: "
+                f"{str(error).strip() or type(error).__name__}; choose fewer --threads or less --memory"
+            ) from error
         for hosts in taken:
             self._give_hosts(plan, hosts)
 

@@ -92,6 +92,12 @@ class Job:
         InterruptedJobError
             If the user interrupts; blocks in flight are finished or given up first.
         """
+        try:
+            return self._carry_out()
+        finally:
+            self.engine.release()
+
+    def _carry_out(self) -> float:
         began = time.perf_counter()
         self._tell(JobStarted(self.plan))
         self._spare_cores(self.plan.n_blocks)
@@ -108,7 +114,6 @@ class Job:
         self._cancelled.set()
         pool.shutdown(wait=True, cancel_futures=True)
         if failure is not None:
-            self.engine.release()
             self.writer.close()
         if isinstance(failure, KeyboardInterrupt):
             raise InterruptedJobError(f"interrupted; {self._kept()}") from None
@@ -119,12 +124,11 @@ class Job:
         try:
             self.writer.finish()
         except OSError as error:
-            self.engine.release()
+            self.writer.close()
             raise JobError(f"marking the output complete failed: {error.strerror or error}; {self._kept()}") from error
         seconds = time.perf_counter() - began
         self.idle = max(0.0, self.plan.in_flight * seconds - self._busy)
         self._tell(JobFinished(seconds))
-        self.engine.release()
         return seconds
 
     # ---- direct reads ----------------------------------------------------------------------------------------
