@@ -28,8 +28,9 @@ from isovoxel.geometry.box import Index3
 from isovoxel.geometry.tables import SPAN, Rows, Table, accumulator, outputs_of, pass_order, passes_at_once
 from isovoxel.planning.plan import MOVES, Block, Plan
 
-KEPT_WIDTH = 64
-"""Tables of rows up to this width are kept for the blocks to come: at most some 128 KiB each."""
+KEPT_WEIGHTS = 2**14
+"""Tables of up to so many weights are kept for the blocks to come: `KEPT` of them take 13 MiB at most."""
+KEPT = 64
 
 
 class _Share(NamedTuple):
@@ -76,20 +77,15 @@ class ExactEngine(StagedEngine):
 
     def uploads(self, block: Block, plan: Plan) -> dict[str, NDArray[Any]]:
         """Return the block's rows of each axis' table, as its kernels take them."""
-        axes = range(3) if plan.interpolation in MOVES else pass_order(plan.tables)
-        kind = accumulator(np.dtype(plan.source.dtype))
-        return {
-            name: array
-            for axis in axes
-            for name, array in (_arrays if plan.tables[axis].width <= KEPT_WIDTH else _arrays.__wrapped__)(
-                plan.tables[axis],
-                axis,
-                block.write_box.start[axis],
-                block.write_box.stop[axis],
-                block.read_box.start[axis],
-                None if plan.interpolation in MOVES else kind,
-            )
-        }
+        moves = plan.interpolation in MOVES
+        kind = None if moves else accumulator(np.dtype(plan.source.dtype))
+        arrays: dict[str, NDArray[Any]] = {}
+        for axis in range(3) if moves else pass_order(plan.tables):
+            table, base = plan.tables[axis], block.read_box.start[axis]
+            start, stop = block.write_box.start[axis], block.write_box.stop[axis]
+            make = _arrays if (stop - start) * table.width <= KEPT_WEIGHTS else _arrays.__wrapped__
+            arrays |= make(table, axis, start, stop, base, kind)
+        return arrays
 
     def enqueue(self, source: Any, target: Any, small: dict[str, Any], block: Block, plan: Plan) -> None:
         """Give the block's kernels to the queue; see `StagedEngine.enqueue`."""
@@ -205,7 +201,7 @@ class ExactEngine(StagedEngine):
         return build_kernels(self._queue, "exact.cl", {part: 1} | macros)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=KEPT)
 def _arrays(
     table: Table, axis: int, start: int, stop: int, base: int, kind: np.dtype[Any] | None
 ) -> tuple[tuple[str, NDArray[Any]], ...]:
