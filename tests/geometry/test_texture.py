@@ -20,7 +20,7 @@ def used(axis: Axis, outputs: np.ndarray, interpolation: str) -> np.ndarray:
     if interpolation == "nearest":
         index = np.floor(position + 0.5)
     else:
-        index = np.concatenate([np.floor(position), np.floor(position) + 1])
+        index = np.concatenate([np.floor(position), np.ceil(position)])
     return np.clip(index, 0, axis.n - 1).astype(int)
 
 
@@ -49,6 +49,23 @@ def test_a_span_reads_little_more_than_its_outputs_use(n: int, f: float, interpo
         index = used(axis, np.arange(start, stop), interpolation)
         assert first >= index.min() - 1
         assert last <= index.max() + 2
+
+
+@given(st.integers(1, 200), boundaries, st.integers(1, 60))
+def test_an_axis_that_stays_as_it_is_needs_no_halo(n: int, boundary: str, length: int) -> None:
+    """At factor 1 a span is what its outputs are; the block's rim stands for neighbours, but 0 is around the volume."""
+    starts, stops = axis_of(n, 1.0).intervals(length)
+    span = Texture(axis_of(n, 1.0), "linear", boundary).spans(starts, stops)
+    np.testing.assert_array_equal((span.first, span.last), (starts, stops))
+    inside_before, inside_after = starts > 0, stops < n
+    np.testing.assert_array_equal(span.before, 1 if boundary == "nearest" else inside_before)
+    np.testing.assert_array_equal(span.after, 1 if boundary == "nearest" else inside_after)
+
+
+def test_what_may_be_nan_is_read_wherever_its_weight_may_be_0() -> None:
+    """NaN times 0 is NaN: whether a voxel is NaN must not depend on how the volume was cut."""
+    span = Texture(axis_of(20, 1.0), "linear", "nearest", finite=False).spans(np.array([10]), np.array([15]))
+    assert (span.first[0], span.last[0]) == (9, 16)
 
 
 def test_an_axis_that_shrinks_away_reads_its_rim() -> None:

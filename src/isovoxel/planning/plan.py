@@ -102,7 +102,8 @@ class Block:
     read_box: Box
     """Input voxels it reads, halo included, inside the volume."""
     pad_before: Index3
-    """How many times the volume's rim is repeated before the read box, per axis; 0 away from the rim."""
+    """How many times the rim of the read box is repeated before it, per axis: where the volume ends, and where what
+    comes next has no weight."""
     pad_after: Index3
     """The same after it."""
 
@@ -165,7 +166,8 @@ class Plan:
         """What the engine reads along each axis, z, y, x."""
         if self.engine == "exact":
             return self.tables
-        z, y, x = (Texture(axis, self.interpolation, self.boundary) for axis in self.axes)
+        finite = np.dtype(self.source.dtype).kind in "iu"
+        z, y, x = (Texture(axis, self.interpolation, self.boundary, finite) for axis in self.axes)
         return (z, y, x)
 
     @cached_property

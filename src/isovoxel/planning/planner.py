@@ -14,7 +14,8 @@ They are large, so that little is read twice, and not so few that some threads h
        * (blocks + (threads - 1) / 2) / blocks
 
    The last factor is that of threads which take block after block: they do not end together, and wait half a block
-   for the last, on average. PoCL compiles cle's kernels anew for blocks of another shape: COMPILE for each.
+   for the last, on average. Under cle a block costs CLE_OVERHEAD more for each thread, and PoCL compiles cle's kernels
+   anew for blocks of another shape: COMPILE for each.
 5. Where nothing fits, try smaller shards (unless the user chose them), then fewer blocks in flight; where still
    nothing fits, refuse with the numbers.
 """
@@ -46,6 +47,8 @@ KEEP = 0.5
 """What room for a decoded voxel costs: memory that is touched for the first time is as slow as decoding (measured)."""
 BLOCK_OVERHEAD = 2**20
 """What a block costs beside its voxels, in voxels: scheduling, allocations and transfers take a few milliseconds."""
+CLE_OVERHEAD = 2**18
+"""What a block under cle costs each thread, in voxels: 2 ms of Python, in which no other thread runs any (measured)."""
 COMPILE = 2**27
 """What compiling cle's kernel once more costs on a CPU, in voxels: a quarter of a second (measured, PoCL)."""
 MAX_GRAPH_BLOCKS = 5_000
@@ -233,7 +236,8 @@ def _best(draft: Plan) -> Plan | None:
     decoded = np.stack([_decoded(axes, draft.source.grid.shape, last) for last in range(len(cached))])
 
     kept = cached / draft.source.itemsize
-    work = DECODE * decoded + KEEP * kept + math.prod(draft.output.shape) + blocks * BLOCK_OVERHEAD
+    overhead = BLOCK_OVERHEAD + (CLE_OVERHEAD * in_flight if draft.engine == "cle" else 0)
+    work = DECODE * decoded + KEEP * kept + math.prod(draft.output.shape) + blocks * overhead
     score = work * (blocks + (draft.in_flight - 1) / 2) / blocks
     if draft.engine == "cle" and draft.device.kind == "cpu":
         score = score + COMPILE * _product(z.sizes, y.sizes, x.sizes)

@@ -74,13 +74,14 @@ class Job:
     done: int = field(default=0, init=False)
     """Blocks written so far."""
     idle: float = field(default=0.0, init=False)
-    """Seconds that the job's threads spent without a block, all together: while others finish, or dask arranges."""
+    """Seconds in which the job's threads had no block yet or none any more, all together."""
 
     def __post_init__(self) -> None:
         self._cancelled = threading.Event()
         self._telling = threading.Lock()
         self._read_seconds: dict[int, float] = {}
-        self._busy = 0.0
+        self._first: dict[int, float] = {}
+        self._last: dict[int, float] = {}
 
     def run(self) -> float:
         """Carry the plan out and return the seconds it took.
@@ -126,8 +127,11 @@ class Job:
         except OSError as error:
             self.writer.close()
             raise JobError(f"marking the output complete failed: {error.strerror or error}; {self._kept()}") from error
-        seconds = time.perf_counter() - began
-        self.idle = max(0.0, self.plan.in_flight * seconds - self._busy)
+        ended = time.perf_counter()
+        seconds = ended - began
+        without = self.plan.in_flight - len(self._first)
+        self.idle = without * seconds + sum(first - began for first in self._first.values())
+        self.idle += sum(ended - last for last in self._last.values())
         self._tell(JobFinished(seconds))
         return seconds
 
@@ -161,13 +165,15 @@ class Job:
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:
-        """Count the seconds that a thread works on a block."""
-        began = time.perf_counter()
+        """Keep when a thread began with its first block, and when it was done with its last."""
+        thread, began = threading.get_ident(), time.perf_counter()
+        with self._telling:
+            self._first.setdefault(thread, began)
         try:
             yield
         finally:
             with self._telling:
-                self._busy += time.perf_counter() - began
+                self._last[thread] = time.perf_counter()
 
     def _scale_and_write(self, stage: Stage, block: Block, read_seconds: float) -> None:
         began = time.perf_counter()
