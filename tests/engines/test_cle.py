@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import dask.array as da
@@ -514,3 +518,34 @@ def test_a_device_that_cannot_compute_is_found_before_anything_is_written(monkey
     monkeypatch.setattr(cle, "scale", fail)
     with pytest.raises(DeviceError, match=r"does not run OpenCL kernels: .*OUT_OF_RESOURCES"):
         engine.prepare(cut((4, 4, 4), (2.0, 2.0, 2.0), (8, 8, 8)))
+
+
+TWO_DEVICES = """
+import numpy as np
+import pyclesperanto_prototype as cle
+from isovoxel.engines.devices import list_devices
+from isovoxel.engines.open import open_engine
+from strategies import cut
+devices = [str(device.index) for device in list_devices()]
+assert len(devices) == 2, devices
+plan = cut((6, 7, 8), (2.0, 1.3, 1.0), (64, 64, 64))
+volume = np.arange(6 * 7 * 8, dtype=np.uint16).reshape(6, 7, 8)
+contexts = set()
+for device in [*devices, *devices]:
+    result = open_engine("cle", device).scale(volume, plan.block(0), plan).data
+    assert result.any()
+    contexts.add(cle.get_device().context.int_ptr)
+assert len(contexts) == 2, contexts  # some drivers refuse a kernel of one context a buffer of another
+"""
+
+
+def test_devices_of_one_process_take_turns() -> None:
+    """One device is cle's current one, and each has a context of its own: blocks go from one device to the other."""
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_DEVICES],
+        env=os.environ | {"POCL_DEVICES": "pthread pthread", "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

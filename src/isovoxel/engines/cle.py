@@ -129,13 +129,24 @@ class CleEngine(StagedEngine):
 
 
 def select(handle: Any) -> Any:
-    """Return cle with this ``pyopencl.Device`` as its current one. The caller has the turn."""
-    import pyclesperanto_prototype as cle
-    from pyclesperanto_prototype._tier0._device import filter_devices
+    """Return cle with this ``pyopencl.Device`` as its current one. The caller has the turn.
 
-    # By name cle takes the first of several that are alike; by its place in cle's own order it takes this one.
-    cle.select_device(device_index=filter_devices().index(handle))
+    cle makes a new context each time it goes from one device to another, in which nothing works that was made in the
+    old one. Here a device keeps the context that it got first.
+    """
+    import pyclesperanto_prototype as cle
+    from pyclesperanto_prototype._tier0._device import _current_device, filter_devices
+
+    if handle in _selected:
+        _current_device._instance = _selected[handle]  # noqa: SLF001 - cle has no other way to say so
+    else:
+        # By name cle takes the first of several that are alike; by its place in cle's own order it takes this one.
+        _selected[handle] = cle.select_device(device_index=filter_devices().index(handle))
     return cle
+
+
+_selected: dict[Any, Any] = {}
+"""cle's devices, each a context and a queue, by what pyopencl calls them."""
 
 
 def placement(block: Block, plan: Plan) -> tuple[Float3, Float3]:
