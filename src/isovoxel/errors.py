@@ -26,6 +26,50 @@ class InputMissingError(InputError, FileNotFoundError):
         return str(self.args[0])
 
 
+class InputUnavailableError(InputError, OSError):
+    """An input that the system did not give: its disk or network failed, or it may not be read.
+
+    Parameters
+    ----------
+    errno
+        The system's number of what went wrong, or None where it has none.
+    message
+        What a user reads.
+    """
+
+    def __init__(self, errno: int | None, message: str) -> None:
+        OSError.__init__(self, errno, message)  # by name: next in the order is ValueError, which keeps no number
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+class CorruptInputError(InputError):
+    """A part of an input whose stored bytes are damaged: reading it again will not help.
+
+    Parameters
+    ----------
+    name
+        What the user called the input.
+    chunk
+        Which part of it, as its kind counts them: "chunk (1, 2, 3)", "strip 4 of page 3".
+    start, stop
+        First voxel of the part, and first one beyond it, z, y, x, inside the volume.
+    reason
+        What is wrong with it, as a clause.
+    """
+
+    def __init__(
+        self, name: str, chunk: str, start: tuple[int, int, int], stop: tuple[int, int, int], reason: str
+    ) -> None:
+        # All of them are arguments of the exception too, so that it reaches another process whole.
+        super().__init__(name, chunk, start, stop, reason)
+        self.name, self.chunk, self.start, self.stop, self.reason = name, chunk, start, stop, reason
+
+    def __str__(self) -> str:
+        return f"{self.chunk} of {self.name} is corrupt: {self.reason}; copy or write it again"
+
+
 class OutputError(IsovoxelError, OSError):
     """An output that cannot or must not be written."""
 

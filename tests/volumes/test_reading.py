@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import tracemalloc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,10 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from isovoxel.errors import CorruptInputError, InputError, InputUnavailableError
 from isovoxel.geometry.box import Box
 from isovoxel.volumes.base import Volume
+from isovoxel.volumes.files import is_transient
 from isovoxel.volumes.open import open_volume
 from strategies import boxes
 
@@ -303,3 +307,72 @@ def test_dask_computes_only_what_a_box_needs(data: st.DataObject) -> None:
     ]
     assert len(computed) == len(set(computed)) == np.prod([len(t) for t in touched])
     assert all(i in t for place in computed for i, t in zip(place, touched, strict=True))
+
+
+# ---- what the system does not give -------------------------------------------------------------------------------
+
+
+class FailingStore(zarr.storage.LocalStore):
+    """A store whose chunks cannot be had, as over a network."""
+
+    error: Exception
+
+    async def get(self, key: str, *args: Any, **options: Any) -> Any:
+        """Return metadata, and raise for chunks."""
+        if not key.startswith("c/"):
+            return await super().get(key, *args, **options)
+        raise self.error
+
+
+class ClientPayloadError(Exception):
+    """As aiohttp has it: no `OSError`."""
+
+
+@pytest.mark.parametrize(
+    ("error", "transient"),
+    [
+        (OSError(errno.EIO, "Input/output error"), True),
+        (TimeoutError("no answer in 30 s"), True),
+        (ClientPayloadError("not all of it came"), True),
+        (PermissionError(errno.EACCES, "Permission denied"), False),
+    ],
+)
+def test_what_a_store_does_not_give_is_not_corrupt(error: Exception, tmp_path: Path, *, transient: bool) -> None:
+    """What the network does, or the store refuses, is never taken for damage, which could be filled."""
+    zarr.create_array(tmp_path / "a", data=np.ones((4, 4, 4), "uint8"))
+    store = FailingStore(tmp_path / "a", read_only=True)
+    store.error = error
+    with pytest.raises(InputError, match=str(error).rpartition("] ")[2]) as raised:
+        open_volume(zarr.open_array(store, mode="r")).read(Box.whole((4, 4, 4)))
+    assert not isinstance(raised.value, CorruptInputError)
+    assert isinstance(raised.value, OSError) == isinstance(error, OSError)
+    assert is_transient(raised.value) == transient
+
+
+@pytest.mark.parametrize("kind", ["zarr", "zarr, cached", "TIFF", "TIFF, strips", "npy"])
+def test_what_a_disk_does_not_give_is_not_corrupt(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that fails once is told as such, and read again it gives what it has."""
+    voxels = np.arange(64, dtype="uint8").reshape(4, 4, 4)
+    if kind.startswith("zarr"):
+        zarr.create_array(tmp_path / "a", data=voxels)
+    elif kind == "npy":
+        np.save(tmp_path / "a.npy", voxels)
+    else:
+        compression = "zlib" if "strips" in kind else None
+        tifffile.imwrite(tmp_path / "a.tif", voxels, photometric="minisblack", compression=compression)
+    volume = open_volume(next(tmp_path.iterdir()))
+    read = volume.cached(10**6) if "cached" in kind else volume.read
+
+    def fail(*_: Any) -> Any:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        if kind.startswith("zarr"):
+            patch.setattr("isovoxel.volumes.zarr_files._read_at", fail)
+        else:
+            patch.setattr("isovoxel.volumes.raw.FileIO", type("Failing", (FileIO,), {"readinto": fail}))
+        with pytest.raises(InputUnavailableError, match="Input/output error") as raised:
+            read(Box.whole(voxels.shape))
+    assert raised.value.errno == errno.EIO
+    assert is_transient(raised.value)
+    np.testing.assert_array_equal(read(Box.whole(voxels.shape)), voxels)

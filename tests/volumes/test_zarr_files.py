@@ -14,7 +14,7 @@ import pytest
 import zarr
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, ShardingCodec, ZstdCodec
 
-from isovoxel.errors import InputError
+from isovoxel.errors import CorruptInputError, InputUnavailableError
 from isovoxel.geometry.box import Box
 from isovoxel.volumes.open import open_volume
 from isovoxel.volumes.zarr_chunks import ChunkReader
@@ -23,7 +23,7 @@ from isovoxel.volumes.zarr_layout import INDEX_CACHE_BYTES, INDEX_COST
 
 STACK = np.random.default_rng(3).integers(0, 9, (8, 8, 8)).astype("uint16")
 WHOLE = Box.whole(STACK.shape)
-WHERE = r"cannot be read as a zarr array, from voxel \(4, 0, 4\) on: "
+WHERE = r"chunk \(1, 0, 1\) of .*a is corrupt: "
 
 
 def make(path: Path, **options: Any) -> ChunkReader:
@@ -75,7 +75,7 @@ def test_a_damaged_chunk_is_named_by_its_place(
     whole = file.read_bytes()
     file.write_bytes(damage(whole))
     for _ in range(2):
-        with pytest.raises(InputError, match=WHERE + ".*" + message):
+        with pytest.raises(CorruptInputError, match=WHERE + ".*" + message):
             read(WHOLE)
     np.testing.assert_array_equal(read(Box((0, 0, 0), (8, 8, 4))), STACK[:, :, :4])
     file.write_bytes(whole)
@@ -103,7 +103,7 @@ def test_an_index_that_lies(location: str, damage: Callable[[np.ndarray], None],
     damage(entries)
     data[at] = entries.tobytes() + struct.pack("<I", google_crc32c.value(entries.tobytes()))
     file.write_bytes(data)
-    with pytest.raises(InputError, match=WHERE + ".*" + message):
+    with pytest.raises(CorruptInputError, match=WHERE + ".*" + message):
         read(WHOLE)
     np.testing.assert_array_equal(read(Box((0, 0, 0), (4, 8, 8))), STACK[:4])
 
@@ -118,8 +118,9 @@ def test_a_damaged_index_is_found_out(location: str, tmp_path: Path) -> None:
     damaged[7 if location == "start" else -7] ^= 1
     for data, message in ((damaged, "does not have the checksum"), (whole[:100], "fewer than the 132 of its index")):
         file.write_bytes(data)
-        with pytest.raises(InputError, match=rf"from voxel \(8, 0, 0\) on: .*{message}"):
+        with pytest.raises(CorruptInputError, match=rf"shard \(1, 0, 0\) of .* is corrupt: .*{message}") as error:
             read(Box((0, 0, 0), (16, 8, 8)))
+        assert (error.value.start, error.value.stop) == ((8, 0, 0), (16, 8, 8))
     np.testing.assert_array_equal(read(WHOLE), STACK)
 
 
@@ -158,7 +159,7 @@ def test_a_chunk_that_may_not_be_read_is_an_error(tmp_path: Path) -> None:
     """A chunk that is there but cannot be opened is never taken for one that is not stored."""
     read = make(tmp_path / "a")
     (tmp_path / "a/c/1/0/1").chmod(0)
-    with pytest.raises(InputError, match=WHERE + ".*Permission denied"):
+    with pytest.raises(InputUnavailableError, match=r"in chunk \(1, 0, 1\): Permission denied"):
         read(WHOLE)
 
 
@@ -169,7 +170,7 @@ def test_no_file_stays_open(tmp_path: Path) -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
     np.testing.assert_array_equal(read(WHOLE), STACK)
     (tmp_path / "a/c/4/2/3").write_bytes(b"")
-    with pytest.raises(InputError):
+    with pytest.raises(CorruptInputError):
         read(WHOLE)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 

@@ -34,8 +34,8 @@ class CachedChunk:
     """Number of threads that have claimed it and not yet released it."""
     stored: bool = False
     """Whether there is such a chunk; if not, the buffer holds nothing of it."""
-    failure: str = ""
-    """Why it could not be decoded; empty where it could."""
+    failure: Exception | None = None
+    """Why it could not be decoded; None where it could."""
     ready: threading.Event = field(default_factory=threading.Event)
     """Set once the thread that decodes it is done, or has failed."""
 
@@ -79,7 +79,7 @@ class ChunkCache:
             chunk = self._chunks[place] = CachedChunk(buffer)
             return chunk, True
 
-    def settle(self, place: Index3, chunk: CachedChunk, *, stored: bool, failure: str = "") -> None:
+    def settle(self, place: Index3, chunk: CachedChunk, *, stored: bool, failure: Exception | None = None) -> None:
         """Say how decoding a claimed chunk ended; one that failed or is not stored is not kept for later."""
         chunk.stored, chunk.failure = stored, failure
         if not stored:

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isovoxel.errors import InputError
+from isovoxel.errors import CorruptInputError
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.volumes.base import room_for
+from isovoxel.volumes.files import unavailable
 
 BUFFER_BYTES = 1 << 20
 """Rows of which only a part is wanted are read through a buffer of this size."""
@@ -49,7 +50,15 @@ class RawReader:
         return max(BUFFER_BYTES, self.shape[2] * self.dtype.itemsize)
 
     def __call__(self, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Return a box as a new array, or in `out`."""
+        """Return a box as a new array, or in `out`.
+
+        Raises
+        ------
+        CorruptInputError
+            If a file is shorter than it was: the first plane that is not whole is named.
+        InputUnavailableError
+            If the system cannot read it.
+        """
         planes = out = room_for(box, self.dtype.newbyteorder("="), out)
         if self.reverse:
             box = Box(box.start[::-1], box.stop[::-1])
@@ -61,11 +70,20 @@ class RawReader:
             which = int(self.file_of_plane[z])
             with open_file(self.name, self.files[which]) as file:
                 while z < box.stop[0] and self.file_of_plane[z] == which:
-                    self._read_plane(file, int(self.offsets[z]), box, planes[z - box.start[0]])
+                    try:
+                        self._read_plane(file, int(self.offsets[z]), box, planes[z - box.start[0]])
+                    except EndOfFileError as error:
+                        raise self._corrupt(z, error) from error
                     z += 1
         if not self.dtype.isnative:
             out.byteswap(inplace=True)
         return out
+
+    def _corrupt(self, plane: int, error: EndOfFileError) -> CorruptInputError:
+        start, stop = (plane, 0, 0), (plane + 1, *self.shape[1:])
+        if self.reverse:
+            start, stop = start[::-1], stop[::-1]
+        return CorruptInputError(self.name, f"plane {plane}{' along x' * self.reverse}", start, stop, str(error))
 
     def _read_plane(self, file: FileIO, offset: int, box: Box, plane: NDArray[Any]) -> None:
         """Read the box' part of one plane, in the file's byte order."""
@@ -89,18 +107,22 @@ class RawReader:
                 plane[y - first : y - first + n] = part
 
 
+class EndOfFileError(ValueError):
+    """A file that ends before what it should hold."""
+
+
 def open_file(name: str, path: str) -> FileIO:
     """Open a file for unbuffered reading.
 
     Raises
     ------
-    InputError
+    InputUnavailableError
         If it cannot be opened.
     """
     try:
         return FileIO(path)
     except OSError as error:
-        raise InputError(f"{name} can no longer be read: {path}: {error.strerror}") from error
+        raise unavailable(f"{name} can no longer be read: {path}", error) from error
 
 
 def read_into(file: FileIO, offset: int, array: NDArray[Any], name: str) -> None:
@@ -108,8 +130,10 @@ def read_into(file: FileIO, offset: int, array: NDArray[Any], name: str) -> None
 
     Raises
     ------
-    InputError
-        If the file ends before, or cannot be read.
+    EndOfFileError
+        If the file ends before.
+    InputUnavailableError
+        If the system cannot read it.
     """
     buffer = array.reshape(-1).view(np.uint8).data
     done = 0
@@ -118,13 +142,13 @@ def read_into(file: FileIO, offset: int, array: NDArray[Any], name: str) -> None
         while done < len(buffer):
             count = file.readinto(buffer[done:])
             if not count:
-                raise InputError(
-                    f"{name} ends {len(buffer) - done} bytes too early at byte {offset + done}; "
-                    f"it has been changed since it was opened"
+                raise EndOfFileError(
+                    f"its file ends {len(buffer) - done} bytes too early at byte {offset + done}, "
+                    f"so it has been changed since it was opened"
                 )
             done += count
     except OSError as error:
-        raise InputError(f"{name} cannot be read at byte {offset}: {error.strerror}") from error
+        raise unavailable(f"{name} cannot be read at byte {offset}", error) from error
 
 
 def contiguous_offsets(start: int, shape: Index3, dtype: np.dtype[Any]) -> NDArray[np.int64]:

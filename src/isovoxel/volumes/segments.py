@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isovoxel.errors import InputError
+from isovoxel.errors import CorruptInputError
 from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.volumes.base import room_for
-from isovoxel.volumes.files import unreadable
-from isovoxel.volumes.raw import open_file, read_into
+from isovoxel.volumes.files import reason_of
+from isovoxel.volumes.raw import EndOfFileError, open_file, read_into
 
 DECODED_COPIES = 3
 """How many copies of a decoded segment exist at most: decompressed, in native byte order, unpredicted."""
@@ -56,6 +56,8 @@ class SegmentReader:
     """Header that JPEG segments of some formats share."""
     fill: float
     """Value of the voxels of segments that are left out."""
+    kind: str
+    """What a segment is called: "strip" or "tile"."""
 
     @property
     def overhead(self) -> int:
@@ -64,7 +66,15 @@ class SegmentReader:
         return int(self.counts.max()) + DECODED_COPIES * z * y * x * self.dtype.itemsize + FIXED_BYTES
 
     def __call__(self, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Return a box as a new array, or in `out`."""
+        """Return a box as a new array, or in `out`.
+
+        Raises
+        ------
+        CorruptInputError
+            If a segment cannot be decoded, or is cut short.
+        InputUnavailableError
+            If the system cannot read it.
+        """
         out = room_for(box, self.dtype, out)
         depth = self.page_shape[0]
         if not out.size:
@@ -88,16 +98,26 @@ class SegmentReader:
             out[...] = self.fill
             return
         data = np.empty(count, np.uint8)
-        with open_file(self.name, self.files[self.file_of_page[page]]) as file:
-            read_into(file, offset, data, self.name)
         options = {"jpegtables": self.jpeg_tables[page], "jpegheader": self.jpeg_header} if self.jpeg_tables else {}
+        corner = (z * self.segment_shape[0], y * self.segment_shape[1], x * self.segment_shape[2])
+        with open_file(self.name, self.files[self.file_of_page[page]]) as file:
+            try:
+                read_into(file, offset, data, self.name)
+            except EndOfFileError as error:
+                raise self._corrupt(page, segment, corner, str(error)) from error
         try:
             decoded, (_, *start, _), shape = self.decode(data.tobytes(), segment, **options)
+        except MemoryError:
+            raise
         except Exception as error:
-            raise unreadable(self.name, f"TIFF, in segment {segment} of page {page}", error) from error
+            raise self._corrupt(page, segment, corner, reason_of(error)) from error
         there = tile.relative_to((start[0], start[1], start[2]))
         if decoded is None or not Box.whole((shape[0], shape[1], shape[2])).contains(there):
-            raise InputError(
-                f"{self.name} cannot be read as TIFF, in segment {segment} of page {page}: it is too short"
-            )
+            raise self._corrupt(page, segment, corner, "it is too short")
         out[...] = decoded[..., 0][there.slices]
+
+    def _corrupt(self, page: int, segment: int, corner: Index3, reason: str) -> CorruptInputError:
+        """Return the error for a segment that begins at a corner of its page."""
+        z, y, x = (a + n for a, n in zip(corner, self.segment_shape, strict=True))
+        box = (Box(corner, (z, y, x)) & Box.whole(self.page_shape)).relative_to((-page * self.page_shape[0], 0, 0))
+        return CorruptInputError(self.name, f"{self.kind} {segment} of page {page}", box.start, box.stop, reason)

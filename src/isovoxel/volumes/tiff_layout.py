@@ -174,6 +174,7 @@ def _page_reader(pages: _Pages, stored: np.dtype[Any]) -> RawReader | SegmentRea
         tuple(page.jpegtables for page in pages.pages) if keyframe.compression in _JPEG else (),
         keyframe.jpegheader,
         float(keyframe.nodata),
+        "tile" if keyframe.is_tiled else "strip",
     )
 
 

@@ -10,20 +10,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import lzma
 import math
+import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from gzip import BadGzipFile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isovoxel.errors import InputError
+from isovoxel.errors import CorruptInputError, InputError
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.volumes.axes import zyx_positions
 from isovoxel.volumes.base import ReadBox, Volume, check_voxels, room_for
-from isovoxel.volumes.files import metadata_identity, unreadable
+from isovoxel.volumes.files import is_transient, metadata_identity, reason_of, unavailable, unreadable
 from isovoxel.volumes.zarr_chunks import ChunkReader
 from isovoxel.volumes.zarr_layout import chunk_layout
 
@@ -38,6 +42,9 @@ INDEX_COPIES = 4
 
 FIXED_BYTES = 1 << 18
 """What zarr holds whatever the chunk's size: its event loop's tasks, and the headers of encoded chunks."""
+
+DECODING_ERRORS = (ValueError, RuntimeError, EOFError, zlib.error, lzma.LZMAError, BadGzipFile, struct.error)
+"""What zarr-python's codecs raise of bytes that they cannot decode."""
 
 ARRAY_FILES = {"zarr.json": 3, ".zarray": 2}
 """The file that makes a folder a zarr array, and the zarr format."""
@@ -57,7 +64,15 @@ class ZarrReader:
     """Shape of a chunk, z, y, x."""
 
     def __call__(self, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Return a box as a new array, or in `out`."""
+        """Return a box as a new array, or in `out`.
+
+        Raises
+        ------
+        CorruptInputError
+            If a chunk cannot be decoded.
+        InputError
+            If it cannot be read for another reason, which is the error's cause.
+        """
         out = room_for(box, np.dtype(self.array.dtype).newbyteorder("="), out)
         index: list[int | slice] = [0] * self.array.ndim
         for tile in box.tiles(self.chunks):
@@ -66,9 +81,30 @@ class ZarrReader:
             try:
                 # No name for the part, which would keep it while the next one is read.
                 out[tile.relative_to(box.start).slices] = self.array[tuple(index)]
+            except MemoryError:
+                raise
             except Exception as error:
-                raise unreadable(self.name, f"a zarr array, from voxel {tile.start} on", error) from error
+                raise self._failure(tile, error) from error
         return out
+
+    def _failure(self, tile: Box, error: Exception) -> InputError:
+        """Say whose fault it was: only what decoders raise is the chunk's."""
+        z, y, x = place = tuple(a // n for a, n in zip(tile.start, self.chunks, strict=True))
+        if is_transient(error) or not isinstance(error, DECODING_ERRORS):
+            what = f"{self.name} cannot be read, in chunk {place}"
+            return unavailable(what, error) if isinstance(error, OSError) else InputError(f"{what}: {reason_of(error)}")
+        depth, rows, columns = self.chunks
+        stop = [
+            min(n, self.array.shape[axis])
+            for n, axis in zip(((z + 1) * depth, (y + 1) * rows, (x + 1) * columns), self.zyx, strict=True)
+        ]
+        return CorruptInputError(
+            self.name,
+            f"chunk {place}",
+            (z * depth, y * rows, x * columns),
+            (stop[0], stop[1], stop[2]),
+            reason_of(error),
+        )
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,14 @@ Shard by shard and chunk by chunk in the thread that reads; any number of thread
 2. A chunk that lies in one piece in the returned array is decoded straight into it; every other into a buffer
    that all chunks of the read share, or into the cache, and the part that is wanted is copied.
 3. A chunk that another thread is decoding into the cache is put off until the next ones are done.
+
+What a chunk's bytes make fail names the chunk, as damaged; what the system makes fail, does not.
 """
 
 from __future__ import annotations
 
+import copy
+import errno
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -20,12 +24,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from isovoxel.errors import CorruptInputError, InputUnavailableError
 from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.volumes.base import room_for
 from isovoxel.volumes.chunk_cache import CHUNK_COST, CachedChunk, ChunkCache
-from isovoxel.volumes.files import unreadable
-from isovoxel.volumes.zarr_files import ChunkFile, IndexCache
+from isovoxel.volumes.files import reason_of, unavailable
+from isovoxel.volumes.zarr_files import ChunkFile, IndexCache, ShardIndexError
 from isovoxel.volumes.zarr_layout import ChunkLayout
 
 MOST_PUT_OFF = 4
@@ -109,7 +114,15 @@ class ChunkReader:
         return ChunkReader(self.name, self.layout, capacity)
 
     def __call__(self, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Return a box as a new array, or in `out`."""
+        """Return a box as a new array, or in `out`.
+
+        Raises
+        ------
+        CorruptInputError
+            If a chunk is damaged, or the index of a shard.
+        InputUnavailableError
+            If the system cannot read a file.
+        """
         whole = room_for(box, self.layout.dtype.newbyteorder("="), out)
         put_off: deque[tuple[Part, CachedChunk]] = deque()
         scratch = Scratch(self.layout)
@@ -149,7 +162,7 @@ class ChunkReader:
             if ours:
                 self._decode(part.chunk, chunk, file, scratch)
         except Exception as error:
-            raise self._unreadable(part, error) from error
+            raise self._failure(part.chunk, error) from error
         if chunk.ready.is_set():
             self._take(part, chunk)
         else:
@@ -172,9 +185,9 @@ class ChunkReader:
         try:
             stored = file.read(place, scratch.encoded, chunk.buffer)
         except BaseException as error:
-            # Whatever it was, an interrupt too, the others must not wait for ever. They get the words alone: with
-            # the error, its frames would keep all arrays of this read alive.
-            self._cache.settle(place, chunk, stored=False, failure=str(error) or type(error).__name__)
+            # Whatever it was, an interrupt too, the others must not wait for ever. They get an error that was never
+            # raised: the frames of this one would keep all arrays of this read alive.
+            self._cache.settle(place, chunk, stored=False, failure=self._failure(place, error))
             self._cache.release(chunk)
             raise
         self._cache.settle(place, chunk, stored=stored)
@@ -185,8 +198,8 @@ class ChunkReader:
         """Copy the part from a chunk of the cache, waiting for it if need be, and release it."""
         try:
             chunk.ready.wait()
-            if chunk.failure:
-                raise self._unreadable(part, ValueError(chunk.failure))
+            if chunk.failure is not None:
+                raise copy.copy(chunk.failure)
             part.out[...] = chunk.buffer[part.there] if chunk.stored else self.layout.fill
         finally:
             self._cache.release(chunk)
@@ -195,12 +208,23 @@ class ChunkReader:
         with self._lock:
             self.decoded += 1
 
-    def _unreadable(self, part: Part, error: Exception) -> Exception:
-        z, y, x = (
-            place * length + inside.start
-            for place, length, inside in zip(part.chunk, self.layout.chunk, part.there, strict=True)
-        )
-        return unreadable(self.name, f"a zarr array, from voxel {(z, y, x)} on", error)
+    def _failure(self, place: Index3, error: BaseException) -> Exception:
+        """Return what a chunk's reader is told: whose fault it was, and of which voxels."""
+        if isinstance(error, MemoryError):
+            return MemoryError(*error.args)
+        if isinstance(error, OSError):
+            return unavailable(f"{self.name} cannot be read, in chunk {place}", error)
+        if not isinstance(error, Exception):
+            return InputUnavailableError(
+                errno.EINTR, f"reading chunk {place} of {self.name} ended by {reason_of(error)}"
+            )
+        what, shape = "chunk", self.layout.chunk
+        if isinstance(error, ShardIndexError):
+            z, y, x = (p // n for p, n in zip(place, self.layout.per_shard, strict=True))
+            what, place, shape = "shard", (z, y, x), self.layout.file
+        z, y, x = (p * n for p, n in zip(place, shape, strict=True))
+        box = Box((z, y, x), (z + shape[0], y + shape[1], x + shape[2])) & Box.whole(self.layout.shape)
+        return CorruptInputError(self.name, f"{what} {place}", box.start, box.stop, reason_of(error))
 
 
 def _room_for_chunk(layout: ChunkLayout) -> NDArray[Any]:

@@ -28,6 +28,10 @@ Stamp = tuple[int, int, int]
 _NO_CHUNK = 2**64 - 1
 
 
+class ShardIndexError(ValueError):
+    """The index of a shard is damaged, and with it all chunks of the shard are lost."""
+
+
 class IndexCache:
     """The indices of the shards that were read last; safe to use from many threads."""
 
@@ -107,8 +111,12 @@ class ChunkFile:
 
         Raises
         ------
+        OSError
+            Where the system cannot read it.
+        ShardIndexError
+            Where the whole shard is damaged.
         Exception
-            Of any kind, where the chunk is damaged or cannot be read.
+            Of any other kind, where the chunk is damaged.
         """
         if not self._opened:
             self._open()
@@ -150,10 +158,13 @@ class ChunkFile:
     def _read_index(self, file: FileIO) -> NDArray[np.uint64]:
         size = self._layout.index_bytes
         if size > self._size:
-            raise ValueError(f"its shard has {self._size} bytes, fewer than the {size} of its index")
+            raise ShardIndexError(f"its {self._size} bytes are fewer than the {size} of its index")
         data = np.empty(size, np.uint8)
-        _read(file, 0 if self._layout.index == "start" else self._size - size, data)
-        return _checked(data, "the index of its shard").view("<u8").reshape(-1, 2)
+        try:
+            _read(file, 0 if self._layout.index == "start" else self._size - size, data)
+            return _checked(data, "its index").view("<u8").reshape(-1, 2)
+        except ValueError as error:
+            raise ShardIndexError(*error.args) from error
 
     def _span(self, chunk: Index3) -> tuple[int, int] | None:
         """Return where a chunk begins and its number of bytes, or None where it is not stored."""
