@@ -19,6 +19,7 @@ import pyopencl as cl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyopencl import _cl
 
 from isovoxel import scale_array
 from isovoxel.engines import cle as cle_engine
@@ -518,6 +519,22 @@ def test_a_device_that_cannot_compute_is_found_before_anything_is_written(monkey
     monkeypatch.setattr(cle, "scale", fail)
     with pytest.raises(DeviceError, match=r"does not run OpenCL kernels: .*OUT_OF_RESOURCES"):
         engine.prepare(cut((4, 4, 4), (2.0, 2.0, 2.0), (8, 8, 8)))
+
+
+@pytest.mark.parametrize("code", ["OUT_OF_RESOURCES", "OUT_OF_HOST_MEMORY", "IMAGE_FORMAT_NOT_SUPPORTED"])
+def test_an_image_that_cannot_be_made_is_an_error(code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left to itself, cle would go on with nearest where linear is asked for, and only warn."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise cl.RuntimeError(_cl._ErrorRecord("", getattr(cl.status_code, code), "create_image"))
+
+    engine = CleEngine(find_device())
+    with monkeypatch.context() as patch:
+        patch.setattr(cl, "Image", fail)
+        with pytest.raises(DeviceError, match=rf"does not run OpenCL kernels: .*{code}"):
+            engine.prepare(cut((4, 4, 4), (2.0, 2.0, 2.0), (8, 8, 8)))
+    engine.prepare(cut((4, 4, 4), (2.0, 2.0, 2.0), (8, 8, 8)))
+    engine.release()
 
 
 TWO_DEVICES = """

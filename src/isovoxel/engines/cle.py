@@ -13,6 +13,8 @@ rounded half to even and saturated. Integers of 32 bits are moved (nearest) in t
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, cast
 
@@ -84,19 +86,20 @@ class CleEngine(StagedEngine):
         """Let cle scale an array on the device. The caller has the turn."""
         cle = select(self._handle)
         linear = interpolation == "linear"
-        if shift == (0.0, 0.0, 0.0):
-            fz, fy, fx = factor
-            cle.scale(
-                source,
-                result,
-                factor_x=fx,
-                factor_y=fy,
-                factor_z=fz,
-                centered=False,
-                linear_interpolation=linear,
-            )
-        else:
-            cle.affine_transform(source, result, transform=_matrix(factor, shift), linear_interpolation=linear)
+        with _images_or_errors():
+            if shift == (0.0, 0.0, 0.0):
+                fz, fy, fx = factor
+                cle.scale(
+                    source,
+                    result,
+                    factor_x=fx,
+                    factor_y=fy,
+                    factor_z=fz,
+                    centered=False,
+                    linear_interpolation=linear,
+                )
+            else:
+                cle.affine_transform(source, result, transform=_matrix(factor, shift), linear_interpolation=linear)
 
     def _floats(self, name: str, shape: Index3) -> Any:
         """Return cle's array of that shape, in a buffer that is kept."""
@@ -147,6 +150,24 @@ def select(handle: Any) -> Any:
 
 _selected: dict[Any, Any] = {}
 """cle's devices, each a context and a queue, by what pyopencl calls them."""
+
+
+@contextmanager
+def _images_or_errors() -> Iterator[None]:
+    """Let cle raise where an image cannot be made. The caller has the turn.
+
+    cle takes any reason, a lack of memory too, for one that will stay: it warns, and goes on with nearest.
+    """
+    from pyclesperanto_prototype._tier0._backends import Backend
+    from pyclesperanto_prototype._tier0._cl_image import empty_image
+    from pyclesperanto_prototype._tier0._device import get_device
+
+    backend = Backend.get_instance().get()
+    backend.empty_image_like = lambda array, _: empty_image(get_device().context, array.shape, array.dtype)
+    try:
+        yield
+    finally:
+        del backend.empty_image_like
 
 
 def placement(block: Block, plan: Plan) -> tuple[Float3, Float3]:
