@@ -86,7 +86,11 @@ class DoesNotFitError(IsovoxelError, MemoryError):
 
 
 class DeviceError(IsovoxelError, RuntimeError):
-    """No OpenCL device, or none of that name."""
+    """No OpenCL device, or none of that name, or one that cannot do what it is asked."""
+
+
+class DeviceLostError(DeviceError):
+    """A device that no longer answers this process; another process may go on."""
 
 
 class JobError(IsovoxelError, RuntimeError):

@@ -10,8 +10,8 @@ import pyopencl as cl
 import pytest
 
 from isovoxel.engines.exact import ExactEngine
+from isovoxel.engines.memory import Lane
 from isovoxel.engines.open import open_engine
-from isovoxel.engines.staging import Lane
 from isovoxel.errors import DeviceError
 from strategies import Live, cut
 

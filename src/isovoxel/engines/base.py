@@ -18,6 +18,8 @@ class Scaled(NamedTuple):
     """The block's output voxels, in the volume's dtype."""
     waited: float
     """Seconds spent waiting for the device while it served other blocks."""
+    pieces: int = 1
+    """In how many pieces it was scaled: more than one where the device had no room for the whole."""
 
 
 class Cancelled(Exception):  # noqa: N818 - not an error: somebody asked for it
@@ -39,6 +41,13 @@ class Stage(Protocol):
         ----------
         cancelled
             When set, a block that still waits for the device raises `Cancelled` in place of computing.
+
+        Raises
+        ------
+        DeviceError
+            If the device has no room for the smallest piece of the block.
+        DeviceLostError
+            If the device no longer answers this process.
         """
         ...
 

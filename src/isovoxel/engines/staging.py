@@ -13,15 +13,16 @@ GPU copies at the full rate of its bus, or, on a CPU, memory that kernels work o
 3. Kernels run one block after another on cle's own queue; a block's first kernel waits for its upload, its download
    for its last kernel.
 
-All buffers are as large as the plan's largest block needs, so a plan allocates nothing after its first blocks.
+All buffers are as large as the plan's largest block needs, so a plan allocates nothing after its first blocks. Where
+the device does not give what the plan counts on, a block goes this way in pieces; see `isovoxel.engines.pieces`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
@@ -31,122 +32,21 @@ from numpy.typing import NDArray
 
 from isovoxel.engines.base import Cancelled, Scaled
 from isovoxel.engines.devices import Device, opencl_device
-from isovoxel.errors import DeviceError
+from isovoxel.engines.failures import is_lost, is_out_of_memory, let_go_of, reason_of
+from isovoxel.engines.memory import Buffers, HostBuffer, Lane, Lanes
+from isovoxel.engines.pieces import Fit, device_bytes, halves
+from isovoxel.errors import DeviceError, DeviceLostError
 from isovoxel.planning.cost import human_bytes
 from isovoxel.planning.limits import LANES
 from isovoxel.planning.plan import Block, Plan
 
 T = TypeVar("T")
 
-POLL_SECONDS = 1e-4
-"""How long a block sleeps before it looks again whether the device is done with it."""
-
 # cle has one device, one queue and shared kernel objects per process: one thread at a time may call it.
 TURN = threading.Lock()
 
-
-class HostBuffer:
-    """Host memory that the device reaches: a mapped buffer of its own.
-
-    Parameters
-    ----------
-    queue
-        A queue of the device.
-    nbytes
-        How large.
-    """
-
-    def __init__(self, queue: Any, nbytes: int) -> None:
-        import pyopencl as cl
-
-        flags = cl.mem_flags.READ_WRITE | cl.mem_flags.ALLOC_HOST_PTR
-        self.buffer = cl.Buffer(queue.context, flags, max(1, nbytes))
-        self._queue = queue
-        self._map()
-        # The first touch of memory costs more than a kernel: here, and not in the middle of a job.
-        self.bytes[...] = 0
-
-    @contextmanager
-    def lent(self) -> Iterator[None]:
-        """Leave the memory to the device's kernels for a while; it comes back when the queue has done its work."""
-        self.bytes.base.release(self._queue)
-        try:
-            yield
-        finally:
-            self._map()
-
-    def _map(self) -> None:
-        import pyopencl as cl
-
-        # pyopencl's types know neither flags that are joined nor NumPy's scalar types.
-        flags: Any = cl.map_flags.READ | cl.map_flags.WRITE
-        dtype: Any = np.uint8
-        size = (self.buffer.size,)
-        self.bytes, _ = cl.enqueue_map_buffer(self._queue, self.buffer, flags, 0, size, dtype, is_blocking=True)
-
-    def view(self, shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
-        """Return the first bytes as an array."""
-        nbytes = int(np.prod(shape)) * dtype.itemsize
-        array: NDArray[Any] = self.bytes[:nbytes].view(dtype).reshape(tuple(shape))
-        return array
-
-
 HostPair = tuple[HostBuffer, HostBuffer]
 """Where a block's input lies, and where its output does."""
-
-
-class Buffers:
-    """Device buffers by name, grown when need be."""
-
-    def __init__(self, context: Any) -> None:
-        self._context = context
-        self._held: dict[str, Any] = {}
-        self._plan: Plan | None = None
-
-    def begin(self, plan: Plan) -> None:
-        """Let go of what another plan needed: what was most there and what is most here may be more than projected."""
-        if plan is not self._plan and plan != self._plan:
-            self._held.clear()
-        self._plan = plan
-
-    def get(self, name: str, nbytes: int) -> Any:
-        """Return the buffer of that name, with room for so many bytes."""
-        import pyopencl as cl
-
-        if name not in self._held or self._held[name].size < nbytes:
-            self._held.pop(name, None)  # let go of the old one before the new one is there
-            self._held[name] = cl.Buffer(self._context, cl.mem_flags.READ_WRITE, max(1, nbytes))
-        return self._held[name]
-
-    def clear(self) -> None:
-        """Let go of all."""
-        self._held.clear()
-        self._plan = None
-
-
-class Lane:
-    """The way of one block to the device and back: a queue for transfers, and device buffers of its own."""
-
-    def __init__(self, context: Any, handle: Any) -> None:
-        import pyopencl as cl
-
-        self.queue = cl.CommandQueue(context, handle)
-        self.buffers = Buffers(context)
-
-    def upload(self, name: str, data: NDArray[Any]) -> Any:
-        """Begin to copy an array, which must stay as it is until the lane's queue is done, to the device."""
-        import pyopencl as cl
-
-        buffer = self.buffers.get(name, data.nbytes)
-        cl.enqueue_copy(self.queue, buffer, data, is_blocking=False)
-        return buffer
-
-    def wait_for(self, event: Any) -> None:
-        """Wait for an event of the lane's queue, asleep: drivers of GPUs wait busily, and need a core for it."""
-        self.queue.flush()
-        while event.command_execution_status > 0:  # neither complete nor failed
-            time.sleep(POLL_SECONDS)
-        event.wait()  # raises what made it fail
 
 
 class Stage:
@@ -162,40 +62,87 @@ class Stage:
         """Where the voxels of ``block.read_box`` belong, until the block is scaled."""
         return self._source.view(self._block.read_box.shape, self._kind)
 
-    def scale(self, cancelled: threading.Event | None = None) -> Scaled:
-        """Return the voxels of ``block.write_box``; see `isovoxel.engines.base.Stage`."""
-        arrays = self._engine.uploads(self._block, self._plan)
-        with self._waiting_for(self._engine.lane(), cancelled) as lane:
-            lane.buffers.begin(self._plan)
-            try:
-                small = {name: lane.upload(name, array) for name, array in arrays.items()}
-                if self._engine.in_place:
-                    with self._source.lent(), self._target.lent():
-                        self._compute(self._source.buffer, self._target.buffer, small, lane, cancelled).wait()
-                else:
-                    self._copy_and_compute(small, lane, cancelled)
-            finally:
-                # Whatever went wrong: nobody gets memory that the device still works on.
-                lane.queue.finish()
-        return Scaled(self._target.view(self._block.write_box.shape, self._kind), self._waited)
+    @property
+    def _output(self) -> NDArray[Any]:
+        return self._target.view(self._block.write_box.shape, self._kind)
 
     @property
     def _kind(self) -> np.dtype[Any]:
         return np.dtype(self._plan.source.dtype)
 
-    def _copy_and_compute(self, small: dict[str, Any], lane: Lane, cancelled: threading.Event | None) -> None:
+    def scale(self, cancelled: threading.Event | None = None) -> Scaled:
+        """Return the voxels of ``block.write_box``; see `isovoxel.engines.base.Stage`."""
+        engine, plan, pieces = self._engine, self._plan, 0
+        waiting = [(self._block, 0)]
+        while waiting:
+            piece, depth = waiting.pop()
+            parts = halves(piece, plan) if depth < engine.fit.depth(plan) else ()
+            if not parts and (reason := self._refused(piece, depth, cancelled)):
+                engine.fit.too_large(plan, depth)
+                if not (parts := halves(piece, plan)):
+                    raise DeviceError(
+                        f"{engine.device.name} has no room for {human_bytes(device_bytes(piece, plan))}, which a piece "
+                        f"of {piece.write_box.shape} voxels takes: {reason}; end what else uses its memory, or choose "
+                        "another --device"
+                    )
+            waiting += [(part, depth + 1) for part in reversed(parts)]
+            pieces += not parts
+        return Scaled(self._output, self._waited, pieces)
+
+    def _refused(self, piece: Block, depth: int, cancelled: threading.Event | None) -> str:
+        """Scale a piece; return why the device has no room for it, not even while it is alone there, else nothing."""
+        if not self._attempt(piece, self._engine.lanes.one(), cancelled):
+            return ""
+        reason = self._attempt(piece, self._engine.alone(), cancelled)
+        if not reason:
+            self._engine.fit.fits_alone(self._plan, depth)
+        return reason
+
+    def _attempt(self, piece: Block, resource: AbstractContextManager[Lane], cancelled: threading.Event | None) -> str:
+        """Scale a piece on a lane; return how the driver says that memory ran out, or nothing."""
         import pyopencl as cl
 
-        read, written = (box.size * self._kind.itemsize for box in (self._block.read_box, self._block.write_box))
-        source = lane.upload("input", self._source.bytes[:read])
-        target = lane.buffers.get("output", written)
-        computed = self._compute(source, target, small, lane, cancelled)
-        lane.wait_for(
-            cl.enqueue_copy(lane.queue, self._target.bytes[:written], target, is_blocking=False, wait_for=[computed])
-        )
+        try:
+            with self._waiting_for(resource, cancelled) as lane:
+                self._carry(piece, lane, cancelled)
+        except (cl.Error, MemoryError) as error:
+            reason = reason_of(error)
+            if is_out_of_memory(error):
+                let_go_of(error)
+                return reason
+            if is_lost(error) or not self._engine.answers():
+                raise self._engine.lost(reason) from error
+            raise
+        return ""
+
+    def _carry(self, piece: Block, lane: Lane, cancelled: threading.Event | None) -> None:
+        """Bring a piece of the block to the device and its result back."""
+        arrays = self._engine.uploads(piece, self._plan)
+        lane.buffers.begin(self._plan)
+        try:
+            small = {name: lane.upload(name, array) for name, array in arrays.items()}
+            if self._engine.in_place and piece is self._block:
+                with self._source.lent(), self._target.lent():
+                    self._compute(piece, self._source.buffer, self._target.buffer, small, lane, cancelled).wait()
+            else:
+                read = piece.read_box.relative_to(self._block.read_box.start)
+                written = piece.write_box.relative_to(self._block.write_box.start)
+                source = lane.upload("input", self.input, read)
+                target = lane.buffers.get("output", written.size * self._kind.itemsize)
+                computed = self._compute(piece, source, target, small, lane, cancelled)
+                lane.download(target, self._output, written, computed)
+        finally:
+            # Whatever went wrong: nobody gets memory that the device still works on.
+            lane.finish()
 
     def _compute(
-        self, source: Any, target: Any, small: dict[str, Any], lane: Lane, cancelled: threading.Event | None
+        self,
+        piece: Block,
+        source: Any,
+        target: Any,
+        small: dict[str, Any],
+        lane: Lane,
+        cancelled: threading.Event | None,
     ) -> Any:
         """Give the kernels to cle's queue, behind what the lane uploads; return the event of their end."""
         import pyopencl as cl
@@ -203,7 +150,7 @@ class Stage:
         uploaded = cl.enqueue_marker(lane.queue)
         lane.queue.flush()
         with self._waiting_for(TURN, cancelled):
-            return self._engine.enqueue_after(uploaded, source, target, small, self._block, self._plan)
+            return self._engine.enqueue_after(uploaded, source, target, small, piece, self._plan)
 
     @contextmanager
     def _waiting_for(self, resource: AbstractContextManager[T], cancelled: threading.Event | None) -> Iterator[T]:
@@ -236,8 +183,8 @@ class StagedEngine(ABC):
         self._handle = opencl_device(device)
         self.in_place = device.kind == "cpu"
         self._buffers = Buffers(queue.context)
-        self._lanes = deque(Lane(queue.context, self._handle) for _ in range(LANES[device.kind]))
-        self._free_lane = threading.Semaphore(len(self._lanes))
+        self.lanes = Lanes([Lane(queue.context, self._handle) for _ in range(LANES[device.kind])])
+        self.fit = Fit()
         self._hosts: list[HostPair] = []
         self._hosts_for: tuple[int, int] = (0, 0)
         self._built_for: Plan | None = None
@@ -283,7 +230,7 @@ class StagedEngine(ABC):
             needed = human_bytes(plan.in_flight * sum(plan.staging))
             raise DeviceError(
                 f"{self.device.name} does not give the {needed} of host memory for {plan.in_flight} blocks in flight: "
-                f"{str(error).strip() or type(error).__name__}; choose fewer --threads or less --memory"
+                f"{reason_of(error)}; choose fewer --threads or less --memory"
             ) from error
         for hosts in taken:
             self._give_hosts(plan, hosts)
@@ -306,30 +253,49 @@ class StagedEngine(ABC):
         with self.staged(block, plan) as stage:
             stage.input[...] = data
             scaled = stage.scale(cancelled)
-            return Scaled(scaled.data.copy(), scaled.waited)
+            return scaled._replace(data=scaled.data.copy())
 
     def release(self) -> None:
         """Let go of all memory that is not in use, on host and device."""
         with TURN, self._lock:
             self._hosts.clear()
             self._buffers.clear()
-            for lane in self._lanes:
-                lane.buffers.clear()
+            self.lanes.clear()
+        self.fit.forget()
 
     # ---- what a stage calls ----------------------------------------------------------------------------------
 
     @contextmanager
-    def lane(self) -> Iterator[Lane]:
-        """Wait for a lane that is free, and lend it."""
-        self._free_lane.acquire()
-        with self._lock:
-            lane = self._lanes.popleft()
+    def alone(self) -> Iterator[Lane]:
+        """Wait until no block is on the device, let go of what is kept there, and lend a lane while the others wait.
+
+        Raises
+        ------
+        DeviceLostError
+            If the device no longer answers.
+        """
+        with self.lanes.all() as lanes:
+            self._let_go(lanes)
+            yield lanes[0]
+
+    def answers(self) -> bool:
+        """Tell whether the device still does what this process asks of it."""
+        import pyopencl as cl
+
         try:
-            yield lane
-        finally:
-            with self._lock:
-                self._lanes.append(lane)
-            self._free_lane.release()
+            with TURN:
+                few = cl.Buffer(self._queue.context, cl.mem_flags.READ_WRITE, 64)
+                cl.enqueue_fill_buffer(self._queue, few, np.zeros(1, np.uint8), 0, 64)
+                self._queue.finish()
+        except cl.MemoryError:  # it does answer: that there is no room, not even for this
+            return True
+        except cl.Error:
+            return False
+        return True
+
+    def lost(self, reason: str) -> DeviceLostError:
+        """Return the error that says that the device does not answer."""
+        return DeviceLostError(f"{self.device.name} no longer answers this process: {reason}; only a new one can go on")
 
     def enqueue_after(
         self, uploaded: Any, source: Any, target: Any, small: dict[str, Any], block: Block, plan: Plan
@@ -343,6 +309,19 @@ class StagedEngine(ABC):
         computed = cl.enqueue_marker(self._queue)
         self._queue.flush()
         return computed
+
+    def _let_go(self, lanes: Sequence[Lane]) -> None:
+        """Give the driver back what is kept on the device. The caller has all lanes."""
+        import pyopencl as cl
+
+        self.lanes.clear()
+        with TURN:
+            self._buffers.clear()
+        for queue in (*(lane.queue for lane in lanes), self._queue):
+            with contextlib.suppress(cl.Error):  # what else is wrong shows below
+                queue.finish()
+        if not self.answers():
+            raise self.lost("it fails to fill 64 bytes after it ran out of memory")
 
     def _take_hosts(self, plan: Plan) -> HostPair:
         with self._lock:

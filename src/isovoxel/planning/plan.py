@@ -209,19 +209,25 @@ class Plan:
 
     def block_at(self, place: Index3) -> Block:
         """Return one block by its place in the grid of blocks."""
-        start, stop, first, last, before, after = [], [], [], [], [], []
-        for sampler, length, i in zip(self.samplers, self.block_shape, place, strict=True):
+        start, stop = [], []
+        for axis, length, i in zip(self.axes, self.block_shape, place, strict=True):
             start.append(i * length)
-            stop.append(min((i + 1) * length, sampler.axis.m))
-            span = sampler.spans(np.array([start[-1]]), np.array([stop[-1]]))
+            stop.append(min((i + 1) * length, axis.m))
+        _, ny, nx = self.block_grid
+        return self.block_of((place[0] * ny + place[1]) * nx + place[2], Box(_triple(start), _triple(stop)))
+
+    def block_of(self, index: int, write_box: Box) -> Block:
+        """Return what it takes to write a box of the output, be it a block's or only a piece of one."""
+        first, last, before, after = [], [], [], []
+        for sampler, start, stop in zip(self.samplers, write_box.start, write_box.stop, strict=True):
+            span = sampler.spans(np.array([start]), np.array([stop]))
             first.append(int(span.first[0]))
             last.append(int(span.last[0]))
             before.append(int(span.before[0]))
             after.append(int(span.after[0]))
-        _, ny, nx = self.block_grid
         return Block(
-            index=(place[0] * ny + place[1]) * nx + place[2],
-            write_box=Box(_triple(start), _triple(stop)),
+            index=index,
+            write_box=write_box,
             read_box=Box(_triple(first), _triple(last)),
             pad_before=_triple(before),
             pad_after=_triple(after),

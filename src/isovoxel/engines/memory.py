@@ -1,0 +1,210 @@
+"""Which memory do a block's voxels lie in? Host memory that the device reaches, and buffers on the device.
+
+Whatever is allocated is kept for the blocks to come: allocating and first touching memory costs more than a kernel.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isovoxel.geometry.box import Box
+from isovoxel.planning.plan import Plan
+
+POLL_SECONDS = 1e-4
+"""How long a block sleeps before it looks again whether the device is done with it."""
+
+POLLS = 1000
+"""After so many looks the queue itself is asked whether it still lives."""
+
+
+class HostBuffer:
+    """Host memory that the device reaches: a mapped buffer of its own.
+
+    Parameters
+    ----------
+    queue
+        A queue of the device.
+    nbytes
+        How large.
+    """
+
+    def __init__(self, queue: Any, nbytes: int) -> None:
+        import pyopencl as cl
+
+        flags = cl.mem_flags.READ_WRITE | cl.mem_flags.ALLOC_HOST_PTR
+        self.buffer = cl.Buffer(queue.context, flags, max(1, nbytes))
+        self._queue = queue
+        self._mapped: Any = None
+        # The first touch of memory costs more than a kernel: here, and not in the middle of a job.
+        self._bytes()[...] = 0
+
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """Leave the memory to the device's kernels for a while; it comes back when the queue has done its work."""
+        if self._mapped is not None:
+            self._mapped.base.release(self._queue)
+            self._mapped = None
+        try:
+            yield
+        finally:
+            self._bytes()
+
+    def view(self, shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
+        """Return the first bytes as an array."""
+        nbytes = int(np.prod(shape)) * dtype.itemsize
+        array: NDArray[Any] = self._bytes()[:nbytes].view(dtype).reshape(tuple(shape))
+        return array
+
+    def _bytes(self) -> Any:
+        """Return the memory, mapped: anew where it is lent, or where mapping it failed the last time."""
+        import pyopencl as cl
+
+        if self._mapped is None:
+            # pyopencl's types know neither flags that are joined nor NumPy's scalar types.
+            flags: Any = cl.map_flags.READ | cl.map_flags.WRITE
+            dtype: Any = np.uint8
+            size = (self.buffer.size,)
+            self._mapped, _ = cl.enqueue_map_buffer(self._queue, self.buffer, flags, 0, size, dtype, is_blocking=True)
+        return self._mapped
+
+
+class Buffers:
+    """Device buffers by name, grown when need be."""
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+        self._held: dict[str, Any] = {}
+        self._plan: Plan | None = None
+
+    def begin(self, plan: Plan) -> None:
+        """Let go of what another plan needed: what was most there and what is most here may be more than projected."""
+        if plan is not self._plan and plan != self._plan:
+            self._held.clear()
+        self._plan = plan
+
+    def get(self, name: str, nbytes: int) -> Any:
+        """Return the buffer of that name, with room for so many bytes."""
+        import pyopencl as cl
+
+        buffer = self._held.get(name)
+        if buffer is None or buffer.size < nbytes:
+            self._held.pop(name, None)
+            buffer = None  # let go of the old one before the new one is there
+            self._held[name] = buffer = cl.Buffer(self._context, cl.mem_flags.READ_WRITE, max(1, nbytes))
+        return buffer
+
+    def clear(self) -> None:
+        """Let go of all."""
+        self._held.clear()
+        self._plan = None
+
+
+class Lane:
+    """The way of one block to the device and back: a queue for transfers, and device buffers of its own."""
+
+    def __init__(self, context: Any, handle: Any) -> None:
+        import pyopencl as cl
+
+        self.queue = cl.CommandQueue(context, handle)
+        self.buffers = Buffers(context)
+
+    def upload(self, name: str, data: NDArray[Any], box: Box | None = None) -> Any:
+        """Begin to copy an array, or a box of one, to the device; it must stay as it is until the lane is done."""
+        import pyopencl as cl
+
+        part, how = (data, {}) if box is None else _part(data, box)
+        buffer = self.buffers.get(name, part.nbytes)
+        source = data if how else part
+        cl.enqueue_copy(self.queue, buffer, source, is_blocking=False, **how)
+        return buffer
+
+    def download(self, buffer: Any, data: NDArray[Any], box: Box, computed: Any) -> None:
+        """Copy a buffer to a box of an array, after an event, and wait for it."""
+        import pyopencl as cl
+
+        part, how = _part(data, box)
+        target = data if how else part
+        self.wait_for(cl.enqueue_copy(self.queue, target, buffer, is_blocking=False, wait_for=[computed], **how))
+
+    def wait_for(self, event: Any) -> None:
+        """Wait for an event of the lane's queue, asleep: drivers of GPUs wait busily, and need a core for it."""
+        self.queue.flush()
+        for look in itertools.count(1):
+            if event.command_execution_status <= 0:  # complete or failed
+                break
+            time.sleep(POLL_SECONDS)
+            if look % POLLS == 0:
+                self.queue.flush()  # events of a queue that died may stay as they are; this raises
+        event.wait()  # raises what made it fail
+
+    def finish(self) -> None:
+        """Wait until the device is done with what the lane gave it."""
+        self.queue.finish()
+
+
+class Lanes:
+    """A device's lanes, lent one by one, or all to one who has to be alone.
+
+    Whoever waits at the gate has no lane, and whoever has a lane does not go to the gate: so lanes become free, and
+    nobody overtakes the one who waits for all.
+
+    Parameters
+    ----------
+    lanes
+        The lanes.
+    """
+
+    def __init__(self, lanes: Sequence[Lane]) -> None:
+        self._lanes = tuple(lanes)
+        self._idle = deque(lanes)
+        self._free = threading.Semaphore(len(lanes))
+        self._gate = threading.Lock()
+
+    @contextmanager
+    def one(self) -> Iterator[Lane]:
+        """Wait for a lane that is free, and lend it."""
+        with self._gate:
+            self._free.acquire()
+        lane = self._idle.popleft()
+        try:
+            yield lane
+        finally:
+            self._idle.append(lane)
+            self._free.release()
+
+    @contextmanager
+    def all(self) -> Iterator[tuple[Lane, ...]]:
+        """Wait until all lanes are free, and lend them."""
+        with self._gate, ExitStack() as held:
+            for _ in self._lanes:
+                held.enter_context(self._free)
+            yield self._lanes
+
+    def clear(self) -> None:
+        """Let go of the device memory of all lanes, but for what is in use at this moment."""
+        for lane in self._lanes:
+            lane.buffers.clear()
+
+
+def _part(data: NDArray[Any], box: Box) -> tuple[NDArray[Any], dict[str, Any]]:
+    """Return a box of a contiguous array, and how OpenCL finds it in the array where it is not contiguous itself."""
+    part = data[box.slices]
+    if part.flags.c_contiguous:
+        return part, {}
+    (z, y, x), (nz, ny, nx), voxel = box.start, box.shape, data.itemsize
+    row = data.shape[2] * voxel
+    return part, {
+        "buffer_origin": (0, 0, 0),
+        "host_origin": (x * voxel, y, z),
+        "region": (nx * voxel, ny, nz),
+        "host_pitches": (row, data.shape[1] * row),
+    }
