@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -47,6 +48,27 @@ def test_a_transfer_that_fails_raises(engine: ExactEngine) -> None:
     with pytest.raises(cl.RuntimeError, match="EXEC_STATUS_ERROR"):
         lane.wait_for(event)
     assert event.looks == 3
+
+
+def test_an_upload_goes_on_while_python_does(engine: ExactEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Events of transfers are kept until the lane is done: dropped, they hold up all threads until then."""
+
+    class Transfer:
+        """An event of a transfer."""
+
+    transfers: list[weakref.ref[Transfer]] = []
+
+    def copy(*_: Any, **__: Any) -> Transfer:
+        event = Transfer()
+        transfers.append(weakref.ref(event))
+        return event
+
+    lane = Lane(engine._queue.context, engine._handle)
+    monkeypatch.setattr(cl, "enqueue_copy", copy)
+    lane.upload("input", np.ones(3, np.uint8))
+    assert transfers[0]() is not None
+    lane.finish()
+    assert transfers[0]() is None
 
 
 def test_kernels_that_fail_raise(engine: ExactEngine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,6 +116,7 @@ class Lane:
 
         self.queue = cl.CommandQueue(context, handle)
         self.buffers = Buffers(context)
+        self._transfers: list[Any] = []
 
     def upload(self, name: str, data: NDArray[Any], box: Box | None = None) -> Any:
         """Begin to copy an array, or a box of one, to the device; it must stay as it is until the lane is done."""
@@ -124,7 +125,8 @@ class Lane:
         part, how = (data, {}) if box is None else _part(data, box)
         buffer = self.buffers.get(name, part.nbytes)
         source = data if how else part
-        cl.enqueue_copy(self.queue, buffer, source, is_blocking=False, **how)
+        # pyopencl waits for a transfer whose event nobody keeps, and Python with it.
+        self._transfers.append(cl.enqueue_copy(self.queue, buffer, source, is_blocking=False, **how))
         return buffer
 
     def download(self, buffer: Any, data: NDArray[Any], box: Box, computed: Any) -> None:
@@ -148,7 +150,10 @@ class Lane:
 
     def finish(self) -> None:
         """Wait until the device is done with what the lane gave it."""
-        self.queue.finish()
+        try:
+            self.queue.finish()
+        finally:
+            self._transfers.clear()
 
 
 class Lanes:
