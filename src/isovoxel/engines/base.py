@@ -76,13 +76,18 @@ class Engine(Protocol):
         """
         ...
 
-    def prepare(self, plan: Plan) -> None:
+    def prepare(self, plan: Plan) -> int:
         """Build and allocate what a plan needs, so that a device that cannot is found before anything is written.
+
+        Returns
+        -------
+        int
+            For how many of the plan's blocks in flight the host had memory; at least 1.
 
         Raises
         ------
         DeviceError
-            If the device does not build it, or gives no memory.
+            If the device does not build it, or gives no memory for a single block.
         """
         ...
 

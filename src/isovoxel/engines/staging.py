@@ -216,24 +216,29 @@ class StagedEngine(ABC):
 
     # ---- what a job calls ------------------------------------------------------------------------------------
 
-    def prepare(self, plan: Plan) -> None:
-        """Build kernels, and allocate host memory for all blocks in flight; see `isovoxel.engines.base.Engine`."""
+    def prepare(self, plan: Plan) -> int:
+        """Build kernels, and allocate host memory for blocks in flight; see `isovoxel.engines.base.Engine`."""
         import pyopencl as cl
 
         with TURN:
             self.build(plan)
         self._built_for = plan
+        taken: list[HostPair] = []
         try:
-            taken = [self._take_hosts(plan) for _ in range(plan.in_flight)]
+            while len(taken) < plan.in_flight:
+                taken.append(self._take_hosts(plan))
         except (cl.Error, MemoryError) as error:
-            self.release()
-            needed = human_bytes(plan.in_flight * sum(plan.staging))
-            raise DeviceError(
-                f"{self.device.name} does not give the {needed} of host memory for {plan.in_flight} blocks in flight: "
-                f"{reason_of(error)}; choose fewer --threads or less --memory"
-            ) from error
+            if not taken:
+                self.release()
+                raise DeviceError(
+                    f"{self.device.name} does not give the {human_bytes(sum(plan.staging))} of host memory for a block "
+                    f"in flight: {reason_of(error)}; choose less --memory"
+                ) from error
+            if len(taken) > 1:
+                taken.pop()  # the driver needs some itself
         for hosts in taken:
             self._give_hosts(plan, hosts)
+        return len(taken)
 
     @contextmanager
     def staged(self, block: Block, plan: Plan) -> Iterator[Stage]:
