@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import itertools
 import threading
 import weakref
@@ -305,6 +306,35 @@ def test_any_allocation_may_fail_once(way: tuple[str, str, str], kind: str, driv
     engine.release()
 
 
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
+def test_no_error_keeps_memory_on_the_device(kind: str, driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even one that somebody on its way remembers, in a circle that waits for the collector."""
+    engine, plan = fresh("exact", kind), planned(WAYS[2], kind)
+    block = plan.block(0)
+    enqueue, errors = engine.enqueue, []
+
+    def remembers(*arguments: Any) -> None:
+        own = cl.Buffer(engine._queue.context, cl.mem_flags.READ_WRITE, 2**20)
+        try:
+            enqueue(*arguments)
+            if not errors:
+                errors.append(own.size)
+                raise driver_error()
+        except cl.Error as error:
+            remembered = error
+            raise remembered from None
+
+    monkeypatch.setattr(engine, "enqueue", remembers)
+    gc.disable()
+    try:
+        with told(engine, driver) as alive:
+            assert engine.scale(voxels(plan)[block.read_box.slices], block, plan).pieces == 1
+    finally:
+        gc.enable()
+    assert alive == [0]
+    engine.release()
+
+
 @contextmanager
 def attempts() -> Iterator[list[Block]]:
     """Keep every try to scale a piece."""
@@ -564,6 +594,18 @@ def test_a_device_that_is_lost_is_told_of_by_all_threads(
     monkeypatch.setattr(_cl, "enqueue_nd_range_kernel", launch)
     dead.clear()
     engine.release()
+
+
+def test_a_device_that_is_lost_is_told_of_when_blocks_are_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not as one without memory: another process would have it."""
+    engine, plan = fresh("exact", "cpu"), planned(WAYS[2])
+
+    def fails(*_: Any) -> None:
+        raise driver_error("INVALID_CONTEXT")
+
+    monkeypatch.setattr(cl, "Buffer", fails)
+    with pytest.raises(DeviceLostError, match=r"no longer answers this process: .*INVALID_CONTEXT"):
+        engine.prepare(plan)
 
 
 def test_an_event_of_a_dead_queue_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,6 +88,8 @@ class Engine(Protocol):
         ------
         DeviceError
             If the device does not build it, or gives no memory for a single block.
+        DeviceLostError
+            If the device no longer answers this process.
         """
         ...
 

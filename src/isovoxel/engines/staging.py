@@ -228,6 +228,8 @@ class StagedEngine(ABC):
             while len(taken) < plan.in_flight:
                 taken.append(self._take_hosts(plan))
         except (cl.Error, MemoryError) as error:
+            if is_lost(error):
+                raise self.lost(reason_of(error)) from error
             if not taken:
                 self.release()
                 raise DeviceError(
