@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +16,9 @@ from isovoxel.engines.base import Engine
 from isovoxel.engines.cle import CleEngine
 from isovoxel.engines.devices import Device, find_device, list_devices
 from isovoxel.engines.exact import ExactEngine
+from isovoxel.engines.pieces import device_bytes
 from isovoxel.engines.reference import as_dtype, reference, reference_labels
+from isovoxel.errors import DeviceLostError
 from isovoxel.geometry.axis import round_up
 from isovoxel.geometry.box import Box
 from isovoxel.planning.plan import Plan
@@ -276,3 +279,63 @@ def test_exact_counts_beyond_32_bits(gpu: Device, exact: ExactEngine) -> None:
         box = Box(start, (start[0] + 40, start[1] + 20, start[2] + 20))
         expected = reference(lambda b: array[b.slices], array.shape, plan.factor, box)
         assert np.abs(result[box.slices] - expected).max() <= 0.5 + 1e-4
+
+
+HOG = """
+import sys
+import numpy as np
+import pyopencl as cl
+from isovoxel.engines.devices import find_device, opencl_device
+index, leave = sys.argv[1], int(sys.argv[2])
+context = cl.Context([opencl_device(find_device(index))])
+queue, held = cl.CommandQueue(context), []
+while (room := find_device(index).free - leave) >= 2**25:
+    held.append(cl.Buffer(context, cl.mem_flags.READ_WRITE, min(room, 2**30) // 2**21 * 2**21))
+    cl.enqueue_fill_buffer(queue, held[-1], np.zeros(1, np.uint8), 0, held[-1].size)  # memory is given on first use
+    queue.finish()
+print(find_device(index).free, flush=True)
+sys.stdin.read()
+"""
+"""Takes the memory of a device but for so many bytes, tells how many are left, and holds it until its input ends."""
+
+
+@pytest.mark.parametrize("name", ["cle", "exact"])
+def test_a_block_goes_in_pieces_while_another_program_holds_the_memory(
+    name: str, gpu: Device, engine: CleEngine, exact: ExactEngine
+) -> None:
+    """A plan counts on the whole GPU; when all but 2 GB are taken, a block of it comes out as in small blocks."""
+    array = np.tile(np.random.default_rng(0).integers(0, 65536, (12, 1900, 1900), np.uint16), (8, 1, 1))
+    used, other = (exact, engine) if name == "exact" else (engine, exact)
+    other.release()
+    expected = scaled(array, plan_of(array, (4.0, 1.0, 1.0), gpu, 512, engine=name), used)
+    used.release()
+    plan = replace(plan_of(array, (4.0, 1.0, 1.0), gpu, engine=name), in_flight=1)
+    block = plan.block(0)
+    assert plan.n_blocks == 1
+    used.prepare(plan)  # its pinned memory takes room on the device too
+    hog = [sys.executable, "-c", HOG, str(gpu.index), str(2 * 10**9)]
+    with subprocess.Popen(hog, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        left = int(process.stdout.readline())
+        with used.staged(block, plan) as stage:
+            stage.input[...] = array
+            seconds = []
+            for _ in range(2):  # the second time what fits is known
+                began = time.perf_counter()
+                try:
+                    result = stage.scale()
+                except DeviceLostError as error:
+                    pytest.fail(f"{name}: with {left:,} bytes left the context did not survive: {error}")
+                seconds.append(time.perf_counter() - began)
+            worst = max(
+                int((np.maximum(a, b) - np.minimum(a, b)).max()) for a, b in zip(result.data, expected, strict=True)
+            )
+        process.communicate("")
+    print(
+        f"{name}: {left:,} bytes left of {gpu.memory:,} for {device_bytes(block, plan):,}; {result.pieces} pieces, "
+        f"{seconds[0]:.2f} s and then {seconds[1]:.2f} s, largest difference {worst}; the context survived"
+    )
+    assert left < 2.1e9 < device_bytes(block, plan)
+    assert result.pieces > 1
+    assert worst <= (3 * TEXTURE_STEP if name == "cle" else 0)
+    assert used.answers()
+    used.release()
