@@ -5,6 +5,9 @@ from __future__ import annotations
 import functools
 import gc
 import itertools
+import os
+import subprocess
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -535,6 +538,40 @@ def test_what_fits_only_alone_again_and_again_is_halved() -> None:
     fit.fits_alone(plan, 0)  # who began before that was known
     fit.too_large(plan, 0)
     assert fit.depth(plan) == 1
+
+
+SMALL_DEVICE = """
+import numpy as np
+from isovoxel.engines.devices import list_devices
+from isovoxel.engines.exact import ExactEngine
+from strategies import cut, device_limits
+device = next(d for d in list_devices() if d.kind == "cpu")
+assert device.largest_allocation < 2**29, device
+volume = np.random.default_rng(0).integers(0, 256, (75, 500, 1000), np.uint8)
+options = {"engine": "exact", "device": device_limits(kind="cpu")}
+whole, cuts = (cut(volume.shape, (2.0, 2.0, 1.0), (n, n, n), "uint8", **options) for n in (1000, 400))
+assert whole.n_blocks == 1
+assert any(a.nbytes > device.largest_allocation for a in whole.cost.allocations), whole.cost
+engine = ExactEngine(device)
+found = engine.scale(volume, whole.block(0), whole)
+assert found.pieces > 1
+for block in cuts.blocks():
+    expected = engine.scale(volume[block.read_box.slices], block, cuts)
+    assert expected.pieces == 1
+    assert (found.data[block.write_box.slices] == expected.data).all()
+"""
+
+
+def test_a_device_that_gives_less_than_a_plan_counts_on_goes_on() -> None:
+    """With nothing made up: PoCL limited to 1 GiB, of which it gives a quarter at once."""
+    done = subprocess.run(
+        [sys.executable, "-c", SMALL_DEVICE],
+        env=os.environ | {"POCL_MEMORY_LIMIT": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 # ---- what cannot be helped -----------------------------------------------------------------------------------------
