@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.geometry.grid import Float3, VoxelGrid
 from isovoxel.planning.storage import Storage
-from isovoxel.store.writer import OmeZarrWriter
+from isovoxel.store.writer import OmeZarrWriter, mark_complete
 
 GRAIN = (6, 24, 24)
 """Voxels between the knots of the random structure."""
@@ -40,7 +40,8 @@ def write_volume(path: Path, shape: Index3, voxel_size: Float3, *, threads: int,
 
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(make, Box.whole(shape).tiles(STORAGE.shard)))
-    writer.finish()
+    writer.close()
+    mark_complete(path)
 
 
 def voxels_of(shape: Index3, seed: int = 0) -> NDArray[np.uint16]:

@@ -198,7 +198,7 @@ def _write_shards(target: Path, voxels: NDArray[Any], storage: Storage, threads:
     with ThreadPoolExecutor(threads) as pool:
         boxes = Box.whole(grid.shape).tiles(storage.shard)
         list(pool.map(lambda box: writer.write(box, voxels[box.slices]), boxes))
-    writer.finish()
+    writer.close()
 
 
 def _print_limit(name: str, limit: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from isovoxel.planning.limits import DeviceLimits, HostLimits
 from isovoxel.planning.plan import Plan, Source
 from isovoxel.planning.planner import make_plan
 from isovoxel.planning.storage import Storage
+from isovoxel.store.shard import Seal
 
 GIB = 2**30
 
@@ -165,21 +166,20 @@ class MemoryWriter:
     def __init__(self, plan: Plan) -> None:
         self.data = np.zeros(plan.output.shape, plan.source.dtype)
         self.times = np.zeros(plan.output.shape, np.uint8)
-        self.finished = False
         self.closed = False
 
-    def write(self, box: Box, data: np.ndarray) -> None:
+    def write(self, box: Box, data: np.ndarray) -> list[Seal]:
         """Take the voxels of a box."""
         self.data[box.slices] = data
         self.times[box.slices] += 1
+        return [Seal(data.nbytes, 0, 0)]
 
     def spare(self, cores: int) -> None:
         """Do without: nobody helps."""
 
-    def finish(self) -> None:
-        """Note that nothing more will come."""
-        self.finished = True
-        self.close()
+    def free_bytes(self) -> int:
+        """Say that the disk is full."""
+        return 0
 
     def close(self) -> None:
         """Note that it was let go."""

@@ -23,7 +23,7 @@ from scipy.ndimage import map_coordinates
 from isovoxel import api, cli
 from isovoxel.geometry.grid import Float3
 from isovoxel.run.events import BlockDone, Event
-from isovoxel.store.writer import read_provenance
+from isovoxel.store.provenance import read_provenance
 
 SHAPE = (6, 20, 24)
 PYTHON = [sys.executable, "-m", "isovoxel"]
@@ -407,7 +407,8 @@ def test_an_output_that_is_there_stays_unless_overwritten(isovoxel: Isovoxel, st
     (out / "notes.txt").write_text("of the old output")
     before = listing(tmp_path)
     said = isovoxel("scale", stack, out)
-    assert (said.code, said.err) == (2, f"error: {out} exists; give --overwrite or another output\n")
+    how = "was made with factor (1.0, 1.0, 1.0), now (4.0, 1.0, 1.0)"
+    assert (said.code, said.err) == (2, f"error: {out} exists, and {how}: give --overwrite or another output\n")
     assert listing(tmp_path) == before
     assert isovoxel("scale", stack, out, "--overwrite").code == 0
     assert zarr.open_array(out / "0", mode="r").shape == (24, 20, 24)
@@ -774,14 +775,16 @@ def test_a_disk_that_fills_is_told(
     error = said.err.splitlines()[-1]
     assert error.startswith("error: ")
     if full_after == 1:
-        assert "because the disk is full; make room; 1 of 4 blocks are written" in error
+        assert "because the disk is full: about 96.1 KiB are still to be written, 0 B are free; make room; " in error
+        assert "; 1 of 4 blocks are done and kept; " in error
     else:  # the last that is written is that all is written
-        assert "marking the output complete failed: No space left on device; 4 of 4 blocks are written" in error
-    assert error.endswith("run it again with --overwrite to begin anew")
+        assert "marking the output complete failed: No space left on device; 4 of 4 blocks are done and kept" in error
+    assert error.endswith("run the same command again, without --overwrite, to go on")
     assert read_provenance(folder / "out.zarr")["complete"] is False
 
     (folder / "other").unlink()
     monkeypatch.undo()
-    again = api.scale(stack, folder / "out.zarr", overwrite=True, codec="none")
-    assert again.plan.output.shape == (32, 64, 64)
+    again = isovoxel(*command, "--json")
+    assert again.code == 0, again.err
+    assert json.loads(again.out)["happened"]["done_before"] == full_after
     assert read_provenance(folder / "out.zarr")["complete"] is True

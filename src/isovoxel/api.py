@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from isovoxel.errors import InputError, InputMissingError, IsovoxelError, OptionError, OutputError
+from isovoxel.errors import InputError, InputMissingError, OptionError
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import Float3
 from isovoxel.options import (
@@ -20,11 +19,13 @@ from isovoxel.options import (
 )
 from isovoxel.planning.plan import Plan
 from isovoxel.planning.whole import WholeLimits
-from isovoxel.run.events import BlockDone, Event, Listener
+from isovoxel.run.events import Listener
 from isovoxel.volumes.base import Volume
 
 if TYPE_CHECKING:  # pyopencl, dask and zarr are loaded by what needs them
     from isovoxel.engines.devices import Device
+    from isovoxel.run.output import OutputState
+    from isovoxel.run.tally import Tally
     from isovoxel.run.verify import Verdict
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "devices",
     "limits",
     "open_volume",
+    "output_state",
     "plan",
     "scale",
     "scale_array",
@@ -54,11 +56,13 @@ class ScaleResult:
     """Seconds spent reading, waiting for the device, scaling, writing and idle, summed over all threads."""
     peak_host_bytes: int
     """Most memory that this process has held since it began."""
+    tally: Tally
+    """What else happened: blocks that were done before or scaled in pieces, attempts, parts that were filled."""
 
     @property
     def voxels_per_second(self) -> float:
-        """Output voxels per second of wall time."""
-        return self.plan.output_bytes / self.plan.source.itemsize / self.seconds
+        """Output voxels per second of wall time, of those that were made; 0 where none had to be."""
+        return self.tally.voxels / self.seconds if self.seconds else 0.0
 
 
 def open_volume(source: Any, *, voxel_size: Float3 | None = None, unit: str | None = None) -> Volume:
@@ -106,10 +110,15 @@ def scale(
     output: str | Path,
     *,
     overwrite: bool = False,
+    on_corrupt: str = "stop",
+    isolate: bool = False,
     listeners: Sequence[Listener] = (),
     **options: Unpack[ScalingOptions],
 ) -> ScaleResult:
     """Scale a volume and write the result as OME-Zarr 0.5, block by block.
+
+    Called again for an output that is not complete, it goes on where the job ended, however that ended; for one
+    that is complete, it does nothing. Until then the folder ``OUTPUT.isovoxel`` knows what is done.
 
     Parameters
     ----------
@@ -119,6 +128,12 @@ def scale(
         Path of the OME-Zarr to write.
     overwrite
         Whether an OME-Zarr that is there already is replaced.
+    on_corrupt
+        "stop" ends the job at a damaged part of the input; "fill" fills it with 0 and names it in the result, and in
+        the output's attributes.
+    isolate
+        Whether blocks are scaled in a process of their own: a driver that crashes then costs the blocks in flight
+        and not this process. Where a device does not serve this process any more, that is done anyway.
     listeners
         Called with each `isovoxel.run.events.Event`.
     **options
@@ -127,62 +142,43 @@ def scale(
     Raises
     ------
     IsovoxelError
-        As `plan`; before anything is written also if the output must not or cannot be written.
+        As `plan`; before anything is written also if the output must not or cannot be written, was begun in another
+        way, or is being written by another process.
     JobError
         If the job fails or is interrupted half-way.
     """
     from isovoxel.engines.devices import find_device
-    from isovoxel.engines.open import open_engine
     from isovoxel.run.host import peak_bytes
-    from isovoxel.run.job import Job
+    from isovoxel.run.output import Wanted, is_complete
     from isovoxel.run.recipe import provenance
-    from isovoxel.store.destination import check_destination
+    from isovoxel.run.session import Session
+    from isovoxel.run.tally import Tally
+    from isovoxel.run.task import Task
 
-    volume = open_volume(source, voxel_size=options.get("input_voxel_size"), unit=options.get("unit"))
+    if on_corrupt not in ("stop", "fill"):
+        raise OptionError(f"on_corrupt must be stop or fill, not {on_corrupt!r}")
+    voxel_size, unit = options.get("input_voxel_size"), options.get("unit")
+    volume = open_volume(source, voxel_size=voxel_size, unit=unit).identified()
     # "auto" is decided once: by the time the engine opens, another device may have more memory free.
     device = str(find_device(options.get("device", "auto")).index)
     planned = plan_volume(volume, options | {"device": device})
-    path = Path(output)
-    check_destination(
-        path,
+    labels = choose_sampling(volume, options).labels
+    wanted = Wanted(
+        path=Path(output),
+        plan=planned,
+        made=provenance(planned, volume, labels=labels),
+        source_path=volume.identity.get("path"),
         overwrite=overwrite,
-        source_identity_path=volume.identity.get("path"),
-        nbytes=planned.output_bytes,
+        shard=options.get("shard") is not None,
     )
-    engine = open_engine(planned.engine, device)
-    with ThreadPoolExecutor(1) as compiling:
-        prepared = compiling.submit(engine.prepare, planned)
-        from isovoxel.store.writer import OmeZarrWriter  # takes as long to load as kernels take to build
-
-        prepared.result()
-    try:
-        writer = OmeZarrWriter.create(
-            path,
-            grid=planned.output,
-            dtype=volume.dtype,
-            storage=planned.storage,
-            provenance=provenance(planned, volume),
-            labels=choose_sampling(volume, options).labels,
-            overwrite=overwrite,
-            helpers=planned.helpers,
-        )
-    except IsovoxelError:
-        engine.release()
-        raise
-    except OSError as error:  # such as a disk that has just become full
-        engine.release()
-        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
-    stages = {"read": 0.0, "wait": 0.0, "scale": 0.0, "write": 0.0}
-
-    def add_up(event: Event) -> None:
-        if isinstance(event, BlockDone):
-            for stage in stages:
-                stages[stage] += getattr(event, f"{stage}_seconds")
-
-    read = volume.cached(planned.cache) if volume.cached and planned.cache else volume.read
-    job = Job(planned, read, engine, writer, (add_up, *listeners), volume.array)
-    seconds = job.run()
-    return ScaleResult(path, planned, seconds, stages | {"idle": job.idle}, peak_bytes())
+    tally = Tally()
+    if is_complete(wanted):
+        tally.done_before = planned.n_blocks
+        return ScaleResult(wanted.path, planned, 0.0, tally.stages | {"idle": 0.0}, peak_bytes(), tally)
+    task = Task(planned, source, voxel_size, unit, device, wanted.path, on_corrupt == "fill")
+    session = Session(wanted, task, volume, labels, (tally, *listeners), isolate)
+    done, seconds, idle = session.run()
+    return ScaleResult(wanted.path, done.plan, seconds, tally.stages | {"idle": idle}, peak_bytes(), tally)
 
 
 def scale_array(
@@ -311,14 +307,15 @@ def verify(output: str | Path, *, against: Any = None, samples: int = 400, seed:
     """
     from isovoxel.run.recipe import Recipe
     from isovoxel.run.verify import verify as compare
-    from isovoxel.store.writer import missing_shards, read_provenance
+    from isovoxel.store.provenance import read_provenance
+    from isovoxel.store.writer import missing_shards
 
     if samples < 1:
         raise OptionError(f"samples must be at least 1, not {samples}")
     result = open_volume(output)
     recipe = Recipe.from_provenance(read_provenance(output), str(output))
     if not recipe.complete:
-        raise InputError(f"{output} is not complete: the job that writes it runs, failed or was interrupted")
+        raise InputError(f"{output} is not complete: its job runs, failed or was interrupted; let it go on first")
     where = recipe.identity.get("path") if against is None else against
     if where is None or (against is None and "://" in where and not where.startswith("file://")):
         raise InputError(f"{output} was made from an array in memory; give its voxels as a file with --against")
@@ -342,6 +339,19 @@ def verify(output: str | Path, *, against: Any = None, samples: int = 400, seed:
         missing_shards=missing_shards(output),
         source_changes=recipe.changes(source, elsewhere=against is not None),
     )
+
+
+def output_state(path: str | Path) -> OutputState | None:
+    """Return how far an output is, or None where there is none of isovoxel's.
+
+    Parameters
+    ----------
+    path
+        The OME-Zarr.
+    """
+    from isovoxel.run.output import output_state as find_state
+
+    return find_state(path)
 
 
 def devices() -> list[Device]:

@@ -1,22 +1,24 @@
 """The command line: it parses, calls the API once, and prints.
 
 Results go to standard output, everything else (progress, notes, errors) to standard error. Exit codes: 0 done,
-1 failed half-way, 2 nothing was begun, 130 interrupted.
+1 failed half-way, 2 nothing was begun, 130 interrupted, 143 ended by the system.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shlex
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from isovoxel.errors import IsovoxelError
-from isovoxel.planning.plan import Plan
+from isovoxel.errors import InterruptedJobError, IsovoxelError
 from isovoxel.views.records import Line, Record
 
 # typer brings its own copy of click, and of click's errors only some names are typer's: this is UsageError.
@@ -109,11 +111,32 @@ def _note(text: str) -> None:
     print(text, file=sys.stderr)  # noqa: T201
 
 
-def _hint(planned: Plan) -> None:
-    """Say once that a plan skips voxels."""
-    if planned.aliases:
-        axes = " and ".join(planned.aliases)
-        _note(f"hint: shrinking along {axes} skips voxels, which aliases; --antialias averages them")
+class _Stopped(KeyboardInterrupt):
+    """The system asks this process to end, as Ctrl-C does."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.signal = number
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """Let SIGTERM, and the SIGHUP of a terminal that is closed, end a job as Ctrl-C does."""
+
+    def stop(number: int, _frame: object) -> None:
+        raise _Stopped(number)
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {
+        number: signal.signal(number, stop)
+        for number in numbers
+        if signal.getsignal(number) is not signal.SIG_IGN  # nohup: whoever started this wants it to go on
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @app.callback(invoke_without_command=True)
@@ -132,11 +155,12 @@ def _main(
 @app.command()
 def info(source: Input, input_voxel_size: InputVoxelSize = None, unit: Unit = None, as_json: Json = False) -> None:
     """Show shape, dtype, axes, voxel size and unit, and where each was read from."""
-    from isovoxel.api import open_volume
+    from isovoxel.api import open_volume, output_state
     from isovoxel.views.records import volume_lines, volume_record
 
     volume = open_volume(source, voxel_size=input_voxel_size, unit=unit)
-    _show(volume_record(volume), volume_lines(volume), as_json=as_json)
+    state = output_state(source)
+    _show(volume_record(volume, state), volume_lines(volume, state), as_json=as_json)
 
 
 @app.command()
@@ -164,6 +188,7 @@ def plan(
 ) -> None:
     """Show what would happen: output, blocks, halo, projected and allowed bytes. Nothing is written."""
     from isovoxel import api
+    from isovoxel.views.notes import hints
     from isovoxel.views.records import plan_lines, plan_record
 
     planned = api.plan(
@@ -188,7 +213,8 @@ def plan(
         codec=codec,
     )
     _show(plan_record(planned), plan_lines(planned), as_json=as_json)
-    _hint(planned)
+    for hint in hints(planned):
+        _note(hint)
 
 
 @app.command()
@@ -214,27 +240,31 @@ def scale(
     shard: Shard = None,
     codec: Codec = "lz4",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an OME-Zarr that is there.")] = False,
+    on_corrupt: Annotated[
+        str, typer.Option(metavar="stop|fill", help="What to do with damaged parts of the input: fill makes them 0.")
+    ] = "stop",
+    isolate: Annotated[
+        bool, typer.Option("--isolate", help="Scale in a process of its own, in case the device's driver crashes.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Scale a volume to isotropic voxels, or by the factors given, and write it as OME-Zarr 0.5."""
+    """Scale a volume to isotropic voxels, or by the factors given, and write it as OME-Zarr 0.5.
+
+    A job that ended before its time goes on when it is started again in the same way.
+    """
     from isovoxel import api
-    from isovoxel.run.events import Event, JobStarted
     from isovoxel.views.progress import ProgressView
     from isovoxel.views.records import result_lines, result_record
 
-    def say(event: Event) -> None:
-        if isinstance(event, JobStarted) and not quiet:
-            if event.plan.device.kind == "cpu":
-                _note(f"note: the CPU scales, not a GPU ({event.plan.device.name})")
-            _hint(event.plan)
-
-    with ProgressView(quiet=quiet or as_json) as progress:
+    with ProgressView(bar=not quiet and not as_json, notes=not quiet) as progress, _signals():
         result = api.scale(
             source,
             output,
             overwrite=overwrite,
-            listeners=(say, progress),
+            on_corrupt=on_corrupt,
+            isolate=isolate,
+            listeners=(progress,),
             zoom=zoom,
             voxel_size=voxel_size,
             factor=factor,
@@ -340,23 +370,31 @@ def demo(
     print(f"\nmaximum projections before and after: {picture}")  # noqa: T201
 
 
+def _command_without_overwrite() -> str:
+    return shlex.join(["isovoxel", *(word for word in sys.argv[1:] if word != "--overwrite")])
+
+
 def main() -> None:
     """Run the command line; every failure that isovoxel knows is one sentence and an exit code."""
     try:
         code = app(standalone_mode=False) or 0
     except IsovoxelError as error:
-        _note(f"error: {error}")
         code = error.exit_code
+        with contextlib.suppress(OSError):  # the terminal may be closed
+            _note(f"error: {error}")
+            if isinstance(error, InterruptedJobError):
+                _note(f"to go on: {_command_without_overwrite()}")
     except _UsageError as error:
         _note(f"error: {error.format_message().rstrip('.')}; see isovoxel --help")  # type: ignore[attr-defined]
         code = 2
     except BrokenPipeError:  # whoever read the output has gone: nothing is left to say, nor to flush at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, typer.Abort) as stop:
         # A second interrupt, while blocks in flight were being finished: threads still run, so leave at once.
-        _note("interrupted")
-        os._exit(130)
+        with contextlib.suppress(OSError):
+            _note("interrupted")
+        os._exit(128 + getattr(stop, "signal", signal.SIGINT))
     sys.exit(code)
 
 

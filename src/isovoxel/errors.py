@@ -81,6 +81,10 @@ class OutputExistsError(OutputError, FileExistsError):
     """An output that is there already."""
 
 
+class OutputBusyError(OutputError):
+    """An output that another process is writing."""
+
+
 class DoesNotFitError(IsovoxelError, MemoryError):
     """A job for which no block fits the limits of host or device."""
 
@@ -100,6 +104,11 @@ class JobError(IsovoxelError, RuntimeError):
 
 
 class InterruptedJobError(JobError):
-    """A job that the user stopped."""
+    """A job that the user or the system stopped by a signal; by default the one that Ctrl-C sends.
 
-    exit_code = 130
+    The exit code is 128 and the signal's number, as shells have it.
+    """
+
+    def __init__(self, message: str, signal: int | None = None) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + (signal or 2)

@@ -25,8 +25,9 @@ from isovoxel.engines.base import Cancelled, Scaled
 from isovoxel.errors import InterruptedJobError, JobError
 from isovoxel.geometry.box import Box
 from isovoxel.planning.plan import Block, Plan
-from isovoxel.run.events import BlockDone, Event, JobFinished, JobStarted
+from isovoxel.run.events import BlockDone, Event, JobStarted
 from isovoxel.run.job import Job
+from isovoxel.store.shard import Seal
 from strategies import MemoryWriter, cut, read_from
 
 VOLUME = np.random.default_rng(0).integers(1, 65536, (8, 24, 32)).astype(np.uint16)
@@ -112,15 +113,15 @@ def test_events_tell_of_every_block_once_between_start_and_finish(mode: str) -> 
     job = Job(plan, read_from(VOLUME), engine, writer, [events.append])
     seconds = job.run()
     assert engine.released == 1
+    assert seconds > 0
     assert events[0] == JobStarted(plan)
-    assert events[-1] == JobFinished(seconds)
-    done = events[1:-1]
+    done = events[1:]
     assert all(isinstance(event, BlockDone) for event in done)
     assert sorted(event.index for event in done) == list(range(plan.n_blocks))
     assert sum(event.voxels for event in done) == EXPECTED.size
     assert all(event.scale_seconds >= 0.001 and event.write_seconds >= 0 for event in done)
     assert all(event.read_seconds > 0 and event.wait_seconds == 0 for event in done)
-    assert job.done == plan.n_blocks
+    assert job.done == bytes([1]) * plan.n_blocks
     np.testing.assert_array_equal(writer.data, EXPECTED)
 
 
@@ -134,7 +135,7 @@ def test_listeners_are_called_one_at_a_time() -> None:
         counter.leave()
 
     Job(plan, read_from(VOLUME), Repeat(), MemoryWriter(plan), [listen]).run()
-    assert counter.begun == plan.n_blocks + 2
+    assert counter.begun == plan.n_blocks + 1
     assert counter.most == 1
 
 
@@ -158,10 +159,11 @@ def test_no_more_blocks_are_in_flight_than_planned(mode: str, in_flight: int) ->
     writer = MemoryWriter(plan)
 
     class Slow(MemoryWriter):
-        def write(self, box: Box, data: np.ndarray) -> None:
+        def write(self, box: Box, data: np.ndarray) -> list[Seal]:
             time.sleep(0.002)
-            writer.write(box, data)
+            seals = writer.write(box, data)
             counter.leave()
+            return seals
 
     Job(plan, read_from(VOLUME), Repeat(lambda _: counter.enter()), Slow(plan)).run()
     assert counter.begun == plan.n_blocks
@@ -173,15 +175,14 @@ def test_submission_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many blocks there are, at most twice as many as fly have been taken from the plan and not written."""
     plan, taken, ahead = planned("direct", in_flight=3), [], []
     writer = MemoryWriter(plan)
-    blocks = Plan.blocks
+    block = Plan.block
 
-    def counted(self: Plan) -> Iterator[Block]:
-        for block in blocks(self):
-            taken.append(block.index)
-            ahead.append(len(taken) - job.done)
-            yield block
+    def counted(self: Plan, index: int) -> Block:
+        taken.append(index)
+        ahead.append(len(taken) - sum(job.done))
+        return block(self, index)
 
-    monkeypatch.setattr(Plan, "blocks", counted)
+    monkeypatch.setattr(Plan, "block", counted)
     job = Job(plan, read_from(VOLUME), Repeat(lambda _: time.sleep(0.001)), writer)
     job.run()
     assert len(taken) == plan.n_blocks
@@ -216,14 +217,18 @@ class Broken:
         if self.stage == "scaling" and block == self.victim:
             raise self.error
 
-    def write(self, box: Box, data: np.ndarray) -> None:
+    def write(self, box: Box, data: np.ndarray) -> list[Seal]:
         """Write, or fail."""
         if self.stage == "writing" and box == self.victim.write_box:
             raise self.error
-        self.writer.write(box, data)
+        return self.writer.write(box, data)
 
     def spare(self, cores: int) -> None:
         """Do without: nobody helps."""
+
+    def free_bytes(self) -> int:
+        """Say that the disk is full."""
+        return 0
 
     def close(self) -> None:
         """Note that it was let go."""
@@ -243,10 +248,12 @@ def test_a_failure_names_the_block_what_is_kept_and_how_to_go_on(mode: str, stag
     start = re.escape(
         f"{stage} block 5 (z, y, x from {box.start} to {box.stop}) failed with OSError: the cable is out;"
     )
-    kept = rf" {job.done} of 64 blocks are written and the output is marked incomplete; run it again with --overwrite"
+    kept = (
+        rf" {sum(job.done)} of 64 blocks are done and kept; run the same command again, without --overwrite, to go on"
+    )
     assert re.match(start + kept, message), message
     assert caught.value.exit_code == 1
-    assert broken.writer.times.sum() == job.done * 4 * 12 * 16
+    assert broken.writer.times.sum() == sum(job.done) * 4 * 12 * 16
     assert broken.writer.closed
     # Direct reads take blocks in order; dask takes them in its own, and may begin with block 5 or come to it late.
     assert broken.counter.begun < (5 + 3 * plan.in_flight if mode == "direct" else plan.n_blocks + 1)
@@ -265,7 +272,7 @@ def test_after_a_failure_no_further_block_is_begun(mode: str) -> None:
         time.sleep(0.01)
         raise ValueError("no")
 
-    with pytest.raises(JobError, match=r"scaling block \d+ .* failed with ValueError: no; 0 of 64 blocks are written"):
+    with pytest.raises(JobError, match=r"scaling block \d+ .* failed with ValueError: no; 0 of 64 blocks are done"):
         Job(plan, read_from(VOLUME), Repeat(fail), MemoryWriter(plan)).run()
     assert counter.begun <= 2 * plan.in_flight
 
@@ -274,7 +281,9 @@ def test_a_full_disk_is_called_a_full_disk() -> None:
     """The remedy is said: make room."""
     plan = planned("direct")
     broken = Broken(plan, "writing", 3, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
-    with pytest.raises(JobError, match=r"failed because the disk is full; make room; \d+ of 64 blocks are written"):
+    with pytest.raises(
+        JobError, match=r"because the disk is full: about .*iB are still to be written, 0 B are free; make room"
+    ):
         Job(plan, broken.read, Repeat(broken.before), broken).run()
 
 
@@ -292,12 +301,12 @@ def test_an_interrupt_waits_for_the_blocks_in_flight_and_starts_no_other(mode: s
         counter.leave()
 
     job = Job(plan, read_from(VOLUME), Repeat(interrupt), writer)
-    with pytest.raises(InterruptedJobError, match=r"interrupted; (\d+) of 64 blocks are written") as caught:
+    with pytest.raises(InterruptedJobError, match=r"interrupted; (\d+) of 64 blocks are done") as caught:
         job.run()
     assert caught.value.exit_code == 130
     assert counter.now == 0
     assert counter.begun < plan.n_blocks
-    assert writer.times.sum() == job.done * 4 * 12 * 16
+    assert writer.times.sum() == sum(job.done) * 4 * 12 * 16
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -324,6 +333,7 @@ def test_ctrl_c_ends_the_command_within_seconds(mode: str, tmp_path: Path) -> No
     assert process.returncode == 130
     assert printed == ""
     assert "Traceback" not in said
-    assert re.search(r"error: interrupted; \d+ of \d+ blocks are written and the output is marked incomplete", said)
+    assert re.search(r"error: interrupted; \d+ of \d+ blocks are done and kept; run the same command again", said)
+    assert f"to go on: isovoxel scale {tmp_path / 'stack.npy'} {out} --factor 6,4,4" in said
     attributes = json.loads((out / "zarr.json").read_text())["attributes"]
     assert attributes["isovoxel"]["complete"] is False

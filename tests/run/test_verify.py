@@ -370,7 +370,7 @@ def test_what_is_no_finished_output_is_refused(pair: tuple[Path, Path], command:
     group = zarr.open_group(out, mode="r+")
     made: Any = group.attrs["isovoxel"]
     for wrong, why in (
-        ({**made, "complete": False}, "is not complete: the job that writes it runs, failed or was interrupted"),
+        ({**made, "complete": False}, "is not complete: its job runs, failed or was interrupted; let it go on first"),
         ({**made, "factor": [2, 1]}, "does not say in its attributes how isovoxel made it: not enough values"),
         ({k: v for k, v in made.items() if k != "input"}, "how isovoxel made it: 'input' is missing"),
         ({"made by": "hand"}, "how isovoxel made it: 'factor' is missing"),

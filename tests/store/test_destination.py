@@ -71,7 +71,7 @@ def test_a_folder_that_is_no_zarr_is_never_deleted(tmp_path: Path, content: str 
     with pytest.raises(OutputError, match="is a folder but no zarr"):
         check(folder, overwrite=True)
     with pytest.raises(OutputError, match="is a folder but no zarr"):
-        remove(folder)
+        remove(folder, tmp_path / "bin")
     assert folder.is_dir()
 
 
@@ -94,7 +94,7 @@ def test_a_link_is_neither_followed_nor_deleted(old: Path) -> None:
             with pytest.raises(OutputError, match="is a link to"):
                 check(path, overwrite=True)
         with pytest.raises(OutputError, match="is a link to"):
-            remove(link)
+            remove(link, old.parent / "bin")
     assert (old / "0").is_dir()
 
 
@@ -172,17 +172,25 @@ def test_an_output_beyond_the_disk_is_refused_with_both_numbers(old: Path, monke
         check(old.parent / "new", nbytes=3 * 2**30 + 2**20)
 
 
-def test_removing_takes_the_metadata_last(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An output that was deleted half-way still counts as a zarr, and what its links lead to stays."""
-    outside = old.parent / "precious"
+def test_an_old_output_leaves_its_place_at_once(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half deleted it is never where it was, the rest goes the next time, and what its links lead to stays."""
+    outside, by_way_of = old.parent / "precious", old.parent / "bin"
     outside.mkdir()
     (outside / "data").touch()
     (old / "link").symlink_to(outside)
+
+    def fail(_: Path, *, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            raise OSError("disk")
+
     with monkeypatch.context() as patch:
-        patch.setattr(shutil, "rmtree", lambda *_: (_ for _ in ()).throw(OSError("disk")))
+        patch.setattr(shutil, "rmtree", fail)
         with pytest.raises(OSError, match="disk"):
-            remove(old)
-    check(old, overwrite=True)
-    remove(old)
+            remove(old, by_way_of)
     assert not old.exists()
+    by_way_of.rename(old)
+    by_way_of.mkdir()
+    remove(old, by_way_of)
+    assert not old.exists()
+    assert not by_way_of.exists()
     assert (outside / "data").exists()

@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 from ome_zarr_models.v05.image import Image
 from zarr.codecs import ShardingCodec
 
-from isovoxel.errors import InputError, OutputError, OutputExistsError
+from isovoxel.errors import InputError, OutputExistsError
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.geometry.grid import VoxelGrid
 from isovoxel.metadata.ome import read_levels
 from isovoxel.planning.storage import CODECS, Storage, default_storage
-from isovoxel.store.writer import OmeZarrWriter, read_provenance
+from isovoxel.store.provenance import read_provenance
+from isovoxel.store.writer import OmeZarrWriter, mark_complete
 
 SMALL = Storage((4, 3, 5), (8, 6, 10), "lz4")
 SHAPE = (17, 13, 23)
@@ -84,7 +85,7 @@ def test_independent_validators_accept_the_store(tmp_path: Path, shape: Index3, 
     path = tmp_path / "out"
     writer = open_writer(path, shape, storage=default_storage(shape, 2, codec=codec))
     writer.write(Box.whole(shape), noise(shape, "uint16"))
-    writer.finish()
+    writer.close()
     yaozarrs.validate_zarr_store(str(path))
     image = Image.from_zarr(zarr.open_group(path, mode="r"))
     assert image.ome_attributes.multiscales[0].datasets[0].path == "0"
@@ -107,7 +108,8 @@ def test_the_store_says_what_it_holds(tmp_path: Path) -> None:
     (level,) = read_levels(attributes, "out")
     assert (level.path, level.scale, level.translation) == ("0", (0.5, 0.5, 0.5), (0.25, 0.0, -1.5))
     assert attributes["isovoxel"] == {"version": "1", "factor": [5.0, 1.0, 1.0], "complete": False}
-    writer.finish()
+    writer.close()
+    mark_complete(path)
     attributes = zarr.open_group(path, mode="r").attrs.asdict()
     assert attributes["isovoxel"] == {"version": "1", "factor": [5.0, 1.0, 1.0], "complete": True}
 
@@ -224,26 +226,59 @@ def test_a_shard_is_as_long_as_zarrs_own(tmp_path: Path) -> None:
         np.testing.assert_array_equal(read_back(path)[...], data)
 
 
-def test_only_a_zarr_is_overwritten(tmp_path: Path) -> None:
-    """An old output goes with all its shards if asked for; without asking, or if it is no zarr, it stays."""
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    """What is there stays, with all its shards."""
     path = tmp_path / "out"
     open_writer(path).write(Box.whole(SHAPE), np.zeros(SHAPE, "uint16"))
+    before = files(path)
     with pytest.raises(OutputExistsError, match="exists; give --overwrite"):
         open_writer(path)
-    assert files(path)
-    open_writer(path, overwrite=True)
-    assert files(path) == []
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    with pytest.raises(OutputError, match="no zarr"):
-        open_writer(folder, overwrite=True)
-    assert folder.is_dir()
+    assert before
+    assert files(path) == before
 
 
-def test_overwriting_nothing_is_writing(tmp_path: Path) -> None:
-    """The option does no harm where there is nothing."""
-    open_writer(tmp_path / "out", overwrite=True).finish()
-    assert read_provenance(tmp_path / "out")["complete"] is True
+def test_an_output_is_at_its_place_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made elsewhere, it is moved to its place at the end; what an earlier process left half made there is no harm."""
+    path, by_way_of = tmp_path / "out.zarr", tmp_path / "new"
+    with monkeypatch.context() as patch:
+        patch.setattr(zarr.Group, "create_array", lambda *_, **__: (_ for _ in ()).throw(OSError("disk")))
+        with pytest.raises(OSError, match="disk"):
+            open_writer(path, by_way_of=by_way_of)
+    assert not path.exists()
+    open_writer(path, by_way_of=by_way_of).write(Box.whole(SHAPE), noise(SHAPE, "uint16"))
+    assert not by_way_of.exists()
+    np.testing.assert_array_equal(read_back(path)[...], noise(SHAPE, "uint16"))
+    attributes: Any = zarr.open_group(path, mode="r").attrs.asdict()
+    assert attributes["ome"]["multiscales"][0]["name"] == "out"
+
+
+def test_a_seal_tells_a_shard_from_all_else(tmp_path: Path) -> None:
+    """Torn, longer, changed, missing: none is the shard; a copy with another time is."""
+    writer, box = open_writer(tmp_path / "out"), Box.whole(SHAPE)
+    seals = writer.write(box, noise(SHAPE, "uint16"))
+    assert writer.holds(box, seals)
+    assert not writer.holds(box, seals[1:])
+    victim = tmp_path / "out" / "0" / "c" / "1" / "1" / "1"
+    whole = victim.read_bytes()
+    victim.write_bytes(whole)
+    assert writer.holds(box, seals)
+    for wrong in (whole[:-1], whole + b"x", b"", whole[:50] + bytes([whole[50] ^ 1]) + whole[51:]):
+        victim.write_bytes(wrong)
+        assert not writer.holds(box, seals)
+    victim.unlink()
+    assert not writer.holds(box, seals)
+    victim.mkdir()
+    assert not writer.holds(box, seals)
+
+
+def test_what_was_half_written_is_swept(tmp_path: Path) -> None:
+    """A killed process leaves a part of a shard under another name."""
+    writer = open_writer(tmp_path / "out")
+    writer.write(Box.whole(SHAPE), noise(SHAPE, "uint16"))
+    before = files(tmp_path / "out")
+    (tmp_path / "out" / "0" / "c" / "1" / "1" / "1.abc.partial").touch()
+    writer.sweep()
+    assert files(tmp_path / "out") == before
 
 
 def test_a_writer_that_failed_can_be_closed(tmp_path: Path) -> None:
@@ -262,8 +297,10 @@ def test_an_output_knows_whether_it_is_complete(tmp_path: Path) -> None:
     path, other = tmp_path / "out", tmp_path / "other"
     writer = open_writer(path)
     assert read_provenance(path)["complete"] is False
-    writer.finish()
+    writer.close()
+    mark_complete(path, ["chunk (0, 1, 2)"])
     assert read_provenance(path)["complete"] is True
+    assert read_provenance(path)["filled"] == ["chunk (0, 1, 2)"]
     for content in (None, "[]", "{", '{"attributes": {"isovoxel": "yes"}}'):
         if content is not None:
             other.mkdir(exist_ok=True)

@@ -26,8 +26,9 @@ class Clock:
 
 
 def started(blocks: int = 4, shape: tuple[int, int, int] = (40, 100, 1000)) -> JobStarted:
-    """Return the start of a job; of its plan a view needs two things only."""
-    plan = SimpleNamespace(n_blocks=blocks, output=SimpleNamespace(shape=shape))
+    """Return the start of a job; of its plan a view needs few things only."""
+    output, device = SimpleNamespace(shape=shape), SimpleNamespace(kind="gpu")
+    plan = SimpleNamespace(n_blocks=blocks, output=output, device=device, aliases=())
     return JobStarted(cast(Plan, plan))
 
 
@@ -151,7 +152,7 @@ def test_a_log_file_says_where_a_job_stopped() -> None:
 def test_nothing_is_drawn_when_quiet_or_never_started() -> None:
     """Quiet is quiet even on a terminal, and a job that never starts leaves no trace."""
     console, file = terminal()
-    with ProgressView(console, quiet=True) as view:
+    with ProgressView(console, bar=False, notes=False) as view:
         view(started())
         view(done(0))
         view(JobFinished(1.0))

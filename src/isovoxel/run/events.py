@@ -13,10 +13,14 @@ from isovoxel.planning.plan import Plan
 
 @dataclass(frozen=True, slots=True)
 class JobStarted:
-    """The output has been created and the first block is about to be read."""
+    """The output is there and the first block is about to be read."""
 
     plan: Plan
     """The plan that is being carried out."""
+    done: int = 0
+    """Blocks that were done before, where the job goes on."""
+    voxels_done: int = 0
+    """Output voxels of those."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,46 @@ class BlockDone:
     """Time spent on the device, transfers included, and on converting to the output's dtype."""
     write_seconds: float
     """Time spent encoding and writing its shards."""
+    pieces: int = 1
+    """In how many pieces it was scaled; more than 1 where the device had too little memory for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retried:
+    """Something failed that may work the next time."""
+
+    index: int
+    """Which block it was for."""
+    doing: str
+    """"reading" or "writing"."""
+    reason: str
+    """What went wrong, in a clause."""
+    pause: float
+    """Seconds until it is tried again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """A part of the input is damaged, and was filled."""
+
+    part: str
+    """Which, and what is wrong with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slowed:
+    """The host has too little memory: the job goes on with less of it."""
+
+    in_flight: int
+    """How many blocks are in flight from now on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Restarted:
+    """The job goes on in a fresh process."""
+
+    reason: str
+    """Why, in a clause."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,5 +89,5 @@ class JobFinished:
     """Wall time from the first block to the last."""
 
 
-Event = JobStarted | BlockDone | JobFinished
+Event = JobStarted | BlockDone | Retried | Filled | Slowed | Restarted | JobFinished
 Listener = Callable[[Event], None]

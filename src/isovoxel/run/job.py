@@ -5,29 +5,42 @@ the device scales one, others are read and written. Two ways lead to a block's i
 
 - direct: the thread reads the block's read box, halo included, from the source itself;
 - map_overlap: dask reads each input block once and hands its neighbours their halo, window by window.
+
+Not every failure ends a job:
+
+==========================  =====================================================================================
+a read or a write           tried again, where that may help (`isovoxel.run.recovery`)
+too little host memory      half as many blocks in flight; where there is one only, a shard of it at a time
+too little device memory    the engine scales the block in pieces (`isovoxel.engines.pieces`)
+a device that is lost       passed on as `DeviceLostError`: only a fresh process helps (`isovoxel.run.worker`)
+==========================  =====================================================================================
 """
 
 from __future__ import annotations
 
-import errno
+import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.engines.base import Cancelled, Engine, Stage
-from isovoxel.errors import InterruptedJobError, JobError
+from isovoxel.errors import CorruptInputError, DeviceLostError, InterruptedJobError, JobError
 from isovoxel.geometry.box import Box, Index3
+from isovoxel.planning.cost import human_bytes
 from isovoxel.planning.plan import Block, Plan
-from isovoxel.run.events import BlockDone, Event, JobFinished, JobStarted, Listener
+from isovoxel.run.events import BlockDone, Event, Filled, JobStarted, Listener, Retried, Slowed
+from isovoxel.run.recovery import BlockFailed, clause, kept, patiently
+from isovoxel.store.shard import Seal
 from isovoxel.volumes.base import ReadBox
+from isovoxel.volumes.filled import FilledReader
 
 if TYPE_CHECKING:
     from isovoxel.run.overlap import Window
@@ -38,7 +51,7 @@ T = TypeVar("T")
 class Writer(Protocol):
     """Where blocks go."""
 
-    def write(self, box: Box, data: NDArray[Any]) -> None:
+    def write(self, box: Box, data: NDArray[Any]) -> Sequence[Seal]:
         """Write the voxels of a box of whole shards; several threads write disjoint boxes at the same time."""
         ...
 
@@ -46,8 +59,8 @@ class Writer(Protocol):
         """Learn how many cores no block uses."""
         ...
 
-    def finish(self) -> None:
-        """Mark the output complete, and close."""
+    def free_bytes(self) -> int:
+        """Return how much room the disk has."""
         ...
 
     def close(self) -> None:
@@ -71,148 +84,173 @@ class Job:
     """Told what happens."""
     array: Any = None
     """The source as a dask array, where it is one."""
-    done: int = field(default=0, init=False)
-    """Blocks written so far."""
+    done: bytearray = field(default_factory=bytearray)
+    """A 1 for each block that is done, in the plan's order; by default none is."""
+    record: Callable[[int, Sequence[Seal]], None] = lambda _block, _seals: None
+    """Called with each block that is done and the seals of its shards, one call at a time."""
+    in_flight: int = 0
+    """How many blocks are in flight; by default as many as the plan says."""
+    fill: float | None = None
+    """What damaged parts of the input are filled with; None if they end the job."""
     idle: float = field(default=0.0, init=False)
     """Seconds in which the job's threads had no block yet or none any more, all together."""
 
     def __post_init__(self) -> None:
+        self.done = self.done or bytearray(self.plan.n_blocks)
+        self.in_flight = self.in_flight or self.plan.in_flight
+        if self.fill is not None:
+            self.read = FilledReader(self.read, np.dtype(self.plan.source.dtype), self.fill, self._tell_filled)
         self._cancelled = threading.Event()
         self._telling = threading.Lock()
-        self._read_seconds: dict[int, float] = {}
         self._first: dict[int, float] = {}
         self._last: dict[int, float] = {}
+        self._read_seconds: dict[int, float] = {}
+        self._written = self._stored = 0
+        self._short = False
 
     def run(self) -> float:
-        """Carry the plan out and return the seconds it took.
+        """Carry out what is left of the plan and return the seconds it took.
 
         Raises
         ------
         JobError
-            If a block fails, or the output cannot be marked complete; the message says what is kept.
+            If a block fails; the message says what is kept.
         InterruptedJobError
             If the user interrupts; blocks in flight are finished or given up first.
+        DeviceLostError
+            If the device does not serve this process any more.
         """
-        try:
-            return self._carry_out()
-        finally:
-            self.engine.release()
-
-    def _carry_out(self) -> float:
         began = time.perf_counter()
-        self._tell(JobStarted(self.plan))
-        self._spare_cores(self.plan.n_blocks)
-        pool = ThreadPoolExecutor(self.plan.in_flight, thread_name_prefix="isovoxel")
-        failure: BaseException | None = None
+        threads = self.in_flight
         try:
-            if self.plan.halo_mode == "direct":
-                self._run_direct(pool)
-            else:
-                self._run_windows(pool)
-        except BaseException as error:  # noqa: BLE001 - raised below, when it is known what is kept
-            failure = error
-        # Blocks in flight still come to their end, and count.
-        self._cancelled.set()
-        pool.shutdown(wait=True, cancel_futures=True)
-        if failure is not None:
+            self._tell(JobStarted(self.plan, sum(self.done), self._voxels_done()))
+            if self.plan.halo_mode == "map_overlap":
+                self._run_windows()
+            self._run_direct()
+        except KeyboardInterrupt as stop:
+            raise InterruptedJobError(f"interrupted; {kept(self.done)}", getattr(stop, "signal", None)) from None
+        except BlockFailed as error:
+            if isinstance(error.error, DeviceLostError):
+                raise error.error from None
+            raise JobError(f"{error.reason(self._missing)}; {kept(self.done)}") from error
+        except Exception as error:
+            raise JobError(f"the job failed with {clause(error)}; {kept(self.done)}") from error
+        finally:
             self.writer.close()
-        if isinstance(failure, KeyboardInterrupt):
-            raise InterruptedJobError(f"interrupted; {self._kept()}") from None
-        if isinstance(failure, Exception):
-            raise JobError(f"{_reason(failure)}; {self._kept()}") from failure
-        if failure is not None:
-            raise failure
-        try:
-            self.writer.finish()
-        except OSError as error:
-            self.writer.close()
-            raise JobError(f"marking the output complete failed: {error.strerror or error}; {self._kept()}") from error
+            self.engine.release()
         ended = time.perf_counter()
         seconds = ended - began
-        without = self.plan.in_flight - len(self._first)
-        self.idle = without * seconds + sum(first - began for first in self._first.values())
+        self.idle = max(0, threads - len(self._first)) * seconds
+        self.idle += sum(first - began for first in self._first.values())
         self.idle += sum(ended - last for last in self._last.values())
-        self._tell(JobFinished(seconds))
         return seconds
+
+    def _voxels_done(self) -> int:
+        return sum(self.plan.block(i).write_box.size for i, done in enumerate(self.done) if done)
 
     # ---- direct reads ----------------------------------------------------------------------------------------
 
-    def _run_direct(self, pool: ThreadPoolExecutor) -> None:
-        """Keep the pool busy with a bounded number of blocks, however many there are."""
-        blocks = self.plan.blocks()
-        waiting: set[Future[None]] = set()
+    def _run_direct(self) -> None:
+        """Do all blocks that are not done, with fewer of them in flight where the host has too little memory."""
+        again: deque[Block] = deque()
+        left = (self.plan.block(i) for i in range(self.plan.n_blocks) if not self.done[i])
         while True:
-            room = 2 * self.plan.in_flight - len(waiting)
-            waiting |= {pool.submit(self._do_block, block) for block in islice(blocks, room)}
-            if not waiting:
+            with self._pool() as pool:
+                short = self._do_all(pool, again, left)
+            if not short:
                 return
+            if self.in_flight == 1:
+                for block in short:
+                    self._do_by_shards(block)
+            else:
+                again.extend(short)
+                self._slow_down()
+
+    def _do_all(self, pool: ThreadPoolExecutor, again: deque[Block], left: Iterator[Block]) -> list[Block]:
+        """Do blocks, a bounded number at a time, however many there are, until memory is short.
+
+        Returns
+        -------
+        list of Block
+            Those for which it was; the others that were begun are done.
+        """
+        waiting: dict[Future[None], Block] = {}
+        short: list[Block] = []
+        while True:
+            while not short and len(waiting) < 2 * self.in_flight:
+                block = again.popleft() if again else next(left, None)
+                if block is None:
+                    break
+                waiting[pool.submit(self._do_block, block)] = block
+            if not waiting:
+                return short
             self._spare_cores(len(waiting))
-            finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in finished:
-                future.result()
+            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                block = waiting.pop(future)
+                try:
+                    future.result()
+                except BlockFailed as error:
+                    if not error.short_of_memory:
+                        raise
+                    short.append(block)
+
+    def _slow_down(self) -> None:
+        """Go on with half as many blocks in flight."""
+        self.in_flight = max(1, self.in_flight // 2)
+        self.engine.release()
+        self._tell(Slowed(self.in_flight))
+
+    def _do_by_shards(self, block: Block) -> None:
+        """Do a block that is too large for the host's memory, one shard after the other."""
+        seals: list[Seal] = []
+        for box in block.write_box.tiles(self.plan.storage.shard):
+            seals += self._do_part(self.plan.block_of(block.index, box))
+        self._finish_block(block, seals, BlockDone(block.index, block.write_box.size, 0, 0, 0, 0))
+
+    def _do_part(self, part: Block) -> Sequence[Seal]:
+        with self._at_work(), self.engine.staged(part, self.plan) as stage:
+            self._attempt("reading", part, lambda: self.read(part.read_box, stage.input))
+            scaled = self._guard("scaling", part, lambda: stage.scale(self._cancelled))
+            return self._attempt("writing", part, lambda: self.writer.write(part.write_box, scaled.data))
+
+    @contextmanager
+    def _pool(self) -> Iterator[ThreadPoolExecutor]:
+        """Threads for the blocks in flight; whatever ends it, those come to their end or give up, and count."""
+        pool = ThreadPoolExecutor(self.in_flight, thread_name_prefix="isovoxel")
+        try:
+            yield pool
+        except BaseException:
+            self._cancelled.set()
+            raise
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
     def _spare_cores(self, blocks: int) -> None:
         """Tell the writer how many cores are left while so many blocks are to be done."""
-        self.writer.spare(max(0, self.plan.helpers + 1 - min(blocks, self.plan.in_flight)))
-
-    def _do_block(self, block: Block) -> None:
-        if self._cancelled.is_set():
-            return
-        with self._at_work(), self.engine.staged(block, self.plan) as stage:
-            began = time.perf_counter()
-            self._guard("reading", block, lambda: self.read(block.read_box, stage.input))
-            self._scale_and_write(stage, block, time.perf_counter() - began)
-
-    @contextmanager
-    def _at_work(self) -> Iterator[None]:
-        """Keep when a thread began with its first block, and when it was done with its last."""
-        thread, began = threading.get_ident(), time.perf_counter()
-        with self._telling:
-            self._first.setdefault(thread, began)
-        try:
-            yield
-        finally:
-            with self._telling:
-                self._last[thread] = time.perf_counter()
-
-    def _scale_and_write(self, stage: Stage, block: Block, read_seconds: float) -> None:
-        began = time.perf_counter()
-        scaled = self._guard("scaling", block, lambda: stage.scale(self._cancelled))
-        between = time.perf_counter()
-        self._guard("writing", block, lambda: self.writer.write(block.write_box, scaled.data))
-        self._tell(
-            BlockDone(
-                index=block.index,
-                voxels=block.write_box.size,
-                read_seconds=read_seconds,
-                wait_seconds=scaled.waited,
-                scale_seconds=between - began - scaled.waited,
-                write_seconds=time.perf_counter() - between,
-            )
-        )
-
-    @staticmethod
-    def _guard(doing: str, block: Block, do: Callable[[], T]) -> T:
-        try:
-            return do()
-        except Cancelled:
-            raise
-        except Exception as error:
-            raise _BlockFailed(doing, block, error) from error
+        self.writer.spare(max(0, self.plan.helpers + 1 - min(blocks, self.in_flight)))
 
     # ---- map_overlap -----------------------------------------------------------------------------------------
 
-    def _run_windows(self, pool: ThreadPoolExecutor) -> None:
-        """Let dask exchange halos, one window of blocks after the other."""
+    def _run_windows(self) -> None:
+        """Let dask exchange halos, one window of blocks after the other, as long as memory suffices for that."""
         # dask is only loaded by jobs that need it.
         import dask
 
         from isovoxel.run.overlap import Window
 
-        with dask.config.set(scheduler="threads", pool=pool, num_workers=self.plan.in_flight):
+        self._spare_cores(self.plan.n_blocks)
+        with self._pool() as pool, dask.config.set(scheduler="threads", pool=pool, num_workers=self.in_flight):
             for places in Box.whole(self.plan.block_grid).tiles(self.plan.window):
                 window = Window(self.plan, places)
-                window.written(self._window_input(window), self._do_overlapped).compute()
+                try:
+                    window.written(self._window_input(window), self._do_overlapped).compute()
+                except (BlockFailed, MemoryError) as error:
+                    if isinstance(error, BlockFailed) and not error.short_of_memory:
+                        raise
+                    self._short = True
+                    break
+        if self._short:
+            self._slow_down()
 
     def _window_input(self, window: Window) -> Any:
         """Return the window's input as a dask array, read from the source or taken from the caller's dask array."""
@@ -225,7 +263,7 @@ class Job:
             block = self.plan.block_at(place)
             began = time.perf_counter()
             with self._at_work():
-                voxels = self._guard("reading", block, lambda: self.read(box))
+                voxels = self._attempt("reading", block, lambda: self.read(box))
             self._read_seconds[block.index] = time.perf_counter() - began
             return voxels
 
@@ -241,38 +279,85 @@ class Job:
             self._scale_and_write(stage, block, self._read_seconds.pop(block.index, 0.0) + copied)
         return np.ones((1, 1, 1), np.bool_)
 
-    # ---- what happened ---------------------------------------------------------------------------------------
+    # ---- one block -------------------------------------------------------------------------------------------
+
+    def _do_block(self, block: Block) -> None:
+        if self._cancelled.is_set():
+            return
+        with self._at_work(), self.engine.staged(block, self.plan) as stage:
+            began = time.perf_counter()
+            self._attempt("reading", block, lambda: self.read(block.read_box, stage.input))
+            self._scale_and_write(stage, block, time.perf_counter() - began)
+
+    def _scale_and_write(self, stage: Stage, block: Block, read_seconds: float) -> None:
+        began = time.perf_counter()
+        scaled = self._guard("scaling", block, lambda: stage.scale(self._cancelled))
+        between = time.perf_counter()
+        seals = self._attempt("writing", block, lambda: self.writer.write(block.write_box, scaled.data))
+        done = BlockDone(
+            index=block.index,
+            voxels=block.write_box.size,
+            read_seconds=read_seconds,
+            wait_seconds=scaled.waited,
+            scale_seconds=between - began - scaled.waited,
+            write_seconds=time.perf_counter() - between,
+            pieces=scaled.pieces,
+        )
+        self._finish_block(block, seals, done)
+
+    def _finish_block(self, block: Block, seals: Sequence[Seal], event: BlockDone) -> None:
+        """Note that a block is done, and only then say so."""
+
+        def note() -> None:
+            with self._telling:
+                self.record(block.index, seals)
+                self.done[block.index] = 1
+                self._written += block.write_box.size
+                self._stored += sum(seal.size for seal in seals)
+
+        self._guard("writing", block, note)
+        self._tell(event)
+
+    def _attempt(self, doing: str, block: Block, do: Callable[[], T]) -> T:
+        """Read or write, and try again where that may help."""
+
+        def told(error: Exception, pause: float) -> None:
+            self._tell(Retried(block.index, doing, clause(error), pause))
+
+        return self._guard(doing, block, lambda: patiently(do, told, self._cancelled))
+
+    @staticmethod
+    def _guard(doing: str, block: Block, do: Callable[[], T]) -> T:
+        try:
+            return do()
+        except Cancelled:
+            raise
+        except Exception as error:
+            raise BlockFailed(doing, block, error) from error
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Keep when a thread began with its first block, and when it was done with its last."""
+        thread, began = threading.get_ident(), time.perf_counter()
+        with self._telling:
+            self._first.setdefault(thread, began)
+        try:
+            yield
+        finally:
+            with self._telling:
+                self._last[thread] = time.perf_counter()
+
+    def _tell_filled(self, error: CorruptInputError) -> None:
+        self._tell(Filled(f"{error.chunk}: {error.reason}"))
 
     def _tell(self, event: Event) -> None:
         with self._telling:
-            if isinstance(event, BlockDone):
-                self.done += 1
             for listener in self.listeners:
                 listener(event)
 
-    def _kept(self) -> str:
-        return (
-            f"{self.done} of {self.plan.n_blocks} blocks are written and the output is marked incomplete; "
-            "run it again with --overwrite to begin anew"
-        )
-
-
-class _BlockFailed(Exception):  # noqa: N818 - never seen by a user
-    """Carries what was being done with which block when something failed."""
-
-    def __init__(self, doing: str, block: Block, error: Exception) -> None:
-        super().__init__(doing, block, error)
-        self.doing, self.block, self.error = doing, block, error
-
-
-def _reason(error: Exception) -> str:
-    """Say in a clause what failed, where, and why."""
-    if not isinstance(error, _BlockFailed):
-        return f"the job failed with {type(error).__name__}: {error}"
-    cause = error.error
-    box = error.block.read_box if error.doing == "reading" else error.block.write_box
-    where = f"{error.doing} block {error.block.index} (z, y, x from {box.start} to {box.stop}) failed"
-    if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
-        return f"{where} because the disk is full; make room"
-    reason = str(cause).strip().splitlines()[0] if str(cause).strip() else "no reason given"
-    return f"{where} with {type(cause).__name__}: {reason}"
+    def _missing(self) -> str:
+        """Say how much room the rest of the output needs: as much per voxel as what is written, or as a voxel has."""
+        voxels = math.prod(self.plan.output.shape) - self._voxels_done()
+        each = self._stored / self._written if self._written else self.plan.source.itemsize
+        free = human_bytes(self.writer.free_bytes())
+        return f"about {human_bytes(voxels * each)} are still to be written, {free} are free"

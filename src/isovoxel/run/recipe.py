@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +15,8 @@ from isovoxel.version import __version__
 from isovoxel.volumes.base import Volume
 
 
-def provenance(planned: Plan, volume: Volume) -> dict[str, Any]:
-    """Return what made an output, for its attributes."""
+def provenance(planned: Plan, volume: Volume, *, labels: bool) -> dict[str, Any]:
+    """Return what makes an output, for its attributes."""
     grid = planned.source.grid
     return {
         "version": __version__,
@@ -25,7 +26,13 @@ def provenance(planned: Plan, volume: Volume) -> dict[str, Any]:
         "antialias": planned.antialias,
         "boundary": planned.boundary,
         "factor": list(planned.factor),
+        "labels": labels,
         "block": list(planned.block_shape),
+        "storage": {
+            "chunk": list(planned.storage.chunk),
+            "shard": list(planned.storage.shard),
+            "codec": planned.storage.codec,
+        },
         "input": {
             "name": volume.name,
             "kind": volume.kind,
@@ -38,6 +45,67 @@ def provenance(planned: Plan, volume: Volume) -> dict[str, Any]:
         },
         "fingerprint": planned.fingerprint,
     }
+
+
+_NAMES = {
+    "version": "isovoxel",
+    "engine": "engine",
+    "interpolation": "interpolation",
+    "antialias": "antialias",
+    "boundary": "boundary",
+    "factor": "factor",
+    "labels": "labels",
+    "storage.codec": "codec",
+    "input.identity.path": "input",
+    "input.shape": "input shape",
+    "input.dtype": "input dtype",
+    "input.voxel_size": "input voxel size",
+    "input.origin": "input origin",
+    "input.unit": "input unit",
+}
+"""What changes a result, by its place in what `provenance` returns, and what people call it."""
+_SIGNS = {"mtime_ns": "time of last change", "tag": "voxels"}
+"""What people call signs that an input is another, where they do not call it as we do."""
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any], *, shard: bool) -> list[str]:
+    """Return what makes another result now than what made an output then: "factor (4, 1, 1), now (2, 1, 1)".
+
+    How the volume is cut into blocks is none of it: a job goes on with the blocks that it was begun with.
+
+    Parameters
+    ----------
+    then, now
+        As `provenance` returns it; `then` may come from a file, and lack anything.
+    shard
+        Whether the user asks for the shards now; otherwise those from then are as good.
+    """
+    now = json.loads(json.dumps(now))  # tuples are lists there
+    names = dict(_NAMES)
+    if shard:
+        names["storage.shard"] = "shard"
+    if now["engine"] == "cle":  # its bits depend on the device
+        names["device.name"] = "device"
+    found = [
+        f"{name} {_text(before)}, now {_text(after)}"
+        for place, name in names.items()
+        if (before := _at(then, place)) != (after := _at(now, place))
+    ]
+    before, after = (_at(made, "input.identity") or {} for made in (then, now))
+    if not found and _at(then, "storage.chunk") != _at(now, "storage.chunk"):  # by default the output's shape decides
+        found.append(f"chunk {_text(_at(then, 'storage.chunk'))}, now {_text(_at(now, 'storage.chunk'))}")
+    signs = [key for key in {**before, **after} if key != "path" and before.get(key) != after.get(key)]
+    return found + [f"another {_SIGNS.get(key, key)} of the input" for key in signs]
+
+
+def _at(made: Any, place: str) -> Any:
+    for name in place.split("."):
+        made = made.get(name) if isinstance(made, Mapping) else None
+    return made
+
+
+def _text(value: Any) -> str:
+    return f"({', '.join(map(str, value))})" if isinstance(value, list) else str(value)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,12 @@ _METADATA = {"zarr.json": (3,), ".zgroup": (2,), ".zarray": (2,)}
 
 
 def check_destination(
-    path: str | os.PathLike[str], *, overwrite: bool, source_identity_path: str | None, nbytes: int
+    path: str | os.PathLike[str],
+    *,
+    overwrite: bool,
+    source_identity_path: str | None,
+    nbytes: int,
+    goes_on: bool = False,
 ) -> None:
     """Raise unless an output may be written to `path`; nothing is changed.
 
@@ -33,8 +38,10 @@ def check_destination(
     source_identity_path
         Local path of the input, or None where it has none.
     nbytes
-        Bytes of all voxels of the output. The disk must have them free before compression, for nobody knows
-        how well a volume compresses before it is made.
+        Bytes of all voxels that are to be written. The disk must have them free before compression, for nobody
+        knows how well a volume compresses before it is made.
+    goes_on
+        Whether what is there is the output itself, whose job goes on.
 
     Raises
     ------
@@ -47,7 +54,7 @@ def check_destination(
     try:
         if source_identity_path is not None:
             _check_apart(target, Path(source_identity_path))
-        reusable = _check_place(target, overwrite=overwrite)
+        reusable = _check_place(target, overwrite=overwrite, goes_on=goes_on)
         free = shutil.disk_usage(target.parent).free + reusable
     except OutputError:
         raise
@@ -74,8 +81,15 @@ def check_replaceable(target: Path) -> None:
         raise OutputError(f"{target} is a folder but no zarr, so --overwrite does not delete it; give another output")
 
 
-def remove(target: Path) -> None:
-    """Delete an old output; its own metadata last, so that one deleted half-way still counts as a zarr.
+def remove(target: Path, by_way_of: Path) -> None:
+    """Delete an old output: moved out of its place at once, so that it is never there in part.
+
+    Parameters
+    ----------
+    target
+        The output.
+    by_way_of
+        A path on the same file system, where it is deleted.
 
     Raises
     ------
@@ -85,14 +99,9 @@ def remove(target: Path) -> None:
         If the file system refuses.
     """
     check_replaceable(target)
-    with os.scandir(target) as entries:
-        inside = [entry for entry in entries if entry.name not in _METADATA]
-    for entry in inside:
-        if entry.is_dir(follow_symlinks=False):
-            shutil.rmtree(entry.path)
-        else:
-            Path(entry.path).unlink()
-    shutil.rmtree(target)
+    shutil.rmtree(by_way_of, ignore_errors=True)
+    target.rename(by_way_of)
+    shutil.rmtree(by_way_of)
 
 
 def _local(path: str | os.PathLike[str]) -> Path:
@@ -118,7 +127,7 @@ def _check_apart(target: Path, source: Path) -> None:
         raise OutputError(f"the output {target} lies inside the input {source}; give another output")
 
 
-def _check_place(target: Path, *, overwrite: bool) -> int:
+def _check_place(target: Path, *, overwrite: bool, goes_on: bool) -> int:
     """Refuse a place where nothing can be made or replaced; return the bytes that replacing gives back."""
     parent = target.parent
     if not parent.exists():
@@ -131,10 +140,10 @@ def _check_place(target: Path, *, overwrite: bool) -> int:
     except FileNotFoundError:
         folders = [parent]
     else:
-        if not overwrite:
+        if not overwrite and not goes_on:
             raise OutputExistsError(f"{target} exists; give --overwrite or another output")
         check_replaceable(target)
-        reusable = _bytes_on_disk(target)
+        reusable = 0 if goes_on else _bytes_on_disk(target)
         folders = [parent, target]
     for folder in folders:
         if not os.access(folder, os.W_OK | os.X_OK):

@@ -38,6 +38,9 @@ from isovoxel.geometry.box import Box
 from isovoxel.planning.storage import Storage
 from isovoxel.store.chunk import Bytes, ChunkEncoder
 
+PARTIAL = ".partial"
+"""How the name of a shard's file ends while it is being written."""
+
 _NO_CHUNK = 2**64 - 1
 
 
@@ -45,6 +48,17 @@ def default_helpers() -> int:
     """Return how many threads may help the one that writes: all cores of this process but one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return cores - 1
+
+
+class Seal(NamedTuple):
+    """What tells a shard's file from another, or from a part of itself."""
+
+    size: int
+    """Its bytes."""
+    crc: int
+    """CRC-32C of them."""
+    mtime_ns: int
+    """When it was written: while that stands, nobody has changed it."""
 
 
 class ShardEncoder:
@@ -76,8 +90,8 @@ class ShardEncoder:
         self._buffers: list[Bytes] = []
         self._buffers_made = 0
 
-    def write(self, path: Path, data: NDArray[Any]) -> None:
-        """Write one shard; what was there is replaced.
+    def write(self, path: Path, data: NDArray[Any]) -> Seal:
+        """Write one shard, flush it to the disk, and return its seal; what was there is replaced.
 
         Parameters
         ----------
@@ -92,18 +106,20 @@ class ShardEncoder:
             If the file system refuses. What was there before is still there.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+        partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")
         try:
             with partial.open("xb", buffering=0) as file:
                 shard = _Shard(self.storage, file.fileno(), data, self._lock)
                 self._encode(shard)
                 shard.append_index()
                 os.fsync(file.fileno())
+                seal = shard.seal()
             partial.replace(path)
         except BaseException:
             with contextlib.suppress(OSError):
                 partial.unlink()
             raise
+        return seal
 
     def spare(self, cores: int) -> None:
         """Say how many cores nobody else needs; helpers take no more."""
@@ -242,7 +258,7 @@ class _Shard:
         self._boxes = list(Box.whole((z, y, x)).tiles(storage.chunk))
         places = (s // c for s, c in zip(storage.shard, storage.chunk, strict=True))
         self._index = np.full((*places, 2), _NO_CHUNK, "<u8")
-        self._end = 0
+        self._end = self._crc = 0
         self.taken = 0
         """Chunks that a thread has begun with."""
         self.turn = 0
@@ -271,12 +287,37 @@ class _Shard:
         place = tuple(a // c for a, c in zip(self._boxes[self.turn].start, self._chunk, strict=True))
         self._index[place] = self._end, len(encoded)
         self._end += len(encoded)
+        self._crc = google_crc32c.extend(self._crc, encoded)
         _write_all(self._descriptor, encoded.data)
 
     def append_index(self) -> None:
         """Append where the chunks are, and the checksum of that."""
         entries = self._index.tobytes()
-        _write_all(self._descriptor, memoryview(entries + google_crc32c.value(entries).to_bytes(4, "little")))
+        index = entries + google_crc32c.value(entries).to_bytes(4, "little")
+        self._end += len(index)
+        self._crc = google_crc32c.extend(self._crc, index)
+        _write_all(self._descriptor, memoryview(index))
+
+    def seal(self) -> Seal:
+        """Return the seal of the file, all of which is written."""
+        return Seal(self._end, self._crc, os.fstat(self._descriptor).st_mtime_ns)
+
+
+def holds(path: Path, seal: Seal) -> bool:
+    """Tell whether a file is the one that was sealed; it is read only where its time is another."""
+    try:
+        found = path.stat()
+        if not path.is_file() or found.st_size != seal.size:
+            return False
+        if found.st_mtime_ns == seal.mtime_ns:
+            return True
+        crc = 0
+        with path.open("rb", buffering=0) as file:
+            while piece := file.read(2**20):
+                crc = google_crc32c.extend(crc, piece)
+    except OSError:
+        return False
+    return bool(crc == seal.crc)
 
 
 def _write_all(descriptor: int, data: memoryview) -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,20 +22,18 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec
 from zarr.storage import LocalStore
 
-from isovoxel.errors import InputError, OutputExistsError
+from isovoxel.errors import OutputExistsError
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import AXES, VoxelGrid
 from isovoxel.metadata.ome import image_attributes
 from isovoxel.planning.storage import Storage
 from isovoxel.store.chunk import BLOSC_LEVELS
-from isovoxel.store.destination import remove
-from isovoxel.store.shard import ShardEncoder, default_helpers
+from isovoxel.store.files import sync_folder, write_whole
+from isovoxel.store.provenance import PROVENANCE
+from isovoxel.store.shard import PARTIAL, Seal, ShardEncoder, default_helpers, holds
 
 LEVEL = "0"
 """Path of the array inside the group."""
-
-PROVENANCE = "isovoxel"
-"""The group's attribute that says what made it, and whether it is complete."""
 
 
 class OmeZarrWriter:
@@ -43,8 +42,7 @@ class OmeZarrWriter:
     `write` may be called from several threads at once for boxes that share no voxel.
     """
 
-    def __init__(self, group: zarr.Group, path: Path, encoder: ShardEncoder, grid: VoxelGrid) -> None:
-        self._group = group
+    def __init__(self, path: Path, encoder: ShardEncoder, grid: VoxelGrid) -> None:
         self._path = path
         self._encoder = encoder
         self._shape = grid.shape
@@ -59,7 +57,7 @@ class OmeZarrWriter:
         storage: Storage,
         provenance: Mapping[str, Any],
         labels: bool = False,
-        overwrite: bool = False,
+        by_way_of: Path | None = None,
         helpers: int | None = None,
     ) -> OmeZarrWriter:
         """Make the group and its array, without any voxel yet.
@@ -78,8 +76,9 @@ class OmeZarrWriter:
             What made the output, as JSON values; kept in the group's attribute "isovoxel".
         labels
             Whether the voxels are labels.
-        overwrite
-            Whether an old zarr there is removed first.
+        by_way_of
+            A path on the same file system where it is made, before it is moved to its place: then it is there whole
+            or not at all.
         helpers
             Threads that may encode beside those that call `write`, see `isovoxel.store.shard.ShardEncoder`;
             by default all cores but one.
@@ -87,23 +86,19 @@ class OmeZarrWriter:
         Raises
         ------
         OutputExistsError
-            If something is there and shall not be overwritten.
-        OutputError
-            If what shall be overwritten is no zarr.
+            If something is there.
         OSError
             If the file system refuses.
         """
         target = Path(path)
-        if overwrite and os.path.lexists(target):
-            remove(target)
-        try:
-            # Also claims the place: of two jobs that start together, one fails here.
-            target.mkdir()
-        except FileExistsError:
-            raise OutputExistsError(f"{target} exists; give --overwrite or another output") from None
+        if os.path.lexists(target):
+            raise OutputExistsError(f"{target} exists; give --overwrite or another output")
+        made = by_way_of or target
+        if by_way_of is not None:
+            shutil.rmtree(by_way_of, ignore_errors=True)
         name = target.name.removesuffix(".zarr").removesuffix(".ome") or target.name
         group = zarr.create_group(
-            LocalStore(target),
+            LocalStore(made),
             zarr_format=3,
             attributes={
                 **image_attributes(grid, name=name, path=LEVEL, labels=labels),
@@ -121,10 +116,26 @@ class OmeZarrWriter:
             fill_value=0,
             dimension_names=AXES,
         )
-        encoder = ShardEncoder(storage, dtype, default_helpers() if helpers is None else helpers)
-        return cls(group, target, encoder, grid)
+        if by_way_of is not None:
+            by_way_of.rename(target)
+            sync_folder(target.parent)
+        return cls.open(target, grid=grid, dtype=dtype, storage=storage, helpers=helpers)
 
-    def write(self, box: Box, data: NDArray[Any]) -> None:
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        grid: VoxelGrid,
+        dtype: np.dtype[Any],
+        storage: Storage,
+        helpers: int | None = None,
+    ) -> OmeZarrWriter:
+        """Return a writer into what `create` made, as it was made; the parameters are the same."""
+        encoder = ShardEncoder(storage, dtype, default_helpers() if helpers is None else helpers)
+        return cls(Path(path), encoder, grid)
+
+    def write(self, box: Box, data: NDArray[Any]) -> list[Seal]:
         """Write one block, a shard at a time.
 
         Parameters
@@ -140,20 +151,39 @@ class OmeZarrWriter:
             If the box is no union of whole shards, or the data are not the box's.
         OSError
             If the file system refuses, such as a disk that is full. No shard is left half written.
+
+        Returns
+        -------
+        list of Seal
+            Those of the box' shards, in the order of `Box.tiles`.
         """
         self._check(box, data)
-        for shard in box.tiles(self._encoder.storage.shard):
+        return [
             self._encoder.write(self._file(shard), data[shard.relative_to(box.start).slices])
+            for shard in box.tiles(self._encoder.storage.shard)
+        ]
 
-    def finish(self) -> None:
-        """Note in the attributes that the output is complete, and end the writer's threads."""
-        provenance: Any = self._group.attrs[PROVENANCE]
-        self._group.attrs[PROVENANCE] = {**provenance, "complete": True}
-        self.close()
+    def holds(self, box: Box, seals: Sequence[Seal]) -> bool:
+        """Tell whether all shards of a box are files with these seals."""
+        shards = list(box.tiles(self._encoder.storage.shard))
+        return len(shards) == len(seals) and all(
+            holds(self._file(shard), seal) for shard, seal in zip(shards, seals, strict=True)
+        )
+
+    def sweep(self) -> None:
+        """Remove what processes that were killed have left half written; no other process may be writing."""
+        for root, _, files in os.walk(self._path):
+            for name in files:
+                if name.endswith(PARTIAL):
+                    Path(root, name).unlink(missing_ok=True)
 
     def spare(self, cores: int) -> None:
         """Say how many cores nobody else needs; threads that help to encode take no more."""
         self._encoder.spare(cores)
+
+    def free_bytes(self) -> int:
+        """Return how much room the disk has."""
+        return shutil.disk_usage(self._path).free
 
     def close(self) -> None:
         """End the writer's threads and let go of their memory; what is incomplete stays marked so."""
@@ -179,22 +209,27 @@ class OmeZarrWriter:
         return self._path.joinpath(LEVEL, "c", *index)
 
 
-def read_provenance(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return what an output's attributes say of what made it, and whether it is complete.
+def mark_complete(path: str | os.PathLike[str], filled: Sequence[str] = ()) -> None:
+    """Note in an output's attributes that it is complete.
+
+    Parameters
+    ----------
+    path
+        The output, all shards of which are written.
+    filled
+        Damaged parts of the input that were filled.
 
     Raises
     ------
-    InputError
-        If it is no output of isovoxel.
+    OSError
+        If the file system refuses; then the output is as it was.
     """
-    try:
-        metadata = json.loads((Path(path) / "zarr.json").read_bytes())
-        provenance = metadata["attributes"][PROVENANCE]
-    except (OSError, ValueError, KeyError, TypeError):
-        provenance = None
-    if not isinstance(provenance, dict):
-        raise InputError(f"{path} was not written by isovoxel: its attributes do not say what made it")
-    return provenance
+    for root, _, _ in os.walk(path):
+        sync_folder(Path(root))  # the shards' bytes are on the disk, now their names are
+    file = Path(path) / "zarr.json"
+    metadata = json.loads(file.read_bytes())
+    metadata["attributes"][PROVENANCE] |= {"complete": True} | ({"filled": list(filled)} if filled else {})
+    write_whole(file, json.dumps(metadata, indent=2).encode())
 
 
 def missing_shards(path: str | os.PathLike[str]) -> int:

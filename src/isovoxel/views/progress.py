@@ -1,11 +1,15 @@
 """How far is the job, how fast, and how long will it take? A listener that draws a bar, on a terminal only.
 
 Where nobody watches (a log file, a pipe) it writes whole lines instead: one at the start, then one each 30
-seconds at most, one at the end. Speed and time left count output voxels, since blocks at the rim are smaller.
+seconds at most, one at the end. Speed and time left count output voxels, since blocks at the rim are smaller, and
+those that this run has made. What a user should know besides is said above the bar, or between the lines.
+
+A terminal that is closed, or a pipe that nobody reads any more, ends what is said and not the job.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 import time
@@ -14,6 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from isovoxel.run.events import BlockDone, Event, JobFinished, JobStarted
+from isovoxel.views.notes import Notes
 
 if TYPE_CHECKING:  # rich is loaded where there is a terminal to draw on
     from rich.console import Console
@@ -30,14 +35,16 @@ class ProgressView:
     ----------
     console
         Where to draw; by default standard error, drawn on if it is a terminal and else written to.
-    quiet
-        Draw and write nothing.
+    bar
+        Whether to show how far the job is.
+    notes
+        Whether to say what else happens.
     clock
         Returns seconds.
 
     Examples
     --------
-    >>> with ProgressView(quiet=True) as view:
+    >>> with ProgressView(bar=False) as view:
     ...     listeners = [view]
     """
 
@@ -45,16 +52,18 @@ class ProgressView:
         self,
         console: Console | None = None,
         *,
-        quiet: bool = False,
+        bar: bool = True,
+        notes: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._console = console if console is not None or quiet else _terminal()
-        self._quiet = quiet
+        self._console = console if console is not None or not (bar or notes) else _terminal()
+        self._quiet = not bar
+        self._notes = Notes() if notes else None
         self._clock = clock
         self._bar: Progress | None = None
         self._running = False
         self._blocks = self._blocks_done = 0
-        self._voxels = self._voxels_done = 0
+        self._voxels = self._voxels_done = self._voxels_before = 0
         self._started = self._last_block = self._last_line = 0.0
 
     def __enter__(self) -> Self:
@@ -63,13 +72,24 @@ class ProgressView:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._end("stopped")
+        with contextlib.suppress(OSError):
+            self._end("stopped")
 
     def __call__(self, event: Event) -> None:
         """Take note of an event, and show it."""
+        try:
+            for note in self._notes.of(event) if self._notes else ():
+                self._write(note)
+            self._follow(event)
+        except OSError:  # nobody reads it any more
+            self._quiet, self._notes, self._bar = True, None, None
+
+    def _follow(self, event: Event) -> None:
         match event:
-            case JobStarted(plan=plan):
+            case JobStarted(plan=plan, done=done, voxels_done=voxels_done):
                 self._blocks, self._voxels = plan.n_blocks, math.prod(plan.output.shape)
+                self._blocks_done, self._voxels_done = done, voxels_done
+                self._voxels_before = voxels_done
                 self._begin()
             case BlockDone(voxels=voxels):
                 self._blocks_done += 1
@@ -84,7 +104,7 @@ class ProgressView:
         parts = [f"{self._blocks_done:,}/{_blocks(self._blocks)}"]
         took = self._last_block - self._started
         # One block that came with no time passed says nothing about speed.
-        speed = self._voxels_done / took if took > 0 else 0.0
+        speed = (self._voxels_done - self._voxels_before) / took if took > 0 else 0.0
         if speed:
             parts.append(f"{speed / 1e6:,.1f} Mvoxel/s")
         if not self._running:
@@ -116,7 +136,7 @@ class ProgressView:
             # What others print to standard output belongs there, not where the bar is.
             redirect_stdout=False,
         )
-        self._bar.add_task("scaling", total=self._voxels, view=self)
+        self._bar.add_task("scaling", total=self._voxels, completed=self._voxels_done, view=self)
         self._bar.start()
 
     def _show(self) -> None:

@@ -19,6 +19,8 @@ from isovoxel.volumes.base import Volume
 if TYPE_CHECKING:
     from isovoxel.api import ScaleResult
     from isovoxel.engines.devices import Device
+    from isovoxel.run.output import OutputState
+    from isovoxel.run.tally import Tally
     from isovoxel.run.verify import Verdict
 
 Record = dict[str, Any]
@@ -29,9 +31,9 @@ Line = tuple[str, str]
 # ---- info ------------------------------------------------------------------------------------------------------
 
 
-def volume_record(volume: Volume) -> Record:
-    """Return what is known of a volume."""
-    return {
+def volume_record(volume: Volume, state: OutputState | None = None) -> Record:
+    """Return what is known of a volume, and how far it is where isovoxel writes it."""
+    known = {
         "name": volume.name,
         "kind": volume.kind,
         "shape": list(volume.shape),
@@ -44,10 +46,11 @@ def volume_record(volume: Volume) -> Record:
         "unit": volume.unit,
         "sources": dict(volume.sources),
     }
+    return known if state is None else known | {"output": asdict(state)}
 
 
-def volume_lines(volume: Volume) -> list[Line]:
-    """Return what is known of a volume, and where it was read from."""
+def volume_lines(volume: Volume, state: OutputState | None = None) -> list[Line]:
+    """Return what is known of a volume, where it was read from, and how far it is where isovoxel writes it."""
 
     def with_source(text: str, key: str) -> str:
         return f"{text}   ({volume.sources[key]})" if key in volume.sources else text
@@ -63,7 +66,20 @@ def volume_lines(volume: Volume) -> list[Line]:
         ("voxel size", size),
         ("unit", with_source(volume.unit or "none", "unit")),
         ("chunks", _chunks(volume.chunks)),
+        *_state_lines(state),
     ]
+
+
+def _state_lines(state: OutputState | None) -> list[Line]:
+    """Return how far an output is."""
+    if state is None:
+        return []
+    if state.complete:
+        return [("written", "by isovoxel, complete")]
+    known = (
+        f"{state.done:,} of {count(state.blocks, 'block')} done" if state.blocks else "how much is done is not known"
+    )
+    return [("written", f"by isovoxel, NOT complete: {known}; {state.holder or 'nobody'} is at it")]
 
 
 # ---- plan and scale --------------------------------------------------------------------------------------------
@@ -139,12 +155,16 @@ def result_record(result: ScaleResult) -> Record:
         "voxels_per_second": result.voxels_per_second,
         "peak_host_bytes": result.peak_host_bytes,
         "stage_seconds": result.stages,
+        "happened": {name: value for name, value in asdict(result.tally).items() if name != "stages"},
     }
 
 
 def result_lines(result: ScaleResult) -> list[Line]:
     """Return what a job did."""
     plan = result.plan
+    if result.tally.done_before == plan.n_blocks:
+        what = f"{_grid_text(plan.output)}, {plan.source.dtype}"
+        return [("complete", f"{result.path}   {what}; it was there already, made in this way: nothing was done")]
     stages = ", ".join(f"{_STAGES[name]} {seconds:.1f} s" for name, seconds in result.stages.items())
     speed = f"{result.voxels_per_second / 1e6:,.1f} Mvoxel/s"
     return [
@@ -152,8 +172,31 @@ def result_lines(result: ScaleResult) -> list[Line]:
         ("time", f"{result.seconds:.1f} s, {speed}, {count(plan.n_blocks, 'block')} on {plan.device.name}"),
         ("threads", f"{plan.in_flight}, which spent together: {stages}"),
         ("host peak", f"{human_bytes(result.peak_host_bytes)} of {human_bytes(plan.host.allowed)} allowed"),
+        *_happened(result.tally),
     ]
 
+
+def _happened(tally: Tally) -> list[Line]:
+    """Return what did not go as planned, and went well."""
+    said = []
+    if tally.done_before:
+        said.append(f"{count(tally.done_before, 'block')} done before")
+    if tally.split:
+        said.append(f"{count(tally.split, 'block')} in up to {tally.pieces} pieces, for the device's memory")
+    if tally.slowed_to:
+        said.append(f"{count(tally.slowed_to, 'block')} in flight in the end, for the host's memory")
+    if tally.retries:
+        said.append(f"{count(tally.retries, 'read or write', 'reads and writes')} tried again")
+    if tally.restarts:
+        said.append(f"{count(tally.restarts, 'fresh process', 'fresh processes')}")
+    lines = [("went on", ", ".join(said))] if said else []
+    shown = tally.filled[:_MOST_PARTS]
+    more = [f"and {len(tally.filled) - len(shown)} more"] if len(tally.filled) > len(shown) else []
+    return lines + ([("filled", "; ".join([*shown, *more]) + ": they are 0")] if shown else [])
+
+
+_MOST_PARTS = 8
+"""How many damaged parts are named; the output's attributes have all."""
 
 _STAGES = {
     "read": "reading",
@@ -293,9 +336,9 @@ def text(lines: Sequence[Line]) -> str:
     return "\n".join(f"{label:<{width}}  {what}" for label, what in lines)
 
 
-def count(n: int, what: str) -> str:
+def count(n: int, what: str, many: str = "") -> str:
     """Return a number of things, in singular or plural."""
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
+    return f"{n:,} {what if n == 1 else many or what + 's'}"
 
 
 def _kernel(plan: Plan) -> str:

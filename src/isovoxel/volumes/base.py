@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -81,8 +81,17 @@ class Volume:
     """Returns a reader that keeps at most so many bytes of decoded chunks, which all threads share; None where
     the kind decodes nothing, or only as another library does."""
 
+    checksum: Callable[[], str] | None = field(default=None, repr=False)
+    """Returns a checksum of all voxels, where nothing else tells this input from another: an array in memory."""
+
     def __post_init__(self) -> None:
         check_voxels(self.name, self.shape, self.dtype)
+
+    def identified(self) -> Volume:
+        """Return the volume with an identity that tells it from every other, its voxels read if need be."""
+        if self.checksum is None:
+            return self
+        return replace(self, identity={**self.identity, "tag": self.checksum()}, checksum=None)
 
     @property
     def nbytes(self) -> int:

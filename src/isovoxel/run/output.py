@@ -1,0 +1,172 @@
+"""Is there something to go on with? What is at the place of the output decides how a job begins.
+
+========================  =================================================================================
+nothing                   it is begun
+an output, complete       nothing is left to do, if it was made the same way; else it is refused
+an output with a ledger   the job goes on, if it was begun the same way; else it is refused
+anything else             refused; `overwrite` replaces an output, see `isovoxel.store.destination`
+========================  =================================================================================
+
+One process at a time may write an output: it holds the lock in the ledger's folder from before the first change to
+after the last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from isovoxel.errors import InputError, OutputExistsError
+from isovoxel.planning.plan import Plan
+from isovoxel.planning.planner import continued
+from isovoxel.run.recipe import differences
+from isovoxel.store.destination import check_destination
+from isovoxel.store.ledger import LOCK, Ledger, ledger_of, remove_ledger
+from isovoxel.store.lock import OutputLock, read_holder
+from isovoxel.store.provenance import read_provenance
+
+
+@dataclass(frozen=True)
+class OutputState:
+    """How far an output is."""
+
+    complete: bool
+    """Whether it is there as a whole."""
+    done: int = 0
+    """Blocks that are done."""
+    blocks: int = 0
+    """Blocks of the job; 0 where nobody knows any more."""
+    holder: str = ""
+    """Who is writing it: a process, its host, and since when."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The output that a user asks for."""
+
+    path: Path
+    """Where."""
+    plan: Plan
+    """By which plan, if it is begun now."""
+    made: Mapping[str, Any]
+    """What makes it, for its attributes."""
+    source_path: str | None
+    """Local path of the input, where it has one."""
+    overwrite: bool
+    """Whether an output that is there is replaced."""
+    shard: bool
+    """Whether the user asks for certain shards."""
+
+
+@dataclass
+class Begun:
+    """An output that this process holds."""
+
+    folder: Path
+    """The ledger's."""
+    plan: Plan
+    """How it is made: where the job goes on, with the blocks that it was begun with."""
+    ledger: Ledger | None
+    """What of it is done, where the job goes on."""
+
+
+def output_state(path: str | os.PathLike[str]) -> OutputState | None:
+    """Return how far an output is, or None where it is none of isovoxel's."""
+    made = _made(Path(path))
+    if made is None:
+        return None
+    if made.get("complete"):
+        return OutputState(complete=True)
+    folder = ledger_of(Path(path))
+    holder = str(read_holder(folder / LOCK) or "")
+    if (ledger := _ledger(folder, made)) is None:
+        return OutputState(complete=False, holder=holder)
+    return OutputState(complete=False, done=ledger.count(), blocks=ledger.plan.n_blocks, holder=holder)
+
+
+def is_complete(wanted: Wanted) -> bool:
+    """Tell whether the output is there already, made the same way.
+
+    Raises
+    ------
+    OutputExistsError
+        If it is there, made another way.
+    """
+    made = None if wanted.overwrite else _made(wanted.path)
+    if made is None or not made.get("complete"):
+        return False
+    if changed := differences(made, wanted.made, shard=wanted.shard):
+        raise OutputExistsError(
+            f"{wanted.path} exists, and was made with {'; '.join(changed)}: give --overwrite or another output"
+        )
+    return True
+
+
+@contextlib.contextmanager
+def held(wanted: Wanted) -> Iterator[Begun]:
+    """Hold the output for this process, and say how to go on with it; nothing of it is changed here.
+
+    Raises
+    ------
+    OutputError
+        If it must not or cannot be written, was begun in another way, or is being written by another process.
+    DoesNotFitError
+        If the blocks that it was begun with do not fit any more.
+    """
+    _find(wanted)  # before anything is written, the lock's file too
+    folder = ledger_of(wanted.path)
+    with OutputLock(folder / LOCK, wanted.path):
+        try:
+            yield _find(wanted)
+        finally:
+            if (made := _made(wanted.path)) is None or made.get("complete"):
+                remove_ledger(folder)  # nothing was begun, or nothing is left to do
+
+
+def _find(wanted: Wanted) -> Begun:
+    """Return how to begin or to go on; raise where neither may be."""
+    path, plan = wanted.path, wanted.plan
+    folder = ledger_of(path)
+    made = None if wanted.overwrite else _made(path)
+    if made is None or made.get("complete"):
+        check_destination(
+            path, overwrite=wanted.overwrite, source_identity_path=wanted.source_path, nbytes=plan.output_bytes
+        )
+        return Begun(folder, plan, None)
+    if changed := differences(made, wanted.made, shard=wanted.shard):
+        raise OutputExistsError(
+            f"{path} was begun with {'; '.join(changed)}: give what it was begun with to go on, "
+            "--overwrite to begin anew, or another output"
+        )
+    if (ledger := _ledger(folder, made)) is None:
+        raise OutputExistsError(
+            f"{path} is not complete, and what of it is done is not known, for {folder} is not there; "
+            "give --overwrite to begin anew, or another output"
+        )
+    left = 1 - ledger.count() / ledger.plan.n_blocks
+    check_destination(
+        path,
+        overwrite=False,
+        source_identity_path=wanted.source_path,
+        nbytes=int(left * plan.output_bytes),
+        goes_on=True,
+    )
+    return Begun(folder, continued(ledger.plan, plan), ledger)
+
+
+def _made(path: Path) -> dict[str, Any] | None:
+    """Return what an output's attributes say of what made it, or None where it is none of isovoxel's."""
+    try:
+        return read_provenance(path)
+    except InputError:
+        return None
+
+
+def _ledger(folder: Path, made: Mapping[str, Any]) -> Ledger | None:
+    """Return the ledger of an output, or None where it is gone or another's."""
+    ledger = Ledger.read(folder)
+    return ledger if ledger is not None and ledger.plan.fingerprint == made.get("fingerprint") else None

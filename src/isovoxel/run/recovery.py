@@ -1,0 +1,93 @@
+"""What can be tried again, and what is said of what cannot?
+
+Reads and writes over a network, and of disks that others share, fail for a moment and work the next. They are tried
+again after pauses that grow: short ones for hiccups, then for a server that is being restarted. Together they last
+about a minute and a half; then it is time that somebody looks.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from isovoxel.engines.base import Cancelled
+from isovoxel.errors import CorruptInputError
+from isovoxel.planning.plan import Block
+from isovoxel.volumes.files import is_transient
+
+T = TypeVar("T")
+
+GO_ON = "run the same command again, without --overwrite, to go on"
+
+PAUSES = (0.2, 1.0, 3.0, 10.0, 25.0, 50.0)
+"""Seconds before each new attempt."""
+
+
+def patiently(do: Callable[[], T], told: Callable[[Exception, float], None], cancelled: threading.Event) -> T:
+    """Do something, and again where it fails with what may work the next time.
+
+    Parameters
+    ----------
+    do
+        What to do; doing it twice does no harm.
+    told
+        Called with the error and the seconds until the next attempt.
+    cancelled
+        Ends the pauses.
+
+    Raises
+    ------
+    Cancelled
+        If the job was cancelled in a pause.
+    Exception
+        The last attempt's.
+    """
+    for pause in PAUSES:
+        try:
+            return do()
+        except Exception as error:
+            if not is_transient(error):
+                raise
+            told(error, pause)
+        if cancelled.wait(pause):
+            raise Cancelled
+    return do()
+
+
+def clause(error: BaseException) -> str:
+    """Return what went wrong as a clause: the first line of what it says."""
+    said = str(error).strip()
+    return f"{type(error).__name__}: {said.splitlines()[0]}" if said else type(error).__name__
+
+
+def kept(done: bytearray) -> str:
+    """Say what of a job is done, and how to go on."""
+    return f"{sum(done)} of {len(done)} blocks are done and kept; {GO_ON}"
+
+
+class BlockFailed(Exception):  # noqa: N818 - never seen by a user
+    """Carries what was being done with which block when something failed."""
+
+    def __init__(self, doing: str, block: Block, error: Exception) -> None:
+        super().__init__(doing, block, error)
+        self.doing, self.block, self.error = doing, block, error
+
+    @property
+    def short_of_memory(self) -> bool:
+        """Whether the host had too little memory."""
+        return isinstance(self.error, MemoryError)
+
+    def __str__(self) -> str:
+        box = self.block.read_box if self.doing == "reading" else self.block.write_box
+        return f"{self.doing} block {self.block.index} (z, y, x from {box.start} to {box.stop}) failed"
+
+    def reason(self, missing: Callable[[], str]) -> str:
+        """Say in a clause what failed, where, and why; `missing` says how much room the disk lacks."""
+        error = self.error
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return f"{self} because the disk is full: {missing()}; make room"
+        if isinstance(error, CorruptInputError):
+            return f"{self}: {error}, or have it filled with --on-corrupt fill"
+        return f"{self} with {clause(error)}"

@@ -1,0 +1,101 @@
+"""What does a process need to carry out a job, or the rest of one?
+
+A `Task` can be sent to another process: it opens the volume, the engine and the output there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from isovoxel.engines.base import Engine
+from isovoxel.geometry.grid import Float3
+from isovoxel.planning.plan import Plan
+from isovoxel.run.events import Listener
+from isovoxel.run.job import Job
+from isovoxel.store.shard import Seal
+from isovoxel.volumes.base import Volume
+
+FILL = 0
+"""What damaged voxels become."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A plan, and where its input, device and output are."""
+
+    plan: Plan
+    """What to do."""
+    source: Any
+    """The input as the user gave it."""
+    voxel_size: Float3 | None
+    """Its voxel size in place of what its metadata say."""
+    unit: str | None
+    """Its unit in place of what its metadata say."""
+    device: str
+    """Where to compute, as ``--device`` takes it."""
+    output: Path
+    """The OME-Zarr, which is there."""
+    fill: bool
+    """Whether damaged parts of the input are filled."""
+
+    def run(
+        self,
+        volume: Volume,
+        engine: Engine,
+        *,
+        done: bytearray,
+        record: Callable[[int, Sequence[Seal]], None],
+        listener: Listener,
+        in_flight: int,
+    ) -> tuple[float, float]:
+        """Do what is left of the job in this process.
+
+        Parameters
+        ----------
+        volume
+            The input, opened.
+        engine
+            The engine, which has prepared the plan.
+        done, record, in_flight
+            As `isovoxel.run.job.Job` has them.
+        listener
+            Told what happens.
+
+        Returns
+        -------
+        seconds, idle
+            How long it took, and for how long its threads were idle.
+
+        Raises
+        ------
+        JobError, DeviceLostError
+            As `Job.run` does.
+        """
+        from isovoxel.store.writer import OmeZarrWriter
+
+        read = volume.cached(self.plan.cache) if volume.cached and self.plan.cache else volume.read
+        writer = OmeZarrWriter.open(
+            self.output,
+            grid=self.plan.output,
+            dtype=np.dtype(self.plan.source.dtype),
+            storage=self.plan.storage,
+            helpers=self.plan.helpers,
+        )
+        job = Job(
+            self.plan,
+            read,
+            engine,
+            writer,
+            listeners=(listener,),
+            array=volume.array,
+            done=done,
+            record=record,
+            in_flight=in_flight,
+            fill=FILL if self.fill else None,
+        )
+        return job.run(), job.idle

@@ -1,0 +1,192 @@
+"""Who writes this output? One process at a time, and whoever comes second is told who was first.
+
+1. The system's own lock on a file (flock) ends with the process that holds it, however that ends. It decides between
+   processes of one host, and of several where the file system passes locks on.
+2. The file says who holds it: host, process, since when. That is for people, and for file systems that keep the locks
+   of other hosts to themselves, or have none: there the holder touches the file each few seconds, as a sign of life.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import psutil
+
+from isovoxel.errors import OutputBusyError, OutputError
+
+fcntl: Any
+try:
+    import fcntl
+except ImportError:  # Windows: the file alone says who holds it
+    fcntl = None
+
+BEAT_SECONDS = 5.0
+"""How often the holder touches the file."""
+DEAD_SECONDS = 60.0
+"""After how long without a touch a holder on another host counts as dead; its clock may be off, but not its beat."""
+CLOCK_SECONDS = 2.0
+"""How far the start of one process may be off between two readings, where the host's clock was set meanwhile."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds an output."""
+
+    host: str
+    """Name of the machine."""
+    pid: int
+    """Process there."""
+    began: float
+    """When that process was started, in its host's seconds since 1970: process numbers come again."""
+    since: str
+    """Since when it holds the output, ISO 8601."""
+
+    @classmethod
+    def own(cls) -> Holder:
+        """Return this process."""
+        since = datetime.now(UTC).astimezone().isoformat(" ", "seconds")
+        return cls(socket.gethostname(), os.getpid(), psutil.Process().create_time(), since)
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Holder | None:
+        """Return who is named in a file, or None where nobody is, or half a name."""
+        try:
+            named = json.loads(text)
+            return cls(str(named["host"]), int(named["pid"]), float(named["began"]), str(named["since"]))
+        except (ValueError, KeyError, TypeError):
+            return None
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host} since {self.since}"
+
+
+class OutputLock:
+    """Held by the one process that writes an output; a context manager.
+
+    Parameters
+    ----------
+    path
+        The file to lock; its folder is made.
+    output
+        What the user called the output.
+
+    Raises
+    ------
+    OutputBusyError
+        On entering, if another process holds it.
+    OutputError
+        On entering, if the file system refuses.
+    """
+
+    def __init__(self, path: Path, output: Path) -> None:
+        self._path = path
+        self._output = output
+        self._file = -1
+        self._ended = threading.Event()
+        self._beat: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            while not self._take():
+                pass
+        except OutputError:
+            raise
+        except OSError as error:
+            raise OutputError(f"{self._path} cannot be written: {error.strerror or error}") from error
+        self._ended.clear()
+        self._beat = threading.Thread(target=self._touch, name="isovoxel-lock", daemon=True)
+        self._beat.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        if self._beat is not None:
+            self._beat.join()
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._file, 0)  # nobody holds it
+        os.close(self._file)
+        self._file = -1
+
+    def _take(self) -> bool:
+        """Take the lock, or return False where its file was removed meanwhile by who held it before."""
+        self._path.parent.mkdir(exist_ok=True)
+        try:
+            file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:  # the folder went with the job that is just finished
+            return False
+        try:
+            self._refuse_where_held(file)
+            same = self._path.exists() and os.path.samestat(os.fstat(file), self._path.stat())
+            if same:
+                os.ftruncate(file, 0)
+                os.lseek(file, 0, os.SEEK_SET)
+                os.write(file, json.dumps(asdict(Holder.own())).encode())
+        except BaseException:
+            os.close(file)
+            raise
+        if not same:
+            os.close(file)
+            return False
+        self._file = file
+        return True
+
+    def _refuse_where_held(self, file: int) -> None:
+        locks = _lock(file)
+        holder = Holder.from_json(os.read(file, 4096))
+        # Of a process of this host that lives, the system does not give the lock away.
+        trusted = locks and holder is not None and holder.host == socket.gethostname()
+        alive = holder is not None and _lives(holder, os.fstat(file).st_mtime)
+        if locks is None or (alive and not trusted):
+            raise OutputBusyError(
+                f"{self._output} is being written by {holder or 'another process'}; "
+                "wait for it, end it, or give another output"
+            )
+
+    def _touch(self) -> None:
+        while not self._ended.wait(BEAT_SECONDS):
+            with contextlib.suppress(OSError):
+                os.utime(self._file if os.utime in os.supports_fd else self._path)
+
+
+def read_holder(path: Path) -> Holder | None:
+    """Return who holds an output by its lock file, or None where nobody does who lives."""
+    try:
+        holder = Holder.from_json(path.read_bytes())
+        return holder if holder is not None and _lives(holder, path.stat().st_mtime) else None
+    except OSError:
+        return None
+
+
+def _lock(file: int) -> bool | None:
+    """Lock an open file: True if that worked, None if another holds it, False where the file system has no locks."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return None
+    except OSError:
+        return False
+    return True
+
+
+def _lives(holder: Holder, touched: float) -> bool:
+    """Tell whether who is named in a file still holds it: by the process, or by its beat where that is elsewhere."""
+    if holder.host != socket.gethostname():
+        return time.time() - touched < DEAD_SECONDS
+    try:
+        return bool(abs(psutil.Process(holder.pid).create_time() - holder.began) < CLOCK_SECONDS)
+    except psutil.Error:
+        return False

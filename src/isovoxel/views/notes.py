@@ -1,0 +1,48 @@
+"""What should a user know of a job besides how far it is? Lines for people, made of events."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from isovoxel.planning.plan import Plan
+from isovoxel.run.events import BlockDone, Event, Filled, JobStarted, Restarted, Retried, Slowed
+
+
+class Notes:
+    """Makes lines of events; what happens to many blocks is said once."""
+
+    def __init__(self) -> None:
+        self._blocks = 0
+        self._pieces = 1
+
+    def of(self, event: Event) -> Iterator[str]:
+        """Yield what there is to say of an event."""
+        match event:
+            case JobStarted(plan=plan, done=done):
+                self._blocks = plan.n_blocks
+                if plan.device.kind == "cpu":
+                    yield f"note: the CPU scales, not a GPU ({plan.device.name})"
+                if done:
+                    yield f"note: {done} of {plan.n_blocks} blocks were done before; the job goes on"
+                yield from hints(plan)
+            case BlockDone(pieces=pieces) if pieces > self._pieces:
+                self._pieces = pieces
+                yield f"note: the device has too little memory for a block; {pieces} pieces of one fit"
+            case Retried():
+                yield (
+                    f"note: {event.doing} block {event.index} failed ({event.reason}); "
+                    f"it is tried again in {event.pause:g} s"
+                )
+            case Filled(part=part):
+                yield f"note: filled with 0, because it is damaged: {part}"
+            case Slowed(in_flight=in_flight):
+                yield f"note: the host has too little memory; from now on {in_flight} blocks are in flight"
+            case Restarted(reason=reason):
+                yield f"note: {reason}; the job goes on in a fresh process"
+
+
+def hints(plan: Plan) -> Iterator[str]:
+    """Yield what a user may not know of a plan."""
+    if plan.aliases:
+        axes = " and ".join(plan.aliases)
+        yield f"hint: shrinking along {axes} skips voxels, which aliases; --antialias averages them"
