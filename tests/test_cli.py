@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,46 +18,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import map_coordinates
 
-from isovoxel import api, cli
+from command_line import Isovoxel, Outcome, check_refused, listing
+from isovoxel import api
 from isovoxel.geometry.grid import Float3
 from isovoxel.run.events import BlockDone, Event
 from isovoxel.store.provenance import read_provenance
 
 SHAPE = (6, 20, 24)
 PYTHON = [sys.executable, "-m", "isovoxel"]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a command did."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        """The one JSON object that it printed, on one line."""
-        assert (self.code, self.out.count("\n")) == (0, 1), self.err
-        return json.loads(self.out)
-
-
-Isovoxel = Callable[..., Outcome]
-
-
-@pytest.fixture
-def isovoxel(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Isovoxel:
-    """Run the command line in this process."""
-
-    def run(*words: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["isovoxel", *map(str, words)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        assert isinstance(exit_.value.code, int)
-        return Outcome(exit_.value.code, *capsys.readouterr())
-
-    return run
 
 
 def voxels(shape: tuple[int, ...] = SHAPE, dtype: str = "uint8") -> NDArray[Any]:
@@ -72,12 +38,6 @@ def write_stack(path: Path, data: NDArray[Any]) -> Path:
     metadata = {"axes": "ZYX", "spacing": 2.0, "unit": "micron"}
     tifffile.imwrite(path, data, imagej=True, resolution=(2, 2), metadata=metadata)
     return path
-
-
-def listing(folder: Path) -> dict[str, tuple[int, int]]:
-    """Return size and modification time of everything in a folder, however deep."""
-    entries = {str(p.relative_to(folder)): p.lstat() for p in folder.rglob("*")}
-    return {name: (entry.st_size, entry.st_mtime_ns) for name, entry in entries.items()}
 
 
 def interpolated(data: NDArray[Any], factor: Float3, order: int) -> NDArray[np.float64]:
@@ -444,14 +404,6 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "broken.zarr").mkdir()
     (folder / "broken.zarr" / "zarr.json").write_text("{")
     return folder
-
-
-def check_refused(said: Outcome, why: str) -> None:
-    """Check that a command said one sentence on standard error and nothing else."""
-    assert (said.code, said.out) == (2, "")
-    assert said.err.startswith("error: ")
-    assert said.err.count("\n") == 1
-    assert why in said.err
 
 
 BAD_INPUTS = {

@@ -154,6 +154,7 @@ def scale(
     from isovoxel.run.session import Session
     from isovoxel.run.tally import Tally
     from isovoxel.run.task import Task
+    from isovoxel.store.destination import local_path
 
     if on_corrupt not in ("stop", "fill"):
         raise OptionError(f"on_corrupt must be stop or fill, not {on_corrupt!r}")
@@ -164,7 +165,7 @@ def scale(
     planned = plan_volume(volume, options | {"device": device})
     labels = choose_sampling(volume, options).labels
     wanted = Wanted(
-        path=Path(output),
+        path=local_path(output),  # not its Path: there an address looks like a folder
         plan=planned,
         made=provenance(planned, volume, labels=labels),
         source_path=volume.identity.get("path"),

@@ -220,7 +220,7 @@ def plan(
 @app.command()
 def scale(
     source: Input,
-    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="OME-Zarr to write.")],
+    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="OME-Zarr to write.")],
     zoom: Zoom = None,
     voxel_size: VoxelSize = None,
     factor: Factor = None,
@@ -365,7 +365,7 @@ def demo(
     step("plan", stack, "--zoom 2")
     plan(str(stack), zoom=2, device=device)
     step("scale", stack, result, "--zoom 2 --overwrite")
-    scale(str(stack), result, zoom=2, device=device, overwrite=True)
+    scale(str(stack), str(result), zoom=2, device=device, overwrite=True)
     before_after(open_volume(stack), open_volume(result), picture)
     print(f"\nmaximum projections before and after: {picture}")  # noqa: T201
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from typing import Any, NoReturn
 
 from isovoxel.errors import InputError
 from isovoxel.geometry.grid import AXES, VoxelGrid
+from isovoxel.metadata.paths import stays_inside
 
 _SHOWN = 60
 """Longest part of a file's text that a message repeats."""
@@ -223,8 +223,7 @@ class _Reader:
         if not isinstance(path, str):
             self.fail(f"the path of {where} must be a text, not {_shown(path)}")
         stripped = path.rstrip("/")
-        outside = re.match(r"[A-Za-z]:", path) or "\0" in path
-        if outside or any(part in ("", ".", "..") for part in re.split(r"[/\\]", stripped)):
+        if not stays_inside(stripped):
             self.fail(f"the path {_shown(path)} of {where} does not lead to an array inside it")
         return stripped
 

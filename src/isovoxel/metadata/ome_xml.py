@@ -1,23 +1,29 @@
 """What does the OME-XML of an OME-TIFF say of the shape and the voxel size of each of its images?
 
-Only the attributes of every image's Pixels are read. A document with a DTD is refused before anything in it
-is expanded: OME-XML has none, and entities are a way to fill the memory or to read other files.
+Only the attributes of every image's Pixels are read. What could do harm to whoever reads the rest is refused: a
+document type definition, before anything in it is expanded, for entities can fill the memory or read other files;
+files outside the folder; and more planes than there can be.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
 from xml.parsers import expat
 
 from isovoxel.errors import InputError
 from isovoxel.geometry.box import Index3
 from isovoxel.metadata.calibration import Calibration, Length, calibrate
+from isovoxel.metadata.paths import stays_inside
 
 _WHAT = "the OME-XML"
 _SOURCE = "OME-XML PhysicalSizeZ, PhysicalSizeY and PhysicalSizeX"
 
 SCHEMA_UNIT = "µm"
 """The unit of a physical size that names none, by the OME schema."""
+
+MOST_PLANES = 10_000_000
+"""More planes than these no file has; tifffile makes a list of as many as the document tells of."""
 
 
 def read_pixels(xml: str, name: str) -> list[dict[str, str]]:
@@ -33,13 +39,30 @@ def read_pixels(xml: str, name: str) -> list[dict[str, str]]:
     Raises
     ------
     InputError
-        If it is not well-formed XML, or has a document type definition.
+        If it is not well-formed XML, has a document type definition, names files outside its folder, or tells of more
+        planes than `MOST_PLANES`.
     """
     found: list[dict[str, str]] = []
 
     def element(tag: str, attributes: dict[str, str]) -> None:
-        if tag.rpartition(":")[2] == "Pixels":
-            found.append(attributes)
+        match tag.rpartition(":")[2]:
+            case "Pixels":
+                found.append(attributes)
+                planes = _product(attributes.get(f"Size{axis}", "1") for axis in "ZCT")
+            case "TiffData":
+                planes = max(_product([attributes.get(key, "1")]) for key in ("PlaneCount", "NumPlanes", "IFD"))
+            case "UUID":
+                planes = 1
+                file = attributes.get("FileName", "")
+                if file and not stays_inside(file):
+                    raise InputError(
+                        f"the OME-XML of {name} names the file {file[:100]!r}, which is not in the folder of {name}; "
+                        f"move it there, and write its name without a folder"
+                    )
+            case _:
+                return
+        if planes > MOST_PLANES:
+            raise InputError(f"the OME-XML of {name} tells of {planes:.6g} planes, more than any file has")
 
     def doctype(*_: object) -> None:
         raise InputError(f"the OME-XML of {name} has a document type definition, which OME-XML must not have")
@@ -52,6 +75,15 @@ def read_pixels(xml: str, name: str) -> list[dict[str, str]]:
     except expat.ExpatError as error:
         raise InputError(f"the OME-XML of {name} is not well-formed: {error}") from error
     return found
+
+
+def _product(numbers: Iterable[str]) -> float:
+    """Multiply the numbers; what is none counts as 1, and is left to whoever needs it."""
+    product = 1.0
+    for number in numbers:
+        with contextlib.suppress(ValueError):
+            product *= max(1.0, float(number))
+    return product
 
 
 def read_ome_xml(pixels: Sequence[Mapping[str, str]], index: int, count: int, shape: Index3) -> Calibration:

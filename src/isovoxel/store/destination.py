@@ -50,7 +50,7 @@ def check_destination(
     OutputError
         If something is there that must not be deleted, or nothing can be written there, or not enough.
     """
-    target = _local(path)
+    target = local_path(path)
     try:
         if source_identity_path is not None:
             _check_apart(target, Path(source_identity_path))
@@ -104,8 +104,14 @@ def remove(target: Path, by_way_of: Path) -> None:
     shutil.rmtree(by_way_of)
 
 
-def _local(path: str | os.PathLike[str]) -> Path:
-    """Return the path of a folder on a local file system that could be made."""
+def local_path(path: str | os.PathLike[str]) -> Path:
+    """Return the path of a folder on a local file system that could be made.
+
+    Raises
+    ------
+    OutputError
+        If it is none: an address, or no name at all.
+    """
     text = os.fspath(path)
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
         raise OutputError(f"{text} is an address, but isovoxel writes to local folders only; give a path")

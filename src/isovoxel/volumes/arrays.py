@@ -15,7 +15,7 @@ from isovoxel.errors import InputError
 from isovoxel.geometry.box import Box
 from isovoxel.volumes.axes import plain_zyx
 from isovoxel.volumes.base import Volume, check_voxels, room_for
-from isovoxel.volumes.files import unreadable
+from isovoxel.volumes.files import reason_of
 
 GRAPH_BYTES = 1 << 20
 """What dask holds for the tasks of one chunk, whatever its size."""
@@ -81,7 +81,8 @@ def from_dask(array: Any) -> Volume:
                 # No name for the chunk, which would keep it while the next one is computed.
                 out[tile.relative_to(box.start).slices] = array[tile.slices].compute(scheduler="synchronous")
             except Exception as error:
-                raise unreadable(name, f"an array, from voxel {tile.start} on", error) from error
+                why = f"{name} cannot be computed from voxel {tile.start} on: {reason_of(error)}"
+                raise InputError(why) from error
         return out
 
     return Volume(

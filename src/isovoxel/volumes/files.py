@@ -47,8 +47,10 @@ def metadata_identity(path: Path, files: Iterable[Path]) -> dict[str, Any]:
 
 
 def unreadable(name: str, what: str, error: Exception) -> InputError:
-    """Return the one-sentence error for what another library could not read."""
-    return InputError(f"{name} cannot be read as {what}: {reason_of(error)}")
+    """Return the one-sentence error for a file that could not be opened by who knows its kind."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return unavailable(f"{name} cannot be read", error)
+    return InputError(f"{name} cannot be read as {what}: {reason_of(error)}; copy or write it again")
 
 
 def unavailable(what: str, error: OSError) -> InputUnavailableError:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from isovoxel.errors import InputError
 from isovoxel.volumes.axes import plain_zyx
 from isovoxel.volumes.base import Volume, check_voxels
-from isovoxel.volumes.files import check_complete, file_identity
+from isovoxel.volumes.files import check_complete, file_identity, reason_of
 from isovoxel.volumes.raw import RawReader, contiguous_offsets
 
 # NumPy does not type these functions.
@@ -27,13 +27,7 @@ def open_npy(path: Path, name: str) -> Volume:
         If the header is broken or of another kind, or voxels are missing.
     """
     with path.open("rb") as file:
-        version = _FORMAT.read_magic(file)
-        if version == (1, 0):
-            shape, fortran, dtype = _FORMAT.read_array_header_1_0(file)
-        elif version == (2, 0):
-            shape, fortran, dtype = _FORMAT.read_array_header_2_0(file)
-        else:
-            raise InputError(f"{name} is a .npy file of version {version}, which has no plain numbers")
+        shape, fortran, dtype = _header(file, name)
         start = file.tell()
     zyx = plain_zyx(name, shape)
     check_voxels(name, zyx, dtype)
@@ -59,3 +53,20 @@ def open_npy(path: Path, name: str) -> Volume:
         identity=file_identity(path),
         missing="a .npy file has none",
     )
+
+
+def _header(file: BinaryIO, name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Return shape, whether the order is Fortran's, and dtype; the file is left where its voxels begin."""
+    try:
+        version = _FORMAT.read_magic(file)
+        if version == (1, 0):
+            shape, fortran, dtype = _FORMAT.read_array_header_1_0(file)
+        elif version == (2, 0):
+            shape, fortran, dtype = _FORMAT.read_array_header_2_0(file)
+        else:
+            # version 3 is for records whose fields have names in other scripts
+            raise ValueError(f"its version is {version}, which has no plain numbers")  # noqa: TRY301
+    except Exception as error:
+        # NumPy evaluates the header as Python's literals, so that anything may be raised.
+        raise InputError(f"{name} has a broken .npy header ({reason_of(error)}); copy or write it again") from error
+    return shape, fortran, dtype

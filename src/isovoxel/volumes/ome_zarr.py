@@ -116,15 +116,15 @@ def _attributes(path: Path, name: str) -> Mapping[str, Any]:
     try:
         if (path / "zarr.json").is_file():
             node = json.loads((path / "zarr.json").read_bytes())
-            if not isinstance(node, dict) or node.get("node_type") != "group":
-                raise InputError(f"{name} cannot be read as zarr: its zarr.json is neither an array's nor a group's")
-            attributes = node.get("attributes", {})
         elif (path / ".zattrs").is_file():
-            attributes = json.loads((path / ".zattrs").read_bytes())
+            node = {"node_type": "group", "attributes": json.loads((path / ".zattrs").read_bytes())}
         else:
-            attributes = {}
+            node = {"node_type": "group"}
     except (ValueError, RecursionError) as error:
         raise unreadable(name, "zarr metadata", error) from error
+    if not isinstance(node, dict) or node.get("node_type") != "group":
+        raise InputError(f"{name} cannot be read as zarr: its zarr.json is neither an array's nor a group's")
+    attributes = node.get("attributes", {})
     if not isinstance(attributes, dict):
         raise InputError(f"{name} cannot be read as zarr: the attributes of the group are no JSON object")
     return attributes

@@ -55,7 +55,7 @@ def open_tiff(path: Path, name: str) -> Volume:
             every = tif.series
             if every and every[0].kind in _PLAIN_KINDS:
                 _check_plain(tif, chain, path, name)
-            index, shape = _only_volume(every, name)
+            index, shape = _only_volume(every, chain, path, name)
             series = every[index]
             if series.keyframe.dtype is not None:
                 check_voxels(name, shape, series.keyframe.dtype)
@@ -100,7 +100,7 @@ def _chunks(reader: RawReader | SegmentReader, shape: Index3) -> Index3:
     return (min(z, shape[0]), min(y, shape[1]), min(x, shape[2]))
 
 
-def _only_volume(every: list[tifffile.TiffPageSeries], name: str) -> tuple[int, Index3]:
+def _only_volume(every: list[tifffile.TiffPageSeries], chain: Chain, path: Path, name: str) -> tuple[int, Index3]:
     """Find which one series of pages is a 3-D volume, and its shape."""
     found: list[tuple[int, Index3]] = []
     refusals: list[InputError] = []
@@ -116,6 +116,7 @@ def _only_volume(every: list[tifffile.TiffPageSeries], name: str) -> tuple[int, 
     if found:
         shapes = ", ".join(f"{index}: {' x '.join(map(str, shape))}" for index, shape in found)
         raise InputError(f"{name} holds {len(found)} volumes ({shapes}); save the one you mean as a file of its own")
+    _check_chain(chain, path, name)  # before the one page that is left of a volume is called 2-D
     if refusals:
         raise refusals[0]
     raise InputError(f"{name} is a TIFF without an image")
@@ -129,15 +130,20 @@ def _check_plain(tif: tifffile.TiffFile, chain: Chain, path: Path, name: str) ->
         images = parse_description(page.imagej_description or "").get("images", "")
         if images.isdecimal() and page.dataoffsets:
             check_complete(name, page.dataoffsets[0] + int(images) * page.nbytes, size)
-    if chain.broken_at is not None:
-        raise InputError(
-            f"{name} is truncated: after {chain.pages} pages the next should be at byte {chain.broken_at}, "
-            f"but is not in the {size} bytes of the file; copy or write it again"
-        )
+    _check_chain(chain, path, name)
     if tif.is_imagej or tif.is_ome or tif.is_shaped:
         raise InputError(
             f"{name} is incomplete or one file of several: the image that its description tells of "
             f"is not what its {len(tif.pages)} pages hold"
+        )
+
+
+def _check_chain(chain: Chain, path: Path, name: str) -> None:
+    """Check that no directory is missing."""
+    if chain.broken_at is not None:
+        raise InputError(
+            f"{name} is truncated: after {chain.pages} pages the next should be at byte {chain.broken_at}, "
+            f"but is not in the {path.stat().st_size} bytes of the file; copy or write it again"
         )
 
 
@@ -149,6 +155,8 @@ def _calibration(series: tifffile.TiffPageSeries) -> Calibration:
     unit = int(unit) if isinstance(unit, int) else None
     if series.kind == "imagej":
         return read_imagej(page.imagej_description or "", x, y, unit)
+    if "<OME" in page.description[:1000]:  # whole, it would have made this an OME-TIFF
+        return Calibration(missing="its OME-XML is cut short")
     description = json.loads(page.shaped_description or "{}") if series.kind == "shaped" else {}
     return read_tiff_tags(description if isinstance(description, dict) else {}, x, y, unit)
 

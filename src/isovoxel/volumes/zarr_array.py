@@ -13,6 +13,7 @@ import json
 import lzma
 import math
 import struct
+import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -140,8 +141,15 @@ def open_path(path: Path, name: str) -> zarr.Array[Any]:
     for file, zarr_format in ARRAY_FILES.items():
         if (path / file).is_file():
             try:
-                # Absolute: from another working directory, every chunk would be absent, and read as zeros.
-                return zarr.open_array(str(path.resolve()), mode="r", zarr_format=3 if zarr_format == 3 else 2)
+                with warnings.catch_warnings():
+                    # Or another fill value would be taken than is written.
+                    warnings.filterwarnings("error", "NumPy will stop allowing conversion of out-of-bound")
+                    # Absolute: from another working directory, every chunk would be absent, and read as zeros.
+                    return zarr.open_array(str(path.resolve()), mode="r", zarr_format=3 if zarr_format == 3 else 2)
+            except DeprecationWarning as error:
+                raise InputError(
+                    f"{name} cannot be read as a zarr array: its data type does not hold its fill value"
+                ) from error
             except Exception as error:
                 raise unreadable(name, "a zarr array", error) from error
     raise InputError(f"{name} holds no zarr array: there is neither zarr.json nor .zarray in {path}")
@@ -170,6 +178,8 @@ def zarr_voxels(array: zarr.Array[Any], name: str, axes: list[str]) -> ZarrVoxel
     check_voxels(name, shape, dtype)
     # Of a sharded array these are the inner chunks, unless further codecs lie around the shard.
     whole = array.chunks
+    if min(*whole, *(array.shards or whole)) < 1:
+        raise InputError(f"{name} cannot be read as a zarr array: its metadata have chunks of shape {whole}")
     chunks = (min(whole[z], shape[0]), min(whole[y], shape[1]), min(whole[x], shape[2]))
     layout = chunk_layout(array, zyx)
     if layout is not None:

@@ -1,0 +1,337 @@
+"""What is wrong with an input or an option is said in one line, before anything is written."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+import bad_inputs as bad
+from command_line import Isovoxel, Outcome, check_refused, listing
+
+MOST_SECONDS = 2.0
+"""Of processor time, so that a busy machine does not matter."""
+
+LONGEST_SECONDS = 60
+"""After so long, a command hangs."""
+
+
+class Case(NamedTuple):
+    """What is given to ``isovoxel scale``, and what it must say."""
+
+    make: bad.Make
+    why: str
+    options: str = ""
+    output: str = "out/b.zarr"
+    code: int = 2
+
+
+CASES: dict[str, Case] = {
+    # ---- no file at all
+    "nothing there": Case(bad.named("{folder}/a.tif"), "is not there; check the path"),
+    "no name": Case(bad.named(""), "path of the input is empty"),
+    "a name too long": Case(bad.named("x" * 5000), "File name too long"),
+    "a URL": Case(bad.named("s3://bucket/a.zarr"), "is a URL"),
+    "a folder": Case(bad.special(Path.mkdir), "is a folder but no zarr"),
+    "a ring of links": Case(bad.special(bad.link_ring), "symbolic links"),
+    "a link to nothing": Case(bad.special(lambda path: path.symlink_to("b")), "is not there"),
+    "a pipe": Case(bad.special(os.mkfifo), "is neither a file nor a folder"),
+    "a socket": Case(bad.special(bad.listen), "is neither a file nor a folder"),
+    "a device": Case(bad.named("/dev/zero"), "is neither a file nor a folder"),
+    "no device's file": Case(bad.named("/dev/null"), "is neither a file nor a folder"),
+    "no rights": Case(bad.special(lambda path: (path.write_bytes(b"II*\0"), path.chmod(0))), "Permission denied"),
+    # ---- TIFF
+    "an empty file": Case(bad.file(b""), "is empty (0 bytes)"),
+    "text": Case(bad.file(b"no image at all"), "is of no kind that isovoxel knows"),
+    "TIFF: four bytes": Case(bad.file(b"II*\0"), "truncated"),
+    "TIFF: header alone": Case(bad.cut(8), "is truncated or no TIFF"),
+    "TIFF: cut in the first directory": Case(bad.cut(40), "truncated"),
+    "TIFF: half of it": Case(bad.cut(0.5), "bytes are missing"),
+    "TIFF: compressed, cut": Case(bad.cut(0.7, bad.stack(photometric="minisblack", compression="zlib")), "truncated"),
+    "BigTIFF: cut in its header": Case(bad.cut(10, bad.stack(bigtiff=True)), "truncated"),
+    "BigTIFF: cut in a directory": Case(bad.cut(60, bad.stack(bigtiff=True)), "truncated"),
+    "BigTIFF: cut in the voxels": Case(bad.cut(0.5, bad.stack(bigtiff=True)), "missing"),
+    "TIFF: pages in a ring": Case(bad.looping, "is truncated: after 3 pages"),
+    "TIFF: first page nowhere": Case(bad.file(b"II*\0" + b"\xf0" * 40), "is truncated or no TIFF"),
+    "TIFF: no width": Case(bad.tagged("ImageWidth", 0), "is empty: its shape is (6, 20, 0)"),
+    "TIFF: 4 billion rows": Case(bad.tagged("ImageLength", 2**32 - 1), "bytes are missing"),
+    "TIFF: no bits": Case(bad.tagged("BitsPerSample", 0), "numbers of 0 bits, of a kind that is not known"),
+    "TIFF: 128 bits": Case(bad.tagged("BitsPerSample", 128), "numbers of 128 bits, of a kind that is not known"),
+    "TIFF: complex numbers": Case(
+        bad.tagged("SampleFormat", 6, data=np.ones((6, 20, 24), "f4")), "of a kind that is not known"
+    ),
+    "TIFF: compression unknown": Case(bad.tagged("Compression", 32900), "compression 32900"),
+    "TIFF: predictor unknown": Case(bad.tagged("Predictor", 99, compression="zlib", predictor=True), "predictor 99"),
+    "TIFF: strips beyond the end": Case(bad.tagged("StripOffsets", 2**31), "missing"),
+    "TIFF: strips of 2 GB": Case(bad.tagged("StripByteCounts", 2**31, compression="zlib"), "missing"),
+    "TIFF: strips of no rows": Case(
+        bad.tagged("RowsPerStrip", 0, compression="zlib"), "its strips or tiles have the shape (1, 0, 24)"
+    ),
+    "TIFF: strips of a few rows": Case(bad.tagged("RowsPerStrip", 3, compression="zlib"), "segments"),
+    "TIFF: three samples": Case(bad.tagged("SamplesPerPixel", 3), "3 colour samples"),
+    "TIFF: tiles of no width": Case(
+        bad.tagged("TileWidth", 0, tile=(16, 16)), "its strips or tiles have the shape (1, 0, 24)"
+    ),
+    "TIFF: colour": Case(bad.stack(np.zeros((20, 24, 3), "u1"), photometric="rgb"), "3 colour samples"),
+    "TIFF: double precision": Case(bad.stack(np.zeros((6, 20, 24)), photometric="minisblack"), "holds float64"),
+    "ImageJ: a billion images": Case(
+        bad.described("ImageJ=1.53\nimages=1000000000\nslices=1000000000\n"), "bytes are missing"
+    ),
+    "ImageJ: minus one image": Case(
+        bad.described("ImageJ=1.53\nimages=-1\nslices=-1\n"), "is not what its 6 pages hold"
+    ),
+    "OME: a billion laughs": Case(bad.ome_xml(before=bad.LAUGHS), "document type definition"),
+    "OME: an entity from a file": Case(
+        bad.ome_xml(before='<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]>'), "document type definition"
+    ),
+    "OME: torn": Case(
+        bad.described('<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image>'), "is cut short"
+    ),
+    "OME: no XML": Case(bad.described("<OME><Image></OME>"), "is not well-formed"),
+    "OME: a trillion planes": Case(bad.ome_xml('SizeZ="1000000000000"'), "more than any file has"),
+    "OME: a trillion planes in a file": Case(
+        bad.ome_xml(inside='<TiffData IFD="0" PlaneCount="1000000000000"/>'), "more than any file has"
+    ),
+    "OME: planes in a file on the network": Case(
+        bad.ome_xml(inside='<TiffData><UUID FileName="\\\\host\\b.tif">urn:uuid:1</UUID></TiffData>'),
+        "is not in the folder",
+    ),
+    "tifffile: a trillion planes": Case(bad.described('{"shape": [1000000000000, 20, 24]}'), "bytes are missing"),
+    "tifffile: planes below 0": Case(bad.described('{"shape": [-6, 20, 24]}'), "is not what its 6 pages hold"),
+    "OME: more planes than pages": Case(bad.ome_xml('SizeZ="9"'), "is not what its 6 pages hold"),
+    "OME: no number of planes": Case(bad.ome_xml('SizeZ="many"'), "'many'"),
+    "OME: planes in a file outside": Case(
+        bad.ome_xml(inside='<TiffData IFD="0" PlaneCount="6"><UUID FileName="../b.tif">urn:uuid:1</UUID></TiffData>'),
+        "is not in the folder",
+    ),
+    # ---- .npy
+    "npy: objects": Case(bad.npy(np.array([[[{}]]])), "holds object"),
+    "npy: a pickle": Case(bad.file(bad.PICKLE, "a.npy"), "is of no kind that isovoxel knows"),
+    "npy: cut": Case(bad.cut(-100, bad.npy(bad.VOXELS)), "100 bytes are missing"),
+    "npy: cut in its header": Case(bad.cut(30, bad.npy(bad.VOXELS)), "broken .npy header"),
+    "npy: more than is there": Case(bad.npy_header(bad.says("(1000000, 1000000, 1000000)")), "bytes are missing"),
+    "npy: less than nothing": Case(bad.npy_header(bad.says("(6, -20, 24)")), "is empty"),
+    "npy: a header of code": Case(bad.npy_header("__import__('os').abort()"), "broken .npy header"),
+    "npy: a header of 4 GB": Case(bad.npy_header(bad.says("(6, 20, 24)"), b"\2\0", 2**32 - 1), "broken .npy header"),
+    "npy: version 9": Case(bad.npy_header(bad.says("(6, 20, 24)"), b"\x09\0"), "which has no plain numbers"),
+    "npy: half precision": Case(bad.npy(np.zeros((6, 20, 24), "f2")), "holds float16"),
+    "npy: records": Case(bad.npy_header(bad.says("(6, 20, 24)", "[('a', '<u2')]")), "holds"),
+    # ---- zarr
+    "zarr: torn": Case(bad.metadata("{"), "cannot be read as zarr metadata"),
+    "zarr: empty": Case(bad.metadata(""), "cannot be read as zarr metadata"),
+    "zarr: no text": Case(bad.metadata(b"\xff\xfe\0"), "cannot be read as zarr metadata"),
+    "zarr: a list": Case(bad.metadata("[]"), "is neither an array's nor a group's"),
+    "zarr: nothing": Case(bad.metadata("null"), "is neither an array's nor a group's"),
+    "zarr: deep": Case(bad.metadata("[" * 100_000), "recursion"),
+    "zarr: metadata in a folder": Case(bad.in_place(Path.mkdir), "is a folder but no zarr"),
+    "zarr: metadata from a pipe": Case(bad.in_place(os.mkfifo), "is a folder but no zarr"),
+    "zarr: array torn": Case(bad.metadata("{", "0/zarr.json"), "is incomplete"),
+    "zarr: array gone": Case(bad.without("0/zarr.json"), "is incomplete"),
+    "zarr: neither array nor group": Case(bad.metadata('{"zarr_format": 3, "node_type": "tree"}'), "neither"),
+    "zarr: format 99": Case(bad.array(zarr_format=99), "Invalid zarr_format: 99"),
+    "zarr: negative shape": Case(bad.array(shape=[-6, 20, 24]), "cannot be read as a zarr array"),
+    "zarr: no voxels": Case(bad.array(shape=[6, 0, 24]), "is empty"),
+    "zarr: a shape beyond all numbers": Case(bad.array(shape=[10**30, 10**30, 10**30]), "more than can be counted"),
+    "zarr: a shape of words": Case(bad.array(shape=["6", "20", "many"]), "cannot be read as a zarr array"),
+    "zarr: a shape of fractions": Case(bad.array(shape=[6.5, 20, 24]), "cannot be read as a zarr array"),
+    "zarr: chunks of nothing": Case(
+        bad.array(chunk_grid__configuration__chunk_shape=[0, 16, 16]), "chunks of shape (0, 16, 16)"
+    ),
+    "zarr: negative chunks": Case(
+        bad.array(chunk_grid__configuration__chunk_shape=[-4, 16, 16]), "cannot be read as a zarr array"
+    ),
+    "zarr: flat chunks": Case(
+        bad.array(chunk_grid__configuration__chunk_shape=[16, 16]), "cannot be read as a zarr array"
+    ),
+    "zarr: vast chunks": Case(
+        bad.array(chunk_grid__configuration__chunk_shape=[2**40, 2**40, 2**40]), "of host memory"
+    ),
+    "zarr: chunks in no grid": Case(bad.array(chunk_grid={"name": "hexagonal"}), "cannot be read as a zarr array"),
+    "zarr: codec unknown": Case(bad.array(codecs__1={"name": "gif"}), "Unknown codec: 'gif'"),
+    "zarr: codec nonsense": Case(
+        bad.array(codecs__1={"name": "blosc", "configuration": {"cname": 3, "clevel": "best"}}),
+        "cannot be read as a zarr array",
+    ),
+    "zarr: no codecs": Case(bad.array(codecs=[]), "cannot be read as a zarr array"),
+    "zarr: fill value of words": Case(bad.array(fill_value="red"), "cannot be read as a zarr array"),
+    "zarr: fill value below 0": Case(bad.array(fill_value=-1), "its data type does not hold its fill value"),
+    "zarr: fill value too large": Case(bad.array(fill_value=70_000), "its data type does not hold its fill value"),
+    "zarr: objects": Case(bad.array(data_type="object"), "cannot be read as a zarr array"),
+    "zarr: text": Case(bad.array(data_type="string", fill_value=""), "cannot be read as a zarr array"),
+    "zarr: double precision": Case(bad.array(data_type="float64"), "holds float64"),
+    "zarr: names of two axes": Case(bad.array(dimension_names=["z", "y"]), "cannot be read as a zarr array"),
+    "zarr: other axes than the image": Case(bad.array(dimension_names=["x", "y", "z"]), "contradicts itself"),
+    "zarr v2: objects": Case(bad.array_v2(dtype="|O"), "cannot be read as a zarr array"),
+    "zarr v2: negative shape": Case(bad.array_v2(shape=[-6, 20, 24]), "cannot be read as a zarr array"),
+    "zarr v2: chunks of nothing": Case(bad.array_v2(chunks=[0, 0, 0]), "chunks of shape (0, 0, 0)"),
+    "zarr v2: codec unknown": Case(bad.array_v2(compressor={"id": "gif"}), "gif"),
+    "zarr v2: order unknown": Case(bad.array_v2(order="K"), "cannot be read as a zarr array"),
+    "zarr v2: filter unknown": Case(bad.array_v2(filters=[{"id": "sepia"}]), "sepia"),
+    "zarr v2: fill value of words": Case(bad.array_v2(fill_value="red"), "cannot be read as a zarr array"),
+    # ---- OME-Zarr
+    "OME-Zarr: path outside": Case(bad.level(path="../../etc"), "does not lead to an array inside it"),
+    "OME-Zarr: absolute path": Case(bad.level(path="/etc"), "does not lead to an array inside it"),
+    "OME-Zarr: path on another system": Case(bad.level(path="C:\\data"), "does not lead to an array inside it"),
+    "OME-Zarr: path to nothing": Case(bad.level(path="7"), "is incomplete"),
+    "OME-Zarr: path back to itself": Case(bad.elsewhere, "is incomplete"),
+    "OME-Zarr: no scale": Case(bad.level(coordinateTransformations=[]), "has no scale"),
+    "OME-Zarr: scale 0": Case(bad.scaled(1, 0, 1), "must be a finite number above 0, not 0"),
+    "OME-Zarr: scale below 0": Case(bad.scaled(1, -1, 1), "must be a finite number above 0, not -1"),
+    "OME-Zarr: scale nan": Case(bad.scaled(1, float("nan"), 1), "must hold finite numbers"),
+    "OME-Zarr: scale of two": Case(bad.scaled(1, 1), "a list of 3 numbers"),
+    "OME-Zarr: scale of words": Case(bad.scaled("a", "b", "c"), "must hold finite numbers"),
+    "OME-Zarr: scale no voxel has": Case(bad.scaled(1e-30, 1e-30, 1e-30), "which no voxel has"),
+    "OME-Zarr: axes x, y, z": Case(bad.axes("x", "y", "z"), "transpose them to z, y, x"),
+    "OME-Zarr: z twice": Case(bad.axes("z", "z", "x"), "two axes are called 'z'"),
+    "OME-Zarr: time": Case(bad.axes("t", "y", "x"), "6 time points"),
+    "OME-Zarr: two units": Case(bad.axes("z", "y", "x", units=("nanometer", "m", "m")), "must share one unit"),
+    "OME-Zarr: unit unknown": Case(bad.axes("z", "y", "x", units=("parsnip",) * 3), "is no known length"),
+    "OME-Zarr: no levels": Case(bad.image_with(lambda image: image.update(datasets=[])), "must be a list of levels"),
+    # ---- what is only found out half-way
+    "a gzip bomb": Case(bad.chunk(bad.GZIP_BOMB, "gzip"), "is corrupt", code=1),
+    "a blosc bomb": Case(bad.chunk(bad.BLOSC_BOMB), "is corrupt", code=1),
+    "a zstd bomb": Case(bad.chunk(bad.ZSTD_BOMB, "zstd"), "is corrupt", code=1),
+    "a chunk cut short": Case(bad.chunk(b"\2\1\x31\2"), "is corrupt", code=1),
+    "a chunk of another size": Case(bad.chunk(bytes(77), "none"), "is corrupt", code=1),
+    "a damaged shard": Case(bad.chunk(bytes(300), shards=(4, 32, 32)), "is corrupt", code=1),
+    "a damaged strip": Case(bad.broken_strip(b"\xff" * 99), "is corrupt", "--factor 2,1,1", code=1),
+    "a strip that is a bomb": Case(
+        bad.broken_strip(bad.zlib.compress(bytes(900_000))), "is corrupt", "--factor 2,1,1", code=1
+    ),
+    # ---- values
+    "voxel size unknown": Case(bad.npy(bad.VOXELS), "give --input-voxel-size"),
+    "zoom nan": Case(bad.good, "zoom must be a finite number above 0", "--zoom nan"),
+    "zoom inf": Case(bad.good, "zoom must be a finite number above 0", "--zoom inf"),
+    "zoom 0": Case(bad.good, "zoom must be a finite number above 0", "--zoom 0"),
+    "zoom below 0": Case(bad.good, "zoom must be a finite number above 0", "--zoom -1"),
+    "zoom vast": Case(bad.good, "shards along z", "--zoom 1e12"),
+    "zoom beyond all numbers": Case(bad.good, "more than can be counted", "--zoom 1e300"),
+    "voxel size tiny": Case(bad.good, "shards along z", "--voxel-size 1e-12"),
+    "voxel size nan": Case(bad.good, "voxel size must be", "--voxel-size nan"),
+    "factor of two numbers": Case(bad.good, "is not three numbers", "--factor 2,2"),
+    "factor of words": Case(bad.good, "is not three numbers", "--factor a,b,c"),
+    "factor inf": Case(bad.good, "factor must be", "--factor 1,inf,1"),
+    "input voxel size 0": Case(bad.good, "voxel size must be", "--input-voxel-size 0,1,1"),
+    "unit unknown": Case(bad.good, "is no unit of length", "--unit parsnip"),
+    # ---- options
+    "engine unknown": Case(bad.good, "engine must be one of", "--engine magic"),
+    "device unknown": Case(bad.good, "no OpenCL device is called", "--device quantum"),
+    "threads 0": Case(bad.good, "threads must be at least 1", "--threads 0"),
+    "a byte of memory": Case(bad.good, "of host memory", "--memory 1"),
+    "lots of memory": Case(bad.good, "memory must be a size such as", "--memory lots"),
+    "a byte of device memory": Case(bad.good, "allowed", "--device-memory 1"),
+    "a shard of broken chunks": Case(
+        bad.good, "a shard must be a whole number of chunks", "--chunk 3,4,4 --shard 8,8,8"
+    ),
+    "codec unknown": Case(bad.good, "there is no codec", "--codec gif"),
+    "two ways of scaling": Case(bad.good, "give only one of them", "--zoom 2 --factor 1,1,1"),
+    "labels of fractions": Case(bad.npy(np.zeros((6, 20, 24), "f4")), "labels are integers", "--labels --factor 1,1,1"),
+    "labels mixed": Case(bad.good, "labels must not be mixed", "--labels --interpolation linear"),
+    # ---- outputs
+    "output is the input": Case(bad.good, "is the input itself", "--overwrite", "in/a.tif"),
+    "output holds the input": Case(bad.good, "lies inside the output", "--overwrite", "in"),
+    "output in the input": Case(bad.image, "lies inside the input", "--zoom 1", "in/a.zarr/b.zarr"),
+    "output in no folder": Case(bad.good, "does not exist; create it first", "", "out/no/b.zarr"),
+    "output is a file": Case(bad.good, "exists", "", "out/thesis.txt"),
+    "output is a file, to be replaced": Case(bad.good, "is a file and no zarr", "--overwrite", "out/thesis.txt"),
+    "output behind a file": Case(bad.good, "is no folder", "", "out/thesis.txt/b.zarr"),
+    "output is a URL": Case(bad.good, "is an address", "", "s3://bucket/b.zarr"),
+}
+
+
+@pytest.fixture(autouse=True)
+def no_hang() -> Iterator[None]:
+    """Let a command that hangs fail."""
+    if not hasattr(signal, "SIGALRM"):
+        yield
+        return
+
+    def hangs(*_: object) -> None:
+        raise AssertionError(f"it hangs: nothing was said in {LONGEST_SECONDS} seconds")
+
+    before = signal.signal(signal.SIGALRM, hangs)
+    signal.alarm(LONGEST_SECONDS)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Load what is loaded once, and find the device, so that no case is charged for it."""
+    from isovoxel import api
+
+    folder = tmp_path_factory.mktemp("warm")
+    for make in (bad.good, bad.image):
+        source = make(folder)
+        api.scale(source, folder / "out.zarr", overwrite=True)
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Path:
+    """Return a folder with one for inputs, and one for outputs where something worth keeping lies."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("a thesis")
+    return tmp_path
+
+
+def words(case: Case, house: Path) -> list[str]:
+    """Return what the user types behind ``isovoxel``."""
+    source = str(case.make(house / "in"))
+    output = case.output if "://" in case.output else str(house / case.output)
+    return ["scale", source, output, *case.options.split()]
+
+
+@pytest.mark.usefixtures("warm")
+@pytest.mark.parametrize("name", CASES)
+def test_it_is_said_in_one_line(name: str, house: Path, isovoxel: Isovoxel) -> None:
+    """What is wrong is one sentence and an exit code, found at once, with nothing changed on the disk."""
+    if name == "no rights" and os.geteuid() == 0:
+        pytest.skip("root may read everything")
+    case = CASES[name]
+    typed = words(case, house)
+    before = listing(house)
+    began = time.process_time()
+    said = isovoxel(*typed, "--quiet")
+    assert time.process_time() - began < MOST_SECONDS
+    check_refused(said, case.why, case.code)
+    if case.code == 2:
+        assert listing(house) == before
+    else:
+        assert "the output is marked incomplete" in said.err
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "nothing there",
+        "a pipe",
+        "TIFF: half of it",
+        "OME: a billion laughs",
+        "zarr: torn",
+        "zarr: fill value too large",
+        "threads 0",
+    ],
+)
+def test_a_process_of_its_own_says_the_same(name: str, house: Path) -> None:
+    """Nothing that libraries print or log adds to the one line."""
+    typed = words(CASES[name], house)
+    before = listing(house)
+    done = subprocess.run(
+        [sys.executable, "-m", "isovoxel", *typed],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=LONGEST_SECONDS,
+    )
+    check_refused(Outcome(done.returncode, done.stdout, done.stderr), CASES[name].why)
+    assert listing(house) == before
