@@ -167,6 +167,14 @@ def test_a_path_out_of_the_image_is_refused(version: str, path: str, tmp_path: P
         open_volume(ome_zarr(tmp_path / "a.zarr", version=version, level=path))
 
 
+def test_a_link_in_the_image_is_followed(tmp_path: Path) -> None:
+    """Where metadata must not lead out of the image a link may: whoever made it wanted the array there."""
+    path = ome_zarr(tmp_path / "a.zarr")
+    (path / "0").rename(tmp_path / "large disk")
+    (path / "0").symlink_to(tmp_path / "large disk")
+    np.testing.assert_array_equal(open_volume(path).read(Box.whole(STACK.shape)), STACK)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
