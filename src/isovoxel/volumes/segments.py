@@ -7,6 +7,7 @@ is held beside it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,10 +20,14 @@ from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.volumes.base import room_for
 from isovoxel.volumes.files import reason_of
+from isovoxel.volumes.image_headers import pixels_of
 from isovoxel.volumes.raw import EndOfFileError, open_file, read_into
 
 DECODED_COPIES = 3
 """How many copies of a decoded segment exist at most: decompressed, in native byte order, unpredicted."""
+
+MOST_SURPLUS = 4
+"""Some writers encode a few rows or columns more than a segment has; nobody encodes so many times its pixels."""
 
 FIXED_BYTES = 1 << 16
 """What a codec holds whatever the segment's size."""
@@ -58,6 +63,8 @@ class SegmentReader:
     """Value of the voxels of segments that are left out."""
     kind: str
     """What a segment is called: "strip" or "tile"."""
+    images: bool
+    """Whether every segment is an image in a format of its own, such as JPEG."""
 
     @property
     def overhead(self) -> int:
@@ -105,8 +112,13 @@ class SegmentReader:
                 read_into(file, offset, data, self.name)
             except EndOfFileError as error:
                 raise self._corrupt(page, segment, corner, str(error)) from error
+        encoded = data.tobytes()
+        pixels, wanted = pixels_of(encoded) if self.images else 0, math.prod(self.segment_shape)
+        if pixels > MOST_SURPLUS * wanted:
+            why = f"it says that it has {pixels} pixels, where {wanted} belong"
+            raise self._corrupt(page, segment, corner, why)
         try:
-            decoded, (_, *start, _), shape = self.decode(data.tobytes(), segment, **options)
+            decoded, (_, *start, _), shape = self.decode(encoded, segment, **options)
         except MemoryError:
             raise
         except Exception as error:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 _JPEG = (6, 7, 33007, 34892)
 """TIFF's numbers of the compressions that keep tables beside the segments."""
 
+_IMAGES = (*_JPEG, 33003, 33004, 33005, 34712, 34887, 34933, 50001)
+"""TIFF's numbers of those that are JPEG, JPEG 2000 (four), LERC, PNG and WebP."""
+
 
 @dataclass(frozen=True)
 class Chain:
@@ -175,6 +178,7 @@ def _page_reader(pages: _Pages, stored: np.dtype[Any]) -> RawReader | SegmentRea
         keyframe.jpegheader,
         float(keyframe.nodata),
         "tile" if keyframe.is_tiled else "strip",
+        keyframe.compression in _IMAGES,
     )
 
 
