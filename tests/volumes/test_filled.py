@@ -42,11 +42,19 @@ ZARRS: dict[str, dict[str, Any]] = {
     "v2, no codec": {"compressors": None, "zarr_format": 2},
     **{
         f"v2, {codec.codec_id}": {"compressors": codec, "zarr_format": 2}
-        for codec in (numcodecs.Blosc(), numcodecs.Zstd(), numcodecs.GZip(), numcodecs.Zlib())
+        for codec in (
+            numcodecs.Blosc(),
+            numcodecs.Zstd(),
+            numcodecs.GZip(),
+            numcodecs.Zlib(),
+            numcodecs.LZ4(),
+            numcodecs.LZMA(),
+            numcodecs.BZ2(),
+        )
     },
     **{
-        f"v2, {codec.codec_id}, by zarr-python": {"compressors": codec, "zarr_format": 2}
-        for codec in (numcodecs.LZ4(), numcodecs.LZMA())
+        f"v2, {codec.codec_id}, by zarr-python": {"compressors": codec, "zarr_format": 2, "order": "F"}
+        for codec in (numcodecs.Blosc(), numcodecs.Zstd(), numcodecs.GZip(), numcodecs.LZ4(), numcodecs.LZMA())
     },
 }
 

@@ -28,7 +28,9 @@ from strategies import boxes
 SHAPE = (13, 22, 31)
 CHUNKS, SHARDS = (3, 8, 10), (6, 16, 20)
 V3 = {"none": None, "blosc": BloscCodec(shuffle="bitshuffle"), "zstd": ZstdCodec(), "gzip": GzipCodec(level=1)}
-V2 = {"none": None, "blosc": numcodecs.Blosc(), "zstd": numcodecs.Zstd(), "zlib": numcodecs.Zlib(1)}
+V2 = {"none": None, "blosc": numcodecs.Blosc(), "zstd": numcodecs.Zstd(), "zlib": numcodecs.Zlib(1)} | {
+    codec.codec_id: codec for codec in (numcodecs.LZ4(), numcodecs.LZMA(preset=0), numcodecs.BZ2())
+}
 
 
 def layouts() -> dict[str, dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,10 @@ INDIRECT: dict[str, dict[str, Any]] = {
     },
     "v2, Fortran order": {"zarr_format": 2, "order": "F"},
     "v2, filtered": {"zarr_format": 2, "filters": [numcodecs.Delta("<u2")]},
-    "v2, lz4": {"zarr_format": 2, "compressors": numcodecs.LZ4()},
+    "v2, lzma without a header": {
+        "zarr_format": 2,
+        "compressors": numcodecs.LZMA(format=lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2}]),
+    },
 }
 """Arrays that zarr-python reads."""
 

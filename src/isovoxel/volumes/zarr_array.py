@@ -190,7 +190,9 @@ def zarr_voxels(array: zarr.Array[Any], name: str, axes: list[str]) -> ZarrVoxel
         index_bytes = 16 * math.prod(-(-shard // chunk) for shard, chunk in zip(array.shards, whole, strict=True))
     copies = CHUNK_COPIES + len(array.filters) + len(array.compressors)
     overhead = copies * math.prod(whole) * dtype.itemsize + INDEX_COPIES * index_bytes + FIXED_BYTES
-    return ZarrVoxels(zyx, shape, dtype, ZarrReader(name, array, zyx, chunks), chunks, overhead)
+    from isovoxel.volumes.zarr_checked import checked
+
+    return ZarrVoxels(zyx, shape, dtype, ZarrReader(name, checked(array), zyx, chunks), chunks, overhead)
 
 
 def axis_names(array: zarr.Array[Any]) -> list[str]:

@@ -4,20 +4,22 @@ Encoded bytes are not trusted: they may be cut short, damaged, or made to claim 
 
 1. What the header says of its sizes must agree with the buffer and with the bytes that are there: blosc reads
    and writes as far as its header says, and zstd leaves the rest of the buffer as it was.
-2. The decoder writes into the buffer; zlib, which cannot, may make no more bytes than the buffer holds.
+2. The decoder writes into the buffer; zlib, LZMA and bzip2, which cannot, may make no more bytes than it holds.
 3. Fewer bytes than the buffer holds are an error too.
 """
 
 from __future__ import annotations
 
+import bz2
+import lzma
 import struct
 import zlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numcodecs.blosc
 import numpy as np
-from numcodecs import Blosc, Zstd
+from numcodecs import LZ4, Blosc, Zstd
 from numpy.typing import NDArray
 
 # Blosc's own threads take one chunk after another; ours decode several at once. zarr-python sets it too.
@@ -29,6 +31,10 @@ Decode = Callable[[NDArray[np.uint8], NDArray[np.uint8]], None]
 _BLOSC_HEADER = struct.Struct("<4xI4xI")
 _BLOSC = Blosc()
 _ZSTD = Zstd()
+_LZ4 = LZ4()
+
+LZMA_MEMORY = 1 << 27
+"""Most bytes that LZMA's decoder may ask for, whatever its header says: twice what the highest preset takes."""
 
 
 def decode_nothing(encoded: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
@@ -78,14 +84,35 @@ def zstd_content_size(encoded: NDArray[np.uint8]) -> int | None:
     return int.from_bytes(encoded[at : at + width].tobytes(), "little") + (256 if width == 2 else 0)
 
 
+def decode_lz4(encoded: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
+    """Decode an LZ4 block behind its decoded size, as numcodecs writes it."""
+    if encoded.size < 4:
+        raise ValueError(f"its {encoded.size} bytes are no LZ4 block")
+    _check_size(int.from_bytes(encoded[:4].tobytes(), "little"), out.size)
+    _LZ4.decode(encoded, out)
+
+
 def decode_gzip(encoded: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
     """Decode gzip members."""
-    _inflate(encoded, out, 16 + zlib.MAX_WBITS)
+    _decode_streams(encoded, out, lambda: zlib.decompressobj(16 + zlib.MAX_WBITS))
 
 
 def decode_zlib(encoded: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
     """Decode a zlib stream."""
-    _inflate(encoded, out, zlib.MAX_WBITS)
+    _decode_streams(encoded, out, lambda: zlib.decompressobj(zlib.MAX_WBITS))
+
+
+def decode_lzma(encoded: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
+    """Decode LZMA streams, of any format that says what it is."""
+    _decode_streams(encoded, out, lambda: lzma.LZMADecompressor(memlimit=LZMA_MEMORY))
+
+
+def decode_bz2(encoded: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
+    """Decode bzip2 streams."""
+    try:
+        _decode_streams(encoded, out, bz2.BZ2Decompressor)
+    except OSError as error:
+        raise ValueError("it is no bzip2 stream") from error  # for no disk has failed
 
 
 DECODERS: Mapping[str, Decode] = {
@@ -94,18 +121,32 @@ DECODERS: Mapping[str, Decode] = {
     "zstd": decode_zstd,
     "gzip": decode_gzip,
     "zlib": decode_zlib,
+    "lz4": decode_lz4,
+    "lzma": decode_lzma,
+    "bz2": decode_bz2,
 }
 """Decoders by the name that zarr v3 and v2 give their codec; "none" where there is none."""
 
-DECODED_COPIES: Mapping[str, int] = {"gzip": 2, "zlib": 2}
-"""How many copies of the decoded bytes a decoder holds beside `out`: zlib collects its output in pieces."""
+DECODED_COPIES: Mapping[str, int] = {"gzip": 2, "zlib": 2, "lzma": 2, "bz2": 2}
+"""How many copies of the decoded bytes a decoder holds beside `out`: these collect their output in pieces."""
 
 
-def _inflate(encoded: NDArray[np.uint8], out: NDArray[np.uint8], window: int) -> None:
+class _Stream(Protocol):
+    """What zlib, lzma and bz2 have in common."""
+
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    def decompress(self, data: Any, max_length: int, /) -> bytes: ...
+
+
+def _decode_streams(encoded: NDArray[np.uint8], out: NDArray[np.uint8], begin: Callable[[], _Stream]) -> None:
+    """Decode streams that follow one another."""
     data: Any = encoded
     done = 0
     while len(data):
-        stream = zlib.decompressobj(window)
+        stream = begin()
         # One byte more than is wanted: a stream of more is found out before it has taken memory.
         part = stream.decompress(data, out.size - done + 1)
         if done + len(part) > out.size:

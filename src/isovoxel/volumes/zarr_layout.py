@@ -7,6 +7,7 @@ known for certain to be so stays with zarr-python.
 
 from __future__ import annotations
 
+import lzma
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 CODECS_V3 = ("blosc", "zstd", "gzip")
 """Codecs of zarr v3 that are decoded here."""
 
-COMPRESSORS_V2 = ("blosc", "zstd", "gzip", "zlib")
+COMPRESSORS_V2 = ("blosc", "zstd", "gzip", "zlib", "lz4", "lzma", "bz2")
 """Likewise of zarr v2."""
 
 INDEX_CODECS = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
@@ -181,6 +182,8 @@ def _stored_v2(metadata: Mapping[str, Any]) -> _Stored | None:
     codec = "none" if compressor is None else compressor["id"]
     if metadata["order"] != "C" or metadata["filters"] or codec not in ("none", *COMPRESSORS_V2):
         return None
+    if codec == "lzma" and compressor.get("format") == lzma.FORMAT_RAW:
+        return None  # which needs to be told its filters
     chunk = metadata["chunks"]
     return _Stored("", metadata["dimension_separator"], np.dtype(metadata["dtype"]), chunk, chunk, codec)
 
