@@ -307,7 +307,7 @@ def test_it_is_said_in_one_line(name: str, house: Path, isovoxel: Isovoxel) -> N
     if case.code == 2:
         assert listing(house) == before
     else:
-        assert "the output is marked incomplete" in said.err
+        assert "blocks are done and kept" in said.err
 
 
 @pytest.mark.parametrize(

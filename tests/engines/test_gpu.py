@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from hog import hog
 from isovoxel.engines.base import Engine
 from isovoxel.engines.cle import CleEngine
 from isovoxel.engines.devices import Device, find_device, list_devices
@@ -281,24 +282,6 @@ def test_exact_counts_beyond_32_bits(gpu: Device, exact: ExactEngine) -> None:
         assert np.abs(result[box.slices] - expected).max() <= 0.5 + 1e-4
 
 
-HOG = """
-import sys
-import numpy as np
-import pyopencl as cl
-from isovoxel.engines.devices import find_device, opencl_device
-index, leave = sys.argv[1], int(sys.argv[2])
-context = cl.Context([opencl_device(find_device(index))])
-queue, held = cl.CommandQueue(context), []
-while (room := find_device(index).free - leave) >= 2**25:
-    held.append(cl.Buffer(context, cl.mem_flags.READ_WRITE, min(room, 2**30) // 2**21 * 2**21))
-    cl.enqueue_fill_buffer(queue, held[-1], np.zeros(1, np.uint8), 0, held[-1].size)  # memory is given on first use
-    queue.finish()
-print(find_device(index).free, flush=True)
-sys.stdin.read()
-"""
-"""Takes the memory of a device but for so many bytes, tells how many are left, and holds it until its input ends."""
-
-
 @pytest.mark.parametrize("name", ["cle", "exact"])
 def test_a_block_goes_in_pieces_while_another_program_holds_the_memory(
     name: str, gpu: Device, engine: CleEngine, exact: ExactEngine
@@ -313,9 +296,7 @@ def test_a_block_goes_in_pieces_while_another_program_holds_the_memory(
     block = plan.block(0)
     assert plan.n_blocks == 1
     used.prepare(plan)  # its pinned memory takes room on the device too
-    hog = [sys.executable, "-c", HOG, str(gpu.index), str(2 * 10**9)]
-    with subprocess.Popen(hog, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        left = int(process.stdout.readline())
+    with hog(gpu, leave=2 * 10**9) as left:
         with used.staged(block, plan) as stage:
             stage.input[...] = array
             seconds = []
@@ -329,7 +310,6 @@ def test_a_block_goes_in_pieces_while_another_program_holds_the_memory(
             worst = max(
                 int((np.maximum(a, b) - np.minimum(a, b)).max()) for a, b in zip(result.data, expected, strict=True)
             )
-        process.communicate("")
     print(
         f"{name}: {left:,} bytes left of {gpu.memory:,} for {device_bytes(block, plan):,}; {result.pieces} pieces, "
         f"{seconds[0]:.2f} s and then {seconds[1]:.2f} s, largest difference {worst}; the context survived"

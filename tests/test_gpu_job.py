@@ -1,0 +1,45 @@
+"""Whole jobs on a real GPU."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import isovoxel
+from hog import hog
+from isovoxel.engines.devices import list_devices
+from isovoxel.run.events import Event, JobStarted
+
+pytestmark = pytest.mark.gpu
+
+
+def test_a_job_goes_on_while_another_program_takes_the_memory(tmp_path: Path) -> None:
+    """Planned for the whole GPU, of which 2 GB are left when it starts: the same files, and it says that it split."""
+    gpu = next((d for d in list_devices() if d.kind == "gpu"), None)
+    if gpu is None:
+        pytest.skip("no GPU is here")
+    plane = np.random.default_rng(0).normal(2000, 60, (256, 1024, 1024)).astype(np.uint16)
+    volume = np.concatenate([plane, plane[::-1]], axis=2)
+    options = {"factor": (4, 1, 1), "engine": "exact", "shard": (1024, 1024, 1024), "threads": 2}
+    options |= {"device": str(gpu.index)}
+    alone = isovoxel.scale(volume, tmp_path / "alone.zarr", **options)
+    assert (alone.plan.n_blocks, alone.tally.split) == (2, 0)
+    assert alone.plan.projected_device > 4 * 10**9
+    with ExitStack() as stack:
+
+        def crowd(event: Event) -> None:
+            if isinstance(event, JobStarted):
+                print(f"{stack.enter_context(hog(gpu, leave=2 * 10**9)):,} bytes left")
+
+        crowded = isovoxel.scale(volume, tmp_path / "crowded.zarr", listeners=[crowd], **options)
+    print(f"projected {crowded.plan.projected_device:,} bytes; {crowded.tally}")
+    assert crowded.tally.split == 2
+    assert crowded.tally.pieces >= 2
+    files = [path for path in (tmp_path / "alone.zarr" / "0" / "c").rglob("*") if path.is_file()]
+    assert len(files) == 2
+    for path in files:
+        other = tmp_path / "crowded.zarr" / path.relative_to(tmp_path / "alone.zarr")
+        assert path.read_bytes() == other.read_bytes()
