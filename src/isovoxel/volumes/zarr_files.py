@@ -8,6 +8,7 @@ kept. Sizes are checked before they are believed.
 from __future__ import annotations
 
 import os
+import stat
 import threading
 from collections import OrderedDict
 from io import FileIO
@@ -143,10 +144,12 @@ class ChunkFile:
         """Open the file, and find its index; without a file, its chunks are not stored."""
         layout = self._layout
         try:
-            self._file = file = FileIO(layout.path(self._place))
+            self._file = file = FileIO(layout.path(self._place), opener=_open_at_once)
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             return
         status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it is no file")
         self._size = status.st_size
         if layout.index is not None:
             stamp = (status.st_ino, status.st_size, status.st_mtime_ns)
@@ -178,6 +181,11 @@ class ChunkFile:
         if offset + count > self._size:
             raise ValueError(f"it ends at byte {offset + count} of a shard of {self._size} bytes")
         return (offset, count)
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file; a pipe too, for which one would otherwise wait until somebody writes to it."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _read(file: FileIO, offset: int, out: NDArray[np.uint8]) -> None:
