@@ -245,6 +245,11 @@ LARGE: dict[str, Make] = {
         serializer=zarr.codecs.BytesCodec(endian="big"),
         compressors=[zarr.codecs.GzipCodec(level=1), zarr.codecs.Crc32cCodec()],
     ),
+    "zarr v3, gzip, transposed": zarr_array(
+        chunks=(17, 157, 211),
+        filters=zarr.codecs.TransposeCodec(order=(2, 1, 0)),
+        compressors=zarr.codecs.GzipCodec(level=1),
+    ),
     "zarr v3, gzip": zarr_array(chunks=(17, 157, 211), compressors=zarr.codecs.GzipCodec(level=1)),
     "zarr v3, checksum": zarr_array(chunks=(17, 157, 211), compressors=zarr.codecs.Crc32cCodec()),
     "zarr v3, small chunks in shards": zarr_array(chunks=(5, 12, 48), shards=(30, 252, 384)),
@@ -259,6 +264,13 @@ LARGE: dict[str, Make] = {
         chunks=(17, 157, 211), zarr_format=2, filters=[numcodecs.Delta("u2")], compressors=numcodecs.Zlib(1)
     ),
     "zarr v2, Fortran order": zarr_array(chunks=(17, 157, 211), zarr_format=2, order="F"),
+    **{
+        f"zarr v2, {codec.codec_id}, {order}": zarr_array(
+            chunks=(17, 157, 211), zarr_format=2, order=order, compressors=codec
+        )
+        for codec in (numcodecs.LZ4(), numcodecs.LZMA(preset=6), numcodecs.BZ2(), numcodecs.Blosc(), numcodecs.Zlib(1))
+        for order in "CF"
+    },
 }
 
 

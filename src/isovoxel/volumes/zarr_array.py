@@ -30,6 +30,7 @@ from isovoxel.volumes.axes import zyx_positions
 from isovoxel.volumes.base import ReadBox, Volume, check_voxels, room_for
 from isovoxel.volumes.files import is_transient, metadata_identity, reason_of, unavailable, unreadable
 from isovoxel.volumes.zarr_chunks import ChunkReader
+from isovoxel.volumes.zarr_codecs import DECODED_COPIES, DECODER_BYTES
 from isovoxel.volumes.zarr_layout import chunk_layout
 
 if TYPE_CHECKING:
@@ -188,10 +189,12 @@ def zarr_voxels(array: zarr.Array[Any], name: str, axes: list[str]) -> ZarrVoxel
     index_bytes = 0
     if array.shards is not None:
         index_bytes = 16 * math.prod(-(-shard // chunk) for shard, chunk in zip(array.shards, whole, strict=True))
-    copies = CHUNK_COPIES + len(array.filters) + len(array.compressors)
-    overhead = copies * math.prod(whole) * dtype.itemsize + INDEX_COPIES * index_bytes + FIXED_BYTES
-    from isovoxel.volumes.zarr_checked import checked
+    from isovoxel.volumes.zarr_checked import checked, codec_name
 
+    names = [codec_name(codec) for codec in array.compressors]
+    copies = CHUNK_COPIES + len(array.filters) + sum(1 + DECODED_COPIES.get(name, 0) for name in names)
+    overhead = copies * math.prod(whole) * dtype.itemsize + INDEX_COPIES * index_bytes + FIXED_BYTES
+    overhead += sum(DECODER_BYTES.get(name, 0) for name in names)
     return ZarrVoxels(zyx, shape, dtype, ZarrReader(name, checked(array), zyx, chunks), chunks, overhead)
 
 

@@ -67,7 +67,7 @@ def checked(array: zarr.Array[Any]) -> zarr.Array[Any]:
     metadata = copy.copy(array.metadata)
     if metadata.zarr_format == 2:
         compressor = getattr(metadata, "compressor", None)
-        codec = getattr(compressor, "codec_id", "")
+        codec = "" if compressor is None else codec_name(compressor)
         if codec not in DECODERS or metadata.filters or getattr(compressor, "format", 1) == 3:
             return array
         size = math.prod(array.chunks) * np.dtype(array.dtype).itemsize
@@ -78,11 +78,16 @@ def checked(array: zarr.Array[Any]) -> zarr.Array[Any]:
     return zarr.Array(type(inner)(metadata, array.store_path, config))
 
 
+def codec_name(codec: Any) -> str:
+    """Return the name that metadata of v2 or v3 give a codec."""
+    return str(getattr(codec, "codec_id", "") or codec.to_dict()["name"])
+
+
 def _checked_codecs(codecs: tuple[Any, ...]) -> tuple[Any, ...]:
     """Replace the compressor that stands behind the voxels' bytes, inside shards too."""
     found: list[Any] = []
     for codec in codecs:
-        name = codec.to_dict()["name"]
+        name = codec_name(codec)
         if isinstance(codec, ShardingCodec):
             found.append(replace(codec, codecs=_checked_codecs(codec.codecs)))
         elif found and isinstance(found[-1], BytesCodec) and name in DECODERS:

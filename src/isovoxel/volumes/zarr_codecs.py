@@ -130,6 +130,10 @@ DECODERS: Mapping[str, Decode] = {
 DECODED_COPIES: Mapping[str, int] = {"gzip": 2, "zlib": 2, "lzma": 2, "bz2": 2}
 """How many copies of the decoded bytes a decoder holds beside `out`: these collect their output in pieces."""
 
+DECODER_BYTES: Mapping[str, int] = {"lzma": 10 << 20, "bz2": 4 << 20}
+"""What a decoder holds whatever the chunk's size: LZMA's window, as large as its default preset makes it (of a larger
+one a chunk uses no more than its own size), and bzip2's largest block."""
+
 
 class _Stream(Protocol):
     """What zlib, lzma and bz2 have in common."""

@@ -19,7 +19,7 @@ import numpy as np
 
 from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Index3
-from isovoxel.volumes.zarr_codecs import DECODED_COPIES
+from isovoxel.volumes.zarr_codecs import DECODED_COPIES, DECODER_BYTES
 
 if TYPE_CHECKING:
     import zarr
@@ -104,7 +104,7 @@ class ChunkLayout:
     @property
     def read_overhead(self) -> int:
         """Largest number of bytes that one `read` holds beside the array it returns."""
-        decoded = (1 + DECODED_COPIES.get(self.codec, 0)) * self.chunk_bytes
+        decoded = (1 + DECODED_COPIES.get(self.codec, 0)) * self.chunk_bytes + DECODER_BYTES.get(self.codec, 0)
         files = math.prod(ceil_div(n, f) for n, f in zip(self.shape, self.file, strict=True))
         kept = min(INDEX_CACHE_BYTES, files * (self.index_bytes + INDEX_COST)) if self.index else 0
         # Along z, only the chunks of one file are held.
