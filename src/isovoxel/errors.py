@@ -93,6 +93,10 @@ class DeviceError(IsovoxelError, RuntimeError):
     """No OpenCL device, or none of that name, or one that cannot do what it is asked."""
 
 
+class DeviceFullError(DeviceError):
+    """A device without room for the smallest piece of a block; when others let go of its memory, it may have some."""
+
+
 class DeviceLostError(DeviceError):
     """A device that no longer answers this process; another process may go on."""
 

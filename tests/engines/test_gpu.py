@@ -296,20 +296,19 @@ def test_a_block_goes_in_pieces_while_another_program_holds_the_memory(
     block = plan.block(0)
     assert plan.n_blocks == 1
     used.prepare(plan)  # its pinned memory takes room on the device too
-    with hog(gpu, leave=2 * 10**9) as left:
-        with used.staged(block, plan) as stage:
-            stage.input[...] = array
-            seconds = []
-            for _ in range(2):  # the second time what fits is known
-                began = time.perf_counter()
-                try:
-                    result = stage.scale()
-                except DeviceLostError as error:
-                    pytest.fail(f"{name}: with {left:,} bytes left the context did not survive: {error}")
-                seconds.append(time.perf_counter() - began)
-            worst = max(
-                int((np.maximum(a, b) - np.minimum(a, b)).max()) for a, b in zip(result.data, expected, strict=True)
-            )
+    with hog(gpu, leave=2 * 10**9) as left, used.staged(block, plan) as stage:
+        stage.input[...] = array
+        seconds = []
+        for _ in range(2):  # the second time what fits is known
+            began = time.perf_counter()
+            try:
+                result = stage.scale()
+            except DeviceLostError as error:
+                pytest.fail(f"{name}: with {left:,} bytes left the context did not survive: {error}")
+            seconds.append(time.perf_counter() - began)
+        worst = max(
+            int((np.maximum(a, b) - np.minimum(a, b)).max()) for a, b in zip(result.data, expected, strict=True)
+        )
     print(
         f"{name}: {left:,} bytes left of {gpu.memory:,} for {device_bytes(block, plan):,}; {result.pieces} pieces, "
         f"{seconds[0]:.2f} s and then {seconds[1]:.2f} s, largest difference {worst}; the context survived"

@@ -32,7 +32,7 @@ from isovoxel.engines.failures import is_lost, is_out_of_memory
 from isovoxel.engines.memory import Lane
 from isovoxel.engines.pieces import Fit, halves
 from isovoxel.engines.staging import Stage, StagedEngine
-from isovoxel.errors import DeviceError, DeviceLostError
+from isovoxel.errors import DeviceFullError, DeviceLostError
 from isovoxel.geometry.box import Box
 from isovoxel.planning.plan import Block, Plan
 from strategies import cle_precision, cut, device_limits, one_kernel_for_all_shapes, padded_lengths, plans
@@ -586,13 +586,11 @@ def test_a_device_without_any_room_is_told_of(way: tuple[str, str, str], kind: s
     volume = voxels(plan)[block.read_box.slices]
     driver.reset(lambda _, size: size > 64)
     with pytest.raises(
-        DeviceError, match=r"has no room for .* which a piece of \(\d+, \d+, \d+\) voxels takes: .*ALLOC"
+        DeviceFullError, match=r"has no room for .* which a piece of \(\d+, \d+, \d+\) voxels takes: .*ALLOC"
     ):
         engine.scale(volume, block, plan)
     driver.reset()
-    assert engine.scale(volume, block, plan).pieces > 1
-    engine.release()
-    assert engine.scale(volume, block, plan).pieces == 1
+    assert engine.scale(volume, block, plan).pieces == 1  # there may be as much room as there was
     engine.release()
 
 

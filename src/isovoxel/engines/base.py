@@ -44,7 +44,7 @@ class Stage(Protocol):
 
         Raises
         ------
-        DeviceError
+        DeviceFullError
             If the device has no room for the smallest piece of the block.
         DeviceLostError
             If the device no longer answers this process.

@@ -35,7 +35,7 @@ from isovoxel.engines.devices import Device, opencl_device
 from isovoxel.engines.failures import is_lost, is_out_of_memory, let_go_of, reason_of
 from isovoxel.engines.memory import Buffers, HostBuffer, Lane, Lanes
 from isovoxel.engines.pieces import Fit, device_bytes, halves
-from isovoxel.errors import DeviceError, DeviceLostError
+from isovoxel.errors import DeviceError, DeviceFullError, DeviceLostError
 from isovoxel.planning.cost import human_bytes
 from isovoxel.planning.limits import LANES
 from isovoxel.planning.plan import Block, Plan
@@ -80,7 +80,8 @@ class Stage:
             if not parts and (reason := self._refused(piece, depth, cancelled)):
                 engine.fit.too_large(plan, depth)
                 if not (parts := halves(piece, plan)):
-                    raise DeviceError(
+                    engine.fit.forget()  # when there is room again, it may be as much as there was
+                    raise DeviceFullError(
                         f"{engine.device.name} has no room for {human_bytes(device_bytes(piece, plan))}, which a piece "
                         f"of {piece.write_box.shape} voxels takes: {reason}; end what else uses its memory, or choose "
                         "another --device"

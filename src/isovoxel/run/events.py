@@ -50,7 +50,7 @@ class Retried:
     index: int
     """Which block it was for."""
     doing: str
-    """"reading" or "writing"."""
+    """"reading", "scaling" or "writing"."""
     reason: str
     """What went wrong, in a clause."""
     pause: float
@@ -87,6 +87,12 @@ class JobFinished:
 
     seconds: float
     """Wall time from the first block to the last."""
+
+
+def started(plan: Plan, done: bytearray) -> JobStarted:
+    """Return the start of a job of which some blocks are done: those with a 1, in the plan's order."""
+    voxels = sum(plan.block(i).write_box.size for i, is_done in enumerate(done) if is_done)
+    return JobStarted(plan, sum(done), voxels)
 
 
 Event = JobStarted | BlockDone | Retried | Filled | Slowed | Restarted | JobFinished

@@ -11,7 +11,8 @@ Not every failure ends a job:
 ==========================  =====================================================================================
 a read or a write           tried again, where that may help (`isovoxel.run.recovery`)
 too little host memory      half as many blocks in flight; where there is one only, a shard of it at a time
-too little device memory    the engine scales the block in pieces (`isovoxel.engines.pieces`)
+too little device memory    the engine scales the block in pieces (`isovoxel.engines.pieces`); with no room for the
+                            smallest piece it is tried again
 a device that is lost       passed on as `DeviceLostError`: only a fresh process helps (`isovoxel.run.worker`)
 ==========================  =====================================================================================
 """
@@ -36,7 +37,7 @@ from isovoxel.errors import CorruptInputError, DeviceLostError, InterruptedJobEr
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.planning.cost import human_bytes
 from isovoxel.planning.plan import Block, Plan
-from isovoxel.run.events import BlockDone, Event, Filled, JobStarted, Listener, Retried, Slowed
+from isovoxel.run.events import BlockDone, Event, Filled, Listener, Retried, Slowed, started
 from isovoxel.run.recovery import BlockFailed, clause, kept, patiently
 from isovoxel.store.shard import Seal
 from isovoxel.volumes.base import ReadBox
@@ -123,7 +124,7 @@ class Job:
         began = time.perf_counter()
         threads = self.in_flight
         try:
-            self._tell(JobStarted(self.plan, sum(self.done), self._voxels_done()))
+            self._tell(started(self.plan, self.done))
             if self.plan.halo_mode == "map_overlap":
                 self._run_windows()
             self._run_direct()
@@ -144,9 +145,6 @@ class Job:
         self.idle += sum(first - began for first in self._first.values())
         self.idle += sum(ended - last for last in self._last.values())
         return seconds
-
-    def _voxels_done(self) -> int:
-        return sum(self.plan.block(i).write_box.size for i, done in enumerate(self.done) if done)
 
     # ---- direct reads ----------------------------------------------------------------------------------------
 
@@ -210,7 +208,7 @@ class Job:
     def _do_part(self, part: Block) -> Sequence[Seal]:
         with self._at_work(), self.engine.staged(part, self.plan) as stage:
             self._attempt("reading", part, lambda: self.read(part.read_box, stage.input))
-            scaled = self._guard("scaling", part, lambda: stage.scale(self._cancelled))
+            scaled = self._attempt("scaling", part, lambda: stage.scale(self._cancelled))
             return self._attempt("writing", part, lambda: self.writer.write(part.write_box, scaled.data))
 
     @contextmanager
@@ -291,7 +289,7 @@ class Job:
 
     def _scale_and_write(self, stage: Stage, block: Block, read_seconds: float) -> None:
         began = time.perf_counter()
-        scaled = self._guard("scaling", block, lambda: stage.scale(self._cancelled))
+        scaled = self._attempt("scaling", block, lambda: stage.scale(self._cancelled))
         between = time.perf_counter()
         seals = self._attempt("writing", block, lambda: self.writer.write(block.write_box, scaled.data))
         done = BlockDone(
@@ -319,7 +317,7 @@ class Job:
         self._tell(event)
 
     def _attempt(self, doing: str, block: Block, do: Callable[[], T]) -> T:
-        """Read or write, and try again where that may help."""
+        """Read, scale or write, and try again where that may help."""
 
         def told(error: Exception, pause: float) -> None:
             self._tell(Retried(block.index, doing, clause(error), pause))
@@ -357,7 +355,7 @@ class Job:
 
     def _missing(self) -> str:
         """Say how much room the rest of the output needs: as much per voxel as what is written, or as a voxel has."""
-        voxels = math.prod(self.plan.output.shape) - self._voxels_done()
+        voxels = math.prod(self.plan.output.shape) - started(self.plan, self.done).voxels_done
         each = self._stored / self._written if self._written else self.plan.source.itemsize
         free = human_bytes(self.writer.free_bytes())
         return f"about {human_bytes(voxels * each)} are still to be written, {free} are free"

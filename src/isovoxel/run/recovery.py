@@ -1,8 +1,8 @@
 """What can be tried again, and what is said of what cannot?
 
-Reads and writes over a network, and of disks that others share, fail for a moment and work the next. They are tried
-again after pauses that grow: short ones for hiccups, then for a server that is being restarted. Together they last
-about a minute and a half; then it is time that somebody looks.
+Reads and writes over a network, and of disks that others share, fail for a moment and work the next; so does a device
+whose memory others hold to the last page. They are tried again after pauses that grow: short ones for hiccups, then for
+a server that is being restarted. Together they last about a minute and a half; then it is time that somebody looks.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from isovoxel.engines.base import Cancelled
-from isovoxel.errors import CorruptInputError
+from isovoxel.errors import CorruptInputError, DeviceFullError
 from isovoxel.planning.plan import Block
 from isovoxel.volumes.files import is_transient
 
@@ -48,7 +48,7 @@ def patiently(do: Callable[[], T], told: Callable[[Exception, float], None], can
         try:
             return do()
         except Exception as error:
-            if not is_transient(error):
+            if not (is_transient(error) or isinstance(error, DeviceFullError)):
                 raise
             told(error, pause)
         if cancelled.wait(pause):

@@ -17,7 +17,7 @@ import numpy as np
 from isovoxel.engines.base import Engine
 from isovoxel.engines.open import open_engine
 from isovoxel.errors import DeviceLostError, IsovoxelError, JobError, OutputError
-from isovoxel.run.events import Event, Filled, JobFinished, Listener, Restarted
+from isovoxel.run.events import Event, Filled, JobFinished, Listener, Restarted, started
 from isovoxel.run.output import Begun, Wanted, held
 from isovoxel.run.recovery import kept
 from isovoxel.run.task import Task
@@ -142,6 +142,8 @@ class Session:
                 return task.run(self.volume, engine, done=done, record=ledger.add, listener=listen, in_flight=in_flight)
             except DeviceLostError as lost:
                 self._tell(Restarted(str(lost)))
+        else:
+            self._tell(started(task.plan, done))
         return run_apart(task, done=done, record=ledger.add, listener=listen)
 
     def _finish(self, ledger: Ledger, done: bytearray) -> None:

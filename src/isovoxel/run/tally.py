@@ -22,7 +22,7 @@ class Tally:
     pieces: int = 1
     """Most pieces of a block."""
     retries: int = 0
-    """Reads and writes that were tried again."""
+    """Reads, writes and blocks to be scaled that were tried again."""
     filled: list[str] = field(default_factory=list)
     """Damaged parts of the input that were filled."""
     restarts: int = 0

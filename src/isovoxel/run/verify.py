@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.engines.reference import reference, reference_labels
-from isovoxel.errors import InputError
+from isovoxel.errors import InputError, InputUnavailableError
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.geometry.tables import accumulator
 from isovoxel.planning.plan import MOVES
@@ -122,6 +122,8 @@ def verify(
         count += 1
         try:
             got = result.read(box)
+        except InputUnavailableError:
+            raise  # the disk's doing, not the result's
         except InputError:
             unreadable += 1
             continue

@@ -89,6 +89,9 @@ def _watch(
         except BaseException:
             worker.kill()
             raise
+        finally:
+            with contextlib.suppress(BrokenPipeError):  # of what it did not take
+                worker.stdin.close()
 
 
 def _send(task: Task, done: bytearray, worker: IO[bytes]) -> None:

@@ -172,10 +172,7 @@ class OmeZarrWriter:
 
     def sweep(self) -> None:
         """Remove what processes that were killed have left half written; no other process may be writing."""
-        for root, _, files in os.walk(self._path):
-            for name in files:
-                if name.endswith(PARTIAL):
-                    Path(root, name).unlink(missing_ok=True)
+        _sweep(self._path)
 
     def spare(self, cores: int) -> None:
         """Say how many cores nobody else needs; threads that help to encode take no more."""
@@ -210,7 +207,7 @@ class OmeZarrWriter:
 
 
 def mark_complete(path: str | os.PathLike[str], filled: Sequence[str] = ()) -> None:
-    """Note in an output's attributes that it is complete.
+    """Remove what is half written, and note in an output's attributes that it is complete.
 
     Parameters
     ----------
@@ -224,6 +221,7 @@ def mark_complete(path: str | os.PathLike[str], filled: Sequence[str] = ()) -> N
     OSError
         If the file system refuses; then the output is as it was.
     """
+    _sweep(Path(path))
     for root, _, _ in os.walk(path):
         sync_folder(Path(root))  # the shards' bytes are on the disk, now their names are
     file = Path(path) / "zarr.json"
@@ -238,6 +236,13 @@ def missing_shards(path: str | os.PathLike[str]) -> int:
     shards = array.shards or array.chunks
     places = product(*(range(-(-n // s)) for n, s in zip(array.shape, shards, strict=True)))
     return sum(not Path(path).joinpath(LEVEL, "c", *map(str, place)).is_file() for place in places)
+
+
+def _sweep(path: Path) -> None:
+    for root, _, files in os.walk(path):
+        for name in files:
+            if name.endswith(PARTIAL):
+                Path(root, name).unlink(missing_ok=True)
 
 
 def _codec(name: str, dtype: np.dtype[Any]) -> BloscCodec | None:

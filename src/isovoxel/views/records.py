@@ -186,7 +186,7 @@ def _happened(tally: Tally) -> list[Line]:
     if tally.slowed_to:
         said.append(f"{count(tally.slowed_to, 'block')} in flight in the end, for the host's memory")
     if tally.retries:
-        said.append(f"{count(tally.retries, 'read or write', 'reads and writes')} tried again")
+        said.append(f"{count(tally.retries, 'attempt')} that failed, and then did not")
     if tally.restarts:
         said.append(f"{count(tally.restarts, 'fresh process', 'fresh processes')}")
     lines = [("went on", ", ".join(said))] if said else []
