@@ -27,6 +27,9 @@ from isovoxel.run.events import BlockDone, Event, JobStarted
 from isovoxel.run.output import OutputState, output_state
 from isovoxel.store.ledger import Ledger, ledger_of
 
+EARLY = 0.2
+"""How many of the kills come before the first block is begun."""
+
 OPTIONS: dict[str, Any] = {
     "factor": (2.0, 1.3, 1.0),
     "chunk": (8, 8, 8),
@@ -44,7 +47,7 @@ def attempt(source: Path, out: Path, log: Path, options: dict[str, Any]) -> int:
 
     def note(event: Event) -> None:
         if isinstance(event, JobStarted):
-            os.write(descriptor, f"began {event.plan.n_blocks} {event.plan.halo_mode}\n".encode())
+            os.write(descriptor, f"began {event.plan.n_blocks} {event.plan.halo_mode} {time.monotonic()}\n".encode())
         if isinstance(event, BlockDone):
             os.write(descriptor, f"done {event.index}\n".encode())
 
@@ -85,6 +88,8 @@ def main(engine: str, halo: str, folder: Path, kills: int) -> dict[str, Any]:
         _, status = os.waitpid(attempt(source, folder / whole, log, options), 0)
         assert status == 0, log.read_text()
         undisturbed = time.monotonic() - began
+        at_work = time.monotonic() - float(log.read_text().split()[3])
+        log.unlink()
     expected = digest(folder / "whole.zarr")
     said = {"blocks": 0, "killed": 0, "went_on": 0, "complete": 0, "wrong": 0, "redone": 0, "lost": 0}
     modes = set()
@@ -93,13 +98,18 @@ def main(engine: str, halo: str, folder: Path, kills: int) -> dict[str, Any]:
         log.write_text("")
         child = attempt(source, out, log, options)
         if said["killed"] < kills:
-            time.sleep(rng.uniform(0, 0.7 * undisturbed))
+            if rng.random() < EARLY:
+                time.sleep(rng.uniform(0, undisturbed - at_work))
+            else:
+                while not log.read_text() and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                    time.sleep(0.001)
+                time.sleep(rng.uniform(0, at_work))
             os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         lines = [line.split() for line in log.read_text().splitlines()]
         assert not any(line[0] == "failed" for line in lines), lines
         said["redone"] += len(done & {int(line[1]) for line in lines if line[0] == "done"})
-        for _, blocks, mode in (line for line in lines if line[0] == "began"):
+        for _, blocks, mode, _ in (line for line in lines if line[0] == "began"):
             said["blocks"] = int(blocks)
             said["went_on"] += bool(done)
             modes.add(mode)
@@ -110,7 +120,7 @@ def main(engine: str, halo: str, folder: Path, kills: int) -> dict[str, Any]:
         else:
             said["killed"] += 1
             said["lost"] += not (done <= noted(out) or output_state(out) == OutputState(complete=True))
-    return said | {"modes": sorted(modes), "seconds": undisturbed}
+    return said | {"modes": sorted(modes), "seconds": [undisturbed, at_work]}
 
 
 if __name__ == "__main__":

@@ -154,7 +154,7 @@ def test_another_option_is_named_and_refused(
 def test_what_does_not_change_the_result_may_be_another(source: Path, out: Path, options: dict[str, Any]) -> None:
     """Threads, memory and the way to the halo are no part of a result: blocks stay those it was begun with."""
     begin(source, out, options)
-    change = {"threads": 1, "device_memory": "50MB", "memory": "1GiB", "halo": "map_overlap"}
+    change = {"threads": 1, "device_memory": "50MB", "memory": "4GiB", "halo": "map_overlap"}
     result, _ = made(source, out, options | change)
     assert result.plan.halo_mode == "direct"
     assert result.plan.in_flight == 1

@@ -39,6 +39,11 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "out.zarr"
 
 
+def workers(pid: int | None = None) -> list[psutil.Process]:
+    """Return the workers of a process, by default of this one."""
+    return [child for child in psutil.Process(pid).children() if "isovoxel.run.worker" in child.cmdline()]
+
+
 def files(out: Path) -> dict[str, bytes]:
     """Return the shards of an output."""
     return {str(p.relative_to(out)): p.read_bytes() for p in (out / "0" / "c").rglob("*") if p.is_file()}
@@ -55,7 +60,7 @@ def check(events: list[Event], out: Path, restarts: int) -> None:
     assert sum(isinstance(event, Restarted) for event in events) == restarts
     blocks = [event.index for event in events if isinstance(event, BlockDone)]
     assert sorted(blocks) == list(range(events[0].plan.n_blocks))
-    assert not psutil.Process().children()
+    assert not workers()
 
 
 @pytest.mark.parametrize("source", ["array", "file"])
@@ -79,7 +84,7 @@ def test_a_worker_that_dies_is_replaced(out: Path) -> None:
     def kill(event: Event) -> None:
         events.append(event)
         if isinstance(event, BlockDone) and len(killed) < 2:
-            (worker,) = psutil.Process().children()
+            (worker,) = workers()
             if worker.pid not in killed:
                 worker.kill()
             killed.add(worker.pid)
@@ -158,7 +163,7 @@ def test_a_worker_ends_with_the_process_that_watches_it(out: Path) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         assert parent.stdout.readline() == "done\n"
-        (worker,) = psutil.Process(parent.pid).children()
+        (worker,) = workers(parent.pid)
         parent.kill()
     worker.wait(timeout=10)
 
@@ -174,15 +179,15 @@ def test_signals_end_worker_and_job(out: Path, number: signal.Signals, code: int
         while not (state := output_state(out)) or state.done < 1:
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        workers = psutil.Process(job.pid).children()
+        found = workers(job.pid)
         os.killpg(job.pid, number) if number == signal.SIGINT else job.send_signal(number)
         _, said = job.communicate(timeout=60)
     assert job.returncode == code
     assert "Traceback" not in said
     assert "blocks are done and kept" in said
     assert "to go on: isovoxel scale" in said
-    assert len(workers) == 1
-    workers[0].wait(timeout=10)
+    assert len(found) == 1
+    found[0].wait(timeout=10)
     state = output_state(out)
     assert state is not None
     assert 0 < state.done < state.blocks

@@ -115,7 +115,10 @@ def _listen(
         match kind:
             case "done":
                 block, seals = what
-                record(block, seals)
+                try:
+                    record(block, seals)
+                except OSError as error:
+                    raise JobError(f"noting block {block} failed with {clause(error)}; {kept(done)}") from error
                 done[block] = 1
             case "event":
                 if not isinstance(what, JobStarted):  # this process has said so
