@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from isovoxel.geometry.grid import VoxelGrid
 from isovoxel.planning.plan import Plan
-from strategies import places, plans
+from strategies import cut, places, plans
 
 
 @given(plans())
@@ -132,3 +132,11 @@ def test_what_changes_no_result_keeps_the_fingerprint(change: str, plan: Plan) -
     changed = CHANGES_NO_RESULT[change](plan)
     assume(changed != plan)
     assert changed.fingerprint == plan.fingerprint
+
+
+def test_what_an_output_takes_on_the_disk() -> None:
+    """Uncompressed, chunks at the end of the volume are as long as all others."""
+    plan = cut((10, 10, 10), (1.0, 1.0, 1.0), (8, 8, 8))
+    assert plan.disk_bytes == plan.output_bytes == 2 * 10**3
+    storage = replace(plan.storage, codec="none")
+    assert replace(plan, storage=storage).disk_bytes == 2 * 16**3

@@ -163,7 +163,7 @@ def test_an_output_beyond_the_disk_is_refused_with_both_numbers(old: Path, monke
     """The message has what is needed and what is free; what overwriting gives back is free."""
     usage = shutil.disk_usage(old)._replace(free=3 * 2**30)
     monkeypatch.setattr(shutil, "disk_usage", lambda *_: usage)
-    with pytest.raises(OutputError, match=r"has 12.0 GiB before compression, but .* 3.0 GiB free"):
+    with pytest.raises(OutputError, match=r"takes up to 12.0 GiB, before compression, but .* 3.0 GiB free"):
         check(old.parent / "new", nbytes=12 * 2**30)
     check(old.parent / "new", nbytes=3 * 2**30)
     (old / "large").write_bytes(b"x" * 2**20)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from isovoxel.errors import OptionError
-from isovoxel.geometry.axis import Axis, Sampler, ceil_div, halo, longest
+from isovoxel.geometry.axis import Axis, Sampler, ceil_div, halo, longest, round_up
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.geometry.grid import AXES, Float3, VoxelGrid
 from isovoxel.geometry.tables import Table, accumulator, passes_at_once
@@ -326,6 +326,17 @@ class Plan:
     def output_bytes(self) -> int:
         """Bytes of all output voxels, uncompressed."""
         return math.prod(self.output.shape) * self.source.itemsize
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes that the output's chunks take on the disk at most.
+
+        Where the volume ends, chunks are filled up with zeros, of which a codec makes next to nothing.
+        """
+        if self.storage.codec != "none":
+            return self.output_bytes
+        shape = (round_up(m, c) for m, c in zip(self.output.shape, self.storage.chunk, strict=True))
+        return math.prod(shape) * self.source.itemsize
 
     # ---- what it is ------------------------------------------------------------------------------------------
 

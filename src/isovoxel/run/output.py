@@ -134,7 +134,7 @@ def _find(wanted: Wanted) -> Begun:
     made = None if wanted.overwrite else _made(path)
     if made is None or made.get("complete"):
         check_destination(
-            path, overwrite=wanted.overwrite, source_identity_path=wanted.source_path, nbytes=plan.output_bytes
+            path, overwrite=wanted.overwrite, source_identity_path=wanted.source_path, nbytes=plan.disk_bytes
         )
         return Begun(folder, plan, None)
     if changed := differences(made, wanted.made, shard=wanted.shard):
@@ -152,7 +152,7 @@ def _find(wanted: Wanted) -> Begun:
         path,
         overwrite=False,
         source_identity_path=wanted.source_path,
-        nbytes=int(left * plan.output_bytes),
+        nbytes=int(left * plan.disk_bytes),
         goes_on=True,
     )
     return Begun(folder, continued(ledger.plan, plan), ledger)

@@ -63,8 +63,8 @@ def check_destination(
         raise OutputError(f"{target} cannot be written: {error.strerror}") from error
     if nbytes > free:
         raise OutputError(
-            f"the output has {human_bytes(nbytes)} before compression, but the disk of {target} has "
-            f"{human_bytes(free)} free; choose another disk or a smaller factor"
+            f"the output takes up to {human_bytes(nbytes)}, before compression, but the disk of {target} has "
+            f"{human_bytes(free)} free; make room, or choose another disk or a smaller factor"
         )
 
 
