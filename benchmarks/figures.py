@@ -42,7 +42,9 @@ def draw_time(record: dict[str, Any], path: Path) -> None:
     """Draw where the threads of each job spend its time, and the limit: what ``job --json`` has, as a PNG."""
     cases = record["cases"]
     rows = [len(case["jobs"]) for case in cases]
-    stages = list(dict.fromkeys(stage for case in cases for job in case["jobs"] for stage in job["stages"]))
+    jobs = [job for case in cases for job in case["jobs"]]
+    # Who waits for the disk is in flight no more.
+    stages = list(dict.fromkeys(stage for job in jobs for stage in job["stages"] if stage != "flush"))
     spare = iter(OTHERS * len(stages))
     colours = {stage: COLOURS.get(stage) or next(spare) for stage in stages}
     with plt.rc_context(STYLE):
@@ -75,9 +77,9 @@ def _draw_case(axes: Axes, case: dict[str, Any], colours: dict[str, str]) -> Non
     longest = max([limit, *(job["seconds"] for job in jobs)])
     for i, job in enumerate(jobs):
         left = 0.0
-        for stage, seconds in job["stages"].items():
-            share = seconds / job["threads"]
-            axes.barh(i, share, left=left, color=colours[stage], height=0.66)
+        for stage, colour in colours.items():
+            share = job["stages"].get(stage, 0.0) / job["threads"]
+            axes.barh(i, share, left=left, color=colour, height=0.66)
             left += share
         axes.barh(i, max(0.0, job["seconds"] - left), left=left, color=REST, height=0.66)
         speed = f"{job['voxels_per_second'] / 1e6:.3g} Mvoxel/s"

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -160,6 +160,20 @@ def read_from(array: np.ndarray) -> Callable[..., np.ndarray]:
     return read
 
 
+@dataclass
+class Sealed:
+    """A shard that is on the disk already."""
+
+    found: Seal
+
+    def seal(self) -> Seal:
+        """Return its seal."""
+        return self.found
+
+    def drop(self) -> None:
+        """Give it up."""
+
+
 class MemoryWriter:
     """Takes blocks into an array, and counts how often each voxel was written."""
 
@@ -173,6 +187,10 @@ class MemoryWriter:
         self.data[box.slices] = data
         self.times[box.slices] += 1
         return [Seal(data.nbytes, 0, 0)]
+
+    def encode(self, box: Box, data: np.ndarray) -> list[Sealed]:
+        """Take them at once."""
+        return [Sealed(seal) for seal in self.write(box, data)]
 
     def spare(self, cores: int) -> None:
         """Do without: nobody helps."""

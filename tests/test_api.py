@@ -155,7 +155,7 @@ def test_result_tells_what_was_done(voxels: NDArray[np.uint16], tmp_path: Path) 
     assert result.plan.output.shape == (40, 30, 20)
     assert result.seconds > 0
     assert result.voxels_per_second == pytest.approx(40 * 30 * 20 / result.seconds)
-    assert set(result.stages) == {"read", "wait", "scale", "write", "idle"}
+    assert set(result.stages) == {"read", "wait", "scale", "write", "flush", "idle"}
     assert all(seconds >= 0 for seconds in result.stages.values())
     assert result.peak_host_bytes > voxels.nbytes
     assert heard[0] == JobStarted(result.plan)

@@ -539,7 +539,7 @@ def test_more_bytes_than_the_disk_has_are_refused(isovoxel: Isovoxel, bad: Path,
     """The message has both numbers: what the output takes, and what is free."""
     said = isovoxel("scale", bad / "good.tif", tmp_path / "out.zarr", "--zoom", 20_000)
     check_refused(said, "the output takes up to 10.2 PiB, before compression, but the disk of ")
-    assert "B free; choose another disk or a smaller factor" in said.err
+    assert "B free; make room, or choose another disk or a smaller factor" in said.err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -53,7 +53,8 @@ class ScaleResult:
     seconds: float
     """Wall time of the job: reading, scaling and writing."""
     stages: dict[str, float]
-    """Seconds spent reading, waiting for the device, scaling, writing and idle, summed over all threads."""
+    """Seconds spent reading, waiting for the device, scaling, encoding, waiting for the disk, and idle, summed over all
+    blocks in flight; those that wait for the disk are in flight no more."""
     peak_host_bytes: int
     """Most memory that this process has held since it began."""
     tally: Tally

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import dask.array as da
@@ -20,11 +21,13 @@ import pytest
 from isovoxel.errors import InterruptedJobError, JobError
 from isovoxel.geometry.box import Box
 from isovoxel.planning.plan import Block, Plan
-from isovoxel.run.events import BlockDone, Event, JobStarted
+from isovoxel.run import recovery
+from isovoxel.run.blocks import FLUSHING
+from isovoxel.run.events import BlockDone, Event, JobStarted, Retried
 from isovoxel.run.job import Job
 from isovoxel.store.shard import Seal
 from repeat import EXPECTED, MODES, VOLUME, Repeat, planned
-from strategies import MemoryWriter, read_from
+from strategies import MemoryWriter, Sealed, read_from
 
 
 class Counter:
@@ -115,7 +118,7 @@ def test_no_more_blocks_are_in_flight_than_planned(mode: str, in_flight: int) ->
 
 
 def test_submission_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many blocks there are, at most twice as many as fly have been taken from the plan and not written."""
+    """However many blocks there are, a bounded number have been taken from the plan and are not on the disk."""
     plan, taken, ahead = planned("direct", in_flight=3), [], []
     writer = MemoryWriter(plan)
     block = Plan.block
@@ -129,7 +132,7 @@ def test_submission_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     job = Job(plan, read_from(VOLUME), Repeat(lambda _: time.sleep(0.001)), writer)
     job.run()
     assert len(taken) == plan.n_blocks
-    assert 1 < max(ahead) <= 2 * plan.in_flight
+    assert 1 < max(ahead) <= (1 + FLUSHING) * plan.in_flight
 
 
 class Broken:
@@ -165,6 +168,10 @@ class Broken:
         if self.stage == "writing" and box == self.victim.write_box:
             raise self.error
         return self.writer.write(box, data)
+
+    def encode(self, box: Box, data: np.ndarray) -> list[Sealed]:
+        """Write at once, or fail."""
+        return [Sealed(seal) for seal in self.write(box, data)]
 
     def spare(self, cores: int) -> None:
         """Do without: nobody helps."""
@@ -280,3 +287,60 @@ def test_ctrl_c_ends_the_command_within_seconds(mode: str, tmp_path: Path) -> No
     assert f"to go on: isovoxel scale {tmp_path / 'stack.npy'} {out} --factor 6,4,4" in said
     attributes = json.loads((out / "zarr.json").read_text())["attributes"]
     assert attributes["isovoxel"]["complete"] is False
+
+
+class Slow(Sealed):
+    """A shard that takes long to reach the disk, or does not for a while."""
+
+    def __init__(self, found: Seal, counter: Counter, fail: Callable[[], None] = lambda: None) -> None:
+        super().__init__(found)
+        self.counter, self.fail = counter, fail
+
+    def seal(self) -> Seal:
+        """Wait, and count who waits."""
+        self.counter.enter()
+        time.sleep(0.01)
+        self.counter.leave()
+        self.fail()
+        return self.found
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_blocks_that_wait_for_the_disk_leave_their_seat(mode: str) -> None:
+    """More of them wait than are in flight, a bounded number, and each is told of when it is on the disk."""
+    plan, scaling, flushing, told = planned(mode), Counter(), Counter(), []
+    writer = MemoryWriter(plan)
+
+    def encode(box: Box, data: np.ndarray) -> list[Sealed]:
+        scaling.leave()
+        return [Slow(seal, flushing) for seal in writer.write(box, data)]
+
+    writer.encode = encode  # type: ignore[method-assign]
+    Job(plan, read_from(VOLUME), Repeat(lambda _: scaling.enter()), writer, [told.append]).run()
+    assert scaling.most <= plan.in_flight
+    assert flushing.begun == plan.n_blocks
+    if mode == "direct":  # dask has as many tasks at a time as blocks are in flight
+        assert plan.in_flight < flushing.most <= (1 + FLUSHING) * plan.in_flight
+    assert all(event.flush_seconds >= 0.01 for event in told if isinstance(event, BlockDone))
+    np.testing.assert_array_equal(writer.data, EXPECTED)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_block_that_does_not_reach_the_disk_is_made_again(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flushing once more would say that all is well, so it is read, scaled and encoded anew."""
+    monkeypatch.setattr(recovery, "PAUSES", (0.001, 0.002, 0.004))
+    plan, events, left = planned(mode), [], [2]
+    writer = MemoryWriter(plan)
+
+    def fail() -> None:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    writer.encode = lambda box, data: [Slow(seal, Counter(), fail) for seal in writer.write(box, data)]  # type: ignore[method-assign]
+    job = Job(plan, read_from(VOLUME), Repeat(), writer, [events.append])
+    job.run()
+    assert writer.times.sum() == EXPECTED.size + 2 * 4 * 12 * 16
+    assert [event.doing for event in events if isinstance(event, Retried)] == ["writing"] * 2
+    assert sum(isinstance(event, BlockDone) for event in events) == plan.n_blocks
+    np.testing.assert_array_equal(writer.data, EXPECTED)

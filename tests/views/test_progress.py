@@ -34,7 +34,7 @@ def started(blocks: int = 4, shape: tuple[int, int, int] = (40, 100, 1000)) -> J
 
 def done(index: int, voxels: int = 1_000_000) -> BlockDone:
     """Return the end of a block."""
-    return BlockDone(index, voxels, 0.0, 0.0, 0.0, 0.0)
+    return BlockDone(index, voxels, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 def terminal(width: int = 100) -> tuple[Console, io.StringIO]:

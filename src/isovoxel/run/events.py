@@ -38,7 +38,9 @@ class BlockDone:
     scale_seconds: float
     """Time spent on the device, transfers included, and on converting to the output's dtype."""
     write_seconds: float
-    """Time spent encoding and writing its shards."""
+    """Time spent encoding its shards and giving them to the system."""
+    flush_seconds: float
+    """Time spent waiting until they were on the disk; another block was in flight meanwhile."""
     pieces: int = 1
     """In how many pieces it was scaled; more than 1 where the device had too little memory for it."""
 

@@ -1,7 +1,8 @@
 """How is a plan carried out and written? Block by block, on threads of this process.
 
-Each block is read, scaled and written by one thread; as many blocks are in flight as the plan allows, so that while
-the device scales one, others are read and written. Two ways lead to a block's input, and to the same bits:
+Each block is read, scaled and encoded by one thread; as many blocks are in flight as the plan allows, so that while
+the device scales one, others are read and encoded. Then its shards are on their way to the disk, for which the thread
+waits while another has its seat. Two ways lead to a block's input, and to the same bits:
 
 - direct: the thread reads the block's read box, halo included, from the source itself;
 - map_overlap: dask reads each input block once and hands its neighbours their halo, window by window.
@@ -19,6 +20,7 @@ a device that is lost       passed on as `DeviceLostError`: only a fresh process
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
@@ -27,46 +29,25 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isovoxel.engines.base import Cancelled, Engine, Stage
+from isovoxel.engines.base import Cancelled, Engine
 from isovoxel.errors import CorruptInputError, DeviceLostError, InterruptedJobError, JobError
-from isovoxel.geometry.box import Box, Index3
+from isovoxel.geometry.box import Box
 from isovoxel.planning.cost import human_bytes
 from isovoxel.planning.plan import Block, Plan
-from isovoxel.run.events import BlockDone, Event, Filled, Listener, Retried, Slowed, started
-from isovoxel.run.recovery import BlockFailed, clause, kept, patiently
+from isovoxel.run.blocks import FLUSHING, BlockMaker, Writer
+from isovoxel.run.events import BlockDone, Event, Filled, Listener, Slowed, started
+from isovoxel.run.recovery import BlockFailed, clause, kept
 from isovoxel.store.shard import Seal
 from isovoxel.volumes.base import ReadBox
 from isovoxel.volumes.filled import FilledReader
 
 if TYPE_CHECKING:
     from isovoxel.run.overlap import Window
-
-T = TypeVar("T")
-
-
-class Writer(Protocol):
-    """Where blocks go."""
-
-    def write(self, box: Box, data: NDArray[Any]) -> Sequence[Seal]:
-        """Write the voxels of a box of whole shards; several threads write disjoint boxes at the same time."""
-        ...
-
-    def spare(self, cores: int) -> None:
-        """Learn how many cores no block uses."""
-        ...
-
-    def free_bytes(self) -> int:
-        """Return how much room the disk has."""
-        ...
-
-    def close(self) -> None:
-        """Let go of what writing holds."""
-        ...
 
 
 @dataclass
@@ -94,18 +75,16 @@ class Job:
     fill: float | None = None
     """What damaged parts of the input are filled with; None if they end the job."""
     idle: float = field(default=0.0, init=False)
-    """Seconds in which the job's threads had no block yet or none any more, all together."""
+    """Seconds in which a block could have been in flight and was none, yet or any more, all together."""
 
     def __post_init__(self) -> None:
         self.done = self.done or bytearray(self.plan.n_blocks)
         self.in_flight = self.in_flight or self.plan.in_flight
         if self.fill is not None:
             self.read = FilledReader(self.read, np.dtype(self.plan.source.dtype), self.fill, self._tell_filled)
-        self._cancelled = threading.Event()
         self._telling = threading.Lock()
-        self._first: dict[int, float] = {}
-        self._last: dict[int, float] = {}
-        self._read_seconds: dict[int, float] = {}
+        self._blocks = BlockMaker(self.plan, self.read, self.engine, self.writer, self._tell, self._spare_cores)
+        self._begun = 0
         self._written = self._stored = 0
         self._short = False
 
@@ -122,7 +101,7 @@ class Job:
             If the device does not serve this process any more.
         """
         began = time.perf_counter()
-        threads = self.in_flight
+        seats = self.in_flight
         try:
             self._tell(started(self.plan, self.done))
             if self.plan.halo_mode == "map_overlap":
@@ -140,11 +119,8 @@ class Job:
             self.writer.close()
             self.engine.release()
         ended = time.perf_counter()
-        seconds = ended - began
-        self.idle = max(0, threads - len(self._first)) * seconds
-        self.idle += sum(first - began for first in self._first.values())
-        self.idle += sum(ended - last for last in self._last.values())
-        return seconds
+        self.idle = self._blocks.idle(seats, began, ended)
+        return ended - began
 
     # ---- direct reads ----------------------------------------------------------------------------------------
 
@@ -175,14 +151,15 @@ class Job:
         waiting: dict[Future[None], Block] = {}
         short: list[Block] = []
         while True:
-            while not short and len(waiting) < 2 * self.in_flight:
+            while not short and len(waiting) < (1 + FLUSHING) * self.in_flight:
                 block = again.popleft() if again else next(left, None)
                 if block is None:
                     break
                 waiting[pool.submit(self._do_block, block)] = block
             if not waiting:
                 return short
-            self._spare_cores(len(waiting))
+            self._begun = len(waiting)
+            self._spare_cores()
             for future in wait(waiting, return_when=FIRST_COMPLETED).done:
                 block = waiting.pop(future)
                 try:
@@ -202,30 +179,27 @@ class Job:
         """Do a block that is too large for the host's memory, one shard after the other."""
         seals: list[Seal] = []
         for box in block.write_box.tiles(self.plan.storage.shard):
-            seals += self._do_part(self.plan.block_of(block.index, box))
-        self._finish_block(block, seals, BlockDone(block.index, block.write_box.size, 0, 0, 0, 0))
-
-    def _do_part(self, part: Block) -> Sequence[Seal]:
-        with self._at_work(), self.engine.staged(part, self.plan) as stage:
-            self._attempt("reading", part, lambda: self.read(part.read_box, stage.input))
-            scaled = self._attempt("scaling", part, lambda: stage.scale(self._cancelled))
-            return self._attempt("writing", part, lambda: self.writer.write(part.write_box, scaled.data))
+            part = self.plan.block_of(block.index, box)
+            seals += self._blocks.make(part)[0]
+        self._finish(block, seals, BlockDone(block.index, block.write_box.size, 0, 0, 0, 0, 0))
 
     @contextmanager
     def _pool(self) -> Iterator[ThreadPoolExecutor]:
         """Threads for the blocks in flight; whatever ends it, those come to their end or give up, and count."""
-        pool = ThreadPoolExecutor(self.in_flight, thread_name_prefix="isovoxel")
+        pool = ThreadPoolExecutor((1 + FLUSHING) * self.in_flight, thread_name_prefix="isovoxel")
+        self._blocks.set_seats(self.in_flight)
         try:
             yield pool
         except BaseException:
-            self._cancelled.set()
+            self._blocks.cancel()
             raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _spare_cores(self, blocks: int) -> None:
-        """Tell the writer how many cores are left while so many blocks are to be done."""
-        self.writer.spare(max(0, self.plan.helpers + 1 - min(blocks, self.in_flight)))
+    def _spare_cores(self) -> None:
+        """Tell the writer how many cores are left by the blocks that are begun and not yet on their way to the disk."""
+        at_work = min(self._begun - self._blocks.flushing, self.in_flight)
+        self.writer.spare(max(0, self.plan.helpers + 1 - at_work))
 
     # ---- map_overlap -----------------------------------------------------------------------------------------
 
@@ -236,7 +210,8 @@ class Job:
 
         from isovoxel.run.overlap import Window
 
-        self._spare_cores(self.plan.n_blocks)
+        self._begun = self.plan.n_blocks
+        self._spare_cores()
         with self._pool() as pool, dask.config.set(scheduler="threads", pool=pool, num_workers=self.in_flight):
             for places in Box.whole(self.plan.block_grid).tiles(self.plan.window):
                 window = Window(self.plan, places)
@@ -255,95 +230,29 @@ class Job:
         if self.array is not None:
             return self.array[window.read_box.slices].rechunk(window.input_chunks)
 
-        def read(place: Index3, box: Box) -> NDArray[Any]:
-            if self._cancelled.is_set():
-                raise Cancelled
-            block = self.plan.block_at(place)
-            began = time.perf_counter()
-            with self._at_work():
-                voxels = self._attempt("reading", block, lambda: self.read(box))
-            self._read_seconds[block.index] = time.perf_counter() - began
-            return voxels
-
-        return window.source(read)
+        return window.source(lambda place, box: self._blocks.read(self.plan.block_at(place), box))
 
     def _do_overlapped(self, voxels: NDArray[Any], block: Block) -> NDArray[Any]:
-        if self._cancelled.is_set():
-            raise Cancelled
-        with self._at_work(), self.engine.staged(block, self.plan) as stage:
-            began = time.perf_counter()
-            stage.input[...] = voxels
-            copied = time.perf_counter() - began
-            self._scale_and_write(stage, block, self._read_seconds.pop(block.index, 0.0) + copied)
+        self._finish(block, *self._blocks.make(block, voxels))
         return np.ones((1, 1, 1), np.bool_)
 
-    # ---- one block -------------------------------------------------------------------------------------------
+    # ---- what is told ----------------------------------------------------------------------------------------
 
     def _do_block(self, block: Block) -> None:
-        if self._cancelled.is_set():
-            return
-        with self._at_work(), self.engine.staged(block, self.plan) as stage:
-            began = time.perf_counter()
-            self._attempt("reading", block, lambda: self.read(block.read_box, stage.input))
-            self._scale_and_write(stage, block, time.perf_counter() - began)
+        with contextlib.suppress(Cancelled):
+            self._finish(block, *self._blocks.make(block))
 
-    def _scale_and_write(self, stage: Stage, block: Block, read_seconds: float) -> None:
-        began = time.perf_counter()
-        scaled = self._attempt("scaling", block, lambda: stage.scale(self._cancelled))
-        between = time.perf_counter()
-        seals = self._attempt("writing", block, lambda: self.writer.write(block.write_box, scaled.data))
-        done = BlockDone(
-            index=block.index,
-            voxels=block.write_box.size,
-            read_seconds=read_seconds,
-            wait_seconds=scaled.waited,
-            scale_seconds=between - began - scaled.waited,
-            write_seconds=time.perf_counter() - between,
-            pieces=scaled.pieces,
-        )
-        self._finish_block(block, seals, done)
-
-    def _finish_block(self, block: Block, seals: Sequence[Seal], event: BlockDone) -> None:
+    def _finish(self, block: Block, seals: Sequence[Seal], event: BlockDone) -> None:
         """Note that a block is done, and only then say so."""
-
-        def note() -> None:
+        try:
             with self._telling:
                 self.record(block.index, seals)
                 self.done[block.index] = 1
                 self._written += block.write_box.size
                 self._stored += sum(seal.size for seal in seals)
-
-        self._guard("writing", block, note)
+        except OSError as error:
+            raise BlockFailed("writing", block, error) from error
         self._tell(event)
-
-    def _attempt(self, doing: str, block: Block, do: Callable[[], T]) -> T:
-        """Read, scale or write, and try again where that may help."""
-
-        def told(error: Exception, pause: float) -> None:
-            self._tell(Retried(block.index, doing, clause(error), pause))
-
-        return self._guard(doing, block, lambda: patiently(do, told, self._cancelled))
-
-    @staticmethod
-    def _guard(doing: str, block: Block, do: Callable[[], T]) -> T:
-        try:
-            return do()
-        except Cancelled:
-            raise
-        except Exception as error:
-            raise BlockFailed(doing, block, error) from error
-
-    @contextmanager
-    def _at_work(self) -> Iterator[None]:
-        """Keep when a thread began with its first block, and when it was done with its last."""
-        thread, began = threading.get_ident(), time.perf_counter()
-        with self._telling:
-            self._first.setdefault(thread, began)
-        try:
-            yield
-        finally:
-            with self._telling:
-                self._last[thread] = time.perf_counter()
 
     def _tell_filled(self, error: CorruptInputError) -> None:
         self._tell(Filled(f"{error.chunk}: {error.reason}"))

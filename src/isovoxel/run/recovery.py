@@ -48,7 +48,7 @@ def patiently(do: Callable[[], T], told: Callable[[Exception, float], None], can
         try:
             return do()
         except Exception as error:
-            if not (is_transient(error) or isinstance(error, DeviceFullError)):
+            if isinstance(error, BlockFailed) or not (is_transient(error) or isinstance(error, DeviceFullError)):
                 raise
             told(error, pause)
         if cancelled.wait(pause):

@@ -6,12 +6,15 @@ from dataclasses import dataclass, field
 
 from isovoxel.run.events import BlockDone, Event, Filled, JobStarted, Restarted, Retried, Slowed
 
+STAGES = ("read", "wait", "scale", "write", "flush")
+"""Stages of a block, in their order."""
+
 
 @dataclass
 class Tally:
     """What happened; a listener."""
 
-    stages: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("read", "wait", "scale", "write"), 0.0))
+    stages: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     """Seconds of each stage, summed over all threads."""
     voxels: int = 0
     """Output voxels written."""

@@ -11,8 +11,8 @@ is.
 2. A thread leaves what it has encoded with the shard. If the chunk whose turn it is is there and nobody else
    appends, the thread appends all that are in turn; otherwise it goes on with another buffer. Buffers are
    counted: who finds none waits until one has been appended. Same voxels, same file, whoever was faster.
-3. When all threads have left it, the index is appended, the file is flushed to the disk and renamed: it is there
-   completely or not at all.
+3. When all threads have left it, the index is appended. `Unsealed.seal` flushes the file to the disk and renames it: it
+   is there completely or not at all. That takes time and no processor, so whoever writes many seals them elsewhere.
 
 The chunk whose turn it is always has a thread that holds a buffer, or nobody has taken it and no buffer is left
 with its shard: so whoever waits for a buffer gets one.
@@ -61,6 +61,46 @@ class Seal(NamedTuple):
     """When it was written: while that stands, nobody has changed it."""
 
 
+class Unsealed(NamedTuple):
+    """A shard that is encoded, in a file that has another name until it is on the disk."""
+
+    path: Path
+    """Where it shall be."""
+    partial: Path
+    """Where it is."""
+    size: int
+    """Its bytes."""
+    crc: int
+    """CRC-32C of them."""
+
+    def seal(self) -> Seal:
+        """Flush the file to the disk, give it its name, and return its seal.
+
+        Raises
+        ------
+        OSError
+            If the file system refuses: then the file is gone, and what was there before is still there. Flushing again
+            would not help, for what could not be written is forgotten by the system.
+        """
+        try:
+            descriptor = os.open(self.partial, os.O_RDWR)
+            try:
+                os.fsync(descriptor)
+                written = os.fstat(descriptor).st_mtime_ns
+            finally:
+                os.close(descriptor)
+            self.partial.replace(self.path)
+        except BaseException:
+            self.drop()
+            raise
+        return Seal(self.size, self.crc, written)
+
+    def drop(self) -> None:
+        """Remove the file."""
+        with contextlib.suppress(OSError):
+            self.partial.unlink()
+
+
 class ShardEncoder:
     """Encodes shards of one array into files; `write` may be called from several threads at once.
 
@@ -90,8 +130,8 @@ class ShardEncoder:
         self._buffers: list[Bytes] = []
         self._buffers_made = 0
 
-    def write(self, path: Path, data: NDArray[Any]) -> Seal:
-        """Write one shard, flush it to the disk, and return its seal; what was there is replaced.
+    def write(self, path: Path, data: NDArray[Any]) -> Unsealed:
+        """Write one shard beside its place, where it will be when it is sealed.
 
         Parameters
         ----------
@@ -112,14 +152,11 @@ class ShardEncoder:
                 shard = _Shard(self.storage, file.fileno(), data, self._lock)
                 self._encode(shard)
                 shard.append_index()
-                os.fsync(file.fileno())
-                seal = shard.seal()
-            partial.replace(path)
         except BaseException:
             with contextlib.suppress(OSError):
                 partial.unlink()
             raise
-        return seal
+        return Unsealed(path, partial, shard.size, shard.crc)
 
     def spare(self, cores: int) -> None:
         """Say how many cores nobody else needs; helpers take no more."""
@@ -258,7 +295,8 @@ class _Shard:
         self._boxes = list(Box.whole((z, y, x)).tiles(storage.chunk))
         places = (s // c for s, c in zip(storage.shard, storage.chunk, strict=True))
         self._index = np.full((*places, 2), _NO_CHUNK, "<u8")
-        self._end = self._crc = 0
+        self.size = self.crc = 0
+        """Bytes that are in the file, and CRC-32C of them."""
         self.taken = 0
         """Chunks that a thread has begun with."""
         self.turn = 0
@@ -285,22 +323,18 @@ class _Shard:
     def append(self, encoded: Bytes) -> None:
         """Append the chunk whose turn it is."""
         place = tuple(a // c for a, c in zip(self._boxes[self.turn].start, self._chunk, strict=True))
-        self._index[place] = self._end, len(encoded)
-        self._end += len(encoded)
-        self._crc = google_crc32c.extend(self._crc, encoded)
+        self._index[place] = self.size, len(encoded)
+        self.size += len(encoded)
+        self.crc = google_crc32c.extend(self.crc, encoded)
         _write_all(self._descriptor, encoded.data)
 
     def append_index(self) -> None:
         """Append where the chunks are, and the checksum of that."""
         entries = self._index.tobytes()
         index = entries + google_crc32c.value(entries).to_bytes(4, "little")
-        self._end += len(index)
-        self._crc = google_crc32c.extend(self._crc, index)
+        self.size += len(index)
+        self.crc = google_crc32c.extend(self.crc, index)
         _write_all(self._descriptor, memoryview(index))
-
-    def seal(self) -> Seal:
-        """Return the seal of the file, all of which is written."""
-        return Seal(self._end, self._crc, os.fstat(self._descriptor).st_mtime_ns)
 
 
 def holds(path: Path, seal: Seal) -> bool:

@@ -30,7 +30,7 @@ from isovoxel.planning.storage import Storage
 from isovoxel.store.chunk import BLOSC_LEVELS
 from isovoxel.store.files import sync_folder, write_whole
 from isovoxel.store.provenance import PROVENANCE
-from isovoxel.store.shard import PARTIAL, Seal, ShardEncoder, default_helpers, holds
+from isovoxel.store.shard import PARTIAL, Seal, ShardEncoder, Unsealed, default_helpers, holds
 
 LEVEL = "0"
 """Path of the array inside the group."""
@@ -136,7 +136,11 @@ class OmeZarrWriter:
         return cls(Path(path), encoder, grid)
 
     def write(self, box: Box, data: NDArray[Any]) -> list[Seal]:
-        """Write one block, a shard at a time.
+        """Write one block, and return the seals of its shards: `encode`, and then seal them."""
+        return [shard.seal() for shard in self.encode(box, data)]
+
+    def encode(self, box: Box, data: NDArray[Any]) -> list[Unsealed]:
+        """Encode one block, a shard at a time.
 
         Parameters
         ----------
@@ -154,14 +158,20 @@ class OmeZarrWriter:
 
         Returns
         -------
-        list of Seal
-            Those of the box' shards, in the order of `Box.tiles`.
+        list of Unsealed
+            The box' shards, in the order of `Box.tiles`; each is at its place when it is sealed.
         """
         self._check(box, data)
-        return [
-            self._encoder.write(self._file(shard), data[shard.relative_to(box.start).slices])
-            for shard in box.tiles(self._encoder.storage.shard)
-        ]
+        shards: list[Unsealed] = []
+        try:
+            for shard in box.tiles(self._encoder.storage.shard):
+                part = data[shard.relative_to(box.start).slices]
+                shards.append(self._encoder.write(self._file(shard), part))
+        except BaseException:
+            for done in shards:
+                done.drop()
+            raise
+        return shards
 
     def holds(self, box: Box, seals: Sequence[Seal]) -> bool:
         """Tell whether all shards of a box are files with these seals."""

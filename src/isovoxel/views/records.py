@@ -202,7 +202,8 @@ _STAGES = {
     "read": "reading",
     "wait": "waiting for the device",
     "scale": "scaling",
-    "write": "writing",
+    "write": "encoding",
+    "flush": "waiting for the disk",
     "idle": "without a block",
 }
 
