@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -41,7 +42,11 @@ def out(tmp_path: Path) -> Path:
 
 def workers(pid: int | None = None) -> list[psutil.Process]:
     """Return the workers of a process, by default of this one."""
-    return [child for child in psutil.Process(pid).children() if "isovoxel.run.worker" in child.cmdline()]
+    found = []
+    for child in psutil.Process(pid).children():
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            found += [child] if "isovoxel.run.worker" in child.cmdline() else []
+    return found
 
 
 def files(out: Path) -> dict[str, bytes]:
@@ -84,10 +89,10 @@ def test_a_worker_that_dies_is_replaced(out: Path) -> None:
     def kill(event: Event) -> None:
         events.append(event)
         if isinstance(event, BlockDone) and len(killed) < 2:
-            (worker,) = workers()
-            if worker.pid not in killed:
-                worker.kill()
-            killed.add(worker.pid)
+            for worker in workers():
+                if worker.pid not in killed:
+                    worker.kill()
+                    killed.add(worker.pid)
 
     result = isovoxel.scale(VOXELS, out, isolate=True, listeners=[kill], **OPTIONS)
     assert result.tally.restarts == 2

@@ -1,10 +1,7 @@
-"""How is one block made? It takes a seat, is read, scaled and encoded, leaves it, and waits for the disk.
-
-There are as many seats as blocks may be in flight: each has memory on the host. A block that waits until its shards are
-on the disk needs neither memory nor a processor, so another has its seat meanwhile.
+"""How is one block made? It is read, scaled and encoded, and then waits for the disk.
 
 What fails is tried again where that may help, at the place where it failed. Only what could not be flushed to the disk
-is made anew, for its memory has been given to another block, and flushing once more would say that all is well.
+must be made anew, for its memory has been given to another block, and flushing once more would say that all is well.
 """
 
 from __future__ import annotations
@@ -14,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from queue import SimpleQueue
 from typing import Any, Protocol, TypeVar
 
 from numpy.typing import NDArray
@@ -28,9 +24,6 @@ from isovoxel.store.shard import Seal
 from isovoxel.volumes.base import ReadBox
 
 T = TypeVar("T")
-
-FLUSHING = 2
-"""How many blocks may be on their way to the disk for each that is in flight: a disk has most to do for many."""
 
 
 class OnItsWay(Protocol):
@@ -76,8 +69,6 @@ class BlockMaker:
         What reads, scales and encodes them.
     tell
         Called with what happens.
-    flushes
-        Called when a block begins to wait for the disk.
     """
 
     def __init__(
@@ -87,45 +78,32 @@ class BlockMaker:
         engine: Engine,
         writer: Writer,
         tell: Callable[[Event], None],
-        flushes: Callable[[], None],
     ) -> None:
         self._plan, self._read, self._engine, self._writer = plan, read, engine, writer
-        self._tell, self._flushes = tell, flushes
-        self._cancelled = threading.Event()
+        self._tell = tell
+        self.cancelled = threading.Event()
+        """Set, it lets blocks that wait for the device or for another attempt raise `Cancelled`."""
         self._lock = threading.Lock()
-        self._seats: SimpleQueue[int] = SimpleQueue()
         self._first: dict[int, float] = {}
         self._last: dict[int, float] = {}
         self._read_seconds: dict[int, float] = {}
-        self.flushing = 0
-        """Blocks that wait for the disk."""
 
-    def set_seats(self, seats: int) -> None:
-        """Say how many blocks may be in flight, while none is."""
-        self._seats = SimpleQueue()
-        for seat in range(seats):
-            self._seats.put(seat)
-
-    def cancel(self) -> None:
-        """Let blocks that wait for a seat, for the device or for another attempt raise `Cancelled`."""
-        self._cancelled.set()
-
-    def idle(self, seats: int, began: float, ended: float) -> float:
-        """Return the seconds in which so many seats had no block yet, or none any more, all together."""
-        never = (seats - len(self._first)) * (ended - began)
+    def idle(self, threads: int, began: float, ended: float) -> float:
+        """Return the seconds in which so many threads had no block yet, or none any more, all together."""
+        never = max(0, threads - len(self._first)) * (ended - began)
         yet = sum(first - began for first in self._first.values())
         return never + yet + sum(ended - last for last in self._last.values())
 
     def read(self, block: Block, box: Box) -> NDArray[Any]:
         """Return a box that is read for a block before that is made (map_overlap)."""
-        with self._seat():
+        with self._at_work():
             began = time.perf_counter()
             voxels = self._attempt("reading", block, lambda: self._read(box))
             self._read_seconds[block.index] = time.perf_counter() - began
         return voxels
 
-    def make(self, block: Block, voxels: NDArray[Any] | None = None) -> tuple[list[Seal], BlockDone]:
-        """Make a block; its shards are on the disk then.
+    def encode(self, block: Block, voxels: NDArray[Any] | None = None) -> tuple[Sequence[OnItsWay], BlockDone]:
+        """Read, scale and encode a block; its shards are on their way to the disk then.
 
         Parameters
         ----------
@@ -141,24 +119,36 @@ class BlockMaker:
         Cancelled
             If the job was cancelled meanwhile.
         """
-        return self._attempt("writing", block, lambda: self._make_once(block, voxels))
-
-    def _make_once(self, block: Block, voxels: NDArray[Any] | None) -> tuple[list[Seal], BlockDone]:
-        with self._seat(), self._engine.staged(block, self._plan) as stage:
+        with self._at_work(), self._engine.staged(block, self._plan) as stage:
             began = time.perf_counter()
             if voxels is None:
                 self._attempt("reading", block, lambda: self._read(block.read_box, stage.input))
             else:
                 stage.input[...] = voxels
             seconds = time.perf_counter() - began + self._read_seconds.pop(block.index, 0.0)
-            shards, event = self._scale_and_encode(stage, block, seconds)
-        return self._flush(shards, event)
+            return self._scale_and_encode(stage, block, seconds)
+
+    def flush(self, shards: Sequence[OnItsWay], event: BlockDone) -> tuple[list[Seal], BlockDone]:
+        """Wait until shards are on the disk; where that fails, nothing is left of those that are not."""
+        began = time.perf_counter()
+        seals: list[Seal] = []
+        try:
+            for shard in shards:
+                seals.append(shard.seal())  # noqa: PERF401 - those before one that fails are counted below
+        finally:
+            for shard in shards[len(seals) :]:
+                shard.drop()
+        return seals, replace(event, flush_seconds=time.perf_counter() - began)
+
+    def make(self, block: Block, voxels: NDArray[Any] | None = None) -> tuple[list[Seal], BlockDone]:
+        """Encode a block and wait until it is on the disk, all in one thread; see `encode`."""
+        return self._attempt("writing", block, lambda: self.flush(*self.encode(block, voxels)))
 
     def _scale_and_encode(
         self, stage: Stage, block: Block, read_seconds: float
     ) -> tuple[Sequence[OnItsWay], BlockDone]:
         began = time.perf_counter()
-        scaled = self._attempt("scaling", block, lambda: stage.scale(self._cancelled))
+        scaled = self._attempt("scaling", block, lambda: stage.scale(self.cancelled))
         between = time.perf_counter()
         shards = self._attempt("writing", block, lambda: self._writer.encode(block.write_box, scaled.data))
         return shards, BlockDone(
@@ -172,38 +162,19 @@ class BlockMaker:
             pieces=scaled.pieces,
         )
 
-    def _flush(self, shards: Sequence[OnItsWay], event: BlockDone) -> tuple[list[Seal], BlockDone]:
-        """Wait until shards are on the disk."""
-        began = time.perf_counter()
-        with self._lock:
-            self.flushing += 1
-        self._flushes()
-        seals: list[Seal] = []
-        try:
-            for shard in shards:
-                seals.append(shard.seal())  # noqa: PERF401 - those before one that fails are counted below
-        finally:
-            for shard in shards[len(seals) :]:
-                shard.drop()
-            with self._lock:
-                self.flushing -= 1
-        return seals, replace(event, flush_seconds=time.perf_counter() - began)
-
     @contextmanager
-    def _seat(self) -> Iterator[None]:
-        """Wait for a seat; keep when its first block took it, and when its last one left it."""
-        seat = self._seats.get()
+    def _at_work(self) -> Iterator[None]:
+        """Keep when a thread began with its first block, and when it was done with its last."""
+        if self.cancelled.is_set():
+            raise Cancelled
+        thread, began = threading.get_ident(), time.perf_counter()
+        with self._lock:
+            self._first.setdefault(thread, began)
         try:
-            if self._cancelled.is_set():
-                raise Cancelled
-            with self._lock:
-                self._first.setdefault(seat, time.perf_counter())
             yield
         finally:
             with self._lock:
-                if seat in self._first:
-                    self._last[seat] = time.perf_counter()
-            self._seats.put(seat)
+                self._last[thread] = time.perf_counter()
 
     def _attempt(self, doing: str, block: Block, do: Callable[[], T]) -> T:
         """Read, scale or write, and try again where that may help."""
@@ -212,7 +183,7 @@ class BlockMaker:
             self._tell(Retried(block.index, doing, clause(error), pause))
 
         try:
-            return patiently(do, told, self._cancelled)
+            return patiently(do, told, self.cancelled)
         except (Cancelled, BlockFailed):
             raise
         except Exception as error:

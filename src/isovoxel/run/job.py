@@ -1,8 +1,8 @@
 """How is a plan carried out and written? Block by block, on threads of this process.
 
 Each block is read, scaled and encoded by one thread; as many blocks are in flight as the plan allows, so that while
-the device scales one, others are read and encoded. Then its shards are on their way to the disk, for which the thread
-waits while another has its seat. Two ways lead to a block's input, and to the same bits:
+the device scales one, others are read and encoded. Then another thread waits until its shards are on the disk, which
+takes neither memory nor a processor. Two ways lead to a block's input, and to the same bits:
 
 - direct: the thread reads the block's read box, halo included, from the source itself;
 - map_overlap: dask reads each input block once and hands its neighbours their halo, window by window.
@@ -20,11 +20,10 @@ a device that is lost       passed on as `DeviceLostError`: only a fresh process
 
 from __future__ import annotations
 
-import contextlib
 import math
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -39,15 +38,21 @@ from isovoxel.errors import CorruptInputError, DeviceLostError, InterruptedJobEr
 from isovoxel.geometry.box import Box
 from isovoxel.planning.cost import human_bytes
 from isovoxel.planning.plan import Block, Plan
-from isovoxel.run.blocks import FLUSHING, BlockMaker, Writer
-from isovoxel.run.events import BlockDone, Event, Filled, Listener, Slowed, started
+from isovoxel.run import recovery
+from isovoxel.run.blocks import BlockMaker, OnItsWay, Writer
+from isovoxel.run.events import BlockDone, Event, Filled, Listener, Retried, Slowed, started
 from isovoxel.run.recovery import BlockFailed, clause, kept
 from isovoxel.store.shard import Seal
 from isovoxel.volumes.base import ReadBox
+from isovoxel.volumes.files import is_transient
 from isovoxel.volumes.filled import FilledReader
 
 if TYPE_CHECKING:
     from isovoxel.run.overlap import Window
+
+
+FLUSHING = 2
+"""How many blocks may wait for the disk for each that is in flight: a disk has most to do for many at a time."""
 
 
 @dataclass
@@ -83,8 +88,9 @@ class Job:
         if self.fill is not None:
             self.read = FilledReader(self.read, np.dtype(self.plan.source.dtype), self.fill, self._tell_filled)
         self._telling = threading.Lock()
-        self._blocks = BlockMaker(self.plan, self.read, self.engine, self.writer, self._tell, self._spare_cores)
-        self._begun = 0
+        self._blocks = BlockMaker(self.plan, self.read, self.engine, self.writer, self._tell)
+        self._flushing = threading.BoundedSemaphore(FLUSHING * self.in_flight)
+        self._unflushed: Counter[int] = Counter()
         self._written = self._stored = 0
         self._short = False
 
@@ -101,7 +107,7 @@ class Job:
             If the device does not serve this process any more.
         """
         began = time.perf_counter()
-        seats = self.in_flight
+        threads = self.in_flight
         try:
             self._tell(started(self.plan, self.done))
             if self.plan.halo_mode == "map_overlap":
@@ -119,7 +125,7 @@ class Job:
             self.writer.close()
             self.engine.release()
         ended = time.perf_counter()
-        self.idle = self._blocks.idle(seats, began, ended)
+        self.idle = self._blocks.idle(threads, began, ended)
         return ended - began
 
     # ---- direct reads ----------------------------------------------------------------------------------------
@@ -128,19 +134,23 @@ class Job:
         """Do all blocks that are not done, with fewer of them in flight where the host has too little memory."""
         again: deque[Block] = deque()
         left = (self.plan.block(i) for i in range(self.plan.n_blocks) if not self.done[i])
-        while True:
-            with self._pool() as pool:
-                short = self._do_all(pool, again, left)
-            if not short:
-                return
-            if self.in_flight == 1:
-                for block in short:
-                    self._do_by_shards(block)
-            else:
-                again.extend(short)
-                self._slow_down()
+        # Blocks that wait for the disk do so in threads of their own: those that encode keep their memory warm.
+        with ThreadPoolExecutor(FLUSHING * self.in_flight, thread_name_prefix="flush") as flushing:
+            while True:
+                with self._pool() as pool:
+                    short = self._do_all(pool, flushing, again, left)
+                if not short:
+                    return
+                if self.in_flight == 1:
+                    for block in short:
+                        self._do_by_shards(block)
+                else:
+                    again.extend(short)
+                    self._slow_down()
 
-    def _do_all(self, pool: ThreadPoolExecutor, again: deque[Block], left: Iterator[Block]) -> list[Block]:
+    def _do_all(
+        self, pool: ThreadPoolExecutor, flushing: ThreadPoolExecutor, again: deque[Block], left: Iterator[Block]
+    ) -> list[Block]:
         """Do blocks, a bounded number at a time, however many there are, until memory is short.
 
         Returns
@@ -148,26 +158,56 @@ class Job:
         list of Block
             Those for which it was; the others that were begun are done.
         """
-        waiting: dict[Future[None], Block] = {}
+        encoding: dict[Future[Any], Block] = {}
+        waiting: dict[Future[Any], Block] = {}
         short: list[Block] = []
         while True:
-            while not short and len(waiting) < (1 + FLUSHING) * self.in_flight:
+            while not short and len(encoding) < 2 * self.in_flight:
                 block = again.popleft() if again else next(left, None)
                 if block is None:
                     break
-                waiting[pool.submit(self._do_block, block)] = block
-            if not waiting:
+                encoding[pool.submit(self._encode, block, flushing)] = block
+            if not encoding and not waiting:
                 return short
-            self._begun = len(waiting)
-            self._spare_cores()
-            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                block = waiting.pop(future)
+            self._spare_cores(len(encoding))
+            for future in wait([*encoding, *waiting], return_when=FIRST_COMPLETED).done:
+                block = encoding.pop(future, None) or waiting.pop(future)
                 try:
-                    future.result()
+                    flushed = future.result()
+                    if isinstance(flushed, Future):
+                        waiting[flushed] = block
+                    elif flushed is False:
+                        again.append(block)
                 except BlockFailed as error:
                     if not error.short_of_memory:
                         raise
                     short.append(block)
+
+    def _encode(self, block: Block, flushing: ThreadPoolExecutor) -> Future[bool] | None:
+        """Read, scale and encode a block, and leave it to a thread that waits for the disk; nothing if cancelled."""
+        try:
+            encoded = self._blocks.encode(block)
+        except Cancelled:
+            return None
+        self._flushing.acquire()
+        return flushing.submit(self._flush, block, *encoded)
+
+    def _flush(self, block: Block, shards: Sequence[OnItsWay], event: BlockDone) -> bool:
+        """Wait until a block is on the disk, and note that; False where it must be made again."""
+        try:
+            sealed = self._blocks.flush(shards, event)
+        except OSError as error:
+            attempt = self._unflushed[block.index]
+            if not is_transient(error) or attempt == len(recovery.PAUSES):
+                raise BlockFailed("writing", block, error) from error
+            self._unflushed[block.index] += 1
+            self._tell(Retried(block.index, "writing", clause(error), recovery.PAUSES[attempt]))
+            self._blocks.cancelled.wait(recovery.PAUSES[attempt])
+            return False
+        finally:
+            self._flushing.release()
+        self._finish(block, *sealed)
+        return True
 
     def _slow_down(self) -> None:
         """Go on with half as many blocks in flight."""
@@ -186,20 +226,18 @@ class Job:
     @contextmanager
     def _pool(self) -> Iterator[ThreadPoolExecutor]:
         """Threads for the blocks in flight; whatever ends it, those come to their end or give up, and count."""
-        pool = ThreadPoolExecutor((1 + FLUSHING) * self.in_flight, thread_name_prefix="isovoxel")
-        self._blocks.set_seats(self.in_flight)
+        pool = ThreadPoolExecutor(self.in_flight, thread_name_prefix="isovoxel")
         try:
             yield pool
         except BaseException:
-            self._blocks.cancel()
+            self._blocks.cancelled.set()
             raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _spare_cores(self) -> None:
-        """Tell the writer how many cores are left by the blocks that are begun and not yet on their way to the disk."""
-        at_work = min(self._begun - self._blocks.flushing, self.in_flight)
-        self.writer.spare(max(0, self.plan.helpers + 1 - at_work))
+    def _spare_cores(self, blocks: int) -> None:
+        """Tell the writer how many cores are left while so many blocks are to be encoded."""
+        self.writer.spare(max(0, self.plan.helpers + 1 - min(blocks, self.in_flight)))
 
     # ---- map_overlap -----------------------------------------------------------------------------------------
 
@@ -210,8 +248,7 @@ class Job:
 
         from isovoxel.run.overlap import Window
 
-        self._begun = self.plan.n_blocks
-        self._spare_cores()
+        self._spare_cores(self.plan.n_blocks)
         with self._pool() as pool, dask.config.set(scheduler="threads", pool=pool, num_workers=self.in_flight):
             for places in Box.whole(self.plan.block_grid).tiles(self.plan.window):
                 window = Window(self.plan, places)
@@ -237,10 +274,6 @@ class Job:
         return np.ones((1, 1, 1), np.bool_)
 
     # ---- what is told ----------------------------------------------------------------------------------------
-
-    def _do_block(self, block: Block) -> None:
-        with contextlib.suppress(Cancelled):
-            self._finish(block, *self._blocks.make(block))
 
     def _finish(self, block: Block, seals: Sequence[Seal], event: BlockDone) -> None:
         """Note that a block is done, and only then say so."""
