@@ -121,7 +121,7 @@ class _Stopped(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def _signals() -> Iterator[None]:
-    """Let SIGTERM, and the SIGHUP of a terminal that is closed, end a job as Ctrl-C does."""
+    """Let SIGTERM, and the SIGHUP of a closed terminal, end a job as Ctrl-C does; a second one ends it at once."""
 
     def stop(number: int, _frame: object) -> None:
         raise _Stopped(number)
@@ -134,6 +134,11 @@ def _signals() -> Iterator[None]:
     }
     try:
         yield
+    except KeyboardInterrupt as second:
+        # A job makes an error of the first: threads still run, and nobody wants to wait for them.
+        with contextlib.suppress(OSError):
+            _note("interrupted")
+        os._exit(128 + getattr(second, "signal", signal.SIGINT))
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -390,11 +395,9 @@ def main() -> None:
     except BrokenPipeError:  # whoever read the output has gone: nothing is left to say, nor to flush at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
-    except (KeyboardInterrupt, typer.Abort) as stop:
-        # A second interrupt, while blocks in flight were being finished: threads still run, so leave at once.
-        with contextlib.suppress(OSError):
-            _note("interrupted")
-        os._exit(128 + getattr(stop, "signal", signal.SIGINT))
+    except (KeyboardInterrupt, typer.Abort):
+        _note("interrupted")
+        code = 130
     sys.exit(code)
 
 

@@ -18,12 +18,14 @@ import dask.array as da
 import numpy as np
 import pytest
 
+import isovoxel
 from isovoxel.errors import InterruptedJobError, JobError
 from isovoxel.geometry.box import Box
 from isovoxel.planning.plan import Block, Plan
 from isovoxel.run import recovery
 from isovoxel.run.events import BlockDone, Event, JobStarted, Retried
 from isovoxel.run.job import FLUSHING, Job
+from isovoxel.run.output import OutputState
 from isovoxel.store.shard import Seal
 from repeat import EXPECTED, MODES, VOLUME, Repeat, planned
 from strategies import MemoryWriter, Sealed, read_from
@@ -286,6 +288,30 @@ def test_ctrl_c_ends_the_command_within_seconds(mode: str, tmp_path: Path) -> No
     assert f"to go on: isovoxel scale {tmp_path / 'stack.npy'} {out} --factor 6,4,4" in said
     attributes = json.loads((out / "zarr.json").read_text())["attributes"]
     assert attributes["isovoxel"]["complete"] is False
+
+
+def test_a_second_signal_ends_the_command_at_once(tmp_path: Path) -> None:
+    """Who does not want to wait for the blocks in flight need not; what was done is kept all the same."""
+    np.save(tmp_path / "stack.npy", np.zeros((128, 128, 128), np.uint8))
+    out = tmp_path / "out.zarr"
+    words = ["--factor", "4,4,4", "--shard", "512,512,256", "--engine", "cle", "--threads", "1", "--quiet"]
+    command = [sys.executable, "-m", "isovoxel", "scale", str(tmp_path / "stack.npy"), str(out), *words]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not out.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        assert process.poll() is None  # it waits for the block in flight
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=30)
+        assert time.monotonic() - began < 1
+    assert process.returncode == 143
+    assert said == "interrupted\n"
+    assert isovoxel.output_state(out) == OutputState(complete=False, blocks=1)
 
 
 class Slow(Sealed):

@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from signal import SIGINT
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,6 +54,14 @@ if TYPE_CHECKING:
 
 FLUSHING = 2
 """How many blocks may wait for the disk for each that is in flight: a disk has most to do for many at a time."""
+
+
+class Impatient(KeyboardInterrupt):
+    """A second signal, while blocks in flight were coming to their end: nobody waits for them any more."""
+
+    def __init__(self, number: int | None) -> None:
+        super().__init__()
+        self.signal = number or SIGINT
 
 
 @dataclass
@@ -109,24 +118,36 @@ class Job:
         began = time.perf_counter()
         threads = self.in_flight
         try:
-            self._tell(started(self.plan, self.done))
-            if self.plan.halo_mode == "map_overlap":
-                self._run_windows()
-            self._run_direct()
-        except KeyboardInterrupt as stop:
-            raise InterruptedJobError(f"interrupted; {kept(self.done)}", getattr(stop, "signal", None)) from None
-        except BlockFailed as error:
-            if isinstance(error.error, DeviceLostError):
-                raise error.error from None
-            raise JobError(f"{error.reason(self._missing)}; {kept(self.done)}") from error
-        except Exception as error:
-            raise JobError(f"the job failed with {clause(error)}; {kept(self.done)}") from error
-        finally:
-            self.writer.close()
-            self.engine.release()
+            self._carry_out()
+        except Impatient:
+            raise  # even letting go of memory waits for the device
+        except (Exception, KeyboardInterrupt) as failure:
+            self._let_go()
+            raise self._told(failure) from failure
+        self._let_go()
         ended = time.perf_counter()
         self.idle = self._blocks.idle(threads, began, ended)
         return ended - began
+
+    def _carry_out(self) -> None:
+        self._tell(started(self.plan, self.done))
+        if self.plan.halo_mode == "map_overlap":
+            self._run_windows()
+        self._run_direct()
+
+    def _let_go(self) -> None:
+        self.writer.close()
+        self.engine.release()
+
+    def _told(self, failure: BaseException) -> Exception:
+        """Return what is raised of a failure."""
+        if isinstance(failure, KeyboardInterrupt):
+            return InterruptedJobError(f"interrupted; {kept(self.done)}", getattr(failure, "signal", None))
+        if isinstance(failure, BlockFailed):
+            if isinstance(failure.error, DeviceLostError):
+                return failure.error
+            return JobError(f"{failure.reason(self._missing)}; {kept(self.done)}")
+        return JobError(f"the job failed with {clause(failure)}; {kept(self.done)}")
 
     # ---- direct reads ----------------------------------------------------------------------------------------
 
@@ -135,9 +156,9 @@ class Job:
         again: deque[Block] = deque()
         left = (self.plan.block(i) for i in range(self.plan.n_blocks) if not self.done[i])
         # Blocks that wait for the disk do so in threads of their own: those that encode keep their memory warm.
-        with ThreadPoolExecutor(FLUSHING * self.in_flight, thread_name_prefix="flush") as flushing:
+        with self._threads(FLUSHING * self.in_flight, "flush") as flushing:
             while True:
-                with self._pool() as pool:
+                with self._threads(self.in_flight, "isovoxel") as pool:
                     short = self._do_all(pool, flushing, again, left)
                 if not short:
                     return
@@ -224,16 +245,21 @@ class Job:
         self._finish(block, seals, BlockDone(block.index, block.write_box.size, 0, 0, 0, 0, 0))
 
     @contextmanager
-    def _pool(self) -> Iterator[ThreadPoolExecutor]:
-        """Threads for the blocks in flight; whatever ends it, those come to their end or give up, and count."""
-        pool = ThreadPoolExecutor(self.in_flight, thread_name_prefix="isovoxel")
+    def _threads(self, number: int, name: str) -> Iterator[ThreadPoolExecutor]:
+        """Threads for blocks; whatever ends them, blocks in flight come to their end or give up, and count."""
+        pool = ThreadPoolExecutor(number, thread_name_prefix=name)
         try:
             yield pool
+        except Impatient:
+            raise
         except BaseException:
             self._blocks.cancelled.set()
+            try:
+                pool.shutdown(cancel_futures=True)
+            except KeyboardInterrupt as again:
+                raise Impatient(getattr(again, "signal", None)) from again
             raise
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        pool.shutdown()
 
     def _spare_cores(self, blocks: int) -> None:
         """Tell the writer how many cores are left while so many blocks are to be encoded."""
@@ -249,7 +275,11 @@ class Job:
         from isovoxel.run.overlap import Window
 
         self._spare_cores(self.plan.n_blocks)
-        with self._pool() as pool, dask.config.set(scheduler="threads", pool=pool, num_workers=self.in_flight):
+        workers = self.in_flight
+        with (
+            self._threads(workers, "isovoxel") as pool,
+            dask.config.set(scheduler="threads", pool=pool, num_workers=workers),
+        ):
             for places in Box.whole(self.plan.block_grid).tiles(self.plan.window):
                 window = Window(self.plan, places)
                 try:

@@ -1,0 +1,106 @@
+"""What happens is said once, in lines for people; who does not read it ends no job."""
+
+from __future__ import annotations
+
+import io
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from isovoxel.planning.plan import Plan
+from isovoxel.run.events import BlockDone, Event, Filled, JobFinished, JobStarted, Restarted, Retried, Slowed
+from isovoxel.run.tally import Tally
+from isovoxel.views.notes import Notes
+from isovoxel.views.progress import ProgressView
+from isovoxel.views.records import _happened
+
+
+def started(**changes: Any) -> JobStarted:
+    """Return the start of a job on a CPU, which skips voxels."""
+    device = SimpleNamespace(kind="cpu", name="PoCL")
+    plan = SimpleNamespace(n_blocks=48, output=SimpleNamespace(shape=(4, 10, 10)), device=device, aliases=("y", "x"))
+    return JobStarted(cast(Plan, plan), **changes)
+
+
+def block(index: int, pieces: int) -> BlockDone:
+    """Return the end of a block."""
+    return BlockDone(index, 100, 0.0, 0.0, 0.0, 0.0, 0.0, pieces)
+
+
+EVENTS: list[Event] = [
+    started(done=13, voxels_done=100),
+    block(13, 1),
+    block(14, 4),
+    block(15, 4),
+    block(16, 2),
+    Retried(17, "reading", "OSError: broken cable", 0.2),
+    Filled("chunk (1, 2, 3): torn"),
+    Slowed(4),
+    Restarted("the card no longer answers this process"),
+    JobFinished(1.0),
+]
+
+
+def test_each_event_is_said_in_a_line() -> None:
+    """What many blocks share is said once, and what is as planned not at all."""
+    notes = Notes()
+    assert [line for event in EVENTS for line in notes.of(event)] == [
+        "note: the CPU scales, not a GPU (PoCL)",
+        "note: 13 of 48 blocks were done before; the job goes on",
+        "hint: shrinking along y and x skips voxels, which aliases; --antialias averages them",
+        "note: the device has too little memory for a block; 4 pieces of one fit",
+        "note: reading block 17 failed (OSError: broken cable); it is tried again in 0.2 s",
+        "note: filled with 0, because it is damaged: chunk (1, 2, 3): torn",
+        "note: the host has too little memory; from now on 4 blocks are in flight",
+        "note: the card no longer answers this process; the job goes on in a fresh process",
+    ]
+
+
+def test_the_summary_adds_up() -> None:
+    """All that did not go as planned, and went well, in two lines."""
+    tally = Tally()
+    for event in EVENTS:
+        tally(event)
+    went_on = (
+        "13 blocks done before, 3 blocks in up to 4 pieces, for the device's memory, "
+        "4 blocks in flight in the end, for the host's memory, 1 attempt that failed, and then did not, 1 fresh process"
+    )
+    assert _happened(tally) == [("went on", went_on), ("filled", "chunk (1, 2, 3): torn: they are 0")]
+    assert _happened(Tally()) == []
+    many = Tally(filled=[str(i) for i in range(20)])
+    assert _happened(many) == [("filled", "0; 1; 2; 3; 4; 5; 6; 7; and 12 more: they are 0")]
+
+
+@pytest.mark.parametrize("notes", [True, False])
+def test_notes_are_said_only_if_wanted(capsys: pytest.CaptureFixture[str], *, notes: bool) -> None:
+    """A machine gets no bar, and notes unless it is quiet."""
+    with ProgressView(bar=False, notes=notes) as view:
+        for event in EVENTS:
+            view(event)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == (8 if notes else 0)
+
+
+def test_a_terminal_that_is_closed_ends_no_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing more is said, and nothing is raised."""
+
+    class Closed(io.StringIO):
+        def write(self, _: str) -> int:
+            raise BrokenPipeError
+
+    monkeypatch.setattr("sys.stderr", Closed())
+    with ProgressView() as view:
+        for event in EVENTS:
+            view(event)
+
+
+def test_speed_counts_what_this_run_makes() -> None:
+    """Blocks that were done before took no time."""
+    now = [100.0]
+    view = ProgressView(bar=True, notes=False, clock=lambda: now[0])
+    view(started(done=13, voxels_done=200))
+    now[0] += 1e-5
+    view(block(13, 1))
+    assert str(view) == "14/48 blocks, 10.0 Mvoxel/s, 0:00 left"
