@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 
 import pytest
 from hypothesis import settings
@@ -12,6 +14,13 @@ from command_line import Isovoxel, Outcome
 # Tests never depend on time; a slow machine is not a failure.
 settings.register_profile("isovoxel", deadline=None, max_examples=60)
 settings.load_profile("isovoxel")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _ctrl_c() -> None:
+    """Let Ctrl-C interrupt this process and those that it starts; shells switch it off for jobs in the background."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

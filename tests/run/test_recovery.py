@@ -84,9 +84,9 @@ def run(mode: str, fail: Failing, stage: str, **changes: Any) -> tuple[Job, list
 )
 def test_what_fails_for_a_moment_is_tried_again(mode: str, stage: str, error: Callable[[], Exception]) -> None:
     """Each attempt is told, with its block, reason and pause; the result is what it would have been."""
-    _, events, _ = run(mode, Failing(4, error), stage)
+    _, events, _ = run(mode, Failing(3, error), stage)
     told = [event for event in events if isinstance(event, Retried)]
-    assert len(told) == 4
+    assert len(told) == 3
     assert {event.doing for event in told} == {stage}
     assert all(event.pause in recovery.PAUSES and event.reason for event in told)
 
