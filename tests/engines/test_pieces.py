@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import itertools
@@ -24,7 +25,7 @@ from hypothesis import strategies as st
 from pyopencl import _cl
 
 from isovoxel.engines import pieces
-from isovoxel.engines.base import Cancelled
+from isovoxel.engines.base import Cancelled, Scaled
 from isovoxel.engines.cle import CleEngine
 from isovoxel.engines.devices import find_device
 from isovoxel.engines.exact import ExactEngine
@@ -399,12 +400,15 @@ def test_blocks_in_flight_share_what_is_there(
     need = sum(a.nbytes for a in plan.cost.allocations) - plan.cost.in_place
     # In the beginning somebody else takes all of it now and then.
     driver.reset(lambda i, size: driver.now + size > share * need or (i < 60 and i % 11 == 0))
+
+    def scale(block: Block) -> Scaled:
+        for _ in range(20):
+            with contextlib.suppress(DeviceFullError):  # not even for the smallest piece: jobs try again
+                return engine.scale(volume[block.read_box.slices], block, plan)
+        return engine.scale(volume[block.read_box.slices], block, plan)
+
     with ThreadPoolExecutor(16) as pool:
-        jobs = [
-            (i, pool.submit(engine.scale, volume[block.read_box.slices], block, plan))
-            for _ in range(3)
-            for i, block in enumerate(plan.blocks())
-        ]
+        jobs = [(i, pool.submit(scale, block)) for _ in range(3) for i, block in enumerate(plan.blocks())]
         found = [(i, job.result(timeout=300)) for i, job in jobs]
     for i, scaled in found:
         assert_agrees(scaled.data, expected[i], plan, volume)

@@ -20,7 +20,8 @@ from isovoxel.errors import DoesNotFitError, JobError, OptionError, OutputBusyEr
 from isovoxel.run import session
 from isovoxel.run.events import BlockDone, Event, JobStarted
 from isovoxel.run.output import OutputState, output_state
-from isovoxel.store.ledger import ledger_of
+from isovoxel.store.ledger import LOCK, ledger_of
+from isovoxel.store.lock import OutputLock
 from isovoxel.store.provenance import read_provenance
 
 VOXELS = np.random.default_rng(0).integers(0, 65536, (16, 24, 20)).astype(np.uint16)
@@ -117,6 +118,20 @@ def test_what_is_finished_is_left_alone(source: Path, out: Path, options: dict[s
     assert (result.seconds, result.voxels_per_second) == (0.0, 0.0)
     assert result.tally.done_before == result.plan.n_blocks
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    assert not ledger_of(out).exists()
+
+
+def test_a_ledger_that_is_left_beside_a_finished_output_goes(source: Path, out: Path) -> None:
+    """A process may die between its last two steps; the next one tidies up, if nobody is at it."""
+    options = OPTIONS | {"engine": "exact"}
+    begin(source, out, options)
+    shutil.copytree(ledger_of(out), out.with_name("kept"))
+    isovoxel.scale(source, out, **options)
+    out.with_name("kept").rename(ledger_of(out))
+    with OutputLock(ledger_of(out) / LOCK, out):
+        assert made(source, out, options)[1] == set()
+        assert ledger_of(out).exists()
+    assert made(source, out, options)[1] == set()
     assert not ledger_of(out).exists()
 
 

@@ -101,7 +101,6 @@ class Job:
         self._flushing = threading.BoundedSemaphore(FLUSHING * self.in_flight)
         self._unflushed: Counter[int] = Counter()
         self._written = self._stored = 0
-        self._short = False
 
     def run(self) -> float:
         """Carry out what is left of the plan and return the seconds it took.
@@ -275,7 +274,7 @@ class Job:
         from isovoxel.run.overlap import Window
 
         self._spare_cores(self.plan.n_blocks)
-        workers = self.in_flight
+        workers, short = self.in_flight, False
         with (
             self._threads(workers, "isovoxel") as pool,
             dask.config.set(scheduler="threads", pool=pool, num_workers=workers),
@@ -287,9 +286,9 @@ class Job:
                 except (BlockFailed, MemoryError) as error:
                     if isinstance(error, BlockFailed) and not error.short_of_memory:
                         raise
-                    self._short = True
+                    short = True
                     break
-        if self._short:
+        if short:
             self._slow_down()
 
     def _window_input(self, window: Window) -> Any:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from isovoxel.errors import InputError, OutputExistsError
+from isovoxel.errors import InputError, OutputError, OutputExistsError
 from isovoxel.planning.plan import Plan
 from isovoxel.planning.planner import continued
 from isovoxel.run.recipe import differences
@@ -89,7 +89,7 @@ def output_state(path: str | os.PathLike[str]) -> OutputState | None:
 
 
 def is_complete(wanted: Wanted) -> bool:
-    """Tell whether the output is there already, made the same way.
+    """Tell whether the output is there already, made the same way; then its ledger goes, should one be left.
 
     Raises
     ------
@@ -103,6 +103,10 @@ def is_complete(wanted: Wanted) -> bool:
         raise OutputExistsError(
             f"{wanted.path} exists, and was made with {'; '.join(changed)}: give --overwrite or another output"
         )
+    folder = ledger_of(wanted.path)
+    if folder.exists():  # of a process that died between its last two steps
+        with contextlib.suppress(OutputError), OutputLock(folder / LOCK, wanted.path):
+            remove_ledger(folder)
     return True
 
 
