@@ -17,6 +17,7 @@ import pytest
 
 import isovoxel
 from isovoxel.engines.base import Scaled
+from isovoxel.engines.cle import CleEngine
 from isovoxel.engines.staging import Stage
 from isovoxel.errors import DeviceLostError, JobError
 from isovoxel.run.events import BlockDone, Event, JobFinished, JobStarted, Restarted
@@ -115,6 +116,21 @@ def test_a_lost_device_takes_the_job_to_another_process(out: Path, monkeypatch: 
     result = isovoxel.scale(VOXELS, out, listeners=[events.append], **OPTIONS)
     monkeypatch.undo()
     assert result.tally.restarts == 1
+    check(events, out, 1)
+
+
+def test_a_device_that_was_lost_before_takes_the_job_to_another_process(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a user of cle did in this process, such as a buffer of 2^31 voxels, is no end of isovoxel's jobs."""
+    events: list[Event] = []
+
+    def lose(*_: object) -> int:
+        raise DeviceLostError("the card no longer answers this process")
+
+    monkeypatch.setattr(CleEngine, "prepare", lose)
+    isovoxel.scale(VOXELS, out, listeners=[events.append], **OPTIONS)
+    monkeypatch.undo()
     check(events, out, 1)
 
 

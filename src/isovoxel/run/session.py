@@ -61,14 +61,12 @@ class Session:
         """
         with held(self.wanted) as begun:
             task = replace(self.task, plan=begun.plan)
-            engine, in_flight = None, 0
+            engine, in_flight, lost = None, 0, ""
             if not self.isolate:
-                engine = open_engine(task.plan.engine, task.device)
-                with ThreadPoolExecutor(1) as compiling:
-                    prepared = compiling.submit(engine.prepare, task.plan)
-                    import isovoxel.store.writer  # noqa: F401 - takes as long to load as kernels take to build
-
-                    in_flight = prepared.result()
+                try:
+                    engine, in_flight = self._prepared(task)
+                except DeviceLostError as error:  # by what this process did before
+                    lost = str(error)
             try:
                 ledger, done = self._go_on(begun, task) if begun.ledger else (self._begin(begun), bytearray())
             except BaseException:
@@ -77,12 +75,25 @@ class Session:
                 raise
             done = done or bytearray(task.plan.n_blocks)
             try:
+                if engine is None:
+                    self._tell(started(task.plan, done))
+                if lost:
+                    self._tell(Restarted(lost))
                 seconds, idle = self._do(task, engine, in_flight, ledger, done)
                 self._finish(ledger, done)
             finally:
                 ledger.close()
             self._tell(JobFinished(seconds))
             return task, seconds, idle
+
+    def _prepared(self, task: Task) -> tuple[Engine, int]:
+        """Return the engine, and how many blocks in flight it has memory for."""
+        engine = open_engine(task.plan.engine, task.device)
+        with ThreadPoolExecutor(1) as compiling:
+            prepared = compiling.submit(engine.prepare, task.plan)
+            import isovoxel.store.writer  # noqa: F401 - takes as long to load as kernels take to build
+
+            return engine, prepared.result()
 
     def _begin(self, begun: Begun) -> Ledger:
         """Make the output, with nothing in it yet."""
@@ -142,8 +153,6 @@ class Session:
                 return task.run(self.volume, engine, done=done, record=ledger.add, listener=listen, in_flight=in_flight)
             except DeviceLostError as lost:
                 self._tell(Restarted(str(lost)))
-        else:
-            self._tell(started(task.plan, done))
         return run_apart(task, done=done, record=ledger.add, listener=listen)
 
     def _finish(self, ledger: Ledger, done: bytearray) -> None:
