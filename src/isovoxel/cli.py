@@ -10,9 +10,8 @@ import contextlib
 import json
 import os
 import shlex
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -109,39 +108,6 @@ def _show(record: Record, lines: Sequence[Line], *, as_json: bool) -> None:
 def _note(text: str) -> None:
     """Say something that is not a result."""
     print(text, file=sys.stderr)  # noqa: T201
-
-
-class _Stopped(KeyboardInterrupt):
-    """The system asks this process to end, as Ctrl-C does."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.signal = number
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[None]:
-    """Let SIGTERM, and the SIGHUP of a closed terminal, end a job as Ctrl-C does; a second one ends it at once."""
-
-    def stop(number: int, _frame: object) -> None:
-        raise _Stopped(number)
-
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {
-        number: signal.signal(number, stop)
-        for number in numbers
-        if signal.getsignal(number) is not signal.SIG_IGN  # nohup: whoever started this wants it to go on
-    }
-    try:
-        yield
-    except KeyboardInterrupt as second:
-        # A job makes an error of the first: threads still run, and nobody wants to wait for them.
-        with contextlib.suppress(OSError):
-            _note("interrupted")
-        os._exit(128 + getattr(second, "signal", signal.SIGINT))
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @app.callback(invoke_without_command=True)
@@ -259,10 +225,11 @@ def scale(
     A job that ended before its time goes on when it is started again in the same way.
     """
     from isovoxel import api
+    from isovoxel.run.signals import signals
     from isovoxel.views.progress import ProgressView
     from isovoxel.views.records import result_lines, result_record
 
-    with ProgressView(bar=not quiet and not as_json, notes=not quiet) as progress, _signals():
+    with ProgressView(bar=not quiet and not as_json, notes=not quiet) as progress, signals():
         result = api.scale(
             source,
             output,

@@ -15,7 +15,8 @@ from isovoxel.geometry.grid import (
     factor_for_voxel_size,
     factor_for_zoom,
 )
-from isovoxel.planning.plan import ENGINES, MOVES, Plan, Source
+from isovoxel.planning.choices import ENGINES, MOVES
+from isovoxel.planning.plan import Plan, Source
 from isovoxel.volumes.base import Volume
 
 

@@ -16,54 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from isovoxel.errors import OptionError
 from isovoxel.geometry.axis import Axis, Sampler, ceil_div, halo, longest, round_up
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.geometry.grid import AXES, Float3, VoxelGrid
 from isovoxel.geometry.tables import Table, accumulator, passes_at_once
 from isovoxel.geometry.texture import Texture
+from isovoxel.planning.choices import FILTERS, MOVES
 from isovoxel.planning.cost import BlockCost, cle_cost, exact_cost
 from isovoxel.planning.limits import DeviceLimits, HostLimits
 from isovoxel.planning.storage import Storage, helper_overhead, write_overhead
 from isovoxel.version import __version__
-
-ENGINES = {"cle": ("linear", "nearest"), "exact": ("linear", "nearest", "cubic", "area", "mode")}
-"""Engines, and the interpolations that each has."""
-MOVES = ("nearest", "mode")
-"""Interpolations that move voxels and make no new values: those for labels."""
-FILTERS = ("linear", "cubic")
-"""Interpolations that anti-aliasing widens."""
-BOUNDARIES = ("nearest", "constant")
-HALO_MODES = ("auto", "map_overlap", "direct")
-
-
-def check_options(
-    *,
-    interpolation: str,
-    engine: str = "cle",
-    antialias: bool = False,
-    boundary: str = "nearest",
-    halo: str = "auto",
-) -> None:
-    """Raise an `OptionError` for a choice that does not exist, or that the engine does not have."""
-    everything = tuple(dict.fromkeys(name for names in ENGINES.values() for name in names))
-    for name, value, choices in (
-        ("engine", engine, tuple(ENGINES)),
-        ("interpolation", interpolation, everything),
-        ("boundary", boundary, BOUNDARIES),
-        ("halo", halo, HALO_MODES),
-    ):
-        if value not in choices:
-            raise OptionError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
-    if interpolation not in ENGINES[engine]:
-        raise OptionError(
-            f"interpolation with engine {engine} must be one of {', '.join(ENGINES[engine])}, not {interpolation!r}; "
-            "engine exact has it"
-        )
-    if antialias and engine != "exact":
-        raise OptionError(f"engine {engine} has no anti-aliasing; use engine exact")
-    if antialias and interpolation not in FILTERS:
-        raise OptionError(f"anti-aliasing widens {' and '.join(FILTERS)} interpolation, not {interpolation}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +87,7 @@ class Plan:
     factor: Float3
     """Output samples per input sample, z, y, x."""
     interpolation: str
-    """One that the engine has, see `ENGINES`."""
+    """One that the engine has, see `isovoxel.planning.choices`."""
     boundary: str
     """"nearest": the rim repeats. "constant": 0 lies around the volume, as ``cle.scale`` has it."""
     engine: str

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from isovoxel.errors import OptionError
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import VoxelGrid, factor_for_zoom
+from isovoxel.planning.choices import check_options
 from isovoxel.planning.cost import cle_allocations, human_bytes
 from isovoxel.planning.limits import DeviceLimits
-from isovoxel.planning.plan import check_options
 
 STEPS = 60
 """Bisections: enough for neighbouring float64 zooms to meet."""

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from isovoxel.errors import InputError, OutputError, OutputExistsError
+from isovoxel.planning.continued import continued
 from isovoxel.planning.plan import Plan
-from isovoxel.planning.planner import continued
 from isovoxel.run.recipe import differences
 from isovoxel.store.destination import check_destination
 from isovoxel.store.ledger import LOCK, Ledger, ledger_of, remove_ledger

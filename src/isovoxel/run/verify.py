@@ -25,7 +25,7 @@ from isovoxel.engines.reference import reference, reference_labels
 from isovoxel.errors import InputError, InputUnavailableError
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.geometry.tables import accumulator
-from isovoxel.planning.plan import MOVES
+from isovoxel.planning.choices import MOVES
 from isovoxel.run.recipe import Recipe
 from isovoxel.volumes.base import Volume
 
