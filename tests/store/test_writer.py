@@ -164,12 +164,12 @@ def test_disjoint_blocks_may_be_written_at_the_same_time(tmp_path: Path) -> None
     ],
 )
 def test_a_box_that_cuts_a_shard_is_refused(tmp_path: Path, start: Index3, stop: Index3) -> None:
-    """Part of a shard, nothing, or voxels beyond the volume are no block, and nothing is written."""
+    """A part of one, several, nothing, or voxels beyond the volume are no shard, and nothing is written."""
     path = tmp_path / "out"
     writer = open_writer(path)
     box = Box(start, stop)
-    with pytest.raises(ValueError, match="no union of whole shards"):
-        writer.write(box, np.zeros(box.shape, "uint16"))
+    with pytest.raises(ValueError, match="no shard of"):
+        writer.encode(box, np.zeros(box.shape, "uint16"))
     assert files(path) == []
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from numpy.typing import NDArray
@@ -41,8 +42,8 @@ class OnItsWay(Protocol):
 class Writer(Protocol):
     """Where blocks go."""
 
-    def encode(self, box: Box, data: NDArray[Any]) -> Sequence[OnItsWay]:
-        """Encode the voxels of a box of whole shards; several threads do disjoint boxes at the same time."""
+    def encode(self, box: Box, data: NDArray[Any]) -> OnItsWay:
+        """Encode the voxels of a shard; several threads do different ones at the same time."""
         ...
 
     def spare(self, cores: int) -> None:
@@ -102,13 +103,15 @@ class BlockMaker:
             self._read_seconds[block.index] = time.perf_counter() - began
         return voxels
 
-    def encode(self, block: Block, voxels: NDArray[Any] | None = None) -> tuple[Sequence[OnItsWay], BlockDone]:
-        """Read, scale and encode a block; its shards are on their way to the disk then.
+    def encode(self, block: Block, flush: Callable[[OnItsWay], None], voxels: NDArray[Any] | None = None) -> BlockDone:
+        """Read, scale and encode a block.
 
         Parameters
         ----------
         block
             A block of the plan, or a part of one: whole shards.
+        flush
+            Called with each shard as soon as it is encoded, in the order of `Box.tiles`; it is on its way to the disk.
         voxels
             Those of its read box; by default they are read.
 
@@ -126,13 +129,18 @@ class BlockMaker:
             else:
                 stage.input[...] = voxels
             seconds = time.perf_counter() - began + self._read_seconds.pop(block.index, 0.0)
-            return self._scale_and_encode(stage, block, seconds)
+            return self._scale_and_encode(stage, block, flush, seconds)
 
-    def flush(self, shards: Sequence[OnItsWay], event: BlockDone) -> tuple[list[Seal], BlockDone]:
-        """Wait until shards are on the disk; where that fails, nothing is left of those that are not."""
-        began = time.perf_counter()
+    def make(self, block: Block, voxels: NDArray[Any] | None = None) -> tuple[list[Seal], BlockDone]:
+        """Encode a block and wait until it is on the disk, all in one thread; see `encode`."""
+        return self._attempt("writing", block, lambda: self._make(block, voxels))
+
+    def _make(self, block: Block, voxels: NDArray[Any] | None) -> tuple[list[Seal], BlockDone]:
         seals: list[Seal] = []
+        shards: list[OnItsWay] = []
         try:
+            event = self.encode(block, shards.append, voxels)
+            began = time.perf_counter()
             for shard in shards:
                 seals.append(shard.seal())  # noqa: PERF401 - those before one that fails are counted below
         finally:
@@ -140,18 +148,16 @@ class BlockMaker:
                 shard.drop()
         return seals, replace(event, flush_seconds=time.perf_counter() - began)
 
-    def make(self, block: Block, voxels: NDArray[Any] | None = None) -> tuple[list[Seal], BlockDone]:
-        """Encode a block and wait until it is on the disk, all in one thread; see `encode`."""
-        return self._attempt("writing", block, lambda: self.flush(*self.encode(block, voxels)))
-
     def _scale_and_encode(
-        self, stage: Stage, block: Block, read_seconds: float
-    ) -> tuple[Sequence[OnItsWay], BlockDone]:
+        self, stage: Stage, block: Block, flush: Callable[[OnItsWay], None], read_seconds: float
+    ) -> BlockDone:
         began = time.perf_counter()
         scaled = self._attempt("scaling", block, lambda: stage.scale(self.cancelled))
         between = time.perf_counter()
-        shards = self._attempt("writing", block, lambda: self._writer.encode(block.write_box, scaled.data))
-        return shards, BlockDone(
+        for box in block.write_box.tiles(self._plan.storage.shard):
+            voxels = scaled.data[box.relative_to(block.write_box.start).slices]
+            flush(self._attempt("writing", block, partial(self._writer.encode, box, voxels)))
+        return BlockDone(
             index=block.index,
             voxels=block.write_box.size,
             read_seconds=read_seconds,

@@ -38,9 +38,9 @@ class BlockDone:
     scale_seconds: float
     """Time spent on the device, transfers included, and on converting to the output's dtype."""
     write_seconds: float
-    """Time spent encoding its shards and giving them to the system."""
+    """Time spent encoding its shards and giving them to the system, and waiting where it had too many of them."""
     flush_seconds: float
-    """Time spent waiting until they were on the disk; another block was in flight meanwhile."""
+    """Time until they all were on the disk then; another block was in flight meanwhile."""
     pieces: int = 1
     """In how many pieces it was scaled; more than 1 where the device had too little memory for it."""
 

@@ -40,8 +40,9 @@ from isovoxel.geometry.box import Box
 from isovoxel.planning.cost import human_bytes
 from isovoxel.planning.plan import Block, Plan
 from isovoxel.run import recovery
-from isovoxel.run.blocks import BlockMaker, OnItsWay, Writer
+from isovoxel.run.blocks import BlockMaker, Writer
 from isovoxel.run.events import BlockDone, Event, Filled, Listener, Retried, Slowed, started
+from isovoxel.run.flushing import Flusher
 from isovoxel.run.recovery import BlockFailed, clause, kept
 from isovoxel.store.shard import Seal
 from isovoxel.volumes.base import ReadBox
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
 
 
 FLUSHING = 2
-"""How many blocks may wait for the disk for each that is in flight: a disk has most to do for many at a time."""
+"""How many shards may wait for the disk for each block that is in flight."""
 
 
 class Impatient(KeyboardInterrupt):
@@ -98,7 +99,6 @@ class Job:
             self.read = FilledReader(self.read, np.dtype(self.plan.source.dtype), self.fill, self._tell_filled)
         self._telling = threading.Lock()
         self._blocks = BlockMaker(self.plan, self.read, self.engine, self.writer, self._tell)
-        self._flushing = threading.BoundedSemaphore(FLUSHING * self.in_flight)
         self._unflushed: Counter[int] = Counter()
         self._written = self._stored = 0
 
@@ -123,8 +123,8 @@ class Job:
         except (Exception, KeyboardInterrupt) as failure:
             self._let_go()
             raise self._told(failure) from failure
-        self._let_go()
         ended = time.perf_counter()
+        self._let_go()  # of memory that the device reaches, which takes as long as getting it did
         self.idle = self._blocks.idle(threads, began, ended)
         return ended - began
 
@@ -155,10 +155,12 @@ class Job:
         again: deque[Block] = deque()
         left = (self.plan.block(i) for i in range(self.plan.n_blocks) if not self.done[i])
         # Blocks that wait for the disk do so in threads of their own: those that encode keep their memory warm.
-        with self._threads(FLUSHING * self.in_flight, "flush") as flushing:
+        waiting = FLUSHING * self.in_flight
+        with self._threads(waiting, "flush") as threads:
+            flusher = Flusher(threads, waiting, self._flushed)
             while True:
                 with self._threads(self.in_flight, "isovoxel") as pool:
-                    short = self._do_all(pool, flushing, again, left)
+                    short = self._do_all(pool, flusher, again, left)
                 if not short:
                     return
                 if self.in_flight == 1:
@@ -169,7 +171,7 @@ class Job:
                     self._slow_down()
 
     def _do_all(
-        self, pool: ThreadPoolExecutor, flushing: ThreadPoolExecutor, again: deque[Block], left: Iterator[Block]
+        self, pool: ThreadPoolExecutor, flusher: Flusher, again: deque[Block], left: Iterator[Block]
     ) -> list[Block]:
         """Do blocks, a bounded number at a time, however many there are, until memory is short.
 
@@ -186,7 +188,7 @@ class Job:
                 block = again.popleft() if again else next(left, None)
                 if block is None:
                     break
-                encoding[pool.submit(self._encode, block, flushing)] = block
+                encoding[pool.submit(self._encode, block, flusher)] = block
             if not encoding and not waiting:
                 return short
             self._spare_cores(len(encoding))
@@ -203,31 +205,28 @@ class Job:
                         raise
                     short.append(block)
 
-    def _encode(self, block: Block, flushing: ThreadPoolExecutor) -> Future[bool] | None:
-        """Read, scale and encode a block, and leave it to a thread that waits for the disk; nothing if cancelled."""
+    def _encode(self, block: Block, flusher: Flusher) -> Future[bool] | None:
+        """Read, scale and encode a block, and leave it to threads that wait for the disk; nothing if cancelled."""
+        attempts = self._unflushed[block.index]
+        if attempts and self._blocks.cancelled.wait(recovery.PAUSES[attempts - 1]):
+            return None
         try:
-            encoded = self._blocks.encode(block)
+            shards = flusher.begin(block)
+            return shards.end(self._blocks.encode(block, shards.add))
         except Cancelled:
             return None
-        self._flushing.acquire()
-        return flushing.submit(self._flush, block, *encoded)
 
-    def _flush(self, block: Block, shards: Sequence[OnItsWay], event: BlockDone) -> bool:
-        """Wait until a block is on the disk, and note that; False where it must be made again."""
-        try:
-            sealed = self._blocks.flush(shards, event)
-        except OSError as error:
-            attempt = self._unflushed[block.index]
-            if not is_transient(error) or attempt == len(recovery.PAUSES):
-                raise BlockFailed("writing", block, error) from error
-            self._unflushed[block.index] += 1
-            self._tell(Retried(block.index, "writing", clause(error), recovery.PAUSES[attempt]))
-            self._blocks.cancelled.wait(recovery.PAUSES[attempt])
-            return False
-        finally:
-            self._flushing.release()
-        self._finish(block, *sealed)
-        return True
+    def _flushed(self, block: Block, seals: list[Seal] | Exception, event: BlockDone) -> bool:
+        """Note that a block is on the disk; False where it must be made again."""
+        if isinstance(seals, list):
+            self._finish(block, seals, event)
+            return True
+        attempts = self._unflushed[block.index]
+        if not is_transient(seals) or attempts == len(recovery.PAUSES):
+            raise BlockFailed("writing", block, seals) from seals
+        self._unflushed[block.index] += 1
+        self._tell(Retried(block.index, "writing", clause(seals), recovery.PAUSES[attempts]))
+        return False
 
     def _slow_down(self) -> None:
         """Go on with half as many blocks in flight."""

@@ -136,42 +136,29 @@ class OmeZarrWriter:
         return cls(Path(path), encoder, grid)
 
     def write(self, box: Box, data: NDArray[Any]) -> list[Seal]:
-        """Write one block, and return the seals of its shards: `encode`, and then seal them."""
-        return [shard.seal() for shard in self.encode(box, data)]
+        """Write a box of whole shards, and return their seals, in the order of `Box.tiles`; see `encode`."""
+        shards = box.tiles(self._encoder.storage.shard)
+        return [self.encode(shard, data[shard.relative_to(box.start).slices]).seal() for shard in shards]
 
-    def encode(self, box: Box, data: NDArray[Any]) -> list[Unsealed]:
-        """Encode one block, a shard at a time.
+    def encode(self, box: Box, data: NDArray[Any]) -> Unsealed:
+        """Encode one shard; it is at its place when it is sealed.
 
         Parameters
         ----------
         box
-            Voxels of the output: a union of whole shards, clipped where the volume ends.
+            Voxels of the output: those of a shard, clipped where the volume ends.
         data
             Their values, of the box's shape and the output's dtype.
 
         Raises
         ------
         ValueError
-            If the box is no union of whole shards, or the data are not the box's.
+            If the box is no shard, or the data are not the box's.
         OSError
-            If the file system refuses, such as a disk that is full. No shard is left half written.
-
-        Returns
-        -------
-        list of Unsealed
-            The box' shards, in the order of `Box.tiles`; each is at its place when it is sealed.
+            If the file system refuses, such as a disk that is full. Nothing is left of the shard then.
         """
         self._check(box, data)
-        shards: list[Unsealed] = []
-        try:
-            for shard in box.tiles(self._encoder.storage.shard):
-                part = data[shard.relative_to(box.start).slices]
-                shards.append(self._encoder.write(self._file(shard), part))
-        except BaseException:
-            for done in shards:
-                done.drop()
-            raise
-        return shards
+        return self._encoder.write(self._file(box), data)
 
     def holds(self, box: Box, seals: Sequence[Seal]) -> bool:
         """Tell whether all shards of a box are files with these seals."""
@@ -199,10 +186,9 @@ class OmeZarrWriter:
     def _check(self, box: Box, data: NDArray[Any]) -> None:
         shard, dtype = self._encoder.storage.shard, self._encoder.dtype
         ends = zip(box.start, box.stop, shard, self._shape, strict=True)
-        if box.size == 0 or any(a % s or not (b == n or (b < n and b % s == 0)) for a, b, s, n in ends):
+        if any(a % s or not a < b == min(a + s, n) for a, b, s, n in ends):
             raise ValueError(
-                f"the box {box.start} to {box.stop} is no union of whole shards of {shard} voxels "
-                f"in a volume of {self._shape}"
+                f"the box {box.start} to {box.stop} is no shard of {shard} voxels in a volume of {self._shape}"
             )
         if data.shape != box.shape or data.dtype != dtype:
             raise ValueError(

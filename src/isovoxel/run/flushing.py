@@ -1,0 +1,104 @@
+"""How do blocks wait for the disk? Shard by shard, in threads of their own, while others are encoded.
+
+A disk has most to do for many shards at a time, and from early on: each shard of a block waits as soon as it is
+encoded. The thread that is done with the last of them notes the block, whatever becomes of the job meanwhile.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+
+from isovoxel.planning.plan import Block
+from isovoxel.run.blocks import OnItsWay
+from isovoxel.run.events import BlockDone
+from isovoxel.store.shard import Seal
+
+Conclude = Callable[[Block, "list[Seal] | Exception", BlockDone], bool]
+"""Called when all shards of a block are on the disk, or one cannot be brought there; tells whether it is done."""
+
+
+class Flusher:
+    """Waits for the disk.
+
+    Parameters
+    ----------
+    pool, threads
+        What waits, and for how many shards at the same time; who has more to flush waits too.
+    conclude
+        What is done with a block then, in the thread that was last.
+    """
+
+    def __init__(self, pool: ThreadPoolExecutor, threads: int, conclude: Conclude) -> None:
+        self.pool = pool
+        self.free = threading.BoundedSemaphore(threads)
+        self.conclude = conclude
+
+    def begin(self, block: Block) -> Flushing:
+        """Take a block whose shards will come."""
+        return Flushing(self, block)
+
+
+class Flushing:
+    """A block whose shards are on their way to the disk; one thread adds them and ends."""
+
+    def __init__(self, flusher: Flusher, block: Block) -> None:
+        self._flusher, self._block = flusher, block
+        self._future: Future[bool] = Future()
+        self._lock = threading.Lock()
+        self._seals: list[Seal | None] = []
+        self._error: Exception | None = None
+        self._left = 1  # until `end`
+        self._event: BlockDone | None = None
+        self._began = time.perf_counter()
+
+    def add(self, shard: OnItsWay) -> None:
+        """Begin to flush the next shard of the block, once fewer wait than may."""
+        self._flusher.free.acquire()  # so that none is queued, and forgotten when the job fails
+        with self._lock:
+            number = len(self._seals)
+            self._seals.append(None)
+            self._left += 1
+        self._flusher.pool.submit(self._seal, number, shard)
+
+    def end(self, event: BlockDone) -> Future[bool]:
+        """Say that this was the last shard.
+
+        Returns
+        -------
+        Future of bool
+            What `conclude` returns, or raises.
+        """
+        self._event, self._began = event, time.perf_counter()
+        self._leave()
+        return self._future
+
+    def _seal(self, number: int, shard: OnItsWay) -> None:
+        """Flush a shard, or drop it where another has failed."""
+        try:
+            if self._error is None:
+                self._seals[number] = shard.seal()
+            else:
+                shard.drop()
+        except Exception as error:  # noqa: BLE001 - kept for whoever concludes
+            self._error = error
+        self._flusher.free.release()
+        self._leave()
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._left -= 1
+            if self._left:
+                return
+        assert self._event is not None  # noqa: S101 - for type checkers: `end` was called
+        event = replace(self._event, flush_seconds=time.perf_counter() - self._began)
+        seals = [seal for seal in self._seals if seal is not None]
+        try:
+            done = self._flusher.conclude(self._block, self._error or seals, event)
+        except BaseException as error:  # noqa: BLE001 - whoever waits for the future raises it
+            self._future.set_exception(error)
+        else:
+            self._future.set_result(done)
