@@ -13,6 +13,7 @@ rounded half to even and saturated. Integers of 32 bits are moved (nearest) in t
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -28,7 +29,11 @@ from isovoxel.errors import DeviceError
 from isovoxel.geometry.axis import Axis
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import Float3
+from isovoxel.planning.limits import LANES
 from isovoxel.planning.plan import Block, Plan
+
+_HALVES = ("low", "high")
+"""Parts of an integer of 32 bits."""
 
 
 class CleEngine(StagedEngine):
@@ -46,6 +51,7 @@ class CleEngine(StagedEngine):
         with TURN:
             super().__init__(device, select(opencl_device(device)).get_device().queue)
         self._proven: set[str] = set()
+        self._transfers: deque[Any] = deque(maxlen=2 * len(_HALVES) * LANES[device.kind])
 
     def build(self, plan: Plan) -> None:
         """Build the conversions, and scale a few voxels with cle, which builds its kernels as they are called."""
@@ -86,7 +92,7 @@ class CleEngine(StagedEngine):
         """Let cle scale an array on the device. The caller has the turn."""
         cle = select(self._handle)
         linear = interpolation == "linear"
-        with _images_or_errors():
+        with self._own_backend():
             if shift == (0.0, 0.0, 0.0):
                 fz, fy, fx = factor
                 cle.scale(
@@ -107,12 +113,41 @@ class CleEngine(StagedEngine):
 
         return OCLArray(self._queue, shape, np.float32, data=self._buffers.get(name, 4 * math.prod(shape)))
 
+    @contextmanager
+    def _own_backend(self) -> Iterator[None]:
+        """Let cle raise where an image cannot be made, and not wait for the device. The caller has the turn.
+
+        cle takes any reason, a lack of memory too, for one that will stay: it warns, and goes on with nearest. And it
+        waits until its matrix is on the device, behind all that the queue has to do before.
+        """
+        from pyclesperanto_prototype._tier0._backends import Backend
+        from pyclesperanto_prototype._tier0._cl_image import empty_image
+        from pyclesperanto_prototype._tier0._device import get_device
+
+        backend = Backend.get_instance().get()
+        backend.empty_image_like = lambda array, _: empty_image(get_device().context, array.shape, array.dtype)
+        backend.from_array = self._matrix_on_device
+        try:
+            yield
+        finally:
+            del backend.empty_image_like, backend.from_array
+
+    def _matrix_on_device(self, matrix: NDArray[np.float32]) -> Any:
+        """Return cle's array of its matrix, which the queue copies before it comes to what uses it."""
+        import pyopencl as cl
+        from pyclesperanto_prototype._tier0._pycl import OCLArray
+
+        buffer = cl.Buffer(self._queue.context, cl.mem_flags.READ_ONLY, matrix.nbytes)
+        # pyopencl waits for a transfer whose event nobody keeps; with as many kept, the oldest has come to its end.
+        self._transfers.append(cl.enqueue_copy(self._queue, buffer, matrix, is_blocking=False))
+        return OCLArray(self._queue, matrix.shape, matrix.dtype, data=buffer)
+
     @staticmethod
     def _parts(plan: Plan) -> tuple[str, ...]:
         """Return the parts of a voxel that go through cle one after the other."""
         kind = np.dtype(plan.source.dtype)
         split = plan.interpolation == "nearest" and kind.kind in "iu" and kind.itemsize == 4
-        return ("low", "high") if split else ("all",)
+        return _HALVES if split else ("all",)
 
     @lru_cache(maxsize=32)  # noqa: B019 - engines live as long as the process
     def _conversion(self, kind: np.dtype[Any], part: str) -> dict[str, Any]:
@@ -150,24 +185,6 @@ def select(handle: Any) -> Any:
 
 _selected: dict[Any, Any] = {}
 """cle's devices, each a context and a queue, by what pyopencl calls them."""
-
-
-@contextmanager
-def _images_or_errors() -> Iterator[None]:
-    """Let cle raise where an image cannot be made. The caller has the turn.
-
-    cle takes any reason, a lack of memory too, for one that will stay: it warns, and goes on with nearest.
-    """
-    from pyclesperanto_prototype._tier0._backends import Backend
-    from pyclesperanto_prototype._tier0._cl_image import empty_image
-    from pyclesperanto_prototype._tier0._device import get_device
-
-    backend = Backend.get_instance().get()
-    backend.empty_image_like = lambda array, _: empty_image(get_device().context, array.shape, array.dtype)
-    try:
-        yield
-    finally:
-        del backend.empty_image_like
 
 
 def placement(block: Block, plan: Plan) -> tuple[Float3, Float3]:
