@@ -174,7 +174,8 @@ def _do(task: Task, done: bytearray, tell: Callable[[str, Any], None]) -> tuple[
 
 def _end_with_parent() -> None:
     """End this process when the one that started it has gone, and with it the other end of the pipe."""
-    while sys.stdin.buffer.read(1):
+    # Not through sys.stdin, whose lock this thread would hold when the interpreter closes it.
+    while os.read(0, 1):
         pass
     os._exit(1)
 
