@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import google_crc32c
+import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
@@ -56,7 +57,7 @@ class Seal(NamedTuple):
     size: int
     """Its bytes."""
     crc: int
-    """CRC-32C of them."""
+    """CRC-32 of them."""
     mtime_ns: int
     """When it was written: while that stands, nobody has changed it."""
 
@@ -71,7 +72,7 @@ class Unsealed(NamedTuple):
     size: int
     """Its bytes."""
     crc: int
-    """CRC-32C of them."""
+    """CRC-32 of them."""
 
     def seal(self) -> Seal:
         """Flush the file to the disk, give it its name, and return its seal.
@@ -296,7 +297,7 @@ class _Shard:
         places = (s // c for s, c in zip(storage.shard, storage.chunk, strict=True))
         self._index = np.full((*places, 2), _NO_CHUNK, "<u8")
         self.size = self.crc = 0
-        """Bytes that are in the file, and CRC-32C of them."""
+        """Bytes that are in the file, and CRC-32 of them."""
         self.taken = 0
         """Chunks that a thread has begun with."""
         self.turn = 0
@@ -325,7 +326,8 @@ class _Shard:
         place = tuple(a // c for a, c in zip(self._boxes[self.turn].start, self._chunk, strict=True))
         self._index[place] = self.size, len(encoded)
         self.size += len(encoded)
-        self.crc = google_crc32c.extend(self.crc, encoded)
+        # imagecodecs takes arrays, though its types do not say so, and other threads go on, unlike with google_crc32c.
+        self.crc = imagecodecs.deflate_crc32(encoded, self.crc)  # type: ignore[arg-type]
         _write_all(self._descriptor, encoded.data)
 
     def append_index(self) -> None:
@@ -333,7 +335,7 @@ class _Shard:
         entries = self._index.tobytes()
         index = entries + google_crc32c.value(entries).to_bytes(4, "little")
         self.size += len(index)
-        self.crc = google_crc32c.extend(self.crc, index)
+        self.crc = imagecodecs.deflate_crc32(index, self.crc)
         _write_all(self._descriptor, memoryview(index))
 
 
@@ -348,7 +350,7 @@ def holds(path: Path, seal: Seal) -> bool:
         crc = 0
         with path.open("rb", buffering=0) as file:
             while piece := file.read(2**20):
-                crc = google_crc32c.extend(crc, piece)
+                crc = imagecodecs.deflate_crc32(piece, crc)
     except OSError:
         return False
     return bool(crc == seal.crc)
