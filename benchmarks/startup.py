@@ -2,8 +2,8 @@
 
 The stack is that of clEsperanto's scaling tutorial in shape and voxel size, of random voxels, as TIFF; zoom 2. The
 script imports cle, reads the stack, calls ``cle.scale``, rounds, and writes an OME-Zarr with zarr-python. Beside it:
-``isovoxel scale`` with engine cle, ``isovoxel plan``, and ``isovoxel --help``. All take turns, the best of several
-counts; "cores" is the time that all cores worked for it.
+``isovoxel scale`` with engine cle, ``isovoxel plan``, also of a petabyte, and ``isovoxel --help``. All take turns, the
+best of several counts; "cores" is the time that all cores worked for it.
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ from typing import Any
 
 import numpy as np
 import tifffile
+import zarr
 
 from benchmarks.cases import add_machine_options, scratch, three
 from benchmarks.machine import describe, print_header, print_row, sentence, write_json
 
 ZOOM = 2
 VOXEL_SIZE = (1.0, 0.202, 0.202)
+PETABYTE = (20_000, 158_114, 158_114)
+"""Shape of 10^15 bytes of uint16, none of which is stored."""
 SCRIPT = """
 import sys
 
@@ -60,6 +63,8 @@ def main(arguments: list[str]) -> None:
     with scratch(chosen.folder) as folder:
         stack, output = folder / "stack.tif", folder / "output.zarr"
         write_stack(stack, (z, y, x))
+        large = folder / "petabyte.zarr"
+        zarr.create_array(large, shape=PETABYTE, chunks=(128,) * 3, shards=(512,) * 3, dtype="uint16")
         factors = [str(ZOOM * size) for size in VOXEL_SIZE]
         isovoxel = [sys.executable, "-m", "isovoxel"]
         scale = ["scale", str(stack), str(output), "--zoom", str(ZOOM), "--engine", "cle", "--device", chosen.device]
@@ -67,6 +72,15 @@ def main(arguments: list[str]) -> None:
             "a script with cle.scale": [sys.executable, "-c", SCRIPT, str(stack), str(output), *factors],
             "isovoxel scale": [*isovoxel, *scale],
             "isovoxel plan": [*isovoxel, "plan", str(stack), "--zoom", str(ZOOM), "--device", chosen.device],
+            "isovoxel plan of a petabyte": [
+                *isovoxel,
+                "plan",
+                str(large),
+                "--factor",
+                "5,2,2",
+                "--device",
+                chosen.device,
+            ],
             "isovoxel --help": [*isovoxel, "--help"],
         }
         runs: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}

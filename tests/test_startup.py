@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+import zarr
 
 ALWAYS_LATE = {"dask", "distributed", "numcodecs", "yaozarrs", "zarr"}
 """What reads chunks and writes OME-Zarr."""
@@ -62,3 +63,22 @@ def test_planning_asks_the_device_without_loading_cle(stack: str) -> None:
 def test_scaling_without_a_terminal_loads_nothing_that_draws(stack: str, tmp_path: Path) -> None:
     """Where nobody watches, progress is plain lines."""
     assert "rich" not in loaded_by("scale", stack, str(tmp_path / "out.zarr"))
+
+
+def test_a_petabyte_is_planned_in_little_memory(tmp_path: Path) -> None:
+    """Blocks are numbers until they are wanted: a plan of 15 million of them is a thousand bytes of JSON."""
+    array = tmp_path / "large.zarr"
+    zarr.create_array(array, shape=(20_000, 158_114, 158_114), chunks=(128,) * 3, shards=(512,) * 3, dtype="uint16")
+    plan = f"""
+from isovoxel import plan
+from isovoxel.run.host import peak_bytes
+planned = plan({str(array)!r}, factor=(5, 2, 2), engine="exact")
+block = planned.block(planned.n_blocks - 1)
+print(planned.n_blocks, len(planned.to_json()), peak_bytes(), block.write_box.stop == planned.output.shape)
+"""
+    done = subprocess.run([sys.executable, "-c", plan], capture_output=True, text=True, check=True)
+    blocks, size, peak, ends = done.stdout.split()
+    assert int(blocks) > 10**6
+    assert int(size) < 2000
+    assert int(peak) < 200 * 10**6
+    assert ends == "True"

@@ -84,6 +84,15 @@ def test_a_block_knows_its_own_index(plan: Plan, data: st.DataObject) -> None:
         assert plan.block(index - 1).write_box.start < block.write_box.start
 
 
+@given(plans(), st.data())
+def test_the_voxels_of_blocks_that_are_done_are_counted(plan: Plan, data: st.DataObject) -> None:
+    """Those of any blocks, clipped ones too, without asking one after the other."""
+    done = bytearray(data.draw(st.lists(st.sampled_from([0, 1]), min_size=plan.n_blocks, max_size=plan.n_blocks)))
+    assert plan.voxels_of(done) == sum(
+        b.write_box.size for b, is_done in zip(plan.blocks(), done, strict=True) if is_done
+    )
+
+
 @given(plans())
 def test_there_is_no_block_beyond_the_last(plan: Plan) -> None:
     """An index outside the plan is an IndexError."""

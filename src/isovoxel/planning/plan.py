@@ -195,6 +195,16 @@ class Plan:
             pad_after=_triple(after),
         )
 
+    def voxels_of(self, done: bytes | bytearray) -> int:
+        """Return how many output voxels some of the blocks have: those with a 1, in the plan's order."""
+        z, y, x = (
+            np.diff(np.minimum(np.arange(n + 1) * b, m))
+            for n, b, m in zip(self.block_grid, self.block_shape, self.output.shape, strict=True)
+        )
+        layers = np.frombuffer(done, np.uint8).reshape(self.block_grid)
+        # Layer by layer, for there may be millions of blocks.
+        return sum(int(length * (y @ (layer @ x))) for length, layer in zip(z, layers, strict=True))
+
     def blocks(self) -> Iterator[Block]:
         """Yield all blocks in order."""
         return (self.block(i) for i in range(self.n_blocks))

@@ -93,8 +93,7 @@ class JobFinished:
 
 def started(plan: Plan, done: bytearray) -> JobStarted:
     """Return the start of a job of which some blocks are done: those with a 1, in the plan's order."""
-    voxels = sum(plan.block(i).write_box.size for i, is_done in enumerate(done) if is_done)
-    return JobStarted(plan, sum(done), voxels)
+    return JobStarted(plan, sum(done), plan.voxels_of(done))
 
 
 Event = JobStarted | BlockDone | Retried | Filled | Slowed | Restarted | JobFinished
