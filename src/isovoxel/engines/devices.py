@@ -41,6 +41,10 @@ class Device:
     """Largest 3-D image, z, y, x voxels."""
     shares_host_memory: bool
     """Whether its memory is the host's."""
+    pci: str = ""
+    """Its PCI bus id, such as "0000:3B:00.0", or nothing where the driver does not tell."""
+    uuid: str = ""
+    """What NVML calls the GPU with that PCI bus id, or nothing where it knows none."""
 
     @property
     def spare(self) -> int:
@@ -140,6 +144,8 @@ def _is_gpu(handle: Any) -> bool:
 
 
 def _describe(index: int, handle: Any) -> Device:
+    pci = _pci_bus_id(handle) if "NVIDIA" in handle.vendor else ""
+    uuid, free = _ask_nvml(pci) if pci else ("", None)
     return Device(
         index=index,
         name=handle.name.strip(),
@@ -148,27 +154,38 @@ def _describe(index: int, handle: Any) -> Device:
         driver=handle.driver_version,
         compute_units=handle.max_compute_units,
         memory=handle.global_mem_size,
-        free=_free_nvidia_memory(handle) if "NVIDIA" in handle.vendor else None,
+        free=free,
         largest_allocation=handle.max_mem_alloc_size,
         image_shape=(handle.image3d_max_depth, handle.image3d_max_height, handle.image3d_max_width),
         shares_host_memory=bool(handle.host_unified_memory),
+        pci=pci,
+        uuid=uuid,
     )
 
 
-def _free_nvidia_memory(handle: Any) -> int | None:
-    """Return the free bytes of an NVIDIA device, which OpenCL does not tell but NVML does, by its PCI address."""
+def _pci_bus_id(handle: Any) -> str:
+    """Return the PCI bus id of an NVIDIA device as OpenCL tells it."""
+    try:
+        # The domain has no attribute of its own in OpenCL before NVIDIA's newest extension; 0 on ordinary machines.
+        return f"0000:{handle.pci_bus_id_nv:02X}:{handle.pci_slot_id_nv:02X}.0"
+    except AttributeError:
+        return ""
+
+
+def _ask_nvml(pci: str) -> tuple[str, int | None]:
+    """Return the name that nobody else has, and the free bytes, of the GPU with a PCI bus id: OpenCL tells neither."""
     import pynvml
 
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
-        return None
+        return "", None
     try:
-        # The domain has no attribute of its own in OpenCL before NVIDIA's newest extension; 0 on ordinary machines.
-        address = f"00000000:{handle.pci_bus_id_nv:02X}:{handle.pci_slot_id_nv:02X}.0"
-        gpu = pynvml.nvmlDeviceGetHandleByPciBusId(address.encode())
-        return int(pynvml.nvmlDeviceGetMemoryInfo(gpu).free)
-    except (pynvml.NVMLError, AttributeError):
-        return None
+        gpu = pynvml.nvmlDeviceGetHandleByPciBusId(f"0000{pci}".encode())
+        uuid = pynvml.nvmlDeviceGetUUID(gpu)  # bytes in versions below 11.5
+        free = int(pynvml.nvmlDeviceGetMemoryInfo(gpu).free)
+        return uuid if isinstance(uuid, str) else uuid.decode(), free
+    except pynvml.NVMLError:
+        return "", None
     finally:
         pynvml.nvmlShutdown()
