@@ -9,8 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -20,23 +19,12 @@ from isovoxel.engines.base import Cancelled, Engine, Stage
 from isovoxel.geometry.box import Box
 from isovoxel.planning.plan import Block, Plan
 from isovoxel.run.events import BlockDone, Event, Retried
+from isovoxel.run.flushing import Flusher, OnItsWay
 from isovoxel.run.recovery import BlockFailed, clause, patiently
 from isovoxel.store.shard import Seal
 from isovoxel.volumes.base import ReadBox
 
 T = TypeVar("T")
-
-
-class OnItsWay(Protocol):
-    """A shard on its way to the disk."""
-
-    def seal(self) -> Seal:
-        """Wait until it is there."""
-        ...
-
-    def drop(self) -> None:
-        """Give it up."""
-        ...
 
 
 class Writer(Protocol):
@@ -131,22 +119,41 @@ class BlockMaker:
             seconds = time.perf_counter() - began + self._read_seconds.pop(block.index, 0.0)
             return self._scale_and_encode(stage, block, flush, seconds)
 
-    def make(self, block: Block, voxels: NDArray[Any] | None = None) -> tuple[list[Seal], BlockDone]:
-        """Encode a block and wait until it is on the disk, all in one thread; see `encode`."""
-        return self._attempt("writing", block, lambda: self._make(block, voxels))
+    def make(
+        self,
+        block: Block,
+        flusher: Flusher,
+        voxels: NDArray[Any] | None = None,
+        seat: AbstractContextManager[Any] | None = None,
+    ) -> tuple[list[Seal], BlockDone]:
+        """Encode a block, and wait until it is on the disk; see `encode`.
 
-    def _make(self, block: Block, voxels: NDArray[Any] | None) -> tuple[list[Seal], BlockDone]:
+        Parameters
+        ----------
+        block, voxels
+            As in `encode`.
+        flusher
+            Waits for the disk.
+        seat
+            What a block in flight holds, entered again for another attempt; it is left while the disk is waited for.
+        """
+
+        def once() -> tuple[list[Seal], BlockDone]:
+            with seat or nullcontext():
+                shards = flusher.begin(block, _sealed)
+                event = self.encode(block, shards.add, voxels)
+            return shards.end(event).result()
+
+        return self._attempt("writing", block, once)
+
+    def make_by_shards(
+        self, block: Block, flusher: Flusher, seat: AbstractContextManager[Any] | None = None
+    ) -> tuple[list[Seal], BlockDone]:
+        """Make a block that is too large for the host's memory, one shard after the other; see `make`."""
         seals: list[Seal] = []
-        shards: list[OnItsWay] = []
-        try:
-            event = self.encode(block, shards.append, voxels)
-            began = time.perf_counter()
-            for shard in shards:
-                seals.append(shard.seal())  # noqa: PERF401 - those before one that fails are counted below
-        finally:
-            for shard in shards[len(seals) :]:
-                shard.drop()
-        return seals, replace(event, flush_seconds=time.perf_counter() - began)
+        for box in block.write_box.tiles(self._plan.storage.shard):
+            seals += self.make(self._plan.block_of(block.index, box), flusher, seat=seat)[0]
+        return seals, BlockDone(block.index, block.write_box.size, 0, 0, 0, 0, 0)
 
     def _scale_and_encode(
         self, stage: Stage, block: Block, flush: Callable[[OnItsWay], None], read_seconds: float
@@ -166,6 +173,7 @@ class BlockMaker:
             write_seconds=time.perf_counter() - between,
             flush_seconds=0.0,
             pieces=scaled.pieces,
+            read_bytes=block.read_box.size * self._plan.source.itemsize,
         )
 
     @contextmanager
@@ -194,3 +202,10 @@ class BlockMaker:
             raise
         except Exception as error:
             raise BlockFailed(doing, block, error) from error
+
+
+def _sealed(_block: Block, seals: list[Seal] | Exception, event: BlockDone) -> tuple[list[Seal], BlockDone]:
+    """Pass on what became of a block's shards."""
+    if isinstance(seals, Exception):
+        raise seals
+    return seals, event

@@ -43,6 +43,12 @@ class BlockDone:
     """Time until they all were on the disk then; another block was in flight meanwhile."""
     pieces: int = 1
     """In how many pieces it was scaled; more than 1 where the device had too little memory for it."""
+    read_bytes: int = 0
+    """Bytes of the voxels that were read for it, as they are in memory."""
+    stored_bytes: int = 0
+    """Bytes of its shards on the disk."""
+    worker: str = ""
+    """Name of the worker that made it, where there are several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +90,50 @@ class Restarted:
 
 
 @dataclass(frozen=True, slots=True)
+class Connected:
+    """The job will be done by workers."""
+
+    dashboard: str
+    """Address of the scheduler's dashboard, or nothing where it has none."""
+    notes: tuple[str, ...]
+    """What a user should know of the workers."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerJoined:
+    """A worker takes part in the job from now on."""
+
+    name: str
+    """What the scheduler calls it."""
+    host: str
+    """The machine that it runs on."""
+    device: str
+    """The name of its device."""
+    pci: str
+    """The device's PCI bus id, or nothing where it has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLeft:
+    """A worker takes no part in the job any more, or not for now."""
+
+    name: str
+    """What the scheduler calls it."""
+    reason: str
+    """Why, in a clause."""
+    log: tuple[str, ...] = ()
+    """The last lines that it logged, where they may tell more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """No worker is left: the job waits for one."""
+
+    seconds: float
+    """For how long, before it ends."""
+
+
+@dataclass(frozen=True, slots=True)
 class JobFinished:
     """All blocks are written and the output is marked complete."""
 
@@ -96,5 +146,17 @@ def started(plan: Plan, done: bytearray) -> JobStarted:
     return JobStarted(plan, sum(done), plan.voxels_of(done))
 
 
-Event = JobStarted | BlockDone | Retried | Filled | Slowed | Restarted | JobFinished
+Event = (
+    JobStarted
+    | BlockDone
+    | Retried
+    | Filled
+    | Slowed
+    | Restarted
+    | Connected
+    | WorkerJoined
+    | WorkerLeft
+    | Waiting
+    | JobFinished
+)
 Listener = Callable[[Event], None]

@@ -11,14 +11,28 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from typing import Generic, Protocol, TypeVar
 
 from isovoxel.planning.plan import Block
-from isovoxel.run.blocks import OnItsWay
 from isovoxel.run.events import BlockDone
 from isovoxel.store.shard import Seal
 
-Conclude = Callable[[Block, "list[Seal] | Exception", BlockDone], bool]
-"""Called when all shards of a block are on the disk, or one cannot be brought there; tells whether it is done."""
+T = TypeVar("T")
+
+Conclude = Callable[[Block, "list[Seal] | Exception", BlockDone], T]
+"""Called when all shards of a block are on the disk, or one cannot be brought there, in the thread that was last."""
+
+
+class OnItsWay(Protocol):
+    """A shard on its way to the disk."""
+
+    def seal(self) -> Seal:
+        """Wait until it is there."""
+        ...
+
+    def drop(self) -> None:
+        """Give it up."""
+        ...
 
 
 class Flusher:
@@ -28,26 +42,23 @@ class Flusher:
     ----------
     pool, threads
         What waits, and for how many shards at the same time; who has more to flush waits too.
-    conclude
-        What is done with a block then, in the thread that was last.
     """
 
-    def __init__(self, pool: ThreadPoolExecutor, threads: int, conclude: Conclude) -> None:
+    def __init__(self, pool: ThreadPoolExecutor, threads: int) -> None:
         self.pool = pool
         self.free = threading.BoundedSemaphore(threads)
-        self.conclude = conclude
 
-    def begin(self, block: Block) -> Flushing:
-        """Take a block whose shards will come."""
-        return Flushing(self, block)
+    def begin(self, block: Block, conclude: Conclude[T]) -> Flushing[T]:
+        """Take a block whose shards will come, and what is done with it when all are on the disk."""
+        return Flushing(self, block, conclude)
 
 
-class Flushing:
+class Flushing(Generic[T]):
     """A block whose shards are on their way to the disk; one thread adds them and ends."""
 
-    def __init__(self, flusher: Flusher, block: Block) -> None:
-        self._flusher, self._block = flusher, block
-        self._future: Future[bool] = Future()
+    def __init__(self, flusher: Flusher, block: Block, conclude: Conclude[T]) -> None:
+        self._flusher, self._block, self._conclude = flusher, block, conclude
+        self._future: Future[T] = Future()
         self._lock = threading.Lock()
         self._seals: list[Seal | None] = []
         self._error: Exception | None = None
@@ -64,13 +75,13 @@ class Flushing:
             self._left += 1
         self._flusher.pool.submit(self._seal, number, shard)
 
-    def end(self, event: BlockDone) -> Future[bool]:
+    def end(self, event: BlockDone) -> Future[T]:
         """Say that this was the last shard.
 
         Returns
         -------
-        Future of bool
-            What `conclude` returns, or raises.
+        Future
+            Of what `conclude` returns, or raises.
         """
         self._event, self._began = event, time.perf_counter()
         self._leave()
@@ -94,10 +105,11 @@ class Flushing:
             if self._left:
                 return
         assert self._event is not None  # noqa: S101 - for type checkers: `end` was called
-        event = replace(self._event, flush_seconds=time.perf_counter() - self._began)
         seals = [seal for seal in self._seals if seal is not None]
+        seconds, stored = time.perf_counter() - self._began, sum(seal.size for seal in seals)
+        event = replace(self._event, flush_seconds=seconds, stored_bytes=stored)
         try:
-            done = self._flusher.conclude(self._block, self._error or seals, event)
+            done = self._conclude(self._block, self._error or seals, event)
         except BaseException as error:  # noqa: BLE001 - whoever waits for the future raises it
             self._future.set_exception(error)
         else:

@@ -20,7 +20,6 @@ a device that is lost       passed on as `DeviceLostError`: only a fresh process
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections import Counter, deque
@@ -28,6 +27,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from signal import SIGINT
 from typing import TYPE_CHECKING, Any
 
@@ -37,13 +37,12 @@ from numpy.typing import NDArray
 from isovoxel.engines.base import Cancelled, Engine
 from isovoxel.errors import CorruptInputError, DeviceLostError, InterruptedJobError, JobError
 from isovoxel.geometry.box import Box
-from isovoxel.planning.cost import human_bytes
 from isovoxel.planning.plan import Block, Plan
 from isovoxel.run import recovery
 from isovoxel.run.blocks import BlockMaker, Writer
 from isovoxel.run.events import BlockDone, Event, Filled, Listener, Retried, Slowed, started
 from isovoxel.run.flushing import Flusher
-from isovoxel.run.recovery import BlockFailed, clause, kept
+from isovoxel.run.recovery import BlockFailed, clause, kept, missing
 from isovoxel.store.shard import Seal
 from isovoxel.volumes.base import ReadBox
 from isovoxel.volumes.files import is_transient
@@ -130,9 +129,13 @@ class Job:
 
     def _carry_out(self) -> None:
         self._tell(started(self.plan, self.done))
-        if self.plan.halo_mode == "map_overlap":
-            self._run_windows()
-        self._run_direct()
+        # Blocks that wait for the disk do so in threads of their own: those that encode keep their memory warm.
+        waiting = FLUSHING * self.in_flight
+        with self._threads(waiting, "flush") as threads:
+            flusher = Flusher(threads, waiting)
+            if self.plan.halo_mode == "map_overlap":
+                self._run_windows(flusher)
+            self._run_direct(flusher)
 
     def _let_go(self) -> None:
         self.writer.close()
@@ -150,25 +153,21 @@ class Job:
 
     # ---- direct reads ----------------------------------------------------------------------------------------
 
-    def _run_direct(self) -> None:
+    def _run_direct(self, flusher: Flusher) -> None:
         """Do all blocks that are not done, with fewer of them in flight where the host has too little memory."""
         again: deque[Block] = deque()
         left = (self.plan.block(i) for i in range(self.plan.n_blocks) if not self.done[i])
-        # Blocks that wait for the disk do so in threads of their own: those that encode keep their memory warm.
-        waiting = FLUSHING * self.in_flight
-        with self._threads(waiting, "flush") as threads:
-            flusher = Flusher(threads, waiting, self._flushed)
-            while True:
-                with self._threads(self.in_flight, "isovoxel") as pool:
-                    short = self._do_all(pool, flusher, again, left)
-                if not short:
-                    return
-                if self.in_flight == 1:
-                    for block in short:
-                        self._do_by_shards(block)
-                else:
-                    again.extend(short)
-                    self._slow_down()
+        while True:
+            with self._threads(self.in_flight, "isovoxel") as pool:
+                short = self._do_all(pool, flusher, again, left)
+            if not short:
+                return
+            if self.in_flight == 1:
+                for block in short:
+                    self._finish(block, *self._blocks.make_by_shards(block, flusher))
+            else:
+                again.extend(short)
+                self._slow_down()
 
     def _do_all(
         self, pool: ThreadPoolExecutor, flusher: Flusher, again: deque[Block], left: Iterator[Block]
@@ -211,7 +210,7 @@ class Job:
         if attempts and self._blocks.cancelled.wait(recovery.PAUSES[attempts - 1]):
             return None
         try:
-            shards = flusher.begin(block)
+            shards = flusher.begin(block, self._flushed)
             return shards.end(self._blocks.encode(block, shards.add))
         except Cancelled:
             return None
@@ -233,14 +232,6 @@ class Job:
         self.in_flight = max(1, self.in_flight // 2)
         self.engine.release()
         self._tell(Slowed(self.in_flight))
-
-    def _do_by_shards(self, block: Block) -> None:
-        """Do a block that is too large for the host's memory, one shard after the other."""
-        seals: list[Seal] = []
-        for box in block.write_box.tiles(self.plan.storage.shard):
-            part = self.plan.block_of(block.index, box)
-            seals += self._blocks.make(part)[0]
-        self._finish(block, seals, BlockDone(block.index, block.write_box.size, 0, 0, 0, 0, 0))
 
     @contextmanager
     def _threads(self, number: int, name: str) -> Iterator[ThreadPoolExecutor]:
@@ -265,7 +256,7 @@ class Job:
 
     # ---- map_overlap -----------------------------------------------------------------------------------------
 
-    def _run_windows(self) -> None:
+    def _run_windows(self, flusher: Flusher) -> None:
         """Let dask exchange halos, one window of blocks after the other, as long as memory suffices for that."""
         # dask is only loaded by jobs that need it.
         import dask
@@ -281,7 +272,8 @@ class Job:
             for places in Box.whole(self.plan.block_grid).tiles(self.plan.window):
                 window = Window(self.plan, places)
                 try:
-                    window.written(self._window_input(window), self._do_overlapped).compute()
+                    write = partial(self._do_overlapped, flusher)
+                    window.written(self._window_input(window), write).compute()
                 except (BlockFailed, MemoryError) as error:
                     if isinstance(error, BlockFailed) and not error.short_of_memory:
                         raise
@@ -297,8 +289,8 @@ class Job:
 
         return window.source(lambda place, box: self._blocks.read(self.plan.block_at(place), box))
 
-    def _do_overlapped(self, voxels: NDArray[Any], block: Block) -> NDArray[Any]:
-        self._finish(block, *self._blocks.make(block, voxels))
+    def _do_overlapped(self, flusher: Flusher, voxels: NDArray[Any], block: Block) -> NDArray[Any]:
+        self._finish(block, *self._blocks.make(block, flusher, voxels))
         return np.ones((1, 1, 1), np.bool_)
 
     # ---- what is told ----------------------------------------------------------------------------------------
@@ -324,8 +316,5 @@ class Job:
                 listener(event)
 
     def _missing(self) -> str:
-        """Say how much room the rest of the output needs: as much per voxel as what is written, or as a voxel has."""
-        voxels = math.prod(self.plan.output.shape) - started(self.plan, self.done).voxels_done
-        each = self._stored / self._written if self._written else self.plan.source.itemsize
-        free = human_bytes(self.writer.free_bytes())
-        return f"about {human_bytes(voxels * each)} are still to be written, {free} are free"
+        """Say how much room the rest of the output needs."""
+        return missing(self.plan, self.done, self._written, self._stored, self.writer.free_bytes())

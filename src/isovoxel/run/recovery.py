@@ -8,13 +8,16 @@ a server that is being restarted. Together they last about a minute and a half; 
 from __future__ import annotations
 
 import errno
+import math
 import threading
 from collections.abc import Callable
 from typing import TypeVar
 
 from isovoxel.engines.base import Cancelled
 from isovoxel.errors import CorruptInputError, DeviceFullError
-from isovoxel.planning.plan import Block
+from isovoxel.planning.cost import human_bytes
+from isovoxel.planning.plan import Block, Plan
+from isovoxel.run.events import started
 from isovoxel.volumes.files import is_transient
 
 T = TypeVar("T")
@@ -67,6 +70,28 @@ def kept(done: bytearray) -> str:
     return f"{sum(done)} of {len(done)} blocks are done and kept; {GO_ON}"
 
 
+def is_full(error: Exception) -> bool:
+    """Tell whether an error means that a disk is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def missing(plan: Plan, done: bytearray, written: int, stored: int, free: int) -> str:
+    """Say how much room the rest of an output needs: as much per voxel as what is written, or as a voxel has.
+
+    Parameters
+    ----------
+    plan, done
+        What is to be done, and a 1 for each block that is.
+    written, stored
+        Voxels that this run has written, and the bytes that they take on the disk.
+    free
+        Bytes that are free there.
+    """
+    voxels = math.prod(plan.output.shape) - started(plan, done).voxels_done
+    each = stored / written if written else plan.source.itemsize
+    return f"about {human_bytes(voxels * each)} are still to be written, {human_bytes(free)} are free"
+
+
 class BlockFailed(Exception):  # noqa: N818 - never seen by a user
     """Carries what was being done with which block when something failed."""
 
@@ -86,7 +111,7 @@ class BlockFailed(Exception):  # noqa: N818 - never seen by a user
     def reason(self, missing: Callable[[], str]) -> str:
         """Say in a clause what failed, where, and why; `missing` says how much room the disk lacks."""
         error = self.error
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_full(error):
             return f"{self} because the disk is full: {missing()}; make room"
         if isinstance(error, CorruptInputError):
             return f"{self}: {error}, or have it filled with --on-corrupt fill"
