@@ -11,6 +11,7 @@ from isovoxel.api import (
     scale,
     scale_array,
     verify,
+    workers,
 )
 from isovoxel.version import __version__
 
@@ -26,4 +27,5 @@ __all__ = [
     "scale",
     "scale_array",
     "verify",
+    "workers",
 ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -14,18 +15,22 @@ from isovoxel.options import (
     ScalingOptions,
     choose_sampling,
     parse_factor,
+    parse_size,
+    parse_threads,
     plan_volume,
     source_of,
 )
 from isovoxel.planning.plan import Plan
 from isovoxel.planning.whole import WholeLimits
-from isovoxel.run.events import Listener
+from isovoxel.run.events import Event, Listener
 from isovoxel.volumes.base import Volume
 
 if TYPE_CHECKING:  # pyopencl, dask and zarr are loaded by what needs them
     from isovoxel.engines.devices import Device
+    from isovoxel.run.cluster.connect import Cluster
+    from isovoxel.run.cluster.survey import Member
     from isovoxel.run.output import OutputState
-    from isovoxel.run.tally import Tally
+    from isovoxel.run.tally import Share, Tally
     from isovoxel.run.verify import Verdict
 
 __all__ = [
@@ -39,6 +44,7 @@ __all__ = [
     "scale",
     "scale_array",
     "verify",
+    "workers",
 ]
 
 
@@ -59,6 +65,11 @@ class ScaleResult:
     """Most memory that this process has held since it began."""
     tally: Tally
     """What else happened: blocks that were done before or scaled in pieces, attempts, parts that were filled."""
+
+    @property
+    def workers(self) -> dict[str, Share]:
+        """What each worker did, by its name; empty where this process did it all."""
+        return self.tally.workers
 
     @property
     def voxels_per_second(self) -> float:
@@ -87,13 +98,22 @@ def open_volume(source: Any, *, voxel_size: Float3 | None = None, unit: str | No
     return open_any(source, voxel_size=voxel_size, unit=unit)
 
 
-def plan(source: Any, **options: Unpack[ScalingOptions]) -> Plan:
+def plan(
+    source: Any,
+    *,
+    workers: str | int | None = None,
+    scheduler: str | Path | None = None,
+    client: Any = None,
+    **options: Unpack[ScalingOptions],
+) -> Plan:
     """Return how a volume would be scaled. Nothing is read but metadata, and nothing is written.
 
     Parameters
     ----------
     source
         As in `open_volume`.
+    workers, scheduler, client
+        Whose limits it keeps, in place of those of this process; as in `scale`.
     **options
         As in `ScalingOptions`.
 
@@ -103,7 +123,8 @@ def plan(source: Any, **options: Unpack[ScalingOptions]) -> Plan:
         If the input, an option or the device cannot serve, or no block fits; see `isovoxel.errors`.
     """
     volume = open_volume(source, voxel_size=options.get("input_voxel_size"), unit=options.get("unit"))
-    return plan_volume(volume, options)
+    with _cluster({"workers": workers, "scheduler": scheduler, "client": client}, options, source=source) as cluster:
+        return plan_volume(volume, options, cluster.limits if cluster else None)
 
 
 def scale(
@@ -113,6 +134,9 @@ def scale(
     overwrite: bool = False,
     on_corrupt: str = "stop",
     isolate: bool = False,
+    workers: str | int | None = None,
+    scheduler: str | Path | None = None,
+    client: Any = None,
     listeners: Sequence[Listener] = (),
     **options: Unpack[ScalingOptions],
 ) -> ScaleResult:
@@ -135,6 +159,15 @@ def scale(
     isolate
         Whether blocks are scaled in a process of their own: a driver that crashes then costs the blocks in flight
         and not this process. Where a device does not serve this process any more, that is done anyway.
+    workers
+        Worker processes of this machine that do the blocks: "auto" for one on each GPU, a number for as many GPUs, or
+        "cpu:4" for four that share the processor's cores. They are spawned, so a script that asks for them needs
+        ``if __name__ == "__main__":``, as for any other process.
+    scheduler
+        Address of a dask scheduler whose workers do them, or path of its scheduler file. They must see input and
+        output under the same paths.
+    client
+        A ``distributed.Client`` whose workers do them. Of these three at most one is given.
     listeners
         Called with each `isovoxel.run.events.Event`.
     **options
@@ -161,25 +194,31 @@ def scale(
         raise OptionError(f"on_corrupt must be stop or fill, not {on_corrupt!r}")
     voxel_size, unit = options.get("input_voxel_size"), options.get("unit")
     volume = open_volume(source, voxel_size=voxel_size, unit=unit).identified()
-    # "auto" is decided once: by the time the engine opens, another device may have more memory free.
-    device = str(find_device(options.get("device", "auto")).index)
-    planned = plan_volume(volume, options | {"device": device})
-    labels = choose_sampling(volume, options).labels
-    wanted = Wanted(
-        path=local_path(output),  # not its Path: there an address looks like a folder
-        plan=planned,
-        made=provenance(planned, volume, labels=labels),
-        source_path=volume.identity.get("path"),
-        overwrite=overwrite,
-        shard=options.get("shard") is not None,
-    )
     tally = Tally()
-    if is_complete(wanted):
-        tally.done_before = planned.n_blocks
-        return ScaleResult(wanted.path, planned, 0.0, tally.stages | {"idle": 0.0}, peak_bytes(), tally)
-    task = Task(planned, source, voxel_size, unit, device, wanted.path, on_corrupt == "fill")
-    session = Session(wanted, task, volume, labels, (tally, *listeners), isolate)
-    done, seconds, idle = session.run()
+    told: tuple[Listener, ...] = (tally, *listeners)
+    given = {"workers": workers, "scheduler": scheduler, "client": client}
+    with _cluster(given, options, source=source, isolate=isolate, listeners=told) as cluster:
+        device = options.get("device", "auto")
+        if cluster is None:
+            # "auto" is decided once: by the time the engine opens, another device may have more memory free.
+            device = str(find_device(device).index)
+            planned = plan_volume(volume, options | {"device": device})
+        else:
+            planned = plan_volume(volume, options, cluster.limits)
+        labels = choose_sampling(volume, options).labels
+        wanted = Wanted(
+            path=local_path(output),  # not its Path: there an address looks like a folder
+            plan=planned,
+            made=provenance(planned, volume, labels=labels),
+            source_path=volume.identity.get("path"),
+            overwrite=overwrite,
+            shard=options.get("shard") is not None,
+        )
+        if is_complete(wanted):
+            tally.done_before = planned.n_blocks
+            return ScaleResult(wanted.path, planned, 0.0, tally.stages | {"idle": 0.0}, peak_bytes(), tally)
+        task = Task(planned, source, voxel_size, unit, device, wanted.path, on_corrupt == "fill")
+        done, seconds, idle = Session(wanted, task, volume, labels, told, isolate, cluster).run()
     return ScaleResult(wanted.path, done.plan, seconds, tally.stages | {"idle": idle}, peak_bytes(), tally)
 
 
@@ -361,3 +400,53 @@ def devices() -> list[Device]:
     from isovoxel.engines.devices import list_devices
 
     return list_devices()
+
+
+def workers(
+    *, workers: str | int | None = None, scheduler: str | Path | None = None, client: Any = None
+) -> tuple[Member, ...]:
+    """Return the workers that a job would have, and which device each of them holds.
+
+    Parameters
+    ----------
+    workers, scheduler, client
+        Which, as in `scale`; one of them.
+
+    Raises
+    ------
+    IsovoxelError
+        If none is given, or they cannot be used.
+    """
+    given = {"workers": workers, "scheduler": scheduler, "client": client}
+    with _cluster(given, {}) as cluster:
+        if cluster is None:
+            raise OptionError("no workers are named; give one of workers, scheduler and client")
+        return cluster.fleet.members
+
+
+def _cluster(
+    given: Mapping[str, Any],
+    options: ScalingOptions,
+    *,
+    source: Any = None,
+    isolate: bool = False,
+    listeners: Sequence[Listener] = (),
+) -> AbstractContextManager[Cluster | None]:
+    """Lend the workers that options name, or nothing where they name none."""
+    from isovoxel.run.cluster.choice import check_choice
+
+    if not check_choice(given, source=source, device=options.get("device", "auto"), isolate=isolate):
+        return nullcontext()
+    from isovoxel.run.cluster.connect import connected
+    from isovoxel.run.cluster.survey import Wishes
+
+    def tell(event: Event) -> None:
+        for listener in listeners:
+            listener(event)
+
+    wishes = Wishes(
+        parse_size("memory", options.get("memory")),
+        parse_size("device memory", options.get("device_memory")),
+        parse_threads(options),
+    )
+    return connected(**given, wishes=wishes, listener=tell)

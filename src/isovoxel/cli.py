@@ -95,6 +95,11 @@ Shard = Annotated[
     typer.Option(metavar="Z,Y,X", parser=_three(int, "256,256,256"), help="Voxels per file of the output."),
 ]
 Codec = Annotated[str, typer.Option(metavar="lz4|zstd|none", help="Compression of the output.")]
+Workers = Annotated[
+    str | None,
+    typer.Option(metavar="auto|N|cpu:N", help="Worker processes here: one on each GPU, or on the processor."),
+]
+Scheduler = Annotated[str | None, typer.Option(metavar="ADDRESS|FILE", help="dask scheduler, whose workers do it.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -155,6 +160,8 @@ def plan(
     chunk: Chunk = None,
     shard: Shard = None,
     codec: Codec = "lz4",
+    workers: Workers = None,
+    scheduler: Scheduler = None,
     as_json: Json = False,
 ) -> None:
     """Show what would happen: output, blocks, halo, projected and allowed bytes. Nothing is written."""
@@ -164,6 +171,8 @@ def plan(
 
     planned = api.plan(
         source,
+        workers=workers,
+        scheduler=scheduler,
         zoom=zoom,
         voxel_size=voxel_size,
         factor=factor,
@@ -210,6 +219,8 @@ def scale(
     chunk: Chunk = None,
     shard: Shard = None,
     codec: Codec = "lz4",
+    workers: Workers = None,
+    scheduler: Scheduler = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an OME-Zarr that is there.")] = False,
     on_corrupt: Annotated[
         str, typer.Option(metavar="stop|fill", help="What to do with damaged parts of the input: fill makes them 0.")
@@ -236,6 +247,8 @@ def scale(
             overwrite=overwrite,
             on_corrupt=on_corrupt,
             isolate=isolate,
+            workers=workers,
+            scheduler=scheduler,
             listeners=(progress,),
             zoom=zoom,
             voxel_size=voxel_size,
@@ -257,7 +270,13 @@ def scale(
             codec=codec,
         )
     if as_json or not quiet:
-        _show(result_record(result), result_lines(result), as_json=as_json)
+        record, lines = result_record(result), result_lines(result)
+        if result.workers:
+            from isovoxel.views.workers import share_lines, share_record
+
+            record |= {"workers": {name: share_record(s, result.seconds) for name, s in result.workers.items()}}
+            lines += share_lines(result)
+        _show(record, lines, as_json=as_json)
 
 
 @app.command()
@@ -297,8 +316,15 @@ def limits(
 
 
 @app.command()
-def devices(as_json: Json = False) -> None:
-    """List the OpenCL devices with the limits that matter."""
+def devices(workers: Workers = None, scheduler: Scheduler = None, as_json: Json = False) -> None:
+    """List the OpenCL devices with the limits that matter, or the workers and the device that each holds."""
+    if workers is not None or scheduler is not None:
+        from isovoxel import api
+        from isovoxel.views.workers import member_lines, member_record
+
+        members = api.workers(workers=workers, scheduler=scheduler)
+        _show({"workers": [member_record(m) for m in members]}, member_lines(members), as_json=as_json)
+        return
     from isovoxel.engines.devices import find_device, list_devices
     from isovoxel.views.records import device_lines, device_record
 

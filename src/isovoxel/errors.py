@@ -101,6 +101,13 @@ class DeviceLostError(DeviceError):
     """A device that no longer answers this process; another process may go on."""
 
 
+class ClusterError(IsovoxelError, ConnectionError):
+    """Workers, or a scheduler of workers, that are not there or cannot be used."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class JobError(IsovoxelError, RuntimeError):
     """A job that failed half-way; the message says what is kept and how to go on."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -16,6 +16,7 @@ from isovoxel.geometry.grid import (
     factor_for_zoom,
 )
 from isovoxel.planning.choices import ENGINES, MOVES
+from isovoxel.planning.limits import DeviceLimits, HostLimits
 from isovoxel.planning.plan import Plan, Source
 from isovoxel.volumes.base import Volume
 
@@ -111,18 +112,27 @@ def choose_sampling(volume: Volume, options: ScalingOptions) -> Sampling:
     return Sampling(engine, interpolation, antialias, labels)
 
 
-def plan_volume(volume: Volume, options: ScalingOptions) -> Plan:
-    """Return how a volume would be scaled, within the limits of device and host."""
-    from isovoxel.engines.devices import find_device
+Limits = tuple[DeviceLimits, HostLimits]
+"""What a device has, and what its host lets a process use."""
+
+
+def plan_volume(volume: Volume, options: ScalingOptions, limits: Callable[[str], Limits] | None = None) -> Plan:
+    """Return how a volume would be scaled, within the limits of device and host.
+
+    Parameters
+    ----------
+    volume
+        The input.
+    options
+        What the user says.
+    limits
+        Returns those of the workers that will do it, for an engine; by default those of this process are found.
+    """
     from isovoxel.planning.planner import make_plan
     from isovoxel.planning.storage import default_storage
-    from isovoxel.run.host import host_limits
 
     grid, factor = how_far(volume, options)
     sampling = choose_sampling(volume, options)
-    threads = options.get("threads")
-    if threads is not None and threads < 1:
-        raise OptionError(f"threads must be at least 1, not {threads}")
     chunk, shard = options.get("chunk"), options.get("shard")
     storage = default_storage(
         grid.scaled(factor).shape,
@@ -131,14 +141,14 @@ def plan_volume(volume: Volume, options: ScalingOptions) -> Plan:
         chunk=chunk,
         shard=shard,
     )
-    device = find_device(options.get("device", "auto"))
+    device, host = limits(sampling.engine) if limits else own_limits(options)
     halo = options.get("halo", "auto")
     return make_plan(
         source_of(volume, grid),
         factor,
         storage=storage,
-        device=device.limits(parse_size("device memory", options.get("device_memory"))),
-        host=host_limits(parse_size("memory", options.get("memory")), threads, device_kind=device.kind),
+        device=device,
+        host=host,
         engine=sampling.engine,
         interpolation=sampling.interpolation,
         antialias=sampling.antialias,
@@ -147,6 +157,27 @@ def plan_volume(volume: Volume, options: ScalingOptions) -> Plan:
         halo_mode="direct" if halo == "auto" and volume.array is None else halo,
         fixed_storage=shard is not None,
     )
+
+
+def own_limits(options: ScalingOptions) -> Limits:
+    """Return the limits of this process: of the device that the options name, and of its host."""
+    from isovoxel.engines.devices import find_device
+    from isovoxel.run.host import host_limits
+
+    threads = parse_threads(options)
+    device = find_device(options.get("device", "auto"))
+    return (
+        device.limits(parse_size("device memory", options.get("device_memory"))),
+        host_limits(parse_size("memory", options.get("memory")), threads, device_kind=device.kind),
+    )
+
+
+def parse_threads(options: ScalingOptions) -> int | None:
+    """Return how many blocks shall be in flight, or None where nothing is said."""
+    threads = options.get("threads")
+    if threads is not None and threads < 1:
+        raise OptionError(f"threads must be at least 1, not {threads}")
+    return threads
 
 
 def how_far(volume: Volume, options: ScalingOptions) -> tuple[VoxelGrid, Float3]:

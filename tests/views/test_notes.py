@@ -9,11 +9,25 @@ from typing import Any, cast
 import pytest
 
 from isovoxel.planning.plan import Plan
-from isovoxel.run.events import BlockDone, Event, Filled, JobFinished, JobStarted, Restarted, Retried, Slowed
+from isovoxel.run.events import (
+    BlockDone,
+    Connected,
+    Event,
+    Filled,
+    JobFinished,
+    JobStarted,
+    Restarted,
+    Retried,
+    Slowed,
+    Waiting,
+    WorkerJoined,
+    WorkerLeft,
+)
 from isovoxel.run.tally import Tally
 from isovoxel.views.notes import Notes
 from isovoxel.views.progress import ProgressView
 from isovoxel.views.records import _happened
+from isovoxel.views.workers import share_lines, share_record
 
 
 def started(**changes: Any) -> JobStarted:
@@ -104,3 +118,48 @@ def test_speed_counts_what_this_run_makes() -> None:
     now[0] += 1e-5
     view(block(13, 1))
     assert str(view) == "14/48 blocks, 10.0 Mvoxel/s, 0:00 left"
+
+
+WORKERS: list[Event] = [
+    Connected("http://head:8787/status", ("devices differ (1 x A100, 1 x H100); the least binds",)),
+    WorkerJoined("a", "node-1", "H100", "0000:3B:00.0"),
+    WorkerJoined("b", "node-2", "A100", "0000:5E:00.0"),
+    BlockDone(0, 100, 0.0, 0.0, 0.5, 0.0, 0.0, read_bytes=7, stored_bytes=5, worker="a"),
+    WorkerLeft("b", "the scheduler has lost it"),
+    WorkerJoined("b", "node-2", "A100", "0000:5E:00.0"),
+    WorkerLeft("b", "the card is lost, and again in a fresh process", ("xid 79",)),
+    Waiting(300.0),
+]
+
+
+def test_what_becomes_of_workers_is_said() -> None:
+    """Those that are there from the beginning stand in the summary; who goes, and who comes back, is said at once."""
+    notes = Notes()
+    assert [line for event in WORKERS for line in notes.of(event)] == [
+        "dashboard: http://head:8787/status",
+        "note: devices differ (1 x A100, 1 x H100); the least binds",
+        "note: worker b does no more blocks: the scheduler has lost it",
+        "note: worker b on node-2 is there again, with A100",
+        "note: worker b does no more blocks: the card is lost, and again in a fresh process",
+        "  b: xid 79",
+        "note: no worker is there; the job waits for one, for up to 300 s",
+    ]
+
+
+def test_the_summary_tells_each_workers_share() -> None:
+    """Device, blocks, how busy, what it read and wrote, and why it left."""
+    tally = Tally()
+    for event in WORKERS:
+        tally(event)
+    result = SimpleNamespace(seconds=2.0, tally=tally, workers=tally.workers)
+    assert share_lines(cast(Any, result)) == [
+        ("worker a", "H100 0000:3B:00.0 on node-1  1 block   100%  0.0 Mvoxel/s  busy 25%  read 7 B, wrote 5 B"),
+        (
+            "worker b",
+            (
+                "A100 0000:5E:00.0 on node-2  0 blocks  0%    0.0 Mvoxel/s  busy 0%   read 0 B, wrote 0 B  "
+                "left: the card is lost, and again in a fresh process"
+            ),
+        ),
+    ]
+    assert share_record(tally.workers["a"], 2.0)["busy_share"] == 0.25

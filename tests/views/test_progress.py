@@ -1,6 +1,7 @@
 """Progress is a bar on a terminal, a few lines in a log, and nothing when quiet."""
 
 import io
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import cast
 
@@ -8,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from isovoxel.planning.plan import Plan
-from isovoxel.run.events import BlockDone, JobFinished, JobStarted
-from isovoxel.views.progress import ProgressView
+from isovoxel.run.events import BlockDone, JobFinished, JobStarted, WorkerJoined, WorkerLeft
+from isovoxel.views.progress import MOST_LINES, ProgressView
 
 HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
 
@@ -182,3 +183,23 @@ def test_what_others_print_goes_to_standard_output(capsys: pytest.CaptureFixture
         print("a result")
     assert capsys.readouterr().out == "a result\n"
     assert "a result" not in file.getvalue()
+
+
+def test_each_worker_has_a_line_below_the_bar() -> None:
+    """Its device, its blocks, its speed; and that it does no more when it is gone. Later ones do without."""
+    console, file = terminal(120)
+    clock = Clock()
+    with ProgressView(console, notes=False, clock=clock) as view:
+        view(started())
+        for number in range(MOST_LINES + 5):
+            view(WorkerJoined(str(number), "a", f"GPU {number}", ""))
+        clock.now += 10
+        for index in range(4):
+            view(replace(done(index), worker=str(index % 2)))
+        view(WorkerLeft("1", "lost"))
+        view(JobFinished(10.0))
+    screen = file.getvalue()
+    assert "GPU 0, 2 blocks, 0.2 Mvoxel/s" in screen
+    assert "GPU 1, 2 blocks, does no more" in screen
+    assert f"GPU {MOST_LINES - 1}," in screen
+    assert f"GPU {MOST_LINES}," not in screen

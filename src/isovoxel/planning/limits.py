@@ -47,3 +47,5 @@ class HostLimits:
     """How many blocks may be in flight: each is read, scaled and written by one thread."""
     helpers: int = 0
     """How many threads may help them to encode while cores are idle."""
+    workers: int = 1
+    """How many such processes share the blocks."""

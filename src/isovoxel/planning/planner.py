@@ -235,7 +235,7 @@ def _best(draft: Plan) -> Plan | None:
     kept = cached / draft.source.itemsize
     overhead = BLOCK_OVERHEAD + (CLE_OVERHEAD * in_flight if draft.engine == "cle" else 0)
     work = DECODE * decoded + KEEP * kept + math.prod(draft.output.shape) + blocks * overhead
-    score = work * (blocks + (draft.in_flight - 1) / 2) / blocks
+    score = work * (blocks + (draft.in_flight * draft.host.workers - 1) / 2) / blocks
     if draft.engine == "cle" and draft.device.kind == "cpu":
         score = score + COMPILE * _product(z.sizes, y.sizes, x.sizes)
 

@@ -2,7 +2,7 @@
 
 1. The engine is opened and prepared first: a device that cannot serve is found before anything is written.
 2. The ledger is begun, an old output moved away, the new one moved to its place.
-3. Blocks are done in this process; where its device is lost, or the user wants it apart, in others.
+3. Blocks are done in this process; where its device is lost, or the user wants it apart, in another; or by workers.
 4. The output is marked complete, and the ledger goes.
 """
 
@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,6 +27,10 @@ from isovoxel.run.worker import run_apart
 from isovoxel.store.destination import remove
 from isovoxel.store.ledger import NEW, REPLACED, Ledger
 from isovoxel.volumes.base import Volume
+
+if TYPE_CHECKING:
+    from isovoxel.run.cluster.connect import Cluster
+    from isovoxel.run.cluster.job import Crew
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,8 @@ class Session:
     """Told what happens."""
     isolate: bool
     """Whether blocks are done in a process of their own."""
+    cluster: Cluster | None = None
+    """The workers that do the blocks, where it is not this process."""
 
     def run(self) -> tuple[Task, float, float]:
         """Make the output, or what is left of it.
@@ -59,10 +67,11 @@ class Session:
         JobError
             If the job fails half-way.
         """
-        with held(self.wanted) as begun:
+        with held(self.wanted) as begun, ExitStack() as ending:
             task = replace(self.task, plan=begun.plan)
+            crew = ending.enter_context(self._told(self.cluster, task, begun)) if self.cluster else None
             engine, in_flight, lost = None, 0, ""
-            if not self.isolate:
+            if not (self.isolate or crew):
                 try:
                     engine, in_flight = self._prepared(task)
                 except DeviceLostError as error:  # by what this process did before
@@ -79,7 +88,7 @@ class Session:
                     self._tell(started(task.plan, done))
                 if lost:
                     self._tell(Restarted(lost))
-                seconds, idle = self._do(task, engine, in_flight, ledger, done)
+                seconds, idle = self._do(task, engine, crew, in_flight, ledger, done)
                 self._finish(ledger, done)
             finally:
                 ledger.close()
@@ -94,6 +103,13 @@ class Session:
             import isovoxel.store.writer  # noqa: F401 - takes as long to load as kernels take to build
 
             return engine, prepared.result()
+
+    def _told(self, cluster: Cluster, task: Task, begun: Begun) -> AbstractContextManager[Crew]:
+        """Tell the workers of the job; what they still do for one of before ends first."""
+        # distributed is only loaded by jobs that need it.
+        from isovoxel.run.cluster.job import Crew
+
+        return Crew(cluster, task, self.volume.identity, begun.folder, self._tell).told()
 
     def _begin(self, begun: Begun) -> Ledger:
         """Make the output, with nothing in it yet."""
@@ -139,15 +155,19 @@ class Session:
             writer.close()
 
     def _do(
-        self, task: Task, engine: Engine | None, in_flight: int, ledger: Ledger, done: bytearray
+        self, task: Task, engine: Engine | None, crew: Crew | None, in_flight: int, ledger: Ledger, done: bytearray
     ) -> tuple[float, float]:
-        """Do all blocks that are not done, in this process or in others."""
+        """Do all blocks that are not done, by this process' engine, by a crew of workers, or in another process."""
 
         def listen(event: Event) -> None:
             if isinstance(event, Filled):
                 ledger.add_filled(event.part)
             self._tell(event)
 
+        if crew is not None:
+            from isovoxel.run.cluster.job import ClusterJob
+
+            return ClusterJob(crew, done, ledger.add, listen, self.volume.array).run()
         if engine is not None:
             try:
                 return task.run(self.volume, engine, done=done, record=ledger.add, listener=listen, in_flight=in_flight)

@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from isovoxel.planning.plan import Plan
-from isovoxel.run.events import BlockDone, Event, Filled, JobStarted, Restarted, Retried, Slowed
+from isovoxel.run.events import (
+    BlockDone,
+    Connected,
+    Event,
+    Filled,
+    JobStarted,
+    Restarted,
+    Retried,
+    Slowed,
+    Waiting,
+    WorkerJoined,
+    WorkerLeft,
+)
 
 
 class Notes:
@@ -14,6 +26,7 @@ class Notes:
     def __init__(self) -> None:
         self._blocks = 0
         self._pieces = 1
+        self._gone: set[str] = set()
 
     def of(self, event: Event) -> Iterator[str]:
         """Yield what there is to say of an event."""
@@ -39,6 +52,27 @@ class Notes:
                 yield f"note: the host has too little memory; from now on {in_flight} blocks are in flight"
             case Restarted(reason=reason):
                 yield f"note: {reason}; the job goes on in a fresh process"
+            case Connected() | WorkerJoined() | WorkerLeft() | Waiting():
+                yield from self._of_workers(event)
+
+    def _of_workers(self, event: Event) -> Iterator[str]:
+        """Yield what there is to say of workers; of those that are there from the beginning the summary tells."""
+        match event:
+            case Connected(dashboard=dashboard, notes=notes):
+                if dashboard:
+                    yield f"dashboard: {dashboard}"
+                for note in notes:
+                    yield f"note: {note}"
+            case WorkerJoined(name=name, host=host, device=device) if name in self._gone:
+                self._gone.remove(name)
+                yield f"note: worker {name} on {host} is there again, with {device}"
+            case WorkerLeft(name=name, reason=reason, log=log):
+                self._gone.add(name)
+                yield f"note: worker {name} does no more blocks: {reason}"
+                for line in log:
+                    yield f"  {name}: {line}"
+            case Waiting(seconds=seconds):
+                yield f"note: no worker is there; the job waits for one, for up to {seconds:g} s"
 
 
 def hints(plan: Plan) -> Iterator[str]:

@@ -17,15 +17,32 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from isovoxel.run.events import BlockDone, Event, JobFinished, JobStarted
+from isovoxel.run.events import BlockDone, Event, JobFinished, JobStarted, WorkerJoined, WorkerLeft
 from isovoxel.views.notes import Notes
 
 if TYPE_CHECKING:  # rich is loaded where there is a terminal to draw on
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import Progress, TaskID
 
 LOG_SECONDS = 30.0
 """Least time between two lines where there is no terminal."""
+MOST_LINES = 16
+"""Most workers that get a line of their own below the bar."""
+
+
+class _Worker:
+    """What a worker's line says."""
+
+    def __init__(self, device: str, clock: Callable[[], float]) -> None:
+        self._device, self._clock, self._began = device, clock, clock()
+        self.blocks = self.voxels = 0
+        self.left = False
+
+    def __str__(self) -> str:
+        took = self._clock() - self._began
+        speed = f"{self.voxels / took / 1e6:,.1f} Mvoxel/s" if took > 0 else ""
+        parts = [self._device, _blocks(self.blocks), "does no more" if self.left else speed]
+        return ", ".join(part for part in parts if part)
 
 
 class ProgressView:
@@ -61,6 +78,7 @@ class ProgressView:
         self._notes = Notes() if notes else None
         self._clock = clock
         self._bar: Progress | None = None
+        self._workers: dict[str, tuple[_Worker, TaskID]] = {}
         self._running = False
         self._blocks = self._blocks_done = 0
         self._voxels = self._voxels_done = self._voxels_before = 0
@@ -91,13 +109,33 @@ class ProgressView:
                 self._blocks_done, self._voxels_done = done, voxels_done
                 self._voxels_before = voxels_done
                 self._begin()
-            case BlockDone(voxels=voxels):
+            case WorkerJoined() | WorkerLeft():
+                self._follow_worker(event)
+            case BlockDone(voxels=voxels, worker=worker):
+                if worker in self._workers:
+                    line, task = self._workers[worker]
+                    line.blocks += 1
+                    line.voxels += voxels
+                    if self._bar is not None:
+                        self._bar.update(task, completed=line.voxels)
                 self._blocks_done += 1
                 self._voxels_done += voxels
                 self._last_block = self._clock()
                 self._show()
             case JobFinished():
                 self._end("done")
+
+    def _follow_worker(self, event: WorkerJoined | WorkerLeft) -> None:
+        """Give a worker a line, on a terminal, or say on it that it is gone."""
+        if isinstance(event, WorkerLeft):
+            if event.name in self._workers:
+                self._workers[event.name][0].left = True
+        elif event.name in self._workers:
+            self._workers[event.name][0].left = False
+        elif self._bar is not None and len(self._workers) < MOST_LINES:
+            line = _Worker(event.device, self._clock)
+            task = self._bar.add_task(f"  {event.name}", total=self._voxels, view=line)
+            self._workers[event.name] = line, task
 
     def __str__(self) -> str:
         """Return blocks, speed, and time left or taken, as of now."""

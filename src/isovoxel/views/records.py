@@ -155,7 +155,7 @@ def result_record(result: ScaleResult) -> Record:
         "voxels_per_second": result.voxels_per_second,
         "peak_host_bytes": result.peak_host_bytes,
         "stage_seconds": result.stages,
-        "happened": {name: value for name, value in asdict(result.tally).items() if name != "stages"},
+        "happened": {name: value for name, value in asdict(result.tally).items() if name not in ("stages", "workers")},
     }
 
 
@@ -170,10 +170,14 @@ def result_lines(result: ScaleResult) -> list[Line]:
     return [
         ("written", f"{result.path}   {_grid_text(plan.output)}, {plan.source.dtype}"),
         ("time", f"{result.seconds:.1f} s, {speed}, {count(plan.n_blocks, 'block')} on {plan.device.name}"),
-        ("threads", f"{plan.in_flight}, which spent together: {stages}"),
+        ("threads", f"{_threads(plan)}, which spent together: {stages}"),
         ("host peak", f"{human_bytes(result.peak_host_bytes)} of {human_bytes(plan.host.allowed)} allowed"),
         *_happened(result.tally),
     ]
+
+
+def _threads(plan: Plan) -> str:
+    return f"{plan.host.workers} x {plan.in_flight}" if plan.host.workers > 1 else str(plan.in_flight)
 
 
 def _happened(tally: Tally) -> list[Line]:
@@ -310,6 +314,8 @@ def device_record(device: Device) -> Record:
         "largest_allocation": device.largest_allocation,
         "image_shape": list(device.image_shape),
         "shares_host_memory": device.shares_host_memory,
+        "pci": device.pci,
+        "uuid": device.uuid,
     }
 
 

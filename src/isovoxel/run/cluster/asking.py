@@ -1,0 +1,83 @@
+"""How is a cluster asked without waiting for ever for a machine that was cut off?
+
+distributed's client does so in `Client.sync`, given the coroutine behind what it offers to all: here they are, each
+with a limit, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from isovoxel.errors import ClusterError
+from isovoxel.run.recovery import clause
+
+
+def ask_workers(
+    client: Any, function: Callable[..., Any], *words: Any, workers: Sequence[str] | None = None, seconds: float
+) -> dict[str, Any]:
+    """Run a function on workers, beside their blocks, and return what each says, or the error that it raised.
+
+    Parameters
+    ----------
+    client
+        A ``distributed.Client``.
+    function, words
+        What to call, with what.
+    workers
+        Their addresses; by default all.
+    seconds
+        How long they may take.
+
+    Raises
+    ------
+    ClusterError
+        If one does not answer.
+    """
+    chosen = None if workers is None else list(workers)
+    try:
+        found: dict[str, Any] = client.sync(
+            client._run,  # noqa: SLF001
+            function,
+            *words,
+            workers=chosen,
+            on_error="return",
+            callback_timeout=seconds,
+        )
+    except Exception as error:
+        raise ClusterError(f"not all workers answer ({clause(error)}); end those that hang, and try again") from error
+    return found
+
+
+def add_plugin(client: Any, plugin: Any, name: str, *, seconds: float) -> None:
+    """Give all workers a plugin, those that come later too, in place of any other of its name."""
+    client.sync(
+        client._register_worker_plugin,  # noqa: SLF001
+        plugin=plugin,
+        name=name,
+        idempotent=False,
+        callback_timeout=seconds,
+    )
+
+
+def remove_plugin(client: Any, name: str, *, seconds: float) -> None:
+    """Take a plugin back from all workers."""
+    client.sync(client._unregister_worker_plugin, name=name, callback_timeout=seconds)  # noqa: SLF001
+
+
+def gather(client: Any, futures: Sequence[Any], *, seconds: float) -> list[Any]:
+    """Return the results of futures that are finished; a worker that is lost just then takes its results along."""
+    found: list[Any] = client.sync(client._gather, list(futures), callback_timeout=seconds)  # noqa: SLF001
+    return found
+
+
+def identity(client: Any, *, seconds: float) -> dict[str, Any]:
+    """Return what the scheduler knows of itself and its workers."""
+    found: dict[str, Any] = client.sync(client.scheduler.identity, n_workers=-1, callback_timeout=seconds)
+    return found
+
+
+def worker_log(client: Any, address: str, lines: int, *, seconds: float) -> tuple[str, ...]:
+    """Return the last lines that a worker has logged, oldest first."""
+    said = client.sync(client.scheduler.worker_logs, n=lines, workers=[address], nanny=False, callback_timeout=seconds)
+    return tuple(line for _, text in reversed(said[address]) for line in text.splitlines()[:2])

@@ -1,0 +1,50 @@
+"""Which device does a worker hold? Exactly one, found once and kept for as long as its process lives.
+
+``ISOVOXEL_DEVICE`` names it: "gpu" or "cpu", a GPU's UUID or PCI bus id, a number of `isovoxel devices`, or a part of a
+name. Without it, where several GPUs are seen, the number that the worker's name ends with chooses: workers of one host
+that are called "gpu-0" and "gpu-1" take the first and the second.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+from isovoxel.engines.devices import Device, find_device, list_devices
+from isovoxel.errors import DeviceError
+
+DEVICE = "ISOVOXEL_DEVICE"
+"""The variable of the environment that says which device a worker holds."""
+
+_held: dict[str, Device] = {}
+"""The device of this process' worker, by the worker's name."""
+
+
+def held_device(worker: str) -> Device:
+    """Return the device that this process holds as the worker of that name.
+
+    Raises
+    ------
+    DeviceError
+        If there is none, or not the one that is asked for.
+    """
+    if worker not in _held:
+        _held[worker] = _choose(worker, os.environ.get(DEVICE, ""))
+    return _held[worker]
+
+
+def _choose(worker: str, wanted: str) -> Device:
+    found = list_devices()
+    if wanted:
+        meant = [d for d in found if wanted in (d.kind, d.uuid, d.pci)]
+        if meant:
+            return meant[0]
+        if wanted in ("gpu", "cpu") or wanted.startswith("GPU-"):
+            names = "; ".join(d.name for d in found) or "no device at all"
+            raise DeviceError(f"no OpenCL device is the {wanted} that {DEVICE} asks for; there is {names}")
+        return find_device(wanted)
+    gpus = [d for d in found if d.kind == "gpu"]
+    number = re.search(r"\d+$", worker)
+    if len(gpus) > 1 and number and "://" not in worker:  # an address ends with its port
+        return gpus[int(number[0]) % len(gpus)]
+    return find_device()

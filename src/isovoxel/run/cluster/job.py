@@ -1,0 +1,282 @@
+"""How is a plan carried out by many workers? This process says who makes which block, and keeps lock and ledger.
+
+1. Before anything is written, every worker is asked whether it sees input and output, and is told of the job, which
+   ends what a job of before has left running for the same output.
+2. Blocks go to workers (`isovoxel.run.cluster.submit`), are made there (`isovoxel.run.cluster.member`), and are noted
+   here as they come back.
+
+=============================  ===================================================================================
+a worker is lost               its blocks go to others; one that comes takes part
+a worker's device is lost      its process is started again; where that does not help it is set aside
+a worker cannot begin          it is set aside, as long as another one does blocks
+a block fails                  another worker tries; where it fails there too, or there is none, the job ends
+no worker, or no scheduler     the job ends after a while, and can be gone on with
+=============================  ===================================================================================
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from isovoxel.errors import (
+    ClusterError,
+    CorruptInputError,
+    DeviceError,
+    InterruptedJobError,
+    JobError,
+    OptionError,
+)
+from isovoxel.planning.cost import human_bytes
+from isovoxel.run.cluster.asking import add_plugin, ask_workers, remove_plugin
+from isovoxel.run.cluster.connect import Cluster
+from isovoxel.run.cluster.member import Made, Membership, Outcome, cancel_blocks, make_block, membership_of
+from isovoxel.run.cluster.submit import Submission
+from isovoxel.run.cluster.survey import Member, survey
+from isovoxel.run.cluster.verdicts import Answer, Stranded, Verdict
+from isovoxel.run.cluster.visible import blind
+from isovoxel.run.cluster.windows import Windows
+from isovoxel.run.events import Listener, WorkerJoined
+from isovoxel.run.job import Impatient
+from isovoxel.run.recovery import BlockFailed, clause, is_full, kept, missing
+from isovoxel.run.task import Task
+from isovoxel.store.shard import Seal
+
+MOST_PICKLED = 16 * 2**20
+"""Most bytes that a job may be when it is sent to workers: each of them gets all of it."""
+TELL_SECONDS = 120.0
+"""How long workers may take to be told of a job, the end of what they did before included."""
+
+
+@dataclass
+class Crew:
+    """The workers of one job, told of it; a context manager that ends it there."""
+
+    cluster: Cluster
+    """The scheduler and its workers."""
+    task: Task
+    """What to do."""
+    identity: Mapping[str, Any]
+    """What tells the input from another one."""
+    folder: Path
+    """The ledger's."""
+    listener: Listener
+    """Told what happens."""
+    token: str = field(default_factory=lambda: uuid.uuid4().hex, init=False)
+    """Tells this run of the job from others."""
+
+    def __post_init__(self) -> None:
+        self.client = self.cluster.client
+        self.members = {member.address: member for member in self.cluster.fleet.members}
+        self.name = membership_of(self.task.output)
+        self._introduced: set[str] = set()
+
+    @contextlib.contextmanager
+    def told(self) -> Iterator[Crew]:
+        """Tell the workers of the job, and at the end that it has ended.
+
+        Raises
+        ------
+        ClusterError
+            If a worker does not see input or output.
+        OptionError
+            If the input cannot be sent to them.
+        """
+        self._check_size()
+        for address, what in blind(
+            self.client, self.task, self.identity, self.folder, tuple(self.members.values())
+        ).items():
+            member = self.members[address]
+            raise ClusterError(
+                f"the worker {member.name} on {member.host} {what}; give paths that all workers see, the same"
+            )
+        try:
+            self._register()
+            yield self
+        finally:
+            with contextlib.suppress(Exception):  # who does not answer is not there
+                remove_plugin(self.client, self.name, seconds=TELL_SECONDS)
+
+    def _register(self) -> None:
+        task = replace(self.task, output=self.task.output.absolute(), source=_absolute(self.task.source))
+        try:
+            add_plugin(self.client, Membership(self.name, self.token, task), self.name, seconds=TELL_SECONDS)
+        except Exception as error:
+            raise ClusterError(f"the workers cannot be told of the job: {clause(error)}") from error
+
+    def _check_size(self) -> None:
+        import cloudpickle
+
+        try:
+            size = len(cloudpickle.dumps(self.task))
+        except (pickle.PicklingError, TypeError, AttributeError) as error:
+            raise OptionError(
+                f"the input cannot be sent to workers ({clause(error)}); give the path of a file that they see"
+            ) from error
+        if size > MOST_PICKLED:
+            raise OptionError(
+                f"the input takes {human_bytes(size)} to be sent to each worker; give the path of a file that they see"
+            )
+
+    def admit(self, address: str, name: str) -> str:
+        """Return why a worker that came later must not take part, or nothing."""
+        if (member := self.members.get(address)) is None:
+            try:
+                (member,) = survey(self.client, self.cluster.wishes, [address]).members
+                said = blind(self.client, self.task, self.identity, self.folder, [member])
+            except (ClusterError, DeviceError) as error:
+                return str(error)
+            if reason := said.get(address) or self._unfit(member):
+                return f"it cannot take part: it {reason}" if address in said else f"it cannot take part: {reason}"
+            self.members[address] = member
+        if address not in self._introduced:
+            self._introduced.add(address)
+            self.listener(WorkerJoined(name, member.host, member.device.name, member.pci))
+        return ""
+
+    def _unfit(self, member: Member) -> str:
+        """Return why the job's plan does not suit a worker, or nothing."""
+        plan = self.task.plan
+        if plan.engine == "cle" and member.device.name not in plan.device.name:
+            return (
+                f"its device is {member.device.name}, and engine cle gives other bits there than on {plan.device.name}"
+            )
+        if excess := plan.cost.excess(member.device, 1):
+            return f"a block takes {excess}"
+        return ""
+
+    def stop(self, addresses: Sequence[str]) -> None:
+        """Let blocks in flight finish or give up."""
+        ask_workers(self.client, cancel_blocks, self.name, self.token, workers=addresses, seconds=TELL_SECONDS)
+
+
+def _absolute(source: Any) -> Any:
+    """Return the input as workers find it, whose working directories are others."""
+    return str(Path(source).absolute()) if isinstance(source, str | Path) and "://" not in str(source) else source
+
+
+@dataclass
+class ClusterJob:
+    """One run of a plan by a crew."""
+
+    crew: Crew
+    """Who does it."""
+    done: bytearray
+    """A 1 for each block that is done, in the plan's order."""
+    record: Callable[[int, Sequence[Seal]], None]
+    """Called with each block that is done and the seals of its shards."""
+    listener: Listener
+    """Told what happens."""
+    array: Any = None
+    """The source as a dask array, where it is one."""
+
+    def __post_init__(self) -> None:
+        self.plan = self.crew.task.plan
+        self._written = self._stored = 0
+        self._busy = 0.0
+        self._failed: set[int] = set()
+
+    def run(self) -> tuple[float, float]:
+        """Carry out what is left of the plan; return the seconds it took, and for how long threads had no block.
+
+        Raises
+        ------
+        JobError
+            If it fails; the message says what is kept.
+        InterruptedJobError
+            If the user interrupts; blocks in flight are finished or given up first.
+        """
+        began = time.perf_counter()
+        try:
+            if self.plan.halo_mode == "map_overlap":
+                self._windows().run()
+            self._submission().run()
+        except Impatient:
+            raise
+        except (Exception, KeyboardInterrupt) as failure:
+            raise self._told(failure) from failure
+        seconds = time.perf_counter() - began
+        threads = self.plan.in_flight * len(self.crew.cluster.fleet.members)
+        return seconds, max(0.0, threads * seconds - self._busy)
+
+    def _windows(self) -> Windows:
+        crew = self.crew
+        for address, member in crew.members.items():
+            crew.admit(address, member.name)
+
+        def take(index: int, made: Outcome) -> None:
+            self.judge(index, "", made)
+
+        workers = list(crew.members)
+        return Windows(crew.client, self.plan, self.array, crew.name, crew.token, workers, take, crew.stop)
+
+    def _submission(self) -> Submission:
+        crew = self.crew
+        return Submission(
+            crew.client,
+            partial(make_block, crew.name, crew.token),
+            self.done,
+            self.judge,
+            tell=self.listener,
+            admit=crew.admit,
+            stop=crew.stop,
+            # Texture units round as they like: under cle two devices need not make the same bits.
+            twice=self.plan.engine != "cle" or len({m.device.name for m in crew.members.values()}) == 1,
+        )
+
+    def judge(self, index: int, _worker: str, outcome: Outcome) -> Verdict:
+        """Take what a worker made of a block."""
+        for event in outcome.events:
+            self.listener(event)
+        if isinstance(outcome, Made):
+            self._finish(index, outcome)
+            return Verdict(Answer.DONE)
+        said = clause(outcome.error)
+        match outcome.why:
+            case "cancelled":
+                return Verdict(Answer.AGAIN)
+            case "lost":
+                return Verdict(Answer.RESTART, str(outcome.error))
+            case "worker":
+                return Verdict(Answer.BROKEN, said)
+        failure = BlockFailed(outcome.doing, self.plan.block(index), outcome.error)
+        if isinstance(outcome.error, CorruptInputError) or is_full(outcome.error) or index in self._failed:
+            raise failure  # nobody else fares better
+        self._failed.add(index)
+        return Verdict(Answer.ELSEWHERE, said, failure)
+
+    def _finish(self, index: int, made: Made) -> None:
+        """Note that a block is done, and only then say so."""
+        try:
+            self.record(index, made.seals)
+        except OSError as error:
+            raise BlockFailed("writing", self.plan.block(index), error) from error
+        self.done[index] = 1
+        self._written += made.done.voxels
+        self._stored += made.done.stored_bytes
+        self._busy += made.done.read_seconds + made.done.wait_seconds
+        self._busy += made.done.scale_seconds + made.done.write_seconds
+        self.listener(made.done)
+
+    def _told(self, failure: BaseException) -> Exception:
+        """Return what is raised of a failure."""
+        if isinstance(failure, KeyboardInterrupt):
+            return InterruptedJobError(f"interrupted; {kept(self.done)}", getattr(failure, "signal", None))
+        if isinstance(failure, BlockFailed):
+            return JobError(f"{failure.reason(self._missing)}; {kept(self.done)}")
+        if isinstance(failure, Stranded):
+            return JobError(f"{failure}; {kept(self.done)}")
+        return JobError(f"the job failed with {clause(failure)}; {kept(self.done)}")
+
+    def _missing(self) -> str:
+        """Say how much room the rest of the output needs."""
+        free = shutil.disk_usage(self.crew.task.output).free
+        return missing(self.plan, self.done, self._written, self._stored, free)

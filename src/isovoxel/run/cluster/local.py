@@ -1,0 +1,132 @@
+"""How do workers of this machine start and end? One process for each device, with this one, however this one ends.
+
+Each is told in its environment which device it holds, before anything of OpenCL is loaded: processes are spawned, not
+forked. distributed's nannies, in this process, watch them and start another one where one dies.
+
+They leave Ctrl-C to this process, see `isovoxel.run.cluster.own`, and end with it, even where that is killed: each
+waits for the end of a pipe that it holds.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from isovoxel.engines.devices import Device, list_devices
+from isovoxel.errors import ClusterError, OptionError
+from isovoxel.run.cluster.holding import DEVICE
+from isovoxel.run.host import FEWEST_THREADS, MOST_THREADS
+from isovoxel.run.job import FLUSHING
+from isovoxel.run.recovery import clause
+
+LOOPBACK = "127.0.0.1"
+
+
+def environments(workers: str) -> list[dict[str, str]]:
+    """Return the environment of each worker that ``--workers`` means.
+
+    Parameters
+    ----------
+    workers
+        "auto" for all GPUs, a number for as many of them, or "cpu:4" for four that share the processor's cores.
+
+    Raises
+    ------
+    OptionError
+        If it is none of these, or there are not so many GPUs.
+    """
+    kind, _, count = workers.rpartition(":")
+    if workers != "auto" and not (kind in ("", "cpu") and count.isdecimal() and int(count) > 0):
+        raise OptionError(
+            f"workers must be auto, a number of GPUs, or cpu: and a number such as cpu:4, not {workers!r}"
+        )
+    if kind == "cpu":
+        return [_cpu_environment(int(count))] * int(count)
+    gpus = [d for d in list_devices() if d.kind == "gpu"]
+    if not gpus:
+        raise OptionError(f"workers {workers} means GPUs, and none is here; use --workers cpu:{len(_cores())}")
+    if count.isdecimal() and int(count) > len(gpus):
+        raise OptionError(f"workers {workers} means as many GPUs, and only {len(gpus)} are here; use --workers auto")
+    return [_gpu_environment(gpu) for gpu in (gpus if workers == "auto" else gpus[: int(count)])]
+
+
+def start(workers: str, threads: int | None) -> Any:
+    """Return a ``distributed.SpecCluster`` of workers of this machine, which all are there.
+
+    Parameters
+    ----------
+    workers
+        Which, as in `environments`.
+    threads
+        Blocks in flight on each; by default its share of the cores, and at least three.
+
+    Raises
+    ------
+    ClusterError
+        If they do not start.
+    OptionError
+        As `environments`.
+    """
+    given = environments(workers)
+
+    import logging
+
+    from distributed import Scheduler, SpecCluster
+
+    from isovoxel.run.cluster.own import OwnNanny, OwnWorker
+
+    in_flight = threads or min(MOST_THREADS, max(FEWEST_THREADS, len(_cores()) // len(given)))
+    options: dict[str, Any] = {
+        "worker_class": OwnWorker,
+        "nthreads": in_flight * (1 + FLUSHING),
+        "memory_limit": 0,  # the plan keeps the budget, and nothing is kept between blocks that could be spilled
+        "host": LOOPBACK,
+        "dashboard_address": f"{LOOPBACK}:0",
+        "dashboard": False,
+        "preload": ["isovoxel.worker"],
+        "preload_argv": [[]],
+    }
+    workers_of = {
+        number: {"cls": OwnNanny, "options": options | {"env": environment}} for number, environment in enumerate(given)
+    }
+    scheduler = {
+        "cls": Scheduler,
+        "options": {"host": LOOPBACK, "port": 0, "dashboard": _has_bokeh(), "dashboard_address": f"{LOOPBACK}:0"},
+    }
+    # In a thread, which no Ctrl-C interrupts: what is half started cannot be ended.
+    with ThreadPoolExecutor(1) as starting:
+        cluster = starting.submit(SpecCluster, workers=workers_of, scheduler=scheduler, silence_logs=logging.CRITICAL)
+        try:
+            return cluster.result()
+        except KeyboardInterrupt:
+            cluster.result().close()
+            raise
+        except (RuntimeError, OSError, TimeoutError) as error:
+            raise ClusterError(f"the workers of this machine do not start: {clause(error)}") from error
+
+
+def _cpu_environment(workers: int) -> dict[str, str]:
+    share = str(max(1, len(_cores()) // workers))
+    # PoCL 3 takes the first, later ones the second. NVIDIA's driver is shown nothing, so that it is not started.
+    return {
+        DEVICE: "cpu",
+        "CUDA_VISIBLE_DEVICES": "",
+        "POCL_MAX_PTHREAD_COUNT": share,
+        "POCL_CPU_MAX_CU_COUNT": share,
+    }
+
+
+def _gpu_environment(gpu: Device) -> dict[str, str]:
+    """Return the environment that shows a worker exactly one GPU, by what nobody else is called."""
+    return {DEVICE: gpu.uuid, "CUDA_VISIBLE_DEVICES": gpu.uuid} if gpu.uuid else {DEVICE: str(gpu.index)}
+
+
+def _cores() -> set[int] | range:
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+
+
+def _has_bokeh() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("bokeh") is not None

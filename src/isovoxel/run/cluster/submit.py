@@ -1,0 +1,407 @@
+"""How do blocks reach workers, however many there are? A few at a time for each worker, and never one twice for long.
+
+1. A worker has `WINDOW` blocks for each of its threads, from its own run (`isovoxel.run.cluster.runs`). As one comes to
+   its end, it gets the next: scheduler, client and workers hold the same for ten blocks as for ten million.
+2. Every `WATCH_SECONDS` the scheduler is asked who is there. The blocks of a worker that has gone are given to others;
+   one that comes takes part. One that has not been heard of for `QUIET_SECONDS` counts as gone, until it is heard of.
+3. Where no block is left to be given, an idle worker also gets those that take several times as long as others did.
+   What comes first counts.
+
+It knows nothing of volumes: what a result means, whoever calls says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import statistics
+import threading
+import time
+import uuid
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from isovoxel.run.cluster import asking
+from isovoxel.run.cluster.runs import Runs
+from isovoxel.run.cluster.verdicts import Answer, SchedulerGone, Stranded, Verdict
+from isovoxel.run.events import Event, Waiting, WorkerLeft
+from isovoxel.run.recovery import clause
+
+WINDOW = 2
+"""Blocks that a worker has, or has been sent, for each of its threads."""
+WATCH_SECONDS = 1.0
+"""How often the scheduler is asked who is there."""
+QUIET_SECONDS = 30.0
+"""After how long without a sign of life a worker counts as gone. It gives one each few seconds at most."""
+ANSWER_SECONDS = 20.0
+"""How long the scheduler may take to answer, or to pass a result on, before it is asked again."""
+GONE_SECONDS = 60.0
+"""How long it may not answer at all."""
+NO_WORKER_SECONDS = 300.0
+"""How long the job waits for a worker when none is left."""
+DEATHS = 3
+"""How many workers may be lost while they had a block, as distributed has it."""
+LATE = 3.0
+"""A block is late when it takes so many times as long as the median of those before."""
+LATE_SECONDS = 1.0
+"""And not before."""
+END_SECONDS = 60.0
+"""How long blocks in flight may take to come to their end when a job ends before its time."""
+LOG_LINES = 6
+"""How many lines of a worker's log are shown when it fails."""
+LOG_SECONDS = 5.0
+"""How long it may take to say them."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A block that a worker was given."""
+
+    block: int
+    worker: str
+    since: float
+    future: Any
+
+
+@dataclass
+class _Worker:
+    """A worker that is there."""
+
+    address: str
+    name: str
+    threads: int
+    flying: dict[str, _Flight] = field(default_factory=dict)
+    leaving: bool = False
+    """Whether it gets no more blocks."""
+
+
+@dataclass
+class Submission:
+    """Blocks on their way to workers and back.
+
+    Call `run` once.
+    """
+
+    client: Any
+    """A ``distributed.Client`` that is synchronous."""
+    function: Callable[[int], Any]
+    """Does a block on a worker, by its number; must pickle."""
+    done: bytearray
+    """A 1 for each block that is done; the one who judges sets it."""
+    judge: Callable[[int, str, Any], Verdict]
+    """Called with a block, the name of the worker that had it, and what came back. What it raises ends the job."""
+    tell: Callable[[Event], None] = lambda _event: None
+    """Told what happens."""
+    admit: Callable[[str, str], str] = lambda _address, _name: ""
+    """Asked about each worker, by address and name, that is there or comes; returns why it must not take part."""
+    stop: Callable[[Sequence[str]], None] = lambda _addresses: None
+    """Called where the job ends before its time: blocks in flight on these workers finish or give up."""
+    twice: bool = True
+    """Whether a late block may be given to a second worker: both must make the same of it."""
+
+    def __post_init__(self) -> None:
+        self._workers: dict[str, _Worker] = {}
+        self._aside: set[str] = set()
+        self._refused: set[str] = set()
+        self._runs = Runs(self.done)
+        self._flights: dict[str, _Flight] = {}
+        self._of_block: dict[int, set[str]] = {}
+        self._landed: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._tags = f"block-{uuid.uuid4().hex[:8]}"
+        self._sent = 0
+        self._took: deque[float] = deque(maxlen=101)
+        self._deaths: Counter[int] = Counter()
+        self._restarts: Counter[str] = Counter()
+        self._watched = self._heard = self._last_worker = 0.0
+        self._waiting = False
+        self._errors: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
+
+    def run(self) -> None:
+        """Do all blocks that are not done.
+
+        Raises
+        ------
+        Stranded
+            If nobody can go on.
+        Exception
+            What `judge` raises, or the failure that it named where no other worker may try.
+        """
+        try:
+            self._heard = self._last_worker = time.monotonic()
+            self._look_around()
+            self._runs = Runs(self.done, list(self._workers))
+            while self._runs or self._flights:
+                self._fill()
+                self._land(self._wait())
+                if time.monotonic() - self._watched >= self._pause:
+                    self._look_around()
+        except SchedulerGone:
+            self._drop(list(self._flights))
+            raise
+        except BaseException:
+            self._come_to_an_end()
+            raise
+
+    @property
+    def _pause(self) -> float:
+        """Seconds between two looks around: what the scheduler tells of many workers takes it long to say."""
+        return WATCH_SECONDS * (1 + len(self._workers) / 100)
+
+    # ---- blocks go -------------------------------------------------------------------------------------------
+
+    def _fill(self) -> None:
+        """Give every worker what it has room for."""
+        alone, late = self._alone, None
+        for worker in list(self._workers.values()):
+            room = 0 if worker.leaving else WINDOW * worker.threads - len(worker.flying)
+            blocks: list[int] = []
+            while len(blocks) < room and (block := self._runs.take(worker.address, shunned=alone)) is not None:
+                blocks.append(block)
+            if room and not blocks and not worker.flying and self.twice:
+                late = self._late() if late is None else late
+                blocks, late = late[: worker.threads], late[worker.threads :]
+            if blocks:
+                self._send(worker, blocks)
+
+    @property
+    def _alone(self) -> bool:
+        """Whether no second worker is there for what one has failed with."""
+        return sum(not worker.leaving for worker in self._workers.values()) == 1
+
+    def _late(self) -> list[int]:
+        """Return the blocks that take long, for workers that have nothing else to do: first those that took longest."""
+        if not self._took:
+            return []
+        limit = time.monotonic() - max(LATE_SECONDS, LATE * statistics.median(self._took))
+        late = [f for f in self._flights.values() if f.since < limit and len(self._of_block[f.block]) == 1]
+        return [f.block for f in sorted(late, key=lambda f: f.since)]
+
+    def _send(self, worker: _Worker, blocks: Sequence[int]) -> None:
+        keys = [f"{self._tags}-{self._sent + i}" for i in range(len(blocks))]
+        self._sent += len(blocks)
+        futures = self.client.map(
+            self.function, blocks, key=keys, workers=[worker.address], allow_other_workers=False, pure=False, retries=0
+        )
+        now = time.monotonic()
+        for key, block, future in zip(keys, blocks, futures, strict=True):
+            self._flights[key] = worker.flying[key] = _Flight(block, worker.address, now, future)
+            self._of_block.setdefault(block, set()).add(key)
+            future.add_done_callback(lambda _future, key=key: self._landed.put(key))
+
+    # ---- blocks come back ------------------------------------------------------------------------------------
+
+    def _wait(self) -> list[str]:
+        """Return the keys of what has come back, once something has or it is time to look around."""
+        keys: list[str] = []
+        with contextlib.suppress(queue.Empty):
+            left = self._pause - (time.monotonic() - self._watched)
+            keys.append(self._landed.get(timeout=max(0.001, left)))
+            while True:
+                keys.append(self._landed.get_nowait())
+        return [key for key in keys if key in self._flights]
+
+    def _land(self, keys: Sequence[str]) -> None:
+        """Take results, and judge them."""
+        whole = [key for key in keys if self._flights[key].future.status == "finished"]
+        results = self._gather(whole)
+        for key in keys:
+            if (flight := self._flights.get(key)) is None:
+                continue  # its twin came with it
+            worker = self._workers[flight.worker]
+            if key in results:
+                self._drop([key])
+                if not self.done[flight.block]:
+                    self._took.append(time.monotonic() - flight.since)
+                    self._judged(flight, worker, self.judge(flight.block, worker.name, results[key]))
+            elif flight.future.status == "error":
+                error = flight.future.exception()
+                self._drop([key])
+                self._judged(flight, worker, Verdict(Answer.BROKEN, clause(error)))
+            else:  # cancelled by somebody, or with the connection; or its result was lost with its worker
+                self._check_scheduler()
+                self._drop([key])
+                self._give_back(flight)
+
+    def _gather(self, keys: Sequence[str]) -> dict[str, Any]:
+        """Return the results that could be had."""
+        if not keys:
+            return {}
+        futures = [self._flights[key].future for key in keys]
+        try:
+            values = asking.gather(self.client, futures, seconds=ANSWER_SECONDS)
+        except Exception:  # noqa: BLE001 - whatever it was, the blocks are done again, and the scheduler is looked at
+            return {}
+        return dict(zip(keys, values, strict=True))
+
+    def _judged(self, flight: _Flight, worker: _Worker, verdict: Verdict) -> None:
+        match verdict.answer:
+            case Answer.DONE:
+                self._restarts.pop(worker.name, None)
+                self._drop(list(self._of_block.get(flight.block, ())))
+            case Answer.AGAIN:
+                self._give_back(flight)
+            case Answer.ELSEWHERE:
+                if self._alone:
+                    self._say_log(worker, verdict.reason)
+                    raise verdict.failure or Stranded(verdict.reason)
+                self._give_back(flight, shun=worker.address)
+            case Answer.BROKEN:
+                self._give_back(flight)
+                self._set_aside(worker, verdict.reason)
+            case Answer.RESTART:
+                self._give_back(flight)
+                if not worker.leaving:
+                    self._restart(worker, verdict.reason)
+
+    def _give_back(self, flight: _Flight, shun: str = "") -> None:
+        if not self.done[flight.block] and flight.block not in self._of_block:
+            self._runs.give_back(flight.block, shun)
+
+    def _drop(self, keys: Sequence[str]) -> None:
+        """Forget flights; where nobody holds their futures any more, the scheduler forgets them too."""
+        for key in keys:
+            flight = self._flights.pop(key)
+            self._of_block[flight.block].discard(key)
+            if not self._of_block[flight.block]:
+                del self._of_block[flight.block]
+            if (worker := self._workers.get(flight.worker)) is not None:
+                worker.flying.pop(key, None)
+
+    # ---- workers come and go ---------------------------------------------------------------------------------
+
+    def _look_around(self) -> None:
+        """Ask the scheduler who is there."""
+        self._check_scheduler()
+        self._watched = now = time.monotonic()
+        try:
+            info = asking.identity(self.client, seconds=ANSWER_SECONDS)
+        except Exception as error:
+            self._check_scheduler()
+            if now - self._heard > GONE_SECONDS:
+                raise SchedulerGone(f"the scheduler does not answer ({clause(error)})") from error
+            return
+        self._heard = now
+        there = info["workers"]
+        # The newest sign of life is as good a clock as the scheduler's own: heartbeats are seconds apart.
+        newest = max((w["last_seen"] for w in there.values()), default=0.0)
+        for address in list(self._workers):
+            if address not in there:
+                self._lose(self._workers[address], "the scheduler has lost it")
+            elif newest - there[address]["last_seen"] > QUIET_SECONDS:
+                self._lose(self._workers[address], f"it has not been heard of for {QUIET_SECONDS:g} s")
+        for address, known in there.items():
+            name = str(known["name"])
+            new = address not in self._workers and address not in self._refused and name not in self._aside
+            if new and newest - known["last_seen"] <= QUIET_SECONDS and known["status"] == "running":
+                self._welcome(address, name, known["nthreads"])
+        self._raise_errors()
+        self._check_anybody(now)
+
+    def _welcome(self, address: str, name: str, threads: int) -> None:
+        if reason := self.admit(address, name):
+            self._refused.add(address)
+            self.tell(WorkerLeft(name, reason))
+            return
+        self._workers[address] = _Worker(address, name, threads)
+
+    def _lose(self, worker: _Worker, reason: str) -> None:
+        """Give what a worker had to others."""
+        del self._workers[worker.address]
+        self._runs.leave(worker.address)
+        flights = sorted(worker.flying.items(), key=lambda item: item[1].since)
+        self._drop([key for key, _ in flights])
+        if not worker.leaving:
+            self.tell(WorkerLeft(worker.name, reason))
+            for _, flight in flights[: worker.threads]:  # those that it may have begun with
+                self._deaths[flight.block] += 1
+                if self._deaths[flight.block] == DEATHS and not self.done[flight.block]:
+                    raise Stranded(
+                        f"{DEATHS} workers were lost while they had block {flight.block}, {worker.name} last"
+                    )
+        for _, flight in flights:
+            self._give_back(flight)
+
+    def _set_aside(self, worker: _Worker, reason: str) -> None:
+        """Give a worker no more blocks; what it has begun with may still come."""
+        if worker.name in self._aside:
+            return
+        self._aside.add(worker.name)
+        worker.leaving = True
+        self._runs.leave(worker.address)
+        self._say_log(worker, reason)
+        if all(other.leaving for other in self._workers.values()):
+            raise Stranded(f"no worker can go on: {worker.name} says that {reason}")
+
+    def _restart(self, worker: _Worker, reason: str) -> None:
+        """Let the worker's nanny start a fresh process; once, until that has done a block."""
+        self._restarts[worker.name] += 1
+        if self._restarts[worker.name] > 1:
+            self._set_aside(worker, f"{reason}, and again in a fresh process")
+            return
+        worker.leaving = True
+        self._runs.leave(worker.address)
+        self.tell(WorkerLeft(worker.name, f"{reason}; it is started again"))
+
+        def restart() -> None:
+            try:
+                said = self.client.restart_workers([worker.address], timeout=END_SECONDS, raise_for_error=False)
+                if said.get(worker.address) != "OK":
+                    self._errors.put((worker.name, f"{reason}, and it was not started again in time"))
+            except Exception as error:  # noqa: BLE001 - such as that it has no nanny
+                self._errors.put((worker.name, f"{reason}, and it cannot be started again ({clause(error)})"))
+
+        threading.Thread(target=restart, name="isovoxel-restart", daemon=True).start()
+
+    def _raise_errors(self) -> None:
+        """Set those aside that could not be restarted."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                name, reason = self._errors.get_nowait()
+                for worker in [w for w in self._workers.values() if w.name == name]:
+                    self._set_aside(worker, reason)
+
+    def _check_anybody(self, now: float) -> None:
+        if any(not worker.leaving for worker in self._workers.values()):
+            self._last_worker, self._waiting = now, False
+        elif not self._waiting:
+            self._waiting = True
+            self.tell(Waiting(NO_WORKER_SECONDS))
+        elif now - self._last_worker > NO_WORKER_SECONDS:
+            raise Stranded(f"all workers have gone, and none came for {NO_WORKER_SECONDS:g} s")
+
+    def _check_scheduler(self) -> None:
+        if self.client.status != "running":
+            raise SchedulerGone(f"the scheduler has gone, to which the client is {self.client.status}")
+
+    def _say_log(self, worker: _Worker, reason: str) -> None:
+        """Tell why a worker does no more, and what it logged."""
+        lines: tuple[str, ...] = ()
+        with contextlib.suppress(Exception):  # it may not answer: then there is nothing to show
+            lines = asking.worker_log(self.client, worker.address, LOG_LINES, seconds=LOG_SECONDS)
+        self.tell(WorkerLeft(worker.name, reason, lines))
+
+    # ---- the end ---------------------------------------------------------------------------------------------
+
+    def _come_to_an_end(self) -> None:
+        """Let blocks in flight finish or give up, and count those that are done."""
+        with contextlib.suppress(Exception):  # why the job ends is known already
+            self.stop(list(self._workers))
+            deadline = time.monotonic() + END_SECONDS
+            while self._flights and time.monotonic() < deadline and self.client.status == "running":
+                # Not only what the queue tells: some of that may have been taken from it when the job ended.
+                keys = [key for key, flight in self._flights.items() if flight.future.status != "pending"]
+                if not keys:
+                    self._watched = time.monotonic()
+                    if not self._wait():
+                        there = asking.identity(self.client, seconds=ANSWER_SECONDS)["workers"]
+                        self._drop([key for key, flight in self._flights.items() if flight.worker not in there])
+                results = self._gather([key for key in keys if self._flights[key].future.status == "finished"])
+                for key in keys:
+                    flight = self._flights[key]
+                    self._drop([key])
+                    if key in results and not self.done[flight.block]:
+                        with contextlib.suppress(Exception):  # such as another block's failure
+                            self.judge(flight.block, self._workers[flight.worker].name, results[key])
+        self._drop(list(self._flights))

@@ -1,0 +1,83 @@
+"""Does every worker see what the client sees? The input, the same one, and the folder that the output goes to.
+
+Asked before anything of the output is there: the client writes a file beside the ledger, each worker reads that and
+writes one of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from isovoxel.run.cluster.asking import ask_workers
+from isovoxel.run.cluster.survey import ANSWER_SECONDS, Member
+from isovoxel.run.recovery import clause
+from isovoxel.run.task import Task
+
+PROBE = "probe"
+"""How the names of files begin that show whether a folder is the same everywhere."""
+
+
+@contextlib.contextmanager
+def probe(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Write a file into the ledger's folder for as long as workers look for it; return its path and what it says."""
+    token = uuid.uuid4().hex
+    path = folder.absolute() / f"{PROBE}-{token}"
+    path.write_text(token)
+    try:
+        yield path, token
+    finally:
+        for left in folder.glob(f"{PROBE}-*"):
+            left.unlink(missing_ok=True)
+
+
+async def sees(task: Task, identity: Mapping[str, Any], path: Path, token: str) -> str:
+    """Return what is wrong with how a worker sees input and output, or nothing; runs there."""
+    return await asyncio.to_thread(_sees, task, identity, path, token)
+
+
+def _sees(task: Task, identity: Mapping[str, Any], path: Path, token: str) -> str:
+    from isovoxel.volumes.open import open_volume
+
+    try:
+        volume = open_volume(task.source, voxel_size=task.voxel_size, unit=task.unit).identified()
+    except Exception as error:  # noqa: BLE001 - whatever it is, the worker cannot read it
+        return f"cannot open the input: {clause(error)}"
+    if changed := [key for key, value in identity.items() if volume.identity.get(key) != value]:
+        return f"sees another input: its {' and '.join(changed)} differ"
+    try:
+        if path.read_text() != token:
+            return f"sees another folder at {path.parent}"
+        own = path.with_name(f"{path.name}-{os.getpid()}")
+        own.write_text(token)
+        own.unlink()
+    except FileNotFoundError:
+        return f"does not see the output's folder {path.parent.parent}"
+    except OSError as error:
+        return f"cannot write to the output's folder {path.parent.parent}: {error.strerror}"
+    return ""
+
+
+def blind(
+    client: Any, task: Task, identity: Mapping[str, Any], folder: Path, members: Sequence[Member]
+) -> dict[str, str]:
+    """Return what is wrong with how workers see input and output, by their addresses; all is well where it is empty.
+
+    Raises
+    ------
+    ClusterError
+        If workers do not answer.
+    """
+    with probe(folder) as (path, token):
+        addresses = [member.address for member in members]
+        found = ask_workers(client, sees, task, identity, path, token, workers=addresses, seconds=ANSWER_SECONDS)
+    return {
+        address: said if isinstance(said, str) else f"does not say what it sees: {clause(said)}"
+        for address, said in found.items()
+        if said
+    }

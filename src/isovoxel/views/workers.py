@@ -1,0 +1,79 @@
+"""What do workers have, and what did each of them do? To a machine and to a person."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from isovoxel.planning.cost import human_bytes
+from isovoxel.run.tally import Share
+from isovoxel.views.records import Line, Record, count
+
+if TYPE_CHECKING:
+    from isovoxel.api import ScaleResult
+    from isovoxel.run.cluster.survey import Member
+
+
+def member_record(member: Member) -> Record:
+    """Return what a worker has."""
+    return {
+        "name": member.name,
+        "address": member.address,
+        "host": member.host,
+        "pid": member.pid,
+        "device": {
+            "name": member.device.name,
+            "kind": member.device.kind,
+            "pci": member.pci,
+            "uuid": member.uuid,
+            "memory": member.device.memory,
+            "allowed": member.device.allowed,
+        },
+        "threads": member.limits.threads,
+        "versions": dict(member.versions),
+    }
+
+
+def member_lines(members: Sequence[Member]) -> list[Line]:
+    """Return what all workers have, one line each, in columns."""
+    rows = [
+        (
+            f"on {m.host}",
+            f"{m.device.name} ({m.device.kind.upper()})",
+            f"PCI {m.pci}" if m.pci else "no PCI bus id",
+            f"{human_bytes(m.device.allowed)} of {human_bytes(m.device.memory)} allowed",
+            count(m.limits.threads, "block") + " in flight",
+        )
+        for m in members
+    ]
+    return [(f"worker {m.name}", line) for m, line in zip(members, _columns(rows), strict=True)]
+
+
+def share_record(share: Share, seconds: float) -> Record:
+    """Return what a worker did of a job that took so many seconds."""
+    return asdict(share) | {"busy_share": share.scale_seconds / seconds if seconds else 0.0}
+
+
+def share_lines(result: ScaleResult) -> list[Line]:
+    """Return what each worker did of a job, one line each, in columns."""
+    seconds, shares = result.seconds or 1.0, result.workers
+    rows = [
+        (
+            f"{share.device} {share.pci}".strip() + (f" on {share.host}" if share.host else ""),
+            count(share.blocks, "block"),
+            f"{share.voxels / max(1, result.tally.voxels):.0%}",
+            f"{share.voxels / seconds / 1e6:,.1f} Mvoxel/s",
+            f"busy {share.scale_seconds / seconds:.0%}",
+            f"read {human_bytes(share.read_bytes)}, wrote {human_bytes(share.stored_bytes)}",
+            f"left: {share.left}" if share.left else "",
+        )
+        for share in shares.values()
+    ]
+    return [(f"worker {name}", line) for name, line in zip(shares, _columns(rows), strict=True)]
+
+
+def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Return rows of cells as lines whose cells stand below each other."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]

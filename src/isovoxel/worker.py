@@ -1,0 +1,34 @@
+"""What does a dask worker load before its first block? ``dask worker ADDRESS --preload isovoxel.worker``.
+
+It takes its device (see `isovoxel.run.cluster.holding`), says in its log which one, and loads what takes time: the
+engines' libraries. Without the preload the first question of a client does it, and all works the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+from isovoxel.errors import DeviceError
+from isovoxel.run.cluster.holding import held_device
+from isovoxel.version import __version__
+
+log = logging.getLogger("distributed.worker.isovoxel")
+
+
+async def dask_setup(worker: Any) -> None:
+    """Prepare a worker; distributed calls it."""
+    await asyncio.to_thread(_load, str(worker.name))
+
+
+def _load(name: str) -> None:
+    try:
+        device = held_device(name)
+    except DeviceError as error:  # the client is told too, when it asks
+        log.error("isovoxel %s has no device for the worker %s: %s", __version__, name, error)  # noqa: TRY400
+        return
+    log.info("isovoxel %s: the worker %s holds %s %s", __version__, name, device.name, device.pci)
+    import pyclesperanto_prototype  # noqa: F401
+
+    import isovoxel.store.writer  # noqa: F401

@@ -1,0 +1,83 @@
+"""Clusters that tests share: schedulers and workers of this machine, and volumes small enough for them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+VOXELS = np.random.default_rng(0).integers(0, 65536, (32, 32, 32)).astype(np.uint16)
+OPTIONS: dict[str, Any] = {  # 64 blocks, each of which takes some milliseconds
+    "factor": (8.0, 8.0, 8.0),
+    "chunk": (64, 64, 64),
+    "shard": (64, 64, 64),
+    "threads": 2,
+    "input_voxel_size": (1.0, 0.5, 0.5),
+    "device_memory": "2MB",
+}
+
+
+def files(out: Path) -> dict[str, bytes]:
+    """Return the shards of an output."""
+    return {str(p.relative_to(out)): p.read_bytes() for p in (out / "0" / "c").rglob("*") if p.is_file()}
+
+
+def stack(folder: Path) -> Path:
+    """Return the path of the voxels as a file."""
+    path = folder / "in.npy"
+    np.save(path, VOXELS)
+    return path
+
+
+class Foreign:
+    """A scheduler and workers as a cluster's users start them: by distributed's own commands.
+
+    Parameters
+    ----------
+    folder
+        Where they run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.file = folder / "scheduler.json"
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.scheduler = self._start("scheduler", "--scheduler-file", self.file, "--host", "127.0.0.1", "--port", 0)
+
+    def worker(self, name: str, *, folder: Path | None = None, nanny: bool = False) -> subprocess.Popen[bytes]:
+        """Start a worker of two threads."""
+        words = ["--scheduler-file", self.file, "--name", name, "--nthreads", 2, "--host", "127.0.0.1"]
+        words += ["--nanny" if nanny else "--no-nanny", "--preload", "isovoxel.worker", "--no-dashboard"]
+        return self._start("worker", *words, folder=folder)
+
+    @property
+    def address(self) -> str:
+        """The scheduler's address, once it has one."""
+        deadline = time.monotonic() + 60
+        while True:
+            with contextlib.suppress(OSError, ValueError):
+                return str(json.loads(self.file.read_text())["address"])
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    def end(self) -> None:
+        """End all of them."""
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+    def _start(self, kind: str, *words: object, folder: Path | None = None) -> subprocess.Popen[bytes]:
+        log = (self.folder / f"{kind}{len(self.processes)}.log").open("wb")
+        with log:
+            command = [sys.executable, "-m", "distributed.cli.dask_" + kind, *map(str, words)]
+            where, environment = folder or self.folder, os.environ | {"DASK_DISTRIBUTED__DASHBOARD__LINK": ""}
+            process = subprocess.Popen(command, cwd=where, stdout=log, stderr=log, env=environment)
+        self.processes.append(process)
+        return process

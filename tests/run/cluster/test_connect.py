@@ -1,0 +1,147 @@
+"""Which workers a job gets, and what is said where it gets none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import isovoxel
+from command_line import Isovoxel, check_refused
+from isovoxel.engines.devices import Device
+from isovoxel.errors import ClusterError, DeviceError, IsovoxelError, OptionError
+from isovoxel.run.cluster import connect, holding, local
+from isovoxel.run.cluster.local import environments
+from run.cluster.clusters import OPTIONS, VOXELS, Foreign, stack
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"workers": "auto", "scheduler": "tcp://a:1"}, "workers and scheduler each say which workers there are"),
+        ({"workers": "many"}, "workers must be auto, a number of GPUs, or cpu: and a number such as cpu:4, not 'many'"),
+        ({"workers": "cpu:0"}, "not 'cpu:0'"),
+        ({"workers": 0}, "not '0'"),
+        ({"workers": "cpu:2", "device": "0"}, "each worker holds a device of its own; leave it out"),
+        ({"workers": "cpu:2", "isolate": True}, "isolate and workers do not go together"),
+        ({"scheduler": "no such file"}, "there is no file 'no such file'"),
+        ({"scheduler": "tcp://127.0.0.1:1"}, "the scheduler at tcp://127.0.0.1:1 does not answer"),
+        ({"client": "mine"}, "client must be a distributed.Client that is synchronous"),
+        ({"workers": "cpu:1", "threads": 0}, "threads must be at least 1, not 0"),
+        ({"workers": "cpu:1", "memory": "much"}, "memory must be a size"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], why: str
+) -> None:
+    """In a sentence, soon, and with nothing written."""
+    monkeypatch.setattr(connect, "CONNECT_SECONDS", 1)
+    with pytest.raises(IsovoxelError) as error:
+        isovoxel.scale(stack(tmp_path), out, **OPTIONS | given)
+    assert why in str(error.value)
+    assert error.value.exit_code == 2
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_an_array_in_memory_is_refused(out: Path) -> None:
+    """Workers do not have it; what to do about that is said."""
+    with pytest.raises(OptionError, match=r"array in this process' memory .* write it to a file"):
+        isovoxel.scale(VOXELS, out, workers="cpu:2", **OPTIONS)
+
+
+def test_a_large_graph_is_refused(out: Path, client: Any) -> None:
+    """A dask array that holds its voxels would be sent to each worker."""
+    import dask.array as da
+
+    array = da.from_array(np.zeros((300, 300, 300), np.uint8), chunks=100)
+    with pytest.raises(OptionError, match=r"the input takes 25\.\d MiB to be sent to each worker"):
+        isovoxel.scale(array, out, client=client, input_voxel_size=(1, 1, 1), factor=(1, 1, 1), halo="direct")
+    assert not list(out.parent.glob("out*"))
+
+
+def gpus(count: int) -> list[Device]:
+    """Return the devices of a machine with GPUs and a processor."""
+    gpu = {"name": "Test GPU", "platform": "t", "driver": "1", "compute_units": 1, "memory": 1, "free": 1}
+    gpu |= {"largest_allocation": 1, "image_shape": (1, 1, 1), "shares_host_memory": False}
+    found = [Device(index=i, kind="gpu", uuid=f"GPU-{i}", pci=f"0000:0{i}:00.0", **gpu) for i in range(count)]
+    return [*found, Device(index=count, kind="cpu", **gpu | {"name": "Processor"})]
+
+
+def test_each_gpu_gets_a_worker_that_sees_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what NVML calls it, which no order of devices changes."""
+    monkeypatch.setattr(local, "list_devices", lambda: gpus(3))
+    assert [e["CUDA_VISIBLE_DEVICES"] for e in environments("auto")] == ["GPU-0", "GPU-1", "GPU-2"]
+    assert [e["ISOVOXEL_DEVICE"] for e in environments("2")] == ["GPU-0", "GPU-1"]
+    with pytest.raises(OptionError, match=r"workers 4 means as many GPUs, and only 3 are here; use --workers auto"):
+        environments("4")
+    monkeypatch.setattr(local, "list_devices", lambda: gpus(0))
+    with pytest.raises(OptionError, match=r"workers auto means GPUs, and none is here; use --workers cpu:\d"):
+        environments("auto")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "worker", "index"),
+    [
+        ("gpu", "x", 0),
+        ("cpu", "x", 3),
+        ("GPU-1", "x", 1),
+        ("0000:02:00.0", "x", 2),
+        ("2", "x", 2),
+        ("", "gpu-1", 1),
+        ("", "slurm-5", 2),
+        ("Processor", "gpu-1", 3),
+    ],
+)
+def test_a_worker_holds_the_device_that_it_is_told_to(
+    monkeypatch: pytest.MonkeyPatch, wanted: str, worker: str, index: int
+) -> None:
+    """By kind, UUID, PCI bus id, number or name in its environment, or by the number in its own name."""
+    for module in (holding, __import__("isovoxel.engines.devices", fromlist=["devices"])):
+        monkeypatch.setattr(module, "list_devices", lambda: gpus(3))
+    monkeypatch.setattr(holding, "find_device", lambda text: next(d for d in gpus(3) if text in (str(d.index), d.name)))
+    monkeypatch.setattr(holding, "_held", {})
+    monkeypatch.setenv("ISOVOXEL_DEVICE", wanted)
+    assert holding.held_device(worker).index == index
+    monkeypatch.setenv("ISOVOXEL_DEVICE", "GPU-9")
+    assert holding.held_device(worker).index == index  # as long as the process lives
+    with pytest.raises(DeviceError, match=r"no OpenCL device is the GPU-9 that ISOVOXEL_DEVICE asks for; there is"):
+        holding.held_device("another")
+
+
+def test_a_scheduler_without_workers_is_waited_for(
+    tmp_path: Path, out: Path, foreign: Foreign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And when none comes, the command that starts one is given."""
+    monkeypatch.setattr(connect, "FIRST_WORKER_SECONDS", 0.3)
+    events: list[Any] = []
+    with pytest.raises(ClusterError, match=r"has no worker after 0.3 s; start one: dask worker tcp://.* --preload"):
+        isovoxel.scale(stack(tmp_path), out, scheduler=foreign.address, listeners=[events.append], **OPTIONS)
+    assert [type(event).__name__ for event in events] == ["Waiting"]
+
+
+def test_own_workers_are_listed_and_plan(tmp_path: Path, isovoxel: Isovoxel) -> None:
+    """The plan is made from their limits; two share the memory of the host."""
+    said = isovoxel("devices", "--workers", "cpu:2", "--json")
+    first, second = said.json["workers"]
+    assert [first["name"], second["name"]] == ["0", "1"]
+    assert first["pid"] != second["pid"]
+    assert first["device"]["kind"] == "cpu"
+    words = ["--workers", "cpu:2", "--memory", "2GiB", "--input-voxel-size", "2,1,1", "--json"]
+    said = isovoxel("plan", stack(tmp_path), *words)
+    assert said.json["allowed"]["host_bytes"] == 2**30
+    check_refused(isovoxel("devices", "--scheduler", "nowhere"), "there is no file 'nowhere'")
+
+
+def test_a_scheduler_is_found_by_its_file(tmp_path: Path, isovoxel: Isovoxel, foreign: Foreign) -> None:
+    """Where a batch system starts it, nobody knows its address before."""
+    foreign.worker("node-7")
+    assert foreign.address
+    said = isovoxel("devices", "--scheduler", foreign.file)
+    assert (said.code, said.err) == (0, "")
+    assert said.out.startswith("worker node-7  on ")
+    assert "2 blocks in flight" in said.out
+    (tmp_path / "torn.json").write_text(json.dumps({}))
+    check_refused(isovoxel("devices", "--scheduler", tmp_path / "torn.json"), "is no scheduler file")
