@@ -15,6 +15,10 @@ class OptionError(IsovoxelError, ValueError):
     """An option, a factor or a size that makes no sense, alone or together with another."""
 
 
+class AddressError(OptionError):
+    """An address, such as "s3://bucket/a.zarr", that isovoxel cannot use."""
+
+
 class InputError(IsovoxelError, ValueError):
     """An input that cannot be read as a 3-D volume."""
 

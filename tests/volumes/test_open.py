@@ -69,13 +69,6 @@ def test_what_is_not_there_is_missing(path: str, tmp_path: Path, monkeypatch: py
         open_volume(path)
 
 
-@pytest.mark.parametrize("url", ["s3://bucket/a.zarr", "https://example.org/a.ome.zarr", "file:///tmp/a.tif"])
-def test_urls_are_refused_for_now(url: str) -> None:
-    """A URL is refused with what to do instead."""
-    with pytest.raises(InputError, match="is a URL, and isovoxel reads local paths for now; download it"):
-        open_volume(url)
-
-
 def test_other_files_are_refused(tmp_path: Path) -> None:
     """What is of no known kind is refused with the kinds that are known."""
     (tmp_path / "empty").touch()

@@ -380,7 +380,7 @@ def test_what_a_disk_does_not_give_is_not_corrupt(kind: str, tmp_path: Path, mon
 
     with monkeypatch.context() as patch:
         if kind.startswith("zarr"):
-            patch.setattr("isovoxel.volumes.zarr_files._read_at", fail)
+            patch.setattr("isovoxel.volumes.byte_sources._read_at", fail)
         else:
             patch.setattr("isovoxel.volumes.raw.FileIO", type("Failing", (FileIO,), {"readinto": fail}))
         with pytest.raises(InputUnavailableError, match="Input/output error") as raised:

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from isovoxel.errors import CorruptInputError, InputError, InputUnavailableError
+from isovoxel.places.objects import ObjectPlace
+from isovoxel.places.place import Place
 
 LONGEST_REASON = 200
 """Longest part of another library's message that is repeated."""
@@ -37,13 +39,22 @@ def file_identity(path: Path) -> dict[str, Any]:
     return {"path": str(path.resolve()), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
 
 
-def metadata_identity(path: Path, files: Iterable[Path]) -> dict[str, Any]:
-    """Return path and a hash over the metadata files of a zarr, as JSON values."""
+def metadata_identity(path: Place, files: Iterable[Place]) -> dict[str, Any]:
+    """Return path and a hash over the metadata files of a zarr, as JSON values.
+
+    In an object store, which keeps the time at which an object was written, the latest of them is a part of it.
+    """
     digest = hashlib.sha256()
+    written = []
     for file in files:
-        content = file.read_bytes()
+        if isinstance(file, ObjectPlace):
+            content, found = file.read()
+            written.append(found.written_ns)
+        else:
+            content = file.read_bytes()
         digest.update(f"{file.name}:{len(content)}:".encode() + content)
-    return {"path": str(path.resolve()), "metadata": digest.hexdigest()}
+    identity = {"path": str(path.resolve()), "metadata": digest.hexdigest()}
+    return identity | ({"mtime_ns": max(written)} if written else {})
 
 
 def unreadable(name: str, what: str, error: Exception) -> InputError:

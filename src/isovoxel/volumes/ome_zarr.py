@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from isovoxel.errors import InputError
 from isovoxel.metadata.calibration import Calibration, Length, calibrate
 from isovoxel.metadata.ome import Level, is_label_image, read_levels
+from isovoxel.places.place import Place
 from isovoxel.volumes.base import Volume
 from isovoxel.volumes.files import metadata_identity, unreadable
 from isovoxel.volumes.zarr_array import ARRAY_FILES, axis_names, open_path, zarr_voxels
@@ -28,7 +28,7 @@ DEEPEST = 3
 """How many levels below a group its arrays are looked for."""
 
 
-def open_ome_zarr(path: Path, name: str) -> Volume:
+def open_ome_zarr(path: Place, name: str) -> Volume:
     """Open the finest level of an OME-Zarr 0.4 or 0.5 image.
 
     Raises
@@ -90,7 +90,7 @@ def open_ome_zarr(path: Path, name: str) -> Volume:
     )
 
 
-def kind_of_folder(path: Path) -> str | None:
+def kind_of_folder(path: Place) -> str | None:
     """Return whether a folder is a zarr "array" or "group"; None where it is neither."""
     if (path / "zarr.json").is_file():
         try:
@@ -111,7 +111,7 @@ def _calibration(level: Level, zyx: tuple[int, int, int]) -> Calibration:
     return calibrate("its OME-Zarr metadata", "OME-Zarr scale", (z, y, x))
 
 
-def _attributes(path: Path, name: str) -> Mapping[str, Any]:
+def _attributes(path: Place, name: str) -> Mapping[str, Any]:
     """Read the attributes of a zarr group."""
     try:
         if (path / "zarr.json").is_file():
@@ -130,7 +130,7 @@ def _attributes(path: Path, name: str) -> Mapping[str, Any]:
     return attributes
 
 
-def _refuse_plain_group(path: Path, name: str) -> None:
+def _refuse_plain_group(path: Place, name: str) -> None:
     """Say that a group is no image, and name the arrays in it."""
     members = sorted(_arrays(path, DEEPEST))
     if not members:
@@ -140,7 +140,7 @@ def _refuse_plain_group(path: Path, name: str) -> None:
     raise InputError(f"{name} is a zarr group without OME-Zarr metadata; name one of its arrays: {listed}{more}")
 
 
-def _arrays(path: Path, depth: int) -> Iterator[str]:
+def _arrays(path: Place, depth: int) -> Iterator[str]:
     """Find the arrays in a group and its subgroups, as paths relative to it."""
     for folder in path.iterdir():
         kind = kind_of_folder(folder) if folder.is_dir() else None

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 import stat
 import sys
 from collections.abc import Sequence
@@ -19,11 +18,12 @@ import numpy as np
 from isovoxel.errors import InputError, InputMissingError, IsovoxelError, OptionError
 from isovoxel.geometry.grid import Float3, check_positive
 from isovoxel.metadata.units import METERS, checked_unit, convert
+from isovoxel.places.objects import ObjectPlace
+from isovoxel.places.place import Place, place_of
 from isovoxel.volumes.base import Volume
 from isovoxel.volumes.files import unreadable
 
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _GIVEN = "given by the caller"
 _KINDS = "isovoxel reads TIFF, OME-Zarr, zarr arrays and .npy"
 
@@ -34,8 +34,9 @@ def open_volume(source: Any, *, voxel_size: Float3 | None = None, unit: str | No
     Parameters
     ----------
     source
-        Path of a TIFF (ImageJ, OME-TIFF, BigTIFF), a zarr array, an OME-Zarr image or a ``.npy`` file;
-        or a NumPy array, a dask array, a zarr array or an open `Volume`. Always z, y, x.
+        Path of a TIFF (ImageJ, OME-TIFF, BigTIFF), a zarr array, an OME-Zarr image or a ``.npy`` file; or the address
+        of a zarr array or an OME-Zarr image in an object store, such as "s3://bucket/a.zarr"; or a NumPy array, a dask
+        array, a zarr array or an open `Volume`. Always z, y, x.
     voxel_size
         Physical voxel size, z, y, x; overrides what the input says.
     unit
@@ -65,8 +66,10 @@ def open_volume(source: Any, *, voxel_size: Float3 | None = None, unit: str | No
 def _open(source: Any) -> Volume:
     if isinstance(source, Volume):
         return source
+    if isinstance(source, ObjectPlace):
+        return _open_address(source)
     if isinstance(source, str | os.PathLike):
-        return _open_path(os.fspath(source))
+        return _open_path(source)
     if isinstance(source, np.ndarray):
         from isovoxel.volumes.arrays import from_numpy
 
@@ -86,13 +89,13 @@ def _open(source: Any) -> Volume:
     )
 
 
-def _open_path(text: str | bytes) -> Volume:
+def _open_path(text: str | os.PathLike[str] | os.PathLike[bytes]) -> Volume:
     name = os.fsdecode(text)
     if not name:
         raise InputMissingError("the path of the input is empty; give the path of a TIFF, a zarr or a .npy file")
-    if _URL.match(name):
-        raise InputError(f"{name} is a URL, and isovoxel reads local paths for now; download it and give its path")
-    path = Path(name)
+    path = place_of(name) if isinstance(text, str) else Path(name)
+    if isinstance(path, ObjectPlace):
+        return _open_address(path)
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:
@@ -113,7 +116,30 @@ def _open_path(text: str | bytes) -> Volume:
     raise InputError(f"{name} is neither a file nor a folder; {_KINDS}")
 
 
+def _open_address(place: ObjectPlace) -> Volume:
+    name = str(place)
+    try:
+        volume = _open_zarr(place, name)
+        there = volume is not None or place.is_file()
+    except (IsovoxelError, MemoryError):
+        raise
+    except Exception as error:
+        raise unreadable(name, "a volume", error) from error
+    if volume is not None:
+        return volume
+    if there:
+        raise InputError(f"{name} is a file, and by address isovoxel reads zarr only; download it and give its path")
+    raise InputMissingError(f"{name} is no zarr, is not there, or may not be read with {place.sought}; check both")
+
+
 def _open_folder(path: Path, name: str) -> Volume:
+    volume = _open_zarr(path, name)
+    if volume is None:
+        raise InputError(f"{name} is a folder but no zarr; {_KINDS}")
+    return volume
+
+
+def _open_zarr(path: Place, name: str) -> Volume | None:
     from isovoxel.volumes.ome_zarr import kind_of_folder, open_ome_zarr
     from isovoxel.volumes.zarr_array import open_zarr_array
 
@@ -123,7 +149,7 @@ def _open_folder(path: Path, name: str) -> Volume:
         case "group":
             return open_ome_zarr(path, name)
         case _:
-            raise InputError(f"{name} is a folder but no zarr; {_KINDS}")
+            return None
 
 
 def _open_file(path: Path, name: str) -> Volume:

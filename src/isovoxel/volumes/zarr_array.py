@@ -1,6 +1,7 @@
 """How is a zarr array read box by box, whoever holds it: a path, a caller, an OME-Zarr group?
 
-Most arrays in local folders by `ChunkReader`, which is several times faster, and everything else by zarr-python.
+Most arrays in local folders and in object stores by `ChunkReader`, which is several times faster, and everything else
+by zarr-python.
 Then, too, chunk by chunk, one after another in the thread that reads: zarr-python would decode all chunks of a
 box at once and hold them all. What it holds for one chunk was measured: the encoded bytes, the decoded chunk,
 the part of it that was asked for, and with shards that part once more, and the shard's index.
@@ -18,7 +19,6 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from gzip import BadGzipFile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +26,8 @@ from numpy.typing import NDArray
 
 from isovoxel.errors import CorruptInputError, InputError
 from isovoxel.geometry.box import Box, Index3
+from isovoxel.places.objects import ObjectPlace
+from isovoxel.places.place import Place
 from isovoxel.volumes.axes import zyx_positions
 from isovoxel.volumes.base import ReadBox, Volume, check_voxels, room_for
 from isovoxel.volumes.files import is_transient, metadata_identity, reason_of, unavailable, unreadable
@@ -129,7 +131,7 @@ class ZarrVoxels:
     """Returns a reader that keeps decoded chunks."""
 
 
-def open_path(path: Path, name: str) -> zarr.Array[Any]:
+def open_path(path: Place, name: str) -> zarr.Array[Any]:
     """Open the zarr array in a folder.
 
     Raises
@@ -146,7 +148,12 @@ def open_path(path: Path, name: str) -> zarr.Array[Any]:
                     # Or another fill value would be taken than is written.
                     warnings.filterwarnings("error", "NumPy will stop allowing conversion of out-of-bound")
                     # Absolute: from another working directory, every chunk would be absent, and read as zeros.
-                    return zarr.open_array(str(path.resolve()), mode="r", zarr_format=3 if zarr_format == 3 else 2)
+                    where: dict[str, Any] = {"store": str(path.resolve())}
+                    if isinstance(path, ObjectPlace):
+                        from isovoxel.volumes.zarr_store import RootStore
+
+                        where = {"store": RootStore(path.root), "path": path.key}
+                    return zarr.open_array(**where, mode="r", zarr_format=3 if zarr_format == 3 else 2)
             except DeprecationWarning as error:
                 raise InputError(
                     f"{name} cannot be read as a zarr array: its data type does not hold its fill value"
@@ -222,8 +229,8 @@ def from_array(array: zarr.Array[Any]) -> Volume:
     return _volume(array, name, identity)
 
 
-def open_zarr_array(path: Path, name: str) -> Volume:
-    """Open a folder that is a zarr array, v2 or v3.
+def open_zarr_array(path: Place, name: str) -> Volume:
+    """Open a folder, on a disk or in an object store, that is a zarr array, v2 or v3.
 
     Raises
     ------

@@ -1,17 +1,14 @@
-"""How does a chunk of a local zarr get from its file into memory?
+"""How does a chunk of a zarr get from its file into memory?
 
 A file is a chunk, or a shard of many: then its index says where each of them begins and how long it is. It is
 opened when the first of its chunks is wanted, and closed when the reading has passed it; the last indices are
-kept. Sizes are checked before they are believed.
+kept. Sizes are checked before they are believed. Where bytes come from, `isovoxel.volumes.byte_sources` knows.
 """
 
 from __future__ import annotations
 
-import os
-import stat
 import threading
 from collections import OrderedDict
-from io import FileIO
 from types import TracebackType
 from typing import Any, Self
 
@@ -20,11 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.geometry.box import Index3
+from isovoxel.places.failures import ChangedError
+from isovoxel.volumes.byte_sources import ByteSource, Stamp, open_source
 from isovoxel.volumes.zarr_codecs import DECODERS
 from isovoxel.volumes.zarr_layout import CHECKSUM_BYTES, INDEX_CACHE_BYTES, INDEX_COST, ChunkLayout
-
-Stamp = tuple[int, int, int]
-"""What changes when a file is replaced: inode, size, modification time."""
 
 _NO_CHUNK = 2**64 - 1
 
@@ -50,16 +46,30 @@ class IndexCache:
             self._kept.move_to_end(place)
             return found[1]
 
+    def stamp(self, place: Index3) -> Stamp | None:
+        """Return which file the kept index of a place belongs to, if there is one."""
+        with self._lock:
+            found = self._kept.get(place)
+            return None if found is None else found[0]
+
+    def drop(self, place: Index3) -> None:
+        """Keep the index of a place no longer."""
+        with self._lock:
+            self._drop(place)
+
     def put(self, place: Index3, stamp: Stamp, index: NDArray[np.uint64]) -> None:
         """Keep an index, and let go of those that were not used for longest."""
         with self._lock:
-            if place in self._kept:
-                self._bytes -= self._kept.pop(place)[1].nbytes + INDEX_COST
+            self._drop(place)
             self._kept[place] = (stamp, index)
             self._bytes += index.nbytes + INDEX_COST
             while self._bytes > INDEX_CACHE_BYTES:
                 _, (_, old) = self._kept.popitem(last=False)
                 self._bytes -= old.nbytes + INDEX_COST
+
+    def _drop(self, place: Index3) -> None:
+        if place in self._kept:
+            self._bytes -= self._kept.pop(place)[1].nbytes + INDEX_COST
 
 
 class ChunkFile:
@@ -80,8 +90,7 @@ class ChunkFile:
         self._indices = indices
         self._place = place
         self._opened = False
-        self._file: FileIO | None = None
-        self._size = 0
+        self._file: ByteSource | None = None
         self._index: NDArray[np.uint64] | None = None
 
     def __enter__(self) -> Self:
@@ -122,19 +131,20 @@ class ChunkFile:
         if not self._opened:
             self._open()
             self._opened = True
-        span = self._span(chunk)
-        if self._file is None or span is None:
+        file = self._file
+        span = None if file is None else self._span(chunk, file.size)
+        if file is None or span is None:
             return False
         layout = self._layout
         voxels = out.reshape(-1).view(np.uint8)
         offset, count = span
         if layout.codec == "none" and not layout.checksum and count == voxels.size:
-            _read(self._file, offset, voxels)
+            self._bytes(file, offset, voxels)
         else:
             if count > encoded.size:
                 raise ValueError(f"its {count} encoded bytes are more than any chunk of {voxels.size} bytes takes")
             data = encoded[:count]
-            _read(self._file, offset, data)
+            self._bytes(file, offset, data)
             DECODERS[layout.codec](_checked(data) if layout.checksum else data, voxels)
         if not layout.dtype.isnative:
             out.byteswap(inplace=True)
@@ -143,69 +153,45 @@ class ChunkFile:
     def _open(self) -> None:
         """Open the file, and find its index; without a file, its chunks are not stored."""
         layout = self._layout
-        try:
-            self._file = file = FileIO(layout.path(self._place), opener=_open_at_once)
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-            return
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("it is no file")
-        self._size = status.st_size
-        if layout.index is not None:
-            stamp = (status.st_ino, status.st_size, status.st_mtime_ns)
-            self._index = self._indices.get(self._place, stamp)
+        self._file = file = open_source(
+            layout.path(self._place), self._indices.stamp(self._place), whole=layout.index is None
+        )
+        if file is not None and layout.index is not None:
+            self._index = self._indices.get(self._place, file.stamp)
             if self._index is None:
                 self._index = self._read_index(file)
-                self._indices.put(self._place, stamp, self._index)
+                self._indices.put(self._place, file.stamp, self._index)
 
-    def _read_index(self, file: FileIO) -> NDArray[np.uint64]:
+    def _read_index(self, file: ByteSource) -> NDArray[np.uint64]:
         size = self._layout.index_bytes
-        if size > self._size:
-            raise ShardIndexError(f"its {self._size} bytes are fewer than the {size} of its index")
+        if size > file.size:
+            raise ShardIndexError(f"its {file.size} bytes are fewer than the {size} of its index")
         data = np.empty(size, np.uint8)
         try:
-            _read(file, 0 if self._layout.index == "start" else self._size - size, data)
+            file.read(0 if self._layout.index == "start" else file.size - size, data)
             return _checked(data, "its index").view("<u8").reshape(-1, 2)
         except ValueError as error:
             raise ShardIndexError(*error.args) from error
 
-    def _span(self, chunk: Index3) -> tuple[int, int] | None:
+    def _bytes(self, file: ByteSource, offset: int, out: NDArray[np.uint8]) -> None:
+        try:
+            file.read(offset, out)
+        except ChangedError:
+            self._indices.drop(self._place)
+            raise
+
+    def _span(self, chunk: Index3, size: int) -> tuple[int, int] | None:
         """Return where a chunk begins and its number of bytes, or None where it is not stored."""
         if self._index is None:
-            return (0, self._size)
+            return (0, size)
         rows, columns = self._layout.per_shard[1:]
         z, y, x = (c % n for c, n in zip(chunk, self._layout.per_shard, strict=True))
         offset, count = self._index[(z * rows + y) * columns + x].tolist()
         if offset == count == _NO_CHUNK:
             return None
-        if offset + count > self._size:
-            raise ValueError(f"it ends at byte {offset + count} of a shard of {self._size} bytes")
+        if offset + count > size:
+            raise ValueError(f"it ends at byte {offset + count} of a shard of {size} bytes")
         return (offset, count)
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    """Open a file; a pipe too, for which one would otherwise wait until somebody writes to it."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-
-
-def _read(file: FileIO, offset: int, out: NDArray[np.uint8]) -> None:
-    """Fill `out` with the bytes from `offset` on."""
-    buffer = out.data
-    while buffer:
-        count = _read_at(file, offset, buffer)
-        if not count:
-            raise ValueError(f"its file ends {len(buffer)} bytes too early; it has been changed since it was opened")
-        buffer = buffer[count:]
-        offset += count
-
-
-def _read_at(file: FileIO, offset: int, buffer: memoryview) -> int:
-    """Read some bytes from `offset` on, and return how many."""
-    # One call where seek and readinto are two: after each, a thread waits for Python's lock again.
-    if hasattr(os, "preadv"):
-        return os.preadv(file.fileno(), [buffer], offset)
-    file.seek(offset)  # on Windows
-    return file.readinto(buffer)
 
 
 def _checked(data: NDArray[np.uint8], what: str = "it") -> NDArray[np.uint8]:

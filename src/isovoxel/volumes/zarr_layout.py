@@ -1,14 +1,15 @@
 """Which zarr arrays do we read without zarr-python, and where in their folder does every chunk lie?
 
-Those in a local folder whose chunks are a regular grid in C order, encoded by no codec or one of the usual,
-each in a file of its own or in a shard. `chunk_layout` reads that from the metadata once; whatever is not
-known for certain to be so stays with zarr-python.
+Those in a local folder, or in an object store, whose chunks are a regular grid in C order, encoded by no codec or one
+of the usual, each in a file of its own or in a shard. `chunk_layout` reads that from the metadata once; whatever is
+not known for certain to be so stays with zarr-python.
 """
 
 from __future__ import annotations
 
 import lzma
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +20,7 @@ import numpy as np
 
 from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Index3
+from isovoxel.places.objects import PIECE_BYTES, ObjectPlace
 from isovoxel.volumes.zarr_codecs import DECODED_COPIES, DECODER_BYTES
 
 if TYPE_CHECKING:
@@ -45,6 +47,9 @@ INDEX_COST = 1 << 10
 FIXED_BYTES = 1 << 17
 """What a read holds whatever the chunk's size."""
 
+RECEIVED = 4
+"""Pieces of an object that are held on their way from a store."""
+
 PIECE_COST = 1 << 9
 """What a read holds for every chunk along an axis."""
 
@@ -53,8 +58,8 @@ PIECE_COST = 1 << 9
 class ChunkLayout:
     """Where the chunks of a zarr array lie, and how they are encoded."""
 
-    folder: str
-    """Absolute path of the array."""
+    folder: str | ObjectPlace
+    """Absolute path of the array, or its place in an object store."""
     prefix: str
     """What the name of every chunk's file begins with."""
     separator: str
@@ -107,16 +112,19 @@ class ChunkLayout:
         decoded = (1 + DECODED_COPIES.get(self.codec, 0)) * self.chunk_bytes + DECODER_BYTES.get(self.codec, 0)
         files = math.prod(ceil_div(n, f) for n, f in zip(self.shape, self.file, strict=True))
         kept = min(INDEX_CACHE_BYTES, files * (self.index_bytes + INDEX_COST)) if self.index else 0
+        if isinstance(self.folder, ObjectPlace):
+            kept += RECEIVED * PIECE_BYTES
         # Along z, only the chunks of one file are held.
         pieces = self.per_shard[0] + sum(ceil_div(n, c) for n, c in zip(self.shape[1:], self.chunk[1:], strict=True))
         return self.encoded_limit + decoded + self.index_bytes + kept + FIXED_BYTES + PIECE_COST * pieces
 
-    def path(self, place: Index3) -> str:
-        """Return the path of a file by its place in the grid of files."""
+    def path(self, place: Index3) -> str | ObjectPlace:
+        """Return where a file is, by its place in the grid of files."""
         numbers = ["0"] * self.ndim
         for axis, number in zip(self.zyx, place, strict=True):
             numbers[axis] = str(number)
-        return f"{self.folder}/{self.prefix}{self.separator.join(numbers)}"
+        name = f"{self.prefix}{self.separator.join(numbers)}"
+        return self.folder / name if isinstance(self.folder, ObjectPlace) else f"{self.folder}/{name}"
 
 
 def chunk_layout(array: zarr.Array[Any], zyx: Index3) -> ChunkLayout | None:
@@ -129,11 +137,9 @@ def chunk_layout(array: zarr.Array[Any], zyx: Index3) -> ChunkLayout | None:
     zyx
         Which of its axes are z, y and x, in this order; all the others have length 1.
     """
-    from zarr.storage import LocalStore
-
-    store = array.store_path.store
     # A subclass may do anything; and zarr-python from 3.2 on can be told to refuse missing chunks.
-    if type(store) is not LocalStore or not getattr(getattr(array, "config", None), "read_missing_chunks", True):
+    folder = _folder(array.store_path)
+    if folder is None or not getattr(getattr(array, "config", None), "read_missing_chunks", True):
         return None
     metadata: Mapping[str, Any] = array.metadata.to_dict()
     stored = _stored_v2(metadata) if array.metadata.zarr_format == 2 else _stored_v3(metadata, np.dtype(array.dtype))
@@ -146,7 +152,7 @@ def chunk_layout(array: zarr.Array[Any], zyx: Index3) -> ChunkLayout | None:
         return None
     fill = array.metadata.fill_value
     return ChunkLayout(
-        folder=str((Path(store.root) / array.store_path.path).resolve()),
+        folder=folder,
         prefix=stored.prefix,
         separator=stored.separator,
         ndim=array.ndim,
@@ -161,6 +167,19 @@ def chunk_layout(array: zarr.Array[Any], zyx: Index3) -> ChunkLayout | None:
         # v2 may leave it open; zarr-python then takes 0 as well.
         fill=stored.dtype.newbyteorder("=").type(0 if fill is None else fill),
     )
+
+
+def _folder(where: Any) -> str | ObjectPlace | None:
+    """Return where an array lies by its `zarr.storage.StorePath`, or None where we do not read."""
+    from zarr.storage import LocalStore
+
+    if type(where.store) is LocalStore:
+        return str((Path(where.store.root) / where.path).resolve())
+    # One of ours, or zarr-python would not have been told to load the module.
+    ours = sys.modules.get("isovoxel.volumes.zarr_store")
+    if ours is not None and type(where.store) is ours.RootStore:
+        return ObjectPlace(where.store.root, where.path)
+    return None
 
 
 @dataclass(frozen=True)

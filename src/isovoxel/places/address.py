@@ -1,0 +1,100 @@
+"""Which addresses are understood, and what of them may be told to anybody?
+
+An address names a scheme, a bucket or host, and a path: "s3://bucket/volumes/a.zarr". Whatever stands in it ends up in
+plans, logs and the attributes of outputs. So credentials have no place there: an address that carries a password or a
+signature is refused, without repeating it.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.request import url2pathname
+
+from isovoxel.errors import AddressError
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+SCHEMES = {
+    "s3": "s3",
+    "s3a": "s3",
+    "gs": "gs",
+    "gcs": "gs",
+    "az": "az",
+    "azure": "az",
+    "http": "http",
+    "https": "https",
+}
+"""Schemes of object stores, and the one name that each goes by here."""
+
+READ_ONLY = ("http", "https")
+"""Servers of which nothing is known but how to read them."""
+
+
+class Address(NamedTuple):
+    """Where something lies in an object store."""
+
+    root: str
+    """The store: "s3://bucket", "https://host:8080"."""
+    key: str
+    """Path in it, without a slash at either end; empty for the store itself."""
+
+
+def is_address(text: str) -> bool:
+    """Tell whether a text names a scheme, whether or not it is one of ours.
+
+    Examples
+    --------
+    >>> [is_address(text) for text in ("s3://bucket/a", "file:///a", "a.tif", "C:/a.tif", "memory://1")]
+    [True, True, False, False, True]
+    """
+    return _SCHEME.match(text) is not None
+
+
+def parse_address(text: str) -> Address | Path:
+    """Return where an address leads; one of a file leads to a local path.
+
+    Raises
+    ------
+    AddressError
+        If its scheme is none of ours, it has no bucket or host, it carries credentials, or its path is unclear.
+
+    Examples
+    --------
+    >>> parse_address("s3://bucket/volumes/a.zarr/")
+    Address(root='s3://bucket', key='volumes/a.zarr')
+    >>> parse_address("https://Example.org/my%20volume.zarr")
+    Address(root='https://example.org', key='my volume.zarr')
+    """
+    parts = _split(text)
+    scheme = parts.scheme
+    # A bucket has no port: what stands behind a colon there is a password, cut off by a slash in it.
+    password = ":" in parts.netloc and scheme not in READ_ONLY
+    if "@" in parts.netloc or password or parts.query or parts.fragment:
+        raise AddressError(
+            f"the {scheme}:// address has a user, a query or a fragment in it, where credentials would be written "
+            "down; give it without them, and credentials by the environment or a profile"
+        )
+    shown = f"{scheme}://{parts.netloc}{parts.path}"
+    if scheme == "file":
+        return Path(url2pathname(parts.path))
+    if scheme not in SCHEMES:
+        known = ", ".join(f"{name}://" for name in (*dict.fromkeys(SCHEMES.values()), "file"))
+        raise AddressError(f"{shown} has a scheme that isovoxel does not know; give a path, or one of {known}")
+    root = f"{SCHEMES[scheme]}://{parts.netloc.lower() if scheme in READ_ONLY else parts.netloc}"
+    path = unquote(parts.path) if scheme in READ_ONLY else parts.path
+    key = path.strip("/")
+    if not parts.netloc:
+        raise AddressError(f"{shown} names no bucket and no host; give one, as in s3://bucket/volume.zarr")
+    if key and any(part in ("", ".", "..") or "\0" in part or "\\" in part for part in key.split("/")):
+        raise AddressError(f"{shown} has a path with an empty part, a dot for a part, or a backslash; give it without")
+    return Address(root, key)
+
+
+def _split(text: str) -> SplitResult:
+    try:
+        return urlsplit(text)
+    except ValueError as error:  # such as half a pair of brackets
+        raise AddressError(f"this is no address: {error}") from None

@@ -1,0 +1,335 @@
+"""What can be done with an object, or with all objects whose keys begin alike, in a store that is reached by address?
+
+An `ObjectPlace` has those of `pathlib.Path`'s methods that reading metadata takes, so that whoever reads a zarr need
+not know where it lies; and what an output takes beside them. An object is there whole or not at all, and never changed
+in part. A "folder" is nothing but a beginning that keys share.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from urllib.parse import quote
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isovoxel.errors import AddressError
+from isovoxel.places.address import Address
+from isovoxel.places.clients import client, is_read_only, sought
+from isovoxel.places.failures import ChangedError, told
+
+if TYPE_CHECKING:
+    from obstore import GetOptions, GetResult, ObjectMeta, PutMode
+
+PART_BYTES = 8 << 20
+"""Bytes of one part of a large object on its way to the store."""
+PARTS_AT_ONCE = 2
+"""Parts of one object that are on their way at the same time, each held in memory."""
+PIECE_BYTES = 1 << 20
+"""Bytes that are received before they are passed on."""
+LARGEST_METADATA = 64 << 20
+"""Most bytes that are taken for metadata; what is longer is none."""
+LISTED = 1000
+"""Objects that are listed, or deleted, by one request: as many as S3 allows."""
+
+
+class Found(NamedTuple):
+    """What a store knows of an object."""
+
+    size: int
+    """Its bytes."""
+    tag: str
+    """What tells it from another one of this name: its ETag, or where the store has none, when it was written."""
+    etag: str | None
+    """The ETag, to ask for this very object."""
+    written_ns: int
+    """When it was written, by the store's clock, in nanoseconds since 1970."""
+
+
+@dataclass(frozen=True)
+class ObjectPlace:
+    """A place in an object store. It holds no client and no credentials, so it can be sent to other processes."""
+
+    root: str
+    """The store, as `isovoxel.places.address.Address` has it."""
+    key: str
+    """Path in it."""
+
+    @classmethod
+    def at(cls, address: Address) -> Self:
+        """Return the place of an address."""
+        return cls(*address)
+
+    def __str__(self) -> str:
+        key = quote(self.key) if self.read_only else self.key
+        return f"{self.root}/{key}" if key else self.root
+
+    def __truediv__(self, name: str) -> ObjectPlace:
+        return ObjectPlace(self.root, f"{self.key}/{name}" if self.key else name)
+
+    @property
+    def name(self) -> str:
+        """The last part of the path; empty for a bucket."""
+        return self.key.rpartition("/")[2]
+
+    @property
+    def read_only(self) -> bool:
+        """Whether nothing can be written there."""
+        return is_read_only(self.root)
+
+    @property
+    def sought(self) -> str:
+        """Where credentials are looked for, as a clause without any of their values."""
+        return sought(self.root)
+
+    def with_name(self, name: str) -> ObjectPlace:
+        """Return the place beside this one that has another name."""
+        folder = self.key.rpartition("/")[0]
+        return ObjectPlace(self.root, f"{folder}/{name}" if folder else name)
+
+    def resolve(self) -> ObjectPlace:
+        """Return this place: addresses are absolute."""
+        return self
+
+    def is_relative_to(self, other: ObjectPlace) -> bool:
+        """Tell whether this is the other place, or lies in it."""
+        return self.root == other.root and (
+            self.key == other.key or self.key.startswith(f"{other.key}/" * bool(other.key))
+        )
+
+    # ---- reading ---------------------------------------------------------------------------------------------
+
+    def is_file(self) -> bool:
+        """Tell whether there is an object; one that may not be seen counts as none, as stores answer either way."""
+        client(self.root)  # without credentials, the store has not been asked
+        try:
+            return bool(self.key) and self.find() is not None
+        except PermissionError:
+            return False
+
+    def is_dir(self) -> bool:
+        """Tell whether objects lie in here."""
+        return next(self.walk(), None) is not None
+
+    def find(self) -> Found | None:
+        """Return what the store knows of the object, or None where there is none.
+
+        Raises
+        ------
+        OSError
+            If the store cannot be asked, or does not say.
+        """
+        import obstore
+
+        with self.told():
+            try:
+                return _found(obstore.head(client(self.root), self.key))
+            except FileNotFoundError:
+                return None
+
+    def read_bytes(self) -> bytes:
+        """Return what a small object holds.
+
+        Raises
+        ------
+        OSError
+            If it cannot be read, or is no small one.
+        """
+        return self.read()[0]
+
+    def read(self) -> tuple[bytes, Found]:
+        """Return what a small object holds, and what the store knows of that object."""
+        body = self.get()
+        if body.found.size > LARGEST_METADATA:
+            raise OSError(errno.EFBIG, f"its {body.found.size} bytes are too many for metadata")
+        data = np.empty(body.found.size, np.uint8)
+        body.read_into(data)
+        return data.tobytes(), body.found
+
+    def read_text(self) -> str:
+        """Return what a small object holds, as text."""
+        return self.read_bytes().decode()
+
+    def read_part(self, offset: int, out: NDArray[Any], of: Found | None = None) -> None:
+        """Fill a one-dimensional array of bytes with those from `offset` on.
+
+        Parameters
+        ----------
+        offset
+            First byte.
+        out
+            Where they go.
+        of
+            Which object it must be; by default, whichever has the name.
+
+        Raises
+        ------
+        ChangedError
+            If it is another by now.
+        ValueError
+            If it ends too early.
+        OSError
+            If it cannot be read.
+        """
+        body = self.get((offset, offset + out.size), of)
+        body.read_into(out)
+        if of is not None and body.found.tag != of.tag:
+            raise ChangedError(errno.ESTALE, "it has been changed meanwhile")
+
+    def get(self, part: tuple[int, int] | None = None, of: Found | None = None) -> Body:
+        """Ask for an object or a part of it, and return what the store knows of it, with the bytes still to come.
+
+        Parameters
+        ----------
+        part
+            First byte and first one beyond.
+        of
+            Which object it must be.
+        """
+        import obstore
+
+        options: GetOptions = {} if part is None else {"range": part}
+        if of is not None and of.etag:
+            options["if_match"] = of.etag
+        with self.told():
+            return Body(self, obstore.get(client(self.root), self.key, options=options))
+
+    def iterdir(self) -> Iterator[ObjectPlace]:
+        """Yield what lies in here, folders and objects, as a folder would."""
+        import obstore
+
+        with self.told():
+            listed = obstore.list_with_delimiter(client(self.root), f"{self.key}/" if self.key else None)
+        for key in [*listed["common_prefixes"], *(found["path"] for found in listed["objects"])]:
+            yield ObjectPlace(self.root, key)
+
+    def walk(self) -> Iterator[tuple[str, Found]]:
+        """Yield all objects in here, however deep: their path from here, and what the store knows of them."""
+        import obstore
+
+        with self.told():
+            listing = obstore.list(client(self.root), f"{self.key}/" if self.key else None, chunk_size=LISTED)
+        skipped = len(self.key) + 1 if self.key else 0
+        while True:
+            with self.told():
+                batch = next(listing, None)
+            if batch is None:
+                return
+            for meta in batch:
+                yield meta["path"][skipped:], _found(meta)
+
+    # ---- writing ---------------------------------------------------------------------------------------------
+
+    def write(self, data: bytes, *, new: bool = False, of: str | None = None) -> str:
+        """Write a small object, and return its tag.
+
+        Parameters
+        ----------
+        data
+            What it shall hold.
+        new
+            Whether there must be none yet.
+        of
+            Tag of the object that must be there, to be replaced.
+
+        Raises
+        ------
+        FileExistsError
+            If it must be new, and is not.
+        ChangedError
+            If it must be a certain one, and is not.
+        OSError
+            If it cannot be written; what was there before still is.
+        """
+        import obstore
+
+        mode: PutMode = "create" if new else "overwrite" if of is None else {"e_tag": of}
+        with self.told():
+            return obstore.put(client(self.root), self.key, data, mode=mode, use_multipart=False)["e_tag"] or ""
+
+    def upload(self, file: Path) -> str:
+        """Make an object of a file, however large, and return its tag.
+
+        `PARTS_AT_ONCE` parts of it are held, and one that is being read. It appears whole or not at all.
+        """
+        import obstore
+
+        with self.told():
+            put = obstore.put(client(self.root), self.key, file, chunk_size=PART_BYTES, max_concurrency=PARTS_AT_ONCE)
+        return put["e_tag"] or ""
+
+    def unlink(self) -> None:
+        """Delete the object, if there is one."""
+        import obstore
+
+        with self.told():
+            obstore.delete(client(self.root), self.key)
+
+    def delete_tree(self) -> None:
+        """Delete all objects in here."""
+        import obstore
+
+        batch: list[str] = []
+        for path, _ in self.walk():
+            batch.append((self / path).key)
+            if len(batch) == LISTED:
+                with self.told():
+                    obstore.delete(client(self.root), batch)
+                batch = []
+        if batch:
+            with self.told():
+                obstore.delete(client(self.root), batch)
+
+    def told(self) -> AbstractContextManager[None]:
+        """Raise in our words what fails inside; see `isovoxel.places.failures`."""
+        if not self.key and self.read_only:
+            raise AddressError(f"{self} names a server and nothing on it; give the address of a zarr")
+        client(self.root)  # which may be what fails
+        return told(self.root, sought(self.root))
+
+
+class Body:
+    """An object, or a part of one, that is on its way: what is not asked for is not received.
+
+    Parameters
+    ----------
+    place
+        Where it comes from.
+    got
+        What obstore has of it.
+    """
+
+    def __init__(self, place: ObjectPlace, got: GetResult) -> None:
+        self._place = place
+        self._got = got
+        self.found = _found(got.meta)
+        """What the store knows of the whole object."""
+
+    def read_into(self, out: NDArray[np.uint8]) -> None:
+        """Fill an array; what a server sends beyond it is left.
+
+        Raises
+        ------
+        ValueError
+            If the bytes end too early.
+        OSError
+            If they do not come.
+        """
+        filled = 0
+        with self._place.told():
+            for piece in self._got.stream(min_chunk_size=PIECE_BYTES):
+                data = memoryview(piece)[: out.size - filled]
+                out.data[filled : filled + len(data)] = data
+                filled += len(data)
+        if filled < out.size:
+            raise ValueError(f"its object ends {out.size - filled} bytes too early")
+
+
+def _found(meta: ObjectMeta) -> Found:
+    modified, etag = meta["last_modified"], meta["e_tag"]
+    return Found(meta["size"], etag or modified.isoformat(), etag, int(modified.timestamp() * 1e6) * 1000)

@@ -1,0 +1,43 @@
+"""What is meant by a text that a user gives: a local path, or a place in an object store?
+
+Both kinds of places read alike (`name`, ``/``, `is_file`, `read_bytes`, `iterdir`, `resolve`). What writing takes
+differs too much for that: files are flushed and renamed, objects are put.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from isovoxel.places.address import is_address, parse_address
+from isovoxel.places.objects import ObjectPlace
+
+Place = Path | ObjectPlace
+"""Where something lies."""
+
+
+def place_of(text: str | os.PathLike[str] | ObjectPlace) -> Place:
+    """Return the place that a text names; nothing is looked for there.
+
+    Raises
+    ------
+    AddressError
+        If it is an address that isovoxel cannot use.
+
+    Examples
+    --------
+    >>> str(place_of("s3a://bucket/a.zarr/"))
+    's3://bucket/a.zarr'
+    """
+    if isinstance(text, ObjectPlace):
+        return text
+    name = os.fspath(text)
+    if not isinstance(text, str) or not is_address(name):
+        return Path(name)
+    found = parse_address(name)
+    return found if isinstance(found, Path) else ObjectPlace.at(found)
+
+
+def shown(place: Place) -> Path | str:
+    """Return a place as results name it: a local one as a path, any other as its address."""
+    return place if isinstance(place, Path) else str(place)
