@@ -52,8 +52,8 @@ __all__ = [
 class ScaleResult:
     """What a finished job did."""
 
-    path: Path
-    """The OME-Zarr that was written."""
+    path: Path | str
+    """The OME-Zarr that was written; its address where it lies in an object store."""
     plan: Plan
     """How."""
     seconds: float
@@ -83,8 +83,8 @@ def open_volume(source: Any, *, voxel_size: Float3 | None = None, unit: str | No
     Parameters
     ----------
     source
-        Path of a TIFF, BigTIFF, ImageJ stack, OME-TIFF, zarr array (v2, v3), OME-Zarr (0.4, 0.5) or ``.npy``; or a
-        NumPy, dask or zarr array; or a `Volume`.
+        Path of a TIFF, BigTIFF, ImageJ stack, OME-TIFF, zarr array (v2, v3), OME-Zarr (0.4, 0.5) or ``.npy``; or the
+        address of a zarr in an object store; or a NumPy, dask or zarr array; or a `Volume`.
     voxel_size, unit
         Voxel size z, y, x and its unit, in place of what the metadata say.
 
@@ -150,7 +150,7 @@ def scale(
     source
         As in `open_volume`.
     output
-        Path of the OME-Zarr to write.
+        Path or address of the OME-Zarr to write, such as "s3://bucket/out.zarr".
     overwrite
         Whether an OME-Zarr that is there already is replaced.
     on_corrupt
@@ -182,13 +182,14 @@ def scale(
         If the job fails or is interrupted half-way.
     """
     from isovoxel.engines.devices import find_device
+    from isovoxel.places.place import shown
     from isovoxel.run.host import peak_bytes
     from isovoxel.run.output import Wanted, is_complete
     from isovoxel.run.recipe import provenance
     from isovoxel.run.session import Session
     from isovoxel.run.tally import Tally
     from isovoxel.run.task import Task
-    from isovoxel.store.destination import local_path
+    from isovoxel.store.destination import output_place
 
     if on_corrupt not in ("stop", "fill"):
         raise OptionError(f"on_corrupt must be stop or fill, not {on_corrupt!r}")
@@ -207,7 +208,7 @@ def scale(
             planned = plan_volume(volume, options, cluster.limits)
         labels = choose_sampling(volume, options).labels
         wanted = Wanted(
-            path=local_path(output),  # not its Path: there an address looks like a folder
+            path=output_place(output),
             plan=planned,
             made=provenance(planned, volume, labels=labels),
             source_path=volume.identity.get("path"),
@@ -216,10 +217,10 @@ def scale(
         )
         if is_complete(wanted):
             tally.done_before = planned.n_blocks
-            return ScaleResult(wanted.path, planned, 0.0, tally.stages | {"idle": 0.0}, peak_bytes(), tally)
+            return ScaleResult(shown(wanted.path), planned, 0.0, tally.stages | {"idle": 0.0}, peak_bytes(), tally)
         task = Task(planned, source, voxel_size, unit, device, wanted.path, on_corrupt == "fill")
         done, seconds, idle = Session(wanted, task, volume, labels, told, isolate, cluster).run()
-    return ScaleResult(wanted.path, done.plan, seconds, tally.stages | {"idle": idle}, peak_bytes(), tally)
+    return ScaleResult(shown(wanted.path), done.plan, seconds, tally.stages | {"idle": idle}, peak_bytes(), tally)
 
 
 def scale_array(
@@ -346,6 +347,7 @@ def verify(output: str | Path, *, against: Any = None, samples: int = 400, seed:
     OptionError
         If there is nothing to sample.
     """
+    from isovoxel.places.address import has_place
     from isovoxel.run.recipe import Recipe
     from isovoxel.run.verify import verify as compare
     from isovoxel.store.provenance import read_provenance
@@ -358,10 +360,10 @@ def verify(output: str | Path, *, against: Any = None, samples: int = 400, seed:
     if not recipe.complete:
         raise InputError(f"{output} is not complete: its job runs, failed or was interrupted; let it go on first")
     where = recipe.identity.get("path") if against is None else against
-    if where is None or (against is None and "://" in where and not where.startswith("file://")):
+    if against is None and (where is None or not has_place(where)):
         raise InputError(f"{output} was made from an array in memory; give its voxels as a file with --against")
     try:
-        source = open_volume(where.removeprefix("file://") if isinstance(where, str) else where)
+        source = open_volume(where)
     except InputMissingError:
         if against is not None:
             raise

@@ -281,7 +281,7 @@ def scale(
 
 @app.command()
 def verify(
-    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="OME-Zarr that isovoxel has written.")],
+    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="OME-Zarr that isovoxel has written.")],
     against: Annotated[
         str | None, typer.Option(metavar="INPUT", help="Its source, where that is no longer where it was.")
     ] = None,

@@ -53,6 +53,11 @@ def is_address(text: str) -> bool:
     return _SCHEME.match(text) is not None
 
 
+def has_place(text: str) -> bool:
+    """Tell whether a text is a path, or an address that can be asked: not what a library calls an array in memory."""
+    return not is_address(text) or text.partition(":")[0].lower() in ("file", *SCHEMES)
+
+
 def parse_address(text: str) -> Address | Path:
     """Return where an address leads; one of a file leads to a local path.
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from urllib.parse import quote
 
+import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
@@ -154,6 +155,21 @@ class ObjectPlace:
     def read_text(self) -> str:
         """Return what a small object holds, as text."""
         return self.read_bytes().decode()
+
+    def checksum(self) -> int:
+        """Return the CRC-32C of the object, of which little is held at a time.
+
+        Raises
+        ------
+        OSError
+            If it cannot be read.
+        """
+        crc = 0
+        body = self.get()
+        with self.told():
+            for piece in body.pieces():
+                crc = google_crc32c.extend(crc, bytes(piece))
+        return int(crc)
 
     def read_part(self, offset: int, out: NDArray[Any], of: Found | None = None) -> None:
         """Fill a one-dimensional array of bytes with those from `offset` on.
@@ -310,6 +326,10 @@ class Body:
         self.found = _found(got.meta)
         """What the store knows of the whole object."""
 
+    def pieces(self) -> Iterator[Any]:
+        """Yield the bytes as they come, a piece at a time; raises as obstore does."""
+        yield from self._got.stream(min_chunk_size=PIECE_BYTES)
+
     def read_into(self, out: NDArray[np.uint8]) -> None:
         """Fill an array; what a server sends beyond it is left.
 
@@ -322,7 +342,7 @@ class Body:
         """
         filled = 0
         with self._place.told():
-            for piece in self._got.stream(min_chunk_size=PIECE_BYTES):
+            for piece in self.pieces():
                 data = memoryview(piece)[: out.size - filled]
                 out.data[filled : filled + len(data)] = data
                 filled += len(data)

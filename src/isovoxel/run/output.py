@@ -14,19 +14,24 @@ after the last.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from isovoxel.errors import InputError, OutputError, OutputExistsError
+from isovoxel.errors import InputError, InputUnavailableError, OutputError, OutputExistsError
+from isovoxel.places.objects import ObjectPlace
+from isovoxel.places.place import Place, place_of
 from isovoxel.planning.continued import continued
 from isovoxel.planning.plan import Plan
+from isovoxel.run.job import FLUSHING
 from isovoxel.run.recipe import differences
 from isovoxel.store.destination import check_destination
 from isovoxel.store.ledger import LOCK, Ledger, ledger_of, remove_ledger
-from isovoxel.store.lock import OutputLock, read_holder
+from isovoxel.store.lock import Holder, OutputLock, read_holder
+from isovoxel.store.object_lock import ObjectLock, read_object_holder
 from isovoxel.store.provenance import read_provenance
 
 
@@ -48,14 +53,14 @@ class OutputState:
 class Wanted:
     """The output that a user asks for."""
 
-    path: Path
+    path: Place
     """Where."""
     plan: Plan
     """By which plan, if it is begun now."""
     made: Mapping[str, Any]
     """What makes it, for its attributes."""
     source_path: str | None
-    """Local path of the input, where it has one."""
+    """Path or address of the input, where it has one."""
     overwrite: bool
     """Whether an output that is there is replaced."""
     shard: bool
@@ -66,23 +71,26 @@ class Wanted:
 class Begun:
     """An output that this process holds."""
 
-    folder: Path
+    folder: Place
     """The ledger's."""
     plan: Plan
     """How it is made: where the job goes on, with the blocks that it was begun with."""
     ledger: Ledger | None
     """What of it is done, where the job goes on."""
+    check: Callable[[], None] = lambda: None
+    """Raises where another process has taken the output over."""
 
 
 def output_state(path: str | os.PathLike[str]) -> OutputState | None:
     """Return how far an output is, or None where it is none of isovoxel's."""
-    made = _made(Path(path))
+    place = place_of(path)
+    made = _made(place)
     if made is None:
         return None
     if made.get("complete"):
         return OutputState(complete=True)
-    folder = ledger_of(Path(path))
-    holder = str(read_holder(folder / LOCK) or "")
+    folder = ledger_of(place)
+    holder = str(_holder(folder / LOCK) or "")
     if (ledger := _ledger(folder, made)) is None:
         return OutputState(complete=False, holder=holder)
     return OutputState(complete=False, done=ledger.count(), blocks=ledger.plan.n_blocks, holder=holder)
@@ -104,8 +112,10 @@ def is_complete(wanted: Wanted) -> bool:
             f"{wanted.path} exists, and was made with {'; '.join(changed)}: give --overwrite or another output"
         )
     folder = ledger_of(wanted.path)
-    if folder.exists():  # of a process that died between its last two steps
-        with contextlib.suppress(OutputError), OutputLock(folder / LOCK, wanted.path):
+    # Of a process that died between its last two steps.
+    left = folder.exists() if isinstance(folder, Path) else folder.is_dir()
+    if left and not getattr(folder, "read_only", False):
+        with contextlib.suppress(OutputError), _lock(folder / LOCK, wanted.path):
             remove_ledger(folder)
     return True
 
@@ -123,9 +133,9 @@ def held(wanted: Wanted) -> Iterator[Begun]:
     """
     _find(wanted)  # before anything is written, the lock's file too
     folder = ledger_of(wanted.path)
-    with OutputLock(folder / LOCK, wanted.path):
+    with _lock(folder / LOCK, wanted.path) as lock:
         try:
-            yield _find(wanted)
+            yield replace(_find(wanted), check=lock.check)
         finally:
             if (made := _made(wanted.path)) is None or made.get("complete"):
                 remove_ledger(folder)  # nothing was begun, or nothing is left to do
@@ -138,7 +148,11 @@ def _find(wanted: Wanted) -> Begun:
     made = None if wanted.overwrite else _made(path)
     if made is None or made.get("complete"):
         check_destination(
-            path, overwrite=wanted.overwrite, source_identity_path=wanted.source_path, nbytes=plan.disk_bytes
+            path,
+            overwrite=wanted.overwrite,
+            source_identity_path=wanted.source_path,
+            nbytes=plan.disk_bytes,
+            waiting=_waiting(plan),
         )
         return Begun(folder, plan, None)
     if changed := differences(made, wanted.made, shard=wanted.shard):
@@ -157,20 +171,36 @@ def _find(wanted: Wanted) -> Begun:
         overwrite=False,
         source_identity_path=wanted.source_path,
         nbytes=int(left * plan.disk_bytes),
+        waiting=_waiting(ledger.plan),
         goes_on=True,
     )
     return Begun(folder, continued(ledger.plan, plan), ledger)
 
 
-def _made(path: Path) -> dict[str, Any] | None:
+def _waiting(plan: Plan) -> int:
+    """Return the bytes of all voxels that are encoded and wait until they are where they belong, at a time."""
+    return (1 + FLUSHING) * plan.in_flight * math.prod(plan.block_shape) * plan.source.itemsize
+
+
+def _lock(file: Place, output: Place) -> OutputLock | ObjectLock:
+    return ObjectLock(file, output) if isinstance(file, ObjectPlace) else OutputLock(file, output)
+
+
+def _holder(file: Place) -> Holder | None:
+    return read_object_holder(file) if isinstance(file, ObjectPlace) else read_holder(file)
+
+
+def _made(path: Place) -> dict[str, Any] | None:
     """Return what an output's attributes say of what made it, or None where it is none of isovoxel's."""
     try:
         return read_provenance(path)
+    except InputUnavailableError:
+        raise
     except InputError:
         return None
 
 
-def _ledger(folder: Path, made: Mapping[str, Any]) -> Ledger | None:
+def _ledger(folder: Place, made: Mapping[str, Any]) -> Ledger | None:
     """Return the ledger of an output, or None where it is gone or another's."""
     ledger = Ledger.read(folder)
     return ledger if ledger is not None and ledger.plan.fingerprint == made.get("fingerprint") else None

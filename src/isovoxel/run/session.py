@@ -83,6 +83,7 @@ class Session:
                     engine.release()
                 raise
             done = done or bytearray(task.plan.n_blocks)
+            ledger.check = begun.check
             try:
                 if engine is None:
                     self._tell(started(task.plan, done))
@@ -118,7 +119,7 @@ class Session:
         wanted, plan = self.wanted, begun.plan
         try:
             ledger = Ledger.begin(begun.folder, plan)
-            if wanted.overwrite and wanted.path.exists():
+            if wanted.overwrite:
                 remove(wanted.path, begun.folder / REPLACED)
             OmeZarrWriter.create(
                 wanted.path,
@@ -179,6 +180,7 @@ class Session:
         from isovoxel.store.writer import mark_complete
 
         try:
+            ledger.check()
             mark_complete(self.wanted.path, ledger.filled)
         except OSError as error:
             raise JobError(f"marking the output complete failed: {error.strerror or error}; {kept(done)}") from error

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from isovoxel.engines.base import Engine
 from isovoxel.geometry.grid import Float3
+from isovoxel.places.place import Place
 from isovoxel.planning.plan import Plan
 from isovoxel.run.events import Listener
 from isovoxel.run.job import Job
@@ -38,7 +38,7 @@ class Task:
     """Its unit in place of what its metadata say."""
     device: str
     """Where to compute, as ``--device`` takes it."""
-    output: Path
+    output: Place
     """The OME-Zarr, which is there."""
     fill: bool
     """Whether damaged parts of the input are filled."""

@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 from pathlib import Path
 
 from isovoxel.errors import OutputError, OutputExistsError
+from isovoxel.places.address import is_address
+from isovoxel.places.objects import ObjectPlace
+from isovoxel.places.place import Place, place_of
 from isovoxel.planning.cost import human_bytes
-
-_METADATA = {"zarr.json": (3,), ".zgroup": (2,), ".zarray": (2,)}
-"""Files that make a folder a zarr, and the format each of them must name."""
+from isovoxel.store.object_output import TOP, check_object_destination, remove_objects
+from isovoxel.store.object_shelf import spool_folder
 
 
 def check_destination(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | ObjectPlace,
     *,
     overwrite: bool,
     source_identity_path: str | None,
     nbytes: int,
+    waiting: int = 0,
     goes_on: bool = False,
 ) -> None:
     """Raise unless an output may be written to `path`; nothing is changed.
@@ -32,14 +34,17 @@ def check_destination(
     Parameters
     ----------
     path
-        Where the output shall be: a new folder in one that exists, on a local file system.
+        Where the output shall be: a new folder in one that exists, or a place in an object store.
     overwrite
         Whether an old output there may be replaced.
     source_identity_path
-        Local path of the input, or None where it has none.
+        Path or address of the input, or None where it has none.
     nbytes
         Bytes of all voxels that are to be written. The disk must have them free before compression, for nobody
         knows how well a volume compresses before it is made.
+    waiting
+        Bytes of all voxels that are on their way to an object store at a time; the disk where they wait must have
+        them free. What a store has is not known.
     goes_on
         Whether what is there is the output itself, whose job goes on.
 
@@ -50,9 +55,19 @@ def check_destination(
     OutputError
         If something is there that must not be deleted, or nothing can be written there, or not enough.
     """
-    target = local_path(path)
+    target = output_place(path)
+    if isinstance(target, ObjectPlace):
+        check_object_destination(
+            target,
+            overwrite=overwrite,
+            source=source_identity_path,
+            nbytes=min(nbytes, waiting),
+            free=shutil.disk_usage(spool_folder()).free,
+            goes_on=goes_on,
+        )
+        return
     try:
-        if source_identity_path is not None:
+        if source_identity_path is not None and not is_address(source_identity_path):
             _check_apart(target, Path(source_identity_path))
         reusable = _check_place(target, overwrite=overwrite, goes_on=goes_on)
         free = shutil.disk_usage(target.parent).free + reusable
@@ -77,19 +92,19 @@ def check_replaceable(target: Path) -> None:
         )
     if not target.is_dir():
         raise OutputError(f"{target} is a file and no zarr, so --overwrite does not delete it; give another output")
-    if not any(_names_format(target / name, formats) for name, formats in _METADATA.items()):
+    if not any(_names_format(target / name, formats) for name, formats in TOP.items()):
         raise OutputError(f"{target} is a folder but no zarr, so --overwrite does not delete it; give another output")
 
 
-def remove(target: Path, by_way_of: Path) -> None:
-    """Delete an old output: moved out of its place at once, so that it is never there in part.
+def remove(target: Place, by_way_of: Place) -> None:
+    """Delete an old output, if there is one: moved out of its place at once, so that it is never there in part.
 
     Parameters
     ----------
     target
         The output.
     by_way_of
-        A path on the same file system, where it is deleted.
+        A path on the same file system, where it is deleted. In an object store, where that is noted meanwhile.
 
     Raises
     ------
@@ -98,26 +113,31 @@ def remove(target: Path, by_way_of: Path) -> None:
     OSError
         If the file system refuses.
     """
+    if isinstance(target, ObjectPlace) or isinstance(by_way_of, ObjectPlace):
+        if isinstance(target, ObjectPlace) and isinstance(by_way_of, ObjectPlace):
+            remove_objects(target, by_way_of)
+        return
+    if not os.path.lexists(target):
+        return
     check_replaceable(target)
     shutil.rmtree(by_way_of, ignore_errors=True)
     target.rename(by_way_of)
     shutil.rmtree(by_way_of)
 
 
-def local_path(path: str | os.PathLike[str]) -> Path:
-    """Return the path of a folder on a local file system that could be made.
+def output_place(path: str | os.PathLike[str] | ObjectPlace) -> Place:
+    """Return the place of an output that could be made.
 
     Raises
     ------
     OutputError
-        If it is none: an address, or no name at all.
+        If it has no name.
+    AddressError
+        If it is an address that isovoxel cannot use.
     """
-    text = os.fspath(path)
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
-        raise OutputError(f"{text} is an address, but isovoxel writes to local folders only; give a path")
-    target = Path(text)
-    if not text or "\0" in text or target.name in ("", ".."):
-        raise OutputError(f"{text!r} is no name for an output; give the path of a new folder")
+    target = place_of(path)
+    if isinstance(target, Path) and (not str(path) or "\0" in str(path) or target.name in ("", "..")):
+        raise OutputError(f"{os.fspath(target)!r} is no name for an output; give the path of a new folder")
     return target
 
 

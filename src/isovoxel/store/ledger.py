@@ -10,29 +10,33 @@
 A line may be lost with the power, for lines are not flushed one by one: then its block is done again, and the same. A
 seal that does not match its file (torn, missing, from elsewhere) makes the block count as not done. When the output is
 marked complete, the folder goes.
+
+In an object store the same lies beside the output under the same names; `blocks` are several objects
+(`isovoxel.store.lines`), and `new` and `replaced` notes only (`isovoxel.store.object_output`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from isovoxel.places.place import Place
 from isovoxel.planning.plan import Plan
 from isovoxel.store.files import write_whole
+from isovoxel.store.lines import FileLines, Lines, ObjectLines
+from isovoxel.store.object_output import NEW, REPLACED
 from isovoxel.store.shard import Seal
 
+__all__ = ["BLOCKS", "JOB", "LOCK", "NEW", "REPLACED", "Ledger", "ledger_of", "remove_ledger"]
+
 JOB, BLOCKS, LOCK = "job.json", "blocks", "lock"
-NEW, REPLACED = "new", "replaced"
-"""An output on its way to its place or from it: there it is whole or not at all."""
 
 
-def ledger_of(output: Path) -> Path:
+def ledger_of(output: Place) -> Place:
     """Return the folder that knows what of an output is done."""
     return output.with_name(f"{output.name}.isovoxel")
 
@@ -43,17 +47,19 @@ class Ledger:
     Only the process that holds the output's lock may call what writes.
     """
 
-    def __init__(self, folder: Path, plan: Plan) -> None:
+    def __init__(self, folder: Place, plan: Plan) -> None:
         self.folder = folder
         self.plan = plan
         """The plan that the output was begun by."""
         self.filled: list[str] = []
         """Damaged parts of the input that were filled."""
-        self._file = -1
-        self._lock = threading.Lock()
+        self.check: Callable[[], None] = lambda: None
+        """Raises where this process holds the output no more; asked before anything is noted."""
+        blocks = folder / BLOCKS
+        self._lines: Lines = FileLines(blocks) if isinstance(blocks, Path) else ObjectLines(blocks)
 
     @classmethod
-    def begin(cls, folder: Path, plan: Plan) -> Ledger:
+    def begin(cls, folder: Place, plan: Plan) -> Ledger:
         """Make a new ledger of nothing done, in place of any other.
 
         Raises
@@ -61,14 +67,23 @@ class Ledger:
         OSError
             If the file system refuses.
         """
-        folder.mkdir(exist_ok=True)
-        (folder / JOB).unlink(missing_ok=True)
-        (folder / BLOCKS).unlink(missing_ok=True)
-        write_whole(folder / JOB, plan.to_json().encode())
-        return cls(folder, plan)
+        job, text = folder / JOB, plan.to_json().encode()
+        if isinstance(folder, Path):
+            folder.mkdir(exist_ok=True)
+        if isinstance(job, Path):
+            job.unlink(missing_ok=True)
+        else:
+            job.unlink()
+        ledger = cls(folder, plan)
+        ledger._lines.clear()
+        if isinstance(job, Path):
+            write_whole(job, text)
+        else:
+            job.write(text)
+        return ledger
 
     @classmethod
-    def read(cls, folder: Path) -> Ledger | None:
+    def read(cls, folder: Place) -> Ledger | None:
         """Return the ledger in a folder, or None where there is none."""
         try:
             return cls(folder, Plan.from_json((folder / JOB).read_text()))
@@ -100,7 +115,7 @@ class Ledger:
             Tells whether the shards of a block are files with these seals.
         """
         done = bytearray(self.plan.n_blocks)
-        for line in self._lines():
+        for line in self._read():
             match line:
                 case {"block": int(block), "shards": list(seals)} if 0 <= block < len(done):
                     # A block that was done again has a later line, which is the one that counts.
@@ -113,71 +128,56 @@ class Ledger:
     def count(self) -> int:
         """Return how many blocks are noted as done, whatever became of their shards."""
         noted = bytearray(self.plan.n_blocks)
-        for line in self._lines():
+        for line in self._read():
             match line:
                 case {"block": int(block)} if 0 <= block < len(noted):
                     noted[block] = 1
         return sum(noted)
 
     def close(self) -> None:
-        """Close the file of blocks."""
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+        """Keep what was noted, and let go of the rest.
+
+        Raises
+        ------
+        OSError
+            If a store refuses what is still to be kept.
+        """
+        self._lines.close()
 
     def _append(self, line: Mapping[str, Any]) -> None:
-        with self._lock:
-            self._append_alone(line)
+        self.check()
+        self._lines.add(json.dumps(line, separators=(",", ":")).encode() + b"\n")
 
-    def _append_alone(self, line: Mapping[str, Any]) -> None:
-        if self._file < 0:
-            self._file = os.open(self.folder / BLOCKS, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-            self._cut_torn_line()
-        text = json.dumps(line, separators=(",", ":")).encode() + b"\n"
-        end = os.lseek(self._file, 0, os.SEEK_END)
-        try:
-            written = os.write(self._file, text)
-            while written < len(text):
-                written += os.write(self._file, text[written:])
-        except OSError:
-            os.ftruncate(self._file, end)
-            raise
-
-    def _cut_torn_line(self) -> None:
-        end = os.lseek(self._file, 0, os.SEEK_END)
-        while end:
-            first = max(0, end - 4096)
-            os.lseek(self._file, first, os.SEEK_SET)
-            newline = os.read(self._file, end - first).rfind(b"\n")
-            if newline >= 0:
-                end = first + newline + 1
-                break
-            end = first
-        os.ftruncate(self._file, end)
-
-    def _lines(self) -> Iterator[Any]:
-        """Yield what the lines say, one at a time; a torn one is left out."""
-        try:
-            with (self.folder / BLOCKS).open("rb") as file:
-                for line in file:
-                    if line.endswith(b"\n"):
-                        with contextlib.suppress(ValueError):
-                            yield json.loads(line)
-        except FileNotFoundError:
-            return
+    def _read(self) -> Iterator[Any]:
+        """Yield what the lines say, one at a time."""
+        for line in self._lines:
+            with contextlib.suppress(ValueError):
+                yield json.loads(line)
 
 
 def _seals(seals: list[Any]) -> list[Seal] | None:
     """Return the seals of a line, or None where it is no line of ours."""
     try:
-        return [Seal(*map(int, seal)) for seal in seals]
+        return [Seal(int(size), int(crc), _stamp(stamp)) for size, crc, stamp in seals]
     except (TypeError, ValueError):
         return None
 
 
-def remove_ledger(folder: Path) -> None:
-    """Remove a ledger's folder, the lock's file last; nobody else may hold the lock."""
+def _stamp(stamp: Any) -> int | str:
+    return stamp if isinstance(stamp, str) else int(stamp)
+
+
+def remove_ledger(folder: Place) -> None:
+    """Remove a ledger's folder, the lock's file last; nobody else may hold the lock.
+
+    In a store, the lock is left to who holds it.
+    """
     with contextlib.suppress(OSError):  # a complete output needs no ledger, and does not mind one
+        if not isinstance(folder, Path):
+            (folder / BLOCKS).delete_tree()
+            for name in (REPLACED, NEW, JOB):
+                (folder / name).unlink()
+            return
         for name in (REPLACED, NEW):
             shutil.rmtree(folder / name, ignore_errors=True)
         for name in (BLOCKS, JOB, f"{JOB}.partial", LOCK):

@@ -23,6 +23,7 @@ from typing import Any, Self
 import psutil
 
 from isovoxel.errors import OutputBusyError, OutputError
+from isovoxel.places.place import Place
 
 fcntl: Any
 try:
@@ -88,7 +89,7 @@ class OutputLock:
         On entering, if the file system refuses.
     """
 
-    def __init__(self, path: Path, output: Path) -> None:
+    def __init__(self, path: Path, output: Place) -> None:
         self._path = path
         self._output = output
         self._file = -1
@@ -118,6 +119,9 @@ class OutputLock:
             os.ftruncate(self._file, 0)  # nobody holds it
         os.close(self._file)
         self._file = -1
+
+    def check(self) -> None:
+        """Do nothing: the system gives the lock to no other process as long as this one holds it."""
 
     def _take(self) -> bool:
         """Take the lock, or return False where its file was removed meanwhile by who held it before."""
@@ -186,6 +190,11 @@ def _lives(holder: Holder, touched: float) -> bool:
     """Tell whether who is named in a file still holds it: by the process, or by its beat where that is elsewhere."""
     if holder.host != socket.gethostname():
         return time.time() - touched < DEAD_SECONDS
+    return process_lives(holder)
+
+
+def process_lives(holder: Holder) -> bool:
+    """Tell whether a process of this machine lives that is named in a lock."""
     try:
         return bool(abs(psutil.Process(holder.pid).create_time() - holder.began) < CLOCK_SECONDS)
     except psutil.Error:

@@ -4,27 +4,36 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 from typing import Any
 
-from isovoxel.errors import InputError
+from isovoxel.errors import InputError, InputUnavailableError
+from isovoxel.places.objects import ObjectPlace
+from isovoxel.places.place import place_of
 
 PROVENANCE = "isovoxel"
 """The group's attribute that says what made it, and whether it is complete."""
 
 
-def read_provenance(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_provenance(path: str | os.PathLike[str] | ObjectPlace) -> dict[str, Any]:
     """Return what an output's attributes say of what made it, and whether it is complete.
 
     Raises
     ------
     InputError
         If it is no output of isovoxel.
+    InputUnavailableError
+        If a store does not say.
     """
+    path = place_of(path)
     try:
-        metadata = json.loads((Path(path) / "zarr.json").read_bytes())
+        metadata = json.loads((path / "zarr.json").read_bytes())
         provenance = metadata["attributes"][PROVENANCE]
-    except (OSError, ValueError, KeyError, TypeError):
+    except OSError as error:
+        # A store that is out of reach may hold it none the less; what it hides, it would not let us write either.
+        if isinstance(path, ObjectPlace) and not isinstance(error, FileNotFoundError | PermissionError):
+            raise InputUnavailableError(error.errno, f"{path} cannot be read: {error.strerror}") from error
+        provenance = None
+    except (ValueError, KeyError, TypeError):
         provenance = None
     if not isinstance(provenance, dict):
         raise InputError(f"{path} was not written by isovoxel: its attributes do not say what made it")

@@ -52,14 +52,14 @@ def default_helpers() -> int:
 
 
 class Seal(NamedTuple):
-    """What tells a shard's file from another, or from a part of itself."""
+    """What tells a shard's file, or its object in a store, from another, or from a part of itself."""
 
     size: int
     """Its bytes."""
     crc: int
     """CRC-32 of them."""
-    mtime_ns: int
-    """When it was written: while that stands, nobody has changed it."""
+    stamp: int | str
+    """When a file was written, in ns, or an object's ETag: while that stands, nobody has changed it."""
 
 
 class Unsealed(NamedTuple):
@@ -148,16 +148,28 @@ class ShardEncoder:
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+        return Unsealed(path, partial, *self.encode(partial, data))
+
+    def encode(self, path: Path, data: NDArray[Any]) -> tuple[int, int]:
+        """Make a file of one shard, and return its bytes and their CRC-32; where that fails, there is no file.
+
+        Parameters
+        ----------
+        path
+            The file, which is not there yet.
+        data
+            As `write` has it.
+        """
         try:
-            with partial.open("xb", buffering=0) as file:
+            with path.open("xb", buffering=0) as file:
                 shard = _Shard(self.storage, file.fileno(), data, self._lock)
                 self._encode(shard)
                 shard.append_index()
         except BaseException:
             with contextlib.suppress(OSError):
-                partial.unlink()
+                path.unlink()
             raise
-        return Unsealed(path, partial, shard.size, shard.crc)
+        return shard.size, shard.crc
 
     def spare(self, cores: int) -> None:
         """Say how many cores nobody else needs; helpers take no more."""
@@ -345,7 +357,7 @@ def holds(path: Path, seal: Seal) -> bool:
         found = path.stat()
         if not path.is_file() or found.st_size != seal.size:
             return False
-        if found.st_mtime_ns == seal.mtime_ns:
+        if found.st_mtime_ns == seal.stamp:
             return True
         crc = 0
         with path.open("rb", buffering=0) as file:

@@ -3,7 +3,8 @@
 A block is a union of whole shards, so no file is ever read back to change a part of it, and tasks never meet
 in one. Every shard is written, one of nothing but zeros too: a missing file means work not done, nothing else.
 
-zarr-python makes the group and the array; `isovoxel.store.shard` encodes the shards.
+zarr-python makes the group and the array; `isovoxel.store.shard` encodes the shards; `isovoxel.store.shelf` knows where
+they lie. In an object store they are objects, and the group's metadata, written last, are what makes it an output.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,21 +20,24 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.abc.store import Store
 from zarr.codecs import BloscCodec
-from zarr.storage import LocalStore
+from zarr.storage import LocalStore, MemoryStore
 
 from isovoxel.errors import OutputExistsError
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.box import Box, Index3
 from isovoxel.geometry.grid import AXES, VoxelGrid
 from isovoxel.metadata.ome import image_attributes
+from isovoxel.places.objects import ObjectPlace
+from isovoxel.places.place import Place, place_of
 from isovoxel.planning.storage import Storage
 from isovoxel.store.chunk import BLOSC_LEVELS
 from isovoxel.store.files import sync_folder, write_whole
+from isovoxel.store.object_output import missing_objects, place_metadata
+from isovoxel.store.object_shelf import ObjectShelf
 from isovoxel.store.provenance import PROVENANCE
-from isovoxel.store.shard import PARTIAL, Seal, ShardEncoder, Unsealed, default_helpers, holds
-
-LEVEL = "0"
-"""Path of the array inside the group."""
+from isovoxel.store.shard import Seal, ShardEncoder, default_helpers
+from isovoxel.store.shelf import LEVEL, FileShelf, OnItsWay, Shelf, sweep_files
 
 
 class OmeZarrWriter:
@@ -42,22 +46,22 @@ class OmeZarrWriter:
     `write` may be called from several threads at once for boxes that share no voxel.
     """
 
-    def __init__(self, path: Path, encoder: ShardEncoder, grid: VoxelGrid) -> None:
-        self._path = path
+    def __init__(self, shelf: Shelf, encoder: ShardEncoder, grid: VoxelGrid) -> None:
+        self._shelf = shelf
         self._encoder = encoder
         self._shape = grid.shape
 
     @classmethod
     def create(
         cls,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | ObjectPlace,
         *,
         grid: VoxelGrid,
         dtype: np.dtype[Any],
         storage: Storage,
         provenance: Mapping[str, Any],
         labels: bool = False,
-        by_way_of: Path | None = None,
+        by_way_of: Place | None = None,
         helpers: int | None = None,
     ) -> OmeZarrWriter:
         """Make the group and its array, without any voxel yet.
@@ -78,7 +82,7 @@ class OmeZarrWriter:
             Whether the voxels are labels.
         by_way_of
             A path on the same file system where it is made, before it is moved to its place: then it is there whole
-            or not at all.
+            or not at all. In an object store, where the ledger notes that it is being made.
         helpers
             Threads that may encode beside those that call `write`, see `isovoxel.store.shard.ShardEncoder`;
             by default all cores but one.
@@ -90,41 +94,28 @@ class OmeZarrWriter:
         OSError
             If the file system refuses.
         """
-        target = Path(path)
-        if os.path.lexists(target):
-            raise OutputExistsError(f"{target} exists; give --overwrite or another output")
-        made = by_way_of or target
-        if by_way_of is not None:
-            shutil.rmtree(by_way_of, ignore_errors=True)
+        target = place_of(path)
         name = target.name.removesuffix(".zarr").removesuffix(".ome") or target.name
-        group = zarr.create_group(
-            LocalStore(made),
-            zarr_format=3,
-            attributes={
-                **image_attributes(grid, name=name, path=LEVEL, labels=labels),
-                PROVENANCE: {**provenance, "complete": False},
-            },
-        )
-        group.create_array(
-            LEVEL,
-            shape=grid.shape,
-            dtype=dtype,
-            chunks=storage.chunk,
-            shards=storage.shard,
-            filters=None,
-            compressors=_codec(storage.codec, dtype),
-            fill_value=0,
-            dimension_names=AXES,
-        )
-        if by_way_of is not None:
-            by_way_of.rename(target)
-            sync_folder(target.parent)
+        attributes = {
+            **image_attributes(grid, name=name, path=LEVEL, labels=labels),
+            PROVENANCE: {**provenance, "complete": False},
+        }
+        if isinstance(target, ObjectPlace):
+            made: dict[str, Any] = {}
+            _create(MemoryStore(made), grid, dtype, storage, attributes)
+            place_metadata(
+                target,
+                {key: value.to_bytes() for key, value in made.items()},
+                by_way_of if isinstance(by_way_of, ObjectPlace) else None,
+            )
+        else:
+            _create_files(target, by_way_of, lambda store: _create(store, grid, dtype, storage, attributes))
         return cls.open(target, grid=grid, dtype=dtype, storage=storage, helpers=helpers)
 
     @classmethod
     def open(
         cls,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | ObjectPlace,
         *,
         grid: VoxelGrid,
         dtype: np.dtype[Any],
@@ -133,14 +124,15 @@ class OmeZarrWriter:
     ) -> OmeZarrWriter:
         """Return a writer into what `create` made, as it was made; the parameters are the same."""
         encoder = ShardEncoder(storage, dtype, default_helpers() if helpers is None else helpers)
-        return cls(Path(path), encoder, grid)
+        target = place_of(path)
+        return cls(ObjectShelf(target) if isinstance(target, ObjectPlace) else FileShelf(target), encoder, grid)
 
     def write(self, box: Box, data: NDArray[Any]) -> list[Seal]:
         """Write a box of whole shards, and return their seals, in the order of `Box.tiles`; see `encode`."""
         shards = box.tiles(self._encoder.storage.shard)
         return [self.encode(shard, data[shard.relative_to(box.start).slices]).seal() for shard in shards]
 
-    def encode(self, box: Box, data: NDArray[Any]) -> Unsealed:
+    def encode(self, box: Box, data: NDArray[Any]) -> OnItsWay:
         """Encode one shard; it is at its place when it is sealed.
 
         Parameters
@@ -158,18 +150,18 @@ class OmeZarrWriter:
             If the file system refuses, such as a disk that is full. Nothing is left of the shard then.
         """
         self._check(box, data)
-        return self._encoder.write(self._file(box), data)
+        return self._shelf.write(self._encoder, self._place(box), data)
 
     def holds(self, box: Box, seals: Sequence[Seal]) -> bool:
-        """Tell whether all shards of a box are files with these seals."""
+        """Tell whether all shards of a box are there with these seals."""
         shards = list(box.tiles(self._encoder.storage.shard))
         return len(shards) == len(seals) and all(
-            holds(self._file(shard), seal) for shard, seal in zip(shards, seals, strict=True)
+            self._shelf.holds(self._place(shard), seal) for shard, seal in zip(shards, seals, strict=True)
         )
 
     def sweep(self) -> None:
         """Remove what processes that were killed have left half written; no other process may be writing."""
-        _sweep(self._path)
+        self._shelf.sweep()
 
     def spare(self, cores: int) -> None:
         """Say how many cores nobody else needs; threads that help to encode take no more."""
@@ -177,11 +169,12 @@ class OmeZarrWriter:
 
     def free_bytes(self) -> int:
         """Return how much room the disk has."""
-        return shutil.disk_usage(self._path).free
+        return self._shelf.free_bytes()
 
     def close(self) -> None:
         """End the writer's threads and let go of their memory; what is incomplete stays marked so."""
         self._encoder.close()
+        self._shelf.close()
 
     def _check(self, box: Box, data: NDArray[Any]) -> None:
         shard, dtype = self._encoder.storage.shard, self._encoder.dtype
@@ -196,13 +189,13 @@ class OmeZarrWriter:
                 f"not {data.dtype} of shape {data.shape}"
             )
 
-    def _file(self, shard: Box) -> Path:
-        """Return the file of a shard: zarr's default chunk keys, "c/z/y/x"."""
-        index = [str(a // n) for a, n in zip(shard.start, self._encoder.storage.shard, strict=True)]
-        return self._path.joinpath(LEVEL, "c", *index)
+    def _place(self, shard: Box) -> Index3:
+        """Return the place of a shard in the grid of shards."""
+        z, y, x = (a // n for a, n in zip(shard.start, self._encoder.storage.shard, strict=True))
+        return (z, y, x)
 
 
-def mark_complete(path: str | os.PathLike[str], filled: Sequence[str] = ()) -> None:
+def mark_complete(path: str | os.PathLike[str] | ObjectPlace, filled: Sequence[str] = ()) -> None:
     """Remove what is half written, and note in an output's attributes that it is complete.
 
     Parameters
@@ -215,30 +208,60 @@ def mark_complete(path: str | os.PathLike[str], filled: Sequence[str] = ()) -> N
     Raises
     ------
     OSError
-        If the file system refuses; then the output is as it was.
+        If the file system or the store refuses; then the output is as it was.
     """
-    _sweep(Path(path))
-    for root, _, _ in os.walk(path):
-        sync_folder(Path(root))  # the shards' bytes are on the disk, now their names are
-    file = Path(path) / "zarr.json"
+    place = place_of(path)
+    if isinstance(place, Path):
+        sweep_files(place)
+        for root, _, _ in os.walk(place):
+            sync_folder(Path(root))  # the shards' bytes are on the disk, now their names are
+    file = place / "zarr.json"
     metadata = json.loads(file.read_bytes())
     metadata["attributes"][PROVENANCE] |= {"complete": True} | ({"filled": list(filled)} if filled else {})
-    write_whole(file, json.dumps(metadata, indent=2).encode())
+    text = json.dumps(metadata, indent=2).encode()
+    if isinstance(file, ObjectPlace):
+        file.write(text)
+    else:
+        write_whole(file, text)
 
 
-def missing_shards(path: str | os.PathLike[str]) -> int:
+def missing_shards(path: str | os.PathLike[str] | ObjectPlace) -> int:
     """Return how many of an output's shards are not there; all are written, those of nothing but zeros too."""
-    array = zarr.open_array(LocalStore(Path(path), read_only=True), path=LEVEL, mode="r")
+    place = place_of(path)
+    if isinstance(place, ObjectPlace):
+        return missing_objects(place)
+    array = zarr.open_array(LocalStore(place, read_only=True), path=LEVEL, mode="r")
     shards = array.shards or array.chunks
     places = product(*(range(-(-n // s)) for n, s in zip(array.shape, shards, strict=True)))
-    return sum(not Path(path).joinpath(LEVEL, "c", *map(str, place)).is_file() for place in places)
+    return sum(not place.joinpath(LEVEL, "c", *map(str, shard)).is_file() for shard in places)
 
 
-def _sweep(path: Path) -> None:
-    for root, _, files in os.walk(path):
-        for name in files:
-            if name.endswith(PARTIAL):
-                Path(root, name).unlink(missing_ok=True)
+def _create(store: Store, grid: VoxelGrid, dtype: np.dtype[Any], storage: Storage, attributes: dict[str, Any]) -> None:
+    """Make the group and the array in a store of zarr's."""
+    zarr.create_group(store, zarr_format=3, attributes=attributes).create_array(
+        LEVEL,
+        shape=grid.shape,
+        dtype=dtype,
+        chunks=storage.chunk,
+        shards=storage.shard,
+        filters=None,
+        compressors=_codec(storage.codec, dtype),
+        fill_value=0,
+        dimension_names=AXES,
+    )
+
+
+def _create_files(target: Path, by_way_of: Place | None, create: Callable[[Store], None]) -> None:
+    """Make the group in a folder, and move that to its place where it is made elsewhere."""
+    if os.path.lexists(target):
+        raise OutputExistsError(f"{target} exists; give --overwrite or another output")
+    if not isinstance(by_way_of, Path):
+        create(LocalStore(target))
+        return
+    shutil.rmtree(by_way_of, ignore_errors=True)
+    create(LocalStore(by_way_of))
+    by_way_of.rename(target)
+    sync_folder(target.parent)
 
 
 def _codec(name: str, dtype: np.dtype[Any]) -> BloscCodec | None:

@@ -1,0 +1,201 @@
+"""Who writes this output in an object store? One process at a time, by an object that only one can make.
+
+1. The lock is put on the condition that there is none (If-None-Match). It names its holder: host, process, since when.
+2. The holder puts it again each few seconds, on the condition that it is still its own (If-Match), as a sign of life.
+3. A lock whose holder was a process of this very machine that is gone, or that gave no sign of life for a minute by the
+   store's own clock, is taken over, on the condition that it is still as it was found. Its holder, should it wake up,
+   finds that out at its next sign of life, and stops.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+import uuid
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from isovoxel.errors import OutputBusyError, OutputError
+from isovoxel.places.failures import ChangedError
+from isovoxel.places.objects import Found, ObjectPlace
+from isovoxel.places.place import Place
+from isovoxel.store import lock
+from isovoxel.store.lock import Holder, process_lives
+
+
+class ObjectLock:
+    """Held by the one process that writes an output in a store; a context manager.
+
+    Parameters
+    ----------
+    place
+        Of the lock.
+    output
+        What the user called the output.
+
+    Raises
+    ------
+    OutputBusyError
+        On entering, if another process holds it.
+    OutputError
+        On entering, if the store refuses.
+    """
+
+    def __init__(self, place: ObjectPlace, output: Place) -> None:
+        self._place = place
+        self._output = output
+        self._word = uuid.uuid4().hex
+        self._holder = Holder.own()
+        self._beats = 0
+        self._tag = ""
+        self._ended = threading.Event()
+        self._lost = threading.Event()
+        self._beat: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            while not self._take():
+                pass
+        except OutputError:
+            raise
+        except OSError as error:
+            raise OutputError(f"{self._output} cannot be written: {error.strerror}") from error
+        self._beat = threading.Thread(target=self._give_signs, name="isovoxel-lock", daemon=True)
+        self._beat.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        if self._beat is not None:
+            self._beat.join()
+        with contextlib.suppress(OSError):  # then it goes stale
+            if not self._lost.is_set() and self._is_ours() is not None:
+                self._place.unlink()
+
+    def check(self) -> None:
+        """Raise an `OutputBusyError` where another process has taken the lock over."""
+        if self._lost.is_set():
+            raise OutputBusyError(
+                f"{self._output} was taken over by another process, because this one gave no sign of life for "
+                f"{lock.DEAD_SECONDS:.0f} seconds"
+            )
+
+    def _take(self) -> bool:
+        """Take the lock, or return False where it has just changed."""
+        try:
+            self._tag = self._place.write(self._text(), new=True)
+        except FileExistsError:
+            pass
+        else:
+            return True
+        try:
+            text, found = self._place.read()
+        except FileNotFoundError:
+            return False
+        if _word(text) == self._word:  # it was put by a request whose answer was lost
+            self._tag = found.tag
+            return True
+        if self._lives(text, found):
+            holder = Holder.from_json(text)
+            raise OutputBusyError(
+                f"{self._output} is being written by {holder or 'another process'}; wait for it, end it, or give "
+                f"another output; if it died, its lock ends {lock.DEAD_SECONDS:.0f} seconds after its last sign of life"
+            )
+        try:
+            self._tag = self._place.write(self._text(), of=found.tag)
+        except ChangedError:
+            return False
+        return True
+
+    def _lives(self, text: bytes, found: Found) -> bool:
+        """Tell whether who is named in a lock still holds it."""
+        holder = Holder.from_json(text)
+        if holder is not None and _machine(text) == machine() != "":
+            return process_lives(holder)
+        return self._now_ns() - found.written_ns < lock.DEAD_SECONDS * 1e9
+
+    def _now_ns(self) -> int:
+        """Return what the store's clock says, which is the one by which locks were written."""
+        probe = self._place.with_name(f"{self._place.name}-{self._word}")
+        probe.write(b"")
+        try:
+            found = probe.find()
+        finally:
+            probe.unlink()
+        if found is None:
+            raise OutputError(f"{self._output} cannot be written: what was just put there is gone")
+        return found.written_ns
+
+    def _text(self) -> bytes:
+        self._beats += 1  # every sign of life is another object
+        known = {"machine": machine(), "word": self._word, "beat": self._beats}
+        return json.dumps(asdict(self._holder) | known).encode()
+
+    def _is_ours(self) -> Found | None:
+        """Return what the store knows of the lock, if it is ours."""
+        with contextlib.suppress(FileNotFoundError):
+            text, found = self._place.read()
+            return found if _word(text) == self._word else None
+        return None
+
+    def _give_signs(self) -> None:
+        while not self._ended.wait(lock.BEAT_SECONDS):
+            with contextlib.suppress(OSError):  # the next one may get through
+                try:
+                    self._tag = self._place.write(self._text(), of=self._tag)
+                except ChangedError:
+                    # By us, where the answer to a request was lost; else by another.
+                    found = self._is_ours()
+                    if found is None:
+                        self._lost.set()
+                        return
+                    self._tag = found.tag
+
+
+def read_object_holder(place: ObjectPlace) -> Holder | None:
+    """Return who holds an output by its lock, or None where nobody does who lives."""
+    try:
+        text, found = place.read()
+    except OSError:
+        return None
+    holder = Holder.from_json(text)
+    if holder is None or _machine(text) == machine() != "":
+        return holder if holder is not None and process_lives(holder) else None
+    # Whoever only asks writes nothing, not even to learn what the store's clock says.
+    return holder if time.time() - found.written_ns / 1e9 < lock.DEAD_SECONDS else None
+
+
+def machine() -> str:
+    """Return what tells this machine and its container from all others, as process numbers are known in it.
+
+    Empty where the system does not say: host names come again, in containers above all.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
+
+
+def _word(text: bytes) -> str:
+    """Return the word by which a holder knows its lock."""
+    return _said(text, "word")
+
+
+def _machine(text: bytes) -> str:
+    """Return on which machine a holder is, or was."""
+    return _said(text, "machine")
+
+
+def _said(text: bytes, key: str) -> str:
+    try:
+        named: Any = json.loads(text)
+        return str(named[key])
+    except (ValueError, KeyError, TypeError):
+        return ""

@@ -1,0 +1,188 @@
+"""How does an output in an object store come to be there whole or not at all, and how does an old one go?
+
+A store renames nothing. What makes a zarr of objects is the metadata at its top: they are written last and deleted
+first. Whatever lies at the place in between is a remainder, of which a note in the ledger's folder tells, so that the
+next process may delete it. Without such a note, nothing is ever deleted but a zarr.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+
+from isovoxel.errors import AddressError, OutputError, OutputExistsError
+from isovoxel.places.objects import ObjectPlace
+from isovoxel.places.place import place_of
+from isovoxel.planning.cost import human_bytes
+from isovoxel.store.object_shelf import spool_folder
+from isovoxel.store.shelf import LEVEL
+
+TOP = {"zarr.json": (3,), ".zgroup": (2,), ".zarray": (2,)}
+"""Files that make a folder, or what lies in a place, a zarr; and the format that each of them must name."""
+NEW, REPLACED = "new", "replaced"
+"""An output on its way to its place or from it: there it is whole or not at all."""
+
+
+def check_object_destination(
+    target: ObjectPlace, *, overwrite: bool, source: str | None, nbytes: int, free: int, goes_on: bool
+) -> None:
+    """Raise unless an output may be written to a place in a store; nothing is changed.
+
+    Parameters
+    ----------
+    target
+        Where the output shall be.
+    overwrite, goes_on
+        As `isovoxel.store.destination.check_destination` has it.
+    source
+        Path or address of the input, or None where it has none.
+    nbytes
+        Most bytes that wait for their upload on the disk of this machine at a time.
+    free
+        Bytes that are free there.
+    """
+    if target.read_only:
+        raise OutputError(f"{target} can only be read; give a path, or an address such as s3://bucket/out.zarr")
+    if not target.key:
+        raise OutputError(f"{target} is a whole bucket; give the address of a new zarr in it, {target}/out.zarr")
+    _check_apart(target, source)
+    try:
+        _check_place(target, overwrite=overwrite, goes_on=goes_on)
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(f"{target} cannot be written: {error.strerror}") from error
+    if nbytes > free:
+        raise OutputError(
+            f"up to {human_bytes(nbytes)} wait for their upload at a time, but the disk of {spool_folder()} has "
+            f"{human_bytes(free)} free; make room, name another folder in TMPDIR, or give less --memory"
+        )
+
+
+def remove_objects(target: ObjectPlace, note: ObjectPlace) -> None:
+    """Delete an old output; the metadata at its top first, so that it is never there in part.
+
+    Parameters
+    ----------
+    target
+        The output.
+    note
+        Where it is noted that it is being deleted.
+
+    Raises
+    ------
+    OutputError
+        If it is no zarr.
+    OSError
+        If the store refuses; what is left of it is deleted by who comes next.
+    """
+    if not target.is_dir():
+        return
+    if not (_noted(note) and not _is_zarr(target)):
+        _check_zarr(target)
+    note.write(b"")
+    for name in TOP:
+        (target / name).unlink()
+    target.delete_tree()
+
+
+def place_metadata(target: ObjectPlace, metadata: Mapping[str, bytes], note: ObjectPlace | None) -> None:
+    """Make an output without voxels of its metadata, those at its top last.
+
+    Parameters
+    ----------
+    target
+        The output.
+    metadata
+        What its objects hold, by their path.
+    note
+        Where it is noted that it is being made; a remainder of which none tells is not touched.
+
+    Raises
+    ------
+    OutputExistsError
+        If something is there.
+    OSError
+        If the store refuses.
+    """
+    if target.is_dir():
+        if note is None or _is_zarr(target) or not _noted(note):
+            raise OutputExistsError(f"{target} exists; give --overwrite or another output")
+        target.delete_tree()
+    if note is not None:
+        note.write(b"")
+    for path in sorted(metadata, key=lambda path: -path.count("/")):
+        (target / path).write(metadata[path])
+    if note is not None:
+        for name in (NEW, REPLACED):
+            note.with_name(name).unlink()
+
+
+def missing_objects(output: ObjectPlace) -> int:
+    """Return how many of an output's shards are not in the store, by listing it once."""
+    array = json.loads((output / LEVEL / "zarr.json").read_bytes())
+    shard: list[int] = array["chunk_grid"]["configuration"]["chunk_shape"]
+    counts = [-(-n // s) for n, s in zip(array["shape"], shard, strict=True)]
+    there = 0
+    for path, _ in (output / LEVEL / "c").walk():
+        names = path.split("/")
+        there += len(names) == len(counts) and all(
+            name.isdecimal() and str(int(name)) == name and int(name) < count
+            for name, count in zip(names, counts, strict=True)
+        )
+    return int(math.prod(counts)) - there
+
+
+def _check_apart(target: ObjectPlace, source: str | None) -> None:
+    """Refuse an output that is the input, holds it, or lies inside it."""
+    try:
+        there = None if source is None else place_of(source)
+    except AddressError:  # of an array of the caller's, which has no address
+        return
+    if not isinstance(there, ObjectPlace):
+        return
+    if there == target:
+        raise OutputError(f"{target} is the input itself; give another output")
+    for inner, outer in (("input", "output"), ("output", "input")):
+        where = {"input": there, "output": target}
+        if where[inner].is_relative_to(where[outer]):
+            raise OutputError(f"the {inner} {where[inner]} lies inside the {outer} {where[outer]}; give another output")
+
+
+def _check_place(target: ObjectPlace, *, overwrite: bool, goes_on: bool) -> None:
+    """Refuse a place where something is that must not be replaced."""
+    if not target.is_dir():
+        if target.is_file():
+            raise OutputExistsError(f"{target} is an object and no zarr; give another output")
+        return
+    note = target.with_name(f"{target.name}.isovoxel") / NEW
+    if not _is_zarr(target) and _noted(note):
+        return
+    if not overwrite and not goes_on:
+        raise OutputExistsError(f"{target} exists; give --overwrite or another output")
+    _check_zarr(target)
+
+
+def _check_zarr(target: ObjectPlace) -> None:
+    if not _is_zarr(target):
+        raise OutputError(
+            f"{target} holds objects but is no zarr, so --overwrite does not delete it; give another output"
+        )
+
+
+def _is_zarr(target: ObjectPlace) -> bool:
+    """Tell whether a place is a zarr by the metadata at its top."""
+    for name, formats in TOP.items():
+        try:
+            metadata = json.loads((target / name).read_bytes())
+        except (FileNotFoundError, ValueError):
+            continue
+        if isinstance(metadata, dict) and metadata.get("zarr_format") in formats:
+            return True
+    return False
+
+
+def _noted(note: ObjectPlace) -> bool:
+    """Tell whether it is noted that an output is being made or deleted."""
+    return any(note.with_name(name).find() is not None for name in (NEW, REPLACED))

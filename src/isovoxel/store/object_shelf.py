@@ -1,0 +1,192 @@
+"""How does a shard become an object? It is encoded into a file of this machine, and that is uploaded.
+
+1. The file lies in a folder for temporary files (``TMPDIR``), for a shard is encoded piece by piece, and its size,
+   which a store wants to know first, is known last. There are no more of them than blocks in flight or waiting make.
+2. `Upload.seal` sends it, large ones in parts. The object appears when all of it is there, and its ETag is noted.
+3. Uploads wait for the network in the threads in which local shards wait for the disk. What bounds their rate is
+   `UPLOADS` at a time with two parts each, which hold up to 24 MiB each whatever the shard's size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+import threading
+import time
+import uuid
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from isovoxel.errors import OutputError
+from isovoxel.geometry.box import Index3
+from isovoxel.places.objects import ObjectPlace
+from isovoxel.store.shard import Seal, ShardEncoder
+from isovoxel.store.shelf import LEVEL, shard_key
+
+fcntl: Any
+try:
+    import fcntl
+except ImportError:  # Windows: what a killed process left is removed by the system, some day
+    fcntl = None
+
+UPLOADS = 4
+"""Objects that are on their way at the same time."""
+SPOOL = "isovoxel-spool"
+"""How the names of folders begin in which files wait for their upload."""
+YOUNG_SECONDS = 60
+"""How long a folder is left alone that nobody has locked."""
+ROWS = 64
+"""How many rows of shards are remembered of which the store was asked what is there."""
+
+
+def spool_folder() -> Path:
+    """Return the folder in which files wait for their upload, each process' in a folder of its own."""
+    return Path(tempfile.gettempdir())
+
+
+class Upload:
+    """A shard that is encoded, and not yet in the store.
+
+    Parameters
+    ----------
+    place
+        Where it shall be.
+    file
+        Where it is.
+    size, crc
+        Its bytes, and their CRC-32C.
+    turns
+        Lets only so many upload at a time.
+    """
+
+    def __init__(self, place: ObjectPlace, file: Path, size: int, crc: int, turns: threading.Semaphore) -> None:
+        self._place, self._file, self._size, self._crc = place, file, size, crc
+        self._turns = turns
+
+    def seal(self) -> Seal:
+        """Upload the shard, and return its seal; the file goes, however that ends.
+
+        Raises
+        ------
+        OSError
+            If the store refuses, or does not answer. What was there before is still there.
+        """
+        try:
+            with self._turns:
+                tag = self._place.upload(self._file)
+        finally:
+            self.drop()
+        return Seal(self._size, self._crc, tag)
+
+    def drop(self) -> None:
+        """Remove the file."""
+        with contextlib.suppress(OSError):
+            self._file.unlink()
+
+
+class ObjectShelf:
+    """Shards that are objects.
+
+    Parameters
+    ----------
+    output
+        Place of the group.
+    """
+
+    def __init__(self, output: ObjectPlace) -> None:
+        self._output = output
+        self._turns = threading.BoundedSemaphore(UPLOADS)
+        self._lock = threading.Lock()
+        self._spool: Path | None = None
+        self._spool_lock: int | None = None
+        self._row = lru_cache(ROWS)(self._listed)
+
+    def write(self, encoder: ShardEncoder, shard: Index3, data: NDArray[Any]) -> Upload:
+        """Encode a shard into a file.
+
+        Raises
+        ------
+        OutputError
+            If the disk with that file is full.
+        """
+        spool = self._spooling()
+        file = spool / uuid.uuid4().hex
+        try:
+            size, crc = encoder.encode(file, data)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise OutputError(
+                    f"the disk of {spool.parent}, where shards wait for their upload, is full; "
+                    "make room there, or name another folder in TMPDIR"
+                ) from error
+            raise
+        return Upload(self._output / shard_key(shard), file, size, crc, self._turns)
+
+    def holds(self, shard: Index3, seal: Seal) -> bool:
+        """Tell whether a shard is the object that was sealed; it is read only where its ETag is another.
+
+        The store is asked row by row, and an answer is kept: ask before anything is written.
+
+        Raises
+        ------
+        OSError
+            If the store cannot be asked: that says nothing of the shard.
+        """
+        z, y, x = shard
+        found = self._row(z, y).get(str(x))
+        if found is None or found[0] != seal.size:
+            return False
+        return found[1] == seal.stamp or (self._output / shard_key(shard)).checksum() == seal.crc
+
+    def sweep(self) -> None:
+        """Remove the files that processes of this machine have left which were killed: nobody locks their folder."""
+        for folder in spool_folder().glob(f"{SPOOL}-*"):
+            with contextlib.suppress(OSError):
+                young = time.time() - folder.stat().st_mtime < YOUNG_SECONDS  # it may be about to be locked
+                if fcntl is not None and not young and (lock := _locked(folder)) is not None:
+                    shutil.rmtree(folder)
+                    os.close(lock)
+
+    def free_bytes(self) -> int:
+        """Return how much room is left for files that wait for their upload; a store says nothing of its own."""
+        return shutil.disk_usage(spool_folder()).free
+
+    def close(self) -> None:
+        """Remove the folder for files that wait."""
+        with self._lock:
+            if self._spool is not None:
+                shutil.rmtree(self._spool, ignore_errors=True)
+                if self._spool_lock is not None:
+                    os.close(self._spool_lock)
+                self._spool = self._spool_lock = None
+
+    def _spooling(self) -> Path:
+        with self._lock:
+            if self._spool is None:
+                self._spool = Path(tempfile.mkdtemp("", f"{SPOOL}-", spool_folder()))
+                self._spool_lock = _locked(self._spool)
+            return self._spool
+
+    def _listed(self, z: int, y: int) -> dict[str, tuple[int, str]]:
+        """Return size and tag of the shards in a row along x."""
+        row = self._output / LEVEL / "c" / str(z) / str(y)
+        return {path: (found.size, found.tag) for path, found in row.walk()}
+
+
+def _locked(folder: Path) -> int | None:
+    """Lock a folder, as long as the returned descriptor is open; None where another process has, or none can."""
+    if fcntl is None:
+        return None
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor

@@ -1,0 +1,106 @@
+"""Where do an output's shards lie? As files in a folder, or as objects in a store."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from isovoxel.geometry.box import Index3
+from isovoxel.store.shard import PARTIAL, Seal, ShardEncoder, Unsealed, holds
+
+LEVEL = "0"
+"""Path of the array inside the group."""
+
+
+class OnItsWay(Protocol):
+    """A shard that is encoded, and not yet at its place."""
+
+    def seal(self) -> Seal:
+        """Wait until it is there for good."""
+        ...
+
+    def drop(self) -> None:
+        """Give it up."""
+        ...
+
+
+class Shelf(Protocol):
+    """The shards of one output; any number of threads may use it."""
+
+    def write(self, encoder: ShardEncoder, shard: Index3, data: NDArray[Any]) -> OnItsWay:
+        """Encode a shard, by its place in the grid of shards."""
+        ...
+
+    def holds(self, shard: Index3, seal: Seal) -> bool:
+        """Tell whether a shard is there as it was sealed."""
+        ...
+
+    def sweep(self) -> None:
+        """Remove what processes that were killed have left half written; no other process may be writing."""
+        ...
+
+    def free_bytes(self) -> int:
+        """Return how much room the disk has on which shards are written."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what writing holds."""
+        ...
+
+
+class FileShelf:
+    """Shards that are files: flushed to the disk, and then renamed to their place.
+
+    Parameters
+    ----------
+    output
+        Folder of the group.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self._output = output
+
+    def write(self, encoder: ShardEncoder, shard: Index3, data: NDArray[Any]) -> Unsealed:
+        """Encode a shard into a file beside its place."""
+        return encoder.write(self._file(shard), data)
+
+    def holds(self, shard: Index3, seal: Seal) -> bool:
+        """Tell whether a shard is a file as it was sealed."""
+        return holds(self._file(shard), seal)
+
+    def sweep(self) -> None:
+        """Remove files that were not sealed."""
+        sweep_files(self._output)
+
+    def free_bytes(self) -> int:
+        """Return how much room the output's disk has."""
+        return shutil.disk_usage(self._output).free
+
+    def close(self) -> None:
+        """Do nothing: no file is open."""
+
+    def _file(self, shard: Index3) -> Path:
+        return self._output.joinpath(*shard_key(shard).split("/"))
+
+
+def shard_key(shard: Index3) -> str:
+    """Return where a shard lies in its group: zarr's default chunk keys, "c/z/y/x".
+
+    Examples
+    --------
+    >>> shard_key((0, 1, 12))
+    '0/c/0/1/12'
+    """
+    return "/".join((LEVEL, "c", *map(str, shard)))
+
+
+def sweep_files(output: Path) -> None:
+    """Remove the files of an output that were not sealed."""
+    for root, _, files in os.walk(output):
+        for name in files:
+            if name.endswith(PARTIAL):
+                Path(root, name).unlink(missing_ok=True)
