@@ -246,7 +246,9 @@ CASES: dict[str, Case] = {
     "output is a file": Case(bad.good, "exists", "", "out/thesis.txt"),
     "output is a file, to be replaced": Case(bad.good, "is a file and no zarr", "--overwrite", "out/thesis.txt"),
     "output behind a file": Case(bad.good, "is no folder", "", "out/thesis.txt/b.zarr"),
-    "output is a URL": Case(bad.good, "is an address", "", "s3://bucket/b.zarr"),
+    "output on a web server": Case(bad.good, "can only be read", "", "https://host/b.zarr"),
+    "output is a bucket": Case(bad.good, "is a whole bucket", "", "s3://bucket"),
+    "output with a password": Case(bad.good, "credentials by the environment", "", "s3://me:secret@bucket/b.zarr"),
 }
 
 

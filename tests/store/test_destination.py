@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import zarr
 
-from isovoxel.errors import OutputError, OutputExistsError
+from isovoxel.errors import AddressError, OutputError, OutputExistsError
 from isovoxel.store.destination import check_destination, remove
 
 
@@ -139,11 +139,26 @@ def test_a_path_without_a_name_is_refused(path: str) -> None:
         check(path, overwrite=True)
 
 
-@pytest.mark.parametrize("path", ["s3://bucket/out.zarr", "https://host/out.zarr", "file:///tmp/out.zarr"])
-def test_an_address_is_refused(path: str) -> None:
-    """Outputs are local for now, and the message says so."""
-    with pytest.raises(OutputError, match="is an address, but isovoxel writes to local folders only"):
-        check(path)
+def test_an_address_of_a_file_is_its_path(old: Path) -> None:
+    """The rules are those of the path."""
+    check(f"{old.parent.as_uri()}/new.zarr")
+    with pytest.raises(OutputExistsError):
+        check(old.as_uri())
+
+
+@pytest.mark.parametrize(
+    ("address", "error", "why"),
+    [
+        ("https://host/out.zarr", OutputError, "can only be read"),
+        ("s3://bucket", OutputError, "is a whole bucket"),
+        ("ftp://host/out.zarr", AddressError, "scheme that isovoxel does not know"),
+        ("s3://me:secret@bucket/out.zarr", AddressError, "credentials by the environment"),
+    ],
+)
+def test_an_address_that_cannot_be_written_is_refused(address: str, error: type[Exception], why: str) -> None:
+    """Before any server is asked."""
+    with pytest.raises(error, match=why):
+        check(address)
 
 
 def test_what_the_system_refuses_is_one_sentence(tmp_path: Path) -> None:

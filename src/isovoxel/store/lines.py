@@ -148,7 +148,7 @@ class ObjectLines:
 
     def __iter__(self) -> Iterator[bytes]:
         with self._changed:
-            while (self._waiting or self._busy) and self._failure is None:
+            while (self._waiting or self._busy) and self._failure is None and self._thread is not None:
                 self._changed.wait()
             self._raise()
         for name in self._names():
@@ -201,6 +201,7 @@ class ObjectLines:
                 if not self._waiting:
                     return
                 batch, self._waiting, self._busy = self._waiting, [], True
+                last = self._closing
             failure = None
             try:
                 if segment is None or sum(map(len, kept)) >= SEGMENT_BYTES:
@@ -215,5 +216,7 @@ class ObjectLines:
                     self._failure = failure
                     self._waiting[:0] = batch
                 self._changed.notify_all()
-                if failure is not None and self._changed.wait_for(lambda: self._closing, AGAIN_SECONDS):
-                    return
+                if failure is not None:
+                    if last:
+                        return
+                    self._changed.wait_for(lambda: self._closing, AGAIN_SECONDS)

@@ -1,0 +1,306 @@
+"""Jobs from and to S3, as the command line runs them: killed, gone on with, refused, and never telling a secret."""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ome_zarr_models.v05
+import pytest
+import yaozarrs
+import zarr
+
+import isovoxel as package
+from command_line import Isovoxel, check_refused
+from isovoxel.errors import JobError
+from isovoxel.geometry.grid import VoxelGrid
+from isovoxel.metadata.ome import image_attributes
+from isovoxel.places import clients
+from isovoxel.places.objects import ObjectPlace
+from isovoxel.run import recovery
+from isovoxel.run.events import Event, Retried
+from isovoxel.run.output import OutputState, output_state
+from isovoxel.run.session import Session
+from isovoxel.store.ledger import Ledger, ledger_of
+from object_store import KEY, SECRET, Server, contents, serving, upload
+
+VOXELS = np.random.default_rng(0).integers(0, 65536, (32, 50, 64)).astype("uint16")
+SOURCE = "s3://bucket/in.ome.zarr"
+OUT = ObjectPlace("s3://bucket", "results/out.zarr")
+WORDS = ("--factor", "2,1.3,1", "--chunk", "8,8,8", "--shard", "16,16,16", "--threads", "3")
+SMALL = {"cle": "80kB", "exact": "30kB"}
+"""Room on the device, for a shard."""
+KILLS = 5
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the input, and what local jobs make of it."""
+    folder = tmp_path_factory.mktemp("local")
+    attributes = image_attributes(VoxelGrid(VOXELS.shape, (2.0, 1.3, 1.0), unit="micrometer"), name="in")
+    group = zarr.create_group(folder / "in.ome.zarr", attributes=attributes)
+    names = {"dimension_names": ("z", "y", "x")}
+    group.create_array("0", data=VOXELS, chunks=(16, 16, 16), shards=(32, 32, 32), **names)
+    for engine in SMALL:
+        package.scale(folder / "in.ome.zarr", folder / f"{engine}.zarr", **options(engine))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[Server]:
+    """Return a server with the input."""
+    with serving() as server:
+        upload(folder / "in.ome.zarr", ObjectPlace("s3://bucket", "in.ome.zarr"))
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def _tidy(server: Server) -> Iterator[None]:
+    """Leave the input alone in the store after each test."""
+    yield
+    server.let_be()
+    clients._clients.clear()
+    ObjectPlace("s3://bucket", "results").delete_tree()
+
+
+def options(engine: str) -> dict[str, Any]:
+    """Return the options of a job of many small blocks, for Python."""
+    return {
+        "factor": (2.0, 1.3, 1.0),
+        "chunk": (8, 8, 8),
+        "shard": (16, 16, 16),
+        "threads": 3,
+        "engine": engine,
+        "device_memory": SMALL[engine],
+    }
+
+
+def words(engine: str) -> list[str]:
+    """Return the same for the command line."""
+    return [*WORDS, "--engine", engine, "--device-memory", SMALL[engine]]
+
+
+def check_bits(folder: Path, engine: str, place: ObjectPlace = OUT) -> None:
+    """Check that the objects are the files of the local job, but for the attributes, which name the input."""
+    local = folder / f"{engine}.zarr"
+    expected = {p.relative_to(local).as_posix(): p.read_bytes() for p in local.rglob("*") if p.is_file()}
+    found = contents(place)
+    assert found.keys() == expected.keys()
+    assert [path for path in expected if expected[path] != found[path]] == ["zarr.json"]
+
+
+def start(*typed: object) -> subprocess.Popen[str]:
+    """Start the command line in a process of its own."""
+    command = [sys.executable, "-m", "isovoxel", *map(str, typed)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("engine", SMALL)
+def test_the_same_bits_as_on_the_disk(engine: str, server: Server, folder: Path, tmp_path: Path) -> None:
+    """From S3 to S3, from S3 to the disk and back; valid for those who check OME-Zarr; verified where it lies."""
+    result = package.scale(SOURCE, str(OUT), **options(engine))
+    assert result.path == str(OUT)
+    check_bits(folder, engine)
+    assert not ledger_of(OUT).is_dir()
+    assert output_state(str(OUT)) == OutputState(complete=True)
+    assert package.verify(str(OUT), samples=30).holds
+    here = package.scale(SOURCE, tmp_path / "out.zarr", **options(engine)).path
+    assert here == tmp_path / "out.zarr"
+    assert package.verify(here, against=SOURCE, samples=30).holds
+    there = OUT.with_name("from disk.zarr")
+    package.scale(folder / "in.ome.zarr", str(there), halo="map_overlap", **options(engine))
+    check_bits(folder, engine, there)
+
+    group = zarr.open_group(
+        zarr.storage.ObjectStore(clients.client("s3://bucket"), read_only=True), path=OUT.key, mode="r"
+    )
+    ome_zarr_models.v05.Image.from_zarr(group)
+    yaozarrs.validate_ome_object(dict(group.attrs)["ome"])
+    np.testing.assert_array_equal(group["0"][...], zarr.open_array(here / "0", mode="r")[...])
+
+    server.asked.clear()
+    assert package.scale(SOURCE, str(OUT), **options(engine)).tally.done_before == result.plan.n_blocks
+    assert not [asked for asked in server.asked if not asked.startswith(("GET", "HEAD"))]
+
+
+def test_a_job_that_is_killed_goes_on(server: Server, folder: Path) -> None:
+    """Again and again, without mercy; no shard of a block that was noted is put again, and the objects are right."""
+    server.instead = lambda method, path: time.sleep(0.04 * (method == "PUT" and "/c/" in path)) or 0
+    noted: set[str] = set()
+    went_on = 0
+    for kill in itertools.count():
+        server.asked.clear()
+        with start("scale", SOURCE, OUT, *words("exact")) as process:
+            if kill < KILLS:
+                enough = len(noted) + 8
+                while process.poll() is None and len(shards_noted()) < enough:
+                    time.sleep(0.01)
+                process.kill()
+            out, err = process.communicate()
+        again = {path for asked in server.asked if asked.startswith("PUT") and (path := shard_of(asked))}
+        assert not again & noted
+        went_on += bool(noted) and bool(again)
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL, err
+        state = output_state(str(OUT))
+        assert state is not None
+        assert not state.complete
+        noted = shards_noted()
+        assert state.done == len(noted) > 0
+    assert (kill, went_on) == (KILLS, KILLS)
+    assert "blocks are done before" in err or "blocks were done before" in err
+    assert str(OUT) in out
+    check_bits(folder, "exact")
+    assert not ledger_of(OUT).is_dir()
+
+
+def shards_noted() -> set[str]:
+    """Return the shards of all blocks in the ledger; here a block is one."""
+    ledger = Ledger.read(ledger_of(OUT))
+    if ledger is None:
+        return set()
+    done = ledger.done(lambda *_: True)
+    boxes = (ledger.plan.block(index).write_box for index, is_done in enumerate(done) if is_done)
+    return {"/".join(str(a // 16) for a in box.start) for box in boxes}
+
+
+def shard_of(asked: str) -> str:
+    """Return which shard a request is about."""
+    found = re.search(r"/0/c/(\d+/\d+/\d+)$", asked)
+    return found[1] if found else ""
+
+
+def test_a_second_process_is_refused(server: Server, isovoxel: Isovoxel) -> None:
+    """While the first writes; and told who it is, and how long its lock lasts if it died."""
+    go_on = threading.Event()
+    server.instead = lambda method, path: 0 * go_on.wait(60 * (method == "PUT" and "/c/" in path))
+    with start("scale", SOURCE, OUT, *words("exact")) as process:
+        try:
+            while process.poll() is None and not (OUT / "zarr.json").is_file():
+                time.sleep(0.01)
+            said = isovoxel("scale", SOURCE, OUT, *words("exact"))
+            check_refused(said, f"is being written by process {process.pid} on ")
+            assert "its lock ends 60 seconds after its last sign of life" in said.err
+            assert f"process {process.pid}" in isovoxel("info", OUT).out
+        finally:
+            go_on.set()
+            process.communicate()
+    assert process.returncode == 0
+
+
+def test_a_store_that_is_overloaded_is_survived(server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every fourth request is answered 503, and the client asks only once: reads and writes are tried again."""
+    monkeypatch.setattr(recovery, "PAUSES", (0.01,) * 8)
+    lock, turn, events = threading.Lock(), itertools.count(), list[Event]()
+
+    def refuse(_method: str, path: str) -> int:
+        with lock:
+            return 503 * ("/c/" in path and next(turn) % 4 == 0)
+
+    server.instead = refuse
+    monkeypatch.setattr(clients, "RETRIES", 0)
+    clients._clients.clear()
+    result = package.scale(SOURCE, str(OUT), listeners=[events.append], **options("exact"))
+    doing = {event.doing for event in events if isinstance(event, Retried)}
+    assert doing == {"reading", "writing"}
+    assert result.tally.retries >= 10
+    server.let_be()
+    check_bits(folder, "exact")
+
+
+def test_a_store_that_refuses_half_way_is_a_job_to_go_on_with(server: Server, folder: Path) -> None:
+    """What was done is kept; the message says what the store said."""
+    turn = itertools.count()
+    server.instead = lambda method, path: 403 * (method == "PUT" and "/c/" in path and next(turn) > 20)
+    with pytest.raises(JobError, match=r"s3://bucket does not permit it, .* of 80 blocks are done and kept; run the"):
+        package.scale(SOURCE, str(OUT), **options("exact"))
+    server.let_be()
+    assert package.scale(SOURCE, str(OUT), **options("exact")).tally.done_before >= 10
+    check_bits(folder, "exact")
+
+
+REFUSALS = {
+    "no such bucket for the input": ("s3://nothing/in.zarr", str(OUT), {}, 0, "AWS_ACCESS_KEY_ID is set"),
+    "no such bucket for the output": (SOURCE, "s3://nothing/out.zarr", {}, 0, "there is no bucket s3://nothing"),
+    "nothing at the input": (f"{SOURCE}/nothing", str(OUT), {}, 0, "is not there, or may not be read with"),
+    "a wrong key": (SOURCE, str(OUT), {}, 403, "may not be read with the credentials of the environment"),
+    "no credentials": (SOURCE, str(OUT), {"AWS_ACCESS_KEY_ID": ""}, 0, "there are no credentials for S3"),
+    "the input itself": (SOURCE, SOURCE, {}, 0, "is the input itself"),
+    "a bucket": (SOURCE, "s3://bucket", {}, 0, "is a whole bucket"),
+    "what is no zarr": (SOURCE, "s3://bucket/results/photos", {}, 0, "holds objects but is no zarr"),
+    "nobody there": (SOURCE, str(OUT), {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, 0, "does not answer"),
+    "TIFF": ("s3://bucket/results/photos/a.jpg", str(OUT), {}, 0, "by address isovoxel reads zarr only"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_it_is_said_in_one_line(case: str, server: Server, isovoxel: Isovoxel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exit code 2, and nothing is changed in the store, with --overwrite and without a secret in what is said."""
+    source, out, environment, status, why = REFUSALS[case]
+    (OUT.with_name("photos") / "a.jpg").write(b"precious")
+    before = contents(ObjectPlace("s3://bucket", ""))
+    with monkeypatch.context() as patch:
+        patch.setattr(clients, "RETRIES", 1)
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        server.instead = lambda *_: status
+        said = isovoxel("scale", source, out, *words("exact"), "--overwrite", "--quiet")
+    server.let_be()
+    clients._clients.clear()
+    check_refused(said, why)
+    assert SECRET not in said.err
+    assert KEY not in said.err
+    assert contents(ObjectPlace("s3://bucket", "")) == before
+
+
+def test_without_the_extra_it_is_said_what_to_install(isovoxel: Isovoxel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One sentence."""
+    monkeypatch.setitem(sys.modules, "obstore.store", None)
+    check_refused(isovoxel("scale", SOURCE, OUT, "--quiet"), 'pip install "isovoxel[cloud]"')
+
+
+def test_secrets_are_nowhere(server: Server, isovoxel: Isovoxel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in an output, nor its ledger, what is printed, a plan, or what is sent to another process."""
+    tasks: list[object] = []
+    run = Session.run
+
+    def note(session: Session) -> object:
+        tasks.append((session.task, session.wanted, session.volume.read, session.volume.identity))
+        return run(session)
+
+    monkeypatch.setattr(Session, "run", note)
+    turn = itertools.count()
+    server.instead = lambda method, path: 403 * (method == "PUT" and "/c/" in path and next(turn) > 20)
+    texts = []
+    for typed in (["scale", SOURCE, OUT], ["info", OUT]):  # half-way, with a ledger
+        said = isovoxel(*typed, *(words("exact") if typed[0] == "scale" else []))
+        texts += [said.out, said.err]
+    half = contents(ObjectPlace("s3://bucket", ""))
+    assert any("job.json" in path for path in half)
+    assert any("blocks" in path for path in half)
+    server.let_be()
+    for typed in (
+        ["plan", SOURCE, "--json", *words("exact")],
+        ["scale", SOURCE, OUT, *words("exact"), "--isolate"],
+        ["info", OUT, "--json"],
+        ["verify", OUT, "--json", "--samples", "9"],
+    ):
+        said = isovoxel(*typed)
+        assert said.code == 0, said.err
+        texts += [said.out, said.err]
+    everything = [*half.values(), *contents(ObjectPlace("s3://bucket", "")).values(), pickle.dumps(tasks)]
+    everything += [text.encode() for text in texts]
+    assert len(tasks) == 2
+    for secret in (KEY, SECRET):
+        assert not [found for found in everything if secret.encode() in found]
