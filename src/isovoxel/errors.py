@@ -3,6 +3,8 @@
 Every message is one sentence or two: what is wrong, with the numbers, and what to do about it.
 """
 
+from __future__ import annotations
+
 
 class IsovoxelError(Exception):
     """Base of all errors that isovoxel raises on purpose."""
@@ -43,6 +45,10 @@ class InputUnavailableError(InputError, OSError):
 
     def __init__(self, errno: int | None, message: str) -> None:
         OSError.__init__(self, errno, message)  # by name: next in the order is ValueError, which keeps no number
+
+    def __reduce__(self) -> tuple[type[InputUnavailableError], tuple[int | None, str]]:
+        # Where distributed is loaded, errors without this are made anew in a way that two built-in bases do not bear.
+        return (type(self), (self.errno, str(self)))
 
     def __str__(self) -> str:
         return str(self.strerror)
