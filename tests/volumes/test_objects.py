@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +23,7 @@ from isovoxel.volumes.files import is_transient
 from isovoxel.volumes.open import open_volume
 from isovoxel.volumes.zarr_array import ZarrReader
 from isovoxel.volumes.zarr_chunks import ChunkReader
+from isovoxel.volumes.zarr_layout import AT_ONCE
 from object_store import Server, serving, upload
 
 VOXELS = np.random.default_rng(3).integers(0, 60000, (20, 33, 40)).astype("uint16")
@@ -128,6 +130,48 @@ def test_a_chunk_takes_one_request_and_a_shard_one_for_its_index(
             before = len(server.asked)
             volume.read(Box.whole(volume.shape))
             assert len(server.asked) - before == expected
+
+
+def test_a_few_chunks_are_asked_for_at_once(server: Server, place: ObjectPlace, tmp_path: Path) -> None:
+    """A store that answers only when four requests are there answers; more than a few it never sees at a time."""
+    array = zarr.create_array(tmp_path / "a", shape=(16, 32, 32), chunks=(8, 8, 8), dtype="uint8")
+    array[...] = 1
+    volume = open_volume(str(upload(tmp_path / "a", place)))
+    four, lock, now, most = threading.Barrier(4), threading.Lock(), 0, 0
+
+    def answer(_method: str, _path: str) -> int:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        four.wait(60)
+        with lock:
+            now -= 1
+        return 0
+
+    server.instead = answer
+    assert volume.read(Box.whole(volume.shape)).all()
+    assert 4 <= most <= AT_ONCE
+
+
+@pytest.mark.parametrize("kind", ["shards", "raw", "zstd"])
+def test_reading_holds_no_more_than_it_says(kind: str, place: ObjectPlace, tmp_path: Path) -> None:
+    """Beside the returned array, of what Python and NumPy hold; chunks of 256 KiB, so that copies show."""
+    noise = np.random.default_rng(0).integers(0, 65536, (64, 128, 128)).astype("uint16")
+    given = KINDS[kind] | {"chunks": (32, 64, 64)} | ({"shards": (64, 64, 64)} if kind == "shards" else {})
+    zarr.create_array(tmp_path / "a", data=noise, **given)
+    volume = open_volume(str(upload(tmp_path / "a", place)))
+    out = np.empty(volume.shape, volume.dtype)
+    box = Box.whole(volume.shape)
+    volume.read(box, out)
+    tracemalloc.start()
+    try:
+        volume.read(box, out)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak <= volume.read_overhead
+    np.testing.assert_array_equal(out, noise)
 
 
 def test_a_shard_that_is_replaced_meanwhile_is_read_anew(place: ObjectPlace, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
@@ -92,7 +93,8 @@ class Session:
                 seconds, idle = self._do(task, engine, crew, in_flight, ledger, done)
                 self._finish(ledger, done)
             finally:
-                ledger.close()
+                with contextlib.suppress(OSError):  # of a store: blocks of which it keeps no line are done again
+                    ledger.close()
             self._tell(JobFinished(seconds))
             return task, seconds, idle
 

@@ -1,6 +1,7 @@
-"""How is a box read from the chunks of a local zarr, at the speed of decoding them?
+"""How is a box read from the chunks of a zarr, at the speed of decoding them?
 
-Shard by shard and chunk by chunk in the thread that reads; any number of threads read at once.
+Shard by shard and chunk by chunk in the thread that reads; any number of threads read at once. From an object store,
+which takes its time for every answer, a few chunks of a box are read at once.
 
 1. The box is cut along the chunks, axis by axis.
 2. A chunk that lies in one piece in the returned array is decoded straight into it; every other into a buffer
@@ -16,9 +17,10 @@ import copy
 import errno
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import cached_property
-from itertools import groupby, product
+from itertools import groupby, islice, product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,11 +29,12 @@ from numpy.typing import NDArray
 from isovoxel.errors import CorruptInputError, InputUnavailableError
 from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Box, Index3
+from isovoxel.places.objects import ObjectPlace
 from isovoxel.volumes.base import room_for
 from isovoxel.volumes.chunk_cache import CHUNK_COST, CachedChunk, ChunkCache
 from isovoxel.volumes.files import reason_of, unavailable
 from isovoxel.volumes.zarr_files import ChunkFile, IndexCache, ShardIndexError
-from isovoxel.volumes.zarr_layout import ChunkLayout
+from isovoxel.volumes.zarr_layout import AT_ONCE, ChunkLayout
 
 MOST_PUT_OFF = 4
 """How many chunks a read leaves to other threads before it waits for the first; they keep their buffers."""
@@ -79,7 +82,7 @@ class Scratch:
 
 
 class ChunkReader:
-    """Reads boxes of a zarr array in a local folder; safe to call from many threads.
+    """Reads boxes of a zarr array in a local folder or an object store; safe to call from many threads.
 
     Parameters
     ----------
@@ -124,10 +127,36 @@ class ChunkReader:
             If the system cannot read a file.
         """
         whole = room_for(box, self.layout.dtype.newbyteorder("="), out)
+        files = self._files(box, whole)
+        if isinstance(self.layout.folder, ObjectPlace):
+            self._read_at_once(files)
+        else:
+            self._read_files(files)
+        return whole
+
+    def _read_at_once(self, files: Iterable[tuple[Index3, Iterable[Part]]]) -> None:
+        """Read a few parts at a time, each in a thread of its own: from a store they are mostly waited for."""
+        with ThreadPoolExecutor(AT_ONCE, "isovoxel-read") as pool:
+            running: set[Future[None]] = set()
+            for place, parts in files:
+                rest = iter(parts)
+                if self.layout.index is not None:  # which the first one gets for all of them
+                    self._read_files([(place, list(islice(rest, 1)))])
+                for part in rest:
+                    if len(running) == AT_ONCE:
+                        done, running = wait(running, return_when=FIRST_COMPLETED)
+                        for future in done:
+                            future.result()
+                    running.add(pool.submit(self._read_files, [(place, [part])]))
+            for future in running:
+                future.result()
+
+    def _read_files(self, files: Iterable[tuple[Index3, Iterable[Part]]]) -> None:
+        """Read what files hold of a box, in this thread."""
         put_off: deque[tuple[Part, CachedChunk]] = deque()
         scratch = Scratch(self.layout)
         try:
-            for place, parts in self._files(box, whole):
+            for place, parts in files:
                 with ChunkFile(self.layout, self._indices, place) as file:
                     for part in parts:
                         self._read(part, file, scratch, put_off)
@@ -136,7 +165,6 @@ class ChunkReader:
         finally:
             for _, chunk in put_off:
                 self._cache.release(chunk)
-        return whole
 
     def _files(self, box: Box, whole: NDArray[Any]) -> Iterator[tuple[Index3, Iterator[Part]]]:
         """Cut a box into what every file holds of it: the file's place, and the parts of its chunks."""

@@ -47,6 +47,9 @@ INDEX_COST = 1 << 10
 FIXED_BYTES = 1 << 17
 """What a read holds whatever the chunk's size."""
 
+AT_ONCE = 6
+"""How many chunks one read of a box asks an object store for at a time."""
+
 RECEIVED = 4
 """Pieces of an object that are held on their way from a store."""
 
@@ -112,11 +115,11 @@ class ChunkLayout:
         decoded = (1 + DECODED_COPIES.get(self.codec, 0)) * self.chunk_bytes + DECODER_BYTES.get(self.codec, 0)
         files = math.prod(ceil_div(n, f) for n, f in zip(self.shape, self.file, strict=True))
         kept = min(INDEX_CACHE_BYTES, files * (self.index_bytes + INDEX_COST)) if self.index else 0
-        if isinstance(self.folder, ObjectPlace):
-            kept += RECEIVED * PIECE_BYTES
+        at_once, received = (AT_ONCE, RECEIVED * PIECE_BYTES) if isinstance(self.folder, ObjectPlace) else (1, 0)
         # Along z, only the chunks of one file are held.
         pieces = self.per_shard[0] + sum(ceil_div(n, c) for n, c in zip(self.shape[1:], self.chunk[1:], strict=True))
-        return self.encoded_limit + decoded + self.index_bytes + kept + FIXED_BYTES + PIECE_COST * pieces
+        each = self.encoded_limit + decoded + self.index_bytes + received
+        return at_once * each + kept + FIXED_BYTES + PIECE_COST * pieces
 
     def path(self, place: Index3) -> str | ObjectPlace:
         """Return where a file is, by its place in the grid of files."""
