@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import pickle
 import re
 import signal
@@ -40,7 +41,7 @@ OUT = ObjectPlace("s3://bucket", "results/out.zarr")
 WORDS = ("--factor", "2,1.3,1", "--chunk", "8,8,8", "--shard", "16,16,16", "--threads", "3")
 SMALL = {"cle": "80kB", "exact": "30kB"}
 """Room on the device, for a shard."""
-KILLS = 5
+KILLS = 4
 
 
 @pytest.fixture(scope="module")
@@ -99,10 +100,11 @@ def check_bits(folder: Path, engine: str, place: ObjectPlace = OUT) -> None:
     assert [path for path in expected if expected[path] != found[path]] == ["zarr.json"]
 
 
-def start(*typed: object) -> subprocess.Popen[str]:
-    """Start the command line in a process of its own."""
+def start(folder: Path, *typed: object) -> subprocess.Popen[str]:
+    """Start the command line in a process of its own, which leaves shards in a folder when it is killed."""
     command = [sys.executable, "-m", "isovoxel", *map(str, typed)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environment = os.environ | {"TMPDIR": str(folder)}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 @pytest.mark.parametrize("engine", SMALL)
@@ -140,7 +142,7 @@ def test_a_job_that_is_killed_goes_on(server: Server, folder: Path) -> None:
     went_on = 0
     for kill in itertools.count():
         server.asked.clear()
-        with start("scale", SOURCE, OUT, *words("exact")) as process:
+        with start(folder, "scale", SOURCE, OUT, *words("exact")) as process:
             if kill < KILLS:
                 enough = len(noted) + 8
                 while process.poll() is None and len(shards_noted()) < enough:
@@ -181,11 +183,11 @@ def shard_of(asked: str) -> str:
     return found[1] if found else ""
 
 
-def test_a_second_process_is_refused(server: Server, isovoxel: Isovoxel) -> None:
+def test_a_second_process_is_refused(server: Server, folder: Path, isovoxel: Isovoxel) -> None:
     """While the first writes; and told who it is, and how long its lock lasts if it died."""
     go_on = threading.Event()
     server.instead = lambda method, path: 0 * go_on.wait(60 * (method == "PUT" and "/c/" in path))
-    with start("scale", SOURCE, OUT, *words("exact")) as process:
+    with start(folder, "scale", SOURCE, OUT, *words("exact")) as process:
         try:
             while process.poll() is None and not (OUT / "zarr.json").is_file():
                 time.sleep(0.01)
@@ -227,6 +229,32 @@ def test_a_store_that_refuses_half_way_is_a_job_to_go_on_with(server: Server, fo
         package.scale(SOURCE, str(OUT), **options("exact"))
     server.let_be()
     assert package.scale(SOURCE, str(OUT), **options("exact")).tally.done_before >= 10
+    check_bits(folder, "exact")
+
+
+def test_a_store_that_goes_away_is_a_job_to_go_on_with(
+    server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For good, in the middle of a job: it is said so, and nothing of what was done is lost."""
+    monkeypatch.setattr(recovery, "PAUSES", (0.01,))
+    monkeypatch.setattr(clients, "RETRIES", 0)
+    clients._clients.clear()
+    turn = itertools.count()
+    gone = threading.Event()
+
+    def go_away(_method: str, path: str) -> int:
+        if "/c/" in path and next(turn) > 60:
+            gone.set()
+        return 503 * gone.is_set()
+
+    server.instead = go_away
+    with pytest.raises(JobError, match=r"answers 503 Service Unavailable; \d+ of 80 blocks are done and kept; run the"):
+        package.scale(SOURCE, str(OUT), **options("exact"))
+    server.let_be()
+    noted = shards_noted()
+    server.asked.clear()
+    package.scale(SOURCE, str(OUT), **options("exact"))
+    assert not noted & {shard_of(asked) for asked in server.asked if asked.startswith("PUT")}
     check_bits(folder, "exact")
 
 

@@ -137,8 +137,9 @@ def held(wanted: Wanted) -> Iterator[Begun]:
         try:
             yield replace(_find(wanted), check=lock.check)
         finally:
-            if (made := _made(wanted.path)) is None or made.get("complete"):
-                remove_ledger(folder)  # nothing was begun, or nothing is left to do
+            with contextlib.suppress(InputUnavailableError):  # then the next process knows what is left to do
+                if (made := _made(wanted.path)) is None or made.get("complete"):
+                    remove_ledger(folder)  # nothing was begun, or nothing is left to do
 
 
 def _find(wanted: Wanted) -> Begun:

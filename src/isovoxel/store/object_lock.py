@@ -2,7 +2,7 @@
 
 1. The lock is put on the condition that there is none (If-None-Match). It names its holder: host, process, since when.
 2. The holder puts it again each few seconds, on the condition that it is still its own (If-Match), as a sign of life.
-3. A lock whose holder was a process of this very machine that is gone, or that gave no sign of life for a minute by the
+3. A lock whose holder was a process of this very machine that is gone, or that had no sign of life for a minute by the
    store's own clock, is taken over, on the condition that it is still as it was found. Its holder, should it wake up,
    finds that out at its next sign of life, and stops.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import threading
 import time
 import uuid
@@ -25,6 +26,9 @@ from isovoxel.places.objects import Found, ObjectPlace
 from isovoxel.places.place import Place
 from isovoxel.store import lock
 from isovoxel.store.lock import Holder, process_lives
+
+_held: set[str] = set()
+"""Words of the locks that this process holds; one that it could not delete, for the store was gone, it holds not."""
 
 
 class ObjectLock:
@@ -57,12 +61,14 @@ class ObjectLock:
         self._beat: threading.Thread | None = None
 
     def __enter__(self) -> Self:
+        _held.add(self._word)  # before anybody can see it
         try:
             while not self._take():
                 pass
-        except OutputError:
-            raise
         except OSError as error:
+            _held.discard(self._word)
+            if isinstance(error, OutputError):
+                raise
             raise OutputError(f"{self._output} cannot be written: {error.strerror}") from error
         self._beat = threading.Thread(target=self._give_signs, name="isovoxel-lock", daemon=True)
         self._beat.start()
@@ -74,6 +80,7 @@ class ObjectLock:
         self._ended.set()
         if self._beat is not None:
             self._beat.join()
+        _held.discard(self._word)
         with contextlib.suppress(OSError):  # then it goes stale
             if not self._lost.is_set() and self._is_ours() is not None:
                 self._place.unlink()
@@ -115,10 +122,7 @@ class ObjectLock:
 
     def _lives(self, text: bytes, found: Found) -> bool:
         """Tell whether who is named in a lock still holds it."""
-        holder = Holder.from_json(text)
-        if holder is not None and _machine(text) == machine() != "":
-            return process_lives(holder)
-        return self._now_ns() - found.written_ns < lock.DEAD_SECONDS * 1e9
+        return not _is_dead(text) and self._now_ns() - found.written_ns < lock.DEAD_SECONDS * 1e9
 
     def _now_ns(self) -> int:
         """Return what the store's clock says, which is the one by which locks were written."""
@@ -164,11 +168,9 @@ def read_object_holder(place: ObjectPlace) -> Holder | None:
         text, found = place.read()
     except OSError:
         return None
-    holder = Holder.from_json(text)
-    if holder is None or _machine(text) == machine() != "":
-        return holder if holder is not None and process_lives(holder) else None
     # Whoever only asks writes nothing, not even to learn what the store's clock says.
-    return holder if time.time() - found.written_ns / 1e9 < lock.DEAD_SECONDS else None
+    lives = not _is_dead(text) and time.time() - found.written_ns / 1e9 < lock.DEAD_SECONDS
+    return Holder.from_json(text) if lives else None
 
 
 def machine() -> str:
@@ -181,6 +183,14 @@ def machine() -> str:
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
     except OSError:
         return ""
+
+
+def _is_dead(text: bytes) -> bool:
+    """Tell whether a lock's holder was a process of this machine that is gone, or was in this one and let go of it."""
+    holder = Holder.from_json(text)
+    if holder is None or not _machine(text) == machine() != "":
+        return False
+    return not process_lives(holder) or (holder.pid == os.getpid() and _word(text) not in _held)
 
 
 def _word(text: bytes) -> str:
