@@ -16,7 +16,7 @@ from isovoxel.places.address import is_address
 from isovoxel.places.objects import ObjectPlace
 from isovoxel.places.place import Place, place_of
 from isovoxel.planning.cost import human_bytes
-from isovoxel.store.object_output import TOP, check_object_destination, remove_objects
+from isovoxel.store.object_output import TOP, check_object_destination, check_writable, remove_objects
 from isovoxel.store.object_shelf import spool_folder
 
 
@@ -131,12 +131,14 @@ def output_place(path: str | os.PathLike[str] | ObjectPlace) -> Place:
     Raises
     ------
     OutputError
-        If it has no name.
+        If it has no name, or lies where nothing can be written.
     AddressError
         If it is an address that isovoxel cannot use.
     """
     target = place_of(path)
-    if isinstance(target, Path) and (not str(path) or "\0" in str(path) or target.name in ("", "..")):
+    if isinstance(target, ObjectPlace):
+        check_writable(target)
+    elif not str(path) or "\0" in str(path) or target.name in ("", ".."):
         raise OutputError(f"{os.fspath(target)!r} is no name for an output; give the path of a new folder")
     return target
 

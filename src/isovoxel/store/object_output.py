@@ -42,10 +42,6 @@ def check_object_destination(
     free
         Bytes that are free there.
     """
-    if target.read_only:
-        raise OutputError(f"{target} can only be read; give a path, or an address such as s3://bucket/out.zarr")
-    if not target.key:
-        raise OutputError(f"{target} is a whole bucket; give the address of a new zarr in it, {target}/out.zarr")
     _check_apart(target, source)
     try:
         _check_place(target, overwrite=overwrite, goes_on=goes_on)
@@ -58,6 +54,14 @@ def check_object_destination(
             f"up to {human_bytes(nbytes)} wait for their upload at a time, but the disk of {spool_folder()} has "
             f"{human_bytes(free)} free; make room, name another folder in TMPDIR, or give less --memory"
         )
+
+
+def check_writable(target: ObjectPlace) -> None:
+    """Raise an `OutputError` where no output could be, whatever lies there; the store is not asked."""
+    if target.read_only:
+        raise OutputError(f"{target} can only be read; give a path, or an address such as s3://bucket/out.zarr")
+    if not target.key:
+        raise OutputError(f"{target} is a whole bucket; give the address of a new zarr in it, {target}/out.zarr")
 
 
 def remove_objects(target: ObjectPlace, note: ObjectPlace) -> None:
