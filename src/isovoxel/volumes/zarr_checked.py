@@ -74,7 +74,8 @@ def checked(array: zarr.Array[Any]) -> zarr.Array[Any]:
         object.__setattr__(metadata, "compressor", CheckedCompressor(codec, size))
     else:
         object.__setattr__(metadata, "codecs", _checked_codecs(metadata.codecs))
-    config = getattr(inner, "config", getattr(inner, "_config", None))
+    # zarr-python from 3.2 on warns of the name that it had before.
+    config = getattr(inner, "config" if hasattr(inner, "config") else "_config")
     return zarr.Array(type(inner)(metadata, array.store_path, config))
 
 
