@@ -263,7 +263,9 @@ def test_a_replacement_that_dies_anywhere_is_gone_on_with(
 ) -> None:
     """After any number of requests: there is the old output whole, the new one whole, or none, and then no obstacle."""
     monkeypatch.setattr(clients, "RETRIES", 0)
-    create(out).write(Box.whole(SHAPE), VOXELS)
+    writer = create(out)
+    writer.write(Box.whole(SHAPE), VOXELS)
+    writer.close()
     old = contents(out)
     folder = ledger_of(out)
     Ledger.begin(folder, plan)
