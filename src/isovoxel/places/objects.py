@@ -8,6 +8,7 @@ in part. A "folder" is nothing but a beginning that keys share.
 from __future__ import annotations
 
 import errno
+import zlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from urllib.parse import quote
 
-import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
@@ -157,7 +157,7 @@ class ObjectPlace:
         return self.read_bytes().decode()
 
     def checksum(self) -> int:
-        """Return the CRC-32C of the object, of which little is held at a time.
+        """Return the CRC-32 of the object, of which little is held at a time.
 
         Raises
         ------
@@ -168,8 +168,8 @@ class ObjectPlace:
         body = self.get()
         with self.told():
             for piece in body.pieces():
-                crc = google_crc32c.extend(crc, bytes(piece))
-        return int(crc)
+                crc = zlib.crc32(bytes(piece), crc)
+        return crc
 
     def read_part(self, offset: int, out: NDArray[Any], of: Found | None = None) -> None:
         """Fill a one-dimensional array of bytes with those from `offset` on.

@@ -38,6 +38,19 @@ def place_of(text: str | os.PathLike[str] | ObjectPlace) -> Place:
     return found if isinstance(found, Path) else ObjectPlace.at(found)
 
 
+def absolute(place: Place) -> Place:
+    """Return a place as processes find it whose working folders are others."""
+    return place.absolute() if isinstance(place, Path) else place
+
+
+def put(place: Place, data: bytes) -> None:
+    """Write a small file or object, in place of any other."""
+    if isinstance(place, Path):
+        place.write_bytes(data)
+    else:
+        place.write(data)
+
+
 def shown(place: Place) -> Path | str:
     """Return a place as results name it: a local one as a path, any other as its address."""
     return place if isinstance(place, Path) else str(place)

@@ -19,9 +19,10 @@ from isovoxel.engines.base import Cancelled, Engine, Stage
 from isovoxel.geometry.box import Box
 from isovoxel.planning.plan import Block, Plan
 from isovoxel.run.events import BlockDone, Event, Retried
-from isovoxel.run.flushing import Flusher, OnItsWay
+from isovoxel.run.flushing import Flusher
 from isovoxel.run.recovery import BlockFailed, clause, patiently
 from isovoxel.store.shard import Seal
+from isovoxel.store.shelf import OnItsWay
 from isovoxel.volumes.base import ReadBox
 
 T = TypeVar("T")

@@ -11,28 +11,17 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 from isovoxel.planning.plan import Block
 from isovoxel.run.events import BlockDone
 from isovoxel.store.shard import Seal
+from isovoxel.store.shelf import OnItsWay
 
 T = TypeVar("T")
 
 Conclude = Callable[[Block, "list[Seal] | Exception", BlockDone], T]
 """Called when all shards of a block are on the disk, or one cannot be brought there, in the thread that was last."""
-
-
-class OnItsWay(Protocol):
-    """A shard on its way to the disk."""
-
-    def seal(self) -> Seal:
-        """Wait until it is there."""
-        ...
-
-    def drop(self) -> None:
-        """Give it up."""
-        ...
 
 
 class Flusher:

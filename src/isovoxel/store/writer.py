@@ -124,8 +124,7 @@ class OmeZarrWriter:
     ) -> OmeZarrWriter:
         """Return a writer into what `create` made, as it was made; the parameters are the same."""
         encoder = ShardEncoder(storage, dtype, default_helpers() if helpers is None else helpers)
-        target = place_of(path)
-        return cls(ObjectShelf(target) if isinstance(target, ObjectPlace) else FileShelf(target), encoder, grid)
+        return cls(shelf_of(place_of(path)), encoder, grid)
 
     def write(self, box: Box, data: NDArray[Any]) -> list[Seal]:
         """Write a box of whole shards, and return their seals, in the order of `Box.tiles`; see `encode`."""
@@ -193,6 +192,11 @@ class OmeZarrWriter:
         """Return the place of a shard in the grid of shards."""
         z, y, x = (a // n for a, n in zip(shard.start, self._encoder.storage.shard, strict=True))
         return (z, y, x)
+
+
+def shelf_of(output: Place) -> Shelf:
+    """Return where an output's shards lie."""
+    return ObjectShelf(output) if isinstance(output, ObjectPlace) else FileShelf(output)
 
 
 def mark_complete(path: str | os.PathLike[str] | ObjectPlace, filled: Sequence[str] = ()) -> None:

@@ -55,6 +55,7 @@ class Foreign:
         """Start a worker of two threads."""
         words = ["--scheduler-file", self.file, "--name", name, "--nthreads", 2, "--host", "127.0.0.1"]
         words += ["--nanny" if nanny else "--no-nanny", "--preload", "isovoxel.worker", "--no-dashboard"]
+        words += ["--death-timeout", 60]  # it ends even where the test that started it is killed
         return self._start("worker", *words, folder=folder)
 
     @property

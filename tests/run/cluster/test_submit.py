@@ -27,7 +27,7 @@ def threads() -> Iterator[Any]:
         # What they log of each block is bounded, and here soon full.
         dask.config.set({"distributed.admin.low-level-log-length": 100}),
         LocalCluster(
-            n_workers=2, threads_per_worker=2, processes=False, dashboard_address=None, protocol="inproc://"
+            n_workers=2, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0", protocol="inproc://"
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
@@ -162,7 +162,7 @@ def one() -> Iterator[Any]:
     """Return a client of a cluster with one worker, which can be scaled."""
     with (
         LocalCluster(
-            n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None, protocol="inproc://"
+            n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0", protocol="inproc://"
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):

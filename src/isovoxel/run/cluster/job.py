@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import pickle
-import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,6 +34,7 @@ from isovoxel.errors import (
     JobError,
     OptionError,
 )
+from isovoxel.places.place import Place, absolute
 from isovoxel.planning.cost import human_bytes
 from isovoxel.run.cluster.asking import add_plugin, ask_workers, remove_plugin
 from isovoxel.run.cluster.connect import Cluster
@@ -66,7 +66,7 @@ class Crew:
     """What to do."""
     identity: Mapping[str, Any]
     """What tells the input from another one."""
-    folder: Path
+    folder: Place
     """The ledger's."""
     listener: Listener
     """Told what happens."""
@@ -106,7 +106,7 @@ class Crew:
                 remove_plugin(self.client, self.name, seconds=TELL_SECONDS)
 
     def _register(self) -> None:
-        task = replace(self.task, output=self.task.output.absolute(), source=_absolute(self.task.source))
+        task = replace(self.task, output=absolute(self.task.output), source=_absolute(self.task.source))
         try:
             add_plugin(self.client, Membership(self.name, self.token, task), self.name, seconds=TELL_SECONDS)
         except Exception as error:
@@ -278,5 +278,7 @@ class ClusterJob:
 
     def _missing(self) -> str:
         """Say how much room the rest of the output needs."""
-        free = shutil.disk_usage(self.crew.task.output).free
+        from isovoxel.store.writer import shelf_of
+
+        free = shelf_of(self.crew.task.output).free_bytes()
         return missing(self.plan, self.done, self._written, self._stored, free)

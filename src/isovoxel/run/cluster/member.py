@@ -18,7 +18,6 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -29,6 +28,7 @@ from numpy.typing import NDArray
 from isovoxel.engines.base import Cancelled
 from isovoxel.errors import CorruptInputError, DeviceLostError
 from isovoxel.geometry.box import Box
+from isovoxel.places.place import Place, absolute
 from isovoxel.planning.plan import Block
 from isovoxel.run.blocks import BlockMaker
 from isovoxel.run.cluster.holding import held_device
@@ -75,9 +75,9 @@ class NotMade:
 Outcome = Made | NotMade
 
 
-def membership_of(output: Path) -> str:
+def membership_of(output: Place) -> str:
     """Return the name of the plugin that makes an output: the same whenever its job is started."""
-    return f"isovoxel-{hashlib.sha256(os.fsencode(output.absolute())).hexdigest()[:16]}"
+    return f"isovoxel-{hashlib.sha256(os.fsencode(str(absolute(output)))).hexdigest()[:16]}"
 
 
 class Seats:

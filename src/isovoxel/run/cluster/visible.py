@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from isovoxel.places.place import Place, absolute, put
 from isovoxel.run.cluster.asking import ask_workers
 from isovoxel.run.cluster.survey import ANSWER_SECONDS, Member
 from isovoxel.run.recovery import clause
@@ -24,24 +25,26 @@ PROBE = "probe"
 
 
 @contextlib.contextmanager
-def probe(folder: Path) -> Iterator[tuple[Path, str]]:
+def probe(folder: Place) -> Iterator[tuple[Place, str]]:
     """Write a file into the ledger's folder for as long as workers look for it; return its path and what it says."""
     token = uuid.uuid4().hex
-    path = folder.absolute() / f"{PROBE}-{token}"
-    path.write_text(token)
+    path = absolute(folder) / f"{PROBE}-{token}"
+    put(path, token.encode())
     try:
         yield path, token
     finally:
-        for left in folder.glob(f"{PROBE}-*"):
-            left.unlink(missing_ok=True)
+        for left in folder.iterdir():
+            if left.name.startswith(PROBE):
+                with contextlib.suppress(FileNotFoundError):  # its worker was about to
+                    left.unlink()
 
 
-async def sees(task: Task, identity: Mapping[str, Any], path: Path, token: str) -> str:
+async def sees(task: Task, identity: Mapping[str, Any], path: Place, token: str) -> str:
     """Return what is wrong with how a worker sees input and output, or nothing; runs there."""
     return await asyncio.to_thread(_sees, task, identity, path, token)
 
 
-def _sees(task: Task, identity: Mapping[str, Any], path: Path, token: str) -> str:
+def _sees(task: Task, identity: Mapping[str, Any], path: Place, token: str) -> str:
     from isovoxel.volumes.open import open_volume
 
     try:
@@ -50,21 +53,22 @@ def _sees(task: Task, identity: Mapping[str, Any], path: Path, token: str) -> st
         return f"cannot open the input: {clause(error)}"
     if changed := [key for key, value in identity.items() if volume.identity.get(key) != value]:
         return f"sees another input: its {' and '.join(changed)} differ"
+    where = f"the output's folder {path.parent.parent}" if isinstance(path, Path) else f"the output {task.output}"
     try:
         if path.read_text() != token:
-            return f"sees another folder at {path.parent}"
+            return f"sees another one where {where} is"
         own = path.with_name(f"{path.name}-{os.getpid()}")
-        own.write_text(token)
+        put(own, token.encode())
         own.unlink()
     except FileNotFoundError:
-        return f"does not see the output's folder {path.parent.parent}"
+        return f"does not see {where}"
     except OSError as error:
-        return f"cannot write to the output's folder {path.parent.parent}: {error.strerror}"
+        return f"cannot write to {where}: {error.strerror}"
     return ""
 
 
 def blind(
-    client: Any, task: Task, identity: Mapping[str, Any], folder: Path, members: Sequence[Member]
+    client: Any, task: Task, identity: Mapping[str, Any], folder: Place, members: Sequence[Member]
 ) -> dict[str, str]:
     """Return what is wrong with how workers see input and output, by their addresses; all is well where it is empty.
 
