@@ -217,6 +217,7 @@ def source_of(volume: Volume, grid: VoxelGrid) -> Source:
         read_overhead=volume.read_overhead,
         identity=dict(volume.identity),
         caches=volume.cached is not None,
+        notes=volume.notes,
     )
 
 

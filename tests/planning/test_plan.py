@@ -123,6 +123,7 @@ CHANGES_NO_RESULT = {
     "another window": lambda p: replace(p, window=(7, 7, 7)),
     "more device memory": lambda p: replace(p, device=replace(p.device, allowed=2 * p.device.allowed)),
     "another name for the input": lambda p: replace(p, source=replace(p.source, name="other")),
+    "a note on the input": lambda p: replace(p, source=replace(p.source, notes=("a slice is missing",))),
     "other chunks of the input": lambda p: replace(p, source=replace(p.source, chunks=(7, 7, 7))),
 }
 

@@ -33,7 +33,13 @@ from isovoxel.views.workers import share_lines, share_record
 def started(**changes: Any) -> JobStarted:
     """Return the start of a job on a CPU, which skips voxels."""
     device = SimpleNamespace(kind="cpu", name="PoCL")
-    plan = SimpleNamespace(n_blocks=48, output=SimpleNamespace(shape=(4, 10, 10)), device=device, aliases=("y", "x"))
+    plan = SimpleNamespace(
+        n_blocks=48,
+        output=SimpleNamespace(shape=(4, 10, 10)),
+        device=device,
+        aliases=("y", "x"),
+        source=SimpleNamespace(notes=("a slice is missing",)),
+    )
     return JobStarted(cast(Plan, plan), **changes)
 
 
@@ -62,6 +68,7 @@ def test_each_event_is_said_in_a_line() -> None:
     assert [line for event in EVENTS for line in notes.of(event)] == [
         "note: the CPU scales, not a GPU (PoCL)",
         "note: 13 of 48 blocks were done before; the job goes on",
+        "note: a slice is missing",
         "hint: shrinking along y and x skips voxels, which aliases; --antialias averages them",
         "note: the device has too little memory for a block; 4 pieces of one fit",
         "note: reading block 17 failed (OSError: broken cable); it is tried again in 0.2 s",
@@ -94,7 +101,7 @@ def test_notes_are_said_only_if_wanted(capsys: pytest.CaptureFixture[str], *, no
             view(event)
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.count("\n") == (8 if notes else 0)
+    assert captured.err.count("\n") == (9 if notes else 0)
 
 
 def test_a_terminal_that_is_closed_ends_no_job(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ class Clock:
 def started(blocks: int = 4, shape: tuple[int, int, int] = (40, 100, 1000)) -> JobStarted:
     """Return the start of a job; of its plan a view needs few things only."""
     output, device = SimpleNamespace(shape=shape), SimpleNamespace(kind="gpu")
-    plan = SimpleNamespace(n_blocks=blocks, output=output, device=device, aliases=())
+    plan = SimpleNamespace(n_blocks=blocks, output=output, device=device, aliases=(), source=SimpleNamespace(notes=()))
     return JobStarted(cast(Plan, plan))
 
 

@@ -46,6 +46,8 @@ class Source:
     """What tells this input from another or a later one."""
     caches: bool = False
     """Whether its reader can keep decoded chunks, so that blocks which share some decode them once."""
+    notes: tuple[str, ...] = ()
+    """What else a user should know before reading it, each a clause."""
 
     @property
     def itemsize(self) -> int:
@@ -316,7 +318,7 @@ class Plan:
     def fingerprint(self) -> str:
         """Hash of everything that can change a result, and of nothing else: budgets and threads are not in it."""
         what = {
-            "source": asdict(self.source) | {"name": "", "read_overhead": 0, "chunks": [], "caches": False},
+            "source": asdict(self.source) | _HOW_IT_IS_READ,
             "output": asdict(self.output),
             "factor": self.factor,
             "interpolation": self.interpolation,
@@ -348,6 +350,10 @@ class Plan:
                 "host": HostLimits(**d["host"]),
             }
         )
+
+
+_HOW_IT_IS_READ = {"name": "", "read_overhead": 0, "chunks": [], "caches": False, "notes": []}
+"""What a plan knows of its source that changes no result."""
 
 
 def held_bytes(plan: Plan) -> int:

@@ -77,6 +77,7 @@ class Notes:
 
 def hints(plan: Plan) -> Iterator[str]:
     """Yield what a user may not know of a plan."""
+    yield from (f"note: {note}" for note in plan.source.notes)
     if plan.aliases:
         axes = " and ".join(plan.aliases)
         yield f"hint: shrinking along {axes} skips voxels, which aliases; --antialias averages them"

@@ -45,6 +45,7 @@ def volume_record(volume: Volume, state: OutputState | None = None) -> Record:
         "origin": list(volume.origin),
         "unit": volume.unit,
         "sources": dict(volume.sources),
+        "notes": list(volume.notes),
     }
     return known if state is None else known | {"output": asdict(state)}
 
@@ -66,6 +67,7 @@ def volume_lines(volume: Volume, state: OutputState | None = None) -> list[Line]
         ("voxel size", size),
         ("unit", with_source(volume.unit or "none", "unit")),
         ("chunks", _chunks(volume.chunks)),
+        *(("note", note) for note in volume.notes),
         *_state_lines(state),
     ]
 

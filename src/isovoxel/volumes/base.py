@@ -75,6 +75,8 @@ class Volume:
     """Why `voxel_size` is None, as a clause ("the TIFF has no spacing for z")."""
     labels: bool = False
     """Whether the input says that its voxels are labels."""
+    notes: tuple[str, ...] = ()
+    """What else a user should know before reading it, each a clause: what is missing, what a box costs."""
     array: Any = field(default=None, repr=False)
     """The dask array behind it where the caller gave one, else None."""
     cached: Callable[[int], ReadBox] | None = field(default=None, repr=False)
