@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import pickle
@@ -12,7 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
+import nibabel
 import numpy as np
+import tensorstore
 import tifffile
 import zarr
 from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
@@ -126,6 +130,20 @@ def tagged(tag: str, value: Any, **options: Any) -> Make:
     return make
 
 
+def slices(*names: str, odd: Callable[[Path], Any] = lambda _: None) -> Make:
+    """Write a folder of slices, of which something is done to the last."""
+
+    def make(folder: Path) -> Path:
+        path = folder / "slices"
+        path.mkdir()
+        for name, plane in zip(names, VOXELS, strict=False):
+            tifffile.imwrite(path / name, plane, photometric="minisblack", metadata=None)
+        odd(path / names[-1])
+        return path
+
+    return make
+
+
 def looping(folder: Path) -> Path:
     """Write a TIFF whose third page says that it comes next."""
     path = Path(stack(photometric="minisblack", metadata=None)(folder))
@@ -197,6 +215,83 @@ def npy_header(text: str, version: bytes = b"\1\0", length: int | None = None) -
 def says(shape: str, descr: str = "'<u2'") -> str:
     """Return a header that says this of the array."""
     return f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}\n"
+
+
+# ---- HDF5 ------------------------------------------------------------------------------------------------------
+
+
+def hdf5(data: Any = VOXELS, **options: Any) -> Make:
+    """Write a dataset."""
+
+    def make(folder: Path) -> Path:
+        with h5py.File(folder / "a.h5", "w") as file:
+            file.create_dataset("a", data=data, **options)
+        return folder / "a.h5"
+
+    return make
+
+
+def within(inner: str, make: Make) -> Make:
+    """Name something in a file."""
+    return lambda folder: f"{make(folder)}:{inner}"
+
+
+def hdf5_chunk(data: bytes, **options: Any) -> Make:
+    """Write a dataset with these bytes for one of its chunks."""
+
+    def make(folder: Path) -> Path:
+        path = Path(hdf5(chunks=CHUNK, **options)(folder))
+        with h5py.File(path, "a") as file:
+            file["a"].id.write_direct_chunk((4, 16, 16), data)
+        return path
+
+    return make
+
+
+# ---- N5 --------------------------------------------------------------------------------------------------------
+
+
+def n5(data: np.ndarray = VOXELS, **changes: Any) -> Make:
+    """Write an N5 dataset whose attributes have other values."""
+
+    def make(folder: Path) -> Path:
+        path = folder / "a.n5"
+        metadata = {"dimensions": data.shape[::-1], "blockSize": CHUNK[::-1], "dataType": data.dtype.name}
+        metadata["compression"] = {"type": "gzip"}
+        spec = {"driver": "n5", "kvstore": {"driver": "file", "path": f"{path}/"}, "metadata": metadata}
+        tensorstore.open(spec, create=True).result().write(data.T).result()
+        rewrite(path / "attributes.json", lambda attributes: attributes.update(changes))
+        return path
+
+    return make
+
+
+def n5_block(data: bytes) -> Make:
+    """Write an N5 dataset with these bytes behind the header of one of its blocks."""
+
+    def make(folder: Path) -> Path:
+        path = Path(n5()(folder))
+        block = path / "1/1/1"
+        block.write_bytes(block.read_bytes()[:16] + data)
+        return path
+
+    return make
+
+
+# ---- NIfTI -----------------------------------------------------------------------------------------------------
+
+
+def nifti(offset: int = 0, code: str = "", *values: Any, ending: str = "nii", data: np.ndarray = VOXELS) -> Make:
+    """Write an image with other numbers in its header, compressed or not."""
+
+    def make(folder: Path) -> Path:
+        image = bytearray(nibabel.Nifti1Image(data.T, np.diag([0.5, 0.5, 2, 1])).to_bytes())
+        struct.pack_into(code, image, offset, *values)
+        path = folder / f"a.{ending}"
+        path.write_bytes(gzip.compress(image) if ending.endswith("gz") else image)
+        return path
+
+    return make
 
 
 # ---- zarr --------------------------------------------------------------------------------------------------------

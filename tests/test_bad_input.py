@@ -115,6 +115,23 @@ CASES: dict[str, Case] = {
         bad.ome_xml(inside='<TiffData IFD="0" PlaneCount="6"><UUID FileName="../b.tif">urn:uuid:1</UUID></TiffData>'),
         "is not in the folder",
     ),
+    # ---- slices
+    "a pattern without a file": Case(bad.named("{folder}/*.tif"), "no file's name matches"),
+    "slices: two series": Case(bad.slices("a1.tif", "a2.tif", "b1.tif"), "differ in more than numbers"),
+    "slices: planes and channels": Case(
+        bad.slices("z1c1.tif", "z1c2.tif", "z2c1.tif", "z2c2.tif"), "no single number counts the slices"
+    ),
+    "slices: one cut short": Case(
+        bad.slices("1.tif", "2.tif", odd=lambda path: os.truncate(path, 500)), "2.tif is truncated"
+    ),
+    "slices: one empty": Case(bad.slices("1.tif", "2.tif", odd=lambda path: os.truncate(path, 0)), "is no TIFF"),
+    "slices: one of another shape": Case(
+        bad.slices("1.tif", "2.tif", odd=lambda path: bad.tifffile.imwrite(path, bad.VOXELS[0, 1:])),
+        "it has the shape 19 x 24, but 1.tif has 20 x 24",
+    ),
+    "slices: one a pipe": Case(
+        bad.slices("1.tif", odd=lambda path: (path.unlink(), os.mkfifo(path))), "no TIFF slices"
+    ),
     # ---- .npy
     "npy: objects": Case(bad.npy(np.array([[[{}]]])), "holds object"),
     "npy: a pickle": Case(bad.file(bad.PICKLE, "a.npy"), "is of no kind that isovoxel knows"),
@@ -127,6 +144,31 @@ CASES: dict[str, Case] = {
     "npy: version 9": Case(bad.npy_header(bad.says("(6, 20, 24)"), b"\x09\0"), "which has no plain numbers"),
     "npy: half precision": Case(bad.npy(np.zeros((6, 20, 24), "f2")), "holds float16"),
     "npy: records": Case(bad.npy_header(bad.says("(6, 20, 24)", "[('a', '<u2')]")), "holds"),
+    # ---- HDF5
+    "HDF5: its first bytes": Case(bad.file(b"\x89HDF\r\n\x1a\n", "a.h5"), "cannot be read as HDF5"),
+    "HDF5: cut": Case(bad.cut(0.5, bad.hdf5()), "cannot be read as HDF5"),
+    "HDF5: no such dataset": Case(bad.within("/b", bad.hdf5()), "is not there: the file has /a"),
+    "HDF5: double precision": Case(bad.hdf5(bad.VOXELS * 1.0), "holds float64"),
+    "HDF5: text": Case(bad.hdf5(np.full((2, 2, 2), b"voxel")), "holds |S5"),
+    "HDF5: no voxels": Case(bad.within("/a", bad.hdf5(bad.VOXELS[:, :0])), "is empty"),
+    "HDF5: flat": Case(bad.hdf5(bad.VOXELS[0]), "no 3-D dataset"),
+    "HDF5: five axes": Case(bad.hdf5(bad.VOXELS.reshape(2, 3, 4, 5, 24)), "is 5-D"),
+    "a path in a TIFF": Case(bad.within("/a", bad.good), "which only HDF5 files have"),
+    # ---- N5
+    "N5: block size 0": Case(bad.n5(blockSize=[0, 16, 16]), "cannot be read as N5"),
+    "N5: vast blocks": Case(bad.n5(blockSize=[2**20, 2**20, 2**20]), "cannot be read as N5"),
+    "N5: compression unknown": Case(bad.n5(compression={"type": "gif"}), "gif"),
+    "N5: a shape of words": Case(bad.n5(dimensions=["many", 2, 3]), "cannot be read as N5"),
+    "N5: double precision": Case(bad.n5(bad.VOXELS * 1.0), "holds float64"),
+    "N5: its metadata": Case(lambda folder: bad.n5()(folder) / "attributes.json", "is a part of an N5"),
+    # ---- NIfTI
+    "NIfTI: cut": Case(bad.cut(0.5, bad.nifti()), "bytes are missing"),
+    "NIfTI: double precision": Case(bad.nifti(data=bad.VOXELS * 1.0), "holds float64"),
+    "NIfTI: vast": Case(bad.nifti(42, "<3h", 32767, 32767, 32767), "bytes are missing"),
+    "NIfTI: vast, gzip": Case(bad.nifti(42, "<3h", 32767, 32767, 32767, ending="nii.gz"), "bytes are missing"),
+    "NIfTI: a dtype unknown": Case(bad.nifti(70, "<h", 9999), "cannot be read as NIfTI"),
+    "NIfTI: time": Case(bad.nifti(data=np.stack([bad.VOXELS] * 2)), "2 time points"),
+    "gzip of nothing": Case(bad.file(bad.GZIP_BOMB, "a.nii.gz"), "is of no kind that isovoxel knows"),
     # ---- zarr
     "zarr: torn": Case(bad.metadata("{"), "cannot be read as zarr metadata"),
     "zarr: empty": Case(bad.metadata(""), "cannot be read as zarr metadata"),
@@ -202,6 +244,16 @@ CASES: dict[str, Case] = {
     "a gzip bomb": Case(bad.chunk(bad.GZIP_BOMB, "gzip"), "is corrupt", code=1),
     "a blosc bomb": Case(bad.chunk(bad.BLOSC_BOMB), "is corrupt", code=1),
     "a zstd bomb": Case(bad.chunk(bad.ZSTD_BOMB, "zstd"), "is corrupt", code=1),
+    "a gzip bomb in HDF5": Case(
+        bad.hdf5_chunk(bad.zlib.compress(bytes(60_000_000)), compression="gzip"),
+        "is corrupt",
+        "--factor 2,1,1",
+        code=1,
+    ),
+    "a gzip bomb in N5": Case(bad.n5_block(bad.GZIP_BOMB), "is corrupt", "--factor 2,1,1", code=1),
+    "a NIfTI in gzip, cut short": Case(
+        bad.cut(0.7, bad.nifti(ending="nii.gz")), "is corrupt", "--factor 2,1,1", code=1
+    ),
     "a chunk cut short": Case(bad.chunk(b"\2\1\x31\2"), "is corrupt", code=1),
     "a chunk of another size": Case(bad.chunk(bytes(77), "none"), "is corrupt", code=1),
     "a damaged shard": Case(bad.chunk(bytes(300), shards=(4, 32, 32)), "is corrupt", code=1),

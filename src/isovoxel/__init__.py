@@ -3,6 +3,7 @@
 from isovoxel.api import (
     ScaleResult,
     ScalingOptions,
+    convert,
     devices,
     limits,
     open_volume,
@@ -19,6 +20,7 @@ __all__ = [
     "ScaleResult",
     "ScalingOptions",
     "__version__",
+    "convert",
     "devices",
     "limits",
     "open_volume",

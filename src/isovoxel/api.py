@@ -14,6 +14,7 @@ from isovoxel.geometry.grid import Float3
 from isovoxel.options import (
     ScalingOptions,
     choose_sampling,
+    converting,
     parse_factor,
     parse_size,
     parse_threads,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:  # pyopencl, dask and zarr are loaded by what needs them
 __all__ = [
     "ScaleResult",
     "ScalingOptions",
+    "convert",
     "devices",
     "limits",
     "open_volume",
@@ -83,8 +85,9 @@ def open_volume(source: Any, *, voxel_size: Float3 | None = None, unit: str | No
     Parameters
     ----------
     source
-        Path of a TIFF, BigTIFF, ImageJ stack, OME-TIFF, zarr array (v2, v3), OME-Zarr (0.4, 0.5) or ``.npy``; or the
-        address of a zarr in an object store; or a NumPy, dask or zarr array; or a `Volume`.
+        Path of a TIFF, BigTIFF, ImageJ stack, OME-TIFF, a folder or a pattern (``*.tif``) of slices, zarr array (v2,
+        v3), OME-Zarr (0.4, 0.5), N5, HDF5 (``file.h5:/path/to/dataset``), Imaris, NIfTI, CZI, LIF, ND2, DV or ``.npy``;
+        or the address of a zarr in an object store; or a NumPy, dask or zarr array; or a `Volume`.
     voxel_size, unit
         Voxel size z, y, x and its unit, in place of what the metadata say.
 
@@ -221,6 +224,32 @@ def scale(
         task = Task(planned, source, voxel_size, unit, device, wanted.path, on_corrupt == "fill")
         done, seconds, idle = Session(wanted, task, volume, labels, told, isolate, cluster).run()
     return ScaleResult(shown(wanted.path), done.plan, seconds, tally.stages | {"idle": idle}, peak_bytes(), tally)
+
+
+def convert(
+    source: Any,
+    output: str | Path,
+    *,
+    overwrite: bool = False,
+    on_corrupt: str = "stop",
+    listeners: Sequence[Listener] = (),
+    **options: Unpack[ScalingOptions],
+) -> ScaleResult:
+    """Write a volume as OME-Zarr 0.5, bit by bit as it is: `scale` by the factors (1, 1, 1).
+
+    Parameters
+    ----------
+    source, output, overwrite, on_corrupt, listeners
+        As in `scale`.
+    **options
+        As in `ScalingOptions`, but for those that say how far and how a volume is scaled.
+
+    Raises
+    ------
+    IsovoxelError, JobError
+        As `scale` does, and an `OptionError` where an option is for scaling.
+    """
+    return scale(source, output, overwrite=overwrite, on_corrupt=on_corrupt, listeners=listeners, **converting(options))
 
 
 def scale_array(

@@ -44,7 +44,14 @@ def _three(kind: Callable[[str], Any], example: str) -> Callable[[str], tuple[An
     return parse
 
 
-Input = Annotated[str, typer.Argument(metavar="INPUT", help="TIFF, OME-TIFF, OME-Zarr, zarr array or .npy.")]
+Input = Annotated[
+    str,
+    typer.Argument(
+        metavar="INPUT",
+        help="TIFF, folder or 'pattern*.tif' of slices, OME-Zarr, zarr array, N5, HDF5 (file.h5:/dataset), Imaris, "
+        "NIfTI, CZI, LIF, ND2, DV or .npy.",
+    ),
+]
 Zoom = Annotated[float | None, typer.Option(metavar="Z", help="Factor per axis = voxel size x Z.")]
 VoxelSize = Annotated[
     float | None, typer.Option(metavar="S", help="Side of the cubic output voxels, in the input's unit.")
@@ -100,6 +107,12 @@ Workers = Annotated[
     typer.Option(metavar="auto|N|cpu:N", help="Worker processes here: one on each GPU, or on the processor."),
 ]
 Scheduler = Annotated[str | None, typer.Option(metavar="ADDRESS|FILE", help="dask scheduler, whose workers do it.")]
+Output = Annotated[str, typer.Argument(metavar="OUTPUT", help="OME-Zarr to write.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an OME-Zarr that is there.")]
+OnCorrupt = Annotated[
+    str, typer.Option(metavar="stop|fill", help="What to do with damaged parts of the input: fill makes them 0.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -200,7 +213,7 @@ def plan(
 @app.command()
 def scale(
     source: Input,
-    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="OME-Zarr to write.")],
+    output: Output,
     zoom: Zoom = None,
     voxel_size: VoxelSize = None,
     factor: Factor = None,
@@ -221,14 +234,12 @@ def scale(
     codec: Codec = "lz4",
     workers: Workers = None,
     scheduler: Scheduler = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an OME-Zarr that is there.")] = False,
-    on_corrupt: Annotated[
-        str, typer.Option(metavar="stop|fill", help="What to do with damaged parts of the input: fill makes them 0.")
-    ] = "stop",
+    overwrite: Overwrite = False,
+    on_corrupt: OnCorrupt = "stop",
     isolate: Annotated[
         bool, typer.Option("--isolate", help="Scale in a process of its own, in case the device's driver crashes.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Scale a volume to isotropic voxels, or by the factors given, and write it as OME-Zarr 0.5.
@@ -277,6 +288,53 @@ def scale(
             record |= {"workers": {name: share_record(s, result.seconds) for name, s in result.workers.items()}}
             lines += share_lines(result)
         _show(record, lines, as_json=as_json)
+
+
+@app.command()
+def convert(
+    source: Input,
+    output: Output,
+    input_voxel_size: InputVoxelSize = None,
+    unit: Unit = None,
+    labels: Labels = None,
+    device: DeviceName = "auto",
+    memory: Memory = None,
+    device_memory: DeviceMemory = None,
+    threads: Threads = None,
+    chunk: Chunk = None,
+    shard: Shard = None,
+    codec: Codec = "lz4",
+    overwrite: Overwrite = False,
+    on_corrupt: OnCorrupt = "stop",
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Write a volume as OME-Zarr 0.5, every voxel as it is: the same job as scale, at factor 1."""
+    from isovoxel import api
+    from isovoxel.run.signals import signals
+    from isovoxel.views.progress import ProgressView
+    from isovoxel.views.records import result_lines, result_record
+
+    with ProgressView(bar=not quiet and not as_json, notes=not quiet) as progress, signals():
+        result = api.convert(
+            source,
+            output,
+            overwrite=overwrite,
+            on_corrupt=on_corrupt,
+            listeners=(progress,),
+            input_voxel_size=input_voxel_size,
+            unit=unit,
+            labels=labels,
+            device=device,
+            memory=memory,
+            device_memory=device_memory,
+            threads=threads,
+            chunk=chunk,
+            shard=shard,
+            codec=codec,
+        )
+    if as_json or not quiet:
+        _show(result_record(result), result_lines(result), as_json=as_json)
 
 
 @app.command()

@@ -180,6 +180,22 @@ def parse_threads(options: ScalingOptions) -> int | None:
     return threads
 
 
+def converting(options: ScalingOptions) -> ScalingOptions:
+    """Return the options of a job that keeps every voxel as it is, whatever its integer or float type.
+
+    Raises
+    ------
+    OptionError
+        If an option is for scaling.
+    """
+    kept: ScalingOptions = {"factor": (1.0, 1.0, 1.0), "interpolation": "nearest", "engine": "exact"}
+    made = ("zoom", "voxel_size", "antialias", "boundary", *kept)
+    given = [name.replace("_", " ") for name in made if options.get(name)]
+    if given:
+        raise OptionError(f"converting keeps every voxel as it is; {' and '.join(given)} are for scaling")
+    return options | kept
+
+
 def how_far(volume: Volume, options: ScalingOptions) -> tuple[VoxelGrid, Float3]:
     """Return the input's grid and the factor that the options ask for."""
     zoom, voxel_size, factor = options.get("zoom"), options.get("voxel_size"), options.get("factor")

@@ -78,7 +78,10 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     zarr.create_array(tmp_path / "a.zarr", data=STACK)
     for name, message in (
         ("empty", r"is empty \(0 bytes\)"),
-        ("text", "is of no kind that isovoxel knows; isovoxel reads TIFF, OME-Zarr, zarr arrays and .npy"),
+        (
+            "text",
+            "is of no kind that isovoxel knows; isovoxel reads TIFF and folders of TIFF slices, OME-Zarr, zarr arrays",
+        ),
         ("folder", "is a folder but no zarr"),
         ("pipe", "is neither a file nor a folder"),
         ("a.zarr/zarr.json", "give the folder that it lies in"),

@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import dask.array
+import h5py
+import nibabel
 import numcodecs
 import numpy as np
 import pytest
+import tensorstore
 import tifffile
 import zarr
 from hypothesis import HealthCheck, given, settings
@@ -55,6 +58,55 @@ def pages(**options: Any) -> Make:
             for plane in array:
                 writer.write(plane, contiguous=False, metadata=None, compression=options.get("compression"))
         return folder / "a.tif"
+
+    return make
+
+
+def slices(planes: int = 1, **options: Any) -> Make:
+    """Return a maker of folders of TIFF files of so many planes each."""
+
+    def make(folder: Path, array: np.ndarray) -> Path:
+        for z in range(0, len(array), planes):
+            tifffile.imwrite(folder / f"z{z}.tif", array[z : z + planes], photometric="minisblack", **options)
+        return folder
+
+    return make
+
+
+def hdf5(**options: Any) -> Make:
+    """Return a maker of HDF5 datasets."""
+
+    def make(folder: Path, array: np.ndarray) -> Path:
+        with h5py.File(folder / "a.h5", "w") as file:
+            file.create_dataset("a", data=array, **options)
+        return folder / "a.h5"
+
+    return make
+
+
+def n5(block: tuple[int, int, int], codec: str = "gzip") -> Make:
+    """Return a maker of N5 datasets, which have x first."""
+
+    def make(folder: Path, array: np.ndarray) -> Path:
+        metadata = {
+            "dimensions": array.shape[::-1],
+            "blockSize": block[::-1],
+            "dataType": array.dtype.name,
+            "compression": {"type": codec},
+        }
+        spec = {"driver": "n5", "kvstore": {"driver": "file", "path": f"{folder}/a.n5/"}, "metadata": metadata}
+        tensorstore.open(spec, create=True).result().write(array.T).result()
+        return folder / "a.n5"
+
+    return make
+
+
+def nifti(ending: str = "nii") -> Make:
+    """Return a maker of NIfTI files, which have x first."""
+
+    def make(folder: Path, array: np.ndarray) -> Path:
+        nibabel.save(nibabel.Nifti1Image(array.T, np.eye(4)), folder / f"a.{ending}")
+        return folder / f"a.{ending}"
 
     return make
 
@@ -134,6 +186,9 @@ MAKERS: dict[str, Make] = {
     ),
     "TIFF, tiles": tiff(photometric="minisblack", tile=(16, 16)),
     "TIFF, volumetric tiles": tiff(photometric="minisblack", tile=(4, 16, 32), compression="zlib", volumetric=True),
+    "TIFF slices": slices(metadata=None),
+    "TIFF slices, big-endian, LZW": slices(byteorder=">", compression="lzw", metadata=None),
+    "TIFF slices of several planes": slices(4),
     "zarr v3": zarr_array(chunks=(5, 16, 32)),
     "zarr v3, uncompressed, big-endian": zarr_array(
         chunks=(5, 16, 32), compressors=None, serializer=zarr.codecs.BytesCodec(endian="big")
@@ -143,6 +198,14 @@ MAKERS: dict[str, Make] = {
     "zarr v2, Fortran order": zarr_array(chunks=(5, 16, 32), zarr_format=2, order="F"),
     "zarr array": lambda folder, a: zarr.open_array(zarr_array(chunks=(5, 16, 32))(folder, a), mode="r"),
     "OME-Zarr": ome_zarr,
+    "NIfTI": nifti(),
+    "NIfTI, gzip": nifti("nii.gz"),
+    "N5": n5((5, 16, 32)),
+    "N5, raw": n5((5, 16, 32), "raw"),
+    "HDF5": hdf5(),
+    "HDF5, chunks": hdf5(chunks=(5, 16, 32)),
+    "HDF5, shuffle, gzip": hdf5(chunks=(5, 16, 32), compression="gzip", shuffle=True),
+    "HDF5, decoded by HDF5": hdf5(chunks=(5, 16, 32), scaleoffset=0),
 }
 
 
@@ -207,7 +270,10 @@ def test_chunks_fit_the_volume(opened: tuple[Volume, np.ndarray]) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "int8", "int16", "int32", "float32"])
-@pytest.mark.parametrize("kind", ["npy, big-endian", "TIFF, strips", "TIFF, big-endian", "zarr v3, shards"])
+@pytest.mark.parametrize(
+    "kind",
+    ["npy, big-endian", "TIFF, strips", "TIFF, big-endian", "TIFF slices", "zarr v3, shards", "HDF5", "N5", "NIfTI"],
+)
 def test_every_supported_dtype_is_read_exactly(kind: str, dtype: str, tmp_path: Path) -> None:
     """Voxels of every supported dtype come back bit by bit."""
     rng = np.random.default_rng(1)
@@ -230,6 +296,17 @@ LARGE: dict[str, Make] = {
         photometric="minisblack", compression="lzw", predictor=True, byteorder=">", rowsperstrip=251
     ),
     "TIFF, tiles": tiff(photometric="minisblack", tile=(128, 256), compression="zlib"),
+    "TIFF slices": slices(metadata=None),
+    "TIFF slices, big-endian, predictor": slices(metadata=None, byteorder=">", compression="lzw", predictor=True),
+    "TIFF slices of several planes": slices(8, compression="zlib"),
+    "N5": n5((17, 157, 211)),
+    "NIfTI": nifti(),
+    "NIfTI, gzip": nifti("nii.gz"),
+    "HDF5": hdf5(),
+    "HDF5, chunks": hdf5(chunks=(17, 157, 211)),
+    "HDF5, shuffle, gzip": hdf5(chunks=(17, 157, 211), compression="gzip", shuffle=True),
+    "HDF5, lzf, checksum": hdf5(chunks=(17, 157, 211), compression="lzf", fletcher32=True),
+    "HDF5, decoded by HDF5": hdf5(chunks=(17, 157, 211), scaleoffset=0),
     "zarr v3": zarr_array(chunks=(17, 157, 211)),
     "zarr v3, uncompressed, big-endian": zarr_array(
         chunks=(17, 157, 211), compressors=None, serializer=zarr.codecs.BytesCodec(endian="big")

@@ -10,14 +10,18 @@
 
 from __future__ import annotations
 
+import copy
+import errno
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from numpy.typing import NDArray
 
+from isovoxel.errors import InputUnavailableError
 from isovoxel.geometry.box import Index3
 
 CHUNK_COST = 1 << 11
@@ -93,6 +97,59 @@ class ChunkCache:
             chunk.users -= 1
             if not chunk.users and not chunk.stored:
                 self._free.append(chunk.buffer)
+
+    @contextmanager
+    def decoded(
+        self, place: Index3, decode: Callable[[NDArray[Any]], bool], spare: NDArray[Any]
+    ) -> Iterator[NDArray[Any] | None]:
+        """Give a chunk's buffer while it is used: decoded by this thread, or by another that is waited for.
+
+        Parameters
+        ----------
+        place
+            Which chunk.
+        decode
+            Decodes it into a buffer, and tells whether it is stored; it must not use this cache.
+        spare
+            A buffer of the caller's, for a chunk that no buffer is left for.
+
+        Yields
+        ------
+        numpy.ndarray or None
+            The buffer, or None where the chunk is not stored.
+
+        Raises
+        ------
+        Exception
+            What `decode` raised, in this thread or the other.
+        """
+        chunk, ours = self.claim(place)
+        if chunk is None:
+            yield spare if decode(spare) else None
+            return
+        try:
+            if ours:
+                self._fill(place, chunk, decode)
+            chunk.ready.wait()
+            if chunk.failure is not None:
+                raise copy.copy(chunk.failure)
+            yield chunk.buffer if chunk.stored else None
+        finally:
+            self.release(chunk)
+
+    def _fill(self, place: Index3, chunk: CachedChunk, decode: Callable[[NDArray[Any]], bool]) -> None:
+        """Decode a claimed chunk, and let those go on that wait for it, however that ends."""
+        stored = False
+        failed: Exception | None = InputUnavailableError(errno.EINTR, f"reading chunk {place} was interrupted")
+        try:
+            stored = decode(chunk.buffer)
+            failed = None
+        except Exception as error:
+            # One that was never raised: the frames of this one would keep all arrays of this read alive.
+            failed = copy.copy(error)
+            raise
+        finally:
+            self.settle(place, chunk, stored=stored, failure=failed)
 
     def _room(self) -> NDArray[Any] | None:
         """Return a buffer that nobody uses; the lock is held."""

@@ -17,6 +17,9 @@ from isovoxel.errors import CorruptInputError, InputError, InputUnavailableError
 from isovoxel.places.objects import ObjectPlace
 from isovoxel.places.place import Place
 
+TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+"""The first bytes of a TIFF, of either byte order, and of a BigTIFF."""
+
 LONGEST_REASON = 200
 """Longest part of another library's message that is repeated."""
 
@@ -62,6 +65,12 @@ def unreadable(name: str, what: str, error: Exception) -> InputError:
     if isinstance(error, OSError) and error.errno is not None:
         return unavailable(f"{name} cannot be read", error)
     return InputError(f"{name} cannot be read as {what}: {reason_of(error)}; copy or write it again")
+
+
+def needs_extra(name: str, what: str, extra: str, error: ImportError) -> InputError:
+    """Return the one-sentence error for a kind whose library is not installed."""
+    missing = error.name or reason_of(error)
+    return InputError(f"{name} is {what}, which takes {missing} to read; pip install 'isovoxel[{extra}]' brings it")
 
 
 def unavailable(what: str, error: OSError) -> InputUnavailableError:

@@ -10,6 +10,7 @@ import os
 import stat
 import sys
 from collections.abc import Sequence
+from glob import has_magic
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ from isovoxel.metadata.units import METERS, checked_unit, convert
 from isovoxel.places.objects import ObjectPlace
 from isovoxel.places.place import Place, place_of
 from isovoxel.volumes.base import Volume
-from isovoxel.volumes.files import unreadable
+from isovoxel.volumes.files import TIFF_MAGIC, unreadable
 
-TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _GIVEN = "given by the caller"
-_KINDS = "isovoxel reads TIFF, OME-Zarr, zarr arrays and .npy"
+_KINDS = (
+    "isovoxel reads TIFF and folders of TIFF slices, OME-Zarr, zarr arrays, N5, HDF5, Imaris, NIfTI, CZI, LIF, ND2, DV "
+    "and .npy"
+)
 
 
 def open_volume(source: Any, *, voxel_size: Float3 | None = None, unit: str | None = None) -> Volume:
@@ -34,9 +37,10 @@ def open_volume(source: Any, *, voxel_size: Float3 | None = None, unit: str | No
     Parameters
     ----------
     source
-        Path of a TIFF (ImageJ, OME-TIFF, BigTIFF), a zarr array, an OME-Zarr image or a ``.npy`` file; or the address
-        of a zarr array or an OME-Zarr image in an object store, such as "s3://bucket/a.zarr"; or a NumPy array, a dask
-        array, a zarr array or an open `Volume`. Always z, y, x.
+        Path of a TIFF (ImageJ, OME-TIFF, BigTIFF), a folder or a pattern (``*.tif``) of TIFF slices, a zarr array, an
+        OME-Zarr image, an N5 dataset, an HDF5 (``file.h5:/path/to/dataset``), Imaris, NIfTI, CZI, LIF, ND2, DV or
+        ``.npy`` file; or the address of a zarr array or an OME-Zarr image in an object store, such as
+        "s3://bucket/a.zarr"; or a NumPy array, a dask array, a zarr array or an open `Volume`. Always z, y, x.
     voxel_size
         Physical voxel size, z, y, x; overrides what the input says.
     unit
@@ -93,21 +97,20 @@ def _open_path(text: str | os.PathLike[str] | os.PathLike[bytes]) -> Volume:
     name = os.fsdecode(text)
     if not name:
         raise InputMissingError("the path of the input is empty; give the path of a TIFF, a zarr or a .npy file")
-    path = place_of(name) if isinstance(text, str) else Path(name)
-    if isinstance(path, ObjectPlace):
-        return _open_address(path)
+    place = place_of(name) if isinstance(text, str) else Path(name)
+    if isinstance(place, ObjectPlace):
+        return _open_address(place)
     try:
-        mode = path.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
-        # ValueError: the name has a character that no path can have.
-        raise InputMissingError(f"{name} is not there; check the path") from error
-    except OSError as error:
-        raise InputError(f"{name} cannot be opened: {error.strerror}") from error
+        path, inner, mode = _located(name, str(place))
+    except InputMissingError:
+        if "\0" in name or not has_magic(name):
+            raise
+        return _open_pattern(str(place))
     try:
         if stat.S_ISDIR(mode):
             return _open_folder(path, name)
         if stat.S_ISREG(mode):
-            return _open_file(path, name)
+            return _open_file(path, inner, name)
     except IsovoxelError:
         raise
     except Exception as error:
@@ -132,11 +135,43 @@ def _open_address(place: ObjectPlace) -> Volume:
     raise InputMissingError(f"{name} is no zarr, is not there, or may not be read with {place.sought}; check both")
 
 
+def _located(name: str, local: str) -> tuple[Path, str | None, int]:
+    """Return a file or folder, the path of what is meant in it (``file.h5:/path/to/dataset``) or None, and its mode."""
+    file, colon, inner = local.rpartition(":/")  # the last one: Windows has one behind its drives
+    for path, place in ((local, None), (file, f"/{inner}") if colon else (local, None)):
+        try:
+            return Path(path), place, Path(path).stat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except ValueError:
+            break  # the name has a character that no path can have
+        except OSError as error:
+            raise InputError(f"{name} cannot be opened: {error.strerror}") from error
+    raise InputMissingError(f"{name} is not there; check the path")
+
+
+def _open_pattern(name: str) -> Volume:
+    from isovoxel.volumes.slices import open_pattern
+
+    try:
+        return open_pattern(name)
+    except IsovoxelError:
+        raise
+    except Exception as error:
+        raise unreadable(name, "slices", error) from error
+
+
 def _open_folder(path: Path, name: str) -> Volume:
-    volume = _open_zarr(path, name)
-    if volume is None:
-        raise InputError(f"{name} is a folder but no zarr; {_KINDS}")
-    return volume
+    from isovoxel.volumes.n5 import is_n5, open_n5
+    from isovoxel.volumes.slices import open_slices, slices_in
+
+    if (volume := _open_zarr(path, name)) is not None:
+        return volume
+    if is_n5(path):
+        return open_n5(path, name)
+    if files := slices_in(path):
+        return open_slices(files, str(path.resolve()), name)
+    raise InputError(f"{name} is a folder but no zarr, and holds no TIFF slices; {_KINDS}")
 
 
 def _open_zarr(path: Place, name: str) -> Volume | None:
@@ -152,11 +187,19 @@ def _open_zarr(path: Place, name: str) -> Volume | None:
             return None
 
 
-def _open_file(path: Path, name: str) -> Volume:
+def _open_file(path: Path, inner: str | None, name: str) -> Volume:
+    from isovoxel.volumes.bioio import format_of, open_bioio
+    from isovoxel.volumes.hdf5 import is_hdf5, open_hdf5
+    from isovoxel.volumes.nifti import is_nifti, open_nifti
+
     with path.open("rb") as file:
-        magic = file.read(8)
+        magic = file.read(98)
     if not magic:
         raise InputError(f"{name} is empty (0 bytes)")
+    if is_hdf5(path):
+        return open_hdf5(path, inner, name)
+    if inner is not None:
+        raise InputError(f"{name} names something in the file {path}, which only HDF5 files have; give {path} alone")
     if magic[:4] in TIFF_MAGIC:
         from isovoxel.volumes.tiff import open_tiff
 
@@ -165,8 +208,13 @@ def _open_file(path: Path, name: str) -> Volume:
         from isovoxel.volumes.npy import open_npy
 
         return open_npy(path, name)
-    if path.name in ("zarr.json", ".zarray", ".zgroup", ".zattrs"):
-        raise InputError(f"{name} is a part of a zarr; give the folder that it lies in")
+    if is_nifti(path):
+        return open_nifti(path, name)
+    if microscope := format_of(magic):
+        return open_bioio(path, name, microscope)
+    if path.name in ("zarr.json", ".zarray", ".zgroup", ".zattrs", "attributes.json"):
+        what = "an N5" if path.name == "attributes.json" else "a zarr"
+        raise InputError(f"{name} is a part of {what}; give the folder that it lies in")
     raise InputError(f"{name} is of no kind that isovoxel knows; {_KINDS}")
 
 

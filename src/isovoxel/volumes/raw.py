@@ -6,8 +6,10 @@ mapped: mapped pages count as memory of the process for as long as the mapping l
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from io import FileIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,6 +45,8 @@ class RawReader:
     """Data type in the file, with its byte order."""
     reverse: bool = False
     """Whether the file's order is x, y, z, as in Fortran."""
+    opener: Callable[[str, str], Any] | None = None
+    """Opens a file by the input's name and its own path, where it is not what `open_file` gives."""
 
     @property
     def overhead(self) -> int:
@@ -68,7 +72,7 @@ class RawReader:
         z = box.start[0]
         while z < box.stop[0]:
             which = int(self.file_of_plane[z])
-            with open_file(self.name, self.files[which]) as file:
+            with (self.opener or open_file)(self.name, self.files[which]) as file:
                 while z < box.stop[0] and self.file_of_plane[z] == which:
                     try:
                         self._read_plane(file, int(self.offsets[z]), box, planes[z - box.start[0]])
@@ -83,7 +87,8 @@ class RawReader:
         start, stop = (plane, 0, 0), (plane + 1, *self.shape[1:])
         if self.reverse:
             start, stop = start[::-1], stop[::-1]
-        return CorruptInputError(self.name, f"plane {plane}{' along x' * self.reverse}", start, stop, str(error))
+        what = f"plane {plane}{' along x' * self.reverse}{in_file(self.files, int(self.file_of_plane[plane]))}"
+        return CorruptInputError(self.name, what, start, stop, str(error))
 
     def _read_plane(self, file: FileIO, offset: int, box: Box, plane: NDArray[Any]) -> None:
         """Read the box' part of one plane, in the file's byte order."""
@@ -109,6 +114,11 @@ class RawReader:
 
 class EndOfFileError(ValueError):
     """A file that ends before what it should hold."""
+
+
+def in_file(files: tuple[str, ...], index: int) -> str:
+    """Return which of several files something lies in, as it fits behind it; nothing where there is one."""
+    return f", in the file {Path(files[index]).name}," if len(files) > 1 else ""
 
 
 def open_file(name: str, path: str) -> FileIO:

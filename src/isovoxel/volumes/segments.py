@@ -21,7 +21,7 @@ from isovoxel.geometry.box import Box, Index3
 from isovoxel.volumes.base import room_for
 from isovoxel.volumes.files import reason_of
 from isovoxel.volumes.image_headers import pixels_of
-from isovoxel.volumes.raw import EndOfFileError, open_file, read_into
+from isovoxel.volumes.raw import EndOfFileError, in_file, open_file, read_into
 
 DECODED_COPIES = 3
 """How many copies of a decoded segment exist at most: decompressed, in native byte order, unpredicted."""
@@ -132,4 +132,5 @@ class SegmentReader:
         """Return the error for a segment that begins at a corner of its page."""
         z, y, x = (a + n for a, n in zip(corner, self.segment_shape, strict=True))
         box = (Box(corner, (z, y, x)) & Box.whole(self.page_shape)).relative_to((-page * self.page_shape[0], 0, 0))
-        return CorruptInputError(self.name, f"{self.kind} {segment} of page {page}", box.start, box.stop, reason)
+        what = f"{self.kind} {segment} of page {page}{in_file(self.files, int(self.file_of_page[page]))}"
+        return CorruptInputError(self.name, what, box.start, box.stop, reason)

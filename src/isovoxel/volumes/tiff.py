@@ -63,7 +63,7 @@ def open_tiff(path: Path, name: str) -> Volume:
             if series.kind == "ome":
                 calibration = read_ome_xml(pixels, index, len(every), shape)
             else:
-                calibration = _calibration(series)
+                calibration = calibration_of(series.keyframe, series.kind)
             kind = _KINDS.get(series.kind, "TIFF") + (" (BigTIFF)" if tif.is_bigtiff else "")
     except IsovoxelError:
         raise
@@ -82,7 +82,7 @@ def open_tiff(path: Path, name: str) -> Volume:
         shape,
         reader.dtype.newbyteorder("="),
         reader,
-        chunks=_chunks(reader, shape),
+        chunks=decoded_at_once(reader, shape),
         read_overhead=reader.overhead,
         voxel_size=calibration.voxel_size,
         unit=calibration.unit,
@@ -92,7 +92,7 @@ def open_tiff(path: Path, name: str) -> Volume:
     )
 
 
-def _chunks(reader: RawReader | SegmentReader, shape: Index3) -> Index3:
+def decoded_at_once(reader: RawReader | SegmentReader, shape: Index3) -> Index3:
     """Return what is decoded in one go: single voxels, or a strip or tile, which may reach beyond the image."""
     if isinstance(reader, RawReader):
         return (1, 1, 1)
@@ -147,17 +147,16 @@ def _check_chain(chain: Chain, path: Path, name: str) -> None:
         )
 
 
-def _calibration(series: tifffile.TiffPageSeries) -> Calibration:
-    """Read the voxel size of a series that is not OME's."""
-    page = series.keyframe
+def calibration_of(page: tifffile.TiffPage, kind: str) -> Calibration:
+    """Return the voxel size that the tags of a page state; `kind` is tifffile's, and not OME's."""
     x, y = (_rational(page.tags.valueof(tag)) for tag in ("XResolution", "YResolution"))
     unit = page.tags.valueof("ResolutionUnit")
     unit = int(unit) if isinstance(unit, int) else None
-    if series.kind == "imagej":
+    if kind == "imagej":
         return read_imagej(page.imagej_description or "", x, y, unit)
     if "<OME" in page.description[:1000]:  # whole, it would have made this an OME-TIFF
         return Calibration(missing="its OME-XML is cut short")
-    description = json.loads(page.shaped_description or "{}") if series.kind == "shaped" else {}
+    description = json.loads(page.shaped_description or "{}") if kind == "shaped" else {}
     return read_tiff_tags(description if isinstance(description, dict) else {}, x, y, unit)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from isovoxel.errors import InputError
 from isovoxel.geometry.axis import ceil_div
@@ -96,7 +98,7 @@ def reader_of(series: tifffile.TiffPageSeries, name: str, path: Path, shape: Ind
     if series.dataoffset is not None and not series.is_multifile:
         offsets = _contiguous(series.dataoffset, shape, stored, name, path)
         return RawReader(name, (str(path.resolve()),), np.zeros(shape[0], np.int64), offsets, shape, stored)
-    return _page_reader(_Pages(series, name, path, shape), stored)
+    return page_reader(_pages_of(series, name, path, shape), stored)
 
 
 def _contiguous(start: int, shape: Index3, stored: np.dtype[Any], name: str, path: Path) -> Any:
@@ -104,29 +106,60 @@ def _contiguous(start: int, shape: Index3, stored: np.dtype[Any], name: str, pat
     return contiguous_offsets(start, shape, stored)
 
 
-class _Pages:
-    """The pages of a series that are not all in one piece, checked to be all there."""
+def _pages_of(series: tifffile.TiffPageSeries, name: str, path: Path, shape: Index3) -> Pages:
+    """Return the pages of a series that is not all in one piece, checked to be all there."""
+    _, depth, length, width, _ = series.keyframe.shaped
+    try:
+        pages = [page for page in series if page is not None]
+    except IndexError as error:
+        raise InputError(f"{name} is incomplete: its metadata say {len(series)} pages, but it has fewer") from error
+    if (length, width) != shape[1:] or depth * len(series) != shape[0] or len(pages) != len(series):
+        raise InputError(
+            f"{name} is incomplete: its metadata say {shape[0]} planes of {shape[1]} x {shape[2]}, "
+            f"but it has {len(pages) * depth} of {length} x {width}"
+        )
+    paths = [_path_of(page, path) for page in pages]
+    places = {file: index for index, file in enumerate(dict.fromkeys(paths))}
+    return Pages(name, tuple(places), np.array([places[file] for file in paths], np.int64), series.keyframe, pages)
 
-    def __init__(self, series: tifffile.TiffPageSeries, name: str, path: Path, shape: Index3) -> None:
-        self.name, self.shape, self.keyframe = name, shape, series.keyframe
-        _, depth, length, width, _ = series.keyframe.shaped
-        try:
-            pages = [page for page in series if page is not None]
-        except IndexError as error:
-            raise InputError(f"{name} is incomplete: its metadata say {len(series)} pages, but it has fewer") from error
-        if (length, width) != shape[1:] or depth * len(series) != shape[0] or len(pages) != len(series):
-            raise InputError(
-                f"{name} is incomplete: its metadata say {shape[0]} planes of {shape[1]} x {shape[2]}, "
-                f"but it has {len(pages) * depth} of {length} x {width}"
-            )
-        self.pages = pages
-        self.page_shape = (depth, length, width)
-        paths = [_path_of(page, path) for page in pages]
-        self.files = tuple(dict.fromkeys(paths))
-        self.file_of_page = np.array([self.files.index(file) for file in paths], np.int64)
-        segment = (max(1, self.keyframe.tiledepth), self.keyframe.tilelength, self.keyframe.tilewidth)
-        if not self.keyframe.is_tiled:
-            segment = (1, min(self.keyframe.rowsperstrip, length), width)
+
+class Pages:
+    """Pages of one kind that make a volume together, in one file or several.
+
+    Parameters
+    ----------
+    name
+        What the user called the input, for messages.
+    files
+        Absolute paths of the files.
+    file_of_page
+        Which file every page lies in.
+    keyframe
+        The page that all the others are like.
+    pages
+        What has the `dataoffsets`, `databytecounts` and `jpegtables` of every page.
+
+    Raises
+    ------
+    InputError
+        If their strips or tiles have no voxels.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        files: tuple[str, ...],
+        file_of_page: NDArray[np.int64],
+        keyframe: tifffile.TiffPage,
+        pages: Sequence[Any],
+    ) -> None:
+        self.name, self.files, self.file_of_page, self.keyframe, self.pages = name, files, file_of_page, keyframe, pages
+        _, depth, length, width, _ = keyframe.shaped
+        self.page_shape: Index3 = (depth, length, width)
+        self.shape: Index3 = (depth * len(pages), length, width)
+        segment = (max(1, keyframe.tiledepth), keyframe.tilelength, keyframe.tilewidth)
+        if not keyframe.is_tiled:
+            segment = (1, min(keyframe.rowsperstrip, length), width)
         if min(segment) < 1:
             raise InputError(f"{name} cannot be read as TIFF: its strips or tiles have the shape {segment}")
         self.segment_shape = segment
@@ -146,11 +179,27 @@ class _Pages:
 
     def check_files(self, ends: Any) -> None:
         """Check that no page reaches beyond its file's end; `ends` has the last byte of every page."""
-        for index, file in enumerate(self.files):
-            check_complete(self.name, int(ends[self.file_of_page == index].max()), Path(file).stat().st_size)
+        last = np.zeros(len(self.files), np.int64)
+        np.maximum.at(last, self.file_of_page, ends)
+        for file, end in zip(self.files, last.tolist(), strict=True):
+            check_complete(self.name if len(self.files) == 1 else file, end, Path(file).stat().st_size)
 
 
-def _page_reader(pages: _Pages, stored: np.dtype[Any]) -> RawReader | SegmentReader:
+def page_reader(pages: Pages, stored: np.dtype[Any]) -> RawReader | SegmentReader:
+    """Return what reads boxes of pages that are not all in one piece.
+
+    Parameters
+    ----------
+    pages
+        The pages.
+    stored
+        Data type in the files, with its byte order.
+
+    Raises
+    ------
+    InputError
+        If they lie outside their file, or are encoded in a way that cannot be read.
+    """
     keyframe = pages.keyframe
     if keyframe.is_final:
         # Planes as they are, only not one behind the other.

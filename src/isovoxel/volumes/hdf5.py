@@ -1,0 +1,292 @@
+"""How is a dataset of an HDF5 file opened as a volume: ``file.h5:/path/to/dataset``, or the only 3-D one?
+
+Voxels that lie in the file as they are, are read there without HDF5; others by `Hdf5Reader`. A dataset whose voxels
+lie in other files is refused, for those are not what the user named.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from isovoxel.errors import InputError, InputMissingError, IsovoxelError
+from isovoxel.geometry.box import Index3
+from isovoxel.metadata.hdf5 import read_attributes, text_of
+from isovoxel.volumes.axes import zyx_positions
+from isovoxel.volumes.base import ReadBox, Volume, check_voxels
+from isovoxel.volumes.files import check_complete, file_identity, needs_extra, unreadable
+from isovoxel.volumes.raw import RawReader, contiguous_offsets
+
+if TYPE_CHECKING:
+    import h5py
+
+    from isovoxel.volumes.hdf5_reader import Hdf5Reader
+
+MAGIC = b"\x89HDF\r\n\x1a\n"
+"""What HDF5 begins with, at byte 0, or behind a user block of 512 bytes or a power of two more."""
+
+USER_BLOCKS = (0, 512, 1024, 2048, 4096, 8192)
+"""Where the magic is looked for."""
+
+MOST_NAMED = 8
+"""How many datasets a message lists."""
+
+MOST_VISITED = 10_000
+"""So many objects of a file are looked through for the one that can be scaled; a file of more must be told which."""
+
+_TAGS = "axistags"
+
+
+def is_hdf5(path: Path) -> bool:
+    """Tell whether a file is HDF5."""
+    with path.open("rb") as file:
+        for offset in USER_BLOCKS:
+            file.seek(offset)
+            if file.read(len(MAGIC)) == MAGIC:
+                return True
+    return False
+
+
+def open_hdf5(path: Path, inner: str | None, name: str) -> Volume:
+    """Open a dataset of an HDF5 file, or an image of an Imaris file.
+
+    Parameters
+    ----------
+    path
+        The file.
+    inner
+        Path of the dataset in it, or of a group that holds it; None for the only one.
+    name
+        What the user called it.
+
+    Raises
+    ------
+    InputError
+        If h5py is not installed, the file is damaged, or there is no such dataset, or several.
+    """
+    try:
+        from isovoxel.volumes.hdf5_reader import open_for_reading
+
+        file = open_for_reading(str(path.resolve()))
+    except ImportError as error:
+        raise needs_extra(name, "an HDF5 file", "hdf5", error) from error
+    except OSError as error:
+        raise unreadable(name, "HDF5", error) from error
+    with file:
+        try:
+            from isovoxel.volumes.imaris import is_imaris, open_imaris
+
+            if is_imaris(file, inner):
+                return open_imaris(file, path, inner, name)
+            return _open_dataset(_find(file, inner or "/", name), path, name)
+        except IsovoxelError:
+            raise
+        except Exception as error:
+            raise unreadable(name, "HDF5", error) from error
+
+
+def _open_dataset(dataset: h5py.Dataset, path: Path, name: str) -> Volume:
+    axes, axes_source = _axes(dataset)
+    zyx = zyx_positions(name, axes, dataset.shape)
+    z, y, x = zyx
+    shape = (dataset.shape[z], dataset.shape[y], dataset.shape[x])
+    reader = reader_of(dataset, path, name, zyx, shape)
+    calibration, origin = read_attributes({**dataset.parent.attrs, **dataset.attrs})
+    sources = {"shape": f"dataset {dataset.name}", "axes": axes_source}
+    if calibration.voxel_size is not None:
+        sources["voxel size"] = calibration.source
+    if calibration.unit is not None:
+        sources["unit"] = calibration.source
+    return Volume(
+        name,
+        "HDF5 dataset",
+        shape,
+        reader.dtype.newbyteorder("="),
+        reader,
+        chunks=chunks_of(reader, shape),
+        read_overhead=reader.overhead,
+        voxel_size=calibration.voxel_size,
+        origin=origin,
+        unit=calibration.unit,
+        sources=sources,
+        identity=identity_of(path, dataset.name),
+        missing=calibration.missing,
+        notes=notes_of(reader),
+        cached=cached_of(reader),
+    )
+
+
+def reader_of(dataset: h5py.Dataset, path: Path, name: str, zyx: Index3, shape: Index3) -> RawReader | Hdf5Reader:
+    """Return what reads boxes of a dataset.
+
+    Parameters
+    ----------
+    dataset
+        The dataset, open.
+    path
+        The file.
+    name
+        What the user called it, for messages.
+    zyx
+        Which of its axes are z, y and x.
+    shape
+        Number of voxels, z, y, x; from the first one on, if the dataset has more.
+
+    Raises
+    ------
+    InputError
+        If voxels are missing, lie in other files, or cannot be decoded.
+    """
+    from isovoxel.volumes.hdf5_reader import ROWS_BYTES, Hdf5Reader, known_filters
+
+    if dataset.is_virtual or dataset.external or not os.path.samefile(dataset.file.filename, path):  # noqa: PTH121
+        raise InputError(f"{name} has its voxels in other files; copy it into a file of its own, with h5repack say")
+    stored = np.dtype(dataset.dtype)
+    check_voxels(name, shape, stored)
+    whole = bool(dataset.shape == shape) and not dataset.file.userblock_size
+    offset = dataset.id.get_offset()
+    if whole and offset is not None and dataset.chunks is None:
+        check_complete(name, offset + math.prod(shape) * stored.itemsize, path.stat().st_size)
+        offsets = contiguous_offsets(offset, shape, stored)
+        return RawReader(name, (str(path.resolve()),), np.zeros(shape[0], np.int64), offsets, shape, stored)
+    properties = dataset.id.get_create_plist()
+    codes = tuple(int(properties.get_filter(i)[0]) for i in range(properties.get_nfilters()))
+    _check_filters(codes, name)
+    filters = known_filters(codes) if not dataset.file.userblock_size else None
+    if dataset.chunks is None:
+        filters = None
+        rows = max(1, ROWS_BYTES // (shape[2] * stored.itemsize))
+        chunk: Index3 = (max(1, rows // shape[1]), min(shape[1], rows), shape[2])
+    else:
+        if any(n != 1 for axis, n in enumerate(dataset.chunks) if axis not in zyx):
+            raise InputError(f"{name} has chunks of several images; copy it into a dataset of its own")
+        z, y, x = zyx
+        chunk = (dataset.chunks[z], dataset.chunks[y], dataset.chunks[x])
+    return Hdf5Reader(
+        name,
+        str(path.resolve()),
+        dataset.name,
+        dataset.ndim,
+        zyx,
+        shape,
+        stored,
+        chunk,
+        filters,
+        dataset.fillvalue,
+    )
+
+
+def chunks_of(reader: RawReader | Hdf5Reader, shape: Index3) -> Index3:
+    """Return what is decoded in one go: single voxels, or chunks, which may reach beyond the image."""
+    if isinstance(reader, RawReader):
+        return (1, 1, 1)
+    z, y, x = (min(c, n) for c, n in zip(reader.chunk, shape, strict=True))
+    return (z, y, x)
+
+
+def cached_of(reader: RawReader | Hdf5Reader) -> Callable[[int], ReadBox] | None:
+    """Return what makes a reader that keeps decoded chunks, where they are decoded here."""
+    return None if isinstance(reader, RawReader) or reader.filters is None else reader.cached
+
+
+def notes_of(reader: RawReader | Hdf5Reader) -> tuple[str, ...]:
+    """Return what reading costs that a user may not expect."""
+    if isinstance(reader, RawReader) or reader.filters is not None:
+        return ()
+    return ("HDF5 itself decodes this dataset, and lets one thread do so at a time; others wait",)
+
+
+def identity_of(path: Path, inner: str) -> dict[str, Any]:
+    """Return what tells a dataset from another or a later one, as JSON values."""
+    identity = file_identity(path)
+    return identity | {"path": f"{identity['path']}:{inner}"}
+
+
+def _check_filters(codes: tuple[int, ...], name: str) -> None:
+    """Check that what is encoded can be decoded before a job relies on it."""
+    import h5py
+
+    for code in codes:
+        if not h5py.h5z.filter_avail(code):
+            raise InputError(
+                f"{name} is encoded with HDF5's filter {code}, which is not installed here; "
+                f"install the plug-in (such as hdf5plugin) and set HDF5_PLUGIN_PATH, or write it with gzip"
+            )
+
+
+def _axes(dataset: h5py.Dataset) -> tuple[list[str], str]:
+    """Return the name of every axis, empty where it has none, and where they are from."""
+    tags = text_of(dataset.attrs.get(_TAGS))
+    if tags:
+        try:
+            found = [str(axis["key"]).lower() for axis in json.loads(tags)["axes"]]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            found = []
+        if len(found) == dataset.ndim:
+            return found, _TAGS
+    labels = [str(dimension.label).lower() for dimension in dataset.dims]
+    if any(labels):
+        return labels, "HDF5 dimension labels"
+    return labels, "unnamed axes, taken as z, y, x"
+
+
+# ---- which one is meant ----------------------------------------------------------------------------------------
+
+
+def _find(file: h5py.File, inner: str, name: str) -> h5py.Dataset:
+    """Return the dataset at a path, or the only 3-D one below it."""
+    found = _at(file, inner, name)
+    if hasattr(found, "dtype"):
+        return found
+    datasets = _datasets(found)
+    images = [path for path, shape in datasets.items() if sum(n > 1 for n in shape) >= 3]
+    if len(images) == 1:
+        return file[images[0]]
+    if not datasets:
+        raise InputError(f"{name} is an HDF5 file without a dataset")
+    listed = [f"{path} ({' x '.join(map(str, datasets[path]))})" for path in (images or datasets)][:MOST_NAMED]
+    more = len(images or datasets) - len(listed)
+    what = f"{len(images)} datasets that could be meant" if images else "no 3-D dataset"
+    raise InputError(
+        f"{name} has {what}: {', '.join(listed)}{f' and {more} more' if more else ''}"
+        + (f"; name one, as in {Path(file.filename).name}:{images[0]}" if images else "")
+    )
+
+
+def _at(file: h5py.File, inner: str, name: str) -> Any:
+    """Return the group or dataset at a path, unless a link on the way leads to another file."""
+    import h5py
+
+    place: Any = file
+    for part in filter(None, inner.split("/")):
+        link = place.get(part, getlink=True) if isinstance(place, h5py.Group) and part in place else None
+        if isinstance(link, h5py.ExternalLink):
+            raise InputError(f"{name} leads to another file, {link.filename[:100]!r}; give its path")
+        if link is None:
+            there = ", ".join(_datasets(file)) or "no dataset"
+            raise InputMissingError(f"{name} is not there: the file has {there[:500]}")
+        place = place[part]
+    return place
+
+
+def _datasets(group: Any) -> Mapping[str, tuple[int, ...]]:
+    """Return the datasets below a group that hold voxels, with their shapes; no link is followed."""
+    found: dict[str, tuple[int, ...]] = {}
+    visited = 0
+
+    def visit(_: str, item: Any) -> bool | None:
+        nonlocal visited
+        visited += 1
+        shape = getattr(item, "shape", None)
+        if shape:
+            found[item.name] = shape
+        return True if visited >= MOST_VISITED else None
+
+    group.visititems(visit)
+    return found

@@ -1,0 +1,262 @@
+"""How is a box read from the chunks of an HDF5 dataset, when HDF5 lets one thread in at a time?
+
+Chunk by chunk in the thread that reads:
+
+1. HDF5 is asked where a chunk lies in the file; that is all that needs its lock.
+2. The bytes are read and decoded here, so that threads do it side by side, and into a buffer of the chunk's size,
+   whatever the bytes claim: HDF5's own gzip filter makes room for as much as comes.
+
+Filters that are not known here (szip, blosc and other plug-ins) are HDF5's: then threads decode one at a time. Its
+chunk cache is off, for a read wants each chunk once, and every open file would have one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isovoxel.errors import CorruptInputError, InputError
+from isovoxel.geometry.box import Box, Index3
+from isovoxel.volumes.base import room_for
+from isovoxel.volumes.chunk_cache import CHUNK_COST, ChunkCache
+from isovoxel.volumes.files import is_transient, reason_of, unavailable
+from isovoxel.volumes.raw import open_file, read_into
+from isovoxel.volumes.zarr_codecs import decode_nothing, decode_zlib
+
+if TYPE_CHECKING:
+    import h5py
+
+GZIP, SHUFFLE, CHECKSUM, LZF = 1, 2, 3, 32000
+"""HDF5's numbers of the filters that are undone here."""
+
+DECODED_COPIES = 5
+"""How many times a decoded chunk is held at most: as zlib collects it, twice; unshuffled; in native byte order; cut."""
+
+FIXED_BYTES = 1 << 20
+"""What HDF5 holds for an open file and a selection."""
+
+ROWS_BYTES = 1 << 22
+"""Of a dataset that is not chunked and that HDF5 reads, so much is read in one go."""
+
+CHECKSUM_BYTES = 4
+"""Bytes of HDF5's Fletcher checksum, which follows the encoded chunk."""
+
+
+def open_for_reading(path: str) -> h5py.File:
+    """Open an HDF5 file, without a lock, which not every file system has."""
+    import h5py
+
+    return h5py.File(path, "r", rdcc_nbytes=0, locking=False)
+
+
+@dataclass(frozen=True)
+class Hdf5Reader:
+    """Reads boxes of an HDF5 dataset; safe to call from many threads."""
+
+    name: str
+    """What the user called the input, for messages."""
+    path: str
+    """The file, absolute."""
+    dataset: str
+    """Path of the dataset in the file."""
+    ndim: int
+    """Number of its axes; all but z, y and x have length 1."""
+    zyx: Index3
+    """Which axes are z, y and x."""
+    shape: Index3
+    """Number of voxels, z, y, x; the array may be larger."""
+    dtype: np.dtype[Any]
+    """Data type in the file, with its byte order."""
+    chunk: Index3
+    """Voxels that are decoded in one go; where nothing is encoded, as many as are read in one go."""
+    filters: tuple[int, ...] | None
+    """Its filters in the order of encoding, where they are undone here; None where HDF5 undoes them."""
+    fill: float
+    """Value of the voxels of chunks that are not stored."""
+    cache: ChunkCache | None = None
+    """Keeps decoded chunks; None where none are kept."""
+
+    @cached_property
+    def chunk_bytes(self) -> int:
+        """Bytes of a decoded chunk."""
+        return math.prod(self.chunk) * self.dtype.itemsize
+
+    @property
+    def encoded_limit(self) -> int:
+        """Most bytes that a chunk may be encoded in."""
+        return self.chunk_bytes + self.chunk_bytes // 8 + (1 << 16)
+
+    @property
+    def overhead(self) -> int:
+        """Largest number of bytes held beside the returned array."""
+        return self.encoded_limit + DECODED_COPIES * self.chunk_bytes + FIXED_BYTES
+
+    def __call__(self, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Return a box as a new array, or in `out`.
+
+        Raises
+        ------
+        CorruptInputError
+            If a chunk cannot be decoded.
+        InputUnavailableError
+            If the system cannot read it.
+        """
+        out = room_for(box, self.dtype.newbyteorder("="), out)
+        if not out.size:
+            return out
+        try:
+            with open_for_reading(self.path) as file:
+                dataset = file[self.dataset]
+                read = self._by_hdf5(dataset) if self.filters is None else self._by_chunks(dataset)
+                for tile in box.tiles(self.chunk):
+                    read(tile, out[tile.relative_to(box.start).slices])
+        except (OSError, KeyError) as error:
+            # KeyError: the file is another by now.
+            if isinstance(error, InputError):
+                raise
+            raise self._unreadable(error) from error
+        return out
+
+    def _by_hdf5(self, dataset: h5py.Dataset) -> Callable[[Box, NDArray[Any]], None]:
+        def read(tile: Box, out: NDArray[Any]) -> None:
+            index: list[int | slice] = [0] * self.ndim
+            for axis, part in zip(self.zyx, tile.slices, strict=True):
+                index[axis] = part
+            try:
+                out[...] = dataset[tuple(index)]
+            except MemoryError:
+                raise
+            except Exception as error:
+                raise self._failure(tile, error) from error
+
+        return read
+
+    def cached(self, capacity: int) -> Hdf5Reader:
+        """Return a reader of the same dataset that keeps at most so many bytes of decoded chunks."""
+        slots = capacity // (self.chunk_bytes + CHUNK_COST)
+        return replace(self, cache=ChunkCache(slots, lambda: np.empty(self.chunk_bytes, np.uint8)))
+
+    def _by_chunks(self, dataset: h5py.Dataset) -> Callable[[Box, NDArray[Any]], None]:
+        scratch = np.empty(self.chunk_bytes, np.uint8)
+
+        def read(tile: Box, out: NDArray[Any]) -> None:
+            z, y, x = place = self._place(tile)
+            depth, rows, columns = self.chunk
+            there = tile.relative_to((z * depth, y * rows, x * columns)).slices
+
+            def decode(buffer: NDArray[np.uint8]) -> bool:
+                try:
+                    return self._decode_chunk(dataset, place, buffer)
+                except MemoryError:
+                    raise
+                except Exception as error:
+                    raise self._failure(tile, error) from error
+
+            if self.cache is None:
+                out[...] = scratch.view(self.dtype).reshape(self.chunk)[there] if decode(scratch) else self.fill
+                return
+            with self.cache.decoded(place, decode, scratch) as kept:
+                out[...] = self.fill if kept is None else kept.view(self.dtype).reshape(self.chunk)[there]
+
+        return read
+
+    def _decode_chunk(self, dataset: h5py.Dataset, place: Index3, out: NDArray[np.uint8]) -> bool:
+        """Decode a chunk into its bytes, or return False where it is not stored."""
+        coordinates = [0] * self.ndim
+        for axis, number, length in zip(self.zyx, place, self.chunk, strict=True):
+            coordinates[axis] = number * length
+        where = dataset.id.get_chunk_info_by_coord(tuple(coordinates))
+        if where.byte_offset is None:
+            return False
+        self._decode(where, out)
+        return True
+
+    def _place(self, tile: Box) -> Index3:
+        """Return the place of the chunk that a tile lies in."""
+        z, y, x = (a // n for a, n in zip(tile.start, self.chunk, strict=True))
+        return (z, y, x)
+
+    def _decode(self, where: Any, out: NDArray[np.uint8]) -> None:
+        """Read the bytes of a chunk, and undo its filters but those that its mask leaves out."""
+        filters = [code for bit, code in enumerate(self.filters or ()) if not where.filter_mask >> bit & 1]
+        if where.size > self.encoded_limit:
+            raise ValueError(f"its {where.size} encoded bytes are more than any chunk of {out.size} bytes takes")
+        encoded = np.empty(where.size, np.uint8)
+        with open_file(self.name, self.path) as file:
+            read_into(file, where.byte_offset, encoded, self.name)
+        if CHECKSUM in filters:
+            encoded = _checked(encoded)
+        if GZIP in filters:
+            decode_zlib(encoded, out)
+        elif LZF in filters:
+            _decode_lzf(encoded, out)
+        else:
+            decode_nothing(encoded, out)
+        if SHUFFLE in filters and self.dtype.itemsize > 1:
+            from numcodecs import Shuffle
+
+            Shuffle(self.dtype.itemsize).decode(out.copy(), out)  # 25 times faster than NumPy's transpose
+
+    def _failure(self, tile: Box, error: Exception) -> InputError:
+        """Say whose fault it was."""
+        if isinstance(error, InputError):
+            return error
+        if isinstance(error, OSError) and (error.errno is not None or is_transient(error)):
+            return self._unreadable(error)
+        z, y, x = place = self._place(tile)
+        depth, rows, columns = self.chunk
+        start = (z * depth, y * rows, x * columns)
+        stop = (start[0] + depth, start[1] + rows, start[2] + columns)
+        box = Box(start, stop) & Box.whole(self.shape)
+        return CorruptInputError(self.name, f"chunk {place}", box.start, box.stop, reason_of(error))
+
+    def _unreadable(self, error: Exception) -> InputError:
+        what = f"{self.name} can no longer be read"
+        if isinstance(error, OSError) and error.errno is not None:
+            return unavailable(what, error)
+        return InputError(f"{what}: {reason_of(error)}")
+
+
+def known_filters(codes: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Return the filters of a dataset if they are undone here, else None.
+
+    Examples
+    --------
+    >>> known_filters((SHUFFLE, GZIP))
+    (2, 1)
+    >>> known_filters((4,)) is None
+    True
+    """
+    rest = list(codes)
+    for group in ((SHUFFLE,), (GZIP, LZF), (CHECKSUM,)):
+        if rest and rest[0] in group:
+            rest.pop(0)
+    return None if rest else codes
+
+
+def _checked(encoded: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the bytes before their checksum, which must be right."""
+    from numcodecs.fletcher32 import Fletcher32
+
+    if encoded.size < CHECKSUM_BYTES:
+        raise ValueError(f"its {encoded.size} bytes are no chunk with a checksum")
+    try:
+        Fletcher32().decode(encoded)
+    except Exception as error:
+        raise ValueError("it does not have the checksum that was stored with it") from error
+    return encoded[:-CHECKSUM_BYTES]
+
+
+def _decode_lzf(encoded: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
+    import imagecodecs
+
+    made = imagecodecs.lzf_decode(encoded.tobytes(), out=out.size)
+    if len(made) != out.size:
+        raise ValueError(f"it decodes to {len(made)} bytes instead of {out.size}")
+    out[...] = np.frombuffer(made, np.uint8)

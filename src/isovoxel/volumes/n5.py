@@ -1,0 +1,223 @@
+"""How is an N5 dataset, a folder of blocks with x first, opened as a volume?
+
+tensorstore reads the blocks, which are checked against the block size before they are decoded; it is told the four
+things that N5 specifies, for of the other attributes every writer has a form of its own, which are read here. A group
+is opened at its finest level, ``s0``, or at the only dataset that it holds.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isovoxel.errors import CorruptInputError, InputError, InputUnavailableError
+from isovoxel.geometry.box import Box, Index3
+from isovoxel.metadata.n5 import read_attributes
+from isovoxel.volumes.axes import zyx_positions
+from isovoxel.volumes.base import Volume, check_voxels, room_for
+from isovoxel.volumes.files import metadata_identity, needs_extra, reason_of, unreadable
+
+if TYPE_CHECKING:
+    import tensorstore
+
+METADATA = "attributes.json"
+"""The file with the attributes of a dataset or a group."""
+
+FINEST = "s0"
+"""Name of the finest level in a group of levels."""
+
+DEEPEST = 5
+"""How many levels below a group its datasets are looked for."""
+
+MOST_LOOKED_AT = 1000
+"""In so many folders."""
+
+MOST_NAMED = 8
+"""How many datasets a message lists."""
+
+BLOCK_COPIES = 4
+"""How many times a block is held beside the returned array: encoded, decoded, in native byte order, and cut."""
+
+FIXED_BYTES = 1 << 23
+"""What tensorstore holds whatever the block's size."""
+
+_SPECIFIED = ("dimensions", "blockSize", "dataType", "compression")
+_DAMAGE = ("FAILED_PRECONDITION", "DATA_LOSS", "OUT_OF_RANGE", "INVALID_ARGUMENT")
+
+
+@dataclass(frozen=True)
+class N5Reader:
+    """Reads boxes of an N5 dataset; safe to call from many threads."""
+
+    name: str
+    """What the user called the input, for messages."""
+    store: tensorstore.TensorStore
+    """The dataset, with its axes reversed, so that x is the last."""
+    zyx: Index3
+    """Which of these axes are z, y and x; all others have length 1."""
+    shape: Index3
+    """Number of voxels, z, y, x."""
+    dtype: np.dtype[Any]
+    """Of the voxels, in native byte order."""
+    block: Index3
+    """Shape of a block, z, y, x."""
+
+    @property
+    def overhead(self) -> int:
+        """Largest number of bytes held beside the returned array."""
+        return BLOCK_COPIES * math.prod(self.block) * self.dtype.itemsize + FIXED_BYTES
+
+    def __call__(self, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Return a box as a new array, or in `out`.
+
+        Raises
+        ------
+        CorruptInputError
+            If a block cannot be decoded.
+        InputUnavailableError
+            If the system cannot read it.
+        """
+        out = room_for(box, self.dtype, out)
+        index: list[int | slice] = [0] * self.store.rank
+        for tile in box.tiles(self.block):
+            for axis, part in zip(self.zyx, tile.slices, strict=True):
+                index[axis] = part
+            try:
+                out[tile.relative_to(box.start).slices] = self.store[tuple(index)].read().result()
+            except MemoryError:
+                raise
+            except Exception as error:
+                raise self._failure(tile, error) from error
+        return out
+
+    def _failure(self, tile: Box, error: Exception) -> InputError:
+        """Say whose fault it was, which tensorstore tells by the first word."""
+        reason = reason_of(error)
+        z, y, x = place = tuple(a // n for a, n in zip(tile.start, self.block, strict=True))
+        if not reason.startswith(_DAMAGE):
+            return InputUnavailableError(errno.EIO, f"{self.name} cannot be read, in block {place}: {reason}")
+        depth, rows, columns = self.block
+        start = (z * depth, y * rows, x * columns)
+        box = Box(start, (start[0] + depth, start[1] + rows, start[2] + columns)) & Box.whole(self.shape)
+        return CorruptInputError(self.name, f"block {place}", box.start, box.stop, reason)
+
+
+def is_n5(path: Path) -> bool:
+    """Tell whether a folder is an N5 dataset, or a group that says so or has a finest level."""
+    return (path / METADATA).is_file() or (path / FINEST / METADATA).is_file()
+
+
+def open_n5(path: Path, name: str) -> Volume:
+    """Open an N5 dataset, the finest level of a group of levels, or the only dataset of a group.
+
+    Raises
+    ------
+    InputError
+        If tensorstore is not installed, metadata or axes are none that can be read, or several datasets could be meant.
+    """
+    home = _only_dataset(path, name)
+    attributes = {**_attributes(home.parent, name), **_attributes(home, name)}
+    missing = [key for key in _SPECIFIED if key not in attributes and key != "compression"]
+    if missing:
+        raise InputError(f"{name} cannot be read as N5: its {METADATA} has no {' and no '.join(missing)}")
+    store = _open(home, attributes, name)
+    axes = attributes.get("axes")
+    named = isinstance(axes, list) and len(axes) == store.rank and all(isinstance(axis, str) for axis in axes)
+    names = [axis.lower() for axis in reversed(axes)] if named and isinstance(axes, list) else [""] * store.rank
+    z, y, x = zyx = zyx_positions(name, names, store.shape)
+    shape = (store.shape[z], store.shape[y], store.shape[x])
+    dtype = np.dtype(store.dtype.numpy_dtype)
+    check_voxels(name, shape, dtype)
+    whole = [int(n) for n in reversed(attributes["blockSize"])]
+    if any(n != 1 for axis, n in enumerate(whole) if axis not in zyx):
+        raise InputError(f"{name} has blocks of several images; copy it into a dataset of its own")
+    block = (min(whole[z], shape[0]), min(whole[y], shape[1]), min(whole[x], shape[2]))
+    reader = N5Reader(name, store, zyx, shape, dtype, block)
+    calibration, origin = read_attributes(attributes)
+    sources = {
+        "shape": f"N5 attributes of {home.relative_to(path) if home != path else home.name}",
+        "axes": "N5 axes" if named else "N5's order, x first",
+    }
+    if calibration.voxel_size is not None:
+        sources["voxel size"] = calibration.source
+    if calibration.unit is not None:
+        sources["unit"] = calibration.source
+    files = [file for file in (home / METADATA, home.parent / METADATA) if file.is_file()]
+    return Volume(
+        name,
+        "N5",
+        shape,
+        dtype,
+        reader,
+        chunks=block,
+        read_overhead=math.prod(whole) * dtype.itemsize * BLOCK_COPIES + FIXED_BYTES,
+        voxel_size=calibration.voxel_size,
+        origin=origin,
+        unit=calibration.unit,
+        sources=sources,
+        identity=metadata_identity(home, files),
+        missing=calibration.missing,
+    )
+
+
+def _open(home: Path, attributes: Mapping[str, Any], name: str) -> tensorstore.TensorStore:
+    try:
+        import tensorstore
+    except ImportError as error:
+        raise needs_extra(name, "an N5 dataset", "n5", error) from error
+    spec = {
+        "driver": "n5",
+        "kvstore": {"driver": "file", "path": f"{home.resolve()}/"},
+        "metadata": {key: attributes[key] for key in _SPECIFIED if key in attributes},
+    }
+    try:
+        return tensorstore.open(spec, read=True, open=True, assume_metadata=True).result().T
+    except Exception as error:
+        raise unreadable(name, "N5", error) from error
+
+
+def _attributes(path: Path, name: str) -> Mapping[str, Any]:
+    """Read the attributes of a dataset or a group, which may have none."""
+    try:
+        found = json.loads((path / METADATA).read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (ValueError, RecursionError) as error:
+        raise unreadable(name, "N5 metadata", error) from error
+    if not isinstance(found, dict):
+        raise InputError(f"{name} cannot be read as N5: its {METADATA} is no JSON object")
+    return found
+
+
+def _only_dataset(path: Path, name: str) -> Path:
+    """Return the dataset that a folder is, or the only one in it."""
+    found = sorted(_datasets(path, DEEPEST, name, [0]))
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise InputError(f"{name} is an N5 group without a dataset")
+    listed = ", ".join(str(dataset) for dataset in found[:MOST_NAMED])
+    more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
+    raise InputError(f"{name} is an N5 group of several datasets; name one of them: {listed}{more}")
+
+
+def _datasets(path: Path, depth: int, name: str, looked: list[int]) -> Iterator[Path]:
+    """Find the datasets in a group and its subgroups, of levels only the finest; blocks are not looked at."""
+    looked[0] += 1
+    if looked[0] > MOST_LOOKED_AT:
+        return
+    if "dimensions" in _attributes(path, name):
+        yield path
+    elif (path / FINEST / METADATA).is_file():
+        yield path / FINEST
+    elif depth:
+        for folder in sorted(entry for entry in path.iterdir() if entry.is_dir()):
+            yield from _datasets(folder, depth - 1, name, looked)
