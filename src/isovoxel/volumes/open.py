@@ -19,6 +19,7 @@ import numpy as np
 from isovoxel.errors import InputError, InputMissingError, IsovoxelError, OptionError
 from isovoxel.geometry.grid import Float3, check_positive
 from isovoxel.metadata.units import METERS, checked_unit, convert
+from isovoxel.places.address import is_address
 from isovoxel.places.objects import ObjectPlace
 from isovoxel.places.place import Place, place_of
 from isovoxel.volumes.base import Volume
@@ -100,12 +101,13 @@ def _open_path(text: str | os.PathLike[str] | os.PathLike[bytes]) -> Volume:
     place = place_of(name) if isinstance(text, str) else Path(name)
     if isinstance(place, ObjectPlace):
         return _open_address(place)
+    local = str(place) if is_address(name) else name  # which a Path would make shorter
     try:
-        path, inner, mode = _located(name, str(place))
+        path, inner, mode = _located(name, local)
     except InputMissingError:
         if "\0" in name or not has_magic(name):
             raise
-        return _open_pattern(str(place))
+        return _open_pattern(local)
     try:
         if stat.S_ISDIR(mode):
             return _open_folder(path, name)

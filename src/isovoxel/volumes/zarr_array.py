@@ -154,7 +154,7 @@ def open_path(path: Place, name: str) -> zarr.Array[Any]:
 
                         where = {"store": RootStore(path.root), "path": path.key}
                     return zarr.open_array(**where, mode="r", zarr_format=3 if zarr_format == 3 else 2)
-            except DeprecationWarning as error:
+            except (DeprecationWarning, OverflowError) as error:  # NumPy 1 and 2
                 raise InputError(
                     f"{name} cannot be read as a zarr array: its data type does not hold its fill value"
                 ) from error
