@@ -5,7 +5,20 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-NAMES = ("kernels", "limits", "job", "stage", "scaling", "peers", "startup", "roofline", "aliasing", "writers")
+NAMES = (
+    "kernels",
+    "limits",
+    "job",
+    "stage",
+    "scaling",
+    "peers",
+    "startup",
+    "roofline",
+    "aliasing",
+    "writers",
+    "simulate",
+    "workers",
+)
 
 
 def main() -> None:
