@@ -38,7 +38,7 @@ from isovoxel.places.place import Place, absolute
 from isovoxel.planning.cost import human_bytes
 from isovoxel.run.cluster.asking import add_plugin, ask_workers, remove_plugin
 from isovoxel.run.cluster.connect import Cluster
-from isovoxel.run.cluster.member import Made, Membership, Outcome, cancel_blocks, make_block, membership_of
+from isovoxel.run.cluster.member import Made, Membership, Outcome, cancel_blocks, make_block, membership_of, prepare
 from isovoxel.run.cluster.submit import Submission
 from isovoxel.run.cluster.survey import Member, survey
 from isovoxel.run.cluster.verdicts import Answer, Stranded, Verdict
@@ -54,6 +54,8 @@ MOST_PICKLED = 16 * 2**20
 """Most bytes that a job may be when it is sent to workers: each of them gets all of it."""
 TELL_SECONDS = 120.0
 """How long workers may take to be told of a job, the end of what they did before included."""
+PREPARE_SECONDS = 300.0
+"""How long they may take to build kernels, and to pin memory: seconds for gigabytes."""
 
 
 @dataclass
@@ -86,7 +88,7 @@ class Crew:
         Raises
         ------
         ClusterError
-            If a worker does not see input or output.
+            If a worker does not see input or output, or none can begin.
         OptionError
             If the input cannot be sent to them.
         """
@@ -100,6 +102,7 @@ class Crew:
             )
         try:
             self._register()
+            self._prepare()
             yield self
         finally:
             with contextlib.suppress(Exception):  # who does not answer is not there
@@ -111,6 +114,15 @@ class Crew:
             add_plugin(self.client, Membership(self.name, self.token, task), self.name, seconds=TELL_SECONDS)
         except Exception as error:
             raise ClusterError(f"the workers cannot be told of the job: {clause(error)}") from error
+
+    def _prepare(self) -> None:
+        """Let the workers build kernels and allocate; one that cannot shows at its first block, and is set aside."""
+        said = ask_workers(
+            self.client, prepare, self.name, self.token, workers=list(self.members), seconds=PREPARE_SECONDS
+        )
+        reasons = [answer if isinstance(answer, str) else clause(answer) for answer in said.values()]
+        if reasons and all(reasons):
+            raise ClusterError(f"no worker can begin: {reasons[0]}")
 
     def _check_size(self) -> None:
         import cloudpickle

@@ -1,8 +1,9 @@
 """What does a worker do for a job? It keeps volume, engine and writer open, and makes the blocks that it is given.
 
-A `Membership` travels to every worker as a plugin, to those that come later too. It opens what it needs at the first
-block. Its name follows from the output: a job that is started again finds what the last one left running, and ends it
-before it begins, so that nothing from before writes into an output of today.
+A `Membership` travels to every worker as a plugin, to those that come later too. It opens what it needs when it is
+asked to, before anything is written, or else at the first block. Its name follows from the output: a job that is
+started again finds what the last one left running, and ends it before it begins, so that nothing from before writes
+into an output of today.
 
 As many blocks as the plan allows hold memory at a time; threads beyond them wait for the disk.
 """
@@ -220,6 +221,10 @@ class Membership(WorkerPlugin):
     async def setup(self, worker: Any) -> None:
         """Be at a worker; distributed calls it there."""
         self._worker = str(worker.name)
+        # It looks at each thread a hundred times a second, which takes ninety threads most of the interpreter.
+        self._profiling = worker.periodic_callbacks.get("profile")
+        if self._profiling is not None:
+            self._profiling.stop()
         self._changed = threading.Condition()
         self._member: Member | None = None
         self._busy, self._ended = 0, False
@@ -228,6 +233,8 @@ class Membership(WorkerPlugin):
         """End here; distributed calls it when the job ends, another of this name comes, or the worker ends."""
         del worker
         await asyncio.to_thread(self.end)
+        if self._profiling is not None:
+            self._profiling.start()
 
     def do(self, work: Callable[[Member], Any]) -> Any:
         """Let the member do something, which is opened if need be.
@@ -254,6 +261,10 @@ class Membership(WorkerPlugin):
                 self._member = Member(replace(self._task, device=str(device.index)), self._worker)
             self._busy += 1
             return self._member
+
+    def prepare(self) -> None:
+        """Open what the first block would open: volume, engine and writer."""
+        self.do(lambda _member: None)
 
     def cancel(self) -> None:
         """Let blocks in flight finish or give up, and begin no other."""
@@ -296,6 +307,25 @@ def make_block(name: str, token: str, index: int, voxels: NDArray[Any] | None = 
         log.warning("the job cannot begin here: %s", clause(error))
         return NotMade("lost" if isinstance(error, DeviceLostError) else "worker", "", portable(error))
     return outcome
+
+
+async def prepare(name: str, token: str, dask_worker: Any = None) -> str:
+    """Open what the first block would open, on the worker that this runs on.
+
+    Returns
+    -------
+    str
+        Why that fails, or nothing; nothing also where the device is lost, for which a fresh process helps.
+    """
+    found = dask_worker.plugins.get(name)
+    try:
+        if isinstance(found, Membership) and found.token == token:
+            await asyncio.to_thread(found.prepare)
+    except DeviceLostError:
+        return ""
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is the worker's
+        return clause(error)
+    return ""
 
 
 async def cancel_blocks(name: str, token: str, dask_worker: Any = None) -> None:
