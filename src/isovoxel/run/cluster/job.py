@@ -39,7 +39,7 @@ from isovoxel.planning.cost import human_bytes
 from isovoxel.run.cluster.asking import add_plugin, ask_workers, remove_plugin
 from isovoxel.run.cluster.connect import Cluster
 from isovoxel.run.cluster.member import Made, Membership, Outcome, cancel_blocks, make_block, membership_of, prepare
-from isovoxel.run.cluster.submit import Submission
+from isovoxel.run.cluster.submit import WINDOW, Submission
 from isovoxel.run.cluster.survey import Member, survey
 from isovoxel.run.cluster.verdicts import Answer, Stranded, Verdict
 from isovoxel.run.cluster.visible import blind
@@ -240,6 +240,7 @@ class ClusterJob:
             tell=self.listener,
             admit=crew.admit,
             stop=crew.stop,
+            at_once=WINDOW * self.plan.in_flight,
             # Texture units round as they like: under cle two devices need not make the same bits.
             twice=self.plan.engine != "cle" or len({m.device.name for m in crew.members.values()}) == 1,
         )

@@ -98,6 +98,8 @@ class Submission:
     """Asked about each worker, by address and name, that is there or comes; returns why it must not take part."""
     stop: Callable[[Sequence[str]], None] = lambda _addresses: None
     """Called where the job ends before its time: blocks in flight on these workers finish or give up."""
+    at_once: int = 0
+    """How many blocks a worker has, or has been sent, at a time; by default `WINDOW` for each of its threads."""
     twice: bool = True
     """Whether a late block may be given to a second worker: both must make the same of it."""
 
@@ -106,6 +108,7 @@ class Submission:
         self._aside: set[str] = set()
         self._refused: set[str] = set()
         self._runs = Runs(self.done)
+        self._left = self.done.count(0)
         self._flights: dict[str, _Flight] = {}
         self._of_block: dict[int, set[str]] = {}
         self._landed: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -154,11 +157,15 @@ class Submission:
     def _fill(self) -> None:
         """Give every worker what it has room for."""
         alone, late = self._alone, None
+        # Where few are left, nobody gets more than his share: what waits at one worker another one could do.
+        share = max(1, -(-self._left // max(1, len(self._workers))))
         for worker in list(self._workers.values()):
-            room = 0 if worker.leaving else WINDOW * worker.threads - len(worker.flying)
+            room = 0 if worker.leaving else (self.at_once or WINDOW * worker.threads) - len(worker.flying)
+            room = min(room, share)
             blocks: list[int] = []
             while len(blocks) < room and (block := self._runs.take(worker.address, shunned=alone)) is not None:
                 blocks.append(block)
+            self._left -= len(blocks)
             if room and not blocks and not worker.flying and self.twice:
                 late = self._late() if late is None else late
                 blocks, late = late[: worker.threads], late[worker.threads :]
@@ -258,6 +265,7 @@ class Submission:
     def _give_back(self, flight: _Flight, shun: str = "") -> None:
         if not self.done[flight.block] and flight.block not in self._of_block:
             self._runs.give_back(flight.block, shun)
+            self._left += 1
 
     def _drop(self, keys: Sequence[str]) -> None:
         """Forget flights; where nobody holds their futures any more, the scheduler forgets them too."""
