@@ -192,6 +192,8 @@ def _cluster(workers: int, processes: int) -> Iterator[tuple[Any, psutil.Process
         # Hundreds of workers on a few cores: what they tell of themselves comes less often.
         "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
         "DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__INTERVAL": "60s",
+        # By default the scheduler keeps the last thousand messages to each worker, all tasks in them included.
+        "DASK_DISTRIBUTED__ADMIN__LOW_LEVEL_LOG_LENGTH": "20",
     }
     with contextlib.ExitStack() as stack:
 

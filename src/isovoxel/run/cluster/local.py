@@ -21,6 +21,8 @@ from isovoxel.run.job import FLUSHING
 from isovoxel.run.recovery import clause
 
 LOOPBACK = "127.0.0.1"
+KEPT_MESSAGES = 20
+"""How many messages to a worker a scheduler keeps, for whoever looks for errors in it."""
 
 
 def environments(workers: str) -> list[dict[str, str]]:
@@ -72,6 +74,7 @@ def start(workers: str, threads: int | None) -> Any:
 
     import logging
 
+    import dask
     from distributed import Scheduler, SpecCluster
 
     from isovoxel.run.cluster.own import OwnNanny, OwnWorker
@@ -94,8 +97,10 @@ def start(workers: str, threads: int | None) -> Any:
         "cls": Scheduler,
         "options": {"host": LOOPBACK, "port": 0, "dashboard": _has_bokeh(), "dashboard_address": f"{LOOPBACK}:0"},
     }
+    # A scheduler keeps the last messages to each worker, all tasks in them included: by default a thousand.
+    fewer = dask.config.set({"distributed.admin.low-level-log-length": KEPT_MESSAGES})
     # In a thread, which no Ctrl-C interrupts: what is half started cannot be ended.
-    with ThreadPoolExecutor(1) as starting:
+    with fewer, ThreadPoolExecutor(1) as starting:
         cluster = starting.submit(SpecCluster, workers=workers_of, scheduler=scheduler, silence_logs=logging.CRITICAL)
         try:
             return cluster.result()
