@@ -85,6 +85,8 @@ class Volume:
 
     checksum: Callable[[], str] | None = field(default=None, repr=False)
     """Returns a checksum of all voxels, where nothing else tells this input from another: an array in memory."""
+    coarser: tuple[Callable[[], Volume], ...] = field(default=(), repr=False)
+    """Each opens one more resolution level of the same image, from fine to coarse, as the input lists them."""
 
     def __post_init__(self) -> None:
         check_voxels(self.name, self.shape, self.dtype)

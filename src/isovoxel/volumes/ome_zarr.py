@@ -1,4 +1,4 @@
-"""How is an OME-Zarr image, a zarr group of resolution levels, opened at its finest level?
+"""How is an OME-Zarr image, a zarr group of resolution levels, opened at its finest level, and at the others?
 
 Its attributes are read as JSON and understood by `isovoxel.metadata.ome`; its voxels are those of a zarr
 array. A group that is no image is answered with what in it could be opened instead.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from isovoxel.errors import InputError
@@ -29,7 +31,7 @@ DEEPEST = 3
 
 
 def open_ome_zarr(path: Place, name: str) -> Volume:
-    """Open the finest level of an OME-Zarr 0.4 or 0.5 image.
+    """Open the finest level of an OME-Zarr 0.4 or 0.5 image, which knows how the others are opened.
 
     Raises
     ------
@@ -39,7 +41,13 @@ def open_ome_zarr(path: Place, name: str) -> Volume:
     attributes = _attributes(path, name)
     if "multiscales" not in attributes and "ome" not in attributes:
         _refuse_plain_group(path, name)
-    level = read_levels(attributes, name)[0]
+    levels = read_levels(attributes, name)
+    coarser = tuple(partial(_open_level, path, name, attributes, level) for level in levels[1:])
+    return replace(_open_level(path, name, attributes, levels[0]), coarser=coarser)
+
+
+def _open_level(path: Place, name: str, attributes: Mapping[str, Any], level: Level) -> Volume:
+    """Open one level of an image."""
     home = path / level.path
     if kind_of_folder(home) != "array":
         raise InputError(
