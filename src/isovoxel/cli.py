@@ -374,6 +374,38 @@ def limits(
 
 
 @app.command()
+def show(
+    source: Annotated[str, typer.Argument(metavar="FILE", help="What to draw: any input of the other commands.")],
+    other: Annotated[
+        str | None, typer.Argument(metavar="[FILE2]", help="Drawn beside it, at the same scale: its result, say.")
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="PNG", help="Default: FILE.png in the working folder.")
+    ] = None,
+    input_voxel_size: InputVoxelSize = None,
+    unit: Unit = None,
+    labels: Labels = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Draw maximum projections along z, y and x, in true proportions and with scale bars, as a PNG file."""
+    from isovoxel.views import show as views
+    from isovoxel.views.reading import ReadingView
+
+    with ReadingView(quiet=quiet or as_json) as reading:
+        found = views.show(
+            [source] if other is None else [source, other],
+            output,
+            voxel_size=input_voxel_size,
+            unit=unit,
+            labels=labels,
+            reading=reading,
+        )
+    if as_json or not quiet:
+        _show(views.shown_record(found), views.shown_lines(found), as_json=as_json)
+
+
+@app.command()
 def devices(workers: Workers = None, scheduler: Scheduler = None, as_json: Json = False) -> None:
     """List the OpenCL devices with the limits that matter, or the workers and the device that each holds."""
     if workers is not None or scheduler is not None:
@@ -400,7 +432,7 @@ def demo(
     from isovoxel.api import open_volume
     from isovoxel.demo import write_blastocyst
     from isovoxel.errors import OutputError
-    from isovoxel.views.projections import before_after
+    from isovoxel.views.pictures import before_after
 
     stack, result, picture = folder / "blastocyst.tif", folder / "isotropic.zarr", folder / "before_after.png"
     try:

@@ -19,7 +19,8 @@ from isovoxel.geometry.box import Box, Index3
 from isovoxel.geometry.grid import Float3
 from isovoxel.views import projections
 from isovoxel.views.layout import MAGNIFIED, ViewPlace, arrange, round_length
-from isovoxel.views.projections import ACCENT, before_after, maximum_projections, picture
+from isovoxel.views.pictures import ACCENT, before_after, picture
+from isovoxel.views.projections import maximum_projections
 from isovoxel.volumes.base import Volume
 
 shapes = hnp.array_shapes(min_dims=3, max_dims=3, max_side=9)
@@ -122,6 +123,47 @@ def test_a_read_is_bounded_and_wastes_no_chunk(chunks: Index3, shape: Index3, ti
         for box in boxes:
             starts_and_ends = zip(box.start, box.stop, chunks, shape, strict=True)
             assert all(a % c == 0 and (b % c == 0 or b == n) for a, b, c, n in starts_and_ends)
+
+
+@given(
+    array=hnp.arrays(st.sampled_from(["uint8", "float32"]), shapes),
+    largest=st.integers(1, 10),
+    all_bytes=st.integers(1, 400),
+    thick=st.integers(1, 3),
+)
+def test_planes_are_left_out_only_where_that_saves_reading(
+    array: NDArray[Any], largest: int, all_bytes: int, thick: int
+) -> None:
+    """Of a large volume kept plane by plane, each bin shows some planes, its first among them; else all."""
+    read: set[int] = set()
+
+    def keep(box: Box) -> NDArray[Any]:
+        read.update(range(box.start[0], box.stop[0]))
+        return np.ascontiguousarray(array[box.slices])
+
+    told: list[tuple[int, int]] = []
+    with (
+        mock.patch.object(projections, "LARGEST", largest),
+        mock.patch.object(projections, "ALL_BYTES", all_bytes),
+    ):
+        volume = volume_of(array, chunks=(thick, *array.shape[1:]), read=keep)
+        projected = maximum_projections(volume, lambda done, total: told.append((done, total)))
+    depth, k = array.shape[0], projected.bins[0]
+    assert projected.planes == len(read)
+    assert told[-1] == (told[-1][1],) * 2 == (array[sorted(read)].size,) * 2
+    assert read >= set(range(0, depth, k))
+    if thick > 1 or array.nbytes <= all_bytes or k == 1:
+        assert len(read) == depth
+    else:
+        assert len(read) < depth or depth == 1
+        assert len(read) >= depth * min(1, all_bytes / array.nbytes) // 2
+    part = array[sorted(read)].max(axis=0) if array.dtype.kind != "f" else np.fmax.reduce(array[sorted(read)], axis=0)
+    ky, kx = projected.bins[1:]
+    expected = [
+        [np.fmax.reduce(part[i : i + ky, j : j + kx], axis=None) for j in range(0, part.shape[1], kx)]
+        for i in range(0, part.shape[0], ky)
+    ]
+    np.testing.assert_array_equal(projected.along[0], expected)
 
 
 def test_memory_does_not_grow_with_the_volume() -> None:
@@ -320,5 +362,5 @@ def test_different_units_are_refused(tmp_path: Path) -> None:
 
 def test_a_picture_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     """A path in a folder that is not there is an error that names the path."""
-    with pytest.raises(OutputError, match=r"nowhere.view\.png cannot be written: No such file"):
+    with pytest.raises(OutputError, match=r"nowhere.view\.png cannot be written: its folder does not"):
         picture(volume_of(np.zeros((1, 1, 1), np.uint8)), tmp_path / "nowhere" / "view.png")

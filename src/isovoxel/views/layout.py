@@ -7,6 +7,7 @@ a part of xz enlarged further. Every view has a scale bar of a round length.
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -62,6 +63,8 @@ class Layout:
 
     title: tuple[str, str]
     """What it says above: the shape, and the voxel size."""
+    caption: tuple[int, int]
+    """Left and top of a line below, which says what is drawn."""
     corner: tuple[int, int]
     """Left and top of everything it needs."""
     size: tuple[int, int]
@@ -72,7 +75,9 @@ class Layout:
     """Where a part of xz is drawn `MAGNIFIED` times larger; None where there is no room."""
 
 
-def arrange(volumes: Sequence[Volume], names: Sequence[str]) -> list[Layout]:
+def arrange(
+    volumes: Sequence[Volume], names: Sequence[str], captions: Sequence[str] = (), *, details: bool = True
+) -> list[Layout]:
     """Return where the views of each volume lie in a picture of all of them, from left to right.
 
     Parameters
@@ -81,6 +86,10 @@ def arrange(volumes: Sequence[Volume], names: Sequence[str]) -> list[Layout]:
         What is to be drawn, with one number of pixels per length; one without a voxel size has cubes of 1.
     names
         What stands before each title.
+    captions
+        A line below each volume, for which room is left.
+    details
+        Whether a part of each volume is enlarged.
     """
     scale = _pixels_per_unit(volumes)
     unit = "" if volumes[0].unit is None else SYMBOLS.get(volumes[0].unit, volumes[0].unit)
@@ -88,8 +97,8 @@ def arrange(volumes: Sequence[Volume], names: Sequence[str]) -> list[Layout]:
         unit = "voxels"
     layouts: list[Layout] = []
     left = MARGIN
-    for volume, name in zip(volumes, names, strict=True):
-        layouts.append(_arrange_one(volume, name, scale, unit, left))
+    for volume, name, caption in zip(volumes, names, captions or [""] * len(volumes), strict=True):
+        layouts.append(_arrange_one(volume, name, caption, scale, unit, left, details=details))
         left += layouts[-1].size[0] + 2 * MARGIN
     return layouts
 
@@ -109,11 +118,25 @@ def round_length(limit: float) -> float:
 
 
 def text_width(text: str, size: int) -> int:
-    """Return how many pixels wide a line of text is, its µ counted as a u (see `projections`)."""
-    return math.ceil(ImageFont.load_default(size=size).getlength(text.replace("µ", "u")))
+    """Return how many pixels wide a line of text is, its µ counted as a u (see `pictures`)."""
+    return math.ceil(ImageFont.load_default(size=size).getlength(printable(text).replace("µ", "u")))
 
 
-def _arrange_one(volume: Volume, name: str, scale: float, unit: str, left: int) -> Layout:
+def printable(text: str) -> str:
+    """Return text of which Pillow's own font, the only one that is there on every machine, has each character.
+
+    Examples
+    --------
+    >>> printable("Müller's 5 µm 試料.tif")
+    "Muller's 5 µm ??.tif"
+    """
+    plain = (c if c == "µ" else unicodedata.normalize("NFKD", c)[0] for c in text)
+    return "".join(c if c == "µ" or " " <= c <= "~" else "?" for c in plain)
+
+
+def _arrange_one(
+    volume: Volume, name: str, caption: str, scale: float, unit: str, left: int, *, details: bool
+) -> Layout:
     z, y, x = (max(1, round(length * scale)) for length in _lengths(volume))
     size = "voxel size unknown"
     if volume.voxel_size is not None:
@@ -130,13 +153,15 @@ def _arrange_one(volume: Volume, name: str, scale: float, unit: str, left: int) 
     images = [(lefts[0], tops[0], x, y), (lefts[0], tops[1], x, z), (lefts[1], tops[0], z, y)]
     views = [_place(axes, i, bar) for axes, i, bar in zip(VIEWS, images, bars, strict=True)]
     enlarged = None
-    if detail >= SMALLEST_DETAIL:
+    if details and detail >= SMALLEST_DETAIL:
         bar = _scale_bar(detail, scale * MAGNIFIED, unit)
         enlarged = _place(VIEWS[1], (lefts[1], tops[1], detail, detail), bar)
 
-    width = max(lefts[1] + max(z, needs[2], detail) - left, *(text_width(line, TITLE_FONT) for line in title))
-    height = tops[1] + max(z, LABEL) + BAR_ROW - MARGIN
-    return Layout(title, (left, MARGIN), (width, height), (views[0], views[1], views[2]), enlarged)
+    texts = [*(text_width(line, TITLE_FONT) for line in title), text_width(caption, LABEL_FONT)]
+    width = max(lefts[1] + max(z, needs[2], detail) - left, *texts)
+    bottom = tops[1] + max(z, LABEL) + BAR_ROW
+    box = (width, bottom - MARGIN + (LABEL if caption else 0))
+    return Layout(title, (left, bottom), (left, MARGIN), box, (views[0], views[1], views[2]), enlarged)
 
 
 def _scale_bar(width: int, scale: float, unit: str) -> tuple[int, str]:

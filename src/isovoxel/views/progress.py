@@ -73,7 +73,7 @@ class ProgressView:
         notes: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._console = console if console is not None or not (bar or notes) else _terminal()
+        self._console = console if console is not None or not (bar or notes) else terminal()
         self._quiet = not bar
         self._notes = Notes() if notes else None
         self._clock = clock
@@ -202,7 +202,7 @@ class ProgressView:
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _terminal() -> Console | None:
+def terminal() -> Console | None:
     """Return standard error as something to draw on, or None where it is a log file or a pipe."""
     # Asked here, for rich takes FORCE_COLOR, which many log files set, for a terminal.
     if not sys.stderr.isatty():

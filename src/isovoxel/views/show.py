@@ -1,0 +1,102 @@
+"""What does `isovoxel show` do? It opens one or two files, draws them, and says what it drew and where."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+from isovoxel.api import open_volume
+from isovoxel.geometry.grid import Float3
+from isovoxel.views.own import check_own
+from isovoxel.views.pictures import Reading, draw, save
+from isovoxel.views.records import Line, Record
+
+LONGEST_NAME = 40
+"""Most characters of a name that stand above a picture."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture of one or two files."""
+
+    path: Path
+    """The PNG file."""
+    size: tuple[int, int]
+    """Its width and height in pixels."""
+    drawn: tuple[tuple[str, str], ...]
+    """Each input's name, and what is drawn of it."""
+
+
+def show(
+    sources: Sequence[str],
+    output: str | None = None,
+    *,
+    voxel_size: Float3 | None = None,
+    unit: str | None = None,
+    labels: bool | None = None,
+    reading: Reading = lambda _what, _done, _total: None,
+) -> Shown:
+    """Draw one file, or two side by side at one scale, as a PNG file.
+
+    Parameters
+    ----------
+    sources
+        As in `isovoxel.open_volume`: what to draw.
+    output
+        The PNG file; by default one in the working folder, named after what is drawn.
+    voxel_size, unit
+        Voxel size z, y, x and its unit, in place of what the metadata of the first say.
+    labels
+        Whether voxels are labels; by default what each file says.
+    reading
+        Told how far files are read.
+
+    Raises
+    ------
+    InputError
+        If one cannot be opened or read.
+    OptionError
+        If the files cannot be drawn at one scale, or as labels.
+    OutputError
+        If the picture must not or cannot be written.
+    """
+    path = check_own(default_name(sources) if output is None else output, "picture")
+    volumes = [open_volume(sources[0], voxel_size=voxel_size, unit=unit), *map(open_volume, sources[1:])]
+    drawn = draw(volumes, [f"{_short(PurePath(v.name).name)}: " for v in volumes], labels=labels, reading=reading)
+    save(drawn, path)
+    return Shown(path, drawn.image.size, tuple(zip((v.name for v in volumes), drawn.captions, strict=True)))
+
+
+def default_name(sources: Sequence[str]) -> str:
+    """Return the name of a picture of files.
+
+    Examples
+    --------
+    >>> default_name(["data/stack.tif"]), default_name(["stack.tif", "s3://bucket/out.ome.zarr/"])
+    ('stack.png', 'stack_out.ome.png')
+    """
+    stems = [re.sub(r"[^\w.+-]+", "_", PurePath(source).stem) for source in sources]
+    return "_".join(stem or "volume" for stem in stems) + ".png"
+
+
+def shown_record(found: Shown) -> Record:
+    """Return what was drawn."""
+    drawn = [{"name": name, "drawn": what} for name, what in found.drawn]
+    return {"path": str(found.path), "size": list(found.size), "volumes": drawn}
+
+
+def shown_lines(found: Shown) -> list[Line]:
+    """Return what was drawn."""
+    width, height = found.size
+    return [
+        *(("drawn", f"{name}   {what}") for name, what in found.drawn),
+        ("picture", f"{found.path}   {width} x {height} pixels"),
+    ]
+
+
+def _short(name: str) -> str:
+    """Return a name that fits above a picture: its beginning and its end."""
+    half = (LONGEST_NAME - 3) // 2
+    return name if len(name) <= LONGEST_NAME else f"{name[:half]}...{name[-half:]}"
