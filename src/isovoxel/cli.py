@@ -175,12 +175,20 @@ def plan(
     codec: Codec = "lz4",
     workers: Workers = None,
     scheduler: Scheduler = None,
+    picture: Annotated[
+        str | None, typer.Option(metavar="SVG", help="Draw blocks, shards and halo on the output's three faces.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show what would happen: output, blocks, halo, projected and allowed bytes. Nothing is written."""
+    """Show what would happen: output, blocks, halo, projected and allowed bytes. Nothing is written but a picture."""
     from isovoxel import api
     from isovoxel.views.notes import hints
     from isovoxel.views.records import plan_lines, plan_record
+
+    if picture is not None:
+        from isovoxel.views.plan_picture import check_plan_picture, save_plan_svg
+
+        check_plan_picture(picture)
 
     planned = api.plan(
         source,
@@ -205,7 +213,11 @@ def plan(
         shard=shard,
         codec=codec,
     )
-    _show(plan_record(planned), plan_lines(planned), as_json=as_json)
+    record, lines = plan_record(planned), plan_lines(planned)
+    if picture is not None:
+        save_plan_svg(planned, picture)
+        record, lines = record | {"picture": picture}, [*lines, ("picture", picture)]
+    _show(record, lines, as_json=as_json)
     for hint in hints(planned):
         _note(hint)
 
