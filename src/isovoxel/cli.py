@@ -11,14 +11,17 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from isovoxel.errors import InterruptedJobError, IsovoxelError
 from isovoxel.views.records import Line, Record
+
+if TYPE_CHECKING:
+    from isovoxel.views.report import Report
 
 # typer brings its own copy of click, and of click's errors only some names are typer's: this is UsageError.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -251,6 +254,9 @@ def scale(
     isolate: Annotated[
         bool, typer.Option("--isolate", help="Scale in a process of its own, in case the device's driver crashes.")
     ] = False,
+    report: Annotated[
+        str | None, typer.Option(metavar="HTML", help="Write a page that tells and shows what was done.")
+    ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -263,7 +269,11 @@ def scale(
     from isovoxel.views.progress import ProgressView
     from isovoxel.views.records import result_lines, result_record
 
-    with ProgressView(bar=not quiet and not as_json, notes=not quiet) as progress, signals():
+    with (
+        _reporting(report, source, output, input_voxel_size, unit, quiet=quiet or as_json) as told,
+        ProgressView(bar=not quiet and not as_json, notes=not quiet) as progress,
+        signals(),
+    ):
         result = api.scale(
             source,
             output,
@@ -272,7 +282,7 @@ def scale(
             isolate=isolate,
             workers=workers,
             scheduler=scheduler,
-            listeners=(progress,),
+            listeners=(progress, *([told.recorder] if told else [])),
             zoom=zoom,
             voxel_size=voxel_size,
             factor=factor,
@@ -292,6 +302,8 @@ def scale(
             shard=shard,
             codec=codec,
         )
+        if told:
+            told.result = result
     if as_json or not quiet:
         record, lines = result_record(result), result_lines(result)
         if result.workers:
@@ -299,7 +311,28 @@ def scale(
 
             record |= {"workers": {name: share_record(s, result.seconds) for name, s in result.workers.items()}}
             lines += share_lines(result)
+        if report is not None:
+            record, lines = record | {"report": report}, [*lines, ("report", report)]
         _show(record, lines, as_json=as_json)
+
+
+@contextlib.contextmanager
+def _reporting(
+    path: str | None, source: str, output: str, voxel_size: Any, unit: str | None, *, quiet: bool
+) -> Iterator[Report | None]:
+    """Write a report when the job ends, if one is wanted."""
+    if path is None:
+        yield None
+        return
+    from isovoxel.views.reading import ReadingView
+    from isovoxel.views.report import Report
+
+    words = ["isovoxel", *sys.argv[1:]]
+    with (
+        ReadingView(quiet=quiet) as reading,
+        Report(path, source, output, voxel_size=voxel_size, unit=unit, words=words, reading=reading) as report,
+    ):
+        yield report
 
 
 @app.command()

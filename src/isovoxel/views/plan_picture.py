@@ -21,7 +21,7 @@ from isovoxel.views.block_picture import DASHED, PANEL, block_drawing, block_lin
 from isovoxel.views.layout import VIEWS
 from isovoxel.views.own import MARK, check_own, write_own
 from isovoxel.views.records import count
-from isovoxel.views.svg import drawing, lines, rect, style, text, text_width
+from isovoxel.views.svg import drawing, length, lines, rect, style, text, text_width
 
 WIDTH = 1000
 MARGIN = 28
@@ -163,8 +163,8 @@ def _face(plan: Plan, face: Face, block: Block) -> list[str]:
 
 def _span(plan: Plan, face: Face, axis: int, start: float, stop: float) -> tuple[float, float]:
     """Return where an interval of output voxels begins on a face, and how long it is."""
-    first, length = face.along(axis)
-    scale = length / plan.output.shape[axis]
+    first, side = face.along(axis)
+    scale = side / plan.output.shape[axis]
     start, stop = max(0.0, start), min(float(plan.output.shape[axis]), stop)
     return first + start * scale, (stop - start) * scale
 
@@ -179,12 +179,12 @@ def _cuts(plan: Plan, face: Face, axis: int, step: int, within: int = 0) -> list
     every = _every(plan, face, axis, step)
     if within and every > 1:
         return []
-    length = plan.output.shape[axis]
+    end = plan.output.shape[axis]
     found = []
-    for position in range(step * every, length, step * every):
+    for position in range(step * every, end, step * every):
         if within and position % within == 0:
             continue
-        at, _ = _span(plan, face, axis, position, length)
+        at, _ = _span(plan, face, axis, position, end)
         across = (face.left, at, face.left + face.width, at), (at, face.top, at, face.top + face.height)
         found.append(across[axis == face.axes[1]])
     return found
@@ -223,7 +223,7 @@ def _ruler(x0: float, y0: float, x1: float, y1: float) -> str:
 
 def _length(plan: Plan, axis: int) -> str:
     n = plan.output.shape[axis]
-    return f"{AXES[axis]}: {count(n, 'voxel')}, {n * plan.output.voxel_size[axis]:,.5g} {unit_of(plan)}".rstrip()
+    return f"{AXES[axis]}: {count(n, 'voxel')}, {length(n * plan.output.voxel_size[axis])} {unit_of(plan)}".rstrip()
 
 
 def _legend(plan: Plan, faces: tuple[Face, Face, Face], top: float) -> tuple[str, float]:

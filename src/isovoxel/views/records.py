@@ -167,7 +167,7 @@ def result_lines(result: ScaleResult) -> list[Line]:
     if result.tally.done_before == plan.n_blocks:
         what = f"{_grid_text(plan.output)}, {plan.source.dtype}"
         return [("complete", f"{result.path}   {what}; it was there already, made in this way: nothing was done")]
-    stages = ", ".join(f"{_STAGES[name]} {seconds:.1f} s" for name, seconds in result.stages.items())
+    stages = ", ".join(f"{STAGES[name]} {seconds:.1f} s" for name, seconds in result.stages.items())
     speed = f"{result.voxels_per_second / 1e6:,.1f} Mvoxel/s"
     return [
         ("written", f"{result.path}   {_grid_text(plan.output)}, {plan.source.dtype}"),
@@ -204,7 +204,7 @@ def _happened(tally: Tally) -> list[Line]:
 _MOST_PARTS = 8
 """How many damaged parts are named; the output's attributes have all."""
 
-_STAGES = {
+STAGES = {
     "read": "reading",
     "wait": "waiting for the device",
     "scale": "scaling",
@@ -212,6 +212,7 @@ _STAGES = {
     "flush": "waiting for the disk",
     "idle": "without a block",
 }
+"""What people call the stages of a block."""
 
 
 # ---- limits and devices ----------------------------------------------------------------------------------------

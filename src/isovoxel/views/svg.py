@@ -6,6 +6,7 @@ the light one. Nothing refers to anything outside of the drawing.
 
 from __future__ import annotations
 
+import math
 from html import escape
 
 NAMESPACE = "http://www.w3.org/2000/svg"
@@ -49,8 +50,8 @@ def style() -> str:
     return f"{text}{light}@media (prefers-color-scheme:dark){{{dark}}}"
 
 
-def drawing(width: float, height: float, title: str, *parts: str) -> str:
-    """Return a whole SVG element, which shrinks with what it lies in.
+def drawing(width: float, height: float, title: str, *parts: str, stretched: bool = False) -> str:
+    """Return a whole SVG element, which shrinks with what it lies in, in proportion.
 
     Parameters
     ----------
@@ -60,10 +61,18 @@ def drawing(width: float, height: float, title: str, *parts: str) -> str:
         What it shows, for who cannot see it.
     *parts
         Its elements, from the back to the front.
+    stretched
+        Whether it is as wide as what it lies in, and always as high; for what has no text.
     """
-    size = f'width="{number(width)}" height="{number(height)}" viewBox="0 0 {number(width)} {number(height)}"'
-    named = f'role="img" aria-label="{escape(title)}" style="max-width:100%;height:auto"'
-    return f'<svg xmlns="{NAMESPACE}" class="iv" {size} {named}>{"".join(parts)}</svg>'
+    box = f'viewBox="0 0 {number(width)} {number(height)}"'
+    size, shrinks = f'width="{number(width)}" height="{number(height)}"', "max-width:100%;height:auto"
+    if stretched:
+        size, shrinks = (
+            f'width="100%" height="{number(height)}" preserveAspectRatio="none"',
+            f"display:block;height:{number(height)}px",
+        )
+    named = f'role="img" aria-label="{escape(title)}" style="{shrinks}"'
+    return f'<svg xmlns="{NAMESPACE}" class="iv" {size} {box} {named}>{"".join(parts)}</svg>'
 
 
 def rect(x: float, y: float, width: float, height: float, kind: str, extra: str = "") -> str:
@@ -97,6 +106,19 @@ def text(
 def text_width(words: str, size: float = 14) -> float:
     """Return how many pixels a line of text takes at most, about."""
     return LETTER * size * len(words)
+
+
+def length(value: float) -> str:
+    """Return a length with four digits at least, and never as a power of ten.
+
+    Examples
+    --------
+    >>> length(79.3333), length(31622.8), length(80.0), length(2.5e-5)
+    ('79.33', '31,623', '80', '0.000025')
+    """
+    digits = max(0, 3 - math.floor(math.log10(value)))
+    short = f"{value:,.{digits}f}"
+    return short.rstrip("0").rstrip(".") if digits else short
 
 
 def number(value: float) -> str:

@@ -1,0 +1,254 @@
+"""What was done, how, and how did it go? One page of HTML that tells it all and needs nothing beside itself.
+
+It is written when a job ends, however that ends, once anything was begun. What is drawn in it, input and output, is
+read when the job's own memory is free again, tile by tile; of a job that has failed only the plan is drawn.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from isovoxel.errors import IsovoxelError, JobError, OptionError, OutputError
+from isovoxel.geometry.grid import Float3
+from isovoxel.planning.cost import human_bytes
+from isovoxel.planning.plan import Plan
+from isovoxel.version import __version__
+from isovoxel.views import page
+from isovoxel.views.charts import Limit, clock, key, over_time, stage_bar
+from isovoxel.views.own import check_own, write_own
+from isovoxel.views.plan_picture import plan_svg
+from isovoxel.views.recorder import Recorder
+from isovoxel.views.records import STAGES, Line, count, plan_lines, result_lines, volume_lines
+
+if TYPE_CHECKING:
+    from isovoxel.api import ScaleResult
+    from isovoxel.views.pictures import Reading
+
+ENDINGS = (".html", ".htm")
+MOST_PARTS = 100
+"""How many damaged parts are named; the output's attributes have all."""
+
+
+class Report:
+    """The report of one job: its `recorder` listens, and its context writes the page at the end.
+
+    Parameters
+    ----------
+    path
+        The HTML file; in place of a report that isovoxel has written, or where no file is.
+    source, output
+        What the job reads and writes, as it is told.
+    voxel_size, unit
+        Voxel size of the input and its unit, in place of what its metadata say.
+    words
+        The command that does the job, for the page; secrets in it are left out.
+    reading
+        Told how far input and output are read to be drawn.
+
+    Raises
+    ------
+    OptionError
+        If the path is not one of HTML, or lies in the output.
+    OutputError
+        If the page must not or cannot be written there.
+
+    Examples
+    --------
+    >>> from isovoxel import scale
+    >>> with Report("report.html", "stack.tif", "out.zarr") as report:  # doctest: +SKIP
+    ...     report.result = scale("stack.tif", "out.zarr", listeners=[report.recorder])
+    """
+
+    def __init__(
+        self,
+        path: str,
+        source: Any,
+        output: str | Path,
+        *,
+        voxel_size: Float3 | None = None,
+        unit: str | None = None,
+        words: Sequence[str] = (),
+        reading: Reading = lambda _what, _done, _total: None,
+    ) -> None:
+        if not path.lower().endswith(ENDINGS):
+            raise OptionError(f"a report is HTML, so its name must end in .html, not as {path!r} does")
+        if Path(path).absolute().is_relative_to(Path(output).absolute()):
+            raise OptionError(f"the report {path} must not lie inside of the output {output}; give another place")
+        self._path = check_own(path, "report")
+        self._source, self._output = source, str(output)
+        self._voxel_size, self._unit = voxel_size, unit
+        self._words, self._reading = words, reading
+        self._began = datetime.now().astimezone()
+        self.recorder = Recorder()
+        """The listener that the job must be given."""
+        self.result: ScaleResult | None = None
+        """What the job did, set where it was done."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.recorder.__exit__(kind, error, trace)
+        if self.result is not None:
+            try:
+                self._write(self.result.plan, error)
+            except OutputError as failed:
+                raise JobError(f"{self._output} is complete, but {failed}; verify and show work without it") from failed
+        elif self.recorder.plan is not None:
+            # The job's own error is the one that counts.
+            with contextlib.suppress(OutputError):
+                self._write(self.recorder.plan, error)
+
+    def _write(self, plan: Plan, error: BaseException | None) -> None:
+        drawn = self._drawn() if self.result is not None else page.paragraph("The result is not complete: not drawn.")
+        sections = [
+            self._head(plan, error),
+            page.section("Before and after", drawn),
+            page.section("Where the time went", self._time()),
+            page.section("What happened", self._happened()),
+            page.section("The plan", plan_svg(plan)),
+            page.section("All of it in words", page.table(self._lines(plan))),
+            page.section("The command", page.preformatted(page.command_line(self._words)) if self._words else ""),
+            self._next_steps(),
+        ]
+        write_own(self._path, page.page(f"isovoxel: {self._output}", *sections), "report")
+
+    def _head(self, plan: Plan, error: BaseException | None) -> str:
+        recorder, result = self.recorder, self.result
+        made = recorder.tally.voxels
+        took = result.seconds if result else recorder.timeline.end
+        held = [n for _, n in recorder.timeline.held()]
+        numbers: list[Line] = [
+            ("time", _duration(took)),
+            ("output voxels per second", f"{made / took / 1e6:,.1f} M" if took else "none were made"),
+            ("blocks", f"{plan.n_blocks if result else recorder.blocks_done:,} of {plan.n_blocks:,}"),
+            ("output, uncompressed", human_bytes(plan.output_bytes)),
+            ("most memory held", human_bytes(max([*held, result.peak_host_bytes if result else 0]))),
+            ("memory allowed", human_bytes(plan.host.allowed)),
+        ]
+        if result is None:
+            state = page.paragraph(f"Stopped half-way: {error or 'the result is not known'}", "bad")
+        elif recorder.plan is None:
+            state = page.paragraph("It was there already, made in this way: nothing was done.")
+        else:
+            state = page.paragraph("Done: all blocks are written, and the output is complete.")
+        when = self._began.isoformat(sep=" ", timespec="seconds")
+        machine = f"isovoxel {__version__}, Python {platform.python_version()}, {platform.system()}, {plan.device.name}"
+        return (
+            f"<header><h1>{page.shown(plan.source.name)} &rarr; {page.shown(self._output)}</h1>{state}"
+            f"{page.paragraph(f'Begun {when} with {machine}.', 'soft')}{page.tiles(numbers)}</header>"
+        )
+
+    def _drawn(self) -> str:
+        """Return input and output side by side, or why they are not."""
+        from isovoxel.api import open_volume
+        from isovoxel.views.pictures import draw
+
+        try:
+            before = open_volume(self._source, voxel_size=self._voxel_size, unit=self._unit)
+            after = open_volume(self._output)
+            drawn = draw([before, after], ["before: ", "after: "], labels=after.labels, reading=self._reading)
+        except IsovoxelError as error:
+            return page.paragraph(f"They cannot be drawn: {error}.")
+        return page.row(
+            page.picture(drawn.png(0), f"before: {drawn.captions[0]}"),
+            page.picture(drawn.png(1), f"after: {drawn.captions[1]}"),
+        )
+
+    def _time(self) -> str:
+        recorder = self.recorder
+        if recorder.plan is None:
+            return ""
+        spent = self.result.stages if self.result else recorder.tally.stages
+        total = sum(spent.values()) or 1.0
+        words = [f"{STAGES[name]} {seconds:.1f} s, {100 * seconds / total:.0f} %" for name, seconds in spent.items()]
+        timeline, plan = recorder.timeline, recorder.plan
+        rates, held = timeline.rates(), timeline.held()
+        limits = [Limit(plan.projected_host, "projected"), Limit(plan.host.allowed, "allowed")]
+        threads = f"Seconds of {count(plan.in_flight, 'thread')}, added up, by what they were spent on."
+        return (
+            page.paragraph(threads, "soft")
+            + stage_bar("time of each stage", [*spent.values()])
+            + page.legend([(key(i), line) for i, line in enumerate(words)])
+            + page.row(
+                page.figure(
+                    "Output voxels per second, over time",
+                    over_time("voxels per second over time", rates, timeline.end, _rate),
+                ),
+                page.figure(
+                    "Memory that is held, over time",
+                    over_time("memory over time", [*held], timeline.end, _short_bytes, limits, binary=True),
+                ),
+            )
+        )
+
+    def _happened(self) -> str:
+        """Return what went otherwise than planned, and what a user should know."""
+        recorder = self.recorder
+        lines = [(f"after {clock(round(at, 1))}", note) for at, note in recorder.notes]
+        if recorder.more_notes:
+            lines.append(("", f"and {recorder.more_notes:,} more"))
+        tally = recorder.tally
+        counts = [
+            (tally.done_before, "block done before", "blocks done before"),
+            (tally.split, "block split for the device's memory", "blocks split for the device's memory"),
+            (tally.retries, "attempt that failed and was repeated", "attempts that failed and were repeated"),
+            (tally.restarts, "fresh process", "fresh processes"),
+            (len(tally.filled), "damaged part filled with 0", "damaged parts filled with 0"),
+        ]
+        said = ", ".join(count(n, one, many) for n, one, many in counts if n)
+        if recorder.plan is not None:
+            lines.insert(0, ("in all", said or "as planned: no block was split, nothing was tried again or filled"))
+        filled = tally.filled[:MOST_PARTS]
+        more = f" and {len(tally.filled) - len(filled):,} more" if len(tally.filled) > len(filled) else ""
+        return page.table(lines + ([("filled with 0", "; ".join(filled) + more)] if filled else []))
+
+    def _lines(self, plan: Plan) -> list[Line]:
+        lines = result_lines(self.result) if self.result else []
+        try:
+            from isovoxel.api import open_volume
+
+            volume = open_volume(self._source, voxel_size=self._voxel_size, unit=self._unit)
+            known = [line for line in volume_lines(volume) if line[0] != "input"]
+        except IsovoxelError:  # said where it should be drawn
+            known = []
+        named = [(f"input {label}", what) for label, what in known]
+        return [*lines, *plan_lines(plan), *named, ("fingerprint", plan.fingerprint)]
+
+    def _next_steps(self) -> str:
+        import shlex
+
+        output = shlex.quote(page.without_secrets(self._output))
+        if self.result is None:
+            words = "What is done is kept: the same command, without --overwrite, goes on where it ended."
+            return page.section("To go on", page.paragraph(words))
+        words = "This computes sampled boxes of the result again from its source, in float64, and compares:"
+        return page.section("To verify it", page.paragraph(words), page.preformatted(f"isovoxel verify {output}"))
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 60 else clock(seconds)
+
+
+def _rate(voxels: float) -> str:
+    """Return voxels per second for an axis."""
+    for power, prefix in ((9, "G"), (6, "M"), (3, "k")):
+        if voxels >= 10**power:
+            return f"{voxels / 10**power:g} {prefix}"
+    return f"{voxels:g}"
+
+
+def _short_bytes(held: float) -> str:
+    """Return bytes for an axis."""
+    for power, unit in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
+        if held >= 1024**power:
+            return f"{held / 1024**power:.3g} {unit}"
+    return f"{held:.0f}"
