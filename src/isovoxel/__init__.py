@@ -14,6 +14,7 @@ from isovoxel.api import (
     verify,
     workers,
 )
+from isovoxel.notebook import draw_with
 from isovoxel.version import __version__
 
 __all__ = [
@@ -31,3 +32,12 @@ __all__ = [
     "verify",
     "workers",
 ]
+
+
+def _html(value: object) -> str:
+    from isovoxel.views.notebook import html
+
+    return html(value)
+
+
+draw_with(_html)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from isovoxel.errors import InputError, InputMissingError, OptionError
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import Float3
+from isovoxel.notebook import InNotebooks
 from isovoxel.options import (
     ScalingOptions,
     choose_sampling,
@@ -51,7 +52,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class ScaleResult:
+class ScaleResult(InNotebooks):
     """What a finished job did."""
 
     path: Path | str

@@ -21,6 +21,7 @@ from PIL import Image
 import isovoxel as package
 from command_line import Isovoxel, check_refused, listing
 from isovoxel.run.events import BlockDone, JobStarted, Retried
+from isovoxel.views import report as report_module
 from isovoxel.views.own import MARK
 from isovoxel.views.page import command_line, without_secrets
 from isovoxel.views.recorder import MOST_NOTES, Recorder
@@ -256,6 +257,17 @@ try:
 except SystemExit as done:
     print(json.dumps({"code": done.code, "peak": peak_bytes()}), file=sys.stderr)
 """
+
+
+@pytest.mark.usefixtures("folder")
+def test_nothing_is_drawn_beyond_the_budget(isovoxel: Isovoxel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the memory that the job was allowed does not suffice for pictures, the report says so."""
+    monkeypatch.setattr(report_module, "PICTURE_BYTES", 2**50)
+    assert isovoxel("scale", "stack.tif", "out.zarr", "-q", "--report", "report.html").code == 0
+    _, outline = read("report.html")
+    assert "They are not drawn: that takes 1.0 PiB" in outline.text
+    assert "Done: all blocks" in outline.text
+    assert outline.links == []
 
 
 def test_the_peak_stays_within_the_budget(tmp_path: Path) -> None:

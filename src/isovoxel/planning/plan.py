@@ -21,6 +21,7 @@ from isovoxel.geometry.box import Box, Index3
 from isovoxel.geometry.grid import AXES, Float3, VoxelGrid
 from isovoxel.geometry.tables import Table, accumulator, passes_at_once
 from isovoxel.geometry.texture import Texture
+from isovoxel.notebook import InNotebooks
 from isovoxel.planning.choices import FILTERS, MOVES
 from isovoxel.planning.cost import BlockCost, cle_cost, exact_cost
 from isovoxel.planning.limits import DeviceLimits, HostLimits
@@ -79,7 +80,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(InNotebooks):
     """How a volume is scaled: the grids, the blocks, and the bytes they take."""
 
     source: Source

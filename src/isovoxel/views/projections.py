@@ -88,6 +88,11 @@ def maximum_projections(volume: Volume, tell: Tell = lambda _done, _total: None)
     return Projections((images[0], images[1], images[2]), (bins[0], bins[1], bins[2]), planes)
 
 
+def reading_bytes(volume: Volume) -> int:
+    """Return how many bytes `maximum_projections` holds of a volume at once, beside the images."""
+    return max(TILE_BYTES, volume.read_overhead, volume.dtype.itemsize) + volume.read_overhead
+
+
 def _planes(volume: Volume, thick: int) -> int:
     """Return how many planes are read."""
     return sum(len(planes) for planes in _bins_of_planes(volume, thick))

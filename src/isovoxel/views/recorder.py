@@ -103,12 +103,16 @@ class Recorder:
 
 def held_bytes() -> int:
     """Return the memory that this process and those that it has started hold."""
-    process = psutil.Process()
-    held = int(process.memory_info().rss)
-    for child in process.children(recursive=True):
+    held = process_bytes()
+    for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
             held += int(child.memory_info().rss)
     return held
+
+
+def process_bytes() -> int:
+    """Return the memory that this process holds."""
+    return int(psutil.Process().memory_info().rss)
 
 
 def _seconds(block: BlockDone) -> float:

@@ -23,14 +23,18 @@ from isovoxel.views import page
 from isovoxel.views.charts import Limit, clock, key, over_time, stage_bar
 from isovoxel.views.own import check_own, write_own
 from isovoxel.views.plan_picture import plan_svg
-from isovoxel.views.recorder import Recorder
+from isovoxel.views.projections import reading_bytes
+from isovoxel.views.recorder import Recorder, process_bytes
 from isovoxel.views.records import STAGES, Line, count, plan_lines, result_lines, volume_lines
+from isovoxel.volumes.base import Volume
 
 if TYPE_CHECKING:
     from isovoxel.api import ScaleResult
     from isovoxel.views.pictures import Reading
 
 ENDINGS = (".html", ".htm")
+PICTURE_BYTES = 128 * 2**20
+"""Bytes that projecting and drawing two volumes holds at most, what is read of them aside; measured: 94 MiB."""
 MOST_PARTS = 100
 """How many damaged parts are named; the output's attributes have all."""
 
@@ -108,7 +112,9 @@ class Report:
                 self._write(self.recorder.plan, error)
 
     def _write(self, plan: Plan, error: BaseException | None) -> None:
-        drawn = self._drawn() if self.result is not None else page.paragraph("The result is not complete: not drawn.")
+        drawn = (
+            self._drawn(plan) if self.result is not None else page.paragraph("The result is not complete: not drawn.")
+        )
         sections = [
             self._head(plan, error),
             page.section("Before and after", drawn),
@@ -147,7 +153,7 @@ class Report:
             f"{page.paragraph(f'Begun {when} with {machine}.', 'soft')}{page.tiles(numbers)}</header>"
         )
 
-    def _drawn(self) -> str:
+    def _drawn(self, plan: Plan) -> str:
         """Return input and output side by side, or why they are not."""
         from isovoxel.api import open_volume
         from isovoxel.views.pictures import draw
@@ -155,6 +161,8 @@ class Report:
         try:
             before = open_volume(self._source, voxel_size=self._voxel_size, unit=self._unit)
             after = open_volume(self._output)
+            if (short := _too_large([before, after], plan.host.allowed)) is not None:
+                return page.paragraph(short)
             drawn = draw([before, after], ["before: ", "after: "], labels=after.labels, reading=self._reading)
         except IsovoxelError as error:
             return page.paragraph(f"They cannot be drawn: {error}.")
@@ -232,6 +240,17 @@ class Report:
             return page.section("To go on", page.paragraph(words))
         words = "This computes sampled boxes of the result again from its source, in float64, and compares:"
         return page.section("To verify it", page.paragraph(words), page.preformatted(f"isovoxel verify {output}"))
+
+
+def _too_large(volumes: Sequence[Volume], allowed: int) -> str | None:
+    """Return why volumes are not drawn, or None where the memory that the job was allowed suffices."""
+    held, most = process_bytes(), max(reading_bytes(volume) for volume in volumes)
+    if held + most + PICTURE_BYTES <= allowed:
+        return None
+    return (
+        f"They are not drawn: that takes {human_bytes(most + PICTURE_BYTES)} beside the {human_bytes(held)} that are "
+        f"held, more than the {human_bytes(allowed)} that the job was allowed; isovoxel show draws them."
+    )
 
 
 def _duration(seconds: float) -> str:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from isovoxel.errors import InputError
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.geometry.grid import Float3, VoxelGrid
+from isovoxel.notebook import InNotebooks
 
 SUPPORTED_DTYPES = tuple(
     np.dtype(name) for name in ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float32")
@@ -38,7 +39,7 @@ class ReadBox(Protocol):
 
 
 @dataclass(frozen=True)
-class Volume:
+class Volume(InNotebooks):
     """A 3-D volume that is read box by box, axes always z, y, x.
 
     Raises
