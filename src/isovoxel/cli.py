@@ -11,17 +11,14 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from isovoxel.errors import InterruptedJobError, IsovoxelError
 from isovoxel.views.records import Line, Record
-
-if TYPE_CHECKING:
-    from isovoxel.views.report import Report
 
 # typer brings its own copy of click, and of click's errors only some names are typer's: this is UsageError.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -268,9 +265,10 @@ def scale(
     from isovoxel.run.signals import signals
     from isovoxel.views.progress import ProgressView
     from isovoxel.views.records import result_lines, result_record
+    from isovoxel.views.reporting import reporting
 
     with (
-        _reporting(report, source, output, input_voxel_size, unit, quiet=quiet or as_json) as told,
+        reporting(report, source, output, input_voxel_size, unit, quiet=quiet or as_json) as told,
         ProgressView(bar=not quiet and not as_json, notes=not quiet) as progress,
         signals(),
     ):
@@ -314,25 +312,6 @@ def scale(
         if report is not None:
             record, lines = record | {"report": report}, [*lines, ("report", report)]
         _show(record, lines, as_json=as_json)
-
-
-@contextlib.contextmanager
-def _reporting(
-    path: str | None, source: str, output: str, voxel_size: Any, unit: str | None, *, quiet: bool
-) -> Iterator[Report | None]:
-    """Write a report when the job ends, if one is wanted."""
-    if path is None:
-        yield None
-        return
-    from isovoxel.views.reading import ReadingView
-    from isovoxel.views.report import Report
-
-    words = ["isovoxel", *sys.argv[1:]]
-    with (
-        ReadingView(quiet=quiet) as reading,
-        Report(path, source, output, voxel_size=voxel_size, unit=unit, words=words, reading=reading) as report,
-    ):
-        yield report
 
 
 @app.command()

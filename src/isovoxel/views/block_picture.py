@@ -63,8 +63,9 @@ def times(shape: tuple[int, ...]) -> str:
 
 
 def unit_of(plan: Plan) -> str:
-    """Return how people write the unit of a plan's lengths; nothing where they have none."""
-    return SYMBOLS.get(plan.output.unit or "", plan.output.unit or "")
+    """Return how people write the unit of a plan's lengths, or that they have none."""
+    unit = plan.output.unit
+    return "(no unit)" if unit is None else SYMBOLS.get(unit, unit)
 
 
 def _sides(plan: Plan, block: Block, axes: tuple[int, int]) -> tuple[float, float]:

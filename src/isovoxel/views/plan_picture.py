@@ -132,7 +132,7 @@ def _title(plan: Plan) -> str:
     name = plan.source.name if len(plan.source.name) <= 64 else f"{plan.source.name[:30]}...{plan.source.name[-30:]}"
     return (
         text(MARGIN, 40, f"Plan for {name}", size=20)
-        + text(MARGIN, 64, f"Output {times(plan.output.shape)} voxels of {size} {unit_of(plan)} (z, y, x)".rstrip())
+        + text(MARGIN, 64, f"Output {times(plan.output.shape)} voxels of {size} {unit_of(plan)} (z, y, x)")
         + text(MARGIN, 84, f"{blocks}, {grid} along z, y, x, {plan.in_flight} in flight")
     )
 
@@ -223,7 +223,7 @@ def _ruler(x0: float, y0: float, x1: float, y1: float) -> str:
 
 def _length(plan: Plan, axis: int) -> str:
     n = plan.output.shape[axis]
-    return f"{AXES[axis]}: {count(n, 'voxel')}, {length(n * plan.output.voxel_size[axis])} {unit_of(plan)}".rstrip()
+    return f"{AXES[axis]}: {count(n, 'voxel')}, {length(n * plan.output.voxel_size[axis])} {unit_of(plan)}"
 
 
 def _legend(plan: Plan, faces: tuple[Face, Face, Face], top: float) -> tuple[str, float]:

@@ -42,7 +42,7 @@ class Recorder:
         self._notes = Notes()
         self._done = threading.Event()
         self._looking: threading.Thread | None = None
-        self._began = 0.0
+        self._began, self._blocks = 0.0, 0
         self.plan: Plan | None = None
         """The plan that is carried out; None until the job has started."""
         self.timeline = Timeline()
@@ -89,7 +89,7 @@ class Recorder:
             self.finished = True
 
     def _begin(self, event: JobStarted) -> None:
-        self.plan, self._began, self._blocks = event.plan, self._clock(), 0
+        self.plan, self._began = event.plan, self._clock()
         self._looking = threading.Thread(target=self._look, name="isovoxel report", daemon=True)
         self._looking.start()
 

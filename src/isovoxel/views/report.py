@@ -201,7 +201,7 @@ class Report:
     def _happened(self) -> str:
         """Return what went otherwise than planned, and what a user should know."""
         recorder = self.recorder
-        lines = [(f"after {clock(round(at, 1))}", note) for at, note in recorder.notes]
+        lines = [(f"after {clock(round(at, 1))}", note.removeprefix("note: ")) for at, note in recorder.notes]
         if recorder.more_notes:
             lines.append(("", f"and {recorder.more_notes:,} more"))
         tally = recorder.tally
@@ -269,5 +269,5 @@ def _short_bytes(held: float) -> str:
     """Return bytes for an axis."""
     for power, unit in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
         if held >= 1024**power:
-            return f"{held / 1024**power:.3g} {unit}"
+            return f"{held / 1024**power:.4g} {unit}"
     return f"{held:.0f}"
