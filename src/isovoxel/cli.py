@@ -401,14 +401,17 @@ def limits(
 def show(
     source: Annotated[str, typer.Argument(metavar="FILE", help="What to draw: any input of the other commands.")],
     other: Annotated[
-        str | None, typer.Argument(metavar="[FILE2]", help="Drawn beside it, at the same scale: its result, say.")
+        str | None, typer.Argument(metavar="FILE2", help="Drawn beside it, at the same scale: its result, say.")
     ] = None,
     output: Annotated[
         str | None, typer.Option("--output", "-o", metavar="PNG", help="Default: FILE.png in the working folder.")
     ] = None,
     input_voxel_size: InputVoxelSize = None,
     unit: Unit = None,
-    labels: Labels = None,
+    labels: Annotated[
+        bool | None,
+        typer.Option("--labels/--no-labels", help="Voxels are labels: a colour for each. Default: what the files say."),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
     as_json: Json = False,
 ) -> None:

@@ -22,11 +22,14 @@ import isovoxel as package
 from command_line import Isovoxel, check_refused, listing
 from isovoxel.run.events import BlockDone, JobStarted, Retried
 from isovoxel.views import report as report_module
+from isovoxel.views.hidden import command_line, without_secrets
 from isovoxel.views.own import MARK
-from isovoxel.views.page import command_line, without_secrets
+from isovoxel.views.plan_picture import plan_svg
 from isovoxel.views.recorder import MOST_NOTES, Recorder
 from isovoxel.views.report import Report
+from isovoxel.views.show import default_name
 from isovoxel.views.svg import NAMESPACE
+from isovoxel.volumes.base import Volume
 
 VOID = {"meta", "img", "rect", "path", "br"}
 
@@ -211,6 +214,17 @@ def test_secrets_are_left_out(words: str) -> None:
     assert without_secrets(f"before {words} after").startswith("before ")
     assert without_secrets(f"before {words} after").endswith(" after")
     assert "hunter2" not in command_line(["isovoxel", words, "a.tif"])
+
+
+def test_no_part_of_a_picture_or_page_shows_a_secret() -> None:
+    """An address with a password is the name of a plan, a picture and a line alike."""
+    name = "s3://me:hunter2@host/" + 80 * "x" + "/a.zarr?X-Amz-Signature=hunter2"
+    volume = Volume(name, "nothing", (4, 5, 6), np.dtype("uint8"), lambda box: np.zeros(box.shape, np.uint8))
+    plan = package.plan(volume, factor=(2, 1, 1))
+    assert "hunter2" in plan.source.name
+    assert "hunter2" not in plan_svg(plan)
+    assert "hunter2" not in (plan._repr_html_() or "")
+    assert default_name([name]) == "a.png"
 
 
 def test_options_with_secrets_keep_their_names() -> None:

@@ -1,34 +1,19 @@
 """How is a page written that needs nothing but itself? HTML with its own style, and no word that is not escaped.
 
-Nothing is fetched, nothing runs; light or dark is what the reader's system says. What looks like a secret in an address
-or a command (a password, a key, a signature) is left out.
+Nothing is fetched, nothing runs; light or dark is what the reader's system says. What looks like a secret is left out.
 """
 
 from __future__ import annotations
 
-import re
-import shlex
 from base64 import b64encode
 from collections.abc import Sequence
 from html import escape
 
 from isovoxel.version import __version__
+from isovoxel.views.hidden import without_secrets
 from isovoxel.views.own import MARK
 from isovoxel.views.records import Line
 from isovoxel.views.svg import FONT, style
-
-HIDDEN = "***"
-_TELLING = r"[\w.-]*(?:key|token|secret|passw|pwd|credential|signature|\bsas\b)[\w.-]*"
-"""Names of secrets."""
-_HIDE = (
-    # who://name:password@host, and what follows the question mark of an address
-    (re.compile(r"(\w[\w+.-]*://)[^/\s@\"']*@"), rf"\1{HIDDEN}@"),
-    (re.compile(r"(\w[\w+.-]*://[^\s?\"'<>]*)\?[^\s\"'<>]*"), rf"\1?{HIDDEN}"),
-    # name=value, and "name": "value"
-    (re.compile(rf"(?i)({_TELLING}=[\"']?)[^\s\"'&,;]+"), rf"\1{HIDDEN}"),
-    (re.compile(rf"(?i)([\"']{_TELLING}[\"']\s*:\s*[\"']?)[^\s\"'&,;]+"), rf"\1{HIDDEN}"),
-)
-_TELLING_OPTION = re.compile(rf"(?i)--?{_TELLING}")
 
 _STYLE = f"""
 :root{{color-scheme:light dark;--paper:#fff;--ink:#1c2230;--soft:#5b6579;--rule:#dfe4ee;--face:#f3f6fb;--bad:#b4420b}}
@@ -95,7 +80,9 @@ def preformatted(words: str) -> str:
 
 def table(lines: Sequence[Line]) -> str:
     """Return labels and what they label."""
-    rows = "".join(f"<tr><th>{shown(label)}</th><td>{shown(what)}</td></tr>" for label, what in lines)
+    # Said of each cell, for notebooks have their own idea of how tables look.
+    left = 'style="text-align:left"'
+    rows = "".join(f"<tr><th {left}>{shown(label)}</th><td {left}>{shown(what)}</td></tr>" for label, what in lines)
     return f"<table>{rows}</table>" if rows else ""
 
 
@@ -130,31 +117,3 @@ def legend(entries: Sequence[tuple[str, str]]) -> str:
 def shown(words: str) -> str:
     """Return text as HTML: escaped, and without secrets."""
     return escape(without_secrets(words))
-
-
-def without_secrets(words: str) -> str:
-    """Return text in which what looks like a secret is hidden.
-
-    Examples
-    --------
-    >>> without_secrets("read s3://me:pw@host/a.zarr?X-Amz-Signature=1 with secret_key=abc")
-    'read s3://***@host/a.zarr?*** with secret_key=***'
-    """
-    for pattern, instead in _HIDE:
-        words = pattern.sub(instead, words)
-    return words
-
-
-def command_line(words: Sequence[str]) -> str:
-    """Return a command as it could be typed again, but for the secrets in it.
-
-    Examples
-    --------
-    >>> command_line(["isovoxel", "scale", "my stack.tif", "--secret-key", "abc", "out.zarr"])
-    "isovoxel scale 'my stack.tif' --secret-key *** out.zarr"
-    """
-    said, hide = [], False
-    for word in words:
-        said.append(HIDDEN if hide else shlex.quote(word) if without_secrets(word) == word else without_secrets(word))
-        hide = _TELLING_OPTION.fullmatch(word) is not None
-    return " ".join(said)

@@ -18,6 +18,7 @@ from isovoxel.geometry.grid import AXES
 from isovoxel.planning.plan import Block, Plan
 from isovoxel.version import __version__
 from isovoxel.views.block_picture import DASHED, PANEL, block_drawing, block_lines, times, unit_of
+from isovoxel.views.hidden import without_secrets
 from isovoxel.views.layout import VIEWS
 from isovoxel.views.own import MARK, check_own, write_own
 from isovoxel.views.records import count
@@ -129,7 +130,8 @@ def _middle(plan: Plan) -> Index3:
 def _title(plan: Plan) -> str:
     grid, size = " x ".join(map(str, plan.block_grid)), " x ".join(f"{v:.4g}" for v in plan.output.voxel_size)
     blocks = f"{count(plan.n_blocks, 'block')} of {times(plan.block_shape)} voxels"
-    name = plan.source.name if len(plan.source.name) <= 64 else f"{plan.source.name[:30]}...{plan.source.name[-30:]}"
+    name = without_secrets(plan.source.name)  # as a whole, for half of one is not known as such
+    name = name if len(name) <= 64 else f"{name[:30]}...{name[-30:]}"
     return (
         text(MARGIN, 40, f"Plan for {name}", size=20)
         + text(MARGIN, 64, f"Output {times(plan.output.shape)} voxels of {size} {unit_of(plan)} (z, y, x)")

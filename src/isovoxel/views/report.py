@@ -21,6 +21,7 @@ from isovoxel.planning.plan import Plan
 from isovoxel.version import __version__
 from isovoxel.views import page
 from isovoxel.views.charts import Limit, clock, key, over_time, stage_bar
+from isovoxel.views.hidden import command_line, without_secrets
 from isovoxel.views.own import check_own, write_own
 from isovoxel.views.plan_picture import plan_svg
 from isovoxel.views.projections import reading_bytes
@@ -122,7 +123,7 @@ class Report:
             page.section("What happened", self._happened()),
             page.section("The plan", plan_svg(plan)),
             page.section("All of it in words", page.table(self._lines(plan))),
-            page.section("The command", page.preformatted(page.command_line(self._words)) if self._words else ""),
+            page.section("The command", page.preformatted(command_line(self._words)) if self._words else ""),
             self._next_steps(),
         ]
         write_own(self._path, page.page(f"isovoxel: {self._output}", *sections), "report")
@@ -234,7 +235,7 @@ class Report:
     def _next_steps(self) -> str:
         import shlex
 
-        output = shlex.quote(page.without_secrets(self._output))
+        output = shlex.quote(without_secrets(self._output))
         if self.result is None:
             words = "What is done is kept: the same command, without --overwrite, goes on where it ended."
             return page.section("To go on", page.paragraph(words))

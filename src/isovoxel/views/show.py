@@ -9,6 +9,7 @@ from pathlib import Path, PurePath
 
 from isovoxel.api import open_volume
 from isovoxel.geometry.grid import Float3
+from isovoxel.views.hidden import HIDDEN, without_secrets
 from isovoxel.views.own import check_own
 from isovoxel.views.pictures import Reading, draw, save
 from isovoxel.views.records import Line, Record
@@ -64,7 +65,12 @@ def show(
     """
     path = check_own(default_name(sources) if output is None else output, "picture")
     volumes = [open_volume(sources[0], voxel_size=voxel_size, unit=unit), *map(open_volume, sources[1:])]
-    drawn = draw(volumes, [f"{_short(PurePath(v.name).name)}: " for v in volumes], labels=labels, reading=reading)
+    drawn = draw(
+        volumes,
+        [f"{_short(PurePath(without_secrets(v.name)).name)}: " for v in volumes],
+        labels=labels,
+        reading=reading,
+    )
     save(drawn, path)
     return Shown(path, drawn.image.size, tuple(zip((v.name for v in volumes), drawn.captions, strict=True)))
 
@@ -77,7 +83,8 @@ def default_name(sources: Sequence[str]) -> str:
     >>> default_name(["data/stack.tif"]), default_name(["stack.tif", "s3://bucket/out.ome.zarr/"])
     ('stack.png', 'stack_out.ome.png')
     """
-    stems = [re.sub(r"[^\w.+-]+", "_", PurePath(source).stem) for source in sources]
+    addresses = (without_secrets(source).removesuffix(f"?{HIDDEN}") for source in sources)
+    stems = [re.sub(r"[^\w.+-]+", "_", PurePath(address).stem) for address in addresses]
     return "_".join(stem or "volume" for stem in stems) + ".png"
 
 

@@ -1,4 +1,4 @@
-"""How is a drawing written as SVG? Elements as text, every word and number escaped, and no library.
+"""How is a drawing written as SVG? Elements as text, each word escaped and without secrets, and no library.
 
 Colours are classes of the one style sheet here, in two schemes, light and dark; a program that knows only one shows
 the light one. Nothing refers to anything outside of the drawing.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from html import escape
+
+from isovoxel.views.hidden import without_secrets
 
 NAMESPACE = "http://www.w3.org/2000/svg"
 
@@ -100,7 +102,7 @@ def text(
     """Return a line of text; `turned` reads upwards."""
     turn = f' transform="rotate(-90 {number(x)} {number(y)})"' if turned else ""
     place = f'x="{number(x)}" y="{number(y)}" font-size="{number(size)}" text-anchor="{anchor}"'
-    return f'<text {place} class="{kind}"{turn}>{escape(words)}</text>'
+    return f'<text {place} class="{kind}"{turn}>{escape(without_secrets(words))}</text>'
 
 
 def text_width(words: str, size: float = 14) -> float:
