@@ -274,12 +274,21 @@ except SystemExit as done:
 
 
 @pytest.mark.usefixtures("folder")
-def test_nothing_is_drawn_beyond_the_budget(isovoxel: Isovoxel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the memory that the job was allowed does not suffice for pictures, the report says so."""
-    monkeypatch.setattr(report_module, "PICTURE_BYTES", 2**50)
+@pytest.mark.parametrize(
+    ("limit", "value", "why"),
+    [
+        ("PICTURE_BYTES", 2**50, "that takes 1.0 PiB beside"),
+        ("MOST_READ", 20 * 60 * 70, "410.2 KiB would be read"),
+    ],
+)
+def test_nothing_is_drawn_beyond_the_budget(
+    isovoxel: Isovoxel, monkeypatch: pytest.MonkeyPatch, limit: str, value: int, why: str
+) -> None:
+    """Where the memory that the job was allowed, or anybody's patience, does not suffice, the report says so."""
+    monkeypatch.setattr(report_module, limit, value)
     assert isovoxel("scale", "stack.tif", "out.zarr", "-q", "--report", "report.html").code == 0
     _, outline = read("report.html")
-    assert "They are not drawn: that takes 1.0 PiB" in outline.text
+    assert f"They are not drawn: {why}" in outline.text
     assert "Done: all blocks" in outline.text
     assert outline.links == []
 

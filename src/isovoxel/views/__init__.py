@@ -1,1 +1,1 @@
-"""What people look at: progress and pictures. They listen and draw; only the command line needs them."""
+"""What people look at: progress, pictures and reports. They listen and draw; only the command line needs them."""

@@ -39,7 +39,7 @@ from isovoxel.views.layout import (
     printable,
 )
 from isovoxel.views.own import MARK, check_own, write_own
-from isovoxel.views.projections import Projections, maximum_projections
+from isovoxel.views.projections import Projections, bytes_to_read, maximum_projections
 from isovoxel.volumes.base import Volume
 
 PERCENTILES = (0.1, 99.9)
@@ -194,6 +194,12 @@ def draw(
     # Where a level is drawn, details would show its voxels, and not the image's.
     details = all(s.level is s.volume for s in subjects)
     return _drawn(subjects, arrange(volumes, names, captions, details=details), window, captions)
+
+
+def bytes_to_draw(volumes: Sequence[Volume]) -> int:
+    """Return how many bytes of voxels `draw` reads."""
+    layouts = arrange(volumes, [""] * len(volumes))
+    return sum(bytes_to_read(_level(v, layout)) for v, layout in zip(volumes, layouts, strict=True))
 
 
 def _level(volume: Volume, layout: Layout) -> Volume:

@@ -88,9 +88,14 @@ def maximum_projections(volume: Volume, tell: Tell = lambda _done, _total: None)
     return Projections((images[0], images[1], images[2]), (bins[0], bins[1], bins[2]), planes)
 
 
-def reading_bytes(volume: Volume) -> int:
+def held_while_reading(volume: Volume) -> int:
     """Return how many bytes `maximum_projections` holds of a volume at once, beside the images."""
     return max(TILE_BYTES, volume.read_overhead, volume.dtype.itemsize) + volume.read_overhead
+
+
+def bytes_to_read(volume: Volume) -> int:
+    """Return how many bytes of voxels `maximum_projections` reads of a volume, all in all."""
+    return volume.nbytes // volume.shape[0] * _planes(volume, ceil_div(volume.shape[0], LARGEST))
 
 
 def _planes(volume: Volume, thick: int) -> int:

@@ -24,7 +24,7 @@ from isovoxel.views.charts import Limit, clock, key, over_time, stage_bar
 from isovoxel.views.hidden import command_line, without_secrets
 from isovoxel.views.own import check_own, write_own
 from isovoxel.views.plan_picture import plan_svg
-from isovoxel.views.projections import reading_bytes
+from isovoxel.views.projections import held_while_reading
 from isovoxel.views.recorder import Recorder, process_bytes
 from isovoxel.views.records import STAGES, Line, count, plan_lines, result_lines, volume_lines
 from isovoxel.volumes.base import Volume
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from isovoxel.views.pictures import Reading
 
 ENDINGS = (".html", ".htm")
+MOST_READ = 64 * 2**30
+"""Bytes of voxels that are read at most for pictures that nobody has asked for: minutes, not hours."""
 PICTURE_BYTES = 128 * 2**20
 """Bytes that projecting and drawing two volumes holds at most, what is read of them aside; measured: 94 MiB."""
 MOST_PARTS = 100
@@ -244,14 +246,18 @@ class Report:
 
 
 def _too_large(volumes: Sequence[Volume], allowed: int) -> str | None:
-    """Return why volumes are not drawn, or None where the memory that the job was allowed suffices."""
-    held, most = process_bytes(), max(reading_bytes(volume) for volume in volumes)
-    if held + most + PICTURE_BYTES <= allowed:
-        return None
-    return (
-        f"They are not drawn: that takes {human_bytes(most + PICTURE_BYTES)} beside the {human_bytes(held)} that are "
-        f"held, more than the {human_bytes(allowed)} that the job was allowed; isovoxel show draws them."
-    )
+    """Return why volumes are not drawn, or None if time and the memory that the job was allowed suffice."""
+    from isovoxel.views.pictures import bytes_to_draw
+
+    if (read := bytes_to_draw(volumes)) > MOST_READ:
+        return f"They are not drawn: {human_bytes(read)} would be read for that; isovoxel show draws them."
+    held, most = process_bytes(), max(held_while_reading(volume) for volume in volumes)
+    if held + most + PICTURE_BYTES > allowed:
+        return (
+            f"They are not drawn: that takes {human_bytes(most + PICTURE_BYTES)} beside the {human_bytes(held)} "
+            f"that are held, more than the {human_bytes(allowed)} that the job was allowed; isovoxel show draws them."
+        )
+    return None
 
 
 def _duration(seconds: float) -> str:
