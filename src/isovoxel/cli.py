@@ -412,7 +412,7 @@ def show(
         bool | None,
         typer.Option("--labels/--no-labels", help="Voxels are labels: a colour for each. Default: what the files say."),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Draw maximum projections along z, y and x, in true proportions and with scale bars, as a PNG file."""

@@ -20,7 +20,7 @@ from PIL import Image
 
 import isovoxel as package
 from command_line import Isovoxel, check_refused, listing
-from isovoxel.run.events import BlockDone, JobStarted, Retried
+from isovoxel.run.events import BlockDone, JobFinished, JobStarted, Retried, Slowed
 from isovoxel.views import report as report_module
 from isovoxel.views.hidden import command_line, without_secrets
 from isovoxel.views.own import MARK
@@ -237,19 +237,32 @@ def test_options_with_secrets_keep_their_names() -> None:
 def test_the_recorder_is_bounded_and_ends_its_thread() -> None:
     """Of many events it keeps the first, and the number of the others."""
     plan = package.plan("stack.tif", engine="exact")
-    threads = threading.active_count()
     with Recorder(held=lambda: 5) as recorder:
+        recorder(Slowed(3))  # before the start, as workers that connect are
         recorder(JobStarted(plan))
         for i in range(500):
             recorder(Retried(i, "reading", "OSError: broken cable", 0.1))
             recorder(BlockDone(i, 10, 0.1, 0.0, 0.1, 0.1, 0.1))
-    assert threading.active_count() == threads
+    assert not [thread for thread in threading.enumerate() if thread.name == "isovoxel report"]
     assert len(recorder.notes) == MOST_NOTES
+    assert recorder.notes[0] == (0.0, "note: the host has too little memory; from now on 3 blocks are in flight")
     assert recorder.notes[-1][1].startswith("note: reading block")
     assert recorder.more_notes > 400
     assert recorder.tally.retries == recorder.blocks_done == 500
     assert sum(recorder.timeline.voxels) == pytest.approx(5000)
     assert max(recorder.timeline.memory) == 5
+
+
+@pytest.mark.usefixtures("folder")
+def test_what_comes_after_the_job_is_not_its() -> None:
+    """Memory is not looked at any more once all blocks are written, however long a report takes."""
+    plan = package.plan("stack.tif", engine="exact")
+    with Recorder(held=lambda: 5) as recorder:
+        recorder(JobStarted(plan))
+        recorder(JobFinished(1.0))
+        assert recorder._looking is not None
+        recorder._looking.join(timeout=60)
+        assert not recorder._looking.is_alive()
 
 
 @pytest.mark.usefixtures("folder")

@@ -53,8 +53,6 @@ class Recorder:
         """What a user should know, each with its second."""
         self.more_notes = 0
         """How many more there were."""
-        self.finished = False
-        """Whether all blocks were written."""
 
     def __enter__(self) -> Self:
         return self
@@ -75,7 +73,8 @@ class Recorder:
         """Take note of an event."""
         if isinstance(event, JobStarted) and self.plan is None:
             self._begin(event)
-        now = self._clock() - self._began
+        # What comes before the start, such as workers that connect, takes no time of the job's.
+        now = self._clock() - self._began if self.plan is not None else 0.0
         self.tally(event)
         for note in self._notes.of(event):
             if len(self.notes) < MOST_NOTES:
@@ -86,7 +85,7 @@ class Recorder:
             self._blocks += 1
             self.timeline.add_voxels(now - _seconds(event), now, event.voxels)
         elif isinstance(event, JobFinished):
-            self.finished = True
+            self._done.set()  # what is held from now on is not the job's
 
     def _begin(self, event: JobStarted) -> None:
         self.plan, self._began = event.plan, self._clock()

@@ -27,6 +27,7 @@ from isovoxel.views.plan_picture import plan_svg
 from isovoxel.views.projections import held_while_reading
 from isovoxel.views.recorder import Recorder, process_bytes
 from isovoxel.views.records import STAGES, Line, count, plan_lines, result_lines, volume_lines
+from isovoxel.views.workers import share_lines
 from isovoxel.volumes.base import Volume
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ class Report:
             ("blocks", f"{plan.n_blocks if result else recorder.blocks_done:,} of {plan.n_blocks:,}"),
             ("output, uncompressed", human_bytes(plan.output_bytes)),
             ("most memory held", human_bytes(max([*held, result.peak_host_bytes if result else 0]))),
-            ("memory allowed", human_bytes(plan.host.allowed)),
+            ("memory allowed" + (" each worker" if plan.host.workers > 1 else ""), human_bytes(plan.host.allowed)),
         ]
         if result is None:
             state = page.paragraph(f"Stopped half-way: {error or 'the result is not known'}", "bad")
@@ -184,7 +185,10 @@ class Report:
         timeline, plan = recorder.timeline, recorder.plan
         rates, held = timeline.rates(), timeline.held()
         limits = [Limit(plan.projected_host, "projected"), Limit(plan.host.allowed, "allowed")]
-        threads = f"Seconds of {count(plan.in_flight, 'thread')}, added up, by what they were spent on."
+        n = plan.host.workers
+        threads = f"Seconds of {count(n * plan.in_flight, 'thread')}, added up, by what they were spent on."
+        if n > 1:  # each of them has such limits, here or elsewhere
+            limits = []
         return (
             page.paragraph(threads, "soft")
             + stage_bar("time of each stage", [*spent.values()])
@@ -195,7 +199,7 @@ class Report:
                     over_time("voxels per second over time", rates, timeline.end, _rate),
                 ),
                 page.figure(
-                    "Memory that is held, over time",
+                    "Memory that this process and those that it started hold, over time",
                     over_time("memory over time", [*held], timeline.end, _short_bytes, limits, binary=True),
                 ),
             )
@@ -224,6 +228,8 @@ class Report:
 
     def _lines(self, plan: Plan) -> list[Line]:
         lines = result_lines(self.result) if self.result else []
+        if self.result and self.result.workers:
+            lines += share_lines(self.result)
         try:
             from isovoxel.api import open_volume
 
