@@ -162,6 +162,12 @@ def test_names_cannot_break_the_drawing() -> None:
     assert "<script" not in svg
 
 
+def test_names_that_no_encoding_knows_are_drawn_all_the_same() -> None:
+    """A file's name may hold bytes that are no text, and characters that no XML may hold."""
+    svg = plan_svg(plan_of((4, 4, 4), name="a\udcff\x01b.tif"))
+    assert "Plan for a??b.tif" in "".join(ET.fromstring(svg.encode()).itertext())  # noqa: S314
+
+
 def test_the_command_writes_a_file_of_its_own(isovoxel: Isovoxel, tmp_path: Path) -> None:
     """Nothing in it leads elsewhere; it is made again in its own place, and no other file is replaced."""
     np.save(tmp_path / "a.npy", np.zeros((8, 9, 10), np.uint8))

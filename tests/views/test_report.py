@@ -196,6 +196,13 @@ def test_names_are_text(isovoxel: Isovoxel, folder: Path) -> None:
     assert "<img src=x" not in page
 
 
+def test_names_that_no_encoding_knows_are_told_all_the_same(isovoxel: Isovoxel, folder: Path) -> None:
+    """A file's name may hold bytes that are no text."""
+    (folder / "stack.tif").rename(folder / "a\udcffb.tif")
+    assert isovoxel("scale", "a\udcffb.tif", "out.zarr", "-q", "--report", "report.html").code == 0
+    assert "a?b.tif → out.zarr" in read("report.html")[1].text
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from html import escape
 
 from isovoxel.version import __version__
-from isovoxel.views.hidden import without_secrets
 from isovoxel.views.own import MARK
 from isovoxel.views.records import Line
-from isovoxel.views.svg import FONT, style
+from isovoxel.views.svg import FONT, escaped, style
 
 _STYLE = f"""
 :root{{color-scheme:light dark;--paper:#fff;--ink:#1c2230;--soft:#5b6579;--rule:#dfe4ee;--face:#f3f6fb;--bad:#b4420b}}
@@ -56,7 +55,7 @@ def page(title: str, *sections: str) -> bytes:
     head = (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="generator" '
         f'content="{MARK} {escape(__version__)}">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{shown(title)}</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{escaped(title)}</title>'
         f"<style>{_STYLE}\n{style()}</style></head><body>\n"
     )
     return f"{head}{chr(10).join(s for s in sections if s)}\n</body></html>\n".encode()
@@ -65,37 +64,37 @@ def page(title: str, *sections: str) -> bytes:
 def section(title: str, *parts: str) -> str:
     """Return a section of HTML, with a title that is not escaped yet; nothing where it has no parts."""
     inside = "\n".join(part for part in parts if part)
-    return f"<section><h2>{shown(title)}</h2>\n{inside}</section>" if inside else ""
+    return f"<section><h2>{escaped(title)}</h2>\n{inside}</section>" if inside else ""
 
 
 def paragraph(words: str, kind: str = "") -> str:
     """Return a paragraph of text."""
-    return f"<p{f' class={chr(34)}{kind}{chr(34)}' if kind else ''}>{shown(words)}</p>"
+    return f"<p{f' class={chr(34)}{kind}{chr(34)}' if kind else ''}>{escaped(words)}</p>"
 
 
 def preformatted(words: str) -> str:
     """Return text such as a command, as it is."""
-    return f"<pre><code>{shown(words)}</code></pre>"
+    return f"<pre><code>{escaped(words)}</code></pre>"
 
 
 def table(lines: Sequence[Line]) -> str:
     """Return labels and what they label."""
     # Said of each cell, for notebooks have their own idea of how tables look.
     left = 'style="text-align:left"'
-    rows = "".join(f"<tr><th {left}>{shown(label)}</th><td {left}>{shown(what)}</td></tr>" for label, what in lines)
+    rows = "".join(f"<tr><th {left}>{escaped(label)}</th><td {left}>{escaped(what)}</td></tr>" for label, what in lines)
     return f"<table>{rows}</table>" if rows else ""
 
 
 def tiles(numbers: Sequence[Line]) -> str:
     """Return what each number counts, and the number in large."""
-    inside = "".join(f"<div><b>{shown(value)}</b><span>{shown(name)}</span></div>" for name, value in numbers)
+    inside = "".join(f"<div><b>{escaped(value)}</b><span>{escaped(name)}</span></div>" for name, value in numbers)
     return f'<div class="tiles">{inside}</div>'
 
 
 def picture(png: bytes, says: str) -> str:
     """Return a PNG as a part of the page."""
     data = b64encode(png).decode()
-    return f'<figure><img alt="{shown(says)}" src="data:image/png;base64,{data}"></figure>'
+    return f'<figure><img alt="{escaped(says)}" src="data:image/png;base64,{data}"></figure>'
 
 
 def row(*figures: str) -> str:
@@ -105,15 +104,10 @@ def row(*figures: str) -> str:
 
 def figure(title: str, svg: str) -> str:
     """Return a drawing with its title."""
-    return f"<figure><h3>{shown(title)}</h3>{svg}</figure>"
+    return f"<figure><h3>{escaped(title)}</h3>{svg}</figure>"
 
 
 def legend(entries: Sequence[tuple[str, str]]) -> str:
     """Return what drawn keys mean."""
-    inside = "".join(f"<span>{svg} {shown(words)}</span>" for svg, words in entries)
+    inside = "".join(f"<span>{svg} {escaped(words)}</span>" for svg, words in entries)
     return f'<div class="legend">{inside}</div>'
-
-
-def shown(words: str) -> str:
-    """Return text as HTML: escaped, and without secrets."""
-    return escape(without_secrets(words))

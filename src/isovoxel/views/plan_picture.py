@@ -114,7 +114,7 @@ def save_plan_svg(plan: Plan, path: str | os.PathLike[str]) -> None:
 def _faces(plan: Plan) -> tuple[Face, Face, Face]:
     z, y, x = (n * v for n, v in zip(plan.output.shape, plan.output.voxel_size, strict=True))
     scale = min((WIDTH - LEFT - GAP - MARGIN) / (x + z), (TALLEST - GAP) / (y + z))
-    depth, height, width = (max(1.0, length * scale) for length in (z, y, x))
+    depth, height, width = (max(1.0, side * scale) for side in (z, y, x))
     return (
         Face(VIEWS[0], LEFT, TOP, width, height),
         Face(VIEWS[1], LEFT, TOP + height + GAP, width, depth),

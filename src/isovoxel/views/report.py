@@ -27,6 +27,7 @@ from isovoxel.views.plan_picture import plan_svg
 from isovoxel.views.projections import held_while_reading
 from isovoxel.views.recorder import Recorder, process_bytes
 from isovoxel.views.records import STAGES, Line, count, plan_lines, result_lines, volume_lines
+from isovoxel.views.svg import escaped
 from isovoxel.views.workers import share_lines
 from isovoxel.volumes.base import Volume
 
@@ -153,7 +154,7 @@ class Report:
         when = self._began.isoformat(sep=" ", timespec="seconds")
         machine = f"isovoxel {__version__}, Python {platform.python_version()}, {platform.system()}, {plan.device.name}"
         return (
-            f"<header><h1>{page.shown(plan.source.name)} &rarr; {page.shown(self._output)}</h1>{state}"
+            f"<header><h1>{escaped(plan.source.name)} &rarr; {escaped(self._output)}</h1>{state}"
             f"{page.paragraph(f'Begun {when} with {machine}.', 'soft')}{page.tiles(numbers)}</header>"
         )
 

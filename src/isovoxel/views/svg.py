@@ -73,7 +73,7 @@ def drawing(width: float, height: float, title: str, *parts: str, stretched: boo
             f'width="100%" height="{number(height)}" preserveAspectRatio="none"',
             f"display:block;height:{number(height)}px",
         )
-    named = f'role="img" aria-label="{escape(title)}" style="{shrinks}"'
+    named = f'role="img" aria-label="{escaped(title)}" style="{shrinks}"'
     return f'<svg xmlns="{NAMESPACE}" class="iv" {size} {box} {named}>{"".join(parts)}</svg>'
 
 
@@ -102,7 +102,18 @@ def text(
     """Return a line of text; `turned` reads upwards."""
     turn = f' transform="rotate(-90 {number(x)} {number(y)})"' if turned else ""
     place = f'x="{number(x)}" y="{number(y)}" font-size="{number(size)}" text-anchor="{anchor}"'
-    return f'<text {place} class="{kind}"{turn}>{escape(without_secrets(words))}</text>'
+    return f'<text {place} class="{kind}"{turn}>{escaped(words)}</text>'
+
+
+def escaped(words: str) -> str:
+    r"""Return text as XML and HTML take it: escaped, without secrets, and without characters that no page may hold.
+
+    Examples
+    --------
+    >>> escaped("a <b> & \x01\udcff")
+    'a &lt;b&gt; &amp; ??'
+    """
+    return escape("".join(c if c.isprintable() or c in "\n\t" else "?" for c in without_secrets(words)))
 
 
 def text_width(words: str, size: float = 14) -> float:
