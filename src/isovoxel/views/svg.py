@@ -28,7 +28,7 @@ _COLOURS = {
     "iv-face": ("fill", "#f3f6fb", "#191d2b"),
     "iv-edge": ("stroke", "#3d4a63", "#c3cbdc"),
     "iv-block": ("stroke", "#2c66cf", "#6fa3f5"),
-    "iv-shard": ("stroke", "#b4c4e2", "#35466b"),
+    "iv-shard": ("stroke", "#b4c4e2", "#4a5f92"),
     "iv-write": ("fill", "#f2b632", "#c98f12"),
     "iv-read": ("stroke", "#b4420b", "#ff9d5c"),
     "iv-line": ("stroke", "#2c66cf", "#6fa3f5"),
