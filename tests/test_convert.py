@@ -69,3 +69,19 @@ def test_options_for_scaling_are_refused(tmp_path: Path, isovoxel: Isovoxel) -> 
     assert not (tmp_path / "a.zarr").exists()
     tifffile.imwrite(tmp_path / "a.tif", np.ones(SHAPE, "uint8"), photometric="minisblack")
     check_refused(isovoxel("convert", tmp_path / "a.tif", tmp_path / "a.zarr", "--zoom", "2"), "No such option")
+
+
+def test_workers_convert_too(tmp_path: Path, isovoxel: Isovoxel) -> None:
+    """The bits are those of one process, and who made how many blocks is said."""
+    data = np.random.default_rng(2).integers(-(2**62), 2**62, (32, 64, 64))
+    np.save(tmp_path / "a.npy", data)
+    words = ("--input-voxel-size", "1,1,1", "--chunk", "16,16,16", "--shard", "16,16,16", "--threads", "2")
+    words += ("--device-memory", "100kB")
+    record = isovoxel("convert", tmp_path / "a.npy", tmp_path / "a.zarr", *words, "--workers", "cpu:2", "--json").json
+    assert sum(share["blocks"] for share in record["workers"].values()) == record["blocks"]["count"] > 1
+    assert len(record["workers"]) == 2
+    written = zarr.open_array(tmp_path / "a.zarr" / "0", mode="r")[:]
+    assert (written.dtype, written.tobytes()) == (data.dtype, data.tobytes())
+    refused = isovoxel("convert", tmp_path / "a.npy", tmp_path / "b.zarr", "--scheduler", "nowhere")
+    check_refused(refused, "there is no file 'nowhere'")
+    assert not list(tmp_path.glob("b*"))

@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from isovoxel.errors import InputError, InputMissingError, OptionError
-from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import Float3
-from isovoxel.notebook import InNotebooks
-from isovoxel.options import (
-    ScalingOptions,
-    choose_sampling,
-    converting,
-    parse_factor,
-    parse_size,
-    parse_threads,
-    plan_volume,
-    source_of,
-)
+from isovoxel.hired import lend_cluster, workers
+from isovoxel.lazy import scale_array
+from isovoxel.options import ScalingOptions, choose_sampling, converting, plan_volume
 from isovoxel.planning.plan import Plan
 from isovoxel.planning.whole import WholeLimits
-from isovoxel.run.events import Event, Listener
+from isovoxel.run.events import Listener
+from isovoxel.run.result import ScaleResult
 from isovoxel.volumes.base import Volume
 
 if TYPE_CHECKING:  # pyopencl, dask and zarr are loaded by what needs them
     from isovoxel.engines.devices import Device
-    from isovoxel.run.cluster.connect import Cluster
-    from isovoxel.run.cluster.survey import Member
     from isovoxel.run.output import OutputState
-    from isovoxel.run.tally import Share, Tally
     from isovoxel.run.verify import Verdict
 
 __all__ = [
@@ -49,35 +36,6 @@ __all__ = [
     "verify",
     "workers",
 ]
-
-
-@dataclass(frozen=True)
-class ScaleResult(InNotebooks):
-    """What a finished job did."""
-
-    path: Path | str
-    """The OME-Zarr that was written; its address where it lies in an object store."""
-    plan: Plan
-    """How."""
-    seconds: float
-    """Wall time of the job: reading, scaling and writing."""
-    stages: dict[str, float]
-    """Seconds spent reading, waiting for the device, scaling, encoding, waiting for the disk, and idle, summed over all
-    blocks in flight; those that wait for the disk are in flight no more."""
-    peak_host_bytes: int
-    """Most memory that this process has held since it began."""
-    tally: Tally
-    """What else happened: blocks that were done before or scaled in pieces, attempts, parts that were filled."""
-
-    @property
-    def workers(self) -> dict[str, Share]:
-        """What each worker did, by its name; empty where this process did it all."""
-        return self.tally.workers
-
-    @property
-    def voxels_per_second(self) -> float:
-        """Output voxels per second of wall time, of those that were made; 0 where none had to be."""
-        return self.tally.voxels / self.seconds if self.seconds else 0.0
 
 
 def open_volume(source: Any, *, voxel_size: Float3 | None = None, unit: str | None = None) -> Volume:
@@ -127,7 +85,9 @@ def plan(
         If the input, an option or the device cannot serve, or no block fits; see `isovoxel.errors`.
     """
     volume = open_volume(source, voxel_size=options.get("input_voxel_size"), unit=options.get("unit"))
-    with _cluster({"workers": workers, "scheduler": scheduler, "client": client}, options, source=source) as cluster:
+    with lend_cluster(
+        {"workers": workers, "scheduler": scheduler, "client": client}, options, source=source
+    ) as cluster:
         return plan_volume(volume, options, cluster.limits if cluster else None)
 
 
@@ -202,7 +162,7 @@ def scale(
     tally = Tally()
     told: tuple[Listener, ...] = (tally, *listeners)
     given = {"workers": workers, "scheduler": scheduler, "client": client}
-    with _cluster(given, options, source=source, isolate=isolate, listeners=told) as cluster:
+    with lend_cluster(given, options, source=source, isolate=isolate, listeners=told) as cluster:
         device = options.get("device", "auto")
         if cluster is None:
             # "auto" is decided once: by the time the engine opens, another device may have more memory free.
@@ -233,6 +193,9 @@ def convert(
     *,
     overwrite: bool = False,
     on_corrupt: str = "stop",
+    workers: str | int | None = None,
+    scheduler: str | Path | None = None,
+    client: Any = None,
     listeners: Sequence[Listener] = (),
     **options: Unpack[ScalingOptions],
 ) -> ScaleResult:
@@ -240,7 +203,7 @@ def convert(
 
     Parameters
     ----------
-    source, output, overwrite, on_corrupt, listeners
+    source, output, overwrite, on_corrupt, workers, scheduler, client, listeners
         As in `scale`.
     **options
         As in `ScalingOptions`, but for those that say how far and how a volume is scaled.
@@ -250,86 +213,17 @@ def convert(
     IsovoxelError, JobError
         As `scale` does, and an `OptionError` where an option is for scaling.
     """
-    return scale(source, output, overwrite=overwrite, on_corrupt=on_corrupt, listeners=listeners, **converting(options))
-
-
-def scale_array(
-    array: Any,
-    factor: Float3 | float,
-    *,
-    interpolation: str | None = None,
-    antialias: bool = False,
-    labels: bool = False,
-    engine: str | None = None,
-    boundary: str = "nearest",
-    device: str = "auto",
-    chunks: Index3 | None = None,
-) -> Any:
-    """Return a 3-D dask array scaled, lazily: the array that `dask.array.map_overlap` builds.
-
-    Parameters
-    ----------
-    array
-        A 3-D dask array (or what `dask.array.asarray` takes), z, y, x.
-    factor
-        Output samples per input sample, for all axes or for z, y, x.
-    interpolation, antialias, labels, engine, boundary, device
-        As in `ScalingOptions`. The device is looked for in the process that computes a block.
-    chunks
-        Shape of the result's chunks, each scaled in one piece; by default as dask's ``array.chunk-size`` has it,
-        smaller where the device takes less.
-
-    Returns
-    -------
-    dask.array.Array
-        Of shape ``np.around(n * factor)`` (at least 1) and of the same dtype.
-
-    Raises
-    ------
-    OptionError, InputError
-        If a factor or an option makes no sense, or the array is not 3-D or of another dtype.
-    DoesNotFitError
-        If a chunk fits the device no more, or dask cannot exchange its halo.
-
-    Examples
-    --------
-    >>> import dask.array as da
-    >>> stack = da.ones((10, 20, 30), chunks=10, dtype="uint8")
-    >>> scale_array(stack, (4, 1, 1), chunks=(16, 16, 16))
-    dask.array<..., shape=(40, 20, 30), dtype=uint8, chunksize=(16, 16, 16), chunktype=numpy.ndarray>
-    """
-    import dask.array as da
-
-    from isovoxel.engines.devices import find_device
-    from isovoxel.planning.planner import plan_chunks
-    from isovoxel.run.host import host_limits
-    from isovoxel.run.overlap import scale_lazily
-
-    volume = open_volume(da.asarray(array), voxel_size=(1.0, 1.0, 1.0))
-    factors = parse_factor((factor,) * 3 if isinstance(factor, int | float) else factor)
-    shape = volume.grid.scaled(factors).shape
-    if chunks is None:
-        largest = da.core.normalize_chunks("auto", shape=shape, dtype=volume.dtype)
-        chunks = (largest[0][0], largest[1][0], largest[2][0])
-        fixed = False
-    else:
-        fixed = True
-    sampling = choose_sampling(
-        volume, {"interpolation": interpolation, "antialias": antialias, "labels": labels, "engine": engine}
+    return scale(
+        source,
+        output,
+        overwrite=overwrite,
+        on_corrupt=on_corrupt,
+        workers=workers,
+        scheduler=scheduler,
+        client=client,
+        listeners=listeners,
+        **converting(options),
     )
-    planned = plan_chunks(
-        source_of(volume, volume.grid),
-        factors,
-        chunks=chunks,
-        fixed=fixed,
-        device=find_device(device).limits(),
-        host=host_limits(),
-        engine=sampling.engine,
-        interpolation=sampling.interpolation,
-        antialias=sampling.antialias,
-        boundary=boundary,
-    )
-    return scale_lazily(volume.array, planned, device)
 
 
 def limits(
@@ -432,53 +326,3 @@ def devices() -> list[Device]:
     from isovoxel.engines.devices import list_devices
 
     return list_devices()
-
-
-def workers(
-    *, workers: str | int | None = None, scheduler: str | Path | None = None, client: Any = None
-) -> tuple[Member, ...]:
-    """Return the workers that a job would have, and which device each of them holds.
-
-    Parameters
-    ----------
-    workers, scheduler, client
-        Which, as in `scale`; one of them.
-
-    Raises
-    ------
-    IsovoxelError
-        If none is given, or they cannot be used.
-    """
-    given = {"workers": workers, "scheduler": scheduler, "client": client}
-    with _cluster(given, {}) as cluster:
-        if cluster is None:
-            raise OptionError("no workers are named; give one of workers, scheduler and client")
-        return cluster.fleet.members
-
-
-def _cluster(
-    given: Mapping[str, Any],
-    options: ScalingOptions,
-    *,
-    source: Any = None,
-    isolate: bool = False,
-    listeners: Sequence[Listener] = (),
-) -> AbstractContextManager[Cluster | None]:
-    """Lend the workers that options name, or nothing where they name none."""
-    from isovoxel.run.cluster.choice import check_choice
-
-    if not check_choice(given, source=source, device=options.get("device", "auto"), isolate=isolate):
-        return nullcontext()
-    from isovoxel.run.cluster.connect import connected
-    from isovoxel.run.cluster.survey import Wishes
-
-    def tell(event: Event) -> None:
-        for listener in listeners:
-            listener(event)
-
-    wishes = Wishes(
-        parse_size("memory", options.get("memory")),
-        parse_size("device memory", options.get("device_memory")),
-        parse_threads(options),
-    )
-    return connected(**given, wishes=wishes, listener=tell)

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from isovoxel.errors import InterruptedJobError, IsovoxelError
+from isovoxel.run.result import ScaleResult
 from isovoxel.views.records import Line, Record
 
 # typer brings its own copy of click, and of click's errors only some names are typer's: this is UsageError.
@@ -121,6 +122,21 @@ def _show(record: Record, lines: Sequence[Line], *, as_json: bool) -> None:
     from isovoxel.views.records import text
 
     print(json.dumps(record, allow_nan=False) if as_json else text(lines))  # noqa: T201 - this is what it is for
+
+
+def _show_result(result: ScaleResult, *, as_json: bool, report: str | None = None) -> None:
+    """Print what a job did, and who of its workers did what."""
+    from isovoxel.views.records import result_lines, result_record
+
+    record, lines = result_record(result), result_lines(result)
+    if result.workers:
+        from isovoxel.views.workers import share_lines, share_record
+
+        record |= {"workers": {name: share_record(s, result.seconds) for name, s in result.workers.items()}}
+        lines += share_lines(result)
+    if report is not None:
+        record, lines = record | {"report": report}, [*lines, ("report", report)]
+    _show(record, lines, as_json=as_json)
 
 
 def _note(text: str) -> None:
@@ -264,7 +280,6 @@ def scale(
     from isovoxel import api
     from isovoxel.run.signals import signals
     from isovoxel.views.progress import ProgressView
-    from isovoxel.views.records import result_lines, result_record
     from isovoxel.views.reporting import reporting
 
     with (
@@ -303,15 +318,7 @@ def scale(
         if told:
             told.result = result
     if as_json or not quiet:
-        record, lines = result_record(result), result_lines(result)
-        if result.workers:
-            from isovoxel.views.workers import share_lines, share_record
-
-            record |= {"workers": {name: share_record(s, result.seconds) for name, s in result.workers.items()}}
-            lines += share_lines(result)
-        if report is not None:
-            record, lines = record | {"report": report}, [*lines, ("report", report)]
-        _show(record, lines, as_json=as_json)
+        _show_result(result, as_json=as_json, report=report)
 
 
 @app.command()
@@ -328,6 +335,8 @@ def convert(
     chunk: Chunk = None,
     shard: Shard = None,
     codec: Codec = "lz4",
+    workers: Workers = None,
+    scheduler: Scheduler = None,
     overwrite: Overwrite = False,
     on_corrupt: OnCorrupt = "stop",
     quiet: Quiet = False,
@@ -337,7 +346,6 @@ def convert(
     from isovoxel import api
     from isovoxel.run.signals import signals
     from isovoxel.views.progress import ProgressView
-    from isovoxel.views.records import result_lines, result_record
 
     with ProgressView(bar=not quiet and not as_json, notes=not quiet) as progress, signals():
         result = api.convert(
@@ -345,6 +353,8 @@ def convert(
             output,
             overwrite=overwrite,
             on_corrupt=on_corrupt,
+            workers=workers,
+            scheduler=scheduler,
             listeners=(progress,),
             input_voxel_size=input_voxel_size,
             unit=unit,
@@ -358,7 +368,7 @@ def convert(
             codec=codec,
         )
     if as_json or not quiet:
-        _show(result_record(result), result_lines(result), as_json=as_json)
+        _show_result(result, as_json=as_json)
 
 
 @app.command()

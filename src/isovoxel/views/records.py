@@ -17,9 +17,9 @@ from isovoxel.planning.whole import WholeLimits
 from isovoxel.volumes.base import Volume
 
 if TYPE_CHECKING:
-    from isovoxel.api import ScaleResult
     from isovoxel.engines.devices import Device
     from isovoxel.run.output import OutputState
+    from isovoxel.run.result import ScaleResult
     from isovoxel.run.tally import Tally
     from isovoxel.run.verify import Verdict
 

@@ -11,8 +11,8 @@ from isovoxel.run.tally import Share
 from isovoxel.views.records import Line, Record, count
 
 if TYPE_CHECKING:
-    from isovoxel.api import ScaleResult
     from isovoxel.run.cluster.survey import Member
+    from isovoxel.run.result import ScaleResult
 
 
 def member_record(member: Member) -> Record:

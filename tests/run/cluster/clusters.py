@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from isovoxel.engines.devices import Device
+
 VOXELS = np.random.default_rng(0).integers(0, 65536, (32, 32, 32)).astype(np.uint16)
 OPTIONS: dict[str, Any] = {  # 64 blocks, each of which takes some milliseconds
     "factor": (8.0, 8.0, 8.0),
@@ -36,6 +38,14 @@ def stack(folder: Path) -> Path:
     return path
 
 
+def gpus(count: int) -> list[Device]:
+    """Return the devices of a machine with GPUs and a processor."""
+    gpu = {"name": "Test GPU", "platform": "t", "driver": "1", "compute_units": 1, "memory": 1, "free": 1}
+    gpu |= {"largest_allocation": 1, "image_shape": (1, 1, 1), "shares_host_memory": False}
+    found = [Device(index=i, kind="gpu", uuid=f"GPU-{i}", pci=f"0000:0{i}:00.0", **gpu) for i in range(count)]
+    return [*found, Device(index=count, kind="cpu", **gpu | {"name": "Processor"})]
+
+
 class Foreign:
     """A scheduler and workers as a cluster's users start them: by distributed's own commands.
 
@@ -51,12 +61,12 @@ class Foreign:
         self.processes: list[subprocess.Popen[bytes]] = []
         self.scheduler = self._start("scheduler", "--scheduler-file", self.file, "--host", "127.0.0.1", "--port", 0)
 
-    def worker(self, name: str, *, folder: Path | None = None, nanny: bool = False) -> subprocess.Popen[bytes]:
-        """Start a worker of two threads."""
+    def worker(self, name: str, *, folder: Path | None = None, **environment: str) -> subprocess.Popen[bytes]:
+        """Start a worker of two threads, with more in its environment if need be."""
         words = ["--scheduler-file", self.file, "--name", name, "--nthreads", 2, "--host", "127.0.0.1"]
-        words += ["--nanny" if nanny else "--no-nanny", "--preload", "isovoxel.worker", "--no-dashboard"]
+        words += ["--no-nanny", "--preload", "isovoxel.worker", "--no-dashboard"]
         words += ["--death-timeout", 60]  # it ends even where the test that started it is killed
-        return self._start("worker", *words, folder=folder)
+        return self._start("worker", *words, folder=folder, **environment)
 
     @property
     def address(self) -> str:
@@ -74,11 +84,18 @@ class Foreign:
             process.kill()
             process.wait()
 
-    def _start(self, kind: str, *words: object, folder: Path | None = None) -> subprocess.Popen[bytes]:
+    @property
+    def logs(self) -> str:
+        """What all of them have said."""
+        return "".join(path.read_text() for path in self.folder.glob("*.log"))
+
+    def _start(
+        self, kind: str, *words: object, folder: Path | None = None, **environment: str
+    ) -> subprocess.Popen[bytes]:
         log = (self.folder / f"{kind}{len(self.processes)}.log").open("wb")
         with log:
             command = [sys.executable, "-m", "distributed.cli.dask_" + kind, *map(str, words)]
-            where, environment = folder or self.folder, os.environ | {"DASK_DISTRIBUTED__DASHBOARD__LINK": ""}
-            process = subprocess.Popen(command, cwd=where, stdout=log, stderr=log, env=environment)
+            environment = os.environ | {"DASK_DISTRIBUTED__DASHBOARD__LINK": ""} | environment
+            process = subprocess.Popen(command, cwd=folder or self.folder, stdout=log, stderr=log, env=environment)
         self.processes.append(process)
         return process

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -15,7 +18,7 @@ from isovoxel.engines.devices import Device
 from isovoxel.errors import ClusterError, DeviceError, IsovoxelError, OptionError
 from isovoxel.run.cluster import connect, holding, local
 from isovoxel.run.cluster.local import environments
-from run.cluster.clusters import OPTIONS, VOXELS, Foreign, stack
+from run.cluster.clusters import OPTIONS, VOXELS, Foreign, gpus, stack
 
 
 @pytest.mark.parametrize(
@@ -62,14 +65,6 @@ def test_a_large_graph_is_refused(out: Path, client: Any) -> None:
     assert not list(out.parent.glob("out*"))
 
 
-def gpus(count: int) -> list[Device]:
-    """Return the devices of a machine with GPUs and a processor."""
-    gpu = {"name": "Test GPU", "platform": "t", "driver": "1", "compute_units": 1, "memory": 1, "free": 1}
-    gpu |= {"largest_allocation": 1, "image_shape": (1, 1, 1), "shares_host_memory": False}
-    found = [Device(index=i, kind="gpu", uuid=f"GPU-{i}", pci=f"0000:0{i}:00.0", **gpu) for i in range(count)]
-    return [*found, Device(index=count, kind="cpu", **gpu | {"name": "Processor"})]
-
-
 def test_each_gpu_gets_a_worker_that_sees_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """By what NVML calls it, which no order of devices changes."""
     monkeypatch.setattr(local, "list_devices", lambda: gpus(3))
@@ -109,6 +104,36 @@ def test_a_worker_holds_the_device_that_it_is_told_to(
     assert holding.held_device(worker).index == index  # as long as the process lives
     with pytest.raises(DeviceError, match=r"no OpenCL device is the GPU-9 that ISOVOXEL_DEVICE asks for; there is"):
         holding.held_device("another")
+
+
+@pytest.mark.parametrize("name", ["{}", "host-{}", "tcp://10.0.0.1:400{}"])
+def test_workers_of_dask_cuda_hold_one_gpu_each(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """It shows each of them all, its own first, and NVIDIA's OpenCL keeps that order; one list for all says less."""
+    visible: list[int] = []
+
+    def listed() -> list[Device]:
+        found = gpus(4)
+        order = [*(found[i] for i in visible), found[-1]]
+        return [dataclasses.replace(device, index=i) for i, device in enumerate(order)]
+
+    monkeypatch.setattr(holding, "list_devices", listed)
+    monkeypatch.delenv("ISOVOXEL_DEVICE", raising=False)
+
+    def held(rotated: bool) -> list[str]:
+        monkeypatch.setattr(holding, "_held", {})
+        uuids = []
+        for worker in range(4):
+            visible[:] = [(i + worker * rotated) % 4 for i in range(4)]
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(map(str, visible)))
+            uuids.append(holding.held_device(name.format(worker)).uuid)
+        return uuids
+
+    each = ["GPU-0", "GPU-1", "GPU-2", "GPU-3"]
+    monkeypatch.setitem(sys.modules, "dask_cuda.initialize", ModuleType("dask_cuda.initialize"))
+    assert held(rotated=True) == each
+    monkeypatch.delitem(sys.modules, "dask_cuda.initialize")
+    if "://" not in name:
+        assert held(rotated=False) == each
 
 
 def test_a_scheduler_without_workers_is_waited_for(

@@ -20,6 +20,8 @@ from isovoxel.engines.staging import Stage, StagedEngine
 from isovoxel.errors import ClusterError, DeviceLostError, JobError
 from isovoxel.planning.plan import Block
 from isovoxel.run.blocks import BlockMaker
+from isovoxel.run.cluster import flights, submit
+from isovoxel.run.cluster import job as cluster_job
 from isovoxel.run.cluster.member import Member
 from isovoxel.run.events import BlockDone, Event, JobStarted, WorkerLeft
 from isovoxel.run.output import OutputState, output_state
@@ -54,6 +56,38 @@ def test_a_worker_that_is_killed_loses_nothing(tmp_path: Path, out: Path, own: A
     check(events, out)
     left = [event.reason for event in events if isinstance(event, WorkerLeft)]
     assert left == (["the scheduler has lost it"] if halo == "direct" else [])  # dask goes on without it
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_a_worker_that_falls_silent_is_done_without(
+    tmp_path: Path, out: Path, own: Any, monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
+    """It is connected still: its blocks go elsewhere, and the end does not wait for it. Nothing counts twice."""
+    monkeypatch.setattr(submit, "QUIET_SECONDS", 3.0)
+    monkeypatch.setattr(flights, "ANSWER_SECONDS", 1.0)  # a result that it has is asked for in vain
+    monkeypatch.setattr(cluster_job, "BYE_SECONDS", 1.0)
+    silent = next(address for address, known in own.scheduler_info()["workers"].items() if known["name"] == 1)
+    pid = own.run(os.getpid, workers=[silent])[silent]
+    events: list[Event] = []
+
+    def stop(event: Event) -> None:
+        events.append(event)
+        left = any(isinstance(e, WorkerLeft) for e in events)
+        if isinstance(event, BlockDone) and not left:
+            os.kill(pid, signal.SIGSTOP)
+            time.sleep(0.3)  # so that there are blocks left when the silence is noticed
+        elif isinstance(event, WorkerLeft) and again:
+            os.kill(pid, signal.SIGCONT)
+
+    began = time.monotonic()
+    try:
+        isovoxel.scale(stack(tmp_path), out, client=own, listeners=[stop], **EXACT)
+        assert again or time.monotonic() - began < cluster_job.TELL_SECONDS
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    check(events, out)
+    (left,) = (event for event in events if isinstance(event, WorkerLeft))
+    assert (left.name, left.reason) == ("1", "it has not been heard of for 3 s")
 
 
 class Breaks(WorkerPlugin):

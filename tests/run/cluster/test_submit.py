@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import gc
 import re
+import threading
 import time
 import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import dask
 import pytest
 from distributed import Client, LocalCluster
 
-from isovoxel.run.cluster import submit
+from isovoxel.run.cluster import flights, submit
 from isovoxel.run.cluster.submit import WINDOW, Submission
 from isovoxel.run.cluster.verdicts import Answer, Stranded, Verdict
 from isovoxel.run.events import Event, Waiting, WorkerLeft
@@ -84,6 +86,58 @@ def test_a_slow_worker_does_fewer(threads: Any) -> None:
     (fast, most), (_, least) = judge.by.most_common()
     assert fast == "0"
     assert most > 3 * least
+
+
+HELD = 60
+"""The first block of worker 1, where there are 120."""
+TWIN, OVER = threading.Event(), threading.Event()
+"""Whether worker 0 has begun with that block too, and whether it may come back now: workers are threads here."""
+
+
+def held(block: int, *, by: tuple[int, ...]) -> int:
+    """Do a block; some workers hold one until it is over, and others until both have it."""
+    from distributed import get_worker
+
+    if block == HELD:
+        name = get_worker().name
+        if name == 0:
+            TWIN.set()
+        (OVER if name in by else TWIN).wait(60)
+    return 2 * block
+
+
+@pytest.mark.parametrize(
+    ("twice", "by", "counts"),
+    [
+        pytest.param(True, (1,), "0", id="the second comes first"),
+        pytest.param(True, (0,), "1", id="the first comes first"),
+        pytest.param(True, (), "01", id="both come at once"),
+        pytest.param(False, (1,), "1", id="nobody else may make it"),
+    ],
+)
+def test_a_late_block_is_given_to_a_second_worker(
+    threads: Any, monkeypatch: pytest.MonkeyPatch, twice: bool, by: tuple[int, ...], counts: str
+) -> None:
+    """What comes first counts, once; the other one is not waited for. Where both must not make it, the first is."""
+    monkeypatch.setattr(flights, "LATE_SECONDS", 0.2)
+    TWIN.clear()
+    OVER.clear()
+    judge, makers = Judge(120), dict[int, str]()
+
+    def note(block: int, worker: str, result: Any) -> Verdict:
+        makers[block] = worker
+        if not twice and len(makers) == 119:
+            threading.Timer(0.6, OVER.set).start()
+        return judge(block, worker, result)
+
+    try:
+        Submission(threads, partial(held, by=by), judge.done, note, twice=twice).run()
+        assert OVER.is_set() == (not twice)
+    finally:
+        OVER.set()
+    assert TWIN.is_set() == twice
+    assert judge.taken == dict.fromkeys(range(120), 1)
+    assert makers[HELD] in counts
 
 
 def test_a_bounded_number_of_blocks_is_out(threads: Any, monkeypatch: pytest.MonkeyPatch) -> None:

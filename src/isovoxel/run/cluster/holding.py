@@ -3,18 +3,24 @@
 ``ISOVOXEL_DEVICE`` names it: "gpu" or "cpu", a GPU's UUID or PCI bus id, a number of `isovoxel devices`, or a part of a
 name. Without it, where several GPUs are seen, the number that the worker's name ends with chooses: workers of one host
 that are called "gpu-0" and "gpu-1" take the first and the second.
+
+dask-cuda shows each of its workers all GPUs, in ``CUDA_VISIBLE_DEVICES``, and its own one first ("1,2,3,0" for the
+second of four); NVIDIA's OpenCL lists them in that order. There the first counts, whatever the worker is called.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import sys
 
 from isovoxel.engines.devices import Device, find_device, list_devices
 from isovoxel.errors import DeviceError
 
 DEVICE = "ISOVOXEL_DEVICE"
 """The variable of the environment that says which device a worker holds."""
+DASK_CUDA = "dask_cuda.initialize"
+"""The module that dask-cuda lets its workers load before anything of them is set up."""
 
 _held: dict[str, Device] = {}
 """The device of this process' worker, by the worker's name."""
@@ -44,6 +50,8 @@ def _choose(worker: str, wanted: str) -> Device:
             raise DeviceError(f"no OpenCL device is the {wanted} that {DEVICE} asks for; there is {names}")
         return find_device(wanted)
     gpus = [d for d in found if d.kind == "gpu"]
+    if gpus and DASK_CUDA in sys.modules:
+        return gpus[0]
     number = re.search(r"\d+$", worker)
     if len(gpus) > 1 and number and "://" not in worker:  # an address ends with its port
         return gpus[int(number[0]) % len(gpus)]

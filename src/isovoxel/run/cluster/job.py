@@ -56,6 +56,8 @@ TELL_SECONDS = 120.0
 """How long workers may take to be told of a job, the end of what they did before included."""
 PREPARE_SECONDS = 300.0
 """How long they may take to build kernels, and to pin memory: seconds for gigabytes."""
+BYE_SECONDS = 20.0
+"""How long they may take to end it: one that is silent, though connected, does not hold up a job that is done."""
 
 
 @dataclass
@@ -106,7 +108,7 @@ class Crew:
             yield self
         finally:
             with contextlib.suppress(Exception):  # who does not answer is not there
-                remove_plugin(self.client, self.name, seconds=TELL_SECONDS)
+                remove_plugin(self.client, self.name, seconds=BYE_SECONDS)
 
     def _register(self) -> None:
         task = replace(self.task, output=absolute(self.task.output), source=_absolute(self.task.source))

@@ -14,16 +14,15 @@ from __future__ import annotations
 
 import contextlib
 import queue
-import statistics
 import threading
 import time
-import uuid
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from isovoxel.run.cluster import asking
+from isovoxel.run.cluster.flights import ANSWER_SECONDS, Flight, Flights
 from isovoxel.run.cluster.runs import Runs
 from isovoxel.run.cluster.verdicts import Answer, SchedulerGone, Stranded, Verdict
 from isovoxel.run.events import Event, Waiting, WorkerLeft
@@ -35,34 +34,18 @@ WATCH_SECONDS = 1.0
 """How often the scheduler is asked who is there."""
 QUIET_SECONDS = 30.0
 """After how long without a sign of life a worker counts as gone. It gives one each few seconds at most."""
-ANSWER_SECONDS = 20.0
-"""How long the scheduler may take to answer, or to pass a result on, before it is asked again."""
 GONE_SECONDS = 60.0
 """How long it may not answer at all."""
 NO_WORKER_SECONDS = 300.0
 """How long the job waits for a worker when none is left."""
 DEATHS = 3
 """How many workers may be lost while they had a block, as distributed has it."""
-LATE = 3.0
-"""A block is late when it takes so many times as long as the median of those before."""
-LATE_SECONDS = 1.0
-"""And not before."""
 END_SECONDS = 60.0
 """How long blocks in flight may take to come to their end when a job ends before its time."""
 LOG_LINES = 6
 """How many lines of a worker's log are shown when it fails."""
 LOG_SECONDS = 5.0
 """How long it may take to say them."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Flight:
-    """A block that a worker was given."""
-
-    block: int
-    worker: str
-    since: float
-    future: Any
 
 
 @dataclass
@@ -72,7 +55,6 @@ class _Worker:
     address: str
     name: str
     threads: int
-    flying: dict[str, _Flight] = field(default_factory=dict)
     leaving: bool = False
     """Whether it gets no more blocks."""
 
@@ -109,12 +91,7 @@ class Submission:
         self._refused: set[str] = set()
         self._runs = Runs(self.done)
         self._left = self.done.count(0)
-        self._flights: dict[str, _Flight] = {}
-        self._of_block: dict[int, set[str]] = {}
-        self._landed: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._tags = f"block-{uuid.uuid4().hex[:8]}"
-        self._sent = 0
-        self._took: deque[float] = deque(maxlen=101)
+        self._flights = Flights(self.client, self.function)
         self._deaths: Counter[int] = Counter()
         self._restarts: Counter[str] = Counter()
         self._watched = self._heard = self._last_worker = 0.0
@@ -141,7 +118,7 @@ class Submission:
                 if time.monotonic() - self._watched >= self._pause:
                     self._look_around()
         except SchedulerGone:
-            self._drop(list(self._flights))
+            self._flights.drop_all()
             raise
         except BaseException:
             self._come_to_an_end()
@@ -160,93 +137,56 @@ class Submission:
         # Where few are left, nobody gets more than his share: what waits at one worker another one could do.
         share = max(1, -(-self._left // max(1, len(self._workers))))
         for worker in list(self._workers.values()):
-            room = 0 if worker.leaving else (self.at_once or WINDOW * worker.threads) - len(worker.flying)
+            out = self._flights.with_worker(worker.address)
+            room = 0 if worker.leaving else (self.at_once or WINDOW * worker.threads) - out
             room = min(room, share)
             blocks: list[int] = []
             while len(blocks) < room and (block := self._runs.take(worker.address, shunned=alone)) is not None:
                 blocks.append(block)
             self._left -= len(blocks)
-            if room and not blocks and not worker.flying and self.twice:
-                late = self._late() if late is None else late
+            if room and not blocks and not out and self.twice:
+                late = self._flights.late() if late is None else late
                 blocks, late = late[: worker.threads], late[worker.threads :]
             if blocks:
-                self._send(worker, blocks)
+                self._flights.send(worker.address, blocks)
 
     @property
     def _alone(self) -> bool:
         """Whether no second worker is there for what one has failed with."""
         return sum(not worker.leaving for worker in self._workers.values()) == 1
 
-    def _late(self) -> list[int]:
-        """Return the blocks that take long, for workers that have nothing else to do: first those that took longest."""
-        if not self._took:
-            return []
-        limit = time.monotonic() - max(LATE_SECONDS, LATE * statistics.median(self._took))
-        late = [f for f in self._flights.values() if f.since < limit and len(self._of_block[f.block]) == 1]
-        return [f.block for f in sorted(late, key=lambda f: f.since)]
-
-    def _send(self, worker: _Worker, blocks: Sequence[int]) -> None:
-        keys = [f"{self._tags}-{self._sent + i}" for i in range(len(blocks))]
-        self._sent += len(blocks)
-        futures = self.client.map(
-            self.function, blocks, key=keys, workers=[worker.address], allow_other_workers=False, pure=False, retries=0
-        )
-        now = time.monotonic()
-        for key, block, future in zip(keys, blocks, futures, strict=True):
-            self._flights[key] = worker.flying[key] = _Flight(block, worker.address, now, future)
-            self._of_block.setdefault(block, set()).add(key)
-            future.add_done_callback(lambda _future, key=key: self._landed.put(key))
-
     # ---- blocks come back ------------------------------------------------------------------------------------
 
     def _wait(self) -> list[str]:
         """Return the keys of what has come back, once something has or it is time to look around."""
-        keys: list[str] = []
-        with contextlib.suppress(queue.Empty):
-            left = self._pause - (time.monotonic() - self._watched)
-            keys.append(self._landed.get(timeout=max(0.001, left)))
-            while True:
-                keys.append(self._landed.get_nowait())
-        return [key for key in keys if key in self._flights]
+        return self._flights.landed(self._pause - (time.monotonic() - self._watched))
 
     def _land(self, keys: Sequence[str]) -> None:
         """Take results, and judge them."""
-        whole = [key for key in keys if self._flights[key].future.status == "finished"]
-        results = self._gather(whole)
+        results = self._flights.results(keys)
         for key in keys:
             if (flight := self._flights.get(key)) is None:
                 continue  # its twin came with it
             worker = self._workers[flight.worker]
             if key in results:
-                self._drop([key])
+                self._flights.drop([key])
                 if not self.done[flight.block]:
-                    self._took.append(time.monotonic() - flight.since)
+                    self._flights.took(flight)
                     self._judged(flight, worker, self.judge(flight.block, worker.name, results[key]))
             elif flight.future.status == "error":
                 error = flight.future.exception()
-                self._drop([key])
+                self._flights.drop([key])
                 self._judged(flight, worker, Verdict(Answer.BROKEN, clause(error)))
             else:  # cancelled by somebody, or with the connection; or its result was lost with its worker
                 self._check_scheduler()
-                self._drop([key])
+                self._flights.drop([key])
                 self._give_back(flight)
 
-    def _gather(self, keys: Sequence[str]) -> dict[str, Any]:
-        """Return the results that could be had."""
-        if not keys:
-            return {}
-        futures = [self._flights[key].future for key in keys]
-        try:
-            values = asking.gather(self.client, futures, seconds=ANSWER_SECONDS)
-        except Exception:  # noqa: BLE001 - whatever it was, the blocks are done again, and the scheduler is looked at
-            return {}
-        return dict(zip(keys, values, strict=True))
-
-    def _judged(self, flight: _Flight, worker: _Worker, verdict: Verdict) -> None:
+    def _judged(self, flight: Flight, worker: _Worker, verdict: Verdict) -> None:
         match verdict.answer:
             case Answer.DONE:
                 self._restarts.pop(worker.name, None)
-                self._drop(list(self._of_block.get(flight.block, ())))
+                self._flights.drop_block(flight.block)
             case Answer.AGAIN:
                 self._give_back(flight)
             case Answer.ELSEWHERE:
@@ -262,20 +202,10 @@ class Submission:
                 if not worker.leaving:
                     self._restart(worker, verdict.reason)
 
-    def _give_back(self, flight: _Flight, shun: str = "") -> None:
-        if not self.done[flight.block] and flight.block not in self._of_block:
+    def _give_back(self, flight: Flight, shun: str = "") -> None:
+        if not self.done[flight.block] and flight.block not in self._flights:
             self._runs.give_back(flight.block, shun)
             self._left += 1
-
-    def _drop(self, keys: Sequence[str]) -> None:
-        """Forget flights; where nobody holds their futures any more, the scheduler forgets them too."""
-        for key in keys:
-            flight = self._flights.pop(key)
-            self._of_block[flight.block].discard(key)
-            if not self._of_block[flight.block]:
-                del self._of_block[flight.block]
-            if (worker := self._workers.get(flight.worker)) is not None:
-                worker.flying.pop(key, None)
 
     # ---- workers come and go ---------------------------------------------------------------------------------
 
@@ -318,17 +248,16 @@ class Submission:
         """Give what a worker had to others."""
         del self._workers[worker.address]
         self._runs.leave(worker.address)
-        flights = sorted(worker.flying.items(), key=lambda item: item[1].since)
-        self._drop([key for key, _ in flights])
+        flights = self._flights.drop_worker(worker.address)
         if not worker.leaving:
             self.tell(WorkerLeft(worker.name, reason))
-            for _, flight in flights[: worker.threads]:  # those that it may have begun with
+            for flight in flights[: worker.threads]:  # those that it may have begun with
                 self._deaths[flight.block] += 1
                 if self._deaths[flight.block] == DEATHS and not self.done[flight.block]:
                     raise Stranded(
                         f"{DEATHS} workers were lost while they had block {flight.block}, {worker.name} last"
                     )
-        for _, flight in flights:
+        for flight in flights:
             self._give_back(flight)
 
     def _set_aside(self, worker: _Worker, reason: str) -> None:
@@ -399,17 +328,20 @@ class Submission:
             deadline = time.monotonic() + END_SECONDS
             while self._flights and time.monotonic() < deadline and self.client.status == "running":
                 # Not only what the queue tells: some of that may have been taken from it when the job ended.
-                keys = [key for key, flight in self._flights.items() if flight.future.status != "pending"]
-                if not keys:
+                if not (keys := self._flights.ended()):
                     self._watched = time.monotonic()
                     if not self._wait():
-                        there = asking.identity(self.client, seconds=ANSWER_SECONDS)["workers"]
-                        self._drop([key for key, flight in self._flights.items() if flight.worker not in there])
-                results = self._gather([key for key in keys if self._flights[key].future.status == "finished"])
-                for key in keys:
-                    flight = self._flights[key]
-                    self._drop([key])
-                    if key in results and not self.done[flight.block]:
-                        with contextlib.suppress(Exception):  # such as another block's failure
-                            self.judge(flight.block, self._workers[flight.worker].name, results[key])
-        self._drop(list(self._flights))
+                        self._flights.drop_all(asking.identity(self.client, seconds=ANSWER_SECONDS)["workers"])
+                self._take_last(keys)
+        self._flights.drop_all()
+
+    def _take_last(self, keys: Sequence[str]) -> None:
+        """Take results that are whole, and whatever is wrong with others."""
+        results = self._flights.results(keys)
+        for key in keys:
+            if (flight := self._flights.get(key)) is None:
+                continue
+            self._flights.drop([key])
+            if key in results and not self.done[flight.block]:
+                with contextlib.suppress(Exception):  # such as another block's failure
+                    self.judge(flight.block, self._workers[flight.worker].name, results[key])

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.planning.plan import Block, Plan
 from isovoxel.run.cluster import asking
+from isovoxel.run.cluster.flights import ANSWER_SECONDS
 from isovoxel.run.cluster.member import Made, Outcome, make_block, membership
-from isovoxel.run.cluster.submit import ANSWER_SECONDS
 from isovoxel.run.cluster.verdicts import SchedulerGone
 from isovoxel.run.overlap import Window
 from isovoxel.run.recovery import clause

@@ -1,0 +1,89 @@
+"""How is scaling a step of a dask pipeline? As a lazy array, whose chunks are scaled where dask computes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from isovoxel.geometry.box import Index3
+from isovoxel.geometry.grid import Float3
+from isovoxel.options import choose_sampling, parse_factor, source_of
+
+
+def scale_array(
+    array: Any,
+    factor: Float3 | float,
+    *,
+    interpolation: str | None = None,
+    antialias: bool = False,
+    labels: bool = False,
+    engine: str | None = None,
+    boundary: str = "nearest",
+    device: str = "auto",
+    chunks: Index3 | None = None,
+) -> Any:
+    """Return a 3-D dask array scaled, lazily: the array that `dask.array.map_overlap` builds.
+
+    Parameters
+    ----------
+    array
+        A 3-D dask array (or what `dask.array.asarray` takes), z, y, x.
+    factor
+        Output samples per input sample, for all axes or for z, y, x.
+    interpolation, antialias, labels, engine, boundary, device
+        As in `ScalingOptions`. The device is looked for in the process that computes a block.
+    chunks
+        Shape of the result's chunks, each scaled in one piece; by default as dask's ``array.chunk-size`` has it,
+        smaller where the device takes less.
+
+    Returns
+    -------
+    dask.array.Array
+        Of shape ``np.around(n * factor)`` (at least 1) and of the same dtype.
+
+    Raises
+    ------
+    OptionError, InputError
+        If a factor or an option makes no sense, or the array is not 3-D or of another dtype.
+    DoesNotFitError
+        If a chunk fits the device no more, or dask cannot exchange its halo.
+
+    Examples
+    --------
+    >>> import dask.array as da
+    >>> stack = da.ones((10, 20, 30), chunks=10, dtype="uint8")
+    >>> scale_array(stack, (4, 1, 1), chunks=(16, 16, 16))
+    dask.array<..., shape=(40, 20, 30), dtype=uint8, chunksize=(16, 16, 16), chunktype=numpy.ndarray>
+    """
+    import dask.array as da
+
+    from isovoxel.engines.devices import find_device
+    from isovoxel.planning.planner import plan_chunks
+    from isovoxel.run.host import host_limits
+    from isovoxel.run.overlap import scale_lazily
+    from isovoxel.volumes.open import open_volume
+
+    volume = open_volume(da.asarray(array), voxel_size=(1.0, 1.0, 1.0))
+    factors = parse_factor((factor,) * 3 if isinstance(factor, int | float) else factor)
+    shape = volume.grid.scaled(factors).shape
+    if chunks is None:
+        largest = da.core.normalize_chunks("auto", shape=shape, dtype=volume.dtype)
+        chunks = (largest[0][0], largest[1][0], largest[2][0])
+        fixed = False
+    else:
+        fixed = True
+    sampling = choose_sampling(
+        volume, {"interpolation": interpolation, "antialias": antialias, "labels": labels, "engine": engine}
+    )
+    planned = plan_chunks(
+        source_of(volume, volume.grid),
+        factors,
+        chunks=chunks,
+        fixed=fixed,
+        device=find_device(device).limits(),
+        host=host_limits(),
+        engine=sampling.engine,
+        interpolation=sampling.interpolation,
+        antialias=sampling.antialias,
+        boundary=boundary,
+    )
+    return scale_lazily(volume.array, planned, device)
