@@ -14,7 +14,10 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
-NAMES = ("kernels", "limits", "job", "stage", "scaling", "peers", "startup", "roofline", "aliasing", "writers")
+NAMES = (
+    *("kernels", "limits", "job", "stage", "scaling", "peers", "startup", "roofline", "aliasing", "writers"),
+    *("workers", "simulate"),
+)
 
 
 def run(*words: object) -> str:
@@ -216,7 +219,8 @@ def test_the_startup_benchmark_compares_a_small_job_with_a_script(tmp_path: Path
     """Each command has its seconds, on the clock and of all cores."""
     run("startup", "--shape", "8,40,40", "--repeat", 1, "--json", tmp_path / "startup.json")
     commands = numbers(tmp_path / "startup.json")["commands"]
-    assert list(commands) == ["a script with cle.scale", "isovoxel scale", "isovoxel plan", "isovoxel --help"]
+    names = ["a script with cle.scale", "scale", "plan", "plan of a petabyte", "--help"]
+    assert [name.removeprefix("isovoxel ") for name in commands] == names
     assert all(found["seconds"] > 0 and found["cpu_seconds"] > 0 for found in commands.values())
 
 
@@ -225,3 +229,22 @@ def test_the_writers_benchmark_compares_both() -> None:
     said = run("writers", "--side", 32, "--shards", 2)
     rows = [line.split("|")[1].strip() for line in said.splitlines()[3:]]
     assert rows == ["isovoxel", "zarr-python"]
+
+
+def test_the_workers_benchmark_compares_every_file(tmp_path: Path) -> None:
+    """A row without a cluster, and one with a worker, of the same bits."""
+    words = ["--workers", "cpu:1", "--engines", "exact", "--halos", "direct", "--voxels", 1e5]
+    run("workers", *words, "--folder", tmp_path, "--json", tmp_path / "workers.json")
+    alone, one = numbers(tmp_path / "workers.json")["rows"]
+    assert (alone["workers"], one["workers"]) == ("", "cpu:1")
+    assert one["files"] == one["expected"] == alone["files"]
+    assert sum(one["shares"]) > 0
+
+
+def test_the_simulation_does_all_blocks(tmp_path: Path) -> None:
+    """Workers that only sleep, a real scheduler, and what both ends hold and compute."""
+    said = run("simulate", "--blocks", 60, "--workers", 2, "--faster", 1e4, "--json", tmp_path / "simulate.json")
+    record = json.loads((tmp_path / "simulate.json").read_text("utf-8"))
+    assert record["rows"][-1]["blocks"] == record["blocks"] == 60
+    assert record["scheduler_seconds_a_block"] > 0
+    assert "| 256 |" in said
