@@ -68,6 +68,7 @@ def shrink(plate: NDArray[np.uint16], interpolation: str, device: str, *, antial
             interpolation=interpolation,
             antialias=antialias,
             device=device,
+            levels=0,
         )
         return np.asarray(zarr.open_array(done.path / "0", mode="r")[1], np.uint16)
 

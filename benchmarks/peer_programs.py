@@ -55,7 +55,7 @@ class Program:
 
 def _isovoxel(engine: str) -> Run:
     def run(source: Path, output: Path, factor: Float3, device: str) -> None:
-        isovoxel.scale(source, output, factor=factor, engine=engine, device=device)
+        isovoxel.scale(source, output, factor=factor, engine=engine, device=device, levels=0)
 
     return run
 

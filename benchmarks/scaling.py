@@ -147,7 +147,8 @@ class _Bench:
                 return budget
 
     def _all(self, case: Case, options: dict[str, Any]) -> Any:
-        return {"factor": case.factor, "engine": self._chosen.engine, "device": self._chosen.device, **options}
+        always = {"engine": self._chosen.engine, "device": self._chosen.device, "levels": 0}
+        return {"factor": case.factor, **always, **options}
 
 
 def _print(found: dict[str, Any]) -> dict[str, Any]:

@@ -536,9 +536,9 @@ def test_no_voxel_size_is_refused_but_not_with_factors(isovoxel: Isovoxel, bad: 
 
 
 def test_more_bytes_than_the_disk_has_are_refused(isovoxel: Isovoxel, bad: Path, tmp_path: Path) -> None:
-    """The message has both numbers: what the output takes, and what is free."""
+    """The message has both numbers: what the output takes, all its levels, and what is free."""
     said = isovoxel("scale", bad / "good.tif", tmp_path / "out.zarr", "--zoom", 20_000)
-    check_refused(said, "the output takes up to 10.2 PiB, before compression, but the disk of ")
+    check_refused(said, "the output takes up to 11.7 PiB, before compression, but the disk of ")
     assert "B free; make room, or choose another disk or a smaller factor" in said.err
     assert list(tmp_path.iterdir()) == []
 

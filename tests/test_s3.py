@@ -29,7 +29,7 @@ from isovoxel.metadata.ome import image_attributes
 from isovoxel.places import clients
 from isovoxel.places.objects import ObjectPlace
 from isovoxel.run import recovery
-from isovoxel.run.events import Event, Retried
+from isovoxel.run.events import BlockDone, Event, Retried
 from isovoxel.run.output import OutputState, output_state
 from isovoxel.run.session import Session
 from isovoxel.store.ledger import Ledger, ledger_of
@@ -165,6 +165,30 @@ def test_a_job_that_is_killed_goes_on(server: Server, folder: Path) -> None:
     assert str(OUT) in out
     check_bits(folder, "exact")
     assert not ledger_of(OUT).is_dir()
+
+
+def test_further_levels_are_made_in_the_store(server: Server, folder: Path) -> None:
+    """Read from it, written to it, gone on with there; counted when they are missing, and verified."""
+    wanted = options("exact") | {"device_memory": "100kB", "levels": 2}
+    local = package.scale(folder / "in.ome.zarr", folder / "levels.zarr", **wanted)
+
+    def stop(event: Event) -> None:
+        if isinstance(event, BlockDone) and event.level == 1:
+            raise RuntimeError("stopped from within")
+
+    with pytest.raises(JobError, match=r"of level 1, and all of those before, are done and kept"):
+        package.scale(SOURCE, str(OUT), listeners=[stop], **wanted)
+    state = output_state(str(OUT))
+    assert state is not None
+    assert local.plan.n_blocks < state.done < state.blocks == local.plan.all_blocks
+    server.asked.clear()
+    assert package.scale(SOURCE, str(OUT), **wanted).tally.done_before == state.done
+    assert not [asked for asked in server.asked if asked.startswith("PUT") and shard_of(asked)]
+    check_bits(folder, "levels")
+    assert package.verify(str(OUT), samples=16).levels == 3
+    (OUT / "2" / "c" / "0" / "0" / "0").unlink()
+    found = package.verify(str(OUT), samples=8)
+    assert (found.holds, found.missing_shards) == (False, 1)
 
 
 def shards_noted() -> set[str]:

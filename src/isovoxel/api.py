@@ -159,6 +159,7 @@ def scale(
         raise OptionError(f"on_corrupt must be stop or fill, not {on_corrupt!r}")
     voxel_size, unit = options.get("input_voxel_size"), options.get("unit")
     volume = open_volume(source, voxel_size=voxel_size, unit=unit).identified()
+    place = output_place(output)
     tally = Tally()
     told: tuple[Listener, ...] = (tally, *listeners)
     given = {"workers": workers, "scheduler": scheduler, "client": client}
@@ -167,12 +168,12 @@ def scale(
         if cluster is None:
             # "auto" is decided once: by the time the engine opens, another device may have more memory free.
             device = str(find_device(device).index)
-            planned = plan_volume(volume, options | {"device": device})
+            planned = plan_volume(volume, options | {"device": device}, output=place)
         else:
-            planned = plan_volume(volume, options, cluster.limits)
+            planned = plan_volume(volume, options, cluster.limits, place)
         labels = choose_sampling(volume, options).labels
         wanted = Wanted(
-            path=output_place(output),
+            path=place,
             plan=planned,
             made=provenance(planned, volume, labels=labels),
             source_path=volume.identity.get("path"),
@@ -180,7 +181,7 @@ def scale(
             shard=options.get("shard") is not None,
         )
         if is_complete(wanted):
-            tally.done_before = planned.n_blocks
+            tally.done_before = planned.all_blocks
             return ScaleResult(shown(wanted.path), planned, 0.0, tally.stages | {"idle": 0.0}, peak_bytes(), tally)
         task = Task(planned, source, voxel_size, unit, device, wanted.path, on_corrupt == "fill")
         done, seconds, idle = Session(wanted, task, volume, labels, told, isolate, cluster).run()
@@ -272,8 +273,9 @@ def verify(output: str | Path, *, against: Any = None, samples: int = 400, seed:
         If there is nothing to sample.
     """
     from isovoxel.places.address import has_place
+    from isovoxel.run.levels import open_levels
     from isovoxel.run.recipe import Recipe
-    from isovoxel.run.verify import verify as compare
+    from isovoxel.run.verify import verify_levels
     from isovoxel.store.provenance import read_provenance
     from isovoxel.store.writer import missing_shards
 
@@ -297,9 +299,9 @@ def verify(output: str | Path, *, against: Any = None, samples: int = 400, seed:
             f"{source.name} holds {source.shape} voxels of {source.dtype}, but {output} was made from "
             f"{recipe.shape} of {recipe.dtype}; give its source with --against"
         )
-    return compare(
+    return verify_levels(
         source,
-        result,
+        [result, *open_levels(output, recipe)],
         recipe,
         samples=samples,
         seed=seed,

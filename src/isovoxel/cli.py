@@ -103,6 +103,9 @@ Shard = Annotated[
     typer.Option(metavar="Z,Y,X", parser=_three(int, "256,256,256"), help="Voxels per file of the output."),
 ]
 Codec = Annotated[str, typer.Option(metavar="lz4|zstd|none", help="Compression of the output.")]
+Levels = Annotated[
+    str, typer.Option(metavar="auto|N", help="Further levels, each of half the size; auto: until 256 voxels a side.")
+]
 Workers = Annotated[
     str | None,
     typer.Option(metavar="auto|N|cpu:N", help="Worker processes here: one on each GPU, or on the processor."),
@@ -189,6 +192,7 @@ def plan(
     chunk: Chunk = None,
     shard: Shard = None,
     codec: Codec = "lz4",
+    levels: Levels = "auto",
     workers: Workers = None,
     scheduler: Scheduler = None,
     picture: Annotated[
@@ -228,6 +232,7 @@ def plan(
         chunk=chunk,
         shard=shard,
         codec=codec,
+        levels=levels,
     )
     record, lines = plan_record(planned), plan_lines(planned)
     if picture is not None:
@@ -260,6 +265,7 @@ def scale(
     chunk: Chunk = None,
     shard: Shard = None,
     codec: Codec = "lz4",
+    levels: Levels = "auto",
     workers: Workers = None,
     scheduler: Scheduler = None,
     overwrite: Overwrite = False,
@@ -314,6 +320,7 @@ def scale(
             chunk=chunk,
             shard=shard,
             codec=codec,
+            levels=levels,
         )
         if told:
             told.result = result
@@ -335,6 +342,7 @@ def convert(
     chunk: Chunk = None,
     shard: Shard = None,
     codec: Codec = "lz4",
+    levels: Levels = "auto",
     workers: Workers = None,
     scheduler: Scheduler = None,
     overwrite: Overwrite = False,
@@ -366,6 +374,7 @@ def convert(
             chunk=chunk,
             shard=shard,
             codec=codec,
+            levels=levels,
         )
     if as_json or not quiet:
         _show_result(result, as_json=as_json)

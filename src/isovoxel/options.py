@@ -15,6 +15,7 @@ from isovoxel.geometry.grid import (
     factor_for_voxel_size,
     factor_for_zoom,
 )
+from isovoxel.places.place import Place
 from isovoxel.planning.choices import ENGINES, MOVES
 from isovoxel.planning.limits import DeviceLimits, HostLimits
 from isovoxel.planning.plan import Plan, Source
@@ -65,6 +66,9 @@ class ScalingOptions(TypedDict, total=False):
     """Voxels per shard (file) of the output, z, y, x: whole chunks."""
     codec: str
     """"lz4" (default), "zstd" or "none"."""
+    levels: int | str | None
+    """How many levels follow the full one, each of half the size: a number, or "auto" (default) for as many as it takes
+    until no side is longer than 256. They are means; of labels, "mode" and integers of 64 bits the most frequent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +120,12 @@ Limits = tuple[DeviceLimits, HostLimits]
 """What a device has, and what its host lets a process use."""
 
 
-def plan_volume(volume: Volume, options: ScalingOptions, limits: Callable[[str], Limits] | None = None) -> Plan:
+def plan_volume(
+    volume: Volume,
+    options: ScalingOptions,
+    limits: Callable[[str], Limits] | None = None,
+    output: Place | None = None,
+) -> Plan:
     """Return how a volume would be scaled, within the limits of device and host.
 
     Parameters
@@ -127,9 +136,13 @@ def plan_volume(volume: Volume, options: ScalingOptions, limits: Callable[[str],
         What the user says.
     limits
         Returns those of the workers that will do it, for an engine; by default those of this process are found.
+    output
+        Where it is written, if that is known; by default a local disk.
     """
+    from isovoxel.planning.levels import with_levels
     from isovoxel.planning.planner import make_plan
-    from isovoxel.planning.storage import default_storage
+    from isovoxel.planning.storage import Storage, default_storage
+    from isovoxel.volumes.zarr_layout import written_layout
 
     grid, factor = how_far(volume, options)
     sampling = choose_sampling(volume, options)
@@ -141,9 +154,10 @@ def plan_volume(volume: Volume, options: ScalingOptions, limits: Callable[[str],
         chunk=chunk,
         shard=shard,
     )
-    device, host = limits(sampling.engine) if limits else own_limits(options)
+    levels = parse_levels(options.get("levels"))
+    device, host = own = limits(sampling.engine) if limits else own_limits(options)
     halo = options.get("halo", "auto")
-    return make_plan(
+    full = make_plan(
         source_of(volume, grid),
         factor,
         storage=storage,
@@ -157,6 +171,36 @@ def plan_volume(volume: Volume, options: ScalingOptions, limits: Callable[[str],
         halo_mode="direct" if halo == "auto" and volume.array is None else halo,
         fixed_storage=shard is not None,
     )
+
+    def overhead(shape: Index3, storage: Storage) -> int:
+        return written_layout(output, shape, volume.dtype, storage).read_overhead
+
+    device, host = limits("exact") if limits else own
+    # Integers of 64 bits are labels, or nothing is to be computed with them.
+    moves = sampling.labels or sampling.interpolation == "mode" or volume.dtype.itemsize == 8
+    return with_levels(
+        full,
+        levels,
+        interpolation="mode" if moves else "area",
+        device=device,
+        host=host,
+        chunk=chunk,
+        shard=shard,
+        read_overhead=overhead,
+    )
+
+
+def parse_levels(value: int | str | None) -> int | None:
+    """Return how many further levels there shall be, or None for as many as it takes."""
+    if value is None or value == "auto":
+        return None
+    try:
+        count = int(value)
+    except (TypeError, ValueError):
+        count = -1
+    if count < 0:
+        raise OptionError(f"levels must be auto or a number from 0 on, not {value!r}")
+    return count
 
 
 def own_limits(options: ScalingOptions) -> Limits:

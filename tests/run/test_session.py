@@ -17,7 +17,7 @@ import pytest
 
 import isovoxel
 from isovoxel.errors import DoesNotFitError, JobError, OptionError, OutputBusyError, OutputError, OutputExistsError
-from isovoxel.run import session
+from isovoxel.run import levels
 from isovoxel.run.events import BlockDone, Event, JobStarted
 from isovoxel.run.output import OutputState, output_state
 from isovoxel.store.ledger import LOCK, ledger_of
@@ -309,7 +309,7 @@ def test_a_device_that_cannot_serve_leaves_nothing(source: Path, out: Path, monk
     def broken(*_: object) -> Any:
         raise isovoxel.errors.DeviceError("broken")
 
-    monkeypatch.setattr(session, "open_engine", broken)
+    monkeypatch.setattr(levels, "open_engine", broken)
     with pytest.raises(isovoxel.errors.DeviceError, match="broken"):
         isovoxel.scale(source, out, **OPTIONS | {"engine": "exact"})
     assert [path.name for path in source.parent.iterdir()] == ["in.npy"]

@@ -318,7 +318,7 @@ def test_what_is_noted_is_read_by_the_next_process(out: ObjectPlace, plan: Plan)
 
 def done(ledger: Ledger) -> list[int]:
     """Return the blocks that are noted with these seals."""
-    return [index for index, is_done in enumerate(ledger.done(lambda _, seals: seals == SEALS)) if is_done]
+    return [index for index, is_done in enumerate(ledger.done(lambda _level, _block, seals: seals == SEALS)) if is_done]
 
 
 def test_many_lines_take_few_objects(

@@ -34,7 +34,8 @@ def started(**changes: Any) -> JobStarted:
     """Return the start of a job on a CPU, which skips voxels."""
     device = SimpleNamespace(kind="cpu", name="PoCL")
     plan = SimpleNamespace(
-        n_blocks=48,
+        all_blocks=48,
+        all_voxels=400,
         output=SimpleNamespace(shape=(4, 10, 10)),
         device=device,
         aliases=("y", "x"),

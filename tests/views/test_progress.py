@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from isovoxel.planning.plan import Plan
-from isovoxel.run.events import BlockDone, JobFinished, JobStarted, WorkerJoined, WorkerLeft
+from isovoxel.run.events import BlockDone, JobFinished, JobStarted, LevelBegun, WorkerJoined, WorkerLeft
 from isovoxel.views.progress import MOST_LINES, ProgressView
 
 HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
@@ -29,7 +29,8 @@ class Clock:
 def started(blocks: int = 4, shape: tuple[int, int, int] = (40, 100, 1000)) -> JobStarted:
     """Return the start of a job; of its plan a view needs few things only."""
     output, device = SimpleNamespace(shape=shape), SimpleNamespace(kind="gpu")
-    plan = SimpleNamespace(n_blocks=blocks, output=output, device=device, aliases=(), source=SimpleNamespace(notes=()))
+    sizes = {"all_blocks": blocks, "all_voxels": shape[0] * shape[1] * shape[2]}
+    plan = SimpleNamespace(**sizes, output=output, device=device, aliases=(), source=SimpleNamespace(notes=()))
     return JobStarted(cast(Plan, plan))
 
 
@@ -72,6 +73,25 @@ def test_the_final_bar_stays_on_the_screen(width: int) -> None:
     assert line.startswith("done ━")
     assert line.endswith(" 4/4 blocks, 0.1 Mvoxel/s, in 1:20")
     assert len(line) <= width
+
+
+def test_one_bar_goes_through_all_levels() -> None:
+    """It says which one is being made, counts the voxels of all, and a log says the same."""
+    for console, file in (terminal(100), log_file()):
+        clock = Clock()
+        with ProgressView(console, clock=clock) as view:
+            view(started(blocks=5))
+            for index in range(4):
+                clock.now += 20
+                view(done(index, voxels=900_000))
+            view(LevelBegun(1, 1))
+            clock.now += 40
+            view(done(0, voxels=400_000))
+            assert str(view) == "5/5 blocks, 0.0 Mvoxel/s, 0:00 left"
+            drawn = [task.description for task in view._bar.tasks] if view._bar else []
+            view(JobFinished(120.0))
+        assert drawn == ["level 1 of 1"] or "level 1 of 1: 5/5 blocks" in file.getvalue()
+        assert "5/5 blocks, 0.0 Mvoxel/s, in 2:00" in last_line(file)
 
 
 def test_time_left_counts_voxels_and_runs_down() -> None:

@@ -104,6 +104,8 @@ class Table:
 
     @property
     def _unfolded_width(self) -> int:
+        if self.interpolation == "area" and math.frexp(self.axis.factor)[0] == 0.5 and self.axis.factor <= 1:
+            return int(1 / self.axis.factor)  # whole samples, of which float64 tells no part of a neighbour
         # An open interval of length L holds at most ceil(L) integers: 2 for linear, 4 for cubic.
         return max(1, math.ceil(2 * self.radius))
 

@@ -5,7 +5,7 @@ may have a scale and a translation of its own, applied after the level's: ``worl
 What does not touch the geometry (names, unknown keys, rendering) is not looked at, so files with small sins
 open; what does touch it is checked to the last number, for a wrong guess would be a wrong voxel size.
 
-Writing: one level of OME-Zarr 0.5, built with yaozarrs' models, which follow the specification.
+Writing: an image of OME-Zarr 0.5, built with yaozarrs' models, which follow the specification.
 
 Source: https://ngff.openmicroscopy.org/0.4/ and https://ngff.openmicroscopy.org/0.5/, "multiscales".
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -102,8 +102,16 @@ def is_label_image(attributes: Mapping[str, Any]) -> bool:
     return "image-label" in (inner if isinstance(inner, Mapping) else attributes)
 
 
-def image_attributes(grid: VoxelGrid, *, name: str, path: str = "0", labels: bool = False) -> dict[str, Any]:
-    """Return the attributes of an OME-Zarr 0.5 group that holds one image of one level.
+def image_attributes(
+    grid: VoxelGrid,
+    *,
+    name: str,
+    path: str = "0",
+    further: Sequence[VoxelGrid] = (),
+    method: str | None = None,
+    labels: bool = False,
+) -> dict[str, Any]:
+    """Return the attributes of an OME-Zarr 0.5 group that holds one image.
 
     Parameters
     ----------
@@ -113,6 +121,10 @@ def image_attributes(grid: VoxelGrid, *, name: str, path: str = "0", labels: boo
         Name of the image, for people.
     path
         Path of the array inside the group.
+    further
+        Where the voxels of its further levels lie, finest first; their paths are "1", "2" and so on.
+    method
+        How each is made of the one before, in a word, where there are any.
     labels
         Whether it is an image of labels.
 
@@ -134,13 +146,15 @@ def image_attributes(grid: VoxelGrid, *, name: str, path: str = "0", labels: boo
                     axes=[v05.SpaceAxis(name=axis, type="space", unit=grid.unit or None) for axis in AXES],
                     datasets=[
                         v05.Dataset(
-                            path=path,
+                            path=str(level) if level else path,
                             coordinateTransformations=[
-                                v05.ScaleTransformation(scale=list(grid.voxel_size)),
-                                v05.TranslationTransformation(translation=list(grid.origin)),
+                                v05.ScaleTransformation(scale=list(where.voxel_size)),
+                                v05.TranslationTransformation(translation=list(where.origin)),
                             ],
                         )
+                        for level, where in enumerate((grid, *further))
                     ],
+                    type=method,
                 )
             ]
         )

@@ -12,7 +12,8 @@ from isovoxel.planning.plan import Plan
 def continued(begun: Plan, planned: Plan) -> Plan:
     """Return the plan of a job that was begun earlier: its blocks and shards, within the limits of today.
 
-    Blocks are read directly, for neighbours of those that are done need not be read.
+    Blocks are read directly, for neighbours of those that are done need not be read. So it is for each level; a
+    further one reads the level before as that was begun.
 
     Parameters
     ----------
@@ -26,8 +27,13 @@ def continued(begun: Plan, planned: Plan) -> Plan:
     DoesNotFitError
         If a block does not fit the limits of today.
     """
+    further = tuple(
+        continued(then, replace(now, source=then.source))
+        for then, now in zip(begun.further, planned.further, strict=True)
+    )
     draft = replace(
         planned,
+        further=further,
         storage=begun.storage,
         block_shape=begun.block_shape,
         halo_mode="direct",

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,11 @@ class Block:
     comes next has no weight."""
     pad_after: Index3
     """The same after it."""
+    level: int = 0
+    """Which level of the output it writes."""
+
+    def __str__(self) -> str:
+        return f"block {self.index} of level {self.level}" if self.level else f"block {self.index}"
 
     @property
     def padded_shape(self) -> Index3:
@@ -115,6 +121,10 @@ class Plan(InNotebooks):
     """Bytes of decoded chunks that the source's reader keeps for blocks to come."""
     helpers: int = 0
     """How many threads may help those of the blocks to encode while cores are idle."""
+    level: int = 0
+    """Which level of the output it makes; 0 is the full one."""
+    further: tuple[Plan, ...] = ()
+    """How the further levels are made, each from the one before; see `isovoxel.planning.levels`."""
 
     # ---- axes and blocks -------------------------------------------------------------------------------------
 
@@ -196,6 +206,7 @@ class Plan(InNotebooks):
             read_box=Box(_triple(first), _triple(last)),
             pad_before=_triple(before),
             pad_after=_triple(after),
+            level=self.level,
         )
 
     def voxels_of(self, done: bytes | bytearray) -> int:
@@ -211,6 +222,28 @@ class Plan(InNotebooks):
     def blocks(self) -> Iterator[Block]:
         """Yield all blocks in order."""
         return (self.block(i) for i in range(self.n_blocks))
+
+    # ---- levels ----------------------------------------------------------------------------------------------
+
+    @property
+    def levels(self) -> tuple[Plan, ...]:
+        """The plans of all levels, this one first."""
+        return (self, *self.further)
+
+    @property
+    def all_blocks(self) -> int:
+        """Number of blocks of all levels."""
+        return sum(plan.n_blocks for plan in self.levels)
+
+    @property
+    def all_voxels(self) -> int:
+        """Number of output voxels of all levels."""
+        return sum(math.prod(plan.output.shape) for plan in self.levels)
+
+    def split(self, done: bytearray) -> list[bytearray]:
+        """Cut what is known of the blocks of all levels, one byte each, level after level."""
+        ends = list(accumulate(plan.n_blocks for plan in self.levels))
+        return [done[end - plan.n_blocks : end] for plan, end in zip(self.levels, ends, strict=True)]
 
     # ---- what it takes ---------------------------------------------------------------------------------------
 
@@ -299,19 +332,20 @@ class Plan(InNotebooks):
 
     @property
     def output_bytes(self) -> int:
-        """Bytes of all output voxels, uncompressed."""
+        """Bytes of the output's voxels, uncompressed, without further levels."""
         return math.prod(self.output.shape) * self.source.itemsize
 
     @property
     def disk_bytes(self) -> int:
-        """Bytes that the output's chunks take on the disk at most.
+        """Bytes that the chunks of all levels take on the disk at most.
 
         Where the volume ends, chunks are filled up with zeros, of which a codec makes next to nothing.
         """
+        further = sum(plan.disk_bytes for plan in self.further)
         if self.storage.codec != "none":
-            return self.output_bytes
+            return self.output_bytes + further
         shape = (round_up(m, c) for m, c in zip(self.output.shape, self.storage.chunk, strict=True))
-        return math.prod(shape) * self.source.itemsize
+        return math.prod(shape) * self.source.itemsize + further
 
     # ---- what it is ------------------------------------------------------------------------------------------
 
@@ -330,6 +364,8 @@ class Plan(InNotebooks):
             "cut": [self.block_shape, self.device.name] if self.engine == "cle" else [],
             "storage": asdict(self.storage),
         }
+        if self.further:
+            what["further"] = [plan.fingerprint for plan in self.further]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> str:
@@ -339,16 +375,20 @@ class Plan(InNotebooks):
     @classmethod
     def from_json(cls, text: str) -> Plan:
         """Return the plan that `to_json` wrote."""
-        d = _tuples(json.loads(text))
+        return cls._from_dict(_tuples(json.loads(text)))
+
+    @classmethod
+    def _from_dict(cls, d: Mapping[str, Any]) -> Plan:
         source = d["source"]
         return cls(
-            **d
-            | {
+            **{
+                **d,
                 "source": Source(**source | {"grid": VoxelGrid(**source["grid"])}),
                 "output": VoxelGrid(**d["output"]),
                 "storage": Storage(**d["storage"]),
                 "device": DeviceLimits(**d["device"]),
                 "host": HostLimits(**d["host"]),
+                "further": tuple(cls._from_dict(level) for level in d.get("further", ())),
             }
         )
 

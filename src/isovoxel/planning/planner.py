@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from isovoxel.errors import DoesNotFitError, OptionError
 from isovoxel.geometry.axis import Sampler, ceil_div, longest
 from isovoxel.geometry.box import Index3
-from isovoxel.geometry.grid import AXES, Float3
+from isovoxel.geometry.grid import AXES, Float3, VoxelGrid
 from isovoxel.planning.choices import check_options
 from isovoxel.planning.cost import human_bytes
 from isovoxel.planning.limits import DeviceLimits, HostLimits
@@ -85,6 +85,7 @@ def make_plan(
     boundary: str = "nearest",
     halo_mode: str = "auto",
     fixed_storage: bool = False,
+    output: VoxelGrid | None = None,
 ) -> Plan:
     """Plan how `source` is scaled by `factor` within the limits.
 
@@ -102,6 +103,8 @@ def make_plan(
         As in `Plan`; halo mode "auto" takes map_overlap where one graph can hold the job.
     fixed_storage
         Whether the user chose the shards, so that smaller ones must not be tried.
+    output
+        Where the output's voxels lie; by default `source.grid.scaled(factor)`.
 
     Raises
     ------
@@ -113,7 +116,7 @@ def make_plan(
     check_options(engine=engine, interpolation=interpolation, antialias=antialias, boundary=boundary, halo=halo_mode)
     draft = Plan(
         source=source,
-        output=source.grid.scaled(factor),
+        output=output or source.grid.scaled(factor),
         factor=factor,
         interpolation=interpolation,
         boundary=boundary,

@@ -23,7 +23,8 @@ CODECS = ("lz4", "zstd", "none")
 BLOSC_MARGIN = 16
 """Bytes by which blosc's result may be longer than what it was given (BLOSC_MAX_OVERHEAD)."""
 
-_CHUNK = 128
+CHUNK = 128
+"""Side of a chunk, where the volume has it and the user wants no other."""
 _SHORTEST_CHUNK = 32
 _SIDES = ((512, 256), (256, 32), (128, 0))
 """Sides of a shard, and from how many such shards on: the last few of a job leave cores idle, so few must be small."""
@@ -115,7 +116,7 @@ def default_storage(
     if shard is not None:
         Storage((1, 1, 1), shard, codec)
         chunk = chunk or _index3(_chunk_of(axis, n, s) for axis, n, s in zip(AXES, shape, shard, strict=True))
-    chunk = _index3(min(n, c) for n, c in zip(shape, chunk or (_CHUNK, _CHUNK, _CHUNK), strict=True))
+    chunk = _index3(min(n, c) for n, c in zip(shape, chunk or (CHUNK, CHUNK, CHUNK), strict=True))
     nbytes = math.prod(chunk) * itemsize
     if codec != "none" and nbytes > _BLOSC_BYTES:
         raise OptionError(
@@ -195,12 +196,12 @@ def _fitted(shape: Index3, chunk: Index3, shard: Index3) -> Index3:
 def _chunk_of(axis: str, n: int, shard: int) -> int:
     """Return the length of a chunk that divides a shard of the user's, along one axis."""
     if shard >= n:
-        return _CHUNK  # one shard along this axis, as long as its chunks
-    chunk = max(c for c in range(1, _CHUNK + 1) if shard % c == 0)
+        return CHUNK  # one shard along this axis, as long as its chunks
+    chunk = max(c for c in range(1, CHUNK + 1) if shard % c == 0)
     if chunk < min(shard, _SHORTEST_CHUNK):
         raise OptionError(
             f"a shard of {shard} voxels along {axis} cannot be cut into chunks of {_SHORTEST_CHUNK} to "
-            f"{_CHUNK} voxels; give --chunk as well, or a multiple of {_CHUNK}"
+            f"{CHUNK} voxels; give --chunk as well, or a multiple of {CHUNK}"
         )
     return chunk
 

@@ -154,7 +154,7 @@ class BlockMaker:
         seals: list[Seal] = []
         for box in block.write_box.tiles(self._plan.storage.shard):
             seals += self.make(self._plan.block_of(block.index, box), flusher, seat=seat)[0]
-        return seals, BlockDone(block.index, block.write_box.size, 0, 0, 0, 0, 0)
+        return seals, BlockDone(block.index, block.write_box.size, 0, 0, 0, 0, 0, level=block.level)
 
     def _scale_and_encode(
         self, stage: Stage, block: Block, flush: Callable[[OnItsWay], None], read_seconds: float
@@ -175,6 +175,7 @@ class BlockMaker:
             flush_seconds=0.0,
             pieces=scaled.pieces,
             read_bytes=block.read_box.size * self._plan.source.itemsize,
+            level=block.level,
         )
 
     @contextmanager
@@ -195,7 +196,7 @@ class BlockMaker:
         """Read, scale or write, and try again where that may help."""
 
         def told(error: Exception, pause: float) -> None:
-            self._tell(Retried(block.index, doing, clause(error), pause))
+            self._tell(Retried(block.index, doing, clause(error), pause, block.level))
 
         try:
             return patiently(do, told, self.cancelled)

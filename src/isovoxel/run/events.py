@@ -18,7 +18,7 @@ class JobStarted:
     plan: Plan
     """The plan that is being carried out."""
     done: int = 0
-    """Blocks that were done before, where the job goes on."""
+    """Blocks that were done before, where the job goes on, of all levels."""
     voxels_done: int = 0
     """Output voxels of those."""
 
@@ -49,6 +49,18 @@ class BlockDone:
     """Bytes of its shards on the disk."""
     worker: str = ""
     """Name of the worker that made it, where there are several."""
+    level: int = 0
+    """Which level of the output it belongs to."""
+
+
+@dataclass(frozen=True, slots=True)
+class LevelBegun:
+    """All levels before are complete, and blocks of a further one are about to be made."""
+
+    level: int
+    """Which level, counted from 1."""
+    levels: int
+    """How many further levels there are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +75,8 @@ class Retried:
     """What went wrong, in a clause."""
     pause: float
     """Seconds until it is tried again."""
+    level: int = 0
+    """Which level of the output the block belongs to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +156,23 @@ class JobFinished:
 
 
 def started(plan: Plan, done: bytearray) -> JobStarted:
-    """Return the start of a job of which some blocks are done: those with a 1, in the plan's order."""
-    return JobStarted(plan, sum(done), plan.voxels_of(done))
+    """Return the start of a job of which some blocks are done: those with a 1, in the plan's order.
+
+    Parameters
+    ----------
+    plan
+        The plan that is being carried out.
+    done
+        One byte for each block of the full level, or of all levels.
+    """
+    voxels = (level.voxels_of(part) for level, part in zip(plan.levels, plan.split(done), strict=True) if part)
+    return JobStarted(plan, sum(done), sum(voxels))
 
 
 Event = (
     JobStarted
     | BlockDone
+    | LevelBegun
     | Retried
     | Filled
     | Slowed

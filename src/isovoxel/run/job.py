@@ -144,12 +144,12 @@ class Job:
     def _told(self, failure: BaseException) -> Exception:
         """Return what is raised of a failure."""
         if isinstance(failure, KeyboardInterrupt):
-            return InterruptedJobError(f"interrupted; {kept(self.done)}", getattr(failure, "signal", None))
+            return InterruptedJobError(f"interrupted; {kept(self.plan, self.done)}", getattr(failure, "signal", None))
         if isinstance(failure, BlockFailed):
             if isinstance(failure.error, DeviceLostError):
                 return failure.error
-            return JobError(f"{failure.reason(self._missing)}; {kept(self.done)}")
-        return JobError(f"the job failed with {clause(failure)}; {kept(self.done)}")
+            return JobError(f"{failure.reason(self._missing)}; {kept(self.plan, self.done)}")
+        return JobError(f"the job failed with {clause(failure)}; {kept(self.plan, self.done)}")
 
     # ---- direct reads ----------------------------------------------------------------------------------------
 
@@ -224,7 +224,7 @@ class Job:
         if not is_transient(seals) or attempts == len(recovery.PAUSES):
             raise BlockFailed("writing", block, seals) from seals
         self._unflushed[block.index] += 1
-        self._tell(Retried(block.index, "writing", clause(seals), recovery.PAUSES[attempts]))
+        self._tell(Retried(block.index, "writing", clause(seals), recovery.PAUSES[attempts], block.level))
         return False
 
     def _slow_down(self) -> None:

@@ -26,6 +26,7 @@ from isovoxel.places.objects import ObjectPlace
 from isovoxel.places.place import Place, place_of
 from isovoxel.planning.continued import continued
 from isovoxel.planning.plan import Plan
+from isovoxel.run.events import started
 from isovoxel.run.job import FLUSHING
 from isovoxel.run.recipe import differences
 from isovoxel.store.destination import check_destination
@@ -42,7 +43,7 @@ class OutputState:
     complete: bool
     """Whether it is there as a whole."""
     done: int = 0
-    """Blocks that are done."""
+    """Blocks that are done, of all levels."""
     blocks: int = 0
     """Blocks of the job; 0 where nobody knows any more."""
     holder: str = ""
@@ -93,7 +94,7 @@ def output_state(path: str | os.PathLike[str]) -> OutputState | None:
     holder = str(_holder(folder / LOCK) or "")
     if (ledger := _ledger(folder, made)) is None:
         return OutputState(complete=False, holder=holder)
-    return OutputState(complete=False, done=ledger.count(), blocks=ledger.plan.n_blocks, holder=holder)
+    return OutputState(complete=False, done=ledger.count(), blocks=ledger.plan.all_blocks, holder=holder)
 
 
 def is_complete(wanted: Wanted) -> bool:
@@ -166,7 +167,7 @@ def _find(wanted: Wanted) -> Begun:
             f"{path} is not complete, and what of it is done is not known, for {folder} is not there; "
             "give --overwrite to begin anew, or another output"
         )
-    left = 1 - ledger.count() / ledger.plan.n_blocks
+    left = 1 - started(ledger.plan, ledger.noted()).voxels_done / ledger.plan.all_voxels
     check_destination(
         path,
         overwrite=False,
@@ -180,7 +181,9 @@ def _find(wanted: Wanted) -> Begun:
 
 def _waiting(plan: Plan) -> int:
     """Return the bytes of all voxels that are encoded and wait until they are where they belong, at a time."""
-    return (1 + FLUSHING) * plan.in_flight * math.prod(plan.block_shape) * plan.source.itemsize
+    return max(
+        (1 + FLUSHING) * level.in_flight * math.prod(level.block_shape) * level.source.itemsize for level in plan.levels
+    )
 
 
 def _lock(file: Place, output: Place) -> OutputLock | ObjectLock:

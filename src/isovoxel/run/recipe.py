@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from isovoxel.errors import InputError
@@ -33,6 +33,12 @@ def provenance(planned: Plan, volume: Volume, *, labels: bool) -> dict[str, Any]
             "shard": list(planned.storage.shard),
             "codec": planned.storage.codec,
         },
+        "levels": {
+            "further": len(planned.further),
+            "interpolation": [level.interpolation for level in planned.further],
+            "factor": [list(level.factor) for level in planned.further],
+            "block": [list(level.block_shape) for level in planned.further],
+        },
         "input": {
             "name": volume.name,
             "kind": volume.kind,
@@ -56,6 +62,7 @@ _NAMES = {
     "factor": "factor",
     "labels": "labels",
     "storage.codec": "codec",
+    "levels.further": "further levels",
     "input.identity.path": "input",
     "input.shape": "input shape",
     "input.dtype": "input dtype",
@@ -81,6 +88,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], *, shard: bool)
         Whether the user asks for the shards now; otherwise those from then are as good.
     """
     now = json.loads(json.dumps(now))  # tuples are lists there
+    then = {"levels": {"further": 0}} | dict(then)  # outputs of before there were any do not say
     names = dict(_NAMES)
     if shard:
         names["storage.shard"] = "shard"
@@ -134,6 +142,8 @@ class Recipe:
     """What tells the source from another or a later one."""
     complete: bool
     """Whether the result was written to its end."""
+    further: tuple[Recipe, ...] = ()
+    """What made the further levels, each of the one before."""
 
     @classmethod
     def from_provenance(cls, made: Mapping[str, Any], name: str) -> Recipe:
@@ -148,7 +158,7 @@ class Recipe:
             fz, fy, fx = (float(f) for f in made["factor"])
             z, y, x = (int(n) for n in made["block"])
             nz, ny, nx = (int(n) for n in made["input"]["shape"])
-            return cls(
+            recipe = cls(
                 factor=(fz, fy, fx),
                 interpolation=str(made["interpolation"]),
                 antialias=bool(made["antialias"]),
@@ -161,6 +171,7 @@ class Recipe:
                 identity=dict(made["input"]["identity"]),
                 complete=bool(made["complete"]),
             )
+            return replace(recipe, further=tuple(_further(recipe, dict(made.get("levels", {})))))
         except (KeyError, TypeError, ValueError) as error:
             what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise InputError(f"{name} does not say in its attributes how isovoxel made it: {what}") from error
@@ -178,3 +189,21 @@ class Recipe:
         names = {"size": "size", "metadata": "metadata"} | ({} if elsewhere else {"mtime_ns": "modification time"})
         both = [key for key in names if key in self.identity and key in source.identity]
         return tuple(names[key] for key in both if self.identity[key] != source.identity[key])
+
+
+def _further(recipe: Recipe, made: Mapping[str, Any]) -> Iterator[Recipe]:
+    """Yield what made the further levels, whose sources are the result's own levels."""
+    names = ("interpolation", "factor", "block")
+    for interpolation, factor, block in zip(*(made.get(name, ()) for name in names), strict=True):
+        fz, fy, fx = (float(f) for f in factor)
+        z, y, x = (int(n) for n in block)
+        yield replace(
+            recipe,
+            factor=(fz, fy, fx),
+            interpolation=str(interpolation),
+            antialias=False,
+            boundary="nearest",
+            engine="exact",
+            block=(z, y, x),
+            identity={},
+        )

@@ -8,7 +8,6 @@ a server that is being restarted. Together they last about a minute and a half; 
 from __future__ import annotations
 
 import errno
-import math
 import threading
 from collections.abc import Callable
 from typing import TypeVar
@@ -65,9 +64,10 @@ def clause(error: BaseException) -> str:
     return f"{type(error).__name__}: {said.splitlines()[0]}" if said else type(error).__name__
 
 
-def kept(done: bytearray) -> str:
-    """Say what of a job is done, and how to go on."""
-    return f"{sum(done)} of {len(done)} blocks are done and kept; {GO_ON}"
+def kept(plan: Plan, done: bytearray) -> str:
+    """Say what of a job is done, of which a level is being made and all before are complete, and how to go on."""
+    where = f" of level {plan.level}, and all of those before," if plan.level else ""
+    return f"{sum(done)} of {plan.all_blocks} blocks{where} are done and kept; {GO_ON}"
 
 
 def is_full(error: Exception) -> bool:
@@ -87,7 +87,7 @@ def missing(plan: Plan, done: bytearray, written: int, stored: int, free: int) -
     free
         Bytes that are free there.
     """
-    voxels = math.prod(plan.output.shape) - started(plan, done).voxels_done
+    voxels = plan.all_voxels - started(plan, done).voxels_done
     each = stored / written if written else plan.source.itemsize
     return f"about {human_bytes(voxels * each)} are still to be written, {human_bytes(free)} are free"
 
@@ -106,7 +106,7 @@ class BlockFailed(Exception):  # noqa: N818 - never seen by a user
 
     def __str__(self) -> str:
         box = self.block.read_box if self.doing == "reading" else self.block.write_box
-        return f"{self.doing} block {self.block.index} (z, y, x from {box.start} to {box.stop}) failed"
+        return f"{self.doing} {self.block} (z, y, x from {box.start} to {box.stop}) failed"
 
     def reason(self, missing: Callable[[], str]) -> str:
         """Say in a clause what failed, where, and why; `missing` says how much room the disk lacks."""

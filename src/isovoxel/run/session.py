@@ -3,35 +3,33 @@
 1. The engine is opened and prepared first: a device that cannot serve is found before anything is written.
 2. The ledger is begun, an old output moved away, the new one moved to its place.
 3. Blocks are done in this process; where its device is lost, or the user wants it apart, in another; or by workers.
-4. The output is marked complete, and the ledger goes.
+4. Further levels are made, each of the one before, in the same way.
+5. The output is marked complete, and the ledger goes.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from isovoxel.engines.base import Engine
-from isovoxel.engines.open import open_engine
-from isovoxel.errors import DeviceLostError, IsovoxelError, JobError, OutputError
-from isovoxel.run.events import Event, Filled, JobFinished, Listener, Restarted, started
+from isovoxel.errors import InterruptedJobError, IsovoxelError, JobError, OutputError
+from isovoxel.planning.plan import Plan
+from isovoxel.run.events import Event, Filled, JobFinished, JobStarted, LevelBegun, Listener, started
+from isovoxel.run.levels import LevelMaker, level_task
 from isovoxel.run.output import Begun, Wanted, held
 from isovoxel.run.recovery import kept
 from isovoxel.run.task import Task
-from isovoxel.run.worker import run_apart
 from isovoxel.store.destination import remove
 from isovoxel.store.ledger import NEW, REPLACED, Ledger
 from isovoxel.volumes.base import Volume
 
 if TYPE_CHECKING:
     from isovoxel.run.cluster.connect import Cluster
-    from isovoxel.run.cluster.job import Crew
 
 
 @dataclass(frozen=True)
@@ -68,51 +66,29 @@ class Session:
         JobError
             If the job fails half-way.
         """
-        with held(self.wanted) as begun, ExitStack() as ending:
+        with (
+            held(self.wanted) as begun,
+            LevelMaker(begun.folder, self._tell, self.isolate, self.cluster) as maker,
+        ):
             task = replace(self.task, plan=begun.plan)
-            crew = ending.enter_context(self._told(self.cluster, task, begun)) if self.cluster else None
-            engine, in_flight, lost = None, 0, ""
-            if not (self.isolate or crew):
-                try:
-                    engine, in_flight = self._prepared(task)
-                except DeviceLostError as error:  # by what this process did before
-                    lost = str(error)
+            maker.prepare(task, self.volume)
             try:
                 ledger, done = self._go_on(begun, task) if begun.ledger else (self._begin(begun), bytearray())
             except BaseException:
-                if engine:
-                    engine.release()
+                maker.release()
                 raise
-            done = done or bytearray(task.plan.n_blocks)
+            done = done or bytearray(task.plan.all_blocks)
             ledger.check = begun.check
+            maker.listener = partial(self._listen, ledger)
             try:
-                if engine is None:
-                    self._tell(started(task.plan, done))
-                if lost:
-                    self._tell(Restarted(lost))
-                seconds, idle = self._do(task, engine, crew, in_flight, ledger, done)
-                self._finish(ledger, done)
+                self._tell(started(task.plan, done))
+                seconds, idle = self._make(task, maker, ledger, task.plan.split(done))
+                self._finish(task.plan.levels[-1], ledger)
             finally:
                 with contextlib.suppress(OSError):  # of a store: blocks of which it keeps no line are done again
                     ledger.close()
             self._tell(JobFinished(seconds))
             return task, seconds, idle
-
-    def _prepared(self, task: Task) -> tuple[Engine, int]:
-        """Return the engine, and how many blocks in flight it has memory for."""
-        engine = open_engine(task.plan.engine, task.device)
-        with ThreadPoolExecutor(1) as compiling:
-            prepared = compiling.submit(engine.prepare, task.plan)
-            import isovoxel.store.writer  # noqa: F401 - takes as long to load as kernels take to build
-
-            return engine, prepared.result()
-
-    def _told(self, cluster: Cluster, task: Task, begun: Begun) -> AbstractContextManager[Crew]:
-        """Tell the workers of the job; what they still do for one of before ends first."""
-        # distributed is only loaded by jobs that need it.
-        from isovoxel.run.cluster.job import Crew
-
-        return Crew(cluster, task, self.volume.identity, begun.folder, self._tell).told()
 
     def _begin(self, begun: Begun) -> Ledger:
         """Make the output, with nothing in it yet."""
@@ -128,6 +104,8 @@ class Session:
                 grid=plan.output,
                 dtype=self.volume.dtype,
                 storage=plan.storage,
+                further=[(level.output, level.storage) for level in plan.further],
+                method={"area": "mean"}.get(plan.further[0].interpolation, "mode") if plan.further else None,
                 provenance=wanted.made,
                 labels=self.labels,
                 by_way_of=begun.folder / NEW,
@@ -143,49 +121,58 @@ class Session:
         from isovoxel.store.writer import OmeZarrWriter
 
         assert begun.ledger is not None  # noqa: S101 - for type checkers
-        plan = task.plan
-        writer = OmeZarrWriter.open(
-            task.output, grid=plan.output, dtype=np.dtype(plan.source.dtype), storage=plan.storage
-        )
+        levels = task.plan.levels
+        writers = [
+            OmeZarrWriter.open(
+                task.output, grid=plan.output, dtype=np.dtype(plan.source.dtype), storage=plan.storage, level=plan.level
+            )
+            for plan in levels
+        ]
         try:
-            writer.sweep()
+            writers[0].sweep()
             return begun.ledger, begun.ledger.done(
-                lambda index, seals: writer.holds(plan.block(index).write_box, seals)
+                lambda level, index, seals: writers[level].holds(levels[level].block(index).write_box, seals)
             )
         except OSError as error:
             raise OutputError(f"{task.output} cannot be gone on with: {error.strerror or error}") from error
         finally:
-            writer.close()
+            for writer in writers:
+                writer.close()
 
-    def _do(
-        self, task: Task, engine: Engine | None, crew: Crew | None, in_flight: int, ledger: Ledger, done: bytearray
-    ) -> tuple[float, float]:
-        """Do all blocks that are not done, by this process' engine, by a crew of workers, or in another process."""
-
-        def listen(event: Event) -> None:
-            if isinstance(event, Filled):
-                ledger.add_filled(event.part)
-            self._tell(event)
-
-        if crew is not None:
-            from isovoxel.run.cluster.job import ClusterJob
-
-            return ClusterJob(crew, done, ledger.add, listen, self.volume.array).run()
-        if engine is not None:
+    def _make(self, task: Task, maker: LevelMaker, ledger: Ledger, done: list[bytearray]) -> tuple[float, float]:
+        """Make all levels, one after the other; return the seconds it took, and those of threads without a block."""
+        seconds, idle = maker.make(ledger.add, done[0])
+        for plan, part in zip(task.plan.further, done[1:], strict=True):
+            if all(part):
+                continue
+            self._tell(LevelBegun(plan.level, len(task.plan.further)))
             try:
-                return task.run(self.volume, engine, done=done, record=ledger.add, listener=listen, in_flight=in_flight)
-            except DeviceLostError as lost:
-                self._tell(Restarted(str(lost)))
-        return run_apart(task, done=done, record=ledger.add, listener=listen)
+                maker.prepare(*level_task(task, plan))
+            except KeyboardInterrupt as stop:
+                number = getattr(stop, "signal", None)
+                raise InterruptedJobError(f"interrupted; {kept(plan, part)}", number) from None
+            except IsovoxelError as error:
+                raise JobError(f"level {plan.level} cannot be begun: {error}; {kept(plan, part)}") from error
+            took, waited = maker.make(partial(ledger.add, level=plan.level), part)
+            seconds, idle = seconds + took, idle + waited
+        return seconds, idle
 
-    def _finish(self, ledger: Ledger, done: bytearray) -> None:
+    def _finish(self, plan: Plan, ledger: Ledger) -> None:
         from isovoxel.store.writer import mark_complete
 
         try:
             ledger.check()
             mark_complete(self.wanted.path, ledger.filled)
         except OSError as error:
-            raise JobError(f"marking the output complete failed: {error.strerror or error}; {kept(done)}") from error
+            what = f"marking the output complete failed: {error.strerror or error}"
+            raise JobError(f"{what}; {kept(plan, bytearray([1]) * plan.n_blocks)}") from error
+
+    def _listen(self, ledger: Ledger, event: Event) -> None:
+        """Note what the ledger keeps, and pass everything on but the start of a level: that of all was told."""
+        if isinstance(event, Filled):
+            ledger.add_filled(event.part)
+        if not isinstance(event, JobStarted):
+            self._tell(event)
 
     def _tell(self, event: Event) -> None:
         for listener in self.listeners:

@@ -51,7 +51,7 @@ class Tally:
     stages: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     """Seconds of each stage, summed over all threads."""
     voxels: int = 0
-    """Output voxels written."""
+    """Output voxels written, of all levels."""
     done_before: int = 0
     """Blocks that were done before, where the job went on."""
     split: int = 0

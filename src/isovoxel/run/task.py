@@ -84,6 +84,7 @@ class Task:
             grid=self.plan.output,
             dtype=np.dtype(self.plan.source.dtype),
             storage=self.plan.storage,
+            level=self.plan.level,
             helpers=self.plan.helpers,
         )
         job = Job(

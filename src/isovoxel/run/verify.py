@@ -7,6 +7,8 @@
 3. Each is computed by the `reference` engine from the source, and compared: how far off, how many voxels by more than
    rounding, and how much the error jumps from voxel to voxel across block faces, against inside blocks.
 
+4. So is each further level, in fewer boxes, from the level before it: what it was made from.
+
 Only the sampled boxes and the input they come from are read, so a terabyte is verified as fast as a thumbnail.
 """
 
@@ -23,6 +25,7 @@ from numpy.typing import NDArray
 
 from isovoxel.engines.reference import reference, reference_labels
 from isovoxel.errors import InputError, InputUnavailableError
+from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.geometry.tables import accumulator
 from isovoxel.planning.choices import MOVES
@@ -41,6 +44,8 @@ POSITION_ERROR = 2.0**-22
 """Relative error that float32 arithmetic may leave of a position."""
 TEXTURE_BITS = 8
 """Fractional bits of a GPU texture unit's weights."""
+FURTHER_SHARE = 8
+"""A further level is compared in one box for so many of the full one, as it has an eighth of its voxels."""
 MOST_DRAWN = 2**16
 """Of how many places at most a random order is kept; of more, each is drawn by itself."""
 TURNS = (*("corner", "face", "face") * 5, "anywhere")
@@ -81,12 +86,79 @@ class Verdict:
     """Boxes of the result that cannot be read, for a file in their way is damaged."""
     source_changes: tuple[str, ...]
     """What of the source is not as it was when the result was made, such as "size"."""
+    levels: int = 1
+    """How many levels were compared."""
+    first_wrong_level: int = 0
+    """On which of them `first_wrong` lies."""
 
     @property
     def holds(self) -> bool:
         """Whether the result is what the recipe makes of the source."""
         there = self.missing_shards == 0 and self.unreadable == 0
         return there and self.wrong == 0 and self.face_jump <= self.jump_allowed
+
+    def with_level(self, further: Verdict) -> Verdict:
+        """Return what was found of these levels and of one more."""
+        voxels = max(1, self.voxels + further.voxels)
+        wrong_here = self.first_wrong is not None or further.first_wrong is None
+        # Each level jumps by what it is allowed to, so the one that comes nearest to it, or exceeds it, is told of.
+        nearest = max(self, further, key=lambda level: level.face_jump - level.jump_allowed)
+        return Verdict(
+            samples=self.samples + further.samples,
+            voxels=self.voxels + further.voxels,
+            largest_error=max(self.largest_error, further.largest_error),
+            mean_error=(self.mean_error * self.voxels + further.mean_error * further.voxels) / voxels,
+            off_share=(self.off_share * self.voxels + further.off_share * further.voxels) / voxels,
+            off_allowed=self.off_allowed,
+            wrong=self.wrong + further.wrong,
+            first_wrong=self.first_wrong if wrong_here else further.first_wrong,
+            faces=self.faces + further.faces,
+            face_jump=nearest.face_jump,
+            inner_jump=nearest.inner_jump,
+            jump_allowed=nearest.jump_allowed,
+            missing_shards=self.missing_shards + further.missing_shards,
+            unreadable=self.unreadable + further.unreadable,
+            source_changes=self.source_changes,
+            levels=self.levels + 1,
+            first_wrong_level=self.first_wrong_level if wrong_here else self.levels,
+        )
+
+
+def verify_levels(
+    source: Volume,
+    results: Sequence[Volume],
+    recipe: Recipe,
+    *,
+    samples: int,
+    seed: int = 0,
+    missing_shards: int = 0,
+    source_changes: tuple[str, ...] = (),
+) -> Verdict:
+    """Compare sampled boxes of all levels of a result with the reference.
+
+    Parameters
+    ----------
+    source
+        The input.
+    results
+        The levels of the output, finest first.
+    recipe, seed, missing_shards, source_changes
+        As in `verify`.
+    samples
+        How many boxes of the full level.
+    """
+    found = verify(
+        source,
+        results[0],
+        recipe,
+        samples=samples,
+        seed=seed,
+        missing_shards=missing_shards,
+        source_changes=source_changes,
+    )
+    for before, level, made in zip(results, results[1:], recipe.further, strict=False):
+        found = found.with_level(verify(before, level, made, samples=ceil_div(samples, FURTHER_SHARE), seed=seed))
+    return found
 
 
 def verify(

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from isovoxel.errors import DeviceLostError, InterruptedJobError, JobError
+from isovoxel.planning.plan import Plan
 from isovoxel.run.events import JobStarted, Listener, Restarted
 from isovoxel.run.recovery import clause, kept
 from isovoxel.run.task import Task
@@ -55,7 +56,9 @@ def run_apart(
         except _Died as death:
             fruitless = 0 if sum(done) > before else fruitless + 1
             if fruitless == FRUITLESS:
-                raise JobError(f"{death}, {FRUITLESS} times without having done a block; {kept(done)}") from None
+                raise JobError(
+                    f"{death}, {FRUITLESS} times without having done a block; {kept(task.plan, done)}"
+                ) from None
             listener(Restarted(str(death)))
 
 
@@ -76,12 +79,14 @@ def _watch(
         try:
             _send(task, done, worker.stdin)
             try:
-                return _listen(worker.stdout, done, record, listener)
+                return _listen(worker.stdout, task.plan, done, record, listener)
             except KeyboardInterrupt as stop:
                 worker.terminate()
                 with contextlib.suppress(_Died, JobError):
-                    _listen(worker.stdout, done, record, listener)
-                raise InterruptedJobError(f"interrupted; {kept(done)}", getattr(stop, "signal", None)) from None
+                    _listen(worker.stdout, task.plan, done, record, listener)
+                raise InterruptedJobError(
+                    f"interrupted; {kept(task.plan, done)}", getattr(stop, "signal", None)
+                ) from None
         except _Died as death:
             code = worker.wait()
             how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
@@ -99,12 +104,14 @@ def _send(task: Task, done: bytearray, worker: IO[bytes]) -> None:
         try:
             pickle.dump((task, bytes(done)), worker, pickle.HIGHEST_PROTOCOL)
         except (pickle.PicklingError, TypeError, AttributeError) as error:
-            raise JobError(f"the input cannot be sent to another process: {clause(error)}; {kept(done)}") from error
+            raise JobError(
+                f"the input cannot be sent to another process: {clause(error)}; {kept(task.plan, done)}"
+            ) from error
         worker.flush()
 
 
 def _listen(
-    told: IO[bytes], done: bytearray, record: Callable[[int, Sequence[Seal]], None], listener: Listener
+    told: IO[bytes], plan: Plan, done: bytearray, record: Callable[[int, Sequence[Seal]], None], listener: Listener
 ) -> tuple[float, float]:
     """Take what a worker tells until it ends; return what the job took."""
     while True:
@@ -118,7 +125,7 @@ def _listen(
                 try:
                     record(block, seals)
                 except OSError as error:
-                    raise JobError(f"noting block {block} failed with {clause(error)}; {kept(done)}") from error
+                    raise JobError(f"noting block {block} failed with {clause(error)}; {kept(plan, done)}") from error
                 done[block] = 1
             case "event":
                 if not isinstance(what, JobStarted):  # this process has said so

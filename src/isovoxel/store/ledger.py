@@ -1,8 +1,9 @@
 """What of a job is done? A folder beside the output, `OUT.zarr.isovoxel`, knows while the job is not complete.
 
 - `job.json` says by which plan the output is made; what makes it stands in its attributes.
-- `blocks` gets a line for each block when all its shards are files that were flushed to the disk: the block's number
-  and the seal of each shard. Lines are only ever appended. One that was torn when the process died is cut off.
+- `blocks` gets a line for each block when all its shards are files that were flushed to the disk: its level, where that
+  is a further one, its number, and the seal of each shard. Lines are only ever appended. One that was torn when the
+  process died is cut off.
 - `lock` is held by the process that writes, see `isovoxel.store.lock`.
 - `new` and `replaced` are outputs, for a moment: a new one is made here and moved to its place, an old one is moved
   here and deleted.
@@ -55,6 +56,7 @@ class Ledger:
         """Damaged parts of the input that were filled."""
         self.check: Callable[[], None] = lambda: None
         """Raises where this process holds the output no more; asked before anything is noted."""
+        self._blocks = [level.n_blocks for level in plan.levels]
         blocks = folder / BLOCKS
         self._lines: Lines = FileLines(blocks) if isinstance(blocks, Path) else ObjectLines(blocks)
 
@@ -90,15 +92,16 @@ class Ledger:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def add(self, block: int, seals: Iterable[Seal]) -> None:
-        """Note that a block is done, whose shards are on the disk; any thread may.
+    def add(self, block: int, seals: Iterable[Seal], level: int = 0) -> None:
+        """Note that a block of a level is done, whose shards are on the disk; any thread may.
 
         Raises
         ------
         OSError
             If the file system refuses; then nothing is noted.
         """
-        self._append({"block": block, "shards": [list(seal) for seal in seals]})
+        line = {"block": block, "shards": [list(seal) for seal in seals]}
+        self._append({"level": level} | line if level else line)
 
     def add_filled(self, part: str) -> None:
         """Note that a damaged part of the input was filled; once for each."""
@@ -106,33 +109,37 @@ class Ledger:
             self.filled.append(part)
             self._append({"filled": part})
 
-    def done(self, holds: Callable[[int, list[Seal]], bool]) -> bytearray:
-        """Return a 1 for each block that is done, in the plan's order, and a 0 for each that is not.
+    def done(self, holds: Callable[[int, int, list[Seal]], bool]) -> bytearray:
+        """Return a 1 for each block that is done, in the plan's order, level after level, and a 0 for each other.
 
         Parameters
         ----------
         holds
-            Tells whether the shards of a block are files with these seals.
+            Tells whether the shards of a block, by its level and its number there, are files with these seals.
         """
-        done = bytearray(self.plan.n_blocks)
+        done = bytearray(self.plan.all_blocks)
         for line in self._read():
+            place = self._place(line)
             match line:
-                case {"block": int(block), "shards": list(seals)} if 0 <= block < len(done):
+                case {"block": int(block), "shards": list(seals)} if place is not None:
                     # A block that was done again has a later line, which is the one that counts.
                     found = _seals(seals)
-                    done[block] = found is not None and holds(block, found)
+                    done[place] = found is not None and holds(line.get("level", 0), block, found)
                 case {"filled": str(part)} if part not in self.filled:
                     self.filled.append(part)
         return done
 
-    def count(self) -> int:
-        """Return how many blocks are noted as done, whatever became of their shards."""
-        noted = bytearray(self.plan.n_blocks)
+    def noted(self) -> bytearray:
+        """Return a 1 for each block that is noted as done, as `done` has it, whatever became of its shards."""
+        noted = bytearray(self.plan.all_blocks)
         for line in self._read():
-            match line:
-                case {"block": int(block)} if 0 <= block < len(noted):
-                    noted[block] = 1
-        return sum(noted)
+            if (place := self._place(line)) is not None:
+                noted[place] = 1
+        return noted
+
+    def count(self) -> int:
+        """Return how many blocks are noted as done."""
+        return sum(self.noted())
 
     def close(self) -> None:
         """Keep what was noted, and let go of the rest.
@@ -143,6 +150,19 @@ class Ledger:
             If a store refuses what is still to be kept.
         """
         self._lines.close()
+
+    def _place(self, line: Any) -> int | None:
+        """Return which block a line is about, counted from level to level, or None where it is about none."""
+        match line:
+            case {"level": int(level), "block": int(block)}:
+                pass
+            case {"block": int(block)}:
+                level = 0
+            case _:
+                return None
+        if not (0 <= level < len(self._blocks) and 0 <= block < self._blocks[level]):
+            return None
+        return sum(self._blocks[:level]) + block
 
     def _append(self, line: Mapping[str, Any]) -> None:
         self.check()

@@ -16,7 +16,7 @@ from isovoxel.places.objects import ObjectPlace
 from isovoxel.places.place import place_of
 from isovoxel.planning.cost import human_bytes
 from isovoxel.store.object_shelf import spool_folder
-from isovoxel.store.shelf import LEVEL
+from isovoxel.store.shelf import level_path
 
 TOP = {"zarr.json": (3,), ".zgroup": (2,), ".zarray": (2,)}
 """Files that make a folder, or what lies in a place, a zarr; and the format that each of them must name."""
@@ -123,13 +123,14 @@ def place_metadata(target: ObjectPlace, metadata: Mapping[str, bytes], note: Obj
             note.with_name(name).unlink()
 
 
-def missing_objects(output: ObjectPlace) -> int:
-    """Return how many of an output's shards are not in the store, by listing it once."""
-    array = json.loads((output / LEVEL / "zarr.json").read_bytes())
+def missing_objects(output: ObjectPlace, level: int = 0) -> int:
+    """Return how many shards of a level of an output are not in the store, by listing it once."""
+    home = output / level_path(level)
+    array = json.loads((home / "zarr.json").read_bytes())
     shard: list[int] = array["chunk_grid"]["configuration"]["chunk_shape"]
     counts = [-(-n // s) for n, s in zip(array["shape"], shard, strict=True)]
     there = 0
-    for path, _ in (output / LEVEL / "c").walk():
+    for path, _ in (home / "c").walk():
         names = path.split("/")
         there += len(names) == len(counts) and all(
             name.isdecimal() and str(int(name)) == name and int(name) < count

@@ -27,7 +27,7 @@ from isovoxel.errors import OutputError
 from isovoxel.geometry.box import Index3
 from isovoxel.places.objects import ObjectPlace
 from isovoxel.store.shard import Seal, ShardEncoder
-from isovoxel.store.shelf import LEVEL, shard_key
+from isovoxel.store.shelf import level_path, shard_key
 
 fcntl: Any
 try:
@@ -97,10 +97,12 @@ class ObjectShelf:
     ----------
     output
         Place of the group.
+    level
+        Which level.
     """
 
-    def __init__(self, output: ObjectPlace) -> None:
-        self._output = output
+    def __init__(self, output: ObjectPlace, level: int = 0) -> None:
+        self._output, self._level = output, level
         self._turns = threading.BoundedSemaphore(UPLOADS)
         self._lock = threading.Lock()
         self._spool: Path | None = None
@@ -126,7 +128,7 @@ class ObjectShelf:
                     "make room there, or name another folder in TMPDIR"
                 ) from error
             raise
-        return Upload(self._output / shard_key(shard), file, size, crc, self._turns)
+        return Upload(self._output / shard_key(self._level, shard), file, size, crc, self._turns)
 
     def holds(self, shard: Index3, seal: Seal) -> bool:
         """Tell whether a shard is the object that was sealed; it is read only where its ETag is another.
@@ -142,7 +144,7 @@ class ObjectShelf:
         found = self._row(z, y).get(str(x))
         if found is None or found[0] != seal.size:
             return False
-        return found[1] == seal.stamp or (self._output / shard_key(shard)).checksum() == seal.crc
+        return found[1] == seal.stamp or (self._output / shard_key(self._level, shard)).checksum() == seal.crc
 
     def sweep(self) -> None:
         """Remove the files that processes of this machine have left which were killed: nobody locks their folder."""
@@ -175,7 +177,7 @@ class ObjectShelf:
 
     def _listed(self, z: int, y: int) -> dict[str, tuple[int, str]]:
         """Return size and tag of the shards in a row along x."""
-        row = self._output / LEVEL / "c" / str(z) / str(y)
+        row = self._output / level_path(self._level) / "c" / str(z) / str(y)
         return {path: (found.size, found.tag) for path, found in row.walk()}
 
 

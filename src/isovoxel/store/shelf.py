@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from isovoxel.geometry.box import Index3
 from isovoxel.store.shard import PARTIAL, Seal, ShardEncoder, Unsealed, holds
 
-LEVEL = "0"
-"""Path of the array inside the group."""
+
+def level_path(level: int) -> str:
+    """Return the path of a level's array inside the group."""
+    return str(level)
 
 
 class OnItsWay(Protocol):
@@ -29,7 +31,7 @@ class OnItsWay(Protocol):
 
 
 class Shelf(Protocol):
-    """The shards of one output; any number of threads may use it."""
+    """The shards of one level of an output; any number of threads may use it."""
 
     def write(self, encoder: ShardEncoder, shard: Index3, data: NDArray[Any]) -> OnItsWay:
         """Encode a shard, by its place in the grid of shards."""
@@ -59,10 +61,12 @@ class FileShelf:
     ----------
     output
         Folder of the group.
+    level
+        Which level.
     """
 
-    def __init__(self, output: Path) -> None:
-        self._output = output
+    def __init__(self, output: Path, level: int = 0) -> None:
+        self._output, self._level = output, level
 
     def write(self, encoder: ShardEncoder, shard: Index3, data: NDArray[Any]) -> Unsealed:
         """Encode a shard into a file beside its place."""
@@ -84,18 +88,18 @@ class FileShelf:
         """Do nothing: no file is open."""
 
     def _file(self, shard: Index3) -> Path:
-        return self._output.joinpath(*shard_key(shard).split("/"))
+        return self._output.joinpath(*shard_key(self._level, shard).split("/"))
 
 
-def shard_key(shard: Index3) -> str:
+def shard_key(level: int, shard: Index3) -> str:
     """Return where a shard lies in its group: zarr's default chunk keys, "c/z/y/x".
 
     Examples
     --------
-    >>> shard_key((0, 1, 12))
-    '0/c/0/1/12'
+    >>> shard_key(2, (0, 1, 12))
+    '2/c/0/1/12'
     """
-    return "/".join((LEVEL, "c", *map(str, shard)))
+    return "/".join((level_path(level), "c", *map(str, shard)))
 
 
 def sweep_files(output: Path) -> None:

@@ -27,7 +27,7 @@ from zarr.storage import LocalStore, MemoryStore
 from isovoxel.errors import OutputExistsError
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.geometry.grid import AXES, VoxelGrid
-from isovoxel.metadata.ome import image_attributes
+from isovoxel.metadata.ome import image_attributes, read_levels
 from isovoxel.places.objects import ObjectPlace
 from isovoxel.places.place import Place, place_of
 from isovoxel.planning.storage import Storage
@@ -37,11 +37,11 @@ from isovoxel.store.object_output import missing_objects, place_metadata
 from isovoxel.store.object_shelf import ObjectShelf
 from isovoxel.store.provenance import PROVENANCE
 from isovoxel.store.shard import Seal, ShardEncoder, default_helpers
-from isovoxel.store.shelf import LEVEL, FileShelf, OnItsWay, Shelf, sweep_files
+from isovoxel.store.shelf import FileShelf, OnItsWay, Shelf, level_path, shard_key, sweep_files
 
 
 class OmeZarrWriter:
-    """Writes one volume into an OME-Zarr 0.5 group, block by block; `create` makes one.
+    """Writes one level of a volume into an OME-Zarr 0.5 group, block by block; `create` makes one.
 
     `write` may be called from several threads at once for boxes that share no voxel.
     """
@@ -60,11 +60,13 @@ class OmeZarrWriter:
         dtype: np.dtype[Any],
         storage: Storage,
         provenance: Mapping[str, Any],
+        further: Sequence[tuple[VoxelGrid, Storage]] = (),
+        method: str | None = None,
         labels: bool = False,
         by_way_of: Place | None = None,
         helpers: int | None = None,
     ) -> OmeZarrWriter:
-        """Make the group and its array, without any voxel yet.
+        """Make the group and its arrays, without any voxel yet.
 
         Parameters
         ----------
@@ -78,6 +80,10 @@ class OmeZarrWriter:
             Chunks, shards and codec.
         provenance
             What made the output, as JSON values; kept in the group's attribute "isovoxel".
+        further
+            Grid and storage of each further level.
+        method
+            How these are made, in a word.
         labels
             Whether the voxels are labels.
         by_way_of
@@ -97,19 +103,28 @@ class OmeZarrWriter:
         target = place_of(path)
         name = target.name.removesuffix(".zarr").removesuffix(".ome") or target.name
         attributes = {
-            **image_attributes(grid, name=name, path=LEVEL, labels=labels),
+            **image_attributes(
+                grid,
+                name=name,
+                path=level_path(0),
+                further=[level for level, _ in further],
+                method=method,
+                labels=labels,
+            ),
             PROVENANCE: {**provenance, "complete": False},
         }
         if isinstance(target, ObjectPlace):
             made: dict[str, Any] = {}
-            _create(MemoryStore(made), grid, dtype, storage, attributes)
+            _create(MemoryStore(made), [(grid, storage), *further], dtype, attributes)
             place_metadata(
                 target,
                 {key: value.to_bytes() for key, value in made.items()},
                 by_way_of if isinstance(by_way_of, ObjectPlace) else None,
             )
         else:
-            _create_files(target, by_way_of, lambda store: _create(store, grid, dtype, storage, attributes))
+            _create_files(
+                target, by_way_of, lambda store: _create(store, [(grid, storage), *further], dtype, attributes)
+            )
         return cls.open(target, grid=grid, dtype=dtype, storage=storage, helpers=helpers)
 
     @classmethod
@@ -120,11 +135,12 @@ class OmeZarrWriter:
         grid: VoxelGrid,
         dtype: np.dtype[Any],
         storage: Storage,
+        level: int = 0,
         helpers: int | None = None,
     ) -> OmeZarrWriter:
-        """Return a writer into what `create` made, as it was made; the parameters are the same."""
+        """Return a writer into a level of what `create` made, as it was made; the parameters are the same."""
         encoder = ShardEncoder(storage, dtype, default_helpers() if helpers is None else helpers)
-        return cls(shelf_of(place_of(path)), encoder, grid)
+        return cls(shelf_of(place_of(path), level), encoder, grid)
 
     def write(self, box: Box, data: NDArray[Any]) -> list[Seal]:
         """Write a box of whole shards, and return their seals, in the order of `Box.tiles`; see `encode`."""
@@ -194,9 +210,9 @@ class OmeZarrWriter:
         return (z, y, x)
 
 
-def shelf_of(output: Place) -> Shelf:
-    """Return where an output's shards lie."""
-    return ObjectShelf(output) if isinstance(output, ObjectPlace) else FileShelf(output)
+def shelf_of(output: Place, level: int = 0) -> Shelf:
+    """Return where the shards of a level of an output lie."""
+    return ObjectShelf(output, level) if isinstance(output, ObjectPlace) else FileShelf(output, level)
 
 
 def mark_complete(path: str | os.PathLike[str] | ObjectPlace, filled: Sequence[str] = ()) -> None:
@@ -230,29 +246,39 @@ def mark_complete(path: str | os.PathLike[str] | ObjectPlace, filled: Sequence[s
 
 
 def missing_shards(path: str | os.PathLike[str] | ObjectPlace) -> int:
-    """Return how many of an output's shards are not there; all are written, those of nothing but zeros too."""
+    """Return how many shards of an output's levels are not there; all are written, those of nothing but zeros too."""
     place = place_of(path)
-    if isinstance(place, ObjectPlace):
-        return missing_objects(place)
-    array = zarr.open_array(LocalStore(place, read_only=True), path=LEVEL, mode="r")
+    attributes = json.loads((place / "zarr.json").read_bytes())["attributes"]
+    return sum(_missing(place, level) for level in range(len(read_levels(attributes, str(place)))))
+
+
+def _missing(output: Place, level: int) -> int:
+    """Return how many shards of a level are not there."""
+    if isinstance(output, ObjectPlace):
+        return missing_objects(output, level)
+    array = zarr.open_array(LocalStore(output, read_only=True), path=level_path(level), mode="r")
     shards = array.shards or array.chunks
     places = product(*(range(-(-n // s)) for n, s in zip(array.shape, shards, strict=True)))
-    return sum(not place.joinpath(LEVEL, "c", *map(str, shard)).is_file() for shard in places)
+    return sum(not output.joinpath(*shard_key(level, (z, y, x)).split("/")).is_file() for z, y, x in places)
 
 
-def _create(store: Store, grid: VoxelGrid, dtype: np.dtype[Any], storage: Storage, attributes: dict[str, Any]) -> None:
-    """Make the group and the array in a store of zarr's."""
-    zarr.create_group(store, zarr_format=3, attributes=attributes).create_array(
-        LEVEL,
-        shape=grid.shape,
-        dtype=dtype,
-        chunks=storage.chunk,
-        shards=storage.shard,
-        filters=None,
-        compressors=_codec(storage.codec, dtype),
-        fill_value=0,
-        dimension_names=AXES,
-    )
+def _create(
+    store: Store, levels: Sequence[tuple[VoxelGrid, Storage]], dtype: np.dtype[Any], attributes: dict[str, Any]
+) -> None:
+    """Make the group and the array of each level in a store of zarr's."""
+    group = zarr.create_group(store, zarr_format=3, attributes=attributes)
+    for level, (grid, storage) in enumerate(levels):
+        group.create_array(
+            level_path(level),
+            shape=grid.shape,
+            dtype=dtype,
+            chunks=storage.chunk,
+            shards=storage.shard,
+            filters=None,
+            compressors=_codec(storage.codec, dtype),
+            fill_value=0,
+            dimension_names=AXES,
+        )
 
 
 def _create_files(target: Path, by_way_of: Place | None, create: Callable[[Store], None]) -> None:

@@ -32,20 +32,18 @@ class Notes:
         """Yield what there is to say of an event."""
         match event:
             case JobStarted(plan=plan, done=done):
-                self._blocks = plan.n_blocks
+                self._blocks = plan.all_blocks
                 if plan.device.kind == "cpu":
                     yield f"note: the CPU scales, not a GPU ({plan.device.name})"
                 if done:
-                    yield f"note: {done} of {plan.n_blocks} blocks were done before; the job goes on"
+                    yield f"note: {done} of {plan.all_blocks} blocks were done before; the job goes on"
                 yield from hints(plan)
             case BlockDone(pieces=pieces) if pieces > self._pieces:
                 self._pieces = pieces
                 yield f"note: the device has too little memory for a block; {pieces} pieces of one fit"
-            case Retried():
-                yield (
-                    f"note: {event.doing} block {event.index} failed ({event.reason}); "
-                    f"it is tried again in {event.pause:g} s"
-                )
+            case Retried(level=level):
+                block = f"block {event.index} of level {level}" if level else f"block {event.index}"
+                yield (f"note: {event.doing} {block} failed ({event.reason}); it is tried again in {event.pause:g} s")
             case Filled(part=part):
                 yield f"note: filled with 0, because it is damaged: {part}"
             case Slowed(in_flight=in_flight):

@@ -10,14 +10,13 @@ A terminal that is closed, or a pipe that nobody reads any more, ends what is sa
 from __future__ import annotations
 
 import contextlib
-import math
 import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from isovoxel.run.events import BlockDone, Event, JobFinished, JobStarted, WorkerJoined, WorkerLeft
+from isovoxel.run.events import BlockDone, Event, JobFinished, JobStarted, LevelBegun, WorkerJoined, WorkerLeft
 from isovoxel.views.notes import Notes
 
 if TYPE_CHECKING:  # rich is loaded where there is a terminal to draw on
@@ -80,6 +79,7 @@ class ProgressView:
         self._bar: Progress | None = None
         self._workers: dict[str, tuple[_Worker, TaskID]] = {}
         self._running = False
+        self._doing = "scaling"
         self._blocks = self._blocks_done = 0
         self._voxels = self._voxels_done = self._voxels_before = 0
         self._started = self._last_block = self._last_line = 0.0
@@ -105,7 +105,7 @@ class ProgressView:
     def _follow(self, event: Event) -> None:
         match event:
             case JobStarted(plan=plan, done=done, voxels_done=voxels_done):
-                self._blocks, self._voxels = plan.n_blocks, math.prod(plan.output.shape)
+                self._blocks, self._voxels = plan.all_blocks, plan.all_voxels
                 self._blocks_done, self._voxels_done = done, voxels_done
                 self._voxels_before = voxels_done
                 self._begin()
@@ -122,6 +122,10 @@ class ProgressView:
                 self._voxels_done += voxels
                 self._last_block = self._clock()
                 self._show()
+            case LevelBegun(level=level, levels=levels):
+                self._doing = f"level {level} of {levels}"
+                if self._bar is not None:
+                    self._bar.update(self._bar.task_ids[0], description=self._doing)
             case JobFinished():
                 self._end("done")
 
@@ -154,6 +158,7 @@ class ProgressView:
 
     def _begin(self) -> None:
         self._running = True
+        self._doing = "scaling"
         self._started = self._last_block = self._last_line = self._clock()
         if self._quiet:
             return
@@ -182,7 +187,7 @@ class ProgressView:
             self._bar.update(self._bar.task_ids[0], completed=self._voxels_done)
         elif not self._quiet and self._clock() - self._last_line >= LOG_SECONDS:
             self._last_line = self._clock()
-            self._write(f"scaling: {self}")
+            self._write(f"{self._doing}: {self}")
 
     def _end(self, word: str) -> None:
         """Close the bar, whose last state stays on the screen, or write the last line; once."""

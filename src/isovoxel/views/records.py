@@ -112,14 +112,30 @@ def plan_record(plan: Plan) -> Record:
             "halo_mode": plan.halo_mode,
             "in_flight": plan.in_flight,
         },
-        "projected": {"host_bytes": plan.projected_host, "device_bytes": plan.projected_device},
+        "levels": [_level_record(level) for level in plan.further],
+        "projected": {
+            "host_bytes": max(level.projected_host for level in plan.levels),
+            "device_bytes": max(level.projected_device for level in plan.levels),
+        },
         "allowed": {"host_bytes": plan.host.allowed, "device_bytes": plan.device.allowed},
         "fingerprint": plan.fingerprint,
     }
 
 
+def _level_record(plan: Plan) -> Record:
+    """Return what a further level would be."""
+    return _grid_record(plan.output) | {
+        "factors": list(plan.factor),
+        "interpolation": plan.interpolation,
+        "chunk": list(plan.storage.chunk),
+        "shard": list(plan.storage.shard),
+        "blocks": plan.n_blocks,
+    }
+
+
 def plan_lines(plan: Plan) -> list[Line]:
     """Return what a plan would do, and what it takes."""
+    projected = plan_record(plan)["projected"]
     source, output = plan.source.grid, plan.output
     halo = ", ".join(f"{axis} {before}+{after}" for axis, (before, after) in zip(AXES, plan.halo, strict=True))
     grid = " x ".join(str(n) for n in plan.block_grid)
@@ -135,12 +151,18 @@ def plan_lines(plan: Plan) -> list[Line]:
             "files",
             f"shards of {_shape(plan.storage.shard)}, chunks of {_shape(plan.storage.chunk)}, {plan.storage.codec}",
         ),
-        ("host", f"{human_bytes(plan.projected_host)} projected, {human_bytes(plan.host.allowed)} allowed"),
-        (
-            "device",
-            f"{human_bytes(plan.projected_device)} projected, {human_bytes(plan.device.allowed)} allowed",
-        ),
+        *_level_lines(plan),
+        ("host", f"{human_bytes(projected['host_bytes'])} projected, {human_bytes(plan.host.allowed)} allowed"),
+        ("device", f"{human_bytes(projected['device_bytes'])} projected, {human_bytes(plan.device.allowed)} allowed"),
     ]
+
+
+def _level_lines(plan: Plan) -> list[Line]:
+    """Return which further levels there are."""
+    if not plan.further:
+        return []
+    last = plan.further[-1]
+    return [("levels", f"{len(plan.further)} further, down to {_shape(last.output.shape)}, by {last.interpolation}")]
 
 
 _HALO = {
@@ -164,14 +186,15 @@ def result_record(result: ScaleResult) -> Record:
 def result_lines(result: ScaleResult) -> list[Line]:
     """Return what a job did."""
     plan = result.plan
-    if result.tally.done_before == plan.n_blocks:
+    if result.tally.done_before == plan.all_blocks:
         what = f"{_grid_text(plan.output)}, {plan.source.dtype}"
         return [("complete", f"{result.path}   {what}; it was there already, made in this way: nothing was done")]
     stages = ", ".join(f"{STAGES[name]} {seconds:.1f} s" for name, seconds in result.stages.items())
     speed = f"{result.voxels_per_second / 1e6:,.1f} Mvoxel/s"
     return [
         ("written", f"{result.path}   {_grid_text(plan.output)}, {plan.source.dtype}"),
-        ("time", f"{result.seconds:.1f} s, {speed}, {count(plan.n_blocks, 'block')} on {plan.device.name}"),
+        *_level_lines(plan),
+        ("time", f"{result.seconds:.1f} s, {speed}, {count(plan.all_blocks, 'block')} on {plan.device.name}"),
         ("threads", f"{_threads(plan)}, which spent together: {stages}"),
         ("host peak", f"{human_bytes(result.peak_host_bytes)} of {human_bytes(plan.host.allowed)} allowed"),
         *_happened(result.tally),
@@ -230,7 +253,9 @@ def verdict_lines(found: Verdict) -> list[Line]:
     expected = ", as this engine's precision allows" if found.off_allowed and found.wrong == 0 else ""
     wrong = "no voxel is further off than the engine states"
     if found.wrong:
-        wrong = f"{count(found.wrong, 'voxel')} further off than the engine states, the first at {found.first_wrong}"
+        level = f" of level {found.first_wrong_level}" if found.first_wrong_level else ""
+        first = f"the first at {found.first_wrong}{level}"
+        wrong = f"{count(found.wrong, 'voxel')} further off than the engine states, {first}"
     faces = f"error jumps by {found.face_jump:.4g} across block faces, by {found.inner_jump:.4g} inside"
     if found.faces == 0:
         faces = f"no box lies between two blocks; inside of one the error jumps by {found.inner_jump:.4g}"
@@ -238,11 +263,15 @@ def verdict_lines(found: Verdict) -> list[Line]:
     if found.source_changes:
         what = ", ".join(found.source_changes)
         changed = [("source", f"has changed since the result was made ({what}), which may be why voxels differ")]
+    levels = f" of {found.levels} levels" if found.levels > 1 else ""
     missing = "all are there" if found.missing_shards == 0 else f"{count(found.missing_shards, 'shard')} missing"
     if found.unreadable:
         missing += f"; damaged files make {found.unreadable:,} of the boxes unreadable"
     return [
-        ("compared", f"{found.voxels:,} voxels in {found.samples:,} boxes, block corners, faces and edges first"),
+        (
+            "compared",
+            f"{found.voxels:,} voxels in {found.samples:,} boxes{levels}, block corners, faces and edges first",
+        ),
         ("error", f"largest {found.largest_error:.4g}, mean {found.mean_error:.4g} (against float64)"),
         ("rounding", off + expected),
         ("faces", faces),

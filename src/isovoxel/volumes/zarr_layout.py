@@ -21,6 +21,8 @@ import numpy as np
 from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Index3
 from isovoxel.places.objects import PIECE_BYTES, ObjectPlace
+from isovoxel.places.place import Place
+from isovoxel.planning.storage import Storage
 from isovoxel.volumes.zarr_codecs import DECODED_COPIES, DECODER_BYTES
 
 if TYPE_CHECKING:
@@ -183,6 +185,35 @@ def _folder(where: Any) -> str | ObjectPlace | None:
     if ours is not None and type(where.store) is ours.RootStore:
         return ObjectPlace(where.store.root, where.path)
     return None
+
+
+def written_layout(output: Place | None, shape: Index3, dtype: np.dtype[Any], storage: Storage) -> ChunkLayout:
+    """Return the layout of an array that is still to be written, as `chunk_layout` will find it.
+
+    Parameters
+    ----------
+    output
+        Where: in an object store, or on a local disk, which is what None stands for.
+    shape, dtype
+        Of the array, z, y, x.
+    storage
+        Chunks, shards and codec.
+    """
+    return ChunkLayout(
+        folder=output if isinstance(output, ObjectPlace) else str(output or ""),
+        prefix="c/",
+        separator="/",
+        ndim=3,
+        zyx=(0, 1, 2),
+        shape=shape,
+        dtype=dtype,
+        chunk=storage.chunk,
+        file=storage.shard,
+        index="end",
+        codec="none" if storage.codec == "none" else "blosc",
+        checksum=False,
+        fill=0,
+    )
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,8 @@ import dask.array as da
 import pytest
 
 import isovoxel
-from isovoxel.run.events import BlockDone, Event, JobFinished, JobStarted, WorkerJoined
+from isovoxel.errors import JobError
+from isovoxel.run.events import BlockDone, Event, JobFinished, JobStarted, LevelBegun, WorkerJoined
 from isovoxel.run.output import OutputState, output_state
 from run.cluster.clusters import OPTIONS, VOXELS, files, stack
 
@@ -68,6 +71,47 @@ def test_a_dask_array_is_computed_by_the_workers(tmp_path: Path, out: Path, clie
     check(events, out, 2)
     isovoxel.scale(VOXELS + 1, tmp_path / "whole.zarr", **options)
     assert files(out) == files(tmp_path / "whole.zarr")
+
+
+def test_workers_make_further_levels_too(tmp_path: Path, out: Path, own: Any) -> None:
+    """Each when the one before is complete; a job that ended on one goes on there, and nothing is done twice."""
+    source, options = stack(tmp_path), OPTIONS | {"engine": "exact", "levels": 2}
+    whole = isovoxel.scale(source, tmp_path / "whole.zarr", **options)
+    seen: list[tuple[int, int]] = []
+
+    def stop(event: Event) -> None:
+        if isinstance(event, BlockDone):
+            seen.append((event.level, event.index))
+            if event.level == 1:
+                raise RuntimeError("stopped from within")
+
+    with pytest.raises(JobError, match=r"of level 1, and all of those before, are done and kept"):
+        isovoxel.scale(source, out, client=own, listeners=[stop], **options)
+    events: list[Event] = []
+    result = isovoxel.scale(source, out, client=own, listeners=[events.append], **options)
+    again = [(event.level, event.index) for event in events if isinstance(event, BlockDone)]
+    assert sorted(seen + again) == [(p.level, i) for p in whole.plan.levels for i in range(p.n_blocks)]
+    assert {event.worker for event in events if isinstance(event, BlockDone)} <= set(result.workers)
+    for level in ("0", "1", "2"):
+        assert files(out, level) == files(tmp_path / "whole.zarr", level) != {}
+    assert output_state(out) == OutputState(complete=True)
+
+
+def test_a_worker_that_is_lost_on_one_level_is_not_missed_on_the_next(tmp_path: Path, out: Path, own: Any) -> None:
+    """The last block of the full level is its end; whom its nanny starts in its place takes part in the others."""
+    source, options = stack(tmp_path), OPTIONS | {"engine": "exact", "levels": 2}
+    pids, events = own.run(os.getpid), list[Event]()
+
+    def kill(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, LevelBegun) and pids:
+            os.kill(pids.popitem()[1], signal.SIGKILL)
+            pids.clear()
+
+    result = isovoxel.scale(source, out, client=own, listeners=[kill], **options)
+    blocks = [(event.level, event.index) for event in events if isinstance(event, BlockDone)]
+    assert sorted(blocks) == [(p.level, i) for p in result.plan.levels for i in range(p.n_blocks)]
+    assert isovoxel.verify(out, samples=16).holds
 
 
 def _zarr(folder: Path) -> Path:

@@ -74,6 +74,8 @@ class Crew:
     """The ledger's."""
     listener: Listener
     """Told what happens."""
+    after: Crew | None = None
+    """The crew of the level before: its workers have been asked what they see, those that came later too."""
     token: str = field(default_factory=lambda: uuid.uuid4().hex, init=False)
     """Tells this run of the job from others."""
 
@@ -81,7 +83,12 @@ class Crew:
         self.client = self.cluster.client
         self.members = {member.address: member for member in self.cluster.fleet.members}
         self.name = membership_of(self.task.output)
-        self._introduced: set[str] = set()
+        self.introduced: set[str] = set()
+        """Addresses of workers that were told of."""
+        if self.after is not None:
+            # Those that have gone are not asked for again; those that come will be.
+            self.members = {a: member for a, member in self.after.members.items() if not self._unfit(member)}
+            self.introduced = self.after.introduced
 
     @contextlib.contextmanager
     def told(self) -> Iterator[Crew]:
@@ -95,13 +102,8 @@ class Crew:
             If the input cannot be sent to them.
         """
         self._check_size()
-        for address, what in blind(
-            self.client, self.task, self.identity, self.folder, tuple(self.members.values())
-        ).items():
-            member = self.members[address]
-            raise ClusterError(
-                f"the worker {member.name} on {member.host} {what}; give paths that all workers see, the same"
-            )
+        if self.after is None:
+            self._check_sight()
         try:
             self._register()
             self._prepare()
@@ -109,6 +111,14 @@ class Crew:
         finally:
             with contextlib.suppress(Exception):  # who does not answer is not there
                 remove_plugin(self.client, self.name, seconds=BYE_SECONDS)
+
+    def _check_sight(self) -> None:
+        members = tuple(self.members.values())
+        for address, what in blind(self.client, self.task, self.identity, self.folder, members).items():
+            member = self.members[address]
+            raise ClusterError(
+                f"the worker {member.name} on {member.host} {what}; give paths that all workers see, the same"
+            )
 
     def _register(self) -> None:
         task = replace(self.task, output=absolute(self.task.output), source=_absolute(self.task.source))
@@ -151,8 +161,8 @@ class Crew:
             if reason := said.get(address) or self._unfit(member):
                 return f"it cannot take part: it {reason}" if address in said else f"it cannot take part: {reason}"
             self.members[address] = member
-        if address not in self._introduced:
-            self._introduced.add(address)
+        if address not in self.introduced:
+            self.introduced.add(address)
             self.listener(WorkerJoined(name, member.host, member.device.name, member.pci))
         return ""
 
@@ -284,12 +294,12 @@ class ClusterJob:
     def _told(self, failure: BaseException) -> Exception:
         """Return what is raised of a failure."""
         if isinstance(failure, KeyboardInterrupt):
-            return InterruptedJobError(f"interrupted; {kept(self.done)}", getattr(failure, "signal", None))
+            return InterruptedJobError(f"interrupted; {kept(self.plan, self.done)}", getattr(failure, "signal", None))
         if isinstance(failure, BlockFailed):
-            return JobError(f"{failure.reason(self._missing)}; {kept(self.done)}")
+            return JobError(f"{failure.reason(self._missing)}; {kept(self.plan, self.done)}")
         if isinstance(failure, Stranded):
-            return JobError(f"{failure}; {kept(self.done)}")
-        return JobError(f"the job failed with {clause(failure)}; {kept(self.done)}")
+            return JobError(f"{failure}; {kept(self.plan, self.done)}")
+        return JobError(f"the job failed with {clause(failure)}; {kept(self.plan, self.done)}")
 
     def _missing(self) -> str:
         """Say how much room the rest of the output needs."""

@@ -146,6 +146,7 @@ class Member:
             grid=plan.output,
             dtype=np.dtype(plan.source.dtype),
             storage=plan.storage,
+            level=plan.level,
             helpers=plan.helpers,
         )
         self._maker = BlockMaker(plan, read, self._engine, self._writer, self._tell)

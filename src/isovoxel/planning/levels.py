@@ -1,0 +1,169 @@
+"""Which further levels has an output, and how is each made of the one before?
+
+1. Level k lies where the input would lie if it were scaled by 1 / 2^k of the factor: its shape is rounded once, half to
+   even, so that its extent is the input's to within half a voxel of its own. Rounding at each level, as others do, down
+   or up, adds up to a whole one.
+2. So where an axis has an odd number of samples, the next level either leaves the last one out, or has a last voxel
+   with only that one in it, which is then all it averages.
+3. An axis is halved unless it has one voxel, or its voxels are coarser than the finest by more than the square root of
+   2: so voxels become cubes, to within a factor of 2, and stay so.
+4. A level is a job like any other: read from the level before, scaled by the engine `exact`, area for images, mode for
+   labels. Blocks meet between two samples, so there is no halo.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import islice
+
+from isovoxel.errors import DoesNotFitError, OptionError
+from isovoxel.geometry.axis import ceil_div
+from isovoxel.geometry.box import Index3
+from isovoxel.geometry.grid import Float3, VoxelGrid
+from isovoxel.planning.limits import DeviceLimits, HostLimits
+from isovoxel.planning.plan import Plan, Source
+from isovoxel.planning.planner import make_plan
+from isovoxel.planning.storage import CHUNK, Storage, default_storage
+
+LARGEST_SIDE = 256
+"""Side in voxels that needs no further level: viewers show it at once."""
+LEAST_CHUNK = 32
+"""Side below which chunks are not made smaller."""
+
+
+def with_levels(
+    plan: Plan,
+    count: int | None,
+    *,
+    interpolation: str,
+    device: DeviceLimits,
+    host: HostLimits,
+    chunk: Index3 | None,
+    shard: Index3 | None,
+    read_overhead: Callable[[Index3, Storage], int],
+) -> Plan:
+    """Return a plan with those of its further levels.
+
+    Parameters
+    ----------
+    plan
+        Of the full level.
+    count
+        How many further levels; None for as many as it takes until no side is longer than `LARGEST_SIDE`.
+    interpolation
+        "area" or "mode".
+    device, host
+        What may be used, in bytes.
+    chunk, shard
+        What the user wants, or None, as in `isovoxel.planning.storage.default_storage`. A block reads eight times what
+        it writes, so where they do not fit, a level has smaller shards, and then smaller chunks.
+    read_overhead
+        Returns the bytes that reading a box holds beside its voxels, of a level by its shape and storage.
+
+    Raises
+    ------
+    OptionError
+        If so many levels cannot be made.
+    DoesNotFitError
+        If not even one shard of a level fits.
+    """
+    further: list[Plan] = []
+    for level, (output, factor) in enumerate(level_grids(plan.source.grid, plan.factor, count), start=1):
+        before = (further or [plan])[-1]
+        source = Source(
+            name=f"level {level - 1}",
+            grid=before.output,
+            dtype=plan.source.dtype,
+            chunks=before.storage.chunk,
+            read_overhead=read_overhead(before.output.shape, before.storage),
+            identity={"level": level - 1},
+            caches=True,
+        )
+        for storage in _storages(output.shape, plan, chunk, shard):
+            try:
+                made = make_plan(
+                    source,
+                    factor,
+                    storage=storage,
+                    device=device,
+                    host=host,
+                    engine="exact",
+                    interpolation=interpolation,
+                    halo_mode="direct",
+                    output=output,
+                )
+            except DoesNotFitError as error:
+                refused = error
+            else:
+                further.append(replace(made, level=level))
+                break
+        else:
+            raise DoesNotFitError(f"of level {level}, {refused}; or leave it out with --levels {level - 1}")
+    return replace(plan, further=tuple(further))
+
+
+def _storages(shape: Index3, plan: Plan, chunk: Index3 | None, shard: Index3 | None) -> Iterator[Storage]:
+    """Yield how a level may be stored: as the full one, and then, where that does not fit, in smaller chunks."""
+    while True:
+        yield default_storage(shape, plan.source.itemsize, codec=plan.storage.codec, chunk=chunk, shard=shard)
+        z, y, x = chunk or (CHUNK, CHUNK, CHUNK)
+        if max(z, y, x) <= LEAST_CHUNK:
+            return
+        chunk, shard = (ceil_div(z, 2), ceil_div(y, 2), ceil_div(x, 2)), None
+
+
+def level_grids(source: VoxelGrid, factor: Float3, count: int | None) -> list[tuple[VoxelGrid, Float3]]:
+    """Return where the voxels of each further level lie, and its factors from the level before.
+
+    Parameters
+    ----------
+    source
+        The input's grid.
+    factor
+        Samples of the full level per input sample, z, y, x.
+    count
+        As in `with_levels`.
+
+    Raises
+    ------
+    OptionError
+        If a level before the last has one voxel only.
+
+    Examples
+    --------
+    >>> grid = VoxelGrid((100, 800, 900), (4.0, 1.0, 1.0))
+    >>> [(level.shape, level.voxel_size, by) for level, by in level_grids(grid, (1.0, 1.0, 1.0), None)]
+    [((100, 400, 450), (4.0, 2.0, 2.0), (1.0, 0.5, 0.5)), ((100, 200, 225), (4.0, 4.0, 4.0), (1.0, 0.5, 0.5))]
+    """
+    if count is not None:
+        found = list(islice(_halved(source, factor), count))
+        if len(found) < count:
+            raise OptionError(
+                f"levels is {count}, but level {len(found)} is a single voxel; choose at most {len(found)}, or auto"
+            )
+        return found
+    found, shape = [], source.scaled(factor).shape
+    halved = _halved(source, factor)
+    while max(shape) > LARGEST_SIDE:
+        found.append(next(halved))
+        shape = found[-1][0].shape
+    return found
+
+
+def _halved(source: VoxelGrid, factor: Float3) -> Iterator[tuple[VoxelGrid, Float3]]:
+    """Yield level after level, until one is a single voxel."""
+    grid = source.scaled(factor)
+    while True:
+        # An axis of one voxel says nothing about how fine the others are.
+        sizes = [size for size, n in zip(grid.voxel_size, grid.shape, strict=True) if n > 1]
+        if not sizes:
+            return
+        coarsest = min(sizes) * math.sqrt(2)
+        z, y, x = (
+            0.5 if n > 1 and size <= coarsest else 1.0 for n, size in zip(grid.shape, grid.voxel_size, strict=True)
+        )
+        factor = (factor[0] * z, factor[1] * y, factor[2] * x)
+        grid = source.scaled(factor)
+        yield grid, (z, y, x)
