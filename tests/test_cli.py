@@ -390,7 +390,7 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "empty.tif").write_bytes(b"")
     (folder / "text.tif").write_text("no image at all")
     (folder / "photo.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40))
-    tifffile.imwrite(folder / "flat.tif", data[0])
+    np.save(folder / "line.npy", data[0, 0])
     tifffile.imwrite(folder / "rgb.tif", np.zeros((20, 24, 3), np.uint8), photometric="rgb")
     tifffile.imwrite(folder / "double.tif", data.astype(np.float64))
     tifffile.imwrite(folder / "movie.tif", np.zeros((2, 3, 20, 24), np.uint8), imagej=True, metadata={"axes": "TZYX"})
@@ -401,7 +401,7 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
     os.truncate(folder / "cut.npy", (folder / "cut.npy").stat().st_size - 100)
     (folder / "folder").mkdir()
     zarr.create_array(folder / "nothing.zarr", shape=(4, 0, 4), chunks=(4, 1, 4), dtype="uint8")
-    zarr.create_array(folder / "flat.zarr", shape=(4, 4), chunks=(4, 4), dtype="uint8")
+    zarr.create_array(folder / "flat.zarr", shape=(4,), chunks=(4,), dtype="uint8")
     (folder / "broken.zarr").mkdir()
     (folder / "broken.zarr" / "zarr.json").write_text("{")
     return folder
@@ -415,7 +415,7 @@ BAD_INPUTS = {
     "empty.tif": "is empty (0 bytes)",
     "text.tif": "is of no kind that isovoxel knows",
     "photo.png": "is of no kind that isovoxel knows",
-    "flat.tif": "is 2-D",
+    "line.npy": "is 1-D",
     "rgb.tif": "3 colour samples",
     "double.tif": "holds float64",
     "movie.tif": "2 time points",
@@ -424,7 +424,7 @@ BAD_INPUTS = {
     "cut.npy": "100 bytes are missing",
     "folder": "is a folder but no zarr",
     "nothing.zarr": "is empty: its shape is (4, 0, 4)",
-    "flat.zarr": "is 2-D",
+    "flat.zarr": "is 1-D",
     "broken.zarr": "cannot be read",
 }
 
@@ -495,7 +495,13 @@ BAD_OPTIONS = [
     ("--threads 0", "threads must be at least 1, not 0"),
     ("--threads two", "'--threads'"),
     ("--nonsense", "No such option: --nonsense"),
-    ("surplus", "unexpected extra argument"),
+    ("surplus more", "unexpected extra argument"),
+    ("--crop 0:99,:,:", "the crop z 0:99 reaches beyond"),
+    ("--crop 1,2,3", "a crop is z0:z1,y0:y1,x0:x1"),
+    ("--level two", "'--level'"),
+    ("--channel 1", "has 1 channel, counted from 0: give --channel 0, not 1"),
+    ("--time 0.5", "'--time'"),
+    ("--config no.toml", "the job file no.toml cannot be read"),
 ]
 
 

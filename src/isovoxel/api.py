@@ -10,7 +10,7 @@ from isovoxel.errors import InputError, InputMissingError, OptionError
 from isovoxel.geometry.grid import Float3
 from isovoxel.hired import lend_cluster, workers
 from isovoxel.lazy import scale_array
-from isovoxel.options import ScalingOptions, choose_sampling, converting, plan_volume
+from isovoxel.options import ScalingOptions, choose_sampling, converting, plan_volume, selection_of
 from isovoxel.planning.plan import Plan
 from isovoxel.planning.whole import WholeLimits
 from isovoxel.run.events import Listener
@@ -38,8 +38,17 @@ __all__ = [
 ]
 
 
-def open_volume(source: Any, *, voxel_size: Float3 | None = None, unit: str | None = None) -> Volume:
-    """Open a 3-D volume lazily.
+def open_volume(
+    source: Any,
+    *,
+    voxel_size: Float3 | None = None,
+    unit: str | None = None,
+    level: int | None = None,
+    channel: int | None = None,
+    time: int | None = None,
+    crop: Any = None,
+) -> Volume:
+    """Open a volume lazily; a single plane is a volume too.
 
     Parameters
     ----------
@@ -49,15 +58,27 @@ def open_volume(source: Any, *, voxel_size: Float3 | None = None, unit: str | No
         or the address of a zarr in an object store; or a NumPy, dask or zarr array; or a `Volume`.
     voxel_size, unit
         Voxel size z, y, x and its unit, in place of what the metadata say.
+    level, channel, time, crop
+        Which part of it, as in `ScalingOptions`.
 
     Raises
     ------
     InputError
         If it is missing, unreadable, or no 3-D volume of a supported dtype.
+    OptionError
+        If the voxel size or the unit makes no sense, or it has no such part.
     """
+    return _opened(
+        source,
+        {"input_voxel_size": voxel_size, "unit": unit, "level": level, "channel": channel, "time": time, "crop": crop},
+    )
+
+
+def _opened(source: Any, options: ScalingOptions) -> Volume:
     from isovoxel.volumes.open import open_volume as open_any
 
-    return open_any(source, voxel_size=voxel_size, unit=unit)
+    voxel_size, unit = options.get("input_voxel_size"), options.get("unit")
+    return open_any(source, voxel_size=voxel_size, unit=unit, selection=selection_of(options))
 
 
 def plan(
@@ -84,7 +105,7 @@ def plan(
     IsovoxelError
         If the input, an option or the device cannot serve, or no block fits; see `isovoxel.errors`.
     """
-    volume = open_volume(source, voxel_size=options.get("input_voxel_size"), unit=options.get("unit"))
+    volume = _opened(source, options)
     with lend_cluster(
         {"workers": workers, "scheduler": scheduler, "client": client}, options, source=source
     ) as cluster:
@@ -148,6 +169,7 @@ def scale(
     from isovoxel.engines.devices import find_device
     from isovoxel.places.place import shown
     from isovoxel.run.host import peak_bytes
+    from isovoxel.run.logs import log_event
     from isovoxel.run.output import Wanted, is_complete
     from isovoxel.run.recipe import provenance
     from isovoxel.run.session import Session
@@ -158,10 +180,10 @@ def scale(
     if on_corrupt not in ("stop", "fill"):
         raise OptionError(f"on_corrupt must be stop or fill, not {on_corrupt!r}")
     voxel_size, unit = options.get("input_voxel_size"), options.get("unit")
-    volume = open_volume(source, voxel_size=voxel_size, unit=unit).identified()
+    volume = _opened(source, options).identified()
     place = output_place(output)
     tally = Tally()
-    told: tuple[Listener, ...] = (tally, *listeners)
+    told: tuple[Listener, ...] = (tally, log_event, *listeners)
     given = {"workers": workers, "scheduler": scheduler, "client": client}
     with lend_cluster(given, options, source=source, isolate=isolate, listeners=told) as cluster:
         device = options.get("device", "auto")
@@ -183,7 +205,8 @@ def scale(
         if is_complete(wanted):
             tally.done_before = planned.all_blocks
             return ScaleResult(shown(wanted.path), planned, 0.0, tally.stages | {"idle": 0.0}, peak_bytes(), tally)
-        task = Task(planned, source, voxel_size, unit, device, wanted.path, on_corrupt == "fill")
+        fill = on_corrupt == "fill"
+        task = Task(planned, source, voxel_size, unit, device, wanted.path, fill, selection_of(options))
         done, seconds, idle = Session(wanted, task, volume, labels, told, isolate, cluster).run()
     return ScaleResult(shown(wanted.path), done.plan, seconds, tally.stages | {"idle": idle}, peak_bytes(), tally)
 
@@ -232,6 +255,10 @@ def limits(
     *,
     input_voxel_size: Float3 | None = None,
     unit: str | None = None,
+    level: int | None = None,
+    channel: int | None = None,
+    time: int | None = None,
+    crop: Any = None,
     interpolation: str = "linear",
     device: str = "auto",
 ) -> WholeLimits:
@@ -241,13 +268,15 @@ def limits(
     ----------
     source
         As in `open_volume`.
-    input_voxel_size, unit, interpolation, device
+    input_voxel_size, unit, level, channel, time, crop, interpolation, device
         As in `ScalingOptions`.
     """
     from isovoxel.engines.devices import find_device
     from isovoxel.planning.whole import whole_limits
 
-    volume = open_volume(source, voxel_size=input_voxel_size, unit=unit)
+    volume = open_volume(
+        source, voxel_size=input_voxel_size, unit=unit, level=level, channel=channel, time=time, crop=crop
+    )
     return whole_limits(volume.grid, find_device(device).limits(), interpolation)
 
 
@@ -259,7 +288,7 @@ def verify(output: str | Path, *, against: Any = None, samples: int = 400, seed:
     output
         An OME-Zarr that isovoxel has written; its attributes say from what and how.
     against
-        The source, where it is no longer where the attributes say: as in `open_volume`.
+        The source, where it is no longer where the attributes say: as in `open_volume`; of a file, the same part.
     samples
         How many boxes; those around block corners, faces and edges come first.
     seed
@@ -278,6 +307,7 @@ def verify(output: str | Path, *, against: Any = None, samples: int = 400, seed:
     from isovoxel.run.verify import verify_levels
     from isovoxel.store.provenance import read_provenance
     from isovoxel.store.writer import missing_shards
+    from isovoxel.volumes.open import open_part
 
     if samples < 1:
         raise OptionError(f"samples must be at least 1, not {samples}")
@@ -289,7 +319,7 @@ def verify(output: str | Path, *, against: Any = None, samples: int = 400, seed:
     if against is None and (where is None or not has_place(where)):
         raise InputError(f"{output} was made from an array in memory; give its voxels as a file with --against")
     try:
-        source = open_volume(where)
+        source = open_part(where, recipe.identity)
     except InputMissingError:
         if against is not None:
             raise

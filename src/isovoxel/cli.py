@@ -12,12 +12,14 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from isovoxel.errors import InterruptedJobError, IsovoxelError
+from isovoxel.errors import InterruptedJobError, IsovoxelError, OptionError
+from isovoxel.job_file import NOT_KEPT, read_job, variable, write_job
 from isovoxel.run.result import ScaleResult
 from isovoxel.views.records import Line, Record
 
@@ -27,11 +29,62 @@ _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 app = typer.Typer(
     name="isovoxel",
     help="Scale volumes that fit neither the graphics card nor the memory to isotropic voxels.",
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+ARGUMENTS = {"source": "input", "output": "output"}
+"""What arguments are called in a job file."""
+
+HOW_FAR = frozenset({"zoom", "voxel_size", "factor"})
+"""Options of which one says how far to scale: any of them wins over any in a job file."""
+
+
+def _key(parameter: Any) -> str:
+    """Return what an option or an argument is called in a job file."""
+    long = next((name for name in parameter.opts if name.startswith("--")), None)
+    return ARGUMENTS[parameter.name] if long is None else str(long[2:].replace("-", "_"))
+
+
+def _keys(command: Any) -> dict[str, Any]:
+    """Return what of a command a job file may have, by its keys."""
+    return {key: parameter for parameter in command.params if (key := _key(parameter)) not in NOT_KEPT}
+
+
+def _load(context: typer.Context, path: str | None) -> str | None:
+    """Take options from a job file, where neither the command line nor the environment has them."""
+    if path is not None:
+        keys = _keys(context.command)
+        # A plan is made for a job: what the file says of running it is no mistake.
+        group: Any = context.parent.command if context.parent else None
+        running = _keys(group.commands["scale"]) if group is not None and context.command.name == "plan" else {}
+        known = {key: bool(getattr(p, "is_flag", False)) for key, p in (running | keys).items()}
+        found = read_job(path, known)
+        context.default_map = {keys[key].name: value for key, value in found.items() if key in keys}
+        for name in HOW_FAR & context.default_map.keys():
+            context.default_map[name] = partial(_unless_said, context, context.default_map[name])
+    return path
+
+
+def _unless_said(context: typer.Context, value: Any) -> Any:
+    """Return how far a job file says, or None where the command line or the environment says it in another way.
+
+    Options of the command line have been taken when typer asks for this.
+    """
+    said = any(context.params.get(name) is not None for name in HOW_FAR)
+    return None if said or any(os.environ.get(variable(name) or "") for name in HOW_FAR) else value
+
+
+def _save(context: typer.Context, path: str) -> None:
+    """Write a job file of what was given, from wherever it came."""
+    given = {
+        key: context.params[parameter.name]
+        for key, parameter in _keys(context.command).items()
+        if (source := context.get_parameter_source(parameter.name)) is not None and source.name != "DEFAULT"
+    }
+    write_job(path, {key: value for key, value in given.items() if value is not None and key != "json"})
 
 
 def _three(kind: Callable[[str], Any], example: str) -> Callable[[str], tuple[Any, Any, Any]]:
@@ -70,6 +123,18 @@ InputVoxelSize = Annotated[
     ),
 ]
 Unit = Annotated[str | None, typer.Option(metavar="NAME", help="Unit of the input's lengths, such as micrometer.")]
+Level = Annotated[
+    int | None, typer.Option(metavar="N", help="Resolution level of an OME-Zarr image; default: 0, the finest.")
+]
+Channel = Annotated[int | None, typer.Option(metavar="N", help="Which of several channels, counted from 0.")]
+Time = Annotated[int | None, typer.Option(metavar="N", help="Which of several time points, counted from 0.")]
+Crop = Annotated[
+    str | None,
+    typer.Option(
+        metavar="Z0:Z1,Y0:Y1,X0:X1",
+        help="Input voxels to take; ends may be open, and numbers below 0 count from the end.",
+    ),
+]
 Interpolation = Annotated[
     str | None,
     typer.Option(
@@ -117,6 +182,12 @@ OnCorrupt = Annotated[
     str, typer.Option(metavar="stop|fill", help="What to do with damaged parts of the input: fill makes them 0.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+Config = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE", is_eager=True, callback=_load, help="TOML file of options, such as plan --save writes."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -161,24 +232,43 @@ def _main(
 
 
 @app.command()
-def info(source: Input, input_voxel_size: InputVoxelSize = None, unit: Unit = None, as_json: Json = False) -> None:
+def info(
+    source: Input,
+    input_voxel_size: InputVoxelSize = None,
+    unit: Unit = None,
+    level: Level = None,
+    channel: Channel = None,
+    time: Time = None,
+    crop: Crop = None,
+    as_json: Json = False,
+) -> None:
     """Show shape, dtype, axes, voxel size and unit, and where each was read from."""
     from isovoxel.api import open_volume, output_state
     from isovoxel.views.records import volume_lines, volume_record
 
-    volume = open_volume(source, voxel_size=input_voxel_size, unit=unit)
+    volume = open_volume(
+        source, voxel_size=input_voxel_size, unit=unit, level=level, channel=channel, time=time, crop=crop
+    )
     state = output_state(source)
     _show(volume_record(volume, state), volume_lines(volume, state), as_json=as_json)
 
 
 @app.command()
 def plan(
+    context: typer.Context,
     source: Input,
+    output: Annotated[
+        str | None, typer.Argument(metavar="[OUTPUT]", help="OME-Zarr that scale shall write, for --save.")
+    ] = None,
     zoom: Zoom = None,
     voxel_size: VoxelSize = None,
     factor: Factor = None,
     input_voxel_size: InputVoxelSize = None,
     unit: Unit = None,
+    level: Level = None,
+    channel: Channel = None,
+    time: Time = None,
+    crop: Crop = None,
     interpolation: Interpolation = None,
     antialias: Antialias = False,
     labels: Labels = None,
@@ -198,6 +288,10 @@ def plan(
     picture: Annotated[
         str | None, typer.Option(metavar="SVG", help="Draw blocks, shards and halo on the output's three faces.")
     ] = None,
+    config: Config = None,
+    save: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Save all this as a job file, for scale --config FILE.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show what would happen: output, blocks, halo, projected and allowed bytes. Nothing is written but a picture."""
@@ -205,6 +299,8 @@ def plan(
     from isovoxel.views.notes import hints
     from isovoxel.views.records import plan_lines, plan_record
 
+    if output is not None and save is None and config is None:
+        raise OptionError(f"a plan writes no output; leave out {output}, or save the job with --save FILE")
     if picture is not None:
         from isovoxel.views.plan_picture import check_plan_picture, save_plan_svg
 
@@ -219,6 +315,10 @@ def plan(
         factor=factor,
         input_voxel_size=input_voxel_size,
         unit=unit,
+        level=level,
+        channel=channel,
+        time=time,
+        crop=crop,
         interpolation=interpolation,
         antialias=antialias,
         labels=labels,
@@ -234,6 +334,8 @@ def plan(
         codec=codec,
         levels=levels,
     )
+    if save is not None:
+        _save(context, save)
     record, lines = plan_record(planned), plan_lines(planned)
     if picture is not None:
         save_plan_svg(planned, picture)
@@ -252,6 +354,10 @@ def scale(
     factor: Factor = None,
     input_voxel_size: InputVoxelSize = None,
     unit: Unit = None,
+    level: Level = None,
+    channel: Channel = None,
+    time: Time = None,
+    crop: Crop = None,
     interpolation: Interpolation = None,
     antialias: Antialias = False,
     labels: Labels = None,
@@ -277,6 +383,7 @@ def scale(
         str | None, typer.Option(metavar="HTML", help="Write a page that tells and shows what was done.")
     ] = None,
     quiet: Quiet = False,
+    config: Config = None,  # noqa: ARG001 - its callback takes it
     as_json: Json = False,
 ) -> None:
     """Scale a volume to isotropic voxels, or by the factors given, and write it as OME-Zarr 0.5.
@@ -307,6 +414,10 @@ def scale(
             factor=factor,
             input_voxel_size=input_voxel_size,
             unit=unit,
+            level=level,
+            channel=channel,
+            time=time,
+            crop=crop,
             interpolation=interpolation,
             antialias=antialias,
             labels=labels,
@@ -334,6 +445,10 @@ def convert(
     output: Output,
     input_voxel_size: InputVoxelSize = None,
     unit: Unit = None,
+    level: Level = None,
+    channel: Channel = None,
+    time: Time = None,
+    crop: Crop = None,
     labels: Labels = None,
     device: DeviceName = "auto",
     memory: Memory = None,
@@ -348,6 +463,7 @@ def convert(
     overwrite: Overwrite = False,
     on_corrupt: OnCorrupt = "stop",
     quiet: Quiet = False,
+    config: Config = None,  # noqa: ARG001 - its callback takes it
     as_json: Json = False,
 ) -> None:
     """Write a volume as OME-Zarr 0.5, every voxel as it is: the same job as scale, at factor 1."""
@@ -366,6 +482,10 @@ def convert(
             listeners=(progress,),
             input_voxel_size=input_voxel_size,
             unit=unit,
+            level=level,
+            channel=channel,
+            time=time,
+            crop=crop,
             labels=labels,
             device=device,
             memory=memory,
@@ -404,15 +524,30 @@ def limits(
     source: Input,
     input_voxel_size: InputVoxelSize = None,
     unit: Unit = None,
+    level: Level = None,
+    channel: Channel = None,
+    time: Time = None,
+    crop: Crop = None,
     interpolation: Annotated[str, typer.Option(metavar="linear|nearest", help="As cle.scale has it.")] = "linear",
     device: DeviceName = "auto",
+    config: Config = None,  # noqa: ARG001 - its callback takes it
     as_json: Json = False,
 ) -> None:
     """Show at which zoom cle.scale in one piece stops, on which limit, and how large the image would be."""
     from isovoxel import api
     from isovoxel.views.records import limits_lines, limits_record
 
-    found = api.limits(source, input_voxel_size=input_voxel_size, unit=unit, interpolation=interpolation, device=device)
+    found = api.limits(
+        source,
+        input_voxel_size=input_voxel_size,
+        unit=unit,
+        level=level,
+        channel=channel,
+        time=time,
+        crop=crop,
+        interpolation=interpolation,
+        device=device,
+    )
     _show(limits_record(found), limits_lines(found), as_json=as_json)
 
 
@@ -471,6 +606,7 @@ def devices(workers: Workers = None, scheduler: Scheduler = None, as_json: Json 
 
 @app.command()
 def demo(
+    context: typer.Context,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for the demo's files.")] = Path("isovoxel-demo"),
     device: DeviceName = "auto",
 ) -> None:
@@ -497,11 +633,21 @@ def demo(
     step("limits", stack)
     limits(str(stack), device=device)
     step("plan", stack, "--zoom 2")
-    plan(str(stack), zoom=2, device=device)
+    plan(context, str(stack), zoom=2, device=device)
     step("scale", stack, result, "--zoom 2 --overwrite")
     scale(str(stack), str(result), zoom=2, device=device, overwrite=True)
     before_after(open_volume(stack), open_volume(result), picture)
     print(f"\nmaximum projections before and after: {picture}")  # noqa: T201
+
+
+def command() -> Any:
+    """Return the command line, each of whose options is also an environment variable's."""
+    group: Any = typer.main.get_command(app)
+    for each in group.commands.values():
+        for parameter in each.params:
+            if parameter.param_type_name == "option":
+                parameter.envvar, parameter.show_envvar = variable(_key(parameter)), False
+    return group
 
 
 def _command_without_overwrite() -> str:
@@ -511,7 +657,7 @@ def _command_without_overwrite() -> str:
 def main() -> None:
     """Run the command line; every failure that isovoxel knows is one sentence and an exit code."""
     try:
-        code = app(standalone_mode=False) or 0
+        code = command()(standalone_mode=False) or 0
     except IsovoxelError as error:
         code = error.exit_code
         with contextlib.suppress(OSError):  # the terminal may be closed

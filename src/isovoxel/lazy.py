@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
+from isovoxel.errors import InputError
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import Float3
 from isovoxel.options import choose_sampling, parse_factor, source_of
@@ -26,7 +28,7 @@ def scale_array(
     Parameters
     ----------
     array
-        A 3-D dask array (or what `dask.array.asarray` takes), z, y, x.
+        A 3-D dask array (or what `dask.array.asarray` takes), z, y, x; or an ``xarray.DataArray`` of one.
     factor
         Output samples per input sample, for all axes or for z, y, x.
     interpolation, antialias, labels, engine, boundary, device
@@ -38,7 +40,8 @@ def scale_array(
     Returns
     -------
     dask.array.Array
-        Of shape ``np.around(n * factor)`` (at least 1) and of the same dtype.
+        Of shape ``np.around(n * factor)`` (at least 1) and of the same dtype. Of a DataArray a DataArray, with the same
+        dimensions, name and attributes, and coordinates where the new samples are.
 
     Raises
     ------
@@ -60,9 +63,17 @@ def scale_array(
     from isovoxel.planning.planner import plan_chunks
     from isovoxel.run.host import host_limits
     from isovoxel.run.overlap import scale_lazily
+    from isovoxel.run.xarrays import check_dims, like
     from isovoxel.volumes.open import open_volume
 
-    volume = open_volume(da.asarray(array), voxel_size=(1.0, 1.0, 1.0))
+    xarray = sys.modules.get("xarray")  # whoever holds an array of its has imported it
+    named = array if xarray is not None and isinstance(array, xarray.DataArray) else None
+    if named is not None:
+        check_dims(named)
+    array = da.asarray(array if named is None else named.data)
+    if array.ndim != 3:
+        raise InputError(f"the array is {array.ndim}-D; isovoxel scales arrays of z, y and x, such as array[None]")
+    volume = open_volume(array, voxel_size=(1.0, 1.0, 1.0))
     factors = parse_factor((factor,) * 3 if isinstance(factor, int | float) else factor)
     shape = volume.grid.scaled(factors).shape
     if chunks is None:
@@ -86,4 +97,5 @@ def scale_array(
         antialias=sampling.antialias,
         boundary=boundary,
     )
-    return scale_lazily(volume.array, planned, device)
+    scaled = scale_lazily(volume.array, planned, device)
+    return scaled if named is None else like(named, scaled, factors)

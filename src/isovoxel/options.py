@@ -14,19 +14,22 @@ from isovoxel.geometry.grid import (
     check_positive,
     factor_for_voxel_size,
     factor_for_zoom,
+    finest,
 )
 from isovoxel.places.place import Place
 from isovoxel.planning.choices import ENGINES, MOVES
 from isovoxel.planning.limits import DeviceLimits, HostLimits
 from isovoxel.planning.plan import Plan, Source
 from isovoxel.volumes.base import Volume
+from isovoxel.volumes.crop import parse_crop
+from isovoxel.volumes.selection import Selection
 
 
 class ScalingOptions(TypedDict, total=False):
     """How a volume is scaled: the keywords of `plan` and `scale`. None has to be given.
 
     At most one of `zoom`, `voxel_size` and `factor` says how far; without them the finest of the three voxel sizes
-    becomes the size of all.
+    becomes the size of all. A single plane stays one, unless `factor` says otherwise.
     """
 
     zoom: float | None
@@ -39,6 +42,15 @@ class ScalingOptions(TypedDict, total=False):
     """Voxel size of the input, z, y, x, in place of what its metadata say."""
     unit: str | None
     """Unit of the input's lengths, in place of what its metadata say."""
+    level: int | None
+    """Resolution level of an OME-Zarr image, 0 (default) the finest."""
+    channel: int | None
+    """Which of several channels, counted from 0."""
+    time: int | None
+    """Which of several time points, counted from 0."""
+    crop: str | Sequence[slice | Sequence[int | None]] | None
+    """Which voxels of the input: "z0:z1,y0:y1,x0:x1", or three slices or pairs. As in Python's slices an open end is
+    the volume's, and a number below 0 counts from its end; beyond the volume nothing may lie."""
     labels: bool | None
     """Whether voxels are labels, which are moved and never mixed; by default what the input's metadata say."""
     interpolation: str | None
@@ -203,6 +215,16 @@ def parse_levels(value: int | str | None) -> int | None:
     return count
 
 
+def selection_of(options: ScalingOptions) -> Selection:
+    """Return which part of the input the options ask for."""
+    return Selection(
+        level=options.get("level"),
+        channel=options.get("channel"),
+        time=options.get("time"),
+        crop=parse_crop(options.get("crop")),
+    )
+
+
 def own_limits(options: ScalingOptions) -> Limits:
     """Return the limits of this process: of the device that the options name, and of its host."""
     from isovoxel.engines.devices import find_device
@@ -250,11 +272,12 @@ def how_far(volume: Volume, options: ScalingOptions) -> tuple[VoxelGrid, Float3]
     if factor is not None:
         factor = parse_factor(factor)
         # Without a voxel size lengths are counted in input voxels, and have no unit.
-        return VoxelGrid(volume.shape) if volume.voxel_size is None else volume.grid, factor
+        z, y, x = volume.start
+        return VoxelGrid(volume.shape, origin=(z, y, x)) if volume.voxel_size is None else volume.grid, factor
     grid = volume.grid
     if zoom is not None:
         return grid, factor_for_zoom(grid, zoom)
-    return grid, factor_for_voxel_size(grid, min(grid.voxel_size) if voxel_size is None else voxel_size)
+    return grid, factor_for_voxel_size(grid, finest(grid) if voxel_size is None else voxel_size)
 
 
 def parse_factor(values: Sequence[float]) -> Float3:
@@ -278,6 +301,7 @@ def source_of(volume: Volume, grid: VoxelGrid) -> Source:
         identity=dict(volume.identity),
         caches=volume.cached is not None,
         notes=volume.notes,
+        beside=volume.beside,
     )
 
 

@@ -110,7 +110,7 @@ def test_other_objects_are_refused(source: Any) -> None:
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.zeros((6, 7)), "is 2-D"),
+        (np.zeros(7), "is 1-D"),
         (np.zeros((1, 5, 6, 7), "uint8"), "is 4-D"),
         (np.array(1), "is 0-D"),
         (np.zeros((0, 6, 7), "uint8"), "is empty"),

@@ -27,6 +27,7 @@ from isovoxel.geometry.box import Box
 from isovoxel.volumes.base import Volume
 from isovoxel.volumes.files import is_transient
 from isovoxel.volumes.open import open_volume
+from isovoxel.volumes.selection import Selection
 from strategies import boxes
 
 SHAPE = (13, 47, 61)
@@ -143,6 +144,33 @@ def ome_zarr(folder: Path, array: np.ndarray) -> Path:
     return folder / "o.zarr"
 
 
+def part(make: Make) -> Make:
+    """Make a part of a volume of a kind, with other voxels all around it."""
+
+    def made(folder: Path, array: np.ndarray) -> Volume:
+        whole = make(folder, np.pad(array, 3, constant_values=7))
+        return open_volume(whole, selection=Selection(crop=((3, -3), (3, -3), (3, -3))))
+
+    return made
+
+
+def channel(*chunks: int) -> Make:
+    """Make the second channel of a zarr array, whose chunks have this shape, channel first."""
+
+    def made(folder: Path, array: np.ndarray) -> Volume:
+        both = zarr.create_array(
+            folder / "c.zarr",
+            shape=(2, *array.shape),
+            chunks=chunks,
+            dtype=array.dtype,
+            dimension_names=("c", "z", "y", "x"),
+        )
+        both[1] = array
+        return open_volume(folder / "c.zarr", selection=Selection(channel=1))
+
+    return made
+
+
 def imagej_in_one_piece(folder: Path, array: np.ndarray) -> Path:
     """Make an ImageJ stack with one directory and all planes behind it, as ImageJ writes beyond 4 GB."""
     big = array.astype(array.dtype.newbyteorder(">"))
@@ -168,6 +196,11 @@ MAKERS: dict[str, Make] = {
     "NumPy array, Fortran order, big-endian": fortran_memory,
     "dask array of unequal chunks": lambda _, a: dask.array.from_array(a, chunks=((2, 11), (40, 7), 61)),
     "open volume": lambda _, array: open_volume(array),
+    "part of a zarr": part(zarr_array(chunks=(5, 16, 32))),
+    "part of a TIFF": part(tiff(photometric="minisblack", rowsperstrip=7, compression="zstd")),
+    "part of a dask array": part(lambda _, a: dask.array.from_array(a, chunks=(8, 20, 30))),
+    "channel": channel(1, 5, 16, 32),
+    "channel, both in a chunk": channel(2, 5, 16, 32),
     "TIFF in one piece": tiff(photometric="minisblack"),
     "TIFF, big-endian": tiff(photometric="minisblack", byteorder=">"),
     "BigTIFF": tiff(photometric="minisblack", bigtiff=True),
@@ -263,9 +296,9 @@ def test_what_is_read_belongs_to_the_reader(opened: tuple[Volume, np.ndarray]) -
 
 
 def test_chunks_fit_the_volume(opened: tuple[Volume, np.ndarray]) -> None:
-    """What is decoded in one go is at least a voxel and at most the volume; an empty box reads nothing."""
+    """What is decoded in one go is at least a voxel and at most the whole input; an empty box reads nothing."""
     volume, _ = opened
-    assert all(1 <= c <= n for c, n in zip(volume.chunks, SHAPE, strict=True))
+    assert all(1 <= c <= n for c, n in zip(volume.chunks, volume.whole or SHAPE, strict=True))
     assert volume.read(Box((3, 3, 3), (3, 5, 5))).shape == (0, 2, 2)
 
 
@@ -289,6 +322,9 @@ LARGE: dict[str, Make] = {
     "npy": npy(),
     "npy, Fortran order, big-endian": npy("F", ">"),
     "dask array": lambda _, a: dask.array.from_array(a, chunks=(17, 157, 211)),
+    "part of a zarr": part(zarr_array(chunks=(17, 157, 211))),
+    "channel": channel(1, 17, 157, 211),
+    "channel, both in a chunk": channel(2, 17, 157, 211),
     "ImageJ": tiff(imagej=True, metadata={"axes": "ZYX"}),
     "TIFF, pages one by one, big-endian": pages(byteorder=">"),
     "TIFF, pages one by one, LZW": pages(compression="lzw"),

@@ -127,20 +127,18 @@ def test_a_stack_of_one_plane_is_a_volume_where_it_says_so(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("shape", "options", "message"),
     [
-        ((6, 7), {}, "is 2-D; isovoxel takes 3-D z, y, x for now, and found the axes y 6, x 7"),
-        ((6, 7), {"imagej": True, "photometric": None}, "is 2-D"),
         ((5, 6, 7, 3), {"photometric": "rgb", "metadata": {"axes": "ZYXS"}}, "has 3 colour samples per voxel"),
         ((6, 7, 3), {"photometric": "rgb"}, "has 3 colour samples per voxel"),
         (
             (2, 5, 3, 6, 7),
             {"imagej": True, "photometric": None, "metadata": {"axes": "TZCYX"}},
-            "has 2 time points (save one of them as a volume of its own)",
+            "has 2 time points; give --time 0 to 1 and --channel 0 to 2 for one of them; found are",
         ),
         ((5, 3, 6, 7), {"ome": True, "metadata": {"axes": "ZCYX"}}, "has 3 channels"),
         (
             (5, 6, 7),
             {"metadata": {"axes": "TYX"}},
-            "found the axes t 5, y 6, x 7; if they are slices, name that axis z",
+            "found are the axes t 5, y 6, x 7; if they are slices, name that axis z",
         ),
         ((2, 5, 6, 7), {"metadata": None}, ""),
         ((5, 2, 6, 7), {"metadata": {"axes": "ZQYX"}}, "is 4-D"),

@@ -71,6 +71,13 @@ class Box:
             _index3(b - o for b, o in zip(self.stop, origin, strict=True)),
         )
 
+    def shifted(self, by: Index3) -> Box:
+        """Return the same voxels as seen from an array in which this one's voxel 0 is `by`."""
+        return Box(
+            _index3(a + o for a, o in zip(self.start, by, strict=True)),
+            _index3(b + o for b, o in zip(self.stop, by, strict=True)),
+        )
+
     def tiles(self, shape: Index3) -> Iterator[Box]:
         """Cut the box along the grid of cells of this shape that starts at voxel 0 of the volume.
 

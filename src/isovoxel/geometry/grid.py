@@ -86,15 +86,30 @@ class VoxelGrid:
 
 
 def factor_for_zoom(grid: VoxelGrid, zoom: float) -> Float3:
-    """Return ``voxel_size * zoom``, the factors of clEsperanto's scaling tutorial: 1 / zoom per output voxel."""
+    """Return ``voxel_size * zoom``, the factors of clEsperanto's scaling tutorial: 1 / zoom per output voxel.
+
+    A single plane stays one, for there is nothing between planes to compute: its factor along z is 1.
+    """
     check_positive("zoom", (zoom,))
-    return _float3(v * zoom for v in grid.voxel_size)
+    return _of_planes(grid, _float3(v * zoom for v in grid.voxel_size))
 
 
 def factor_for_voxel_size(grid: VoxelGrid, target: float) -> Float3:
-    """Return the factors that make every voxel a cube with sides of `target`, in the grid's unit."""
+    """Return the factors that make every voxel a cube with sides of `target`, in the grid's unit.
+
+    A single plane stays one, as thick as it is.
+    """
     check_positive("voxel size", (target,))
-    return _float3(v / target for v in grid.voxel_size)
+    return _of_planes(grid, _float3(v / target for v in grid.voxel_size))
+
+
+def finest(grid: VoxelGrid) -> float:
+    """Return the smallest of the three voxel sizes; of a single plane, of the two in the plane."""
+    return min(grid.voxel_size[grid.shape[0] == 1 :])
+
+
+def _of_planes(grid: VoxelGrid, factor: Float3) -> Float3:
+    return (1.0, *factor[1:]) if grid.shape[0] == 1 else factor
 
 
 def check_positive(name: str, values: Sequence[float]) -> None:

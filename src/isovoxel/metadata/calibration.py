@@ -43,7 +43,7 @@ class Calibration:
     """Why `voxel_size` is None, as a clause."""
 
 
-def calibrate(what: str, source: str, lengths: tuple[Length, Length, Length]) -> Calibration:
+def calibrate(what: str, source: str, lengths: tuple[Length, Length, Length], *, flat: bool = False) -> Calibration:
     """Make one voxel size in one unit of what a file says of z, y and x.
 
     Parameters
@@ -54,12 +54,16 @@ def calibrate(what: str, source: str, lengths: tuple[Length, Length, Length]) ->
         Where a voxel size was read from, for people.
     lengths
         What it says of z, y and x.
+    flat
+        Whether there is one plane only: where nothing is said of z, it counts as thick as its pixels are high.
 
     Returns
     -------
     Calibration
         In the unit of x; without a unit where none of the axes has one.
     """
+    if flat and lengths[0].value is None:
+        lengths = (lengths[1], *lengths[1:])
     problems = [_problem(length) for length in lengths]
     if any(problems):
         return Calibration(missing=_missing(what, lengths, problems))

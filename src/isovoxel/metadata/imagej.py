@@ -46,6 +46,8 @@ def read_imagej(
     x_resolution: Rational | None,
     y_resolution: Rational | None,
     resolution_unit: int | None,
+    *,
+    flat: bool = False,
 ) -> Calibration:
     """Return the voxel size that an ImageJ TIFF states.
 
@@ -57,6 +59,8 @@ def read_imagej(
         The TIFF's XResolution and YResolution, pixels per unit, or None where the tag is absent.
     resolution_unit
         The TIFF's ResolutionUnit, or None where the tag is absent.
+    flat
+        As in `calibrate`.
 
     Returns
     -------
@@ -79,6 +83,7 @@ def read_imagej(
             Length(y, values.get("yunit") or unit, "no usable resolution tag"),
             Length(x, unit, "no usable resolution tag"),
         ),
+        flat=flat,
     )
 
 

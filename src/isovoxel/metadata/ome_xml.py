@@ -99,10 +99,10 @@ def read_ome_xml(pixels: Sequence[Mapping[str, str]], index: int, count: int, sh
         Number of voxels of that image, z, y, x.
     """
     if len(pixels) == count:
-        return _calibration(pixels[index])
+        return _calibration(pixels[index], shape)
     sizes = [str(n) for n in shape]
     alike = [p for p in pixels if [p.get(f"Size{axis}") for axis in "ZYX"] == sizes]
-    stated = {_calibration(p) for p in alike}
+    stated = {_calibration(p, shape) for p in alike}
     if len(stated) == 1:
         return stated.pop()
     return Calibration(
@@ -111,9 +111,9 @@ def read_ome_xml(pixels: Sequence[Mapping[str, str]], index: int, count: int, sh
     )
 
 
-def _calibration(pixels: Mapping[str, str]) -> Calibration:
+def _calibration(pixels: Mapping[str, str], shape: Index3) -> Calibration:
     z, y, x = (_length(pixels, f"PhysicalSize{axis}") for axis in "ZYX")
-    return calibrate(_WHAT, _SOURCE, (z, y, x))
+    return calibrate(_WHAT, _SOURCE, (z, y, x), flat=shape[0] == 1)
 
 
 def _length(pixels: Mapping[str, str], key: str) -> Length:

@@ -23,6 +23,8 @@ def read_tiff_tags(
     x_resolution: Rational | None,
     y_resolution: Rational | None,
     resolution_unit: int | None,
+    *,
+    flat: bool = False,
 ) -> Calibration:
     """Return the voxel size that resolution tags and tifffile's JSON description state together.
 
@@ -34,6 +36,8 @@ def read_tiff_tags(
         The TIFF's XResolution and YResolution, pixels per unit, or None where the tag is absent.
     resolution_unit
         The TIFF's ResolutionUnit, or None where the tag is absent: then it is inch, as TIFF specifies.
+    flat
+        As in `calibrate`.
     """
     y, x = length_per_pixel(y_resolution), length_per_pixel(x_resolution)
     unit = description.get("unit")
@@ -53,6 +57,7 @@ def read_tiff_tags(
             Length(y, plane_unit, "no resolution tag that tells a size"),
             Length(x, plane_unit, "no resolution tag that tells a size"),
         ),
+        flat=flat,
     )
 
 

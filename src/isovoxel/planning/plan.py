@@ -50,6 +50,15 @@ class Source:
     """Whether its reader can keep decoded chunks, so that blocks which share some decode them once."""
     notes: tuple[str, ...] = ()
     """What else a user should know before reading it, each a clause."""
+    beside: tuple[Index3, Index3] = ((0, 0, 0), (0, 0, 0))
+    """Voxels of its chunks that lie before it, and after it, where it is a part of a larger volume: they are decoded as
+    well."""
+
+    @property
+    def decoded_shape(self) -> Index3:
+        """Voxels of all its chunks, per axis."""
+        z, y, x = (a + n + b for a, n, b in zip(self.beside[0], self.grid.shape, self.beside[1], strict=True))
+        return (z, y, x)
 
     @property
     def itemsize(self) -> int:
@@ -393,7 +402,7 @@ class Plan(InNotebooks):
         )
 
 
-_HOW_IT_IS_READ = {"name": "", "read_overhead": 0, "chunks": [], "caches": False, "notes": []}
+_HOW_IT_IS_READ = {"name": "", "read_overhead": 0, "chunks": [], "caches": False, "notes": [], "beside": []}
 """What a plan knows of its source that changes no result."""
 
 

@@ -225,15 +225,17 @@ def _fit(draft: Plan, *, fixed_storage: bool) -> Plan:
 def _best(draft: Plan) -> Plan | None:
     """Return the draft with the block shape and cache of the least score that fits, or None where no shard fits."""
     z, y, x = axes = tuple(
-        _candidates(sampler, chunk, shard)
-        for sampler, chunk, shard in zip(draft.samplers, draft.source.chunks, draft.storage.shard, strict=True)
+        _candidates(sampler, chunk, shard, before, after)
+        for sampler, chunk, shard, before, after in zip(
+            draft.samplers, draft.source.chunks, draft.storage.shard, *draft.source.beside, strict=True
+        )
     )
     # As float64, which holds counts that overflow 64-bit integers; whether one fits is checked in exact integers.
     written = _product(*(np.array(c.lengths, dtype=np.float64) for c in axes))
     blocks = _product(z.blocks, y.blocks, x.blocks)
     in_flight = np.minimum(draft.in_flight, blocks)
     cached = _caches(axes, draft, in_flight)
-    decoded = np.stack([_decoded(axes, draft.source.grid.shape, last) for last in range(len(cached))])
+    decoded = np.stack([_decoded(axes, draft.source.decoded_shape, last) for last in range(len(cached))])
 
     kept = cached / draft.source.itemsize
     overhead = BLOCK_OVERHEAD + (CLE_OVERHEAD * in_flight if draft.engine == "cle" else 0)
@@ -262,7 +264,7 @@ def _caches(axes: tuple[_Candidates, ...], draft: Plan, in_flight: NDArray[np.fl
         return nothing[None]
     voxels = math.prod(draft.source.chunks)
     itemsize = draft.source.itemsize + KEPT_CHUNK / voxels
-    _, ny, nx = (np.full_like(c.chunked, n) for c, n in zip(axes, draft.source.grid.shape, strict=True))
+    _, ny, nx = (np.full_like(c.chunked, n) for c, n in zip(axes, draft.source.decoded_shape, strict=True))
     passing = itemsize * (in_flight + 1) * _product(z, y, x)
     row, layer = itemsize * _product(z, y, nx), itemsize * _product(z, ny, nx)
     return np.stack([nothing, passing, passing + row, passing + row + layer])
@@ -290,8 +292,11 @@ def _fits(draft: Plan, axes: tuple[_Candidates, ...], at: Index3, shape: Index3,
     return not cost.excess(draft.device, in_flight) and host <= draft.host.allowed
 
 
-def _candidates(sampler: Sampler, chunk: int, shard: int) -> _Candidates:
-    """Return the block lengths worth trying along one axis, longest first."""
+def _candidates(sampler: Sampler, chunk: int, shard: int, before: int = 0, after: int = 0) -> _Candidates:
+    """Return the block lengths worth trying along one axis, longest first.
+
+    The first chunk has so many voxels before the volume, and the last so many after it, which are decoded as well.
+    """
     axis = sampler.axis
     shards = ceil_div(axis.m, shard)
     counts = np.unique(np.geomspace(1, shards, CANDIDATES).round().astype(np.int64))
@@ -299,7 +304,8 @@ def _candidates(sampler: Sampler, chunk: int, shard: int) -> _Candidates:
     read, padded, chunked, decoded, blocks, sizes = [], [], [], [], [], []
     for length in lengths:
         span = sampler.spans(*axis.intervals(length))
-        whole_chunks = np.minimum(axis.n, -(-span.last // chunk) * chunk) - span.first // chunk * chunk
+        ends = np.minimum(before + axis.n + after, -(-(before + span.last) // chunk) * chunk)
+        whole_chunks = ends - (before + span.first) // chunk * chunk
         most = longest(sampler, length)
         read.append(most[0])
         padded.append(most[1])

@@ -64,6 +64,10 @@ _NAMES = {
     "storage.codec": "codec",
     "levels.further": "further levels",
     "input.identity.path": "input",
+    "input.identity.level": "level",
+    "input.identity.channel": "channel",
+    "input.identity.time": "time point",
+    "input.identity.crop": "crop",
     "input.shape": "input shape",
     "input.dtype": "input dtype",
     "input.voxel_size": "input voxel size",
@@ -102,7 +106,8 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], *, shard: bool)
     before, after = (_at(made, "input.identity") or {} for made in (then, now))
     if not found and _at(then, "storage.chunk") != _at(now, "storage.chunk"):  # by default the output's shape decides
         found.append(f"chunk {_text(_at(then, 'storage.chunk'))}, now {_text(_at(now, 'storage.chunk'))}")
-    signs = [key for key in {**before, **after} if key != "path" and before.get(key) != after.get(key)]
+    told = {place.rpartition(".")[2] for place in names if place.startswith("input.identity.")}
+    signs = [key for key in {**before, **after} if key not in told and before.get(key) != after.get(key)]
     return found + [f"another {_SIGNS.get(key, key)} of the input" for key in signs]
 
 

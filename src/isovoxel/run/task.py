@@ -19,6 +19,8 @@ from isovoxel.run.events import Listener
 from isovoxel.run.job import Job
 from isovoxel.store.shard import Seal
 from isovoxel.volumes.base import Volume
+from isovoxel.volumes.open import EVERYTHING, open_volume
+from isovoxel.volumes.selection import Selection
 
 FILL = 0
 """What damaged voxels become."""
@@ -42,6 +44,12 @@ class Task:
     """The OME-Zarr, which is there."""
     fill: bool
     """Whether damaged parts of the input are filled."""
+    selection: Selection = EVERYTHING
+    """Which part of the input is meant."""
+
+    def open(self) -> Volume:
+        """Open the input, in whichever process this is."""
+        return open_volume(self.source, voxel_size=self.voxel_size, unit=self.unit, selection=self.selection)
 
     def run(
         self,

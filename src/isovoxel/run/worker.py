@@ -165,9 +165,8 @@ def main() -> None:
 
 def _do(task: Task, done: bytearray, tell: Callable[[str, Any], None]) -> tuple[float, float]:
     from isovoxel.engines.open import open_engine
-    from isovoxel.volumes.open import open_volume
 
-    volume = open_volume(task.source, voxel_size=task.voxel_size, unit=task.unit)
+    volume = task.open()
     engine = open_engine(task.plan.engine, task.device)
     return task.run(
         volume,

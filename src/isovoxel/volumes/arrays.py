@@ -13,14 +13,16 @@ from numpy.typing import NDArray
 
 from isovoxel.errors import InputError
 from isovoxel.geometry.box import Box
-from isovoxel.volumes.axes import plain_zyx
+from isovoxel.volumes.axes import UNNAMED, plain_zyx
 from isovoxel.volumes.base import Volume, check_voxels, room_for
 from isovoxel.volumes.files import reason_of
 
 GRAPH_BYTES = 1 << 20
 """What dask holds for the tasks of one chunk, whatever its size."""
 
-_SOURCES = {"shape": "the array", "axes": "three unnamed axes, taken as z, y, x"}
+
+def _sources(ndim: int) -> dict[str, str]:
+    return {"shape": "the array", "axes": UNNAMED[ndim]}
 
 
 def from_numpy(array: NDArray[Any]) -> Volume:
@@ -29,12 +31,14 @@ def from_numpy(array: NDArray[Any]) -> Volume:
     Raises
     ------
     InputError
-        If it is not 3-D, or masked.
+        If it is neither 3-D nor 2-D, or masked.
     """
     name = "the NumPy array"
     if isinstance(array, np.ma.MaskedArray):
         raise InputError(f"{name} is masked, which a volume cannot be; give array.filled(value)")
     shape = plain_zyx(name, array.shape)
+    sources = _sources(array.ndim)
+    array = array[None] if array.ndim == 2 else array
     dtype = array.dtype.newbyteorder("=")
 
     def read(box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
@@ -48,7 +52,7 @@ def from_numpy(array: NDArray[Any]) -> Volume:
         shape,
         dtype,
         read,
-        sources=_SOURCES,
+        sources=sources,
         identity={"kind": "NumPy array", "shape": list(shape), "dtype": str(dtype), "tag": "in memory"},
         missing="a NumPy array has none",
         checksum=lambda: _checksum(array),
@@ -63,12 +67,14 @@ def from_dask(array: Any) -> Volume:
     Raises
     ------
     InputError
-        If it is not 3-D, or its chunks' sizes are not known.
+        If it is neither 3-D nor 2-D, or its chunks' sizes are not known.
     """
     name = "the dask array"
     if any(np.isnan(n) for n in array.shape):
         raise InputError(f"{name} has chunks of unknown size; call its compute_chunk_sizes() first")
     shape = plain_zyx(name, array.shape)
+    sources = _sources(array.ndim)
+    array = array[None] if array.ndim == 2 else array
     dtype = np.dtype(array.dtype).newbyteorder("=")
     check_voxels(name, shape, dtype)
     edges = [[0, *accumulate(sizes)] for sizes in array.chunks]
@@ -93,7 +99,7 @@ def from_dask(array: Any) -> Volume:
         read,
         chunks=(z, y, x),
         read_overhead=2 * z * y * x * dtype.itemsize + GRAPH_BYTES,
-        sources=_SOURCES,
+        sources=sources,
         identity={"kind": "dask array", "shape": list(shape), "dtype": str(dtype), "tag": str(array.name)},
         missing="a dask array has none",
         array=array,

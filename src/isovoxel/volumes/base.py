@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.errors import InputError
+from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.geometry.grid import Float3, VoxelGrid
 from isovoxel.notebook import InNotebooks
@@ -88,6 +89,10 @@ class Volume(InNotebooks):
     """Returns a checksum of all voxels, where nothing else tells this input from another: an array in memory."""
     coarser: tuple[Callable[[], Volume], ...] = field(default=(), repr=False)
     """Each opens one more resolution level of the same image, from fine to coarse, as the input lists them."""
+    start: Index3 = (0, 0, 0)
+    """Voxel of the whole input at which it begins, where it is a part of one."""
+    whole: Index3 | None = None
+    """Shape of the whole input, where it is a part of one."""
 
     def __post_init__(self) -> None:
         check_voxels(self.name, self.shape, self.dtype)
@@ -97,6 +102,18 @@ class Volume(InNotebooks):
         if self.checksum is None:
             return self
         return replace(self, identity={**self.identity, "tag": self.checksum()}, checksum=None)
+
+    @property
+    def beside(self) -> tuple[Index3, Index3]:
+        """Voxels of its chunks that lie before it, and after it, in the whole input: they are decoded as well.
+
+        Of a dask array whose chunks are not of one size this is an estimate.
+        """
+        before, after = [], []
+        for a, n, chunk, of in zip(self.start, self.shape, self.chunks, self.whole or self.shape, strict=True):
+            before.append(a % chunk)
+            after.append(min(of, ceil_div(a + n, chunk) * chunk) - (a + n))
+        return (before[0], before[1], before[2]), (after[0], after[1], after[2])
 
     @property
     def nbytes(self) -> int:

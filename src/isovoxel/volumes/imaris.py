@@ -75,7 +75,7 @@ def _only_one(file: h5py.File, path: Path, name: str) -> str:
         count = sum(1 for key in group if key.startswith(f"{word} "))
         if count != 1:
             raise InputError(
-                f"{name} has {count} {what}; isovoxel takes 3-D z, y, x for now: "
+                f"{name} has {count} {what}; isovoxel takes 3-D z, y, x of this kind of input: "
                 f"name one channel, as in '{path.name}:/{_HOME}/Channel 0'"
             )
     return f"{_HOME}/Channel 0"

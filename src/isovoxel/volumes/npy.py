@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from isovoxel.errors import InputError
-from isovoxel.volumes.axes import plain_zyx
+from isovoxel.volumes.axes import UNNAMED, plain_zyx
 from isovoxel.volumes.base import Volume, check_voxels
 from isovoxel.volumes.files import check_complete, file_identity, reason_of
 from isovoxel.volumes.raw import RawReader, contiguous_offsets
@@ -19,7 +19,7 @@ _FORMAT: Any = np.lib.format
 
 
 def open_npy(path: Path, name: str) -> Volume:
-    """Open a 3-D array in a ``.npy`` file, in C or Fortran order and any byte order.
+    """Open a 3-D or 2-D array in a ``.npy`` file, in C or Fortran order and any byte order.
 
     Raises
     ------
@@ -49,7 +49,7 @@ def open_npy(path: Path, name: str) -> Volume:
         dtype.newbyteorder("="),
         reader,
         read_overhead=reader.overhead,
-        sources={"shape": ".npy header", "axes": "three unnamed axes, taken as z, y, x"},
+        sources={"shape": ".npy header", "axes": UNNAMED[len(shape)]},
         identity=file_identity(path),
         missing="a .npy file has none",
     )

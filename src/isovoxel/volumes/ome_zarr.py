@@ -1,13 +1,13 @@
-"""How is an OME-Zarr image, a zarr group of resolution levels, opened at its finest level, and at the others?
+"""How is an OME-Zarr image, a zarr group of resolution levels, opened at one of its levels, and at the coarser ones?
 
 Its attributes are read as JSON and understood by `isovoxel.metadata.ome`; its voxels are those of a zarr
-array. A group that is no image is answered with what in it could be opened instead.
+array. A group that is no image is answered with what in it could be opened instead, by
+`isovoxel.volumes.zarr_groups`.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -16,37 +16,33 @@ from isovoxel.errors import InputError
 from isovoxel.metadata.calibration import Calibration, Length, calibrate
 from isovoxel.metadata.ome import Level, is_label_image, read_levels
 from isovoxel.places.place import Place
+from isovoxel.volumes.axes import ZYX
 from isovoxel.volumes.base import Volume
-from isovoxel.volumes.files import metadata_identity, unreadable
+from isovoxel.volumes.files import metadata_identity
+from isovoxel.volumes.selection import Selection
 from isovoxel.volumes.zarr_array import ARRAY_FILES, axis_names, open_path, zarr_voxels
-
-GROUP_FILES = ("zarr.json", ".zgroup", ".zattrs")
-"""The metadata files of a zarr group."""
-
-MOST_NAMED = 8
-"""How many members of a group a message lists."""
-
-DEEPEST = 3
-"""How many levels below a group its arrays are looked for."""
+from isovoxel.volumes.zarr_groups import GROUP_FILES, attributes_of, kind_of_folder, refuse_group
 
 
-def open_ome_zarr(path: Place, name: str) -> Volume:
-    """Open the finest level of an OME-Zarr 0.4 or 0.5 image, which knows how the others are opened.
+def open_ome_zarr(path: Place, name: str, selection: Selection) -> Volume:
+    """Open one level of an OME-Zarr 0.4 or 0.5 image, which knows how the coarser ones are opened.
 
     Raises
     ------
     InputError
         If the group is no OME-Zarr image, its metadata contradict its array, or the array is not z, y, x.
+    OptionError
+        If it has no such level.
     """
-    attributes = _attributes(path, name)
-    if "multiscales" not in attributes and "ome" not in attributes:
-        _refuse_plain_group(path, name)
+    attributes = attributes_of(path, name)
+    refuse_group(path, attributes, name)
     levels = read_levels(attributes, name)
-    coarser = tuple(partial(_open_level, path, name, attributes, level) for level in levels[1:])
-    return replace(_open_level(path, name, attributes, levels[0]), coarser=coarser)
+    chosen = selection.among("level", len(levels), name)
+    coarser = tuple(partial(_open_level, path, name, attributes, level, selection) for level in levels[chosen + 1 :])
+    return replace(_open_level(path, name, attributes, levels[chosen], selection), coarser=coarser)
 
 
-def _open_level(path: Place, name: str, attributes: Mapping[str, Any], level: Level) -> Volume:
+def _open_level(path: Place, name: str, attributes: Mapping[str, Any], level: Level, selection: Selection) -> Volume:
     """Open one level of an image."""
     home = path / level.path
     if kind_of_folder(home) != "array":
@@ -65,10 +61,10 @@ def _open_level(path: Place, name: str, attributes: Mapping[str, Any], level: Le
             f"{name} contradicts itself: its OME-Zarr metadata have the axes {', '.join(axes)}, "
             f"its array {level.path!r} has {', '.join(axis_names(array))}"
         )
-    voxels = zarr_voxels(array, name, axes)
-    z, y, x = voxels.zyx
-    calibration = _calibration(level, voxels.zyx)
-    sources = {"shape": f"zarr metadata of array {level.path!r}", "axes": "OME-Zarr axes"}
+    voxels = zarr_voxels(array, name, axes, selection)
+    z, y, x = (0.0 if axis is None else level.translation[axis] for axis in voxels.picked.zyx)
+    calibration = _calibration(level, voxels.picked.zyx)
+    sources = {"shape": f"zarr metadata of array {level.path!r}", "axes": voxels.picked.told("OME-Zarr axes")}
     if calibration.voxel_size is not None:
         sources["voxel size"] = calibration.source
     if calibration.unit is not None:
@@ -88,71 +84,17 @@ def _open_level(path: Place, name: str, attributes: Mapping[str, Any], level: Le
         voxels.chunks,
         voxels.read_overhead,
         calibration.voxel_size,
-        (level.translation[z], level.translation[y], level.translation[x]),
+        (z, y, x),
         calibration.unit,
         sources,
-        metadata_identity(path, files),
+        {**metadata_identity(path, files), **selection.identity("level"), **voxels.picked.chosen},
         calibration.missing,
         labels,
+        voxels.notes,
         cached=voxels.cached,
     )
 
 
-def kind_of_folder(path: Place) -> str | None:
-    """Return whether a folder is a zarr "array" or "group"; None where it is neither."""
-    if (path / "zarr.json").is_file():
-        try:
-            node = json.loads((path / "zarr.json").read_bytes())
-        except ValueError:
-            # Opening it will say what is wrong with it.
-            return "group"
-        return "array" if isinstance(node, dict) and node.get("node_type") == "array" else "group"
-    if (path / ".zarray").is_file():
-        return "array"
-    if (path / ".zgroup").is_file():
-        return "group"
-    return None
-
-
-def _calibration(level: Level, zyx: tuple[int, int, int]) -> Calibration:
-    z, y, x = (Length(level.scale[i], level.unit) for i in zyx)
-    return calibrate("its OME-Zarr metadata", "OME-Zarr scale", (z, y, x))
-
-
-def _attributes(path: Place, name: str) -> Mapping[str, Any]:
-    """Read the attributes of a zarr group."""
-    try:
-        if (path / "zarr.json").is_file():
-            node = json.loads((path / "zarr.json").read_bytes())
-        elif (path / ".zattrs").is_file():
-            node = {"node_type": "group", "attributes": json.loads((path / ".zattrs").read_bytes())}
-        else:
-            node = {"node_type": "group"}
-    except (ValueError, RecursionError) as error:
-        raise unreadable(name, "zarr metadata", error) from error
-    if not isinstance(node, dict) or node.get("node_type") != "group":
-        raise InputError(f"{name} cannot be read as zarr: its zarr.json is neither an array's nor a group's")
-    attributes = node.get("attributes", {})
-    if not isinstance(attributes, dict):
-        raise InputError(f"{name} cannot be read as zarr: the attributes of the group are no JSON object")
-    return attributes
-
-
-def _refuse_plain_group(path: Place, name: str) -> None:
-    """Say that a group is no image, and name the arrays in it."""
-    members = sorted(_arrays(path, DEEPEST))
-    if not members:
-        raise InputError(f"{name} is a zarr group without OME-Zarr metadata and without arrays")
-    listed = ", ".join(str(path / member) for member in members[:MOST_NAMED])
-    more = f" and {len(members) - MOST_NAMED} more" if len(members) > MOST_NAMED else ""
-    raise InputError(f"{name} is a zarr group without OME-Zarr metadata; name one of its arrays: {listed}{more}")
-
-
-def _arrays(path: Place, depth: int) -> Iterator[str]:
-    """Find the arrays in a group and its subgroups, as paths relative to it."""
-    for folder in path.iterdir():
-        kind = kind_of_folder(folder) if folder.is_dir() else None
-        if kind == "array":
-            yield folder.name
-        elif kind == "group" and depth > 1:
-            yield from (f"{folder.name}/{member}" for member in _arrays(folder, depth - 1))
+def _calibration(level: Level, zyx: ZYX) -> Calibration:
+    z, y, x = (Length(None) if axis is None else Length(level.scale[axis], level.unit) for axis in zyx)
+    return calibrate("its OME-Zarr metadata", "OME-Zarr scale", (z, y, x), flat=zyx[0] is None)

@@ -9,7 +9,7 @@ import dataclasses
 import os
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from glob import has_magic
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,9 @@ from isovoxel.places.address import is_address
 from isovoxel.places.objects import ObjectPlace
 from isovoxel.places.place import Place, place_of
 from isovoxel.volumes.base import Volume
+from isovoxel.volumes.crop import cropped, moved
 from isovoxel.volumes.files import TIFF_MAGIC, unreadable
+from isovoxel.volumes.selection import Selection
 
 _GIVEN = "given by the caller"
 _KINDS = (
@@ -32,7 +34,13 @@ _KINDS = (
 )
 
 
-def open_volume(source: Any, *, voxel_size: Float3 | None = None, unit: str | None = None) -> Volume:
+EVERYTHING = Selection()
+"""Nothing is selected: the input as it is."""
+
+
+def open_volume(
+    source: Any, *, voxel_size: Float3 | None = None, unit: str | None = None, selection: Selection = EVERYTHING
+) -> Volume:
     """Open a 3-D volume for reading box by box.
 
     Parameters
@@ -46,6 +54,8 @@ def open_volume(source: Any, *, voxel_size: Float3 | None = None, unit: str | No
         Physical voxel size, z, y, x; overrides what the input says.
     unit
         Unit of lengths, by any usual name; overrides the input's, and without `voxel_size` only relabels it.
+    selection
+        Which part of the input is meant.
 
     Returns
     -------
@@ -59,60 +69,74 @@ def open_volume(source: Any, *, voxel_size: Float3 | None = None, unit: str | No
     InputError
         If what is there cannot be read as a 3-D volume.
     OptionError
-        If the voxel size or the unit makes no sense.
+        If the voxel size or the unit makes no sense, or the input has no such part.
     """
     if voxel_size is not None:
         voxel_size = _checked_size(voxel_size)
     if unit is not None:
         unit = checked_unit(unit)
-    return _with_overrides(_open(source), voxel_size, unit)
+    volume = _with_overrides(_open(source, selection), voxel_size, unit)
+    return volume if selection.crop is None else cropped(volume, selection.crop)
 
 
-def _open(source: Any) -> Volume:
+def open_part(source: Any, identity: Mapping[str, Any]) -> Volume:
+    """Open the part of a source that an input with this identity was; an open `Volume` is that part already."""
+    return open_volume(source, selection=EVERYTHING if isinstance(source, Volume) else Selection.of_identity(identity))
+
+
+def _open(source: Any, selection: Selection) -> Volume:
+    if isinstance(source, ObjectPlace):
+        return _open_address(source, selection)
+    if isinstance(source, str | os.PathLike):
+        return _open_path(source, selection)
+    zarr = sys.modules.get("zarr")  # whoever holds an array of its has imported it
+    if zarr is not None and isinstance(source, zarr.Array):
+        from isovoxel.volumes.zarr_array import from_array
+
+        selection.check_kind("a zarr array", "channel", "time")
+        return from_array(source, selection)
+    volume = _open_value(source)
+    selection.check_kind(volume.name)
+    return volume
+
+
+def _open_value(source: Any) -> Volume:
     if isinstance(source, Volume):
         return source
-    if isinstance(source, ObjectPlace):
-        return _open_address(source)
-    if isinstance(source, str | os.PathLike):
-        return _open_path(source)
     if isinstance(source, np.ndarray):
         from isovoxel.volumes.arrays import from_numpy
 
         return from_numpy(source)
-    # Whoever holds an array of these kinds has imported its module.
-    dask_array, zarr = sys.modules.get("dask.array"), sys.modules.get("zarr")
+    dask_array = sys.modules.get("dask.array")
     if dask_array is not None and isinstance(source, dask_array.Array):
         from isovoxel.volumes.arrays import from_dask
 
         return from_dask(source)
-    if zarr is not None and isinstance(source, zarr.Array):
-        from isovoxel.volumes.zarr_array import from_array
-
-        return from_array(source)
     raise InputError(
         f"a {type(source).__name__} is no volume; give a path, a NumPy array, a dask array, a zarr array or a Volume"
     )
 
 
-def _open_path(text: str | os.PathLike[str] | os.PathLike[bytes]) -> Volume:
+def _open_path(text: str | os.PathLike[str] | os.PathLike[bytes], selection: Selection) -> Volume:
     name = os.fsdecode(text)
     if not name:
         raise InputMissingError("the path of the input is empty; give the path of a TIFF, a zarr or a .npy file")
     place = place_of(name) if isinstance(text, str) else Path(name)
     if isinstance(place, ObjectPlace):
-        return _open_address(place)
+        return _open_address(place, selection)
     local = str(place) if is_address(name) else name  # which a Path would make shorter
     try:
         path, inner, mode = _located(name, local)
     except InputMissingError:
         if "\0" in name or not has_magic(name):
             raise
+        selection.check_kind(name)
         return _open_pattern(local)
     try:
         if stat.S_ISDIR(mode):
-            return _open_folder(path, name)
+            return _open_folder(path, name, selection)
         if stat.S_ISREG(mode):
-            return _open_file(path, inner, name)
+            return _open_file(path, inner, name, selection)
     except IsovoxelError:
         raise
     except Exception as error:
@@ -121,10 +145,10 @@ def _open_path(text: str | os.PathLike[str] | os.PathLike[bytes]) -> Volume:
     raise InputError(f"{name} is neither a file nor a folder; {_KINDS}")
 
 
-def _open_address(place: ObjectPlace) -> Volume:
+def _open_address(place: ObjectPlace, selection: Selection) -> Volume:
     name = str(place)
     try:
-        volume = _open_zarr(place, name)
+        volume = _open_zarr(place, name, selection)
         there = volume is not None or place.is_file()
     except (IsovoxelError, MemoryError):
         raise
@@ -163,12 +187,13 @@ def _open_pattern(name: str) -> Volume:
         raise unreadable(name, "slices", error) from error
 
 
-def _open_folder(path: Path, name: str) -> Volume:
+def _open_folder(path: Path, name: str, selection: Selection) -> Volume:
     from isovoxel.volumes.n5 import is_n5, open_n5
     from isovoxel.volumes.slices import open_slices, slices_in
 
-    if (volume := _open_zarr(path, name)) is not None:
+    if (volume := _open_zarr(path, name, selection)) is not None:
         return volume
+    selection.check_kind(name)
     if is_n5(path):
         return open_n5(path, name)
     if files := slices_in(path):
@@ -176,20 +201,22 @@ def _open_folder(path: Path, name: str) -> Volume:
     raise InputError(f"{name} is a folder but no zarr, and holds no TIFF slices; {_KINDS}")
 
 
-def _open_zarr(path: Place, name: str) -> Volume | None:
-    from isovoxel.volumes.ome_zarr import kind_of_folder, open_ome_zarr
+def _open_zarr(path: Place, name: str, selection: Selection) -> Volume | None:
+    from isovoxel.volumes.ome_zarr import open_ome_zarr
     from isovoxel.volumes.zarr_array import open_zarr_array
+    from isovoxel.volumes.zarr_groups import kind_of_folder
 
     match kind_of_folder(path):
         case "array":
-            return open_zarr_array(path, name)
+            selection.check_kind(name, "channel", "time")
+            return open_zarr_array(path, name, selection)
         case "group":
-            return open_ome_zarr(path, name)
+            return open_ome_zarr(path, name, selection)
         case _:
             return None
 
 
-def _open_file(path: Path, inner: str | None, name: str) -> Volume:
+def _open_file(path: Path, inner: str | None, name: str, selection: Selection) -> Volume:
     from isovoxel.volumes.bioio import format_of, open_bioio
     from isovoxel.volumes.hdf5 import is_hdf5, open_hdf5
     from isovoxel.volumes.nifti import is_nifti, open_nifti
@@ -198,14 +225,16 @@ def _open_file(path: Path, inner: str | None, name: str) -> Volume:
         magic = file.read(98)
     if not magic:
         raise InputError(f"{name} is empty (0 bytes)")
+    if magic[:4] in TIFF_MAGIC and inner is None:
+        from isovoxel.volumes.tiff import open_tiff
+
+        selection.check_kind(name, "channel", "time")
+        return open_tiff(path, name, selection)
+    selection.check_kind(name)
     if is_hdf5(path):
         return open_hdf5(path, inner, name)
     if inner is not None:
         raise InputError(f"{name} names something in the file {path}, which only HDF5 files have; give {path} alone")
-    if magic[:4] in TIFF_MAGIC:
-        from isovoxel.volumes.tiff import open_tiff
-
-        return open_tiff(path, name)
     if magic[:6] == b"\x93NUMPY":
         from isovoxel.volumes.npy import open_npy
 
@@ -238,8 +267,20 @@ def _with_overrides(volume: Volume, voxel_size: Float3 | None, unit: str | None)
     if unit is not None:
         changes["unit"] = unit
         sources["unit"] = _GIVEN
-        # With a new voxel size, the volume stays where it is; without one, all its numbers get the new unit.
-        if voxel_size is not None and volume.unit in METERS:
-            z, y, x = (convert(length, volume.unit, unit) for length in volume.origin)
-            changes["origin"] = (z, y, x)
+    if voxel_size is not None:
+        changes["origin"] = _origin(volume, voxel_size, unit)
     return dataclasses.replace(volume, **changes, sources=sources) if changes else volume
+
+
+def _origin(volume: Volume, voxel_size: Float3, unit: str | None) -> Float3:
+    """Return where a volume is with another voxel size: the whole input stays where it is.
+
+    With a new unit too; without a new voxel size, all numbers would get the new unit.
+    """
+    origin = volume.origin
+    if any(volume.start) and volume.voxel_size is not None:
+        origin = moved(origin, volume.start, volume.voxel_size, -1)
+    if unit is not None and volume.unit in METERS:
+        z, y, x = (convert(length, volume.unit, unit) for length in origin)
+        origin = (z, y, x)
+    return moved(origin, volume.start, voxel_size) if any(volume.start) else origin

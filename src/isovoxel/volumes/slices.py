@@ -33,6 +33,7 @@ from isovoxel.metadata.ome_xml import read_ome_xml, read_pixels
 from isovoxel.volumes.axes import zyx_positions
 from isovoxel.volumes.base import ReadBox, Volume, check_voxels, room_for
 from isovoxel.volumes.files import TIFF_MAGIC, unreadable
+from isovoxel.volumes.selection import Selection
 from isovoxel.volumes.slice_names import in_order
 from isovoxel.volumes.tiff import calibration_of, decoded_at_once, open_tiff
 from isovoxel.volumes.tiff_layout import Pages, follow_directories, page_reader
@@ -275,7 +276,7 @@ def _several_pages_each(files: Sequence[str], name: str) -> Volume:
     volumes = []
     for file in files:
         # The last one may have a single plane left.
-        volume = _one_page_each([file], file) if _is_plane(file) else open_tiff(Path(file), file)
+        volume = _one_page_each([file], file) if _is_plane(file) else open_tiff(Path(file), file, Selection())
         volumes.append(volume)
         for what in ("dtype", "chunks"):
             _check_alike(what, volume, volumes[0])

@@ -10,21 +10,22 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tifffile
 
-from isovoxel.errors import InputError, IsovoxelError
+from isovoxel.errors import InputError, IsovoxelError, OptionError
 from isovoxel.geometry.box import Index3
 from isovoxel.metadata.calibration import Calibration
 from isovoxel.metadata.imagej import Rational, parse_description, read_imagej
 from isovoxel.metadata.ome_xml import read_ome_xml, read_pixels
 from isovoxel.metadata.tiff_tags import read_tiff_tags
-from isovoxel.volumes.axes import zyx_positions
+from isovoxel.volumes.axes import Picked, pick
 from isovoxel.volumes.base import Volume, check_voxels
 from isovoxel.volumes.files import check_complete, file_identity, unreadable
 from isovoxel.volumes.raw import RawReader
 from isovoxel.volumes.segments import SegmentReader
+from isovoxel.volumes.selection import Selection
 from isovoxel.volumes.tiff_layout import Chain, follow_directories, reader_of
 
 # What tifffile logs of broken files is found again here and raised; without this it would land on stderr too.
@@ -37,13 +38,23 @@ _PLAIN_KINDS = ("uniform", "generic")
 _UNNAMED = {"Q": "", "I": ""}
 
 
-def open_tiff(path: Path, name: str) -> Volume:
-    """Open the one 3-D image of a TIFF or BigTIFF file.
+class _Found(NamedTuple):
+    """One of a file's series, and what of it is a volume."""
+
+    series: int
+    picked: Picked
+    shape: Index3
+
+
+def open_tiff(path: Path, name: str, selection: Selection) -> Volume:
+    """Open the one 3-D image of a TIFF or BigTIFF file; where it has none, the one plane.
 
     Raises
     ------
     InputError
-        If the file is truncated, is no TIFF that can be decoded, or holds no 3-D image or several.
+        If the file is truncated, is no TIFF that can be decoded, or holds no image that is a volume, or several.
+    OptionError
+        If it has no such channel or time point.
     """
     chain = follow_directories(path)
     if not chain.pages:
@@ -55,23 +66,23 @@ def open_tiff(path: Path, name: str) -> Volume:
             every = tif.series
             if every and every[0].kind in _PLAIN_KINDS:
                 _check_plain(tif, chain, path, name)
-            index, shape = _only_volume(every, chain, path, name)
+            index, picked, shape = _only_volume(every, chain, path, name, selection)
             series = every[index]
             if series.keyframe.dtype is not None:
                 check_voxels(name, shape, series.keyframe.dtype)
-            reader = reader_of(series, name, path, shape)
+            reader = reader_of(series, name, path, picked)
             if series.kind == "ome":
                 calibration = read_ome_xml(pixels, index, len(every), shape)
             else:
-                calibration = calibration_of(series.keyframe, series.kind)
+                calibration = calibration_of(series.keyframe, series.kind, flat=shape[0] == 1)
             kind = _KINDS.get(series.kind, "TIFF") + (" (BigTIFF)" if tif.is_bigtiff else "")
     except IsovoxelError:
         raise
     except Exception as error:
         raise unreadable(name, "TIFF", error) from error
-    sources = {"shape": "TIFF pages", "axes": _AXES_SOURCES.get(series.kind, "unnamed pages, taken as z")}
+    sources = {"shape": "TIFF pages", "axes": picked.told(_AXES_SOURCES.get(series.kind, "unnamed pages, taken as z"))}
     if len(every) > 1:
-        sources["shape"] += f" (image {index} of {len(every)}, the only 3-D one)"
+        sources["shape"] += f" (image {index} of {len(every)}, the only {3 if picked.zyx[0] is not None else 2}-D one)"
     if calibration.voxel_size is not None:
         sources["voxel size"] = calibration.source
     if calibration.unit is not None:
@@ -87,7 +98,11 @@ def open_tiff(path: Path, name: str) -> Volume:
         voxel_size=calibration.voxel_size,
         unit=calibration.unit,
         sources=sources,
-        identity={**file_identity(path), "files": [file_identity(Path(file)) for file in reader.files[1:]]},
+        identity={
+            **file_identity(path),
+            "files": [file_identity(Path(file)) for file in reader.files[1:]],
+            **picked.chosen,
+        },
         missing=calibration.missing,
     )
 
@@ -100,23 +115,29 @@ def decoded_at_once(reader: RawReader | SegmentReader, shape: Index3) -> Index3:
     return (min(z, shape[0]), min(y, shape[1]), min(x, shape[2]))
 
 
-def _only_volume(every: list[tifffile.TiffPageSeries], chain: Chain, path: Path, name: str) -> tuple[int, Index3]:
-    """Find which one series of pages is a 3-D volume, and its shape."""
-    found: list[tuple[int, Index3]] = []
-    refusals: list[InputError] = []
+def _only_volume(
+    every: list[tifffile.TiffPageSeries], chain: Chain, path: Path, name: str, selection: Selection
+) -> _Found:
+    """Find which one series of pages is a 3-D volume; where none is, which one is a plane."""
+    every_found: list[_Found] = []
+    refusals: list[IsovoxelError] = []
     for index, series in enumerate(every):
         try:
-            z, y, x = zyx_positions(name, [_UNNAMED.get(a, a.lower()) for a in series.axes], series.shape)
-        except InputError as error:
+            picked = pick(name, [_UNNAMED.get(a, a.lower()) for a in series.axes], series.shape, selection)
+        except (InputError, OptionError) as error:
             refusals.append(error)
         else:
-            found.append((index, (series.shape[z], series.shape[y], series.shape[x])))
+            every_found.append(_Found(index, picked, picked.shape(series.shape)))
+    found = [one for one in every_found if one.picked.zyx[0] is not None]
+    if not found and not refusals:
+        _check_chain(chain, path, name)  # before the one page that is left of a volume is taken for all
+        found = every_found
     if len(found) == 1:
         return found[0]
     if found:
-        shapes = ", ".join(f"{index}: {' x '.join(map(str, shape))}" for index, shape in found)
+        shapes = ", ".join(f"{index}: {' x '.join(map(str, shape))}" for index, _, shape in found)
         raise InputError(f"{name} holds {len(found)} volumes ({shapes}); save the one you mean as a file of its own")
-    _check_chain(chain, path, name)  # before the one page that is left of a volume is called 2-D
+    _check_chain(chain, path, name)  # before what is left of a volume is called something else
     if refusals:
         raise refusals[0]
     raise InputError(f"{name} is a TIFF without an image")
@@ -147,17 +168,17 @@ def _check_chain(chain: Chain, path: Path, name: str) -> None:
         )
 
 
-def calibration_of(page: tifffile.TiffPage, kind: str) -> Calibration:
+def calibration_of(page: tifffile.TiffPage, kind: str, *, flat: bool = False) -> Calibration:
     """Return the voxel size that the tags of a page state; `kind` is tifffile's, and not OME's."""
     x, y = (_rational(page.tags.valueof(tag)) for tag in ("XResolution", "YResolution"))
     unit = page.tags.valueof("ResolutionUnit")
     unit = int(unit) if isinstance(unit, int) else None
     if kind == "imagej":
-        return read_imagej(page.imagej_description or "", x, y, unit)
+        return read_imagej(page.imagej_description or "", x, y, unit, flat=flat)
     if "<OME" in page.description[:1000]:  # whole, it would have made this an OME-TIFF
         return Calibration(missing="its OME-XML is cut short")
     description = json.loads(page.shaped_description or "{}") if kind == "shaped" else {}
-    return read_tiff_tags(description if isinstance(description, dict) else {}, x, y, unit)
+    return read_tiff_tags(description if isinstance(description, dict) else {}, x, y, unit, flat=flat)
 
 
 def _rational(value: Any) -> Rational | None:

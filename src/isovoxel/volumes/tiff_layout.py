@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from isovoxel.errors import InputError
 from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Index3
+from isovoxel.volumes.axes import Picked
 from isovoxel.volumes.files import check_complete
 from isovoxel.volumes.raw import RawReader, contiguous_offsets
 from isovoxel.volumes.segments import SegmentReader
@@ -26,6 +28,9 @@ _JPEG = (6, 7, 33007, 34892)
 
 _IMAGES = (*_JPEG, 33003, 33004, 33005, 34712, 34887, 34933, 50001)
 """TIFF's numbers of those that are JPEG, JPEG 2000 (four), LERC, PNG and WebP."""
+
+Planes = NDArray[np.int64]
+"""Numbers of planes, in the order of a series."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,26 @@ def _number(file: BinaryIO, offset: int, code: str) -> int | None:
     return int(struct.unpack(code, data)[0]) if len(data) == struct.calcsize(code) else None
 
 
-def reader_of(series: tifffile.TiffPageSeries, name: str, path: Path, shape: Index3) -> RawReader | SegmentReader:
+def planes_of(series: tifffile.TiffPageSeries, picked: Picked) -> Planes:
+    """Return which of a series' planes make the volume, in its order: they are counted with the last axis fastest.
+
+    Raises
+    ------
+    InputError
+        If another axis varies within a plane.
+    """
+    count = math.prod(series.shape) // math.prod(picked.shape(series.shape)[1:])
+    _, y, x = picked.zyx
+    index: list[Any] = [picked.others.get(axis, slice(None)) for axis in range(len(series.shape))]
+    index[y] = index[x] = 0
+    lengths = [1 if axis in (y, x) else n for axis, n in enumerate(series.shape)]
+    if math.prod(lengths[y:]) != 1:
+        raise InputError(f"the planes of a TIFF with the axes {series.axes} hold more than y and x")
+    planes: Planes = np.arange(count, dtype=np.int64).reshape(lengths)[tuple(index)].reshape(-1)
+    return planes
+
+
+def reader_of(series: tifffile.TiffPageSeries, name: str, path: Path, picked: Picked) -> RawReader | SegmentReader:
     """Return what reads boxes of a series of pages.
 
     Parameters
@@ -81,8 +105,8 @@ def reader_of(series: tifffile.TiffPageSeries, name: str, path: Path, shape: Ind
         What the user called the input, for messages.
     path
         The file that was opened; a series may go on in others.
-    shape
-        Shape of the series as z, y, x.
+    picked
+        What of the series is the volume.
 
     Raises
     ------
@@ -95,10 +119,12 @@ def reader_of(series: tifffile.TiffPageSeries, name: str, path: Path, shape: Ind
     if series.transform is not None:
         raise InputError(f"{name} is of a kind of TIFF whose voxels must be transformed, which isovoxel does not do")
     stored = np.dtype(keyframe.parent.byteorder + keyframe.dtype.char)
+    shape = picked.shape(series.shape)
     if series.dataoffset is not None and not series.is_multifile:
-        offsets = _contiguous(series.dataoffset, shape, stored, name, path)
+        count = math.prod(series.shape) // (shape[1] * shape[2])
+        offsets = _contiguous(series.dataoffset, (count, *shape[1:]), stored, name, path)[planes_of(series, picked)]
         return RawReader(name, (str(path.resolve()),), np.zeros(shape[0], np.int64), offsets, shape, stored)
-    return page_reader(_pages_of(series, name, path, shape), stored)
+    return page_reader(_pages_of(series, name, path, picked), stored)
 
 
 def _contiguous(start: int, shape: Index3, stored: np.dtype[Any], name: str, path: Path) -> Any:
@@ -106,18 +132,24 @@ def _contiguous(start: int, shape: Index3, stored: np.dtype[Any], name: str, pat
     return contiguous_offsets(start, shape, stored)
 
 
-def _pages_of(series: tifffile.TiffPageSeries, name: str, path: Path, shape: Index3) -> Pages:
+def _pages_of(series: tifffile.TiffPageSeries, name: str, path: Path, picked: Picked) -> Pages:
     """Return the pages of a series that is not all in one piece, checked to be all there."""
     _, depth, length, width, _ = series.keyframe.shaped
     try:
         pages = [page for page in series if page is not None]
     except IndexError as error:
         raise InputError(f"{name} is incomplete: its metadata say {len(series)} pages, but it has fewer") from error
-    if (length, width) != shape[1:] or depth * len(series) != shape[0] or len(pages) != len(series):
+    shape = picked.shape(series.shape)
+    count = math.prod(series.shape) // (shape[1] * shape[2])
+    if (length, width) != shape[1:] or depth * len(series) != count or len(pages) != len(series):
         raise InputError(
-            f"{name} is incomplete: its metadata say {shape[0]} planes of {shape[1]} x {shape[2]}, "
+            f"{name} is incomplete: its metadata say {count} planes of {shape[1]} x {shape[2]}, "
             f"but it has {len(pages) * depth} of {length} x {width}"
         )
+    if count != shape[0]:
+        if depth != 1:
+            raise InputError(f"the pages of {name} are volumes, of which none can be selected; save one by itself")
+        pages = [pages[plane] for plane in planes_of(series, picked)]
     paths = [_path_of(page, path) for page in pages]
     places = {file: index for index, file in enumerate(dict.fromkeys(paths))}
     return Pages(name, tuple(places), np.array([places[file] for file in paths], np.int64), series.keyframe, pages)

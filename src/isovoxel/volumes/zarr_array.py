@@ -28,9 +28,10 @@ from isovoxel.errors import CorruptInputError, InputError
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.places.objects import ObjectPlace
 from isovoxel.places.place import Place
-from isovoxel.volumes.axes import zyx_positions
+from isovoxel.volumes.axes import UNNAMED, Picked, pick
 from isovoxel.volumes.base import ReadBox, Volume, check_voxels, room_for
 from isovoxel.volumes.files import is_transient, metadata_identity, reason_of, unavailable, unreadable
+from isovoxel.volumes.selection import Selection
 from isovoxel.volumes.zarr_chunks import ChunkReader
 from isovoxel.volumes.zarr_codecs import DECODED_COPIES, DECODER_BYTES
 from isovoxel.volumes.zarr_layout import chunk_layout
@@ -61,9 +62,9 @@ class ZarrReader:
     name: str
     """What the user called the input, for messages."""
     array: zarr.Array[Any]
-    """The array; all its axes but z, y and x have length 1."""
-    zyx: Index3
-    """Which axes are z, y and x."""
+    """The array."""
+    picked: Picked
+    """Which of its axes are z, y and x, and where along the others."""
     chunks: Index3
     """Shape of a chunk, z, y, x."""
 
@@ -78,10 +79,11 @@ class ZarrReader:
             If it cannot be read for another reason, which is the error's cause.
         """
         out = room_for(box, np.dtype(self.array.dtype).newbyteorder("="), out)
-        index: list[int | slice] = [0] * self.array.ndim
+        index: list[int | slice] = [self.picked.others.get(axis, 0) for axis in range(self.array.ndim)]
         for tile in box.tiles(self.chunks):
-            for axis, part in zip(self.zyx, tile.slices, strict=True):
-                index[axis] = part
+            for axis, part in zip(self.picked.zyx, tile.slices, strict=True):
+                if axis is not None:
+                    index[axis] = part
             try:
                 # No name for the part, which would keep it while the next one is read.
                 out[tile.relative_to(box.start).slices] = self.array[tuple(index)]
@@ -98,10 +100,8 @@ class ZarrReader:
             what = f"{self.name} cannot be read, in chunk {place}"
             return unavailable(what, error) if isinstance(error, OSError) else InputError(f"{what}: {reason_of(error)}")
         depth, rows, columns = self.chunks
-        stop = [
-            min(n, self.array.shape[axis])
-            for n, axis in zip(((z + 1) * depth, (y + 1) * rows, (x + 1) * columns), self.zyx, strict=True)
-        ]
+        ends = ((z + 1) * depth, (y + 1) * rows, (x + 1) * columns)
+        stop = [min(n, length) for n, length in zip(ends, self.picked.shape(self.array.shape), strict=True)]
         return CorruptInputError(
             self.name,
             f"chunk {place}",
@@ -115,8 +115,8 @@ class ZarrReader:
 class ZarrVoxels:
     """What a zarr array contributes to a `Volume`."""
 
-    zyx: Index3
-    """Which of the array's axes are z, y and x."""
+    picked: Picked
+    """Which of the array's axes are z, y and x, and where along the others."""
     shape: Index3
     """Number of voxels, z, y, x."""
     dtype: np.dtype[Any]
@@ -129,6 +129,8 @@ class ZarrVoxels:
     """Bytes held beside the returned array."""
     cached: Callable[[int], ReadBox] | None = None
     """Returns a reader that keeps decoded chunks."""
+    notes: tuple[str, ...] = ()
+    """What else a user should know, each a clause."""
 
 
 def open_path(path: Place, name: str) -> zarr.Array[Any]:
@@ -163,7 +165,7 @@ def open_path(path: Place, name: str) -> zarr.Array[Any]:
     raise InputError(f"{name} holds no zarr array: there is neither zarr.json nor .zarray in {path}")
 
 
-def zarr_voxels(array: zarr.Array[Any], name: str, axes: list[str]) -> ZarrVoxels:
+def zarr_voxels(array: zarr.Array[Any], name: str, axes: list[str], selection: Selection) -> ZarrVoxels:
     """Return how the voxels of a zarr array are read.
 
     Parameters
@@ -174,25 +176,32 @@ def zarr_voxels(array: zarr.Array[Any], name: str, axes: list[str]) -> ZarrVoxel
         What the user called the input, for messages.
     axes
         Name of every axis of the array, in lower case, or empty.
+    selection
+        Which channel and which time point are meant.
 
     Raises
     ------
     InputError
         If the array has other axes than z, y and x, is empty, or has a dtype that isovoxel does not scale.
+    OptionError
+        If it has no such channel or time point.
     """
-    z, y, x = zyx = zyx_positions(name, axes, array.shape)
-    shape = (array.shape[z], array.shape[y], array.shape[x])
+    picked = pick(name, axes, array.shape, selection)
+    shape = picked.shape(array.shape)
     dtype = np.dtype(array.dtype).newbyteorder("=")
     check_voxels(name, shape, dtype)
     # Of a sharded array these are the inner chunks, unless further codecs lie around the shard.
     whole = array.chunks
     if min(*whole, *(array.shards or whole)) < 1:
         raise InputError(f"{name} cannot be read as a zarr array: its metadata have chunks of shape {whole}")
-    chunks = (min(whole[z], shape[0]), min(whole[y], shape[1]), min(whole[x], shape[2]))
-    layout = chunk_layout(array, zyx)
+    z, y, x = (min(chunk, n) for chunk, n in zip(picked.shape(whole), shape, strict=True))
+    chunks = (z, y, x)
+    beside = math.prod(whole[axis] for axis in picked.others)
+    notes = (f"each of its chunks holds {beside} volumes, which are all decoded for one",) if beside > 1 else ()
+    layout = chunk_layout(array, picked)
     if layout is not None:
         reader = ChunkReader(name, layout)
-        return ZarrVoxels(zyx, shape, dtype, reader, chunks, layout.read_overhead, reader.cached)
+        return ZarrVoxels(picked, shape, dtype, reader, chunks, layout.read_overhead, reader.cached)
     index_bytes = 0
     if array.shards is not None:
         index_bytes = 16 * math.prod(-(-shard // chunk) for shard, chunk in zip(array.shards, whole, strict=True))
@@ -202,7 +211,8 @@ def zarr_voxels(array: zarr.Array[Any], name: str, axes: list[str]) -> ZarrVoxel
     copies = CHUNK_COPIES + len(array.filters) + sum(1 + DECODED_COPIES.get(name, 0) for name in names)
     overhead = copies * math.prod(whole) * dtype.itemsize + INDEX_COPIES * index_bytes + FIXED_BYTES
     overhead += sum(DECODER_BYTES.get(name, 0) for name in names)
-    return ZarrVoxels(zyx, shape, dtype, ZarrReader(name, checked(array), zyx, chunks), chunks, overhead)
+    reading = ZarrReader(name, checked(array), picked, chunks)
+    return ZarrVoxels(picked, shape, dtype, reading, chunks, overhead, notes=notes)
 
 
 def axis_names(array: zarr.Array[Any]) -> list[str]:
@@ -215,7 +225,7 @@ def axis_names(array: zarr.Array[Any]) -> list[str]:
     return [name.lower() if isinstance(name, str) else "" for name in names]
 
 
-def from_array(array: zarr.Array[Any]) -> Volume:
+def from_array(array: zarr.Array[Any], selection: Selection) -> Volume:
     """Return a volume of a zarr array that the caller opened, on whatever store.
 
     Raises
@@ -226,10 +236,10 @@ def from_array(array: zarr.Array[Any]) -> Volume:
     name = f"the zarr array {array.store_path}"
     metadata = json.dumps(array.metadata.to_dict(), sort_keys=True, default=str)
     identity = {"path": str(array.store_path), "metadata": hashlib.sha256(metadata.encode()).hexdigest()}
-    return _volume(array, name, identity)
+    return _volume(array, name, identity, selection)
 
 
-def open_zarr_array(path: Place, name: str) -> Volume:
+def open_zarr_array(path: Place, name: str, selection: Selection) -> Volume:
     """Open a folder, on a disk or in an object store, that is a zarr array, v2 or v3.
 
     Raises
@@ -239,12 +249,13 @@ def open_zarr_array(path: Place, name: str) -> Volume:
     """
     array = open_path(path, name)
     files = [path / file for file in (*ARRAY_FILES, ".zattrs") if (path / file).is_file()]
-    return _volume(array, name, metadata_identity(path, files))
+    return _volume(array, name, metadata_identity(path, files), selection)
 
 
-def _volume(array: zarr.Array[Any], name: str, identity: dict[str, Any]) -> Volume:
+def _volume(array: zarr.Array[Any], name: str, identity: dict[str, Any], selection: Selection) -> Volume:
     axes = axis_names(array)
-    voxels = zarr_voxels(array, name, axes)
+    voxels = zarr_voxels(array, name, axes, selection)
+    named = "zarr dimension names" if any(axes) else UNNAMED[3 - (voxels.picked.zyx[0] is None)]
     return Volume(
         name,
         f"zarr v{array.metadata.zarr_format} array",
@@ -255,9 +266,10 @@ def _volume(array: zarr.Array[Any], name: str, identity: dict[str, Any]) -> Volu
         voxels.read_overhead,
         sources={
             "shape": "zarr metadata",
-            "axes": "zarr dimension names" if any(axes) else "three unnamed axes, taken as z, y, x",
+            "axes": voxels.picked.told(named),
         },
-        identity=identity,
+        identity={**identity, **voxels.picked.chosen},
+        notes=voxels.notes,
         missing="a zarr array by itself has none; for a level of an OME-Zarr image, name the image's group",
         cached=voxels.cached,
     )

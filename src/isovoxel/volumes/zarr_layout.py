@@ -11,7 +11,7 @@ import lzma
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from isovoxel.geometry.box import Index3
 from isovoxel.places.objects import PIECE_BYTES, ObjectPlace
 from isovoxel.places.place import Place
 from isovoxel.planning.storage import Storage
+from isovoxel.volumes.axes import ZYX, Picked
 from isovoxel.volumes.zarr_codecs import DECODED_COPIES, DECODER_BYTES
 
 if TYPE_CHECKING:
@@ -70,8 +71,8 @@ class ChunkLayout:
     separator: str
     """What stands between the numbers in a file's name."""
     ndim: int
-    """Number of the array's axes; all but z, y and x have length 1."""
-    zyx: Index3
+    """Number of the array's axes."""
+    zyx: ZYX
     """Which axes are z, y and x."""
     shape: Index3
     """Number of voxels, z, y, x."""
@@ -89,6 +90,8 @@ class ChunkLayout:
     """Whether a CRC-32C follows every encoded chunk."""
     fill: float
     """Value of the voxels of chunks that are not stored."""
+    others: Mapping[int, int] = field(default_factory=dict)
+    """Which chunk along every other axis, of one entry each."""
 
     @cached_property
     def chunk_bytes(self) -> int:
@@ -125,22 +128,23 @@ class ChunkLayout:
 
     def path(self, place: Index3) -> str | ObjectPlace:
         """Return where a file is, by its place in the grid of files."""
-        numbers = ["0"] * self.ndim
+        numbers = [str(self.others.get(axis, 0)) for axis in range(self.ndim)]
         for axis, number in zip(self.zyx, place, strict=True):
-            numbers[axis] = str(number)
+            if axis is not None:
+                numbers[axis] = str(number)
         name = f"{self.prefix}{self.separator.join(numbers)}"
         return self.folder / name if isinstance(self.folder, ObjectPlace) else f"{self.folder}/{name}"
 
 
-def chunk_layout(array: zarr.Array[Any], zyx: Index3) -> ChunkLayout | None:
+def chunk_layout(array: zarr.Array[Any], picked: Picked) -> ChunkLayout | None:
     """Return the layout of an array that can be read without zarr-python, else None.
 
     Parameters
     ----------
     array
         Any zarr array, v2 or v3.
-    zyx
-        Which of its axes are z, y and x, in this order; all the others have length 1.
+    picked
+        Which of its axes are z, y and x, in this order, and where along the others.
     """
     # A subclass may do anything; and zarr-python from 3.2 on can be told to refuse missing chunks.
     folder = _folder(array.store_path)
@@ -150,8 +154,7 @@ def chunk_layout(array: zarr.Array[Any], zyx: Index3) -> ChunkLayout | None:
     stored = _stored_v2(metadata) if array.metadata.zarr_format == 2 else _stored_v3(metadata, np.dtype(array.dtype))
     if stored is None:
         return None
-    others = [axis for axis in range(array.ndim) if axis not in zyx]
-    if any(stored.chunk[axis] != 1 or stored.file[axis] != 1 for axis in others):
+    if any(stored.chunk[axis] != 1 or stored.file[axis] != 1 for axis in picked.others):
         return None
     if any(c < 1 or f % c for c, f in zip(stored.chunk, stored.file, strict=True)):
         return None
@@ -161,16 +164,17 @@ def chunk_layout(array: zarr.Array[Any], zyx: Index3) -> ChunkLayout | None:
         prefix=stored.prefix,
         separator=stored.separator,
         ndim=array.ndim,
-        zyx=zyx,
-        shape=_along(array.shape, zyx),
+        zyx=picked.zyx,
+        shape=picked.shape(array.shape),
         dtype=stored.dtype,
-        chunk=_along(stored.chunk, zyx),
-        file=_along(stored.file, zyx),
+        chunk=picked.shape(stored.chunk),
+        file=picked.shape(stored.file),
         index=stored.index,
         codec=stored.codec,
         checksum=stored.checksum,
         # v2 may leave it open; zarr-python then takes 0 as well.
         fill=stored.dtype.newbyteorder("=").type(0 if fill is None else fill),
+        others=picked.others,
     )
 
 
@@ -269,8 +273,3 @@ def _stored_v3(metadata: Mapping[str, Any], dtype: np.dtype[Any]) -> _Stored | N
             return None
     dtype = dtype.newbyteorder(">" if endian == "big" else "<")
     return _Stored(prefix, separator, dtype, chunk, file, codec, names[-1] == "crc32c", index)
-
-
-def _along(values: Sequence[int], zyx: Index3) -> Index3:
-    z, y, x = (int(values[axis]) for axis in zyx)
-    return (z, y, x)

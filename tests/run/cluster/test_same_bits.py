@@ -14,6 +14,7 @@ import isovoxel
 from isovoxel.errors import JobError
 from isovoxel.run.events import BlockDone, Event, JobFinished, JobStarted, LevelBegun, WorkerJoined
 from isovoxel.run.output import OutputState, output_state
+from ome_zarrs import halved, pyramid
 from run.cluster.clusters import OPTIONS, VOXELS, files, stack
 
 
@@ -112,6 +113,17 @@ def test_a_worker_that_is_lost_on_one_level_is_not_missed_on_the_next(tmp_path: 
     blocks = [(event.level, event.index) for event in events if isinstance(event, BlockDone)]
     assert sorted(blocks) == [(p.level, i) for p in result.plan.levels for i in range(p.n_blocks)]
     assert isovoxel.verify(out, samples=16).holds
+
+
+def test_workers_open_the_part_that_is_meant(tmp_path: Path, out: Path, client: Any) -> None:
+    """A crop of a level of an image, as this process does."""
+    source = pyramid(tmp_path / "in.zarr", halved(VOXELS, 2))
+    options = OPTIONS | {"engine": "exact", "level": 1, "crop": "2:,:-3,5:12"}
+    result = isovoxel.scale(source, out, client=client, **options)
+    assert result.plan.source.grid.shape == (14, 13, 7)
+    isovoxel.scale(source, tmp_path / "whole.zarr", **options)
+    assert files(out) == files(tmp_path / "whole.zarr")
+    assert isovoxel.verify(out).holds
 
 
 def _zarr(folder: Path) -> Path:

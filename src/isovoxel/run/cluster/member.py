@@ -127,12 +127,11 @@ class Member:
         from isovoxel.run.task import FILL
         from isovoxel.store.writer import OmeZarrWriter
         from isovoxel.volumes.filled import FilledReader
-        from isovoxel.volumes.open import open_volume
 
         plan = task.plan
         self.plan, self._worker = plan, worker
         self._here = threading.local()
-        volume = open_volume(task.source, voxel_size=task.voxel_size, unit=task.unit)
+        volume = task.open()
         read = volume.cached(plan.cache) if volume.cached and plan.cache else volume.read
         if task.fill:
             read = FilledReader(read, np.dtype(plan.source.dtype), FILL, self._tell_filled)

@@ -45,10 +45,9 @@ async def sees(task: Task, identity: Mapping[str, Any], path: Place, token: str)
 
 
 def _sees(task: Task, identity: Mapping[str, Any], path: Place, token: str) -> str:
-    from isovoxel.volumes.open import open_volume
 
     try:
-        volume = open_volume(task.source, voxel_size=task.voxel_size, unit=task.unit).identified()
+        volume = task.open().identified()
     except Exception as error:  # noqa: BLE001 - whatever it is, the worker cannot read it
         return f"cannot open the input: {clause(error)}"
     if changed := [key for key, value in identity.items() if volume.identity.get(key) != value]:

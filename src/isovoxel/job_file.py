@@ -1,0 +1,139 @@
+"""Where do options come from that are not on the command line? From the environment, and from a TOML file.
+
+The command line wins over the environment, and that over the file. A file has the options' names as keys, with ``_``
+for ``-``, and the arguments as ``input`` and ``output``::
+
+    input = "stack.tif"
+    output = "isotropic.zarr"
+    zoom = 2.0
+    crop = ":,100:300,100:300"
+    input_voxel_size = [1.0, 0.202, 0.202]
+
+What must be said each time anew, or is of the command line alone, comes from nowhere else: `NOT_KEPT`.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from isovoxel.errors import OptionError, OutputError, OutputExistsError
+
+PREFIX = "ISOVOXEL_"
+"""How the names of variables begin that hold options."""
+
+NOT_KEPT = frozenset({"overwrite", "config", "save", "help", "version", "install_completion", "show_completion"})
+"""Options that neither a file nor the environment has. An `overwrite` that is kept would begin a job anew that should
+go on."""
+
+NO_VARIABLE = frozenset({"device"})
+"""Options without a variable: ``ISOVOXEL_DEVICE`` says which device a worker holds, in words of its own."""
+
+
+def variable(option: str) -> str | None:
+    """Return the environment variable of an option, or None where it has none.
+
+    Examples
+    --------
+    >>> variable("input_voxel_size")
+    'ISOVOXEL_INPUT_VOXEL_SIZE'
+    """
+    return None if option in NOT_KEPT | NO_VARIABLE else f"{PREFIX}{option.upper()}"
+
+
+def read_job(path: str | Path, known: Mapping[str, bool]) -> dict[str, Any]:
+    """Return the options that a file has, as the command line would give them.
+
+    Parameters
+    ----------
+    path
+        The file.
+    known
+        The options that it may have; for each whether it is one that is on or off.
+
+    Raises
+    ------
+    OptionError
+        If it cannot be read, is no TOML, or has an unknown key or a value of a kind that no option has.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        found = tomllib.loads(text)
+    except OSError as error:
+        raise OptionError(f"the job file {path} cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise OptionError(f"the job file {path} is no TOML: {str(error).splitlines()[0]}") from error
+    options = {}
+    for key, value in found.items():
+        name = key.replace("-", "_")
+        if name in NOT_KEPT:
+            raise OptionError(f"the job file {path} has {key!r}, which is for the command line only; take it out")
+        if name not in known:
+            raise OptionError(f"the job file {path} has the unknown key {key!r}; the keys are {', '.join(known)}")
+        if name in options:
+            raise OptionError(f"the job file {path} has {key!r} twice, with - and with _; take one of them out")
+        options[name] = _as_typed(value, f"{key!r} in the job file {path}", flag=known[name])
+    return options
+
+
+def _as_typed(value: object, what: str, *, flag: bool) -> Any:
+    """Return a value as the command line has it: three numbers are text there."""
+    if flag or isinstance(value, bool):
+        if flag and isinstance(value, bool):
+            return value
+        raise OptionError(f"{what} must {'be true or false' if flag else 'not be true or false'}")
+    if isinstance(value, list) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value):
+        return ",".join(map(str, value))
+    if isinstance(value, int | float | str):
+        return value
+    raise OptionError(f"{what} must be a number, a text, or a list of numbers")
+
+
+def write_job(path: str | Path, options: Mapping[str, Any]) -> None:
+    """Write options into a new file, from which `read_job` returns them.
+
+    Parameters
+    ----------
+    path
+        The file, which must not be there.
+    options
+        Numbers, texts, true, false, and sequences of numbers, by the options' names.
+
+    Raises
+    ------
+    OutputExistsError
+        If the file is there.
+    OutputError
+        If it cannot be written.
+    """
+    text = "".join(f"{name} = {_toml(value)}\n" for name, value in options.items())
+    try:
+        with Path(path).open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise OutputExistsError(f"{path} exists; give another name to save the job as") from None
+    except UnicodeEncodeError:
+        Path(path).unlink()
+        raise OutputError(f"the job cannot be saved as {path}: a path in it is no text; give it as a link") from None
+    except OSError as error:
+        raise OutputError(f"the job cannot be saved as {path}: {error.strerror}") from error
+
+
+def _toml(value: Any) -> str:
+    """Return a value as TOML writes it."""
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case int():
+            return str(value)
+        case float():
+            return repr(value)  # inf and nan are TOML's words too
+        case str():
+            # JSON's texts are TOML's, but for the one control character that only TOML wants escaped.
+            return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        case Iterable():
+            return f"[{', '.join(_toml(v) for v in value)}]"
+    return _toml(str(value))

@@ -1,0 +1,65 @@
+"""What does a job tell Python's ``logging``? Everything that happens, under the name "isovoxel".
+
+Nothing is printed unless the user configures logging: ``logging.basicConfig(level="INFO")`` is enough. What a user
+should look at is a warning, how a job proceeds is info, and every block is for debugging.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from isovoxel.run.events import (
+    BlockDone,
+    Connected,
+    Event,
+    Filled,
+    JobFinished,
+    JobStarted,
+    Restarted,
+    Retried,
+    Slowed,
+    Waiting,
+    WorkerJoined,
+    WorkerLeft,
+)
+
+logger = logging.getLogger("isovoxel")
+logger.addHandler(logging.NullHandler())  # without it, warnings would land on standard error
+
+
+def log_event(event: Event) -> None:
+    """Log an event; a listener."""
+    match event:
+        case JobStarted(plan=plan, done=done):
+            logger.info("job begins: %d of %d blocks are done, output %s", done, plan.n_blocks, plan.output.shape)
+        case BlockDone():
+            logger.debug("block %d is done%s", event.index, f" by {event.worker}" if event.worker else "")
+        case Retried():
+            again = f"tried again in {event.pause:g} s"
+            logger.warning("%s block %d failed (%s); %s", event.doing, event.index, event.reason, again)
+        case Filled(part=part):
+            logger.warning("filled, because it is damaged: %s", part)
+        case Slowed(in_flight=in_flight):
+            logger.warning("the host has too little memory; from now on %d blocks are in flight", in_flight)
+        case Restarted(reason=reason):
+            logger.warning("%s; the job goes on in a fresh process", reason)
+        case Waiting(seconds=seconds):
+            logger.warning("no worker is there; the job waits for one, for up to %g s", seconds)
+        case Connected() | WorkerJoined() | WorkerLeft():
+            _log_worker(event)
+        case JobFinished(seconds=seconds):
+            logger.info("job is done, in %.1f s", seconds)
+
+
+def _log_worker(event: Connected | WorkerJoined | WorkerLeft) -> None:
+    match event:
+        case Connected(dashboard=dashboard, notes=notes):
+            logger.info("connected to workers%s", f", dashboard {dashboard}" if dashboard else "")
+            for note in notes:
+                logger.warning("%s", note)
+        case WorkerJoined():
+            logger.info("worker %s on %s takes part, with %s %s", event.name, event.host, event.device, event.pci)
+        case WorkerLeft(name=name, reason=reason, log=log):
+            logger.warning("worker %s does no more blocks: %s", name, reason)
+            for line in log:
+                logger.warning("%s: %s", name, line)
