@@ -154,7 +154,6 @@ def plan_volume(
     from isovoxel.planning.levels import with_levels
     from isovoxel.planning.planner import make_plan
     from isovoxel.planning.storage import Storage, default_storage
-    from isovoxel.volumes.zarr_layout import written_layout
 
     grid, factor = how_far(volume, options)
     sampling = choose_sampling(volume, options)
@@ -185,6 +184,8 @@ def plan_volume(
     )
 
     def overhead(shape: Index3, storage: Storage) -> int:
+        from isovoxel.volumes.zarr_layout import written_layout  # which loads decoders: only for levels that there are
+
         return written_layout(output, shape, volume.dtype, storage).read_overhead
 
     device, host = limits("exact") if limits else own

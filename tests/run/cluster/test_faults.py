@@ -34,8 +34,8 @@ EXACT = OPTIONS | {"engine": "exact"}
 def check(events: list[Event], out: Path) -> None:
     """Check that every block that was left was made once, and that the bits are right."""
     (begun,) = (event for event in events if isinstance(event, JobStarted))
-    blocks = [event.index for event in events if isinstance(event, BlockDone)]
-    assert len(set(blocks)) == len(blocks) == begun.plan.n_blocks - begun.done
+    blocks = [(event.level, event.index) for event in events if isinstance(event, BlockDone)]
+    assert len(set(blocks)) == len(blocks) == begun.plan.all_blocks - begun.done
     assert output_state(out) == OutputState(complete=True)
     isovoxel.scale(out.with_name("in.npy"), out.with_name("whole.zarr"), **EXACT)
     assert files(out) == files(out.with_name("whole.zarr"))
