@@ -14,11 +14,11 @@ It is not called kubernetes.py, for then Python would take it for the package th
 import argparse
 from typing import Any
 
-from dask_kubernetes.operator import make_cluster_spec
-
 
 def cluster_spec(said: argparse.Namespace) -> dict[str, Any]:
     """Return the cluster as a resource of the kind DaskCluster."""
+    from dask_kubernetes.operator import make_cluster_spec
+
     # Four blocks in flight: while the GPU has one, others are read and written. A nanny is the default: it starts a
     # worker whose GPU is lost again in its pod.
     command = ["dask", "worker", "--nthreads", "4", "--memory-limit", "$(MEMORY)", "--preload", "isovoxel.worker"]
