@@ -28,7 +28,7 @@ def test_a_job_that_is_killed_again_and_again(engine: str, halo: str, tmp_path: 
     print(said)
     assert said["blocks"] >= 60
     assert said["killed"] == KILLS
-    assert said["went_on"] >= 10  # kills come in the middle of jobs, whatever they were begun with
+    assert said["went_on"] >= 5  # kills come in the middle of jobs, whatever they were begun with
     assert said["complete"] >= 1
     assert (said["wrong"], said["redone"], said["lost"]) == (0, 0, 0)
     assert halo in said["modes"]

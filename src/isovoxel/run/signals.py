@@ -10,7 +10,15 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+LATER = 0.01
+"""Seconds until a signal is sent again that came at the wrong moment."""
+WEAK = ("weakref.py", "_weakrefset.py")
+"""Modules of Python's whose functions weak references call."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -25,10 +33,13 @@ class Stopped(KeyboardInterrupt):
 def signals() -> Iterator[None]:
     """Let SIGTERM, and the SIGHUP of a closed terminal, end a job as Ctrl-C does; a second one ends it at once."""
 
-    def stop(number: int, _frame: object) -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
+        if _would_be_lost(frame):
+            threading.Timer(LATER, os.kill, (os.getpid(), number)).start()
+            return
         raise Stopped(number)
 
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     before = {
         number: signal.signal(number, stop)
         for number in numbers
@@ -44,3 +55,13 @@ def signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _would_be_lost(frame: FrameType | None) -> bool:
+    """Tell whether Python is in a finalizer or a weak reference's callback: of what these raise it says so only."""
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "__del__" or Path(code.co_filename).name in WEAK:
+            return True
+        frame = frame.f_back
+    return False
