@@ -393,7 +393,7 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.save(folder / "line.npy", data[0, 0])
     tifffile.imwrite(folder / "rgb.tif", np.zeros((20, 24, 3), np.uint8), photometric="rgb")
     tifffile.imwrite(folder / "double.tif", data.astype(np.float64))
-    tifffile.imwrite(folder / "movie.tif", np.zeros((2, 3, 20, 24), np.uint8), imagej=True, metadata={"axes": "TZYX"})
+    tifffile.imwrite(folder / "movie.tif", np.zeros((2, 20, 24), np.uint8), imagej=True, metadata={"axes": "TYX"})
     tifffile.imwrite(folder / "bare.tif", data)
     np.save(folder / "nothing.npy", np.zeros((0, 4, 4), np.uint8))
     np.save(folder / "truth.npy", np.zeros((4, 4, 4), np.bool_))

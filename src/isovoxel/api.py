@@ -324,7 +324,8 @@ def verify(output: str | Path, *, against: Any = None, samples: int = 400, seed:
         if against is not None:
             raise
         raise InputMissingError(f"the source {where} is no longer there; say with --against where it is") from None
-    if (source.shape, source.dtype.name) != (recipe.shape, recipe.dtype):
+    series = tuple((axis.name, axis.length) for axis in source.series)
+    if (source.shape, source.dtype.name, series) != (recipe.shape, recipe.dtype, recipe.series):
         raise InputError(
             f"{source.name} holds {source.shape} voxels of {source.dtype}, but {output} was made from "
             f"{recipe.shape} of {recipe.dtype}; give its source with --against"

@@ -303,6 +303,7 @@ def source_of(volume: Volume, grid: VoxelGrid) -> Source:
         caches=volume.cached is not None,
         notes=volume.notes,
         beside=volume.beside,
+        series=tuple((axis.name, axis.length) for axis in volume.series),
     )
 
 

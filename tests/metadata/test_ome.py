@@ -102,8 +102,8 @@ def test_version_04_is_read_with_all_its_levels() -> None:
     """Every level of a 0.4 image comes with its own scale and translation, over all five axes."""
     axes = ("t", "c", "z", "y", "x")
     assert read_levels(image04(), "x") == [
-        Level("0", axes, (1, 1, 2, 0.5, 0.5), (0, 0, 0, 0, 0), "micrometer", "0.4"),
-        Level("s1/data", axes, (1, 1, 2, 1, 1), (0, 0, 0, 0.25, 0.25), "micrometer", "0.4"),
+        Level("0", axes, (1, 1, 2, 0.5, 0.5), (0, 0, 0, 0, 0), "micrometer", "0.4", "second"),
+        Level("s1/data", axes, (1, 1, 2, 1, 1), (0, 0, 0, 0.25, 0.25), "micrometer", "0.4", "second"),
     ]
 
 

@@ -20,14 +20,19 @@ class Finalized:
         time.sleep(0.001)
 
 
+def finalize_and_wait(number: int) -> None:
+    """Drop what has such a finalizer, and then do something that takes long."""
+    thing = Finalized(number)
+    del thing
+    time.sleep(20)
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_in_a_finalizer_is_not_lost(name: str) -> None:
     """It comes again, until something is interrupted that can be."""
     number = getattr(signal, name)
     with signals(), pytest.raises(Stopped) as stop:
-        thing = Finalized(number)
-        del thing
-        time.sleep(20)
+        finalize_and_wait(number)
     assert stop.value.signal == number
 
 

@@ -15,14 +15,17 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+import zarr
 
 import isovoxel
 from command_line import Isovoxel
 from isovoxel.errors import InputError
 from isovoxel.geometry.box import Box
+from isovoxel.metadata.series import SeriesAxis
 from isovoxel.volumes.base import Volume
 from isovoxel.volumes.bioio import FORMATS, PLANES, format_of, volume_of
-from isovoxel.volumes.open import open_volume
+from isovoxel.volumes.open import EVERYTHING, open_volume
+from isovoxel.volumes.selection import Selection
 
 WHY = "bioio's readers are an extra of over a hundred megabytes, which CI does not install"
 STACK = np.random.default_rng(3).integers(0, 999, (6, 40, 50)).astype("uint16")
@@ -101,7 +104,7 @@ def ome_tiff(path: Path, data: np.ndarray = STACK, **metadata: Any) -> Volume:
     reader = library("bioio_ome_tiff").Reader
     sizes = {"PhysicalSizeZ": 2.0, "PhysicalSizeY": 0.3, "PhysicalSizeX": 0.2}
     tifffile.imwrite(path, data, ome=True, photometric="minisblack", metadata={"axes": "ZYX"} | sizes | metadata)
-    return volume_of(reader(str(path), **PLANES), path, "a.tif", "OME-TIFF")
+    return volume_of(reader(str(path), **PLANES), path, "a.tif", "OME-TIFF", EVERYTHING)
 
 
 @pytest.fixture(params=["CZI", "LIF", "DV", "OME-TIFF"])
@@ -150,12 +153,24 @@ def test_an_image_without_a_size_says_so(tmp_path: Path) -> None:
     assert "the CZI file has the size 0" in volume.missing
 
 
-def test_several_channels_are_refused(tmp_path: Path) -> None:
-    """As of other files."""
-    with pytest.raises(InputError, match="2 channels"):
-        open_volume(czi(tmp_path / "a.czi", np.stack([STACK, STACK])))
-    with pytest.raises(InputError, match="6 time points"):
-        ome_tiff(tmp_path / "a.ome.tif", axes="TYX")
+def test_several_channels_are_a_series(tmp_path: Path) -> None:
+    """As of other files: all of them in one job, or the one that is chosen."""
+    other = STACK[::-1].copy()
+    path = czi(tmp_path / "a.czi", np.stack([STACK, other]))
+    volume = open_volume(path)
+    assert volume.series == (SeriesAxis("c", 2),)
+    assert len(volume.channels) == 2
+    box = Box((1, 3, 5), (5, 33, 40))
+    np.testing.assert_array_equal(volume.read(box), STACK[box.slices])
+    np.testing.assert_array_equal(volume.read(box.of(1)), other[box.slices])
+    chosen = open_volume(path, selection=Selection(channel=1))
+    assert chosen.series == ()
+    np.testing.assert_array_equal(chosen.read(box), other[box.slices])
+    isovoxel.scale(path, tmp_path / "out.zarr", factor=(2, 1, 1), engine="exact")
+    out: Any = zarr.open_array(tmp_path / "out.zarr" / "0", mode="r")
+    for c, stack in enumerate((STACK, other)):
+        scaled = isovoxel.scale_array(stack, (2, 1, 1), engine="exact").compute()
+        np.testing.assert_array_equal(out[c], scaled)
 
 
 def test_several_images_are_refused(tmp_path: Path) -> None:
@@ -166,7 +181,7 @@ def test_several_images_are_refused(tmp_path: Path) -> None:
         for _ in range(2):
             writer.write(STACK, photometric="minisblack", metadata={"axes": "ZYX"})
     with pytest.raises(InputError, match=r"holds 2 images \(Image:0, Image:1\)"):
-        volume_of(reader(str(path)), path, "a.tif", "OME-TIFF")
+        volume_of(reader(str(path)), path, "a.tif", "OME-TIFF", EVERYTHING)
 
 
 def test_what_cannot_be_read_later_is_one_sentence(tmp_path: Path) -> None:

@@ -102,11 +102,14 @@ def test_of_a_sharded_array(tmp_path: Path) -> None:
     check_all(array)
 
 
-def test_what_is_not_selected_is_refused_with_the_options(isovoxel: Isovoxel, tmp_path: Path) -> None:
+def test_what_is_not_selected_of_planes_is_refused_with_the_options(isovoxel: Isovoxel, tmp_path: Path) -> None:
     """And what is selected must be there."""
+    planes = pyramid(tmp_path / "planes.zarr", [DATA[:, :, 0]], axes="tcyx")
+    check_refused(
+        isovoxel("info", planes), "has 3 time points; give --time 0 to 2 and --channel 0 to 1 for one of them"
+    )
+    check_refused(isovoxel("info", planes, "--time", 1), "has 2 channels; give --channel 0 to 1 for one of them")
     path = pyramid(tmp_path / "a.zarr", [DATA], axes="tczyx")
-    check_refused(isovoxel("info", path), "has 3 time points; give --time 0 to 2 and --channel 0 to 1 for one of them")
-    check_refused(isovoxel("info", path, "--time", 1), "has 2 channels; give --channel 0 to 1 for one of them")
     words = ("info", path, "--time", 1, "--channel")
     check_refused(isovoxel(*words, 2), "has 2 channels, counted from 0: give --channel 0 to 1, not 2")
     check_refused(isovoxel(*words, -1), "channel must be a whole number from 0 on, not -1")

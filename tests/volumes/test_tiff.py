@@ -130,11 +130,11 @@ def test_a_stack_of_one_plane_is_a_volume_where_it_says_so(tmp_path: Path) -> No
         ((5, 6, 7, 3), {"photometric": "rgb", "metadata": {"axes": "ZYXS"}}, "has 3 colour samples per voxel"),
         ((6, 7, 3), {"photometric": "rgb"}, "has 3 colour samples per voxel"),
         (
-            (2, 5, 3, 6, 7),
-            {"imagej": True, "photometric": None, "metadata": {"axes": "TZCYX"}},
+            (2, 3, 6, 7),
+            {"imagej": True, "photometric": None, "metadata": {"axes": "TCYX"}},
             "has 2 time points; give --time 0 to 1 and --channel 0 to 2 for one of them; found are",
         ),
-        ((5, 3, 6, 7), {"ome": True, "metadata": {"axes": "ZCYX"}}, "has 3 channels"),
+        ((3, 6, 7), {"ome": True, "metadata": {"axes": "CYX"}}, "has 3 channels"),
         (
             (5, 6, 7),
             {"metadata": {"axes": "TYX"}},

@@ -111,7 +111,7 @@ def test_a_level_is_a_bare_array(version: str, tmp_path: Path) -> None:
         ((1, 1, 5, 6, 7), ("t", "c", "z", "y", "x"), None),
         ((5, 6, 7), ("x", "y", "z"), "transpose them to z, y, x"),
         ((5, 6, 7), ("t", "y", "x"), "has 5 time points"),
-        ((2, 5, 6, 7), ("c", "z", "y", "x"), "has 2 channels"),
+        ((2, 6, 7), ("c", "y", "x"), "has 2 channels"),
         ((0, 5, 6, 7), ("c", "z", "y", "x"), "has 0 channels; isovoxel takes z, y, x"),
         ((5, 6, 7), ("time", "y", "x"), "has 5 time points; give --time 0 to 4"),
         ((2, 5, 6, 7), None, "is 4-D"),

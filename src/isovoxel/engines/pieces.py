@@ -15,8 +15,8 @@ and into a part of which its result is put.
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
-from isovoxel.geometry.box import Box
 from isovoxel.planning.plan import Block, Plan
 
 SMALLEST = 2**22
@@ -37,7 +37,7 @@ def halves(block: Block, plan: Plan) -> tuple[Block, ...]:
     middle = (box.start[axis] + box.stop[axis] + 1) // 2
     stop, start = list(box.stop), list(box.start)
     stop[axis] = start[axis] = middle
-    parts = Box(box.start, (stop[0], stop[1], stop[2])), Box((start[0], start[1], start[2]), box.stop)
+    parts = replace(box, stop=(stop[0], stop[1], stop[2])), replace(box, start=(start[0], start[1], start[2]))
     return tuple(plan.block_of(block.index, part) for part in parts)
 
 

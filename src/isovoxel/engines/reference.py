@@ -67,7 +67,7 @@ def reference(
     ]
     # Read once what all of them need; a sample that lies wholly in the 0 around the volume needs nothing.
     used = [sorted({i for row in axis for i in row} or {0}) for axis in axes]
-    window = Box((used[0][0], used[1][0], used[2][0]), (used[0][-1] + 1, used[1][-1] + 1, used[2][-1] + 1))
+    window = Box((used[0][0], used[1][0], used[2][0]), (used[0][-1] + 1, used[1][-1] + 1, used[2][-1] + 1), box.volume)
     data = read(window).astype(np.float64)
     matrices = [_matrix(axis, first, n) for axis, first, n in zip(axes, window.start, window.shape, strict=True)]
     finite = np.isfinite(data)
@@ -105,7 +105,7 @@ def reference_labels(
     last = [max(max(stop, middle + 1) for _, stop, middle in axis) for axis in cells]
     low = [min(max(f, 0), n - 1) for f, n in zip(first, shape, strict=True)]
     high = [max(min(n, s), a + 1) for s, n, a in zip(last, shape, low, strict=True)]
-    data = read(Box((low[0], low[1], low[2]), (high[0], high[1], high[2])))
+    data = read(Box((low[0], low[1], low[2]), (high[0], high[1], high[2]), box.volume))
     result = np.empty(box.shape, data.dtype)
     for place in np.ndindex(*box.shape):
         chosen = [axis[i] for axis, i in zip(cells, place, strict=True)]

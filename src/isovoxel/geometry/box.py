@@ -1,10 +1,10 @@
-"""Which voxels are meant? A `Box`: half-open integer intervals along z, y and x."""
+"""Which voxels are meant? A `Box`: half-open integer intervals along z, y and x, in one of a series of volumes."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import product
 
 Index3 = tuple[int, int, int]
@@ -27,6 +27,8 @@ class Box:
     """First voxel inside, per axis."""
     stop: Index3
     """First voxel outside, per axis; never before `start`."""
+    volume: int = field(default=0, repr=False)
+    """Which volume of a series it lies in: those of the time points and channels of one image, counted from 0."""
 
     def __post_init__(self) -> None:
         if any(b < a for a, b in zip(self.start, self.stop, strict=True)):
@@ -55,10 +57,10 @@ class Box:
         return (slice(a[0], b[0]), slice(a[1], b[1]), slice(a[2], b[2]))
 
     def __and__(self, other: Box) -> Box:
-        """Return what both boxes share; empty (size 0) where they share nothing."""
+        """Return what both boxes share, in the volume of this one; empty (size 0) where they share nothing."""
         start = _index3(max(a, b) for a, b in zip(self.start, other.start, strict=True))
         stop = _index3(max(s, min(a, b)) for s, a, b in zip(start, self.stop, other.stop, strict=True))
-        return Box(start, stop)
+        return Box(start, stop, self.volume)
 
     def contains(self, other: Box) -> bool:
         """Tell whether every voxel of `other` is a voxel of this box."""
@@ -66,17 +68,19 @@ class Box:
 
     def relative_to(self, origin: Index3) -> Box:
         """Return the same voxels as seen from an array whose voxel 0 is `origin`."""
-        return Box(
-            _index3(a - o for a, o in zip(self.start, origin, strict=True)),
-            _index3(b - o for b, o in zip(self.stop, origin, strict=True)),
-        )
+        return self.shifted(_index3(-o for o in origin))
 
     def shifted(self, by: Index3) -> Box:
         """Return the same voxels as seen from an array in which this one's voxel 0 is `by`."""
         return Box(
             _index3(a + o for a, o in zip(self.start, by, strict=True)),
             _index3(b + o for b, o in zip(self.stop, by, strict=True)),
+            self.volume,
         )
+
+    def of(self, volume: int) -> Box:
+        """Return the same box in another volume of the series."""
+        return replace(self, volume=volume)
 
     def tiles(self, shape: Index3) -> Iterator[Box]:
         """Cut the box along the grid of cells of this shape that starts at voxel 0 of the volume.

@@ -8,9 +8,12 @@ resolution tags' own unit has no meaning.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from isovoxel.metadata.calibration import Calibration, Length, calibrate
+from isovoxel.metadata.series import Channel, time_step
 from isovoxel.metadata.units import unescaped
 
 Rational = tuple[int, int]
@@ -85,6 +88,29 @@ def read_imagej(
         ),
         flat=flat,
     )
+
+
+def read_step(description: str) -> tuple[float, str | None]:
+    """Return the time between two time points and its unit; 1 without a unit where the description does not say."""
+    values = parse_description(description)
+    try:
+        return time_step(float(values["finterval"]), values.get("tunit", "sec"))
+    except (KeyError, ValueError):
+        return 1.0, None
+
+
+def read_channels(tables: object) -> tuple[Channel, ...]:
+    """Return the colours of an ImageJ TIFF's channels, each the brightest of its lookup table.
+
+    Parameters
+    ----------
+    tables
+        The tables as tifffile has them, each three rows of 256 bytes: red, green and blue.
+    """
+    if not isinstance(tables, Sequence):
+        return ()
+    ends = [[int(row[-1]) for row in table] for table in tables if np.shape(table) == (3, 256)]
+    return tuple(Channel(color=f"{red:02X}{green:02X}{blue:02X}") for red, green, blue in ends)
 
 
 def length_per_pixel(resolution: Rational | None) -> float | None:

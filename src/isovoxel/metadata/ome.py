@@ -22,7 +22,10 @@ from typing import Any, NoReturn
 from isovoxel.errors import InputError
 from isovoxel.geometry.grid import AXES, VoxelGrid
 from isovoxel.metadata.paths import stays_inside
+from isovoxel.metadata.series import Channel, SeriesAxis, checked_color
 
+TIME = ("t", "time")
+"""What the time axis is called."""
 _SHOWN = 60
 """Longest part of a file's text that a message repeats."""
 
@@ -43,6 +46,8 @@ class Level:
     """Unit of all space axes as the file spells it, or None where it gives none."""
     version: str
     """Version of OME-Zarr, "0.4" or "0.5"."""
+    time_unit: str | None = None
+    """Unit of the axis t as the file spells it, or None where it gives none."""
 
 
 def read_levels(attributes: Mapping[str, Any], name: str) -> list[Level]:
@@ -68,6 +73,7 @@ def read_levels(attributes: Mapping[str, Any], name: str) -> list[Level]:
     reader = _Reader(name)
     multiscale, version = reader.multiscale(attributes)
     axes, unit = reader.axes(multiscale.get("axes"))
+    time_unit = next((a.get("unit") for a in multiscale["axes"] if a["name"].lower() in TIME), None)
     spatial = [axis in AXES for axis in axes]
     # A missing or empty list is the identity: unlike a level's, the image's own scale is optional.
     outer = reader.transforms(
@@ -92,8 +98,28 @@ def read_levels(attributes: Mapping[str, Any], name: str) -> list[Level]:
             reader.fail(f"{where} has no scale, so its voxel size is not known")
         scale, translation = _combined(scale, translation, *outer)
         reader.check(scale, translation, spatial, where)
-        levels.append(Level(path, axes, scale, translation, unit, version))
+        levels.append(Level(path, axes, scale, translation, unit, version, time_unit))
     return levels
+
+
+def step_of(level: Level, axis: int) -> tuple[float, str | None]:
+    """Return how far the entries of an axis beside z, y and x are apart, and the unit of that."""
+    step = level.scale[axis]
+    return (step, level.time_unit) if step > 0 else (1.0, None)
+
+
+def read_channels(attributes: Mapping[str, Any]) -> tuple[Channel, ...]:
+    """Return what a group's attributes say of the channels of its image: nothing where that is not clear."""
+    inner = attributes.get("ome")
+    omero = (inner if isinstance(inner, Mapping) else attributes).get("omero")
+    listed = omero.get("channels") if isinstance(omero, Mapping) else None
+    if not isinstance(listed, list) or not all(isinstance(channel, Mapping) for channel in listed):
+        return ()
+    return tuple(Channel(_text(channel.get("label")), checked_color(channel.get("color"))) for channel in listed)
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
 
 
 def is_label_image(attributes: Mapping[str, Any]) -> bool:
@@ -110,6 +136,7 @@ def image_attributes(
     further: Sequence[VoxelGrid] = (),
     method: str | None = None,
     labels: bool = False,
+    series: Sequence[SeriesAxis] = (),
 ) -> dict[str, Any]:
     """Return the attributes of an OME-Zarr 0.5 group that holds one image.
 
@@ -127,6 +154,8 @@ def image_attributes(
         How each is made of the one before, in a word, where there are any.
     labels
         Whether it is an image of labels.
+    series
+        Axes along which there are several volumes; they come before z, y and x.
 
     Returns
     -------
@@ -139,17 +168,23 @@ def image_attributes(
     with warnings.catch_warnings():
         # A unit beyond the specification's list is legal ("SHOULD"), and dropping it would lose it.
         warnings.simplefilter("ignore")
+        axes: list[Any] = [
+            v05.TimeAxis(name=axis.name, type="time", unit=axis.unit) if axis.name == "t" else v05.ChannelAxis(name="c")
+            for axis in series
+        ]
+        axes += [v05.SpaceAxis(name=axis, type="space", unit=grid.unit or None) for axis in AXES]
+        steps, zeros = [axis.step for axis in series], [0.0 for _ in series]
         image = v05.Image(
             multiscales=[
                 v05.Multiscale(
                     name=name,
-                    axes=[v05.SpaceAxis(name=axis, type="space", unit=grid.unit or None) for axis in AXES],
+                    axes=axes,
                     datasets=[
                         v05.Dataset(
                             path=str(level) if level else path,
                             coordinateTransformations=[
-                                v05.ScaleTransformation(scale=list(where.voxel_size)),
-                                v05.TranslationTransformation(translation=list(where.origin)),
+                                v05.ScaleTransformation(scale=[*steps, *where.voxel_size]),
+                                v05.TranslationTransformation(translation=[*zeros, *where.origin]),
                             ],
                         )
                         for level, where in enumerate((grid, *further))

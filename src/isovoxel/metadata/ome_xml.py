@@ -1,20 +1,21 @@
-"""What does the OME-XML of an OME-TIFF say of the shape and the voxel size of each of its images?
+"""What does the OME-XML of an OME-TIFF say of the shape, the voxel size and the channels of each of its images?
 
-Only the attributes of every image's Pixels are read. What could do harm to whoever reads the rest is refused: a
-document type definition, before anything in it is expanded, for entities can fill the memory or read other files;
-files outside the folder; and more planes than there can be.
+Only the attributes of every image's Pixels and Channels are read. What could do harm to whoever reads the rest is
+refused: a document type definition, before anything in it is expanded, for entities can fill the memory or read other
+files; files outside the folder; and more planes than there can be.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from xml.parsers import expat
 
 from isovoxel.errors import InputError
 from isovoxel.geometry.box import Index3
 from isovoxel.metadata.calibration import Calibration, Length, calibrate
 from isovoxel.metadata.paths import stays_inside
+from isovoxel.metadata.series import Channel, time_step
 
 _WHAT = "the OME-XML"
 _SOURCE = "OME-XML PhysicalSizeZ, PhysicalSizeY and PhysicalSizeX"
@@ -64,6 +65,51 @@ def read_pixels(xml: str, name: str) -> list[dict[str, str]]:
         if planes > MOST_PLANES:
             raise InputError(f"the OME-XML of {name} tells of {planes:.6g} planes, more than any file has")
 
+    _parse(xml, name, element)
+    return found
+
+
+def read_channels(xml: str, name: str) -> list[tuple[Channel, ...]]:
+    """Return what the document says of the channels of every image, in its order; `read_pixels` has taken it.
+
+    Parameters
+    ----------
+    xml, name
+        As in `read_pixels`.
+    """
+    found: list[list[Channel]] = []
+
+    def element(tag: str, attributes: dict[str, str]) -> None:
+        match tag.rpartition(":")[2]:
+            case "Pixels":
+                found.append([])
+            case "Channel" if found:
+                found[-1].append(Channel(attributes.get("Name") or None, _color(attributes.get("Color"))))
+
+    _parse(xml, name, element)
+    return [tuple(channels) for channels in found]
+
+
+def _color(text: str | None) -> str | None:
+    """Return a colour from OME's signed integer of 32 bits, whose bytes are red, green, blue and alpha."""
+    try:
+        return None if text is None else f"{int(text) & 0xFFFFFFFF:08X}"[:6]
+    except ValueError:
+        return None
+
+
+def read_step(pixels: Mapping[str, str]) -> tuple[float, str | None]:
+    """Return the time between two time points and its unit; 1 without a unit where the document does not say."""
+    try:
+        step = float(pixels.get("TimeIncrement", ""))
+    except ValueError:
+        return 1.0, None
+    return time_step(step, pixels.get("TimeIncrementUnit", "s"))
+
+
+def _parse(xml: str, name: str, element: Callable[[str, dict[str, str]], None]) -> None:
+    """Call `element` with the tag and the attributes of every element."""
+
     def doctype(*_: object) -> None:
         raise InputError(f"the OME-XML of {name} has a document type definition, which OME-XML must not have")
 
@@ -74,7 +120,6 @@ def read_pixels(xml: str, name: str) -> list[dict[str, str]]:
         parser.Parse(xml.rstrip("\0").encode("utf-8", "replace"), True)
     except expat.ExpatError as error:
         raise InputError(f"the OME-XML of {name} is not well-formed: {error}") from error
-    return found
 
 
 def _product(numbers: Iterable[str]) -> float:

@@ -80,6 +80,7 @@ def with_levels(
             read_overhead=read_overhead(before.output.shape, before.storage),
             identity={"level": level - 1},
             caches=True,
+            series=plan.source.series,
         )
         for storage in _storages(output.shape, plan, chunk, shard):
             try:

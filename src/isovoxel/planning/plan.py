@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, cycle
 from typing import Any
 
 import numpy as np
@@ -53,12 +53,19 @@ class Source:
     beside: tuple[Index3, Index3] = ((0, 0, 0), (0, 0, 0))
     """Voxels of its chunks that lie before it, and after it, where it is a part of a larger volume: they are decoded as
     well."""
+    series: tuple[tuple[str, int], ...] = ()
+    """Names and lengths of the axes beside z, y and x, "t" before "c", where it is a series of volumes."""
 
     @property
     def decoded_shape(self) -> Index3:
         """Voxels of all its chunks, per axis."""
         z, y, x = (a + n + b for a, n, b in zip(self.beside[0], self.grid.shape, self.beside[1], strict=True))
         return (z, y, x)
+
+    @property
+    def n_volumes(self) -> int:
+        """Number of volumes, which all lie alike."""
+        return math.prod(length for _, length in self.series)
 
     @property
     def itemsize(self) -> int:
@@ -71,7 +78,7 @@ class Block:
     """One compute task: it reads one box of the input and writes one box of the output."""
 
     index: int
-    """Its place in the plan's order, z slowest."""
+    """Its place in the plan's order: volume by volume, z slowest."""
     write_box: Box
     """Output voxels it writes."""
     read_box: Box
@@ -174,12 +181,17 @@ class Plan(InNotebooks):
         return (z, y, x)
 
     @property
-    def n_blocks(self) -> int:
-        """Number of blocks."""
+    def blocks_per_volume(self) -> int:
+        """Number of blocks of one volume."""
         return math.prod(self.block_grid)
 
+    @property
+    def n_blocks(self) -> int:
+        """Number of blocks, of all volumes."""
+        return self.source.n_volumes * self.blocks_per_volume
+
     def block(self, index: int) -> Block:
-        """Return one block by its index, z slowest.
+        """Return one block by its index: volume by volume, z slowest.
 
         Raises
         ------
@@ -189,16 +201,18 @@ class Plan(InNotebooks):
         if not 0 <= index < self.n_blocks:
             raise IndexError(f"block {index} of {self.n_blocks}")
         _, ny, nx = self.block_grid
-        return self.block_at((index // (ny * nx), index // nx % ny, index % nx))
+        volume, index = divmod(index, self.blocks_per_volume)
+        return self.block_at((index // (ny * nx), index // nx % ny, index % nx), volume)
 
-    def block_at(self, place: Index3) -> Block:
-        """Return one block by its place in the grid of blocks."""
+    def block_at(self, place: Index3, volume: int = 0) -> Block:
+        """Return one block by its place in the grid of blocks, of one volume."""
         start, stop = [], []
         for axis, length, i in zip(self.axes, self.block_shape, place, strict=True):
             start.append(i * length)
             stop.append(min((i + 1) * length, axis.m))
         _, ny, nx = self.block_grid
-        return self.block_of((place[0] * ny + place[1]) * nx + place[2], Box(_triple(start), _triple(stop)))
+        index = volume * self.blocks_per_volume + (place[0] * ny + place[1]) * nx + place[2]
+        return self.block_of(index, Box(_triple(start), _triple(stop), volume))
 
     def block_of(self, index: int, write_box: Box) -> Block:
         """Return what it takes to write a box of the output, be it a block's or only a piece of one."""
@@ -212,7 +226,7 @@ class Plan(InNotebooks):
         return Block(
             index=index,
             write_box=write_box,
-            read_box=Box(_triple(first), _triple(last)),
+            read_box=Box(_triple(first), _triple(last), write_box.volume),
             pad_before=_triple(before),
             pad_after=_triple(after),
             level=self.level,
@@ -224,13 +238,18 @@ class Plan(InNotebooks):
             np.diff(np.minimum(np.arange(n + 1) * b, m))
             for n, b, m in zip(self.block_grid, self.block_shape, self.output.shape, strict=True)
         )
-        layers = np.frombuffer(done, np.uint8).reshape(self.block_grid)
+        layers = np.frombuffer(done, np.uint8).reshape(-1, len(y), len(x))
         # Layer by layer, for there may be millions of blocks.
-        return sum(int(length * (y @ (layer @ x))) for length, layer in zip(z, layers, strict=True))
+        return sum(int(length * (y @ (layer @ x))) for length, layer in zip(cycle(z), layers, strict=False))
 
     def blocks(self) -> Iterator[Block]:
         """Yield all blocks in order."""
         return (self.block(i) for i in range(self.n_blocks))
+
+    def windows(self) -> Iterator[Box]:
+        """Yield the places of the blocks that are in one dask graph (map_overlap), graph by graph."""
+        for volume in range(self.source.n_volumes):
+            yield from Box.whole(self.block_grid).of(volume).tiles(self.window)
 
     # ---- levels ----------------------------------------------------------------------------------------------
 
@@ -246,8 +265,8 @@ class Plan(InNotebooks):
 
     @property
     def all_voxels(self) -> int:
-        """Number of output voxels of all levels."""
-        return sum(math.prod(plan.output.shape) for plan in self.levels)
+        """Number of output voxels of all volumes and levels."""
+        return self.source.n_volumes * sum(math.prod(plan.output.shape) for plan in self.levels)
 
     def split(self, done: bytearray) -> list[bytearray]:
         """Cut what is known of the blocks of all levels, one byte each, level after level."""
@@ -342,7 +361,7 @@ class Plan(InNotebooks):
     @property
     def output_bytes(self) -> int:
         """Bytes of the output's voxels, uncompressed, without further levels."""
-        return math.prod(self.output.shape) * self.source.itemsize
+        return self.source.n_volumes * math.prod(self.output.shape) * self.source.itemsize
 
     @property
     def disk_bytes(self) -> int:
@@ -354,7 +373,7 @@ class Plan(InNotebooks):
         if self.storage.codec != "none":
             return self.output_bytes + further
         shape = (round_up(m, c) for m, c in zip(self.output.shape, self.storage.chunk, strict=True))
-        return math.prod(shape) * self.source.itemsize + further
+        return self.source.n_volumes * math.prod(shape) * self.source.itemsize + further
 
     # ---- what it is ------------------------------------------------------------------------------------------
 

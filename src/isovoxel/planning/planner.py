@@ -232,14 +232,15 @@ def _best(draft: Plan) -> Plan | None:
     )
     # As float64, which holds counts that overflow 64-bit integers; whether one fits is checked in exact integers.
     written = _product(*(np.array(c.lengths, dtype=np.float64) for c in axes))
-    blocks = _product(z.blocks, y.blocks, x.blocks)
+    volumes = draft.source.n_volumes
+    blocks = volumes * _product(z.blocks, y.blocks, x.blocks)
     in_flight = np.minimum(draft.in_flight, blocks)
     cached = _caches(axes, draft, in_flight)
-    decoded = np.stack([_decoded(axes, draft.source.decoded_shape, last) for last in range(len(cached))])
+    decoded = volumes * np.stack([_decoded(axes, draft.source.decoded_shape, last) for last in range(len(cached))])
 
     kept = cached / draft.source.itemsize
     overhead = BLOCK_OVERHEAD + (CLE_OVERHEAD * in_flight if draft.engine == "cle" else 0)
-    work = DECODE * decoded + KEEP * kept + math.prod(draft.output.shape) + blocks * overhead
+    work = DECODE * decoded + KEEP * kept + volumes * math.prod(draft.output.shape) + blocks * overhead
     score = work * (blocks + (draft.in_flight * draft.host.workers - 1) / 2) / blocks
     if draft.engine == "cle" and draft.device.kind == "cpu":
         score = score + COMPILE * _product(z.sizes, y.sizes, x.sizes)

@@ -36,7 +36,6 @@ from numpy.typing import NDArray
 
 from isovoxel.engines.base import Cancelled, Engine
 from isovoxel.errors import CorruptInputError, DeviceLostError, InterruptedJobError, JobError
-from isovoxel.geometry.box import Box
 from isovoxel.planning.plan import Block, Plan
 from isovoxel.run import recovery
 from isovoxel.run.blocks import BlockMaker, Writer
@@ -269,7 +268,7 @@ class Job:
             self._threads(workers, "isovoxel") as pool,
             dask.config.set(scheduler="threads", pool=pool, num_workers=workers),
         ):
-            for places in Box.whole(self.plan.block_grid).tiles(self.plan.window):
+            for places in self.plan.windows():
                 window = Window(self.plan, places)
                 try:
                     write = partial(self._do_overlapped, flusher)
@@ -287,7 +286,7 @@ class Job:
         if self.array is not None:
             return self.array[window.read_box.slices].rechunk(window.input_chunks)
 
-        return window.source(lambda place, box: self._blocks.read(self.plan.block_at(place), box))
+        return window.source(lambda place, box: self._blocks.read(self.plan.block_at(place, box.volume), box))
 
     def _do_overlapped(self, flusher: Flusher, voxels: NDArray[Any], block: Block) -> NDArray[Any]:
         self._finish(block, *self._blocks.make(block, flusher, voxels))

@@ -40,7 +40,7 @@ class Window:
     plan: Plan
     """The whole plan."""
     places: Box
-    """Which blocks, by their place in the grid of blocks."""
+    """Which blocks of a volume, by their place in the grid of blocks."""
 
     @cached_property
     def cuts(self) -> list[NDArray[np.int64]]:
@@ -64,7 +64,8 @@ class Window:
     def read_box(self) -> Box:
         """All input voxels that the window's blocks read, and no others."""
         cuts = self.cuts
-        return Box(cast(Index3, tuple(int(c[0]) for c in cuts)), cast(Index3, tuple(int(c[-1]) for c in cuts)))
+        start, stop = (cast(Index3, tuple(int(c[end]) for c in cuts)) for end in (0, -1))
+        return Box(start, stop, self.places.volume)
 
     @property
     def input_chunks(self) -> tuple[tuple[int, ...], ...]:
@@ -87,7 +88,7 @@ class Window:
         def read_block(block_id: tuple[int, ...]) -> NDArray[Any]:
             place, start = self.place(block_id), self.first_voxel(block_id)
             stop = tuple(int(cuts[i + 1]) for cuts, i in zip(self.cuts, block_id, strict=True))
-            return read(place, Box(start, cast(Index3, stop)))
+            return read(place, Box(start, cast(Index3, stop), self.places.volume))
 
         dtype = self.plan.source.dtype
         return da.map_blocks(
@@ -160,7 +161,7 @@ class OverlappedBlock:
 
     def __call__(self, voxels: NDArray[Any], block_id: tuple[int, ...]) -> NDArray[Any]:
         """Return the output of the block at this place of the window."""
-        block = self.window.plan.block_at(self.window.place(block_id))
+        block = self.window.plan.block_at(self.window.place(block_id), self.window.places.volume)
         z, y, x = (before for before, _ in self.window.plan.halo)
         start = self.window.first_voxel(block_id, (z, y, x))
         return self.scale(voxels[block.read_box.relative_to(start).slices], block)

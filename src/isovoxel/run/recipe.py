@@ -44,6 +44,7 @@ def provenance(planned: Plan, volume: Volume, *, labels: bool) -> dict[str, Any]
             "kind": volume.kind,
             "identity": dict(volume.identity),
             "shape": list(grid.shape),
+            "series": [list(axis) for axis in planned.source.series],
             "dtype": volume.dtype.name,
             "voxel_size": list(grid.voxel_size),
             "origin": list(grid.origin),
@@ -69,6 +70,7 @@ _NAMES = {
     "input.identity.time": "time point",
     "input.identity.crop": "crop",
     "input.shape": "input shape",
+    "input.series": "time points and channels",
     "input.dtype": "input dtype",
     "input.voxel_size": "input voxel size",
     "input.origin": "input origin",
@@ -92,7 +94,9 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], *, shard: bool)
         Whether the user asks for the shards now; otherwise those from then are as good.
     """
     now = json.loads(json.dumps(now))  # tuples are lists there
-    then = {"levels": {"further": 0}} | dict(then)  # outputs of before there were any do not say
+    # Outputs of before there were any do not say.
+    then = {"levels": {"further": 0}} | dict(then)
+    then["input"] = {"series": []} | dict(then.get("input") or {})
     names = dict(_NAMES)
     if shard:
         names["storage.shard"] = "shard"
@@ -140,13 +144,15 @@ class Recipe:
     block: Index3
     """Shape of a full block."""
     shape: Index3
-    """Shape of the source."""
+    """Shape of the source, of each of its volumes."""
     dtype: str
     """NumPy name of the source's dtype."""
     identity: Mapping[str, Any]
     """What tells the source from another or a later one."""
     complete: bool
     """Whether the result was written to its end."""
+    series: tuple[tuple[str, int], ...] = ()
+    """Name and length of each axis along which the source has several volumes."""
     further: tuple[Recipe, ...] = ()
     """What made the further levels, each of the one before."""
 
@@ -175,6 +181,7 @@ class Recipe:
                 dtype=str(made["input"]["dtype"]),
                 identity=dict(made["input"]["identity"]),
                 complete=bool(made["complete"]),
+                series=tuple((str(axis), int(n)) for axis, n in made["input"].get("series", ())),
             )
             return replace(recipe, further=tuple(_further(recipe, dict(made.get("levels", {})))))
         except (KeyError, TypeError, ValueError) as error:

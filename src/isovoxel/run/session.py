@@ -15,8 +15,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from isovoxel.errors import InterruptedJobError, IsovoxelError, JobError, OutputError
 from isovoxel.planning.plan import Plan
 from isovoxel.run.events import Event, Filled, JobFinished, JobStarted, LevelBegun, Listener, started
@@ -108,6 +106,7 @@ class Session:
                 method={"area": "mean"}.get(plan.further[0].interpolation, "mode") if plan.further else None,
                 provenance=wanted.made,
                 labels=self.labels,
+                series=self.volume.series,
                 by_way_of=begun.folder / NEW,
             ).close()
         except IsovoxelError:
@@ -122,12 +121,7 @@ class Session:
 
         assert begun.ledger is not None  # noqa: S101 - for type checkers
         levels = task.plan.levels
-        writers = [
-            OmeZarrWriter.open(
-                task.output, grid=plan.output, dtype=np.dtype(plan.source.dtype), storage=plan.storage, level=plan.level
-            )
-            for plan in levels
-        ]
+        writers = [OmeZarrWriter.of_plan(task.output, plan) for plan in levels]
         try:
             writers[0].sweep()
             return begun.ledger, begun.ledger.done(

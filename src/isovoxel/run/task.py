@@ -9,8 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from isovoxel.engines.base import Engine
 from isovoxel.geometry.grid import Float3
 from isovoxel.places.place import Place
@@ -87,14 +85,7 @@ class Task:
         from isovoxel.store.writer import OmeZarrWriter
 
         read = volume.cached(self.plan.cache) if volume.cached and self.plan.cache else volume.read
-        writer = OmeZarrWriter.open(
-            self.output,
-            grid=self.plan.output,
-            dtype=np.dtype(self.plan.source.dtype),
-            storage=self.plan.storage,
-            level=self.plan.level,
-            helpers=self.plan.helpers,
-        )
+        writer = OmeZarrWriter.of_plan(self.output, self.plan, self.plan.helpers)
         job = Job(
             self.plan,
             read,

@@ -190,7 +190,8 @@ def verify(
     worst = total = face = inner = allowed_jump = 0.0
     voxels = off = wrong = count = unreadable = faces = 0
     first_wrong: Index3 | None = None
-    for box in itertools.islice(_boxes(result.shape, recipe.block, rng), samples):
+    for place in itertools.islice(_boxes(result.shape, recipe.block, rng), samples):
+        box = place.of(int(rng.integers(result.n_volumes))) if result.n_volumes > 1 else place
         count += 1
         try:
             got = result.read(box)
@@ -316,7 +317,7 @@ def _tied(source: Volume, got: NDArray[Any], recipe: Recipe, box: Box) -> NDArra
         sides.append([np.clip(np.floor(position + s).astype(int), 0, n - 1) for s in (-shift, shift)])
     low = [int(below.min()) for below, _ in sides]
     high = [int(above.max()) + 1 for _, above in sides]
-    data = source.read(Box((low[0], low[1], low[2]), (high[0], high[1], high[2])))
+    data = source.read(Box((low[0], low[1], low[2]), (high[0], high[1], high[2]), box.volume))
     for chosen in itertools.product(*sides):
         tied |= _same(got, data[np.ix_(*(index - first for index, first in zip(chosen, low, strict=True)))])
     return tied

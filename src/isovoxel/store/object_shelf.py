@@ -24,10 +24,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from isovoxel.errors import OutputError
-from isovoxel.geometry.box import Index3
 from isovoxel.places.objects import ObjectPlace
 from isovoxel.store.shard import Seal, ShardEncoder
-from isovoxel.store.shelf import level_path, shard_key
+from isovoxel.store.shelf import ShardPlace, shard_key
 
 fcntl: Any
 try:
@@ -109,7 +108,7 @@ class ObjectShelf:
         self._spool_lock: int | None = None
         self._row = lru_cache(ROWS)(self._listed)
 
-    def write(self, encoder: ShardEncoder, shard: Index3, data: NDArray[Any]) -> Upload:
+    def write(self, encoder: ShardEncoder, shard: ShardPlace, data: NDArray[Any]) -> Upload:
         """Encode a shard into a file.
 
         Raises
@@ -130,7 +129,7 @@ class ObjectShelf:
             raise
         return Upload(self._output / shard_key(self._level, shard), file, size, crc, self._turns)
 
-    def holds(self, shard: Index3, seal: Seal) -> bool:
+    def holds(self, shard: ShardPlace, seal: Seal) -> bool:
         """Tell whether a shard is the object that was sealed; it is read only where its ETag is another.
 
         The store is asked row by row, and an answer is kept: ask before anything is written.
@@ -140,8 +139,8 @@ class ObjectShelf:
         OSError
             If the store cannot be asked: that says nothing of the shard.
         """
-        z, y, x = shard
-        found = self._row(z, y).get(str(x))
+        *row, x = shard
+        found = self._row(tuple(row)).get(str(x))
         if found is None or found[0] != seal.size:
             return False
         return found[1] == seal.stamp or (self._output / shard_key(self._level, shard)).checksum() == seal.crc
@@ -175,10 +174,10 @@ class ObjectShelf:
                 self._spool_lock = _locked(self._spool)
             return self._spool
 
-    def _listed(self, z: int, y: int) -> dict[str, tuple[int, str]]:
+    def _listed(self, row: ShardPlace) -> dict[str, tuple[int, str]]:
         """Return size and tag of the shards in a row along x."""
-        row = self._output / level_path(self._level) / "c" / str(z) / str(y)
-        return {path: (found.size, found.tag) for path, found in row.walk()}
+        home = self._output / shard_key(self._level, row)
+        return {path: (found.size, found.tag) for path, found in home.walk()}
 
 
 def _locked(folder: Path) -> int | None:

@@ -9,8 +9,10 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from isovoxel.geometry.box import Index3
 from isovoxel.store.shard import PARTIAL, Seal, ShardEncoder, Unsealed, holds
+
+ShardPlace = tuple[int, ...]
+"""Where a shard lies in the grid of shards: z, y, x, and before them what tells its volume from others."""
 
 
 def level_path(level: int) -> str:
@@ -33,11 +35,11 @@ class OnItsWay(Protocol):
 class Shelf(Protocol):
     """The shards of one level of an output; any number of threads may use it."""
 
-    def write(self, encoder: ShardEncoder, shard: Index3, data: NDArray[Any]) -> OnItsWay:
+    def write(self, encoder: ShardEncoder, shard: ShardPlace, data: NDArray[Any]) -> OnItsWay:
         """Encode a shard, by its place in the grid of shards."""
         ...
 
-    def holds(self, shard: Index3, seal: Seal) -> bool:
+    def holds(self, shard: ShardPlace, seal: Seal) -> bool:
         """Tell whether a shard is there as it was sealed."""
         ...
 
@@ -68,11 +70,11 @@ class FileShelf:
     def __init__(self, output: Path, level: int = 0) -> None:
         self._output, self._level = output, level
 
-    def write(self, encoder: ShardEncoder, shard: Index3, data: NDArray[Any]) -> Unsealed:
+    def write(self, encoder: ShardEncoder, shard: ShardPlace, data: NDArray[Any]) -> Unsealed:
         """Encode a shard into a file beside its place."""
         return encoder.write(self._file(shard), data)
 
-    def holds(self, shard: Index3, seal: Seal) -> bool:
+    def holds(self, shard: ShardPlace, seal: Seal) -> bool:
         """Tell whether a shard is a file as it was sealed."""
         return holds(self._file(shard), seal)
 
@@ -87,12 +89,12 @@ class FileShelf:
     def close(self) -> None:
         """Do nothing: no file is open."""
 
-    def _file(self, shard: Index3) -> Path:
+    def _file(self, shard: ShardPlace) -> Path:
         return self._output.joinpath(*shard_key(self._level, shard).split("/"))
 
 
-def shard_key(level: int, shard: Index3) -> str:
-    """Return where a shard lies in its group: zarr's default chunk keys, "c/z/y/x".
+def shard_key(level: int, shard: ShardPlace) -> str:
+    """Return where a shard lies in its group: zarr's default chunk keys, such as "c/z/y/x".
 
     Examples
     --------

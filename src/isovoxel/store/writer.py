@@ -25,11 +25,13 @@ from zarr.codecs import BloscCodec
 from zarr.storage import LocalStore, MemoryStore
 
 from isovoxel.errors import OutputExistsError
-from isovoxel.geometry.box import Box, Index3
+from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import AXES, VoxelGrid
 from isovoxel.metadata.ome import image_attributes, read_levels
+from isovoxel.metadata.series import SeriesAxis, place_of_volume
 from isovoxel.places.objects import ObjectPlace
 from isovoxel.places.place import Place, place_of
+from isovoxel.planning.plan import Plan
 from isovoxel.planning.storage import Storage
 from isovoxel.store.chunk import BLOSC_LEVELS
 from isovoxel.store.files import sync_folder, write_whole
@@ -37,7 +39,7 @@ from isovoxel.store.object_output import missing_objects, place_metadata
 from isovoxel.store.object_shelf import ObjectShelf
 from isovoxel.store.provenance import PROVENANCE
 from isovoxel.store.shard import Seal, ShardEncoder, default_helpers
-from isovoxel.store.shelf import FileShelf, OnItsWay, Shelf, level_path, shard_key, sweep_files
+from isovoxel.store.shelf import FileShelf, OnItsWay, ShardPlace, Shelf, level_path, shard_key, sweep_files
 
 
 class OmeZarrWriter:
@@ -46,10 +48,11 @@ class OmeZarrWriter:
     `write` may be called from several threads at once for boxes that share no voxel.
     """
 
-    def __init__(self, shelf: Shelf, encoder: ShardEncoder, grid: VoxelGrid) -> None:
+    def __init__(self, shelf: Shelf, encoder: ShardEncoder, grid: VoxelGrid, series: Sequence[int] = ()) -> None:
         self._shelf = shelf
         self._encoder = encoder
         self._shape = grid.shape
+        self._series = tuple(series)
 
     @classmethod
     def create(
@@ -63,6 +66,7 @@ class OmeZarrWriter:
         further: Sequence[tuple[VoxelGrid, Storage]] = (),
         method: str | None = None,
         labels: bool = False,
+        series: Sequence[SeriesAxis] = (),
         by_way_of: Place | None = None,
         helpers: int | None = None,
     ) -> OmeZarrWriter:
@@ -86,6 +90,8 @@ class OmeZarrWriter:
             How these are made, in a word.
         labels
             Whether the voxels are labels.
+        series
+            Axes along which there are several volumes.
         by_way_of
             A path on the same file system where it is made, before it is moved to its place: then it is there whole
             or not at all. In an object store, where the ledger notes that it is being made.
@@ -110,12 +116,13 @@ class OmeZarrWriter:
                 further=[level for level, _ in further],
                 method=method,
                 labels=labels,
+                series=series,
             ),
             PROVENANCE: {**provenance, "complete": False},
         }
         if isinstance(target, ObjectPlace):
             made: dict[str, Any] = {}
-            _create(MemoryStore(made), [(grid, storage), *further], dtype, attributes)
+            _create(MemoryStore(made), [(grid, storage), *further], dtype, attributes, series)
             place_metadata(
                 target,
                 {key: value.to_bytes() for key, value in made.items()},
@@ -123,9 +130,10 @@ class OmeZarrWriter:
             )
         else:
             _create_files(
-                target, by_way_of, lambda store: _create(store, [(grid, storage), *further], dtype, attributes)
+                target, by_way_of, lambda store: _create(store, [(grid, storage), *further], dtype, attributes, series)
             )
-        return cls.open(target, grid=grid, dtype=dtype, storage=storage, helpers=helpers)
+        lengths = [axis.length for axis in series]
+        return cls.open(target, grid=grid, dtype=dtype, storage=storage, series=lengths, helpers=helpers)
 
     @classmethod
     def open(
@@ -136,11 +144,28 @@ class OmeZarrWriter:
         dtype: np.dtype[Any],
         storage: Storage,
         level: int = 0,
+        series: Sequence[int] = (),
         helpers: int | None = None,
     ) -> OmeZarrWriter:
-        """Return a writer into a level of what `create` made, as it was made; the parameters are the same."""
+        """Return a writer into a level of what `create` made, as it was made; the parameters are the same.
+
+        Of a series, lengths are enough.
+        """
         encoder = ShardEncoder(storage, dtype, default_helpers() if helpers is None else helpers)
-        return cls(shelf_of(place_of(path), level), encoder, grid)
+        return cls(shelf_of(place_of(path), level), encoder, grid, series)
+
+    @classmethod
+    def of_plan(cls, path: Place, plan: Plan, helpers: int | None = None) -> OmeZarrWriter:
+        """Return a writer of what a plan makes, a level of what `create` made."""
+        return cls.open(
+            path,
+            grid=plan.output,
+            dtype=np.dtype(plan.source.dtype),
+            storage=plan.storage,
+            level=plan.level,
+            series=[length for _, length in plan.source.series],
+            helpers=helpers,
+        )
 
     def write(self, box: Box, data: NDArray[Any]) -> list[Seal]:
         """Write a box of whole shards, and return their seals, in the order of `Box.tiles`; see `encode`."""
@@ -204,10 +229,10 @@ class OmeZarrWriter:
                 f"not {data.dtype} of shape {data.shape}"
             )
 
-    def _place(self, shard: Box) -> Index3:
+    def _place(self, shard: Box) -> ShardPlace:
         """Return the place of a shard in the grid of shards."""
-        z, y, x = (a // n for a, n in zip(shard.start, self._encoder.storage.shard, strict=True))
-        return (z, y, x)
+        inside = (a // n for a, n in zip(shard.start, self._encoder.storage.shard, strict=True))
+        return (*place_of_volume(self._series, shard.volume), *inside)
 
 
 def shelf_of(output: Place, level: int = 0) -> Shelf:
@@ -259,25 +284,30 @@ def _missing(output: Place, level: int) -> int:
     array = zarr.open_array(LocalStore(output, read_only=True), path=level_path(level), mode="r")
     shards = array.shards or array.chunks
     places = product(*(range(-(-n // s)) for n, s in zip(array.shape, shards, strict=True)))
-    return sum(not output.joinpath(*shard_key(level, (z, y, x)).split("/")).is_file() for z, y, x in places)
+    return sum(not output.joinpath(*shard_key(level, place).split("/")).is_file() for place in places)
 
 
 def _create(
-    store: Store, levels: Sequence[tuple[VoxelGrid, Storage]], dtype: np.dtype[Any], attributes: dict[str, Any]
+    store: Store,
+    levels: Sequence[tuple[VoxelGrid, Storage]],
+    dtype: np.dtype[Any],
+    attributes: dict[str, Any],
+    series: Sequence[SeriesAxis],
 ) -> None:
     """Make the group and the array of each level in a store of zarr's."""
     group = zarr.create_group(store, zarr_format=3, attributes=attributes)
+    ones = (1,) * len(series)
     for level, (grid, storage) in enumerate(levels):
         group.create_array(
             level_path(level),
-            shape=grid.shape,
+            shape=(*(axis.length for axis in series), *grid.shape),
             dtype=dtype,
-            chunks=storage.chunk,
-            shards=storage.shard,
+            chunks=(*ones, *storage.chunk),
+            shards=(*ones, *storage.shard),
             filters=None,
             compressors=_codec(storage.codec, dtype),
             fill_value=0,
-            dimension_names=AXES,
+            dimension_names=(*(axis.name for axis in series), *AXES),
         )
 
 

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from isovoxel.geometry.grid import AXES, VoxelGrid
+from isovoxel.metadata.series import WORDS
 from isovoxel.planning.cost import human_bytes
 from isovoxel.planning.plan import Plan
 from isovoxel.planning.whole import WholeLimits
@@ -39,6 +40,8 @@ def volume_record(volume: Volume, state: OutputState | None = None) -> Record:
         "shape": list(volume.shape),
         "dtype": volume.dtype.name,
         "axes": list(AXES),
+        "series": {axis.name: axis.length for axis in volume.series},
+        "channels": [asdict(channel) for channel in volume.channels],
         "bytes": volume.nbytes,
         "chunks": list(volume.chunks),
         "voxel_size": None if volume.voxel_size is None else list(volume.voxel_size),
@@ -62,7 +65,9 @@ def volume_lines(volume: Volume, state: OutputState | None = None) -> list[Line]
     return [
         ("input", f"{volume.name}   ({volume.kind})"),
         ("shape", with_source(f"{_shape(volume.shape)} voxels", "shape")),
-        ("axes", with_source("z, y, x", "axes")),
+        ("axes", with_source(", ".join([*(axis.name for axis in volume.series), *AXES]), "axes")),
+        *_series_lines([(axis.name, axis.length) for axis in volume.series]),
+        *_channel_lines(volume),
         ("dtype", f"{volume.dtype.name}, {human_bytes(volume.nbytes)} in all"),
         ("voxel size", size),
         ("unit", with_source(volume.unit or "none", "unit")),
@@ -70,6 +75,17 @@ def volume_lines(volume: Volume, state: OutputState | None = None) -> list[Line]
         *(("note", note) for note in volume.notes),
         *_state_lines(state),
     ]
+
+
+def _series_lines(series: Sequence[tuple[str, int]]) -> list[Line]:
+    """Return how many volumes there are, where there are several."""
+    several = " x ".join(count(length, WORDS[name]) for name, length in series)
+    return [("volumes", f"{several}, each scaled by itself")] if series else []
+
+
+def _channel_lines(volume: Volume) -> list[Line]:
+    names = [channel.label for channel in volume.channels if channel.label]
+    return [("channels", ", ".join(names))] if names else []
 
 
 def _state_lines(state: OutputState | None) -> list[Line]:
@@ -90,7 +106,8 @@ def _state_lines(state: OutputState | None) -> list[Line]:
 def plan_record(plan: Plan) -> Record:
     """Return what a plan would do, and what it takes."""
     return {
-        "input": _grid_record(plan.source.grid) | {"name": plan.source.name, "dtype": plan.source.dtype},
+        "input": _grid_record(plan.source.grid)
+        | {"name": plan.source.name, "dtype": plan.source.dtype, "series": dict(plan.source.series)},
         "output": _grid_record(plan.output)
         | {
             "dtype": plan.source.dtype,
@@ -140,12 +157,14 @@ def plan_lines(plan: Plan) -> list[Line]:
     halo = ", ".join(f"{axis} {before}+{after}" for axis, (before, after) in zip(AXES, plan.halo, strict=True))
     grid = " x ".join(str(n) for n in plan.block_grid)
     blocks = f"{plan.n_blocks:,} of {_shape(plan.block_shape)} voxels"
+    volumes = f"{plan.source.n_volumes:,} x " if plan.source.series else ""
     return [
         ("input", f"{plan.source.name}   {_grid_text(source)}, {plan.source.dtype}"),
         ("output", f"{_grid_text(output)}, {plan.source.dtype}, {human_bytes(plan.output_bytes)}"),
+        *_series_lines(plan.source.series),
         ("factors", f"{_numbers(plan.factor)}   ({_kernel(plan)}, boundary {plan.boundary})"),
         ("engine", f"{plan.engine} on {plan.device.name} ({plan.device.kind.upper()})"),
-        ("blocks", f"{blocks}   ({grid} along z, y, x; {plan.in_flight} in flight)"),
+        ("blocks", f"{blocks}   ({volumes}{grid} along z, y, x; {plan.in_flight} in flight)"),
         ("halo", f"{halo} input voxels, by {_HALO[plan.halo_mode]}"),
         (
             "files",

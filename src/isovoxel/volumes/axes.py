@@ -1,7 +1,8 @@
-"""Which axes of an input are z, y and x, and which of its channels and time points is meant?
+"""Which axes of an input are z, y and x, and which of its channels and time points are meant?
 
 Axes of length 1 beside z, y and x say nothing and are dropped; three axes without names are z, y and x, and two are
-y and x of a single plane. Of several channels or time points the user selects one, where the kind of input can.
+y and x of a single plane. Several channels or time points make a series of volumes, of which the user may select one,
+where the kind of input can. Planes are no series: what was saved as one of planes are often the slices of a volume.
 Everything else (colour, planes of other kinds, other orders) is refused in one sentence that says what was found and
 how to split it.
 """
@@ -9,11 +10,12 @@ how to split it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from isovoxel.errors import InputError
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import AXES
+from isovoxel.metadata.series import WORDS
 from isovoxel.volumes.selection import Selection
 
 _WORDS = {
@@ -42,6 +44,25 @@ class Picked:
     """For every other axis the index that is meant."""
     chosen: Mapping[str, int]
     """What was chosen of several, by the name of the option: a part of the input's identity."""
+    series: tuple[tuple[int, str, int], ...] = ()
+    """Along which other axes volumes are counted, "t" before "c": which axis, its name and its length. `others` has
+    the first volume."""
+
+    @property
+    def lengths(self) -> tuple[tuple[str, int], ...]:
+        """Name and length of each axis along which volumes are counted."""
+        return tuple((name, length) for _, name, length in self.series)
+
+    def at(self, place: Sequence[int]) -> Picked:
+        """Return one volume of the series, by its place along these axes."""
+        indices = {axis: index for (axis, _, _), index in zip(self.series, place, strict=True)}
+        return replace(self, others={**self.others, **indices}, series=())
+
+    def index(self, zyx: tuple[slice, slice, slice]) -> tuple[int | slice, ...]:
+        """Return a box of the volume as an index into the array."""
+        index: dict[int, int | slice] = {**self.others}
+        index |= {axis: part for axis, part in zip(self.zyx, zyx, strict=True) if axis is not None}
+        return tuple(index[axis] for axis in range(len(index)))
 
     def told(self, source: str) -> str:
         """Return where the axes were read from, and what was chosen along them, for people."""
@@ -65,12 +86,13 @@ def pick(name: str, axes: Sequence[str], shape: Sequence[int], selection: Select
     shape
         Length of every axis.
     selection
-        Which channel and which time point the user wants.
+        Which channel and which time point the user wants; of which nothing is said, all are meant.
 
     Raises
     ------
     InputError
-        If they are not z, y and x, or y and x, in this order, and nothing else longer than 1 that is not selected.
+        If they are not z, y and x, or y and x, in this order, and nothing else longer than 1 but channels and time
+        points, which must be selected of planes.
     OptionError
         If there is no such channel or time point.
 
@@ -78,6 +100,8 @@ def pick(name: str, axes: Sequence[str], shape: Sequence[int], selection: Select
     --------
     >>> pick("stack", "tczyx", (1, 2, 21, 150, 150), Selection(channel=1)).others
     {0: 0, 1: 1}
+    >>> pick("stack", "ctzyx", (2, 4, 21, 150, 150), Selection()).lengths
+    (('t', 4), ('c', 2))
     """
     names = [_LONG_NAMES.get(axis, axis) for axis in axes]
     for axis, option in _SELECTED.items():
@@ -99,9 +123,14 @@ def pick(name: str, axes: Sequence[str], shape: Sequence[int], selection: Select
     others |= {i: 0 for at, i in enumerate(left) if at not in kept}
     kept = [left[at] for at in kept]
     found = _found(axes, shape)
+    several = [i for i in kept if names[i] in _SELECTED and shape[i] > 1]
+    series: tuple[tuple[int, str, int], ...] = ()
+    if len(kept) - len(several) == len(AXES):
+        series = tuple((i, axis, shape[i]) for axis in WORDS for i in several if names[i] == axis)
+        others |= dict.fromkeys(several, 0)
+        kept = [i for i in kept if i not in several]
     for i in kept:
         if names[i] not in (*AXES, ""):
-            several = [axis for axis in kept if names[axis] in _SELECTED and shape[axis] > 1]
             options = " and ".join(f"--{_SELECTED[names[axis]]} 0 to {shape[axis] - 1}" for axis in several)
             many = _WORDS.get(names[i], f"entries along its axis {axes[i]!r}")
             remedy = f"give {options} for one of them" if i in several else "isovoxel takes z, y, x"
@@ -109,7 +138,7 @@ def pick(name: str, axes: Sequence[str], shape: Sequence[int], selection: Select
     if len(kept) == 2 and [names[i] for i in kept] in (["y", "x"], ["", ""]):
         return Picked((None, kept[0], kept[1]), others, chosen)
     _check_order(name, [names[i] for i in kept], found)
-    return Picked((kept[0], kept[1], kept[2]), others, chosen)
+    return Picked((kept[0], kept[1], kept[2]), others, chosen, series)
 
 
 def zyx_positions(name: str, axes: Sequence[str], shape: Sequence[int]) -> Index3:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ from isovoxel.errors import InputError
 from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.geometry.grid import Float3, VoxelGrid
+from isovoxel.metadata.series import Channel, SeriesAxis
 from isovoxel.notebook import InNotebooks
 
 SUPPORTED_DTYPES = tuple(
@@ -93,6 +95,11 @@ class Volume(InNotebooks):
     """Voxel of the whole input at which it begins, where it is a part of one."""
     whole: Index3 | None = None
     """Shape of the whole input, where it is a part of one."""
+    series: tuple[SeriesAxis, ...] = ()
+    """Along which axes there are several volumes that lie alike, where it stands for all of them: a box says in which
+    it lies, see `Box.volume`."""
+    channels: tuple[Channel, ...] = ()
+    """What the input says of its channels, or of the one that this is; nothing where it says nothing."""
 
     def __post_init__(self) -> None:
         check_voxels(self.name, self.shape, self.dtype)
@@ -116,9 +123,14 @@ class Volume(InNotebooks):
         return (before[0], before[1], before[2]), (after[0], after[1], after[2])
 
     @property
+    def n_volumes(self) -> int:
+        """Number of volumes that it stands for."""
+        return math.prod(axis.length for axis in self.series)
+
+    @property
     def nbytes(self) -> int:
-        """Bytes of all voxels."""
-        return Box.whole(self.shape).size * self.dtype.itemsize
+        """Bytes of all voxels, of all volumes."""
+        return self.n_volumes * Box.whole(self.shape).size * self.dtype.itemsize
 
     @property
     def grid(self) -> VoxelGrid:

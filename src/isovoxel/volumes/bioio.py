@@ -7,9 +7,12 @@ threads at once, so that one thread reads at a time. Sizes are in micrometres, a
 from __future__ import annotations
 
 import importlib
+import math
 import threading
 import warnings
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,9 +22,12 @@ from numpy.typing import NDArray
 from isovoxel.errors import InputError, IsovoxelError
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.metadata.calibration import Length, calibrate
-from isovoxel.volumes.axes import zyx_positions
+from isovoxel.metadata.series import Channel, SeriesAxis, chosen_channels, time_step
+from isovoxel.volumes.axes import Picked, pick
 from isovoxel.volumes.base import Volume, check_voxels, room_for
 from isovoxel.volumes.files import file_identity, is_transient, needs_extra, reason_of, unavailable, unreadable
+from isovoxel.volumes.selection import Selection
+from isovoxel.volumes.series import SeriesReader
 
 CHUNK_COPIES = 4
 """How many times a chunk is held beside the returned array: as the file has it, decoded, arranged, and cut."""
@@ -59,7 +65,9 @@ class DaskReader:
     name: str
     """What the user called the input, for messages."""
     array: Any
-    """A dask array, z, y, x."""
+    """A dask array, whose axes z, y and x are these:"""
+    picked: Picked
+    """Which of them are z, y and x, and where along the others."""
     chunk: Index3
     """Shape of a chunk."""
     dtype: np.dtype[Any]
@@ -80,7 +88,8 @@ class DaskReader:
             try:
                 with self.lock:
                     # No name for the chunk, which would keep it while the next one is read.
-                    out[tile.relative_to(box.start).slices] = self.array[tile.slices].compute(scheduler="synchronous")
+                    part = self.picked.index(tile.slices)
+                    out[tile.relative_to(box.start).slices] = self.array[part].compute(scheduler="synchronous")
             except MemoryError:
                 raise
             except Exception as error:
@@ -110,14 +119,13 @@ def format_of(first: bytes) -> Format | None:
     return None
 
 
-def open_bioio(path: Path, name: str, kind: Format) -> Volume:
+def open_bioio(path: Path, name: str, kind: Format, selection: Selection) -> Volume:
     """Open the one 3-D image of a microscope's file.
 
     Raises
     ------
     InputError
-        If the format's reader is not installed or cannot read the file, or it holds several images, channels or time
-        points.
+        If the format's reader is not installed or cannot read the file, or it holds several images.
     """
     try:
         with warnings.catch_warnings():
@@ -128,14 +136,14 @@ def open_bioio(path: Path, name: str, kind: Format) -> Volume:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return volume_of(module.Reader(str(path.resolve()), **kind.options), path, name, kind.kind)
+            return volume_of(module.Reader(str(path.resolve()), **kind.options), path, name, kind.kind, selection)
     except IsovoxelError:
         raise
     except Exception as error:
         raise unreadable(name, kind.kind, error) from error
 
 
-def volume_of(reader: Any, path: Path, name: str, kind: str) -> Volume:
+def volume_of(reader: Any, path: Path, name: str, kind: str, selection: Selection) -> Volume:
     """Return the volume that a bioio reader gives.
 
     Parameters
@@ -148,6 +156,8 @@ def volume_of(reader: Any, path: Path, name: str, kind: str) -> Volume:
         What the user called it.
     kind
         What people call its format.
+    selection
+        Which channel and which time point are meant.
 
     Raises
     ------
@@ -160,17 +170,18 @@ def volume_of(reader: Any, path: Path, name: str, kind: str) -> Volume:
         raise InputError(f"{name} holds {len(scenes)} images ({listed}); save the one you mean as a file of its own")
     array = reader.dask_data
     axes = [str(axis).lower() for axis in reader.dims.order]
-    zyx = zyx_positions(name, axes, array.shape)
-    array = array[tuple(slice(None) if axis in zyx else 0 for axis in range(array.ndim))]
+    picked = pick(name, axes, array.shape, selection)
     dtype = np.dtype(array.dtype).newbyteorder("=")
-    shape = (int(array.shape[0]), int(array.shape[1]), int(array.shape[2]))
+    shape = picked.shape(array.shape)
     check_voxels(name, shape, dtype)
-    z, y, x = (int(n) for n in array.chunksize)
+    z, y, x = picked.shape(array.chunksize)
+    first = DaskReader(name, array, picked, (z, y, x), dtype)
+    read = SeriesReader(picked.lengths, partial(_member, first)) if picked.series else first
     sizes = reader.physical_pixel_sizes
     lengths = (Length(size, "micrometer") for size in (sizes.Z, sizes.Y, sizes.X))
     sz, sy, sx = lengths
-    calibration = calibrate(f"the {kind} file", f"{kind} metadata, by bioio", (sz, sy, sx))
-    sources = {"shape": f"{kind} metadata", "axes": f"{kind} metadata"}
+    calibration = calibrate(f"the {kind} file", f"{kind} metadata, by bioio", (sz, sy, sx), flat=picked.zyx[0] is None)
+    sources = {"shape": f"{kind} metadata", "axes": picked.told(f"{kind} metadata")}
     if calibration.voxel_size is not None:
         sources |= {"voxel size": calibration.source, "unit": "micrometers, as bioio has them"}
     return Volume(
@@ -178,13 +189,39 @@ def volume_of(reader: Any, path: Path, name: str, kind: str) -> Volume:
         kind,
         shape,
         dtype,
-        DaskReader(name, array, (z, y, x), dtype),
+        read,
         chunks=(z, y, x),
-        read_overhead=CHUNK_COPIES * z * y * x * dtype.itemsize + FIXED_BYTES,
+        read_overhead=CHUNK_COPIES * math.prod(array.chunksize) * dtype.itemsize + FIXED_BYTES,
         voxel_size=calibration.voxel_size,
         unit=calibration.unit,
         sources=sources,
-        identity=file_identity(path),
+        identity={**file_identity(path), **picked.chosen},
         missing=calibration.missing,
         notes=(f"bioio reads {kind} files, and one thread at a time; others wait",),
+        series=tuple(SeriesAxis(axis, n, *(_step(reader) if axis == "t" else ())) for axis, n in picked.lengths),
+        channels=chosen_channels(_channels(reader), _length(axes, array.shape, "c"), picked.chosen.get("channel")),
     )
+
+
+def _member(first: DaskReader, place: Sequence[int]) -> DaskReader:
+    return replace(first, picked=first.picked.at(place))
+
+
+def _length(axes: Sequence[str], shape: Sequence[int], axis: str) -> int:
+    return int(shape[axes.index(axis)]) if axis in axes else 1
+
+
+def _channels(reader: Any) -> tuple[Channel, ...]:
+    """Return the channels' names; a reader that has none, or fails over them, does not keep a file from being read."""
+    try:
+        return tuple(Channel(str(name)) for name in reader.channel_names or ())
+    except Exception:  # noqa: BLE001 - whatever the library of a format raises
+        return ()
+
+
+def _step(reader: Any) -> tuple[float, str | None]:
+    """Return the time between two time points, in seconds as bioio has it."""
+    try:
+        return time_step(float(reader.time_interval.total_seconds()), "s")
+    except Exception:  # noqa: BLE001 - as above; and some have none
+        return 1.0, None

@@ -22,10 +22,12 @@ from typing import Any
 from numpy.typing import NDArray
 
 from isovoxel.errors import InputUnavailableError
-from isovoxel.geometry.box import Index3
 
 CHUNK_COST = 1 << 11
 """What keeping a chunk takes beside its voxels."""
+
+Place = tuple[int, ...]
+"""Where a chunk lies in its array: z, y, x, and what of several volumes lies before."""
 
 
 @dataclass(eq=False)
@@ -60,9 +62,9 @@ class ChunkCache:
         self._make = make
         self._free: list[NDArray[Any]] = []
         self._lock = threading.Lock()
-        self._chunks: OrderedDict[Index3, CachedChunk] = OrderedDict()
+        self._chunks: OrderedDict[Place, CachedChunk] = OrderedDict()
 
-    def claim(self, place: Index3) -> tuple[CachedChunk | None, bool]:
+    def claim(self, place: Place) -> tuple[CachedChunk | None, bool]:
         """Claim a chunk, which must be released.
 
         Returns
@@ -83,7 +85,7 @@ class ChunkCache:
             chunk = self._chunks[place] = CachedChunk(buffer)
             return chunk, True
 
-    def settle(self, place: Index3, chunk: CachedChunk, *, stored: bool, failure: Exception | None = None) -> None:
+    def settle(self, place: Place, chunk: CachedChunk, *, stored: bool, failure: Exception | None = None) -> None:
         """Say how decoding a claimed chunk ended; one that failed or is not stored is not kept for later."""
         chunk.stored, chunk.failure = stored, failure
         if not stored:
@@ -100,7 +102,7 @@ class ChunkCache:
 
     @contextmanager
     def decoded(
-        self, place: Index3, decode: Callable[[NDArray[Any]], bool], spare: NDArray[Any]
+        self, place: Place, decode: Callable[[NDArray[Any]], bool], spare: NDArray[Any]
     ) -> Iterator[NDArray[Any] | None]:
         """Give a chunk's buffer while it is used: decoded by this thread, or by another that is waited for.
 
@@ -137,7 +139,7 @@ class ChunkCache:
         finally:
             self.release(chunk)
 
-    def _fill(self, place: Index3, chunk: CachedChunk, decode: Callable[[NDArray[Any]], bool]) -> None:
+    def _fill(self, place: Place, chunk: CachedChunk, decode: Callable[[NDArray[Any]], bool]) -> None:
         """Decode a claimed chunk, and let those go on that wait for it, however that ends."""
         stored = False
         failed: Exception | None = InputUnavailableError(errno.EINTR, f"reading chunk {place} was interrupted")

@@ -43,7 +43,7 @@ class FilledReader:
         self._dtype = dtype
         self._value = value
         self._tell = tell
-        self._told: set[tuple[Index3, Index3]] = set()
+        self._told: set[tuple[int, Index3, Index3]] = set()
         self._lock = threading.Lock()
 
     def __call__(self, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
@@ -59,16 +59,16 @@ class FilledReader:
                 else:
                     view[...] = self._read(piece)
             except CorruptInputError as error:
-                damaged = Box(error.start, error.stop) & piece
+                damaged = piece & Box(error.start, error.stop)
                 if not damaged.size:
                     raise  # filling it would change nothing, and the piece would be read for ever
                 out[damaged.relative_to(box.start).slices] = self._value
                 left += around(damaged, piece)
-                self._tell_once(error)
+                self._tell_once(error, piece.volume)
         return out
 
-    def _tell_once(self, error: CorruptInputError) -> None:
-        part = (error.start, error.stop)
+    def _tell_once(self, error: CorruptInputError, volume: int) -> None:
+        part = (volume, error.start, error.stop)
         with self._lock:
             if part not in self._told:
                 self._told.add(part)
@@ -89,9 +89,9 @@ def around(hole: Box, box: Box) -> Iterator[Box]:
     for axis in range(3):
         first, last = hole.start[axis], hole.stop[axis]
         if start[axis] < first:
-            yield Box(start, _with(stop, axis, first))
+            yield Box(start, _with(stop, axis, first), box.volume)
         if last < stop[axis]:
-            yield Box(_with(start, axis, last), stop)
+            yield Box(_with(start, axis, last), stop, box.volume)
         start, stop = _with(start, axis, first), _with(stop, axis, last)
 
 

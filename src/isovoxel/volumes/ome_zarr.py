@@ -7,16 +7,17 @@ array. A group that is no image is answered with what in it could be opened inst
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from isovoxel.errors import InputError
 from isovoxel.metadata.calibration import Calibration, Length, calibrate
-from isovoxel.metadata.ome import Level, is_label_image, read_levels
+from isovoxel.metadata.ome import Level, is_label_image, read_channels, read_levels, step_of
+from isovoxel.metadata.series import Channel, SeriesAxis, chosen_channels
 from isovoxel.places.place import Place
-from isovoxel.volumes.axes import ZYX
+from isovoxel.volumes.axes import ZYX, Picked
 from isovoxel.volumes.base import Volume
 from isovoxel.volumes.files import metadata_identity
 from isovoxel.volumes.selection import Selection
@@ -92,7 +93,20 @@ def _open_level(path: Place, name: str, attributes: Mapping[str, Any], level: Le
         labels,
         voxels.notes,
         cached=voxels.cached,
+        series=tuple(
+            SeriesAxis(axis, length, *(step_of(level, at) if axis == "t" else ()))
+            for at, axis, length in voxels.picked.series
+        ),
+        channels=_channels(attributes, axes, array.shape, voxels.picked),
     )
+
+
+def _channels(
+    attributes: Mapping[str, Any], axes: Sequence[str], shape: Sequence[int], picked: Picked
+) -> tuple[Channel, ...]:
+    """Return what the image says of its channels; of the one that was chosen where one was."""
+    count = shape[axes.index("c")] if "c" in axes else 1
+    return chosen_channels(read_channels(attributes), count, picked.chosen.get("channel"))
 
 
 def _calibration(level: Level, zyx: ZYX) -> Calibration:

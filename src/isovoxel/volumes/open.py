@@ -230,19 +230,22 @@ def _open_file(path: Path, inner: str | None, name: str, selection: Selection) -
 
         selection.check_kind(name, "channel", "time")
         return open_tiff(path, name, selection)
-    selection.check_kind(name)
+    is_numpy, microscope = magic[:6] == b"\x93NUMPY", format_of(magic)
+    if is_hdf5(path) or is_numpy or is_nifti(path) or microscope is None:
+        selection.check_kind(name)
     if is_hdf5(path):
         return open_hdf5(path, inner, name)
     if inner is not None:
         raise InputError(f"{name} names something in the file {path}, which only HDF5 files have; give {path} alone")
-    if magic[:6] == b"\x93NUMPY":
+    if is_numpy:
         from isovoxel.volumes.npy import open_npy
 
         return open_npy(path, name)
     if is_nifti(path):
         return open_nifti(path, name)
-    if microscope := format_of(magic):
-        return open_bioio(path, name, microscope)
+    if microscope is not None:
+        selection.check_kind(name, "channel", "time")
+        return open_bioio(path, name, microscope, selection)
     if path.name in ("zarr.json", ".zarray", ".zgroup", ".zattrs", "attributes.json"):
         what = "an N5" if path.name == "attributes.json" else "a zarr"
         raise InputError(f"{name} is a part of {what}; give the folder that it lies in")

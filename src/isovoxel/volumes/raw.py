@@ -7,7 +7,7 @@ mapped: mapped pages count as memory of the process for as long as the mapping l
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,15 @@ class RawReader:
     def overhead(self) -> int:
         """Largest number of bytes held beside the returned array."""
         return max(BUFFER_BYTES, self.shape[2] * self.dtype.itemsize)
+
+    def taking(self, planes: NDArray[np.int64]) -> RawReader:
+        """Return a reader of some of the planes, in their order."""
+        return replace(
+            self,
+            file_of_plane=self.file_of_plane[planes],
+            offsets=self.offsets[planes],
+            shape=(len(planes), *self.shape[1:]),
+        )
 
     def __call__(self, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Return a box as a new array, or in `out`.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -71,6 +71,22 @@ class SegmentReader:
         """Largest number of bytes held beside the returned array."""
         z, y, x = self.segment_shape
         return int(self.counts.max()) + DECODED_COPIES * z * y * x * self.dtype.itemsize + FIXED_BYTES
+
+    @property
+    def shape(self) -> Index3:
+        """Number of voxels of all pages, one behind the other."""
+        depth, rows, columns = self.page_shape
+        return (depth * len(self.offsets), rows, columns)
+
+    def taking(self, pages: NDArray[np.int64]) -> SegmentReader:
+        """Return a reader of some of the pages, in their order."""
+        return replace(
+            self,
+            file_of_page=self.file_of_page[pages],
+            offsets=self.offsets[pages],
+            counts=self.counts[pages],
+            jpeg_tables=tuple(self.jpeg_tables[page] for page in pages) if self.jpeg_tables else (),
+        )
 
     def __call__(self, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Return a box as a new array, or in `out`.

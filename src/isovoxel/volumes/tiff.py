@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,9 +17,11 @@ import tifffile
 
 from isovoxel.errors import InputError, IsovoxelError, OptionError
 from isovoxel.geometry.box import Index3
+from isovoxel.metadata import imagej, ome_xml
 from isovoxel.metadata.calibration import Calibration
 from isovoxel.metadata.imagej import Rational, parse_description, read_imagej
 from isovoxel.metadata.ome_xml import read_ome_xml, read_pixels
+from isovoxel.metadata.series import Channel, SeriesAxis, chosen_channels
 from isovoxel.metadata.tiff_tags import read_tiff_tags
 from isovoxel.volumes.axes import Picked, pick
 from isovoxel.volumes.base import Volume, check_voxels
@@ -70,11 +73,12 @@ def open_tiff(path: Path, name: str, selection: Selection) -> Volume:
             series = every[index]
             if series.keyframe.dtype is not None:
                 check_voxels(name, shape, series.keyframe.dtype)
-            reader = reader_of(series, name, path, picked)
+            reader, read = reader_of(series, name, path, picked)
             if series.kind == "ome":
                 calibration = read_ome_xml(pixels, index, len(every), shape)
             else:
                 calibration = calibration_of(series.keyframe, series.kind, flat=shape[0] == 1)
+            axes, channels = _series_of(tif, series, picked, pixels[index] if len(pixels) == len(every) else {}, index)
             kind = _KINDS.get(series.kind, "TIFF") + (" (BigTIFF)" if tif.is_bigtiff else "")
     except IsovoxelError:
         raise
@@ -92,7 +96,7 @@ def open_tiff(path: Path, name: str, selection: Selection) -> Volume:
         kind,
         shape,
         reader.dtype.newbyteorder("="),
-        reader,
+        read,
         chunks=decoded_at_once(reader, shape),
         read_overhead=reader.overhead,
         voxel_size=calibration.voxel_size,
@@ -104,7 +108,25 @@ def open_tiff(path: Path, name: str, selection: Selection) -> Volume:
             **picked.chosen,
         },
         missing=calibration.missing,
+        series=axes,
+        channels=channels,
     )
+
+
+def _series_of(
+    tif: tifffile.TiffFile, series: tifffile.TiffPageSeries, picked: Picked, pixels: Mapping[str, str], index: int
+) -> tuple[tuple[SeriesAxis, ...], tuple[Channel, ...]]:
+    """Return along which axes there are several volumes, and what the file says of its channels."""
+    step: tuple[float, str | None] = (1.0, None)
+    channels: Sequence[Channel] = ()
+    if series.kind == "ome" and pixels:
+        step, channels = ome_xml.read_step(pixels), ome_xml.read_channels(tif.ome_metadata or "", str(tif))[index]
+    elif series.kind == "imagej":
+        step = imagej.read_step(series.keyframe.imagej_description or "")
+        channels = imagej.read_channels((tif.imagej_metadata or {}).get("LUTs"))
+    count = dict(zip(series.axes, series.shape, strict=True)).get("C", 1)
+    axes = tuple(SeriesAxis(name, n, *(step if name == "t" else ())) for name, n in picked.lengths)
+    return axes, chosen_channels(channels, count, picked.chosen.get("channel"))
 
 
 def decoded_at_once(reader: RawReader | SegmentReader, shape: Index3) -> Index3:

@@ -6,6 +6,7 @@ import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -16,9 +17,11 @@ from isovoxel.errors import InputError
 from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Index3
 from isovoxel.volumes.axes import Picked
+from isovoxel.volumes.base import ReadBox
 from isovoxel.volumes.files import check_complete
 from isovoxel.volumes.raw import RawReader, contiguous_offsets
 from isovoxel.volumes.segments import SegmentReader
+from isovoxel.volumes.series import SeriesReader
 
 if TYPE_CHECKING:
     import tifffile
@@ -75,27 +78,29 @@ def _number(file: BinaryIO, offset: int, code: str) -> int | None:
     return int(struct.unpack(code, data)[0]) if len(data) == struct.calcsize(code) else None
 
 
-def planes_of(series: tifffile.TiffPageSeries, picked: Picked) -> Planes:
-    """Return which of a series' planes make the volume, in its order: they are counted with the last axis fastest.
+def planes_of(shape: Sequence[int], picked: Picked) -> Planes:
+    """Return which planes of an array make a volume, in its order: they are counted with the last axis fastest.
 
-    Raises
-    ------
-    InputError
-        If another axis varies within a plane.
+    Parameters
+    ----------
+    shape
+        Length of every axis.
+    picked
+        What of it is the volume; y and x are the last axes but for those of length 1.
     """
-    count = math.prod(series.shape) // math.prod(picked.shape(series.shape)[1:])
+    count = math.prod(shape) // math.prod(picked.shape(shape)[1:])
     _, y, x = picked.zyx
-    index: list[Any] = [picked.others.get(axis, slice(None)) for axis in range(len(series.shape))]
+    index: list[Any] = [picked.others.get(axis, slice(None)) for axis in range(len(shape))]
     index[y] = index[x] = 0
-    lengths = [1 if axis in (y, x) else n for axis, n in enumerate(series.shape)]
-    if math.prod(lengths[y:]) != 1:
-        raise InputError(f"the planes of a TIFF with the axes {series.axes} hold more than y and x")
+    lengths = [1 if axis in (y, x) else n for axis, n in enumerate(shape)]
     planes: Planes = np.arange(count, dtype=np.int64).reshape(lengths)[tuple(index)].reshape(-1)
     return planes
 
 
-def reader_of(series: tifffile.TiffPageSeries, name: str, path: Path, picked: Picked) -> RawReader | SegmentReader:
-    """Return what reads boxes of a series of pages.
+def reader_of(
+    series: tifffile.TiffPageSeries, name: str, path: Path, picked: Picked
+) -> tuple[RawReader | SegmentReader, ReadBox]:
+    """Return what reads boxes of the volume in a series of pages, or of the volumes.
 
     Parameters
     ----------
@@ -108,23 +113,53 @@ def reader_of(series: tifffile.TiffPageSeries, name: str, path: Path, picked: Pi
     picked
         What of the series is the volume.
 
+    Returns
+    -------
+    tuple of (RawReader or SegmentReader, ReadBox)
+        What reads the planes of the volume, or of all volumes; and what reads boxes.
+
     Raises
     ------
     InputError
         If pages are missing or differ, lie outside their file, or are encoded in a way that cannot be read.
     """
+    every = _reader_of_planes(series, name, path, picked)
+    shape = tuple(series.shape)
+    planes = planes_of(shape, picked)
+    if len(planes) == every.shape[0]:
+        return every, every
+    if not isinstance(every, RawReader) and every.page_shape[0] != 1:
+        raise InputError(f"the pages of {name} are volumes, of which none can be selected; save one by itself")
+    if not picked.series:
+        one = every.taking(planes)
+        return one, one
+    return every, SeriesReader(picked.lengths, partial(_member, every, shape, picked))
+
+
+def _member(
+    every: RawReader | SegmentReader, shape: tuple[int, ...], picked: Picked, place: Sequence[int]
+) -> RawReader | SegmentReader:
+    return every.taking(planes_of(shape, picked.at(place)))
+
+
+def _reader_of_planes(
+    series: tifffile.TiffPageSeries, name: str, path: Path, picked: Picked
+) -> RawReader | SegmentReader:
+    """Return what reads boxes of all planes of a series, one behind the other."""
     keyframe = series.keyframe
     if keyframe.dtype is None:
         raise InputError(f"{name} holds numbers of {keyframe.bitspersample} bits, of a kind that is not known")
     if series.transform is not None:
         raise InputError(f"{name} is of a kind of TIFF whose voxels must be transformed, which isovoxel does not do")
     stored = np.dtype(keyframe.parent.byteorder + keyframe.dtype.char)
-    shape = picked.shape(series.shape)
+    _, y, x = picked.shape(series.shape)
+    if math.prod(series.shape[picked.zyx[1] :]) != y * x:
+        raise InputError(f"the planes of a TIFF with the axes {series.axes} hold more than y and x")
+    shape = (math.prod(series.shape) // (y * x), y, x)
     if series.dataoffset is not None and not series.is_multifile:
-        count = math.prod(series.shape) // (shape[1] * shape[2])
-        offsets = _contiguous(series.dataoffset, (count, *shape[1:]), stored, name, path)[planes_of(series, picked)]
+        offsets = _contiguous(series.dataoffset, shape, stored, name, path)
         return RawReader(name, (str(path.resolve()),), np.zeros(shape[0], np.int64), offsets, shape, stored)
-    return page_reader(_pages_of(series, name, path, picked), stored)
+    return page_reader(_pages_of(series, name, path, shape), stored)
 
 
 def _contiguous(start: int, shape: Index3, stored: np.dtype[Any], name: str, path: Path) -> Any:
@@ -132,24 +167,18 @@ def _contiguous(start: int, shape: Index3, stored: np.dtype[Any], name: str, pat
     return contiguous_offsets(start, shape, stored)
 
 
-def _pages_of(series: tifffile.TiffPageSeries, name: str, path: Path, picked: Picked) -> Pages:
+def _pages_of(series: tifffile.TiffPageSeries, name: str, path: Path, shape: Index3) -> Pages:
     """Return the pages of a series that is not all in one piece, checked to be all there."""
     _, depth, length, width, _ = series.keyframe.shaped
     try:
         pages = [page for page in series if page is not None]
     except IndexError as error:
         raise InputError(f"{name} is incomplete: its metadata say {len(series)} pages, but it has fewer") from error
-    shape = picked.shape(series.shape)
-    count = math.prod(series.shape) // (shape[1] * shape[2])
-    if (length, width) != shape[1:] or depth * len(series) != count or len(pages) != len(series):
+    if (length, width) != shape[1:] or depth * len(series) != shape[0] or len(pages) != len(series):
         raise InputError(
-            f"{name} is incomplete: its metadata say {count} planes of {shape[1]} x {shape[2]}, "
+            f"{name} is incomplete: its metadata say {shape[0]} planes of {shape[1]} x {shape[2]}, "
             f"but it has {len(pages) * depth} of {length} x {width}"
         )
-    if count != shape[0]:
-        if depth != 1:
-            raise InputError(f"the pages of {name} are volumes, of which none can be selected; save one by itself")
-        pages = [pages[plane] for plane in planes_of(series, picked)]
     paths = [_path_of(page, path) for page in pages]
     places = {file: index for index, file in enumerate(dict.fromkeys(paths))}
     return Pages(name, tuple(places), np.array([places[file] for file in paths], np.int64), series.keyframe, pages)

@@ -16,8 +16,9 @@ import math
 import struct
 import warnings
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from gzip import BadGzipFile
 from typing import TYPE_CHECKING, Any
 
@@ -26,12 +27,14 @@ from numpy.typing import NDArray
 
 from isovoxel.errors import CorruptInputError, InputError
 from isovoxel.geometry.box import Box, Index3
+from isovoxel.metadata.series import SeriesAxis
 from isovoxel.places.objects import ObjectPlace
 from isovoxel.places.place import Place
 from isovoxel.volumes.axes import UNNAMED, Picked, pick
 from isovoxel.volumes.base import ReadBox, Volume, check_voxels, room_for
 from isovoxel.volumes.files import is_transient, metadata_identity, reason_of, unavailable, unreadable
 from isovoxel.volumes.selection import Selection
+from isovoxel.volumes.series import SeriesReader
 from isovoxel.volumes.zarr_chunks import ChunkReader
 from isovoxel.volumes.zarr_codecs import DECODED_COPIES, DECODER_BYTES
 from isovoxel.volumes.zarr_layout import chunk_layout
@@ -201,6 +204,9 @@ def zarr_voxels(array: zarr.Array[Any], name: str, axes: list[str], selection: S
     layout = chunk_layout(array, picked)
     if layout is not None:
         reader = ChunkReader(name, layout)
+        if picked.series:
+            every, cached = _series_reader(picked, reader), partial(_series_reader, picked, reader)
+            return ZarrVoxels(picked, shape, dtype, every, chunks, layout.read_overhead, cached)
         return ZarrVoxels(picked, shape, dtype, reader, chunks, layout.read_overhead, reader.cached)
     index_bytes = 0
     if array.shards is not None:
@@ -211,8 +217,22 @@ def zarr_voxels(array: zarr.Array[Any], name: str, axes: list[str], selection: S
     copies = CHUNK_COPIES + len(array.filters) + sum(1 + DECODED_COPIES.get(name, 0) for name in names)
     overhead = copies * math.prod(whole) * dtype.itemsize + INDEX_COPIES * index_bytes + FIXED_BYTES
     overhead += sum(DECODER_BYTES.get(name, 0) for name in names)
-    reading = ZarrReader(name, checked(array), picked, chunks)
-    return ZarrVoxels(picked, shape, dtype, reading, chunks, overhead, notes=notes)
+    first = ZarrReader(name, checked(array), picked, chunks)
+    read = SeriesReader(picked.lengths, partial(_slow_member, first, picked)) if picked.series else first
+    return ZarrVoxels(picked, shape, dtype, read, chunks, overhead, notes=notes)
+
+
+def _series_reader(picked: Picked, reader: ChunkReader, capacity: int = 0) -> SeriesReader:
+    """Return what reads all volumes of an array, which keep decoded chunks together."""
+    return SeriesReader(picked.lengths, partial(_member, reader.cached(capacity), picked))
+
+
+def _member(reader: ChunkReader, picked: Picked, place: Sequence[int]) -> ChunkReader:
+    return reader.at(picked.at(place).others)
+
+
+def _slow_member(reader: ZarrReader, picked: Picked, place: Sequence[int]) -> ZarrReader:
+    return replace(reader, picked=picked.at(place))
 
 
 def axis_names(array: zarr.Array[Any]) -> list[str]:
@@ -272,4 +292,5 @@ def _volume(array: zarr.Array[Any], name: str, identity: dict[str, Any], selecti
         notes=voxels.notes,
         missing="a zarr array by itself has none; for a level of an OME-Zarr image, name the image's group",
         cached=voxels.cached,
+        series=tuple(SeriesAxis(name, length) for name, length in voxels.picked.lengths),
     )

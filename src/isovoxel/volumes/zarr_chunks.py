@@ -17,8 +17,9 @@ import copy
 import errno
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from functools import cached_property
 from itertools import groupby, islice, product
 from typing import Any, NamedTuple
@@ -116,6 +117,18 @@ class ChunkReader:
         """Return a reader of the same array that keeps at most so many bytes of decoded chunks."""
         return ChunkReader(self.name, self.layout, capacity)
 
+    def at(self, others: Mapping[int, int]) -> ChunkReader:
+        """Return a reader of another volume of the array, which shares with this one what is kept.
+
+        Parameters
+        ----------
+        others
+            As `ChunkLayout` has it.
+        """
+        reader = copy.copy(self)
+        reader.layout = replace(self.layout, others=others)
+        return reader
+
     def __call__(self, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Return a box as a new array, or in `out`.
 
@@ -157,7 +170,7 @@ class ChunkReader:
         scratch = Scratch(self.layout)
         try:
             for place, parts in files:
-                with ChunkFile(self.layout, self._indices, place) as file:
+                with ChunkFile(self.layout, self._indices, place, self._key(place)) as file:
                     for part in parts:
                         self._read(part, file, scratch, put_off)
             while put_off:
@@ -183,7 +196,7 @@ class ChunkReader:
     def _read(self, part: Part, file: ChunkFile, scratch: Scratch, put_off: deque[tuple[Part, CachedChunk]]) -> None:
         """Read what a chunk holds of the box, or put it off where another thread is decoding the chunk."""
         try:
-            chunk, ours = self._cache.claim(part.chunk)
+            chunk, ours = self._cache.claim(self._key(part.chunk))
             if chunk is None:
                 self._decode_uncached(part, file, scratch)
                 return
@@ -215,10 +228,10 @@ class ChunkReader:
         except BaseException as error:
             # Whatever it was, an interrupt too, the others must not wait for ever. They get an error that was never
             # raised: the frames of this one would keep all arrays of this read alive.
-            self._cache.settle(place, chunk, stored=False, failure=self._failure(place, error))
+            self._cache.settle(self._key(place), chunk, stored=False, failure=self._failure(place, error))
             self._cache.release(chunk)
             raise
-        self._cache.settle(place, chunk, stored=stored)
+        self._cache.settle(self._key(place), chunk, stored=stored)
         if stored:
             self._count()
 
@@ -231,6 +244,10 @@ class ChunkReader:
             part.out[...] = chunk.buffer[part.there] if chunk.stored else self.layout.fill
         finally:
             self._cache.release(chunk)
+
+    def _key(self, place: Index3) -> tuple[int, ...]:
+        """Return what tells a chunk from others, of other volumes too."""
+        return (*self.layout.others.values(), *place)
 
     def _count(self) -> None:
         with self._lock:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from isovoxel.geometry.box import Index3
 from isovoxel.places.failures import ChangedError
 from isovoxel.volumes.byte_sources import ByteSource, Stamp, open_source
+from isovoxel.volumes.chunk_cache import Place
 from isovoxel.volumes.zarr_codecs import DECODERS
 from isovoxel.volumes.zarr_layout import CHECKSUM_BYTES, INDEX_CACHE_BYTES, INDEX_COST, ChunkLayout
 
@@ -34,10 +35,10 @@ class IndexCache:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._kept: OrderedDict[Index3, tuple[Stamp, NDArray[np.uint64]]] = OrderedDict()
+        self._kept: OrderedDict[Place, tuple[Stamp, NDArray[np.uint64]]] = OrderedDict()
         self._bytes = 0
 
-    def get(self, place: Index3, stamp: Stamp) -> NDArray[np.uint64] | None:
+    def get(self, place: Place, stamp: Stamp) -> NDArray[np.uint64] | None:
         """Return the index of the shard at a place, unless its file is another by now."""
         with self._lock:
             found = self._kept.get(place)
@@ -46,18 +47,18 @@ class IndexCache:
             self._kept.move_to_end(place)
             return found[1]
 
-    def stamp(self, place: Index3) -> Stamp | None:
+    def stamp(self, place: Place) -> Stamp | None:
         """Return which file the kept index of a place belongs to, if there is one."""
         with self._lock:
             found = self._kept.get(place)
             return None if found is None else found[0]
 
-    def drop(self, place: Index3) -> None:
+    def drop(self, place: Place) -> None:
         """Keep the index of a place no longer."""
         with self._lock:
             self._drop(place)
 
-    def put(self, place: Index3, stamp: Stamp, index: NDArray[np.uint64]) -> None:
+    def put(self, place: Place, stamp: Stamp, index: NDArray[np.uint64]) -> None:
         """Keep an index, and let go of those that were not used for longest."""
         with self._lock:
             self._drop(place)
@@ -67,7 +68,7 @@ class IndexCache:
                 _, (_, old) = self._kept.popitem(last=False)
                 self._bytes -= old.nbytes + INDEX_COST
 
-    def _drop(self, place: Index3) -> None:
+    def _drop(self, place: Place) -> None:
         if place in self._kept:
             self._bytes -= self._kept.pop(place)[1].nbytes + INDEX_COST
 
@@ -83,12 +84,14 @@ class ChunkFile:
         Where the indices of its shards are kept.
     place
         Of the file in the grid of files.
+    key
+        By what its index is kept there.
     """
 
-    def __init__(self, layout: ChunkLayout, indices: IndexCache, place: Index3) -> None:
+    def __init__(self, layout: ChunkLayout, indices: IndexCache, place: Index3, key: Place) -> None:
         self._layout = layout
         self._indices = indices
-        self._place = place
+        self._place, self._key = place, key
         self._opened = False
         self._file: ByteSource | None = None
         self._index: NDArray[np.uint64] | None = None
@@ -154,13 +157,13 @@ class ChunkFile:
         """Open the file, and find its index; without a file, its chunks are not stored."""
         layout = self._layout
         self._file = file = open_source(
-            layout.path(self._place), self._indices.stamp(self._place), whole=layout.index is None
+            layout.path(self._place), self._indices.stamp(self._key), whole=layout.index is None
         )
         if file is not None and layout.index is not None:
-            self._index = self._indices.get(self._place, file.stamp)
+            self._index = self._indices.get(self._key, file.stamp)
             if self._index is None:
                 self._index = self._read_index(file)
-                self._indices.put(self._place, file.stamp, self._index)
+                self._indices.put(self._key, file.stamp, self._index)
 
     def _read_index(self, file: ByteSource) -> NDArray[np.uint64]:
         size = self._layout.index_bytes
@@ -177,7 +180,7 @@ class ChunkFile:
         try:
             file.read(offset, out)
         except ChangedError:
-            self._indices.drop(self._place)
+            self._indices.drop(self._key)
             raise
 
     def _span(self, chunk: Index3, size: int) -> tuple[int, int] | None:

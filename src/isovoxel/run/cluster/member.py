@@ -140,14 +140,7 @@ class Member:
         waiting = FLUSHING * self.seats.number
         self._flushing = ThreadPoolExecutor(waiting, thread_name_prefix="flush")
         self._flusher = Flusher(self._flushing, waiting)
-        self._writer = OmeZarrWriter.open(
-            task.output,
-            grid=plan.output,
-            dtype=np.dtype(plan.source.dtype),
-            storage=plan.storage,
-            level=plan.level,
-            helpers=plan.helpers,
-        )
+        self._writer = OmeZarrWriter.of_plan(task.output, plan, plan.helpers)
         self._maker = BlockMaker(plan, read, self._engine, self._writer, self._tell)
 
     def make(self, index: int, voxels: NDArray[Any] | None = None) -> Outcome:

@@ -51,7 +51,7 @@ class ReadOnWorker(_OnWorker):
     def __call__(self, place: Index3, box: Box) -> NDArray[Any]:
         """Return the voxels of a box, for the block at that place of the plan."""
         found: NDArray[Any] = membership(self.name, self.token).do(
-            lambda member: member.read(member.plan.block_at(place), box)
+            lambda member: member.read(member.plan.block_at(place, box.volume), box)
         )
         return found
 
@@ -97,7 +97,7 @@ class Windows:
         Exception
             What `take` raises.
         """
-        for places in Box.whole(self.plan.block_grid).tiles(self.plan.window):
+        for places in self.plan.windows():
             if not self._do(Window(self.plan, places)):
                 return
 

@@ -1,0 +1,104 @@
+"""In what do the volumes of one image differ, beside z, y and x, and what do its metadata say of that?
+
+An image of several time points and channels is a series of volumes that all lie alike. They are counted with the last
+axis fastest, time before channels, whatever the order of the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite
+from re import fullmatch
+
+WORDS = {"t": "time point", "c": "channel"}
+"""The axes along which volumes are counted, in their order in an output, and what people call an entry of each."""
+
+_TIMES = {
+    **dict.fromkeys(("s", "sec", "second", "seconds"), "second"),
+    **dict.fromkeys(("ms", "msec", "millisecond", "milliseconds"), "millisecond"),
+    **dict.fromkeys(("us", "µs", "usec", "microsecond", "microseconds"), "microsecond"),
+    **dict.fromkeys(("ns", "nanosecond", "nanoseconds"), "nanosecond"),
+    **dict.fromkeys(("min", "minute", "minutes"), "minute"),
+    **dict.fromkeys(("h", "hr", "hour", "hours"), "hour"),
+    **dict.fromkeys(("d", "day", "days"), "day"),
+}
+"""How OME-Zarr spells the units of time that microscopes and programs write."""
+_SAME_CHARACTERS = str.maketrans({"\u03bc": "µ"})
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesAxis:
+    """An axis along which volumes are counted."""
+
+    name: str
+    """"t" or "c"."""
+    length: int
+    """How many entries it has; more than one."""
+    step: float = 1.0
+    """How far two entries are apart: the time between them; 1 where that is not known, and for channels."""
+    unit: str | None = None
+    """Unit of the step, as OME-Zarr spells it, or None where it is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """What an image says of one of its channels."""
+
+    label: str | None = None
+    """Its name."""
+    color: str | None = None
+    """Its colour, "RRGGBB"."""
+
+
+def time_step(step: float, unit: str) -> tuple[float, str | None]:
+    """Return a time between two time points with its unit as OME-Zarr spells it; 1 without one where it is none.
+
+    Examples
+    --------
+    >>> time_step(2.5, "min")
+    (2.5, 'minute')
+    """
+    if not (isfinite(step) and step > 0):
+        return 1.0, None
+    return step, _TIMES.get(unit.strip().translate(_SAME_CHARACTERS).rstrip("."))
+
+
+def chosen_channels(channels: Sequence[Channel], count: int, chosen: int | None) -> tuple[Channel, ...]:
+    """Return what is said of the channels that a volume has, of so many in all; nothing where that is not clear."""
+    if len(channels) != count:
+        return ()
+    return tuple(channels) if chosen is None else tuple(channels[chosen : chosen + 1])
+
+
+def checked_color(value: object) -> str | None:
+    """Return a colour as "RRGGBB", or None where it is none."""
+    if not isinstance(value, str) or not fullmatch("#?[0-9A-Fa-f]{6}", value):
+        return None
+    return value.removeprefix("#").upper()
+
+
+def place_of_volume(lengths: Sequence[int], volume: int) -> tuple[int, ...]:
+    """Return where along every axis a volume lies.
+
+    Examples
+    --------
+    >>> place_of_volume((3, 2), 5)
+    (2, 1)
+    """
+    place = []
+    for length in reversed(lengths):
+        volume, at = divmod(volume, length)
+        place.append(at)
+    return tuple(reversed(place))
+
+
+def told_place(names: Sequence[str], place: Sequence[int]) -> str:
+    """Return a volume's place for people.
+
+    Examples
+    --------
+    >>> told_place(("t", "c"), (2, 1))
+    'time point 2, channel 1'
+    """
+    return ", ".join(f"{WORDS[name]} {at}" for name, at in zip(names, place, strict=True))
