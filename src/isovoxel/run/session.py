@@ -13,10 +13,12 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from isovoxel.errors import InterruptedJobError, IsovoxelError, JobError, OutputError
+from isovoxel.errors import InputError, InterruptedJobError, IsovoxelError, JobError, OutputError
+from isovoxel.metadata.omero import omero_attribute
 from isovoxel.planning.plan import Plan
+from isovoxel.run.display import display_windows
 from isovoxel.run.events import Event, Filled, JobFinished, JobStarted, LevelBegun, Listener, started
 from isovoxel.run.levels import LevelMaker, level_task
 from isovoxel.run.output import Begun, Wanted, held
@@ -81,7 +83,7 @@ class Session:
             try:
                 self._tell(started(task.plan, done))
                 seconds, idle = self._make(task, maker, ledger, task.plan.split(done))
-                self._finish(task.plan.levels[-1], ledger)
+                self._finish(task.plan, ledger)
             finally:
                 with contextlib.suppress(OSError):  # of a store: blocks of which it keeps no line are done again
                     ledger.close()
@@ -155,11 +157,18 @@ class Session:
         from isovoxel.store.writer import mark_complete
 
         try:
+            omero = None if self.labels else self._shown(plan)
             ledger.check()
-            mark_complete(self.wanted.path, ledger.filled)
-        except OSError as error:
-            what = f"marking the output complete failed: {error.strerror or error}"
-            raise JobError(f"{what}; {kept(plan, bytearray([1]) * plan.n_blocks)}") from error
+            mark_complete(self.wanted.path, ledger.filled, omero)
+        except (OSError, InputError) as error:
+            what = f"marking the output complete failed: {getattr(error, 'strerror', None) or error}"
+            last = plan.levels[-1]
+            raise JobError(f"{what}; {kept(last, bytearray([1]) * last.n_blocks)}") from error
+
+    def _shown(self, plan: Plan) -> dict[str, Any]:
+        """Return how viewers shall show the image."""
+        windows = display_windows(self.wanted.path, plan)
+        return omero_attribute(self.volume.channels, windows, plan.output.shape[0])
 
     def _listen(self, ledger: Ledger, event: Event) -> None:
         """Note what the ledger keeps, and pass everything on but the start of a level: that of all was told."""

@@ -240,7 +240,9 @@ def shelf_of(output: Place, level: int = 0) -> Shelf:
     return ObjectShelf(output, level) if isinstance(output, ObjectPlace) else FileShelf(output, level)
 
 
-def mark_complete(path: str | os.PathLike[str] | ObjectPlace, filled: Sequence[str] = ()) -> None:
+def mark_complete(
+    path: str | os.PathLike[str] | ObjectPlace, filled: Sequence[str] = (), omero: Mapping[str, Any] | None = None
+) -> None:
     """Remove what is half written, and note in an output's attributes that it is complete.
 
     Parameters
@@ -249,6 +251,8 @@ def mark_complete(path: str | os.PathLike[str] | ObjectPlace, filled: Sequence[s
         The output, all shards of which are written.
     filled
         Damaged parts of the input that were filled.
+    omero
+        How the image is shown, where it is to be.
 
     Raises
     ------
@@ -263,6 +267,8 @@ def mark_complete(path: str | os.PathLike[str] | ObjectPlace, filled: Sequence[s
     file = place / "zarr.json"
     metadata = json.loads(file.read_bytes())
     metadata["attributes"][PROVENANCE] |= {"complete": True} | ({"filled": list(filled)} if filled else {})
+    if omero is not None:
+        metadata["attributes"]["ome"]["omero"] = dict(omero)
     text = json.dumps(metadata, indent=2).encode()
     if isinstance(file, ObjectPlace):
         file.write(text)
