@@ -27,6 +27,15 @@ def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         array = zarr.create_array(folder / f"{name}.zarr", shape=shape, chunks=(32, 64, 64), dtype="uint16")
         for z in range(0, shape[0], 32):
             array[z : z + 32] = rng.integers(0, 4096, (32, *shape[1:]), dtype=np.uint16)
+    array = zarr.create_array(
+        folder / "series.zarr",
+        shape=(2, 4, *SMALL),
+        chunks=(1, 1, 32, 64, 64),
+        dtype="u2",
+        dimension_names=list("tczyx"),
+    )
+    for t, c in np.ndindex(2, 4):
+        array[t, c] = rng.integers(0, 4096, SMALL, dtype=np.uint16)
     return folder
 
 
@@ -66,6 +75,36 @@ def test_peak_memory_stays_within_projection_and_budget(
     if name == "large":
         assert did["output"]["bytes"] > BUDGET
         assert did["blocks"]["count"] > 10
+
+
+WITH_PEAK = """
+import re, sys
+from pathlib import Path
+from isovoxel.cli import main
+try:
+    main()
+finally:
+    print("peak", re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1], file=sys.stderr)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells a process its peak")
+def test_channels_levels_and_report_stay_within_the_budget(volumes: Path, tmp_path: Path) -> None:
+    """All volumes of a series, each with its levels, and pictures before and after: the whole process, to its end."""
+    words = ["scale", "series.zarr", str(tmp_path / "out.zarr"), "--factor", FACTOR, "--engine", "exact", "--json"]
+    words += ["--memory", str(BUDGET), "--report", str(tmp_path / "report.html")]
+    done = subprocess.run(
+        [sys.executable, "-c", WITH_PEAK, *words], capture_output=True, text=True, check=False, cwd=volumes
+    )
+    assert done.returncode == 0, done.stderr
+    did, peak = json.loads(done.stdout), 1024 * int(done.stderr.split()[-1])
+    print(f"series: peak {peak / MIB:.0f} MiB, projected {did['projected']['host_bytes'] / MIB:.0f}")
+    assert did["levels"]
+    assert did["output"]["bytes"] > BUDGET
+    assert did["blocks"]["count"] >= 8
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+    assert peak <= BUDGET
+    assert did["peak_host_bytes"] <= did["projected"]["host_bytes"] <= BUDGET
 
 
 def test_more_budget_is_used(volumes: Path, tmp_path: Path) -> None:
