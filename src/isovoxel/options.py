@@ -45,9 +45,9 @@ class ScalingOptions(TypedDict, total=False):
     level: int | None
     """Resolution level of an OME-Zarr image, 0 (default) the finest."""
     channel: int | None
-    """Which of several channels, counted from 0."""
+    """Which of several channels, counted from 0; default: all, each scaled by itself."""
     time: int | None
-    """Which of several time points, counted from 0."""
+    """Which of several time points, counted from 0; default: all, likewise."""
     crop: str | Sequence[slice | Sequence[int | None]] | None
     """Which voxels of the input: "z0:z1,y0:y1,x0:x1", or three slices or pairs. As in Python's slices an open end is
     the volume's, and a number below 0 counts from its end; beyond the volume nothing may lie."""

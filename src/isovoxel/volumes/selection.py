@@ -30,7 +30,7 @@ class Selection:
     level: int | None = None
     """Which resolution level, 0 the finest; None where nothing is said, which is 0."""
     channel: int | None = None
-    """Which channel, counted from 0; None where nothing is said: then there must be one."""
+    """Which channel, counted from 0; None where nothing is said: all of them."""
     time: int | None = None
     """Which time point; likewise."""
     crop: Crop | None = None
