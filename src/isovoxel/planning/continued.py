@@ -35,6 +35,7 @@ def continued(begun: Plan, planned: Plan) -> Plan:
         planned,
         further=further,
         storage=begun.storage,
+        along=begun.along,
         block_shape=begun.block_shape,
         halo_mode="direct",
         window=(1, 1, 1),

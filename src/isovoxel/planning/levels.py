@@ -9,6 +9,9 @@
    2: so voxels become cubes, to within a factor of 2, and stay so.
 4. A level is a job like any other: read from the level before, scaled by the engine `exact`, area for images, mode for
    labels. Blocks meet between two samples, so there is no halo.
+5. Where shards allow it, level 1 has the blocks of the full level, halved, and each is made while that is in memory: so
+   the full level, which may be larger than the disk's cache, is not read back. What was not made then, for memory was
+   short or the job was interrupted in between, is made as in 4.
 """
 
 from __future__ import annotations
@@ -29,6 +32,8 @@ from isovoxel.planning.storage import CHUNK, Storage, default_storage
 
 LARGEST_SIDE = 256
 """Side in voxels that needs no further level: viewers show it at once."""
+HALVED = ("uint8", "int8", "uint16", "int16")
+"""Of what a block becomes one of the next level while it is in memory: integers whose sums have no rounding."""
 LEAST_CHUNK = 32
 """Side below which chunks are not made smaller."""
 
@@ -98,11 +103,45 @@ def with_levels(
             except DoesNotFitError as error:
                 refused = error
             else:
-                further.append(replace(made, level=level))
+                made = replace(made, level=level)
+                further.append(_along(plan, made, fixed=shard is not None) if level == 1 else made)
                 break
         else:
             raise DoesNotFitError(f"of level {level}, {refused}; or leave it out with --levels {level - 1}")
     return replace(plan, further=tuple(further))
+
+
+def _along(before: Plan, made: Plan, *, fixed: bool) -> Plan:
+    """Return the plan of the first further level with the blocks of the full one, halved, where it can have them.
+
+    It can where means are made of integers that `isovoxel.run.halving` adds, each block covers whole shards of it, in
+    smaller shards than it would have unless the user has `fixed` them, and the host's memory suffices.
+    """
+    if made.interpolation != "area" or before.source.dtype not in HALVED:
+        return made
+    blocks, shards = [], []
+    for f, b, n, m, s, c in zip(
+        made.factor,
+        before.block_shape,
+        before.output.shape,
+        made.output.shape,
+        made.storage.shard,
+        made.storage.chunk,
+        strict=True,
+    ):
+        block, shard = m, s
+        if b < n:
+            block = b // 2 if f == 0.5 else b
+            shard = s if fixed else next((k for k in range(s, 0, -c) if block % k == 0), s)
+            if block % shard or (f == 0.5 and b % 2) or ceil_div(m, block) != ceil_div(n, b):
+                return made
+        blocks.append(block)
+        shards.append(shard)
+    storage = replace(made.storage, shard=(shards[0], shards[1], shards[2]))
+    along = replace(made, storage=storage, block_shape=(blocks[0], blocks[1], blocks[2]), cache=0, along=True)
+    with_it = replace(before, further=(along,))
+    fits = all(plan.projected_host <= plan.host.allowed for plan in (along, with_it))
+    return along if fits and not along.cost.excess(along.device, along.in_flight) else made
 
 
 def _storages(shape: Index3, plan: Plan, chunk: Index3 | None, shard: Index3 | None) -> Iterator[Storage]:

@@ -139,6 +139,8 @@ class Plan(InNotebooks):
     """How many threads may help those of the blocks to encode while cores are idle."""
     level: int = 0
     """Which level of the output it makes; 0 is the full one."""
+    along: bool = False
+    """Whether its blocks are those of the level before, halved, and are made while these are in memory."""
     further: tuple[Plan, ...] = ()
     """How the further levels are made, each from the one before; see `isovoxel.planning.levels`."""
 
@@ -231,6 +233,11 @@ class Plan(InNotebooks):
             pad_after=_triple(after),
             level=self.level,
         )
+
+    def shards_of(self, index: int) -> int:
+        """Return the number of a block's shards."""
+        sides = zip(self.block(index).write_box.shape, self.storage.shard, strict=True)
+        return math.prod(ceil_div(n, s) for n, s in sides)
 
     def voxels_of(self, done: bytes | bytearray) -> int:
         """Return how many output voxels some of the blocks have: those with a 1, in the plan's order."""
@@ -352,11 +359,25 @@ class Plan(InNotebooks):
         return helper_overhead(self.storage, self.source.itemsize, self.helpers)
 
     @property
+    def next_along(self) -> Plan | None:
+        """The plan of the next level, where its blocks are made of these while they are in memory."""
+        return self.further[0] if self.further and self.further[0].along else None
+
+    @property
+    def halving(self) -> int:
+        """Projected bytes of making and encoding a block of the next level, for each block in flight."""
+        plan = self.next_along
+        if plan is None:
+            return 0
+        written, planes = plan.staging[1], 8 * math.prod(self._largest[2][1:]) * self.source.itemsize
+        return written + planes + write_overhead(plan.storage, self.source.itemsize)
+
+    @property
     def projected_host(self) -> int:
         """Projected bytes of the whole process, device memory included where the host provides it."""
         shared = self.cost.device - self.cost.in_place if self.device.shares_host_memory else 0
         beside = self.held + self.cache + self.helping
-        return self.host.baseline + shared + beside + self.in_flight * self.cost.host
+        return self.host.baseline + shared + beside + self.in_flight * (self.cost.host + self.halving)
 
     @property
     def output_bytes(self) -> int:

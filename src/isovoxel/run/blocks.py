@@ -20,6 +20,7 @@ from isovoxel.geometry.box import Box
 from isovoxel.planning.plan import Block, Plan
 from isovoxel.run.events import BlockDone, Event, Retried
 from isovoxel.run.flushing import Flusher
+from isovoxel.run.halving import halved
 from isovoxel.run.recovery import BlockFailed, clause, patiently
 from isovoxel.store.shard import Seal
 from isovoxel.store.shelf import OnItsWay
@@ -59,6 +60,8 @@ class BlockMaker:
         What reads, scales and encodes them.
     tell
         Called with what happens.
+    next_writer
+        What encodes blocks of the next level, where they are made of these.
     """
 
     def __init__(
@@ -68,8 +71,10 @@ class BlockMaker:
         engine: Engine,
         writer: Writer,
         tell: Callable[[Event], None],
+        next_writer: Writer | None = None,
     ) -> None:
         self._plan, self._read, self._engine, self._writer = plan, read, engine, writer
+        self._next_writer = next_writer
         self._tell = tell
         self.cancelled = threading.Event()
         """Set, it lets blocks that wait for the device or for another attempt raise `Cancelled`."""
@@ -101,6 +106,7 @@ class BlockMaker:
             A block of the plan, or a part of one: whole shards.
         flush
             Called with each shard as soon as it is encoded, in the order of `Box.tiles`; it is on its way to the disk.
+            Those of the next level follow, where they are made of these.
         voxels
             Those of its read box; by default they are read.
 
@@ -165,6 +171,7 @@ class BlockMaker:
         for box in block.write_box.tiles(self._plan.storage.shard):
             voxels = scaled.data[box.relative_to(block.write_box.start).slices]
             flush(self._attempt("writing", block, partial(self._writer.encode, box, voxels)))
+        self._encode_next(block, scaled.data, flush)
         return BlockDone(
             index=block.index,
             voxels=block.write_box.size,
@@ -177,6 +184,17 @@ class BlockMaker:
             read_bytes=block.read_box.size * self._plan.source.itemsize,
             level=block.level,
         )
+
+    def _encode_next(self, block: Block, voxels: NDArray[Any], flush: Callable[[OnItsWay], None]) -> None:
+        """Make a block of the next level of a whole one, its shards after those of this level."""
+        plan, writer = self._plan.next_along, self._next_writer
+        if plan is None or writer is None or block.write_box != self._plan.block(block.index).write_box:
+            return
+        made = plan.block(block.index).write_box
+        smaller = halved(voxels, plan.factor, made.shape)
+        for box in made.tiles(plan.storage.shard):
+            part = smaller[box.relative_to(made.start).slices]
+            flush(self._attempt("writing", block, partial(writer.encode, box, part)))
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:

@@ -82,9 +82,12 @@ class Job:
     done: bytearray = field(default_factory=bytearray)
     """A 1 for each block that is done, in the plan's order; by default none is."""
     record: Callable[[int, Sequence[Seal]], None] = lambda _block, _seals: None
-    """Called with each block that is done and the seals of its shards, one call at a time."""
+    """Called with each block that is done and the seals of its shards, one call at a time; those of the shards of the
+    next level follow, where they were made with it."""
     in_flight: int = 0
     """How many blocks are in flight; by default as many as the plan says."""
+    next_writer: Writer | None = None
+    """Writes the next level, where it is made of this one's blocks while they are in memory."""
     fill: float | None = None
     """What damaged parts of the input are filled with; None if they end the job."""
     idle: float = field(default=0.0, init=False)
@@ -96,7 +99,7 @@ class Job:
         if self.fill is not None:
             self.read = FilledReader(self.read, np.dtype(self.plan.source.dtype), self.fill, self._tell_filled)
         self._telling = threading.Lock()
-        self._blocks = BlockMaker(self.plan, self.read, self.engine, self.writer, self._tell)
+        self._blocks = BlockMaker(self.plan, self.read, self.engine, self.writer, self._tell, self.next_writer)
         self._unflushed: Counter[int] = Counter()
         self._written = self._stored = 0
 
@@ -138,6 +141,8 @@ class Job:
 
     def _let_go(self) -> None:
         self.writer.close()
+        if self.next_writer is not None:
+            self.next_writer.close()
         self.engine.release()
 
     def _told(self, failure: BaseException) -> Exception:

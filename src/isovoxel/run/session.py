@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,13 +19,14 @@ from isovoxel.errors import InputError, InterruptedJobError, IsovoxelError, JobE
 from isovoxel.metadata.omero import omero_attribute
 from isovoxel.planning.plan import Plan
 from isovoxel.run.display import display_windows
-from isovoxel.run.events import Event, Filled, JobFinished, JobStarted, LevelBegun, Listener, started
+from isovoxel.run.events import BlockDone, Event, Filled, JobFinished, JobStarted, LevelBegun, Listener, started
 from isovoxel.run.levels import LevelMaker, level_task
 from isovoxel.run.output import Begun, Wanted, held
 from isovoxel.run.recovery import kept
 from isovoxel.run.task import Task
 from isovoxel.store.destination import remove
 from isovoxel.store.ledger import NEW, REPLACED, Ledger
+from isovoxel.store.shard import Seal
 from isovoxel.volumes.base import Volume
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ class Session:
 
     def _make(self, task: Task, maker: LevelMaker, ledger: Ledger, done: list[bytearray]) -> tuple[float, float]:
         """Make all levels, one after the other; return the seconds it took, and those of threads without a block."""
-        seconds, idle = maker.make(ledger.add, done[0])
+        seconds, idle = maker.make(self._recorder(task.plan, ledger, done), done[0])
         for plan, part in zip(task.plan.further, done[1:], strict=True):
             if all(part):
                 continue
@@ -152,6 +153,19 @@ class Session:
             took, waited = maker.make(partial(ledger.add, level=plan.level), part)
             seconds, idle = seconds + took, idle + waited
         return seconds, idle
+
+    def _recorder(self, plan: Plan, ledger: Ledger, done: list[bytearray]) -> Callable[[int, Sequence[Seal]], None]:
+        """Return what notes a block of the full level, and that of the next one, where it was made along with it."""
+
+        def record(index: int, seals: Sequence[Seal]) -> None:
+            own = plan.shards_of(index)
+            ledger.add(index, seals[:own])
+            if len(seals) > own:
+                ledger.add(index, seals[own:], level=1)
+                done[1][index] = 1
+                self._tell(BlockDone(index, plan.further[0].block(index).write_box.size, 0, 0, 0, 0, 0, level=1))
+
+        return record
 
     def _finish(self, plan: Plan, ledger: Ledger) -> None:
         from isovoxel.store.writer import mark_complete

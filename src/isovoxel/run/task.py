@@ -82,7 +82,7 @@ class Task:
         JobError, DeviceLostError
             As `Job.run` does.
         """
-        from isovoxel.store.writer import OmeZarrWriter
+        from isovoxel.store.writer import OmeZarrWriter, next_writer
 
         read = volume.cached(self.plan.cache) if volume.cached and self.plan.cache else volume.read
         writer = OmeZarrWriter.of_plan(self.output, self.plan, self.plan.helpers)
@@ -96,6 +96,7 @@ class Task:
             done=done,
             record=record,
             in_flight=in_flight,
+            next_writer=next_writer(self.output, self.plan),
             fill=FILL if self.fill else None,
         )
         return job.run(), job.idle

@@ -235,6 +235,11 @@ class OmeZarrWriter:
         return (*place_of_volume(self._series, shard.volume), *inside)
 
 
+def next_writer(path: Place, plan: Plan) -> OmeZarrWriter | None:
+    """Return a writer of the next level, where its blocks are made of a plan's while these are in memory."""
+    return None if plan.next_along is None else OmeZarrWriter.of_plan(path, plan.next_along, helpers=0)
+
+
 def shelf_of(output: Place, level: int = 0) -> Shelf:
     """Return where the shards of a level of an output lie."""
     return ObjectShelf(output, level) if isinstance(output, ObjectPlace) else FileShelf(output, level)

@@ -125,7 +125,7 @@ class Member:
     def __init__(self, task: Task, worker: str) -> None:
         from isovoxel.engines.open import open_engine
         from isovoxel.run.task import FILL
-        from isovoxel.store.writer import OmeZarrWriter
+        from isovoxel.store.writer import OmeZarrWriter, next_writer
         from isovoxel.volumes.filled import FilledReader
 
         plan = task.plan
@@ -141,7 +141,8 @@ class Member:
         self._flushing = ThreadPoolExecutor(waiting, thread_name_prefix="flush")
         self._flusher = Flusher(self._flushing, waiting)
         self._writer = OmeZarrWriter.of_plan(task.output, plan, plan.helpers)
-        self._maker = BlockMaker(plan, read, self._engine, self._writer, self._tell)
+        self._next_writer = next_writer(task.output, plan)
+        self._maker = BlockMaker(plan, read, self._engine, self._writer, self._tell, self._next_writer)
 
     def make(self, index: int, voxels: NDArray[Any] | None = None) -> Outcome:
         """Make a block, and wait until it is on the disk."""
@@ -172,6 +173,8 @@ class Member:
         """Let go of memory and threads, when no block is in flight."""
         self._flushing.shutdown()
         self._writer.close()
+        if self._next_writer is not None:
+            self._next_writer.close()
         self._engine.release()
 
     def _made(self, block: Block, voxels: NDArray[Any] | None) -> tuple[list[Seal], BlockDone]:
