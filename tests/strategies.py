@@ -38,11 +38,13 @@ def shapes(most: int = 60) -> st.SearchStrategy[tuple[int, int, int]]:
     return triples(st.integers(1, most))
 
 
-# Whole factors and their inverses, where ties lie, and arbitrary ones between 0.05 and 20.
-factor = st.one_of(
-    st.sampled_from([1.0, 2.0, 3.0, 4.0, 5.0, 0.5, 0.25, 0.2, 1.5, 2.5, 1 / 3]),
-    st.floats(0.05, 20, allow_nan=False),
-)
+def factors_up_to(most: float) -> st.SearchStrategy[float]:
+    """Whole factors and their inverses, where ties lie, and arbitrary ones from 0.05 on."""
+    known = [f for f in (1.0, 2.0, 3.0, 4.0, 5.0, 0.5, 0.25, 0.2, 1.5, 2.5, 1 / 3) if f <= most]
+    return st.sampled_from(known) | st.floats(0.05, most, allow_nan=False)
+
+
+factor = factors_up_to(20)
 factors = triples(factor)
 
 

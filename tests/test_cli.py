@@ -143,6 +143,11 @@ def test_version_and_help_need_nothing(isovoxel: Isovoxel) -> None:
     assert isovoxel().out == isovoxel("--help").out
     assert "Commands" in isovoxel("-h").out
     assert "--device-memory" in isovoxel("scale", "--help").out
+    said = " ".join(isovoxel("plan", "--help").out.split())
+    assert "Nothing is written but what --picture and --save name." in said
+    assert "a zarr in an object store (s3://, gs://, az://, https://)" in said
+    said = " ".join(isovoxel("convert", "--help").out.split())
+    assert "OME-Zarr to write: a path, or an address (s3://, gs://, az://)." in said
 
 
 # ---- scale -------------------------------------------------------------------------------------------------------

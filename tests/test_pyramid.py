@@ -30,7 +30,7 @@ from isovoxel.run.events import BlockDone, Event, JobFinished, JobStarted, Level
 from isovoxel.run.output import OutputState, output_state
 from isovoxel.store.ledger import Ledger, ledger_of
 from isovoxel.store.writer import missing_shards
-from strategies import factors, shapes
+from strategies import factors_up_to, shapes, triples
 
 VOXELS = np.random.default_rng(0).integers(0, 65536, (20, 50, 64)).astype(np.uint16)
 OPTIONS: dict[str, Any] = {
@@ -95,7 +95,7 @@ def check_levels(levels: list[np.ndarray], plan: isovoxel.plan, kind: str) -> No
 @settings(max_examples=16, deadline=None)
 @given(
     shapes(14),
-    factors.filter(lambda by: max(by) <= 2),
+    triples(factors_up_to(2)),
     st.sampled_from(["uint8", "int16", "uint32", "float32", "labels", "mode", "uint64"]),
     st.sampled_from(["direct", "map_overlap"]),
     st.sampled_from([4, 8]),
@@ -270,7 +270,7 @@ def test_a_level_that_is_gone_is_named(source: Path, out: Path) -> None:
 
 
 def _verdict(found: Any) -> list[tuple[str, str]]:
-    from isovoxel.views.records import verdict_lines
+    from isovoxel.views.findings import verdict_lines
 
     return verdict_lines(found)
 

@@ -25,6 +25,20 @@ from isovoxel.volumes.crop import parse_crop
 from isovoxel.volumes.selection import Selection
 
 
+class Opening(TypedDict, total=False):
+    """How an input is opened: the keywords of `open_volume`, for whoever hands them on. None has to be given."""
+
+    voxel_size: Float3 | None
+    """Voxel size z, y, x, in place of what its metadata say."""
+    unit: str | None
+    """Unit of its lengths, in place of what its metadata say."""
+    level: int | None
+    """As in `ScalingOptions`, and so are those that follow."""
+    channel: int | None
+    time: int | None
+    crop: str | Sequence[slice | Sequence[int | None]] | None
+
+
 class ScalingOptions(TypedDict, total=False):
     """How a volume is scaled: the keywords of `plan` and `scale`. None has to be given.
 

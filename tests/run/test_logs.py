@@ -6,6 +6,7 @@ import logging
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from isovoxel.run.events import (
     Event,
     Filled,
     JobFinished,
+    JobStarted,
+    LevelBegun,
     Restarted,
     Retried,
     Slowed,
@@ -28,6 +31,9 @@ from isovoxel.run.logs import log_event
 
 SAID: list[tuple[Event, int, str]] = [
     (BlockDone(3, 10, 0, 0, 0, 0, 0, worker="w1"), logging.DEBUG, "block 3 is done by w1"),
+    (BlockDone(3, 10, 0, 0, 0, 0, 0, level=2), logging.DEBUG, "block 3 of level 2 is done"),
+    (LevelBegun(1, 3), logging.INFO, "level 1 of 3 begins"),
+    (Retried(3, "writing", "?", 1, 2), logging.WARNING, "writing block 3 of level 2 failed (?); tried again in 1 s"),
     (Retried(3, "reading", "EIO", 0.2), logging.WARNING, "reading block 3 failed (EIO); tried again in 0.2 s"),
     (Filled("chunk 1"), logging.WARNING, "filled, because it is damaged: chunk 1"),
     (Slowed(2), logging.WARNING, "the host has too little memory; from now on 2 blocks are in flight"),
@@ -48,6 +54,11 @@ def test_every_event_is_a_record(event: Event, level: int, text: str, caplog: py
     assert caplog.record_tuples == [("isovoxel", level, text)]
 
 
+def test_no_event_is_left_out() -> None:
+    """Of all that there are, those above and the start, which a job below logs."""
+    assert {type(event) for event, _, _ in SAID} | {JobStarted} == set(get_args(Event))
+
+
 def test_lines_of_a_lost_worker_and_notes_of_a_cluster_are_warnings(caplog: pytest.LogCaptureFixture) -> None:
     """Each by itself, and no formatting is tried on them."""
     log_event(WorkerLeft("w1", "lost", ("a %s line",)))
@@ -62,11 +73,15 @@ def test_lines_of_a_lost_worker_and_notes_of_a_cluster_are_warnings(caplog: pyte
 def test_a_job_logs_its_beginning_blocks_and_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """For whoever turns logging on."""
     with caplog.at_level(logging.DEBUG, "isovoxel"):
-        isovoxel.scale(np.zeros((4, 5, 6), "uint8"), tmp_path / "a.zarr", factor=(1, 1, 1))
-    said = [record.getMessage() for record in caplog.records]
-    assert said[0] == "job begins: 0 of 1 blocks are done, output (4, 5, 6)"
-    assert said[1] == "block 0 is done"
-    assert said[2].startswith("job is done, in ")
+        isovoxel.scale(np.zeros((4, 5, 6), "uint8"), tmp_path / "a.zarr", factor=(1, 1, 1), levels=1)
+    *said, end = [record.getMessage() for record in caplog.records]
+    assert said == [
+        "job begins: 0 of 2 blocks are done, output (4, 5, 6)",
+        "block 0 is done",
+        "level 1 of 1 begins",
+        "block 0 of level 1 is done",
+    ]
+    assert end.startswith("job is done, in ")
 
 
 def test_nothing_is_printed_by_default() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import re
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from PIL import Image
 
 import isovoxel as package
 from command_line import Isovoxel, check_refused, listing
+from isovoxel.planning.cost import human_bytes
 from isovoxel.run.events import BlockDone, JobFinished, JobStarted, Retried, Slowed
 from isovoxel.views import report as report_module
 from isovoxel.views.hidden import command_line, without_secrets
@@ -129,6 +131,76 @@ def test_it_tells_what_was_done(isovoxel: Isovoxel) -> None:
     assert len(shares) == 6
     assert sum(shares) == pytest.approx(1000, abs=0.1)
     assert "iv-line" in page
+
+
+def pictures(outline: Outline) -> list[Image.Image]:
+    """Return the pictures of a report, input before output."""
+    return [Image.open(io.BytesIO(base64.b64decode(link.partition(",")[2]))) for link in outline.links]
+
+
+@pytest.mark.usefixtures("folder")
+def test_it_shows_the_part_that_was_scaled(isovoxel: Isovoxel) -> None:
+    """Of a cropped input that box: input and output have one extent, so their pictures have one size."""
+    words = ("--crop", "5:15,:,:30", "--input-voxel-size", "4,1,1", "--unit", "nm")
+    assert isovoxel("scale", "stack.tif", "out.zarr", *words, "-q", "--report", "report.html").code == 0
+    _, outline = read("report.html")
+    assert "input shape (10, 60, 30) voxels (5:15,0:60,0:30 of 20 x 60 x 70)" in outline.text
+    assert "input voxel size 4 x 1 x 1 (given by the caller) input unit nanometer" in outline.text
+    before, after = pictures(outline)
+    assert before.size == after.size
+
+
+@pytest.mark.usefixtures("folder")
+def test_it_shows_the_channel_and_time_that_were_scaled(isovoxel: Isovoxel) -> None:
+    """The picture is that of a file which holds nothing else."""
+    shown = []
+    stack = np.random.default_rng(1).integers(0, 60_000, (2, 6, 3, 20, 30)).astype(np.uint16)
+    for name, axes, data in (("many.tif", "TZCYX", stack), ("one.tif", "ZYX", stack[1, :, 2])):
+        metadata = {"axes": axes, "spacing": 2.0, "unit": "micron"}
+        tifffile.imwrite(name, data, imagej=True, resolution=(2, 2), metadata=metadata)
+        words = ("--time", 1, "--channel", 2) if data.ndim > 3 else ()
+        assert isovoxel("scale", name, f"{name}.zarr", *words, "-q", "--report", "report.html").code == 0
+        shown.append(read("report.html")[1])
+    assert "channel 2" in shown[0].text
+    assert len(shown[0].links) == 2
+    assert shown[0].links == shown[1].links
+
+
+@pytest.mark.usefixtures("folder")
+def test_further_levels_count(isovoxel: Isovoxel) -> None:
+    """Blocks, voxels and bytes are those of all levels, which the job makes; memory is the most that one takes."""
+    words = ["scale", "stack.tif", "out.zarr", *SMALL_BLOCKS, "--device-memory", "1MB", "--levels", 2]
+    words += ["--report", "report.html", "--json"]
+    said = isovoxel(*words).json
+    blocks = said["blocks"]["count"] + sum(level["blocks"] for level in said["levels"])
+    voxels = sum(math.prod(level["shape"]) for level in (said["output"], *said["levels"]))
+    assert len(said["levels"]) == 2
+    assert said["voxels_per_second"] * said["seconds"] == pytest.approx(voxels)
+    projected = said["projected"]["host_bytes"]
+    for done_already in (False, True):
+        _, outline = read("report.html")
+        assert f" {blocks:,} of {blocks:,} blocks" in outline.text
+        assert f"{human_bytes(voxels)} output and its levels, uncompressed" in outline.text
+        if not done_already:
+            assert f"{said['voxels_per_second'] / 1e6:,.1f} M output voxels per second" in outline.text
+            assert f"projected {projected / 2**20:.4g} MiB" in outline.text
+        assert isovoxel(*words).code == 0
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_conversion_has_a_report_too(isovoxel: Isovoxel) -> None:
+    """Of the part that is converted, and as of any job; where it must not be written nothing is begun."""
+    words = ("convert", "stack.tif", "out.zarr", "--crop", "5:15,:,:30")
+    check_refused(isovoxel(*words, "--report", "report.pdf"), "must end in .html")
+    assert not Path("out.zarr").exists()
+    said = isovoxel(*words, "--report", "report.html")
+    assert said.code == 0
+    assert said.out.splitlines()[-1].split() == ["report", "report.html"]
+    _, outline = read("report.html")
+    assert "isovoxel convert stack.tif out.zarr --crop" in outline.text
+    assert "input shape (10, 60, 30) voxels" in outline.text
+    before, after = pictures(outline)
+    assert before.size == after.size
 
 
 @pytest.mark.usefixtures("folder")

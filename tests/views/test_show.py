@@ -79,6 +79,29 @@ def test_two_files_stand_at_one_scale(isovoxel: Isovoxel, folder: Path) -> None:
         assert a.image[3] == pytest.approx(2 * b.image[3], abs=1)
 
 
+def test_a_part_is_drawn_as_a_file_of_its_own_would_be(isovoxel: Isovoxel, folder: Path) -> None:
+    """One channel of one time point, and a box of its voxels."""
+    stack = np.random.default_rng(1).integers(0, 60_000, (2, 6, 3, 20, 30)).astype(np.uint16)
+    metadata = {"axes": "TZCYX", "spacing": 2.0, "unit": "micron"}
+    tifffile.imwrite(folder / "image.tif", stack, imagej=True, resolution=(2, 2), metadata=metadata)
+    (folder / "part").mkdir()
+    write_tiff(folder / "part/image.tif", stack[1, 1:5, 2, :-4])
+    words = ("--time", 1, "--channel", 2, "--crop", "1:5,:-4,:")
+    assert isovoxel("show", "image.tif", *words, "-o", "many.png").code == 0
+    assert isovoxel("show", "part/image.tif", "-o", "one.png").code == 0
+    with Image.open("many.png") as many_drawn, Image.open("one.png") as one_drawn:
+        np.testing.assert_array_equal(np.asarray(many_drawn), np.asarray(one_drawn))
+    said = isovoxel("show", "image.tif", "-o", "many.png").out
+    assert "maximum of all voxels of time point 0, channel 0, black" in said
+
+
+def test_a_level_is_drawn_as_it_is(isovoxel: Isovoxel, folder: Path) -> None:
+    """The one that is asked for; and the second of two files, which has none, is drawn beside it."""
+    write_pyramid(folder / "image.zarr", (8, 200, 200), 3)
+    said = isovoxel("show", "image.zarr", "stack.tif", "--level", 2, "-o", "two.png", "--json").json
+    assert [v["drawn"] for v in said["volumes"]] == 2 * ["maximum of all voxels, black 0, white 3"]
+
+
 @pytest.mark.parametrize("name", ["notes.png", "stack.tif"])
 def test_a_file_of_anybody_elses_stays(isovoxel: Isovoxel, folder: Path, name: str) -> None:
     """Neither by its default name nor by a slip does a picture replace what isovoxel has not drawn."""

@@ -15,6 +15,7 @@ from isovoxel.run.events import (
     Filled,
     JobFinished,
     JobStarted,
+    LevelBegun,
     Restarted,
     Retried,
     Slowed,
@@ -31,27 +32,31 @@ def log_event(event: Event) -> None:
     """Log an event; a listener."""
     match event:
         case JobStarted(plan=plan, done=done):
-            logger.info("job begins: %d of %d blocks are done, output %s", done, plan.n_blocks, plan.output.shape)
+            logger.info("job begins: %d of %d blocks are done, output %s", done, plan.all_blocks, plan.output.shape)
+        case LevelBegun(level=level, levels=levels):
+            logger.info("level %d of %d begins", level, levels)
         case BlockDone():
-            logger.debug("block %d is done%s", event.index, f" by {event.worker}" if event.worker else "")
+            logger.debug("%s is done%s", _block(event), f" by {event.worker}" if event.worker else "")
         case Retried():
             again = f"tried again in {event.pause:g} s"
-            logger.warning("%s block %d failed (%s); %s", event.doing, event.index, event.reason, again)
+            logger.warning("%s %s failed (%s); %s", event.doing, _block(event), event.reason, again)
         case Filled(part=part):
             logger.warning("filled, because it is damaged: %s", part)
         case Slowed(in_flight=in_flight):
             logger.warning("the host has too little memory; from now on %d blocks are in flight", in_flight)
         case Restarted(reason=reason):
             logger.warning("%s; the job goes on in a fresh process", reason)
-        case Waiting(seconds=seconds):
-            logger.warning("no worker is there; the job waits for one, for up to %g s", seconds)
-        case Connected() | WorkerJoined() | WorkerLeft():
+        case Connected() | WorkerJoined() | WorkerLeft() | Waiting():
             _log_worker(event)
         case JobFinished(seconds=seconds):
             logger.info("job is done, in %.1f s", seconds)
 
 
-def _log_worker(event: Connected | WorkerJoined | WorkerLeft) -> None:
+def _block(event: BlockDone | Retried) -> str:
+    return f"block {event.index}" + (f" of level {event.level}" if event.level else "")
+
+
+def _log_worker(event: Connected | WorkerJoined | WorkerLeft | Waiting) -> None:
     match event:
         case Connected(dashboard=dashboard, notes=notes):
             logger.info("connected to workers%s", f", dashboard {dashboard}" if dashboard else "")
@@ -63,3 +68,5 @@ def _log_worker(event: Connected | WorkerJoined | WorkerLeft) -> None:
             logger.warning("worker %s does no more blocks: %s", name, reason)
             for line in log:
                 logger.warning("%s: %s", name, line)
+        case Waiting(seconds=seconds):
+            logger.warning("no worker is there; the job waits for one, for up to %g s", seconds)

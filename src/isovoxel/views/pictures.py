@@ -24,6 +24,7 @@ from PIL.PngImagePlugin import PngInfo
 from isovoxel.errors import OptionError
 from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.grid import AXES
+from isovoxel.metadata.series import told_place
 from isovoxel.views.colours import label_colours
 from isovoxel.views.layout import (
     LABEL,
@@ -190,7 +191,7 @@ def draw(
         projected = maximum_projections(level, partial(reading, f"reading {volume.name}"))
         subjects.append(_Subject(volume, level, projected, volume.labels if labels is None else labels))
     window = _window([_view(s, p) for s, layout in zip(subjects, places, strict=True) for p in layout.views])
-    captions = tuple(f"{s.what}, {_seen(s, window)}" for s in subjects)
+    captions = tuple(f"{s.what}{_first(s.volume)}, {_seen(s, window)}" for s in subjects)
     # Where a level is drawn, details would show its voxels, and not the image's.
     details = all(s.level is s.volume for s in subjects)
     return _drawn(subjects, arrange(volumes, names, captions, details=details), window, captions)
@@ -293,6 +294,12 @@ def _shades(subject: _Subject, view: NDArray[Any], window: tuple[float, float]) 
     black, white = window
     shares = np.clip((view.astype(np.float64) - black) / (white - black), 0, 1)
     return Image.fromarray(np.around(255 * np.nan_to_num(shares)).astype(np.uint8))
+
+
+def _first(volume: Volume) -> str:
+    """Say which volume of a series is drawn."""
+    names = [axis.name for axis in volume.series]
+    return f" of {told_place(names, [0] * len(names))}" if names else ""
 
 
 def _seen(subject: _Subject, window: tuple[float, float]) -> str:

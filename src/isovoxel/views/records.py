@@ -1,4 +1,4 @@
-"""What do a volume, a plan, a result, limits and devices say, to a machine and to a person?
+"""What do a volume, a plan, a result and devices say, to a machine and to a person?
 
 Each has one record (what ``--json`` prints) and one list of lines (what a person reads), made from the same values.
 """
@@ -14,7 +14,6 @@ from isovoxel.geometry.grid import AXES, VoxelGrid
 from isovoxel.metadata.series import WORDS
 from isovoxel.planning.cost import human_bytes
 from isovoxel.planning.plan import Plan
-from isovoxel.planning.whole import WholeLimits
 from isovoxel.volumes.base import Volume
 
 if TYPE_CHECKING:
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from isovoxel.run.output import OutputState
     from isovoxel.run.result import ScaleResult
     from isovoxel.run.tally import Tally
-    from isovoxel.run.verify import Verdict
 
 Record = dict[str, Any]
 Line = tuple[str, str]
@@ -64,7 +62,7 @@ def volume_lines(volume: Volume, state: OutputState | None = None) -> list[Line]
         size = with_source(_numbers(volume.voxel_size), "voxel size")
     return [
         ("input", f"{volume.name}   ({volume.kind})"),
-        ("shape", with_source(f"{_shape(volume.shape)} voxels", "shape")),
+        ("shape", with_source(f"{shape_text(volume.shape)} voxels", "shape")),
         ("axes", with_source(", ".join([*(axis.name for axis in volume.series), *AXES]), "axes")),
         *_series_lines([(axis.name, axis.length) for axis in volume.series]),
         *_channel_lines(volume),
@@ -106,9 +104,9 @@ def _state_lines(state: OutputState | None) -> list[Line]:
 def plan_record(plan: Plan) -> Record:
     """Return what a plan would do, and what it takes."""
     return {
-        "input": _grid_record(plan.source.grid)
+        "input": grid_record(plan.source.grid)
         | {"name": plan.source.name, "dtype": plan.source.dtype, "series": dict(plan.source.series)},
-        "output": _grid_record(plan.output)
+        "output": grid_record(plan.output)
         | {
             "dtype": plan.source.dtype,
             "bytes": plan.output_bytes,
@@ -141,7 +139,7 @@ def plan_record(plan: Plan) -> Record:
 
 def _level_record(plan: Plan) -> Record:
     """Return what a further level would be."""
-    return _grid_record(plan.output) | {
+    return grid_record(plan.output) | {
         "factors": list(plan.factor),
         "interpolation": plan.interpolation,
         "chunk": list(plan.storage.chunk),
@@ -153,14 +151,14 @@ def _level_record(plan: Plan) -> Record:
 def plan_lines(plan: Plan) -> list[Line]:
     """Return what a plan would do, and what it takes."""
     projected = plan_record(plan)["projected"]
-    source, output = plan.source.grid, plan.output
+    source, output, storage = plan.source.grid, plan.output, plan.storage
     halo = ", ".join(f"{axis} {before}+{after}" for axis, (before, after) in zip(AXES, plan.halo, strict=True))
     grid = " x ".join(str(n) for n in plan.block_grid)
-    blocks = f"{plan.n_blocks:,} of {_shape(plan.block_shape)} voxels"
+    blocks = f"{plan.n_blocks:,} of {shape_text(plan.block_shape)} voxels"
     volumes = f"{plan.source.n_volumes:,} x " if plan.source.series else ""
     return [
-        ("input", f"{plan.source.name}   {_grid_text(source)}, {plan.source.dtype}"),
-        ("output", f"{_grid_text(output)}, {plan.source.dtype}, {human_bytes(plan.output_bytes)}"),
+        ("input", f"{plan.source.name}   {grid_text(source)}, {plan.source.dtype}"),
+        ("output", f"{grid_text(output)}, {plan.source.dtype}, {human_bytes(plan.output_bytes)}"),
         *_series_lines(plan.source.series),
         ("factors", f"{_numbers(plan.factor)}   ({_kernel(plan)}, boundary {plan.boundary})"),
         ("engine", f"{plan.engine} on {plan.device.name} ({plan.device.kind.upper()})"),
@@ -168,7 +166,7 @@ def plan_lines(plan: Plan) -> list[Line]:
         ("halo", f"{halo} input voxels, by {_HALO[plan.halo_mode]}"),
         (
             "files",
-            f"shards of {_shape(plan.storage.shard)}, chunks of {_shape(plan.storage.chunk)}, {plan.storage.codec}",
+            f"shards of {shape_text(storage.shard)}, chunks of {shape_text(storage.chunk)}, {storage.codec}",
         ),
         *_level_lines(plan),
         ("host", f"{human_bytes(projected['host_bytes'])} projected, {human_bytes(plan.host.allowed)} allowed"),
@@ -180,8 +178,8 @@ def _level_lines(plan: Plan) -> list[Line]:
     """Return which further levels there are."""
     if not plan.further:
         return []
-    last = plan.further[-1]
-    return [("levels", f"{len(plan.further)} further, down to {_shape(last.output.shape)}, by {last.interpolation}")]
+    last, n = plan.further[-1], len(plan.further)
+    return [("levels", f"{n} further, down to {shape_text(last.output.shape)}, by {last.interpolation}")]
 
 
 _HALO = {
@@ -206,12 +204,12 @@ def result_lines(result: ScaleResult) -> list[Line]:
     """Return what a job did."""
     plan = result.plan
     if result.tally.done_before == plan.all_blocks:
-        what = f"{_grid_text(plan.output)}, {plan.source.dtype}"
+        what = f"{grid_text(plan.output)}, {plan.source.dtype}"
         return [("complete", f"{result.path}   {what}; it was there already, made in this way: nothing was done")]
     stages = ", ".join(f"{STAGES[name]} {seconds:.1f} s" for name, seconds in result.stages.items())
     speed = f"{result.voxels_per_second / 1e6:,.1f} Mvoxel/s"
     return [
-        ("written", f"{result.path}   {_grid_text(plan.output)}, {plan.source.dtype}"),
+        ("written", f"{result.path}   {grid_text(plan.output)}, {plan.source.dtype}"),
         *_level_lines(plan),
         ("time", f"{result.seconds:.1f} s, {speed}, {count(plan.all_blocks, 'block')} on {plan.device.name}"),
         ("threads", f"{_threads(plan)}, which spent together: {stages}"),
@@ -257,98 +255,7 @@ STAGES = {
 """What people call the stages of a block."""
 
 
-# ---- limits and devices ----------------------------------------------------------------------------------------
-
-
-def verdict_record(found: Verdict) -> Record:
-    """Return what verifying a result found."""
-    record = asdict(found) | {"holds": found.holds}
-    return {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in record.items()}
-
-
-def verdict_lines(found: Verdict) -> list[Line]:
-    """Return what verifying a result found."""
-    off = f"{100 * found.off_share:.3g} % of voxels are off by more than rounding"
-    expected = ", as this engine's precision allows" if found.off_allowed and found.wrong == 0 else ""
-    wrong = "no voxel is further off than the engine states"
-    if found.wrong:
-        level = f" of level {found.first_wrong_level}" if found.first_wrong_level else ""
-        first = f"the first at {found.first_wrong}{level}"
-        wrong = f"{count(found.wrong, 'voxel')} further off than the engine states, {first}"
-    faces = f"error jumps by {found.face_jump:.4g} across block faces, by {found.inner_jump:.4g} inside"
-    if found.faces == 0:
-        faces = f"no box lies between two blocks; inside of one the error jumps by {found.inner_jump:.4g}"
-    changed = []
-    if found.source_changes:
-        what = ", ".join(found.source_changes)
-        changed = [("source", f"has changed since the result was made ({what}), which may be why voxels differ")]
-    levels = f" of {found.levels} levels" if found.levels > 1 else ""
-    missing = "all are there" if found.missing_shards == 0 else f"{count(found.missing_shards, 'shard')} missing"
-    if found.unreadable:
-        missing += f"; damaged files make {found.unreadable:,} of the boxes unreadable"
-    return [
-        (
-            "compared",
-            f"{found.voxels:,} voxels in {found.samples:,} boxes{levels}, block corners, faces and edges first",
-        ),
-        ("error", f"largest {found.largest_error:.4g}, mean {found.mean_error:.4g} (against float64)"),
-        ("rounding", off + expected),
-        ("faces", faces),
-        ("shards", missing),
-        *changed,
-        ("verdict", f"{'holds' if found.holds else 'does not hold'}: {wrong}"),
-    ]
-
-
-def limits_record(found: WholeLimits) -> Record:
-    """Return where scaling in one piece stops."""
-    return {
-        "input": _grid_record(found.grid),
-        "interpolation": found.interpolation,
-        "device": {
-            "name": found.device.name,
-            "kind": found.device.kind,
-            "memory": found.device.memory,
-            "largest_allocation": found.device.largest_allocation,
-            "image_shape": list(found.device.image_shape),
-            "buffer_voxels": found.device.buffer_voxels,
-        },
-        "stops_at_zoom": _finite(found.first.zoom),
-        "limit": found.first.limit,
-        "crossings": [
-            {
-                "limit": c.limit,
-                "allowed": c.allowed,
-                "zoom": _finite(c.zoom),
-                "shape": list(c.shape),
-                "needed": c.needed,
-            }
-            for c in found.crossings
-        ],
-    }
-
-
-def limits_lines(found: WholeLimits) -> list[Line]:
-    """Return the answers to the tutorial's questions, and when each limit is reached."""
-    first, device = found.first, found.device
-    if first.zoom == 0:
-        crash = f"at every zoom: {first.needed} exceeds the {first.limit} of {first.allowed}"
-    else:
-        crash = f"at zoom {_zoom(first.zoom)}: {first.needed} exceeds the {first.limit} of {first.allowed}"
-    size = f"{_shape(first.shape)} voxels: {human_bytes(4 * math.prod(first.shape))} as float32"
-    has = f"has {human_bytes(device.memory)}, allocates at most {human_bytes(device.largest_allocation)} at once"
-    images = f"images of {_shape(device.image_shape)} voxels"
-    lines = [
-        ("input", _grid_text(found.grid)),
-        ("in one piece", f"cle.scale ({found.interpolation}) stops {crash}"),
-        ("image there", f"{size}, which is what cle.scale makes"),
-        ("device", f"{device.name} ({device.kind.upper()}) {has} and {images}"),
-    ]
-    for c in found.crossings[1:]:
-        when = "never" if math.isinf(c.zoom) else f"from zoom {_zoom(c.zoom)}, {c.needed}"
-        lines.append(("next limit" if c is found.crossings[1] else "", f"{c.limit} of {c.allowed}: {when}"))
-    lines.append(("isovoxel", "goes on beyond all of them, block by block: isovoxel scale INPUT OUT.zarr --zoom Z"))
-    return lines
+# ---- devices ---------------------------------------------------------------------------------------------------
 
 
 def device_record(device: Device) -> Record:
@@ -378,7 +285,7 @@ def device_lines(devices: Sequence[Device]) -> list[Line]:
         has = [
             f"{human_bytes(d.memory)}{free}",
             f"at most {human_bytes(d.largest_allocation)} at once",
-            f"images up to {_shape(d.image_shape)}",
+            f"images up to {shape_text(d.image_shape)}",
             count(d.compute_units, "compute unit"),
         ]
         lines.append((f"device {d.index}", f"{d.name} ({d.kind.upper()}, {d.platform} {d.driver}): {'; '.join(has)}"))
@@ -410,10 +317,11 @@ def _kernel(plan: Plan) -> str:
 def _chunks(chunks: Sequence[int]) -> str:
     if math.prod(chunks) == 1:
         return "none: any voxel can be read by itself"
-    return f"{_shape(chunks)} voxels are decoded in one go"
+    return f"{shape_text(chunks)} voxels are decoded in one go"
 
 
-def _grid_record(grid: VoxelGrid) -> Record:
+def grid_record(grid: VoxelGrid) -> Record:
+    """Return a grid as JSON values."""
     return {
         "shape": list(grid.shape),
         "voxel_size": list(grid.voxel_size),
@@ -422,22 +330,16 @@ def _grid_record(grid: VoxelGrid) -> Record:
     }
 
 
-def _grid_text(grid: VoxelGrid) -> str:
+def grid_text(grid: VoxelGrid) -> str:
+    """Return how many voxels a grid has, and of which size."""
     unit = f" {grid.unit}" if grid.unit else ""
-    return f"{_shape(grid.shape)} voxels of {_numbers(grid.voxel_size)}{unit}"
+    return f"{shape_text(grid.shape)} voxels of {_numbers(grid.voxel_size)}{unit}"
 
 
-def _shape(shape: Sequence[int]) -> str:
+def shape_text(shape: Sequence[int]) -> str:
+    """Return a shape as Python writes it, whatever kind of numbers it has."""
     return f"({', '.join(str(n) for n in shape)})"
 
 
 def _numbers(values: Sequence[float]) -> str:
     return " x ".join(f"{v:.6g}" for v in values)
-
-
-def _zoom(zoom: float) -> str:
-    return f"{zoom:,.4g}" if zoom < 1e4 else f"{zoom:.3g}"
-
-
-def _finite(zoom: float) -> float | None:
-    return None if math.isinf(zoom) else zoom

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from isovoxel.errors import IsovoxelError, JobError, OptionError, OutputError
-from isovoxel.geometry.grid import Float3
+from isovoxel.options import Opening
 from isovoxel.planning.cost import human_bytes
 from isovoxel.planning.plan import Plan
 from isovoxel.version import __version__
@@ -26,9 +26,9 @@ from isovoxel.views.own import check_own, write_own
 from isovoxel.views.plan_picture import plan_svg
 from isovoxel.views.projections import held_while_reading
 from isovoxel.views.recorder import Recorder, process_bytes
-from isovoxel.views.records import STAGES, Line, count, plan_lines, result_lines, volume_lines
+from isovoxel.views.records import STAGES, Line, count, plan_lines, volume_lines
 from isovoxel.views.svg import escaped
-from isovoxel.views.workers import share_lines
+from isovoxel.views.workers import job_lines
 from isovoxel.volumes.base import Volume
 
 if TYPE_CHECKING:
@@ -53,12 +53,12 @@ class Report:
         The HTML file; in place of a report that isovoxel has written, or where no file is.
     source, output
         What the job reads and writes, as it is told.
-    voxel_size, unit
-        Voxel size of the input and its unit, in place of what its metadata say.
     words
         The command that does the job, for the page; secrets in it are left out.
     reading
         Told how far input and output are read to be drawn.
+    **opening
+        How the job opens its input: voxel_size, unit, level, channel, time and crop, as in `isovoxel.open_volume`.
 
     Raises
     ------
@@ -80,18 +80,16 @@ class Report:
         source: Any,
         output: str | Path,
         *,
-        voxel_size: Float3 | None = None,
-        unit: str | None = None,
         words: Sequence[str] = (),
         reading: Reading = lambda _what, _done, _total: None,
+        **opening: Unpack[Opening],
     ) -> None:
         if not path.lower().endswith(ENDINGS):
             raise OptionError(f"a report is HTML, so its name must end in .html, not as {path!r} does")
         if Path(path).absolute().is_relative_to(Path(output).absolute()):
             raise OptionError(f"the report {path} must not lie inside of the output {output}; give another place")
         self._path = check_own(path, "report")
-        self._source, self._output = source, str(output)
-        self._voxel_size, self._unit = voxel_size, unit
+        self._source, self._output, self._opening = source, str(output), opening
         self._words, self._reading = words, reading
         self._began = datetime.now().astimezone()
         self.recorder = Recorder()
@@ -137,11 +135,12 @@ class Report:
         made = recorder.tally.voxels
         took = result.seconds if result else recorder.timeline.end
         held = [n for _, n in recorder.timeline.held()]
+        output = "output and its levels" if plan.further else "output"
         numbers: list[Line] = [
             ("time", _duration(took)),
             ("output voxels per second", f"{made / took / 1e6:,.1f} M" if took else "none were made"),
-            ("blocks", f"{plan.n_blocks if result else recorder.blocks_done:,} of {plan.n_blocks:,}"),
-            ("output, uncompressed", human_bytes(plan.output_bytes)),
+            ("blocks", f"{plan.all_blocks if result else recorder.blocks_done:,} of {plan.all_blocks:,}"),
+            (f"{output}, uncompressed", human_bytes(sum(level.output_bytes for level in plan.levels))),
             ("most memory held", human_bytes(max([*held, result.peak_host_bytes if result else 0]))),
             ("memory allowed" + (" each worker" if plan.host.workers > 1 else ""), human_bytes(plan.host.allowed)),
         ]
@@ -164,7 +163,7 @@ class Report:
         from isovoxel.views.pictures import draw
 
         try:
-            before = open_volume(self._source, voxel_size=self._voxel_size, unit=self._unit)
+            before = open_volume(self._source, **self._opening)
             after = open_volume(self._output)
             if (short := _too_large([before, after], plan.host.allowed)) is not None:
                 return page.paragraph(short)
@@ -185,7 +184,8 @@ class Report:
         words = [f"{STAGES[name]} {seconds:.1f} s, {100 * seconds / total:.0f} %" for name, seconds in spent.items()]
         timeline, plan = recorder.timeline, recorder.plan
         rates, held = timeline.rates(), timeline.held()
-        limits = [Limit(plan.projected_host, "projected"), Limit(plan.host.allowed, "allowed")]
+        projected = max(level.projected_host for level in plan.levels)
+        limits = [Limit(projected, "projected"), Limit(plan.host.allowed, "allowed")]
         n = plan.host.workers
         threads = f"Seconds of {count(n * plan.in_flight, 'thread')}, added up, by what they were spent on."
         if n > 1:  # each of them has such limits, here or elsewhere
@@ -228,13 +228,11 @@ class Report:
         return page.table(lines + ([("filled with 0", "; ".join(filled) + more)] if filled else []))
 
     def _lines(self, plan: Plan) -> list[Line]:
-        lines = result_lines(self.result) if self.result else []
-        if self.result and self.result.workers:
-            lines += share_lines(self.result)
+        lines = job_lines(self.result) if self.result else []
         try:
             from isovoxel.api import open_volume
 
-            volume = open_volume(self._source, voxel_size=self._voxel_size, unit=self._unit)
+            volume = open_volume(self._source, **self._opening)
             known = [line for line in volume_lines(volume) if line[0] != "input"]
         except IsovoxelError:  # said where it should be drawn
             known = []

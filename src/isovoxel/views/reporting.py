@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
-from isovoxel.geometry.grid import Float3
+from isovoxel.options import Opening
 
 if TYPE_CHECKING:
     from isovoxel.views.report import Report
@@ -15,16 +15,18 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def reporting(
-    path: str | None, source: str, output: str, voxel_size: Float3 | None, unit: str | None, *, quiet: bool
+    path: str | None, source: str, output: str, *, quiet: bool, **opening: Unpack[Opening]
 ) -> Iterator[Report | None]:
     """Write a report of this process' command when its job ends; without a path, none.
 
     Parameters
     ----------
-    path, source, output, voxel_size, unit
+    path, source, output
         As in `isovoxel.views.report.Report`.
     quiet
         Whether nothing is shown of how far volumes are read.
+    **opening
+        As in `Report`.
 
     Raises
     ------
@@ -40,6 +42,6 @@ def reporting(
     words = ["isovoxel", *sys.argv[1:]]
     with (
         ReadingView(quiet=quiet) as reading,
-        Report(path, source, output, voxel_size=voxel_size, unit=unit, words=words, reading=reading) as report,
+        Report(path, source, output, words=words, reading=reading, **opening) as report,
     ):
         yield report

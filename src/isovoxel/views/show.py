@@ -6,9 +6,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import Unpack
 
 from isovoxel.api import open_volume
-from isovoxel.geometry.grid import Float3
+from isovoxel.options import Opening
 from isovoxel.views.hidden import HIDDEN, without_secrets
 from isovoxel.views.own import check_own
 from isovoxel.views.pictures import Reading, draw, save
@@ -34,10 +35,9 @@ def show(
     sources: Sequence[str],
     output: str | None = None,
     *,
-    voxel_size: Float3 | None = None,
-    unit: str | None = None,
     labels: bool | None = None,
     reading: Reading = lambda _what, _done, _total: None,
+    **opening: Unpack[Opening],
 ) -> Shown:
     """Draw one file, or two side by side at one scale, as a PNG file.
 
@@ -47,12 +47,12 @@ def show(
         As in `isovoxel.open_volume`: what to draw.
     output
         The PNG file; by default one in the working folder, named after what is drawn.
-    voxel_size, unit
-        Voxel size z, y, x and its unit, in place of what the metadata of the first say.
     labels
         Whether voxels are labels; by default what each file says.
     reading
         Told how far files are read.
+    **opening
+        How the first is opened: voxel_size, unit, level, channel, time and crop, as in `isovoxel.open_volume`.
 
     Raises
     ------
@@ -64,7 +64,7 @@ def show(
         If the picture must not or cannot be written.
     """
     path = check_own(default_name(sources) if output is None else output, "picture")
-    volumes = [open_volume(sources[0], voxel_size=voxel_size, unit=unit), *map(open_volume, sources[1:])]
+    volumes = [open_volume(sources[0], **opening), *map(open_volume, sources[1:])]
     drawn = draw(
         volumes,
         [f"{_short(PurePath(without_secrets(v.name)).name)}: " for v in volumes],

@@ -1,4 +1,4 @@
-"""What do workers have, and what did each of them do? To a machine and to a person."""
+"""What do workers have, and what did a job and each of them do? To a machine and to a person."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from isovoxel.planning.cost import human_bytes
 from isovoxel.run.tally import Share
-from isovoxel.views.records import Line, Record, count
+from isovoxel.views.records import Line, Record, count, result_lines, result_record
 
 if TYPE_CHECKING:
     from isovoxel.run.cluster.survey import Member
@@ -71,6 +71,19 @@ def share_lines(result: ScaleResult) -> list[Line]:
         for share in shares.values()
     ]
     return [(f"worker {name}", line) for name, line in zip(shares, _columns(rows), strict=True)]
+
+
+def job_record(result: ScaleResult) -> Record:
+    """Return what a job did, and what each of its workers did, where there were several."""
+    record = result_record(result)
+    if result.workers:
+        record["workers"] = {name: share_record(share, result.seconds) for name, share in result.workers.items()}
+    return record
+
+
+def job_lines(result: ScaleResult) -> list[Line]:
+    """Return what a job did, and what each of its workers did, where there were several."""
+    return result_lines(result) + (share_lines(result) if result.workers else [])
 
 
 def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:

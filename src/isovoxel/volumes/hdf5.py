@@ -17,6 +17,8 @@ import numpy as np
 
 from isovoxel.errors import InputError, InputMissingError, IsovoxelError
 from isovoxel.geometry.box import Index3
+from isovoxel.geometry.grid import Float3
+from isovoxel.metadata.calibration import Calibration
 from isovoxel.metadata.hdf5 import read_attributes, text_of
 from isovoxel.volumes.axes import zyx_positions
 from isovoxel.volumes.base import ReadBox, Volume, check_voxels
@@ -96,34 +98,22 @@ def _open_dataset(dataset: h5py.Dataset, path: Path, name: str) -> Volume:
     zyx = zyx_positions(name, axes, dataset.shape)
     z, y, x = zyx
     shape = (dataset.shape[z], dataset.shape[y], dataset.shape[x])
-    reader = reader_of(dataset, path, name, zyx, shape)
-    calibration, origin = read_attributes({**dataset.parent.attrs, **dataset.attrs})
-    sources = {"shape": f"dataset {dataset.name}", "axes": axes_source}
-    if calibration.voxel_size is not None:
-        sources["voxel size"] = calibration.source
-    if calibration.unit is not None:
-        sources["unit"] = calibration.source
-    return Volume(
-        name,
-        "HDF5 dataset",
-        shape,
-        reader.dtype.newbyteorder("="),
-        reader,
-        chunks=chunks_of(reader, shape),
-        read_overhead=reader.overhead,
-        voxel_size=calibration.voxel_size,
-        origin=origin,
-        unit=calibration.unit,
-        sources=sources,
-        identity=identity_of(path, dataset.name),
-        missing=calibration.missing,
-        notes=notes_of(reader),
-        cached=cached_of(reader),
-    )
+    told = {"shape": f"dataset {dataset.name}", "axes": axes_source}
+    attributes = read_attributes({**dataset.parent.attrs, **dataset.attrs})
+    return volume_of(dataset, path, name, "HDF5 dataset", zyx, shape, attributes, told)
 
 
-def reader_of(dataset: h5py.Dataset, path: Path, name: str, zyx: Index3, shape: Index3) -> RawReader | Hdf5Reader:
-    """Return what reads boxes of a dataset.
+def volume_of(
+    dataset: h5py.Dataset,
+    path: Path,
+    name: str,
+    kind: str,
+    zyx: Index3,
+    shape: Index3,
+    measured: tuple[Calibration, Float3],
+    told: Mapping[str, str],
+) -> Volume:
+    """Return a dataset as a volume.
 
     Parameters
     ----------
@@ -132,17 +122,51 @@ def reader_of(dataset: h5py.Dataset, path: Path, name: str, zyx: Index3, shape: 
     path
         The file.
     name
-        What the user called it, for messages.
+        What the user called it.
+    kind
+        What it is, for people.
     zyx
         Which of its axes are z, y and x.
     shape
         Number of voxels, z, y, x; from the first one on, if the dataset has more.
+    measured
+        Voxel size and unit, and the position of voxel 0.
+    told
+        Where shape and axes were read from.
 
     Raises
     ------
     InputError
         If voxels are missing, lie in other files, or cannot be decoded.
     """
+    reader = _reader_of(dataset, path, name, zyx, shape)
+    calibration, origin = measured
+    sources = dict(told)
+    if calibration.voxel_size is not None:
+        sources["voxel size"] = calibration.source
+    if calibration.unit is not None:
+        sources["unit"] = calibration.source
+    return Volume(
+        name,
+        kind,
+        shape,
+        reader.dtype.newbyteorder("="),
+        reader,
+        chunks=_chunks_of(reader, shape),
+        read_overhead=reader.overhead,
+        voxel_size=calibration.voxel_size,
+        origin=origin,
+        unit=calibration.unit,
+        sources=sources,
+        identity=_identity_of(path, dataset.name),
+        missing=calibration.missing,
+        notes=_notes_of(reader),
+        cached=_cached_of(reader),
+    )
+
+
+def _reader_of(dataset: h5py.Dataset, path: Path, name: str, zyx: Index3, shape: Index3) -> RawReader | Hdf5Reader:
+    """Return what reads boxes of a dataset, as `volume_of` describes them."""
     from isovoxel.volumes.hdf5_reader import ROWS_BYTES, Hdf5Reader, known_filters
 
     if dataset.is_virtual or dataset.external or not os.path.samefile(dataset.file.filename, path):  # noqa: PTH121
@@ -182,7 +206,7 @@ def reader_of(dataset: h5py.Dataset, path: Path, name: str, zyx: Index3, shape: 
     )
 
 
-def chunks_of(reader: RawReader | Hdf5Reader, shape: Index3) -> Index3:
+def _chunks_of(reader: RawReader | Hdf5Reader, shape: Index3) -> Index3:
     """Return what is decoded in one go: single voxels, or chunks, which may reach beyond the image."""
     if isinstance(reader, RawReader):
         return (1, 1, 1)
@@ -190,19 +214,19 @@ def chunks_of(reader: RawReader | Hdf5Reader, shape: Index3) -> Index3:
     return (z, y, x)
 
 
-def cached_of(reader: RawReader | Hdf5Reader) -> Callable[[int], ReadBox] | None:
+def _cached_of(reader: RawReader | Hdf5Reader) -> Callable[[int], ReadBox] | None:
     """Return what makes a reader that keeps decoded chunks, where they are decoded here."""
     return None if isinstance(reader, RawReader) or reader.filters is None else reader.cached
 
 
-def notes_of(reader: RawReader | Hdf5Reader) -> tuple[str, ...]:
+def _notes_of(reader: RawReader | Hdf5Reader) -> tuple[str, ...]:
     """Return what reading costs that a user may not expect."""
     if isinstance(reader, RawReader) or reader.filters is not None:
         return ()
     return ("HDF5 itself decodes this dataset, and lets one thread do so at a time; others wait",)
 
 
-def identity_of(path: Path, inner: str) -> dict[str, Any]:
+def _identity_of(path: Path, inner: str) -> dict[str, Any]:
     """Return what tells a dataset from another or a later one, as JSON values."""
     identity = file_identity(path)
     return identity | {"path": f"{identity['path']}:{inner}"}

@@ -10,7 +10,7 @@ from isovoxel.errors import InputError, InputMissingError
 from isovoxel.metadata.imaris import image_shape, read_extent
 from isovoxel.volumes.axes import plain_zyx
 from isovoxel.volumes.base import Volume
-from isovoxel.volumes.hdf5 import cached_of, chunks_of, identity_of, notes_of, reader_of
+from isovoxel.volumes.hdf5 import volume_of
 
 if TYPE_CHECKING:
     import h5py
@@ -42,30 +42,8 @@ def open_imaris(file: h5py.File, path: Path, inner: str | None, name: str) -> Vo
     shape = image_shape(channel.attrs, padded)
     if shape is None:
         raise InputError(f"{name} contradicts itself: its image is not inside its array of {padded} voxels")
-    reader = reader_of(dataset, path, name, (0, 1, 2), shape)
-    calibration, origin = read_extent(file[_INFO].attrs, shape)
-    sources = {"shape": f"{place.removesuffix('/Data')}, less its padding", "axes": "Imaris' order, z, y, x"}
-    if calibration.voxel_size is not None:
-        sources["voxel size"] = calibration.source
-    if calibration.unit is not None:
-        sources["unit"] = calibration.source
-    return Volume(
-        name,
-        "Imaris",
-        shape,
-        reader.dtype.newbyteorder("="),
-        reader,
-        chunks=chunks_of(reader, shape),
-        read_overhead=reader.overhead,
-        voxel_size=calibration.voxel_size,
-        origin=origin,
-        unit=calibration.unit,
-        sources=sources,
-        identity=identity_of(path, dataset.name),
-        missing=calibration.missing,
-        notes=notes_of(reader),
-        cached=cached_of(reader),
-    )
+    told = {"shape": f"{place.removesuffix('/Data')}, less its padding", "axes": "Imaris' order, z, y, x"}
+    return volume_of(dataset, path, name, "Imaris", (0, 1, 2), shape, read_extent(file[_INFO].attrs, shape), told)
 
 
 def _only_one(file: h5py.File, path: Path, name: str) -> str:

@@ -45,7 +45,6 @@ async def sees(task: Task, identity: Mapping[str, Any], path: Place, token: str)
 
 
 def _sees(task: Task, identity: Mapping[str, Any], path: Place, token: str) -> str:
-
     try:
         volume = task.open().identified()
     except Exception as error:  # noqa: BLE001 - whatever it is, the worker cannot read it
