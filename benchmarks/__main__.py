@@ -18,6 +18,7 @@ NAMES = (
     "writers",
     "simulate",
     "workers",
+    "levels",
 )
 
 

@@ -32,7 +32,7 @@ class Repeat:
         """Lend a block its input."""
         yield RepeatedBlock(self, block, plan, np.empty(block.read_box.shape, plan.source.dtype))
 
-    def release(self) -> None:
+    def release(self, *, keep_hosts: bool = False) -> None:  # noqa: ARG002 - it keeps nothing
         """Count how often a job let go of what the engine keeps."""
         self.released += 1
 

@@ -588,6 +588,8 @@ def test_a_device_without_any_room_is_told_of(way: tuple[str, str, str], kind: s
     engine, plan = fresh(way[0], kind), planned(way, kind)
     block = plan.block(0)
     volume = voxels(plan)[block.read_box.slices]
+    engine.scale(volume, block, plan)  # which builds the kernels, if nothing has in this process
+    engine.release()
     driver.reset(lambda _, size: size > 64)
     with pytest.raises(
         DeviceFullError, match=r"has no room for .* which a piece of \(\d+, \d+, \d+\) voxels takes: .*ALLOC"

@@ -93,6 +93,10 @@ class Engine(Protocol):
         """
         ...
 
-    def release(self) -> None:
-        """Let go of buffers that are kept from block to block."""
+    def release(self, *, keep_hosts: bool = False) -> None:
+        """Let go of buffers that are kept from block to block; of host memory only if it is not to be kept."""
+        ...
+
+    def take_over(self, other: Engine) -> None:
+        """Take the host memory that another engine has kept, which lets go of it."""
         ...

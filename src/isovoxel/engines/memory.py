@@ -42,6 +42,7 @@ class HostBuffer:
 
         flags = cl.mem_flags.READ_WRITE | cl.mem_flags.ALLOC_HOST_PTR
         self.buffer = cl.Buffer(queue.context, flags, max(1, nbytes))
+        self.nbytes = nbytes
         self._queue = queue
         self._mapped: Any = None
         # The first touch of memory costs more than a kernel: here, and not in the middle of a job.

@@ -30,10 +30,11 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from isovoxel.engines.base import Cancelled, Scaled
+from isovoxel.engines.base import Cancelled, Engine, Scaled
 from isovoxel.engines.devices import Device, opencl_device
 from isovoxel.engines.failures import is_lost, is_out_of_memory, let_go_of, reason_of
-from isovoxel.engines.memory import Buffers, HostBuffer, Lane, Lanes
+from isovoxel.engines.hosts import HostPair, Hosts
+from isovoxel.engines.memory import Buffers, Lane, Lanes
 from isovoxel.engines.pieces import Fit, device_bytes, halves
 from isovoxel.errors import DeviceError, DeviceFullError, DeviceLostError
 from isovoxel.planning.cost import human_bytes
@@ -44,9 +45,6 @@ T = TypeVar("T")
 
 # cle has one device, one queue and shared kernel objects per process: one thread at a time may call it.
 TURN = threading.Lock()
-
-HostPair = tuple[HostBuffer, HostBuffer]
-"""Where a block's input lies, and where its output does."""
 
 
 class Stage:
@@ -186,10 +184,8 @@ class StagedEngine(ABC):
         self._buffers = Buffers(queue.context)
         self.lanes = Lanes([Lane(queue.context, self._handle) for _ in range(LANES[device.kind])])
         self.fit = Fit()
-        self._hosts: list[HostPair] = []
-        self._hosts_for: tuple[int, int] = (0, 0)
+        self.hosts = Hosts(queue)
         self._built_for: Plan | None = None
-        self._lock = threading.Lock()
 
     # ---- what an engine adds ---------------------------------------------------------------------------------
 
@@ -227,7 +223,7 @@ class StagedEngine(ABC):
         taken: list[HostPair] = []
         try:
             while len(taken) < plan.in_flight:
-                taken.append(self._take_hosts(plan))
+                taken.append(self.hosts.take(plan))
         except (cl.Error, MemoryError) as error:
             if is_lost(error):
                 raise self.lost(reason_of(error)) from error
@@ -239,18 +235,19 @@ class StagedEngine(ABC):
                 ) from error
             if len(taken) > 1:
                 taken.pop()  # the driver needs some itself
+        self.hosts.drop()  # those of a plan with more blocks in flight
         for hosts in taken:
-            self._give_hosts(plan, hosts)
+            self.hosts.give(hosts)
         return len(taken)
 
     @contextmanager
     def staged(self, block: Block, plan: Plan) -> Iterator[Stage]:
         """Lend a block its host memory; see `isovoxel.engines.base.Engine`."""
-        hosts = self._take_hosts(plan)
+        hosts = self.hosts.take(plan)
         try:
             yield Stage(self, block, plan, hosts)
         finally:
-            self._give_hosts(plan, hosts)
+            self.hosts.give(hosts)
 
     def scale(self, data: NDArray[Any], block: Block, plan: Plan, cancelled: threading.Event | None = None) -> Scaled:
         """Return the voxels of ``block.write_box`` as a new array; see `isovoxel.engines.base.Engine`."""
@@ -263,13 +260,19 @@ class StagedEngine(ABC):
             scaled = stage.scale(cancelled)
             return scaled._replace(data=scaled.data.copy())
 
-    def release(self) -> None:
-        """Let go of all memory that is not in use, on host and device."""
-        with TURN, self._lock:
-            self._hosts.clear()
+    def release(self, *, keep_hosts: bool = False) -> None:
+        """Let go of all memory that is not in use, on host and device; see `isovoxel.engines.base.Engine`."""
+        if not keep_hosts:
+            self.hosts.forget()
+        with TURN:
             self._buffers.clear()
             self.lanes.clear()
         self.fit.forget()
+
+    def take_over(self, other: Engine) -> None:
+        """Take the host memory that another engine has kept, which lets go of it; both are of one context."""
+        if isinstance(other, StagedEngine) and other is not self:
+            self.hosts, other.hosts = other.hosts, Hosts(self._queue)
 
     # ---- what a stage calls ----------------------------------------------------------------------------------
 
@@ -330,18 +333,3 @@ class StagedEngine(ABC):
                 queue.finish()
         if not self.answers():
             raise self.lost("it fails to fill 64 bytes after it ran out of memory")
-
-    def _take_hosts(self, plan: Plan) -> HostPair:
-        with self._lock:
-            if self._hosts_for != plan.staging:
-                self._hosts.clear()
-                self._hosts_for = plan.staging
-            if self._hosts:
-                return self._hosts.pop()
-        read, written = plan.staging
-        return HostBuffer(self._queue, read), HostBuffer(self._queue, written)
-
-    def _give_hosts(self, plan: Plan, hosts: HostPair) -> None:
-        with self._lock:
-            if self._hosts_for == plan.staging:
-                self._hosts.append(hosts)

@@ -114,8 +114,8 @@ def with_levels(
 def _along(before: Plan, made: Plan, *, fixed: bool) -> Plan:
     """Return the plan of the first further level with the blocks of the full one, halved, where it can have them.
 
-    It can where means are made of integers that `isovoxel.run.halving` adds, each block covers whole shards of it, in
-    smaller shards than it would have unless the user has `fixed` them, and the host's memory suffices.
+    It can where means are made of integers that `isovoxel.geometry.halving` adds, each block covers whole shards of it,
+    in smaller shards than it would have unless the user has `fixed` them, and the host's memory suffices.
     """
     if made.interpolation != "area" or before.source.dtype not in HALVED:
         return made

@@ -20,6 +20,7 @@ import numpy as np
 from isovoxel.geometry.axis import Axis, Sampler, ceil_div, halo, longest, round_up
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.geometry.grid import AXES, Float3, VoxelGrid
+from isovoxel.geometry.halving import scratch_bytes
 from isovoxel.geometry.tables import Table, accumulator, passes_at_once
 from isovoxel.geometry.texture import Texture
 from isovoxel.notebook import InNotebooks
@@ -369,8 +370,8 @@ class Plan(InNotebooks):
         plan = self.next_along
         if plan is None:
             return 0
-        written, planes = plan.staging[1], 8 * math.prod(self._largest[2][1:]) * self.source.itemsize
-        return written + planes + write_overhead(plan.storage, self.source.itemsize)
+        itemsize = self.source.itemsize
+        return plan.staging[1] + scratch_bytes(self._largest[2], itemsize) + write_overhead(plan.storage, itemsize)
 
     @property
     def projected_host(self) -> int:

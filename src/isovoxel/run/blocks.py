@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from isovoxel.engines.base import Cancelled, Engine, Stage
 from isovoxel.geometry.box import Box
+from isovoxel.geometry.halving import Halver
 from isovoxel.planning.plan import Block, Plan
 from isovoxel.run.events import BlockDone, Event, Retried
 from isovoxel.run.flushing import Flusher
-from isovoxel.run.halving import halved
 from isovoxel.run.recovery import BlockFailed, clause, patiently
 from isovoxel.store.shard import Seal
 from isovoxel.store.shelf import OnItsWay
@@ -75,6 +75,7 @@ class BlockMaker:
     ) -> None:
         self._plan, self._read, self._engine, self._writer = plan, read, engine, writer
         self._next_writer = next_writer
+        self._kept = threading.local()
         self._tell = tell
         self.cancelled = threading.Event()
         """Set, it lets blocks that wait for the device or for another attempt raise `Cancelled`."""
@@ -191,7 +192,9 @@ class BlockMaker:
         if plan is None or writer is None or block.write_box != self._plan.block(block.index).write_box:
             return
         made = plan.block(block.index).write_box
-        smaller = halved(voxels, plan.factor, made.shape)
+        if not hasattr(self._kept, "halver"):
+            self._kept.halver = Halver()
+        smaller = self._kept.halver(voxels, plan.factor, made.shape)
         for box in made.tiles(plan.storage.shard):
             part = smaller[box.relative_to(made.start).slices]
             flush(self._attempt("writing", block, partial(writer.encode, box, part)))

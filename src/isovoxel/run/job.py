@@ -90,6 +90,8 @@ class Job:
     """Writes the next level, where it is made of this one's blocks while they are in memory."""
     fill: float | None = None
     """What damaged parts of the input are filled with; None if they end the job."""
+    keep_hosts: bool = False
+    """Whether the engine keeps host memory in the end, for a level to come."""
     idle: float = field(default=0.0, init=False)
     """Seconds in which a block could have been in flight and was none, yet or any more, all together."""
 
@@ -125,7 +127,7 @@ class Job:
             self._let_go()
             raise self._told(failure) from failure
         ended = time.perf_counter()
-        self._let_go()  # of memory that the device reaches, which takes as long as getting it did
+        self._let_go(keep_hosts=self.keep_hosts)  # else as long as getting it took
         self.idle = self._blocks.idle(threads, began, ended)
         return ended - began
 
@@ -139,11 +141,11 @@ class Job:
                 self._run_windows(flusher)
             self._run_direct(flusher)
 
-    def _let_go(self) -> None:
+    def _let_go(self, *, keep_hosts: bool = False) -> None:
         self.writer.close()
         if self.next_writer is not None:
             self.next_writer.close()
-        self.engine.release()
+        self.engine.release(keep_hosts=keep_hosts)
 
     def _told(self, failure: BaseException) -> Exception:
         """Return what is raised of a failure."""

@@ -99,6 +99,7 @@ class LevelMaker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._crews.__exit__(kind, error, trace)
+        self.release()
 
     def prepare(self, task: Task, volume: Volume) -> None:
         """Open the engine, or tell the workers; nothing is written.
@@ -123,11 +124,13 @@ class LevelMaker:
                 self.apart, self.lost = True, str(error)
 
     def release(self) -> None:
-        """Let go of what `prepare` has taken, where the level is not made."""
+        """Let go of what `prepare` has taken, where the level is not made, and of what was kept for another one."""
         if self._engine is not None:
             self._engine.release()
 
-    def make(self, record: Callable[[int, Sequence[Seal]], None], done: bytearray) -> tuple[float, float]:
+    def make(
+        self, record: Callable[[int, Sequence[Seal]], None], done: bytearray, *, last: bool = True
+    ) -> tuple[float, float]:
         """Do all blocks of the level that are not done.
 
         Parameters
@@ -136,6 +139,8 @@ class LevelMaker:
             Called with each block that is done and the seals of its shards.
         done
             A 1 for each block that is done.
+        last
+            Whether no level comes after it, for which memory is kept.
 
         Returns
         -------
@@ -160,6 +165,7 @@ class LevelMaker:
                     record=record,
                     listener=self.listener,
                     in_flight=self._in_flight,
+                    keep_hosts=not last,
                 )
             except DeviceLostError as error:
                 self.apart, self.lost = True, str(error)
@@ -171,7 +177,9 @@ class LevelMaker:
     def _open(self, task: Task) -> None:
         """Open the engine, and keep how many blocks in flight it has memory for."""
         if self._engine is None or self._engine.name != task.plan.engine:
-            self._engine = open_engine(task.plan.engine, task.device)
+            before, self._engine = self._engine, open_engine(task.plan.engine, task.device)
+            if before is not None:
+                self._engine.take_over(before)
         with ThreadPoolExecutor(1) as compiling:
             prepared = compiling.submit(self._engine.prepare, task.plan)
             import isovoxel.store.writer  # noqa: F401 - takes as long to load as kernels take to build

@@ -138,7 +138,7 @@ class Session:
 
     def _make(self, task: Task, maker: LevelMaker, ledger: Ledger, done: list[bytearray]) -> tuple[float, float]:
         """Make all levels, one after the other; return the seconds it took, and those of threads without a block."""
-        seconds, idle = maker.make(self._recorder(task.plan, ledger, done), done[0])
+        seconds, idle = maker.make(self._recorder(task.plan, ledger, done), done[0], last=not task.plan.further)
         for plan, part in zip(task.plan.further, done[1:], strict=True):
             if all(part):
                 continue
@@ -150,7 +150,8 @@ class Session:
                 raise InterruptedJobError(f"interrupted; {kept(plan, part)}", number) from None
             except IsovoxelError as error:
                 raise JobError(f"level {plan.level} cannot be begun: {error}; {kept(plan, part)}") from error
-            took, waited = maker.make(partial(ledger.add, level=plan.level), part)
+            last = plan is task.plan.further[-1]
+            took, waited = maker.make(partial(ledger.add, level=plan.level), part, last=last)
             seconds, idle = seconds + took, idle + waited
         return seconds, idle
 

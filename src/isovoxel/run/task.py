@@ -58,6 +58,7 @@ class Task:
         record: Callable[[int, Sequence[Seal]], None],
         listener: Listener,
         in_flight: int,
+        keep_hosts: bool = False,
     ) -> tuple[float, float]:
         """Do what is left of the job in this process.
 
@@ -67,7 +68,7 @@ class Task:
             The input, opened.
         engine
             The engine, which has prepared the plan.
-        done, record, in_flight
+        done, record, in_flight, keep_hosts
             As `isovoxel.run.job.Job` has them.
         listener
             Told what happens.
@@ -98,5 +99,6 @@ class Task:
             in_flight=in_flight,
             next_writer=next_writer(self.output, self.plan),
             fill=FILL if self.fill else None,
+            keep_hosts=keep_hosts,
         )
         return job.run(), job.idle

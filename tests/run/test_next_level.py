@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 import isovoxel
 from isovoxel.errors import JobError
+from isovoxel.geometry.halving import Halver
 from isovoxel.planning import levels
 from isovoxel.planning.plan import Plan
 from isovoxel.run import blocks
 from isovoxel.run.events import BlockDone, Event, LevelBegun
-from isovoxel.run.halving import halved
 
 SMALL: dict[str, Any] = {
     "engine": "exact",
@@ -54,7 +54,7 @@ def test_means_are_rounded_half_to_even(
             count = min(len(even), len(odd))
             expected = (expected.take(even[:count], axis) + expected.take(odd[:count], axis)) / 2
     factor: Any = tuple(0.5 if half else 1.0 for half in halves)
-    got = halved(voxels, factor, made)  # type: ignore[arg-type]
+    got = Halver()(voxels, factor, made)  # type: ignore[arg-type]
     np.testing.assert_array_equal(got, np.rint(expected)[: made[0], : made[1], : made[2]])
 
 
