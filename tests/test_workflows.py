@@ -1,0 +1,120 @@
+"""The recipes for workflow managers: run where the manager is there, and as far as goes where it is not."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+
+import isovoxel
+from command_line import listing
+from isovoxel.errors import JobError
+from isovoxel.run.events import BlockDone, Event
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SNAKEFILE = EXAMPLES / "snakemake" / "Snakefile"
+NEXTFLOW = EXAMPLES / "nextflow" / "main.nf"
+VOXELS = np.random.default_rng(0).integers(0, 60_000, (6, 30, 40)).astype(np.uint16)
+OPTIONS = "--factor 2,1.5,1 --engine exact --chunk 8,8,8 --shard 8,8,8 --device-memory 20kB"
+SCALED: dict[str, Any] = {"factor": (2, 1.5, 1), "engine": "exact", "chunk": (8, 8, 8), "shard": (8, 8, 8)}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return a folder with a stack, whose name a shell would cut in two."""
+    np.save(tmp_path / "a stack.npy", VOXELS)
+    return tmp_path
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Return an environment where the commands of this Python come first, and caches lie in the folder."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return os.environ | {"PATH": path, "XDG_CACHE_HOME": str(folder / "cache")}
+
+
+def run(*words: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command in a folder."""
+    return subprocess.run(words, cwd=folder, env=environment(folder), capture_output=True, text=True, check=False)
+
+
+def check(out: Path) -> None:
+    """Check that a result is what isovoxel makes with these options."""
+    other = isovoxel.scale(VOXELS, out.with_name("other.zarr"), **SCALED)
+    np.testing.assert_array_equal(*(zarr.open_array(path / "0", mode="r")[...] for path in (out, other.path)))
+    assert isovoxel.verify(out).holds
+
+
+def snakemake(folder: Path, options: str = OPTIONS) -> subprocess.CompletedProcess[str]:
+    """Run the Snakefile."""
+    values = ("input=a stack.npy", "output=out.zarr", f"options={options}")
+    words = ("-m", "snakemake", "-s", SNAKEFILE, "--cores", "2", "--config", *values)
+    return run(sys.executable, *words, folder=folder)
+
+
+class Stopped(Exception):  # noqa: N818 - ends a job from within
+    """Raised by a listener."""
+
+
+def test_snakemake_plans_and_scales(folder: Path) -> None:
+    """The job is a file; what is there of its output is gone on with; run again, nothing is done."""
+
+    def stop(event: Event) -> None:
+        if isinstance(event, BlockDone):
+            raise Stopped
+
+    with pytest.raises((JobError, Stopped)):
+        isovoxel.scale(folder / "a stack.npy", folder / "out.zarr", listeners=[stop], device_memory="20kB", **SCALED)
+    done = snakemake(folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"note: [1-9]\d* of \d+ blocks were done before; the job goes on", done.stderr)
+    assert 'input = "a stack.npy"' in (folder / "out.zarr.toml").read_text()
+    check(folder / "out.zarr")
+    before = listing(folder / "out.zarr")
+    again = snakemake(folder)
+    assert (again.returncode, "Nothing to be done" in again.stderr) == (0, True)
+    assert listing(folder / "out.zarr") == before
+
+
+def test_snakemake_stops_at_a_plan_that_is_refused(folder: Path) -> None:
+    """With isovoxel's sentence, before anything is written."""
+    done = snakemake(folder, "--factor 2,1")
+    assert done.returncode == 1
+    assert "is not three numbers z,y,x" in done.stderr
+    assert not (folder / "out.zarr").exists()
+
+
+def scripts(values: dict[str, object]) -> list[str]:
+    """Return what the processes of the Nextflow recipe run, in their order, with these values."""
+    found = re.findall(r'^process \w+ \{.*?"""\n(.*?)"""', NEXTFLOW.read_text(), re.DOTALL | re.MULTILINE)
+    return [re.sub(r"\$\{([\w.]+)\}", lambda match: str(values[match[1]]), script) for script in found]
+
+
+def test_what_nextflow_runs_plans_and_scales(folder: Path) -> None:
+    """Each process' script in a folder of its own, as Nextflow has it, with the files that it is given."""
+    values = {"stack": folder / "a stack.npy", "result": folder / "out.zarr", "options": OPTIONS}
+    plan, scale = scripts(values | {"job": "job.toml", "task.cpus": 2})
+    for name, script in (("plan", plan), ("scale", scale)):
+        (folder / name).mkdir()
+        if name == "scale":
+            (folder / name / "job.toml").symlink_to(folder / "plan" / "job.toml")
+        done = run("bash", "-ue", "-c", script, folder=folder / name)
+        assert done.returncode == 0, done.stderr
+    check(folder / "out.zarr")
+
+
+def test_nextflow_plans_and_scales(folder: Path) -> None:
+    """The whole recipe, where Nextflow is there."""
+    if shutil.which("nextflow") is None:
+        pytest.skip("Nextflow is not installed; what PyPI has only downloads it")
+    values = ("--input", "a stack.npy", "--output", "out.zarr", "--options", OPTIONS)
+    done = run("nextflow", "run", NEXTFLOW, *values, folder=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    check(folder / "out.zarr")
