@@ -107,6 +107,18 @@ def test_channels_levels_and_report_stay_within_the_budget(volumes: Path, tmp_pa
     assert did["peak_host_bytes"] <= did["projected"]["host_bytes"] <= BUDGET
 
 
+@pytest.mark.parametrize(("name", "chunk"), [("small", "16,32,32"), ("large", "128,128,128")])
+def test_a_file_for_each_chunk_stays_within_projection_and_budget(
+    name: str, chunk: str, volumes: Path, tmp_path: Path
+) -> None:
+    """OME-Zarr 0.4, with many small files or few large ones: the same law."""
+    how = ["--engine", "exact", "--ome-zarr", "0.4", "--chunk", chunk, "--levels", "1"]
+    did = run(volumes / f"{name}.zarr", tmp_path / "out.zarr", *how)
+    print(f"{name} {chunk}: peak {did['peak_host_bytes'] / MIB:.0f} MiB,", end=" ")
+    print(f"projected {did['projected']['host_bytes'] / MIB:.0f}, allowed {BUDGET / MIB:.0f}")
+    assert did["peak_host_bytes"] <= did["projected"]["host_bytes"] <= did["allowed"]["host_bytes"] == BUDGET
+
+
 def test_more_budget_is_used(volumes: Path, tmp_path: Path) -> None:
     """The projection is no mere constant: with more memory, blocks are larger and so is the peak."""
     little, much = (

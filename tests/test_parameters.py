@@ -31,7 +31,7 @@ def test_every_option_of_a_job_is_one_of_its_commands() -> None:
     for name in scaling:
         refused = name in kept | {"zoom", "voxel_size", "antialias", "boundary", "halo"}
         assert (name in taken_by(cli.convert)) is not refused
-    assert set(RUNNING) - taken_by(cli.convert) == {"isolate"}
+    assert set(RUNNING) - taken_by(cli.convert) == {"isolate", "with_labels", "labels_by"}
 
 
 def test_whatever_opens_an_input_opens_any_part_of_it() -> None:
@@ -70,6 +70,8 @@ WORDS: dict[str, tuple[str, Any]] = {
     "chunk": ("8,8,8", (8, 8, 8)),
     "shard": ("16,8,8", (16, 8, 8)),
     "codec": ("zstd", "zstd"),
+    "ome_zarr": ("0.5", "0.5"),
+    "labels_by": ("auto", "auto"),
     "levels": ("1", "1"),
     "overwrite": ("", True),
     "on_corrupt": ("fill", "fill"),

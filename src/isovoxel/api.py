@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -10,7 +11,7 @@ from isovoxel.errors import InputError, InputMissingError, OptionError
 from isovoxel.geometry.grid import Float3
 from isovoxel.hired import lend_cluster, workers
 from isovoxel.lazy import scale_array
-from isovoxel.options import ScalingOptions, choose_sampling, converting, plan_volume, selection_of
+from isovoxel.options import ScalingOptions, converting, plan_volume, selection_of
 from isovoxel.planning.plan import Plan
 from isovoxel.planning.whole import WholeLimits
 from isovoxel.run.events import Listener
@@ -119,23 +120,26 @@ def scale(
     overwrite: bool = False,
     on_corrupt: str = "stop",
     isolate: bool = False,
+    with_labels: Any = None,
+    labels_by: str = "auto",
     workers: str | int | None = None,
     scheduler: str | Path | None = None,
     client: Any = None,
     listeners: Sequence[Listener] = (),
     **options: Unpack[ScalingOptions],
 ) -> ScaleResult:
-    """Scale a volume and write the result as OME-Zarr 0.5, block by block.
+    """Scale a volume and write the result as OME-Zarr, block by block.
 
     Called again for an output that is not complete, it goes on where the job ended, however that ended; for one
-    that is complete, it does nothing. Until then the folder ``OUTPUT.isovoxel`` knows what is done.
+    that is complete, it does nothing. Until then a folder beside it, ``OUTPUT.isovoxel``, knows what is done.
 
     Parameters
     ----------
     source
         As in `open_volume`.
     output
-        Path or address of the OME-Zarr to write, such as "s3://bucket/out.zarr".
+        Path or address of the OME-Zarr to write, such as "s3://bucket/out.zarr": a new one, or one in a zarr group,
+        of which it becomes a member.
     overwrite
         Whether an OME-Zarr that is there already is replaced.
     on_corrupt
@@ -144,6 +148,12 @@ def scale(
     isolate
         Whether blocks are scaled in a process of their own: a driver that crashes then costs the blocks in flight
         and not this process. Where a device does not serve this process any more, that is done anyway.
+    with_labels
+        Labels of the same voxels, as in `open_volume`: they are scaled onto the same output voxels, and written into
+        the image's group, as ``OUTPUT/labels/NAME``, by the name of their file.
+    labels_by
+        "nearest", "mode" for the label that most of an output voxel has, or "auto" (default): mode where an axis
+        shrinks.
     workers
         Worker processes of this machine that do the blocks: "auto" for one on each GPU, a number for as many GPUs, or
         "cpu:4" for four that share the processor's cores. They are spawned, so a script that asks for them needs
@@ -166,49 +176,24 @@ def scale(
     JobError
         If the job fails or is interrupted half-way.
     """
-    from isovoxel.engines.devices import find_device
-    from isovoxel.places.place import shown
-    from isovoxel.run.host import peak_bytes
+    from isovoxel.jobs import Order, Relay, labels_beside, run_job
     from isovoxel.run.logs import log_event
-    from isovoxel.run.output import Wanted, is_complete
-    from isovoxel.run.recipe import provenance
-    from isovoxel.run.session import Session
-    from isovoxel.run.tally import Tally
-    from isovoxel.run.task import Task
-    from isovoxel.store.destination import output_place
 
     if on_corrupt not in ("stop", "fill"):
         raise OptionError(f"on_corrupt must be stop or fill, not {on_corrupt!r}")
-    voxel_size, unit = options.get("input_voxel_size"), options.get("unit")
-    volume = _opened(source, options).identified()
-    place = output_place(output)
-    tally = Tally()
-    told: tuple[Listener, ...] = (tally, log_event, *listeners)
+    if with_labels is None and labels_by != "auto":
+        raise OptionError("labels_by says how the labels of an image are scaled; give them with --with-labels")
+    volume = _opened(source, options)
     given = {"workers": workers, "scheduler": scheduler, "client": client}
+    relay = Relay()
+    told: tuple[Listener, ...] = (relay, log_event, *listeners)
     with lend_cluster(given, options, source=source, isolate=isolate, listeners=told) as cluster:
-        device = options.get("device", "auto")
-        if cluster is None:
-            # "auto" is decided once: by the time the engine opens, another device may have more memory free.
-            device = str(find_device(device).index)
-            planned = plan_volume(volume, options | {"device": device}, output=place)
-        else:
-            planned = plan_volume(volume, options, cluster.limits, place)
-        labels = choose_sampling(volume, options).labels
-        wanted = Wanted(
-            path=place,
-            plan=planned,
-            made=provenance(planned, volume, labels=labels),
-            source_path=volume.identity.get("path"),
-            overwrite=overwrite,
-            shard=options.get("shard") is not None,
-        )
-        if is_complete(wanted):
-            tally.done_before = planned.all_blocks
-            return ScaleResult(shown(wanted.path), planned, 0.0, tally.stages | {"idle": 0.0}, peak_bytes(), tally)
-        fill = on_corrupt == "fill"
-        task = Task(planned, source, voxel_size, unit, device, wanted.path, fill, selection_of(options))
-        done, seconds, idle = Session(wanted, task, volume, labels, told, isolate, cluster).run()
-    return ScaleResult(shown(wanted.path), done.plan, seconds, tally.stages | {"idle": idle}, peak_bytes(), tally)
+        order = Order(overwrite, on_corrupt, isolate, listeners, cluster, relay)
+        if with_labels is None:
+            return run_job(volume, source, output, options, order)
+        beside = labels_beside(volume, with_labels, labels_by, output, options, cluster)
+        result = run_job(volume, source, output, options, order)
+        return replace(result, labels=beside.run(order))
 
 
 def convert(
@@ -223,7 +208,7 @@ def convert(
     listeners: Sequence[Listener] = (),
     **options: Unpack[ScalingOptions],
 ) -> ScaleResult:
-    """Write a volume as OME-Zarr 0.5, bit by bit as it is: `scale` by the factors (1, 1, 1).
+    """Write a volume as OME-Zarr, bit by bit as it is: `scale` by the factors (1, 1, 1).
 
     Parameters
     ----------

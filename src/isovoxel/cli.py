@@ -131,6 +131,7 @@ def plan(
     chunk: parameters.Chunk = None,
     shard: parameters.Shard = None,
     codec: parameters.Codec = "lz4",
+    ome_zarr: parameters.OmeZarr = "0.5",
     levels: parameters.Levels = "auto",
     workers: parameters.Workers = None,
     scheduler: parameters.Scheduler = None,
@@ -193,18 +194,21 @@ def scale(
     chunk: parameters.Chunk = None,
     shard: parameters.Shard = None,
     codec: parameters.Codec = "lz4",
+    ome_zarr: parameters.OmeZarr = "0.5",
     levels: parameters.Levels = "auto",
     workers: parameters.Workers = None,
     scheduler: parameters.Scheduler = None,
     overwrite: parameters.Overwrite = False,
     on_corrupt: parameters.OnCorrupt = "stop",
     isolate: parameters.Isolate = False,
+    with_labels: parameters.WithLabels = None,
+    labels_by: parameters.LabelsBy = "auto",
     report: parameters.ReportPath = None,
     quiet: parameters.Quiet = False,
     config: parameters.Config = None,
     as_json: parameters.Json = False,
 ) -> None:
-    """Scale a volume to isotropic voxels, or by the factors given, and write it as OME-Zarr 0.5.
+    """Scale a volume to isotropic voxels, or by the factors given, and write it as OME-Zarr.
 
     A job that ended before its time goes on when it is started again in the same way.
     """
@@ -232,6 +236,7 @@ def convert(
     chunk: parameters.Chunk = None,
     shard: parameters.Shard = None,
     codec: parameters.Codec = "lz4",
+    ome_zarr: parameters.OmeZarr = "0.5",
     levels: parameters.Levels = "auto",
     workers: parameters.Workers = None,
     scheduler: parameters.Scheduler = None,
@@ -242,7 +247,7 @@ def convert(
     config: parameters.Config = None,
     as_json: parameters.Json = False,
 ) -> None:
-    """Write a volume as OME-Zarr 0.5, every voxel as it is: the same job as scale, at factor 1."""
+    """Write a volume as OME-Zarr, every voxel as it is: the same job as scale, at factor 1."""
     given = locals()
     from isovoxel import api
 

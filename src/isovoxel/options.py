@@ -89,9 +89,11 @@ class ScalingOptions(TypedDict, total=False):
     chunk: Index3 | None
     """Voxels per chunk of the output, z, y, x."""
     shard: Index3 | None
-    """Voxels per shard (file) of the output, z, y, x: whole chunks."""
+    """Voxels per shard (file) of the output, z, y, x: whole chunks. OME-Zarr 0.4 has none."""
     codec: str
     """"lz4" (default), "zstd" or "none"."""
+    ome_zarr: str
+    """Version of OME-Zarr: "0.5" (default), or "0.4", which makes a file of each chunk."""
     levels: int | str | None
     """How many levels follow the full one, each of half the size: a number, or "auto" (default) for as many as it takes
     until no side is longer than 256. They are means; of labels, "mode" and integers of 64 bits the most frequent."""
@@ -178,6 +180,7 @@ def plan_volume(
         codec=options.get("codec", "lz4"),
         chunk=chunk,
         shard=shard,
+        ome_zarr=options.get("ome_zarr", "0.5"),
     )
     levels = parse_levels(options.get("levels"))
     device, host = own = limits(sampling.engine) if limits else own_limits(options)

@@ -167,8 +167,19 @@ Shard = Annotated[
     typer.Option(metavar="Z,Y,X", parser=_three(int, "256,256,256"), help="Voxels per file of the output."),
 ]
 Codec = Annotated[str, typer.Option(metavar="lz4|zstd|none", help="Compression of the output.")]
+OmeZarr = Annotated[
+    str,
+    typer.Option(metavar="0.4|0.5", help="Version of the output; 0.4 has no shards: it is one file a chunk."),
+]
 Levels = Annotated[
     str, typer.Option(metavar="auto|N", help="Further levels, each of half the size; auto: until 256 voxels a side.")
+]
+WithLabels = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="Labels of the same voxels, scaled too and written into the image's labels."),
+]
+LabelsBy = Annotated[
+    str, typer.Option(metavar="auto|nearest|mode", help="How those are scaled; auto: mode where an axis shrinks.")
 ]
 Workers = Annotated[
     str | None,
@@ -228,7 +239,7 @@ Version = Annotated[bool, typer.Option("--version", help="Print the version.")]
 
 # ---- what they mean --------------------------------------------------------------------------------------------
 
-RUNNING = ("overwrite", "on_corrupt", "isolate", "workers", "scheduler")
+RUNNING = ("overwrite", "on_corrupt", "isolate", "with_labels", "labels_by", "workers", "scheduler")
 """Options that say how a job is run, and by whom: keywords of `isovoxel.api.scale`."""
 
 

@@ -109,6 +109,9 @@ CHANGES_A_RESULT = {
     "another boundary": lambda p: replace(p, boundary={"nearest": "constant", "constant": "nearest"}[p.boundary]),
     "another engine": lambda p: replace(p, engine="other"),
     "another codec": lambda p: replace(p, storage=replace(p.storage, codec="zstd")),
+    "another version": lambda p: replace(
+        p, storage=replace(p.storage, shard=p.storage.chunk, ome_zarr="0.4" if p.storage.sharded else "0.5")
+    ),
     "another input": lambda p: replace(p, source=replace(p.source, identity={"path": "other"})),
     "another input grid": lambda p: replace(
         p, source=replace(p.source, grid=VoxelGrid(p.source.grid.shape, (2, 1, 1)))

@@ -92,6 +92,26 @@ def test_storage_that_makes_no_sense_is_refused(
 
 
 @given(shapes, st.sampled_from([1, 4]))
+def test_ome_zarr_04_has_a_file_for_each_chunk(shape: Index3, itemsize: int) -> None:
+    """The chunks are those of 0.5, none is made smaller for lack of room, and they have no helpers and no index."""
+    storage = default_storage(shape, itemsize, ome_zarr="0.4")
+    assert storage.shard == storage.chunk == default_storage(shape, itemsize).chunk
+    assert (storage.zarr_format, storage.sharded, smaller(storage)) == (2, False, None)
+    assert helper_overhead(storage, itemsize, 7) == 0
+
+
+@pytest.mark.parametrize("shard", [(64, 64, 64), (128, 128, 128)])
+def test_shards_of_ome_zarr_04_are_refused(shard: Index3) -> None:
+    """Of one chunk too, for whoever asks for them means another version; and versions that nobody writes."""
+    with pytest.raises(OptionError, match=r"OME-Zarr 0\.4 has no shards, .* leave out --shard"):
+        default_storage((500, 500, 500), 2, chunk=(64, 64, 64), shard=shard, ome_zarr="0.4")
+    with pytest.raises(OptionError, match="has no shards"):
+        Storage((64, 64, 64), (128, 64, 64), ome_zarr="0.4")
+    with pytest.raises(OptionError, match=r"'0\.3' is not written; choose one of 0\.4, 0\.5"):
+        default_storage((5, 5, 5), 1, ome_zarr="0.3")
+
+
+@given(shapes, st.sampled_from([1, 4]))
 def test_shards_get_smaller_until_one_chunk_is_left(shape: Index3, itemsize: int) -> None:
     """Each step is a valid storage of fewer voxels that costs less to write, and the last is one chunk."""
     storage = default_storage(shape, itemsize)

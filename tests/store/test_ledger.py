@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isovoxel.planning.plan import Plan
+from isovoxel.planning.storage import Storage, seal_overhead
 from isovoxel.store.files import write_whole
 from isovoxel.store.ledger import BLOCKS, JOB, Ledger, ledger_of, remove_ledger
 from isovoxel.store.shard import Seal
@@ -162,3 +164,18 @@ def test_a_whole_file_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             write_whole(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_noting_a_block_of_many_files_takes_no_more_than_is_planned(tmp_path: Path) -> None:
+    """A chunk may be a file: then a block has as many seals as chunks."""
+    n = 20_000
+    (tmp_path / "ledger").mkdir()
+    tracemalloc.start()
+    try:
+        ledger = Ledger.begin(tmp_path / "ledger", cut((30, 30, 30), (1.0, 1.0, 1.0), (10, 10, 10)))
+        ledger.add(0, [Seal(10**6 + i, 2**31 + i, f'"{i:032x}"') for i in range(n)])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        ledger.close()
+    assert peak <= seal_overhead(Storage((8, 8, 8), (8, 8, 8)), (8, 8, 8 * n)) <= 4 * peak

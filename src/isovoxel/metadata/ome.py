@@ -5,7 +5,7 @@ may have a scale and a translation of its own, applied after the level's: ``worl
 What does not touch the geometry (names, unknown keys, rendering) is not looked at, so files with small sins
 open; what does touch it is checked to the last number, for a wrong guess would be a wrong voxel size.
 
-Writing: an image of OME-Zarr 0.5, built with yaozarrs' models, which follow the specification.
+Writing: an image of OME-Zarr 0.5 or 0.4, built with yaozarrs' models, which follow the specification.
 
 Source: https://ngff.openmicroscopy.org/0.4/ and https://ngff.openmicroscopy.org/0.5/, "multiscales".
 """
@@ -137,8 +137,9 @@ def image_attributes(
     method: str | None = None,
     labels: bool = False,
     series: Sequence[SeriesAxis] = (),
+    version: str = "0.5",
 ) -> dict[str, Any]:
-    """Return the attributes of an OME-Zarr 0.5 group that holds one image.
+    """Return the attributes of an OME-Zarr group that holds one image.
 
     Parameters
     ----------
@@ -156,35 +157,41 @@ def image_attributes(
         Whether it is an image of labels.
     series
         Axes along which there are several volumes; they come before z, y and x.
+    version
+        Of OME-Zarr, "0.5" or "0.4".
 
     Returns
     -------
     dict
-        ``{"ome": {...}}``, of plain JSON values; `read_levels` gives the grid's numbers back to the last bit.
+        Of plain JSON values, in 0.5 ``{"ome": {...}}``; `read_levels` gives the grid's numbers back to the last bit.
     """
     # Only who writes waits for pydantic.
-    from yaozarrs import v05
+    import yaozarrs
 
+    # The models of both versions have the same names, though no common type.
+    models: Any = yaozarrs.v05 if version == "0.5" else yaozarrs.v04
     with warnings.catch_warnings():
         # A unit beyond the specification's list is legal ("SHOULD"), and dropping it would lose it.
         warnings.simplefilter("ignore")
         axes: list[Any] = [
-            v05.TimeAxis(name=axis.name, type="time", unit=axis.unit) if axis.name == "t" else v05.ChannelAxis(name="c")
+            models.TimeAxis(name=axis.name, type="time", unit=axis.unit)
+            if axis.name == "t"
+            else models.ChannelAxis(name="c")
             for axis in series
         ]
-        axes += [v05.SpaceAxis(name=axis, type="space", unit=grid.unit or None) for axis in AXES]
+        axes += [models.SpaceAxis(name=axis, type="space", unit=grid.unit or None) for axis in AXES]
         steps, zeros = [axis.step for axis in series], [0.0 for _ in series]
-        image = v05.Image(
+        image = models.Image(
             multiscales=[
-                v05.Multiscale(
+                models.Multiscale(
                     name=name,
                     axes=axes,
                     datasets=[
-                        v05.Dataset(
+                        models.Dataset(
                             path=str(level) if level else path,
                             coordinateTransformations=[
-                                v05.ScaleTransformation(scale=[*steps, *where.voxel_size]),
-                                v05.TranslationTransformation(translation=[*zeros, *where.origin]),
+                                models.ScaleTransformation(scale=[*steps, *where.voxel_size]),
+                                models.TranslationTransformation(translation=[*zeros, *where.origin]),
                             ],
                         )
                         for level, where in enumerate((grid, *further))
@@ -195,10 +202,10 @@ def image_attributes(
         )
         attributes = image.model_dump(mode="json", exclude_none=True)
         if labels:
-            label = v05.ImageLabel().model_dump(mode="json", exclude_none=True)
-            v05.LabelImage.model_validate(attributes | {"image-label": label})
+            label = models.ImageLabel().model_dump(mode="json", exclude_none=True)
+            models.LabelImage.model_validate(attributes | {"image-label": label})
             attributes["image-label"] = label
-        return {"ome": attributes}
+        return {"ome": attributes} if version == "0.5" else attributes
 
 
 @dataclass(frozen=True, slots=True)

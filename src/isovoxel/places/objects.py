@@ -79,6 +79,11 @@ class ObjectPlace:
         return self.key.rpartition("/")[2]
 
     @property
+    def parent(self) -> ObjectPlace:
+        """The place that this one lies in; a bucket's is the bucket."""
+        return ObjectPlace(self.root, self.key.rpartition("/")[0])
+
+    @property
     def read_only(self) -> bool:
         """Whether nothing can be written there."""
         return is_read_only(self.root)

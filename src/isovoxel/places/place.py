@@ -43,12 +43,26 @@ def absolute(place: Place) -> Place:
     return place.absolute() if isinstance(place, Path) else place
 
 
-def put(place: Place, data: bytes) -> None:
-    """Write a small file or object, in place of any other."""
+def path_from(folder: Place, inner: Place) -> str:
+    """Return the way from a folder to what lies in it, with ``/`` between names.
+
+    Examples
+    --------
+    >>> path_from(Path("out.zarr"), Path("out.zarr/labels/cells"))
+    'labels/cells'
+    """
+    if isinstance(folder, ObjectPlace):
+        return str(inner)[len(str(folder)) :].strip("/")
+    return Path(str(inner)).relative_to(folder).as_posix()
+
+
+def put(place: Place, data: bytes, *, new: bool = False) -> None:
+    """Write a small file or object: in place of any other, or where it must be new, raise a `FileExistsError`."""
     if isinstance(place, Path):
-        place.write_bytes(data)
+        with place.open("xb" if new else "wb") as file:
+            file.write(data)
     else:
-        place.write(data)
+        place.write(data, new=new)
 
 
 def shown(place: Place) -> Path | str:

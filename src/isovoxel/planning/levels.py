@@ -147,7 +147,14 @@ def _along(before: Plan, made: Plan, *, fixed: bool) -> Plan:
 def _storages(shape: Index3, plan: Plan, chunk: Index3 | None, shard: Index3 | None) -> Iterator[Storage]:
     """Yield how a level may be stored: as the full one, and then, where that does not fit, in smaller chunks."""
     while True:
-        yield default_storage(shape, plan.source.itemsize, codec=plan.storage.codec, chunk=chunk, shard=shard)
+        yield default_storage(
+            shape,
+            plan.source.itemsize,
+            codec=plan.storage.codec,
+            chunk=chunk,
+            shard=shard,
+            ome_zarr=plan.storage.ome_zarr,
+        )
         z, y, x = chunk or (CHUNK, CHUNK, CHUNK)
         if max(z, y, x) <= LEAST_CHUNK:
             return

@@ -27,7 +27,7 @@ from isovoxel.notebook import InNotebooks
 from isovoxel.planning.choices import FILTERS, MOVES
 from isovoxel.planning.cost import BlockCost, cle_cost, exact_cost
 from isovoxel.planning.limits import DeviceLimits, HostLimits
-from isovoxel.planning.storage import Storage, helper_overhead, write_overhead
+from isovoxel.planning.storage import Storage, helper_overhead, seal_overhead, write_overhead
 from isovoxel.version import __version__
 
 
@@ -315,7 +315,8 @@ class Plan(InNotebooks):
 
     def cost_of(self, *, read: Index3, padded: Index3, written: Index3) -> BlockCost:
         """Return what a block of these shapes costs."""
-        itemsize, encode = self.source.itemsize, write_overhead(self.storage, self.source.itemsize)
+        itemsize = self.source.itemsize
+        encode = write_overhead(self.storage, itemsize) + seal_overhead(self.storage, written)
         overlap = self.halo_mode == "map_overlap"
         if self.engine == "exact":
             z, y, x = (table.width for table in self.tables)

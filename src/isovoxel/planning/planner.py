@@ -133,9 +133,10 @@ def make_plan(
     )
     for name, m, s in zip(AXES, draft.output.shape, storage.shard, strict=True):
         if ceil_div(m, s) > MAX_SHARDS:
+            files = "shards" if storage.sharded else "chunks"
             raise OptionError(
-                f"the output would have {ceil_div(m, s):,} shards along {name}, more than {MAX_SHARDS:,}; "
-                "choose a smaller zoom or larger shards"
+                f"the output would have {ceil_div(m, s):,} {files} along {name}, more than {MAX_SHARDS:,}; "
+                f"choose a smaller zoom or larger {files}"
             )
     fitted = _fit(draft, fixed_storage=fixed_storage)
     if halo_mode == "direct":
@@ -145,7 +146,7 @@ def make_plan(
         fits = overlapped.projected_host <= host.allowed and fitted.n_blocks <= MAX_GRAPH_BLOCKS
         return overlapped if fits and not _too_thin(overlapped) else fitted
     if reason := _too_thin(fitted):
-        raise DoesNotFitError(f"{reason}; use --halo direct, or larger --shard")
+        raise DoesNotFitError(f"{reason}; use --halo direct, or larger {'--shard' if storage.sharded else '--chunk'}")
     return replace(fitted, window=_window(fitted))
 
 
@@ -358,14 +359,16 @@ def _refusal(draft: Plan, *, fixed_storage: bool) -> str:
         storage = less
     shape = _clipped(storage.shard, draft.output.shape)
     least = replace(draft, storage=storage, block_shape=shape, in_flight=1)
-    what = f"no block fits: one shard of {shape} voxels takes "
+    file = "shard" if storage.sharded else "chunk"
+    smaller_files = f"a smaller --{file}"
+    what = f"no block fits: one {file} of {shape} voxels takes "
     if excess := least.cost.excess(draft.device):
-        remedy = "a smaller --shard" if fixed_storage or math.prod(shape) > 1 else "a smaller zoom"
+        remedy = smaller_files if fixed_storage or math.prod(shape) > 1 else "a smaller zoom"
         return f"{what}{excess}; choose {remedy}, more --device-memory or another --device"
     return (
         f"{what}{human_bytes(least.projected_host)} of host memory, of which {human_bytes(draft.host.allowed)} "
         f"are allowed ({human_bytes(draft.host.baseline)} are in use before the first block); "
-        "choose more --memory or a smaller --shard"
+        f"choose more --memory or {smaller_files}"
     )
 
 

@@ -3,7 +3,7 @@
 A shard is the unit of work as well: one task owns whole shards, so a shard must fit the memory, and there
 must be enough of them to keep every worker busy; but files should be few. Small ones cost a file system more
 than their bytes, hence 4 MiB at least where the volume has them. Chunks of about 128 voxels per axis read
-best in viewers.
+best in viewers. OME-Zarr 0.4 has no shards: there a shard is one chunk, and a chunk a file.
 """
 
 from __future__ import annotations
@@ -20,8 +20,14 @@ from isovoxel.geometry.grid import AXES
 CODECS = ("lz4", "zstd", "none")
 """Names of the codecs: blosc lz4, blosc zstd level 1 (smaller, slower), and no compression."""
 
+OME_ZARR = {"0.4": 2, "0.5": 3}
+"""Versions of OME-Zarr that are written, and the format of zarr that each of them is."""
+
 BLOSC_MARGIN = 16
 """Bytes by which blosc's result may be longer than what it was given (BLOSC_MAX_OVERHEAD)."""
+
+SEAL_BYTES = 2**10
+"""What is held of a file until its block is noted as done: its seal, and that in the ledger's words."""
 
 CHUNK = 128
 """Side of a chunk, where the volume has it and the user wants no other."""
@@ -45,7 +51,8 @@ class Storage:
     Raises
     ------
     OptionError
-        If a length is below 1, a shard is no whole number of chunks, or nobody knows the codec.
+        If a length is below 1, a shard is no whole number of chunks, nobody knows the codec or the version, or this
+        version has no shards.
 
     Examples
     --------
@@ -59,6 +66,8 @@ class Storage:
     """Voxels in one file, z, y, x: a multiple of `chunk`."""
     codec: str = "lz4"
     """One of `CODECS`."""
+    ome_zarr: str = "0.5"
+    """Version of OME-Zarr, one of `OME_ZARR`."""
 
     def __post_init__(self) -> None:
         for name, lengths in (("chunk", self.chunk), ("shard", self.shard)):
@@ -72,6 +81,22 @@ class Storage:
                 )
         if self.codec not in CODECS:
             raise OptionError(f"there is no codec {self.codec!r}; choose one of {', '.join(CODECS)}")
+        if self.ome_zarr not in OME_ZARR:
+            raise OptionError(
+                f"OME-Zarr of version {self.ome_zarr!r} is not written; choose one of {', '.join(OME_ZARR)}"
+            )
+        if not self.sharded and self.shard != self.chunk:
+            raise _no_shards(self.ome_zarr)
+
+    @property
+    def zarr_format(self) -> int:
+        """Format of zarr, 2 or 3."""
+        return OME_ZARR[self.ome_zarr]
+
+    @property
+    def sharded(self) -> bool:
+        """Whether files are shards, with an index of their chunks, and not the chunks themselves."""
+        return self.zarr_format == 3
 
     @property
     def chunks_per_shard(self) -> int:
@@ -86,6 +111,7 @@ def default_storage(
     codec: str = "lz4",
     chunk: Index3 | None = None,
     shard: Index3 | None = None,
+    ome_zarr: str = "0.5",
 ) -> Storage:
     """Choose chunks and shards for an output; what the user gives is kept.
 
@@ -99,6 +125,8 @@ def default_storage(
         One of `CODECS`.
     chunk, shard
         What the user wants, or None. Neither gets longer than the axis needs.
+    ome_zarr
+        One of `OME_ZARR`. Where it has no shards, a shard is a chunk.
 
     Returns
     -------
@@ -111,6 +139,9 @@ def default_storage(
     OptionError
         If what the user gives makes no sense, or a chunk is longer than a codec can compress.
     """
+    sharded = Storage((1, 1, 1), (1, 1, 1), codec, ome_zarr).sharded
+    if shard is not None and not sharded:
+        raise _no_shards(ome_zarr)
     if chunk is not None:
         Storage(chunk, shard or chunk, codec)
     if shard is not None:
@@ -125,6 +156,8 @@ def default_storage(
         )
     if shard is not None:
         return Storage(chunk, _fitted(shape, chunk, shard), codec)
+    if not sharded:
+        return Storage(chunk, chunk, codec, ome_zarr)
     shards = ((_grown(shape, chunk, itemsize, side), fewest) for side, fewest in _SIDES)
     return next(
         Storage(chunk, shard, codec)
@@ -151,6 +184,21 @@ def write_overhead(storage: Storage, itemsize: int) -> int:
     to the next, once for each thread that has written at the same time as others; the index comes and goes.
     """
     return _encoding(storage, itemsize, results=1) + 512 * storage.chunks_per_shard + 2**21
+
+
+def seal_overhead(storage: Storage, written: Index3) -> int:
+    """Return an upper bound of the bytes that are held of the files of a block which is being written.
+
+    Next to nothing, but where chunks are small and each is a file.
+
+    Parameters
+    ----------
+    storage
+        Of the output.
+    written
+        Shape of the block.
+    """
+    return SEAL_BYTES * math.prod(ceil_div(n, s) for n, s in zip(written, storage.shard, strict=True))
 
 
 def helper_overhead(storage: Storage, itemsize: int, helpers: int) -> int:
@@ -204,6 +252,13 @@ def _chunk_of(axis: str, n: int, shard: int) -> int:
             f"{CHUNK} voxels; give --chunk as well, or a multiple of {CHUNK}"
         )
     return chunk
+
+
+def _no_shards(ome_zarr: str) -> OptionError:
+    return OptionError(
+        f"OME-Zarr {ome_zarr} has no shards, for each of its chunks is a file; leave out --shard, or choose "
+        "--ome-zarr 0.5"
+    )
 
 
 def _index3(values: Iterable[int]) -> Index3:

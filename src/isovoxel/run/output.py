@@ -132,21 +132,20 @@ def held(wanted: Wanted) -> Iterator[Begun]:
     DoesNotFitError
         If the blocks that it was begun with do not fit any more.
     """
-    _find(wanted)  # before anything is written, the lock's file too
     folder = ledger_of(wanted.path)
+    _find(wanted, folder)  # before anything is written, the lock's file too
     with _lock(folder / LOCK, wanted.path) as lock:
         try:
-            yield replace(_find(wanted), check=lock.check)
+            yield replace(_find(wanted, folder), check=lock.check)
         finally:
             with contextlib.suppress(InputUnavailableError):  # then the next process knows what is left to do
                 if (made := _made(wanted.path)) is None or made.get("complete"):
                     remove_ledger(folder)  # nothing was begun, or nothing is left to do
 
 
-def _find(wanted: Wanted) -> Begun:
-    """Return how to begin or to go on; raise where neither may be."""
+def _find(wanted: Wanted, folder: Place) -> Begun:
+    """Return how to begin or to go on, with the ledger's folder; raise where neither may be."""
     path, plan = wanted.path, wanted.plan
-    folder = ledger_of(path)
     made = None if wanted.overwrite else _made(path)
     if made is None or made.get("complete"):
         check_destination(
@@ -155,6 +154,8 @@ def _find(wanted: Wanted) -> Begun:
             source_identity_path=wanted.source_path,
             nbytes=plan.disk_bytes,
             waiting=_waiting(plan),
+            ome_zarr=plan.storage.ome_zarr,
+            labels=bool(wanted.made["labels"]),
         )
         return Begun(folder, plan, None)
     if changed := differences(made, wanted.made, shard=wanted.shard):
@@ -175,6 +176,8 @@ def _find(wanted: Wanted) -> Begun:
         nbytes=int(left * plan.disk_bytes),
         waiting=_waiting(ledger.plan),
         goes_on=True,
+        ome_zarr=plan.storage.ome_zarr,
+        labels=bool(wanted.made["labels"]),
     )
     return Begun(folder, continued(ledger.plan, plan), ledger)
 

@@ -32,6 +32,7 @@ def provenance(planned: Plan, volume: Volume, *, labels: bool) -> dict[str, Any]
             "chunk": list(planned.storage.chunk),
             "shard": list(planned.storage.shard),
             "codec": planned.storage.codec,
+            "ome_zarr": planned.storage.ome_zarr,
         },
         "levels": {
             "further": len(planned.further),
@@ -63,6 +64,7 @@ _NAMES = {
     "factor": "factor",
     "labels": "labels",
     "storage.codec": "codec",
+    "storage.ome_zarr": "OME-Zarr version",
     "levels.further": "further levels",
     "input.identity.path": "input",
     "input.identity.level": "level",
@@ -97,6 +99,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], *, shard: bool)
     # Outputs of before there were any do not say.
     then = {"levels": {"further": 0}} | dict(then)
     then["input"] = {"series": []} | dict(then.get("input") or {})
+    then["storage"] = {"ome_zarr": "0.5"} | dict(then.get("storage") or {})
     names = dict(_NAMES)
     if shard:
         names["storage.shard"] = "shard"

@@ -27,6 +27,8 @@ class ScaleResult(InNotebooks):
     """Most memory that this process has held since it began."""
     tally: Tally
     """What else happened: blocks that were done before or scaled in pieces, attempts, parts that were filled."""
+    labels: ScaleResult | None = None
+    """What the job of its labels did, where they were scaled with it."""
 
     @property
     def workers(self) -> dict[str, Share]:

@@ -16,6 +16,8 @@ from isovoxel.places.address import is_address
 from isovoxel.places.objects import ObjectPlace
 from isovoxel.places.place import Place, place_of
 from isovoxel.planning.cost import human_bytes
+from isovoxel.store.ledger import NEW, ledger_for
+from isovoxel.store.membership import Membership, membership_of
 from isovoxel.store.object_output import TOP, check_object_destination, check_writable, remove_objects
 from isovoxel.store.object_shelf import spool_folder
 
@@ -28,13 +30,15 @@ def check_destination(
     nbytes: int,
     waiting: int = 0,
     goes_on: bool = False,
+    ome_zarr: str = "0.5",
+    labels: bool = False,
 ) -> None:
     """Raise unless an output may be written to `path`; nothing is changed.
 
     Parameters
     ----------
     path
-        Where the output shall be: a new folder in one that exists, or a place in an object store.
+        Where the output shall be: a new folder in one that exists, or in a zarr group, or a place in an object store.
     overwrite
         Whether an old output there may be replaced.
     source_identity_path
@@ -47,6 +51,10 @@ def check_destination(
         them free. What a store has is not known.
     goes_on
         Whether what is there is the output itself, whose job goes on.
+    ome_zarr
+        Version of OME-Zarr that shall be written.
+    labels
+        Whether it is an image of labels.
 
     Raises
     ------
@@ -57,6 +65,9 @@ def check_destination(
     """
     target = output_place(path)
     if isinstance(target, ObjectPlace):
+        store = membership_of(target)
+        ledger = ledger_for(target, store)
+        assert isinstance(ledger, ObjectPlace)  # noqa: S101 - for type checkers
         check_object_destination(
             target,
             overwrite=overwrite,
@@ -64,13 +75,20 @@ def check_destination(
             nbytes=min(nbytes, waiting),
             free=shutil.disk_usage(spool_folder()).free,
             goes_on=goes_on,
+            note=ledger / NEW,
         )
+        if store is not None:
+            store.check(ome_zarr, labels=labels)
         return
     try:
         if source_identity_path is not None and not is_address(source_identity_path):
             _check_apart(target, Path(source_identity_path))
-        reusable = _check_place(target, overwrite=overwrite, goes_on=goes_on)
-        free = shutil.disk_usage(target.parent).free + reusable
+        if (store := membership_of(target)) is not None:
+            store.check(ome_zarr, labels=labels)
+        home = _home(target, store)
+        beside = Path(str(ledger_for(target, store).parent))
+        reusable = _check_place(target, [home, beside], overwrite=overwrite, goes_on=goes_on)
+        free = shutil.disk_usage(home).free + reusable
     except OutputError:
         raise
     except OSError as error:
@@ -99,6 +117,8 @@ def check_replaceable(target: Path) -> None:
 def remove(target: Place, by_way_of: Place) -> None:
     """Delete an old output, if there is one: moved out of its place at once, so that it is never there in part.
 
+    What groups above say of it in one piece goes first.
+
     Parameters
     ----------
     target
@@ -115,14 +135,21 @@ def remove(target: Place, by_way_of: Place) -> None:
     """
     if isinstance(target, ObjectPlace) or isinstance(by_way_of, ObjectPlace):
         if isinstance(target, ObjectPlace) and isinstance(by_way_of, ObjectPlace):
+            _forget(target)
             remove_objects(target, by_way_of)
         return
     if not os.path.lexists(target):
         return
     check_replaceable(target)
+    _forget(target)
     shutil.rmtree(by_way_of, ignore_errors=True)
     target.rename(by_way_of)
     shutil.rmtree(by_way_of)
+
+
+def _forget(target: Place) -> None:
+    if (store := membership_of(target)) is not None:
+        store.forget()
 
 
 def output_place(path: str | os.PathLike[str] | ObjectPlace) -> Place:
@@ -155,24 +182,37 @@ def _check_apart(target: Path, source: Path) -> None:
         raise OutputError(f"the output {target} lies inside the input {source}; give another output")
 
 
-def _check_place(target: Path, *, overwrite: bool, goes_on: bool) -> int:
-    """Refuse a place where nothing can be made or replaced; return the bytes that replacing gives back."""
-    parent = target.parent
-    if not parent.exists():
-        raise OutputError(f"the folder {parent} for the output {target.name} does not exist; create it first")
-    if not parent.is_dir():
-        raise OutputError(f"{target} cannot be written, because {parent} is no folder")
+def _home(target: Path, store: Membership | None) -> Path:
+    """Return the folder in which the output, or the first group on the way to it, is made."""
+    home = target.parent if store is None else Path(str(store.groups[0]))
+    if not home.exists():
+        raise OutputError(f"the folder {home} for the output {target.name} does not exist; create it first")
+    if not home.is_dir():
+        raise OutputError(f"{target} cannot be written, because {home} is no folder")
+    return home
+
+
+def _check_place(target: Path, folders: list[Path], *, overwrite: bool, goes_on: bool) -> int:
+    """Refuse a place where nothing can be made or replaced; return the bytes that replacing gives back.
+
+    Parameters
+    ----------
+    target, overwrite, goes_on
+        As in `check_destination`.
+    folders
+        Those in which something must be made.
+    """
     reusable = 0
     try:
         target.lstat()
     except FileNotFoundError:
-        folders = [parent]
+        pass
     else:
         if not overwrite and not goes_on:
             raise OutputExistsError(f"{target} exists; give --overwrite or another output")
         check_replaceable(target)
         reusable = 0 if goes_on else _bytes_on_disk(target)
-        folders = [parent, target]
+        folders = [*folders, target]
     for folder in folders:
         if not os.access(folder, os.W_OK | os.X_OK):
             raise OutputError(f"{target} cannot be written, because writing to {folder} is not permitted")

@@ -1,5 +1,7 @@
 """What of a job is done? A folder beside the output, `OUT.zarr.isovoxel`, knows while the job is not complete.
 
+Of an output that is a member of a zarr, it lies beside that one.
+
 - `job.json` says by which plan the output is made; what makes it stands in its attributes.
 - `blocks` gets a line for each block when all its shards are files that were flushed to the disk: its level, where that
   is a further one, its number, and the seal of each shard. Lines are only ever appended. One that was torn when the
@@ -29,17 +31,29 @@ from isovoxel.places.place import Place
 from isovoxel.planning.plan import Plan
 from isovoxel.store.files import write_whole
 from isovoxel.store.lines import FileLines, Lines, ObjectLines
+from isovoxel.store.membership import Membership, membership_of
 from isovoxel.store.object_output import NEW, REPLACED
 from isovoxel.store.shard import Seal
 
-__all__ = ["BLOCKS", "JOB", "LOCK", "NEW", "REPLACED", "Ledger", "ledger_of", "remove_ledger"]
+__all__ = ["BLOCKS", "JOB", "LOCK", "NEW", "REPLACED", "Ledger", "ledger_for", "ledger_of", "remove_ledger"]
 
 JOB, BLOCKS, LOCK = "job.json", "blocks", "lock"
 
 
 def ledger_of(output: Place) -> Place:
-    """Return the folder that knows what of an output is done."""
-    return output.with_name(f"{output.name}.isovoxel")
+    """Return the folder that knows what of an output is done.
+
+    Raises
+    ------
+    OutputError
+        If nothing can be written there.
+    """
+    return ledger_for(output, membership_of(output))
+
+
+def ledger_for(output: Place, store: Membership | None) -> Place:
+    """Return the same, where it is known of which zarr the output is a member."""
+    return output.with_name(f"{output.name}.isovoxel") if store is None else store.ledger
 
 
 class Ledger:

@@ -15,17 +15,25 @@ from isovoxel.errors import AddressError, OutputError, OutputExistsError
 from isovoxel.places.objects import ObjectPlace
 from isovoxel.places.place import place_of
 from isovoxel.planning.cost import human_bytes
+from isovoxel.store.attributes import GROUP, V2_ARRAY, V2_GROUP
 from isovoxel.store.object_shelf import spool_folder
 from isovoxel.store.shelf import level_path
 
-TOP = {"zarr.json": (3,), ".zgroup": (2,), ".zarray": (2,)}
+TOP = {GROUP: (3,), V2_GROUP: (2,), V2_ARRAY: (2,)}
 """Files that make a folder, or what lies in a place, a zarr; and the format that each of them must name."""
 NEW, REPLACED = "new", "replaced"
 """An output on its way to its place or from it: there it is whole or not at all."""
 
 
 def check_object_destination(
-    target: ObjectPlace, *, overwrite: bool, source: str | None, nbytes: int, free: int, goes_on: bool
+    target: ObjectPlace,
+    *,
+    overwrite: bool,
+    source: str | None,
+    nbytes: int,
+    free: int,
+    goes_on: bool,
+    note: ObjectPlace,
 ) -> None:
     """Raise unless an output may be written to a place in a store; nothing is changed.
 
@@ -41,10 +49,12 @@ def check_object_destination(
         Most bytes that wait for their upload on the disk of this machine at a time.
     free
         Bytes that are free there.
+    note
+        Where it is noted that the output is being made.
     """
     _check_apart(target, source)
     try:
-        _check_place(target, overwrite=overwrite, goes_on=goes_on)
+        _check_place(target, note, overwrite=overwrite, goes_on=goes_on)
     except OutputError:
         raise
     except OSError as error:
@@ -116,7 +126,7 @@ def place_metadata(target: ObjectPlace, metadata: Mapping[str, bytes], note: Obj
         target.delete_tree()
     if note is not None:
         note.write(b"")
-    for path in sorted(metadata, key=lambda path: -path.count("/")):
+    for path in sorted(metadata, key=lambda path: (-path.count("/"), path in TOP)):
         (target / path).write(metadata[path])
     if note is not None:
         for name in (NEW, REPLACED):
@@ -126,11 +136,15 @@ def place_metadata(target: ObjectPlace, metadata: Mapping[str, bytes], note: Obj
 def missing_objects(output: ObjectPlace, level: int = 0) -> int:
     """Return how many shards of a level of an output are not in the store, by listing it once."""
     home = output / level_path(level)
-    array = json.loads((home / "zarr.json").read_bytes())
-    shard: list[int] = array["chunk_grid"]["configuration"]["chunk_shape"]
+    try:
+        array, chunks = json.loads((home / GROUP).read_bytes()), home / "c"
+        shard: list[int] = array["chunk_grid"]["configuration"]["chunk_shape"]
+    except FileNotFoundError:
+        array, chunks = json.loads((home / V2_ARRAY).read_bytes()), home
+        shard = array["chunks"]
     counts = [-(-n // s) for n, s in zip(array["shape"], shard, strict=True)]
     there = 0
-    for path, _ in (home / "c").walk():
+    for path, _ in chunks.walk():
         names = path.split("/")
         there += len(names) == len(counts) and all(
             name.isdecimal() and str(int(name)) == name and int(name) < count
@@ -155,13 +169,12 @@ def _check_apart(target: ObjectPlace, source: str | None) -> None:
             raise OutputError(f"the {inner} {where[inner]} lies inside the {outer} {where[outer]}; give another output")
 
 
-def _check_place(target: ObjectPlace, *, overwrite: bool, goes_on: bool) -> None:
+def _check_place(target: ObjectPlace, note: ObjectPlace, *, overwrite: bool, goes_on: bool) -> None:
     """Refuse a place where something is that must not be replaced."""
     if not target.is_dir():
         if target.is_file():
             raise OutputExistsError(f"{target} is an object and no zarr; give another output")
         return
-    note = target.with_name(f"{target.name}.isovoxel") / NEW
     if not _is_zarr(target) and _noted(note):
         return
     if not overwrite and not goes_on:

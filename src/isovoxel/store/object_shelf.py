@@ -98,10 +98,12 @@ class ObjectShelf:
         Place of the group.
     level
         Which level.
+    zarr_format
+        Format of zarr, 2 or 3.
     """
 
-    def __init__(self, output: ObjectPlace, level: int = 0) -> None:
-        self._output, self._level = output, level
+    def __init__(self, output: ObjectPlace, level: int = 0, zarr_format: int = 3) -> None:
+        self._output, self._level, self._format = output, level, zarr_format
         self._turns = threading.BoundedSemaphore(UPLOADS)
         self._lock = threading.Lock()
         self._spool: Path | None = None
@@ -127,7 +129,7 @@ class ObjectShelf:
                     "make room there, or name another folder in TMPDIR"
                 ) from error
             raise
-        return Upload(self._output / shard_key(self._level, shard), file, size, crc, self._turns)
+        return Upload(self._output / shard_key(self._level, shard, self._format), file, size, crc, self._turns)
 
     def holds(self, shard: ShardPlace, seal: Seal) -> bool:
         """Tell whether a shard is the object that was sealed; it is read only where its ETag is another.
@@ -143,7 +145,10 @@ class ObjectShelf:
         found = self._row(tuple(row)).get(str(x))
         if found is None or found[0] != seal.size:
             return False
-        return found[1] == seal.stamp or (self._output / shard_key(self._level, shard)).checksum() == seal.crc
+        return (
+            found[1] == seal.stamp
+            or (self._output / shard_key(self._level, shard, self._format)).checksum() == seal.crc
+        )
 
     def sweep(self) -> None:
         """Remove the files that processes of this machine have left which were killed: nobody locks their folder."""
@@ -176,7 +181,7 @@ class ObjectShelf:
 
     def _listed(self, row: ShardPlace) -> dict[str, tuple[int, str]]:
         """Return size and tag of the shards in a row along x."""
-        home = self._output / shard_key(self._level, row)
+        home = self._output / shard_key(self._level, row, self._format)
         return {path: (found.size, found.tag) for path, found in home.walk()}
 
 

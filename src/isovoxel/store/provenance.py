@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from typing import Any
 
 from isovoxel.errors import InputError, InputUnavailableError
 from isovoxel.places.objects import ObjectPlace
 from isovoxel.places.place import place_of
+from isovoxel.store.attributes import read_attributes
 
 PROVENANCE = "isovoxel"
 """The group's attribute that says what made it, and whether it is complete."""
@@ -26,14 +26,13 @@ def read_provenance(path: str | os.PathLike[str] | ObjectPlace) -> dict[str, Any
     """
     path = place_of(path)
     try:
-        metadata = json.loads((path / "zarr.json").read_bytes())
-        provenance = metadata["attributes"][PROVENANCE]
+        provenance = read_attributes(path)[PROVENANCE]
     except OSError as error:
         # A store that is out of reach may hold it none the less; what it hides, it would not let us write either.
         if isinstance(path, ObjectPlace) and not isinstance(error, FileNotFoundError | PermissionError):
             raise InputUnavailableError(error.errno, f"{path} cannot be read: {error.strerror}") from error
         provenance = None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, AttributeError, KeyError, TypeError):
         provenance = None
     if not isinstance(provenance, dict):
         raise InputError(f"{path} was not written by isovoxel: its attributes do not say what made it")

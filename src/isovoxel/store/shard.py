@@ -11,7 +11,8 @@ is.
 2. A thread leaves what it has encoded with the shard. If the chunk whose turn it is is there and nobody else
    appends, the thread appends all that are in turn; otherwise it goes on with another buffer. Buffers are
    counted: who finds none waits until one has been appended. Same voxels, same file, whoever was faster.
-3. When all threads have left it, the index is appended. `Unsealed.seal` flushes the file to the disk and renames it: it
+3. When all threads have left it, the index is appended; a chunk of Zarr 2, which has no shards, is a file without one.
+   `Unsealed.seal` flushes the file to the disk and renames it: it
    is there completely or not at all. That takes time and no processor, so whoever writes many seals them elsewhere.
 
 The chunk whose turn it is always has a thread that holds a buffer, or nobody has taken it and no buffer is left
@@ -164,7 +165,8 @@ class ShardEncoder:
             with path.open("xb", buffering=0) as file:
                 shard = _Shard(self.storage, file.fileno(), data, self._lock)
                 self._encode(shard)
-                shard.append_index()
+                if self.storage.sharded:
+                    shard.append_index()
         except BaseException:
             with contextlib.suppress(OSError):
                 path.unlink()

@@ -65,10 +65,12 @@ class FileShelf:
         Folder of the group.
     level
         Which level.
+    zarr_format
+        Format of zarr, 2 or 3.
     """
 
-    def __init__(self, output: Path, level: int = 0) -> None:
-        self._output, self._level = output, level
+    def __init__(self, output: Path, level: int = 0, zarr_format: int = 3) -> None:
+        self._output, self._level, self._format = output, level, zarr_format
 
     def write(self, encoder: ShardEncoder, shard: ShardPlace, data: NDArray[Any]) -> Unsealed:
         """Encode a shard into a file beside its place."""
@@ -90,18 +92,18 @@ class FileShelf:
         """Do nothing: no file is open."""
 
     def _file(self, shard: ShardPlace) -> Path:
-        return self._output.joinpath(*shard_key(self._level, shard).split("/"))
+        return self._output.joinpath(*shard_key(self._level, shard, self._format).split("/"))
 
 
-def shard_key(level: int, shard: ShardPlace) -> str:
-    """Return where a shard lies in its group: zarr's default chunk keys, such as "c/z/y/x".
+def shard_key(level: int, shard: ShardPlace, zarr_format: int = 3) -> str:
+    """Return where a shard lies in its group: zarr's default chunk keys, such as "c/z/y/x", and "z/y/x" of format 2.
 
     Examples
     --------
     >>> shard_key(2, (0, 1, 12))
     '2/c/0/1/12'
     """
-    return "/".join((level_path(level), "c", *map(str, shard)))
+    return "/".join((level_path(level), *("c" * (zarr_format == 3)), *map(str, shard)))
 
 
 def sweep_files(output: Path) -> None:

@@ -3,16 +3,15 @@
 A block is a union of whole shards, so no file is ever read back to change a part of it, and tasks never meet
 in one. Every shard is written, one of nothing but zeros too: a missing file means work not done, nothing else.
 
-zarr-python makes the group and the array; `isovoxel.store.shard` encodes the shards; `isovoxel.store.shelf` knows where
-they lie. In an object store they are objects, and the group's metadata, written last, are what makes it an output.
+`isovoxel.store.skeleton` makes the group and the arrays; `isovoxel.store.shard` encodes the shards;
+`isovoxel.store.shelf` knows where they lie. In an object store they are objects, and the group's metadata, written
+last, are what makes it an output.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -20,30 +19,29 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.abc.store import Store
-from zarr.codecs import BloscCodec
-from zarr.storage import LocalStore, MemoryStore
+from zarr.storage import LocalStore
 
-from isovoxel.errors import OutputExistsError
 from isovoxel.geometry.box import Box
-from isovoxel.geometry.grid import AXES, VoxelGrid
+from isovoxel.geometry.grid import VoxelGrid
 from isovoxel.metadata.ome import image_attributes, read_levels
 from isovoxel.metadata.series import SeriesAxis, place_of_volume
 from isovoxel.places.objects import ObjectPlace
 from isovoxel.places.place import Place, place_of
 from isovoxel.planning.plan import Plan
 from isovoxel.planning.storage import Storage
-from isovoxel.store.chunk import BLOSC_LEVELS
-from isovoxel.store.files import sync_folder, write_whole
-from isovoxel.store.object_output import missing_objects, place_metadata
+from isovoxel.store.attributes import read_attributes, write_attributes
+from isovoxel.store.files import sync_folder
+from isovoxel.store.membership import membership_of
+from isovoxel.store.object_output import missing_objects
 from isovoxel.store.object_shelf import ObjectShelf
 from isovoxel.store.provenance import PROVENANCE
 from isovoxel.store.shard import Seal, ShardEncoder, default_helpers
 from isovoxel.store.shelf import FileShelf, OnItsWay, ShardPlace, Shelf, level_path, shard_key, sweep_files
+from isovoxel.store.skeleton import Skeleton, create_files, create_objects
 
 
 class OmeZarrWriter:
-    """Writes one level of a volume into an OME-Zarr 0.5 group, block by block; `create` makes one.
+    """Writes one level of a volume into an OME-Zarr group, block by block; `create` makes one.
 
     `write` may be called from several threads at once for boxes that share no voxel.
     """
@@ -81,7 +79,7 @@ class OmeZarrWriter:
         dtype
             Of the voxels.
         storage
-            Chunks, shards and codec.
+            Chunks, shards, codec and version of OME-Zarr.
         provenance
             What made the output, as JSON values; kept in the group's attribute "isovoxel".
         further
@@ -117,21 +115,15 @@ class OmeZarrWriter:
                 method=method,
                 labels=labels,
                 series=series,
+                version=storage.ome_zarr,
             ),
             PROVENANCE: {**provenance, "complete": False},
         }
+        skeleton = Skeleton([(grid, storage), *further], dtype, attributes, series)
         if isinstance(target, ObjectPlace):
-            made: dict[str, Any] = {}
-            _create(MemoryStore(made), [(grid, storage), *further], dtype, attributes, series)
-            place_metadata(
-                target,
-                {key: value.to_bytes() for key, value in made.items()},
-                by_way_of if isinstance(by_way_of, ObjectPlace) else None,
-            )
+            create_objects(target, by_way_of, skeleton)
         else:
-            _create_files(
-                target, by_way_of, lambda store: _create(store, [(grid, storage), *further], dtype, attributes, series)
-            )
+            create_files(target, by_way_of, skeleton)
         lengths = [axis.length for axis in series]
         return cls.open(target, grid=grid, dtype=dtype, storage=storage, series=lengths, helpers=helpers)
 
@@ -152,7 +144,7 @@ class OmeZarrWriter:
         Of a series, lengths are enough.
         """
         encoder = ShardEncoder(storage, dtype, default_helpers() if helpers is None else helpers)
-        return cls(shelf_of(place_of(path), level), encoder, grid, series)
+        return cls(shelf_of(place_of(path), level, storage.zarr_format), encoder, grid, series)
 
     @classmethod
     def of_plan(cls, path: Place, plan: Plan, helpers: int | None = None) -> OmeZarrWriter:
@@ -240,9 +232,11 @@ def next_writer(path: Place, plan: Plan) -> OmeZarrWriter | None:
     return None if plan.next_along is None else OmeZarrWriter.of_plan(path, plan.next_along, helpers=0)
 
 
-def shelf_of(output: Place, level: int = 0) -> Shelf:
+def shelf_of(output: Place, level: int = 0, zarr_format: int = 3) -> Shelf:
     """Return where the shards of a level of an output lie."""
-    return ObjectShelf(output, level) if isinstance(output, ObjectPlace) else FileShelf(output, level)
+    if isinstance(output, ObjectPlace):
+        return ObjectShelf(output, level, zarr_format)
+    return FileShelf(output, level, zarr_format)
 
 
 def mark_complete(
@@ -269,23 +263,19 @@ def mark_complete(
         sweep_files(place)
         for root, _, _ in os.walk(place):
             sync_folder(Path(root))  # the shards' bytes are on the disk, now their names are
-    file = place / "zarr.json"
-    metadata = json.loads(file.read_bytes())
-    metadata["attributes"][PROVENANCE] |= {"complete": True} | ({"filled": list(filled)} if filled else {})
+    attributes = read_attributes(place)
+    attributes[PROVENANCE] |= {"complete": True} | ({"filled": list(filled)} if filled else {})
     if omero is not None:
-        metadata["attributes"]["ome"]["omero"] = dict(omero)
-    text = json.dumps(metadata, indent=2).encode()
-    if isinstance(file, ObjectPlace):
-        file.write(text)
-    else:
-        write_whole(file, text)
+        attributes.get("ome", attributes)["omero"] = dict(omero)
+    if (store := membership_of(place)) is not None:
+        store.announce(attributes)  # first, for a job that dies here goes on
+    write_attributes(place, attributes)
 
 
 def missing_shards(path: str | os.PathLike[str] | ObjectPlace) -> int:
     """Return how many shards of an output's levels are not there; all are written, those of nothing but zeros too."""
     place = place_of(path)
-    attributes = json.loads((place / "zarr.json").read_bytes())["attributes"]
-    return sum(_missing(place, level) for level in range(len(read_levels(attributes, str(place)))))
+    return sum(_missing(place, level) for level in range(len(read_levels(read_attributes(place), str(place)))))
 
 
 def _missing(output: Place, level: int) -> int:
@@ -295,50 +285,5 @@ def _missing(output: Place, level: int) -> int:
     array = zarr.open_array(LocalStore(output, read_only=True), path=level_path(level), mode="r")
     shards = array.shards or array.chunks
     places = product(*(range(-(-n // s)) for n, s in zip(array.shape, shards, strict=True)))
-    return sum(not output.joinpath(*shard_key(level, place).split("/")).is_file() for place in places)
-
-
-def _create(
-    store: Store,
-    levels: Sequence[tuple[VoxelGrid, Storage]],
-    dtype: np.dtype[Any],
-    attributes: dict[str, Any],
-    series: Sequence[SeriesAxis],
-) -> None:
-    """Make the group and the array of each level in a store of zarr's."""
-    group = zarr.create_group(store, zarr_format=3, attributes=attributes)
-    ones = (1,) * len(series)
-    for level, (grid, storage) in enumerate(levels):
-        group.create_array(
-            level_path(level),
-            shape=(*(axis.length for axis in series), *grid.shape),
-            dtype=dtype,
-            chunks=(*ones, *storage.chunk),
-            shards=(*ones, *storage.shard),
-            filters=None,
-            compressors=_codec(storage.codec, dtype),
-            fill_value=0,
-            dimension_names=(*(axis.name for axis in series), *AXES),
-        )
-
-
-def _create_files(target: Path, by_way_of: Place | None, create: Callable[[Store], None]) -> None:
-    """Make the group in a folder, and move that to its place where it is made elsewhere."""
-    if os.path.lexists(target):
-        raise OutputExistsError(f"{target} exists; give --overwrite or another output")
-    if not isinstance(by_way_of, Path):
-        create(LocalStore(target))
-        return
-    shutil.rmtree(by_way_of, ignore_errors=True)
-    create(LocalStore(by_way_of))
-    by_way_of.rename(target)
-    sync_folder(target.parent)
-
-
-def _codec(name: str, dtype: np.dtype[Any]) -> BloscCodec | None:
-    """Return how zarr describes one of `CODECS`, as `ShardEncoder` encodes it."""
-    if name not in BLOSC_LEVELS:
-        return None
-    # zarr below 3.2 takes names or members of an enumeration, later ones names only, and neither types the other's.
-    cname: Any = name
-    return BloscCodec(cname=cname, clevel=BLOSC_LEVELS[name], shuffle="bitshuffle", typesize=dtype.itemsize)
+    keys = (shard_key(level, place, array.metadata.zarr_format) for place in places)
+    return sum(not output.joinpath(*key.split("/")).is_file() for key in keys)

@@ -47,11 +47,13 @@ def block_lines(plan: Plan, block: Block) -> list[str]:
     if not any(sum(pair) for pair in widths):
         note = "; this block has none"
     shards = math.prod(ceil_div(n, s) for n, s in zip(block.write_box.shape, plan.storage.shard, strict=True))
-    storage = f"{times(plan.storage.shard)} voxels in chunks of {times(plan.storage.chunk)}"
+    file, storage = "chunk", f"{times(plan.storage.chunk)} voxels"
+    if plan.storage.sharded:
+        file, storage = "shard", f"{times(plan.storage.shard)} voxels in chunks of {times(plan.storage.chunk)}"
     return [
         f"Block {block.index:,}, counted from 0",
         f"writes {_interval(block.write_box.start, block.write_box.stop)} of the output",
-        f"in {count(shards, 'shard')} of {storage}",
+        f"in {count(shards, file)} of {storage}",
         f"reads {_interval(block.read_box.start, block.read_box.stop)} of the input",
         f"halo at most {halo} input voxels (before + after a block's own part){note}",
     ]

@@ -239,7 +239,7 @@ def _legend(plan: Plan, faces: tuple[Face, Face, Face], top: float) -> tuple[str
     blocks = "block"
     if left_out:
         blocks += f"; of so many, every {' and every '.join(f'{_nth(k)} along {a}' for a, k in left_out.items())}"
-    shards = f"shard, {times(plan.storage.shard)} voxels"
+    shards = f"{'shard' if plan.storage.sharded else 'chunk'}, {times(plan.storage.shard)} voxels"
     if any(_every(plan, face, axis, plan.storage.shard[axis]) > 1 for face, axis in sides):
         shards += ", where it can be seen"
     keys = (("iv-block", blocks), ("iv-shard", shards), ("iv-write", "what one block writes"), ("iv-read", "and reads"))

@@ -70,7 +70,9 @@ class Recorder:
         return self.tally.done_before + self._blocks
 
     def __call__(self, event: Event) -> None:
-        """Take note of an event."""
+        """Take note of an event; of those of another job, such as that of the image's labels, no more."""
+        if self._done.is_set():
+            return
         if isinstance(event, JobStarted) and self.plan is None:
             self._begin(event)
         # What comes before the start, such as workers that connect, takes no time of the job's.

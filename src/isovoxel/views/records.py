@@ -113,6 +113,7 @@ def plan_record(plan: Plan) -> Record:
             "chunk": list(plan.storage.chunk),
             "shard": list(plan.storage.shard),
             "codec": plan.storage.codec,
+            "ome_zarr": plan.storage.ome_zarr,
         },
         "factors": list(plan.factor),
         "interpolation": plan.interpolation,
@@ -151,7 +152,7 @@ def _level_record(plan: Plan) -> Record:
 def plan_lines(plan: Plan) -> list[Line]:
     """Return what a plan would do, and what it takes."""
     projected = plan_record(plan)["projected"]
-    source, output, storage = plan.source.grid, plan.output, plan.storage
+    source, output = plan.source.grid, plan.output
     halo = ", ".join(f"{axis} {before}+{after}" for axis, (before, after) in zip(AXES, plan.halo, strict=True))
     grid = " x ".join(str(n) for n in plan.block_grid)
     blocks = f"{plan.n_blocks:,} of {shape_text(plan.block_shape)} voxels"
@@ -164,14 +165,18 @@ def plan_lines(plan: Plan) -> list[Line]:
         ("engine", f"{plan.engine} on {plan.device.name} ({plan.device.kind.upper()})"),
         ("blocks", f"{blocks}   ({volumes}{grid} along z, y, x; {plan.in_flight} in flight)"),
         ("halo", f"{halo} input voxels, by {_HALO[plan.halo_mode]}"),
-        (
-            "files",
-            f"shards of {shape_text(storage.shard)}, chunks of {shape_text(storage.chunk)}, {storage.codec}",
-        ),
+        ("files", f"{_files(plan)}, {plan.storage.codec}"),
         *_level_lines(plan),
         ("host", f"{human_bytes(projected['host_bytes'])} projected, {human_bytes(plan.host.allowed)} allowed"),
         ("device", f"{human_bytes(projected['device_bytes'])} projected, {human_bytes(plan.device.allowed)} allowed"),
     ]
+
+
+def _files(plan: Plan) -> str:
+    """Return how the output is cut into files."""
+    if not plan.storage.sharded:
+        return f"chunks of {shape_text(plan.storage.chunk)}, a file each (OME-Zarr {plan.storage.ome_zarr})"
+    return f"shards of {shape_text(plan.storage.shard)}, chunks of {shape_text(plan.storage.chunk)}"
 
 
 def _level_lines(plan: Plan) -> list[Line]:

@@ -78,12 +78,15 @@ def job_record(result: ScaleResult) -> Record:
     record = result_record(result)
     if result.workers:
         record["workers"] = {name: share_record(share, result.seconds) for name, share in result.workers.items()}
+    if result.labels is not None:
+        record["labels"] = job_record(result.labels)
     return record
 
 
 def job_lines(result: ScaleResult) -> list[Line]:
     """Return what a job did, and what each of its workers did, where there were several."""
-    return result_lines(result) + (share_lines(result) if result.workers else [])
+    lines = result_lines(result) + (share_lines(result) if result.workers else [])
+    return lines if result.labels is None else [*lines, ("labels", "of the image:"), *job_lines(result.labels)]
 
 
 def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:

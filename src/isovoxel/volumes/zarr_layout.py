@@ -205,7 +205,7 @@ def written_layout(output: Place | None, shape: Index3, dtype: np.dtype[Any], st
     """
     return ChunkLayout(
         folder=output if isinstance(output, ObjectPlace) else str(output or ""),
-        prefix="c/",
+        prefix="c/" if storage.zarr_format == 3 else "",
         separator="/",
         ndim=3,
         zyx=(0, 1, 2),
@@ -213,7 +213,7 @@ def written_layout(output: Place | None, shape: Index3, dtype: np.dtype[Any], st
         dtype=dtype,
         chunk=storage.chunk,
         file=storage.shard,
-        index="end",
+        index="end" if storage.sharded else None,
         codec="none" if storage.codec == "none" else "blosc",
         checksum=False,
         fill=0,

@@ -1,0 +1,228 @@
+"""What is done for one output, and in which order for an image with its labels?
+
+An image is one job, its labels are another: of the same voxels, by the same factor, into the image's group. So they go
+on as any job does, and nothing of the image is made again for them. What of the labels can be wrong is looked at before
+the image is begun.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
+
+from isovoxel.errors import InputError, IsovoxelError, JobError, OptionError
+from isovoxel.options import ScalingOptions, choose_sampling, plan_volume, selection_of
+from isovoxel.places.place import place_of, shown
+from isovoxel.planning.choices import MOVES
+from isovoxel.run.events import Event, Listener
+from isovoxel.run.result import ScaleResult
+from isovoxel.volumes.base import Volume
+
+if TYPE_CHECKING:
+    from isovoxel.run.cluster.connect import Cluster
+
+LABELS = "labels"
+"""The group of an image in which its labels are, by OME-Zarr."""
+
+
+class Relay:
+    """Tells the tally of each job what was told of workers, before that job too."""
+
+    def __init__(self) -> None:
+        self._told: list[Event] = []
+        self._tally: Listener | None = None
+
+    def __call__(self, event: Event) -> None:
+        """Pass an event on, and keep it for the jobs to come."""
+        self._told.append(event)
+        if self._tally is not None:
+            self._tally(event)
+
+    def begin(self, tally: Listener) -> None:
+        """Tell a job's tally from now on, and first what it has missed."""
+        for event in self._told:
+            tally(event)
+        self._tally = tally
+
+
+@dataclass(frozen=True)
+class Order:
+    """How a job is run, whatever it makes."""
+
+    overwrite: bool
+    """Whether an OME-Zarr that is there already is replaced."""
+    on_corrupt: str
+    """"stop" or "fill"."""
+    isolate: bool
+    """Whether blocks are scaled in a process of their own."""
+    listeners: Sequence[Listener]
+    """Told what happens."""
+    cluster: Cluster | None
+    """The workers that do it, where it is not this process."""
+    relay: Relay
+    """Told of them."""
+
+
+def run_job(volume: Volume, source: Any, output: str | Path, options: ScalingOptions, order: Order) -> ScaleResult:
+    """Scale a volume and write the result, or what is left of it.
+
+    Parameters
+    ----------
+    volume
+        The input, opened.
+    source
+        What the user gave for it, which workers open by the options.
+    output
+        Path or address of the OME-Zarr.
+    options, order
+        How it is scaled, and how the job is run.
+
+    Raises
+    ------
+    IsovoxelError, JobError
+        As `isovoxel.scale` does.
+    """
+    from isovoxel.engines.devices import find_device
+    from isovoxel.run.host import peak_bytes
+    from isovoxel.run.logs import log_event
+    from isovoxel.run.output import Wanted, is_complete
+    from isovoxel.run.recipe import provenance
+    from isovoxel.run.session import Session
+    from isovoxel.run.tally import Tally
+    from isovoxel.run.task import Task
+    from isovoxel.store.destination import output_place
+
+    volume = volume.identified()
+    place = output_place(output)
+    tally = Tally()
+    order.relay.begin(tally)
+    device, cluster = options.get("device", "auto"), order.cluster
+    if cluster is None:
+        # "auto" is decided once: by the time the engine opens, another device may have more memory free.
+        device = str(find_device(device).index)
+        planned = plan_volume(volume, options | {"device": device}, output=place)
+    else:
+        planned = plan_volume(volume, options, cluster.limits, place)
+    labels = choose_sampling(volume, options).labels
+    wanted = Wanted(
+        path=place,
+        plan=planned,
+        made=provenance(planned, volume, labels=labels),
+        source_path=volume.identity.get("path"),
+        overwrite=order.overwrite,
+        shard=options.get("shard") is not None,
+    )
+    if is_complete(wanted):
+        tally.done_before = planned.all_blocks
+        return ScaleResult(shown(wanted.path), planned, 0.0, tally.stages | {"idle": 0.0}, peak_bytes(), tally)
+    fill = order.on_corrupt == "fill"
+    voxel_size, unit = options.get("input_voxel_size"), options.get("unit")
+    task = Task(planned, source, voxel_size, unit, device, wanted.path, fill, selection_of(options))
+    told: tuple[Listener, ...] = (tally, log_event, *order.listeners)
+    done, seconds, idle = Session(wanted, task, volume, labels, told, order.isolate, cluster).run()
+    return ScaleResult(shown(wanted.path), done.plan, seconds, tally.stages | {"idle": idle}, peak_bytes(), tally)
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Labels of an image, which are scaled as it is."""
+
+    volume: Volume
+    """The labels, where the image lies."""
+    source: Any
+    """What the user gave for them."""
+    output: str
+    """Where they are written."""
+    options: ScalingOptions
+    """How they are scaled."""
+
+    def run(self, order: Order) -> ScaleResult:
+        """Scale them, once the image is complete.
+
+        Raises
+        ------
+        JobError
+            If that fails, before it is begun too: the image is there by then.
+        """
+        try:
+            return run_job(self.volume, self.source, self.output, self.options, order)
+        except JobError:
+            raise
+        except IsovoxelError as error:
+            raise JobError(
+                f"the image is complete, but its labels are not begun: {error}; then run the same command again, "
+                "without --overwrite"
+            ) from error
+
+
+def labels_beside(
+    image: Volume, labels: Any, labels_by: str, output: str | Path, options: ScalingOptions, cluster: Cluster | None
+) -> Beside:
+    """Return the labels of an image, checked as far as they can be before the image is there.
+
+    Parameters
+    ----------
+    image
+        The image, opened.
+    labels
+        What the user gives for its labels, as in `isovoxel.open_volume`.
+    labels_by
+        "auto", "nearest" or "mode".
+    output
+        Where the image is written.
+    options
+        How it is scaled.
+    cluster
+        The workers that do it.
+
+    Raises
+    ------
+    IsovoxelError
+        If they do not lie on the image's voxels, are none, or no block of them fits.
+    """
+    from isovoxel.options import how_far
+    from isovoxel.volumes.open import open_volume
+
+    if labels_by not in ("auto", *MOVES):
+        raise OptionError(f"labels_by must be auto, {' or '.join(MOVES)}, not {labels_by!r}")
+    if choose_sampling(image, options).labels:
+        raise OptionError(f"{image.name} is to be scaled as labels itself; leave out --labels or --with-labels")
+    part: ScalingOptions = {"time": options.get("time"), "crop": options.get("crop")}
+    if image.voxel_size is not None:
+        part |= {"input_voxel_size": image.voxel_size, "unit": image.unit}
+    volume = open_volume(
+        labels, voxel_size=part.get("input_voxel_size"), unit=part.get("unit"), selection=selection_of(part)
+    )
+    times = {axis.name: axis.length for axis in image.series if axis.name == "t"}
+    if volume.shape != image.shape or {axis.name: axis.length for axis in volume.series} != times:
+        raise InputError(
+            f"{volume.name} holds {_extent(volume)}, but {image.name} {_extent(image)}: labels must lie on the voxels "
+            "of the image, at each of its time points"
+        )
+    _, factor = how_far(image, options)
+    made = {
+        key: value
+        for key, value in options.items()
+        if key not in ("zoom", "voxel_size", "interpolation", "antialias", "boundary", "engine", "channel", "level")
+    }
+    by = ("mode" if min(factor) < 1 else "nearest") if labels_by == "auto" else labels_by
+    chosen: Any = {**made, **part, "labels": True, "factor": factor, "interpolation": by, "engine": "exact"}
+    placed = replace(volume, voxel_size=image.voxel_size, origin=image.origin, unit=image.unit, missing=image.missing)
+    plan_volume(placed, chosen, cluster.limits if cluster else None)
+    name = _name_of(labels)
+    return Beside(placed, labels, str(place_of(output) / LABELS / name), chosen)
+
+
+def _extent(volume: Volume) -> str:
+    times = next((axis.length for axis in volume.series if axis.name == "t"), 1)
+    return f"{volume.shape} voxels" + (f" at {times} time points" if times > 1 else "")
+
+
+def _name_of(labels: Any) -> str:
+    """Return what labels are called: as their file, without its ending."""
+    if not isinstance(labels, str | Path):
+        return LABELS
+    name = PurePath(str(labels).rstrip("/").partition(":/")[0] if "://" not in str(labels) else str(labels)).name
+    return name.split(".")[0] or LABELS

@@ -1,0 +1,169 @@
+"""What do the attributes of a zarr group say, and how are they changed? Read and written without loading zarr.
+
+Those of a group of zarr v3 stand in its `zarr.json`, with what makes it a group; those of one of v2 in a file of their
+own, `.zattrs`, beside `.zgroup`, which makes it one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from isovoxel.places.failures import ChangedError
+from isovoxel.places.objects import ObjectPlace
+from isovoxel.places.place import Place
+from isovoxel.store.files import write_whole
+
+fcntl: Any
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+GROUP, ATTRIBUTES, V2_GROUP, V2_ARRAY = "zarr.json", ".zattrs", ".zgroup", ".zarray"
+"""The files of metadata: of v3, and of v2."""
+
+
+def read_attributes(group: Place) -> dict[str, Any]:
+    """Return the attributes of a zarr group.
+
+    Raises
+    ------
+    OSError
+        If it is no group, or cannot be read.
+    ValueError, AttributeError, TypeError
+        If its metadata are none.
+    """
+    try:
+        attributes = json.loads((group / GROUP).read_bytes()).get("attributes", {})
+    except FileNotFoundError:
+        (group / V2_GROUP).read_bytes()  # without it, attributes are a remainder
+        try:
+            attributes = json.loads((group / ATTRIBUTES).read_bytes())
+        except FileNotFoundError:
+            return {}
+    if not isinstance(attributes, dict):
+        raise TypeError("attributes are an object")
+    return attributes
+
+
+def write_attributes(group: Place, attributes: dict[str, Any]) -> None:
+    """Replace the attributes of a zarr group, whole or not at all, and nothing else of it.
+
+    Parameters
+    ----------
+    group
+        The group.
+    attributes
+        All that it shall have.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written; then it is as it was.
+    """
+    try:
+        node = json.loads((group / GROUP).read_bytes())
+    except FileNotFoundError:
+        write_json(group / ATTRIBUTES, attributes)
+    else:
+        write_json(group / GROUP, node | {"attributes": attributes})
+
+
+def write_json(file: Place, value: Any) -> None:
+    """Write a file or an object of JSON, whole or not at all.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written; then it is as it was.
+    """
+    if isinstance(file, ObjectPlace):
+        file.write(_text(value))
+    else:
+        write_whole(file, _text(value))
+
+
+def change_json(file: Place, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Change a file or an object of JSON that others of us may be changing too: nobody's change is lost.
+
+    Parameters
+    ----------
+    file
+        Which; attributes of v2 that are not there are made.
+    change
+        Returns what it shall hold, of what it holds. Where that is the same, nothing is written.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written; then it is as it was.
+    """
+    if isinstance(file, ObjectPlace):
+        while not _changed(file, change):
+            pass
+        return
+    with _alone(file.parent):
+        try:
+            held = _held(file, file.read_bytes())
+        except FileNotFoundError:
+            if file.name != ATTRIBUTES:
+                raise
+            held = {}
+        wanted = change(held)
+        if wanted != held:
+            write_json(file, wanted)
+
+
+def _changed(file: ObjectPlace, change: Callable[[dict[str, Any]], dict[str, Any]]) -> bool:
+    """Change an object, or return False where somebody else has meanwhile."""
+    try:
+        data, found = file.read()
+    except FileNotFoundError:
+        if file.name != ATTRIBUTES:
+            raise
+        data, found = b"{}", None
+    held = _held(file, data)
+    wanted = change(held)
+    if wanted == held:
+        return True
+    try:
+        file.write(_text(wanted), new=found is None, of=None if found is None else found.tag)
+    except (ChangedError, FileExistsError):
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Let one process at a time change the metadata in a folder, where the system can tell."""
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some file systems have no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _held(file: Place, data: bytes) -> dict[str, Any]:
+    """Return what a file holds, or raise an `OSError` where it is no object of JSON."""
+    try:
+        held = json.loads(data)
+    except ValueError:
+        held = None
+    if not isinstance(held, dict):
+        raise OSError(errno.EINVAL, f"{file} holds no JSON object")
+    return held
+
+
+def _text(value: Any) -> bytes:
+    return json.dumps(value, indent=2).encode()
