@@ -114,9 +114,10 @@ def by_ome_zarr_py(path: Path) -> list[Seen]:
 def by_napari(path: Path) -> list[Seen]:
     """Read every level with napari-ome-zarr, which places the finest; napari draws the others over all of it."""
     plugin = library("napari_ome_zarr")
-    # Labels beside an image are layers after its own.
-    (data, properties, kind), *_ = plugin.napari_get_reader(str(path))(str(path))
-    assert kind == ("labels" if is_label_image(dict(zarr.open_group(path, mode="r").attrs)) else "image")
+    kind = "labels" if is_label_image(dict(zarr.open_group(path, mode="r").attrs)) else "image"
+    # Of labels beside an image, and of that image, both are layers.
+    layers = [layer for layer in plugin.napari_get_reader(str(path))(str(path)) if layer[2] == kind]
+    ((data, properties, _),) = layers
     finest, size = np.array(data[0].shape[-3:]), np.array(properties["scale"][-3:])
     # Versions from 0.9 on leave it out.
     origin = properties.get("translate")

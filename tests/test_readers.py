@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import ome_zarr_models
 import pytest
+import tifffile
 import yaozarrs
 import zarr
 
@@ -33,9 +34,33 @@ class Output:
 def written(folder: Path, voxels: np.ndarray = VOXELS, levels: int = 2, **options: Any) -> Output:
     """Scale voxels; blocks and shards are small, so that there are several."""
     source = isovoxel.open_volume(voxels, voxel_size=SIZE, unit="um", crop=options.pop("crop", None))
-    cut: dict[str, Any] = {"chunk": (8, 16, 16), "shard": (16, 32, 32), "device_memory": "2MB"}
-    isovoxel.scale(source, folder / "out.zarr", levels=levels, **cut | options)
+    isovoxel.scale(source, folder / "out.zarr", levels=levels, **cut(options) | options)
     return Output(folder / "out.zarr", source.grid, levels + 1)
+
+
+def cut(options: dict[str, Any]) -> dict[str, Any]:
+    """Return how small the pieces are; OME-Zarr 0.4 has no shards."""
+    shard = {} if options.get("ome_zarr") == "0.4" else {"shard": (16, 32, 32)}
+    return {"chunk": (8, 16, 16), "device_memory": "2MB", **shard}
+
+
+def series(folder: Path, **options: Any) -> Output:
+    """Scale two time points of three channels."""
+    metadata = {"axes": "TCZYX", **dict(zip(("PhysicalSizeZ", "PhysicalSizeY", "PhysicalSizeX"), SIZE, strict=True))}
+    metadata |= {"TimeIncrement": 2.5, "Channel": {"Name": ["one", "two", "three"]}}
+    voxels = np.stack([[VOXELS // n for n in (1, 2, 3)], [VOXELS // n for n in (4, 5, 6)]])
+    tifffile.imwrite(folder / "in.ome.tif", voxels, ome=True, metadata=metadata)
+    isovoxel.scale(folder / "in.ome.tif", folder / "out.zarr", levels=2, **cut(options) | options)
+    return Output(folder / "out.zarr", isovoxel.open_volume(folder / "in.ome.tif").grid, 3)
+
+
+def beside(folder: Path, **options: Any) -> Output:
+    """Scale an image with its labels, of which these are told."""
+    source = isovoxel.open_volume(VOXELS, voxel_size=SIZE, unit="um")
+    np.save(folder / "cells.npy", VOXELS >> 12)
+    labels = folder / "cells.npy"
+    isovoxel.scale(source, folder / "out.zarr", levels=2, with_labels=labels, **cut(options) | options)
+    return Output(folder / "out.zarr" / "labels" / "cells", source.grid, 3)
 
 
 # One entry for every kind of output.
@@ -46,6 +71,12 @@ OUTPUTS: dict[str, Callable[[Path], Output]] = {
     "an image cut out": lambda folder: written(folder, crop="3:,10:40,-31:", factor=(3, 1, 1)),
     "labels": lambda folder: written(folder, VOXELS >> 12, factor=(2.5, 1, 0.6), labels=True),
     "labels of 64 bits": lambda folder: written(folder, VOXELS.astype("uint64") << 47, factor=(1, 2, 2), labels=True),
+    "an image of 0.4": lambda folder: written(folder, factor=(2.3, 1.0, 0.7), ome_zarr="0.4"),
+    "labels of 0.4": lambda folder: written(folder, VOXELS >> 12, factor=(2.5, 1, 0.6), labels=True, ome_zarr="0.4"),
+    "time points and channels": lambda folder: series(folder, factor=(2.3, 1.0, 0.7)),
+    "time points and channels of 0.4": lambda folder: series(folder, factor=(3, 1, 1), ome_zarr="0.4"),
+    "labels beside an image": lambda folder: beside(folder, factor=(2.3, 1.0, 0.7)),
+    "labels beside an image of 0.4": lambda folder: beside(folder, factor=(3, 1, 1), ome_zarr="0.4"),
     "a plane": lambda folder: written(folder, VOXELS[0], voxel_size=0.2),
 }
 
