@@ -18,8 +18,10 @@ import isovoxel
 from command_line import Isovoxel
 from isovoxel.errors import CorruptInputError, InputError, InputMissingError
 from isovoxel.geometry.box import Box
+from isovoxel.metadata.series import Channel, SeriesAxis
 from isovoxel.volumes.hdf5_reader import Hdf5Reader
 from isovoxel.volumes.open import open_volume
+from isovoxel.volumes.selection import Selection
 
 STACK = np.random.default_rng(3).integers(0, 999, (13, 47, 61)).astype("uint16")
 CHUNKS = (5, 16, 32)
@@ -184,17 +186,43 @@ def test_an_imaris_image_is_cut_and_placed(tmp_path: Path) -> None:
 
 
 def test_a_channel_of_imaris_is_named_by_its_path(tmp_path: Path) -> None:
-    """Several channels or time points are refused with the path of one, and a path reads it at its own level."""
+    """Which reads it at its own level."""
     path = imaris(tmp_path / "a.ims", channels=2)
-    with pytest.raises(InputError, match=r"2 channels.*'a.ims:/DataSet/ResolutionLevel 0/TimePoint 0/Channel 0'"):
-        open_volume(path)
-    with pytest.raises(InputError, match="3 time points"):
-        open_volume(imaris(tmp_path / "b.ims", points=3))
     volume = open_volume(f"{path}:/DataSet/ResolutionLevel 1/TimePoint 0/Channel 1/Data")
     assert volume.voxel_size == pytest.approx((26 / 7, 23.5 / 24, 30.5 / 31))
     np.testing.assert_array_equal(volume.read(Box.whole(volume.shape)), STACK[::2, ::2, ::2] + 1)
     with pytest.raises(InputMissingError, match="has no DataSet/ResolutionLevel 0/TimePoint 0/Channel 9/Data"):
         open_volume(f"{path}:/DataSet/ResolutionLevel 0/TimePoint 0/Channel 9")
+
+
+def test_all_of_imaris_are_a_series(tmp_path: Path) -> None:
+    """Time points and channels, which keep names and colours; one of them can be chosen, and is verified."""
+    path = imaris(tmp_path / "a.ims", channels=2, points=3)
+    with h5py.File(path, "a") as file:
+        for channel, (name, color) in enumerate((("DAPI", "0.000 0.000 1.000"), ("GFP", "0.0 1.0 0.0"))):
+            attributes = {"Name": name, "Color": color}
+            letters = {key: np.array([c.encode() for c in text], "S1") for key, text in attributes.items()}
+            file.create_group(f"DataSetInfo/Channel {channel}").attrs.update(letters)
+        for point in range(3):
+            for channel in range(2):
+                data = file[f"DataSet/ResolutionLevel 0/TimePoint {point}/Channel {channel}/Data"]
+                data[...] = data[...] + 10 * point
+    volume = open_volume(path)
+    assert volume.series == (SeriesAxis("t", 3), SeriesAxis("c", 2))
+    assert volume.channels == (Channel("DAPI", "0000FF"), Channel("GFP", "00FF00"))
+    whole = Box.whole(STACK.shape)
+    for index in range(6):
+        expected = STACK + 10 * (index // 2) + index % 2
+        np.testing.assert_array_equal(volume.read(whole.of(index)), expected)
+    isovoxel.scale(path, tmp_path / "out.zarr", factor=(2, 1, 1), engine="exact", time=2)
+    assert isovoxel.verify(tmp_path / "out.zarr", samples=20).holds
+    chosen = open_volume(path, selection=Selection(channel=1, time=2))
+    assert (chosen.series, chosen.channels) == ((), (Channel("GFP", "00FF00"),))
+    np.testing.assert_array_equal(chosen.read(whole), STACK + 21)
+    with h5py.File(path, "a") as file:
+        del file["DataSet/ResolutionLevel 0/TimePoint 1"]
+    with pytest.raises(InputError, match="TimePoint groups are not numbered from 0 on"):
+        open_volume(path)
 
 
 def test_an_imaris_file_that_contradicts_itself(tmp_path: Path) -> None:

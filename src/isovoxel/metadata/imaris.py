@@ -13,6 +13,7 @@ from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import Float3
 from isovoxel.metadata.calibration import Calibration, Length, calibrate
 from isovoxel.metadata.hdf5 import ORIGIN, text_of
+from isovoxel.metadata.series import Channel, checked_color
 
 _WHAT = "Imaris' DataSetInfo"
 
@@ -53,6 +54,19 @@ def image_shape(attributes: Mapping[str, Any], padded: Index3) -> Index3 | None:
     sizes = [_number(attributes.get(f"ImageSize{axis}")) for axis in "ZYX"]
     z, y, x = (n if size is None else int(size) for size, n in zip(sizes, padded, strict=True))
     return (z, y, x) if all(1 <= size <= n for size, n in zip((z, y, x), padded, strict=True)) else None
+
+
+def read_channel(attributes: Mapping[str, Any]) -> Channel:
+    """Return name and colour of a channel, whose three parts are from 0 to 1.
+
+    Parameters
+    ----------
+    attributes
+        Those of ``/DataSetInfo/Channel N``.
+    """
+    parts = [_number(part) for part in text_of(attributes.get("Color")).split()]
+    color = "".join(f"{round(255 * part):02X}" for part in parts if part is not None and 0 <= part <= 1)
+    return Channel(text_of(attributes.get("Name")) or None, checked_color(color))
 
 
 def _number(value: Any) -> float | None:

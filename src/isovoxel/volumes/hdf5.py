@@ -24,6 +24,7 @@ from isovoxel.volumes.axes import zyx_positions
 from isovoxel.volumes.base import ReadBox, Volume, check_voxels
 from isovoxel.volumes.files import check_complete, file_identity, needs_extra, unreadable
 from isovoxel.volumes.raw import RawReader, contiguous_offsets
+from isovoxel.volumes.selection import Selection
 
 if TYPE_CHECKING:
     import h5py
@@ -55,7 +56,7 @@ def is_hdf5(path: Path) -> bool:
     return False
 
 
-def open_hdf5(path: Path, inner: str | None, name: str) -> Volume:
+def open_hdf5(path: Path, inner: str | None, name: str, selection: Selection) -> Volume:
     """Open a dataset of an HDF5 file, or an image of an Imaris file.
 
     Parameters
@@ -66,6 +67,8 @@ def open_hdf5(path: Path, inner: str | None, name: str) -> Volume:
         Path of the dataset in it, or of a group that holds it; None for the only one.
     name
         What the user called it.
+    selection
+        Which channel and which time point are meant, of an Imaris file.
 
     Raises
     ------
@@ -85,7 +88,8 @@ def open_hdf5(path: Path, inner: str | None, name: str) -> Volume:
             from isovoxel.volumes.imaris import is_imaris, open_imaris
 
             if is_imaris(file, inner):
-                return open_imaris(file, path, inner, name)
+                return open_imaris(file, path, inner, name, selection)
+            selection.check_kind(name)
             return _open_dataset(_find(file, inner or "/", name), path, name)
         except IsovoxelError:
             raise

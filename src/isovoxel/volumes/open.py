@@ -231,10 +231,11 @@ def _open_file(path: Path, inner: str | None, name: str, selection: Selection) -
         selection.check_kind(name, "channel", "time")
         return open_tiff(path, name, selection)
     is_numpy, microscope = magic[:6] == b"\x93NUMPY", format_of(magic)
-    if is_hdf5(path) or is_numpy or is_nifti(path) or microscope is None:
-        selection.check_kind(name)
     if is_hdf5(path):
-        return open_hdf5(path, inner, name)
+        selection.check_kind(name, "channel", "time")
+        return open_hdf5(path, inner, name, selection)
+    if is_numpy or is_nifti(path) or microscope is None:
+        selection.check_kind(name)
     if inner is not None:
         raise InputError(f"{name} names something in the file {path}, which only HDF5 files have; give {path} alone")
     if is_numpy:
