@@ -31,7 +31,8 @@ from isovoxel.engines.reference import reference
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import Float3, VoxelGrid
 from isovoxel.planning.limits import HostLimits
-from isovoxel.planning.plan import Plan, Source
+from isovoxel.planning.parts import Source
+from isovoxel.planning.plan import Plan
 from isovoxel.planning.planner import make_plan
 from isovoxel.planning.storage import Storage
 

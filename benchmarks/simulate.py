@@ -35,7 +35,8 @@ import psutil
 from benchmarks.machine import cores, print_header, print_row, write_json
 from isovoxel.geometry.grid import VoxelGrid
 from isovoxel.planning.limits import DeviceLimits, HostLimits
-from isovoxel.planning.plan import Plan, Source
+from isovoxel.planning.parts import Source
+from isovoxel.planning.plan import Plan
 from isovoxel.planning.planner import make_plan
 from isovoxel.planning.storage import default_storage
 from isovoxel.run.cluster.submit import Submission

@@ -22,7 +22,8 @@ from isovoxel.engines.devices import find_device
 from isovoxel.engines.open import open_engine
 from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.grid import Float3, VoxelGrid
-from isovoxel.planning.plan import Plan, Source
+from isovoxel.planning.parts import Source
+from isovoxel.planning.plan import Plan
 from isovoxel.planning.planner import make_plan
 from isovoxel.planning.storage import default_storage
 from isovoxel.run.host import host_limits

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from isovoxel.engines.base import Cancelled, Scaled
-from isovoxel.planning.plan import Block, Plan
+from isovoxel.planning.parts import Block
+from isovoxel.planning.plan import Plan
 from strategies import cut
 
 VOLUME = np.random.default_rng(0).integers(1, 65536, (8, 24, 32)).astype(np.uint16)

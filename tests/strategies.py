@@ -16,7 +16,8 @@ from isovoxel.geometry.axis import longest
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import VoxelGrid
 from isovoxel.planning.limits import DeviceLimits, HostLimits
-from isovoxel.planning.plan import Plan, Source
+from isovoxel.planning.parts import Source
+from isovoxel.planning.plan import Plan
 from isovoxel.planning.planner import make_plan
 from isovoxel.planning.storage import Storage
 from isovoxel.store.shard import Seal

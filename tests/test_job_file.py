@@ -36,7 +36,10 @@ def factors(isovoxel: Isovoxel, *words: object) -> list[float]:
 
 @pytest.mark.usefixtures("folder")
 def test_a_run_is_a_file(isovoxel: Isovoxel) -> None:
-    """What a plan saved is carried out by the file alone, and again it finds that nothing is left to do."""
+    """What a plan saved is carried out by the file alone, and again it finds that nothing is left to do.
+
+    The plan's picture is no part of it.
+    """
     words = (
         "--factor",
         "2,1.5,1",
@@ -49,7 +52,7 @@ def test_a_run_is_a_file(isovoxel: Isovoxel) -> None:
         "--threads",
         2,
     )
-    said = isovoxel("plan", "in.npy", "out.zarr", *words, "--save", "job.toml", "--json").json
+    said = isovoxel("plan", "in.npy", "out.zarr", *words, "--save", "job.toml", "--picture", "a.svg", "--json").json
     assert tomllib.loads(Path("job.toml").read_text()) == {
         "input": "in.npy",
         "output": "out.zarr",

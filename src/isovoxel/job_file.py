@@ -25,7 +25,9 @@ from isovoxel.errors import OptionError, OutputError, OutputExistsError
 PREFIX = "ISOVOXEL_"
 """How the names of variables begin that hold options."""
 
-NOT_KEPT = frozenset({"overwrite", "config", "save", "help", "version", "install_completion", "show_completion"})
+NOT_KEPT = frozenset(
+    {"overwrite", "picture", "config", "save", "help", "version", "install_completion", "show_completion"}
+)
 """Options that neither a file nor the environment has. An `overwrite` that is kept would begin a job anew that should
 go on."""
 

@@ -19,7 +19,8 @@ from isovoxel.geometry.grid import (
 from isovoxel.places.place import Place
 from isovoxel.planning.choices import ENGINES, MOVES
 from isovoxel.planning.limits import DeviceLimits, HostLimits
-from isovoxel.planning.plan import Plan, Source
+from isovoxel.planning.parts import Source
+from isovoxel.planning.plan import Plan
 from isovoxel.volumes.base import Volume
 from isovoxel.volumes.crop import parse_crop
 from isovoxel.volumes.selection import Selection

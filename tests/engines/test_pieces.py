@@ -35,7 +35,8 @@ from isovoxel.engines.pieces import Fit, halves
 from isovoxel.engines.staging import Stage, StagedEngine
 from isovoxel.errors import DeviceFullError, DeviceLostError
 from isovoxel.geometry.box import Box
-from isovoxel.planning.plan import Block, Plan
+from isovoxel.planning.parts import Block
+from isovoxel.planning.plan import Plan
 from strategies import cle_precision, cut, device_limits, one_kernel_for_all_shapes, padded_lengths, plans
 
 SHAPE, FACTOR = (20, 18, 22), (2.0, 1.5, 0.7)

@@ -21,7 +21,8 @@ import pytest
 import isovoxel
 from isovoxel.errors import InterruptedJobError, JobError
 from isovoxel.geometry.box import Box
-from isovoxel.planning.plan import Block, Plan
+from isovoxel.planning.parts import Block
+from isovoxel.planning.plan import Plan
 from isovoxel.run import recovery
 from isovoxel.run.events import BlockDone, Event, JobStarted, Retried
 from isovoxel.run.job import FLUSHING, Job

@@ -14,7 +14,7 @@ import pytest
 from isovoxel.engines.base import Cancelled
 from isovoxel.errors import CorruptInputError, DeviceFullError, DeviceLostError, InterruptedJobError, JobError
 from isovoxel.geometry.box import Box
-from isovoxel.planning.plan import Block
+from isovoxel.planning.parts import Block
 from isovoxel.run import recovery
 from isovoxel.run.events import BlockDone, Event, Filled, Retried, Slowed
 from isovoxel.run.job import Job

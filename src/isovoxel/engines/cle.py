@@ -30,7 +30,8 @@ from isovoxel.geometry.axis import Axis
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import Float3
 from isovoxel.planning.limits import LANES
-from isovoxel.planning.plan import Block, Plan
+from isovoxel.planning.parts import Block
+from isovoxel.planning.plan import Plan
 
 _HALVES = ("low", "high")
 """Parts of an integer of 32 bits."""

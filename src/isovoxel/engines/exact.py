@@ -27,7 +27,8 @@ from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.tables import SPAN, Rows, Table, accumulator, outputs_of, pass_order, passes_at_once
 from isovoxel.planning.choices import MOVES
-from isovoxel.planning.plan import Block, Plan
+from isovoxel.planning.parts import Block
+from isovoxel.planning.plan import Plan
 
 KEPT_WEIGHTS = 2**14
 """Tables of up to so many weights are kept for the blocks to come: `KEPT` of them take 13 MiB at most."""

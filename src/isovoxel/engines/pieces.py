@@ -17,7 +17,8 @@ from __future__ import annotations
 import threading
 from dataclasses import replace
 
-from isovoxel.planning.plan import Block, Plan
+from isovoxel.planning.parts import Block
+from isovoxel.planning.plan import Plan
 
 SMALLEST = 2**22
 """Bytes on the device that halving goes down to: about 64³ voxels. Drivers give memory in pages of 2 MiB, so that

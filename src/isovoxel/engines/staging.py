@@ -39,7 +39,8 @@ from isovoxel.engines.pieces import Fit, device_bytes, halves
 from isovoxel.errors import DeviceError, DeviceFullError, DeviceLostError
 from isovoxel.planning.cost import human_bytes
 from isovoxel.planning.limits import LANES
-from isovoxel.planning.plan import Block, Plan
+from isovoxel.planning.parts import Block
+from isovoxel.planning.plan import Plan
 
 T = TypeVar("T")
 

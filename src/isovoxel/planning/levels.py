@@ -26,7 +26,8 @@ from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import Float3, VoxelGrid
 from isovoxel.planning.limits import DeviceLimits, HostLimits
-from isovoxel.planning.plan import Plan, Source
+from isovoxel.planning.parts import Source
+from isovoxel.planning.plan import Plan
 from isovoxel.planning.planner import make_plan
 from isovoxel.planning.storage import CHUNK, Storage, default_storage
 

@@ -35,7 +35,8 @@ from isovoxel.geometry.grid import AXES, Float3, VoxelGrid
 from isovoxel.planning.choices import check_options
 from isovoxel.planning.cost import human_bytes
 from isovoxel.planning.limits import DeviceLimits, HostLimits
-from isovoxel.planning.plan import Plan, Source
+from isovoxel.planning.parts import Source
+from isovoxel.planning.plan import Plan
 from isovoxel.planning.storage import Storage, smaller
 
 DECODE = 0.5

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from isovoxel.engines.base import Cancelled, Engine, Stage
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.halving import Halver
-from isovoxel.planning.plan import Block, Plan
+from isovoxel.planning.parts import Block
+from isovoxel.planning.plan import Plan
 from isovoxel.run.events import BlockDone, Event, Retried
 from isovoxel.run.flushing import Flusher
 from isovoxel.run.recovery import BlockFailed, clause, patiently

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Generic, TypeVar
 
-from isovoxel.planning.plan import Block
+from isovoxel.planning.parts import Block
 from isovoxel.run.events import BlockDone
 from isovoxel.store.shard import Seal
 from isovoxel.store.shelf import OnItsWay

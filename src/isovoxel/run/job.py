@@ -36,7 +36,8 @@ from numpy.typing import NDArray
 
 from isovoxel.engines.base import Cancelled, Engine
 from isovoxel.errors import CorruptInputError, DeviceLostError, InterruptedJobError, JobError
-from isovoxel.planning.plan import Block, Plan
+from isovoxel.planning.parts import Block
+from isovoxel.planning.plan import Plan
 from isovoxel.run import recovery
 from isovoxel.run.blocks import BlockMaker, Writer
 from isovoxel.run.events import BlockDone, Event, Filled, Listener, Retried, Slowed, started

@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 
 from isovoxel.engines.open import open_engine
 from isovoxel.geometry.box import Box, Index3
-from isovoxel.planning.plan import Block, Plan
+from isovoxel.planning.parts import Block
+from isovoxel.planning.plan import Plan
 
 ScaleBlock = Callable[[NDArray[Any], Block], NDArray[Any]]
 """Makes a block's output from the voxels of its read box."""

@@ -15,7 +15,8 @@ from typing import TypeVar
 from isovoxel.engines.base import Cancelled
 from isovoxel.errors import CorruptInputError, DeviceFullError
 from isovoxel.planning.cost import human_bytes
-from isovoxel.planning.plan import Block, Plan
+from isovoxel.planning.parts import Block
+from isovoxel.planning.plan import Plan
 from isovoxel.run.events import started
 from isovoxel.volumes.files import is_transient
 

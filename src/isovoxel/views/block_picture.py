@@ -7,7 +7,8 @@ import math
 from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import AXES
-from isovoxel.planning.plan import Block, Plan
+from isovoxel.planning.parts import Block
+from isovoxel.planning.plan import Plan
 from isovoxel.views.layout import SYMBOLS, VIEWS
 from isovoxel.views.records import count
 from isovoxel.views.svg import rect, text

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from isovoxel.errors import OptionError
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import AXES
-from isovoxel.planning.plan import Block, Plan
+from isovoxel.planning.parts import Block
+from isovoxel.planning.plan import Plan
 from isovoxel.version import __version__
 from isovoxel.views.block_picture import DASHED, PANEL, block_drawing, block_lines, times, unit_of
 from isovoxel.views.hidden import without_secrets

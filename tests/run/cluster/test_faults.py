@@ -18,7 +18,7 @@ from distributed import WorkerPlugin
 import isovoxel
 from isovoxel.engines.staging import Stage, StagedEngine
 from isovoxel.errors import ClusterError, DeviceLostError, JobError
-from isovoxel.planning.plan import Block
+from isovoxel.planning.parts import Block
 from isovoxel.run.blocks import BlockMaker
 from isovoxel.run.cluster import flights, submit
 from isovoxel.run.cluster import job as cluster_job

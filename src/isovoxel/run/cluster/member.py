@@ -30,7 +30,7 @@ from isovoxel.engines.base import Cancelled
 from isovoxel.errors import CorruptInputError, DeviceLostError
 from isovoxel.geometry.box import Box
 from isovoxel.places.place import Place, absolute
-from isovoxel.planning.plan import Block
+from isovoxel.planning.parts import Block
 from isovoxel.run.blocks import BlockMaker
 from isovoxel.run.cluster.holding import held_device
 from isovoxel.run.events import BlockDone, Event, Filled, Slowed

@@ -20,7 +20,8 @@ from dask.base import normalize_token
 from numpy.typing import NDArray
 
 from isovoxel.geometry.box import Box, Index3
-from isovoxel.planning.plan import Block, Plan
+from isovoxel.planning.parts import Block
+from isovoxel.planning.plan import Plan
 from isovoxel.run.cluster import asking
 from isovoxel.run.cluster.flights import ANSWER_SECONDS
 from isovoxel.run.cluster.member import Made, Outcome, make_block, membership
