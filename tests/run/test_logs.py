@@ -73,7 +73,7 @@ def test_lines_of_a_lost_worker_and_notes_of_a_cluster_are_warnings(caplog: pyte
 def test_a_job_logs_its_beginning_blocks_and_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """For whoever turns logging on."""
     with caplog.at_level(logging.DEBUG, "isovoxel"):
-        isovoxel.scale(np.zeros((4, 5, 6), "uint8"), tmp_path / "a.zarr", factor=(1, 1, 1), levels=1)
+        isovoxel.scale(np.zeros((4, 5, 6), "float32"), tmp_path / "a.zarr", factor=(1, 1, 1), levels=1)
     *said, end = [record.getMessage() for record in caplog.records]
     assert said == [
         "job begins: 0 of 2 blocks are done, output (4, 5, 6)",

@@ -9,7 +9,8 @@ the coarsest level is at hand, but its means hide what is small and bright.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,6 @@ from isovoxel.metadata.omero import Window
 from isovoxel.places.place import Place
 from isovoxel.planning.plan import Plan
 from isovoxel.store.shelf import level_path
-from isovoxel.volumes.base import ReadBox
 from isovoxel.volumes.open import open_volume
 
 MOST_CHUNKS = 16
@@ -31,7 +31,12 @@ PERCENTILES = (0.1, 99.9)
 """How many of a hundred voxels may be shown as black, and from which one on they may be shown as the brightest."""
 
 
-def display_windows(output: Place, plan: Plan) -> list[Window]:
+Voxels = NDArray[Any]
+Attempt = Callable[[Callable[[], Voxels]], Voxels]
+"""Reads, and again where that may help."""
+
+
+def display_windows(output: Place, plan: Plan, attempt: Attempt) -> list[Window]:
     """Return the window of each channel, or of the only one.
 
     Parameters
@@ -40,6 +45,8 @@ def display_windows(output: Place, plan: Plan) -> list[Window]:
         The OME-Zarr, all shards of which are written.
     plan
         That of its full level.
+    attempt
+        Called to read each chunk.
 
     Raises
     ------
@@ -48,7 +55,10 @@ def display_windows(output: Place, plan: Plan) -> list[Window]:
     """
     volume = open_volume(output / level_path(plan.level))
     channels = dict(plan.source.series).get("c", 1)
-    return [_window(volume.read, _some_chunks(plan, channel, channels)) for channel in range(channels)]
+    return [
+        _window(lambda chunk: attempt(lambda: volume.read(chunk)), _some_chunks(plan, channel, channels))
+        for channel in range(channels)
+    ]
 
 
 def _some_chunks(plan: Plan, channel: int, channels: int) -> Iterator[Box]:
@@ -69,7 +79,7 @@ def _some_chunks(plan: Plan, channel: int, channels: int) -> Iterator[Box]:
         yield box & Box.whole(plan.output.shape)
 
 
-def _window(read: ReadBox, chunks: Iterator[Box]) -> Window:
+def _window(read: Callable[[Box], Voxels], chunks: Iterator[Box]) -> Window:
     """Return what of a channel is shown; of no numbers at all, from 0 to 1."""
     kept: list[NDArray[np.float64]] = []
     low, high = math.inf, -math.inf

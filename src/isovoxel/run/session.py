@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,10 +20,20 @@ from isovoxel.errors import InputError, InterruptedJobError, IsovoxelError, JobE
 from isovoxel.metadata.omero import omero_attribute
 from isovoxel.planning.plan import Plan
 from isovoxel.run.display import display_windows
-from isovoxel.run.events import BlockDone, Event, Filled, JobFinished, JobStarted, LevelBegun, Listener, started
+from isovoxel.run.events import (
+    BlockDone,
+    Event,
+    Filled,
+    JobFinished,
+    JobStarted,
+    LevelBegun,
+    Listener,
+    Retried,
+    started,
+)
 from isovoxel.run.levels import LevelMaker, level_task
 from isovoxel.run.output import Begun, Wanted, held
-from isovoxel.run.recovery import kept
+from isovoxel.run.recovery import clause, kept, patiently
 from isovoxel.run.task import Task
 from isovoxel.store.destination import remove
 from isovoxel.store.ledger import NEW, REPLACED, Ledger
@@ -182,7 +193,12 @@ class Session:
 
     def _shown(self, plan: Plan) -> dict[str, Any]:
         """Return how viewers shall show the image."""
-        windows = display_windows(self.wanted.path, plan)
+        never = threading.Event()
+
+        def told(error: Exception, pause: float) -> None:
+            self._tell(Retried(plan.n_blocks - 1, "reading", clause(error), pause))
+
+        windows = display_windows(self.wanted.path, plan, lambda read: patiently(read, told, never))
         return omero_attribute(self.volume.channels, windows, plan.output.shape[0])
 
     def _listen(self, ledger: Ledger, event: Event) -> None:
