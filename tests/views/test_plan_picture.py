@@ -154,6 +154,13 @@ def test_any_plan_is_drawn_inside_of_its_paper(shape: Index3) -> None:
         assert 0 <= float(element.attrib["y"]) <= height
 
 
+def test_volumes_of_a_series_are_counted() -> None:
+    """The faces are those of each; the title says how many there are."""
+    plan = plan_of((20, 64, 64))
+    series = replace(plan, source=replace(plan.source, series=(("t", 2), ("c", 3))))
+    assert "6 blocks of 80 x 64 x 64 voxels, in 6 volumes of 1 x 1 x 1 along z, y, x" in plan_svg(series)
+
+
 def test_names_cannot_break_the_drawing() -> None:
     """A file's name is text, whatever characters it has."""
     name = '<script src="https://example.com/x.js">&.tif'

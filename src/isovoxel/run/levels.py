@@ -99,7 +99,8 @@ class LevelMaker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._crews.__exit__(kind, error, trace)
-        self.release()
+        if not isinstance(error, KeyboardInterrupt):  # of which the second waits for no device
+            self.release()
 
     def prepare(self, task: Task, volume: Volume) -> None:
         """Open the engine, or tell the workers; nothing is written.

@@ -131,6 +131,7 @@ def _middle(plan: Plan) -> Index3:
 def _title(plan: Plan) -> str:
     grid, size = " x ".join(map(str, plan.block_grid)), " x ".join(f"{v:.4g}" for v in plan.output.voxel_size)
     blocks = f"{count(plan.n_blocks, 'block')} of {times(plan.block_shape)} voxels"
+    grid = f"in {count(plan.source.n_volumes, 'volume')} of {grid}" if plan.source.series else grid
     name = without_secrets(plan.source.name)  # as a whole, for half of one is not known as such
     name = name if len(name) <= 64 else f"{name[:30]}...{name[-30:]}"
     return (
