@@ -16,6 +16,7 @@ from strategies import cut, places, plans
 @given(plans())
 def test_write_boxes_tile_the_output_with_whole_shards(plan: Plan) -> None:
     """Law 1: every output voxel is written once, and no shard has two writers."""
+    assume(plan.n_blocks <= 4000)  # more take seconds to count
     writers = np.zeros(plan.output.shape, dtype=int)
     for block in plan.blocks():
         writers[block.write_box.slices] += 1
