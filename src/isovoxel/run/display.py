@@ -25,7 +25,7 @@ from isovoxel.volumes.open import open_volume
 
 MOST_CHUNKS = 16
 """How many chunks are read for a channel."""
-MOST_VOXELS = 2**15
+MOST_VOXELS = 2**13
 """How many voxels of a chunk count for the percentiles."""
 PERCENTILES = (0.1, 99.9)
 """How many of a hundred voxels may be shown as black, and from which one on they may be shown as the brightest."""
@@ -85,7 +85,8 @@ def _window(read: Callable[[Box], Voxels], chunks: Iterator[Box]) -> Window:
     low, high = math.inf, -math.inf
     for chunk in chunks:
         voxels = read(chunk).reshape(-1)
-        voxels = voxels[np.isfinite(voxels)]
+        if voxels.dtype.kind == "f":
+            voxels = voxels[np.isfinite(voxels)]
         if voxels.size:
             low, high = min(low, float(voxels.min())), max(high, float(voxels.max()))
             kept.append(voxels[:: ceil_div(voxels.size, MOST_VOXELS)].astype(np.float64))
