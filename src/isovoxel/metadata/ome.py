@@ -102,9 +102,9 @@ def read_levels(attributes: Mapping[str, Any], name: str) -> list[Level]:
     return levels
 
 
-def step_of(level: Level, axis: int) -> tuple[float, str | None]:
-    """Return how far the entries of an axis beside z, y and x are apart, and the unit of that."""
-    step = level.scale[axis]
+def time_step_of(level: Level) -> tuple[float, str | None]:
+    """Return the time between two time points and its unit; 1 without a unit where the image does not say."""
+    step = next((s for axis, s in zip(level.axes, level.scale, strict=True) if axis.lower() in TIME), 0.0)
     return (step, level.time_unit) if step > 0 else (1.0, None)
 
 

@@ -11,20 +11,10 @@ from dataclasses import dataclass
 from math import isfinite
 from re import fullmatch
 
+from isovoxel.metadata.units import canonical_time
+
 WORDS = {"t": "time point", "c": "channel"}
 """The axes along which volumes are counted, in their order in an output, and what people call an entry of each."""
-
-_TIMES = {
-    **dict.fromkeys(("s", "sec", "second", "seconds"), "second"),
-    **dict.fromkeys(("ms", "msec", "millisecond", "milliseconds"), "millisecond"),
-    **dict.fromkeys(("us", "µs", "usec", "microsecond", "microseconds"), "microsecond"),
-    **dict.fromkeys(("ns", "nanosecond", "nanoseconds"), "nanosecond"),
-    **dict.fromkeys(("min", "minute", "minutes"), "minute"),
-    **dict.fromkeys(("h", "hr", "hour", "hours"), "hour"),
-    **dict.fromkeys(("d", "day", "days"), "day"),
-}
-"""How OME-Zarr spells the units of time that microscopes and programs write."""
-_SAME_CHARACTERS = str.maketrans({"\u03bc": "µ"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +51,7 @@ def time_step(step: float, unit: str) -> tuple[float, str | None]:
     """
     if not (isfinite(step) and step > 0):
         return 1.0, None
-    return step, _TIMES.get(unit.strip().translate(_SAME_CHARACTERS).rstrip("."))
+    return step, canonical_time(unit)
 
 
 def chosen_channels(channels: Sequence[Channel], count: int, chosen: int | None) -> tuple[Channel, ...]:

@@ -1,4 +1,4 @@
-r"""Which length does a unit's text mean, and how many of one unit is a length in another?
+r"""Which length, or which time, does a unit's text mean, and how many of one unit is a length in another?
 
 Units are spelled as OME-Zarr and UDUNITS spell them ("micrometer"); everything that microscopes write for the
 same length ("um", "µm", "micron", "\u00B5m") is read as that name.
@@ -67,6 +67,17 @@ _WORDS = {
     "feet": "foot",
 }
 
+_TIMES = {
+    **dict.fromkeys(("s", "sec", "second", "seconds"), "second"),
+    **dict.fromkeys(("ms", "msec", "millisecond", "milliseconds"), "millisecond"),
+    **dict.fromkeys(("us", "µs", "usec", "microsecond", "microseconds"), "microsecond"),
+    **dict.fromkeys(("ns", "nanosecond", "nanoseconds"), "nanosecond"),
+    **dict.fromkeys(("min", "minute", "minutes"), "minute"),
+    **dict.fromkeys(("h", "hr", "hour", "hours"), "hour"),
+    **dict.fromkeys(("d", "day", "days"), "day"),
+}
+"""How OME-Zarr spells the units of time that microscopes and programs write."""
+
 _ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")
 _SAME_CHARACTERS = str.maketrans({"\u03bc": "µ", "\u212b": "Å"})
 
@@ -97,6 +108,17 @@ def canonical_unit(text: str) -> str | None:
             return _SYMBOLS[symbol]
     word = text.lower()
     return _WORDS.get(word) or _WORDS.get(word.removesuffix("s"))
+
+
+def canonical_time(text: str) -> str | None:
+    """Return a unit of time as OME-Zarr spells it, or None where the text names none.
+
+    Examples
+    --------
+    >>> [canonical_time(text) for text in ("s", "msec", "min.", "frames")]
+    ['second', 'millisecond', 'minute', None]
+    """
+    return _TIMES.get(unescaped(text).strip().translate(_SAME_CHARACTERS).rstrip("."))
 
 
 def convert(value: float, unit: str, target: str) -> float:

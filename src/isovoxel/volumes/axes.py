@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from isovoxel.errors import InputError
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import AXES
-from isovoxel.metadata.series import WORDS
+from isovoxel.metadata.series import WORDS, SeriesAxis
 from isovoxel.volumes.selection import Selection
 
 _WORDS = {
@@ -52,6 +52,10 @@ class Picked:
     def lengths(self) -> tuple[tuple[str, int], ...]:
         """Name and length of each axis along which volumes are counted."""
         return tuple((name, length) for _, name, length in self.series)
+
+    def axes(self, step: tuple[float, str | None] = (1.0, None)) -> tuple[SeriesAxis, ...]:
+        """Return the axes along which volumes are counted, with the time between two time points and its unit."""
+        return tuple(SeriesAxis(name, n, *(step if name == "t" else ())) for name, n in self.lengths)
 
     def at(self, place: Sequence[int]) -> Picked:
         """Return one volume of the series, by its place along these axes."""

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from isovoxel.errors import InputError, IsovoxelError
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.metadata.calibration import Length, calibrate
-from isovoxel.metadata.series import Channel, SeriesAxis, chosen_channels, time_step
+from isovoxel.metadata.series import Channel, chosen_channels, time_step
 from isovoxel.volumes.axes import Picked, pick
 from isovoxel.volumes.base import Volume, check_voxels, room_for
 from isovoxel.volumes.files import file_identity, is_transient, needs_extra, reason_of, unavailable, unreadable
@@ -198,7 +198,7 @@ def volume_of(reader: Any, path: Path, name: str, kind: str, selection: Selectio
         identity={**file_identity(path), **picked.chosen},
         missing=calibration.missing,
         notes=(f"bioio reads {kind} files, and one thread at a time; others wait",),
-        series=tuple(SeriesAxis(axis, n, *(_step(reader) if axis == "t" else ())) for axis, n in picked.lengths),
+        series=picked.axes(_step(reader)),
         channels=chosen_channels(_channels(reader), _length(axes, array.shape, "c"), picked.chosen.get("channel")),
     )
 

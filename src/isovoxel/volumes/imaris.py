@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from isovoxel.errors import InputError, InputMissingError
 from isovoxel.metadata.imaris import image_shape, read_channel, read_extent
-from isovoxel.metadata.series import SeriesAxis, chosen_channels
+from isovoxel.metadata.series import chosen_channels
 from isovoxel.volumes.axes import Picked, pick, plain_zyx
 from isovoxel.volumes.base import ReadBox, Volume
 from isovoxel.volumes.files import file_identity
@@ -70,7 +70,7 @@ def open_imaris(file: h5py.File, path: Path, inner: str | None, name: str, selec
         chosen,
         read=SeriesReader(picked.lengths, partial(_member, path, name, picked)),
         cached=None,  # readers of many files' worth of chunks would each keep some
-        series=tuple(SeriesAxis(axis, length) for axis, length in picked.lengths),
+        series=picked.axes(),
     )
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from isovoxel.errors import InputError
 from isovoxel.metadata.calibration import Calibration, Length, calibrate
-from isovoxel.metadata.ome import Level, is_label_image, read_channels, read_levels, step_of
-from isovoxel.metadata.series import Channel, SeriesAxis, chosen_channels
+from isovoxel.metadata.ome import Level, is_label_image, read_channels, read_levels, time_step_of
+from isovoxel.metadata.series import Channel, chosen_channels
 from isovoxel.places.place import Place
 from isovoxel.volumes.axes import ZYX, Picked
 from isovoxel.volumes.base import Volume
@@ -93,10 +93,7 @@ def _open_level(path: Place, name: str, attributes: Mapping[str, Any], level: Le
         labels,
         voxels.notes,
         cached=voxels.cached,
-        series=tuple(
-            SeriesAxis(axis, length, *(step_of(level, at) if axis == "t" else ()))
-            for at, axis, length in voxels.picked.series
-        ),
+        series=voxels.picked.axes(time_step_of(level)),
         channels=_channels(attributes, axes, array.shape, voxels.picked),
     )
 

@@ -125,7 +125,7 @@ def _series_of(
         step = imagej.read_step(series.keyframe.imagej_description or "")
         channels = imagej.read_channels((tif.imagej_metadata or {}).get("LUTs"))
     count = dict(zip(series.axes, series.shape, strict=True)).get("C", 1)
-    axes = tuple(SeriesAxis(name, n, *(step if name == "t" else ())) for name, n in picked.lengths)
+    axes = picked.axes(step)
     return axes, chosen_channels(channels, count, picked.chosen.get("channel"))
 
 

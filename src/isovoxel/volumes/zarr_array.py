@@ -27,7 +27,6 @@ from numpy.typing import NDArray
 
 from isovoxel.errors import CorruptInputError, InputError
 from isovoxel.geometry.box import Box, Index3
-from isovoxel.metadata.series import SeriesAxis
 from isovoxel.places.objects import ObjectPlace
 from isovoxel.places.place import Place
 from isovoxel.volumes.axes import UNNAMED, Picked, pick
@@ -292,5 +291,5 @@ def _volume(array: zarr.Array[Any], name: str, identity: dict[str, Any], selecti
         notes=voxels.notes,
         missing="a zarr array by itself has none; for a level of an OME-Zarr image, name the image's group",
         cached=voxels.cached,
-        series=tuple(SeriesAxis(name, length) for name, length in voxels.picked.lengths),
+        series=voxels.picked.axes(),
     )
