@@ -13,8 +13,9 @@ import yaozarrs
 import zarr
 
 import isovoxel
+from isovoxel.errors import InterruptedJobError
 from isovoxel.metadata.series import Channel
-from isovoxel.run import display
+from isovoxel.run import display, session
 
 OPTIONS: dict[str, Any] = {"factor": (2, 1, 1), "engine": "exact", "chunk": (8, 8, 8), "shard": (16, 16, 16)}
 
@@ -74,6 +75,22 @@ def test_labels_have_no_window(tmp_path: Path) -> None:
     """Viewers give them colours of their own."""
     isovoxel.scale(np.ones((4, 8, 8), np.uint32), tmp_path / "out.zarr", labels=True, **OPTIONS)
     assert "omero" not in json.loads((tmp_path / "out.zarr" / "zarr.json").read_bytes())["attributes"]["ome"]
+
+
+def test_an_interruption_in_the_end_is_a_job_to_go_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While windows are found: all blocks are kept, and the next run does no more than that."""
+
+    def interrupt(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    voxels = np.ones((4, 8, 8), np.uint8)
+    monkeypatch.setattr(session, "display_windows", interrupt)
+    with pytest.raises(InterruptedJobError, match="1 of 1 blocks are done and kept"):
+        isovoxel.scale(voxels, tmp_path / "out.zarr", **OPTIONS)
+    monkeypatch.undo()
+    result = isovoxel.scale(voxels, tmp_path / "out.zarr", **OPTIONS)
+    assert result.tally.done_before == result.plan.all_blocks
+    assert omero(tmp_path / "out.zarr")["channels"]
 
 
 def test_few_chunks_are_read_of_many(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -155,10 +155,10 @@ class Session:
                 continue
             self._tell(LevelBegun(plan.level, len(task.plan.further)))
             try:
-                maker.prepare(*level_task(task, plan))
-            except KeyboardInterrupt as stop:
-                number = getattr(stop, "signal", None)
-                raise InterruptedJobError(f"interrupted; {kept(plan, part)}", number) from None
+                with _interruptible(plan, part):
+                    maker.prepare(*level_task(task, plan))
+            except InterruptedJobError:
+                raise
             except IsovoxelError as error:
                 raise JobError(f"level {plan.level} cannot be begun: {error}; {kept(plan, part)}") from error
             last = plan is task.plan.further[-1]
@@ -182,14 +182,16 @@ class Session:
     def _finish(self, plan: Plan, ledger: Ledger) -> None:
         from isovoxel.store.writer import mark_complete
 
+        last = plan.levels[-1]
+        done = bytearray([1]) * last.n_blocks
         try:
-            omero = None if self.labels else self._shown(plan)
-            ledger.check()
-            mark_complete(self.wanted.path, ledger.filled, omero)
+            with _interruptible(last, done):
+                omero = None if self.labels else self._shown(plan)
+                ledger.check()
+                mark_complete(self.wanted.path, ledger.filled, omero)
         except (OSError, InputError) as error:
             what = f"marking the output complete failed: {getattr(error, 'strerror', None) or error}"
-            last = plan.levels[-1]
-            raise JobError(f"{what}; {kept(last, bytearray([1]) * last.n_blocks)}") from error
+            raise JobError(f"{what}; {kept(last, done)}") from error
 
     def _shown(self, plan: Plan) -> dict[str, Any]:
         """Return how viewers shall show the image."""
@@ -211,3 +213,12 @@ class Session:
     def _tell(self, event: Event) -> None:
         for listener in self.listeners:
             listener(event)
+
+
+@contextlib.contextmanager
+def _interruptible(plan: Plan, done: bytearray) -> Iterator[None]:
+    """Say of an interruption, while no block is in flight, what is kept."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise InterruptedJobError(f"interrupted; {kept(plan, done)}", getattr(stop, "signal", None)) from None
