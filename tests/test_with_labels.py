@@ -179,6 +179,13 @@ def test_the_command_line_tells_of_both(files: Path, isovoxel: Isovoxel) -> None
     assert "labels    of the image:" in isovoxel(*words).out
 
 
+def test_labels_that_no_worker_sees_are_told_before_the_image_is_made(files: Path) -> None:
+    """As such an image is."""
+    with pytest.raises(OptionError, match="not there for workers"):
+        isovoxel.scale("im.ome.tif", "out.zarr", with_labels=LABELS, workers="cpu:1", **OPTIONS)
+    assert not (files / "out.zarr").exists()
+
+
 def test_labels_of_a_wrong_kind_of_choice() -> None:
     """In Python too."""
     with pytest.raises(OptionError, match="labels_by must be"):

@@ -7,24 +7,23 @@ the image is begun.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from isovoxel.errors import InputError, IsovoxelError, JobError, OptionError
-from isovoxel.options import ScalingOptions, choose_sampling, plan_volume, selection_of
+from isovoxel.options import ScalingOptions, choose_sampling, how_far, plan_volume, selection_of
 from isovoxel.places.place import place_of, shown
 from isovoxel.planning.choices import MOVES
 from isovoxel.run.events import Event, Listener
 from isovoxel.run.result import ScaleResult
+from isovoxel.store.membership import LABELS
 from isovoxel.volumes.base import Volume
 
 if TYPE_CHECKING:
     from isovoxel.run.cluster.connect import Cluster
-
-LABELS = "labels"
-"""The group of an image in which its labels are, by OME-Zarr."""
 
 
 class Relay:
@@ -182,8 +181,11 @@ def labels_beside(
     IsovoxelError
         If they do not lie on the image's voxels, are none, or no block of them fits.
     """
-    from isovoxel.options import how_far
+    from isovoxel.run.cluster.choice import check_reachable
     from isovoxel.volumes.open import open_volume
+
+    if cluster is not None:
+        check_reachable(labels)
 
     if labels_by not in ("auto", *MOVES):
         raise OptionError(f"labels_by must be auto, {' or '.join(MOVES)}, not {labels_by!r}")
@@ -211,8 +213,7 @@ def labels_beside(
     chosen: Any = {**made, **part, "labels": True, "factor": factor, "interpolation": by, "engine": "exact"}
     placed = replace(volume, voxel_size=image.voxel_size, origin=image.origin, unit=image.unit, missing=image.missing)
     plan_volume(placed, chosen, cluster.limits if cluster else None)
-    name = _name_of(labels)
-    return Beside(placed, labels, str(place_of(output) / LABELS / name), chosen)
+    return Beside(placed, labels, str(place_of(output) / LABELS / name_of(labels)), chosen)
 
 
 def _extent(volume: Volume) -> str:
@@ -220,9 +221,14 @@ def _extent(volume: Volume) -> str:
     return f"{volume.shape} voxels" + (f" at {times} time points" if times > 1 else "")
 
 
-def _name_of(labels: Any) -> str:
-    """Return what labels are called: as their file, without its ending."""
+def name_of(labels: Any) -> str:
+    """Return what labels are called: as their file, or the dataset in it, without an ending.
+
+    Examples
+    --------
+    >>> [name_of(labels) for labels in ("a/nuclei.ome.tif", "b.h5:/seg/cells", "s3://bucket/c.zarr/", "d/*.tif", None)]
+    ['nuclei', 'cells', 'c', 'labels', 'labels']
+    """
     if not isinstance(labels, str | Path):
         return LABELS
-    name = PurePath(str(labels).rstrip("/").partition(":/")[0] if "://" not in str(labels) else str(labels)).name
-    return name.split(".")[0] or LABELS
+    return re.sub(r"[^\w+-]+", "_", PurePath(labels).name.split(".")[0]).strip("_") or LABELS

@@ -2,8 +2,8 @@
 
 Some chunks of the full level are read back when it is complete, all where there are few, else at random, always the
 same ones. So this takes a moment, however large the volume, and a job that is interrupted meanwhile does it again when
-it goes on. Looking at every block while it is in memory would cost 4 % of the time in which it is encoded (measured);
-the coarsest level is at hand, but its means hide what is small and bright.
+it goes on. Looking at every block while it is in memory would take every thread more time, and the ledger more room,
+for what few chunks tell as well; the coarsest level is at hand, but its means hide what is small and bright.
 """
 
 from __future__ import annotations

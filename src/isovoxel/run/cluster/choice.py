@@ -39,9 +39,20 @@ def check_choice(given: Mapping[str, Any], *, source: Any = None, device: str = 
             f"device says where this process computes, and with {names[0]} each worker holds a device of its own; "
             "leave it out, and choose with ISOVOXEL_DEVICE in the worker's environment"
         )
+    check_reachable(source)
+    return True
+
+
+def check_reachable(source: Any) -> None:
+    """Refuse an input that no worker can open.
+
+    Raises
+    ------
+    OptionError
+        If it is an array in this process' memory.
+    """
     if isinstance(source, np.ndarray):
         raise OptionError(
             "an array in this process' memory is not there for workers; write it to a file that they see, such as .npy "
             "or zarr, and give its path"
         )
-    return True
