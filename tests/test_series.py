@@ -16,6 +16,7 @@ import isovoxel
 from isovoxel.errors import InputError, JobError, OptionError
 from isovoxel.geometry.box import Box
 from isovoxel.metadata.series import Channel, SeriesAxis
+from isovoxel.planning.stored import plan_from_json, plan_to_json
 from isovoxel.run.events import BlockDone, Event
 from isovoxel.views.records import plan_record
 
@@ -204,6 +205,6 @@ def test_a_plan_counts_all_volumes(tmp_path: Path) -> None:
     assert plan.output_bytes == 6 * 22 * 20 * 24 * 2
     assert [plan.block(i).write_box.volume for i in range(0, plan.n_blocks, plan.blocks_per_volume)] == list(range(6))
     assert plan.voxels_of(bytes([1]) * plan.n_blocks) == 6 * 22 * 20 * 24
-    again = type(plan).from_json(plan.to_json())
+    again = plan_from_json(plan_to_json(plan))
     assert (again.source.series, again.fingerprint) == (plan.source.series, plan.fingerprint)
     assert json.loads(json.dumps(plan_record(plan)))["input"]["series"] == {"t": 3, "c": 2}

@@ -9,11 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import accumulate, cycle
-from typing import Any
 
 import numpy as np
 
@@ -349,30 +348,6 @@ class Plan(InNotebooks):
             what["further"] = [plan.fingerprint for plan in self.further]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
-    def to_json(self) -> str:
-        """Return the plan as JSON, from which `from_json` makes an equal plan."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Plan:
-        """Return the plan that `to_json` wrote."""
-        return cls._from_dict(_tuples(json.loads(text)))
-
-    @classmethod
-    def _from_dict(cls, d: Mapping[str, Any]) -> Plan:
-        source = d["source"]
-        return cls(
-            **{
-                **d,
-                "source": Source(**source | {"grid": VoxelGrid(**source["grid"])}),
-                "output": VoxelGrid(**d["output"]),
-                "storage": Storage(**d["storage"]),
-                "device": DeviceLimits(**d["device"]),
-                "host": HostLimits(**d["host"]),
-                "further": tuple(cls._from_dict(level) for level in d.get("further", ())),
-            }
-        )
-
 
 _HOW_IT_IS_READ = {"name": "", "read_overhead": 0, "chunks": [], "caches": False, "notes": [], "beside": []}
 """What a plan knows of its source that changes no result."""
@@ -393,12 +368,3 @@ def held_bytes(plan: Plan) -> int:
 def _triple(values: list[int]) -> Index3:
     z, y, x = values
     return (z, y, x)
-
-
-def _tuples(value: Any) -> Any:
-    """Return JSON with its arrays as tuples, as dataclasses hold them."""
-    if isinstance(value, list):
-        return tuple(_tuples(v) for v in value)
-    if isinstance(value, dict):
-        return {k: _tuples(v) for k, v in value.items()}
-    return value

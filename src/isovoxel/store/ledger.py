@@ -29,6 +29,7 @@ from typing import Any
 
 from isovoxel.places.place import Place
 from isovoxel.planning.plan import Plan
+from isovoxel.planning.stored import plan_from_json, plan_to_json
 from isovoxel.store.files import write_whole
 from isovoxel.store.lines import FileLines, Lines, ObjectLines
 from isovoxel.store.membership import Membership, membership_of
@@ -83,7 +84,7 @@ class Ledger:
         OSError
             If the file system refuses.
         """
-        job, text = folder / JOB, plan.to_json().encode()
+        job, text = folder / JOB, plan_to_json(plan).encode()
         if isinstance(folder, Path):
             folder.mkdir(exist_ok=True)
         if isinstance(job, Path):
@@ -102,7 +103,7 @@ class Ledger:
     def read(cls, folder: Place) -> Ledger | None:
         """Return the ledger in a folder, or None where there is none."""
         try:
-            return cls(folder, Plan.from_json((folder / JOB).read_text()))
+            return cls(folder, plan_from_json((folder / JOB).read_text()))
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
