@@ -1,0 +1,172 @@
+"""What version 0.1 has begun or written is opened, verified and finished by this version, to the same voxels.
+
+The archives in `golden/0.1` are made by `golden/make.py`. They name the path that their inputs had, and the device of
+that machine: `placed` puts both right, once it has seen that the ledger is the output's by the fingerprint that 0.1
+wrote.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+
+import isovoxel as api
+from command_line import Isovoxel, listing
+from golden.make import CASES, PLACE, STORE, STORED, stored_array
+from isovoxel.engines.devices import find_device
+from isovoxel.places import clients
+from isovoxel.places.objects import ObjectPlace
+from isovoxel.planning.stored import plan_from_json
+from isovoxel.run.output import OutputState, output_state
+from isovoxel.store.ledger import JOB, ledger_of
+from object_store import contents, serving, upload
+
+ARCHIVES = Path(__file__).with_name("golden") / "0.1"
+DONE = {
+    "cle": (5, 13),
+    "cle-plain": (0, 1),
+    "exact": (5, 18),
+    "exact-cubic": (2, 5),
+    "levels": (3, 12),
+    "labels": (1, 3),
+    "series": (6, 8),
+    "member": (5, 18),
+    "with-labels": (2, 11),
+    "convert": (5, 10),
+}
+"""How many blocks of the half-done jobs are done, and how many they have; of an image with labels, of the labels."""
+
+
+def unpacked(name: str, folder: Path) -> Path:
+    """Return a folder with what is in an archive, as it is."""
+    with tarfile.open(ARCHIVES / f"{name}.tar.gz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder
+
+
+def images(folder: Path) -> list[Path]:
+    """Return the outputs in a folder, an image before its labels."""
+    files = [*folder.rglob(".zattrs"), *folder.rglob("zarr.json")]
+    return sorted(file.parent for file in files if made(file))
+
+
+def made(file: Path) -> dict[str, Any] | None:
+    """Return what made an output, by a file of its metadata; None where it is none."""
+    node = json.loads(file.read_text())
+    attributes: dict[str, Any] = node.get("attributes", {}) if file.name == "zarr.json" else node
+    found: dict[str, Any] | None = attributes.get("isovoxel")
+    return found
+
+
+def placed(name: str, folder: Path) -> Path:
+    """Return a folder with what is in an archive, whose outputs know where it is, and the device that is here."""
+    unpacked(name, folder)
+    device = json.dumps(find_device().name)
+
+    def put_right(file: Path) -> None:
+        text = file.read_text().replace(str(PLACE), str(folder.resolve()))
+        was = (
+            (made(file) or {}).get("device", {}).get("name") if file.name != JOB else json.loads(text)["device"]["name"]
+        )
+        if was is not None:
+            text = text.replace(json.dumps(was), device)
+        file.write_text(text)
+
+    for output in images(folder):
+        file = next(output / name for name in ("zarr.json", ".zattrs") if (output / name).exists())
+        job = ledger_of(output) / JOB
+        assert isinstance(job, Path)
+        if job.exists():
+            assert plan_from_json(job.read_text()).fingerprint == (made(file) or {})["fingerprint"]
+            put_right(job)
+        was = (made(file) or {})["fingerprint"]
+        put_right(file)
+        if job.exists():
+            file.write_text(file.read_text().replace(was, plan_from_json(job.read_text()).fingerprint))
+    return folder
+
+
+def words_of(name: str, at: str) -> list[str]:
+    """Return the command whose output lies in a folder."""
+    command, source, output, *words = CASES[name].words.split()
+    return [command, source, f"{at}/{output}", *words]
+
+
+def levels(output: Path) -> list[Any]:
+    """Return the voxels of all levels."""
+    group = zarr.open_group(output, mode="r")
+    return [np.asarray(group[key][...]) for key in sorted(group.array_keys())]  # type: ignore[index]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_finished_output_is_verified_and_left_alone(
+    name: str, isovoxel: Isovoxel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It opens, says that it is complete, holds, and the command that made it does nothing."""
+    monkeypatch.chdir(placed(name, tmp_path))
+    outputs = images(tmp_path / "done")
+    assert len(outputs) == 1 + (name == "with-labels")
+    for output in outputs:
+        assert isovoxel("info", output, "--json").json["output"]["complete"] is True
+        assert isovoxel("verify", output, "--samples", 30, "--json").json["holds"] is True
+    before = listing(tmp_path)
+    said = isovoxel(*words_of(name, "done"), "--json").json
+    assert said["seconds"] == 0
+    assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_job_that_was_begun_is_finished(
+    name: str, isovoxel: Isovoxel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It says how far it is, does what is left and nothing else, and ends with the voxels of the finished one."""
+    monkeypatch.chdir(placed(name, tmp_path))
+    output = images(tmp_path / "half")[-1]
+    state = output_state(output)
+    assert state is not None
+    assert (state.done, state.blocks, state.complete) == (*DONE[name], False)
+    said = isovoxel(*words_of(name, "half"), "--json").json
+    said = said.get("labels") or said
+    assert said["happened"]["done_before"] == DONE[name][0]
+    assert output_state(output) == OutputState(complete=True)
+    assert not list(tmp_path.rglob("*.isovoxel"))
+    # Another processor's device may round cle's float32 another way.
+    apart = 1 if CASES[name].engine == "cle" else 0
+    for expected, found in zip(images(tmp_path / "done"), images(tmp_path / "half"), strict=True):
+        for those, these in zip(levels(expected), levels(found), strict=True):
+            assert these.dtype == those.dtype
+            np.testing.assert_allclose(these.astype(np.float64), those.astype(np.float64), rtol=0, atol=apart)
+
+
+def test_a_job_in_an_object_store_is_finished(tmp_path: Path) -> None:
+    """Of an array in memory: nothing of what 0.1 has written is changed for the test."""
+    unpacked(STORE, tmp_path)
+    with serving():
+        bucket = upload(tmp_path, ObjectPlace("s3://bucket", ""))
+        try:
+            array, half = stored_array(), "s3://bucket/half/out.zarr"
+            state = output_state(half)
+            assert state is not None
+            assert 2 <= state.done < state.blocks
+            assert api.scale(array, "s3://bucket/done/out.zarr", **STORED).seconds == 0
+            result = api.scale(array, half, **STORED)
+            assert result.tally.done_before == state.done
+            assert api.verify(half, against=array, samples=20).holds
+            done, found = (contents(bucket / at / "out.zarr") for at in ("done", "half"))
+            assert found.keys() == done.keys()
+            assert {key for key in done if done[key] != found[key]} <= {"zarr.json"}
+        finally:
+            clients._clients.clear()
+
+
+def test_golden_archives_are_small() -> None:
+    """A test suite is no place for data."""
+    sizes = [path.stat().st_size for path in ARCHIVES.glob("*.tar.gz")]
+    assert len(sizes) == len(CASES) + 1
+    assert sum(sizes) < 300_000
