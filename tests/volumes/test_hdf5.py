@@ -113,6 +113,37 @@ def test_attributes_state_the_voxel_size(attributes: Any, size: Any, origin: Any
     assert bool(volume.missing) == (size is None)
 
 
+@pytest.mark.parametrize(
+    ("root", "group", "level", "size"),
+    [
+        ({}, {"resolution": (2, 0.5, 0.5)}, {}, None),
+        ({}, {"resolution": (2, 0.5, 0.5)}, {"downsamplingFactors": (2, 2, 1)}, None),
+        ({}, {}, {"resolution": (2, 0.5, 0.5), "downsamplingFactors": (2, 2, 1)}, None),
+        ({}, {"element_size_um": (2, 0.5, 0.5)}, {}, None),
+        ({}, {}, {"element_size_um": (2, 1, 1), "downsamplingFactors": (2, 2, 1)}, (2, 1, 1)),
+        ({"n5": "2.5.1"}, {"resolution": (0.5, 0.5, 2)}, {"downsamplingFactors": (2, 2, 1)}, (2, 1, 1)),
+        (
+            {"n5": "2.5.1"},
+            {"pixelResolution": '{"unit": "um", "dimensions": [0.5, 0.5, 2]}', "scales": "[[1, 1, 1], [2, 2, 1]]"},
+            {},
+            (2, 1, 1),
+        ),
+        ({"n5": "2.5.1"}, {"resolution": (0.5, 0.5, 2)}, {}, None),
+    ],
+)
+def test_a_coarser_level_has_its_own_voxel_size(root: Any, group: Any, level: Any, size: Any, tmp_path: Path) -> None:
+    """What its group says is the finest level's, and N5's libraries write x first into HDF5 too."""
+    path = write(tmp_path / "a.h5", inner="raw/s0")
+    write(path, STACK[:, ::2, ::2], "raw/s1", attributes=level)
+    with h5py.File(path, "r+") as file:
+        file.attrs.update(root)
+        file["raw"].attrs.update(group)
+    volume = open_volume(f"{path}:/raw/s1")
+    assert volume.voxel_size == size
+    assert bool(volume.missing) == (size is None)
+    assert open_volume(f"{path}:/raw/s0").voxel_size == ((2, 0.5, 0.5) if group else None)
+
+
 def test_axes_have_the_names_that_the_file_gives(tmp_path: Path) -> None:
     """Axes of length 1 go, by ilastik's tags, by HDF5's labels or without a name; channels are refused."""
     tags = json.dumps({"axes": [{"key": key} for key in "tzyxc"]})

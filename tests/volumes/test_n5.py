@@ -111,6 +111,115 @@ def test_attributes_state_the_voxel_size(attributes: Any, size: Any, origin: Any
     assert open_volume(write(tmp_path / "a", attributes=attributes)).voxel_size == size
 
 
+UM = {"unit": "um", "dimensions": [0.5, 0.5, 2]}
+COARSE_UM = {"unit": "um", "dimensions": [1, 1, 2]}
+TRANSFORM = {"axes": ["z", "y", "x"], "units": ["um"] * 3, "scale": [2, 1, 1], "translate": [0, 0.25, 0.25]}
+FINE = {**TRANSFORM, "scale": [2, 0.5, 0.5], "translate": [0, 0, 0]}
+HALF = {"downsamplingFactors": [2, 2, 1]}
+BOTH = [[1, 1, 1], [2, 2, 1]]
+COARSE, PLACED = (2, 1, 1), (0, 0.25, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("setup", "group", "finest", "level", "size", "origin"),
+    [
+        # BigDataViewer, Paintera
+        ({"downsamplingFactors": BOTH}, {"resolution": [0.5, 0.5, 2]}, {}, HALF, COARSE, PLACED),
+        ({"downsamplingFactors": BOTH}, {"resolution": [0.5, 0.5, 2]}, {}, {}, COARSE, PLACED),
+        ({}, {"resolution": [0.5, 0.5, 2], "offset": [1, 2, 3]}, {}, HALF, COARSE, (3, 2.25, 1.25)),
+        ({}, {"resolution": [0.5, 0.5, 2]}, {}, {}, None, None),
+        ({}, {"resolution": [0.5, 0.5, 2]}, {"resolution": [0.5, 0.5, 2]}, {}, None, None),
+        ({}, {}, {"resolution": [0.5, 0.5, 2]}, HALF, COARSE, PLACED),
+        ({}, {}, {"resolution": [0.5, 0.5, 2]}, {"resolution": [0.5, 0.5, 2], **HALF}, COARSE, PLACED),
+        ({}, {}, {"resolution": [0.5, 0.5, 2]}, {"resolution": [1, 1, 2], **HALF}, COARSE, (0, 0, 0)),
+        (
+            {},
+            {},
+            {"resolution": [0.5, 0.5, 2]},
+            {"resolution": [1, 1, 2], "offset": [0.25, 0.25, 0], **HALF},
+            COARSE,
+            PLACED,
+        ),
+        ({}, {"resolution": [0.5, 0.5, 2]}, {}, {"resolution": [1, 1, 2], **HALF}, COARSE, (0, 0, 0)),
+        ({}, {}, {}, {"resolution": [1, 1, 2], **HALF}, None, None),
+        ({}, {}, {"resolution": [0.5, 0.5, 2]}, {"resolution": [3, 3, 2], **HALF}, None, None),
+        ({}, {}, {"resolution": [0.5, 0.5, 2]}, {"resolution": [1, 1, 2]}, COARSE, (0, 0, 0)),
+        ({}, {}, {"resolution": [0.5, 0.5, 2]}, {"resolution": [0.5, 0.5, 2]}, None, None),
+        # N5 Viewer, n5-spark
+        ({}, {"pixelResolution": UM, "scales": BOTH}, {}, {}, COARSE, PLACED),
+        ({}, {"pixelResolution": UM, "downsamplingFactors": BOTH}, {}, {}, COARSE, PLACED),
+        ({}, {"pixelResolution": UM, "scales": BOTH}, {}, HALF, COARSE, PLACED),
+        ({}, {}, {"pixelResolution": UM}, {"pixelResolution": UM, **HALF}, COARSE, PLACED),
+        ({}, {}, {}, {"pixelResolution": UM, **HALF}, COARSE, PLACED),
+        ({}, {}, {"pixelResolution": UM}, {"pixelResolution": COARSE_UM, **HALF}, COARSE, (0, 0, 0)),
+        ({}, {}, {"pixelResolution": UM}, {"pixelResolution": COARSE_UM}, COARSE, (0, 0, 0)),
+        ({}, {}, {"pixelResolution": UM}, {"pixelResolution": UM}, None, None),
+        ({}, {"pixelResolution": UM}, {}, {"downsamplingFactors": "two"}, None, None),
+        # COSEM
+        ({}, {}, {"transform": FINE}, {"transform": TRANSFORM, "pixelResolution": COARSE_UM, **HALF}, COARSE, PLACED),
+        (
+            {},
+            {
+                "multiscales": [
+                    {"datasets": [{"path": "s0", "transform": FINE}, {"path": "s1", "transform": TRANSFORM}]}
+                ]
+            },
+            {"pixelResolution": UM},
+            {"pixelResolution": COARSE_UM},
+            COARSE,
+            PLACED,
+        ),
+        ({}, {"transform": FINE}, {}, HALF, COARSE, PLACED),
+        ({}, {"transform": FINE}, {}, {}, None, None),
+        # n5-ij
+        (
+            {},
+            {"pixelWidth": 0.5, "pixelHeight": 0.5, "pixelDepth": 2, "pixelUnit": "um"},
+            {},
+            HALF,
+            COARSE,
+            PLACED,
+        ),
+        ({}, {}, {}, HALF, None, None),
+    ],
+)
+def test_a_coarser_level_has_its_own_voxel_size(
+    setup: Any, group: Any, finest: Any, level: Any, size: Any, origin: Any, tmp_path: Path
+) -> None:
+    """Whether its factors are in what the file says, or are to be multiplied; where that is not clear, it has none."""
+    home = tmp_path / "a.n5/setup0/timepoint0"
+    tell(home.parent, **setup)
+    tell(home, **group)
+    small = STACK[:5, :16, :16]
+    write(home / "s0", small, attributes=finest)
+    write(home / "s1", small[:, ::2, ::2], attributes=level)
+    volume = open_volume(home / "s1")
+    assert volume.voxel_size == size
+    if size is None:
+        assert volume.missing
+    else:
+        assert volume.origin == pytest.approx(origin)
+    if size is not None or not finest:
+        fine = open_volume(home / "s0")
+        assert fine.voxel_size in (None, (2, 0.5, 0.5))
+
+
+def test_a_dataset_under_a_group_has_the_size_that_the_group_says(tmp_path: Path) -> None:
+    """Where it is no level of it."""
+    tell(tmp_path / "a.n5", resolution=[0.5, 0.5, 2])
+    assert open_volume(write(tmp_path / "a.n5/raw")).voxel_size == (2, 0.5, 0.5)
+
+
+def test_what_bigdataviewer_says_and_stores_must_agree(tmp_path: Path) -> None:
+    """It would take the bits of the one as the other."""
+    home = tmp_path / "a.n5/setup0"
+    tell(home, dataType="uint16")
+    assert open_volume(write(home / "timepoint0/s0")).dtype == np.uint16
+    tell(home, dataType="int16")
+    with pytest.raises(InputError, match="dataType of setup0 is 'int16', but the dataset holds uint16"):
+        open_volume(home / "timepoint0/s0")
+
+
 def test_the_finest_level_of_a_group_is_opened(tmp_path: Path) -> None:
     """A group of levels is its finest one, with the group's attributes, and a container its only image."""
     path = tmp_path / "a.n5"

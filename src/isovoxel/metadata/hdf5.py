@@ -23,19 +23,30 @@ _WHAT = "the dataset"
 _NAMES = ", ".join((_IN_MICROMETERS, *_IN_UNITS))
 
 
-def read_attributes(attributes: Mapping[str, Any]) -> tuple[Calibration, Float3]:
+def read_attributes(
+    own: Mapping[str, Any], group: Mapping[str, Any] | None = None, *, coarser: bool = False
+) -> tuple[Calibration, Float3]:
     """Return the voxel size that a dataset's attributes state, and the position of voxel 0 in the same unit.
 
     Parameters
     ----------
-    attributes
-        The attributes, numbers as NumPy or Python has them, text as `str` or `bytes`.
+    own
+        Those of the dataset, numbers as NumPy or Python has them, text as `str` or `bytes`.
+    group
+        Those of its group, which count where the dataset has none.
+    coarser
+        Whether it is a downsampled level: then only what `element_size_um` says of it is sure to be its own.
 
     Examples
     --------
     >>> read_attributes({"element_size_um": [2, 0.5, 0.5]})[0].voxel_size
     (2.0, 0.5, 0.5)
     """
+    attributes = {**(group or {}), **own}
+    if coarser and _IN_MICROMETERS not in own:
+        return Calibration(
+            missing=f"{_WHAT} is a downsampled level, and does not say its own in {_IN_MICROMETERS}"
+        ), ORIGIN
     if _IN_MICROMETERS in attributes:
         return _calibrated(_IN_MICROMETERS, attributes[_IN_MICROMETERS], ["micrometer"] * 3), ORIGIN
     for key in _IN_UNITS:

@@ -2,59 +2,185 @@
 
 N5 itself knows none; its writers each have their own way, and most count x first, as N5 does:
 
-- `pixelResolution` with a unit, and `downsamplingFactors` of the level (Saalfeld's tools, BigDataViewer);
-- `resolution`, `units` and `offset` (n5-ij, Saalfeld's tools);
+- `pixelResolution` of the finest level with a unit, and `downsamplingFactors` of each (N5 Viewer, n5-spark);
+- `resolution`, `units` and `offset` (n5-ij, Paintera, BigDataViewer), of a group of levels or of a dataset;
 - `pixelWidth`, `pixelHeight`, `pixelDepth`, `pixelUnit` (n5-ij's ImageJ style);
-- `transform` with `scale`, `translate`, `units` and the names of its axes (COSEM), most often z first.
+- `transform` with `scale`, `translate`, `units` and the names of its axes (COSEM), most often z first, of the level, or
+  of each in its group's `multiscales`.
+
+Factors are the level's `downsamplingFactors`, or in a list of its group, there or as `scales`.
 """
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 from isovoxel.geometry.grid import AXES, Float3
 from isovoxel.metadata.calibration import Calibration, Length, calibrate
 from isovoxel.metadata.hdf5 import ORIGIN, three
 
+FINEST = "s0"
+"""Name of the finest level in a group of levels."""
+_LEVEL = re.compile(r"s(\d+)")
 _WHAT = "the N5 dataset"
+_ROUNDING = 1e-6
+"""By how much two sizes may differ, relatively, that are written as one."""
 _WIDTHS = ("pixelDepth", "pixelHeight", "pixelWidth")
 
 
-def read_attributes(attributes: Mapping[str, Any]) -> tuple[Calibration, Float3]:
+def level_of(name: str) -> int | None:
+    """Return which level of a group has a name, 0 the finest; None where no level is called so."""
+    level = _LEVEL.fullmatch(name)
+    return int(level[1]) if level else None
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What lies around a dataset and may tell of it."""
+
+    groups: Sequence[Mapping[str, Any]] = ()
+    """Attributes of the groups that it lies in, the nearest first."""
+    level: int | None = None
+    """Which level of a group it is, by its name ("s1"), 0 the finest; None where it has another name."""
+    finest: Mapping[str, Any] = field(default_factory=dict)
+    """Attributes of the finest level of the group, where it is another one."""
+
+    @property
+    def group(self) -> Mapping[str, Any]:
+        """Attributes of the nearest group."""
+        return self.groups[0] if self.groups else {}
+
+
+ALONE = Surroundings()
+"""Nothing lies around."""
+
+
+class _Found(NamedTuple):
+    """A voxel size in some attributes."""
+
+    calibration: Calibration
+    origin: Float3
+    key: str
+
+
+def read_attributes(attributes: Mapping[str, Any], around: Surroundings = ALONE) -> tuple[Calibration, Float3]:
     """Return the voxel size that an N5 dataset's attributes state, and the position of voxel 0 in the same unit.
+
+    What a group says, or the finest level, is the finest level's; a dataset is coarser by its downsampling factors,
+    and as a level is made of means, its first voxel's centre lies further in. What a level says itself is its own
+    with `transform`; else what is said of the finest level tells whether its factors are in it already.
 
     Parameters
     ----------
     attributes
-        The attributes of the dataset, and where it lacks them those of the group that it is a level of.
+        Those of the dataset.
+    around
+        What lies around it.
 
     Examples
     --------
     >>> read_attributes({"resolution": [4, 4, 40], "units": ["nm", "nm", "nm"]})[0].voxel_size
     (40.0, 4.0, 4.0)
+    >>> s1 = Surroundings([{"resolution": [4, 4, 40], "units": ["nm", "nm", "nm"]}], level=1)
+    >>> read_attributes({"downsamplingFactors": [2, 2, 1]}, s1)[0].voxel_size
+    (40.0, 8.0, 8.0)
     """
+    own = _found(attributes, around.group)
+    if own is None or own.key != "transform":
+        own = _found(_entry(around), {}) or own
+    finest = _found(around.finest, around.group) or _found(around.group, {})
+    found = own or finest
+    if found is None:
+        return _missing(f"has no attribute that tells it ({', '.join(_READERS)})")
+    factors = (1.0, 1.0, 1.0) if found is own and own.key == "transform" else _factors(attributes, around)
+    if found.calibration.voxel_size is None or factors == (1.0, 1.0, 1.0):
+        return found.calibration, found.origin
+    if factors is None:
+        return _missing("does not say how much coarser it is than the finest level")
+    if own is None or _is_finest(own, finest):
+        return _coarser(found, factors)
+    if finest is not None and _equal(_coarser(finest, factors)[0], own.calibration):
+        return own.calibration, own.origin
+    return _missing(f"is downsampled, and does not say whether its {own.key} is its own or that of the finest level")
+
+
+def _is_finest(own: _Found, finest: _Found | None) -> bool:
+    """Tell whether what a level says of a size is known to be that of the finest level."""
+    if finest is None or finest.key != own.key:
+        return own.key == "pixelResolution"  # as it is specified
+    return _equal(finest.calibration, own.calibration)
+
+
+def _missing(why: str) -> tuple[Calibration, Float3]:
+    return Calibration(missing=f"{_WHAT} {why}"), ORIGIN
+
+
+def _found(attributes: Mapping[str, Any], group: Mapping[str, Any]) -> _Found | None:
+    """Read the first of the attributes that tell of a size; its group may have the unit."""
     for key, read in _READERS.items():
         if key in attributes:
-            return read(attributes)
-    return Calibration(missing=f"{_WHAT} has no attribute that tells it ({', '.join(_READERS)})"), ORIGIN
+            units = {name: group[name] for name in ("units", "unit") if name in group}
+            return _Found(*read({**units, **attributes}), key)
+    return None
+
+
+def _entry(around: Surroundings) -> Mapping[str, Any]:
+    """Return what COSEM's group says of the level."""
+    images = around.group.get("multiscales")
+    image = images[0] if isinstance(images, list) and images else None
+    listed = image.get("datasets") if isinstance(image, Mapping) else None
+    for entry in listed if isinstance(listed, list) else []:
+        if isinstance(entry, Mapping) and around.level is not None and entry.get("path") == f"s{around.level}":
+            return {"transform": entry["transform"]} if "transform" in entry else {}
+    return {}
+
+
+def _factors(attributes: Mapping[str, Any], around: Surroundings) -> Float3 | None:
+    """Return how much coarser a dataset is than the finest level, x first; None where it does not say."""
+    if "downsamplingFactors" in attributes:
+        return three(attributes["downsamplingFactors"])
+    if not around.level:
+        return (1.0, 1.0, 1.0)
+    for group in around.groups:
+        for key in ("downsamplingFactors", "scales"):
+            listed = group.get(key)
+            if isinstance(listed, list) and len(listed) > around.level:
+                return three(listed[around.level])
+    # Levels without factors each say their own size, where it is not that of the finest.
+    own, finest = _found(attributes, around.group), _found(around.finest, around.group)
+    apart = own is not None and finest is not None and own.calibration != finest.calibration
+    return (1.0, 1.0, 1.0) if apart else None
+
+
+def _coarser(found: _Found, factors: Float3) -> tuple[Calibration, Float3]:
+    """Return size and origin of a level that is coarser by these factors, x first, than what was found."""
+    if found.calibration.voxel_size is None:
+        return found.calibration, ORIGIN
+    z, y, x = (size * factor for size, factor in zip(found.calibration.voxel_size, factors[::-1], strict=True))
+    oz, oy, ox = (
+        start + size * (factor - 1) / 2
+        for start, size, factor in zip(found.origin, found.calibration.voxel_size, factors[::-1], strict=True)
+    )
+    return replace(found.calibration, voxel_size=(z, y, x)), (oz, oy, ox)
+
+
+def _equal(one: Calibration, other: Calibration) -> bool:
+    if one.voxel_size is None or other.voxel_size is None or one.unit != other.unit:
+        return False
+    return all(math.isclose(a, b, rel_tol=_ROUNDING) for a, b in zip(one.voxel_size, other.voxel_size, strict=True))
 
 
 def _pixel_resolution(attributes: Mapping[str, Any]) -> tuple[Calibration, Float3]:
-    """Read the resolution of the finest level, and how much coarser this one is."""
     value = attributes["pixelResolution"]
     unit = value.get("unit") if isinstance(value, Mapping) else attributes.get("unit")
     sizes = three(value.get("dimensions") if isinstance(value, Mapping) else value)
-    factors = three(attributes.get("downsamplingFactors", (1, 1, 1)))
-    if sizes is None or factors is None:
+    if sizes is None:
         return _no_numbers("pixelResolution"), ORIGIN
-    x, y, z = (size * factor for size, factor in zip(sizes, factors, strict=True))
-    found = _calibrated("pixelResolution", (z, y, x), [unit] * 3)
-    if found.voxel_size is None:
-        return found, ORIGIN
-    # A level is made of means, so its first voxel's centre lies further in.
-    oz, oy, ox = (size * (1 - 1 / factor) / 2 for size, factor in zip(found.voxel_size, factors[::-1], strict=True))
-    return found, (oz, oy, ox)
+    return _calibrated("pixelResolution", sizes[::-1], [unit] * 3), ORIGIN
 
 
 def _resolution(attributes: Mapping[str, Any]) -> tuple[Calibration, Float3]:

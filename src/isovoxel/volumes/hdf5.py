@@ -6,6 +6,7 @@ lie in other files is refused, for those are not what the user named.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -18,6 +19,7 @@ import numpy as np
 from isovoxel.errors import InputError, InputMissingError, IsovoxelError
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import Float3
+from isovoxel.metadata import n5
 from isovoxel.metadata.calibration import Calibration
 from isovoxel.metadata.hdf5 import read_attributes, text_of
 from isovoxel.volumes.axes import zyx_positions
@@ -98,13 +100,40 @@ def open_hdf5(path: Path, inner: str | None, name: str, selection: Selection) ->
 
 
 def _open_dataset(dataset: h5py.Dataset, path: Path, name: str) -> Volume:
+    if dataset.shape is None:
+        raise InputError(f"{name} is a dataset without any value; isovoxel takes z, y, x")
     axes, axes_source = _axes(dataset)
     zyx = zyx_positions(name, axes, dataset.shape)
     z, y, x = zyx
     shape = (dataset.shape[z], dataset.shape[y], dataset.shape[x])
     told = {"shape": f"dataset {dataset.name}", "axes": axes_source}
-    attributes = read_attributes({**dataset.parent.attrs, **dataset.attrs})
-    return volume_of(dataset, path, name, "HDF5 dataset", zyx, shape, attributes, told)
+    return volume_of(dataset, path, name, "HDF5 dataset", zyx, shape, _measured(dataset), told)
+
+
+def _measured(dataset: h5py.Dataset) -> tuple[Calibration, Float3]:
+    """Return what the attributes of a dataset, and of what it lies in, say of its voxel size."""
+    own, group = dict(dataset.attrs), dict(dataset.parent.attrs)
+    level = n5.level_of(dataset.name.rpartition("/")[2])
+    if "n5" in dataset.file.attrs:  # written as N5, in whose attributes x comes first
+        beside = dataset.parent.get(n5.FINEST) if level else None
+        above = [group, dict(dataset.parent.parent.attrs)]
+        finest = {} if beside is None else dict(beside.attrs)
+        plain, *groups, finest = (_from_json(attributes) for attributes in (own, *above, finest))
+        return n5.read_attributes(plain, n5.Surroundings(groups, level, finest))
+    factors = own.get("downsamplingFactors")
+    return read_attributes(own, group, coarser=bool(level) or (factors is not None and bool(np.any(factors != 1))))
+
+
+def _from_json(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return attributes as N5 has them: of HDF5's, text may be JSON, and arrays are lists."""
+    found = {}
+    for key, value in attributes.items():
+        text = text_of(value)
+        found[key] = value.tolist() if isinstance(value, np.ndarray) and not text else text or value
+        if text.startswith(("{", "[")):
+            with contextlib.suppress(ValueError, RecursionError):
+                found[key] = json.loads(text)
+    return found
 
 
 def volume_of(
@@ -171,22 +200,26 @@ def volume_of(
 
 def _reader_of(dataset: h5py.Dataset, path: Path, name: str, zyx: Index3, shape: Index3) -> RawReader | Hdf5Reader:
     """Return what reads boxes of a dataset, as `volume_of` describes them."""
-    from isovoxel.volumes.hdf5_reader import ROWS_BYTES, Hdf5Reader, known_filters
+    from isovoxel.volumes.hdf5_reader import ROWS_BYTES, SHUFFLE, Hdf5Reader, known_filters
+    from isovoxel.volumes.hdf5_types import as_declared, is_plain, stored_dtype
 
     if dataset.is_virtual or dataset.external or not os.path.samefile(dataset.file.filename, path):  # noqa: PTH121
         raise InputError(f"{name} has its voxels in other files; copy it into a file of its own, with h5repack say")
-    stored = np.dtype(dataset.dtype)
-    check_voxels(name, shape, stored)
-    whole = bool(dataset.shape == shape) and not dataset.file.userblock_size
+    check_voxels(name, shape, np.dtype(dataset.dtype))
+    stored, plain = stored_dtype(dataset, name), is_plain(dataset)
+    whole = bool(dataset.shape == shape) and not dataset.file.userblock_size and plain
     offset = dataset.id.get_offset()
     if whole and offset is not None and dataset.chunks is None:
         check_complete(name, offset + math.prod(shape) * stored.itemsize, path.stat().st_size)
         offsets = contiguous_offsets(offset, shape, stored)
         return RawReader(name, (str(path.resolve()),), np.zeros(shape[0], np.int64), offsets, shape, stored)
     properties = dataset.id.get_create_plist()
-    codes = tuple(int(properties.get_filter(i)[0]) for i in range(properties.get_nfilters()))
+    pipeline = [properties.get_filter(i) for i in range(properties.get_nfilters())]
+    codes = tuple(int(code) for code, *_ in pipeline)
     _check_filters(codes, name)
-    filters = known_filters(codes) if not dataset.file.userblock_size else None
+    sizes = {int(values[0]) for code, _, values, _ in pipeline if code == SHUFFLE and values}
+    ours = plain and not dataset.file.userblock_size and sizes <= {stored.itemsize}
+    filters = known_filters(codes) if ours else None
     if dataset.chunks is None:
         filters = None
         rows = max(1, ROWS_BYTES // (shape[2] * stored.itemsize))
@@ -206,7 +239,8 @@ def _reader_of(dataset: h5py.Dataset, path: Path, name: str, zyx: Index3, shape:
         stored,
         chunk,
         filters,
-        dataset.fillvalue,
+        as_declared(dataset.fillvalue, np.dtype(dataset.dtype), stored),
+        (int(dataset.shape[zyx[0]]), int(dataset.shape[zyx[1]]), int(dataset.shape[zyx[2]])),
     )
 
 

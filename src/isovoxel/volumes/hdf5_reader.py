@@ -79,6 +79,8 @@ class Hdf5Reader:
     """Its filters in the order of encoding, where they are undone here; None where HDF5 undoes them."""
     fill: float
     """Value of the voxels of chunks that are not stored."""
+    whole: Index3
+    """Number of the array's voxels, z, y, x."""
     cache: ChunkCache | None = None
     """Keeps decoded chunks; None where none are kept."""
 
@@ -129,7 +131,8 @@ class Hdf5Reader:
             for axis, part in zip(self.zyx, tile.slices, strict=True):
                 index[axis] = part
             try:
-                out[...] = dataset[tuple(index)]
+                # Integers of one size, for the type that is meant need not be the one that is stored.
+                out[...] = dataset[tuple(index)].astype(out.dtype, copy=False)
             except MemoryError:
                 raise
             except Exception as error:
@@ -174,8 +177,26 @@ class Hdf5Reader:
         where = dataset.id.get_chunk_info_by_coord(tuple(coordinates))
         if where.byte_offset is None:
             return False
+        if self.filters and where.size == out.size and not where.filter_mask and self._at_edge(place):
+            # Written as it is, perhaps, for HDF5 can be told to encode whole chunks only, and its mask does not say so.
+            self._by_hdf5_whole(dataset, place, out)
+            return True
         self._decode(where, out)
         return True
+
+    def _at_edge(self, place: Index3) -> bool:
+        """Tell whether a chunk reaches beyond the array."""
+        return any((p + 1) * c > n for p, c, n in zip(place, self.chunk, self.whole, strict=True))
+
+    def _by_hdf5_whole(self, dataset: h5py.Dataset, place: Index3, out: NDArray[np.uint8]) -> None:
+        """Let HDF5 decode a chunk, as far as the array reaches."""
+        start = tuple(p * c for p, c in zip(place, self.chunk, strict=True))
+        stop = tuple(min(a + c, n) for a, c, n in zip(start, self.chunk, self.whole, strict=True))
+        index: list[int | slice] = [0] * self.ndim
+        for axis, first, last in zip(self.zyx, start, stop, strict=True):
+            index[axis] = slice(first, last)
+        part = tuple(slice(0, last - first) for first, last in zip(start, stop, strict=True))
+        out.view(self.dtype).reshape(self.chunk)[part] = dataset[tuple(index)]
 
     def _place(self, tile: Box) -> Index3:
         """Return the place of the chunk that a tile lies in."""
@@ -246,11 +267,12 @@ def _checked(encoded: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
     if encoded.size < CHECKSUM_BYTES:
         raise ValueError(f"its {encoded.size} bytes are no chunk with a checksum")
-    try:
-        Fletcher32().decode(encoded)
-    except Exception as error:
-        raise ValueError("it does not have the checksum that was stored with it") from error
-    return encoded[:-CHECKSUM_BYTES]
+    content, stored = encoded[:-CHECKSUM_BYTES], encoded[-CHECKSUM_BYTES:].tobytes()
+    made = bytes(Fletcher32().encode(content))[-CHECKSUM_BYTES:]
+    # HDF5 before 1.6.3 swapped the bytes of each half, and HDF5 takes either.
+    if stored not in (made, made[1::-1] + made[:1:-1]):
+        raise ValueError("it does not have the checksum that was stored with it")
+    return content
 
 
 def _decode_lzf(encoded: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from isovoxel.errors import CorruptInputError, InputError, InputUnavailableError
 from isovoxel.geometry.box import Box, Index3
-from isovoxel.metadata.n5 import read_attributes
+from isovoxel.metadata.n5 import FINEST, Surroundings, level_of, read_attributes
 from isovoxel.volumes.axes import zyx_positions
 from isovoxel.volumes.base import Volume, check_voxels, room_for
 from isovoxel.volumes.files import metadata_identity, needs_extra, reason_of, unreadable
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
 
 METADATA = "attributes.json"
 """The file with the attributes of a dataset or a group."""
-
-FINEST = "s0"
-"""Name of the finest level in a group of levels."""
 
 DEEPEST = 5
 """How many levels below a group its datasets are looked for."""
@@ -49,6 +47,7 @@ BLOCK_COPIES = 4
 FIXED_BYTES = 1 << 23
 """What tensorstore holds whatever the block's size."""
 
+_SETUP = re.compile(r"setup\d+/timepoint\d+/s\d+")
 _SPECIFIED = ("dimensions", "blockSize", "dataType", "compression")
 _DAMAGE = ("FAILED_PRECONDITION", "DATA_LOSS", "OUT_OF_RANGE", "INVALID_ARGUMENT")
 
@@ -124,24 +123,28 @@ def open_n5(path: Path, name: str) -> Volume:
         If tensorstore is not installed, metadata or axes are none that can be read, or several datasets could be meant.
     """
     home = _only_dataset(path, name)
-    attributes = {**_attributes(home.parent, name), **_attributes(home, name)}
+    attributes = _attributes(home, name)
+    groups = [_attributes(home.parent, name), _attributes(home.parent.parent, name)]
     missing = [key for key in _SPECIFIED if key not in attributes and key != "compression"]
     if missing:
         raise InputError(f"{name} cannot be read as N5: its {METADATA} has no {' and no '.join(missing)}")
     store = _open(home, attributes, name)
-    axes = attributes.get("axes")
+    axes = attributes.get("axes", groups[0].get("axes"))
     named = isinstance(axes, list) and len(axes) == store.rank and all(isinstance(axis, str) for axis in axes)
     names = [axis.lower() for axis in reversed(axes)] if named and isinstance(axes, list) else [""] * store.rank
     z, y, x = zyx = zyx_positions(name, names, store.shape)
     shape = (store.shape[z], store.shape[y], store.shape[x])
     dtype = np.dtype(store.dtype.numpy_dtype)
     check_voxels(name, shape, dtype)
+    _check_declared(home, groups[1], dtype, name)
     whole = [int(n) for n in reversed(attributes["blockSize"])]
     if any(n != 1 for axis, n in enumerate(whole) if axis not in zyx):
         raise InputError(f"{name} has blocks of several images; copy it into a dataset of its own")
     block = (min(whole[z], shape[0]), min(whole[y], shape[1]), min(whole[x], shape[2]))
     reader = N5Reader(name, store, zyx, shape, dtype, block)
-    calibration, origin = read_attributes(attributes)
+    level = level_of(home.name)
+    finest = _attributes(home.parent / FINEST, name) if level else {}
+    calibration, origin = read_attributes(attributes, Surroundings(groups, level, finest))
     sources = {
         "shape": f"N5 attributes of {home.relative_to(path) if home != path else home.name}",
         "axes": "N5 axes" if named else "N5's order, x first",
@@ -182,6 +185,16 @@ def _open(home: Path, attributes: Mapping[str, Any], name: str) -> tensorstore.T
         return tensorstore.open(spec, read=True, open=True, assume_metadata=True).result().T
     except Exception as error:
         raise unreadable(name, "N5", error) from error
+
+
+def _check_declared(home: Path, setup: Mapping[str, Any], dtype: np.dtype[Any], name: str) -> None:
+    """Check that BigDataViewer means the voxels that are stored, for it takes their bits as what it says they are."""
+    declared = setup.get("dataType")
+    if _SETUP.fullmatch("/".join(home.parts[-3:])) and declared not in (None, dtype.name):
+        raise InputError(
+            f"{name} contradicts itself: BigDataViewer's dataType of {home.parts[-3]} is {str(declared)[:40]!r}, but "
+            f"the dataset holds {dtype.name}"
+        )
 
 
 def _attributes(path: Path, name: str) -> Mapping[str, Any]:
