@@ -23,6 +23,7 @@ from isovoxel.errors import InputError
 from isovoxel.geometry.grid import AXES, VoxelGrid
 from isovoxel.metadata.paths import stays_inside
 from isovoxel.metadata.series import Channel, SeriesAxis, checked_color
+from isovoxel.metadata.texts import encodable
 
 TIME = ("t", "time")
 """What the time axis is called."""
@@ -174,17 +175,17 @@ def image_attributes(
         # A unit beyond the specification's list is legal ("SHOULD"), and dropping it would lose it.
         warnings.simplefilter("ignore")
         axes: list[Any] = [
-            models.TimeAxis(name=axis.name, type="time", unit=axis.unit)
+            models.TimeAxis(name=axis.name, type="time", unit=axis.unit and encodable(axis.unit))
             if axis.name == "t"
             else models.ChannelAxis(name="c")
             for axis in series
         ]
-        axes += [models.SpaceAxis(name=axis, type="space", unit=grid.unit or None) for axis in AXES]
+        axes += [models.SpaceAxis(name=axis, type="space", unit=encodable(grid.unit or "") or None) for axis in AXES]
         steps, zeros = [axis.step for axis in series], [0.0 for _ in series]
         image = models.Image(
             multiscales=[
                 models.Multiscale(
-                    name=name,
+                    name=encodable(name),
                     axes=axes,
                     datasets=[
                         models.Dataset(

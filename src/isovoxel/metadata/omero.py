@@ -10,6 +10,7 @@ from itertools import cycle
 from typing import Any, NamedTuple
 
 from isovoxel.metadata.series import Channel
+from isovoxel.metadata.texts import encodable
 
 WHITE = "FFFFFF"
 """The colour of a single channel of which none is known."""
@@ -48,7 +49,7 @@ def omero_attribute(channels: Sequence[Channel], windows: Sequence[Window], dept
     known = channels if len(channels) == len(windows) else [Channel()] * len(windows)
     listed = [
         v05.OmeroChannel(
-            label=channel.label or f"channel {index}",
+            label=encodable(channel.label or f"channel {index}"),
             color=channel.color or color,
             window=v05.OmeroWindow(min=window.low, start=window.start, end=window.end, max=window.high),
             active=True,
