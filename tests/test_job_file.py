@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from command_line import Isovoxel, check_refused
+from command_line import Isovoxel, check_refused, listing
 from isovoxel import cli
 from isovoxel.job_file import NO_VARIABLE, NOT_KEPT, _toml, read_job, write_job
 
@@ -150,6 +151,46 @@ def test_a_job_file_that_cannot_be_used_is_said(isovoxel: Isovoxel, folder: Path
     check_refused(isovoxel(*words, "--save", "no/job.toml"), "the job cannot be saved as no/job.toml: No such file")
     check_refused(isovoxel("plan", "in.npy", "out.zarr", "--factor", "1,1,1"), "a plan writes no output")
     assert sorted(path.name for path in folder.iterdir()) == ["in.npy", "job.toml"]
+
+
+def hole(path: str) -> None:
+    """Make a file whose text does not fit into memory."""
+    with Path(path).open("wb") as file:
+        file.truncate(2**40)
+
+
+SPECIAL: dict[str, Callable[[str], object]] = {
+    "a folder": os.mkdir,
+    "a pipe": os.mkfifo,
+    "a device": lambda path: Path(path).symlink_to("/dev/zero"),
+    "a terabyte": hole,
+    "a circle of links": lambda path: Path(path).symlink_to(path),
+    "deep brackets": lambda path: Path(path).write_text("a = " + "[" * 10**5),
+}
+NAMED: dict[str, list[str]] = {
+    "--config": ["scale", "in.npy", "out.zarr", "--config"],
+    "--scheduler": ["scale", "in.npy", "out.zarr", "--factor", "1,1,1", "--scheduler"],
+    "--report": ["scale", "in.npy", "out.zarr", "--factor", "1,1,1", "--report"],
+    "--picture": ["plan", "in.npy", "--factor", "1,1,1", "--picture"],
+    "--save": ["plan", "in.npy", "--factor", "1,1,1", "--save"],
+    "--output": ["show", "in.npy", "--input-voxel-size", "1,1,1", "--output"],
+    "--with-labels": ["scale", "in.npy", "out.zarr", "--factor", "1,1,1", "--with-labels"],
+    "--against": ["verify", "in.npy", "--against"],
+}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are neither pipes nor devices in folders")
+@pytest.mark.parametrize("option", NAMED)
+@pytest.mark.parametrize("kind", SPECIAL)
+def test_a_file_that_an_option_names_is_no_other_thing(
+    isovoxel: Isovoxel, folder: Path, kind: str, option: str
+) -> None:
+    """A folder, a pipe, a device or what has no end is refused at once in one sentence, and nothing is begun."""
+    path = {"--report": "odd.html", "--picture": "odd.svg", "--output": "odd.png"}.get(option, "odd")
+    SPECIAL[kind](path)
+    before = listing(folder)
+    check_refused(isovoxel(*NAMED[option], path), "")
+    assert listing(folder) == before
 
 
 numbers = st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from isovoxel.errors import OptionError, OutputError, OutputExistsError
+from isovoxel.places.small_files import read_small
 
 PREFIX = "ISOVOXEL_"
 """How the names of variables begin that hold options."""
@@ -62,11 +63,10 @@ def read_job(path: str | Path, known: Mapping[str, bool]) -> dict[str, Any]:
         If it cannot be read, is no TOML, or has an unknown key or a value of a kind that no option has.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        found = tomllib.loads(text)
+        found = tomllib.loads(read_small(path))
     except OSError as error:
         raise OptionError(f"the job file {path} cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no UTF-8, no TOML, or a path that no file can have
         raise OptionError(f"the job file {path} is no TOML: {str(error).splitlines()[0]}") from error
     options = {}
     for key, value in found.items():

@@ -6,7 +6,9 @@ that isovoxel made it, and what does not say so stays.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import stat
 from pathlib import Path
 
 from isovoxel.errors import OutputError, OutputExistsError
@@ -50,7 +52,9 @@ def _check(target: Path, name: str, what: str) -> None:
         raise OutputError(f"the {what} {name!r} cannot be written, for that is no name of a file; give one")
     if not target.parent.is_dir():
         raise OutputError(f"the {what} {target} cannot be written: its folder does not exist; create it first")
-    if target.exists():
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISREG(target.stat().st_mode):
+            raise OutputExistsError(f"{target} is a device or a pipe; give the {what} the name of a file")
         with target.open("rb") as file:
             if MARK.encode() not in file.read(_FIRST_BYTES):
                 raise OutputExistsError(f"{target} exists and is no {what} of isovoxel's; give the {what} another name")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from isovoxel.errors import ClusterError, InterruptedJobError, OptionError
+from isovoxel.places.small_files import read_small
 from isovoxel.planning.limits import DeviceLimits, HostLimits
 from isovoxel.run.cluster.survey import Fleet, Wishes, survey
 from isovoxel.run.events import Connected, Listener, Waiting
@@ -126,12 +127,14 @@ def _address(scheduler: str | Path) -> str:
     if "://" in text:
         return text
     try:
-        return str(json.loads(Path(text).read_text())["address"])
-    except OSError:
+        return str(json.loads(read_small(text))["address"])
+    except FileNotFoundError:
         raise ClusterError(
             f"scheduler must be an address such as tcp://host:8786, or a scheduler file, and there is no file {text!r}"
         ) from None
-    except (ValueError, KeyError, TypeError):
+    except OSError as error:
+        raise ClusterError(f"the scheduler file {text} cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise ClusterError(f"{text} is no scheduler file; give the one that dask scheduler writes") from None
 
 
