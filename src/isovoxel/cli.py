@@ -1,18 +1,20 @@
 """The command line: it parses, calls the API once, and prints.
 
 Results go to standard output, everything else (progress, notes, errors) to standard error. Exit codes: 0 done,
-1 failed half-way, 2 nothing was begun, 130 interrupted, 143 ended by the system.
+1 failed half-way, 2 nothing was begun, 130 interrupted, 143 ended by the system. A job that is done is done where
+nobody can be told, too; a result that is nothing but what is printed fails.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from errno import EPIPE
 from pathlib import Path
+from signal import SIGINT
 from typing import Any
 
 import typer
@@ -21,6 +23,8 @@ from isovoxel import parameters
 from isovoxel.errors import InterruptedJobError, IsovoxelError, OptionError
 from isovoxel.parameters import opening_options, running_options, save_job, scaling_options, take_variables
 from isovoxel.run.result import ScaleResult
+from isovoxel.run.signals import signals
+from isovoxel.terminal import lost, put, say
 from isovoxel.views.records import Line, Record
 
 # typer brings its own copy of click, and of click's errors only some names are typer's: this is UsageError.
@@ -37,14 +41,13 @@ app = typer.Typer(
 
 def _show(record: Record, lines: Sequence[Line], *, as_json: bool) -> None:
     """Print the record for a machine, or the lines for a person."""
-    from isovoxel.views.records import text
+    from isovoxel.views.records import columns
 
-    print(json.dumps(record, allow_nan=False) if as_json else text(lines))  # noqa: T201 - this is what it is for
+    put([json.dumps(record, allow_nan=False)] if as_json else columns(lines))
 
 
 def _do(job: Callable[..., ScaleResult], given: Mapping[str, Any]) -> None:
     """Do a job as its command's parameters say, tell how far it is, and print what it did."""
-    from isovoxel.run.signals import signals
     from isovoxel.views.progress import ProgressView
     from isovoxel.views.reporting import reporting
     from isovoxel.views.workers import job_lines, job_record
@@ -54,7 +57,6 @@ def _do(job: Callable[..., ScaleResult], given: Mapping[str, Any]) -> None:
     with (
         reporting(report, source, output, quiet=quiet or as_json, **opening_options(given)) as told,
         ProgressView(bar=not quiet and not as_json, notes=not quiet) as progress,
-        signals(),
     ):
         listeners = (progress, *([told.recorder] if told else []))
         result = job(source, output, listeners=listeners, **running_options(given), **scaling_options(given))
@@ -66,11 +68,8 @@ def _do(job: Callable[..., ScaleResult], given: Mapping[str, Any]) -> None:
     if report is not None:
         record, lines = record | {"report": report}, [*lines, ("report", report)]
     _show(record, lines, as_json=as_json)
-
-
-def _note(text: str) -> None:
-    """Say something that is not a result."""
-    print(text, file=sys.stderr)  # noqa: T201
+    if (error := lost()) is not None and error.errno != EPIPE:
+        say(f"note: {output} is complete, but what was done cannot be printed: {error.strerror}")
 
 
 @app.callback(invoke_without_command=True)
@@ -78,9 +77,9 @@ def _main(context: typer.Context, version: parameters.Version = False) -> None:
     if version:
         from isovoxel.version import __version__
 
-        print(f"isovoxel {__version__}")  # noqa: T201
+        put([f"isovoxel {__version__}"])
     elif context.invoked_subcommand is None:
-        print(context.get_help())  # noqa: T201
+        put(context.get_help().splitlines())
 
 
 @app.command()
@@ -165,7 +164,7 @@ def plan(
         record, lines = record | {"picture": picture}, [*lines, ("picture", picture)]
     _show(record, lines, as_json=as_json)
     for hint in hints(planned):
-        _note(hint)
+        say(hint)
 
 
 @app.command()
@@ -370,7 +369,7 @@ def demo(
     write_blastocyst(stack)
 
     def step(*words: object) -> None:
-        print(f"\n$ isovoxel {' '.join(str(w) for w in words)}", flush=True)  # noqa: T201
+        put(["", f"$ isovoxel {' '.join(str(w) for w in words)}"])
 
     step("devices")
     devices()
@@ -383,7 +382,7 @@ def demo(
     step("scale", stack, result, "--zoom 2 --overwrite")
     scale(str(stack), str(result), zoom=2, device=device, overwrite=True)
     before_after(open_volume(stack), open_volume(result), picture)
-    print(f"\nmaximum projections before and after: {picture}")  # noqa: T201
+    put(["", f"maximum projections before and after: {picture}"])
 
 
 def command() -> Any:
@@ -397,26 +396,60 @@ def _command_without_overwrite() -> str:
     return shlex.join(["isovoxel", *(word for word in sys.argv[1:] if word != "--overwrite")])
 
 
-def main() -> None:
-    """Run the command line; every failure that isovoxel knows is one sentence and an exit code."""
+def _invoke(words: list[str]) -> int:
+    """Run a command and return its exit code; whatever it raises is raised."""
+    group = command()
+    if "_ISOVOXEL_COMPLETE" in os.environ:  # a shell asks how a word may end
+        return group(standalone_mode=False) or 0
     try:
-        code = command()(standalone_mode=False) or 0
+        # Not by calling the group, which makes an exit of each KeyboardInterrupt.
+        with group.make_context("isovoxel", words) as context:
+            group.invoke(context)
+    except typer.Exit as end:
+        return end.exit_code
+    return 0
+
+
+class Abandoned(SystemExit):
+    """The end of a command that was interrupted and comes to no end of its own: its threads may still run."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(exit_code)
+        self.exit_code = exit_code
+
+
+def run() -> int:
+    """Run the command line and return its exit code; every failure that isovoxel knows is one sentence.
+
+    Raises
+    ------
+    Abandoned
+        If it was interrupted and does not end in order.
+    """
+    try:
+        with signals():
+            code = _invoke(sys.argv[1:])
     except IsovoxelError as error:
         code = error.exit_code
-        with contextlib.suppress(OSError):  # the terminal may be closed
-            _note(f"error: {error}")
-            if isinstance(error, InterruptedJobError):
-                _note(f"to go on: {_command_without_overwrite()}")
+        say(f"error: {error}")
+        if isinstance(error, InterruptedJobError):
+            say(f"to go on: {_command_without_overwrite()}")
     except _UsageError as error:
-        _note(f"error: {error.format_message().rstrip('.')}; see isovoxel --help")  # type: ignore[attr-defined]
+        say(f"error: {error.format_message().rstrip('.')}; see isovoxel --help")  # type: ignore[attr-defined]
         code = 2
-    except BrokenPipeError:  # whoever read the output has gone: nothing is left to say, nor to flush at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (KeyboardInterrupt, typer.Abort) as stop:
+        say("interrupted")
+        raise Abandoned(128 + getattr(stop, "signal", SIGINT)) from None
+    if (lacking := lost()) is not None and code == 0:
+        if lacking.errno != EPIPE:  # of which whoever has stopped reading knows
+            say(f"error: the result cannot be printed: {lacking.strerror}")
         code = 1
-    except (KeyboardInterrupt, typer.Abort):
-        _note("interrupted")
-        code = 130
-    sys.exit(code)
+    return code
+
+
+def main() -> None:
+    """Run the command line and end with its exit code."""
+    sys.exit(run())
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from isovoxel.run.events import BlockDone, Event, JobFinished, JobStarted, LevelBegun, WorkerJoined, WorkerLeft
+from isovoxel.terminal import plain, say
 from isovoxel.views.notes import Notes
 
 if TYPE_CHECKING:  # rich is loaded where there is a terminal to draw on
@@ -41,7 +42,7 @@ class _Worker:
         took = self._clock() - self._began
         speed = f"{self.voxels / took / 1e6:,.1f} Mvoxel/s" if took > 0 else ""
         parts = [self._device, _blocks(self.blocks), "does no more" if self.left else speed]
-        return ", ".join(part for part in parts if part)
+        return plain(", ".join(part for part in parts if part))
 
 
 class ProgressView:
@@ -138,7 +139,7 @@ class ProgressView:
             self._workers[event.name][0].left = False
         elif self._bar is not None and len(self._workers) < MOST_LINES:
             line = _Worker(event.device, self._clock)
-            task = self._bar.add_task(f"  {event.name}", total=self._voxels, view=line)
+            task = self._bar.add_task(f"  {plain(event.name)}", total=self._voxels, view=line)
             self._workers[event.name] = line, task
 
     def __str__(self) -> str:
@@ -202,9 +203,9 @@ class ProgressView:
 
     def _write(self, line: str) -> None:
         if self._console is None:
-            print(line, file=sys.stderr)  # noqa: T201 - this is what it is for
+            say(line)
         else:
-            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self._console.print(plain(line), markup=False, highlight=False, soft_wrap=True)
 
 
 def terminal() -> Console | None:

@@ -6,12 +6,12 @@ Where nobody watches, a line is written each 30 seconds at most, as `progress` d
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from isovoxel.terminal import plain, say
 from isovoxel.views.progress import LOG_SECONDS, terminal
 
 if TYPE_CHECKING:  # rich is loaded where there is a terminal to draw on
@@ -80,13 +80,13 @@ class ReadingView:
         if self._console is None or not self._console.is_interactive:
             if now - self._last_line >= LOG_SECONDS:
                 self._last_line = now
-                print(f"{doing}: {100 * done // total} %", file=sys.stderr)  # noqa: T201 - this is what it is for
+                say(f"{doing}: {100 * done // total} %")
             return
         if self._bar is None:
             self._bar = _bar(self._console, self._clock)
             self._bar.start()
         (task,) = self._bar.task_ids or [self._bar.add_task("")]
-        self._bar.update(task, description=doing, total=total, completed=done)
+        self._bar.update(task, description=plain(doing), total=total, completed=done)
 
 
 def _bar(console: Console, clock: Callable[[], float]) -> Progress:

@@ -300,10 +300,10 @@ def device_lines(devices: Sequence[Device]) -> list[Line]:
 # ---- words -----------------------------------------------------------------------------------------------------
 
 
-def text(lines: Sequence[Line]) -> str:
+def columns(lines: Sequence[Line]) -> list[str]:
     """Return lines with their labels in a column."""
     width = max(len(label) for label, _ in lines)
-    return "\n".join(f"{label:<{width}}  {what}" for label, what in lines)
+    return [f"{label:<{width}}  {what}" for label, what in lines]
 
 
 def count(n: int, what: str, many: str = "") -> str:

@@ -1,0 +1,131 @@
+"""Standard output and standard error: every text that a terminal may see goes through here.
+
+Three things make a message harmless:
+
+- Names, metadata and texts of other programs may hold anything; `plain` leaves no character that a terminal would obey.
+- A stream that is closed, full, or that nobody reads any more takes nothing; `open_streams` lets no print fail for it,
+  and remembers why, for `lost`.
+- A stream whose encoding lacks a character gets it escaped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import re
+import select
+import sys
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+
+SHOW_CURSOR = b"\x1b[?25h"
+"""What shows a terminal's cursor again that a progress bar has hidden."""
+_BREAKS = re.compile("[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]+ *")
+_JOINERS = "\u200c\u200d"
+"""Characters without a width that words and emojis need."""
+
+
+def plain(text: object) -> str:
+    r"""Return a text as one line without control characters.
+
+    Line breaks and tabs become a space. Every other character that is not printable (C0 and C1 controls, and with them
+    escape sequences, those that turn the direction of writing, bytes of names that are no text) is escaped.
+
+    Examples
+    --------
+    >>> print(plain("a\x1b[31m\u202eb\nc\udcff"))
+    a\x1b[31m\u202eb c\xff
+    """
+    line = str(text)
+    return line if line.isprintable() else "".join(map(_harmless, _BREAKS.sub(" ", line)))
+
+
+def _harmless(character: str) -> str:
+    if character.isprintable() or character in _JOINERS:
+        return character
+    if unicodedata.category(character) == "Zs":
+        return " "
+    if "\udc80" <= character <= "\udcff":  # a byte of a name that is no text
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()
+
+
+def say(line: object) -> None:
+    """Write a line to standard error: what is not a result. Nothing is raised where it cannot be written."""
+    # A stream that is None would mean standard output.
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):
+            print(plain(line), file=sys.stderr, flush=True)  # noqa: T201 - this is what it is for
+
+
+def put(lines: Sequence[object]) -> None:
+    """Write lines to standard output: a result."""
+    print("\n".join(map(plain, lines)), flush=True)  # noqa: T201 - likewise
+
+
+def lost() -> OSError | None:
+    """Return why standard output did not take all that was put, once.
+
+    Where it was closed from the beginning nobody wanted it.
+    """
+    file = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    if not isinstance(file, _Forgiving):
+        return None
+    error, file.untold = file.untold, None
+    return None if error is None or error.errno == errno.EBADF else error
+
+
+class _Forgiving(io.FileIO):
+    """The file of a stream: what it does not take is dropped, and the first reason kept."""
+
+    error: OSError | None = None
+    """What ended it."""
+    untold: OSError | None = None
+    """The same, until `lost` has returned it."""
+
+    def write(self, data: Any) -> int:
+        """Write, and claim to have written."""
+        try:
+            while self.error is None:
+                written = super().write(data)
+                if written is not None:
+                    return written
+                select.select([], [self], [])  # another process has made it one that does not block
+        except OSError as error:
+            self.error = self.untold = error
+        return len(data)
+
+
+def open_streams() -> None:
+    """Make the standard streams of this process such that no print fails, whatever its caller has made of them.
+
+    A closed one becomes the null device, lest the next file that is opened takes its number, and with it what drivers
+    print.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # which takes the lowest number that is free
+    sys.stdout = _stream(sys.stdout, 1)
+    sys.stderr = _stream(sys.stderr, 2)
+
+
+def _stream(before: Any, number: int) -> io.TextIOWrapper:
+    """Return a stream in place of one, in the same encoding."""
+    if before is not None:
+        with contextlib.suppress(OSError):
+            before.flush()
+    file = io.BufferedWriter(_Forgiving(number, "w", closefd=False))
+    encoding = getattr(before, "encoding", None) or "utf-8"
+    return io.TextIOWrapper(file, encoding=encoding, errors="backslashreplace", line_buffering=True)
+
+
+def show_cursor() -> None:
+    """Show the cursor of the terminal that standard error is, if it is one."""
+    with contextlib.suppress(OSError):
+        if os.isatty(2):
+            os.write(2, SHOW_CURSOR)
