@@ -149,3 +149,30 @@ def test_peak_is_of_this_process_alone() -> None:
     code = "from isovoxel.run.host import peak_bytes; print(peak_bytes())"
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(child.stdout) < len(held) < peak_bytes()
+
+
+FREED = """
+import threading
+import numpy as np, psutil
+from isovoxel.run.host import return_freed_memory
+
+def work():
+    held = [np.ones(1000, np.uint8) for _ in range(20_000)]  # small enough for the thread's own heap
+    del held[:-1]
+    kept.append(held)
+
+kept = []
+for thread in [threading.Thread(target=work) for _ in range(4)]:
+    thread.start()
+    thread.join()
+before = psutil.Process().memory_info().rss
+return_freed_memory()
+print(before - psutil.Process().memory_info().rss)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other C libraries return it by themselves")
+def test_freed_memory_goes_back_to_the_system() -> None:
+    """What threads have freed in the middle of their heaps is the process' no more."""
+    done = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 8 * MIB

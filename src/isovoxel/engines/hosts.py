@@ -1,7 +1,8 @@
-"""Which host memory do blocks in flight get, and what is kept of it? Pairs of buffers, used again and again.
+"""Pool of host buffer pairs that blocks in flight reuse.
 
 Getting memory that a GPU reaches takes a quarter of a second for a GiB, and giving it back as long (measured), longer
-than a small level does: so a level may use what the one before has left, if that is large enough and allowed.
+than a small level takes. So a level may use the larger buffers of the level before, but only as far as the job holds no
+more memory for it than it was projected to hold.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class Hosts:
         self._queue = queue
         self._free: list[HostPair] = []
         self._sizes = (0, 0)
+        self._projected = 0  # the largest projection of the plans that these served
         self._lock = threading.Lock()
 
     def take(self, plan: Plan) -> HostPair:
@@ -37,6 +39,7 @@ class Hosts:
             if not self._serve(plan):
                 self._free.clear()
                 self._sizes = plan.staging
+            self._projected = max(self._projected, plan.projected_host)
             if self._free:
                 return self._free.pop()
             read, written = self._sizes
@@ -58,11 +61,12 @@ class Hosts:
         with self._lock:
             self._free.clear()
             self._sizes = (0, 0)
+            self._projected = 0
 
     def _serve(self, plan: Plan) -> bool:
-        """Tell whether the pairs are what a plan needs, or more that it may have; the lock is held."""
+        """Return whether the pairs are what a plan needs, or more within what is projected; the caller has the lock."""
         if self._sizes == plan.staging:
             return True
         more = sum(self._sizes) - sum(plan.staging)
         enough = all(there >= needed for there, needed in zip(self._sizes, plan.staging, strict=True))
-        return enough and plan.projected_host + plan.in_flight * more <= plan.host.allowed
+        return enough and plan.projected_host + plan.in_flight * more <= self._projected

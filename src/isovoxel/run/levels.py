@@ -22,6 +22,7 @@ from isovoxel.errors import DeviceLostError
 from isovoxel.places.place import Place, place_of
 from isovoxel.planning.plan import Plan
 from isovoxel.run.events import Listener, Restarted
+from isovoxel.run.host import return_freed_memory
 from isovoxel.run.recipe import Recipe
 from isovoxel.run.task import Task
 from isovoxel.run.worker import run_apart
@@ -111,6 +112,7 @@ class LevelMaker:
             If the device cannot serve, or the workers cannot take part.
         """
         self._task, self._volume = task, volume
+        return_freed_memory()  # of the level before
         if self.cluster is not None:
             # distributed is only loaded by jobs that need it.
             from isovoxel.run.cluster.job import Crew

@@ -35,6 +35,7 @@ from isovoxel.run.blocks import BlockMaker
 from isovoxel.run.cluster.holding import held_device
 from isovoxel.run.events import BlockDone, Event, Filled, Slowed
 from isovoxel.run.flushing import Flusher
+from isovoxel.run.host import return_freed_memory
 from isovoxel.run.job import FLUSHING
 from isovoxel.run.recovery import BlockFailed, clause
 from isovoxel.run.task import Task
@@ -277,6 +278,7 @@ class Membership(WorkerPlugin):
             if idle and self._member is not None:
                 self._member.release()
                 self._member = None
+        return_freed_memory()
 
 
 def membership(name: str, token: str) -> Membership:
