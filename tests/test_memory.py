@@ -136,3 +136,23 @@ def test_more_budget_is_used(volumes: Path, tmp_path: Path) -> None:
     )
     assert np.prod(much["blocks"]["shape"]) > np.prod(little["blocks"]["shape"])
     assert much["peak_host_bytes"] > little["peak_host_bytes"]
+
+
+def test_show_stays_within_its_budget(volumes: Path, tmp_path: Path) -> None:
+    """Of a volume larger than the budget, with chunks as large as tiles: law 4 for pictures; too little is refused."""
+    show = [sys.executable, "-m", "isovoxel", "show", str(volumes / "large.zarr"), "--json"]
+    done = {
+        memory: subprocess.run(
+            [*show, "--memory", memory, "-o", str(tmp_path / f"{memory}.png")],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        for memory in ("600MiB", "200MiB")
+    }
+    assert done["600MiB"].returncode == 0, done["600MiB"].stderr
+    did = json.loads(done["600MiB"].stdout)
+    assert did["peak_host_bytes"] <= did["projected"]["host_bytes"] <= did["allowed"]["host_bytes"] == 600 * MIB
+    assert done["200MiB"].returncode == 2
+    assert "of which 200.0 MiB are allowed; choose more --memory" in done["200MiB"].stderr
+    assert not (tmp_path / "200MiB.png").exists()

@@ -306,6 +306,7 @@ def show(
     time: parameters.Time = None,
     crop: parameters.Crop = None,
     labels: parameters.Coloured = None,
+    memory: parameters.Memory = None,
     quiet: parameters.Quiet = False,
     as_json: parameters.Json = False,
 ) -> None:
@@ -322,6 +323,7 @@ def show(
             [source] if other is None else [source, other],
             output,
             labels=labels,
+            memory=memory,
             reading=reading,
             **opening_options(given),
         )

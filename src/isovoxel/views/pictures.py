@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from typing import Any
@@ -21,10 +21,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from isovoxel.errors import OptionError
+from isovoxel.errors import DoesNotFitError, OptionError
 from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.grid import AXES
 from isovoxel.metadata.series import told_place
+from isovoxel.planning.cost import human_bytes
+from isovoxel.planning.limits import HostLimits
 from isovoxel.views.colours import label_colours
 from isovoxel.views.layout import (
     LABEL,
@@ -40,11 +42,14 @@ from isovoxel.views.layout import (
     printable,
 )
 from isovoxel.views.own import MARK, check_own, write_own
-from isovoxel.views.projections import Projections, bytes_to_read, maximum_projections
+from isovoxel.views.projections import Projections, bytes_to_read, held_while_reading, maximum_projections
 from isovoxel.volumes.base import Volume
 
 PERCENTILES = (0.1, 99.9)
 """Share of darker pixels, in percent, at which a picture is black, and at which it is white."""
+
+DRAWING = 96 * 2**20
+"""Bytes that the views of one volume take at most on their way into the picture (measured: 61 MiB)."""
 
 BACKGROUND = (16, 18, 27)
 TEXT = (226, 230, 240)
@@ -87,6 +92,8 @@ class Picture:
     """Where each volume lies in it."""
     captions: tuple[str, ...]
     """What is drawn of each."""
+    projected: int = 0
+    """Projected bytes of drawing, with the memory that the process held before, where it was limited."""
 
     def png(self, part: int | None = None) -> bytes:
         """Return the picture, or one volume's part of it, as a PNG file that says who made it."""
@@ -155,6 +162,7 @@ def draw(
     *,
     labels: bool | None = None,
     reading: Reading = lambda _what, _done, _total: None,
+    host: HostLimits | None = None,
 ) -> Picture:
     """Draw volumes side by side, at one scale and one contrast.
 
@@ -168,11 +176,15 @@ def draw(
         Whether voxels are labels, each of its own colour; by default what each volume says.
     reading
         Told how far volumes are read.
+    host
+        Memory that the process may hold and holds, where it is limited.
 
     Raises
     ------
     OptionError
         If their lengths are in different units, or their voxels shall be labels and are no integers.
+    DoesNotFitError
+        If drawing takes more memory than is allowed.
     InputError
         If one cannot be read.
     """
@@ -185,16 +197,24 @@ def draw(
         if labels and volume.dtype.kind not in "iu":
             raise OptionError(f"labels are integers, but {volume.name} holds {volume.dtype}; leave out labels")
     places = arrange(volumes, names)
+    levels = [_level(volume, layout) for volume, layout in zip(volumes, places, strict=True)]
+    room = None if host is None else host.allowed - host.baseline - DRAWING * len(volumes)
+    takes = max(held_while_reading(level, room) for level in levels)
+    if host is not None and room is not None and takes > room:
+        raise DoesNotFitError(
+            f"drawing takes {human_bytes(host.allowed - room + takes)} of host memory, of which "
+            f"{human_bytes(host.allowed)} are allowed; choose more --memory"
+        )
     subjects = []
-    for volume, layout in zip(volumes, places, strict=True):
-        level = _level(volume, layout)
-        projected = maximum_projections(level, partial(reading, f"reading {volume.name}"))
+    for volume, level in zip(volumes, levels, strict=True):
+        projected = maximum_projections(level, partial(reading, f"reading {volume.name}"), room)
         subjects.append(_Subject(volume, level, projected, volume.labels if labels is None else labels))
     window = _window([_view(s, p) for s, layout in zip(subjects, places, strict=True) for p in layout.views])
     captions = tuple(f"{s.what}{_first(s.volume)}, {_seen(s, window)}" for s in subjects)
     # Where a level is drawn, details would show its voxels, and not the image's.
     details = all(s.level is s.volume for s in subjects)
-    return _drawn(subjects, arrange(volumes, names, captions, details=details), window, captions)
+    picture = _drawn(subjects, arrange(volumes, names, captions, details=details), window, captions)
+    return replace(picture, projected=(host.baseline if host else 0) + DRAWING * len(volumes) + takes)
 
 
 def bytes_to_draw(volumes: Sequence[Volume]) -> int:

@@ -1,4 +1,4 @@
-"""What does a volume look like from its three sides? Maximum projections, in memory that does not grow with it.
+"""Maximum projections of a volume along its three axes, in memory that does not grow with it.
 
 1. The volume is read tile by tile, and every tile raises three images. An axis longer than the images may be is binned,
    each bin showing its largest voxel.
@@ -27,6 +27,9 @@ LARGEST = 1200
 ALL_BYTES = 16 * 2**30
 """Bytes of voxels up to which a volume is read whole, whatever its storage."""
 
+LEAST_TILE = 2**20
+"""Bytes that are read at once where memory is short; less would decode chunks too often."""
+
 Tell = Callable[[int, int], None]
 """Told how many voxels are read, and of how many."""
 
@@ -43,7 +46,9 @@ class Projections:
     """How many of the volume's planes were read; fewer than it has where that is much faster."""
 
 
-def maximum_projections(volume: Volume, tell: Tell = lambda _done, _total: None) -> Projections:
+def maximum_projections(
+    volume: Volume, tell: Tell = lambda _done, _total: None, room: int | None = None
+) -> Projections:
     """Return the maximum of a volume along z, y and x, reading it box by box.
 
     Parameters
@@ -52,6 +57,8 @@ def maximum_projections(volume: Volume, tell: Tell = lambda _done, _total: None)
         What to look at. Not-a-number is passed over; where there is nothing else it stays.
     tell
         Called after each box.
+    room
+        Bytes that this may hold, images included, as `held_while_reading` counts them; None for as many as it takes.
 
     Returns
     -------
@@ -70,7 +77,7 @@ def maximum_projections(volume: Volume, tell: Tell = lambda _done, _total: None)
     images = [np.full(sides[:axis] + sides[axis + 1 :], lowest, volume.dtype) for axis in range(3)]
     planes = _planes(volume, bins[0])
     done, total = 0, planes * volume.shape[1] * volume.shape[2]
-    for tile in _tiles(volume, planes, bins[0]):
+    for tile in _tiles(volume, planes, bins[0], _tile_bytes(volume, room)):
         voxels = volume.read(tile)
         for axis, image in enumerate(images):
             face = upper.reduce(voxels, axis=axis)
@@ -88,9 +95,32 @@ def maximum_projections(volume: Volume, tell: Tell = lambda _done, _total: None)
     return Projections((images[0], images[1], images[2]), (bins[0], bins[1], bins[2]), planes)
 
 
-def held_while_reading(volume: Volume) -> int:
-    """Return how many bytes `maximum_projections` holds of a volume at once, beside the images."""
-    return max(TILE_BYTES, volume.read_overhead, volume.dtype.itemsize) + volume.read_overhead
+def held_while_reading(volume: Volume, room: int | None = None) -> int:
+    """Return how many bytes `maximum_projections` holds at its peak.
+
+    Parameters
+    ----------
+    volume
+        What to look at.
+    room
+        Bytes that it may hold, or None for as many as it takes; the least that it takes may be more.
+    """
+    return _held_beside_tile(volume) + 2 * _tile_bytes(volume, room)
+
+
+def _held_beside_tile(volume: Volume) -> int:
+    """Return the bytes of the images, and of what reading holds beside its voxels."""
+    sides = [min(n, LARGEST) for n in volume.shape]
+    pixels = sum(math.prod(sides) // n for n in sides)
+    return pixels * volume.dtype.itemsize + volume.read_overhead
+
+
+def _tile_bytes(volume: Volume, room: int | None) -> int:
+    """Return the bytes of a tile; its maximum along a short axis takes as many once more."""
+    largest = max(TILE_BYTES, volume.read_overhead, volume.dtype.itemsize)
+    if room is None:
+        return largest
+    return max(LEAST_TILE, min(largest, (room - _held_beside_tile(volume)) // 2))
 
 
 def bytes_to_read(volume: Volume) -> int:
@@ -112,21 +142,21 @@ def _bins_of_planes(volume: Volume, thick: int) -> Iterator[range]:
     return (range(z, min(z + thick, depth), step) for z in range(0, depth, thick))
 
 
-def _tiles(volume: Volume, planes: int, thick: int) -> Iterator[Box]:
+def _tiles(volume: Volume, planes: int, thick: int, tile_bytes: int) -> Iterator[Box]:
     """Cut what is read into boxes."""
     depth, rows, columns = volume.shape
     if planes == depth:
-        yield from Box.whole(volume.shape).tiles(_tile_shape(volume, depth))
+        yield from Box.whole(volume.shape).tiles(_tile_shape(volume, depth, tile_bytes))
         return
-    shape = _tile_shape(volume, 1)
+    shape = _tile_shape(volume, 1, tile_bytes)
     for bin_ in _bins_of_planes(volume, thick):
         for z in bin_:
             yield from Box((z, 0, 0), (z + 1, rows, columns)).tiles(shape)
 
 
-def _tile_shape(volume: Volume, planes: int) -> Index3:
+def _tile_shape(volume: Volume, planes: int, tile_bytes: int) -> Index3:
     """Return whole chunks, of at most so many planes, or where one alone is too large for the memory a part of one."""
-    allowed = max(TILE_BYTES, volume.read_overhead) // volume.dtype.itemsize
+    allowed = tile_bytes // volume.dtype.itemsize
     most = (planes, *volume.shape[1:])
     tile = [min(c, n) for c, n in zip(volume.chunks, most, strict=True)]
     for axis in range(3):

@@ -1,4 +1,4 @@
-"""What does `isovoxel show` do? It opens one or two files, draws them, and says what it drew and where."""
+"""The command `isovoxel show`: draw one or two files, and say what was drawn and where."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path, PurePath
 from typing import Unpack
 
 from isovoxel.api import open_volume
-from isovoxel.options import Opening
+from isovoxel.options import Opening, parse_size
+from isovoxel.run.host import peak_bytes, reading_limits
 from isovoxel.views.hidden import HIDDEN, without_secrets
 from isovoxel.views.own import check_own
 from isovoxel.views.pictures import Reading, draw, save
@@ -29,6 +30,10 @@ class Shown:
     """Its width and height in pixels."""
     drawn: tuple[tuple[str, str], ...]
     """Each input's name, and what is drawn of it."""
+    projected: int
+    """Bytes of host memory that the process takes at most, as projected."""
+    allowed: int
+    """Bytes that it may take."""
 
 
 def show(
@@ -36,6 +41,7 @@ def show(
     output: str | None = None,
     *,
     labels: bool | None = None,
+    memory: int | str | None = None,
     reading: Reading = lambda _what, _done, _total: None,
     **opening: Unpack[Opening],
 ) -> Shown:
@@ -49,6 +55,8 @@ def show(
         The PNG file; by default one in the working folder, named after what is drawn.
     labels
         Whether voxels are labels; by default what each file says.
+    memory
+        Host memory to stay within, in bytes or as text such as "2GiB"; by default half of what is free.
     reading
         Told how far files are read.
     **opening
@@ -60,19 +68,29 @@ def show(
         If one cannot be opened or read.
     OptionError
         If the files cannot be drawn at one scale, or as labels.
+    DoesNotFitError
+        If drawing takes more than `memory`.
     OutputError
         If the picture must not or cannot be written.
     """
     path = check_own(default_name(sources) if output is None else output, "picture")
+    host = reading_limits(parse_size("memory", memory))
     volumes = [open_volume(sources[0], **opening), *map(open_volume, sources[1:])]
     drawn = draw(
         volumes,
         [f"{_short(PurePath(without_secrets(v.name)).name)}: " for v in volumes],
         labels=labels,
         reading=reading,
+        host=host,
     )
     save(drawn, path)
-    return Shown(path, drawn.image.size, tuple(zip((v.name for v in volumes), drawn.captions, strict=True)))
+    return Shown(
+        path,
+        drawn.image.size,
+        tuple(zip((v.name for v in volumes), drawn.captions, strict=True)),
+        drawn.projected,
+        host.allowed,
+    )
 
 
 def default_name(sources: Sequence[str]) -> str:
@@ -91,7 +109,14 @@ def default_name(sources: Sequence[str]) -> str:
 def shown_record(found: Shown) -> Record:
     """Return what was drawn."""
     drawn = [{"name": name, "drawn": what} for name, what in found.drawn]
-    return {"path": str(found.path), "size": list(found.size), "volumes": drawn}
+    return {
+        "path": str(found.path),
+        "size": list(found.size),
+        "volumes": drawn,
+        "projected": {"host_bytes": found.projected},
+        "allowed": {"host_bytes": found.allowed},
+        "peak_host_bytes": peak_bytes(),
+    }
 
 
 def shown_lines(found: Shown) -> list[Line]:
