@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ import pytest
 
 from isovoxel.errors import OutputBusyError, OutputError
 from isovoxel.store import lock as module
+from isovoxel.store.ledger_folder import claim
 from isovoxel.store.lock import DEAD_SECONDS, Holder, OutputLock, read_holder
 
 HOLD = """
@@ -123,7 +125,7 @@ def test_where_there_are_no_locks_the_file_decides(file: Path, monkeypatch: pyte
 )
 def test_half_a_name_is_none(file: Path, content: str) -> None:
     """What a process left that died while it wrote its name holds nobody up."""
-    file.parent.mkdir()
+    claim(file.parent)
     file.write_text(content)
     assert read_holder(file) is None
     take(file)
@@ -132,8 +134,7 @@ def test_half_a_name_is_none(file: Path, content: str) -> None:
 def test_a_lock_whose_folder_goes_is_taken_anew(file: Path) -> None:
     """Who waited for a job that finished, and took its folder along, holds the new file and not the old one."""
     with OutputLock(file, Path("out.zarr")):
-        file.unlink()
-        file.parent.rmdir()
+        shutil.rmtree(file.parent)
         with OutputLock(file, Path("out.zarr")):
             assert read_holder(file) is not None
 
@@ -141,5 +142,5 @@ def test_a_lock_whose_folder_goes_is_taken_anew(file: Path) -> None:
 def test_a_folder_that_cannot_be_made_is_an_output_error(tmp_path: Path) -> None:
     """One sentence, with the reason."""
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="cannot be written: "):
+    with pytest.raises(OutputError, match="is a file; move what is there away"):
         take(tmp_path / "file" / "lock")

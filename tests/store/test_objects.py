@@ -227,8 +227,9 @@ def test_only_a_zarr_is_ever_deleted(out: ObjectPlace) -> None:
         check(photo, overwrite=True)
 
 
-def test_a_zarr_is_deleted_and_what_lies_beside_it_is_not(out: ObjectPlace) -> None:
+def test_a_zarr_is_deleted_and_what_lies_beside_it_is_not(out: ObjectPlace, plan: Plan) -> None:
     """Of either format; names that begin alike are other places."""
+    Ledger.begin(ledger_of(out), plan)
     for top in ("zarr.json", ".zgroup", ".zarray"):
         beside = [out.with_name("out.zarr2") / "a", out.with_name("out.zar"), out.with_name("in.zarr") / "zarr.json"]
         for place in (*beside, out / "0" / "c", out / "x"):

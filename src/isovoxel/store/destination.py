@@ -16,7 +16,8 @@ from isovoxel.places.address import is_address
 from isovoxel.places.objects import ObjectPlace
 from isovoxel.places.place import Place, place_of
 from isovoxel.planning.cost import human_bytes
-from isovoxel.store.ledger import NEW, ledger_for
+from isovoxel.store.ledger import ledger_for
+from isovoxel.store.ledger_folder import NEW, check_folder
 from isovoxel.store.membership import Membership, membership_of
 from isovoxel.store.object_output import TOP, check_object_destination, check_writable, remove_objects
 from isovoxel.store.object_shelf import spool_folder
@@ -66,8 +67,8 @@ def check_destination(
     target = output_place(path)
     if isinstance(target, ObjectPlace):
         store = membership_of(target)
-        ledger = ledger_for(target, store)
-        assert isinstance(ledger, ObjectPlace)  # noqa: S101 - for type checkers
+        objects = ledger_for(target, store)
+        assert isinstance(objects, ObjectPlace)  # noqa: S101 - for type checkers
         check_object_destination(
             target,
             overwrite=overwrite,
@@ -75,7 +76,7 @@ def check_destination(
             nbytes=min(nbytes, waiting),
             free=shutil.disk_usage(spool_folder()).free,
             goes_on=goes_on,
-            note=ledger / NEW,
+            note=objects / NEW,
         )
         if store is not None:
             store.check(ome_zarr, labels=labels)
@@ -86,7 +87,9 @@ def check_destination(
         if (store := membership_of(target)) is not None:
             store.check(ome_zarr, labels=labels)
         home = _home(target, store)
-        beside = Path(str(ledger_for(target, store).parent))
+        ledger = ledger_for(target, store)
+        check_folder(ledger)
+        beside = Path(str(ledger.parent))
         reusable = _check_place(target, [home, beside], overwrite=overwrite, goes_on=goes_on)
         free = shutil.disk_usage(home).free + reusable
     except OutputError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 from pathlib import Path
 
 
@@ -15,16 +16,17 @@ def write_whole(path: Path, data: bytes) -> None:
     OSError
         If the file system refuses. What was there before is still there.
     """
-    partial = path.with_name(f"{path.name}.partial")
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")  # a name that no file of a user's has
     try:
-        with partial.open("wb") as file:
+        with partial.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            partial.unlink()
+    except BaseException as error:
+        if not isinstance(error, FileExistsError):
+            with contextlib.suppress(OSError):
+                partial.unlink()
         raise
     sync_folder(path.parent)
 

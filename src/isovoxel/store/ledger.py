@@ -6,7 +6,8 @@ Of an output that is a member of a zarr, it lies beside that one.
 - `blocks` gets a line for each block when all its shards are files that were flushed to the disk: its level, where that
   is a further one, its number, and the seal of each shard. Lines are only ever appended. One that was torn when the
   process died is cut off.
-- `lock` is held by the process that writes, see `isovoxel.store.lock`.
+- `lock` is held by the process that writes, see `isovoxel.store.lock`; `made-by-isovoxel` is the folder's mark, see
+  `isovoxel.store.ledger_folder`.
 - `new` and `replaced` are outputs, for a moment: a new one is made here and moved to its place, an old one is moved
   here and deleted.
 
@@ -31,14 +32,12 @@ from isovoxel.places.place import Place
 from isovoxel.planning.plan import Plan
 from isovoxel.planning.stored import plan_from_json, plan_to_json
 from isovoxel.store.files import write_whole
+from isovoxel.store.ledger_folder import BLOCKS, JOB, LOCK, MARK, NEW, REPLACED, check_folder, claim, read_own
 from isovoxel.store.lines import FileLines, Lines, ObjectLines
 from isovoxel.store.membership import Membership, membership_of
-from isovoxel.store.object_output import NEW, REPLACED
-from isovoxel.store.shard import Seal
+from isovoxel.store.shard import PARTIAL, Seal
 
 __all__ = ["BLOCKS", "JOB", "LOCK", "NEW", "REPLACED", "Ledger", "ledger_for", "ledger_of", "remove_ledger"]
-
-JOB, BLOCKS, LOCK = "job.json", "blocks", "lock"
 
 
 def ledger_of(output: Place) -> Place:
@@ -82,15 +81,10 @@ class Ledger:
         Raises
         ------
         OSError
-            If the file system refuses.
+            If the file system refuses; an `OutputError` if the folder is not isovoxel's.
         """
         job, text = folder / JOB, plan_to_json(plan).encode()
-        if isinstance(folder, Path):
-            folder.mkdir(exist_ok=True)
-        if isinstance(job, Path):
-            job.unlink(missing_ok=True)
-        else:
-            job.unlink()
+        claim(folder)
         ledger = cls(folder, plan)
         ledger._lines.clear()
         if isinstance(job, Path):
@@ -103,7 +97,10 @@ class Ledger:
     def read(cls, folder: Place) -> Ledger | None:
         """Return the ledger in a folder, or None where there is none."""
         try:
-            return cls(folder, plan_from_json((folder / JOB).read_text()))
+            check_folder(folder)
+            job = folder / JOB
+            text = read_own(job) if isinstance(job, Path) else job.read_bytes()
+            return cls(folder, plan_from_json(text.decode()))
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -203,11 +200,13 @@ def _stamp(stamp: Any) -> int | str:
 
 
 def remove_ledger(folder: Place) -> None:
-    """Remove a ledger's folder, the lock's file last; nobody else may hold the lock.
+    """Remove what is the ledger's in its folder, the lock's file and the mark last, and the folder if it is empty then.
 
-    In a store, the lock is left to who holds it.
+    Nobody else may hold the lock. In a store, it is left to who holds it. Of a folder that is not isovoxel's, nothing
+    is removed.
     """
     with contextlib.suppress(OSError):  # a complete output needs no ledger, and does not mind one
+        check_folder(folder)
         if not isinstance(folder, Path):
             (folder / BLOCKS).delete_tree()
             for name in (REPLACED, NEW, JOB):
@@ -215,6 +214,8 @@ def remove_ledger(folder: Place) -> None:
             return
         for name in (REPLACED, NEW):
             shutil.rmtree(folder / name, ignore_errors=True)
-        for name in (BLOCKS, JOB, f"{JOB}.partial", LOCK):
+        for partial in folder.glob(f"{JOB}*{PARTIAL}"):
+            partial.unlink()
+        for name in (BLOCKS, JOB, LOCK, MARK):
             (folder / name).unlink(missing_ok=True)
         folder.rmdir()

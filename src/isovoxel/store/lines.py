@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Protocol
 
 from isovoxel.places.objects import ObjectPlace
+from isovoxel.store.ledger_folder import open_own
 
 SEGMENT_BYTES = 1 << 18
 """From how many bytes on an object takes no more lines."""
@@ -71,7 +72,7 @@ class FileLines:
         """
         with self._lock:
             if self._file < 0:
-                self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+                self._file = open_own(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
                 self._cut_torn_line()
             end = os.lseek(self._file, 0, os.SEEK_END)
             try:
@@ -84,7 +85,7 @@ class FileLines:
 
     def __iter__(self) -> Iterator[bytes]:
         try:
-            with self._path.open("rb") as file:
+            with os.fdopen(open_own(self._path, os.O_RDONLY), "rb") as file:
                 yield from (line for line in file if line.endswith(b"\n"))
         except FileNotFoundError:
             return

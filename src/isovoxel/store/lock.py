@@ -24,6 +24,7 @@ import psutil
 
 from isovoxel.errors import OutputBusyError, OutputError
 from isovoxel.places.place import Place
+from isovoxel.store.ledger_folder import claim, open_own, read_own
 
 fcntl: Any
 try:
@@ -125,11 +126,13 @@ class OutputLock:
 
     def _take(self) -> bool:
         """Take the lock, or return False where its file was removed meanwhile by who held it before."""
-        self._path.parent.mkdir(exist_ok=True)
         try:
-            file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
-        except FileNotFoundError:  # the folder went with the job that is just finished
-            return False
+            claim(self._path.parent)
+            file = open_own(self._path, os.O_RDWR | os.O_CREAT)
+        except FileNotFoundError:
+            if not self._path.parent.parent.is_dir():
+                raise
+            return False  # the folder went with the job that is just finished
         try:
             self._refuse_where_held(file)
             same = self._path.exists() and os.path.samestat(os.fstat(file), self._path.stat())
@@ -167,7 +170,7 @@ class OutputLock:
 def read_holder(path: Path) -> Holder | None:
     """Return who holds an output by its lock file, or None where nobody does who lives."""
     try:
-        holder = Holder.from_json(path.read_bytes())
+        holder = Holder.from_json(read_own(path))
         return holder if holder is not None and _lives(holder, path.stat().st_mtime) else None
     except OSError:
         return None

@@ -16,13 +16,12 @@ from isovoxel.places.objects import ObjectPlace
 from isovoxel.places.place import place_of
 from isovoxel.planning.cost import human_bytes
 from isovoxel.store.attributes import GROUP, V2_ARRAY, V2_GROUP
+from isovoxel.store.ledger_folder import NEW, REPLACED, check_folder
 from isovoxel.store.object_shelf import spool_folder
 from isovoxel.store.shelf import level_path
 
 TOP = {GROUP: (3,), V2_GROUP: (2,), V2_ARRAY: (2,)}
 """Files that make a folder, or what lies in a place, a zarr; and the format that each of them must name."""
-NEW, REPLACED = "new", "replaced"
-"""An output on its way to its place or from it: there it is whole or not at all."""
 
 
 def check_object_destination(
@@ -54,6 +53,7 @@ def check_object_destination(
     """
     _check_apart(target, source)
     try:
+        check_folder(note.parent)
         _check_place(target, note, overwrite=overwrite, goes_on=goes_on)
     except OutputError:
         raise
