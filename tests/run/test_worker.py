@@ -186,7 +186,7 @@ def test_a_worker_ends_with_the_process_that_watches_it(out: Path) -> None:
         assert parent.stdout.readline() == "done\n"
         (worker,) = workers(parent.pid)
         parent.kill()
-    worker.wait(timeout=10)
+    worker.wait(timeout=120)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -196,19 +196,19 @@ def test_signals_end_worker_and_job(out: Path, number: signal.Signals, code: int
     command = [sys.executable, "-m", "isovoxel", "scale", str(out.with_name("in.npy")), str(out), "--isolate"]
     command += ["--engine", "cle", "--factor", "8,8,8", "--shard", "128,128,128", "--device-memory", "40MB"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as job:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 300
         while not (state := output_state(out)) or state.done < 1:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         found = workers(job.pid)
         os.killpg(job.pid, number) if number == signal.SIGINT else job.send_signal(number)
-        _, said = job.communicate(timeout=60)
+        _, said = job.communicate(timeout=300)
     assert job.returncode == code
     assert "Traceback" not in said
     assert "blocks are done and kept" in said
     assert "to go on: isovoxel scale" in said
     assert len(found) == 1
-    found[0].wait(timeout=10)
+    found[0].wait(timeout=120)
     state = output_state(out)
     assert state is not None
     assert 0 < state.done < state.blocks

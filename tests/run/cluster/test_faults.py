@@ -113,7 +113,7 @@ def test_a_worker_with_a_broken_device_is_set_aside(tmp_path: Path, out: Path, o
         events.append(event)
         left = sum(isinstance(e, WorkerLeft) for e in events)
         if isinstance(event, BlockDone) and left < 2:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 300
             while left == 1 and (broken in (there := own.nthreads()) or len(there) < 2):
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
@@ -255,7 +255,7 @@ def command(out: Path, *words: object) -> list[str]:
 
 def await_block(out: Path) -> None:
     """Wait until a block is done."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not (state := output_state(out)) or state.done < 1:
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -274,7 +274,7 @@ def test_a_client_that_is_killed_leaves_nothing_running_and_goes_on(tmp_path: Pa
         await_block(out)
         started = psutil.Process(job.pid).children(recursive=True)
         job.kill()
-    assert psutil.wait_procs(started, timeout=20)[1] == []
+    assert psutil.wait_procs(started, timeout=120)[1] == []
     events: list[Event] = []
     isovoxel.scale(tmp_path / "in.npy", out, workers="cpu:2", listeners=[events.append], **EXACT)
     (begun,) = (event for event in events if isinstance(event, JobStarted))
@@ -290,12 +290,12 @@ def test_ctrl_c_stops_client_and_workers(tmp_path: Path, out: Path) -> None:
         await_block(out)
         started = psutil.Process(job.pid).children(recursive=True)
         os.killpg(job.pid, signal.SIGINT)
-        _, said = job.communicate(timeout=60)
+        _, said = job.communicate(timeout=300)
     assert job.returncode == 130, said
     assert "Traceback" not in said
     assert "blocks are done and kept" in said
     assert "to go on: isovoxel scale" in said
-    assert psutil.wait_procs(started, timeout=20)[1] == []
+    assert psutil.wait_procs(started, timeout=120)[1] == []
     state = output_state(out)
     assert state is not None
     assert 0 < state.done < state.blocks
