@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,16 @@ import pytest
 import zarr
 
 import isovoxel as api
-from command_line import Isovoxel, listing
+from command_line import Isovoxel, check_refused, listing
 from golden.make import CASES, PLACE, STORE, STORED, stored_array
 from isovoxel.engines.devices import find_device
 from isovoxel.places import clients
 from isovoxel.places.objects import ObjectPlace
+from isovoxel.planning import revisions
+from isovoxel.planning.plan import Plan
+from isovoxel.planning.revisions import Change
 from isovoxel.planning.stored import plan_from_json
+from isovoxel.run import recipe
 from isovoxel.run.output import OutputState, output_state
 from isovoxel.store.ledger import JOB, ledger_of
 from object_store import contents, serving, upload
@@ -92,6 +97,12 @@ def placed(name: str, folder: Path) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def _another_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this be a later version, whose algorithms make the same bits."""
+    monkeypatch.setattr(recipe, "__version__", "9.9.9")
+
+
 def words_of(name: str, at: str) -> list[str]:
     """Return the command whose output lies in a folder."""
     command, source, output, *words = CASES[name].words.split()
@@ -142,6 +153,48 @@ def test_a_job_that_was_begun_is_finished(
         for those, these in zip(levels(expected), levels(found), strict=True):
             assert these.dtype == those.dtype
             np.testing.assert_allclose(these.astype(np.float64), those.astype(np.float64), rtol=0, atol=apart)
+
+
+def raised(monkeypatch: pytest.MonkeyPatch, concerns: Callable[[Plan], bool]) -> None:
+    """Let the bits of some plans be others than those of 0.1."""
+    monkeypatch.setattr(revisions, "CHANGES", (Change("they are others", concerns),))
+
+
+@pytest.mark.parametrize("at", ["done", "half"])
+@pytest.mark.parametrize(
+    ("name", "concerns", "says"),
+    [
+        ("cle", lambda plan: plan.engine == "cle", "revisions (1, 1)"),
+        ("cle", lambda plan: plan.interpolation == "area", "revisions (1, 1)"),
+        ("exact", lambda plan: plan.engine == "cle", ""),
+        ("exact", lambda plan: plan.interpolation == "linear" and plan.source.dtype == "uint16", "revisions (1)"),
+        ("labels", lambda plan: plan.interpolation != "mode", ""),
+    ],
+)
+def test_other_bits_are_refused_and_no_others(
+    name: str,
+    concerns: Callable[[Plan], bool],
+    says: str,
+    at: str,
+    isovoxel: Isovoxel,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """What an algorithm's change does not concern goes on; what it does would be a mix of two results."""
+    monkeypatch.chdir(placed(name, tmp_path))
+    raised(monkeypatch, concerns)
+    before = listing(tmp_path)
+    said = isovoxel(*words_of(name, at), "--json")
+    if says:
+        check_refused(said, says)
+        assert "(isovoxel 0.1.0), now" in said.err
+        assert "--overwrite" in said.err
+        assert listing(tmp_path) == before
+        assert isovoxel("info", images(tmp_path / at)[0], "--json").json["output"]["done"] == (
+            DONE[name][0] if at == "half" else 0
+        )
+    else:
+        assert said.code == 0
 
 
 def test_a_job_in_an_object_store_is_finished(tmp_path: Path) -> None:

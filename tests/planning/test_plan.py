@@ -109,6 +109,7 @@ CHANGES_A_RESULT = {
         p, interpolation={"linear": "nearest", "nearest": "linear"}[p.interpolation]
     ),
     "another boundary": lambda p: replace(p, boundary={"nearest": "constant", "constant": "nearest"}[p.boundary]),
+    "another revision": lambda p: replace(p, revision=2),
     "another engine": lambda p: replace(p, engine="other"),
     "another codec": lambda p: replace(p, storage=replace(p.storage, codec="zstd")),
     "another version": lambda p: replace(

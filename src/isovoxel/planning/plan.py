@@ -28,7 +28,6 @@ from isovoxel.planning.cost import BlockCost, cle_cost, exact_cost
 from isovoxel.planning.limits import DeviceLimits, HostLimits
 from isovoxel.planning.parts import Block, Source
 from isovoxel.planning.storage import Storage, helper_overhead, seal_overhead, write_overhead
-from isovoxel.version import __version__
 
 
 @dataclass(frozen=True)
@@ -71,6 +70,8 @@ class Plan(InNotebooks):
     """Which level of the output it makes; 0 is the full one."""
     along: bool = False
     """Whether its blocks are those of the level before, halved, and are made while these are in memory."""
+    revision: int = 1
+    """Revision of the algorithm that makes its voxels, see `isovoxel.planning.revisions`."""
     further: tuple[Plan, ...] = ()
     """How the further levels are made, each from the one before; see `isovoxel.planning.levels`."""
 
@@ -331,7 +332,7 @@ class Plan(InNotebooks):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of everything that can change a result, and of nothing else: budgets and threads are not in it."""
+        """Hash of everything that can change a result, and of nothing else: not of budgets, threads or releases."""
         what = {
             "source": asdict(self.source) | _HOW_IT_IS_READ,
             "output": asdict(self.output),
@@ -339,7 +340,8 @@ class Plan(InNotebooks):
             "interpolation": self.interpolation,
             "antialias": self.antialias,
             "boundary": self.boundary,
-            "engine": [self.engine, __version__],
+            # Revision 1 is what 0.1 made, which hashed its version.
+            "engine": [self.engine, "0.1.0" if self.revision == 1 else self.revision],
             # cle's texture coordinates are rounded relative to the block, and by the device; exact is exact.
             "cut": [self.block_shape, self.device.name] if self.engine == "cle" else [],
             "storage": asdict(self.storage),

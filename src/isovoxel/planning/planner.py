@@ -37,6 +37,7 @@ from isovoxel.planning.cost import human_bytes
 from isovoxel.planning.limits import DeviceLimits, HostLimits
 from isovoxel.planning.parts import Source
 from isovoxel.planning.plan import Plan
+from isovoxel.planning.revisions import revision_of
 from isovoxel.planning.storage import Storage, smaller
 
 DECODE = 0.5
@@ -132,6 +133,7 @@ def make_plan(
         host=host,
         helpers=host.helpers,
     )
+    draft = replace(draft, revision=revision_of(draft))
     for name, m, s in zip(AXES, draft.output.shape, storage.shard, strict=True):
         if ceil_div(m, s) > MAX_SHARDS:
             files = "shards" if storage.sharded else "chunks"

@@ -20,6 +20,7 @@ def provenance(planned: Plan, volume: Volume, *, labels: bool) -> dict[str, Any]
     grid = planned.source.grid
     return {
         "version": __version__,
+        "revision": [level.revision for level in planned.levels],
         "engine": planned.engine,
         "device": {"name": planned.device.name, "kind": planned.device.kind},
         "interpolation": planned.interpolation,
@@ -56,7 +57,6 @@ def provenance(planned: Plan, volume: Volume, *, labels: bool) -> dict[str, Any]
 
 
 _NAMES = {
-    "version": "isovoxel",
     "engine": "engine",
     "interpolation": "interpolation",
     "antialias": "antialias",
@@ -96,10 +96,6 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], *, shard: bool)
         Whether the user asks for the shards now; otherwise those from then are as good.
     """
     now = json.loads(json.dumps(now))  # tuples are lists there
-    # Outputs of before there were any do not say.
-    then = {"levels": {"further": 0}} | dict(then)
-    then["input"] = {"series": []} | dict(then.get("input") or {})
-    then["storage"] = {"ome_zarr": "0.5"} | dict(then.get("storage") or {})
     names = dict(_NAMES)
     if shard:
         names["storage.shard"] = "shard"
@@ -110,6 +106,12 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], *, shard: bool)
         for place, name in names.items()
         if (before := _at(then, place)) != (after := _at(now, place))
     ]
+    revisions = _at(then, "revision") or [1] * len(now["revision"])  # 0.1 does not say, and has made the first ones
+    if not found and revisions != now["revision"]:  # of another algorithm they say nothing
+        found.append(
+            f"revisions {_text(revisions)} of the algorithms (isovoxel {_at(then, 'version')}), "
+            f"now {_text(now['revision'])} (isovoxel {now['version']})"
+        )
     before, after = (_at(made, "input.identity") or {} for made in (then, now))
     if not found and _at(then, "storage.chunk") != _at(now, "storage.chunk"):  # by default the output's shape decides
         found.append(f"chunk {_text(_at(then, 'storage.chunk'))}, now {_text(_at(now, 'storage.chunk'))}")
@@ -118,10 +120,14 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], *, shard: bool)
     return found + [f"another {_SIGNS.get(key, key)} of the input" for key in signs]
 
 
+_UNSAID = {"levels.further": 0, "input.series": [], "storage.ome_zarr": "0.5"}
+"""What outputs of before there was more do not say."""
+
+
 def _at(made: Any, place: str) -> Any:
     for name in place.split("."):
         made = made.get(name) if isinstance(made, Mapping) else None
-    return made
+    return _UNSAID.get(place) if made is None else made
 
 
 def _text(value: Any) -> str:
