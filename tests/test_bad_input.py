@@ -237,7 +237,6 @@ CASES: dict[str, Case] = {
     "OME-Zarr: axes x, y, z": Case(bad.axes("x", "y", "z"), "transpose them to z, y, x"),
     "OME-Zarr: z twice": Case(bad.axes("z", "z", "x"), "two axes are called 'z'"),
     "OME-Zarr: time": Case(bad.axes("t", "y", "x"), "6 time points"),
-    "OME-Zarr: two units": Case(bad.axes("z", "y", "x", units=("nanometer", "m", "m")), "must share one unit"),
     "OME-Zarr: unit unknown": Case(bad.axes("z", "y", "x", units=("parsnip",) * 3), "is no known length"),
     "OME-Zarr: no levels": Case(bad.image_with(lambda image: image.update(datasets=[])), "must be a list of levels"),
     # ---- what is only found out half-way

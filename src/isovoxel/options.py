@@ -22,7 +22,7 @@ from isovoxel.planning.limits import DeviceLimits, HostLimits
 from isovoxel.planning.parts import Source
 from isovoxel.planning.plan import Plan
 from isovoxel.volumes.base import Volume
-from isovoxel.volumes.crop import parse_crop
+from isovoxel.volumes.crop import moved, parse_crop
 from isovoxel.volumes.selection import Selection
 
 
@@ -291,8 +291,10 @@ def how_far(volume: Volume, options: ScalingOptions) -> tuple[VoxelGrid, Float3]
     if factor is not None:
         factor = parse_factor(factor)
         # Without a voxel size lengths are counted in input voxels, and have no unit.
-        z, y, x = volume.start
-        return VoxelGrid(volume.shape, origin=(z, y, x)) if volume.voxel_size is None else volume.grid, factor
+        if volume.voxel_size is not None:
+            return volume.grid, factor
+        before = volume.origin if volume.counted else (0.0, 0.0, 0.0)
+        return VoxelGrid(volume.shape, origin=moved(before, volume.start, (1.0, 1.0, 1.0))), factor
     grid = volume.grid
     if zoom is not None:
         return grid, factor_for_zoom(grid, zoom)

@@ -133,10 +133,11 @@ def test_ome_zarr(attributes: Any, as_text: bool) -> None:
         return
     for level in levels:
         assert stays_inside(level.path)
-        spatial = [size for axis, size in zip(level.axes, level.scale, strict=True) if axis in ("z", "y", "x")]
-        assert all(math.isfinite(size) and size > 0 for size in spatial)
+        named = zip(level.axes, level.scale, level.units, strict=True)
+        spatial = [Length(size, unit) for axis, size, unit in named if axis.lower() in ("z", "y", "x")]
+        assert all(math.isfinite(length.value or 0) and (length.value or 0) > 0 for length in spatial)
         assert all(math.isfinite(value) for value in level.translation)
-        z, y, x = (Length(size, level.unit) for size in ([1.0, *spatial])[-3:])
+        z, y, x = [Length(1.0), *spatial][-3:]
         check(calibrate("a", "b", (z, y, x)))
 
 

@@ -267,3 +267,52 @@ def test_any_damage_to_metadata_opens_or_is_an_input_error(
         check_sentence(error)
     finally:
         (path / file).write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    ("units", "size", "origin", "unit"),
+    [
+        (("nanometer", "micrometer", "micrometer"), (0.002, 0.5, 0.5), (0.001, 0, -3.5), "micrometer"),
+        (("micrometer", "micrometer", "nanometer"), (2000, 500, 0.5), (1000, 0, -3.5), "nanometer"),
+        (("um", "µm", "micrometer"), (2, 0.5, 0.5), (1, 0, -3.5), "micrometer"),
+        (("micrometer", None, "micrometer"), None, None, None),
+        (("micrometer", "parsnip", "micrometer"), None, None, None),
+    ],
+)
+def test_each_axis_has_a_unit_of_its_own(units: Any, size: Any, origin: Any, unit: Any, tmp_path: Path) -> None:
+    """Sizes and positions are converted to the unit of x, and are none where one axis says none."""
+    path = ome_zarr(tmp_path / "a.zarr")
+    group = zarr.open_group(path)
+    ome = dict(group.attrs["ome"])
+    for axis, of_axis in zip(ome["multiscales"][0]["axes"], units, strict=True):
+        axis.pop("unit")
+        axis.update({"unit": of_axis} if of_axis else {})
+    group.attrs["ome"] = ome
+    volume = open_volume(path)
+    assert (volume.voxel_size, volume.unit) == (None if size is None else pytest.approx(size), unit)
+    if size is not None:
+        assert volume.origin == pytest.approx(origin)
+
+
+def test_names_of_axes_may_be_capitals(tmp_path: Path) -> None:
+    """They are free in the specification, and some write Z, Y, X."""
+    path = ome_zarr(tmp_path / "a.zarr")
+    group = zarr.open_group(path)
+    ome = dict(group.attrs["ome"])
+    for axis in ome["multiscales"][0]["axes"]:
+        axis["name"] = axis["name"].upper()
+    group.attrs["ome"] = ome
+    volume = open_volume(path)
+    assert (volume.voxel_size, volume.unit, volume.origin) == ((2, 0.5, 0.5), "micrometer", (1, 0, -3.5))
+    np.testing.assert_array_equal(volume.read(Box.whole(STACK.shape)), STACK)
+
+
+def test_a_version_without_voxel_sizes_is_told_with_a_way_on(tmp_path: Path) -> None:
+    """The array in it opens with a size that the user gives."""
+    path = ome_zarr(tmp_path / "a.zarr", version="0.4")
+    zarr.open_group(path).attrs["multiscales"] = [
+        {"version": "0.3", "axes": ["z", "y", "x"], "datasets": [{"path": "0"}]}
+    ]
+    with pytest.raises(InputError, match=r"is OME-Zarr 0.3, which has no voxel sizes; name one of its arrays, such as"):
+        open_volume(path)
+    assert open_volume(path / "0", voxel_size=(2, 1, 1)).voxel_size == (2, 1, 1)

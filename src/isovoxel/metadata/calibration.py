@@ -2,7 +2,8 @@
 
 Every reader of metadata states per axis what it found as a `Length`; `calibrate` makes one voxel size of
 the three, or says why there is none. Nothing is filled in: an axis of which the file says nothing
-sensible leaves the size unknown.
+sensible leaves the size unknown. Neither is a size of 1 x 1 x 1 without a unit one: programs write it where nothing was
+calibrated.
 """
 
 from __future__ import annotations
@@ -41,6 +42,13 @@ class Calibration:
     """Where it was read from, for people."""
     missing: str = ""
     """Why `voxel_size` is None, as a clause."""
+    counted: bool = False
+    """Whether lengths are counted in voxels, of which each is 1 long, without a unit; then `voxel_size` is None."""
+
+    @property
+    def placed(self) -> bool:
+        """Whether a position beside the size means anything."""
+        return self.counted or self.voxel_size is not None
 
 
 def calibrate(what: str, source: str, lengths: tuple[Length, Length, Length], *, flat: bool = False) -> Calibration:
@@ -74,6 +82,9 @@ def calibrate(what: str, source: str, lengths: tuple[Length, Length, Length], *,
         if any(unit is not None for unit in units):
             axes = _names([axis for axis, unit in zip(AXES, units, strict=True) if unit is None])
             return Calibration(missing=f"{what} has no unit for {axes}, but one for the rest")
+        if all(value == 1 for value in values):
+            why = "has the size 1 for z, y and x and no unit, which is what programs write where nothing was calibrated"
+            return Calibration(missing=f"{what} {why}", counted=True)
         return Calibration((values[0], values[1], values[2]), None, source)
     z, y, x = (convert(value, unit, target) for value, unit in zip(values, units, strict=True) if unit is not None)
     return Calibration((z, y, x), target, source)

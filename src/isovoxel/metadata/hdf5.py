@@ -53,7 +53,7 @@ def read_attributes(
         if key in attributes:
             found = _calibrated(key, attributes[key], _units(attributes))
             offset = three(attributes.get("offset"))
-            return found, ORIGIN if offset is None or found.voxel_size is None else offset
+            return found, ORIGIN if offset is None or not found.placed else offset
     return Calibration(missing=f"{_WHAT} has no attribute that tells it ({_NAMES})"), ORIGIN
 
 

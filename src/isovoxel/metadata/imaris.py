@@ -35,9 +35,10 @@ def read_extent(attributes: Mapping[str, Any], shape: Index3) -> tuple[Calibrati
         for (low, high), n in zip(ends, shape, strict=True)
     )
     found = calibrate(_WHAT, "Imaris extents", (z, y, x))
-    if found.voxel_size is None:
+    if not found.placed:
         return found, ORIGIN
-    oz, oy, ox = ((low or 0.0) + size / 2 for (low, _), size in zip(ends, found.voxel_size, strict=True))
+    sizes = found.voxel_size or (1.0, 1.0, 1.0)
+    oz, oy, ox = ((low or 0.0) + size / 2 for (low, _), size in zip(ends, sizes, strict=True))
     return found, (oz, oy, ox)
 
 

@@ -188,7 +188,7 @@ def _resolution(attributes: Mapping[str, Any]) -> tuple[Calibration, Float3]:
     if sizes is None:
         return _no_numbers("resolution"), ORIGIN
     found = _calibrated("resolution", sizes[::-1], _each(attributes.get("units", attributes.get("unit")))[::-1])
-    return found, ORIGIN if offset is None or found.voxel_size is None else offset[::-1]
+    return found, ORIGIN if offset is None or not found.placed else offset[::-1]
 
 
 def _pixel_width(attributes: Mapping[str, Any]) -> tuple[Calibration, Float3]:
@@ -208,7 +208,7 @@ def _transform(attributes: Mapping[str, Any]) -> tuple[Calibration, Float3]:
     units = _each(value.get("units"))
     z, y, x = (list(axes).index(axis) for axis in AXES)
     found = _calibrated("transform", (sizes[z], sizes[y], sizes[x]), [units[z], units[y], units[x]])
-    return found, ORIGIN if found.voxel_size is None else (offset[z], offset[y], offset[x])
+    return found, ORIGIN if not found.placed else (offset[z], offset[y], offset[x])
 
 
 def _calibrated(key: str, sizes: Float3, units: Sequence[Any]) -> Calibration:

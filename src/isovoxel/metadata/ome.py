@@ -27,6 +27,8 @@ from isovoxel.metadata.texts import encodable
 
 TIME = ("t", "time")
 """What the time axis is called."""
+_WITHOUT_SIZES = ("0.1", "0.2", "0.3")
+"""Versions of OME-Zarr of before there were scales."""
 _SHOWN = 60
 """Longest part of a file's text that a message repeats."""
 
@@ -43,12 +45,10 @@ class Level:
     """Size of a voxel per axis; finite, and above zero along the space axes."""
     translation: tuple[float, ...]
     """World position of voxel 0's centre per axis; finite."""
-    unit: str | None
-    """Unit of all space axes as the file spells it, or None where it gives none."""
+    units: tuple[str | None, ...]
+    """Unit of each axis as the file spells it, or None where it gives none."""
     version: str
     """Version of OME-Zarr, "0.4" or "0.5"."""
-    time_unit: str | None = None
-    """Unit of the axis t as the file spells it, or None where it gives none."""
 
 
 def read_levels(attributes: Mapping[str, Any], name: str) -> list[Level]:
@@ -73,9 +73,8 @@ def read_levels(attributes: Mapping[str, Any], name: str) -> list[Level]:
     """
     reader = _Reader(name)
     multiscale, version = reader.multiscale(attributes)
-    axes, unit = reader.axes(multiscale.get("axes"))
-    time_unit = next((a.get("unit") for a in multiscale["axes"] if a["name"].lower() in TIME), None)
-    spatial = [axis in AXES for axis in axes]
+    axes, units = reader.axes(multiscale.get("axes"))
+    spatial = [axis.lower() in AXES for axis in axes]
     # A missing or empty list is the identity: unlike a level's, the image's own scale is optional.
     outer = reader.transforms(
         multiscale.get("coordinateTransformations") or [],
@@ -99,14 +98,16 @@ def read_levels(attributes: Mapping[str, Any], name: str) -> list[Level]:
             reader.fail(f"{where} has no scale, so its voxel size is not known")
         scale, translation = _combined(scale, translation, *outer)
         reader.check(scale, translation, spatial, where)
-        levels.append(Level(path, axes, scale, translation, unit, version, time_unit))
+        levels.append(Level(path, axes, scale, translation, units, version))
     return levels
 
 
 def time_step_of(level: Level) -> tuple[float, str | None]:
     """Return the time between two time points and its unit; 1 without a unit where the image does not say."""
-    step = next((s for axis, s in zip(level.axes, level.scale, strict=True) if axis.lower() in TIME), 0.0)
-    return (step, level.time_unit) if step > 0 else (1.0, None)
+    for axis, step, unit in zip(level.axes, level.scale, level.units, strict=True):
+        if axis.lower() in TIME and step > 0:
+            return (step, unit)
+    return (1.0, None)
 
 
 def read_channels(attributes: Mapping[str, Any]) -> tuple[Channel, ...]:
@@ -241,39 +242,41 @@ class _Reader:
         # 0.5 has the version beside the images and demands it; 0.4 has it in each image and recommends it.
         found = home.get("version") if version == "0.5" else images[0].get("version", version)
         if found != version:
+            if found in _WITHOUT_SIZES:
+                raise InputError(
+                    f"{self.name} is OME-Zarr {found}, which has no voxel sizes; name one of its arrays, such as "
+                    f"{self.name.rstrip('/')}/0, and give --input-voxel-size Z,Y,X"
+                )
             raise InputError(
                 f"{self.name} says that its OME-Zarr version is {_shown(found)}; "
                 f"isovoxel reads 0.4, and 0.5 under the attribute 'ome'"
             )
         return images[0], version
 
-    def axes(self, axes: object) -> tuple[tuple[str, ...], str | None]:
-        """Return the axes' names, and the one unit of the space axes."""
+    def axes(self, axes: object) -> tuple[tuple[str, ...], tuple[str | None, ...]]:
+        """Return the axes' names and their units; names are free, and some write them in capitals."""
         if not isinstance(axes, list) or not 2 <= len(axes) <= 5:
             self.fail(f"axes must be a list of 2 to 5 axes, not {_shown(axes)}")
         names: list[str] = []
-        units: dict[str, str | None] = {}
+        units: list[str | None] = []
         for axis in axes:
             if not isinstance(axis, Mapping) or not isinstance(axis.get("name"), str) or not axis["name"]:
                 self.fail(f"every axis must be an object with a name, not {_shown(axis)}")
             name: str = axis["name"]
-            if name in names:
+            if name.lower() in [other.lower() for other in names]:
                 self.fail(f"two axes are called {_shown(name)}")
             names.append(name)
             kind, unit = axis.get("type"), axis.get("unit")
             # The type may be left out; where it is there, it must agree with the name.
-            if (kind == "space") != (name in AXES) and not (kind is None and name in AXES):
+            space = name.lower() in AXES
+            if (kind == "space") != space and not (kind is None and space):
                 self.fail(f"axis {_shown(name)} has type {_shown(kind)}, but z, y and x, and only they, are space")
             if unit is not None and not isinstance(unit, str):
                 self.fail(f"the unit of axis {_shown(name)} must be a text, not {_shown(unit)}")
-            if name in AXES:
-                units[name] = unit or None
-        if len(units) < 2:
+            units.append(unit or None)
+        if sum(name.lower() in AXES for name in names) < 2:
             self.fail("it has fewer than two space axes")
-        if len(set(units.values())) > 1:
-            found = ", ".join(f"{axis} {_shown(unit) if unit else 'without unit'}" for axis, unit in units.items())
-            self.fail(f"its space axes must share one unit, but they have {found}")
-        return tuple(names), next(iter(units.values()))
+        return tuple(names), tuple(units)
 
     def path(self, path: object, where: str) -> str:
         """Return the path of a level's array if it stays inside the group on every system."""

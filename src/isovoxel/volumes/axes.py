@@ -201,7 +201,10 @@ def _check_order(name: str, axes: Sequence[str], found: str) -> None:
     if len(axes) != 3:
         raise InputError(f"{name} is {len(axes)}-D; isovoxel takes z, y, x, and found the axes {found or 'none'}")
     if any(own not in ("", axis) for own, axis in zip(axes, AXES, strict=True)):
-        raise InputError(f"the axes of {name} are in the order {found}; transpose them to z, y, x")
+        raise InputError(
+            f"the axes of {name} are in the order {found}; transpose them to z, y, x, in Python without a copy as "
+            "a dask array"
+        )
 
 
 def plain_zyx(name: str, shape: Sequence[int]) -> Index3:

@@ -98,6 +98,8 @@ class Volume(InNotebooks):
     series: tuple[SeriesAxis, ...] = ()
     """Along which axes there are several volumes that lie alike, where it stands for all of them: a box says in which
     it lies, see `Box.volume`."""
+    counted: bool = False
+    """Whether the input counts positions in voxels; then it has no voxel size."""
     channels: tuple[Channel, ...] = ()
     """What the input says of its channels, or of the one that this is; nothing where it says nothing."""
 

@@ -193,6 +193,7 @@ def volume_of(
         sources=sources,
         identity=_identity_of(path, dataset.name),
         missing=calibration.missing,
+        counted=calibration.counted,
         notes=_notes_of(reader),
         cached=_cached_of(reader),
     )

@@ -168,6 +168,7 @@ def open_n5(path: Path, name: str) -> Volume:
         sources=sources,
         identity=metadata_identity(home, files),
         missing=calibration.missing,
+        counted=calibration.counted,
     )
 
 

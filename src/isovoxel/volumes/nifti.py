@@ -150,11 +150,12 @@ def _open(header: Any, path: Path, name: str) -> Volume:
         chunks=(1, shape[1], shape[2]) if compressed else (1, 1, 1),
         read_overhead=voxels.overhead + (STREAM_BYTES + MOST_MARKS * MARK_BYTES if compressed else 0),
         voxel_size=calibration.voxel_size,
-        origin=origin if calibration.voxel_size is not None else ORIGIN,
+        origin=origin if calibration.placed else ORIGIN,
         unit=calibration.unit,
         sources=sources,
         identity=file_identity(path),
         missing=calibration.missing,
+        counted=calibration.counted,
         notes=tuple(notes),
     )
 

@@ -13,9 +13,11 @@ from functools import partial
 from typing import Any
 
 from isovoxel.errors import InputError
+from isovoxel.geometry.grid import Float3
 from isovoxel.metadata.calibration import Calibration, Length, calibrate
 from isovoxel.metadata.ome import Level, is_label_image, read_channels, read_levels, time_step_of
 from isovoxel.metadata.series import Channel, chosen_channels
+from isovoxel.metadata.units import canonical_unit, convert
 from isovoxel.places.place import Place
 from isovoxel.volumes.axes import ZYX, Picked
 from isovoxel.volumes.base import Volume
@@ -39,12 +41,14 @@ def open_ome_zarr(path: Place, name: str, selection: Selection) -> Volume:
     refuse_group(path, attributes, name)
     levels = read_levels(attributes, name)
     chosen = selection.among("level", len(levels), name)
-    coarser = tuple(partial(_open_level, path, name, attributes, level, selection) for level in levels[chosen + 1 :])
-    return replace(_open_level(path, name, attributes, levels[chosen], selection), coarser=coarser)
+    opened = partial(_open_level, path, name, attributes, selection=selection, first=levels[0])
+    return replace(opened(levels[chosen]), coarser=tuple(partial(opened, level) for level in levels[chosen + 1 :]))
 
 
-def _open_level(path: Place, name: str, attributes: Mapping[str, Any], level: Level, selection: Selection) -> Volume:
-    """Open one level of an image."""
+def _open_level(
+    path: Place, name: str, attributes: Mapping[str, Any], level: Level, selection: Selection, first: Level
+) -> Volume:
+    """Open one level of an image, of which this is the first one."""
     home = path / level.path
     if kind_of_folder(home) != "array":
         raise InputError(
@@ -63,8 +67,9 @@ def _open_level(path: Place, name: str, attributes: Mapping[str, Any], level: Le
             f"its array {level.path!r} has {', '.join(axis_names(array))}"
         )
     voxels = zarr_voxels(array, name, axes, selection)
-    z, y, x = (0.0 if axis is None else level.translation[axis] for axis in voxels.picked.zyx)
     calibration = _calibration(level, voxels.picked.zyx)
+    if (finest := _calibration(first, voxels.picked.zyx)).counted:
+        calibration = replace(finest, counted=first is level)  # of which all others are multiples
     sources = {"shape": f"zarr metadata of array {level.path!r}", "axes": voxels.picked.told("OME-Zarr axes")}
     if calibration.voxel_size is not None:
         sources["voxel size"] = calibration.source
@@ -85,7 +90,7 @@ def _open_level(path: Place, name: str, attributes: Mapping[str, Any], level: Le
         voxels.chunks,
         voxels.read_overhead,
         calibration.voxel_size,
-        (z, y, x),
+        _origin(level, voxels.picked.zyx, calibration.unit),
         calibration.unit,
         sources,
         {**metadata_identity(path, files), **selection.identity("level"), **voxels.picked.chosen},
@@ -95,6 +100,7 @@ def _open_level(path: Place, name: str, attributes: Mapping[str, Any], level: Le
         cached=voxels.cached,
         series=voxels.picked.axes(time_step_of(level)),
         channels=_channels(attributes, axes, array.shape, voxels.picked),
+        counted=calibration.counted,
     )
 
 
@@ -107,5 +113,15 @@ def _channels(
 
 
 def _calibration(level: Level, zyx: ZYX) -> Calibration:
-    z, y, x = (Length(None) if axis is None else Length(level.scale[axis], level.unit) for axis in zyx)
+    z, y, x = (Length(None) if axis is None else Length(level.scale[axis], level.units[axis]) for axis in zyx)
     return calibrate("its OME-Zarr metadata", "OME-Zarr scale", (z, y, x), flat=zyx[0] is None)
+
+
+def _origin(level: Level, zyx: ZYX, unit: str | None) -> Float3:
+    """Return the position of voxel 0 in a unit, or as the image counts, where that is none."""
+    lengths = []
+    for axis in zyx:
+        length = 0.0 if axis is None else level.translation[axis]
+        own = None if axis is None else canonical_unit(level.units[axis] or "")
+        lengths.append(length if unit is None or own is None else convert(length, own, unit))
+    return (lengths[0], lengths[1], lengths[2])

@@ -265,8 +265,10 @@ def _checked_size(voxel_size: Sequence[float]) -> Float3:
 def _with_overrides(volume: Volume, voxel_size: Float3 | None, unit: str | None) -> Volume:
     changes: dict[str, Any] = {}
     sources = dict(volume.sources)
+    if voxel_size is None and unit is not None and volume.counted:
+        voxel_size = (1.0, 1.0, 1.0)  # which without a unit was none
     if voxel_size is not None:
-        changes |= {"voxel_size": voxel_size, "missing": ""}
+        changes |= {"voxel_size": voxel_size, "missing": "", "counted": False}
         sources["voxel size"] = _GIVEN
     if unit is not None:
         changes["unit"] = unit
