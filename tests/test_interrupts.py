@@ -7,10 +7,15 @@ import pty
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
+
+from isovoxel import api
+from isovoxel.errors import InterruptedJobError
+from isovoxel.run.events import BlockDone, Event, JobFinished, JobStarted, LevelBegun
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked at each import")
 
@@ -84,7 +89,7 @@ from isovoxel import __main__, api
 from isovoxel.run.events import started
 
 def scale(source, output, *, listeners, **options):
-    plan = api.plan(source, **options)
+    plan = api.plan(source)
     for listener in listeners:
         listener(started(plan, bytearray(plan.all_blocks)))
     try:
@@ -118,3 +123,41 @@ def test_a_second_interrupt_leaves_the_terminal_as_it_was(stack: Path, tmp_path:
     assert said.rfind(b"\x1b[?25h") > said.rfind(b"\x1b[?25l") >= 0
     assert b"interrupted" in said
     assert b"Traceback" not in said
+
+
+MOMENTS: dict[str, type[Event]] = {
+    "begun": JobStarted,
+    "a block": BlockDone,
+    "a level": LevelBegun,
+    "the end": JobFinished,
+}
+
+
+@pytest.mark.parametrize("isolate", [False, True])
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_an_interrupt_is_one_for_the_caller(tmp_path: Path, moment: str, *, isolate: bool) -> None:
+    """A KeyboardInterrupt, which no ``except Exception`` around a job of a batch holds up; the job goes on later."""
+    source = np.random.default_rng(0).integers(0, 250, (8, 300, 300)).astype("uint8")
+    options: Any = {"factor": (2.0, 1.0, 1.0), "engine": "exact", "threads": 1, "levels": 2}
+
+    raised: list[Event] = []
+
+    def stop(event: Event) -> None:
+        if isinstance(event, MOMENTS[moment]) and not raised:
+            raised.append(event)
+            raise KeyboardInterrupt
+
+    def one_of_a_batch() -> None:
+        try:
+            api.scale(source, tmp_path / "out.zarr", listeners=[stop], isolate=isolate, **options)
+        except Exception:  # noqa: BLE001 - as a user's loop has it
+            pytest.fail("the loop would go on")
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        one_of_a_batch()
+    if moment in ("a block", "a level"):
+        assert isinstance(caught.value, InterruptedJobError)
+        assert "are done and kept; run the same command again" in str(caught.value)
+        assert caught.value.exit_code == 130
+    api.scale(source, tmp_path / "out.zarr", **options)
+    assert api.output_state(tmp_path / "out.zarr").complete  # type: ignore[union-attr]

@@ -99,8 +99,43 @@ def test_every_option_has_a_variable() -> None:
     for each in cli.command().commands.values():
         for option in (p for p in each.params if p.param_type_name == "option"):
             name = next(opt for opt in option.opts if opt.startswith("--"))[2:].replace("-", "_")
-            expected = None if name in NOT_KEPT | NO_VARIABLE else f"ISOVOXEL_{name.upper()}"
+            expected = None if name in (NOT_KEPT | NO_VARIABLE) - {"debug"} else f"ISOVOXEL_{name.upper()}"
             assert option.envvar == expected
+
+
+VARIABLES = {
+    "ISOVOXEL_MEMROY": "ISOVOXEL_MEMROY, which is no option; did you mean ISOVOXEL_MEMORY? rename or unset it",
+    "ISOVOXEL_ZOM": "did you mean ISOVOXEL_ZOOM? rename",
+    "ISOVOXEL_INPUT-VOXEL-SIZE": "did you mean ISOVOXEL_INPUT_VOXEL_SIZE? rename",
+    "ISOVOXEL_Q": "the environment has ISOVOXEL_Q, which is no option; rename or unset it",
+    "ISOVOXEL_OVERWRITE": "the environment has ISOVOXEL_OVERWRITE, which is for the command line only; unset it",
+    "ISOVOXEL_CONFIG": "which is for the command line only",
+}
+
+
+@pytest.mark.parametrize("name", VARIABLES)
+def test_a_variable_that_is_no_option_is_refused(
+    isovoxel: Isovoxel, folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Whichever the command, in one sentence with the nearest name; help is there to look it up."""
+    monkeypatch.setenv(name, "1")
+    for words in (["info", "in.npy"], ["scale", "in.npy", "out.zarr"], ["devices"]):
+        check_refused(isovoxel(*words), VARIABLES[name])
+    assert isovoxel("scale", "--help").code == 0
+    assert [path.name for path in folder.iterdir()] == ["in.npy"]
+
+
+@pytest.mark.usefixtures("folder")
+def test_variables_of_isovoxel_and_of_others_pass(isovoxel: Isovoxel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of options of any command, of a worker's device, of tracebacks, and what is named in another way."""
+    for command in cli.command().commands.values():
+        for option in command.params:
+            if option.param_type_name == "option" and option.envvar:
+                monkeypatch.setenv(option.envvar, "")
+    monkeypatch.setenv("ISOVOXEL_DEVICE", "gpu")
+    monkeypatch.setenv("ISOVOXELX", "1")
+    monkeypatch.setenv("_ISOVOXEL_X", "1")
+    assert isovoxel("info", "in.npy").code == 0
 
 
 @pytest.mark.usefixtures("folder")
@@ -116,10 +151,11 @@ def test_flags_come_from_everywhere(isovoxel: Isovoxel, monkeypatch: pytest.Monk
 
 
 BAD = {
-    "zooom = 2": "job.toml has the unknown key 'zooom'; the keys are input, output, zoom",
+    "zooom = 2": "job.toml has the unknown key 'zooom'; did you mean zoom?",
     "[scale]\nzoom = 2": "job.toml has the unknown key 'scale'",
     "overwrite = true": "job.toml has 'overwrite', which is for the command line only; take it out",
     "config = 'b.toml'": "job.toml has 'config', which is for the command line only",
+    "xyzzy = 2": "has the unknown key 'xyzzy'; the keys are input, output, zoom, ",
     "zoom = ": "job.toml is no TOML: ",
     "zoom = true": "'zoom' in the job file job.toml must not be true or false",
     "antialias = 1": "'antialias' in the job file job.toml must be true or false",

@@ -13,7 +13,7 @@ import zarr
 from numpy.typing import NDArray
 
 import isovoxel
-from isovoxel.errors import InputError, JobError, OptionError
+from isovoxel.errors import InputError, InterruptedJobError, OptionError
 from isovoxel.geometry.box import Box
 from isovoxel.metadata.series import Channel, SeriesAxis
 from isovoxel.planning.stored import plan_from_json, plan_to_json
@@ -159,7 +159,7 @@ def test_a_job_goes_on_in_the_middle_of_a_series(tmp_path: Path, halo: str) -> N
             if len(done) == 2:
                 raise KeyboardInterrupt
 
-    with pytest.raises(JobError, match="blocks are done and kept"):
+    with pytest.raises(InterruptedJobError, match="blocks are done and kept"):
         isovoxel.scale(source, output, listeners=[stop], halo=halo, threads=2, **OPTIONS)
     state = isovoxel.output_state(output)
     assert state is not None

@@ -16,7 +16,7 @@ import zarr
 
 from command_line import Isovoxel, check_refused
 from isovoxel import api
-from isovoxel.errors import JobError
+from isovoxel.errors import InterruptedJobError
 from isovoxel.run.events import BlockDone, Event
 from isovoxel.store.provenance import read_provenance
 
@@ -128,7 +128,7 @@ def test_names_are_what_the_system_says(isovoxel: Isovoxel, stack: Path, tmp_pat
             raise KeyboardInterrupt
 
     options: Any = {"levels": 0, "chunk": (8, 8, 8), "shard": (8, 8, 8), "threads": 1, "device_memory": 10_000}
-    with pytest.raises((KeyboardInterrupt, JobError)):
+    with pytest.raises(InterruptedJobError):
         api.scale(source, output, listeners=[stop], **options)
     words = ["--levels", 0, "--chunk", "8,8,8", "--shard", "8,8,8", "--threads", 1, "--device-memory", "10kB"]
     words += ["--with-labels", labels, "--report", folder / "r.html"]

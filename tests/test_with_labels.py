@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 import isovoxel
 from command_line import Isovoxel, check_refused
-from isovoxel.errors import InputError, JobError, OptionError
+from isovoxel.errors import InputError, InterruptedJobError, OptionError
 from isovoxel.geometry.box import Box
 from isovoxel.run.events import BlockDone, Event, JobStarted
 
@@ -100,7 +100,7 @@ def test_both_go_on(files: Path) -> None:
             raise KeyboardInterrupt
 
     small: dict[str, Any] = {**OPTIONS, "device_memory": "100kB"}
-    with pytest.raises(JobError, match="blocks are done and kept"):
+    with pytest.raises(InterruptedJobError, match="blocks are done and kept"):
         isovoxel.scale("im.ome.tif", out, with_labels="nuclei.tif", listeners=[stop], **small)
     state = isovoxel.output_state(out)
     assert state is not None

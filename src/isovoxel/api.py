@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from isovoxel.errors import InputError, InputMissingError, OptionError
 from isovoxel.geometry.grid import Float3
 from isovoxel.hired import lend_cluster, workers
+from isovoxel.keywords import checked_keywords
 from isovoxel.lazy import scale_array
 from isovoxel.options import ScalingOptions, converting, plan_volume, selection_of
 from isovoxel.planning.plan import Plan
@@ -39,6 +40,7 @@ __all__ = [
 ]
 
 
+@checked_keywords()
 def open_volume(
     source: Any,
     *,
@@ -82,6 +84,7 @@ def _opened(source: Any, options: ScalingOptions) -> Volume:
     return open_any(source, voxel_size=voxel_size, unit=unit, selection=selection_of(options))
 
 
+@checked_keywords(ScalingOptions)
 def plan(
     source: Any,
     *,
@@ -113,6 +116,7 @@ def plan(
         return plan_volume(volume, options, cluster.limits if cluster else None)
 
 
+@checked_keywords(ScalingOptions)
 def scale(
     source: Any,
     output: str | Path,
@@ -196,6 +200,7 @@ def scale(
         return replace(result, labels=beside.run(order))
 
 
+@checked_keywords(ScalingOptions)
 def convert(
     source: Any,
     output: str | Path,
@@ -235,6 +240,7 @@ def convert(
     )
 
 
+@checked_keywords()
 def limits(
     source: Any,
     *,
@@ -265,6 +271,7 @@ def limits(
     return whole_limits(volume.grid, find_device(device).limits(), interpolation)
 
 
+@checked_keywords()
 def verify(output: str | Path, *, against: Any = None, samples: int = 400, seed: int = 0) -> Verdict:
     """Compute sampled boxes of a result again from its source, in float64, and compare.
 

@@ -21,10 +21,12 @@ import typer
 
 from isovoxel import parameters
 from isovoxel.errors import InterruptedJobError, IsovoxelError, OptionError
-from isovoxel.parameters import opening_options, running_options, save_job, scaling_options, take_variables
+from isovoxel.job_file import check_variables
+from isovoxel.parameters import opening_options, options_of, running_options, save_job, scaling_options, take_variables
+from isovoxel.run.recovery import clause
 from isovoxel.run.result import ScaleResult
 from isovoxel.run.signals import signals
-from isovoxel.terminal import lost, put, say
+from isovoxel.terminal import debugging, lost, put, say, trace
 from isovoxel.views.records import Line, Record
 
 # typer brings its own copy of click, and of click's errors only some names are typer's: this is UsageError.
@@ -73,7 +75,8 @@ def _do(job: Callable[..., ScaleResult], given: Mapping[str, Any]) -> None:
 
 
 @app.callback(invoke_without_command=True)
-def _main(context: typer.Context, version: parameters.Version = False) -> None:
+def _main(context: typer.Context, version: parameters.Version = False, debug: parameters.Debug = False) -> None:
+    del debug  # has been seen to
     if version:
         from isovoxel.version import __version__
 
@@ -403,6 +406,8 @@ def _invoke(words: list[str]) -> int:
     group = command()
     if "_ISOVOXEL_COMPLETE" in os.environ:  # a shell asks how a word may end
         return group(standalone_mode=False) or 0
+    if not {"-h", "--help"}.intersection(words):
+        check_variables(os.environ, options_of(group))
     try:
         # Not by calling the group, which makes an exit of each KeyboardInterrupt.
         with group.make_context("isovoxel", words) as context:
@@ -431,8 +436,9 @@ def run() -> int:
     try:
         with signals():
             code = _invoke(sys.argv[1:])
-    except IsovoxelError as error:
+    except (IsovoxelError, InterruptedJobError) as error:
         code = error.exit_code
+        trace(error)
         say(f"error: {error}")
         if isinstance(error, InterruptedJobError):
             say(f"to go on: {_command_without_overwrite()}")
@@ -442,6 +448,11 @@ def run() -> int:
     except (KeyboardInterrupt, typer.Abort) as stop:
         say("interrupted")
         raise Abandoned(128 + getattr(stop, "signal", SIGINT)) from None
+    except Exception as error:  # noqa: BLE001 - it must not look like a fault of the user's
+        trace(error)
+        hint = "" if debugging() else "; --debug shows where"
+        say(f"error: isovoxel failed in a way that it should not, with {clause(error)}{hint}; please report it")
+        code = 1
     if (lacking := lost()) is not None and code == 0:
         if lacking.errno != EPIPE:  # of which whoever has stopped reading knows
             say(f"error: the result cannot be printed: {lacking.strerror}")

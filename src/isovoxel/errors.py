@@ -5,6 +5,8 @@ Every message is one sentence or two: what is wrong, with the numbers, and what 
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class IsovoxelError(Exception):
     """Base of all errors that isovoxel raises on purpose."""
@@ -46,9 +48,9 @@ class InputUnavailableError(InputError, OSError):
     def __init__(self, errno: int | None, message: str) -> None:
         OSError.__init__(self, errno, message)  # by name: next in the order is ValueError, which keeps no number
 
-    def __reduce__(self) -> tuple[type[InputUnavailableError], tuple[int | None, str]]:
+    def __reduce__(self) -> tuple[type[InputUnavailableError], tuple[int | None, str], dict[str, Any]]:
         # Where distributed is loaded, errors without this are made anew in a way that two built-in bases do not bear.
-        return (type(self), (self.errno, str(self)))
+        return (type(self), (self.errno, str(self)), self.__dict__)
 
     def __str__(self) -> str:
         return str(self.strerror)
@@ -124,10 +126,12 @@ class JobError(IsovoxelError, RuntimeError):
     exit_code = 1
 
 
-class InterruptedJobError(JobError):
-    """A job that the user or the system stopped by a signal; by default the one that Ctrl-C sends.
+class InterruptedJobError(KeyboardInterrupt):
+    """A job that the user or the system stopped by a signal; the message says what is kept and how to go on.
 
-    The exit code is 128 and the signal's number, as shells have it.
+    By default that is the signal which Ctrl-C sends. It is a KeyboardInterrupt, and so neither a `JobError` nor an
+    Exception: ``except Exception`` around each job of a batch does not go on with the next one. The exit code is 128
+    and the signal's number, as shells have it.
     """
 
     def __init__(self, message: str, signal: int | None = None) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isovoxel.errors import OptionError
+from isovoxel.keywords import checked_keywords
 from isovoxel.options import ScalingOptions, parse_size, parse_threads
 from isovoxel.run.events import Event, Listener
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:  # distributed is loaded by who has workers
     from isovoxel.run.cluster.survey import Member
 
 
+@checked_keywords()
 def workers(
     *, workers: str | int | None = None, scheduler: str | Path | None = None, client: Any = None
 ) -> tuple[Member, ...]:

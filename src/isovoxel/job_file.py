@@ -21,13 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from isovoxel.errors import OptionError, OutputError, OutputExistsError
+from isovoxel.keywords import did_you_mean
 from isovoxel.places.small_files import read_small
+from isovoxel.terminal import DEBUG
 
 PREFIX = "ISOVOXEL_"
 """How the names of variables begin that hold options."""
 
 NOT_KEPT = frozenset(
-    {"overwrite", "picture", "config", "save", "help", "version", "install_completion", "show_completion"}
+    {"overwrite", "picture", "config", "save", "help", "version", "debug", "install_completion", "show_completion"}
 )
 """Options that neither a file nor the environment has. An `overwrite` that is kept would begin a job anew that should
 go on."""
@@ -45,6 +47,30 @@ def variable(option: str) -> str | None:
     'ISOVOXEL_INPUT_VOXEL_SIZE'
     """
     return None if option in NOT_KEPT | NO_VARIABLE else f"{PREFIX}{option.upper()}"
+
+
+def check_variables(environment: Iterable[str], options: Iterable[str]) -> None:
+    """Refuse variables that look like options and are none.
+
+    Parameters
+    ----------
+    environment
+        Names of variables.
+    options
+        Names of all options, of any command.
+
+    Raises
+    ------
+    OptionError
+        If a name that begins with `PREFIX` is unknown, or that of an option that has no variable.
+    """
+    known = {*filter(None, map(variable, options)), *(f"{PREFIX}{name.upper()}" for name in NO_VARIABLE), DEBUG}
+    for name in environment:
+        if name.startswith(PREFIX) and name not in known:
+            if name.removeprefix(PREFIX).lower() in NOT_KEPT:
+                raise OptionError(f"the environment has {name}, which is for the command line only; unset it")
+            hint = did_you_mean(name, known, PREFIX) or ";"
+            raise OptionError(f"the environment has {name}, which is no option{hint} rename or unset it")
 
 
 def read_job(path: str | Path, known: Mapping[str, bool]) -> dict[str, Any]:
@@ -68,13 +94,14 @@ def read_job(path: str | Path, known: Mapping[str, bool]) -> dict[str, Any]:
         raise OptionError(f"the job file {path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:  # no UTF-8, no TOML, or a path that no file can have
         raise OptionError(f"the job file {path} is no TOML: {str(error).splitlines()[0]}") from error
-    options = {}
+    options, keys = {}, ", ".join(known)
     for key, value in found.items():
         name = key.replace("-", "_")
         if name in NOT_KEPT:
             raise OptionError(f"the job file {path} has {key!r}, which is for the command line only; take it out")
         if name not in known:
-            raise OptionError(f"the job file {path} has the unknown key {key!r}; the keys are {', '.join(known)}")
+            hint = did_you_mean(name, known)
+            raise OptionError(f"the job file {path} has the unknown key {key!r}{hint or f'; the keys are {keys}'}")
         if name in options:
             raise OptionError(f"the job file {path} has {key!r} twice, with - and with _; take one of them out")
         options[name] = _as_typed(value, f"{key!r} in the job file {path}", flag=known[name])

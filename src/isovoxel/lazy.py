@@ -8,9 +8,11 @@ from typing import Any
 from isovoxel.errors import InputError
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import Float3
+from isovoxel.keywords import checked_keywords
 from isovoxel.options import choose_sampling, parse_factor, source_of
 
 
+@checked_keywords()
 def scale_array(
     array: Any,
     factor: Float3 | float,

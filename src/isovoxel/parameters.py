@@ -16,6 +16,7 @@ import typer
 
 from isovoxel.job_file import NOT_KEPT, read_job, variable, write_job
 from isovoxel.options import Opening, ScalingOptions
+from isovoxel.terminal import DEBUG
 
 # ---- from a job file and the environment, and to a job file ----------------------------------------------------
 
@@ -61,6 +62,12 @@ def _unless_said(context: typer.Context, value: Any) -> Any:
     return None if said or any(os.environ.get(variable(name) or "") for name in HOW_FAR) else value
 
 
+def _debug(value: bool) -> None:
+    """Ask for tracebacks, of this process and of those that it starts."""
+    if value:
+        os.environ[DEBUG] = "1"
+
+
 def save_job(context: typer.Context, path: str) -> None:
     """Write a job file of what was given, from wherever it came."""
     given = {
@@ -71,12 +78,19 @@ def save_job(context: typer.Context, path: str) -> None:
     write_job(path, {key: value for key, value in given.items() if value is not None and key != "json"})
 
 
+def options_of(group: Any) -> set[str]:
+    """Return the names of the options of all commands."""
+    return {_key(each) for one in group.commands.values() for each in one.params if each.param_type_name == "option"}
+
+
 def take_variables(group: Any) -> None:
-    """Make each option of a group's commands an environment variable's too."""
+    """Make each option of a group's commands an environment variable's too; all commands have ``--debug``."""
+    debug = next(each for each in group.params if each.name == "debug")
     for each in group.commands.values():
         for parameter in each.params:
             if parameter.param_type_name == "option":
                 parameter.envvar, parameter.show_envvar = variable(_key(parameter)), False
+        each.params.append(debug)
 
 
 # ---- of several commands ---------------------------------------------------------------------------------------
@@ -234,6 +248,18 @@ Coloured = Annotated[
     typer.Option("--labels/--no-labels", help="Voxels are labels: a colour for each. Default: what the files say."),
 ]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder for the demo's files.")]
+Debug = Annotated[
+    bool,
+    typer.Option(
+        "--debug",
+        envvar=DEBUG,
+        show_envvar=False,
+        expose_value=False,
+        is_eager=True,
+        callback=_debug,
+        help="Show where a failure comes from, in workers too.",
+    ),
+]
 Version = Annotated[bool, typer.Option("--version", help="Print the version.")]
 
 

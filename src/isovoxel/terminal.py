@@ -23,6 +23,8 @@ from typing import Any
 
 SHOW_CURSOR = b"\x1b[?25h"
 """What shows a terminal's cursor again that a progress bar has hidden."""
+DEBUG = "ISOVOXEL_DEBUG"
+"""The variable that asks for tracebacks."""
 _BREAKS = re.compile("[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]+ *")
 _JOINERS = "\u200c\u200d"
 """Characters without a width that words and emojis need."""
@@ -59,6 +61,30 @@ def say(line: object) -> None:
     if sys.stderr is not None:
         with contextlib.suppress(OSError, ValueError):
             print(plain(line), file=sys.stderr, flush=True)  # noqa: T201 - this is what it is for
+
+
+def debugging() -> bool:
+    """Return whether ``--debug`` or its variable asks for tracebacks; processes that are started have the variable."""
+    return os.environ.get(DEBUG, "").lower() not in ("", "0", "false", "no", "off", "f", "n")
+
+
+def trace(error: BaseException) -> None:
+    """Show where an error comes from, if that is asked for: its traceback, and what it carries from other processes."""
+    if debugging():
+        import traceback
+
+        for part in traceback.format_exception(error):
+            for line in part.splitlines():
+                say(line)
+
+
+def carry_trace(error: BaseException, trace: BaseException | str) -> None:
+    """Let an error that goes to another process carry a traceback, which ends where it is pickled."""
+    if isinstance(trace, BaseException):
+        import traceback
+
+        trace = "".join(traceback.format_exception(trace))
+    error.add_note(f"in another process:\n{trace.rstrip()}")
 
 
 def put(lines: Sequence[object]) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import isovoxel
-from isovoxel.errors import JobError
+from isovoxel.errors import InterruptedJobError
 from isovoxel.geometry.halving import Halver
 from isovoxel.planning import levels
 from isovoxel.planning.plan import Plan
@@ -131,7 +131,7 @@ def test_a_job_goes_on_with_what_was_made(tmp_path: Path) -> None:
         if sum(isinstance(e, BlockDone) and not e.level for e in told) == 3:
             raise KeyboardInterrupt
 
-    with pytest.raises(JobError):
+    with pytest.raises(InterruptedJobError):
         isovoxel.scale(VOXELS, tmp_path / "out.zarr", listeners=[stop], factor=FACTOR, threads=2, **SMALL)
     state = isovoxel.output_state(tmp_path / "out.zarr")
     assert state is not None

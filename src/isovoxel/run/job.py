@@ -148,7 +148,7 @@ class Job:
             self.next_writer.close()
         self.engine.release(keep_hosts=keep_hosts)
 
-    def _told(self, failure: BaseException) -> Exception:
+    def _told(self, failure: BaseException) -> Exception | InterruptedJobError:
         """Return what is raised of a failure."""
         if isinstance(failure, KeyboardInterrupt):
             return InterruptedJobError(f"interrupted; {kept(self.plan, self.done)}", getattr(failure, "signal", None))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Self
 
 from isovoxel.engines.base import Engine
 from isovoxel.engines.open import open_engine
-from isovoxel.errors import DeviceLostError
+from isovoxel.errors import DeviceLostError, InterruptedJobError
 from isovoxel.places.place import Place, place_of
 from isovoxel.planning.plan import Plan
 from isovoxel.run.events import Listener, Restarted
@@ -100,7 +100,8 @@ class LevelMaker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._crews.__exit__(kind, error, trace)
-        if not isinstance(error, KeyboardInterrupt):  # of which the second waits for no device
+        # A second interrupt waits for no device.
+        if not isinstance(error, KeyboardInterrupt) or isinstance(error, InterruptedJobError):
             self.release()
 
     def prepare(self, task: Task, volume: Volume) -> None:

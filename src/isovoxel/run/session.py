@@ -31,9 +31,10 @@ from isovoxel.run.events import (
     Retried,
     started,
 )
+from isovoxel.run.job import Impatient
 from isovoxel.run.levels import LevelMaker, level_task
 from isovoxel.run.output import Begun, Wanted, held
-from isovoxel.run.recovery import clause, kept, patiently
+from isovoxel.run.recovery import GO_ON, clause, kept, patiently
 from isovoxel.run.task import Task
 from isovoxel.store.destination import remove
 from isovoxel.store.ledger import NEW, REPLACED, Ledger
@@ -92,10 +93,12 @@ class Session:
             done = done or bytearray(task.plan.all_blocks)
             ledger.check = begun.check
             maker.listener = partial(self._listen, ledger)
+            parts = task.plan.split(done)
             try:
-                self._tell(started(task.plan, done))
-                seconds, idle = self._make(task, maker, ledger, task.plan.split(done))
-                self._finish(task.plan, ledger)
+                with _interruptible(task.plan, parts):
+                    self._tell(started(task.plan, done))
+                    seconds, idle = self._make(task, maker, ledger, parts)
+                    self._finish(task.plan, ledger)
             finally:
                 with contextlib.suppress(OSError):  # of a store: blocks of which it keeps no line are done again
                     ledger.close()
@@ -155,10 +158,7 @@ class Session:
                 continue
             self._tell(LevelBegun(plan.level, len(task.plan.further)))
             try:
-                with _interruptible(plan, part):
-                    maker.prepare(*level_task(task, plan))
-            except InterruptedJobError:
-                raise
+                maker.prepare(*level_task(task, plan))
             except IsovoxelError as error:
                 raise JobError(f"level {plan.level} cannot be begun: {error}; {kept(plan, part)}") from error
             last = plan is task.plan.further[-1]
@@ -185,10 +185,9 @@ class Session:
         last = plan.levels[-1]
         done = bytearray([1]) * last.n_blocks
         try:
-            with _interruptible(last, done):
-                omero = None if self.labels else self._shown(plan)
-                ledger.check()
-                mark_complete(self.wanted.path, ledger.filled, omero)
+            omero = None if self.labels else self._shown(plan)
+            ledger.check()
+            mark_complete(self.wanted.path, ledger.filled, omero)
         except (OSError, InputError) as error:
             what = f"marking the output complete failed: {getattr(error, 'strerror', None) or error}"
             raise JobError(f"{what}; {kept(last, done)}") from error
@@ -216,9 +215,14 @@ class Session:
 
 
 @contextlib.contextmanager
-def _interruptible(plan: Plan, done: bytearray) -> Iterator[None]:
-    """Say of an interruption, while no block is in flight, what is kept."""
+def _interruptible(plan: Plan, parts: Sequence[bytearray]) -> Iterator[None]:
+    """Say of an interruption, while no block is in flight, what is kept of all levels."""
     try:
         yield
+    except (InterruptedJobError, Impatient):
+        raise
     except KeyboardInterrupt as stop:
-        raise InterruptedJobError(f"interrupted; {kept(plan, done)}", getattr(stop, "signal", None)) from None
+        done = sum(map(sum, parts))
+        raise InterruptedJobError(
+            f"interrupted; {done} of {plan.all_blocks} blocks are done and kept; {GO_ON}", getattr(stop, "signal", None)
+        ) from None

@@ -4,7 +4,8 @@ A device that failed may serve no more than the process in which it failed, and 
 with it. So a worker process is started, reads its `Task` from standard input, and tells on standard output what
 happens. If it dies, what it has done is known, and the next one does the rest. This process keeps ledger and lock.
 
-- The worker leaves Ctrl-C to this process, which asks it to stop (SIGTERM), so that blocks in flight are finished.
+- The worker is in a group of its own, and leaves Ctrl-C to this process, which asks it to stop (SIGTERM), so that
+  blocks in flight are finished.
 - Its standard input stays open as long as this process lives: when that ends, however, the worker ends at once.
 """
 
@@ -17,6 +18,7 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -27,6 +29,7 @@ from isovoxel.run.events import JobStarted, Listener, Restarted
 from isovoxel.run.recovery import clause, kept
 from isovoxel.run.task import Task
 from isovoxel.store.shard import Seal
+from isovoxel.terminal import carry_trace
 
 FRUITLESS = 3
 """How many workers may end one after the other without having done a block."""
@@ -72,6 +75,8 @@ def _watch(
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": paths},
+        # Ctrl-C in a terminal reaches all of a group, and would this one while it is being loaded.
+        process_group=0 if os.name == "posix" else None,
     )
     with worker:
         assert worker.stdin is not None  # noqa: S101 - for type checkers
@@ -133,7 +138,10 @@ def _listen(
             case "lost":
                 raise _Died(what)
             case "failed":
-                raise JobError(what)
+                message, trace = what
+                failure = JobError(message)
+                carry_trace(failure, trace)
+                raise failure
             case "end":
                 seconds, idle = what
                 return seconds, idle
@@ -142,7 +150,6 @@ def _listen(
 def main() -> None:
     """Be a worker: do the task that comes from standard input."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     # What libraries print must not come between what this process tells.
     told = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
@@ -156,11 +163,13 @@ def main() -> None:
             told.flush()
 
     try:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # until now nothing is begun that has to end in order
         tell("end", _do(task, bytearray(done), tell))
     except DeviceLostError as error:
         tell("lost", str(error))
-    except Exception as error:  # noqa: BLE001 - the other process raises it
-        tell("failed", str(error) if isinstance(error, JobError) else clause(error))
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the other process raises it, or one of its own
+        message = str(error) if isinstance(error, JobError | InterruptedJobError) else clause(error)
+        tell("failed", (message, traceback.format_exc()))
 
 
 def _do(task: Task, done: bytearray, tell: Callable[[str, Any], None]) -> tuple[float, float]:

@@ -14,7 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
-from isovoxel.errors import IsovoxelError, JobError, OptionError, OutputError
+from isovoxel.errors import InterruptedJobError, IsovoxelError, JobError, OptionError, OutputError
+from isovoxel.keywords import checked_keywords
 from isovoxel.options import Opening
 from isovoxel.planning.cost import human_bytes
 from isovoxel.planning.plan import Plan
@@ -74,6 +75,7 @@ class Report:
     ...     report.result = scale("stack.tif", "out.zarr", listeners=[report.recorder])
     """
 
+    @checked_keywords(Opening)
     def __init__(
         self,
         path: str,
@@ -104,6 +106,8 @@ class Report:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.recorder.__exit__(kind, error, trace)
+        if isinstance(error, KeyboardInterrupt) and not isinstance(error, InterruptedJobError):
+            return  # a second one, of which nothing is waited for
         if self.result is not None:
             try:
                 self._write(self.result.plan, error)

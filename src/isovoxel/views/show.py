@@ -9,6 +9,7 @@ from pathlib import Path, PurePath
 from typing import Unpack
 
 from isovoxel.api import open_volume
+from isovoxel.keywords import checked_keywords
 from isovoxel.options import Opening, parse_size
 from isovoxel.run.host import peak_bytes, reading_limits
 from isovoxel.views.hidden import HIDDEN, without_secrets
@@ -36,6 +37,7 @@ class Shown:
     """Bytes that it may take."""
 
 
+@checked_keywords(Opening)
 def show(
     sources: Sequence[str],
     output: str | None = None,

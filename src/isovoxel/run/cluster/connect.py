@@ -88,6 +88,8 @@ def connected(
         stack.enter_context(_quiet())
         try:
             cluster = _connect(stack, workers, scheduler, client, wishes or Wishes(), listener)
+        except InterruptedJobError:
+            raise
         except KeyboardInterrupt as stop:  # here too processes that were started have to end
             raise InterruptedJobError("interrupted before the job began", getattr(stop, "signal", None)) from None
         listener(Connected(cluster.dashboard, cluster.fleet.notes))

@@ -49,6 +49,7 @@ from isovoxel.run.job import Impatient
 from isovoxel.run.recovery import BlockFailed, clause, is_full, kept, missing
 from isovoxel.run.task import Task
 from isovoxel.store.shard import Seal
+from isovoxel.terminal import trace
 
 MOST_PICKLED = 16 * 2**20
 """Most bytes that a job may be when it is sent to workers: each of them gets all of it."""
@@ -264,6 +265,7 @@ class ClusterJob:
         if isinstance(outcome, Made):
             self._finish(index, outcome)
             return Verdict(Answer.DONE)
+        trace(outcome.error)
         said = clause(outcome.error)
         match outcome.why:
             case "cancelled":
@@ -273,6 +275,7 @@ class ClusterJob:
             case "worker":
                 return Verdict(Answer.BROKEN, said)
         failure = BlockFailed(outcome.doing, self.plan.block(index), outcome.error)
+        failure.__cause__ = outcome.error
         if isinstance(outcome.error, CorruptInputError) or is_full(outcome.error) or index in self._failed:
             raise failure  # nobody else fares better
         self._failed.add(index)
@@ -291,7 +294,7 @@ class ClusterJob:
         self._busy += made.done.scale_seconds + made.done.write_seconds
         self.listener(made.done)
 
-    def _told(self, failure: BaseException) -> Exception:
+    def _told(self, failure: BaseException) -> Exception | InterruptedJobError:
         """Return what is raised of a failure."""
         if isinstance(failure, KeyboardInterrupt):
             return InterruptedJobError(f"interrupted; {kept(self.plan, self.done)}", getattr(failure, "signal", None))

@@ -40,6 +40,7 @@ from isovoxel.run.job import FLUSHING
 from isovoxel.run.recovery import BlockFailed, clause
 from isovoxel.run.task import Task
 from isovoxel.store.shard import Seal
+from isovoxel.terminal import carry_trace
 
 log = logging.getLogger("distributed.worker.isovoxel")
 
@@ -335,10 +336,13 @@ async def cancel_blocks(name: str, token: str, dask_worker: Any = None) -> None:
 
 def portable(error: Exception) -> Exception:
     """Return an error that reaches another process: itself, or one that says the same."""
+    carry_trace(error, error)
     try:
         again = pickle.loads(pickle.dumps(error))  # noqa: S301 - of our own making
     except Exception:  # noqa: BLE001 - libraries raise what they like
         again = None
     if type(again) is type(error) and str(again) == str(error):
         return error
-    return OSError(error.errno, error.strerror) if isinstance(error, OSError) else RuntimeError(clause(error))
+    other = OSError(error.errno, error.strerror) if isinstance(error, OSError) else RuntimeError(clause(error))
+    carry_trace(other, error)
+    return other
