@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from isovoxel.places import clients
+from isovoxel.places import clients, retries
 from isovoxel.places.objects import ObjectPlace
 
 KEY, SECRET = "AKIAISOVOXELTEST", "not-to-be-seen-not+even=once"
@@ -102,6 +102,7 @@ def serving() -> Iterator[Server]:
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         patch.setenv("AWS_CONFIG_FILE", os.devnull)
         patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+        patch.setattr(retries, "PAUSES", (0.01,) * 8)
         server = Server()
         for name, value in server.environment.items():
             patch.setenv(name, value)

@@ -26,9 +26,8 @@ from command_line import Isovoxel, check_refused
 from isovoxel.errors import JobError
 from isovoxel.geometry.grid import VoxelGrid
 from isovoxel.metadata.ome import image_attributes
-from isovoxel.places import clients
+from isovoxel.places import clients, retries
 from isovoxel.places.objects import ObjectPlace
-from isovoxel.run import recovery
 from isovoxel.run.events import BlockDone, Event, Retried
 from isovoxel.run.output import OutputState, output_state
 from isovoxel.run.session import Session
@@ -227,7 +226,7 @@ def test_a_second_process_is_refused(server: Server, folder: Path, isovoxel: Iso
 
 def test_a_store_that_is_overloaded_is_survived(server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every fourth request is answered 503, and the client asks only once: reads and writes are tried again."""
-    monkeypatch.setattr(recovery, "PAUSES", (0.01,) * 8)
+    monkeypatch.setattr(retries, "PAUSES", (0.01,) * 8)
     lock, turn, events = threading.Lock(), itertools.count(), list[Event]()
 
     def refuse(_method: str, path: str) -> int:
@@ -239,7 +238,7 @@ def test_a_store_that_is_overloaded_is_survived(server: Server, folder: Path, mo
     clients._clients.clear()
     result = package.scale(SOURCE, str(OUT), listeners=[events.append], **options("exact"))
     doing = {event.doing for event in events if isinstance(event, Retried)}
-    assert doing == {"reading", "writing"}
+    assert doing >= {"reading", "writing"}
     assert result.tally.retries >= 10
     server.let_be()
     check_bits(folder, "exact")
@@ -260,7 +259,7 @@ def test_a_store_that_goes_away_is_a_job_to_go_on_with(
     server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For good, in the middle of a job: it is said so, and nothing of what was done is lost."""
-    monkeypatch.setattr(recovery, "PAUSES", (0.01,))
+    monkeypatch.setattr(retries, "PAUSES", (0.01,))
     monkeypatch.setattr(clients, "RETRIES", 0)
     clients._clients.clear()
     turn = itertools.count()

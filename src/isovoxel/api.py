@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -181,17 +182,28 @@ def scale(
         If the job fails or is interrupted half-way.
     """
     from isovoxel.jobs import Order, Relay, labels_beside, run_job
+    from isovoxel.places.retries import patience
+    from isovoxel.run.events import Retried
     from isovoxel.run.logs import log_event
+    from isovoxel.run.recovery import clause
 
     if on_corrupt not in ("stop", "fill"):
         raise OptionError(f"on_corrupt must be stop or fill, not {on_corrupt!r}")
     if with_labels is None and labels_by != "auto":
         raise OptionError("labels_by says how the labels of an image are scaled; give them with --with-labels")
-    volume = _opened(source, options)
     given = {"workers": workers, "scheduler": scheduler, "client": client}
     relay = Relay()
     told: tuple[Listener, ...] = (relay, log_event, *listeners)
-    with lend_cluster(given, options, source=source, isolate=isolate, listeners=told) as cluster:
+
+    def retried(error: Exception, pause: float) -> None:
+        for listener in told:
+            listener(Retried(None, "reading or writing a store", clause(error), pause))
+
+    with ExitStack() as stack:
+        stack.enter_context(patience(retried))
+        volume = _opened(source, options)
+        lent = lend_cluster(given, options, source=source, isolate=isolate, listeners=told)
+        cluster = stack.enter_context(lent)
         order = Order(overwrite, on_corrupt, isolate, listeners, cluster, relay)
         if with_labels is None:
             return run_job(volume, source, output, options, order)

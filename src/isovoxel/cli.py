@@ -23,6 +23,7 @@ from isovoxel import parameters
 from isovoxel.errors import InterruptedJobError, IsovoxelError, OptionError
 from isovoxel.job_file import check_variables
 from isovoxel.parameters import opening_options, options_of, running_options, save_job, scaling_options, take_variables
+from isovoxel.places.retries import patience
 from isovoxel.run.recovery import clause
 from isovoxel.run.result import ScaleResult
 from isovoxel.run.signals import signals
@@ -72,6 +73,11 @@ def _do(job: Callable[..., ScaleResult], given: Mapping[str, Any]) -> None:
     _show(record, lines, as_json=as_json)
     if (error := lost()) is not None and error.errno != EPIPE:
         say(f"note: {output} is complete, but what was done cannot be printed: {error.strerror}")
+
+
+def _note_attempt(error: Exception, pause: float) -> None:
+    """Say that a store failed, and is asked again."""
+    say(f"note: asking a store failed ({clause(error)}); it is asked again in {pause:g} s")
 
 
 @app.callback(invoke_without_command=True)
@@ -434,7 +440,7 @@ def run() -> int:
         If it was interrupted and does not end in order.
     """
     try:
-        with signals():
+        with signals(), patience(_note_attempt):
             code = _invoke(sys.argv[1:])
     except (IsovoxelError, InterruptedJobError) as error:
         code = error.exit_code

@@ -17,7 +17,7 @@ from isovoxel.errors import InputError, IsovoxelError, JobError, OptionError
 from isovoxel.options import ScalingOptions, choose_sampling, how_far, plan_volume, selection_of
 from isovoxel.places.place import place_of, shown
 from isovoxel.planning.choices import MOVES
-from isovoxel.run.events import Event, Listener
+from isovoxel.run.events import Event, Listener, Retried
 from isovoxel.run.result import ScaleResult
 from isovoxel.store.membership import LABELS
 from isovoxel.volumes.base import Volume
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Relay:
-    """Tells the tally of each job what was told of workers, before that job too."""
+    """Tells the tally of each job what was told of workers, before that job too; what was tried again, one of them."""
 
     def __init__(self) -> None:
         self._told: list[Event] = []
@@ -35,7 +35,8 @@ class Relay:
 
     def __call__(self, event: Event) -> None:
         """Pass an event on, and keep it for the jobs to come."""
-        self._told.append(event)
+        if self._tally is None or not isinstance(event, Retried):
+            self._told.append(event)
         if self._tally is not None:
             self._tally(event)
 
@@ -43,6 +44,7 @@ class Relay:
         """Tell a job's tally from now on, and first what it has missed."""
         for event in self._told:
             tally(event)
+        self._told = [event for event in self._told if not isinstance(event, Retried)]
         self._tally = tally
 
 

@@ -21,9 +21,9 @@ import pytest
 import isovoxel
 from isovoxel.errors import InterruptedJobError, JobError
 from isovoxel.geometry.box import Box
+from isovoxel.places import retries
 from isovoxel.planning.parts import Block
 from isovoxel.planning.plan import Plan
-from isovoxel.run import recovery
 from isovoxel.run.events import BlockDone, Event, JobStarted, Retried
 from isovoxel.run.job import FLUSHING, Job
 from isovoxel.store.shard import Seal
@@ -364,7 +364,7 @@ def test_blocks_that_wait_for_the_disk_leave_their_seat(mode: str) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_a_block_that_does_not_reach_the_disk_is_made_again(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Flushing once more would say that all is well, so it is read, scaled and encoded anew."""
-    monkeypatch.setattr(recovery, "PAUSES", (0.001, 0.002, 0.004))
+    monkeypatch.setattr(retries, "PAUSES", (0.001, 0.002, 0.004))
     plan, events, left = planned(mode), [], [2]
     writer = MemoryWriter(plan)
 

@@ -13,8 +13,8 @@ import pytest
 from isovoxel.engines.base import Cancelled
 from isovoxel.errors import CorruptInputError, DeviceFullError, DeviceLostError, InterruptedJobError, JobError
 from isovoxel.geometry.box import Box
+from isovoxel.places import retries
 from isovoxel.planning.parts import Block
-from isovoxel.run import recovery
 from isovoxel.run.events import BlockDone, Event, Filled, Retried, Slowed
 from isovoxel.run.job import Job
 from isovoxel.run.recovery import patiently
@@ -25,7 +25,7 @@ from strategies import MemoryWriter, read_from
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recovery, "PAUSES", (0.001, 0.002, 0.004))
+    monkeypatch.setattr(retries, "PAUSES", (0.001, 0.002, 0.004))
 
 
 class Failing:
@@ -87,7 +87,7 @@ def test_what_fails_for_a_moment_is_tried_again(mode: str, stage: str, error: Ca
     told = [event for event in events if isinstance(event, Retried)]
     assert len(told) == 3
     assert {event.doing for event in told} == {stage}
-    assert all(event.pause in recovery.PAUSES and event.reason for event in told)
+    assert all(event.pause in retries.PAUSES and event.reason for event in told)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -108,9 +108,9 @@ def test_what_cannot_work_is_not_tried_again() -> None:
 def test_pauses_grow_and_end_when_the_job_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits a minute after Ctrl-C."""
     monkeypatch.undo()
-    assert list(recovery.PAUSES) == sorted(recovery.PAUSES)
-    assert 60 < sum(recovery.PAUSES) < 120
-    monkeypatch.setattr(recovery, "PAUSES", (1e6,))  # longer than any test may take
+    assert list(retries.PAUSES) == sorted(retries.PAUSES)
+    assert 60 < sum(retries.PAUSES) < 120
+    monkeypatch.setattr(retries, "PAUSES", (1e6,))  # longer than any test may take
     cancelled = threading.Event()
     threading.Timer(0.05, cancelled.set).start()
     with pytest.raises(Cancelled):

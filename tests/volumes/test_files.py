@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from isovoxel.errors import CorruptInputError, InputError, InputUnavailableError
-from isovoxel.volumes.files import is_transient, unavailable
+from isovoxel.places.retries import is_transient
+from isovoxel.volumes.files import unavailable
 
 CORRUPT = CorruptInputError("a.zarr", "chunk (1, 2, 3)", (8, 16, 24), (16, 20, 30), "it is cut short")
 

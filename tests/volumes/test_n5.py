@@ -17,7 +17,7 @@ import isovoxel
 from isovoxel.errors import CorruptInputError, InputError, InputUnavailableError
 from isovoxel.geometry.box import Box
 from isovoxel.metadata.n5 import read_attributes
-from isovoxel.volumes.files import is_transient
+from isovoxel.places.retries import is_transient
 from isovoxel.volumes.open import open_volume
 
 STACK = np.random.default_rng(3).integers(0, 999, (13, 47, 61)).astype("uint16")

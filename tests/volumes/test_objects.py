@@ -17,9 +17,9 @@ from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, TransposeCodec, Zstd
 import bad_inputs
 from isovoxel.errors import AddressError, CorruptInputError, InputError, InputMissingError, InputUnavailableError
 from isovoxel.geometry.box import Box
-from isovoxel.places import clients
+from isovoxel.places import clients, retries
 from isovoxel.places.objects import ObjectPlace
-from isovoxel.volumes.files import is_transient
+from isovoxel.places.retries import is_transient, patience
 from isovoxel.volumes.open import open_volume
 from isovoxel.volumes.zarr_array import ZarrReader
 from isovoxel.volumes.zarr_chunks import ChunkReader
@@ -227,9 +227,11 @@ def test_what_a_server_refuses_may_pass_or_not(
     array[...] = VOXELS
     volume = open_volume(str(upload(tmp_path / "a", place)))
     server.instead = lambda _method, path: status if "/c/" in path else 0
+    server.asked.clear()
     with pytest.raises(InputUnavailableError, match=f"{place} cannot be read, in chunk") as failure:
         volume.read(BOXES[1])
-    assert is_transient(failure.value) == passes
+    assert (max(map(server.asked.count, server.asked)) > len(retries.PAUSES)) == passes
+    assert not is_transient(failure.value)  # any more
     assert "AKIA" not in str(failure.value)
     server.let_be()
     np.testing.assert_array_equal(volume.read(BOXES[1]), VOXELS[BOXES[1].slices])
@@ -257,9 +259,13 @@ def test_a_server_that_does_not_answer_may_do_so_later(place: ObjectPlace, monke
     """Nobody listens there."""
     monkeypatch.setattr(clients, "RETRIES", 0)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    with pytest.raises(InputUnavailableError, match="cannot be read: s3://bucket does not answer") as failure:
+    told: list[float] = []
+    with (
+        patience(lambda _, pause: told.append(pause)),
+        pytest.raises(InputUnavailableError, match="cannot be read: s3://bucket does not answer"),
+    ):
         open_volume(str(place))
-    assert is_transient(failure.value)
+    assert told == list(retries.PAUSES)
 
 
 def test_what_is_no_zarr_is_said(place: ObjectPlace, tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 
 from isovoxel.errors import CorruptInputError, InputError, InputUnavailableError
 from isovoxel.geometry.box import Box
+from isovoxel.places.retries import is_transient
 from isovoxel.volumes.base import Volume
-from isovoxel.volumes.files import is_transient
 from isovoxel.volumes.open import open_volume
 from isovoxel.volumes.selection import Selection
 from peaks import least_peak

@@ -22,13 +22,15 @@ if TYPE_CHECKING:
 REQUEST_SECONDS = 60
 """How long one request may take, its body included: a part of 8 MiB at 150 kB/s."""
 CONNECT_SECONDS = 10
-RETRIES = 8
-"""How often a request is made again before its failure is told: for a quarter of a minute."""
-FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
+RETRIES = 2
+"""How often a request is made again at once, before the retry policy comes: a page of a list, a part of an upload."""
+FIRST_PAUSE = 0.1
 """Seconds; each pause is about twice as long as the one before."""
 
 _ENVIRONMENT = ("AWS_", "GOOGLE_", "AZURE_")
 """What the names of variables begin with that say how to reach a store."""
+_SERVERS = ("ENDPOINT", "ENDPOINT_URL", "ENDPOINT_URL_S3", "BASE_URL", "SERVICE_ACCOUNT_KEY")
+"""What the names of variables end with that may name a server."""
 _S3_SIGNS = (
     "AWS_ACCESS_KEY_ID",
     "AWS_WEB_IDENTITY_TOKEN_FILE",
@@ -63,7 +65,7 @@ def client(root: str) -> ObjectStore:
             from isovoxel.places.failures import told
 
             options: dict[str, Any] = {"timeout": f"{REQUEST_SECONDS}s", "connect_timeout": f"{CONNECT_SECONDS}s"}
-            if root.startswith("http:") or any(v.startswith("http://") for k, v in settings if "ENDPOINT" in k.upper()):
+            if root.startswith("http:") or any("http://" in v for k, v in settings if k.upper().endswith(_SERVERS)):
                 options["allow_http"] = True  # whoever names such a server wants it
             provided: dict[str, Any] = {}
             if root.startswith("s3:") and (provider := _profile()) is not None:
@@ -75,10 +77,10 @@ def client(root: str) -> ObjectStore:
                     client_options=options,
                     retry_config={
                         "max_retries": RETRIES,
-                        "retry_timeout": timedelta(seconds=3 * REQUEST_SECONDS),
+                        "retry_timeout": timedelta(seconds=CONNECT_SECONDS),
                         "backoff": {
                             "init_backoff": timedelta(seconds=FIRST_PAUSE),
-                            "max_backoff": timedelta(seconds=LONGEST_PAUSE),
+                            "max_backoff": timedelta(seconds=1),
                             "base": 2,
                         },
                     },

@@ -5,9 +5,9 @@ libraries' own messages are not passed on, for they hold what a server sent, key
 
 =======================  ===================================================================================
 404                      FileNotFoundError
-401, 403                 PermissionError, which says where credentials were looked for, never their values
+401, 403, expired        PermissionError, which says where credentials were looked for, never their values
 412                      FileExistsError for what must be new, `ChangedError` for what must be as it was
-429, 5xx, no answer      OSError with a number that `isovoxel.volumes.files.is_transient` knows
+429, 5xx, no answer      OSError with a number that `isovoxel.places.retries.is_transient` knows
 all else                 OSError with another one
 =======================  ===================================================================================
 """
@@ -20,9 +20,17 @@ import re
 from collections.abc import Iterator
 from http import HTTPStatus
 
+from isovoxel.places.retries import is_passing
+
 _STATUS = re.compile(r"status code: (\d{3})\b")
+_EXPIRED = re.compile(r"<Code>(ExpiredToken|ExpiredTokenException|TokenRefreshRequired|RequestExpired)</Code>")
+"""What S3 and what speaks like it say of credentials that were good for a while only."""
 _INSTANCE = "//169.254.169.254/"
 """Where a virtual machine of a cloud would be told its credentials."""
+
+
+class BucketMissingError(FileNotFoundError):
+    """A whole bucket that is not there: of an object in it, that says nothing."""
 
 
 class ChangedError(OSError):
@@ -30,7 +38,7 @@ class ChangedError(OSError):
 
 
 @contextlib.contextmanager
-def told(name: str, sought: str) -> Iterator[None]:
+def told(name: str, sought: str, *, new: bool = False) -> Iterator[None]:
     """Raise the `OSError` for what fails inside.
 
     Parameters
@@ -39,6 +47,8 @@ def told(name: str, sought: str) -> Iterator[None]:
         Of the store, for people: "s3://bucket".
     sought
         Where credentials were looked for, as a clause.
+    new
+        Whether an object is asked for on the condition that there is none.
     """
     from obstore.exceptions import BaseError
 
@@ -46,22 +56,27 @@ def told(name: str, sought: str) -> Iterator[None]:
         yield
     except (BaseError, FileNotFoundError) as error:
         # Not even as its cause: a traceback would show it.
-        raise _translated(error, name, sought) from None
+        raise _translated(error, name, sought, new=new) from None
 
 
-def _translated(error: Exception, name: str, sought: str) -> OSError:
+def _translated(error: Exception, name: str, sought: str, *, new: bool) -> OSError:
     from obstore import exceptions as theirs
 
     text = str(error)
     found = _STATUS.search(text)
     denied = isinstance(error, theirs.PermissionDeniedError | theirs.UnauthenticatedError)
-    if isinstance(error, theirs.AlreadyExistsError):
-        said: OSError = FileExistsError(errno.EEXIST, "it is there already")
+    if _EXPIRED.search(text):
+        said: OSError = PermissionError(errno.EACCES, f"{name} does not permit it: {sought} have expired; get new ones")
+    elif isinstance(error, theirs.AlreadyExistsError):
+        said = FileExistsError(errno.EEXIST, "it is there already")
+        if not new:  # two requests at a time
+            said = _answered(HTTPStatus.CONFLICT, name, sought)
     elif isinstance(error, theirs.PreconditionError):
         said = ChangedError(errno.ESTALE, "it has been changed meanwhile")
-    elif isinstance(error, FileNotFoundError) or "NoSuchBucket" in text:
-        what = f"there is no bucket {name}" if "NoSuchBucket" in text else "it is not there"
-        said = FileNotFoundError(errno.ENOENT, what)
+    elif "NoSuchBucket" in text or "ContainerNotFound" in text:
+        said = BucketMissingError(errno.ENOENT, f"there is no bucket {name}")
+    elif isinstance(error, FileNotFoundError):
+        said = FileNotFoundError(errno.ENOENT, "it is not there")
     elif denied or _INSTANCE in text:
         said = PermissionError(errno.EACCES, f"{name} does not permit it, with {sought}")
     elif found:
@@ -75,9 +90,10 @@ def _answered(status: int, name: str, sought: str) -> OSError:
     """Return the error for a status that the library has no class for."""
     if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
         return PermissionError(errno.EACCES, f"{name} does not permit it, with {sought}")
-    passing = status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    if status == HTTPStatus.NOT_FOUND:  # not of an object, for which the library has a class
+        return BucketMissingError(errno.ENOENT, f"there is no bucket {name}")
     phrase = HTTPStatus(status).phrase if status in list(HTTPStatus) else ""
-    return OSError(errno.EIO if passing else errno.EINVAL, f"{name} answers {status} {phrase}".rstrip())
+    return OSError(errno.EIO if is_passing(status) else errno.EINVAL, f"{name} answers {status} {phrase}".rstrip())
 
 
 def _unanswered(text: str, name: str) -> OSError:

@@ -2,18 +2,22 @@
 
 An `ObjectPlace` has those of `pathlib.Path`'s methods that reading metadata takes, so that whoever reads a zarr need
 not know where it lies; and what an output takes beside them. An object is there whole or not at all, and never changed
-in part. A "folder" is nothing but a beginning that keys share.
+in part. A "folder" is nothing but a beginning that keys share. Everything is asked by the retry policy
+(`isovoxel.places.retries`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import itertools
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 from urllib.parse import quote
 
 import numpy as np
@@ -23,9 +27,12 @@ from isovoxel.errors import AddressError
 from isovoxel.places.address import Address
 from isovoxel.places.clients import client, is_read_only, sought
 from isovoxel.places.failures import ChangedError, told
+from isovoxel.places.retries import interruptible, is_transient, retry
 
 if TYPE_CHECKING:
-    from obstore import GetOptions, GetResult, ObjectMeta, PutMode
+    from obstore import GetOptions, GetResult, ObjectMeta, PutMode, PutResult
+
+T = TypeVar("T")
 
 PART_BYTES = 8 << 20
 """Bytes of one part of a large object on its way to the store."""
@@ -50,6 +57,22 @@ class Found(NamedTuple):
     """The ETag, to ask for this very object."""
     written_ns: int
     """When it was written, by the store's clock, in nanoseconds since 1970."""
+    generation: str | None = None
+    """What Google Cloud Storage numbers it by, where it is that; obstore calls it ``version``."""
+
+    @property
+    def version(self) -> Version:
+        """What a conditional write names it by."""
+        return Version(self.etag, self.generation)
+
+
+class Version(NamedTuple):
+    """What a store tells an object from a later one of its name by: conditional writes name all that there is."""
+
+    etag: str | None
+    """The ETag."""
+    generation: str | None = None
+    """As `Found` has it."""
 
 
 @dataclass(frozen=True)
@@ -132,11 +155,13 @@ class ObjectPlace:
         """
         import obstore
 
-        with self.told():
+        def head() -> Found | None:
             try:
                 return _found(obstore.head(client(self.root), self.key))
             except FileNotFoundError:
                 return None
+
+        return self._ask(partial(interruptible, head))
 
     def read_bytes(self) -> bytes:
         """Return what a small object holds.
@@ -150,6 +175,9 @@ class ObjectPlace:
 
     def read(self) -> tuple[bytes, Found]:
         """Return what a small object holds, and what the store knows of that object."""
+        return retry(self._read)  # of another one, where it was replaced between two attempts
+
+    def _read(self) -> tuple[bytes, Found]:
         body = self.get()
         if body.found.size > LARGEST_METADATA:
             raise OSError(errno.EFBIG, f"its {body.found.size} bytes are too many for metadata")
@@ -169,6 +197,9 @@ class ObjectPlace:
         OSError
             If it cannot be read.
         """
+        return retry(self._checksum, _may_pass)
+
+    def _checksum(self) -> int:
         crc = 0
         body = self.get()
         with self.told():
@@ -212,20 +243,14 @@ class ObjectPlace:
         of
             Which object it must be.
         """
-        import obstore
-
-        options: GetOptions = {} if part is None else {"range": part}
-        if of is not None and of.etag:
-            options["if_match"] = of.etag
-        with self.told():
-            return Body(self, obstore.get(client(self.root), self.key, options=options))
+        return Body(self, part, of)
 
     def iterdir(self) -> Iterator[ObjectPlace]:
         """Yield what lies in here, folders and objects, as a folder would."""
         import obstore
 
-        with self.told():
-            listed = obstore.list_with_delimiter(client(self.root), f"{self.key}/" if self.key else None)
+        ask = partial(obstore.list_with_delimiter, client(self.root), self._inside)
+        listed = self._ask(lambda: interruptible(ask))
         for key in [*listed["common_prefixes"], *(found["path"] for found in listed["objects"])]:
             yield ObjectPlace(self.root, key)
 
@@ -233,21 +258,34 @@ class ObjectPlace:
         """Yield all objects in here, however deep: their path from here, and what the store knows of them."""
         import obstore
 
-        with self.told():
-            listing = obstore.list(client(self.root), f"{self.key}/" if self.key else None, chunk_size=LISTED)
-        skipped = len(self.key) + 1 if self.key else 0
-        while True:
-            with self.told():
-                batch = next(listing, None)
-            if batch is None:
-                return
-            for meta in batch:
-                yield meta["path"][skipped:], _found(meta)
+        listing: Any = None
+        last: str | None = None
+
+        def batch() -> Any:
+            nonlocal listing
+            if listing is None:
+                listing = obstore.list(client(self.root), self._inside, offset=last, chunk_size=LISTED)
+            try:
+                return next(listing, None)
+            except Exception:
+                listing = None  # after a page that failed there comes no other one
+                raise
+
+        skipped = len(self._inside or "")
+        while (found := self._ask(partial(interruptible, batch))) is not None:
+            for meta in found:
+                last = meta["path"]
+                yield last[skipped:], _found(meta)
+
+    @property
+    def _inside(self) -> str | None:
+        """What the keys of all objects in here begin with; None where that is nothing."""
+        return f"{self.key}/" if self.key else None
 
     # ---- writing ---------------------------------------------------------------------------------------------
 
-    def write(self, data: bytes, *, new: bool = False, of: str | None = None) -> str:
-        """Write a small object, and return its tag.
+    def write(self, data: bytes, *, new: bool = False, of: Version | None = None) -> Version:
+        """Write a small object, and return its version.
 
         Parameters
         ----------
@@ -256,7 +294,7 @@ class ObjectPlace:
         new
             Whether there must be none yet.
         of
-            Tag of the object that must be there, to be replaced.
+            Version of the object that must be there, to be replaced.
 
         Raises
         ------
@@ -269,9 +307,14 @@ class ObjectPlace:
         """
         import obstore
 
-        mode: PutMode = "create" if new else "overwrite" if of is None else {"e_tag": of}
-        with self.told():
-            return obstore.put(client(self.root), self.key, data, mode=mode, use_multipart=False)["e_tag"] or ""
+        mode: PutMode = "create" if new else "overwrite"
+        if of is not None:
+            mode = {"e_tag": of.etag} if of.generation is None else {"e_tag": of.etag, "version": of.generation}
+
+        def put() -> PutResult:
+            return obstore.put(client(self.root), self.key, data, mode=mode, use_multipart=False)
+
+        return _version(self._ask(put, new=new))
 
     def upload(self, file: Path) -> str:
         """Make an object of a file, however large, and return its tag.
@@ -280,38 +323,47 @@ class ObjectPlace:
         """
         import obstore
 
-        with self.told():
-            put = obstore.put(client(self.root), self.key, file, chunk_size=PART_BYTES, max_concurrency=PARTS_AT_ONCE)
-        return put["e_tag"] or ""
+        def put() -> PutResult:
+            return obstore.put(client(self.root), self.key, file, chunk_size=PART_BYTES, max_concurrency=PARTS_AT_ONCE)
+
+        return _version(self._ask(put)).etag or ""
 
     def unlink(self) -> None:
         """Delete the object, if there is one."""
-        import obstore
-
-        with self.told():
-            obstore.delete(client(self.root), self.key)
+        with contextlib.suppress(FileNotFoundError):  # S3 does not say so, others do
+            self._ask(partial(self._delete, self.key))
 
     def delete_tree(self) -> None:
         """Delete all objects in here."""
+        found = (self / path for path, _ in self.walk())
+        while batch := list(itertools.islice(found, LISTED)):
+            keys = [place.key for place in batch]
+            try:
+                self._ask(partial(self._delete, keys))
+            except FileNotFoundError:  # of one that somebody else has deleted, or an attempt whose answer was lost
+                for place in batch:
+                    place.unlink()
+
+    def _delete(self, keys: str | list[str]) -> None:
         import obstore
 
-        batch: list[str] = []
-        for path, _ in self.walk():
-            batch.append((self / path).key)
-            if len(batch) == LISTED:
-                with self.told():
-                    obstore.delete(client(self.root), batch)
-                batch = []
-        if batch:
-            with self.told():
-                obstore.delete(client(self.root), batch)
+        obstore.delete(client(self.root), keys)
 
-    def told(self) -> AbstractContextManager[None]:
+    def _ask(self, do: Callable[[], T], *, new: bool = False) -> T:
+        """Ask the store, by the retry policy."""
+
+        def once() -> T:
+            with self.told(new=new):
+                return do()
+
+        return retry(once, _may_pass)
+
+    def told(self, *, new: bool = False) -> AbstractContextManager[None]:
         """Raise in our words what fails inside; see `isovoxel.places.failures`."""
         if not self.key and self.read_only:
             raise AddressError(f"{self} names a server and nothing on it; give the address of a zarr")
         client(self.root)  # which may be what fails
-        return told(self.root, sought(self.root))
+        return told(self.root, sought(self.root), new=new)
 
 
 class Body:
@@ -321,30 +373,48 @@ class Body:
     ----------
     place
         Where it comes from.
-    got
-        What obstore has of it.
+    part
+        First byte and first one beyond; None for all of it.
+    of
+        Which object it must be; None for whichever has the name.
     """
 
-    def __init__(self, place: ObjectPlace, got: GetResult) -> None:
-        self._place = place
-        self._got = got
-        self.found = _found(got.meta)
+    def __init__(self, place: ObjectPlace, part: tuple[int, int] | None = None, of: Found | None = None) -> None:
+        self._place, self._part = place, part
+        self._got: GetResult | None = None
+        self.found = retry(lambda: self._ask(of), _may_pass)
         """What the store knows of the whole object."""
+
+    def _ask(self, of: Found | None) -> Found:
+        import obstore
+
+        options: GetOptions = {} if self._part is None else {"range": self._part}
+        if of is not None and of.etag:
+            options["if_match"] = of.etag
+        place = self._place
+        with place.told():
+            self._got = interruptible(lambda: obstore.get(client(place.root), place.key, options=options))
+        return _found(self._got.meta)
 
     def pieces(self) -> Iterator[Any]:
         """Yield the bytes as they come, a piece at a time; raises as obstore does."""
-        yield from self._got.stream(min_chunk_size=PIECE_BYTES)
+        if self._got is None:  # an attempt at receiving them has failed
+            self._ask(self.found)
+        got, self._got = self._got, None
+        assert got is not None  # noqa: S101 - for type checkers
+        yield from got.stream(min_chunk_size=PIECE_BYTES)
 
     def read_into(self, out: NDArray[np.uint8]) -> None:
         """Fill an array; what a server sends beyond it is left.
 
         Raises
         ------
-        ValueError
-            If the bytes end too early.
         OSError
-            If they do not come.
+            If the bytes do not come, or not all of them.
         """
+        retry(lambda: self._receive(out), _may_pass)
+
+    def _receive(self, out: NDArray[np.uint8]) -> None:
         filled = 0
         with self._place.told():
             for piece in self.pieces():
@@ -352,9 +422,20 @@ class Body:
                 out.data[filled : filled + len(data)] = data
                 filled += len(data)
         if filled < out.size:
-            raise ValueError(f"its object ends {out.size - filled} bytes too early")
+            raise OSError(errno.ETIMEDOUT, f"{self._place.root} sends {out.size - filled} bytes too few of an object")
+
+
+def _may_pass(error: Exception) -> bool:
+    """Return whether asking the same once more may help: not where another object is there than the one meant."""
+    return is_transient(error) and not isinstance(error, ChangedError)
+
+
+def _version(put: PutResult) -> Version:
+    return Version(put["e_tag"], put["version"])
 
 
 def _found(meta: ObjectMeta) -> Found:
     modified, etag = meta["last_modified"], meta["e_tag"]
-    return Found(meta["size"], etag or modified.isoformat(), etag, int(modified.timestamp() * 1e6) * 1000)
+    return Found(
+        meta["size"], etag or modified.isoformat(), etag, int(modified.timestamp() * 1e6) * 1000, meta["version"]
+    )

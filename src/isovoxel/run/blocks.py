@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from isovoxel.engines.base import Cancelled, Engine, Stage
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.halving import Halver
+from isovoxel.places.retries import patience
 from isovoxel.planning.parts import Block
 from isovoxel.planning.plan import Plan
 from isovoxel.run.events import BlockDone, Event, Retried
@@ -214,14 +215,17 @@ class BlockMaker:
             with self._lock:
                 self._last[thread] = time.perf_counter()
 
+    def patient(self, block: Block) -> AbstractContextManager[None]:
+        """Notify of what is tried again while a block's shards are brought to their place."""
+        return patience(partial(self._told, "writing", block), self.cancelled)
+
+    def _told(self, doing: str, block: Block, error: Exception, pause: float) -> None:
+        self._tell(Retried(block.index, doing, clause(error), pause, block.level))
+
     def _attempt(self, doing: str, block: Block, do: Callable[[], T]) -> T:
         """Read, scale or write, and try again where that may help."""
-
-        def told(error: Exception, pause: float) -> None:
-            self._tell(Retried(block.index, doing, clause(error), pause, block.level))
-
         try:
-            return patiently(do, told, self.cancelled)
+            return patiently(do, partial(self._told, doing, block), self.cancelled)
         except (Cancelled, BlockFailed):
             raise
         except Exception as error:

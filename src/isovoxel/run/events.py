@@ -67,10 +67,10 @@ class LevelBegun:
 class Retried:
     """Something failed that may work the next time."""
 
-    index: int
-    """Which block it was for."""
+    index: int | None
+    """Which block it was for; None where it was for none."""
     doing: str
-    """"reading", "scaling" or "writing"."""
+    """"reading", "scaling" or "writing"; or without a block what the job was at, such as "opening level 1"."""
     reason: str
     """What went wrong, in a clause."""
     pause: float

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Generic, TypeVar
 
@@ -31,10 +32,14 @@ class Flusher:
     ----------
     pool, threads
         What waits, and for how many shards at the same time; who has more to flush waits too.
+    patient
+        Sets the patience with which a block's shards are brought to their place.
     """
 
-    def __init__(self, pool: ThreadPoolExecutor, threads: int) -> None:
-        self.pool = pool
+    def __init__(
+        self, pool: ThreadPoolExecutor, threads: int, patient: Callable[[Block], AbstractContextManager[None]]
+    ) -> None:
+        self.pool, self.patient = pool, patient
         self.free = threading.BoundedSemaphore(threads)
 
     def begin(self, block: Block, conclude: Conclude[T]) -> Flushing[T]:
@@ -80,7 +85,8 @@ class Flushing(Generic[T]):
         """Flush a shard, or drop it where another has failed."""
         try:
             if self._error is None:
-                self._seals[number] = shard.seal()
+                with self._flusher.patient(self._block):
+                    self._seals[number] = shard.seal()
             else:
                 shard.drop()
         except Exception as error:  # noqa: BLE001 - kept for whoever concludes

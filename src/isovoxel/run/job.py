@@ -10,7 +10,7 @@ takes neither memory nor a processor. Two ways lead to a block's input, and to t
 Not every failure ends a job:
 
 ==========================  =====================================================================================
-a read or a write           tried again, where that may help (`isovoxel.run.recovery`)
+a read or a write           tried again, where that may help (`isovoxel.places.retries`)
 too little host memory      half as many blocks in flight; where there is one only, a shard of it at a time
 too little device memory    the engine scales the block in pieces (`isovoxel.engines.pieces`); with no room for the
                             smallest piece it is tried again
@@ -36,16 +36,16 @@ from numpy.typing import NDArray
 
 from isovoxel.engines.base import Cancelled, Engine
 from isovoxel.errors import CorruptInputError, DeviceLostError, InterruptedJobError, JobError
+from isovoxel.places import retries
+from isovoxel.places.retries import carried, is_transient, patience
 from isovoxel.planning.parts import Block
 from isovoxel.planning.plan import Plan
-from isovoxel.run import recovery
 from isovoxel.run.blocks import BlockMaker, Writer
 from isovoxel.run.events import BlockDone, Event, Filled, Listener, Retried, Slowed, started
 from isovoxel.run.flushing import Flusher
 from isovoxel.run.recovery import BlockFailed, clause, kept, missing
 from isovoxel.store.shard import Seal
 from isovoxel.volumes.base import ReadBox
-from isovoxel.volumes.files import is_transient
 from isovoxel.volumes.filled import FilledReader
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class Job:
         # Blocks that wait for the disk do so in threads of their own: those that encode keep their memory warm.
         waiting = FLUSHING * self.in_flight
         with self._threads(waiting, "flush") as threads:
-            flusher = Flusher(threads, waiting)
+            flusher = Flusher(threads, waiting, self._blocks.patient)
             if self.plan.halo_mode == "map_overlap":
                 self._run_windows(flusher)
             self._run_direct(flusher)
@@ -214,7 +214,7 @@ class Job:
     def _encode(self, block: Block, flusher: Flusher) -> Future[bool] | None:
         """Read, scale and encode a block, and leave it to threads that wait for the disk; nothing if cancelled."""
         attempts = self._unflushed[block.index]
-        if attempts and self._blocks.cancelled.wait(recovery.PAUSES[attempts - 1]):
+        if attempts and self._blocks.cancelled.wait(retries.PAUSES[attempts - 1]):
             return None
         try:
             shards = flusher.begin(block, self._flushed)
@@ -228,10 +228,10 @@ class Job:
             self._finish(block, seals, event)
             return True
         attempts = self._unflushed[block.index]
-        if not is_transient(seals) or attempts == len(recovery.PAUSES):
+        if not is_transient(seals) or attempts == len(retries.PAUSES):
             raise BlockFailed("writing", block, seals) from seals
         self._unflushed[block.index] += 1
-        self._tell(Retried(block.index, "writing", clause(seals), recovery.PAUSES[attempts], block.level))
+        self._tell(Retried(block.index, "writing", clause(seals), retries.PAUSES[attempts], block.level))
         return False
 
     def _slow_down(self) -> None:
@@ -243,7 +243,8 @@ class Job:
     @contextmanager
     def _threads(self, number: int, name: str) -> Iterator[ThreadPoolExecutor]:
         """Threads for blocks; whatever ends them, blocks in flight come to their end or give up, and count."""
-        pool = ThreadPoolExecutor(number, thread_name_prefix=name)
+        with patience(ended=self._blocks.cancelled):  # after which a pool's threads try everything once
+            pool = ThreadPoolExecutor(number, name, carried(lambda: None))
         try:
             yield pool
         except Impatient:

@@ -39,7 +39,8 @@ def log_event(event: Event) -> None:
             logger.debug("%s is done%s", _block(event), f" by {event.worker}" if event.worker else "")
         case Retried():
             again = f"tried again in {event.pause:g} s"
-            logger.warning("%s %s failed (%s); %s", event.doing, _block(event), event.reason, again)
+            what = event.doing if event.index is None else f"{event.doing} {_block(event)}"
+            logger.warning("%s failed (%s); %s", what, event.reason, again)
         case Filled(part=part):
             logger.warning("filled, because it is damaged: %s", part)
         case Slowed(in_flight=in_flight):

@@ -1,8 +1,7 @@
-"""What can be tried again, and what is said of what cannot?
+"""Retry transient failures of a block; describe permanent ones.
 
-Reads and writes over a network, and of disks that others share, fail for a moment and work the next; so does a device
-whose memory others hold to the last page. They are tried again after pauses that grow: short ones for hiccups, then for
-a server that is being restarted. Together they last about a minute and a half; then it is time that somebody looks.
+The policy is that of `isovoxel.places.retries`, and what holds for a store holds for a device whose memory others hold
+to the last page: it is tried again after the same pauses. Then it is time that somebody looks.
 """
 
 from __future__ import annotations
@@ -14,22 +13,19 @@ from typing import TypeVar
 
 from isovoxel.engines.base import Cancelled
 from isovoxel.errors import CorruptInputError, DeviceFullError
+from isovoxel.places.retries import is_transient, patience, retry
 from isovoxel.planning.cost import human_bytes
 from isovoxel.planning.parts import Block
 from isovoxel.planning.plan import Plan
 from isovoxel.run.events import started
-from isovoxel.volumes.files import is_transient
 
 T = TypeVar("T")
 
 GO_ON = "run the same command again, without --overwrite, to go on"
 
-PAUSES = (0.2, 1.0, 3.0, 10.0, 25.0, 50.0)
-"""Seconds before each new attempt."""
-
 
 def patiently(do: Callable[[], T], told: Callable[[Exception, float], None], cancelled: threading.Event) -> T:
-    """Do something, and again where it fails with what may work the next time.
+    """Call `do`, and again after each pause where it fails with what may pass, the device's memory included.
 
     Parameters
     ----------
@@ -47,16 +43,17 @@ def patiently(do: Callable[[], T], told: Callable[[Exception, float], None], can
     Exception
         The last attempt's.
     """
-    for pause in PAUSES:
-        try:
-            return do()
-        except Exception as error:
-            if isinstance(error, BlockFailed) or not (is_transient(error) or isinstance(error, DeviceFullError)):
-                raise
-            told(error, pause)
-        if cancelled.wait(pause):
-            raise Cancelled
-    return do()
+    try:
+        with patience(told, cancelled):
+            return retry(do, _may_pass)
+    except Exception as error:
+        if cancelled.is_set() and _may_pass(error):
+            raise Cancelled from error
+        raise
+
+
+def _may_pass(error: Exception) -> bool:
+    return not isinstance(error, BlockFailed) and (is_transient(error) or isinstance(error, DeviceFullError))
 
 
 def clause(error: BaseException) -> str:

@@ -12,12 +12,14 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from isovoxel.errors import InputError, InterruptedJobError, IsovoxelError, JobError, OutputError
 from isovoxel.metadata.omero import omero_attribute
+from isovoxel.places.retries import patience, retry
 from isovoxel.planning.plan import Plan
 from isovoxel.run.display import display_windows
 from isovoxel.run.events import (
@@ -34,7 +36,7 @@ from isovoxel.run.events import (
 from isovoxel.run.job import Impatient
 from isovoxel.run.levels import LevelMaker, level_task
 from isovoxel.run.output import Begun, Wanted, held
-from isovoxel.run.recovery import GO_ON, clause, kept, patiently
+from isovoxel.run.recovery import GO_ON, clause, kept
 from isovoxel.run.task import Task
 from isovoxel.store.destination import remove
 from isovoxel.store.ledger import NEW, REPLACED, Ledger
@@ -63,6 +65,7 @@ class Session:
     """Whether blocks are done in a process of their own."""
     cluster: Cluster | None = None
     """The workers that do the blocks, where it is not this process."""
+    _telling: threading.RLock = field(default_factory=threading.RLock, init=False, repr=False, compare=False)
 
     def run(self) -> tuple[Task, float, float]:
         """Make the output, or what is left of it.
@@ -79,7 +82,10 @@ class Session:
         JobError
             If the job fails half-way.
         """
+        ended = threading.Event()
         with (
+            patience(ended=ended),
+            self._patient("reading or writing the output"),
             held(self.wanted) as begun,
             LevelMaker(begun.folder, self._tell, self.isolate, self.cluster) as maker,
         ):
@@ -99,6 +105,9 @@ class Session:
                     self._tell(started(task.plan, done))
                     seconds, idle = self._make(task, maker, ledger, parts)
                     self._finish(task.plan, ledger)
+            except KeyboardInterrupt:
+                ended.set()  # what is still to be done is tried once
+                raise
             finally:
                 with contextlib.suppress(OSError):  # of a store: blocks of which it keeps no line are done again
                     ledger.close()
@@ -158,7 +167,8 @@ class Session:
                 continue
             self._tell(LevelBegun(plan.level, len(task.plan.further)))
             try:
-                maker.prepare(*level_task(task, plan))
+                with self._patient(f"opening level {plan.level}"):
+                    maker.prepare(*retry(partial(level_task, task, plan)))
             except IsovoxelError as error:
                 raise JobError(f"level {plan.level} cannot be begun: {error}; {kept(plan, part)}") from error
             last = plan is task.plan.further[-1]
@@ -185,21 +195,17 @@ class Session:
         last = plan.levels[-1]
         done = bytearray([1]) * last.n_blocks
         try:
-            omero = None if self.labels else self._shown(plan)
-            ledger.check()
-            mark_complete(self.wanted.path, ledger.filled, omero)
+            with self._patient("marking the output complete"):
+                omero = None if self.labels else self._shown(plan)
+                ledger.check()
+                retry(partial(mark_complete, self.wanted.path, ledger.filled, omero))
         except (OSError, InputError) as error:
             what = f"marking the output complete failed: {getattr(error, 'strerror', None) or error}"
             raise JobError(f"{what}; {kept(last, done)}") from error
 
     def _shown(self, plan: Plan) -> dict[str, Any]:
         """Return how viewers shall show the image."""
-        never = threading.Event()
-
-        def told(error: Exception, pause: float) -> None:
-            self._tell(Retried(plan.n_blocks - 1, "reading", clause(error), pause))
-
-        windows = display_windows(self.wanted.path, plan, lambda read: patiently(read, told, never))
+        windows = display_windows(self.wanted.path, plan, retry)
         return omero_attribute(self.volume.channels, windows, plan.output.shape[0])
 
     def _listen(self, ledger: Ledger, event: Event) -> None:
@@ -209,9 +215,14 @@ class Session:
         if not isinstance(event, JobStarted):
             self._tell(event)
 
+    def _patient(self, doing: str) -> AbstractContextManager[None]:
+        """Notify of what is tried again while the job is at something."""
+        return patience(lambda error, pause: self._tell(Retried(None, doing, clause(error), pause)))
+
     def _tell(self, event: Event) -> None:
-        for listener in self.listeners:
-            listener(event)
+        with self._telling:  # the ledger's thread has events too
+            for listener in self.listeners:
+                listener(event)
 
 
 @contextlib.contextmanager

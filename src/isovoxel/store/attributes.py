@@ -133,7 +133,7 @@ def _changed(file: ObjectPlace, change: Callable[[dict[str, Any]], dict[str, Any
     if wanted == held:
         return True
     try:
-        file.write(_text(wanted), new=found is None, of=None if found is None else found.tag)
+        file.write(_text(wanted), new=found is None, of=None if found is None else found.version)
     except (ChangedError, FileExistsError):
         return False
     return True

@@ -28,7 +28,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from isovoxel.errors import OutputError
 from isovoxel.places.place import Place
+from isovoxel.places.retries import gave_up, retry
 from isovoxel.planning.plan import Plan
 from isovoxel.planning.stored import plan_from_json, plan_to_json
 from isovoxel.store.files import write_whole
@@ -95,13 +97,21 @@ class Ledger:
 
     @classmethod
     def read(cls, folder: Place) -> Ledger | None:
-        """Return the ledger in a folder, or None where there is none."""
+        """Return the ledger in a folder, or None where there is none.
+
+        Raises
+        ------
+        OutputError
+            If a store does not say.
+        """
         try:
             check_folder(folder)
             job = folder / JOB
             text = read_own(job) if isinstance(job, Path) else job.read_bytes()
             return cls(folder, plan_from_json(text.decode()))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            if gave_up(error):
+                raise OutputError(f"{folder} cannot be read: {getattr(error, 'strerror', None) or error}") from error
             return None
 
     def add(self, block: int, seals: Iterable[Seal], level: int = 0) -> None:
@@ -178,7 +188,8 @@ class Ledger:
 
     def _append(self, line: Mapping[str, Any]) -> None:
         self.check()
-        self._lines.add(json.dumps(line, separators=(",", ":")).encode() + b"\n")
+        text = json.dumps(line, separators=(",", ":")).encode() + b"\n"
+        retry(lambda: self._lines.add(text))
 
     def _read(self) -> Iterator[Any]:
         """Yield what the lines say, one at a time."""

@@ -23,6 +23,7 @@ from pathlib import Path
 from isovoxel.errors import OutputError
 from isovoxel.places.objects import ObjectPlace
 from isovoxel.places.place import Place
+from isovoxel.places.retries import gave_up
 from isovoxel.planning.stored import plan_from_json
 
 JOB, BLOCKS, LOCK, MARK = "job.json", "blocks", "lock", "made-by-isovoxel"
@@ -165,7 +166,9 @@ def _is_ours(read: Callable[[str], bytes]) -> bool:
     def holds(name: str, known: Callable[[bytes], object]) -> bool:
         try:
             return bool(known(read(name)))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            if gave_up(error):
+                raise
             return False
 
     return (

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Protocol
 
 from isovoxel.places.objects import ObjectPlace
+from isovoxel.places.retries import carried, patience
 from isovoxel.store.ledger_folder import open_own
 
 SEGMENT_BYTES = 1 << 18
@@ -129,6 +130,8 @@ class ObjectLines:
         self._busy = self._closing = False
         self._failure: OSError | None = None
         self._thread: threading.Thread | None = None
+        with patience(ended=threading.Event()):  # lines are worth the wait, also when the job is interrupted
+            self._put = carried(self._put_all)
 
     def add(self, line: bytes) -> None:
         """Add a line, which is in the store a moment later.
@@ -143,7 +146,7 @@ class ObjectLines:
             self._changed.notify_all()
             if self._thread is None:
                 self._closing = False
-                self._thread = threading.Thread(target=self._put_all, name="isovoxel-ledger", daemon=True)
+                self._thread = threading.Thread(target=self._put, name="isovoxel-ledger", daemon=True)
                 self._thread.start()
             self._raise()
 

@@ -232,7 +232,7 @@ def _is_image(group: Place) -> bool:
     """Tell whether a group is an image of OME-Zarr."""
     try:
         attributes = read_attributes(group)
-    except (OSError, ValueError, AttributeError, TypeError):
+    except (FileNotFoundError, NotADirectoryError, PermissionError, ValueError, AttributeError, TypeError):
         return False
     home = attributes.get("ome", attributes)
     return isinstance(home, dict) and "multiscales" in home

@@ -22,8 +22,9 @@ from typing import Any, Self
 
 from isovoxel.errors import OutputBusyError, OutputError
 from isovoxel.places.failures import ChangedError
-from isovoxel.places.objects import Found, ObjectPlace
+from isovoxel.places.objects import Found, ObjectPlace, Version
 from isovoxel.places.place import Place
+from isovoxel.places.retries import patience
 from isovoxel.store import lock
 from isovoxel.store.lock import Holder, process_lives
 
@@ -55,7 +56,7 @@ class ObjectLock:
         self._word = uuid.uuid4().hex
         self._holder = Holder.own()
         self._beats = 0
-        self._tag = ""
+        self._version = Version(None)
         self._ended = threading.Event()
         self._lost = threading.Event()
         self._beat: threading.Thread | None = None
@@ -96,7 +97,7 @@ class ObjectLock:
     def _take(self) -> bool:
         """Take the lock, or return False where it has just changed."""
         try:
-            self._tag = self._place.write(self._text(), new=True)
+            self._version = self._place.write(self._text(), new=True)
         except FileExistsError:
             pass
         else:
@@ -106,7 +107,7 @@ class ObjectLock:
         except FileNotFoundError:
             return False
         if _word(text) == self._word:  # it was put by a request whose answer was lost
-            self._tag = found.tag
+            self._version = found.version
             return True
         if self._lives(text, found):
             holder = Holder.from_json(text)
@@ -115,7 +116,7 @@ class ObjectLock:
                 f"another output; if it died, its lock ends {lock.DEAD_SECONDS:.0f} seconds after its last sign of life"
             )
         try:
-            self._tag = self._place.write(self._text(), of=found.tag)
+            self._version = self._place.write(self._text(), of=found.version)
         except ChangedError:
             return False
         return True
@@ -150,16 +151,16 @@ class ObjectLock:
 
     def _give_signs(self) -> None:
         while not self._ended.wait(lock.BEAT_SECONDS):
-            with contextlib.suppress(OSError):  # the next one may get through
+            with contextlib.suppress(OSError), patience(tries=False):  # the next one may get through
                 try:
-                    self._tag = self._place.write(self._text(), of=self._tag)
+                    self._version = self._place.write(self._text(), of=self._version)
                 except ChangedError:
                     # By us, where the answer to a request was lost; else by another.
                     found = self._is_ours()
                     if found is None:
                         self._lost.set()
                         return
-                    self._tag = found.tag
+                    self._version = found.version
 
 
 def read_object_holder(place: ObjectPlace) -> Holder | None:

@@ -42,8 +42,8 @@ class Notes:
                 self._pieces = pieces
                 yield f"note: the device has too little memory for a block; {pieces} pieces of one fit"
             case Retried(level=level):
-                block = f"block {event.index} of level {level}" if level else f"block {event.index}"
-                yield (f"note: {event.doing} {block} failed ({event.reason}); it is tried again in {event.pause:g} s")
+                block = "" if event.index is None else f" block {event.index}" + (f" of level {level}" if level else "")
+                yield (f"note: {event.doing}{block} failed ({event.reason}); it is tried again in {event.pause:g} s")
             case Filled(part=part):
                 yield f"note: filled with 0, because it is damaged: {part}"
             case Slowed(in_flight=in_flight):

@@ -23,9 +23,10 @@ from isovoxel.errors import InputError, IsovoxelError
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.metadata.calibration import Length, calibrate
 from isovoxel.metadata.series import Channel, chosen_channels, time_step
+from isovoxel.places.retries import is_transient
 from isovoxel.volumes.axes import Picked, pick
 from isovoxel.volumes.base import Volume, check_voxels, room_for
-from isovoxel.volumes.files import file_identity, is_transient, needs_extra, reason_of, unavailable, unreadable
+from isovoxel.volumes.files import file_identity, needs_extra, reason_of, unavailable, unreadable
 from isovoxel.volumes.selection import Selection
 from isovoxel.volumes.series import SeriesReader
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from isovoxel.places.failures import BucketMissingError
 from isovoxel.places.objects import Found, ObjectPlace
 
 Stamp = tuple[Any, ...]
@@ -141,6 +142,8 @@ def _open_object(place: ObjectPlace, known: Stamp | None, *, whole: bool) -> Byt
         if whole:
             return WholeObject(place)
         found = place.find()
+    except BucketMissingError:
+        raise
     except FileNotFoundError:
         return None
     return None if found is None else ObjectParts(place, found)

@@ -2,18 +2,17 @@
 
 Three kinds of failures are kept apart, for what helps is not the same. Bytes that are damaged stay so: a
 `CorruptInputError` says which voxels they are. What the system did not give, an `InputUnavailableError`, may be there
-a moment later, which `is_transient` tells. All else is an `InputError`.
+a moment later, which `isovoxel.places.retries.is_transient` tells. All else is an `InputError`.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from isovoxel.errors import CorruptInputError, InputError, InputUnavailableError
+from isovoxel.errors import InputError, InputUnavailableError
 from isovoxel.places.objects import ObjectPlace
 from isovoxel.places.place import Place
 
@@ -22,18 +21,6 @@ TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 LONGEST_REASON = 200
 """Longest part of another library's message that is repeated."""
-
-_PASSING_NAMES = (
-    "EIO ESTALE EAGAIN EINTR EBUSY EREMOTEIO ETIMEDOUT ECONNRESET ECONNREFUSED ECONNABORTED "
-    "ENETDOWN ENETUNREACH ENETRESET EHOSTDOWN EHOSTUNREACH"
-)
-_PASSING = frozenset(getattr(errno, name) for name in _PASSING_NAMES.split() if hasattr(errno, name))
-"""What a disk or a network may say once and not the next time."""
-
-_NETWORK = frozenset(
-    ("ConnectionError", "TimeoutError", "HTTPClientError", "ClientConnectionError", "ClientPayloadError")
-)
-"""Names of Python's, botocore's, requests' and aiohttp's classes of such errors; not all of them are an `OSError`."""
 
 
 def file_identity(path: Path) -> dict[str, Any]:
@@ -82,45 +69,6 @@ def reason_of(error: BaseException) -> str:
     """Return the first line of an error's message, or its kind where it has none."""
     lines = str(error).strip().splitlines()
     return lines[0][:LONGEST_REASON] if lines else type(error).__name__
-
-
-def is_transient(error: BaseException) -> bool:
-    """Tell whether trying again may help: a disk or a network failed, not the data, nor who asked for them.
-
-    The error and what caused it are asked in turn; the first that is clearly one or the other decides.
-    """
-    for cause in _causes(error):
-        if isinstance(cause, CorruptInputError | MemoryError):
-            return False
-        status = _http_status(cause)
-        if status is not None:
-            return status == 429 or status >= 500
-        if any(kind.__name__ in _NETWORK for kind in type(cause).__mro__):
-            return True
-        if isinstance(cause, OSError) and cause.errno is not None:
-            return cause.errno in _PASSING
-    return False
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Go from an error to what caused it, and on, as a traceback does."""
-    seen: set[int] = set()
-    cause: BaseException | None = error
-    while cause is not None and id(cause) not in seen:
-        seen.add(id(cause))
-        yield cause
-        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
-
-
-def _http_status(error: BaseException) -> int | None:
-    """Return the status that a server answered with, wherever its library keeps it."""
-    response = getattr(error, "response", None)
-    if isinstance(response, dict):  # botocore's
-        response = response.get("ResponseMetadata", {})
-        found = [response.get("HTTPStatusCode") if isinstance(response, dict) else None]
-    else:
-        found = [getattr(place, key, None) for place in (error, response) for key in ("status", "status_code", "code")]
-    return next((status for status in found if isinstance(status, int) and 400 <= status < 600), None)
 
 
 def check_complete(name: str, needed: int, size: int) -> None:

@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 
 from isovoxel.errors import CorruptInputError, InputError
 from isovoxel.geometry.box import Box, Index3
+from isovoxel.places.retries import is_transient
 from isovoxel.volumes.base import room_for
 from isovoxel.volumes.chunk_cache import CHUNK_COST, ChunkCache
-from isovoxel.volumes.files import is_transient, reason_of, unavailable
+from isovoxel.volumes.files import reason_of, unavailable
 from isovoxel.volumes.raw import open_file, read_into
 from isovoxel.volumes.zarr_codecs import decode_nothing, decode_zlib
 

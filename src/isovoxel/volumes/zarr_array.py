@@ -29,9 +29,10 @@ from isovoxel.errors import CorruptInputError, InputError
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.places.objects import ObjectPlace
 from isovoxel.places.place import Place
+from isovoxel.places.retries import is_transient
 from isovoxel.volumes.axes import UNNAMED, Picked, pick
 from isovoxel.volumes.base import ReadBox, Volume, check_voxels, room_for
-from isovoxel.volumes.files import is_transient, metadata_identity, reason_of, unavailable, unreadable
+from isovoxel.volumes.files import metadata_identity, reason_of, unavailable, unreadable
 from isovoxel.volumes.selection import Selection
 from isovoxel.volumes.series import SeriesReader
 from isovoxel.volumes.zarr_chunks import ChunkReader

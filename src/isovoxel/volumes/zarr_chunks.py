@@ -31,6 +31,7 @@ from isovoxel.errors import CorruptInputError, InputUnavailableError
 from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.places.objects import ObjectPlace
+from isovoxel.places.retries import carried
 from isovoxel.volumes.base import room_for
 from isovoxel.volumes.chunk_cache import CHUNK_COST, CachedChunk, ChunkCache
 from isovoxel.volumes.files import reason_of, unavailable
@@ -149,6 +150,7 @@ class ChunkReader:
 
     def _read_at_once(self, files: Iterable[tuple[Index3, Iterable[Part]]]) -> None:
         """Read a few parts at a time, each in a thread of its own: from a store they are mostly waited for."""
+        read_files = carried(self._read_files)
         with ThreadPoolExecutor(AT_ONCE, "isovoxel-read") as pool:
             running: set[Future[None]] = set()
             for place, parts in files:
@@ -160,7 +162,7 @@ class ChunkReader:
                         done, running = wait(running, return_when=FIRST_COMPLETED)
                         for future in done:
                             future.result()
-                    running.add(pool.submit(self._read_files, [(place, [part])]))
+                    running.add(pool.submit(read_files, [(place, [part])]))
             for future in running:
                 future.result()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from zarr.abc.store import ByteRequest
@@ -10,6 +11,7 @@ from zarr.storage import ObjectStore
 
 from isovoxel.places.clients import client, sought
 from isovoxel.places.failures import told
+from isovoxel.places.retries import Attempts
 
 
 class RootStore(ObjectStore[Any]):
@@ -39,5 +41,13 @@ class RootStore(ObjectStore[Any]):
         OSError
             If it cannot be read.
         """
-        with told(self.root, sought(self.root)):
-            return await super().get(key, prototype, byte_range)
+        attempts = Attempts()
+        while True:
+            try:
+                with told(self.root, sought(self.root)):
+                    found = await super().get(key, prototype, byte_range)
+            except OSError as error:
+                await asyncio.to_thread(attempts.pause, error)
+            else:
+                attempts.succeed()
+                return found

@@ -16,6 +16,7 @@ import logging
 import os
 import pickle
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -44,6 +45,8 @@ from isovoxel.terminal import carry_trace
 
 log = logging.getLogger("distributed.worker.isovoxel")
 
+MOST_EVENTS = 100
+"""How many events are kept that threads beside those of blocks tell of, until the next block carries them."""
 END_SECONDS = 60.0
 """How long blocks in flight may take to come to their end when a job ends."""
 
@@ -133,6 +136,7 @@ class Member:
         plan = task.plan
         self.plan, self._worker = plan, worker
         self._here = threading.local()
+        self._elsewhere: deque[Event] = deque(maxlen=MOST_EVENTS)
         volume = task.open()
         read = volume.cached(plan.cache) if volume.cached and plan.cache else volume.read
         if task.fill:
@@ -141,14 +145,14 @@ class Member:
         self.seats = Seats(self._engine.prepare(plan))
         waiting = FLUSHING * self.seats.number
         self._flushing = ThreadPoolExecutor(waiting, thread_name_prefix="flush")
-        self._flusher = Flusher(self._flushing, waiting)
         self._writer = OmeZarrWriter.of_plan(task.output, plan, plan.helpers)
         self._next_writer = next_writer(task.output, plan)
         self._maker = BlockMaker(plan, read, self._engine, self._writer, self._tell, self._next_writer)
+        self._flusher = Flusher(self._flushing, waiting, self._maker.patient)
 
     def make(self, index: int, voxels: NDArray[Any] | None = None) -> Outcome:
         """Make a block, and wait until it is on the disk."""
-        self._here.events = events = list[Event]()
+        self._here.events = events = [self._elsewhere.popleft() for _ in range(len(self._elsewhere))]
         block = self.plan.block(index)
         try:
             seals, done = self._made(block, voxels)
@@ -194,7 +198,7 @@ class Member:
             self._tell(Slowed(self.seats.number))
 
     def _tell(self, event: Event) -> None:
-        self._here.events.append(event)
+        getattr(self._here, "events", self._elsewhere).append(event)
 
     def _tell_filled(self, error: CorruptInputError) -> None:
         self._tell(Filled(f"{error.chunk}: {error.reason}"))
