@@ -28,7 +28,7 @@ from isovoxel.volumes.base import Volume, check_voxels
 from isovoxel.volumes.files import check_complete, file_identity, unreadable
 from isovoxel.volumes.raw import RawReader
 from isovoxel.volumes.segments import SegmentReader
-from isovoxel.volumes.selection import Selection
+from isovoxel.volumes.selection import GIVEN, Selection
 from isovoxel.volumes.tiff_layout import Chain, follow_directories, reader_of
 
 # What tifffile logs of broken files is found again here and raised; without this it would land on stderr too.
@@ -84,7 +84,8 @@ def open_tiff(path: Path, name: str, selection: Selection) -> Volume:
         raise
     except Exception as error:
         raise unreadable(name, "TIFF", error) from error
-    sources = {"shape": "TIFF pages", "axes": picked.told(_AXES_SOURCES.get(series.kind, "unnamed pages, taken as z"))}
+    named = _AXES_SOURCES.get(series.kind, "unnamed pages, taken as z") if selection.axes is None else GIVEN
+    sources = {"shape": "TIFF pages", "axes": picked.told(named)}
     if len(every) > 1:
         sources["shape"] += f" (image {index} of {len(every)}, the only {3 if picked.zyx[0] is not None else 2}-D one)"
     if calibration.voxel_size is not None:
@@ -106,6 +107,7 @@ def open_tiff(path: Path, name: str, selection: Selection) -> Volume:
             **file_identity(path),
             "files": [file_identity(Path(file)) for file in reader.files[1:]],
             **picked.chosen,
+            **selection.identity("axes"),
         },
         missing=calibration.missing,
         series=axes,
