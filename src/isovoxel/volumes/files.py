@@ -8,9 +8,13 @@ a moment later, which `isovoxel.places.retries.is_transient` tells. All else is 
 from __future__ import annotations
 
 import hashlib
+import re
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from isovoxel.errors import InputError, InputUnavailableError
 from isovoxel.places.objects import ObjectPlace
@@ -51,7 +55,25 @@ def unreadable(name: str, what: str, error: Exception) -> InputError:
     """Return the one-sentence error for a file that could not be opened by who knows its kind."""
     if isinstance(error, OSError) and error.errno is not None:
         return unavailable(f"{name} cannot be read", error)
+    if isinstance(error, (*LIMITS, IndexError, KeyError, AssertionError)):
+        return InputError(f"{name} cannot be read as {what} here: {limit_of(error)}; {WAY_ON}")
     return InputError(f"{name} cannot be read as {what}: {reason_of(error)}; copy or write it again")
+
+
+LIMITS = (TypeError, AttributeError, NameError, ImportError, NotImplementedError)
+"""What a library raises that does not do what it is asked, or is not installed as it should be: no file is to blame."""
+
+WAY_ON = "the file may be whole: save it anew with a program that opens it, as OME-TIFF or OME-Zarr"
+
+
+def limit_of(error: BaseException) -> str:
+    """Return what a library said that failed, and which one it was."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__) if error.__traceback__ else [(None, 0)]
+    library = frame.f_globals.get("__name__", "").partition(".")[0] if frame is not None else ""
+    where = f" in {library}" if library not in ("", "isovoxel") else ""
+    if np.lib.NumpyVersion(np.__version__) < "2.0.0" and re.search("unexpected keyword|module 'numpy", str(error)):
+        return f"{library or 'its library'} wants NumPy 2, and {np.__version__} is installed ({reason_of(error)})"
+    return f"{reason_of(error)} ({type(error).__name__}{where})"
 
 
 def needs_extra(name: str, what: str, extra: str, error: ImportError) -> InputError:

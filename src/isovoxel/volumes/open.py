@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from isovoxel.errors import InputError, InputMissingError, IsovoxelError, OptionError
-from isovoxel.geometry.grid import Float3, check_positive, number_text, numbers_text
+from isovoxel.geometry.grid import Float3, check_positive
 from isovoxel.metadata.units import METERS, checked_unit, convert
 from isovoxel.places.address import is_address
 from isovoxel.places.objects import ObjectPlace
@@ -25,13 +25,17 @@ from isovoxel.places.place import Place, place_of
 from isovoxel.volumes.base import Volume
 from isovoxel.volumes.crop import cropped, moved
 from isovoxel.volumes.files import TIFF_MAGIC, unreadable
-from isovoxel.volumes.selection import EVERYTHING, Selection
+from isovoxel.volumes.selection import Selection
 
 _GIVEN = "given by the caller"
 _KINDS = (
     "isovoxel reads TIFF and folders of TIFF slices, OME-Zarr, zarr arrays, N5, HDF5, Imaris, NIfTI, CZI, LIF, ND2, DV "
     "and .npy"
 )
+
+
+EVERYTHING = Selection()
+"""Nothing is selected: the input as it is."""
 
 
 def open_volume(
@@ -89,30 +93,25 @@ def _open(source: Any, selection: Selection) -> Volume:
     if zarr is not None and isinstance(source, zarr.Array):
         from isovoxel.volumes.zarr_array import from_array
 
-        selection.check_kind("a zarr array", "channel", "time", "axes")
+        selection.check_kind("a zarr array", "channel", "time")
         return from_array(source, selection)
+    volume = _open_value(source)
+    selection.check_kind(volume.name)
+    return volume
+
+
+def _open_value(source: Any) -> Volume:
     if isinstance(source, Volume):
-        selection.check_kind(source.name)
         return source
-    return _open_array(source, selection)
-
-
-def _open_array(source: Any, selection: Selection) -> Volume:
     if isinstance(source, np.ndarray):
         from isovoxel.volumes.arrays import from_numpy
 
-        return from_numpy(source, selection)
+        return from_numpy(source)
     dask_array = sys.modules.get("dask.array")
     if dask_array is not None and isinstance(source, dask_array.Array):
         from isovoxel.volumes.arrays import from_dask
 
-        return from_dask(source, selection)
-    xarray = sys.modules.get("xarray")
-    if xarray is not None and isinstance(source, xarray.DataArray):
-        from isovoxel.volumes.arrays import from_xarray
-
-        selection.check_kind("the DataArray")
-        return from_xarray(source)
+        return from_dask(source)
     raise InputError(
         f"a {type(source).__name__} is no volume; give a path, a NumPy array, a dask array, a zarr array or a Volume"
     )
@@ -209,10 +208,9 @@ def _open_zarr(path: Place, name: str, selection: Selection) -> Volume | None:
 
     match kind_of_folder(path):
         case "array":
-            selection.check_kind(name, "channel", "time", "axes")
+            selection.check_kind(name, "channel", "time")
             return open_zarr_array(path, name, selection)
         case "group":
-            selection.check_kind(name, "level", "channel", "time")
             return open_ome_zarr(path, name, selection)
         case _:
             return None
@@ -230,30 +228,36 @@ def _open_file(path: Path, inner: str | None, name: str, selection: Selection) -
     if magic[:4] in TIFF_MAGIC and inner is None:
         from isovoxel.volumes.tiff import open_tiff
 
-        selection.check_kind(name, "channel", "time", "axes")
+        selection.check_kind(name, "channel", "time")
         return open_tiff(path, name, selection)
     is_numpy, microscope = magic[:6] == b"\x93NUMPY", format_of(magic)
     if is_hdf5(path):
-        selection.check_kind(name, "channel", "time", "axes")
+        selection.check_kind(name, "channel", "time")
         return open_hdf5(path, inner, name, selection)
-    if is_numpy and inner is None:
-        from isovoxel.volumes.npy import open_npy
-
-        selection.check_kind(name, "channel", "time", "axes")
-        return open_npy(path, name, selection)
-    if is_nifti(path) or microscope is None:
+    if is_numpy or is_nifti(path) or microscope is None:
         selection.check_kind(name)
     if inner is not None:
         raise InputError(f"{name} names something in the file {path}, which only HDF5 files have; give {path} alone")
+    if is_numpy:
+        from isovoxel.volumes.npy import open_npy
+
+        return open_npy(path, name)
     if is_nifti(path):
         return open_nifti(path, name)
     if microscope is not None:
         selection.check_kind(name, "channel", "time")
         return open_bioio(path, name, microscope, selection)
+    raise _unknown(path, name, magic)
+
+
+def _unknown(path: Path, name: str, magic: bytes) -> InputError:
+    """Return the error for a file of no kind that is known, with what is known of it."""
     if path.name in ("zarr.json", ".zarray", ".zgroup", ".zattrs", "attributes.json"):
         what = "an N5" if path.name == "attributes.json" else "a zarr"
-        raise InputError(f"{name} is a part of {what}; give the folder that it lies in")
-    raise InputError(f"{name} is of no kind that isovoxel knows; {_KINDS}")
+        return InputError(f"{name} is a part of {what}; give the folder that it lies in")
+    if magic[:2] == b"\x1f\x8b":
+        return InputError(f"{name} is of no kind that isovoxel knows, packed by gzip; unpack it first, as gunzip does")
+    return InputError(f"{name} is of no kind that isovoxel knows; {_KINDS}")
 
 
 def _checked_size(voxel_size: Sequence[float]) -> Float3:
@@ -272,7 +276,6 @@ def _with_overrides(volume: Volume, voxel_size: Float3 | None, unit: str | None)
         voxel_size = (1.0, 1.0, 1.0)  # which without a unit was none
     if voxel_size is not None:
         changes |= {"voxel_size": voxel_size, "missing": "", "counted": False}
-        changes["notes"] = (*volume.notes, *_doubts(voxel_size))
         sources["voxel size"] = _GIVEN
     if unit is not None:
         changes["unit"] = unit
@@ -280,16 +283,6 @@ def _with_overrides(volume: Volume, voxel_size: Float3 | None, unit: str | None)
     if voxel_size is not None:
         changes["origin"] = _origin(volume, voxel_size, unit)
     return dataclasses.replace(volume, **changes, sources=sources) if changes else volume
-
-
-def _doubts(voxel_size: Float3) -> tuple[str, ...]:
-    """Return a note where a voxel size that was given looks as if its order were x, y, z."""
-    z, y, x = voxel_size
-    if x < 2 * max(z, y):
-        return ()
-    turned = ",".join(map(number_text, (x, y, z)))
-    taken = f"the voxel size {numbers_text(voxel_size)} is z, y, x, so voxels are longest along x"
-    return (f"{taken}; if it was meant as x, y, z, give {turned}",)
 
 
 def _origin(volume: Volume, voxel_size: Float3, unit: str | None) -> Float3:
