@@ -63,14 +63,15 @@ def calibrate(what: str, source: str, lengths: tuple[Length, Length, Length], *,
     lengths
         What it says of z, y and x.
     flat
-        Whether there is one plane only: where nothing is said of z, it counts as thick as its pixels are high.
+        Whether there is one plane only: where nothing is said of z, or nothing that can be so, as 0, it counts as thick
+        as its pixels are high.
 
     Returns
     -------
     Calibration
         In the unit of x; without a unit where none of the axes has one.
     """
-    if flat and lengths[0].value is None:
+    if flat and _problem(lengths[0]):
         lengths = (lengths[1], *lengths[1:])
     problems = [_problem(length) for length in lengths]
     if any(problems):

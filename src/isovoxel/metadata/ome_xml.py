@@ -69,6 +69,24 @@ def read_pixels(xml: str, name: str) -> list[dict[str, str]]:
     return found
 
 
+def read_companion(xml: str, name: str) -> str | None:
+    """Return which file has the OME-XML of which this document is only a reference; None where it is no reference.
+
+    Parameters
+    ----------
+    xml, name
+        As in `read_pixels`.
+    """
+    found: list[str] = []
+
+    def element(tag: str, attributes: dict[str, str]) -> None:
+        if tag.rpartition(":")[2] == "BinaryOnly":
+            found.append(attributes.get("MetadataFile", ""))
+
+    _parse(xml, name, element)
+    return found[0] if found else None
+
+
 def read_channels(xml: str, name: str) -> list[tuple[Channel, ...]]:
     """Return what the document says of the channels of every image, in its order; `read_pixels` has taken it.
 
