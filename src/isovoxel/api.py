@@ -50,7 +50,6 @@ def open_volume(
     level: int | None = None,
     channel: int | None = None,
     time: int | None = None,
-    axes: str | None = None,
     crop: Any = None,
 ) -> Volume:
     """Open a volume lazily; a single plane is a volume too.
@@ -60,11 +59,10 @@ def open_volume(
     source
         Path of a TIFF, BigTIFF, ImageJ stack, OME-TIFF, a folder or a pattern (``*.tif``) of slices, zarr array (v2,
         v3), OME-Zarr (0.4, 0.5), N5, HDF5 (``file.h5:/path/to/dataset``), Imaris, NIfTI, CZI, LIF, ND2, DV or ``.npy``;
-        or the address of a zarr in an object store; or a NumPy, dask or zarr array; or an ``xarray.DataArray``, whose
-        coordinates are lengths; or a `Volume`.
+        or the address of a zarr in an object store; or a NumPy, dask or zarr array; or a `Volume`.
     voxel_size, unit
         Voxel size z, y, x and its unit, in place of what the metadata say.
-    level, channel, time, axes, crop
+    level, channel, time, crop
         Which part of it, as in `ScalingOptions`.
 
     Raises
@@ -74,8 +72,10 @@ def open_volume(
     OptionError
         If the voxel size or the unit makes no sense, or it has no such part.
     """
-    part: ScalingOptions = {"level": level, "channel": channel, "time": time, "axes": axes, "crop": crop}
-    return _opened(source, {"input_voxel_size": voxel_size, "unit": unit, **part})
+    return _opened(
+        source,
+        {"input_voxel_size": voxel_size, "unit": unit, "level": level, "channel": channel, "time": time, "crop": crop},
+    )
 
 
 def _opened(source: Any, options: ScalingOptions) -> Volume:
@@ -261,7 +261,6 @@ def limits(
     level: int | None = None,
     channel: int | None = None,
     time: int | None = None,
-    axes: str | None = None,
     crop: Any = None,
     interpolation: str = "linear",
     device: str = "auto",
@@ -272,14 +271,14 @@ def limits(
     ----------
     source
         As in `open_volume`.
-    input_voxel_size, unit, level, channel, time, axes, crop, interpolation, device
+    input_voxel_size, unit, level, channel, time, crop, interpolation, device
         As in `ScalingOptions`.
     """
     from isovoxel.engines.devices import find_device
     from isovoxel.planning.whole import whole_limits
 
     volume = open_volume(
-        source, voxel_size=input_voxel_size, unit=unit, level=level, channel=channel, time=time, axes=axes, crop=crop
+        source, voxel_size=input_voxel_size, unit=unit, level=level, channel=channel, time=time, crop=crop
     )
     return whole_limits(volume.grid, find_device(device).limits(), interpolation)
 

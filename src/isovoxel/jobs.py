@@ -114,7 +114,6 @@ def run_job(volume: Volume, source: Any, output: str | Path, options: ScalingOpt
         source_path=volume.identity.get("path"),
         overwrite=order.overwrite,
         shard=options.get("shard") is not None,
-        said=next((name for name in ("zoom", "factor") if options.get(name) is not None), "voxel_size"),
     )
     if is_complete(wanted):
         tally.done_before = planned.all_blocks
@@ -210,8 +209,7 @@ def labels_beside(
     made = {
         key: value
         for key, value in options.items()
-        if key
-        not in ("zoom", "voxel_size", "interpolation", "antialias", "boundary", "engine", "channel", "level", "axes")
+        if key not in ("zoom", "voxel_size", "interpolation", "antialias", "boundary", "engine", "channel", "level")
     }
     by = ("mode" if min(factor) < 1 else "nearest") if labels_by == "auto" else labels_by
     chosen: Any = {**made, **part, "labels": True, "factor": factor, "interpolation": by, "engine": "exact"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
@@ -38,7 +37,6 @@ class Opening(TypedDict, total=False):
     """As in `ScalingOptions`, and so are those that follow."""
     channel: int | None
     time: int | None
-    axes: str | None
     crop: str | Sequence[slice | Sequence[int | None]] | None
 
 
@@ -65,9 +63,6 @@ class ScalingOptions(TypedDict, total=False):
     """Which of several channels, counted from 0; default: all, each scaled by itself."""
     time: int | None
     """Which of several time points, counted from 0; default: all, likewise."""
-    axes: str | None
-    """Names of the input's axes in their order, such as "tczyx", where it does not name them itself: of a zarr array, a
-    TIFF, HDF5, ``.npy`` and arrays."""
     crop: str | Sequence[slice | Sequence[int | None]] | None
     """Which voxels of the input: "z0:z1,y0:y1,x0:x1", or three slices or pairs. As in Python's slices an open end is
     the volume's, and a number below 0 counts from its end; beyond the volume nothing may lie."""
@@ -87,7 +82,7 @@ class ScalingOptions(TypedDict, total=False):
     halo: str
     """"auto" (default), "map_overlap" or "direct"."""
     memory: int | str | None
-    """Bytes that this process may hold, or text with a unit such as "8GiB"; default: half of what is free."""
+    """Bytes that this process may hold, or text such as "8GiB"; default: half of what is free."""
     device_memory: int | str | None
     """Bytes that may be held on the device, or text; default: nine tenths of what is free on a GPU."""
     threads: int | None
@@ -245,7 +240,6 @@ def selection_of(options: ScalingOptions) -> Selection:
         level=options.get("level"),
         channel=options.get("channel"),
         time=options.get("time"),
-        axes=options.get("axes"),
         crop=parse_crop(options.get("crop")),
     )
 
@@ -319,11 +313,6 @@ def parse_factor(values: Sequence[float]) -> Float3:
 
 def source_of(volume: Volume, grid: VoxelGrid) -> Source:
     """Return what a plan knows of a volume."""
-    notes = volume.notes
-    if volume.voxel_size is None and grid.unit is None:
-        why = f": {volume.missing}" if volume.missing else ""
-        counts = "lengths of the output count input voxels, without a unit, unless --input-voxel-size says more"
-        notes += (f"the voxel size is not known{why}; {counts}",)
     return Source(
         name=volume.name,
         grid=grid,
@@ -332,17 +321,10 @@ def source_of(volume: Volume, grid: VoxelGrid) -> Source:
         read_overhead=volume.read_overhead,
         identity=dict(volume.identity),
         caches=volume.cached is not None,
-        notes=notes,
+        notes=volume.notes,
         beside=volume.beside,
         series=tuple((axis.name, axis.length) for axis in volume.series),
     )
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
 
 
 def parse_size(name: str, value: int | str | None) -> int | None:
@@ -352,10 +334,6 @@ def parse_size(name: str, value: int | str | None) -> int | None:
     from dask.utils import parse_bytes
 
     unclear = OptionError(f"{name} must be a size such as 8GiB or 500MB, not {value!r}")
-    if isinstance(value, bool):
-        raise unclear
-    if isinstance(value, str) and _is_number(value):
-        raise OptionError(f"{name} needs a unit, such as {value.strip()}GiB or {value.strip()}MB; {value!r} has none")
     if isinstance(value, str) and not any(letter.isdigit() for letter in value):
         raise unclear  # dask takes "GiB" for one of them, and nothing for a byte
     try:

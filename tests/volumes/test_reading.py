@@ -493,7 +493,7 @@ def test_what_a_disk_does_not_give_is_not_corrupt(kind: str, tmp_path: Path, mon
         if kind.startswith("zarr"):
             patch.setattr("isovoxel.volumes.byte_sources._read_at", fail)
         else:
-            patch.setattr("isovoxel.volumes.raw.FileIO", type("Failing", (FileIO,), {"readinto": fail}))
+            patch.setattr("isovoxel.volumes.raw.FileIO", type("Failing", (FileIO,), {"readinto": fail, "read": fail}))
         with pytest.raises(InputUnavailableError, match="Input/output error") as raised:
             read(Box.whole(voxels.shape))
     assert raised.value.errno == errno.EIO

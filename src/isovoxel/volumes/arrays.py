@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial
 from itertools import accumulate, pairwise, product
 from pathlib import Path
 from typing import Any
@@ -16,13 +13,9 @@ from numpy.typing import NDArray
 
 from isovoxel.errors import InputError
 from isovoxel.geometry.box import Box
-from isovoxel.geometry.grid import AXES
-from isovoxel.metadata.units import canonical_unit
-from isovoxel.volumes.axes import UNNAMED, Picked, pick, plain_zyx
-from isovoxel.volumes.base import ReadBox, Volume, check_voxels, room_for
+from isovoxel.volumes.axes import UNNAMED, plain_zyx
+from isovoxel.volumes.base import Volume, check_voxels, room_for
 from isovoxel.volumes.files import reason_of
-from isovoxel.volumes.selection import EVERYTHING, GIVEN, Selection
-from isovoxel.volumes.series import SeriesReader
 
 GRAPH_BYTES = 1 << 20
 """What dask holds for the tasks of one chunk, whatever its size."""
@@ -32,18 +25,15 @@ def _sources(ndim: int) -> dict[str, str]:
     return {"shape": "the array", "axes": UNNAMED[ndim]}
 
 
-def from_numpy(array: NDArray[Any], selection: Selection = EVERYTHING) -> Volume:
+def from_numpy(array: NDArray[Any]) -> Volume:
     """Return a volume of a NumPy array in memory, which must not change while it is used.
 
     Raises
     ------
     InputError
-        If it is neither 3-D nor 2-D, and its axes are not named, or masked.
+        If it is neither 3-D nor 2-D, or masked.
     """
     name = "the NumPy array"
-    if selection.axes is not None:
-        return _named(name, array, selection, from_numpy)
-    selection.check_kind(name)
     if isinstance(array, np.ma.MaskedArray):
         raise InputError(f"{name} is masked, which a volume cannot be; give array.filled(value)")
     shape = plain_zyx(name, array.shape)
@@ -69,7 +59,7 @@ def from_numpy(array: NDArray[Any], selection: Selection = EVERYTHING) -> Volume
     )
 
 
-def from_dask(array: Any, selection: Selection = EVERYTHING) -> Volume:
+def from_dask(array: Any) -> Volume:
     """Return a volume of a dask array; a box is computed chunk by chunk in the thread that reads it.
 
     `read_overhead` counts one chunk and its copy; what computing a chunk needs by itself, dask does not tell.
@@ -77,12 +67,9 @@ def from_dask(array: Any, selection: Selection = EVERYTHING) -> Volume:
     Raises
     ------
     InputError
-        If it is neither 3-D nor 2-D, and its axes are not named, or its chunks' sizes are not known.
+        If it is neither 3-D nor 2-D, or its chunks' sizes are not known.
     """
     name = "the dask array"
-    if selection.axes is not None:
-        return _named(name, array, selection, from_dask)
-    selection.check_kind(name)
     if any(np.isnan(n) for n in array.shape):
         raise InputError(f"{name} has chunks of unknown size; call its compute_chunk_sizes() first")
     shape = plain_zyx(name, array.shape)
@@ -117,83 +104,6 @@ def from_dask(array: Any, selection: Selection = EVERYTHING) -> Volume:
         missing="a dask array has none",
         array=array,
     )
-
-
-def _named(name: str, array: Any, selection: Selection, single: Callable[[Any], Volume]) -> Volume:
-    """Return the volumes of an array whose axes the user names, each as `single` makes one of a part of it."""
-    picked = pick(name, [""] * array.ndim, array.shape, selection)
-    first = single(_part(array, picked, [0] * len(picked.series)))
-    identity = {**first.identity, **picked.chosen, **selection.identity("axes"), "shape": list(array.shape)}
-    sources = {**first.sources, "axes": picked.told(GIVEN)}
-    if first.array is not None:
-        identity["tag"] = str(array.name)
-    if not picked.series:
-        return replace(first, identity=identity, sources=sources)
-    return replace(
-        first,
-        read=SeriesReader(picked.lengths, partial(_member, array, picked, single)),
-        series=picked.axes(),
-        identity=identity,
-        sources=sources,
-        checksum=None if first.checksum is None else lambda: _checksum(array),
-        array=None,
-    )
-
-
-def _part(array: Any, picked: Picked, place: Sequence[int]) -> Any:
-    return array[picked.at(place).index((slice(None),) * 3)]
-
-
-def _member(array: Any, picked: Picked, single: Callable[[Any], Volume], place: tuple[int, ...]) -> ReadBox:
-    return single(_part(array, picked, place)).read
-
-
-def from_xarray(array: Any) -> Volume:
-    """Return a volume of an ``xarray.DataArray``: its voxels, and what its coordinates say of their size and place.
-
-    The coordinates of all axes must be evenly spaced numbers that grow; then they are lengths, in the unit that all of
-    them name in their attributes ("units").
-
-    Raises
-    ------
-    InputError
-        If it is neither 3-D nor 2-D, or has dimensions z, y or x at the place of another.
-    """
-    name = "the DataArray" if array.name is None else f"the DataArray {array.name!r}"
-    dims = [str(dim).lower() for dim in array.dims]
-    axes = list(AXES[-len(dims) :]) if dims else []
-    if len(dims) not in (2, 3) or any(dim in AXES and dim != axis for dim, axis in zip(dims, axes, strict=True)):
-        raise InputError(
-            f"{name} has the dimensions {', '.join(dims) or 'none'}; isovoxel takes z, y, x, or y, x of one plane: "
-            "transpose it, and select one of several volumes with array.isel"
-        )
-    volume = from_dask(array.data) if hasattr(array.data, "dask") else from_numpy(np.asarray(array.data))
-    sources = {**volume.sources, **({"axes": "dimensions of the DataArray"} if dims == axes else {})}
-    spaced = [_spacing(array.coords[dim]) if dim in array.coords else None for dim in array.dims]
-    known = [one for one in spaced if one is not None]
-    if len(known) < len(dims):
-        axis = array.dims[spaced.index(None)]
-        why = f"its coordinates along {axis} are not evenly spaced numbers that grow"
-        return replace(volume, name=name, sources=sources, missing=why)
-    if len(known) == 2:
-        known = [(min(step for step, _, _ in known), 0.0, known[0][2]), *known]
-    (z, y, x), (z0, y0, x0), units = zip(*known, strict=True)
-    unit = units[0] if len(set(units)) == 1 else None
-    sources |= dict.fromkeys(["voxel size", "unit"] if unit else ["voxel size"], "coordinates of the DataArray")
-    return replace(volume, name=name, sources=sources, voxel_size=(z, y, x), origin=(z0, y0, x0), unit=unit, missing="")
-
-
-def _spacing(coordinate: Any) -> tuple[float, float, str | None] | None:
-    """Return step, first value and unit of length of an axis' coordinates; None where they have no step."""
-    values = np.asarray(coordinate.values)
-    if values.dtype.kind not in "iuf" or values.size < 2:
-        return None
-    values = values.astype(np.float64)
-    step = float((values[-1] - values[0]) / (values.size - 1))
-    if not (step > 0 and np.allclose(np.diff(values), step, rtol=1e-6, atol=0)):
-        return None
-    unit = coordinate.attrs.get("units", coordinate.attrs.get("unit"))
-    return step, float(values[0]), canonical_unit(unit) if isinstance(unit, str) else None
 
 
 def _checksum(array: NDArray[Any]) -> str:

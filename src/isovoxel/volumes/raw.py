@@ -47,6 +47,13 @@ class RawReader:
     """Whether the file's order is x, y, z, as in Fortran."""
     opener: Callable[[str, str], Any] | None = None
     """Opens a file by the input's name and its own path, where it is not what `open_file` gives."""
+    pages: NDArray[np.int64] | None = None
+    """Number of the page of its file that every plane is in, for messages; None where there are no pages."""
+
+    @property
+    def segment_shape(self) -> Index3:
+        """Number of voxels that are decoded in one go."""
+        return (1, 1, 1)
 
     @property
     def overhead(self) -> int:
@@ -60,6 +67,7 @@ class RawReader:
             file_of_plane=self.file_of_plane[planes],
             offsets=self.offsets[planes],
             shape=(len(planes), *self.shape[1:]),
+            pages=None if self.pages is None else self.pages[planes],
         )
 
     def __call__(self, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
@@ -96,7 +104,8 @@ class RawReader:
         start, stop = (plane, 0, 0), (plane + 1, *self.shape[1:])
         if self.reverse:
             start, stop = start[::-1], stop[::-1]
-        what = f"plane {plane}{' along x' * self.reverse}{in_file(self.files, int(self.file_of_plane[plane]))}"
+        what = f"plane {plane}" if self.pages is None else f"page {self.pages[plane]}"
+        what += f"{' along x' * self.reverse}{in_file(self.files, int(self.file_of_plane[plane]))}"
         return CorruptInputError(self.name, what, start, stop, str(error))
 
     def _read_plane(self, file: FileIO, offset: int, box: Box, plane: NDArray[Any]) -> None:
@@ -168,6 +177,26 @@ def read_into(file: FileIO, offset: int, array: NDArray[Any], name: str) -> None
             done += count
     except OSError as error:
         raise unavailable(f"{name} cannot be read at byte {offset}", error) from error
+
+
+def read_bytes(file: FileIO, offset: int, count: int, name: str) -> bytes:
+    """Return so many bytes from `offset` on, of which no copy is made.
+
+    Raises
+    ------
+    EndOfFileError, InputUnavailableError
+        As `read_into` does.
+    """
+    try:
+        file.seek(offset)
+        data = file.read(count)
+    except OSError as error:
+        raise unavailable(f"{name} cannot be read at byte {offset}", error) from error
+    if len(data) < count:  # the end of the file, or more than the system reads at a time
+        rest = np.empty(count - len(data), np.uint8)
+        read_into(file, offset + len(data), rest, name)
+        data += rest.tobytes()
+    return data
 
 
 def contiguous_offsets(start: int, shape: Index3, dtype: np.dtype[Any]) -> NDArray[np.int64]:

@@ -1,8 +1,7 @@
 """How do many TIFF files, a folder of slices or what a pattern matches, become one volume?
 
 1. `slice_names` puts them in order. The first file is looked at as a TIFF by itself is.
-2. Of one page, every file must be like it: the same shape, dtype and encoding. From each only the places of its strips
-   or tiles are taken, and the readers of TIFF read them all as pages of one image.
+2. Of one page, every file must have its size and dtype. They are read as pages of one image, each as its own tags say.
 3. Of several pages, each file is a volume, and z runs through them.
 
 No file stays open: a read opens one after another.
@@ -14,19 +13,19 @@ import glob
 import hashlib
 import os
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
 from isovoxel.errors import CorruptInputError, InputError, InputMissingError, IsovoxelError
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.box import Box, Index3
 from isovoxel.metadata.calibration import Calibration
 from isovoxel.metadata.imagej import parse_description
 from isovoxel.metadata.ome_xml import read_ome_xml, read_pixels
@@ -36,29 +35,11 @@ from isovoxel.volumes.files import TIFF_MAGIC, unreadable
 from isovoxel.volumes.selection import Selection
 from isovoxel.volumes.slice_names import in_order
 from isovoxel.volumes.tiff import calibration_of, decoded_at_once, open_tiff
-from isovoxel.volumes.tiff_layout import Pages, follow_directories, page_reader
+from isovoxel.volumes.tiff_directories import Directories, read_directories
+from isovoxel.volumes.tiff_layout import Stack, planes_reader
 
 ENDINGS = (".tif", ".tiff")
 """Names of slices end in one of these; other files of their folder are passed over."""
-
-
-class _Page(NamedTuple):
-    """Where the one page of a file lies in it, as `Pages` wants it."""
-
-    dataoffsets: tuple[int, ...]
-    databytecounts: tuple[int, ...]
-    jpegtables: bytes | None
-
-
-class _Alike(NamedTuple):
-    """What all slices must share, by the names that messages have for it."""
-
-    shape: tuple[int, int]
-    dtype: str
-    compression: int
-    predictor: int
-    segments: tuple[int, ...]
-    byteorder: str
 
 
 def slices_in(folder: Path) -> list[str]:
@@ -127,23 +108,19 @@ def open_slices(files: Sequence[str], where: str, name: str) -> Volume:
 
 
 def _one_page_each(files: Sequence[str], name: str) -> Volume:
-    pages = []
-    with _opened(files[0]) as home:  # to the end, for tags are read from it when they are asked for
+    with _opened(files[0]) as (home, _):  # to the end, for tags are read from it when they are asked for
         keyframe = home.pages.first
-        expected = _checked(home, keyframe, files[0])
-        calibration = _calibration(home, keyframe, files[0], (len(files), *expected.shape))
+        every = []
         for file in files:
-            with _opened(file) as tif:
-                page = tif.pages.first
-                alike = _checked(tif, page, file)
-                if alike != expected:
-                    raise _odd_one(file, alike, files[0], expected)
-                # Of voxels that lie in one piece, where that begins is all.
-                n = 1 if page.is_final else None
-                pages.append(_Page(tuple(page.dataoffsets[:n]), tuple(page.databytecounts[:n]), page.jpegtables))
-        stored = np.dtype(expected.byteorder + np.dtype(expected.dtype).char)
-        stack = Pages(name, tuple(files), np.arange(len(files)), keyframe, pages)
-        reader = page_reader(stack, stored)
+            with _opened(file) as (tif, directories):
+                _check_plane(tif, file)
+                every.append(directories)
+        length, width = keyframe.shape
+        shape = (len(files), length, width)
+        calibration = _calibration(home, keyframe, files[0], shape)
+        index = np.zeros(len(files), np.int64)
+        stack = Stack("plain", "IYX", shape, keyframe, tuple(every), np.arange(len(files)), index)
+        reader = planes_reader(stack, name)
     sources = {"axes": "one file after another, taken as z"}
     if calibration.voxel_size is not None:
         sources["voxel size"] = f"{calibration.source}, of the first file"
@@ -152,10 +129,10 @@ def _one_page_each(files: Sequence[str], name: str) -> Volume:
     return Volume(
         name,
         "TIFF",
-        stack.shape,
-        stored.newbyteorder("="),
+        shape,
+        reader.dtype.newbyteorder("="),
         reader,
-        chunks=decoded_at_once(reader, stack.shape),
+        chunks=decoded_at_once(reader, shape),
         read_overhead=reader.overhead,
         voxel_size=calibration.voxel_size,
         unit=calibration.unit,
@@ -165,21 +142,23 @@ def _one_page_each(files: Sequence[str], name: str) -> Volume:
 
 
 @contextmanager
-def _opened(file: str) -> Iterator[tifffile.TiffFile]:
+def _opened(file: str) -> Iterator[tuple[tifffile.TiffFile, Directories]]:
     """Open a TIFF whose directories are all there; whatever is raised while it is open names it."""
-    if follow_directories(Path(file)).broken_at is not None:
+    directories = read_directories(Path(file))
+    if directories.broken_at is not None or not len(directories):
         raise InputError(f"{file} is truncated or no TIFF: its directory is not in the file; copy it again")
     try:
         with tifffile.TiffFile(file) as tif:
-            yield tif
+            yield tif, directories
     except IsovoxelError:
         raise
     except Exception as error:
         raise unreadable(file, "TIFF", error) from error
 
 
-def _checked(tif: tifffile.TiffFile, page: tifffile.TiffPage, file: str) -> _Alike:
-    """Return what a file must share with the others, once it is known to be one grey plane."""
+def _check_plane(tif: tifffile.TiffFile, file: str) -> None:
+    """Check that a file is one grey plane."""
+    page = tif.pages.first
     planes = str(len(tif.pages)) if len(tif.pages) > 1 else _images(page)
     if planes != "1":
         raise InputError(f"{file} has {planes} pages, where the first slice has one; give files of equal kinds only")
@@ -187,16 +166,6 @@ def _checked(tif: tifffile.TiffFile, page: tifffile.TiffPage, file: str) -> _Ali
     if page.dtype is None:
         raise InputError(f"{file} holds numbers of {page.bitspersample} bits, of a kind that is not known")
     check_voxels(file, (1, page.shape[0], page.shape[1]), page.dtype)
-    tiles = (page.tiledepth, page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip,)
-    segments = (0,) if page.is_final else tiles
-    return _Alike(
-        (page.shape[0], page.shape[1]),
-        str(page.dtype),
-        int(page.compression),
-        int(page.predictor),
-        segments,
-        tif.byteorder,
-    )
 
 
 def _images(page: tifffile.TiffPage) -> str:
@@ -206,23 +175,8 @@ def _images(page: tifffile.TiffPage) -> str:
 
 def _is_plane(file: str) -> bool:
     """Tell whether a file holds a single plane."""
-    with _opened(file) as tif:
+    with _opened(file) as (tif, _):
         return len(tif.pages) == 1 and _images(tif.pages.first) == "1"
-
-
-def _odd_one(file: str, alike: _Alike, first: str, expected: _Alike) -> InputError:
-    """Return the error for a slice that is not like the first."""
-    differs = next(key for key in _Alike._fields if getattr(alike, key) != getattr(expected, key))
-    found, wanted = (_said(getattr(value, differs)) for value in (alike, expected))
-    what = {"compression": "TIFF compression", "predictor": "TIFF predictor", "segments": "strips or tiles of"}
-    return InputError(
-        f"{file} is not like the other slices: it has the {what.get(differs, differs)} {found}, "
-        f"but {Path(first).name} has {wanted}; save it alike, or leave it out by a pattern"
-    )
-
-
-def _said(value: Any) -> str:
-    return " x ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _calibration(
@@ -278,10 +232,8 @@ def _several_pages_each(files: Sequence[str], name: str) -> Volume:
         # The last one may have a single plane left.
         volume = _one_page_each([file], file) if _is_plane(file) else open_tiff(Path(file), file, Selection())
         volumes.append(volume)
-        for what in ("dtype", "chunks"):
+        for what in ("dtype", "shape"):
             _check_alike(what, volume, volumes[0])
-        if volume.shape[1:] != volumes[0].shape[1:]:
-            _check_alike("shape", volume, volumes[0])
     first = volumes[0]
     starts = (0, *accumulate(volume.shape[0] for volume in volumes))
     plane = (first.shape[1], first.shape[2])
@@ -290,18 +242,28 @@ def _several_pages_each(files: Sequence[str], name: str) -> Volume:
         name=name,
         shape=(starts[-1], *plane),
         read=StackReader(tuple(volume.read for volume in volumes), starts, plane, first.dtype),
+        chunks=_largest(volume.chunks for volume in volumes),
         read_overhead=max(volume.read_overhead for volume in volumes),
         sources={**first.sources, "axes": f"{first.sources['axes']}, and one file after another along z"},
     )
 
 
+def _largest(chunks: Iterable[Index3]) -> Index3:
+    z, y, x = (max(lengths) for lengths in zip(*chunks, strict=True))
+    return (z, y, x)
+
+
 def _check_alike(what: str, volume: Volume, first: Volume) -> None:
     found, wanted = getattr(volume, what), getattr(first, what)
-    if found != wanted:
+    if found != wanted and (what != "shape" or found[1:] != wanted[1:]):
         raise InputError(
             f"{volume.name} is not like the other files: it has the {what} {_said(found)}, but "
             f"{Path(first.name).name} has {_said(wanted)}; save it alike, or leave it out by a pattern"
         )
+
+
+def _said(value: Any) -> str:
+    return " x ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 # ---- what they are -----------------------------------------------------------------------------------------------

@@ -1,14 +1,16 @@
-"""How is a TIFF opened as a volume, whoever wrote it: ImageJ, OME, tifffile, or nobody in particular?
+"""TIFF as a volume, whoever wrote it: ImageJ, OME, tifffile, a microscope, or a program that tells nothing.
 
-tifffile finds the pages that belong together and their axes; every page is checked to lie inside the
-file, and voxels are then read without tifffile's file handle: raw planes by `RawReader`, encoded strips
-and tiles by `SegmentReader`.
+1. Every directory is read: how its page is stored, and where its voxels lie.
+2. Where the file tells what its pages are, tifffile understands it; of a plain file, alike pages make an image.
+3. A page that belongs to no image, and is no smaller picture of one, is an error: a volume without it would be short.
+4. Voxels are read without tifffile's file handle, each page as its own tags say; see `tiff_layout`.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,16 +22,26 @@ from isovoxel.geometry.box import Index3
 from isovoxel.metadata import imagej, ome_xml
 from isovoxel.metadata.calibration import Calibration
 from isovoxel.metadata.imagej import Rational, parse_description, read_imagej
+from isovoxel.metadata.microscopes import read_lsm, read_stk
 from isovoxel.metadata.ome_xml import read_ome_xml, read_pixels
 from isovoxel.metadata.series import Channel, SeriesAxis, chosen_channels
 from isovoxel.metadata.tiff_tags import read_tiff_tags
 from isovoxel.volumes.axes import Picked, pick
 from isovoxel.volumes.base import Volume, check_voxels
 from isovoxel.volumes.files import check_complete, file_identity, unreadable
-from isovoxel.volumes.raw import RawReader
-from isovoxel.volumes.segments import SegmentReader
-from isovoxel.volumes.selection import GIVEN, Selection
-from isovoxel.volumes.tiff_layout import Chain, follow_directories, reader_of
+from isovoxel.volumes.mixed import PlaneReader
+from isovoxel.volumes.selection import Selection
+from isovoxel.volumes.tiff_directories import Directories, read_directories
+from isovoxel.volumes.tiff_layout import Stack, reader_of
+from isovoxel.volumes.tiff_stacks import (
+    Image,
+    broken_chain,
+    check_covered,
+    check_odd,
+    images_of,
+    is_plain,
+    plain_images,
+)
 
 # What tifffile logs of broken files is found again here and raised; without this it would land on stderr too.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
@@ -37,14 +49,13 @@ logging.getLogger("tifffile").addHandler(logging.NullHandler())
 _KINDS = {"imagej": "ImageJ TIFF", "ome": "OME-TIFF"}
 _AXES_SOURCES = {"imagej": "ImageJ description", "ome": "OME-XML", "shaped": "tifffile's description"}
 _UNIT_SOURCES = {"imagej": "ImageJ unit", "ome": "OME-XML"}
-_PLAIN_KINDS = ("uniform", "generic")
 _UNNAMED = {"Q": "", "I": ""}
 
 
 class _Found(NamedTuple):
-    """One of a file's series, and what of it is a volume."""
+    """One of a file's images, and what of it is a volume."""
 
-    series: int
+    image: int
     picked: Picked
     shape: Index3
 
@@ -55,43 +66,39 @@ def open_tiff(path: Path, name: str, selection: Selection) -> Volume:
     Raises
     ------
     InputError
-        If the file is truncated, is no TIFF that can be decoded, or holds no image that is a volume, or several.
+        If the file is truncated, is no TIFF that can be decoded, or holds no image that is a volume, or several; or if
+        a page cannot be read as a part of it, or would be left out.
     OptionError
         If it has no such channel or time point.
     """
-    chain = follow_directories(path)
-    if not chain.pages:
+    own = read_directories(path)
+    if not len(own):
         raise InputError(f"{name} is truncated or no TIFF: its first directory is not in the file")
     try:
         with tifffile.TiffFile(path) as tif:
             # Before tifffile parses it: a document type definition is refused here.
             pixels = read_pixels(tif.ome_metadata or "", name) if tif.is_ome else []
-            every = tif.series
-            if every and every[0].kind in _PLAIN_KINDS:
-                _check_plain(tif, chain, path, name)
-            index, picked, shape = _only_volume(every, chain, path, name, selection)
-            series = every[index]
-            if series.keyframe.dtype is not None:
-                check_voxels(name, shape, series.keyframe.dtype)
-            reader, read = reader_of(series, name, path, picked)
-            if series.kind == "ome":
-                calibration = read_ome_xml(pixels, index, len(every), shape)
-            else:
-                calibration = calibration_of(series.keyframe, series.kind, flat=shape[0] == 1)
-            axes, channels = _series_of(tif, series, picked, pixels[index] if len(pixels) == len(every) else {}, index)
-            kind = _KINDS.get(series.kind, "TIFF") + (" (BigTIFF)" if tif.is_bigtiff else "")
+            images, found = _chosen(tif, own, name, selection)
+            index, picked, shape = found
+            stack = images[index].stack
+            if stack.page.dtype is not None:
+                check_voxels(name, shape, stack.page.dtype)
+            reader, read = reader_of(stack, name, picked)
+            calibration = _calibration(tif, stack, pixels, found, len(images))
+            axes, channels = _series_of(tif, stack, picked, pixels[index] if len(pixels) == len(images) else {}, index)
+            kind = _KINDS.get(stack.kind, "TIFF") + (" (BigTIFF)" if tif.is_bigtiff else "")
     except IsovoxelError:
         raise
     except Exception as error:
         raise unreadable(name, "TIFF", error) from error
-    named = _AXES_SOURCES.get(series.kind, "unnamed pages, taken as z") if selection.axes is None else GIVEN
-    sources = {"shape": "TIFF pages", "axes": picked.told(named)}
-    if len(every) > 1:
-        sources["shape"] += f" (image {index} of {len(every)}, the only {3 if picked.zyx[0] is not None else 2}-D one)"
+    sources = {"shape": "TIFF pages", "axes": picked.told(_AXES_SOURCES.get(stack.kind, "unnamed pages, taken as z"))}
+    full = [image for image in images if not image.stack.page.is_reduced]
+    if len(full) > 1:
+        sources["shape"] += f" (image {index} of {len(images)}, the only {3 if picked.zyx[0] is not None else 2}-D one)"
     if calibration.voxel_size is not None:
         sources["voxel size"] = calibration.source
     if calibration.unit is not None:
-        sources["unit"] = _UNIT_SOURCES.get(series.kind, calibration.source)
+        sources["unit"] = _UNIT_SOURCES.get(stack.kind, calibration.source)
     return Volume(
         name,
         kind,
@@ -107,7 +114,6 @@ def open_tiff(path: Path, name: str, selection: Selection) -> Volume:
             **file_identity(path),
             "files": [file_identity(Path(file)) for file in reader.files[1:]],
             **picked.chosen,
-            **selection.identity("axes"),
         },
         missing=calibration.missing,
         series=axes,
@@ -115,81 +121,134 @@ def open_tiff(path: Path, name: str, selection: Selection) -> Volume:
     )
 
 
+def _chosen(tif: tifffile.TiffFile, own: Directories, name: str, selection: Selection) -> tuple[list[Image], _Found]:
+    """Return the images of a file, and which one is the volume."""
+    images: list[Image] = []
+    try:
+        images = _images(tif, own, name)
+        return images, _only_volume(images, own, name, selection)
+    except InputError:
+        # What does not fit may do so for a page that is unlike the others, which says more.
+        if len(images) < 2 and own.broken_at is None and len(own.tags) > 1:
+            pages = plain_images(tif, own, name)
+            check_odd(max(pages, key=lambda image: len(image.stack.index)), pages, name)
+        raise
+
+
+def _images(tif: tifffile.TiffFile, own: Directories, name: str) -> list[Image]:
+    """Return the images of a file, of which no page is left out."""
+    if is_plain(tif):
+        _check_chain(own, name)
+        return plain_images(tif, own, name)
+    images = images_of(tif, own, name)
+    if images:
+        check_covered(images, own, name)
+        return images
+    _check_plain(tif, own, name)
+    return plain_images(tif, own, name)
+
+
+def _calibration(
+    tif: tifffile.TiffFile, stack: Stack, pixels: Sequence[Mapping[str, str]], found: _Found, count: int
+) -> Calibration:
+    flat = found.shape[0] == 1
+    if stack.kind == "ome":
+        return read_ome_xml(pixels, found.image, count, found.shape)
+    if stack.kind == "lsm":
+        return read_lsm(tif.lsm_metadata or {}, flat=flat)
+    if stack.kind == "stk":
+        return read_stk(tif.stk_metadata or {}, flat=flat)
+    return calibration_of(stack.page, stack.kind, flat=flat)
+
+
 def _series_of(
-    tif: tifffile.TiffFile, series: tifffile.TiffPageSeries, picked: Picked, pixels: Mapping[str, str], index: int
+    tif: tifffile.TiffFile, stack: Stack, picked: Picked, pixels: Mapping[str, str], index: int
 ) -> tuple[tuple[SeriesAxis, ...], tuple[Channel, ...]]:
     """Return along which axes there are several volumes, and what the file says of its channels."""
     step: tuple[float, str | None] = (1.0, None)
     channels: Sequence[Channel] = ()
-    if series.kind == "ome" and pixels:
+    if stack.kind == "ome" and pixels:
         step, channels = ome_xml.read_step(pixels), ome_xml.read_channels(tif.ome_metadata or "", str(tif))[index]
-    elif series.kind == "imagej":
-        step = imagej.read_step(series.keyframe.imagej_description or "")
+    elif stack.kind == "imagej":
+        step = imagej.read_step(stack.page.imagej_description or "")
         channels = imagej.read_channels((tif.imagej_metadata or {}).get("LUTs"))
-    count = dict(zip(series.axes, series.shape, strict=True)).get("C", 1)
+    count = dict(zip(stack.axes, stack.shape, strict=True)).get("C", 1)
     axes = picked.axes(step)
     return axes, chosen_channels(channels, count, picked.chosen.get("channel"))
 
 
-def decoded_at_once(reader: RawReader | SegmentReader, shape: Index3) -> Index3:
+def decoded_at_once(reader: PlaneReader, shape: Index3) -> Index3:
     """Return what is decoded in one go: single voxels, or a strip or tile, which may reach beyond the image."""
-    if isinstance(reader, RawReader):
-        return (1, 1, 1)
     z, y, x = reader.segment_shape
     return (min(z, shape[0]), min(y, shape[1]), min(x, shape[2]))
 
 
-def _only_volume(
-    every: list[tifffile.TiffPageSeries], chain: Chain, path: Path, name: str, selection: Selection
-) -> _Found:
-    """Find which one series of pages is a 3-D volume; where none is, which one is a plane."""
-    every_found: list[_Found] = []
-    refusals: list[IsovoxelError] = []
-    for index, series in enumerate(every):
-        try:
-            picked = pick(name, [_UNNAMED.get(a, a.lower()) for a in series.axes], series.shape, selection)
-        except (InputError, OptionError) as error:
-            refusals.append(error)
-        else:
-            every_found.append(_Found(index, picked, picked.shape(series.shape)))
+def _only_volume(images: Sequence[Image], own: Directories, name: str, selection: Selection) -> _Found:
+    """Find which one image is a volume; where none is, which one is a plane."""
+    every_found, refusals = _possible(images, name, selection)
     found = [one for one in every_found if one.picked.zyx[0] is not None]
     if not found and not refusals:
-        _check_chain(chain, path, name)  # before the one page that is left of a volume is taken for all
+        _check_chain(own, name)  # before the one page that is left of a volume is taken for all
         found = every_found
     if len(found) == 1:
+        if images[found[0].image].stack.kind == "plain":
+            check_odd(images[found[0].image], images, name)
         return found[0]
     if found:
         shapes = ", ".join(f"{index}: {' x '.join(map(str, shape))}" for index, _, shape in found)
         raise InputError(f"{name} holds {len(found)} volumes ({shapes}); save the one you mean as a file of its own")
-    _check_chain(chain, path, name)  # before what is left of a volume is called something else
+    _check_chain(own, name)  # before what is left of a volume is called something else
     if refusals:
-        raise refusals[0]
+        raise max(refusals, key=lambda refusal: refusal[0])[1]
     raise InputError(f"{name} is a TIFF without an image")
 
 
-def _check_plain(tif: tifffile.TiffFile, chain: Chain, path: Path, name: str) -> None:
-    """Check a file whose pages tifffile took one by one, as no metadata told of them, or none that fitted."""
-    size = path.stat().st_size
+def _possible(
+    images: Sequence[Image], name: str, selection: Selection
+) -> tuple[list[_Found], list[tuple[int, IsovoxelError]]]:
+    """Return which images could be meant, and of the others the size and why they are not.
+
+    Smaller pictures of others count only where there is nothing else.
+    """
+    found: list[_Found] = []
+    refusals: list[tuple[int, IsovoxelError]] = []
+    full = [index for index, image in enumerate(images) if not image.stack.page.is_reduced]
+    for index in full or range(len(images)):
+        stack = images[index].stack
+        try:
+            picked = pick(name, [_UNNAMED.get(a, a.lower()) for a in stack.axes], stack.shape, selection)
+        except (InputError, OptionError) as error:
+            refusals.append((math.prod(stack.shape), error))
+        else:
+            found.append(_Found(index, picked, picked.shape(stack.shape)))
+    return found, refusals
+
+
+def _check_plain(tif: tifffile.TiffFile, own: Directories, name: str) -> None:
+    """Check a file whose pages are taken one by one, as no metadata told of them, or none that fitted."""
     if tif.is_imagej:
         page = tif.pages.first
         images = parse_description(page.imagej_description or "").get("images", "")
         if images.isdecimal() and page.dataoffsets:
-            check_complete(name, page.dataoffsets[0] + int(images) * page.nbytes, size)
-    _check_chain(chain, path, name)
+            check_complete(name, page.dataoffsets[0] + int(images) * page.nbytes, own.path.stat().st_size)
+    _check_chain(own, name)
+    companion = ome_xml.read_companion(tif.ome_metadata or "", name) if tif.is_ome else None
+    if companion is not None:
+        raise InputError(
+            f"{name} is one file of several, and what its pages are stands in another, {companion[:100]!r}, which "
+            f"isovoxel does not read; write them as one OME-TIFF or OME-Zarr, as bfconvert and bioformats2raw do"
+        )
     if tif.is_imagej or tif.is_ome or tif.is_shaped:
         raise InputError(
             f"{name} is incomplete or one file of several: the image that its description tells of "
-            f"is not what its {len(tif.pages)} pages hold"
+            f"is not what its {len(own)} pages hold"
         )
 
 
-def _check_chain(chain: Chain, path: Path, name: str) -> None:
+def _check_chain(own: Directories, name: str) -> None:
     """Check that no directory is missing."""
-    if chain.broken_at is not None:
-        raise InputError(
-            f"{name} is truncated: after {chain.pages} pages the next should be at byte {chain.broken_at}, "
-            f"but is not in the {path.stat().st_size} bytes of the file; copy or write it again"
-        )
+    if own.broken_at is not None:
+        raise broken_chain(own, name)
 
 
 def calibration_of(page: tifffile.TiffPage, kind: str, *, flat: bool = False) -> Calibration:
