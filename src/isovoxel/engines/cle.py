@@ -8,6 +8,8 @@ same matrix and that shift.
 
 cle computes in float32. Voxels travel in the source's dtype and become float32 on the device, where the result is
 rounded half to even and saturated. Integers of 32 bits are moved (nearest) in two halves of 16, which float32 holds.
+Where no axis is scaled, voxels are copied as they are: neither float32 nor a texture holds all of them. Of floats near
+the largest, sums that end beyond it by rounding are made again in smaller numbers.
 """
 
 from __future__ import annotations
@@ -78,7 +80,13 @@ class CleEngine(StagedEngine):
 
     def enqueue(self, source: Any, target: Any, small: dict[str, Any], block: Block, plan: Plan) -> None:
         """Give the block's kernels to the queue; see `StagedEngine.enqueue`."""
+        import pyopencl as cl
+
         del small
+        if plan.identity:
+            nbytes = block.write_box.size * np.dtype(plan.source.dtype).itemsize
+            cl.enqueue_copy(self._queue, target, source, byte_count=nbytes)
+            return
         factor, shift = placement(block, plan)
         padded, written = block.padded_shape, block.write_box.shape
         real, scaled = self._floats("padded", padded), self._floats("scaled", written)
@@ -87,6 +95,10 @@ class CleEngine(StagedEngine):
             sizes = [_int3(n) for n in (block.read_box.shape, block.pad_before, padded)]
             kernels["widen"](self._queue, *rows_of(padded, self._queue), source, real.base_data, *sizes)
             self._scale(real, scaled, factor, shift, plan.interpolation)
+            if plan.interpolation == "linear" and plan.source.dtype == "float32":
+                grid = rows_of(written, self._queue)
+                where = (_float3(factor), _float3(shift))
+                kernels["mend"](self._queue, *grid, source, scaled.base_data, *sizes, _int3(written), *where)
             kernels["narrow"](self._queue, *rows_of(written, self._queue), scaled.base_data, target, _int3(written))
 
     def _scale(self, source: Any, result: Any, factor: Float3, shift: Float3, interpolation: str) -> None:
@@ -236,3 +248,11 @@ def _int3(shape: Index3) -> Any:
 
     vectors: Any = cltypes  # made when it is imported, out of sight of type checkers
     return vectors.make_int3(*reversed(shape))
+
+
+def _float3(numbers: Float3) -> Any:
+    """Return three numbers, z, y, x, as an OpenCL vector x, y, z."""
+    from pyopencl import cltypes
+
+    vectors: Any = cltypes
+    return vectors.make_float3(*reversed(numbers))

@@ -32,3 +32,31 @@ __kernel void narrow(__global const float *restrict in, __global IN *restrict ou
     for (int x = get_local_id(0); x < n.x; x += get_local_size(0))
         out[x] = JOIN(out[x], VOXEL(in[x]));
 }
+
+// Linear sums that left the range of float32 although no sample is NaN or infinite, as one voxel's samples near the largest
+// do by rounding: again, from the samples, in numbers so much smaller that none can, saturated. Position x of the result
+// lies at (x + 0.5) / factor + shift of the padded input, in whose coordinates sample 0 lies at 0.5, and around which 0 lies.
+#define SMALLER 0x1p-8f
+
+__kernel void mend(__global const IN *restrict in, __global float *restrict out, const int3 n, const int3 before,
+                   const int3 padded, const int3 m, const float3 factor, const float3 shift)
+{
+    const int y = get_global_id(1), z = get_global_id(2);
+    out += ((ulong)z * m.y + y) * m.x;
+    for (int x = get_local_id(0); x < m.x; x += get_local_size(0)) {
+        if (out[x] - out[x] == 0)
+            continue;
+        const float3 at = ((float3)(x, y, z) + 0.5f) / factor + shift - 0.5f, below = floor(at), above = at - below;
+        float sum = 0;
+        for (int corner = 0; corner < 8; corner++) {
+            const int3 side = (int3)(corner & 1, corner >> 1 & 1, corner >> 2), place = convert_int3(below) + side;
+            const float3 weight = side == 1 ? above : 1.0f - above;
+            if (any(place < 0) || any(place >= padded))
+                continue;
+            const int3 i = clamp(place - before, (int3)(0), n - 1);
+            sum = fma(weight.x * weight.y * weight.z, in[((ulong)i.z * n.y + i.y) * n.x + i.x] * SMALLER, sum);
+        }
+        if (sum - sum == 0)
+            out[x] = clamp(sum, -FLT_MAX * SMALLER, FLT_MAX * SMALLER) / SMALLER;
+    }
+}

@@ -8,6 +8,7 @@
 //   LOWEST, HIGHEST   the range of OUT, set where OUT is an integer type: sums are rounded half to even and saturated
 //   SHIFT     1.5 * 2^23 for float, 1.5 * 2^52 for double: what is added to it is rounded to an integer
 //   PROCESSOR 1 on a CPU
+//   KZ, KY, KX, CHECKED, TILE   for `mend`: weights per row of each axis' table, 0 for an axis that stays as it is
 //
 // The work items of a group make a tile of a row together, V voxels each and then the next, so that any number of them
 // will do: one on a CPU, whole warps on a graphics card.
@@ -258,5 +259,77 @@ __kernel void mode(__global const IN *in, __global IN *out,
                 }
             }
     out[to] = best;
+}
+#endif
+
+#ifdef MENDED
+// Sums that left the range of float32 on their way, although what they come to may be inside: again, from the samples,
+// in numbers so much smaller that none can. What ends beyond the range is saturated. NaN and infinities among the samples
+// stay what they are, wherever they have weight. A voxel is made of its own samples alone, and of its bits nothing
+// changes where the sums were finite.
+//
+// Arrays are (., ny, nx) and (mz, my, mx); the tables are those of the passes. A work item makes TILE voxels, of which it
+// looks at CHECKED at a time, V to a vector.
+#define SMALLER 0x1p-8f
+#define WEIGHT(K, table, at) (K ? (table)[at] : 1.0f)
+#define FIRST(K, table, m, i) (K ? ((__global const int *)((table) + (m) * K))[i] : (int)(i))
+#define EXPONENT 0x7f800000
+#define JOIN_(a, b) a##b
+#define JOIN(a, b) JOIN_(a, b)
+#define INTV JOIN(int, V)
+
+// Whether none of the next CHECKED voxels is NaN or infinite.
+inline bool finite(__global const float *voxels)
+{
+    typedef struct __attribute__((packed)) { INTV v; } anywhere;
+    union { INTV all; int lane[V]; } found = {(INTV)(0)};
+    for (int i = 0; i < CHECKED; i += V)
+        found.all |= (((__global const anywhere *)(voxels + i))->v & EXPONENT) == EXPONENT;
+    int any = 0;
+    for (int l = 0; l < V; l++)
+        any |= found.lane[l];
+    return any == 0;
+}
+
+__kernel void mend(__global const float *restrict in, __global float *restrict out, __global const float *wz,
+                   __global const float *wy, __global const float *wx, const ulong ny, const ulong nx, const ulong mz,
+                   const ulong my, const ulong mx)
+{
+    const ulong begin = get_global_id(0) * TILE, all = mz * my * mx, end = begin + TILE < all ? begin + TILE : all;
+    for (ulong i = begin; i < end;) {
+        while (i + CHECKED <= end && finite(out + i))
+            i += CHECKED;
+        for (const ulong stop = i + CHECKED < end ? i + CHECKED : end; i < stop; i++) {
+            if (out[i] - out[i] == 0)
+                continue;
+            const ulong x = i % mx, y = i / mx % my, z = i / mx / my;
+            const int z0 = FIRST(KZ, wz, mz, z), y0 = FIRST(KY, wy, my, y), x0 = FIRST(KX, wx, mx, x);
+            float sum = 0, special = 0;
+            for (int a = 0; a < max(KZ, 1) && special == special; a++) {
+                const float of_z = WEIGHT(KZ, wz, z * KZ + a);
+                float plane = 0;
+                for (int b = 0; b < max(KY, 1) && of_z != 0; b++) {
+                    const float of_y = WEIGHT(KY, wy, y * KY + b);
+                    __global const float *row = in + ((z0 + a) * ny + y0 + b) * nx + x0;
+                    float line = 0;
+                    for (int c = 0; c < max(KX, 1) && of_y != 0; c++) {
+                        const float of_x = WEIGHT(KX, wx, c * mx + x), value = row[c];
+                        if (of_x == 0)
+                            continue;
+                        if (value - value == 0)
+                            line = fma(of_x, value * SMALLER, line);
+                        else
+                            special += sign(of_z) * sign(of_y) * sign(of_x) * value;
+                    }
+                    plane = fma(of_y, line, plane);
+                }
+                sum = fma(of_z, plane, sum);
+            }
+            if (special == 0)
+                out[i] = clamp(sum, -FLT_MAX * SMALLER, FLT_MAX * SMALLER) / SMALLER;
+            else if (special == special)
+                out[i] = special;
+        }
+    }
 }
 #endif

@@ -6,7 +6,8 @@ dtype and are rounded half to even and saturated on the device. Nearest and mode
 
 Axes are scaled one after the other, those of factor 1 not at all, in the order that `pass_order` finds cheapest for
 the whole volume. Where x comes after another axis the two are scaled at once: what lies between them stays in the
-device's local memory (`passes_at_once`).
+device's local memory (`passes_at_once`). Sums of floats that leave the range of float32 on their way are made again in
+smaller numbers, voxel by voxel (`mend`), so that a result is infinite only where a sample is.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from isovoxel.engines.cle import select
 from isovoxel.engines.devices import Device, opencl_device
 from isovoxel.engines.opencl import C_TYPES, build_kernels, grid_of
 from isovoxel.engines.staging import TURN, StagedEngine
-from isovoxel.geometry.axis import ceil_div
+from isovoxel.geometry.axis import ceil_div, round_up
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.tables import SPAN, Rows, Table, accumulator, outputs_of, pass_order, passes_at_once
 from isovoxel.planning.choices import MOVES
@@ -44,12 +45,16 @@ class _Share(NamedTuple):
     """Work items per group."""
     tile: int
     """Voxels of a row that a group makes."""
+    checked: int
+    """Voxels that a work item looks at together for sums out of range."""
+    mended: int
+    """Voxels that it looks at in all."""
 
 
 # A work item of a processor makes its tile in a loop. Vectors longer than these end the process where PoCL takes the
 # processor for another one than its library was built for.
-_CPU = _Share(vector=32, group=1, tile=4096)
-_GPU = _Share(vector=16, group=128, tile=512)
+_CPU = _Share(vector=32, group=1, tile=4096, checked=128, mended=2**14)
+_GPU = _Share(vector=16, group=128, tile=512, checked=4, mended=4)
 
 
 class ExactEngine(StagedEngine):
@@ -76,6 +81,8 @@ class ExactEngine(StagedEngine):
         steps = passes_at_once(plan.tables)
         for step, axes in enumerate(steps):
             self._weighted(*self._kinds(kind, step, len(steps)), *_widths(plan.tables, axes), kind.kind == "f")
+        if kind.kind == "f" and steps:
+            self._mending(*_weighed(plan.tables))
 
     def uploads(self, block: Block, plan: Plan) -> dict[str, NDArray[Any]]:
         """Return the block's rows of each axis' table, as its kernels take them."""
@@ -95,6 +102,8 @@ class ExactEngine(StagedEngine):
             self._pick(source, target, small, block, plan)
         else:
             self.passes(source, target, small, block, plan)
+            if plan.source.dtype == "float32":
+                self._mend(source, target, small, block, plan)
 
     @staticmethod
     def _kinds(kind: np.dtype[Any], step: int, steps: int) -> tuple[np.dtype[Any], np.dtype[Any]]:
@@ -144,6 +153,17 @@ class ExactEngine(StagedEngine):
             tiles, rows, planes = ceil_div(inner, share.tile), m, outer
         size, group = (tiles * share.group, rows, planes), (share.group, 1, 1)
         kernels[kernel](self._queue, size, group, *buffers, *map(np.uint64, numbers))
+
+    def _mend(self, source: Any, target: Any, small: dict[str, Any], block: Block, plan: Plan) -> None:
+        """Give the kernel to the queue that makes sums again which left the range of float32."""
+        widths = _weighed(plan.tables)
+        if any(widths):
+            # The source stands for a table where there is none, of which nothing is read.
+            tables = (small.get(f"table {axis}", source) for axis in range(3))
+            sizes = (*block.read_box.shape[1:], *block.write_box.shape)
+            items = ceil_div(block.write_box.size, self._share.mended)
+            grid = (round_up(items, self._share.group), 1, 1), (self._share.group, 1, 1)
+            self._mending(*widths)["mend"](self._queue, *grid, source, target, *tables, *map(np.uint64, sizes))
 
     @property
     def _share(self) -> _Share:
@@ -199,6 +219,13 @@ class ExactEngine(StagedEngine):
         moved = {"float32": "uint32"}.get(kind.name, kind.name)
         return self._build("PICKED", IN=C_TYPES[moved])
 
+    @lru_cache(maxsize=16)  # noqa: B019
+    def _mending(self, width_z: int, width_y: int, width_x: int) -> dict[str, Any]:
+        """Build the kernel that makes sums again, for these table widths."""
+        widths = {"KZ": width_z, "KY": width_y, "KX": width_x}
+        share = self._share
+        return self._build("MENDED", V=share.vector // 4, CHECKED=share.checked, TILE=share.mended, **widths)
+
     def _build(self, part: str, **macros: object) -> dict[str, Any]:
         return build_kernels(self._queue, "exact.cl", {part: 1} | macros)
 
@@ -226,6 +253,12 @@ def _arrays(
 def _widths(tables: Sequence[Table], axes: tuple[int, ...]) -> tuple[int, int]:
     """Return the weights per row of a pass' axis, and of x if that comes with it."""
     return tables[axes[0]].width, tables[2].width if len(axes) == 2 else 0
+
+
+def _weighed(tables: Sequence[Table]) -> tuple[int, int, int]:
+    """Return the weights per row of each axis' table, 0 for an axis that stays as it is."""
+    z, y, x = (0 if table.identity else table.width for table in tables)
+    return (z, y, x)
 
 
 def _packed(rows: Rows, axis: int, kind: np.dtype[Any]) -> NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""What should the result be? The definition of sampling, per voxel and in float64: the oracle for all engines.
+"""The definition of sampling, per voxel and in float64: the oracle for all engines.
 
 Written from the formula alone, without the tables, spans and blocks that the other engines share, so that it cannot
 share their mistakes. Slow: it looks at every output sample by itself.
@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from itertools import product
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,17 @@ from isovoxel.geometry.grid import Float3
 
 Weights = list[dict[int, float]]
 """For each output sample along an axis, the weight of each input sample inside the volume that has one."""
+
+
+class Expected(NamedTuple):
+    """What output voxels should be."""
+
+    values: NDArray[np.float64]
+    """Their values, neither rounded nor saturated."""
+    magnitude: NDArray[np.float64]
+    """The sum of what each is made of, without signs: rounding errors of a sum are a share of it."""
+    terms: int
+    """The most samples that one axis weighs, all axes added: each rounds the sum once."""
 
 
 def reference(
@@ -42,7 +53,21 @@ def reference(
     *,
     antialias: bool = False,
 ) -> NDArray[np.float64]:
-    """Return the output voxels of `box`, neither rounded nor saturated.
+    """Return the output voxels of `box`, neither rounded nor saturated; see `expected`."""
+    return expected(read, shape, factor, box, interpolation, boundary, antialias=antialias).values
+
+
+def expected(
+    read: Callable[[Box], NDArray[Any]],
+    shape: Index3,
+    factor: Float3,
+    box: Box,
+    interpolation: str = "linear",
+    boundary: str = "nearest",
+    *,
+    antialias: bool = False,
+) -> Expected:
+    """Return what the output voxels of `box` should be.
 
     Parameters
     ----------
@@ -71,17 +96,30 @@ def reference(
     data = read(window).astype(np.float64)
     matrices = [_matrix(axis, first, n) for axis, first, n in zip(axes, window.start, window.shape, strict=True)]
     finite = np.isfinite(data)
-    result = _apply(matrices, np.where(finite, data, 0.0))
+    known = np.where(finite, data, 0.0)
+    values = _apply(matrices, known)
     if not finite.all():
-        # What is not finite spreads as far as weights that are not 0, and no further: those voxels one by one.
-        touched = _apply([np.abs(m) for m in matrices], (~finite).astype(np.float64)) > 0
-        for place in np.argwhere(touched):
-            corners = product(*(axis[i].items() for axis, i in zip(axes, place, strict=True)))
-            result[tuple(place)] = sum(
-                a * b * c * data[i - window.start[0], j - window.start[1], k - window.start[2]]
-                for (i, a), (j, b), (k, c) in corners
-            )
-    return result
+        values = np.where(np.isfinite(spread := _spread(matrices, data)), values, spread)
+    sizes = [np.abs(matrix) for matrix in matrices]
+    terms = sum(int(np.count_nonzero(matrix, axis=1).max()) for matrix in matrices)
+    return Expected(values, _apply(sizes, np.abs(known)), terms)
+
+
+def _spread(matrices: list[NDArray[np.float64]], data: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return NaN and infinities where samples that are none have weight, and 0 elsewhere.
+
+    They spread as far as weights that are not 0: infinities of one sign, that of the weight included, are one; of both
+    signs, no number.
+    """
+    signs = [np.sign(matrix) for matrix in matrices]
+    infinite = np.where(np.isinf(data), np.sign(data), 0.0)
+    # Counts, and so exact.
+    touched = _apply([np.abs(sign) for sign in signs], np.abs(infinite))
+    balance = _apply(signs, infinite)
+    none = (_apply([np.abs(sign) for sign in signs], np.isnan(data).astype(np.float64)) > 0) | (
+        touched > np.abs(balance)
+    )
+    return np.where(none, np.nan, np.where(touched > 0, np.copysign(np.inf, balance), 0.0))
 
 
 def reference_labels(
@@ -125,15 +163,17 @@ def reference_labels(
 
 
 def as_dtype(values: NDArray[np.float64], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return real values in a dtype: integers are rounded half to even and saturated."""
+    """Return real values in a dtype: finite ones are saturated, integers rounded half to even."""
     if dtype.kind == "f":
-        return values.astype(dtype)
+        limit = float(np.finfo(dtype).max)
+        return np.where(np.isfinite(values), np.clip(values, -limit, limit), values).astype(dtype)
     info = np.iinfo(dtype)
     return np.clip(np.rint(values), info.min, info.max).astype(dtype)
 
 
+@lru_cache(2**12)
 def _weights(o: int, n: int, factor: float, interpolation: str, boundary: str, *, antialias: bool) -> dict[int, float]:
-    """Return the weights of one output sample along one axis."""
+    """Return the weights of one output sample along one axis; not to be changed, for boxes side by side share them."""
     position = (o + 0.5) / factor - 0.5
     if factor == 1:
         found = {o: 1.0}

@@ -85,12 +85,17 @@ class Plan(InNotebooks):
         )
         return (z, y, x)
 
+    @property
+    def identity(self) -> bool:
+        """Whether no axis is scaled, so that voxels are copied."""
+        return self.factor == (1.0, 1.0, 1.0)
+
     @cached_property
     def samplers(self) -> tuple[Sampler, Sampler, Sampler]:
         """What the engine reads along each axis, z, y, x."""
         if self.engine == "exact":
             return self.tables
-        finite = np.dtype(self.source.dtype).kind in "iu"
+        finite = self.identity or np.dtype(self.source.dtype).kind in "iu"
         z, y, x = (Texture(axis, self.interpolation, self.boundary, finite) for axis in self.axes)
         return (z, y, x)
 

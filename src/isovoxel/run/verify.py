@@ -18,12 +18,12 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isovoxel.engines.reference import reference, reference_labels
+from isovoxel.engines.reference import Expected, expected, reference_labels
 from isovoxel.errors import InputError, InputUnavailableError
 from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Box, Index3
@@ -37,11 +37,16 @@ Floats = NDArray[np.float64]
 SIDE = 8
 """Voxels per side of a sampled box."""
 FLOAT_ERROR = 2e-6
-"""Error that sums in float32 may leave, relative to the largest value around: also how near to a tie is one."""
+"""Error that sums in float32 may leave, as a share of what they are made of: also how near to a tie is one."""
 DOUBLE_ERROR = 2.0**-14
 """Error that sums in float64 may leave, in grey levels of an integer of 32 bits."""
+ROUNDINGS = 6
+"""How often a voxel is rounded beside once for each sample that it weighs: its weights, and between three passes."""
+LEAST_FLOAT = {"cpu": 2.0**-149, "gpu": 2.0**-126}
+"""The smallest float32 that a kind of device tells from 0: a GPU need not know those of fewer digits."""
 POSITION_ERROR = 2.0**-22
 """Relative error that float32 arithmetic may leave of a position."""
+_FLOAT32 = (float(np.finfo(np.float32).min), float(np.finfo(np.float32).max))
 TEXTURE_BITS = 8
 """Fractional bits of a GPU texture unit's weights."""
 FURTHER_SHARE = 8
@@ -272,8 +277,11 @@ def _around(centre: list[int], shape: Index3) -> Box:
     return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
 
 
-def _compare(source: Volume, got: NDArray[Any], recipe: Recipe, box: Box) -> tuple[Floats, Floats, float]:
-    """Return the error of a box, what rounding explains of it, and what the engine's precision does beyond that."""
+def _compare(source: Volume, got: NDArray[Any], recipe: Recipe, box: Box) -> tuple[Floats, Floats, Floats | float]:
+    """Return the error of each voxel, what rounding explains of it, and what the engine's precision does beyond that.
+
+    All of it by what the voxel itself is made of: beside one of 3e38 a wrong one of 3 still shows.
+    """
     if recipe.interpolation in MOVES:
         labels = reference_labels(source.read, source.shape, recipe.factor, box, recipe.interpolation, recipe.boundary)
         # Labels are right or wrong; how far two of them are apart means nothing, but that they differ must show.
@@ -281,23 +289,71 @@ def _compare(source: Volume, got: NDArray[Any], recipe: Recipe, box: Box) -> tup
         with np.errstate(invalid="ignore"):
             apart = np.maximum(1.0, np.abs(np.nan_to_num(got.astype(np.float64) - labels.astype(np.float64))))
         return np.where(same, 0.0, apart), np.zeros(box.shape), 0.0
-    read = _Watched(source)
-    expected = reference(
-        read, source.shape, recipe.factor, box, recipe.interpolation, recipe.boundary, antialias=recipe.antialias
+    wanted = expected(
+        source.read, source.shape, recipe.factor, box, recipe.interpolation, recipe.boundary, antialias=recipe.antialias
     )
-    if got.dtype.kind in "iu":  # integers are saturated
-        expected = np.clip(expected, np.iinfo(got.dtype).min, np.iinfo(got.dtype).max)
-    error = _difference(got.astype(np.float64), expected)
+    real = _saturated(wanted.values, got.dtype)
+    error = _difference(got.astype(np.float64), real)
+    rounding = _rounding(got.dtype, real)
     # cle computes in float32 whatever the dtype.
-    wide = recipe.engine == "exact" and accumulator(got.dtype) == np.float64
-    rounding = _rounding(got.dtype, expected) + (DOUBLE_ERROR if wide else FLOAT_ERROR * read.largest)
+    if recipe.engine == "exact" and accumulator(got.dtype) == np.float64:
+        return error, rounding + np.maximum(DOUBLE_ERROR, _of_sums(wanted, 2.0**-53)), 0.0
+    rounding += np.maximum(FLOAT_ERROR * wanted.magnitude, _of_sums(wanted, 2.0**-24))
+    if got.dtype.kind == "f":
+        rounding += (ROUNDINGS + wanted.terms) * LEAST_FLOAT[recipe.device_kind]
     if recipe.engine == "exact":
         return error, rounding, 0.0
+    around = _around_samples(source, recipe, box)
+    # Its texture unit takes samples without weight as well, and 0 times NaN is NaN.
+    error = np.where(~around.finite & ~np.isfinite(got), 0.0, error)
     # Each axis rounds its position, in float32 within the block's input, and on a GPU its weight.
     step = _position_error(recipe) + (2.0**-TEXTURE_BITS if recipe.device_kind == "gpu" else 0.0)
-    # 0 around the volume is a neighbour like any other.
-    spread = max(read.range, read.largest) if recipe.boundary == "constant" else read.range
-    return error, rounding, 3 * step * spread
+    return error, rounding + FLOAT_ERROR * around.largest, 3 * step * around.range
+
+
+def _saturated(values: Floats, dtype: np.dtype[Any]) -> Floats:
+    """Return values as a dtype has them but for their rounding: finite ones end where its range does."""
+    low, high = (np.iinfo(dtype).min, np.iinfo(dtype).max) if dtype.kind in "iu" else _FLOAT32
+    return np.where(np.isfinite(values), np.clip(values, low, high), values)
+
+
+def _of_sums(wanted: Expected, rounding: float) -> Floats:
+    """Return the most by which sums may be off where each step rounds by such a share of what is summed."""
+    error: Floats = (ROUNDINGS + wanted.terms) * rounding * wanted.magnitude
+    return error
+
+
+class _Around(NamedTuple):
+    """The samples around the position of each output voxel, two on either side along each axis."""
+
+    range: Floats
+    """Largest difference between two of them that are finite."""
+    largest: Floats
+    """Largest magnitude of a finite one."""
+    finite: NDArray[np.bool_]
+    """Whether all are finite."""
+
+
+def _around_samples(source: Volume, recipe: Recipe, box: Box) -> _Around:
+    sides = []
+    for start, stop, n, f in zip(box.start, box.stop, source.shape, recipe.factor, strict=True):
+        below = np.floor((np.arange(start, stop) + 0.5) / f - 0.5).astype(np.int64)
+        sides.append([np.clip(below + k, 0, n - 1) for k in (-1, 0, 1, 2)])
+    first, last = ([int(end(np.array(axis))) for axis in sides] for end in (np.min, np.max))
+    stop = [n + 1 for n in last]
+    data = source.read(Box((first[0], first[1], first[2]), (stop[0], stop[1], stop[2]), box.volume)).astype(np.float64)
+    finite = np.isfinite(data)
+    low, high, whole = np.where(finite, data, np.inf), np.where(finite, data, -np.inf), finite
+    for axis, (indices, base) in enumerate(zip(sides, first, strict=True)):
+        low, high, whole = (
+            end.reduce([np.take(values, index - base, axis) for index in indices])
+            for end, values in ((np.minimum, low), (np.maximum, high), (np.logical_and, whole))
+        )
+    if recipe.boundary == "constant":  # 0 around the volume is a neighbour like any other
+        low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
+    some = low <= high
+    low, high = np.where(some, low, 0.0), np.where(some, high, 0.0)
+    return _Around(high - low, np.maximum(-low, high), whole)
 
 
 def _position_error(recipe: Recipe) -> float:
@@ -329,22 +385,6 @@ def _same(one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.bool_]:
     return same
 
 
-class _Watched:
-    """Reads a source and remembers the range and the largest magnitude of what was read."""
-
-    def __init__(self, source: Volume) -> None:
-        self._source = source
-        self.range = self.largest = 0.0
-
-    def __call__(self, box: Box) -> NDArray[Any]:
-        data = self._source.read(box)
-        finite = data[np.isfinite(data)]
-        if finite.size:
-            lowest, highest = float(finite.min()), float(finite.max())
-            self.range, self.largest = highest - lowest, max(-lowest, highest)
-        return data
-
-
 def _difference(got: Floats, expected: Floats) -> Floats:
     """Return got - expected; 0 where both are the same infinity or both no number, infinite where only one is."""
     with np.errstate(invalid="ignore"):
@@ -364,7 +404,8 @@ def _jumps(error: Floats, box: Box, block: Index3) -> tuple[float | None, float]
     """Return the largest change of the error between neighbours across block faces, if there are any, and inside."""
     across, within = None, 0.0
     for axis in range(3):
-        change = np.abs(np.diff(error, axis=axis))
+        with np.errstate(invalid="ignore"):  # between two infinite errors
+            change = np.abs(np.diff(error, axis=axis))
         if not change.size:
             continue
         change = np.where(np.isnan(change), np.inf, change)
