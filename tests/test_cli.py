@@ -481,7 +481,7 @@ BAD_OPTIONS = [
     ("--labels --antialias", "anti-aliasing widens linear and cubic interpolation, not nearest"),
     ("--boundary mirror", "boundary must be one of nearest, constant"),
     ("--halo saint", "halo must be one of auto, map_overlap, direct"),
-    ("--device quantum", "no OpenCL device is called 'quantum'; there are 0: "),
+    ("--device quantum", "no OpenCL device is called 'quantum'; known devices: 0 = '"),
     ("--device 99", "no OpenCL device is called '99'"),
     ("--codec gif", "there is no codec 'gif'; choose one of lz4, zstd, none"),
     ("--chunk 0,1,1", "at least one voxel"),

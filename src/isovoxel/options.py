@@ -78,7 +78,7 @@ class ScalingOptions(TypedDict, total=False):
     boundary: str
     """"nearest" (default): the rim repeats. "constant": 0 lies around the volume, as ``cle.scale`` has it."""
     device: str
-    """"auto" (default), a number or a part of a name."""
+    """"auto" (default), "gpu", "cpu", a number, or a name or whole words of it."""
     halo: str
     """"auto" (default), "map_overlap" or "direct"."""
     memory: int | str | None

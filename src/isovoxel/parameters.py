@@ -167,7 +167,7 @@ Boundary = Annotated[
     str,
     typer.Option(metavar="nearest|constant", help="nearest repeats the rim; constant is cle.scale's dark rim."),
 ]
-DeviceName = Annotated[str, typer.Option("--device", metavar="NAME|INDEX|auto", help="OpenCL device.")]
+DeviceName = Annotated[str, typer.Option("--device", metavar="NAME|INDEX|gpu|cpu|auto", help="OpenCL device.")]
 Halo = Annotated[str, typer.Option(metavar="auto|map_overlap|direct", help="How blocks get their neighbours' voxels.")]
 Memory = Annotated[str | None, typer.Option(metavar="SIZE", help="Host memory to stay within, such as 8GiB.")]
 DeviceMemory = Annotated[str | None, typer.Option(metavar="SIZE", help="Device memory to stay within.")]

@@ -134,16 +134,24 @@ class CleEngine(StagedEngine):
         waits until its matrix is on the device, behind all that the queue has to do before.
         """
         from pyclesperanto_prototype._tier0._backends import Backend
-        from pyclesperanto_prototype._tier0._cl_image import empty_image
-        from pyclesperanto_prototype._tier0._device import get_device
 
         backend = Backend.get_instance().get()
-        backend.empty_image_like = lambda array, _: empty_image(get_device().context, array.shape, array.dtype)
+        backend.empty_image_like = self._image_like
         backend.from_array = self._matrix_on_device
         try:
             yield
         finally:
             del backend.empty_image_like, backend.from_array
+
+    def _image_like(self, array: Any, _: Any = None) -> Any:
+        """Return cle's image of a float32 array's shape, made as pyopencl wants it: cle's way gives a warning."""
+        import pyopencl as cl
+        from pyclesperanto_prototype._tier0._pycl import _OCLImage
+
+        pixel = cl.ImageFormat(cl.channel_order.R, cl.channel_type.FLOAT)
+        image: Any = cl.create_image(self._queue.context, cl.mem_flags.READ_WRITE, pixel, shape=array.shape[::-1])
+        image.dtype, image.num_channels = array.dtype, 1
+        return _OCLImage(image)
 
     def _matrix_on_device(self, matrix: NDArray[np.float32]) -> Any:
         """Return cle's array of its matrix, which the queue copies before it comes to what uses it."""

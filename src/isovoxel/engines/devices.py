@@ -1,15 +1,17 @@
-"""Which OpenCL devices are here, and which limits of theirs matter?"""
+"""OpenCL devices: those that are here, the one that a user means, and its limits."""
 
 from __future__ import annotations
 
 import contextlib
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from isovoxel.errors import DeviceError, OptionError
 from isovoxel.geometry.box import Index3
 from isovoxel.planning.cost import human_bytes
-from isovoxel.planning.limits import DeviceLimits
+from isovoxel.planning.limits import LANES, DeviceLimits
 
 GPU_SHARE = 0.9
 """How much of a GPU's free memory is taken unless told otherwise: drivers and displays need the rest."""
@@ -42,7 +44,7 @@ class Device:
     shares_host_memory: bool
     """Whether its memory is the host's."""
     pci: str = ""
-    """Its PCI bus id, such as "0000:3B:00.0", or nothing where the driver does not tell."""
+    """Its PCI bus id with the domain, such as "0000:3B:00.0", or nothing where the drivers do not tell all of it."""
     uuid: str = ""
     """What NVML calls the GPU with that PCI bus id, or nothing where it knows none."""
 
@@ -86,39 +88,59 @@ def find_device(wanted: str = "auto") -> Device:
     Parameters
     ----------
     wanted
-        "auto" (the GPU with the most free memory, else the first CPU), a number from `list_devices`, or a part of a
-        name, in any case.
+        "auto" (the GPU with the most free memory, else the first CPU), "gpu" or "cpu" (the first), a number from
+        `list_devices`, a GPU's UUID or PCI bus id, a name, or whole words of one ("L4" is not "L40S"), in any case. Of
+        several devices of one name, it means the first.
 
     Raises
     ------
     DeviceError
-        If there is none; the message lists those that exist.
+        If there is none, or the words are in several names; the message lists the devices.
     """
-    return _find(wanted)[0]
+    return choose(list_devices(), wanted)
 
 
-def opencl_device(device: Device) -> Any:
-    """Return the ``pyopencl.Device`` of a device found earlier in this process."""
-    return _find(str(device.index))[1]
-
-
-def _find(wanted: str) -> tuple[Device, Any]:
-    found = _enumerate()
+def choose(found: Sequence[Device], wanted: str) -> Device:
+    """Return the one of these devices that a user means; see `find_device`."""
     if not found:
         raise DeviceError(
             "no OpenCL device is here; install a GPU driver with OpenCL, "
             "or PoCL for the CPU (pip install 'pyopencl[pocl]')"
         )
     if wanted == "auto":
-        gpus = [pair for pair in found if pair[0].kind == "gpu"]
-        return max(gpus, key=lambda pair: pair[0].spare) if gpus else found[0]
-    if wanted.isdecimal() and int(wanted) < len(found):
-        return found[int(wanted)]
-    for pair in found:
-        if wanted and wanted.lower() in pair[0].name.lower() and not wanted.isdecimal():
-            return pair
-    names = "; ".join(f"{d.index}: {d.name}" for d, _ in found)
-    raise DeviceError(f"no OpenCL device is called {wanted!r}; there are {names}")
+        gpus = [device for device in found if device.kind == "gpu"]
+        return max(gpus, key=lambda device: device.spare) if gpus else found[0]
+    meant = [device for device in found if _is_called(device, wanted)]
+    words = _words(wanted)
+    if not meant and words not in ("", *LANES) and not wanted.isdecimal():
+        meant = [device for device in found if f" {words} " in f" {_words(device.name)} "]
+        if len({device.name for device in meant}) > 1:
+            raise DeviceError(
+                f"{wanted!r} is in the names of several devices: {_listed(meant)}; give a number or a name"
+            )
+    if not meant:
+        raise DeviceError(f"no OpenCL device is called {wanted!r}; known devices: {_listed(found)}")
+    return meant[0]
+
+
+def opencl_device(device: Device) -> Any:
+    """Return the ``pyopencl.Device`` of a device found earlier in this process."""
+    return _enumerate()[device.index][1]
+
+
+def _is_called(device: Device, wanted: str) -> bool:
+    """Tell whether a device's kind, number, UUID, PCI bus id or whole name is what is wanted."""
+    names = (device.kind, str(device.index), device.name, device.uuid)
+    wanted = wanted.strip().lower()
+    return wanted in {name.lower() for name in names if name} or (bool(device.pci) and _pci(wanted) == device.pci)
+
+
+def _words(name: str) -> str:
+    return " ".join(re.findall(r"\w+", name.lower()))
+
+
+def _listed(found: Sequence[Device]) -> str:
+    return ", ".join(f"{device.index} = {device.name!r}" for device in found)
 
 
 def _enumerate() -> list[tuple[Device, Any]]:
@@ -144,8 +166,7 @@ def _is_gpu(handle: Any) -> bool:
 
 
 def _describe(index: int, handle: Any) -> Device:
-    pci = _pci_bus_id(handle) if "NVIDIA" in handle.vendor else ""
-    uuid, free = _ask_nvml(pci) if pci else ("", None)
+    pci, uuid, free = _ask_nvml(*_place(handle)) if "NVIDIA" in handle.vendor else ("", "", None)
     return Device(
         index=index,
         name=handle.name.strip(),
@@ -163,29 +184,61 @@ def _describe(index: int, handle: Any) -> Device:
     )
 
 
-def _pci_bus_id(handle: Any) -> str:
-    """Return the PCI bus id of an NVIDIA device as OpenCL tells it."""
-    try:
-        # The domain has no attribute of its own in OpenCL before NVIDIA's newest extension; 0 on ordinary machines.
-        return f"0000:{handle.pci_bus_id_nv:02X}:{handle.pci_slot_id_nv:02X}.0"
-    except AttributeError:
-        return ""
+def _place(handle: Any) -> tuple[int | None, int | None, int | None]:
+    """Return PCI domain, bus and slot of an NVIDIA device, of each None where OpenCL does not tell."""
+    import pyopencl as cl
+
+    found: list[int | None] = []
+    for name in ("pci_domain_id_nv", "pci_bus_id_nv", "pci_slot_id_nv"):
+        try:
+            found.append(int(getattr(handle, name)))
+        except (AttributeError, cl.Error):  # the domain is newer than the others
+            found.append(None)
+    return (found[0], found[1], found[2])
 
 
-def _ask_nvml(pci: str) -> tuple[str, int | None]:
-    """Return the name that nobody else has, and the free bytes, of the GPU with a PCI bus id: OpenCL tells neither."""
+def _ask_nvml(domain: int | None, bus: int | None, slot: int | None) -> tuple[str, str, int | None]:
+    """Return PCI bus id, UUID and free bytes of the GPU at a place, as far as anything tells: OpenCL has no free bytes.
+
+    Without a domain it is the only GPU with that bus and slot. Where there are several, one in each of several domains,
+    it might be any: then nothing is known of it.
+    """
+    if bus is None or slot is None:
+        return "", "", None
+    told = "" if domain is None else f"{domain:04X}:{bus:02X}:{slot:02X}.0"
     import pynvml
 
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
-        return "", None
+        return told, "", None
     try:
-        gpu = pynvml.nvmlDeviceGetHandleByPciBusId(f"0000{pci}".encode())
-        uuid = pynvml.nvmlDeviceGetUUID(gpu)  # bytes in versions below 11.5
-        free = int(pynvml.nvmlDeviceGetMemoryInfo(gpu).free)
-        return uuid if isinstance(uuid, str) else uuid.decode(), free
+        gpus = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        places = [_pci(_text(pynvml.nvmlDeviceGetPciInfo(gpu).busId)) for gpu in gpus]
+        here = [
+            (place, gpu)
+            for place, gpu in zip(places, gpus, strict=True)
+            if place == told or (domain is None and place.endswith(f":{bus:02X}:{slot:02X}.0"))
+        ]
+        if len(here) != 1:
+            return told, "", None
+        place, gpu = here[0]
+        return place, _text(pynvml.nvmlDeviceGetUUID(gpu)), int(pynvml.nvmlDeviceGetMemoryInfo(gpu).free)
     except pynvml.NVMLError:
-        return "", None
+        return told, "", None
     finally:
         pynvml.nvmlShutdown()
+
+
+def _pci(text: str) -> str:
+    """Return a PCI bus id as this module writes it: NVML's have eight digits for the domain; without one, it is 0."""
+    found = re.fullmatch(r"(?:([0-9a-f]{1,8}):)?([0-9a-f]{1,2}):([0-9a-f]{1,2})(?:\.[0-7])?", text.strip().lower())
+    if not found:
+        return ""
+    domain, bus, slot = (int(part or "0", 16) for part in found.groups())
+    return f"{domain:04X}:{bus:02X}:{slot:02X}.0"
+
+
+def _text(value: str | bytes) -> str:
+    """Return what NVML says: bytes in versions below 11.5."""
+    return value if isinstance(value, str) else value.decode()

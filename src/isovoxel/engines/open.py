@@ -17,7 +17,7 @@ def open_engine(name: str = "cle", device: str = "auto") -> Engine:
     name
         "cle" or "exact".
     device
-        "auto", a number or a part of a name, as `isovoxel.engines.devices.find_device` takes it.
+        "auto", "gpu", "cpu", a number or a name, as `isovoxel.engines.devices.find_device` takes it.
 
     Raises
     ------

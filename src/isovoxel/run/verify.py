@@ -340,8 +340,10 @@ def _around_samples(source: Volume, recipe: Recipe, box: Box) -> _Around:
         below = np.floor((np.arange(start, stop) + 0.5) / f - 0.5).astype(np.int64)
         sides.append([np.clip(below + k, 0, n - 1) for k in (-1, 0, 1, 2)])
     first, last = ([int(end(np.array(axis))) for axis in sides] for end in (np.min, np.max))
-    stop = [n + 1 for n in last]
-    data = source.read(Box((first[0], first[1], first[2]), (stop[0], stop[1], stop[2]), box.volume)).astype(np.float64)
+    beyond = [n + 1 for n in last]
+    data = source.read(Box((first[0], first[1], first[2]), (beyond[0], beyond[1], beyond[2]), box.volume)).astype(
+        np.float64
+    )
     finite = np.isfinite(data)
     low, high, whole = np.where(finite, data, np.inf), np.where(finite, data, -np.inf), finite
     for axis, (indices, base) in enumerate(zip(sides, first, strict=True)):

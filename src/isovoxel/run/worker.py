@@ -71,7 +71,7 @@ def _watch(
     package = Path(__file__).parents[2]
     paths = os.pathsep.join([str(package), *filter(None, [os.environ.get("PYTHONPATH")])])
     worker = subprocess.Popen(
-        [sys.executable, "-m", "isovoxel.run.worker"],
+        [sys.executable, "-P", "-m", "isovoxel.run.worker"],  # -P: no module of the working folder
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": paths},

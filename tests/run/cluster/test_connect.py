@@ -78,6 +78,19 @@ def test_each_gpu_gets_a_worker_that_sees_no_other(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(
+    "workers", ["cpu:99999999", f"cpu:{'9' * 5000}", "99999999", "9" * 5000, "cpu:0", "cpu:-1", "-3"]
+)
+def test_absurd_numbers_of_workers_are_refused_before_any_is_started(
+    monkeypatch: pytest.MonkeyPatch, workers: str
+) -> None:
+    """In one short sentence, with what to say in place of it."""
+    monkeypatch.setattr(local, "list_devices", lambda: gpus(2))
+    with pytest.raises(OptionError, match=r"workers .* (cpu:\d|--workers auto)") as error:
+        environments(workers)
+    assert len(str(error.value)) < 5200 if workers.startswith("-") else len(str(error.value)) < 200
+
+
+@pytest.mark.parametrize(
     ("wanted", "worker", "index"),
     [
         ("gpu", "x", 0),
@@ -94,15 +107,16 @@ def test_a_worker_holds_the_device_that_it_is_told_to(
     monkeypatch: pytest.MonkeyPatch, wanted: str, worker: str, index: int
 ) -> None:
     """By kind, UUID, PCI bus id, number or name in its environment, or by the number in its own name."""
-    for module in (holding, __import__("isovoxel.engines.devices", fromlist=["devices"])):
-        monkeypatch.setattr(module, "list_devices", lambda: gpus(3))
-    monkeypatch.setattr(holding, "find_device", lambda text: next(d for d in gpus(3) if text in (str(d.index), d.name)))
+    monkeypatch.setattr(holding, "list_devices", lambda: gpus(3))
     monkeypatch.setattr(holding, "_held", {})
     monkeypatch.setenv("ISOVOXEL_DEVICE", wanted)
     assert holding.held_device(worker).index == index
     monkeypatch.setenv("ISOVOXEL_DEVICE", "GPU-9")
     assert holding.held_device(worker).index == index  # as long as the process lives
-    with pytest.raises(DeviceError, match=r"no OpenCL device is the GPU-9 that ISOVOXEL_DEVICE asks for; there is"):
+    with pytest.raises(
+        DeviceError,
+        match=r"no OpenCL device is called 'GPU-9'; known .* 3 = 'Processor' \(ISOVOXEL_DEVICE asks for it\)",
+    ):
         holding.held_device("another")
 
 

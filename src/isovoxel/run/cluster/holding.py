@@ -1,8 +1,8 @@
-"""Which device does a worker hold? Exactly one, found once and kept for as long as its process lives.
+"""The one device that a worker holds, found once and kept for as long as its process lives.
 
-``ISOVOXEL_DEVICE`` names it: "gpu" or "cpu", a GPU's UUID or PCI bus id, a number of `isovoxel devices`, or a part of a
-name. Without it, where several GPUs are seen, the number that the worker's name ends with chooses: workers of one host
-that are called "gpu-0" and "gpu-1" take the first and the second.
+``ISOVOXEL_DEVICE`` names it, as ``--device`` does: "gpu" or "cpu", a GPU's UUID or PCI bus id, a number of `isovoxel
+devices`, or a name. Without it, where several GPUs are seen, the number that the worker's name ends with chooses:
+workers of one host that are called "gpu-0" and "gpu-1" take the first and the second.
 
 dask-cuda shows each of its workers all GPUs, in ``CUDA_VISIBLE_DEVICES``, and its own one first ("1,2,3,0" for the
 second of four); NVIDIA's OpenCL lists them in that order. There the first counts, whatever the worker is called.
@@ -14,7 +14,7 @@ import os
 import re
 import sys
 
-from isovoxel.engines.devices import Device, find_device, list_devices
+from isovoxel.engines.devices import Device, choose, list_devices
 from isovoxel.errors import DeviceError
 
 DEVICE = "ISOVOXEL_DEVICE"
@@ -42,17 +42,14 @@ def held_device(worker: str) -> Device:
 def _choose(worker: str, wanted: str) -> Device:
     found = list_devices()
     if wanted:
-        meant = [d for d in found if wanted in (d.kind, d.uuid, d.pci)]
-        if meant:
-            return meant[0]
-        if wanted in ("gpu", "cpu") or wanted.startswith("GPU-"):
-            names = "; ".join(d.name for d in found) or "no device at all"
-            raise DeviceError(f"no OpenCL device is the {wanted} that {DEVICE} asks for; there is {names}")
-        return find_device(wanted)
+        try:
+            return choose(found, wanted)
+        except DeviceError as error:
+            raise DeviceError(f"{error} ({DEVICE} asks for it)") from error
     gpus = [d for d in found if d.kind == "gpu"]
     if gpus and DASK_CUDA in sys.modules:
         return gpus[0]
     number = re.search(r"\d+$", worker)
     if len(gpus) > 1 and number and "://" not in worker:  # an address ends with its port
         return gpus[int(number[0]) % len(gpus)]
-    return find_device()
+    return choose(found, "auto")

@@ -21,6 +21,8 @@ from isovoxel.run.job import FLUSHING
 from isovoxel.run.recovery import clause
 
 LOOPBACK = "127.0.0.1"
+MOST_ON_A_CORE = 16
+"""Most workers for each core: more is a mistake, and would fill memory and process table before anything is done."""
 KEPT_MESSAGES = 20
 """How many messages to a worker a scheduler keeps, for whoever looks for errors in it."""
 
@@ -36,20 +38,27 @@ def environments(workers: str) -> list[dict[str, str]]:
     Raises
     ------
     OptionError
-        If it is none of these, or there are not so many GPUs.
+        If it is none of these, there are not so many GPUs, or far more workers than cores.
     """
     kind, _, count = workers.rpartition(":")
-    if workers != "auto" and not (kind in ("", "cpu") and count.isdecimal() and int(count) > 0):
+    if workers != "auto" and not (kind in ("", "cpu") and count.isdecimal() and _number(count) > 0):
         raise OptionError(
             f"workers must be auto, a number of GPUs, or cpu: and a number such as cpu:4, not {workers!r}"
+        )
+    if kind == "cpu" and _number(count) > (most := MOST_ON_A_CORE * len(_cores())):
+        raise OptionError(
+            f"workers {_short(workers)} are more processes than the {most} that {len(_cores())} cores can serve; "
+            f"use --workers cpu:{len(_cores())}"
         )
     if kind == "cpu":
         return [_cpu_environment(int(count))] * int(count)
     gpus = [d for d in list_devices() if d.kind == "gpu"]
     if not gpus:
-        raise OptionError(f"workers {workers} means GPUs, and none is here; use --workers cpu:{len(_cores())}")
-    if count.isdecimal() and int(count) > len(gpus):
-        raise OptionError(f"workers {workers} means as many GPUs, and only {len(gpus)} are here; use --workers auto")
+        raise OptionError(f"workers {_short(workers)} means GPUs, and none is here; use --workers cpu:{len(_cores())}")
+    if count.isdecimal() and _number(count) > len(gpus):
+        raise OptionError(
+            f"workers {_short(workers)} means as many GPUs, and only {len(gpus)} are here; use --workers auto"
+        )
     return [_gpu_environment(gpu) for gpu in (gpus if workers == "auto" else gpus[: int(count)])]
 
 
@@ -129,6 +138,15 @@ def _gpu_environment(gpu: Device) -> dict[str, str]:
 
 def _cores() -> set[int] | range:
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+
+
+def _number(digits: str) -> int:
+    """Return a number, one of more than 18 digits as the largest of them: Python refuses those of thousands."""
+    return int(digits) if len(digits.lstrip("0")) <= 18 else 10**18
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:20]}...{text[-5:]}"
 
 
 def _has_bokeh() -> bool:

@@ -7,6 +7,7 @@ starts in place of one that died.
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from multiprocessing import resource_tracker
 from typing import Any
@@ -31,12 +32,43 @@ class OwnWorker(Worker):
         super().__init__(*words, **options)
 
 
+class _SafePath:
+    """Sets PYTHONSAFEPATH while processes are being started, any number at once, of one event loop.
+
+    What Python spawns begins with ``python -c``, which looks for modules in the working folder first. The variable is
+    not left there, where it would change what else a caller starts.
+    """
+
+    NAME = "PYTHONSAFEPATH"
+
+    def __init__(self) -> None:
+        self._starting = 0
+        self._before: str | None = None
+
+    def __enter__(self) -> None:
+        if not self._starting:
+            self._before = os.environ.get(self.NAME)
+        self._starting += 1
+        os.environ[self.NAME] = "1"
+
+    def __exit__(self, *_: object) -> None:
+        self._starting -= 1
+        if not self._starting:
+            os.environ.pop(self.NAME, None)
+            if self._before is not None:
+                os.environ[self.NAME] = self._before
+
+
+_safe_path = _SafePath()
+
+
 class OwnNanny(Nanny):
-    """A nanny whose workers hear no signal of the terminal while they start, either."""
+    """A nanny whose workers hear no signal of the terminal while they start, and import nothing of the folder."""
 
     async def instantiate(self) -> Any:
         """Start the worker's process, which begins with the mask of signals that this thread, the loop's, has."""
-        if hasattr(signal, "pthread_sigmask"):
-            resource_tracker.ensure_running()  # started later, it would unblock SIGINT in this thread
-            signal.pthread_sigmask(signal.SIG_BLOCK, _TERMINAL)
-        return await super().instantiate()
+        with _safe_path:
+            if hasattr(signal, "pthread_sigmask"):
+                resource_tracker.ensure_running()  # started later, it would unblock SIGINT in this thread
+                signal.pthread_sigmask(signal.SIG_BLOCK, _TERMINAL)
+            return await super().instantiate()

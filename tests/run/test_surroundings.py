@@ -1,0 +1,61 @@
+"""What a job must not take from its surroundings: modules of the working folder, and warnings that are errors."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import isovoxel
+
+LAUNCHER = "from isovoxel.cli import main\nif __name__ == '__main__':\n    main()\n"
+"""What an installed command is: Python puts its folder first on the path, and not the working one."""
+NAMES = ("numpy", "json", "pickle", "struct", "socket", "dask", "distributed", "isovoxel", "multiprocessing", "zarr")
+
+
+def scale(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Scale a stack by the command line, in a folder that has it and nothing of ours."""
+    (folder / "bin").mkdir()
+    (folder / "bin" / "isovoxel-command").write_text(LAUNCHER)
+    (folder / "here").mkdir(exist_ok=True)
+    np.save(folder / "here" / "in.npy", np.ones((8, 8, 8), np.float32))
+    given = {name: value for name, value in os.environ.items() if name not in ("PYTHONSAFEPATH", "PYTHONWARNINGS")}
+    given["PYTHONPATH"] = str(Path(isovoxel.__file__).parents[1])
+    command = [
+        sys.executable,
+        str(folder / "bin" / "isovoxel-command"),
+        "scale",
+        "in.npy",
+        "out.zarr",
+        "--factor=2,1,1",
+    ]
+    return subprocess.run(
+        [*command, *words], cwd=folder / "here", env=given | environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("where", ["--isolate", "--workers=cpu:1"])
+def test_processes_of_a_job_import_nothing_of_the_working_folder(tmp_path: Path, where: str) -> None:
+    """A user's file that is called like a library is never run, neither by an isolated process nor by a worker."""
+    here = tmp_path / "here"
+    here.mkdir()
+    for name in NAMES:
+        (here / f"{name}.py").write_text(f"open({str(tmp_path / name)!r}, 'w')\nraise SystemExit('{name} is run')\n")
+    done = scale(tmp_path, where, "--engine=exact")
+    assert [name for name in NAMES if (tmp_path / name).exists()] == []
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("engine", ["cle", "exact"])
+def test_warnings_that_are_errors_are_no_failure(tmp_path: Path, engine: str) -> None:
+    """Of what libraries warn of, nothing becomes a device that does not run, for PYTHONWARNINGS=error is the user's."""
+    folder = tmp_path / "caches"
+    # Without pyopencl's cache, so that kernels are built, of which pyopencl warns.
+    done = scale(
+        tmp_path, f"--engine={engine}", PYTHONWARNINGS="error", XDG_CACHE_HOME=str(folder), PYOPENCL_NO_CACHE="1"
+    )
+    assert done.returncode == 0, done.stderr
