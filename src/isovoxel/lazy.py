@@ -1,4 +1,4 @@
-"""How is scaling a step of a dask pipeline? As a lazy array, whose chunks are scaled where dask computes them."""
+"""Scaling as a step of a dask pipeline: a lazy array, whose chunks are scaled where dask computes them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def scale_array(
     device: str = "auto",
     chunks: Index3 | None = None,
 ) -> Any:
-    """Return a 3-D dask array scaled, lazily: the array that `dask.array.map_overlap` builds.
+    """Return a 3-D dask array scaled, lazily: each chunk of it from its own voxels of the array and their halo.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ def scale_array(
     OptionError, InputError
         If a factor or an option makes no sense, or the array is not 3-D or of another dtype.
     DoesNotFitError
-        If a chunk fits the device no more, or dask cannot exchange its halo.
+        If a chunk fits the device no more.
 
     Examples
     --------

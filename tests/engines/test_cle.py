@@ -32,7 +32,7 @@ from isovoxel.engines.reference import as_dtype, reference
 from isovoxel.errors import DeviceError
 from isovoxel.geometry.box import Box
 from isovoxel.planning.plan import Plan
-from isovoxel.planning.planner import _too_thin
+from isovoxel.planning.planner import too_thin
 from isovoxel.run.job import Job
 from strategies import (
     Live,
@@ -128,7 +128,7 @@ def random_cases(each: int = 8) -> list[Any]:
             shape = tuple(int(n) for n in rng.integers(6, (30, 60, 70)))
             block = tuple(int(n) for n in rng.integers(6, (30, 50, 60)))
             plan = cut(shape, factor, block, "float32", boundary="constant")
-            if 2 <= plan.n_blocks <= 100 and not _too_thin(plan):
+            if 2 <= plan.n_blocks <= 100 and not too_thin(plan):
                 found += 1
                 case = Case(shape, factor, block)
                 cases.append(pytest.param(case, id=f"{kind}-{found}"))

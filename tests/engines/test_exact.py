@@ -27,7 +27,7 @@ from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import VoxelGrid
 from isovoxel.geometry.tables import Table, accumulator, outputs_of, pass_order, passes_at_once
 from isovoxel.planning.plan import Plan
-from isovoxel.planning.planner import _too_thin
+from isovoxel.planning.planner import too_thin
 from isovoxel.run.job import Job
 from strategies import Live, MemoryWriter, cut, device_limits, one_kernel_for_all_shapes, read_from
 
@@ -357,7 +357,7 @@ def test_bits_do_not_depend_on_how_the_volume_is_cut(engine: ExactEngine, case: 
         if plan.n_blocks > 120:
             continue
         assert_same_bits(run(engine, plan, volume), whole)
-        if _too_thin(plan) or plan.n_blocks == 1 or overlapped == 2:
+        if too_thin(plan) or plan.n_blocks == 1 or overlapped == 2:
             continue
         overlapped += 1
         for window, threads in ((plan.block_grid, 1), (plan.block_grid, 5), ((1, 2, 1), 2)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import dask
 import dask.array as da
@@ -14,11 +15,11 @@ from hypothesis import strategies as st
 
 from isovoxel import scale_array
 from isovoxel.engines.reference import as_dtype, reference
-from isovoxel.errors import DoesNotFitError, InputError, OptionError
+from isovoxel.errors import InputError, OptionError
 from isovoxel.geometry.box import Box
-from isovoxel.planning.planner import _too_thin
+from isovoxel.planning.planner import plan_chunks, too_thin
 from isovoxel.run.overlap import Window
-from strategies import cut, one_kernel_for_all_shapes, plans, read_from
+from strategies import cut, device_limits, host_limits, one_kernel_for_all_shapes, plans, read_from, source
 
 VOLUME = np.random.default_rng(0).integers(0, 65536, (12, 30, 40)).astype(np.uint16)
 
@@ -100,13 +101,58 @@ def test_every_scheduler_gives_the_same_bits(scheduler: str) -> None:
     np.testing.assert_array_equal(scaled.compute(scheduler=scheduler, num_workers=2), alone)
 
 
-@pytest.mark.parametrize("chunks", [(2, 16, 16), (24, 30, 1)])
-def test_chunks_too_thin_for_their_halo_are_refused(chunks: tuple[int, int, int]) -> None:
-    """Dask would merge them in silence, and a chunk of no input voxels has nothing to be exchanged."""
-    with pytest.raises(
-        DoesNotFitError, match=r"map_overlap cannot take a halo of .* along [zx] .* choose larger chunks"
-    ):
-        scale_array(da.from_array(VOLUME), (6.0, 1.0, 5.0), chunks=chunks)
+RAGGED: list[tuple[tuple[int, ...], object, tuple[float, ...], tuple[int, ...] | None]] = [
+    ((12, 30, 40), 11, (6.0, 1.0, 5.0), (2, 16, 16)),  # chunks of no input voxel
+    ((12, 30, 40), 11, (6.0, 1.0, 5.0), (24, 30, 1)),
+    ((33, 20, 20), 8, (1.0, 1.0, 1.0), (32, 8, 8)),  # a last chunk of one plane
+    ((33, 20, 20), (1, 20, 20), (2.0, 1.0, 1.0), (64, 16, 16)),  # single planes
+    ((20, 21, 22), ((1, 1, 17, 1), (21,), (2, 20)), (0.3, 1.7, 1.0), (2, 8, 16)),  # ragged input
+    ((20, 21, 22), 5, (0.1, 0.1, 0.5), (1, 1, 4)),  # a halo of several chunks
+]
+"""Shapes, input chunks, factors and output chunks whose halo map_overlap cannot exchange."""
+
+
+@pytest.mark.parametrize(("shape", "given", "factor", "chunks"), RAGGED)
+@pytest.mark.parametrize("interpolation", ["nearest", "cubic"])
+def test_chunks_thinner_than_their_halo_are_read_from_further_chunks(
+    shape: tuple[int, ...], given: Any, factor: tuple[float, ...], chunks: tuple[int, ...], interpolation: str
+) -> None:
+    """Dask takes a halo from the next chunk only; the result is the one of a single chunk all the same."""
+    volume = np.random.default_rng(1).integers(0, 65536, shape, np.uint16)
+    options = {"interpolation": interpolation, "antialias": interpolation == "cubic", "engine": "exact"}
+    scaled = scale_array(da.from_array(volume, chunks=given), factor, chunks=chunks, **options)
+    whole = scale_array(da.from_array(volume), factor, chunks=(999, 999, 999), **options)
+    assert scaled.chunks == da.core.normalize_chunks(chunks, scaled.shape)
+    np.testing.assert_array_equal(scaled.compute(scheduler="threads"), whole.compute(scheduler="synchronous"))
+
+
+def test_no_shape_is_refused() -> None:
+    """Of 2,000 arrays of any shape, chunks and factors, with chunks of their own or dask's, each is planned."""
+    rng, thin = np.random.default_rng(14), 0
+    for i in range(2000):
+        shape = tuple(int(n) for n in rng.integers(1, 300, 3))
+        factor = tuple(float(f) for f in np.round(np.exp(rng.uniform(-2.5, 2.0, 3)), 2))
+        chunks = tuple(int(n) for n in rng.integers(8, 65, 3)) if i % 2 else (64, 64, 64)
+        kernel = ("linear", "cubic", "area", "nearest")[i % 4]
+        plan = plan_chunks(
+            source(shape),
+            factor,
+            chunks=chunks,
+            fixed=True,
+            device=device_limits(),
+            host=host_limits(),
+            engine="exact",
+            interpolation=kernel,
+            antialias=i % 8 < 2,
+        )
+        assert plan.output == plan.source.grid.scaled(factor)
+        thin += bool(too_thin(plan))
+        if i % 40 == 0:
+            array = da.zeros(shape, dtype=np.uint16, chunks=tuple(int(n) for n in rng.integers(1, 200, 3)))
+            scaled = scale_array(array, factor, chunks=chunks, interpolation=kernel, engine="exact")
+            assert scaled.shape == plan.output.shape
+            assert scaled.npartitions == plan.n_blocks
+    assert 100 < thin < 1900  # both ways to the halo were taken
 
 
 @pytest.mark.parametrize(
@@ -154,7 +200,7 @@ def test_plans_that_are_equal_make_arrays_of_the_same_name() -> None:
 
 def test_cuts_of_plans_used_here_are_thick_enough() -> None:
     """What `cut` makes for map_overlap in other tests is what `scale_array` would accept."""
-    assert not _too_thin(cut(VOLUME.shape, (2.0, 2.0, 2.0), (12, 20, 40), halo_mode="map_overlap"))
+    assert not too_thin(cut(VOLUME.shape, (2.0, 2.0, 2.0), (12, 20, 40), halo_mode="map_overlap"))
 
 
 def test_what_is_free_at_the_moment_does_not_change_the_name(monkeypatch: pytest.MonkeyPatch) -> None:

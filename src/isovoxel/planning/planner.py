@@ -147,8 +147,8 @@ def make_plan(
     if halo_mode == "auto":
         overlapped = replace(fitted, halo_mode="map_overlap", window=fitted.block_grid)
         fits = overlapped.projected_host <= host.allowed and fitted.n_blocks <= MAX_GRAPH_BLOCKS
-        return overlapped if fits and not _too_thin(overlapped) else fitted
-    if reason := _too_thin(fitted):
+        return overlapped if fits and not too_thin(overlapped) else fitted
+    if reason := too_thin(fitted):
         raise DoesNotFitError(f"{reason}; use --halo direct, or larger {'--shard' if storage.sharded else '--chunk'}")
     return replace(fitted, window=_window(fitted))
 
@@ -175,7 +175,7 @@ def plan_chunks(
     OptionError
         If an option is none of those that exist.
     DoesNotFitError
-        If `chunks` are `fixed` and do not fit the device, or dask cannot exchange their halo.
+        If `chunks` are `fixed` and do not fit the device.
     """
     check_options(engine=engine, interpolation=interpolation, antialias=antialias, boundary=boundary)
     output = source.grid.scaled(factor)
@@ -207,8 +207,6 @@ def plan_chunks(
             raise DoesNotFitError(f"a chunk of {storage.shard} output voxels takes {excess}; choose smaller chunks")
         halves = [ceil_div(n, 2) if n == longest_side else n for n in storage.shard]
         storage = Storage((halves[0], halves[1], halves[2]), (halves[0], halves[1], halves[2]))
-    if reason := _too_thin(plan):
-        raise DoesNotFitError(f"{reason}; choose larger chunks")
     return plan
 
 
@@ -328,8 +326,8 @@ def _product(z: NDArray[np.float64], y: NDArray[np.float64], x: NDArray[np.float
     return product
 
 
-def _too_thin(plan: Plan) -> str:
-    """Say why map_overlap cannot serve these blocks: dask takes a halo from the next block only, never beyond."""
+def too_thin(plan: Plan) -> str:
+    """Return why map_overlap cannot serve these blocks, or nothing: dask takes a halo from the next block only."""
     for name, axis, length, depth in zip(AXES, plan.axes, plan.block_shape, plan.halo, strict=True):
         _, stops = axis.intervals(length)
         thinnest = int(np.diff(axis.cuts(stops), prepend=0).min())

@@ -1,4 +1,4 @@
-"""How does a plan become a lazy dask array? Through `map_overlap`, each block with its halo.
+"""Lazy dask arrays of plans: through `map_overlap`, each block with its halo.
 
 The input is cut where the output's blocks map back, and every block is scaled by itself. dask takes halos of equal
 depth around blocks of unequal size, and the output's chunks are the plan's blocks::
@@ -22,13 +22,15 @@ from uuid import uuid4
 
 import dask.array as da
 import numpy as np
-from dask.base import normalize_token
+from dask.base import normalize_token, tokenize
+from dask.highlevelgraph import HighLevelGraph
 from numpy.typing import NDArray
 
 from isovoxel.engines.open import open_engine
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.planning.parts import Block
 from isovoxel.planning.plan import Plan
+from isovoxel.planning.planner import too_thin
 
 ScaleBlock = Callable[[NDArray[Any], Block], NDArray[Any]]
 """Makes a block's output from the voxels of its read box."""
@@ -191,6 +193,38 @@ class EngineBlock:
 
 
 def scale_lazily(array: Any, plan: Plan, device: str) -> Any:
-    """Return the scaled dask array that a plan makes of a dask array, in one graph."""
-    window = Window(plan, Box.whole(plan.block_grid))
-    return window.scaled(array.rechunk(window.input_chunks), EngineBlock(plan, device))
+    """Return the scaled dask array that a plan makes of a dask array, in one graph.
+
+    By `map_overlap`, which takes a halo from the next block only; where blocks are thinner than it, block by block from
+    all chunks that each reads.
+    """
+    window, scale = Window(plan, Box.whole(plan.block_grid)), EngineBlock(plan, device)
+    if too_thin(plan):
+        return _block_by_block(array, window, scale)
+    return window.scaled(array.rechunk(window.input_chunks), scale)
+
+
+def _block_by_block(array: Any, window: Window, scale: ScaleBlock) -> Any:
+    """Return the scaled dask array, each chunk of it made by one task from the array's chunks that it reads."""
+    plan, name = window.plan, f"isovoxel-{tokenize(array, OverlappedBlock(window, scale))}"
+    starts = [np.concatenate([[0], np.cumsum(chunks)]) for chunks in array.chunks]
+    tasks: dict[Any, Any] = {}
+    for place in np.ndindex(*plan.block_grid):
+        block = plan.block_at(cast(Index3, place))
+        runs = [
+            range(int(np.searchsorted(edges, a, side="right")) - 1, int(np.searchsorted(edges, b, side="left")))
+            for edges, a, b in zip(starts, block.read_box.start, block.read_box.stop, strict=True)
+        ]
+        first = tuple(int(edges[run.start]) for edges, run in zip(starts, runs, strict=True))
+        chunks = [[[(array.name, z, y, x) for x in runs[2]] for y in runs[1]] for z in runs[0]]
+        inside = block.read_box.relative_to(cast(Index3, first)).slices
+        tasks[(name, *place)] = (_scale_joined, chunks, inside, scale, block)
+    graph = HighLevelGraph.from_collections(name, tasks, dependencies=[array])
+    return da.Array(graph, name, window.output_chunks, meta=np.empty((0, 0, 0), plan.source.dtype))
+
+
+def _scale_joined(
+    chunks: list[list[list[NDArray[Any]]]], inside: tuple[slice, ...], scale: ScaleBlock, block: Block
+) -> NDArray[Any]:
+    """Return a block's output, of the chunks around its input."""
+    return scale(np.ascontiguousarray(np.block(chunks)[inside]), block)
