@@ -279,9 +279,9 @@ CASES: dict[str, Case] = {
     "engine unknown": Case(bad.good, "engine must be one of", "--engine magic"),
     "device unknown": Case(bad.good, "no OpenCL device is called", "--device quantum"),
     "threads 0": Case(bad.good, "threads must be at least 1", "--threads 0"),
-    "a byte of memory": Case(bad.good, "of host memory", "--memory 1"),
+    "a byte of memory": Case(bad.good, "of host memory", "--memory 1B"),
     "lots of memory": Case(bad.good, "memory must be a size such as", "--memory lots"),
-    "a byte of device memory": Case(bad.good, "allowed", "--device-memory 1"),
+    "a byte of device memory": Case(bad.good, "allowed", "--device-memory 1B"),
     "a shard of broken chunks": Case(
         bad.good, "a shard must be a whole number of chunks", "--chunk 3,4,4 --shard 8,8,8"
     ),

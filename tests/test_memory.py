@@ -43,7 +43,7 @@ def run(source: Path, output: Path, *options: str) -> dict:
     """Scale in a fresh process and return what it says of itself."""
     command = [sys.executable, "-m", "isovoxel", "scale", str(source), str(output), "--factor", FACTOR]
     done = subprocess.run(
-        [*command, "--memory", str(BUDGET), "--json", *options], capture_output=True, text=True, check=True
+        [*command, "--memory", f"{BUDGET}B", "--json", *options], capture_output=True, text=True, check=True
     )
     return json.loads(done.stdout)
 
@@ -92,7 +92,7 @@ finally:
 def test_channels_levels_and_report_stay_within_the_budget(volumes: Path, tmp_path: Path) -> None:
     """All volumes of a series, each with its levels, and pictures before and after: the whole process, to its end."""
     words = ["scale", "series.zarr", str(tmp_path / "out.zarr"), "--factor", FACTOR, "--engine", "exact", "--json"]
-    words += ["--memory", str(BUDGET), "--report", str(tmp_path / "report.html")]
+    words += ["--memory", f"{BUDGET}B", "--report", str(tmp_path / "report.html")]
     done = subprocess.run(
         [sys.executable, "-c", WITH_PEAK, *words], capture_output=True, text=True, check=False, cwd=volumes
     )

@@ -411,7 +411,7 @@ def test_peak_memory_stays_within_projection_and_budget(tmp_path: Path) -> None:
     array = zarr.create_array(tmp_path / "in.zarr", shape=(64, 256, 256), chunks=(32, 64, 64), dtype="uint16")
     array[...] = np.random.default_rng(0).integers(0, 4096, array.shape, dtype=np.uint16)
     budget = 800 * 2**20
-    words = ["--factor", "8,2,2", "--memory", str(budget), "--engine", "exact", "--json", "--quiet"]
+    words = ["--factor", "8,2,2", "--memory", f"{budget}B", "--engine", "exact", "--json", "--quiet"]
     command = [sys.executable, "-m", "isovoxel", "scale", str(tmp_path / "in.zarr"), str(tmp_path / "o.zarr"), *words]
     said = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert len(said["levels"]) == 3

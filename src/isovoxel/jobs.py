@@ -114,6 +114,7 @@ def run_job(volume: Volume, source: Any, output: str | Path, options: ScalingOpt
         source_path=volume.identity.get("path"),
         overwrite=order.overwrite,
         shard=options.get("shard") is not None,
+        said=next((name for name in ("zoom", "factor") if options.get(name) is not None), "voxel_size"),
     )
     if is_complete(wanted):
         tally.done_before = planned.all_blocks

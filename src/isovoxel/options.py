@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
@@ -82,7 +83,7 @@ class ScalingOptions(TypedDict, total=False):
     halo: str
     """"auto" (default), "map_overlap" or "direct"."""
     memory: int | str | None
-    """Bytes that this process may hold, or text such as "8GiB"; default: half of what is free."""
+    """Bytes that this process may hold, or text with a unit such as "8GiB"; default: half of what is free."""
     device_memory: int | str | None
     """Bytes that may be held on the device, or text; default: nine tenths of what is free on a GPU."""
     threads: int | None
@@ -313,6 +314,11 @@ def parse_factor(values: Sequence[float]) -> Float3:
 
 def source_of(volume: Volume, grid: VoxelGrid) -> Source:
     """Return what a plan knows of a volume."""
+    notes = volume.notes
+    if volume.voxel_size is None and grid.unit is None:
+        why = f": {volume.missing}" if volume.missing else ""
+        counts = "lengths of the output count input voxels, without a unit, unless --input-voxel-size says more"
+        notes += (f"the voxel size is not known{why}; {counts}",)
     return Source(
         name=volume.name,
         grid=grid,
@@ -321,10 +327,17 @@ def source_of(volume: Volume, grid: VoxelGrid) -> Source:
         read_overhead=volume.read_overhead,
         identity=dict(volume.identity),
         caches=volume.cached is not None,
-        notes=volume.notes,
+        notes=notes,
         beside=volume.beside,
         series=tuple((axis.name, axis.length) for axis in volume.series),
     )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def parse_size(name: str, value: int | str | None) -> int | None:
@@ -334,6 +347,10 @@ def parse_size(name: str, value: int | str | None) -> int | None:
     from dask.utils import parse_bytes
 
     unclear = OptionError(f"{name} must be a size such as 8GiB or 500MB, not {value!r}")
+    if isinstance(value, bool):
+        raise unclear
+    if isinstance(value, str) and _is_number(value):
+        raise OptionError(f"{name} needs a unit, such as {value.strip()}GiB or {value.strip()}MB; {value!r} has none")
     if isinstance(value, str) and not any(letter.isdigit() for letter in value):
         raise unclear  # dask takes "GiB" for one of them, and nothing for a byte
     try:

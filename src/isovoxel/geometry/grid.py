@@ -49,7 +49,7 @@ class VoxelGrid:
             raise OptionError(f"a volume needs at least one voxel per axis, but its shape is {self.shape}")
         check_positive("voxel size", self.voxel_size)
         if not all(math.isfinite(v) for v in self.origin):
-            raise OptionError(f"the origin {self.origin} of a volume must be finite")
+            raise OptionError(f"the origin {numbers_text(self.origin)} of a volume must be finite")
 
     def scaled(self, factor: Float3) -> VoxelGrid:
         """Return the grid with `factor` output voxels per input voxel.
@@ -110,6 +110,22 @@ def finest(grid: VoxelGrid) -> float:
 
 def _of_planes(grid: VoxelGrid, factor: Float3) -> Float3:
     return (1.0, *factor[1:]) if grid.shape[0] == 1 else factor
+
+
+def number_text(value: float) -> str:
+    """Return a length or a factor for people: six digits at most; what computes takes the number itself.
+
+    Examples
+    --------
+    >>> number_text(1.7999999999999998), number_text(0.1 + 0.2), number_text(12.0)
+    ('1.8', '0.3', '12')
+    """
+    return f"{value:.6g}"
+
+
+def numbers_text(values: Iterable[float]) -> str:
+    """Return lengths or factors, z, y, x, for people: "(1, 0.202, 0.202)"."""
+    return f"({', '.join(map(number_text, values))})"
 
 
 def check_positive(name: str, values: Sequence[float]) -> None:

@@ -66,6 +66,8 @@ class Wanted:
     """Whether an output that is there is replaced."""
     shard: bool
     """Whether the user asks for certain shards."""
+    said: str = "factor"
+    """The option that says how far: "zoom", "voxel_size" or "factor"."""
 
 
 @dataclass
@@ -108,7 +110,7 @@ def is_complete(wanted: Wanted) -> bool:
     made = None if wanted.overwrite else _made(wanted.path)
     if made is None or not made.get("complete"):
         return False
-    if changed := differences(made, wanted.made, shard=wanted.shard):
+    if changed := differences(made, wanted.made, shard=wanted.shard, said=wanted.said):
         raise OutputExistsError(
             f"{wanted.path} exists, and was made with {'; '.join(changed)}: give --overwrite or another output"
         )
@@ -158,7 +160,7 @@ def _find(wanted: Wanted, folder: Place) -> Begun:
             labels=bool(wanted.made["labels"]),
         )
         return Begun(folder, plan, None)
-    if changed := differences(made, wanted.made, shard=wanted.shard):
+    if changed := differences(made, wanted.made, shard=wanted.shard, said=wanted.said):
         raise OutputExistsError(
             f"{path} was begun with {'; '.join(changed)}: give what it was begun with to go on, "
             "--overwrite to begin anew, or another output"

@@ -9,7 +9,7 @@ from typing import Any
 
 from isovoxel.errors import InputError
 from isovoxel.geometry.box import Index3
-from isovoxel.geometry.grid import Float3
+from isovoxel.geometry.grid import Float3, number_text
 from isovoxel.planning.plan import Plan
 from isovoxel.version import __version__
 from isovoxel.volumes.base import Volume
@@ -83,8 +83,8 @@ _SIGNS = {"mtime_ns": "time of last change", "tag": "voxels"}
 """What people call signs that an input is another, where they do not call it as we do."""
 
 
-def differences(then: Mapping[str, Any], now: Mapping[str, Any], *, shard: bool) -> list[str]:
-    """Return what makes another result now than what made an output then: "factor (4, 1, 1), now (2, 1, 1)".
+def differences(then: Mapping[str, Any], now: Mapping[str, Any], *, shard: bool, said: str = "factor") -> list[str]:
+    """Return what makes another result now than what made an output then: "factor (4, 1, 1), now factor (2, 1, 1)".
 
     How the volume is cut into blocks is none of it: a job goes on with the blocks that it was begun with.
 
@@ -94,6 +94,8 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], *, shard: bool)
         As `provenance` returns it; `then` may come from a file, and lack anything.
     shard
         Whether the user asks for the shards now; otherwise those from then are as good.
+    said
+        The option that says how far now: "zoom", "voxel_size" or "factor".
     """
     now = json.loads(json.dumps(now))  # tuples are lists there
     names = dict(_NAMES)
@@ -102,7 +104,9 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], *, shard: bool)
     if now["engine"] == "cle":  # its bits depend on the device
         names["device.name"] = "device"
     found = [
-        f"{name} {_text(before)}, now {_text(after)}"
+        f"{_how_far(then, said)}, now {_how_far(now, said)}"
+        if place == "factor"
+        else f"{name} {_text(before)}, now {_text(after)}"
         for place, name in names.items()
         if (before := _at(then, place)) != (after := _at(now, place))
     ]
@@ -131,7 +135,25 @@ def _at(made: Any, place: str) -> Any:
 
 
 def _text(value: Any) -> str:
-    return f"({', '.join(map(str, value))})" if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return f"({', '.join(map(_text, value))})"
+    return number_text(value) if isinstance(value, float) else str(value)
+
+
+def _how_far(made: Mapping[str, Any], said: str) -> str:
+    """Return how far a volume is scaled in the user's own option, or as factors where that does not say it."""
+    factor = _at(made, "factor")
+    try:
+        lengths = zip(_at(made, "input.voxel_size"), factor, _at(made, "input.shape"), strict=True)
+        sides = {number_text(size / f) for axis, (size, f, n) in enumerate(lengths) if axis or n > 1}
+        zooms = {number_text(1 / float(side)) for side in sides}
+    except (TypeError, ValueError, ZeroDivisionError):
+        sides = zooms = set()
+    if said == "zoom" and len(zooms) == 1:
+        return f"zoom {zooms.pop()}"
+    if said == "voxel_size" and len(sides) == 1:
+        return f"voxel size {sides.pop()}"
+    return f"factor {_text(factor)}"
 
 
 @dataclass(frozen=True)

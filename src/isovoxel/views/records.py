@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from isovoxel.geometry.grid import AXES, VoxelGrid
+from isovoxel.geometry.grid import AXES, VoxelGrid, number_text, numbers_text
 from isovoxel.metadata.series import WORDS
 from isovoxel.planning.cost import human_bytes
 from isovoxel.planning.plan import Plan
@@ -68,11 +68,20 @@ def volume_lines(volume: Volume, state: OutputState | None = None) -> list[Line]
         *_channel_lines(volume),
         ("dtype", f"{volume.dtype.name}, {human_bytes(volume.nbytes)} in all"),
         ("voxel size", size),
+        *_origin_line(volume),
         ("unit", with_source(volume.unit or "none", "unit")),
         ("chunks", _chunks(volume.chunks)),
         *(("note", note) for note in volume.notes),
         *_state_lines(state),
     ]
+
+
+def _origin_line(volume: Volume) -> list[Line]:
+    """Return where the centre of voxel 0 lies, where lengths are known."""
+    if volume.voxel_size is None:
+        return []
+    unit = f" {volume.unit}" if volume.unit else ""
+    return [("origin", f"{numbers_text(volume.origin)}{unit}, the centre of voxel 0")]
 
 
 def _series_lines(series: Sequence[tuple[str, int]]) -> list[Line]:
@@ -167,9 +176,13 @@ def plan_lines(plan: Plan) -> list[Line]:
         ("halo", f"{halo} input voxels, by {_HALO[plan.halo_mode]}"),
         ("files", f"{_files(plan)}, {plan.storage.codec}"),
         *_level_lines(plan),
-        ("host", f"{human_bytes(projected['host_bytes'])} projected, {human_bytes(plan.host.allowed)} allowed"),
-        ("device", f"{human_bytes(projected['device_bytes'])} projected, {human_bytes(plan.device.allowed)} allowed"),
+        ("host", _memory(projected["host_bytes"], plan.host.allowed, "--memory")),
+        ("device", _memory(projected["device_bytes"], plan.device.allowed, "--device-memory")),
     ]
+
+
+def _memory(projected: int, allowed: int, option: str) -> str:
+    return f"uses at most {human_bytes(projected)}; limit {human_bytes(allowed)} ({option})"
 
 
 def _files(plan: Plan) -> str:
@@ -218,7 +231,7 @@ def result_lines(result: ScaleResult) -> list[Line]:
         *_level_lines(plan),
         ("time", f"{result.seconds:.1f} s, {speed}, {count(plan.all_blocks, 'block')} on {plan.device.name}"),
         ("threads", f"{_threads(plan)}, which spent together: {stages}"),
-        ("host peak", f"{human_bytes(result.peak_host_bytes)} of {human_bytes(plan.host.allowed)} allowed"),
+        ("host peak", f"{human_bytes(result.peak_host_bytes)}; limit {human_bytes(plan.host.allowed)} (--memory)"),
         *_happened(result.tally),
     ]
 
@@ -347,4 +360,4 @@ def shape_text(shape: Sequence[int]) -> str:
 
 
 def _numbers(values: Sequence[float]) -> str:
-    return " x ".join(f"{v:.6g}" for v in values)
+    return " x ".join(map(number_text, values))

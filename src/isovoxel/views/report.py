@@ -146,7 +146,7 @@ class Report:
             ("blocks", f"{plan.all_blocks if result else recorder.blocks_done:,} of {plan.all_blocks:,}"),
             (f"{output}, uncompressed", human_bytes(sum(level.output_bytes for level in plan.levels))),
             ("most memory held", human_bytes(max([*held, result.peak_host_bytes if result else 0]))),
-            ("memory allowed" + (" each worker" if plan.host.workers > 1 else ""), human_bytes(plan.host.allowed)),
+            ("memory limit" + (" each worker" if plan.host.workers > 1 else ""), human_bytes(plan.host.allowed)),
         ]
         if result is None:
             state = page.paragraph(f"Stopped half-way: {error or 'the result is not known'}", "bad")
@@ -189,7 +189,7 @@ class Report:
         timeline, plan = recorder.timeline, recorder.plan
         rates, held = timeline.rates(), timeline.held()
         projected = max(level.projected_host for level in plan.levels)
-        limits = [Limit(projected, "projected"), Limit(plan.host.allowed, "allowed")]
+        limits = [Limit(projected, "uses at most"), Limit(plan.host.allowed, "limit")]
         n = plan.host.workers
         threads = f"Seconds of {count(n * plan.in_flight, 'thread')}, added up, by what they were spent on."
         if n > 1:  # each of them has such limits, here or elsewhere

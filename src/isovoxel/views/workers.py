@@ -42,7 +42,7 @@ def member_lines(members: Sequence[Member]) -> list[Line]:
             f"on {m.host}",
             f"{m.device.name} ({m.device.kind.upper()})",
             f"PCI {m.pci}" if m.pci else "no PCI bus id",
-            f"{human_bytes(m.device.allowed)} of {human_bytes(m.device.memory)} allowed",
+            f"uses at most {human_bytes(m.device.allowed)} of {human_bytes(m.device.memory)}",
             count(m.limits.threads, "block") + " in flight",
         )
         for m in members

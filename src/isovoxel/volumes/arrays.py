@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from dataclasses import replace
 from itertools import accumulate, pairwise, product
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 
 from isovoxel.errors import InputError
 from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import AXES
+from isovoxel.metadata.units import canonical_unit
 from isovoxel.volumes.axes import UNNAMED, plain_zyx
 from isovoxel.volumes.base import Volume, check_voxels, room_for
 from isovoxel.volumes.files import reason_of
@@ -104,6 +107,54 @@ def from_dask(array: Any) -> Volume:
         missing="a dask array has none",
         array=array,
     )
+
+
+def from_xarray(array: Any) -> Volume:
+    """Return a volume of an ``xarray.DataArray``: its voxels, and what its coordinates say of their size and place.
+
+    The coordinates of all axes must be evenly spaced numbers that grow; then they are lengths, in the unit that all of
+    them name in their attributes ("units").
+
+    Raises
+    ------
+    InputError
+        If it is neither 3-D nor 2-D, or has dimensions z, y or x at the place of another.
+    """
+    name = "the DataArray" if array.name is None else f"the DataArray {array.name!r}"
+    dims = [str(dim).lower() for dim in array.dims]
+    axes = list(AXES[-len(dims) :]) if dims else []
+    if len(dims) not in (2, 3) or any(dim in AXES and dim != axis for dim, axis in zip(dims, axes, strict=True)):
+        raise InputError(
+            f"{name} has the dimensions {', '.join(dims) or 'none'}; isovoxel takes z, y, x, or y, x of one plane: "
+            "transpose it, and select one of several volumes with array.isel"
+        )
+    volume = from_dask(array.data) if hasattr(array.data, "dask") else from_numpy(np.asarray(array.data))
+    sources = {**volume.sources, **({"axes": "dimensions of the DataArray"} if dims == axes else {})}
+    spaced = [_spacing(array.coords[dim]) if dim in array.coords else None for dim in array.dims]
+    known = [one for one in spaced if one is not None]
+    if len(known) < len(dims):
+        axis = array.dims[spaced.index(None)]
+        why = f"its coordinates along {axis} are not evenly spaced numbers that grow"
+        return replace(volume, name=name, sources=sources, missing=why)
+    if len(known) == 2:
+        known = [(min(step for step, _, _ in known), 0.0, known[0][2]), *known]
+    (z, y, x), (z0, y0, x0), units = zip(*known, strict=True)
+    unit = units[0] if len(set(units)) == 1 else None
+    sources |= dict.fromkeys(["voxel size", "unit"] if unit else ["voxel size"], "coordinates of the DataArray")
+    return replace(volume, name=name, sources=sources, voxel_size=(z, y, x), origin=(z0, y0, x0), unit=unit, missing="")
+
+
+def _spacing(coordinate: Any) -> tuple[float, float, str | None] | None:
+    """Return step, first value and unit of length of an axis' coordinates; None where they have no step."""
+    values = np.asarray(coordinate.values)
+    if values.dtype.kind not in "iuf" or values.size < 2:
+        return None
+    values = values.astype(np.float64)
+    step = float((values[-1] - values[0]) / (values.size - 1))
+    if not (step > 0 and np.allclose(np.diff(values), step, rtol=1e-6, atol=0)):
+        return None
+    unit = coordinate.attrs.get("units", coordinate.attrs.get("unit"))
+    return step, float(values[0]), canonical_unit(unit) if isinstance(unit, str) else None
 
 
 def _checksum(array: NDArray[Any]) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from isovoxel.errors import InputError, InputMissingError, IsovoxelError, OptionError
-from isovoxel.geometry.grid import Float3, check_positive
+from isovoxel.geometry.grid import Float3, check_positive, number_text, numbers_text
 from isovoxel.metadata.units import METERS, checked_unit, convert
 from isovoxel.places.address import is_address
 from isovoxel.places.objects import ObjectPlace
@@ -112,6 +112,11 @@ def _open_value(source: Any) -> Volume:
         from isovoxel.volumes.arrays import from_dask
 
         return from_dask(source)
+    xarray = sys.modules.get("xarray")
+    if xarray is not None and isinstance(source, xarray.DataArray):
+        from isovoxel.volumes.arrays import from_xarray
+
+        return from_xarray(source)
     raise InputError(
         f"a {type(source).__name__} is no volume; give a path, a NumPy array, a dask array, a zarr array or a Volume"
     )
@@ -276,6 +281,7 @@ def _with_overrides(volume: Volume, voxel_size: Float3 | None, unit: str | None)
         voxel_size = (1.0, 1.0, 1.0)  # which without a unit was none
     if voxel_size is not None:
         changes |= {"voxel_size": voxel_size, "missing": "", "counted": False}
+        changes["notes"] = (*volume.notes, *_doubts(voxel_size))
         sources["voxel size"] = _GIVEN
     if unit is not None:
         changes["unit"] = unit
@@ -283,6 +289,16 @@ def _with_overrides(volume: Volume, voxel_size: Float3 | None, unit: str | None)
     if voxel_size is not None:
         changes["origin"] = _origin(volume, voxel_size, unit)
     return dataclasses.replace(volume, **changes, sources=sources) if changes else volume
+
+
+def _doubts(voxel_size: Float3) -> tuple[str, ...]:
+    """Return a note where a voxel size that was given looks as if its order were x, y, z."""
+    z, y, x = voxel_size
+    if x < 2 * max(z, y):
+        return ()
+    turned = ",".join(map(number_text, (x, y, z)))
+    taken = f"the voxel size {numbers_text(voxel_size)} is z, y, x, so voxels are longest along x"
+    return (f"{taken}; if it was meant as x, y, z, give {turned}",)
 
 
 def _origin(volume: Volume, voxel_size: Float3, unit: str | None) -> Float3:

@@ -51,7 +51,7 @@ def check_reachable(source: Any) -> None:
     OptionError
         If it is an array in this process' memory.
     """
-    if isinstance(source, np.ndarray):
+    if isinstance(source, np.ndarray) or isinstance(getattr(source, "data", None), np.ndarray):  # a DataArray of one
         raise OptionError(
             "an array in this process' memory is not there for workers; write it to a file that they see, such as .npy "
             "or zarr, and give its path"
