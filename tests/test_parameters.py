@@ -14,7 +14,7 @@ from isovoxel import api, cli
 from isovoxel.options import Opening, ScalingOptions, converting
 from isovoxel.parameters import RUNNING, opening_options, running_options, scaling_options
 
-INPUT = {"input_voxel_size", "unit", "level", "channel", "time", "crop"}
+INPUT = {"input_voxel_size", "unit", "level", "channel", "time", "axes", "crop"}
 
 
 def taken_by(command: Any) -> set[str]:
@@ -57,6 +57,7 @@ WORDS: dict[str, tuple[str, Any]] = {
     "factor": ("2,1,1", (2.0, 1.0, 1.0)),
     "input_voxel_size": ("3,1,1", (3.0, 1.0, 1.0)),
     "unit": ("nm", "nm"),
+    "axes": ("zyx", "zyx"),
     "crop": ("1:,:,:", "1:,:,:"),
     "labels": ("", True),
     "interpolation": ("mode", "mode"),

@@ -50,6 +50,7 @@ def open_volume(
     level: int | None = None,
     channel: int | None = None,
     time: int | None = None,
+    axes: str | None = None,
     crop: Any = None,
 ) -> Volume:
     """Open a volume lazily; a single plane is a volume too.
@@ -63,7 +64,7 @@ def open_volume(
         coordinates are lengths; or a `Volume`.
     voxel_size, unit
         Voxel size z, y, x and its unit, in place of what the metadata say.
-    level, channel, time, crop
+    level, channel, time, axes, crop
         Which part of it, as in `ScalingOptions`.
 
     Raises
@@ -73,10 +74,8 @@ def open_volume(
     OptionError
         If the voxel size or the unit makes no sense, or it has no such part.
     """
-    return _opened(
-        source,
-        {"input_voxel_size": voxel_size, "unit": unit, "level": level, "channel": channel, "time": time, "crop": crop},
-    )
+    part: ScalingOptions = {"level": level, "channel": channel, "time": time, "axes": axes, "crop": crop}
+    return _opened(source, {"input_voxel_size": voxel_size, "unit": unit, **part})
 
 
 def _opened(source: Any, options: ScalingOptions) -> Volume:
@@ -262,6 +261,7 @@ def limits(
     level: int | None = None,
     channel: int | None = None,
     time: int | None = None,
+    axes: str | None = None,
     crop: Any = None,
     interpolation: str = "linear",
     device: str = "auto",
@@ -272,14 +272,14 @@ def limits(
     ----------
     source
         As in `open_volume`.
-    input_voxel_size, unit, level, channel, time, crop, interpolation, device
+    input_voxel_size, unit, level, channel, time, axes, crop, interpolation, device
         As in `ScalingOptions`.
     """
     from isovoxel.engines.devices import find_device
     from isovoxel.planning.whole import whole_limits
 
     volume = open_volume(
-        source, voxel_size=input_voxel_size, unit=unit, level=level, channel=channel, time=time, crop=crop
+        source, voxel_size=input_voxel_size, unit=unit, level=level, channel=channel, time=time, axes=axes, crop=crop
     )
     return whole_limits(volume.grid, find_device(device).limits(), interpolation)
 

@@ -210,7 +210,8 @@ def labels_beside(
     made = {
         key: value
         for key, value in options.items()
-        if key not in ("zoom", "voxel_size", "interpolation", "antialias", "boundary", "engine", "channel", "level")
+        if key
+        not in ("zoom", "voxel_size", "interpolation", "antialias", "boundary", "engine", "channel", "level", "axes")
     }
     by = ("mode" if min(factor) < 1 else "nearest") if labels_by == "auto" else labels_by
     chosen: Any = {**made, **part, "labels": True, "factor": factor, "interpolation": by, "engine": "exact"}

@@ -38,6 +38,7 @@ class Opening(TypedDict, total=False):
     """As in `ScalingOptions`, and so are those that follow."""
     channel: int | None
     time: int | None
+    axes: str | None
     crop: str | Sequence[slice | Sequence[int | None]] | None
 
 
@@ -64,6 +65,9 @@ class ScalingOptions(TypedDict, total=False):
     """Which of several channels, counted from 0; default: all, each scaled by itself."""
     time: int | None
     """Which of several time points, counted from 0; default: all, likewise."""
+    axes: str | None
+    """Names of the input's axes in their order, such as "tczyx", where it does not name them itself: of a zarr array, a
+    TIFF, HDF5, ``.npy`` and arrays."""
     crop: str | Sequence[slice | Sequence[int | None]] | None
     """Which voxels of the input: "z0:z1,y0:y1,x0:x1", or three slices or pairs. As in Python's slices an open end is
     the volume's, and a number below 0 counts from its end; beyond the volume nothing may lie."""
@@ -241,6 +245,7 @@ def selection_of(options: ScalingOptions) -> Selection:
         level=options.get("level"),
         channel=options.get("channel"),
         time=options.get("time"),
+        axes=options.get("axes"),
         crop=parse_crop(options.get("crop")),
     )
 

@@ -141,6 +141,10 @@ Channel = Annotated[
 Time = Annotated[
     int | None, typer.Option(metavar="N", help="Which of several time points, counted from 0; default: all.")
 ]
+Axes = Annotated[
+    str | None,
+    typer.Option(metavar="NAMES", help="Names of the input's axes, such as tczyx, where it does not name them itself."),
+]
 Crop = Annotated[
     str | None,
     typer.Option(

@@ -24,8 +24,8 @@ from isovoxel.geometry.box import Box
 from isovoxel.metadata.series import SeriesAxis
 from isovoxel.volumes.base import Volume
 from isovoxel.volumes.bioio import FORMATS, PLANES, format_of, volume_of
-from isovoxel.volumes.open import EVERYTHING, open_volume
-from isovoxel.volumes.selection import Selection
+from isovoxel.volumes.open import open_volume
+from isovoxel.volumes.selection import EVERYTHING, Selection
 
 WHY = "bioio's readers are an extra of over a hundred megabytes, which CI does not install"
 STACK = np.random.default_rng(3).integers(0, 999, (6, 40, 50)).astype("uint16")

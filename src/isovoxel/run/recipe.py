@@ -70,6 +70,7 @@ _NAMES = {
     "input.identity.level": "level",
     "input.identity.channel": "channel",
     "input.identity.time": "time point",
+    "input.identity.axes": "axes",
     "input.identity.crop": "crop",
     "input.shape": "input shape",
     "input.series": "time points and channels",

@@ -17,8 +17,8 @@ from isovoxel.run.events import Listener
 from isovoxel.run.job import Job
 from isovoxel.store.shard import Seal
 from isovoxel.volumes.base import Volume
-from isovoxel.volumes.open import EVERYTHING, open_volume
-from isovoxel.volumes.selection import Selection
+from isovoxel.volumes.open import open_volume
+from isovoxel.volumes.selection import EVERYTHING, Selection
 
 FILL = 0
 """What damaged voxels become."""

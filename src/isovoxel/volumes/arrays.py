@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate, pairwise, product
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,11 @@ from isovoxel.errors import InputError
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import AXES
 from isovoxel.metadata.units import canonical_unit
-from isovoxel.volumes.axes import UNNAMED, plain_zyx
-from isovoxel.volumes.base import Volume, check_voxels, room_for
+from isovoxel.volumes.axes import UNNAMED, Picked, pick, plain_zyx
+from isovoxel.volumes.base import ReadBox, Volume, check_voxels, room_for
 from isovoxel.volumes.files import reason_of
+from isovoxel.volumes.selection import EVERYTHING, GIVEN, Selection
+from isovoxel.volumes.series import SeriesReader
 
 GRAPH_BYTES = 1 << 20
 """What dask holds for the tasks of one chunk, whatever its size."""
@@ -28,15 +32,18 @@ def _sources(ndim: int) -> dict[str, str]:
     return {"shape": "the array", "axes": UNNAMED[ndim]}
 
 
-def from_numpy(array: NDArray[Any]) -> Volume:
+def from_numpy(array: NDArray[Any], selection: Selection = EVERYTHING) -> Volume:
     """Return a volume of a NumPy array in memory, which must not change while it is used.
 
     Raises
     ------
     InputError
-        If it is neither 3-D nor 2-D, or masked.
+        If it is neither 3-D nor 2-D, and its axes are not named, or masked.
     """
     name = "the NumPy array"
+    if selection.axes is not None:
+        return _named(name, array, selection, from_numpy)
+    selection.check_kind(name)
     if isinstance(array, np.ma.MaskedArray):
         raise InputError(f"{name} is masked, which a volume cannot be; give array.filled(value)")
     shape = plain_zyx(name, array.shape)
@@ -62,7 +69,7 @@ def from_numpy(array: NDArray[Any]) -> Volume:
     )
 
 
-def from_dask(array: Any) -> Volume:
+def from_dask(array: Any, selection: Selection = EVERYTHING) -> Volume:
     """Return a volume of a dask array; a box is computed chunk by chunk in the thread that reads it.
 
     `read_overhead` counts one chunk and its copy; what computing a chunk needs by itself, dask does not tell.
@@ -70,9 +77,12 @@ def from_dask(array: Any) -> Volume:
     Raises
     ------
     InputError
-        If it is neither 3-D nor 2-D, or its chunks' sizes are not known.
+        If it is neither 3-D nor 2-D, and its axes are not named, or its chunks' sizes are not known.
     """
     name = "the dask array"
+    if selection.axes is not None:
+        return _named(name, array, selection, from_dask)
+    selection.check_kind(name)
     if any(np.isnan(n) for n in array.shape):
         raise InputError(f"{name} has chunks of unknown size; call its compute_chunk_sizes() first")
     shape = plain_zyx(name, array.shape)
@@ -107,6 +117,35 @@ def from_dask(array: Any) -> Volume:
         missing="a dask array has none",
         array=array,
     )
+
+
+def _named(name: str, array: Any, selection: Selection, single: Callable[[Any], Volume]) -> Volume:
+    """Return the volumes of an array whose axes the user names, each as `single` makes one of a part of it."""
+    picked = pick(name, [""] * array.ndim, array.shape, selection)
+    first = single(_part(array, picked, [0] * len(picked.series)))
+    identity = {**first.identity, **picked.chosen, **selection.identity("axes"), "shape": list(array.shape)}
+    sources = {**first.sources, "axes": picked.told(GIVEN)}
+    if first.array is not None:
+        identity["tag"] = str(array.name)
+    if not picked.series:
+        return replace(first, identity=identity, sources=sources)
+    return replace(
+        first,
+        read=SeriesReader(picked.lengths, partial(_member, array, picked, single)),
+        series=picked.axes(),
+        identity=identity,
+        sources=sources,
+        checksum=None if first.checksum is None else lambda: _checksum(array),
+        array=None,
+    )
+
+
+def _part(array: Any, picked: Picked, place: Sequence[int]) -> Any:
+    return array[picked.at(place).index((slice(None),) * 3)]
+
+
+def _member(array: Any, picked: Picked, single: Callable[[Any], Volume], place: tuple[int, ...]) -> ReadBox:
+    return single(_part(array, picked, place)).read
 
 
 def from_xarray(array: Any) -> Volume:

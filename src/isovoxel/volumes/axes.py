@@ -30,6 +30,8 @@ _LONG_NAMES = {"time": "t", "channel": "c"}
 UNNAMED = {2: "two unnamed axes, taken as y, x of one plane", 3: "three unnamed axes, taken as z, y, x"}
 """How the axes of an array are found that have no names, for people, by their number."""
 
+NAME_THEM = "; name them with --axes, such as --axes tczyx"
+
 ZYX = tuple[int | None, int, int]
 """Which axes of an array are z, y and x; z is None where it has none."""
 
@@ -107,6 +109,7 @@ def pick(name: str, axes: Sequence[str], shape: Sequence[int], selection: Select
     >>> pick("stack", "ctzyx", (2, 4, 21, 150, 150), Selection()).lengths
     (('t', 4), ('c', 2))
     """
+    axes = selection.named(name, axes, shape)
     names = [_LONG_NAMES.get(axis, axis) for axis in axes]
     for axis, option in _SELECTED.items():
         if axis not in names:
@@ -145,12 +148,12 @@ def pick(name: str, axes: Sequence[str], shape: Sequence[int], selection: Select
     return Picked((kept[0], kept[1], kept[2]), others, chosen, series)
 
 
-def zyx_positions(name: str, axes: Sequence[str], shape: Sequence[int]) -> Index3:
+def zyx_positions(name: str, axes: Sequence[str], shape: Sequence[int], selection: Selection | None = None) -> Index3:
     """Return which of the axes are z, y and x; all the others have length 1. Of kinds that have nothing to select.
 
     Parameters
     ----------
-    name, axes, shape
+    name, axes, shape, selection
         As in `pick`.
 
     Raises
@@ -163,6 +166,7 @@ def zyx_positions(name: str, axes: Sequence[str], shape: Sequence[int]) -> Index
     >>> zyx_positions("stack", "tczyx", (1, 1, 21, 150, 150))
     (2, 3, 4)
     """
+    axes = selection.named(name, axes, shape) if selection is not None else axes
     found = _found(axes, shape)
     kept = [i for i, (axis, n) in enumerate(zip(axes, shape, strict=True)) if axis in (*AXES, "") or n != 1]
     kept = [kept[at] for at in _without_spare([axes[i] for i in kept], [shape[i] for i in kept])]
@@ -199,7 +203,10 @@ def _without_spare(axes: Sequence[str], shape: Sequence[int]) -> list[int]:
 def _check_order(name: str, axes: Sequence[str], found: str) -> None:
     """Check that what is left is z, y and x."""
     if len(axes) != 3:
-        raise InputError(f"{name} is {len(axes)}-D; isovoxel takes z, y, x, and found the axes {found or 'none'}")
+        raise InputError(
+            f"{name} is {len(axes)}-D; isovoxel takes z, y, x, and found the axes {found or 'none'}"
+            f"{NAME_THEM if 'unnamed' in found else ''}"
+        )
     if any(own not in ("", axis) for own, axis in zip(axes, AXES, strict=True)):
         raise InputError(
             f"the axes of {name} are in the order {found}; transpose them to z, y, x, in Python without a copy as "
@@ -217,6 +224,7 @@ def plain_zyx(name: str, shape: Sequence[int]) -> Index3:
     """
     if len(shape) not in (2, 3):
         found = " x ".join(str(n) for n in shape) or "a single value"
-        raise InputError(f"{name} is {len(shape)}-D ({found}); isovoxel takes z, y, x, or y, x of one plane")
+        hint = NAME_THEM if len(shape) in (4, 5) else ""
+        raise InputError(f"{name} is {len(shape)}-D ({found}); isovoxel takes z, y, x, or y, x of one plane{hint}")
     z, y, x = (1, *shape)[-3:]
     return (int(z), int(y), int(x))

@@ -11,6 +11,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ from isovoxel.volumes.axes import zyx_positions
 from isovoxel.volumes.base import ReadBox, Volume, check_voxels
 from isovoxel.volumes.files import check_complete, file_identity, needs_extra, unreadable
 from isovoxel.volumes.raw import RawReader, contiguous_offsets
-from isovoxel.volumes.selection import Selection
+from isovoxel.volumes.selection import GIVEN, Selection
 
 if TYPE_CHECKING:
     import h5py
@@ -91,22 +92,23 @@ def open_hdf5(path: Path, inner: str | None, name: str, selection: Selection) ->
 
             if is_imaris(file, inner):
                 return open_imaris(file, path, inner, name, selection)
-            selection.check_kind(name)
-            return _open_dataset(_find(file, inner or "/", name), path, name)
+            selection.check_kind(name, "axes")
+            volume = _open_dataset(_find(file, inner or "/", name), path, name, selection)
+            return replace(volume, identity={**volume.identity, **selection.identity("axes")})
         except IsovoxelError:
             raise
         except Exception as error:
             raise unreadable(name, "HDF5", error) from error
 
 
-def _open_dataset(dataset: h5py.Dataset, path: Path, name: str) -> Volume:
+def _open_dataset(dataset: h5py.Dataset, path: Path, name: str, selection: Selection) -> Volume:
     if dataset.shape is None:
         raise InputError(f"{name} is a dataset without any value; isovoxel takes z, y, x")
     axes, axes_source = _axes(dataset)
-    zyx = zyx_positions(name, axes, dataset.shape)
+    zyx = zyx_positions(name, axes, dataset.shape, selection)
     z, y, x = zyx
     shape = (dataset.shape[z], dataset.shape[y], dataset.shape[x])
-    told = {"shape": f"dataset {dataset.name}", "axes": axes_source}
+    told = {"shape": f"dataset {dataset.name}", "axes": axes_source if selection.axes is None else GIVEN}
     return volume_of(dataset, path, name, "HDF5 dataset", zyx, shape, _measured(dataset), told)
 
 

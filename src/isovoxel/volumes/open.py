@@ -25,17 +25,13 @@ from isovoxel.places.place import Place, place_of
 from isovoxel.volumes.base import Volume
 from isovoxel.volumes.crop import cropped, moved
 from isovoxel.volumes.files import TIFF_MAGIC, unreadable
-from isovoxel.volumes.selection import Selection
+from isovoxel.volumes.selection import EVERYTHING, Selection
 
 _GIVEN = "given by the caller"
 _KINDS = (
     "isovoxel reads TIFF and folders of TIFF slices, OME-Zarr, zarr arrays, N5, HDF5, Imaris, NIfTI, CZI, LIF, ND2, DV "
     "and .npy"
 )
-
-
-EVERYTHING = Selection()
-"""Nothing is selected: the input as it is."""
 
 
 def open_volume(
@@ -93,29 +89,29 @@ def _open(source: Any, selection: Selection) -> Volume:
     if zarr is not None and isinstance(source, zarr.Array):
         from isovoxel.volumes.zarr_array import from_array
 
-        selection.check_kind("a zarr array", "channel", "time")
+        selection.check_kind("a zarr array", "channel", "time", "axes")
         return from_array(source, selection)
-    volume = _open_value(source)
-    selection.check_kind(volume.name)
-    return volume
-
-
-def _open_value(source: Any) -> Volume:
     if isinstance(source, Volume):
+        selection.check_kind(source.name)
         return source
+    return _open_array(source, selection)
+
+
+def _open_array(source: Any, selection: Selection) -> Volume:
     if isinstance(source, np.ndarray):
         from isovoxel.volumes.arrays import from_numpy
 
-        return from_numpy(source)
+        return from_numpy(source, selection)
     dask_array = sys.modules.get("dask.array")
     if dask_array is not None and isinstance(source, dask_array.Array):
         from isovoxel.volumes.arrays import from_dask
 
-        return from_dask(source)
+        return from_dask(source, selection)
     xarray = sys.modules.get("xarray")
     if xarray is not None and isinstance(source, xarray.DataArray):
         from isovoxel.volumes.arrays import from_xarray
 
+        selection.check_kind("the DataArray")
         return from_xarray(source)
     raise InputError(
         f"a {type(source).__name__} is no volume; give a path, a NumPy array, a dask array, a zarr array or a Volume"
@@ -213,9 +209,10 @@ def _open_zarr(path: Place, name: str, selection: Selection) -> Volume | None:
 
     match kind_of_folder(path):
         case "array":
-            selection.check_kind(name, "channel", "time")
+            selection.check_kind(name, "channel", "time", "axes")
             return open_zarr_array(path, name, selection)
         case "group":
+            selection.check_kind(name, "level", "channel", "time")
             return open_ome_zarr(path, name, selection)
         case _:
             return None
@@ -233,20 +230,21 @@ def _open_file(path: Path, inner: str | None, name: str, selection: Selection) -
     if magic[:4] in TIFF_MAGIC and inner is None:
         from isovoxel.volumes.tiff import open_tiff
 
-        selection.check_kind(name, "channel", "time")
+        selection.check_kind(name, "channel", "time", "axes")
         return open_tiff(path, name, selection)
     is_numpy, microscope = magic[:6] == b"\x93NUMPY", format_of(magic)
     if is_hdf5(path):
-        selection.check_kind(name, "channel", "time")
+        selection.check_kind(name, "channel", "time", "axes")
         return open_hdf5(path, inner, name, selection)
-    if is_numpy or is_nifti(path) or microscope is None:
+    if is_numpy and inner is None:
+        from isovoxel.volumes.npy import open_npy
+
+        selection.check_kind(name, "channel", "time", "axes")
+        return open_npy(path, name, selection)
+    if is_nifti(path) or microscope is None:
         selection.check_kind(name)
     if inner is not None:
         raise InputError(f"{name} names something in the file {path}, which only HDF5 files have; give {path} alone")
-    if is_numpy:
-        from isovoxel.volumes.npy import open_npy
-
-        return open_npy(path, name)
     if is_nifti(path):
         return open_nifti(path, name)
     if microscope is not None:

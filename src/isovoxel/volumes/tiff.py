@@ -30,7 +30,7 @@ from isovoxel.volumes.axes import Picked, pick
 from isovoxel.volumes.base import Volume, check_voxels
 from isovoxel.volumes.files import check_complete, file_identity, unreadable
 from isovoxel.volumes.mixed import PlaneReader
-from isovoxel.volumes.selection import Selection
+from isovoxel.volumes.selection import GIVEN, Selection
 from isovoxel.volumes.tiff_directories import Directories, read_directories
 from isovoxel.volumes.tiff_layout import Stack, reader_of
 from isovoxel.volumes.tiff_stacks import (
@@ -91,7 +91,8 @@ def open_tiff(path: Path, name: str, selection: Selection) -> Volume:
         raise
     except Exception as error:
         raise unreadable(name, "TIFF", error) from error
-    sources = {"shape": "TIFF pages", "axes": picked.told(_AXES_SOURCES.get(stack.kind, "unnamed pages, taken as z"))}
+    named = _AXES_SOURCES.get(stack.kind, "unnamed pages, taken as z") if selection.axes is None else GIVEN
+    sources = {"shape": "TIFF pages", "axes": picked.told(named)}
     full = [image for image in images if not image.stack.page.is_reduced]
     if len(full) > 1:
         sources["shape"] += f" (image {index} of {len(images)}, the only {3 if picked.zyx[0] is not None else 2}-D one)"
@@ -114,6 +115,7 @@ def open_tiff(path: Path, name: str, selection: Selection) -> Volume:
             **file_identity(path),
             "files": [file_identity(Path(file)) for file in reader.files[1:]],
             **picked.chosen,
+            **selection.identity("axes"),
         },
         missing=calibration.missing,
         series=axes,

@@ -33,7 +33,7 @@ from isovoxel.places.retries import is_transient
 from isovoxel.volumes.axes import UNNAMED, Picked, pick
 from isovoxel.volumes.base import ReadBox, Volume, check_voxels, room_for
 from isovoxel.volumes.files import metadata_identity, reason_of, unavailable, unreadable
-from isovoxel.volumes.selection import Selection
+from isovoxel.volumes.selection import GIVEN, Selection
 from isovoxel.volumes.series import SeriesReader
 from isovoxel.volumes.zarr_chunks import ChunkReader
 from isovoxel.volumes.zarr_codecs import DECODED_COPIES, DECODER_BYTES
@@ -276,6 +276,7 @@ def _volume(array: zarr.Array[Any], name: str, identity: dict[str, Any], selecti
     axes = axis_names(array)
     voxels = zarr_voxels(array, name, axes, selection)
     named = "zarr dimension names" if any(axes) else UNNAMED[3 - (voxels.picked.zyx[0] is None)]
+    named = named if selection.axes is None else GIVEN
     return Volume(
         name,
         f"zarr v{array.metadata.zarr_format} array",
@@ -288,7 +289,7 @@ def _volume(array: zarr.Array[Any], name: str, identity: dict[str, Any], selecti
             "shape": "zarr metadata",
             "axes": voxels.picked.told(named),
         },
-        identity={**identity, **voxels.picked.chosen},
+        identity={**identity, **voxels.picked.chosen, **selection.identity("axes")},
         notes=voxels.notes,
         missing="a zarr array by itself has none; for a level of an OME-Zarr image, name the image's group",
         cached=voxels.cached,
