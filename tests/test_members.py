@@ -364,7 +364,7 @@ def test_in_an_object_store(source: Path, image: Path, store: Path, version: str
         assert not [path for path in contents(bucket) if path.startswith(f"{name}.isovoxel")]
         assert package.scale(source, str(bucket / name), labels=labels, **options(version)).tally.done_before >= 2
         package.scale(source, image.parent / name, labels=labels, **options(version))
-        package.scale(source, str(bucket / name), labels=labels, overwrite=True, **options(version))
+        package.scale(source, str(bucket / name), labels=labels, overwrite="now", **options(version))
     here = {
         path.relative_to(image.parent).as_posix(): path.read_bytes()
         for folder in (image, store)

@@ -293,7 +293,7 @@ def test_in_a_store(source: Path, tmp_path: Path, server: Server) -> None:
     assert package.verify(str(out), samples=20).holds
     (out / "1/1/1/1").unlink()
     assert package.verify(str(out), samples=4).missing_shards == 1
-    package.scale(source, str(out), overwrite=True, **options)
+    package.scale(source, str(out), overwrite="now", **options)
     assert not [path for path in contents(out) if ".z" in path]
-    package.scale(source, str(out), ome_zarr="0.4", overwrite=True, **options)
+    package.scale(source, str(out), ome_zarr="0.4", overwrite="now", **options)
     assert contents(out) == there

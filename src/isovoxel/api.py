@@ -122,7 +122,7 @@ def scale(
     source: Any,
     output: str | Path,
     *,
-    overwrite: bool = False,
+    overwrite: bool | str = False,
     on_corrupt: str = "stop",
     isolate: bool = False,
     with_labels: Any = None,
@@ -146,7 +146,9 @@ def scale(
         Path or address of the OME-Zarr to write, such as "s3://bucket/out.zarr": a new one, or one in a zarr group,
         of which it becomes a member.
     overwrite
-        Whether an OME-Zarr that is there already is replaced.
+        Whether an OME-Zarr that is there already is replaced. It is kept, in ``OUTPUT.isovoxel/replaced``, until the
+        new one is complete, and is back where the job fails before its first block; "now" deletes it first, where the
+        disk has no room for both, and in an object store, which cannot keep it.
     on_corrupt
         "stop" ends the job at a damaged part of the input; "fill" fills it with 0 and names it in the result, and in
         the output's attributes.
@@ -187,6 +189,8 @@ def scale(
     from isovoxel.run.logs import log_event
     from isovoxel.run.recovery import clause
 
+    if overwrite not in (True, False, "now"):
+        raise OptionError(f"overwrite must be True, False or 'now', not {overwrite!r}")
     if on_corrupt not in ("stop", "fill"):
         raise OptionError(f"on_corrupt must be stop or fill, not {on_corrupt!r}")
     if with_labels is None and labels_by != "auto":
@@ -217,7 +221,7 @@ def convert(
     source: Any,
     output: str | Path,
     *,
-    overwrite: bool = False,
+    overwrite: bool | str = False,
     on_corrupt: str = "stop",
     workers: str | int | None = None,
     scheduler: str | Path | None = None,

@@ -22,7 +22,16 @@ import typer
 from isovoxel import parameters
 from isovoxel.errors import InterruptedJobError, IsovoxelError, OptionError
 from isovoxel.job_file import check_variables
-from isovoxel.parameters import opening_options, options_of, running_options, save_job, scaling_options, take_variables
+from isovoxel.parameters import (
+    WithOverwrite,
+    opening_options,
+    options_of,
+    running_options,
+    save_job,
+    scaling_options,
+    take_variables,
+    without_overwrite,
+)
 from isovoxel.places.retries import patience
 from isovoxel.run.recovery import clause
 from isovoxel.run.result import ScaleResult
@@ -178,7 +187,7 @@ def plan(
         say(hint)
 
 
-@app.command()
+@app.command(cls=WithOverwrite)
 def scale(
     source: parameters.Input,
     output: parameters.Output,
@@ -229,7 +238,7 @@ def scale(
     _do(api.scale, given)
 
 
-@app.command()
+@app.command(cls=WithOverwrite)
 def convert(
     source: parameters.Input,
     output: parameters.Output,
@@ -410,7 +419,7 @@ def command() -> Any:
 
 
 def _command_without_overwrite() -> str:
-    return shlex.join(["isovoxel", *(word for word in sys.argv[1:] if word != "--overwrite")])
+    return shlex.join(["isovoxel", *without_overwrite(sys.argv[1:])])
 
 
 def _invoke(words: list[str]) -> int:
@@ -452,7 +461,7 @@ def run() -> int:
         code = error.exit_code
         trace(error)
         say(f"error: {error}")
-        if isinstance(error, InterruptedJobError):
+        if isinstance(error, InterruptedJobError) and error.goes_on:
             say(f"to go on: {_command_without_overwrite()}")
     except _UsageError as error:
         say(f"error: {error.format_message().rstrip('.')}; see isovoxel --help")  # type: ignore[attr-defined]

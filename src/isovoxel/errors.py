@@ -134,6 +134,9 @@ class InterruptedJobError(KeyboardInterrupt):
     and the signal's number, as shells have it.
     """
 
+    goes_on = True
+    """Whether the same command goes on where it ended."""
+
     def __init__(self, message: str, signal: int | None = None) -> None:
         super().__init__(message)
         self.exit_code = 128 + (signal or 2)

@@ -52,8 +52,8 @@ class Relay:
 class Order:
     """How a job is run, whatever it makes."""
 
-    overwrite: bool
-    """Whether an OME-Zarr that is there already is replaced."""
+    overwrite: bool | str
+    """Whether an OME-Zarr that is there already is replaced; "now" if it goes before the new one is begun."""
     on_corrupt: str
     """"stop" or "fill"."""
     isolate: bool

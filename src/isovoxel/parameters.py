@@ -7,12 +7,14 @@ of a job file come in here too, since they are the same ones.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
+from typer.core import TyperCommand
 
 from isovoxel.job_file import NOT_KEPT, read_job, variable, write_job
 from isovoxel.options import Opening, ScalingOptions
@@ -105,6 +107,44 @@ def _three(kind: Callable[[str], Any], example: str) -> Callable[[str], tuple[An
         return (z, y, x)
 
     return parse
+
+
+OVERWRITE, KEPT, NOW = "--overwrite", "kept", "now"
+"""The one option that has a value or none; what it is where it has none; and the only one that it takes."""
+
+
+class WithOverwrite(TyperCommand):
+    """A command whose option ``--overwrite`` may be followed by the word ``now``, and by whatever else."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Give the option a value where it has none, which click cannot: it would take the next word, a path say."""
+        said: list[str] = []
+        ended = False
+        for word, after in pairwise([*args, ""]):
+            ended |= word == "--"
+            said.append(f"{word}={KEPT}" if word == OVERWRITE and after != NOW and not ended else word)
+        return super().parse_args(ctx, said)
+
+
+def without_overwrite(words: Sequence[str]) -> list[str]:
+    """Return the words of a command without the option.
+
+    Examples
+    --------
+    >>> without_overwrite(["scale", "--overwrite", "now", "a.tif", "--overwrite=now", "b.zarr", "--overwrite"])
+    ['scale', 'a.tif', 'b.zarr']
+    """
+    pairs = pairwise(["", *words])
+    kept = [word for before, word in pairs if not (word == NOW and before == OVERWRITE)]
+    return [word for word in kept if word.partition("=")[0] != OVERWRITE]
+
+
+def _overwrite(text: str | bool) -> bool | str:
+    if isinstance(text, bool):  # the default
+        return text
+    if text not in (KEPT, NOW):
+        raise typer.BadParameter(f"{text!r} is not now, the one word that it takes")
+    return True if text == KEPT else text
 
 
 Input = Annotated[
@@ -207,7 +247,15 @@ Scheduler = Annotated[str | None, typer.Option(metavar="ADDRESS|FILE", help="das
 Output = Annotated[
     str, typer.Argument(metavar="OUTPUT", help="OME-Zarr to write: a path, or an address (s3://, gs://, az://).")
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an OME-Zarr that is there.")]
+Overwrite = Annotated[
+    Any,
+    typer.Option(
+        "--overwrite",
+        metavar="[now]",
+        parser=_overwrite,
+        help="Replace an OME-Zarr that is there, and keep it until the new one is complete; now: delete it first.",
+    ),
+]
 OnCorrupt = Annotated[
     str, typer.Option(metavar="stop|fill", help="What to do with damaged parts of the input: fill makes them 0.")
 ]

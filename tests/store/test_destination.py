@@ -10,10 +10,14 @@ import pytest
 import zarr
 
 from isovoxel.errors import AddressError, OutputError, OutputExistsError
-from isovoxel.store.destination import check_destination, remove
+from isovoxel.geometry.grid import VoxelGrid
+from isovoxel.metadata.ome import image_attributes
+from isovoxel.store.destination import check_destination
+from isovoxel.store.ledger_folder import REPLACED, claim
+from isovoxel.store.replacing import set_aside
 
 
-def check(path: str | Path, *, overwrite: bool = False, source: Path | None = None, nbytes: int = 1) -> None:
+def check(path: str | Path, *, overwrite: bool | str = False, source: Path | None = None, nbytes: int = 1) -> None:
     """Ask for a destination with little to say about it."""
     check_destination(
         path, overwrite=overwrite, source_identity_path=None if source is None else str(source), nbytes=nbytes
@@ -22,9 +26,10 @@ def check(path: str | Path, *, overwrite: bool = False, source: Path | None = No
 
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
-    """Return an old output: a zarr group with an array."""
+    """Return an old output: an image."""
     path = tmp_path / "out.zarr"
-    zarr.create_group(path).create_array("0", shape=(4,), dtype="uint8")[...] = 1
+    attributes = image_attributes(VoxelGrid((4, 4, 4)), name="old", path="0")
+    zarr.create_group(path, attributes=attributes).create_array("0", shape=(4, 4, 4), dtype="uint8")[...] = 1
     return path
 
 
@@ -53,14 +58,6 @@ def test_an_old_output_needs_overwrite(old: Path) -> None:
     check(old, overwrite=True)
 
 
-def test_zarr_of_format_2_may_be_overwritten(tmp_path: Path) -> None:
-    """Groups and arrays of the older format are zarrs as well."""
-    zarr.create_group(tmp_path / "group", zarr_format=2)
-    zarr.create_array(tmp_path / "array", shape=(4,), dtype="uint8", zarr_format=2)
-    check(tmp_path / "group", overwrite=True)
-    check(tmp_path / "array", overwrite=True)
-
-
 @pytest.mark.parametrize("content", [None, "no json", "[1]", '{"zarr_format": 7}', '{"name": "x"}'])
 def test_a_folder_that_is_no_zarr_is_never_deleted(tmp_path: Path, content: str | None) -> None:
     """A folder counts as zarr by the content of its metadata, not by its name."""
@@ -71,7 +68,7 @@ def test_a_folder_that_is_no_zarr_is_never_deleted(tmp_path: Path, content: str 
     with pytest.raises(OutputError, match="is a folder but no zarr"):
         check(folder, overwrite=True)
     with pytest.raises(OutputError, match="is a folder but no zarr"):
-        remove(folder, tmp_path / "bin")
+        set_aside(folder, tmp_path / "bin", now=False)
     assert folder.is_dir()
 
 
@@ -94,7 +91,7 @@ def test_a_link_is_neither_followed_nor_deleted(old: Path) -> None:
             with pytest.raises(OutputError, match="is a link to"):
                 check(path, overwrite=True)
         with pytest.raises(OutputError, match="is a link to"):
-            remove(link, old.parent / "bin")
+            set_aside(link, old.parent / "bin", now=False)
     assert (old / "0").is_dir()
 
 
@@ -175,24 +172,27 @@ def test_a_folder_without_permission_is_refused(tmp_path: Path, monkeypatch: pyt
 
 
 def test_an_output_beyond_the_disk_is_refused_with_both_numbers(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The message has what is needed and what is free; what overwriting gives back is free."""
+    """The message has what is needed and what is free. An old output is kept, unless the user says that it goes now."""
     usage = shutil.disk_usage(old)._replace(free=3 * 2**30)
     monkeypatch.setattr(shutil, "disk_usage", lambda *_: usage)
     with pytest.raises(OutputError, match=r"takes up to 12.0 GiB, before compression, but .* 3.0 GiB free"):
         check(old.parent / "new", nbytes=12 * 2**30)
     check(old.parent / "new", nbytes=3 * 2**30)
-    (old / "large").write_bytes(b"x" * 2**20)
-    check(old, nbytes=3 * 2**30 + 2**20, overwrite=True)
-    with pytest.raises(OutputError, match="free"):
-        check(old.parent / "new", nbytes=3 * 2**30 + 2**20)
+    (old / "0" / "c" / "1").write_bytes(b"x" * 2**20)
+    more = 3 * 2**30 + 2**20
+    with pytest.raises(OutputError, match=r"3.0 GiB free beside the 1.0 MiB of the old one, .* --overwrite now"):
+        check(old, nbytes=more, overwrite=True)
+    check(old, nbytes=3 * 2**30, overwrite=True)
+    check(old, nbytes=more, overwrite="now")
+    for path, overwrite in ((old, True), (old, "now"), (old.parent / "new", False)):
+        with pytest.raises(OutputError, match=r"12.0 GiB, before compression, but .* 3.0 GiB free; make room"):
+            check(path, nbytes=12 * 2**30, overwrite=overwrite)
 
 
-def test_an_old_output_leaves_its_place_at_once(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half deleted it is never where it was, the rest goes the next time, and what its links lead to stays."""
-    outside, by_way_of = old.parent / "precious", old.parent / "bin"
-    outside.mkdir()
-    (outside / "data").touch()
-    (old / "link").symlink_to(outside)
+def test_an_old_output_is_there_whole_or_not_at_all(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that goes at once: half deleted it is never where it was, and the rest goes the next time."""
+    folder = old.with_name("out.zarr.isovoxel")
+    claim(folder)
 
     def fail(_: Path, *, ignore_errors: bool = False) -> None:
         if not ignore_errors:
@@ -201,11 +201,8 @@ def test_an_old_output_leaves_its_place_at_once(old: Path, monkeypatch: pytest.M
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", fail)
         with pytest.raises(OSError, match="disk"):
-            remove(old, by_way_of)
+            set_aside(old, folder, now=True)
     assert not old.exists()
-    by_way_of.rename(old)
-    by_way_of.mkdir()
-    remove(old, by_way_of)
-    assert not old.exists()
-    assert not by_way_of.exists()
-    assert (outside / "data").exists()
+    assert not (folder / REPLACED).exists()
+    set_aside(old, folder, now=True)
+    assert [path.name for path in folder.iterdir()] == ["made-by-isovoxel"]

@@ -21,11 +21,12 @@ from isovoxel.places.objects import ObjectPlace
 from isovoxel.planning.plan import Plan
 from isovoxel.planning.storage import Storage
 from isovoxel.store import lines, lock, object_shelf
-from isovoxel.store.destination import check_destination, remove
-from isovoxel.store.ledger import BLOCKS, JOB, NEW, REPLACED, Ledger, ledger_of, remove_ledger
+from isovoxel.store.destination import check_destination
+from isovoxel.store.ledger import BLOCKS, JOB, NEW, Ledger, ledger_of, remove_ledger
 from isovoxel.store.lock import Holder
 from isovoxel.store.object_lock import ObjectLock, read_object_holder
 from isovoxel.store.provenance import read_provenance
+from isovoxel.store.replacing import set_aside
 from isovoxel.store.shard import Seal
 from isovoxel.store.writer import OmeZarrWriter, mark_complete, missing_shards
 from object_store import Server, contents, serving, upload
@@ -219,7 +220,7 @@ def test_only_a_zarr_is_ever_deleted(out: ObjectPlace) -> None:
         with pytest.raises(OutputError, match=r"holds objects but is no zarr, so --overwrite does not delete it"):
             check(out, overwrite=True)
         with pytest.raises(OutputError, match="is no zarr"):
-            remove(out, ledger_of(out) / REPLACED)
+            set_aside(out, ledger_of(out), now=True)
         with pytest.raises(OutputExistsError):
             create(out)
         assert photo.read_bytes() == b"precious"
@@ -227,21 +228,21 @@ def test_only_a_zarr_is_ever_deleted(out: ObjectPlace) -> None:
         check(photo, overwrite=True)
 
 
-def test_a_zarr_is_deleted_and_what_lies_beside_it_is_not(out: ObjectPlace, plan: Plan) -> None:
-    """Of either format; names that begin alike are other places."""
+def test_an_image_is_deleted_and_what_lies_beside_it_is_not(out: ObjectPlace, plan: Plan) -> None:
+    """Names that begin alike are other places."""
     Ledger.begin(ledger_of(out), plan)
-    for top in ("zarr.json", ".zgroup", ".zarray"):
-        beside = [out.with_name("out.zarr2") / "a", out.with_name("out.zar"), out.with_name("in.zarr") / "zarr.json"]
-        for place in (*beside, out / "0" / "c", out / "x"):
-            place.write(b"x")
-        (out / top).write(json.dumps({"zarr_format": 3 if top == "zarr.json" else 2}).encode())
-        with pytest.raises(OutputExistsError):
-            check(out)
-        check(out, overwrite=True)
-        remove(out, ledger_of(out) / REPLACED)
-        assert not out.is_dir()
-        assert all(place.is_file() for place in beside)
+    beside = [out.with_name("out.zarr2") / "a", out.with_name("out.zar"), out.with_name("in.zarr") / "zarr.json"]
+    for place in beside:
+        place.write(b"x")
+    create(out).close()
+    (out / "0" / "c" / "0" / "0" / "0").write(b"x")
+    with pytest.raises(OutputExistsError):
         check(out)
+    check(out, overwrite=True)
+    set_aside(out, ledger_of(out), now=True)
+    assert not out.is_dir()
+    assert all(place.is_file() for place in beside)
+    check(out)
 
 
 def test_input_and_output_do_not_lie_in_each_other(out: ObjectPlace) -> None:
@@ -273,7 +274,7 @@ def test_a_replacement_that_dies_anywhere_is_gone_on_with(
     clients._clients.clear()
 
     def replace_it() -> None:
-        remove(out, folder / REPLACED)
+        set_aside(out, folder, now=True)
         create(out, folder / NEW).close()
 
     server.instead = lambda _method, _path: 400 if len(server.asked) > begun + dies_at else 0

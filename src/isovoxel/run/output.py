@@ -4,7 +4,7 @@
 nothing                   it is begun
 an output, complete       nothing is left to do, if it was made the same way; else it is refused
 an output with a ledger   the job goes on, if it was begun the same way; else it is refused
-anything else             refused; `overwrite` replaces an output, see `isovoxel.store.destination`
+anything else             refused; `overwrite` replaces an output, see `isovoxel.store.replacing`
 ========================  =================================================================================
 
 One process at a time may write an output: it holds the lock in the ledger's folder from before the first change to
@@ -21,7 +21,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from isovoxel.errors import InputError, InputUnavailableError, OutputError, OutputExistsError
+from isovoxel.errors import (
+    InputError,
+    InputUnavailableError,
+    InterruptedJobError,
+    IsovoxelError,
+    JobError,
+    OutputError,
+    OutputExistsError,
+)
 from isovoxel.places.objects import ObjectPlace
 from isovoxel.places.place import Place, place_of
 from isovoxel.planning.continued import continued
@@ -29,11 +37,14 @@ from isovoxel.planning.plan import Plan
 from isovoxel.run.events import started
 from isovoxel.run.job import FLUSHING
 from isovoxel.run.recipe import differences
+from isovoxel.run.recovery import kept
 from isovoxel.store.destination import check_destination
-from isovoxel.store.ledger import LOCK, Ledger, ledger_of, remove_ledger
+from isovoxel.store.ledger import BLOCKS, LOCK, REPLACED, Ledger, ledger_of, remove_ledger
+from isovoxel.store.ledger_folder import check_folder
 from isovoxel.store.lock import Holder, OutputLock, read_holder
 from isovoxel.store.object_lock import ObjectLock, read_object_holder
 from isovoxel.store.provenance import read_provenance
+from isovoxel.store.replacing import needs_settling, put_back, settle
 
 
 @dataclass(frozen=True)
@@ -62,8 +73,8 @@ class Wanted:
     """What makes it, for its attributes."""
     source_path: str | None
     """Path or address of the input, where it has one."""
-    overwrite: bool
-    """Whether an output that is there is replaced."""
+    overwrite: bool | str
+    """Whether an output that is there is replaced; "now" if it goes before the new one is begun."""
     shard: bool
     """Whether the user asks for certain shards."""
     said: str = "factor"
@@ -107,7 +118,11 @@ def is_complete(wanted: Wanted) -> bool:
     OutputExistsError
         If it is there, made another way.
     """
-    made = None if wanted.overwrite else _made(wanted.path)
+    if wanted.overwrite:
+        return False
+    with contextlib.suppress(OutputError):  # of a process that is at it, or a folder that is not ours
+        _settle(wanted.path, ledger_of(wanted.path))
+    made = _made(wanted.path)
     if made is None or not made.get("complete"):
         return False
     if changed := differences(made, wanted.made, shard=wanted.shard, said=wanted.said):
@@ -119,7 +134,7 @@ def is_complete(wanted: Wanted) -> bool:
     left = folder.exists() if isinstance(folder, Path) else folder.is_dir()
     if left and not getattr(folder, "read_only", False):
         with contextlib.suppress(OutputError), _lock(folder / LOCK, wanted.path):
-            remove_ledger(folder)
+            _clear(wanted.path, folder)
     return True
 
 
@@ -137,12 +152,59 @@ def held(wanted: Wanted) -> Iterator[Begun]:
     folder = ledger_of(wanted.path)
     _find(wanted, folder)  # before anything is written, the lock's file too
     with _lock(folder / LOCK, wanted.path) as lock:
+        begun: Begun | None = None
         try:
-            yield replace(_find(wanted, folder), check=lock.check)
+            _settle(wanted.path, folder, locked=True)
+            begun = replace(_find(wanted, folder), check=lock.check)
+            yield begun
+        except (IsovoxelError, InterruptedJobError) as error:
+            if begun is not None and _put_back(wanted.path, folder):
+                _tell_that_it_is_back(error, begun.plan, wanted.path)
+            raise
         finally:
-            with contextlib.suppress(InputUnavailableError):  # then the next process knows what is left to do
-                if (made := _made(wanted.path)) is None or made.get("complete"):
-                    remove_ledger(folder)  # nothing was begun, or nothing is left to do
+            with contextlib.suppress(InputUnavailableError, OutputError):  # the next process knows what is left to do
+                _settle(wanted.path, folder, locked=True)
+                _clear(wanted.path, folder)
+
+
+def _clear(path: Place, folder: Place) -> None:
+    """Remove the ledger where nothing was begun, or nothing is left to do; not one that keeps an old output."""
+    kept_here = isinstance(folder, Path) and os.path.lexists(folder / REPLACED)
+    if not kept_here and ((made := _made(path)) is None or made.get("complete")):
+        remove_ledger(folder)
+
+
+def _settle(path: Place, folder: Place, *, locked: bool = False) -> None:
+    """Put an old output back whose replacement a process had begun that died before the new one was there."""
+    if isinstance(path, Path) and isinstance(folder, Path) and needs_settling(path, folder):
+        check_folder(folder)
+        with contextlib.nullcontext() if locked else _lock(folder / LOCK, path):
+            try:
+                settle(path, folder)
+            except OSError as error:
+                raise OutputError(f"{folder / REPLACED} cannot be put back: {error.strerror or error}") from error
+
+
+def _put_back(path: Place, folder: Place) -> bool:
+    """Put an old output back where nothing is done of the one that replaces it; return whether one is back."""
+    if not isinstance(path, Path) or not isinstance(folder, Path):
+        return False
+    with contextlib.suppress(OSError):  # the next process tries it again
+        ledger = Ledger.read(folder)
+        nothing = not (folder / BLOCKS).exists() if ledger is None else not any(ledger.noted())
+        return nothing and put_back(path, folder)
+    return False
+
+
+def _tell_that_it_is_back(error: IsovoxelError | InterruptedJobError, plan: Plan, path: Place) -> None:
+    """Say in an error, in place of how the new output is gone on with, that the old one is back."""
+    if not isinstance(error, JobError | InterruptedJobError):
+        return
+    nothing = f"; {kept(plan, bytearray(plan.n_blocks))}"
+    text = str(error).removesuffix(nothing)
+    error.args = (f"{text}; nothing of the new output was done, so the old one is back at {path}", *error.args[1:])
+    if isinstance(error, InterruptedJobError):
+        error.goes_on = False
 
 
 def _find(wanted: Wanted, folder: Place) -> Begun:

@@ -1,10 +1,10 @@
 """How is an output made from beginning to end? It is held, begun or gone on with, filled with blocks, marked complete.
 
 1. The engine is opened and prepared first: a device that cannot serve is found before anything is written.
-2. The ledger is begun, an old output moved away, the new one moved to its place.
+2. The ledger is begun, an old output moved into its folder, the new one moved to its place.
 3. Blocks are done in this process; where its device is lost, or the user wants it apart, in another; or by workers.
 4. Further levels are made, each of the one before, in the same way.
-5. The output is marked complete, and the ledger goes.
+5. The output is marked complete, and the ledger goes, with the old output.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ from isovoxel.run.levels import LevelMaker, level_task
 from isovoxel.run.output import Begun, Wanted, held
 from isovoxel.run.recovery import GO_ON, clause, kept
 from isovoxel.run.task import Task
-from isovoxel.store.destination import remove
-from isovoxel.store.ledger import NEW, REPLACED, Ledger
+from isovoxel.store.ledger import NEW, Ledger
+from isovoxel.store.ledger_folder import NOW
+from isovoxel.store.replacing import save_ledger, set_aside
 from isovoxel.store.shard import Seal
 from isovoxel.volumes.base import Volume
 
@@ -120,9 +121,11 @@ class Session:
 
         wanted, plan = self.wanted, begun.plan
         try:
+            if wanted.overwrite:
+                save_ledger(wanted.path, begun.folder)
             ledger = Ledger.begin(begun.folder, plan)
             if wanted.overwrite:
-                remove(wanted.path, begun.folder / REPLACED)
+                set_aside(wanted.path, begun.folder, now=wanted.overwrite == NOW)
             OmeZarrWriter.create(
                 wanted.path,
                 grid=plan.output,

@@ -1,32 +1,34 @@
-"""May the output be written there? Asked before anything is written, answered with nothing or one sentence.
+"""Check whether an output may be written at a place, before anything is; the answer is nothing, or one sentence.
 
-What must not happen is that `--overwrite` deletes something else than an old output: it removes a folder only
-if that is a zarr by its own metadata, never through a link, and never one that holds the input or lies in it.
+What must not happen is that `--overwrite` replaces something else than an old output: that is an image by its own
+metadata and nothing else, never reached through a link, and never holds the input or lies in it.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 from isovoxel.errors import OutputError, OutputExistsError
 from isovoxel.places.address import is_address
 from isovoxel.places.objects import ObjectPlace
 from isovoxel.places.place import Place, place_of
 from isovoxel.planning.cost import human_bytes
+from isovoxel.store.image_contents import bytes_on_disk, check_image, check_zarr
 from isovoxel.store.ledger import ledger_for
-from isovoxel.store.ledger_folder import NEW, check_folder
+from isovoxel.store.ledger_folder import NEW, NOW, REPLACED, check_folder
 from isovoxel.store.membership import Membership, membership_of
-from isovoxel.store.object_output import TOP, check_object_destination, check_writable, remove_objects
+from isovoxel.store.object_output import check_object_destination, check_writable
 from isovoxel.store.object_shelf import spool_folder
+from isovoxel.store.replacing import check_kept
 
 
 def check_destination(
     path: str | os.PathLike[str] | ObjectPlace,
     *,
-    overwrite: bool,
+    overwrite: bool | str,
     source_identity_path: str | None,
     nbytes: int,
     waiting: int = 0,
@@ -41,7 +43,7 @@ def check_destination(
     path
         Where the output shall be: a new folder in one that exists, or in a zarr group, or a place in an object store.
     overwrite
-        Whether an old output there may be replaced.
+        Whether an old output there may be replaced; "now" if it need not be kept until the new one is complete.
     source_identity_path
         Path or address of the input, or None where it has none.
     nbytes
@@ -87,72 +89,31 @@ def check_destination(
         if (store := membership_of(target)) is not None:
             store.check(ome_zarr, labels=labels)
         home = _home(target, store)
-        ledger = ledger_for(target, store)
+        ledger = Path(str(ledger_for(target, store)))
         check_folder(ledger)
-        beside = Path(str(ledger.parent))
-        reusable = _check_place(target, [home, beside], overwrite=overwrite, goes_on=goes_on)
-        free = shutil.disk_usage(home).free + reusable
+        beside = ledger.parent
+        old = _check_place(target, [home, beside], ledger, overwrite=overwrite, goes_on=goes_on)
+        free = shutil.disk_usage(home).free
     except OutputError:
         raise
     except OSError as error:
         # such as a name that is too long, or a folder that must not be looked into
         raise OutputError(f"{target} cannot be written: {error.strerror}") from error
-    if nbytes > free:
-        raise OutputError(
-            f"the output takes up to {human_bytes(nbytes)}, before compression, but the disk of {target} has "
-            f"{human_bytes(free)} free; make room, or choose another disk or a smaller factor"
-        )
+    _check_room(target, nbytes, free, old, now=overwrite == NOW)
 
 
-def check_replaceable(target: Path) -> None:
-    """Raise an `OutputError` unless what is at `target` is a zarr itself, and no link to one."""
-    if target.is_symlink():
-        raise OutputError(
-            f"{target} is a link to {target.readlink()}, which --overwrite does not follow; "
-            f"give the path it leads to, or another output"
-        )
-    if not target.is_dir():
-        raise OutputError(f"{target} is a file and no zarr, so --overwrite does not delete it; give another output")
-    if not any(_names_format(target / name, formats) for name, formats in TOP.items()):
-        raise OutputError(f"{target} is a folder but no zarr, so --overwrite does not delete it; give another output")
-
-
-def remove(target: Place, by_way_of: Place) -> None:
-    """Delete an old output, if there is one: moved out of its place at once, so that it is never there in part.
-
-    What groups above say of it in one piece goes first.
-
-    Parameters
-    ----------
-    target
-        The output.
-    by_way_of
-        A path on the same file system, where it is deleted. In an object store, where that is noted meanwhile.
-
-    Raises
-    ------
-    OutputError
-        If it is no zarr.
-    OSError
-        If the file system refuses.
-    """
-    if isinstance(target, ObjectPlace) or isinstance(by_way_of, ObjectPlace):
-        if isinstance(target, ObjectPlace) and isinstance(by_way_of, ObjectPlace):
-            _forget(target)
-            remove_objects(target, by_way_of)
+def _check_room(target: Path, nbytes: int, free: int, old: _Old, *, now: bool) -> None:
+    """Refuse an output that its disk has no room for, beside the old one that is kept until this one is complete."""
+    free += old.unfinished + (old.kept if now else 0)
+    if nbytes <= free:
         return
-    if not os.path.lexists(target):
-        return
-    check_replaceable(target)
-    _forget(target)
-    shutil.rmtree(by_way_of, ignore_errors=True)
-    target.rename(by_way_of)
-    shutil.rmtree(by_way_of)
-
-
-def _forget(target: Place) -> None:
-    if (store := membership_of(target)) is not None:
-        store.forget()
+    needed = f"the output takes up to {human_bytes(nbytes)}, before compression, but the disk of {target} has "
+    if not now and nbytes <= free + old.kept:
+        raise OutputError(
+            f"{needed}{human_bytes(free)} free beside the {human_bytes(old.kept)} of the old one, which is kept until "
+            "the new one is complete; make room, or say --overwrite now, which deletes the old one first"
+        )
+    raise OutputError(f"{needed}{human_bytes(free)} free; make room, or choose another disk or a smaller factor")
 
 
 def output_place(path: str | os.PathLike[str] | ObjectPlace) -> Place:
@@ -195,8 +156,17 @@ def _home(target: Path, store: Membership | None) -> Path:
     return home
 
 
-def _check_place(target: Path, folders: list[Path], *, overwrite: bool, goes_on: bool) -> int:
-    """Refuse a place where nothing can be made or replaced; return the bytes that replacing gives back.
+class _Old(NamedTuple):
+    """Bytes of what lies at an output's place, or was replaced before."""
+
+    kept: int = 0
+    """Of what is kept until the new output is complete."""
+    unfinished: int = 0
+    """Of what is deleted before the new one is begun, since something older is kept."""
+
+
+def _check_place(target: Path, folders: list[Path], ledger: Path, *, overwrite: bool | str, goes_on: bool) -> _Old:
+    """Refuse a place where nothing can be made or replaced; return what replacing keeps, and what it deletes.
 
     Parameters
     ----------
@@ -204,8 +174,10 @@ def _check_place(target: Path, folders: list[Path], *, overwrite: bool, goes_on:
         As in `check_destination`.
     folders
         Those in which something must be made.
+    ledger
+        The ledger's folder.
     """
-    reusable = 0
+    old = _Old()
     try:
         target.lstat()
     except FileNotFoundError:
@@ -213,30 +185,15 @@ def _check_place(target: Path, folders: list[Path], *, overwrite: bool, goes_on:
     else:
         if not overwrite and not goes_on:
             raise OutputExistsError(f"{target} exists; give --overwrite or another output")
-        check_replaceable(target)
-        reusable = 0 if goes_on else _bytes_on_disk(target)
+        if goes_on:
+            check_zarr(target)
+        else:
+            there = check_image(target)
+            check_kept(target, ledger)
+            before = bytes_on_disk(ledger / REPLACED)
+            old = _Old(before, there) if before else _Old(there)
         folders = [*folders, target]
     for folder in folders:
         if not os.access(folder, os.W_OK | os.X_OK):
             raise OutputError(f"{target} cannot be written, because writing to {folder} is not permitted")
-    return reusable
-
-
-def _names_format(path: Path, formats: tuple[int, ...]) -> bool:
-    """Tell whether a file is zarr metadata of one of these formats."""
-    try:
-        metadata = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return False
-    return isinstance(metadata, dict) and metadata.get("zarr_format") in formats
-
-
-def _bytes_on_disk(folder: Path) -> int:
-    """Return the bytes that deleting a folder gives back."""
-    total = 0
-    for root, _, files in os.walk(folder):
-        for name in files:
-            info = Path(root, name).lstat()
-            # Where the system tells, what is allocated counts: files may have holes.
-            total += info.st_blocks * 512 if hasattr(info, "st_blocks") else info.st_size
-    return total
+    return old

@@ -8,8 +8,8 @@ Of an output that is a member of a zarr, it lies beside that one.
   process died is cut off.
 - `lock` is held by the process that writes, see `isovoxel.store.lock`; `made-by-isovoxel` is the folder's mark, see
   `isovoxel.store.ledger_folder`.
-- `new` and `replaced` are outputs, for a moment: a new one is made here and moved to its place, an old one is moved
-  here and deleted.
+- `new` is an output for a moment: it is made here and moved to its place. `replaced` is an old output until the new one
+  is complete, and `discarded` one that is being deleted, see `isovoxel.store.replacing`.
 
 A line may be lost with the power, for lines are not flushed one by one: then its block is done again, and the same. A
 seal that does not match its file (torn, missing, from elsewhere) makes the block count as not done. When the output is
@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,19 @@ from isovoxel.places.retries import gave_up, retry
 from isovoxel.planning.plan import Plan
 from isovoxel.planning.stored import plan_from_json, plan_to_json
 from isovoxel.store.files import write_whole
-from isovoxel.store.ledger_folder import BLOCKS, JOB, LOCK, MARK, NEW, REPLACED, check_folder, claim, read_own
+from isovoxel.store.ledger_folder import (
+    BLOCKS,
+    JOB,
+    LOCK,
+    MARK,
+    NEW,
+    REPLACED,
+    SAVED,
+    check_folder,
+    claim,
+    discard,
+    read_own,
+)
 from isovoxel.store.lines import FileLines, Lines, ObjectLines
 from isovoxel.store.membership import Membership, membership_of
 from isovoxel.store.shard import PARTIAL, Seal
@@ -224,7 +235,9 @@ def remove_ledger(folder: Place) -> None:
                 (folder / name).unlink()
             return
         for name in (REPLACED, NEW):
-            shutil.rmtree(folder / name, ignore_errors=True)
+            discard(folder / name, folder)
+        for name in SAVED.values():
+            (folder / name).unlink(missing_ok=True)
         for partial in folder.glob(f"{JOB}*{PARTIAL}"):
             partial.unlink()
         for name in (BLOCKS, JOB, LOCK, MARK):

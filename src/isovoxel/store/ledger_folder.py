@@ -16,6 +16,7 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +31,11 @@ JOB, BLOCKS, LOCK, MARK = "job.json", "blocks", "lock", "made-by-isovoxel"
 """Files of a ledger."""
 NEW, REPLACED, DISCARDED = "new", "replaced", "discarded"
 """Folders of a ledger: an output on its way to its place, an old one that is kept, and one that is being deleted."""
-FILES, FOLDERS = (JOB, BLOCKS, LOCK, MARK), (NEW, REPLACED, DISCARDED)
+NOW = "now"
+"""The word that lets an old output go before its successor is begun."""
+SAVED = {JOB: "replaced.job.json", BLOCKS: "replaced.blocks"}
+"""Files of a ledger that tell what is done of an old output that is kept and was not complete."""
+FILES, FOLDERS = (JOB, BLOCKS, LOCK, MARK, *SAVED.values()), (NEW, REPLACED, DISCARDED)
 """What isovoxel keeps in a ledger's folder on a disk."""
 
 _SAID = b"isovoxel keeps here what is done of an output until that is complete; see its README.\n"
@@ -137,6 +142,23 @@ def read_own(file: Path) -> bytes:
     """
     with os.fdopen(open_own(file, os.O_RDONLY), "rb") as opened:
         return opened.read()
+
+
+def discard(path: Path, folder: Path) -> None:
+    """Delete what is at a path, if anything is; a folder leaves it at once, and is then deleted in the ledger's folder.
+
+    Raises
+    ------
+    OSError
+        If the file system refuses.
+    """
+    discarded = folder / DISCARDED
+    shutil.rmtree(discarded, ignore_errors=True)
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    path.rename(discarded)
+    shutil.rmtree(discarded)
 
 
 _PURPOSE = "where isovoxel keeps what is done of the output"

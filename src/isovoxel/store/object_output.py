@@ -1,8 +1,9 @@
 """How does an output in an object store come to be there whole or not at all, and how does an old one go?
 
-A store renames nothing. What makes a zarr of objects is the metadata at its top: they are written last and deleted
-first. Whatever lies at the place in between is a remainder, of which a note in the ledger's folder tells, so that the
-next process may delete it. Without such a note, nothing is ever deleted but a zarr.
+A store renames nothing, so an old output cannot be kept until the new one is complete, and goes first: where it is
+complete, only if the user says so. What makes a zarr of objects is the metadata at its top: they are written last and
+deleted first. Whatever lies at the place in between is a remainder, of which a note in the ledger's folder tells, so
+that the next process may delete it. Without such a note, nothing is ever deleted but an image.
 """
 
 from __future__ import annotations
@@ -15,19 +16,18 @@ from isovoxel.errors import AddressError, OutputError, OutputExistsError
 from isovoxel.places.objects import ObjectPlace
 from isovoxel.places.place import place_of
 from isovoxel.planning.cost import human_bytes
-from isovoxel.store.attributes import GROUP, V2_ARRAY, V2_GROUP
-from isovoxel.store.ledger_folder import NEW, REPLACED, check_folder
+from isovoxel.store.attributes import GROUP, V2_ARRAY
+from isovoxel.store.image_contents import TOP, check_image, is_zarr
+from isovoxel.store.ledger_folder import NEW, NOW, REPLACED, check_folder
 from isovoxel.store.object_shelf import spool_folder
+from isovoxel.store.provenance import is_unfinished
 from isovoxel.store.shelf import level_path
-
-TOP = {GROUP: (3,), V2_GROUP: (2,), V2_ARRAY: (2,)}
-"""Files that make a folder, or what lies in a place, a zarr; and the format that each of them must name."""
 
 
 def check_object_destination(
     target: ObjectPlace,
     *,
-    overwrite: bool,
+    overwrite: bool | str,
     source: str | None,
     nbytes: int,
     free: int,
@@ -87,14 +87,14 @@ def remove_objects(target: ObjectPlace, note: ObjectPlace) -> None:
     Raises
     ------
     OutputError
-        If it is no zarr.
+        If it is no image, or something else lies in it.
     OSError
         If the store refuses; what is left of it is deleted by who comes next.
     """
     if not target.is_dir():
         return
-    if not (_noted(note) and not _is_zarr(target)):
-        _check_zarr(target)
+    if not (_noted(note) and not is_zarr(target)):
+        _check_image(target)
     note.write(b"")
     for name in TOP:
         (target / name).unlink()
@@ -121,7 +121,7 @@ def place_metadata(target: ObjectPlace, metadata: Mapping[str, bytes], note: Obj
         If the store refuses.
     """
     if target.is_dir():
-        if note is None or _is_zarr(target) or not _noted(note):
+        if note is None or is_zarr(target) or not _noted(note):
             raise OutputExistsError(f"{target} exists; give --overwrite or another output")
         target.delete_tree()
     if note is not None:
@@ -169,36 +169,37 @@ def _check_apart(target: ObjectPlace, source: str | None) -> None:
             raise OutputError(f"the {inner} {where[inner]} lies inside the {outer} {where[outer]}; give another output")
 
 
-def _check_place(target: ObjectPlace, note: ObjectPlace, *, overwrite: bool, goes_on: bool) -> None:
+def _check_place(target: ObjectPlace, note: ObjectPlace, *, overwrite: bool | str, goes_on: bool) -> None:
     """Refuse a place where something is that must not be replaced."""
     if not target.is_dir():
         if target.is_file():
             raise OutputExistsError(f"{target} is an object and no zarr; give another output")
         return
-    if not _is_zarr(target) and _noted(note):
+    if not is_zarr(target) and _noted(note):
         return
     if not overwrite and not goes_on:
         raise OutputExistsError(f"{target} exists; give --overwrite or another output")
-    _check_zarr(target)
-
-
-def _check_zarr(target: ObjectPlace) -> None:
-    if not _is_zarr(target):
+    if goes_on:
+        _check_zarr(target)
+        return
+    _check_image(target)
+    if overwrite != NOW and not is_unfinished(target):
         raise OutputError(
-            f"{target} holds objects but is no zarr, so --overwrite does not delete it; give another output"
+            f"{target} lies in an object store, which cannot keep it elsewhere until the new one is complete; give "
+            "--overwrite now to delete it first, or another output"
         )
 
 
-def _is_zarr(target: ObjectPlace) -> bool:
-    """Tell whether a place is a zarr by the metadata at its top."""
-    for name, formats in TOP.items():
-        try:
-            metadata = json.loads((target / name).read_bytes())
-        except (FileNotFoundError, ValueError):
-            continue
-        if isinstance(metadata, dict) and metadata.get("zarr_format") in formats:
-            return True
-    return False
+def _check_image(target: ObjectPlace) -> None:
+    _check_zarr(target)
+    check_image(target)
+
+
+def _check_zarr(target: ObjectPlace) -> None:
+    if not is_zarr(target):
+        raise OutputError(
+            f"{target} holds objects but is no zarr, so --overwrite does not delete it; give another output"
+        )
 
 
 def _noted(note: ObjectPlace) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from isovoxel.errors import InputError, InputUnavailableError
 from isovoxel.places.objects import ObjectPlace
-from isovoxel.places.place import place_of
+from isovoxel.places.place import Place, place_of
 from isovoxel.store.attributes import read_attributes
 
 PROVENANCE = "isovoxel"
@@ -37,3 +37,29 @@ def read_provenance(path: str | os.PathLike[str] | ObjectPlace) -> dict[str, Any
     if not isinstance(provenance, dict):
         raise InputError(f"{path} was not written by isovoxel: its attributes do not say what made it")
     return provenance
+
+
+def is_complete(path: Place) -> bool:
+    """Tell whether an output is isovoxel's and complete."""
+    return _said_complete(path) is True
+
+
+def is_unfinished(path: Place) -> bool:
+    """Tell whether an output is isovoxel's and not complete.
+
+    Raises
+    ------
+    InputUnavailableError
+        If a store does not say.
+    """
+    return _said_complete(path) is False
+
+
+def _said_complete(path: Place) -> bool | None:
+    """Return whether an output says that it is complete; None where it is none of isovoxel's."""
+    try:
+        return bool(read_provenance(path).get("complete"))
+    except InputUnavailableError:
+        raise
+    except InputError:
+        return None
