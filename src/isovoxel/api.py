@@ -188,6 +188,7 @@ def scale(
     from isovoxel.run.events import Retried
     from isovoxel.run.logs import log_event
     from isovoxel.run.recovery import clause
+    from isovoxel.volumes.input_state import InputWatch
 
     if overwrite not in (True, False, "now"):
         raise OptionError(f"overwrite must be True, False or 'now', not {overwrite!r}")
@@ -206,13 +207,14 @@ def scale(
     with ExitStack() as stack:
         stack.enter_context(patience(retried))
         volume = _opened(source, options)
+        watch = InputWatch(volume)
         lent = lend_cluster(given, options, source=source, isolate=isolate, listeners=told)
         cluster = stack.enter_context(lent)
         order = Order(overwrite, on_corrupt, isolate, listeners, cluster, relay)
         if with_labels is None:
-            return run_job(volume, source, output, options, order)
+            return run_job(watch, source, output, options, order)
         beside = labels_beside(volume, with_labels, labels_by, output, options, cluster)
-        result = run_job(volume, source, output, options, order)
+        result = run_job(watch, source, output, options, order)
         return replace(result, labels=beside.run(order))
 
 

@@ -21,6 +21,7 @@ from isovoxel.run.events import Event, Listener, Retried
 from isovoxel.run.result import ScaleResult
 from isovoxel.store.membership import LABELS
 from isovoxel.volumes.base import Volume
+from isovoxel.volumes.input_state import InputWatch
 
 if TYPE_CHECKING:
     from isovoxel.run.cluster.connect import Cluster
@@ -66,13 +67,13 @@ class Order:
     """Told of them."""
 
 
-def run_job(volume: Volume, source: Any, output: str | Path, options: ScalingOptions, order: Order) -> ScaleResult:
+def run_job(watch: InputWatch, source: Any, output: str | Path, options: ScalingOptions, order: Order) -> ScaleResult:
     """Scale a volume and write the result, or what is left of it.
 
     Parameters
     ----------
-    volume
-        The input, opened.
+    watch
+        The input, which was just opened.
     source
         What the user gave for it, which workers open by the options.
     output
@@ -95,7 +96,7 @@ def run_job(volume: Volume, source: Any, output: str | Path, options: ScalingOpt
     from isovoxel.run.task import Task
     from isovoxel.store.destination import output_place
 
-    volume = volume.identified()
+    volume = watch.volume
     place = output_place(output)
     tally = Tally()
     order.relay.begin(tally)
@@ -123,7 +124,7 @@ def run_job(volume: Volume, source: Any, output: str | Path, options: ScalingOpt
     voxel_size, unit = options.get("input_voxel_size"), options.get("unit")
     task = Task(planned, source, voxel_size, unit, device, wanted.path, fill, selection_of(options))
     told: tuple[Listener, ...] = (tally, log_event, *order.listeners)
-    done, seconds, idle = Session(wanted, task, volume, labels, told, order.isolate, cluster).run()
+    done, seconds, idle = Session(wanted, task, volume, watch, labels, told, order.isolate, cluster).run()
     return ScaleResult(shown(wanted.path), done.plan, seconds, tally.stages | {"idle": idle}, peak_bytes(), tally)
 
 
@@ -131,7 +132,7 @@ def run_job(volume: Volume, source: Any, output: str | Path, options: ScalingOpt
 class Beside:
     """Labels of an image, which are scaled as it is."""
 
-    volume: Volume
+    watch: InputWatch
     """The labels, where the image lies."""
     source: Any
     """What the user gave for them."""
@@ -149,7 +150,9 @@ class Beside:
             If that fails, before it is begun too: the image is there by then.
         """
         try:
-            return run_job(self.volume, self.source, self.output, self.options, order)
+            if self.watch.is_changed():
+                raise InputError(f"{self.watch.volume.name} has changed since it was opened")
+            return run_job(self.watch, self.source, self.output, self.options, order)
         except JobError:
             raise
         except IsovoxelError as error:
@@ -217,7 +220,7 @@ def labels_beside(
     chosen: Any = {**made, **part, "labels": True, "factor": factor, "interpolation": by, "engine": "exact"}
     placed = replace(volume, voxel_size=image.voxel_size, origin=image.origin, unit=image.unit, missing=image.missing)
     plan_volume(placed, chosen, cluster.limits if cluster else None)
-    return Beside(placed, labels, str(place_of(output) / LABELS / name_of(labels)), chosen)
+    return Beside(InputWatch(placed), labels, str(place_of(output) / LABELS / name_of(labels)), chosen)
 
 
 def _extent(volume: Volume) -> str:

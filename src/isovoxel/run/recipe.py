@@ -13,6 +13,7 @@ from isovoxel.geometry.grid import Float3, number_text
 from isovoxel.planning.plan import Plan
 from isovoxel.version import __version__
 from isovoxel.volumes.base import Volume
+from isovoxel.volumes.input_state import CHUNKS
 
 
 def provenance(planned: Plan, volume: Volume, *, labels: bool) -> dict[str, Any]:
@@ -80,7 +81,7 @@ _NAMES = {
     "input.unit": "input unit",
 }
 """What changes a result, by its place in what `provenance` returns, and what people call it."""
-_SIGNS = {"mtime_ns": "time of last change", "tag": "voxels"}
+_SIGNS = {"mtime_ns": "time of last change", "tag": "voxels", CHUNKS: "state of the chunks"}
 """What people call signs that an input is another, where they do not call it as we do."""
 
 
@@ -121,6 +122,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], *, shard: bool,
     if not found and _at(then, "storage.chunk") != _at(now, "storage.chunk"):  # by default the output's shape decides
         found.append(f"chunk {_text(_at(then, 'storage.chunk'))}, now {_text(_at(now, 'storage.chunk'))}")
     told = {place.rpartition(".")[2] for place in names if place.startswith("input.identity.")}
+    told |= {CHUNKS} - set(before)  # of which version 0.1 knew nothing
     signs = [key for key in {**before, **after} if key not in told and before.get(key) != after.get(key)]
     return found + [f"another {_SIGNS.get(key, key)} of the input" for key in signs]
 

@@ -68,6 +68,14 @@ def kept(plan: Plan, done: bytearray) -> str:
     return f"{sum(done)} of {plan.all_blocks} blocks{where} are done and kept; {GO_ON}"
 
 
+def changed(name: str) -> str:
+    """Say that an input is another than the one that a job was begun with, and what to do."""
+    return (
+        f"{name} has changed since the job began, so that the output would be made of two inputs; it is left "
+        "incomplete: leave the input as it is, and run the same command again, with --overwrite"
+    )
+
+
 def is_full(error: Exception) -> bool:
     """Tell whether an error means that a disk is full."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -36,13 +36,14 @@ from isovoxel.run.events import (
 from isovoxel.run.job import Impatient
 from isovoxel.run.levels import LevelMaker, level_task
 from isovoxel.run.output import Begun, Wanted, held
-from isovoxel.run.recovery import GO_ON, clause, kept
+from isovoxel.run.recovery import GO_ON, changed, clause, kept
 from isovoxel.run.task import Task
 from isovoxel.store.ledger import NEW, Ledger
 from isovoxel.store.ledger_folder import NOW
 from isovoxel.store.replacing import save_ledger, set_aside
 from isovoxel.store.shard import Seal
 from isovoxel.volumes.base import Volume
+from isovoxel.volumes.input_state import InputWatch
 
 if TYPE_CHECKING:
     from isovoxel.run.cluster.connect import Cluster
@@ -58,6 +59,8 @@ class Session:
     """What to do, if it is begun now."""
     volume: Volume
     """The input."""
+    watch: InputWatch
+    """Tells whether the input is as it was."""
     labels: bool
     """Whether its voxels are labels."""
     listeners: Sequence[Listener]
@@ -164,7 +167,19 @@ class Session:
 
     def _make(self, task: Task, maker: LevelMaker, ledger: Ledger, done: list[bytearray]) -> tuple[float, float]:
         """Make all levels, one after the other; return the seconds it took, and those of threads without a block."""
-        seconds, idle = maker.make(self._recorder(task.plan, ledger, done), done[0], last=not task.plan.further)
+        try:
+            seconds, idle = maker.make(self._recorder(task.plan, ledger, done), done[0], last=not task.plan.further)
+        except InterruptedJobError:
+            raise
+        except JobError:
+            with contextlib.suppress(InputError):  # what has failed is told
+                self._check_input(ledger, self.watch.is_changed())
+            raise
+        try:
+            with self._patient("looking at the input"):
+                self._check_input(ledger, retry(self.watch.is_changed))
+        except InputError as error:
+            raise JobError(f"{error}; {GO_ON}") from error
         for plan, part in zip(task.plan.further, done[1:], strict=True):
             if all(part):
                 continue
@@ -178,6 +193,18 @@ class Session:
             took, waited = maker.make(partial(ledger.add, level=plan.level), part, last=last)
             seconds, idle = seconds + took, idle + waited
         return seconds, idle
+
+    def _check_input(self, ledger: Ledger, is_changed: bool) -> None:
+        """Check that all blocks were made of one input; else none of them is done.
+
+        Raises
+        ------
+        JobError
+            If it has changed since it was opened.
+        """
+        if is_changed:
+            ledger.forget()
+            raise JobError(changed(self.volume.name))
 
     def _recorder(self, plan: Plan, ledger: Ledger, done: list[bytearray]) -> Callable[[int, Sequence[Seal]], None]:
         """Return what notes a block of the full level, and that of the next one, where it was made along with it."""

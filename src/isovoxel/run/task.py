@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from isovoxel.engines.base import Engine
+from isovoxel.errors import JobError
 from isovoxel.geometry.grid import Float3
 from isovoxel.places.place import Place
 from isovoxel.planning.plan import Plan
 from isovoxel.run.events import Listener
 from isovoxel.run.job import Job
+from isovoxel.run.recovery import changed
 from isovoxel.store.shard import Seal
 from isovoxel.volumes.base import Volume
 from isovoxel.volumes.open import open_volume
@@ -46,8 +48,18 @@ class Task:
     """Which part of the input is meant."""
 
     def open(self) -> Volume:
-        """Open the input, in whichever process this is."""
-        return open_volume(self.source, voxel_size=self.voxel_size, unit=self.unit, selection=self.selection)
+        """Open the input, in whichever process this is.
+
+        Raises
+        ------
+        JobError
+            If it is not the one that was planned.
+        """
+        volume = open_volume(self.source, voxel_size=self.voxel_size, unit=self.unit, selection=self.selection)
+        planned = self.plan.source.identity
+        if any(planned[key] != volume.identity[key] for key in volume.identity if key in planned and key != "tag"):
+            raise JobError(changed(volume.name))
+        return volume
 
     def run(
         self,

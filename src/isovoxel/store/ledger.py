@@ -174,6 +174,18 @@ class Ledger:
         """Return how many blocks are noted as done."""
         return sum(self.noted())
 
+    def forget(self) -> None:
+        """Take all blocks for not done, what was filled too.
+
+        Raises
+        ------
+        OSError
+            If the file system refuses.
+        """
+        self.check()
+        self.filled.clear()
+        self._lines.clear()
+
     def close(self) -> None:
         """Keep what was noted, and let go of the rest.
 

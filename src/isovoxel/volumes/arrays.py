@@ -198,7 +198,7 @@ def _spacing(coordinate: Any) -> tuple[float, float, str | None] | None:
 
 def _checksum(array: NDArray[Any]) -> str:
     """Return a checksum of an array's voxels; of one that is mapped from a file, what tells that file from another."""
-    if isinstance(array, np.memmap) and array.filename is not None:
+    if isinstance(array, np.memmap) and array.filename is not None and array.mode != "c":  # which is changed in memory
         file = Path(array.filename).stat()
         start = array.ctypes.data - np.frombuffer(_mapping(array), np.uint8).ctypes.data
         return f"{array.filename} {file.st_size} {file.st_mtime_ns} {start} {array.strides}"

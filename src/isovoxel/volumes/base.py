@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ from isovoxel.geometry.box import Box, Index3
 from isovoxel.geometry.grid import Float3, VoxelGrid
 from isovoxel.metadata.series import Channel, SeriesAxis
 from isovoxel.notebook import InNotebooks
+from isovoxel.places.objects import ObjectPlace
 
 SUPPORTED_DTYPES = tuple(
     np.dtype(name) for name in ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float32")
@@ -39,6 +40,10 @@ class ReadBox(Protocol):
             Such an array, of the box' shape, to read into and return; without it, a new one is made.
         """
         ...
+
+
+Files = Callable[[Box], Iterable[str | ObjectPlace]]
+"""Returns the paths of files that hold what a box needs."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,9 @@ class Volume(InNotebooks):
     """Returns a reader that keeps at most so many bytes of decoded chunks, which all threads share; None where
     the kind decodes nothing, or only as another library does."""
 
+    files: Files | None = field(default=None, repr=False)
+    """Returns paths of the files that hold what a box of it needs, of all its volumes, and its metadata; some of them
+    may not be there. None where it lies in none, or nobody knows in which."""
     checksum: Callable[[], str] | None = field(default=None, repr=False)
     """Returns a checksum of all voxels, where nothing else tells this input from another: an array in memory."""
     coarser: tuple[Callable[[], Volume], ...] = field(default=(), repr=False)

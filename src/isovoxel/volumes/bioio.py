@@ -27,6 +27,7 @@ from isovoxel.places.retries import is_transient
 from isovoxel.volumes.axes import Picked, pick
 from isovoxel.volumes.base import Volume, check_voxels, room_for
 from isovoxel.volumes.files import file_identity, needs_extra, reason_of, unavailable, unreadable
+from isovoxel.volumes.input_state import FileList
 from isovoxel.volumes.selection import Selection
 from isovoxel.volumes.series import SeriesReader
 
@@ -197,6 +198,7 @@ def volume_of(reader: Any, path: Path, name: str, kind: str, selection: Selectio
         unit=calibration.unit,
         sources=sources,
         identity={**file_identity(path), **picked.chosen},
+        files=FileList((str(path.resolve()),)),
         missing=calibration.missing,
         notes=(f"bioio reads {kind} files, and one thread at a time; others wait",),
         series=picked.axes(_step(reader)),

@@ -5,7 +5,7 @@ Nothing is copied: what the whole decodes in one go, the part decodes too, also 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from isovoxel.errors import CorruptInputError, OptionError
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.geometry.grid import AXES, Float3
-from isovoxel.volumes.base import ReadBox, Volume
+from isovoxel.places.objects import ObjectPlace
+from isovoxel.volumes.base import Files, ReadBox, Volume
 
 Crop = tuple[tuple[int | None, int | None], ...]
 """Start and stop for z, y and x, as Python's slices have them: None is the end, and a number below 0 counts from it."""
@@ -126,6 +127,10 @@ def _cached(cached: Callable[[int], ReadBox], part: Box, capacity: int) -> Cropp
     return CroppedReader(cached(capacity), part)
 
 
+def _files(files: Files, part: Box, box: Box) -> Iterable[str | ObjectPlace]:
+    return files(box.shifted(part.start))
+
+
 def cropped(volume: Volume, crop: Crop) -> Volume:
     """Return a part of a volume as a volume: a view, which lies where it did.
 
@@ -155,6 +160,7 @@ def cropped(volume: Volume, crop: Crop) -> Volume:
         shape=part.shape,
         read=CroppedReader(volume.read, part),
         cached=None if volume.cached is None else partial(_cached, volume.cached, part),
+        files=None if volume.files is None else partial(_files, volume.files, part),
         array=None if volume.array is None else volume.array[part.slices],
         origin=origin,
         start=of_all.start,

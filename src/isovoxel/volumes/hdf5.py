@@ -26,6 +26,7 @@ from isovoxel.metadata.hdf5 import read_attributes, text_of
 from isovoxel.volumes.axes import zyx_positions
 from isovoxel.volumes.base import ReadBox, Volume, check_voxels
 from isovoxel.volumes.files import check_complete, file_identity, needs_extra, unreadable
+from isovoxel.volumes.input_state import FileList
 from isovoxel.volumes.raw import RawReader, contiguous_offsets
 from isovoxel.volumes.selection import GIVEN, Selection
 
@@ -194,6 +195,7 @@ def volume_of(
         unit=calibration.unit,
         sources=sources,
         identity=_identity_of(path, dataset.name),
+        files=FileList((str(path.resolve()),)),
         missing=calibration.missing,
         counted=calibration.counted,
         notes=_notes_of(reader),

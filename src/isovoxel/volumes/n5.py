@@ -25,6 +25,7 @@ from isovoxel.metadata.n5 import FINEST, Surroundings, level_of, read_attributes
 from isovoxel.volumes.axes import zyx_positions
 from isovoxel.volumes.base import Volume, check_voxels, room_for
 from isovoxel.volumes.files import metadata_identity, needs_extra, reason_of, unreadable
+from isovoxel.volumes.input_state import places
 
 if TYPE_CHECKING:
     import tensorstore
@@ -109,6 +110,31 @@ class N5Reader:
         return CorruptInputError(self.name, f"block {place}", box.start, box.stop, reason)
 
 
+@dataclass(frozen=True)
+class N5Files:
+    """The files of a dataset."""
+
+    folder: str
+    """Absolute."""
+    rank: int
+    """Number of its axes."""
+    zyx: Index3
+    """Which of them are z, y and x, where x is the last."""
+    block: Index3
+    """Shape of a block, z, y, x."""
+    metadata: tuple[str, ...]
+    """Files of its attributes, and of its group's."""
+
+    def __call__(self, box: Box) -> Iterator[str]:
+        """Yield them all, of blocks those that hold voxels of a box."""
+        yield from self.metadata
+        for place in places(box, self.block):
+            numbers = ["0"] * self.rank
+            for axis, number in zip(self.zyx, place, strict=True):
+                numbers[axis] = str(number)
+            yield "/".join((self.folder, *reversed(numbers)))
+
+
 def is_n5(path: Path) -> bool:
     """Tell whether a folder is an N5 dataset, or a group that says so or has a finest level."""
     return (path / METADATA).is_file() or (path / FINEST / METADATA).is_file()
@@ -167,6 +193,7 @@ def open_n5(path: Path, name: str) -> Volume:
         unit=calibration.unit,
         sources=sources,
         identity=metadata_identity(home, files),
+        files=N5Files(str(home.resolve()), store.rank, zyx, block, tuple(str(file.resolve()) for file in files)),
         missing=calibration.missing,
         counted=calibration.counted,
     )

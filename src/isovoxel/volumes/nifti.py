@@ -26,6 +26,7 @@ from isovoxel.volumes.axes import zyx_positions
 from isovoxel.volumes.base import Volume, check_voxels, room_for
 from isovoxel.volumes.files import check_complete, file_identity, needs_extra, unreadable
 from isovoxel.volumes.gzip_stream import LARGEST_RATIO, MARK_BYTES, MOST_MARKS, STREAM_BYTES, GzipMarks
+from isovoxel.volumes.input_state import FileList
 from isovoxel.volumes.raw import RawReader, contiguous_offsets
 
 GZIP_MAGIC = b"\x1f\x8b"
@@ -154,6 +155,7 @@ def _open(header: Any, path: Path, name: str) -> Volume:
         unit=calibration.unit,
         sources=sources,
         identity=file_identity(path),
+        files=FileList((str(path.resolve()),)),
         missing=calibration.missing,
         counted=calibration.counted,
         notes=tuple(notes),

@@ -13,6 +13,7 @@ from isovoxel.errors import InputError
 from isovoxel.volumes.axes import UNNAMED, Picked, pick, plain_zyx
 from isovoxel.volumes.base import ReadBox, Volume, check_voxels
 from isovoxel.volumes.files import check_complete, file_identity, reason_of
+from isovoxel.volumes.input_state import FileList
 from isovoxel.volumes.raw import RawReader, contiguous_offsets
 from isovoxel.volumes.selection import GIVEN, Selection
 from isovoxel.volumes.series import SeriesReader
@@ -59,6 +60,7 @@ def open_npy(path: Path, name: str, selection: Selection) -> Volume:
         read_overhead=reader.overhead,
         sources={"shape": ".npy header", "axes": UNNAMED[len(shape)]},
         identity=file_identity(path),
+        files=FileList((str(path.resolve()),)),
         missing="a .npy file has none",
     )
 

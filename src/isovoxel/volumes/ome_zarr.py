@@ -7,20 +7,22 @@ array. A group that is no image is answered with what in it could be opened inst
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from isovoxel.errors import InputError
+from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import Float3
 from isovoxel.metadata.calibration import Calibration, Length, calibrate
 from isovoxel.metadata.ome import Level, is_label_image, read_channels, read_levels, time_step_of
 from isovoxel.metadata.series import Channel, chosen_channels
 from isovoxel.metadata.units import canonical_unit, convert
+from isovoxel.places.objects import ObjectPlace
 from isovoxel.places.place import Place
 from isovoxel.volumes.axes import ZYX, Picked
-from isovoxel.volumes.base import Volume
+from isovoxel.volumes.base import Files, Volume
 from isovoxel.volumes.files import metadata_identity
 from isovoxel.volumes.selection import Selection
 from isovoxel.volumes.zarr_array import ARRAY_FILES, axis_names, open_path, zarr_voxels
@@ -98,10 +100,23 @@ def _open_level(
         labels,
         voxels.notes,
         cached=voxels.cached,
+        files=None if voxels.files is None else partial(_files, voxels.files, _absolute(path)),
         series=voxels.picked.axes(time_step_of(level)),
         channels=_channels(attributes, axes, array.shape, voxels.picked),
         counted=calibration.counted,
     )
+
+
+def _absolute(group: Place) -> tuple[str | ObjectPlace, ...]:
+    """Return the files of a group's metadata, of which not all may be there."""
+    files = [group.resolve() / file for file in GROUP_FILES]
+    return tuple(file if isinstance(file, ObjectPlace) else str(file) for file in files)
+
+
+def _files(voxels: Files, metadata: tuple[str | ObjectPlace, ...], box: Box) -> Iterator[str | ObjectPlace]:
+    """Yield the files of an image: those of its group, and those of its array."""
+    yield from metadata
+    yield from voxels(box)
 
 
 def _channels(

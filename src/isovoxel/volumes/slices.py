@@ -32,6 +32,7 @@ from isovoxel.metadata.ome_xml import read_ome_xml, read_pixels
 from isovoxel.volumes.axes import zyx_positions
 from isovoxel.volumes.base import ReadBox, Volume, check_voxels, room_for
 from isovoxel.volumes.files import TIFF_MAGIC, unreadable
+from isovoxel.volumes.input_state import FileList
 from isovoxel.volumes.selection import Selection
 from isovoxel.volumes.slice_names import in_order
 from isovoxel.volumes.tiff import calibration_of, decoded_at_once, open_tiff
@@ -100,6 +101,7 @@ def open_slices(files: Sequence[str], where: str, name: str) -> Volume:
         kind=f"{volume.kind} slices",
         sources=sources,
         identity=_identity(ordered, where),
+        files=FileList(tuple(ordered)),
         notes=(note,) if note else (),
     )
 

@@ -29,6 +29,7 @@ from isovoxel.metadata.tiff_tags import read_tiff_tags
 from isovoxel.volumes.axes import Picked, pick
 from isovoxel.volumes.base import Volume, check_voxels
 from isovoxel.volumes.files import check_complete, file_identity, unreadable
+from isovoxel.volumes.input_state import FileList
 from isovoxel.volumes.mixed import PlaneReader
 from isovoxel.volumes.selection import GIVEN, Selection
 from isovoxel.volumes.tiff_directories import Directories, read_directories
@@ -111,6 +112,7 @@ def open_tiff(path: Path, name: str, selection: Selection) -> Volume:
         voxel_size=calibration.voxel_size,
         unit=calibration.unit,
         sources=sources,
+        files=FileList((str(path.resolve()), *reader.files)),
         identity={
             **file_identity(path),
             "files": [file_identity(Path(file)) for file in reader.files[1:]],

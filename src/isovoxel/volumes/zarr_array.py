@@ -31,13 +31,13 @@ from isovoxel.places.objects import ObjectPlace
 from isovoxel.places.place import Place
 from isovoxel.places.retries import is_transient
 from isovoxel.volumes.axes import UNNAMED, Picked, pick
-from isovoxel.volumes.base import ReadBox, Volume, check_voxels, room_for
+from isovoxel.volumes.base import Files, ReadBox, Volume, check_voxels, room_for
 from isovoxel.volumes.files import metadata_identity, reason_of, unavailable, unreadable
 from isovoxel.volumes.selection import GIVEN, Selection
 from isovoxel.volumes.series import SeriesReader
 from isovoxel.volumes.zarr_chunks import ChunkReader
 from isovoxel.volumes.zarr_codecs import DECODED_COPIES, DECODER_BYTES
-from isovoxel.volumes.zarr_layout import chunk_layout
+from isovoxel.volumes.zarr_layout import array_files, chunk_layout
 
 if TYPE_CHECKING:
     import zarr
@@ -134,6 +134,8 @@ class ZarrVoxels:
     """Returns a reader that keeps decoded chunks."""
     notes: tuple[str, ...] = ()
     """What else a user should know, each a clause."""
+    files: Files | None = None
+    """Names its files."""
 
 
 def open_path(path: Place, name: str) -> zarr.Array[Any]:
@@ -202,12 +204,13 @@ def zarr_voxels(array: zarr.Array[Any], name: str, axes: list[str], selection: S
     beside = math.prod(whole[axis] for axis in picked.others)
     notes = (f"each of its chunks holds {beside} volumes, which are all decoded for one",) if beside > 1 else ()
     layout = chunk_layout(array, picked)
+    files = array_files(array, layout, picked)
     if layout is not None:
         reader = ChunkReader(name, layout)
         if picked.series:
             every, cached = _series_reader(picked, reader), partial(_series_reader, picked, reader)
-            return ZarrVoxels(picked, shape, dtype, every, chunks, layout.read_overhead, cached)
-        return ZarrVoxels(picked, shape, dtype, reader, chunks, layout.read_overhead, reader.cached)
+            return ZarrVoxels(picked, shape, dtype, every, chunks, layout.read_overhead, cached, files=files)
+        return ZarrVoxels(picked, shape, dtype, reader, chunks, layout.read_overhead, reader.cached, files=files)
     index_bytes = 0
     if array.shards is not None:
         index_bytes = 16 * math.prod(-(-shard // chunk) for shard, chunk in zip(array.shards, whole, strict=True))
@@ -219,7 +222,7 @@ def zarr_voxels(array: zarr.Array[Any], name: str, axes: list[str], selection: S
     overhead += sum(DECODER_BYTES.get(name, 0) for name in names)
     first = ZarrReader(name, checked(array), picked, chunks)
     read = SeriesReader(picked.lengths, partial(_slow_member, first, picked)) if picked.series else first
-    return ZarrVoxels(picked, shape, dtype, read, chunks, overhead, notes=notes)
+    return ZarrVoxels(picked, shape, dtype, read, chunks, overhead, notes=notes, files=files)
 
 
 def _series_reader(picked: Picked, reader: ChunkReader, capacity: int = 0) -> SeriesReader:
@@ -293,5 +296,6 @@ def _volume(array: zarr.Array[Any], name: str, identity: dict[str, Any], selecti
         notes=voxels.notes,
         missing="a zarr array by itself has none; for a level of an OME-Zarr image, name the image's group",
         cached=voxels.cached,
+        files=voxels.files,
         series=voxels.picked.axes(),
     )

@@ -10,20 +10,23 @@ from __future__ import annotations
 import lzma
 import math
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from isovoxel.geometry.axis import ceil_div
-from isovoxel.geometry.box import Index3
+from isovoxel.geometry.box import Box, Index3
 from isovoxel.places.objects import PIECE_BYTES, ObjectPlace
 from isovoxel.places.place import Place
 from isovoxel.planning.storage import Storage
 from isovoxel.volumes.axes import ZYX, Picked
+from isovoxel.volumes.base import Files
+from isovoxel.volumes.input_state import FolderFiles, places
 from isovoxel.volumes.zarr_codecs import DECODED_COPIES, DECODER_BYTES
 
 if TYPE_CHECKING:
@@ -37,6 +40,9 @@ COMPRESSORS_V2 = ("blosc", "zstd", "gzip", "zlib", "lz4", "lzma", "bz2")
 
 INDEX_CODECS = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
 """How a shard's index must be encoded."""
+
+METADATA_FILES = ("zarr.json", ".zarray", ".zattrs")
+"""Names of the files that tell of an array."""
 
 CHECKSUM_BYTES = 4
 """Bytes of a CRC-32C."""
@@ -134,6 +140,33 @@ class ChunkLayout:
                 numbers[axis] = str(number)
         name = f"{self.prefix}{self.separator.join(numbers)}"
         return self.folder / name if isinstance(self.folder, ObjectPlace) else f"{self.folder}/{name}"
+
+
+@dataclass(frozen=True)
+class ZarrFiles:
+    """The files of a zarr array."""
+
+    layout: ChunkLayout
+    """Where the chunks of its first volume lie."""
+    picked: Picked
+    """Which volumes are wanted."""
+
+    def __call__(self, box: Box) -> Iterator[str | ObjectPlace]:
+        """Yield them all, of chunks and shards those that hold voxels of a box; not all may be there."""
+        folder = self.layout.folder
+        for name in METADATA_FILES:
+            yield folder / name if isinstance(folder, ObjectPlace) else f"{folder}/{name}"
+        for volume in product(*(range(length) for _, length in self.picked.lengths)):
+            layout = replace(self.layout, others=self.picked.at(volume).others)
+            yield from map(layout.path, places(box, layout.file))
+
+
+def array_files(array: zarr.Array[Any], layout: ChunkLayout | None, picked: Picked) -> Files | None:
+    """Return what names the files of an array, or None where nobody knows them."""
+    if layout is not None:
+        return ZarrFiles(layout, picked)
+    folder = _folder(array.store_path)
+    return FolderFiles(folder) if isinstance(folder, str) else None
 
 
 def chunk_layout(array: zarr.Array[Any], picked: Picked) -> ChunkLayout | None:

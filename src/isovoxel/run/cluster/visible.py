@@ -19,6 +19,7 @@ from isovoxel.run.cluster.asking import ask_workers
 from isovoxel.run.cluster.survey import ANSWER_SECONDS, Member
 from isovoxel.run.recovery import clause
 from isovoxel.run.task import Task
+from isovoxel.volumes.input_state import CHUNKS
 
 PROBE = "probe"
 """How the names of files begin that show whether a folder is the same everywhere."""
@@ -49,7 +50,7 @@ def _sees(task: Task, identity: Mapping[str, Any], path: Place, token: str) -> s
         volume = task.open().identified()
     except Exception as error:  # noqa: BLE001 - whatever it is, the worker cannot read it
         return f"cannot open the input: {clause(error)}"
-    if changed := [key for key, value in identity.items() if volume.identity.get(key) != value]:
+    if changed := [key for key, value in identity.items() if key != CHUNKS and volume.identity.get(key) != value]:
         return f"sees another input: its {' and '.join(changed)} differ"
     where = f"the output's folder {path.parent.parent}" if isinstance(path, Path) else f"the output {task.output}"
     try:
