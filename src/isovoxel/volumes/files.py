@@ -7,10 +7,17 @@ a moment later, which `isovoxel.places.retries.is_transient` tells. All else is 
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import json
+import lzma
+import os
 import re
+import struct
 import traceback
+import zlib
 from collections.abc import Iterable
+from gzip import BadGzipFile
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +32,12 @@ TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 LONGEST_REASON = 200
 """Longest part of another library's message that is repeated."""
+
+
+DAMAGE = (EOFError, zlib.error, lzma.LZMAError, BadGzipFile, struct.error, json.JSONDecodeError, UnicodeDecodeError)
+"""What is raised of bytes that are not whole, or not what they should be; of a healthy file, none of them is."""
+
+_NUMBER = re.compile(r"\berrno = (\d+)")
 
 
 def file_identity(path: Path) -> dict[str, Any]:
@@ -52,12 +65,32 @@ def metadata_identity(path: Place, files: Iterable[Place]) -> dict[str, Any]:
 
 
 def unreadable(name: str, what: str, error: Exception) -> InputError:
-    """Return the one-sentence error for a file that could not be opened by who knows its kind."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return unavailable(f"{name} cannot be read", error)
+    """Return the one-sentence error for a file that could not be opened by who knows its kind.
+
+    To copy or write it again is advised only where the file is sure to be damaged.
+    """
+    if isinstance(error, MemoryError):
+        return InputUnavailableError(errno.ENOMEM, f"{name} cannot be read: this process has no memory left for it")
+    number = number_of(error)
+    if isinstance(error, OSError) and number is not None:
+        return InputUnavailableError(number, f"{name} cannot be read: {error.strerror or os.strerror(number)}")
     if isinstance(error, (*LIMITS, IndexError, KeyError, AssertionError)):
         return InputError(f"{name} cannot be read as {what} here: {limit_of(error)}; {WAY_ON}")
-    return InputError(f"{name} cannot be read as {what}: {reason_of(error)}; copy or write it again")
+    advice = "; copy or write it again" if isinstance(error, DAMAGE) else ""
+    return InputError(f"{name} cannot be read as {what}: {reason_of(error)}{advice}")
+
+
+def number_of(error: BaseException) -> int | None:
+    """Return the system's number of what went wrong, which HDF5 has in its text only; None where there is none."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    found = _NUMBER.search(str(error)) if isinstance(error, OSError) else None
+    return int(found[1]) if found else None
+
+
+def is_ours(error: BaseException) -> bool:
+    """Tell whether an error is that of what decodes, such as a library that is not there, not of what is decoded."""
+    return isinstance(error, (*LIMITS, RecursionError))
 
 
 LIMITS = (TypeError, AttributeError, NameError, ImportError, NotImplementedError)

@@ -80,13 +80,13 @@ def open_hdf5(path: Path, inner: str | None, name: str, selection: Selection) ->
         If h5py is not installed, the file is damaged, or there is no such dataset, or several.
     """
     try:
-        from isovoxel.volumes.hdf5_reader import open_for_reading
+        from isovoxel.volumes.hdf5_reader import open_unlocked, why_not
 
-        file = open_for_reading(str(path.resolve()))
+        file = open_unlocked(str(path.resolve()))
     except ImportError as error:
         raise needs_extra(name, "an HDF5 file", "hdf5", error) from error
     except OSError as error:
-        raise unreadable(name, "HDF5", error) from error
+        raise why_not(name, error) from error
     with file:
         try:
             from isovoxel.volumes.imaris import is_imaris, open_imaris

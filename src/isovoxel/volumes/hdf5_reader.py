@@ -12,7 +12,9 @@ chunk cache is off, for a read wants each chunk once, and every open file would 
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -26,7 +28,7 @@ from isovoxel.geometry.box import Box, Index3
 from isovoxel.places.retries import is_transient
 from isovoxel.volumes.base import room_for
 from isovoxel.volumes.chunk_cache import CHUNK_COST, ChunkCache
-from isovoxel.volumes.files import reason_of, unavailable
+from isovoxel.volumes.files import is_ours, number_of, reason_of, unavailable, unreadable
 from isovoxel.volumes.raw import open_file, read_into
 from isovoxel.volumes.zarr_codecs import decode_nothing, decode_zlib
 
@@ -49,11 +51,78 @@ CHECKSUM_BYTES = 4
 """Bytes of HDF5's Fletcher checksum, which follows the encoded chunk."""
 
 
+DAMAGED = ("truncated", "signature", "superblock", "object header", "checksum", "b-tree", "heap", "address overflow")
+"""What HDF5 says of a file that is not whole, in small letters."""
+
+OPEN_FOR_WRITING = "is open for writing; close it where it is written, or open it there with mode 'r'"
+"""Whether in this process, or in another: what is not yet in the file is not read from it."""
+
+
+class OpenForWritingError(OSError):
+    """A file that this process has open for writing."""
+
+
 def open_for_reading(path: str) -> h5py.File:
-    """Open an HDF5 file, without a lock, which not every file system has."""
+    """Open an HDF5 file, without a lock, which not every file system has.
+
+    Where this process has it open already, with locks, HDF5 wants the same of everybody.
+
+    Raises
+    ------
+    OpenForWritingError
+        If this process has it open for writing.
+    OSError
+        If HDF5 cannot open it.
+    """
     import h5py
 
-    return h5py.File(path, "r", rdcc_nbytes=0, locking=False)
+    file = None
+    for locking in (False, None, True):
+        try:
+            file = h5py.File(path, "r", rdcc_nbytes=0, locking=locking)
+            break
+        except OSError as error:
+            if "flag values don't match" not in str(error) or locking is True:
+                raise
+    assert file is not None  # noqa: S101 - for type checkers
+    if file.id.get_intent() & h5py.h5f.ACC_RDWR:
+        file.close()
+        raise OpenForWritingError(OPEN_FOR_WRITING)
+    return file
+
+
+def why_not(name: str, error: OSError) -> InputError:
+    """Return the one-sentence error for a file that HDF5 does not open."""
+    said = str(error)
+    if isinstance(error, OpenForWritingError):
+        return InputError(f"{name} {OPEN_FOR_WRITING}")
+    if "h5clear" in said:
+        return InputError(
+            f"{name} {OPEN_FOR_WRITING}; where its writer has died, h5clear -s {name} takes the mark from it"
+        )
+    if number_of(error) is None and any(word in said.lower() for word in DAMAGED):
+        return InputError(f"{name} cannot be read as HDF5: {reason_of(error)}; copy or write it again")
+    return unreadable(name, "HDF5", error)
+
+
+def open_unlocked(path: str) -> h5py.File:
+    """Open an HDF5 file that nobody has locked for writing, as HDF5 does where it can; see `open_for_reading`."""
+    locked = False
+    with contextlib.suppress(ImportError, OSError):  # Windows, and file systems without locks
+        import fcntl
+
+        with open(path, "rb") as file:  # noqa: PTH123 - for its number
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                locked = True
+    if locked:
+        raise OpenForWritingError(OPEN_FOR_WRITING)
+    return open_for_reading(path)
+
+
+_LIBRARY = ("not registered", "plugin", "plug-in", "allocat")
+"""What HDF5 says where a filter is not installed any more, or memory has run out."""
 
 
 @dataclass(frozen=True)
@@ -229,7 +298,8 @@ class Hdf5Reader:
         """Say whose fault it was."""
         if isinstance(error, InputError):
             return error
-        if isinstance(error, OSError) and (error.errno is not None or is_transient(error)):
+        library = is_ours(error) or any(word in str(error).lower() for word in _LIBRARY)
+        if library or (isinstance(error, OSError) and (number_of(error) is not None or is_transient(error))):
             return self._unreadable(error)
         z, y, x = place = self._place(tile)
         depth, rows, columns = self.chunk
@@ -240,8 +310,11 @@ class Hdf5Reader:
 
     def _unreadable(self, error: Exception) -> InputError:
         what = f"{self.name} can no longer be read"
-        if isinstance(error, OSError) and error.errno is not None:
-            return unavailable(what, error)
+        if isinstance(error, OpenForWritingError):
+            return InputError(f"{self.name} {OPEN_FOR_WRITING}")
+        number = number_of(error)
+        if isinstance(error, OSError) and number is not None:
+            return unavailable(what, OSError(number, error.strerror or os.strerror(number)))
         return InputError(f"{what}: {reason_of(error)}")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from isovoxel.errors import InputError
 from isovoxel.volumes.axes import UNNAMED, Picked, pick, plain_zyx
 from isovoxel.volumes.base import ReadBox, Volume, check_voxels
-from isovoxel.volumes.files import check_complete, file_identity, reason_of
+from isovoxel.volumes.files import check_complete, file_identity, reason_of, unreadable
 from isovoxel.volumes.input_state import FileList
 from isovoxel.volumes.raw import RawReader, contiguous_offsets
 from isovoxel.volumes.selection import GIVEN, Selection
@@ -129,5 +129,7 @@ def _header(file: BinaryIO, name: str) -> tuple[tuple[int, ...], bool, np.dtype[
             raise ValueError(f"its version is {version}, which has no plain numbers")  # noqa: TRY301
     except Exception as error:
         # NumPy evaluates the header as Python's literals, so that anything may be raised.
+        if isinstance(error, MemoryError | OSError):
+            raise unreadable(name, "NumPy's", error) from error
         raise InputError(f"{name} has a broken .npy header ({reason_of(error)}); copy or write it again") from error
     return shape, fortran, dtype

@@ -113,6 +113,12 @@ def _open_array(source: Any, selection: Selection) -> Volume:
 
         selection.check_kind("the DataArray")
         return from_xarray(source)
+    h5py = sys.modules.get("h5py")
+    if h5py is not None and isinstance(source, h5py.Dataset | h5py.Group):
+        raise InputError(
+            f"what h5py has open cannot be read by other threads and processes; close it, and give its path, "
+            f"{source.file.filename}:{source.name}"
+        )
     raise InputError(
         f"a {type(source).__name__} is no volume; give a path, a NumPy array, a dask array, a zarr array or a Volume"
     )

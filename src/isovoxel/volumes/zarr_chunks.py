@@ -27,14 +27,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from isovoxel.errors import CorruptInputError, InputUnavailableError
+from isovoxel.errors import CorruptInputError, InputError, InputUnavailableError
 from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.places.objects import ObjectPlace
 from isovoxel.places.retries import carried
 from isovoxel.volumes.base import room_for
 from isovoxel.volumes.chunk_cache import CHUNK_COST, CachedChunk, ChunkCache
-from isovoxel.volumes.files import reason_of, unavailable
+from isovoxel.volumes.files import is_ours, reason_of, unavailable
 from isovoxel.volumes.zarr_files import ChunkFile, IndexCache, ShardIndexError
 from isovoxel.volumes.zarr_layout import AT_ONCE, ChunkLayout
 
@@ -265,6 +265,8 @@ class ChunkReader:
             return InputUnavailableError(
                 errno.EINTR, f"reading chunk {place} of {self.name} ended by {reason_of(error)}"
             )
+        if is_ours(error):
+            return InputError(f"{self.name} cannot be read, in chunk {place}: {reason_of(error)}")
         what, shape = "chunk", self.layout.chunk
         if isinstance(error, ShardIndexError):
             z, y, x = (p // n for p, n in zip(place, self.layout.per_shard, strict=True))
