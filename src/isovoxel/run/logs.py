@@ -23,8 +23,17 @@ from isovoxel.run.events import (
     WorkerJoined,
     WorkerLeft,
 )
+from isovoxel.terminal import plain
+
+
+def _harmless(record: logging.LogRecord) -> bool:
+    """Leave no control character in a message: most handlers write to a terminal."""
+    record.msg, record.args = plain(record.getMessage()), None
+    return True
+
 
 logger = logging.getLogger("isovoxel")
+logger.addFilter(_harmless)
 logger.addHandler(logging.NullHandler())  # without it, warnings would land on standard error
 
 
