@@ -126,6 +126,10 @@ class JobError(IsovoxelError, RuntimeError):
     exit_code = 1
 
 
+class InputChangedError(JobError):
+    """A job whose input is another one than when it began: nothing of what was done is kept."""
+
+
 class InterruptedJobError(KeyboardInterrupt):
     """A job that the user or the system stopped by a signal; the message says what is kept and how to go on.
 

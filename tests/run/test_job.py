@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import isovoxel
-from isovoxel.errors import InterruptedJobError, JobError
+from isovoxel.errors import JobError
 from isovoxel.geometry.box import Box
 from isovoxel.places import retries
 from isovoxel.planning.parts import Block
@@ -188,7 +188,7 @@ class Broken:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("stage", ["reading", "scaling", "writing"])
-def test_a_failure_names_the_block_what_is_kept_and_how_to_go_on(mode: str, stage: str) -> None:
+def test_a_failure_names_the_block_and_the_reason(mode: str, stage: str) -> None:
     """The message has the stage, the block, where it lies and why; blocks that were not begun never are."""
     plan = planned(mode)
     broken = Broken(plan, stage, 5, OSError("the cable is out"))
@@ -196,13 +196,8 @@ def test_a_failure_names_the_block_what_is_kept_and_how_to_go_on(mode: str, stag
     with pytest.raises(JobError) as caught:
         job.run()
     message, box = str(caught.value), broken.victim.read_box if stage == "reading" else broken.victim.write_box
-    start = re.escape(
-        f"{stage} block 5 (z, y, x from {box.start} to {box.stop}) failed with OSError: the cable is out;"
-    )
-    kept = (
-        rf" {sum(job.done)} of 64 blocks are done and kept; run the same command again, without --overwrite, to go on"
-    )
-    assert re.match(start + kept, message), message
+    start = re.escape(f"{stage} block 5 (z, y, x from {box.start} to {box.stop}) failed with OSError: the cable is out")
+    assert re.fullmatch(start, message), message
     assert caught.value.exit_code == 1
     assert broken.writer.times.sum() == sum(job.done) * 4 * 12 * 16
     assert broken.writer.closed
@@ -223,7 +218,7 @@ def test_after_a_failure_no_further_block_is_begun(mode: str) -> None:
         time.sleep(0.01)
         raise ValueError("no")
 
-    with pytest.raises(JobError, match=r"scaling block \d+ .* failed with ValueError: no; 0 of 64 blocks are done"):
+    with pytest.raises(JobError, match=r"scaling block \d+ .* failed with ValueError: no$"):
         Job(plan, read_from(VOLUME), Repeat(fail), MemoryWriter(plan)).run()
     assert counter.begun <= 2 * plan.in_flight
 
@@ -252,9 +247,8 @@ def test_an_interrupt_waits_for_the_blocks_in_flight_and_starts_no_other(mode: s
         counter.leave()
 
     job = Job(plan, read_from(VOLUME), Repeat(interrupt), writer)
-    with pytest.raises(InterruptedJobError, match=r"interrupted; (\d+) of 64 blocks are done") as caught:
+    with pytest.raises(KeyboardInterrupt):
         job.run()
-    assert caught.value.exit_code == 130
     assert counter.now == 0
     assert counter.begun < plan.n_blocks
     assert writer.times.sum() == sum(job.done) * 4 * 12 * 16

@@ -19,6 +19,7 @@ from isovoxel.run.events import (
     Filled,
     JobFinished,
     JobStarted,
+    JobStopped,
     LevelBegun,
     Restarted,
     Retried,
@@ -42,6 +43,7 @@ SAID: list[tuple[Event, int, str]] = [
     (Connected("http://a", ()), logging.INFO, "connected to workers, dashboard http://a"),
     (WorkerJoined("w1", "host", "H100", "0:1"), logging.INFO, "worker w1 on host takes part, with H100 0:1"),
     (WorkerLeft("w1", "lost"), logging.WARNING, "worker w1 does no more blocks: lost"),
+    (JobStopped(3, 60), logging.INFO, "job ends before its time: 3 blocks are done"),
     (JobFinished(1.25), logging.INFO, "job is done, in 1.2 s"),
 ]
 

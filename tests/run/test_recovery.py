@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from isovoxel.engines.base import Cancelled
-from isovoxel.errors import CorruptInputError, DeviceFullError, DeviceLostError, InterruptedJobError, JobError
+from isovoxel.errors import CorruptInputError, DeviceFullError, DeviceLostError, JobError
 from isovoxel.geometry.box import Box
 from isovoxel.places import retries
 from isovoxel.planning.parts import Block
@@ -93,7 +93,7 @@ def test_what_fails_for_a_moment_is_tried_again(mode: str, stage: str, error: Ca
 @pytest.mark.parametrize("mode", MODES)
 def test_what_fails_for_good_ends_the_job(mode: str) -> None:
     """After the last pause the reason is told."""
-    with pytest.raises(JobError, match=r"reading block \d+ .* failed with OSError: .*Input/output error; \d+ of 64"):
+    with pytest.raises(JobError, match=r"reading block \d+ .* failed with OSError: .*Input/output error$"):
         run(mode, Failing(10_000, broken_cable), "reading")
 
 
@@ -150,7 +150,7 @@ def test_a_block_that_memory_does_not_hold_is_done_shard_by_shard() -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_a_shard_that_memory_does_not_hold_ends_the_job(mode: str) -> None:
     """Then there is nothing left to halve, and the message says so."""
-    with pytest.raises(JobError, match=r"block \d+ .* failed with MemoryError; \d+ of 64 blocks are done"):
+    with pytest.raises(JobError, match=r"block \d+ .* failed with MemoryError$"):
         run(mode, Failing(10_000, MemoryError), "reading")
 
 
@@ -186,7 +186,7 @@ class Damaged:
 def test_damaged_input_ends_the_job_or_is_filled(mode: str) -> None:
     """By default it is told where it is and how to go on; filled, the rest is as it would have been."""
     plan, tally, events = planned(mode), Tally(), []
-    why = r"failed: strip 4 of x.tif is corrupt: torn; .*, or have it filled with --on-corrupt fill; \d+ of 64 blocks"
+    why = r"failed: strip 4 of x.tif is corrupt: torn; .*, or have it filled with --on-corrupt fill$"
     with pytest.raises(JobError, match=why):
         Job(plan, Damaged(), Repeat(), MemoryWriter(plan)).run()
     writer = MemoryWriter(plan)
@@ -196,22 +196,6 @@ def test_damaged_input_ends_the_job_or_is_filled(mode: str) -> None:
     np.testing.assert_array_equal(writer.data, expected)
     assert tally.filled == ["strip 4: torn"]
     assert sum(isinstance(event, Filled) for event in events) == 1
-
-
-@pytest.mark.parametrize("number", [None, 15])
-def test_the_signal_that_stopped_a_job_is_its_exit_code(number: int | None) -> None:
-    """130 for Ctrl-C, 143 for SIGTERM."""
-    plan = planned("direct")
-
-    class Stop(KeyboardInterrupt):
-        signal = number
-
-    def interrupt(_: Event) -> None:
-        raise Stop
-
-    with pytest.raises(InterruptedJobError) as stopped:
-        Job(plan, read_from(VOLUME), Repeat(), MemoryWriter(plan), [interrupt]).run()
-    assert stopped.value.exit_code == (130 if number is None else 143)
 
 
 def test_blocks_that_are_done_are_neither_read_nor_scaled_nor_written() -> None:

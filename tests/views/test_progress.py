@@ -192,7 +192,7 @@ def test_standard_error_that_is_no_terminal_gets_no_bar(
         view(JobFinished(1.0))
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err == "scaling 4 blocks, 4.0 Mvoxel\ndone: 0/4 blocks, in 0:00\n"
+    assert captured.err == "scaling 4 blocks, 4.0 Mvoxel\ndone: 0/4 blocks, in 0:01\n"  # as the job says
 
 
 def test_what_others_print_goes_to_standard_output(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,7 @@ A listener is called from the thread in which something happened, one call at a 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from isovoxel.planning.plan import Plan
@@ -148,11 +148,21 @@ class Waiting:
 
 
 @dataclass(frozen=True, slots=True)
+class JobStopped:
+    """The job has failed or was interrupted."""
+
+    done: int
+    """Blocks that are done and kept, of all levels."""
+    voxels_done: int
+    """Output voxels of those."""
+
+
+@dataclass(frozen=True, slots=True)
 class JobFinished:
     """All blocks are written and the output is marked complete."""
 
     seconds: float
-    """Wall time from the first block to the last."""
+    """Wall time from when the first block could be read until the output was marked complete."""
 
 
 def started(plan: Plan, done: bytearray) -> JobStarted:
@@ -169,6 +179,12 @@ def started(plan: Plan, done: bytearray) -> JobStarted:
     return JobStarted(plan, sum(done), sum(voxels))
 
 
+def stopped(plan: Plan, parts: Sequence[bytearray]) -> JobStopped:
+    """Return the early end of a job of which some blocks are done: those with a 1, level by level."""
+    start = started(plan, bytearray().join(parts))
+    return JobStopped(start.done, start.voxels_done)
+
+
 Event = (
     JobStarted
     | BlockDone
@@ -182,5 +198,6 @@ Event = (
     | WorkerLeft
     | Waiting
     | JobFinished
+    | JobStopped
 )
 Listener = Callable[[Event], None]

@@ -35,7 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.engines.base import Cancelled, Engine
-from isovoxel.errors import CorruptInputError, DeviceLostError, InterruptedJobError, JobError
+from isovoxel.errors import CorruptInputError, DeviceLostError, JobError
 from isovoxel.places import retries
 from isovoxel.places.retries import carried, is_transient, patience
 from isovoxel.planning.parts import Block
@@ -43,7 +43,7 @@ from isovoxel.planning.plan import Plan
 from isovoxel.run.blocks import BlockMaker, Writer
 from isovoxel.run.events import BlockDone, Event, Filled, Listener, Retried, Slowed, started
 from isovoxel.run.flushing import Flusher
-from isovoxel.run.recovery import BlockFailed, clause, kept, missing
+from isovoxel.run.recovery import BlockFailed, clause, missing
 from isovoxel.store.shard import Seal
 from isovoxel.volumes.base import ReadBox
 from isovoxel.volumes.filled import FilledReader
@@ -112,8 +112,8 @@ class Job:
         Raises
         ------
         JobError
-            If a block fails; the message says what is kept.
-        InterruptedJobError
+            If a block fails.
+        KeyboardInterrupt
             If the user interrupts; blocks in flight are finished or given up first.
         DeviceLostError
             If the device does not serve this process any more.
@@ -124,9 +124,12 @@ class Job:
             self._carry_out()
         except Impatient:
             raise  # even letting go of memory waits for the device
-        except (Exception, KeyboardInterrupt) as failure:
+        except Exception as failure:
             self._let_go()
             raise self._told(failure) from failure
+        except KeyboardInterrupt:
+            self._let_go()
+            raise
         ended = time.perf_counter()
         self._let_go(keep_hosts=self.keep_hosts)  # else as long as getting it took
         self.idle = self._blocks.idle(threads, began, ended)
@@ -148,15 +151,13 @@ class Job:
             self.next_writer.close()
         self.engine.release(keep_hosts=keep_hosts)
 
-    def _told(self, failure: BaseException) -> Exception | InterruptedJobError:
+    def _told(self, failure: Exception) -> Exception:
         """Return what is raised of a failure."""
-        if isinstance(failure, KeyboardInterrupt):
-            return InterruptedJobError(f"interrupted; {kept(self.plan, self.done)}", getattr(failure, "signal", None))
         if isinstance(failure, BlockFailed):
             if isinstance(failure.error, DeviceLostError):
                 return failure.error
-            return JobError(f"{failure.reason(self._missing)}; {kept(self.plan, self.done)}")
-        return JobError(f"the job failed with {clause(failure)}; {kept(self.plan, self.done)}")
+            return JobError(failure.reason(self._missing))
+        return JobError(f"the job failed with {clause(failure)}")
 
     # ---- direct reads ----------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from isovoxel.run.events import (
     Filled,
     JobFinished,
     JobStarted,
+    JobStopped,
     LevelBegun,
     Restarted,
     Retried,
@@ -58,8 +59,15 @@ def log_event(event: Event) -> None:
             logger.warning("%s; the job goes on in a fresh process", reason)
         case Connected() | WorkerJoined() | WorkerLeft() | Waiting():
             _log_worker(event)
-        case JobFinished(seconds=seconds):
-            logger.info("job is done, in %.1f s", seconds)
+        case JobStopped() | JobFinished():
+            _log_end(event)
+
+
+def _log_end(event: JobStopped | JobFinished) -> None:
+    if isinstance(event, JobStopped):
+        logger.info("job ends before its time: %d blocks are done", event.done)
+    else:
+        logger.info("job is done, in %.1f s", event.seconds)
 
 
 def _block(event: BlockDone | Retried) -> str:

@@ -200,7 +200,7 @@ def _tell_that_it_is_back(error: IsovoxelError | InterruptedJobError, plan: Plan
     """Say in an error, in place of how the new output is gone on with, that the old one is back."""
     if not isinstance(error, JobError | InterruptedJobError):
         return
-    nothing = f"; {kept(plan, bytearray(plan.n_blocks))}"
+    nothing = f"; {kept(plan, ())}"
     text = str(error).removesuffix(nothing)
     error.args = (f"{text}; nothing of the new output was done, so the old one is back at {path}", *error.args[1:])
     if isinstance(error, InterruptedJobError):

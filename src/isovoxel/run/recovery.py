@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from isovoxel.engines.base import Cancelled
@@ -62,10 +62,17 @@ def clause(error: BaseException) -> str:
     return f"{type(error).__name__}: {said.splitlines()[0]}" if said else type(error).__name__
 
 
-def kept(plan: Plan, done: bytearray) -> str:
-    """Say what of a job is done, of which a level is being made and all before are complete, and how to go on."""
-    where = f" of level {plan.level}, and all of those before," if plan.level else ""
-    return f"{sum(done)} of {plan.all_blocks} blocks{where} are done and kept; {GO_ON}"
+def kept(plan: Plan, parts: Sequence[bytearray]) -> str:
+    """Say how many blocks of a job are done, of all levels, as its progress counts them, and how to go on.
+
+    Parameters
+    ----------
+    plan
+        That of the full level.
+    parts
+        A 1 for each block that is done, level by level.
+    """
+    return f"{sum(map(sum, parts))} of {plan.all_blocks} blocks are done and kept; {GO_ON}"
 
 
 def changed(name: str) -> str:

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from isovoxel.errors import InputError, InterruptedJobError, IsovoxelError, JobError, OutputError
+from isovoxel.errors import InputChangedError, InputError, InterruptedJobError, IsovoxelError, JobError, OutputError
 from isovoxel.metadata.omero import omero_attribute
 from isovoxel.places.retries import patience, retry
 from isovoxel.planning.plan import Plan
@@ -32,11 +33,12 @@ from isovoxel.run.events import (
     Listener,
     Retried,
     started,
+    stopped,
 )
 from isovoxel.run.job import Impatient
 from isovoxel.run.levels import LevelMaker, level_task
 from isovoxel.run.output import Begun, Wanted, held
-from isovoxel.run.recovery import GO_ON, changed, clause, kept
+from isovoxel.run.recovery import changed, clause, kept
 from isovoxel.run.task import Task
 from isovoxel.store.ledger import NEW, Ledger
 from isovoxel.store.ledger_folder import NOW
@@ -69,6 +71,8 @@ class Session:
     """Whether blocks are done in a process of their own."""
     cluster: Cluster | None = None
     """The workers that do the blocks, where it is not this process."""
+    _along: set[int] = field(default_factory=set, init=False, repr=False, compare=False)
+    """Blocks of the next level that were noted with those of the full one, and of which no event has told yet."""
     _telling: threading.RLock = field(default_factory=threading.RLock, init=False, repr=False, compare=False)
 
     def run(self) -> tuple[Task, float, float]:
@@ -105,10 +109,12 @@ class Session:
             maker.listener = partial(self._listen, ledger)
             parts = task.plan.split(done)
             try:
-                with _interruptible(task.plan, parts):
+                with self._counted(task.plan, parts):
                     self._tell(started(task.plan, done))
-                    seconds, idle = self._make(task, maker, ledger, parts)
+                    began = time.perf_counter()
+                    made, idle = self._make(task, maker, ledger, parts)
                     self._finish(task.plan, ledger)
+                    seconds = time.perf_counter() - began
             except KeyboardInterrupt:
                 ended.set()  # what is still to be done is tried once
                 raise
@@ -116,7 +122,9 @@ class Session:
                 with contextlib.suppress(OSError):  # of a store: blocks of which it keeps no line are done again
                     ledger.close()
             self._tell(JobFinished(seconds))
-            return task, seconds, idle
+            # Between levels, and while the output is marked complete, no thread has a block.
+            threads = task.plan.in_flight * task.plan.host.workers
+            return task, seconds, idle + max(0.0, seconds - made) * threads
 
     def _begin(self, begun: Begun) -> Ledger:
         """Make the output, with nothing in it yet."""
@@ -179,7 +187,7 @@ class Session:
             with self._patient("looking at the input"):
                 self._check_input(ledger, retry(self.watch.is_changed))
         except InputError as error:
-            raise JobError(f"{error}; {GO_ON}") from error
+            raise JobError(str(error)) from error
         for plan, part in zip(task.plan.further, done[1:], strict=True):
             if all(part):
                 continue
@@ -188,7 +196,7 @@ class Session:
                 with self._patient(f"opening level {plan.level}"):
                     maker.prepare(*retry(partial(level_task, task, plan)))
             except IsovoxelError as error:
-                raise JobError(f"level {plan.level} cannot be begun: {error}; {kept(plan, part)}") from error
+                raise JobError(f"level {plan.level} cannot be begun: {error}") from error
             last = plan is task.plan.further[-1]
             took, waited = maker.make(partial(ledger.add, level=plan.level), part, last=last)
             seconds, idle = seconds + took, idle + waited
@@ -199,12 +207,12 @@ class Session:
 
         Raises
         ------
-        JobError
+        InputChangedError
             If it has changed since it was opened.
         """
         if is_changed:
             ledger.forget()
-            raise JobError(changed(self.volume.name))
+            raise InputChangedError(changed(self.volume.name))
 
     def _recorder(self, plan: Plan, ledger: Ledger, done: list[bytearray]) -> Callable[[int, Sequence[Seal]], None]:
         """Return what notes a block of the full level, and that of the next one, where it was made along with it."""
@@ -215,23 +223,21 @@ class Session:
             if len(seals) > own:
                 ledger.add(index, seals[own:], level=1)
                 done[1][index] = 1
-                self._tell(BlockDone(index, plan.further[0].block(index).write_box.size, 0, 0, 0, 0, 0, level=1))
+                self._along.add(index)
 
         return record
 
     def _finish(self, plan: Plan, ledger: Ledger) -> None:
         from isovoxel.store.writer import mark_complete
 
-        last = plan.levels[-1]
-        done = bytearray([1]) * last.n_blocks
         try:
             with self._patient("marking the output complete"):
                 omero = None if self.labels else self._shown(plan)
                 ledger.check()
                 retry(partial(mark_complete, self.wanted.path, ledger.filled, omero))
         except (OSError, InputError) as error:
-            what = f"marking the output complete failed: {getattr(error, 'strerror', None) or error}"
-            raise JobError(f"{what}; {kept(last, done)}") from error
+            reason = getattr(error, "strerror", None) or error
+            raise JobError(f"marking the output complete failed: {reason}") from error
 
     def _shown(self, plan: Plan) -> dict[str, Any]:
         """Return how viewers shall show the image."""
@@ -242,8 +248,30 @@ class Session:
         """Note what the ledger keeps, and pass everything on but the start of a level: that of all was told."""
         if isinstance(event, Filled):
             ledger.add_filled(event.part)
-        if not isinstance(event, JobStarted):
-            self._tell(event)
+        if isinstance(event, JobStarted):
+            return
+        self._tell(event)
+        if isinstance(event, BlockDone) and event.level == 0 and event.index in self._along:
+            self._along.discard(event.index)
+            voxels = ledger.plan.further[0].block(event.index).write_box.size
+            self._tell(BlockDone(event.index, voxels, 0, 0, 0, 0, 0, level=1, worker=event.worker))
+
+    @contextlib.contextmanager
+    def _counted(self, plan: Plan, parts: Sequence[bytearray]) -> Iterator[None]:
+        """Say what is kept, of all levels, where a job ends before its time: who makes a level knows that one alone."""
+        try:
+            yield
+        except Impatient:
+            raise
+        except KeyboardInterrupt as stop:
+            self._tell(stopped(plan, parts))
+            raise InterruptedJobError(f"interrupted; {kept(plan, parts)}", getattr(stop, "signal", None)) from None
+        except InputChangedError:
+            self._tell(stopped(plan, plan.split(bytearray(plan.all_blocks))))
+            raise
+        except JobError as error:
+            self._tell(stopped(plan, parts))
+            raise JobError(f"{error}; {kept(plan, parts)}") from error
 
     def _patient(self, doing: str) -> AbstractContextManager[None]:
         """Notify of what is tried again while the job is at something."""
@@ -253,17 +281,3 @@ class Session:
         with self._telling:  # the ledger's thread has events too
             for listener in self.listeners:
                 listener(event)
-
-
-@contextlib.contextmanager
-def _interruptible(plan: Plan, parts: Sequence[bytearray]) -> Iterator[None]:
-    """Say of an interruption, while no block is in flight, what is kept of all levels."""
-    try:
-        yield
-    except (InterruptedJobError, Impatient):
-        raise
-    except KeyboardInterrupt as stop:
-        done = sum(map(sum, parts))
-        raise InterruptedJobError(
-            f"interrupted; {done} of {plan.all_blocks} blocks are done and kept; {GO_ON}", getattr(stop, "signal", None)
-        ) from None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from isovoxel.engines.base import Engine
-from isovoxel.errors import JobError
+from isovoxel.errors import InputChangedError
 from isovoxel.geometry.grid import Float3
 from isovoxel.places.place import Place
 from isovoxel.planning.plan import Plan
@@ -58,7 +58,7 @@ class Task:
         volume = open_volume(self.source, voxel_size=self.voxel_size, unit=self.unit, selection=self.selection)
         planned = self.plan.source.identity
         if any(planned[key] != volume.identity[key] for key in volume.identity if key in planned and key != "tag"):
-            raise JobError(changed(volume.name))
+            raise InputChangedError(changed(volume.name))
         return volume
 
     def run(

@@ -23,10 +23,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from isovoxel.errors import DeviceLostError, InterruptedJobError, JobError
-from isovoxel.planning.plan import Plan
+from isovoxel.errors import DeviceLostError, JobError
 from isovoxel.run.events import JobStarted, Listener, Restarted
-from isovoxel.run.recovery import clause, kept
+from isovoxel.run.recovery import clause
 from isovoxel.run.task import Task
 from isovoxel.store.shard import Seal
 from isovoxel.terminal import carry_trace
@@ -48,8 +47,8 @@ def run_apart(
     ------
     JobError
         If the job fails, or workers die without having done a block.
-    InterruptedJobError
-        If the user interrupts.
+    KeyboardInterrupt
+        If the user interrupts; blocks in flight are finished or given up first.
     """
     fruitless = 0
     while True:
@@ -59,9 +58,7 @@ def run_apart(
         except _Died as death:
             fruitless = 0 if sum(done) > before else fruitless + 1
             if fruitless == FRUITLESS:
-                raise JobError(
-                    f"{death}, {FRUITLESS} times without having done a block; {kept(task.plan, done)}"
-                ) from None
+                raise JobError(f"{death}, {FRUITLESS} times without having done a block") from None
             listener(Restarted(str(death)))
 
 
@@ -84,14 +81,12 @@ def _watch(
         try:
             _send(task, done, worker.stdin)
             try:
-                return _listen(worker.stdout, task.plan, done, record, listener)
-            except KeyboardInterrupt as stop:
+                return _listen(worker.stdout, done, record, listener)
+            except KeyboardInterrupt:
                 worker.terminate()
                 with contextlib.suppress(_Died, JobError):
-                    _listen(worker.stdout, task.plan, done, record, listener)
-                raise InterruptedJobError(
-                    f"interrupted; {kept(task.plan, done)}", getattr(stop, "signal", None)
-                ) from None
+                    _listen(worker.stdout, done, record, listener)
+                raise
         except _Died as death:
             code = worker.wait()
             how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
@@ -109,14 +104,12 @@ def _send(task: Task, done: bytearray, worker: IO[bytes]) -> None:
         try:
             pickle.dump((task, bytes(done)), worker, pickle.HIGHEST_PROTOCOL)
         except (pickle.PicklingError, TypeError, AttributeError) as error:
-            raise JobError(
-                f"the input cannot be sent to another process: {clause(error)}; {kept(task.plan, done)}"
-            ) from error
+            raise JobError(f"the input cannot be sent to another process: {clause(error)}") from error
         worker.flush()
 
 
 def _listen(
-    told: IO[bytes], plan: Plan, done: bytearray, record: Callable[[int, Sequence[Seal]], None], listener: Listener
+    told: IO[bytes], done: bytearray, record: Callable[[int, Sequence[Seal]], None], listener: Listener
 ) -> tuple[float, float]:
     """Take what a worker tells until it ends; return what the job took."""
     while True:
@@ -130,7 +123,7 @@ def _listen(
                 try:
                     record(block, seals)
                 except OSError as error:
-                    raise JobError(f"noting block {block} failed with {clause(error)}; {kept(plan, done)}") from error
+                    raise JobError(f"noting block {block} failed with {clause(error)}") from error
                 done[block] = 1
             case "event":
                 if not isinstance(what, JobStarted):  # this process has said so
@@ -168,7 +161,7 @@ def main() -> None:
     except DeviceLostError as error:
         tell("lost", str(error))
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the other process raises it, or one of its own
-        message = str(error) if isinstance(error, JobError | InterruptedJobError) else clause(error)
+        message = str(error) if isinstance(error, JobError) else clause(error)
         tell("failed", (message, traceback.format_exc()))
 
 

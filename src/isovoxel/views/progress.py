@@ -16,7 +16,16 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from isovoxel.run.events import BlockDone, Event, JobFinished, JobStarted, LevelBegun, WorkerJoined, WorkerLeft
+from isovoxel.run.events import (
+    BlockDone,
+    Event,
+    JobFinished,
+    JobStarted,
+    JobStopped,
+    LevelBegun,
+    WorkerJoined,
+    WorkerLeft,
+)
 from isovoxel.terminal import plain, say
 from isovoxel.views.notes import Notes
 
@@ -83,7 +92,7 @@ class ProgressView:
         self._doing = "scaling"
         self._blocks = self._blocks_done = 0
         self._voxels = self._voxels_done = self._voxels_before = 0
-        self._started = self._last_block = self._last_line = 0.0
+        self._started = self._last_block = self._last_line = self._took = 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -127,8 +136,11 @@ class ProgressView:
                 self._doing = f"level {level} of {levels}"
                 if self._bar is not None:
                     self._bar.update(self._bar.task_ids[0], description=self._doing)
-            case JobFinished():
-                self._end("done")
+            case JobFinished(seconds=seconds):
+                self._end("done", seconds)
+            case JobStopped(done=done, voxels_done=voxels_done):
+                self._blocks_done, self._voxels_done = done, voxels_done
+                self._end("stopped")
 
     def _follow_worker(self, event: WorkerJoined | WorkerLeft) -> None:
         """Give a worker a line, on a terminal, or say on it that it is gone."""
@@ -151,7 +163,7 @@ class ProgressView:
         if speed:
             parts.append(f"{speed / 1e6:,.1f} Mvoxel/s")
         if not self._running:
-            parts.append(f"in {_duration(self._clock() - self._started)}")
+            parts.append(f"in {_duration(self._took)}")
         elif speed:
             left = (self._voxels - self._voxels_done) / speed - (self._clock() - self._last_block)
             parts.append(f"{_duration(max(0.0, left))} left")
@@ -190,13 +202,14 @@ class ProgressView:
             self._last_line = self._clock()
             self._write(f"{self._doing}: {self}")
 
-    def _end(self, word: str) -> None:
+    def _end(self, word: str, seconds: float | None = None) -> None:
         """Close the bar, whose last state stays on the screen, or write the last line; once."""
         if not self._running:
             return
         self._running = False
+        self._took = self._clock() - self._started if seconds is None else seconds
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], description=word)
+            self._bar.update(self._bar.task_ids[0], description=word, completed=self._voxels_done)
             self._bar.stop()
         elif not self._quiet:
             self._write(f"{word}: {self}")

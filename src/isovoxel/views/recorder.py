@@ -15,7 +15,7 @@ from typing import Self
 import psutil
 
 from isovoxel.planning.plan import Plan
-from isovoxel.run.events import BlockDone, Event, JobFinished, JobStarted
+from isovoxel.run.events import BlockDone, Event, JobFinished, JobStarted, JobStopped
 from isovoxel.run.tally import Tally
 from isovoxel.views.notes import Notes
 from isovoxel.views.timeline import Timeline
@@ -88,6 +88,8 @@ class Recorder:
             self.timeline.add_voxels(now - _seconds(event), now, event.voxels)
         elif isinstance(event, JobFinished):
             self._done.set()  # what is held from now on is not the job's
+        elif isinstance(event, JobStopped):
+            self._blocks = event.done - self.tally.done_before
 
     def _begin(self, event: JobStarted) -> None:
         self.plan, self._began = event.plan, self._clock()

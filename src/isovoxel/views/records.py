@@ -221,7 +221,7 @@ def result_record(result: ScaleResult) -> Record:
 def result_lines(result: ScaleResult) -> list[Line]:
     """Return what a job did."""
     plan = result.plan
-    if result.tally.done_before == plan.all_blocks:
+    if not result.seconds:
         what = f"{grid_text(plan.output)}, {plan.source.dtype}"
         return [("complete", f"{result.path}   {what}; it was there already, made in this way: nothing was done")]
     stages = ", ".join(f"{STAGES[name]} {seconds:.1f} s" for name, seconds in result.stages.items())

@@ -30,7 +30,6 @@ from isovoxel.errors import (
     ClusterError,
     CorruptInputError,
     DeviceError,
-    InterruptedJobError,
     JobError,
     OptionError,
 )
@@ -45,8 +44,7 @@ from isovoxel.run.cluster.verdicts import Answer, Stranded, Verdict
 from isovoxel.run.cluster.visible import blind
 from isovoxel.run.cluster.windows import Windows
 from isovoxel.run.events import Listener, WorkerJoined
-from isovoxel.run.job import Impatient
-from isovoxel.run.recovery import BlockFailed, clause, is_full, kept, missing
+from isovoxel.run.recovery import BlockFailed, clause, is_full, missing
 from isovoxel.run.task import Task
 from isovoxel.store.shard import Seal
 from isovoxel.terminal import trace
@@ -215,8 +213,8 @@ class ClusterJob:
         Raises
         ------
         JobError
-            If it fails; the message says what is kept.
-        InterruptedJobError
+            If it fails.
+        KeyboardInterrupt
             If the user interrupts; blocks in flight are finished or given up first.
         """
         began = time.perf_counter()
@@ -224,9 +222,7 @@ class ClusterJob:
             if self.plan.halo_mode == "map_overlap":
                 self._windows().run()
             self._submission().run()
-        except Impatient:
-            raise
-        except (Exception, KeyboardInterrupt) as failure:
+        except Exception as failure:
             raise self._told(failure) from failure
         seconds = time.perf_counter() - began
         threads = self.plan.in_flight * len(self.crew.cluster.fleet.members)
@@ -294,15 +290,13 @@ class ClusterJob:
         self._busy += made.done.scale_seconds + made.done.write_seconds
         self.listener(made.done)
 
-    def _told(self, failure: BaseException) -> Exception | InterruptedJobError:
+    def _told(self, failure: Exception) -> JobError:
         """Return what is raised of a failure."""
-        if isinstance(failure, KeyboardInterrupt):
-            return InterruptedJobError(f"interrupted; {kept(self.plan, self.done)}", getattr(failure, "signal", None))
         if isinstance(failure, BlockFailed):
-            return JobError(f"{failure.reason(self._missing)}; {kept(self.plan, self.done)}")
+            return JobError(failure.reason(self._missing))
         if isinstance(failure, Stranded):
-            return JobError(f"{failure}; {kept(self.plan, self.done)}")
-        return JobError(f"the job failed with {clause(failure)}; {kept(self.plan, self.done)}")
+            return JobError(str(failure))
+        return JobError(f"the job failed with {clause(failure)}")
 
     def _missing(self) -> str:
         """Say how much room the rest of the output needs."""

@@ -1,0 +1,117 @@
+"""Every count of a job is of all its levels, and all of them agree: progress, error, info, note, result, report."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import isovoxel
+from isovoxel.errors import InterruptedJobError, JobError
+from isovoxel.run.events import BlockDone, Event, JobFinished, JobStarted
+from isovoxel.run.output import output_state
+from isovoxel.views.progress import ProgressView
+from isovoxel.views.recorder import Recorder
+from isovoxel.views.workers import job_lines, job_record
+
+VOXELS = np.random.default_rng(0).integers(0, 65536, (16, 16, 16)).astype("uint16")
+OPTIONS: dict[str, Any] = {
+    "factor": (2.0, 2.0, 2.0),
+    "chunk": (8, 8, 8),
+    "shard": (8, 8, 8),
+    "levels": 2,
+    "threads": 2,
+    "engine": "exact",
+    "input_voxel_size": (1.0, 1.0, 1.0),
+    "device_memory": "20kB",  # 8 blocks, 8 of the next level that are made along with them, and one
+}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A file."""
+    np.save(tmp_path / "in.npy", VOXELS)
+    return tmp_path / "in.npy"
+
+
+def ends_after(blocks: int, how: Callable[[], None]) -> Callable[[Event], None]:
+    """Return a listener that ends a job once so many blocks are done."""
+    left = [blocks]
+
+    def listen(event: Event) -> None:
+        if isinstance(event, BlockDone):
+            left[0] -= 1
+            if left[0] == 0:
+                how()
+
+    return listen
+
+
+def interrupt() -> None:
+    """Do as Ctrl-C does."""
+    signal.raise_signal(signal.SIGINT)
+
+
+def fail() -> None:
+    """Break something."""
+    raise RuntimeError("stopped from within")
+
+
+def check_counts(source: Path, k: int, how: Callable[[], None], capsys: Any, **place: Any) -> None:
+    """End a job after its k-th block, let it go on, and compare all that is said of it."""
+    out = source.with_name(f"{k}.zarr")
+    with Recorder() as recorder, ProgressView() as progress:
+        listeners = [ends_after(k, how), progress, recorder]
+        with pytest.raises((InterruptedJobError, JobError)) as ended:
+            isovoxel.scale(source, out, listeners=listeners, **OPTIONS, **place)
+    said = capsys.readouterr().err
+    done, total = map(int, re.findall(r"(\d+) of (\d+) blocks are done and kept", str(ended.value))[0])
+    assert re.findall(r"stopped: (\d+)/(\d+) blocks", said) == [(str(done), str(total))]
+    assert recorder.blocks_done == done >= k
+    state = output_state(out)
+    assert state is not None
+    assert (state.done, state.blocks) == (done, total)
+
+    events: list[Event] = []
+    with Recorder() as recorder, ProgressView() as progress:
+        result = isovoxel.scale(source, out, listeners=[progress, recorder, events.append], **OPTIONS, **place)
+    said = capsys.readouterr().err
+    assert f"note: {done} of {total} blocks were done before" in said
+    assert f"done: {total}/{total} blocks" in said
+    assert recorder.blocks_done == total == result.plan.all_blocks
+    (begun,) = (event for event in events if isinstance(event, JobStarted))
+    (finished,) = (event for event in events if isinstance(event, JobFinished))
+    made = [event for event in events if isinstance(event, BlockDone)]
+    assert (begun.done, len(made)) == (done, total - done)
+    assert begun.voxels_done + sum(event.voxels for event in made) == result.plan.all_voxels
+    record = json.loads(json.dumps(job_record(result)))
+    assert record["happened"]["done_before"] == done
+    assert record["seconds"] == result.seconds == finished.seconds
+    assert ("complete" in dict(job_lines(result))) is False
+    if result.workers:
+        assert sum(share["blocks"] for share in record["workers"].values()) == total - done
+        assert sum(share["voxels"] for share in record["workers"].values()) == result.tally.voxels
+
+
+@pytest.mark.parametrize("k", range(1, 18))
+def test_counts_agree_after_any_block(source: Path, k: int, capsys: Any) -> None:
+    """Of the full level, of the next one that is made along with it, of the last, and after all."""
+    check_counts(source, k, interrupt, capsys)
+
+
+@pytest.mark.parametrize("k", [1, 6, 17])
+def test_counts_agree_after_a_failure(source: Path, k: int, capsys: Any) -> None:
+    """As after an interruption."""
+    check_counts(source, k, fail, capsys)
+
+
+@pytest.mark.parametrize("k", [3, 12, 17])
+def test_counts_agree_in_a_process_apart(source: Path, k: int, capsys: Any) -> None:
+    """What that process has done is counted here."""
+    check_counts(source, k, interrupt, capsys, isolate=True)
