@@ -104,18 +104,25 @@ def test_the_file_reads_as_one_of_fijis(tmp_path: Path, stack: NDArray[np.uint8]
     assert [p.name for p in tmp_path.iterdir()] == ["blastocyst.tif"]
 
 
-def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When the disk is full the old file stays whole, and no part of a new one is left."""
+def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the disk is full no part of the file is left; one that is there is another's, or the same."""
     path = tmp_path / "blastocyst.tif"
-    path.write_bytes(b"old")
 
-    def full(part: Path, *_: object, **__: object) -> None:
-        part.write_bytes(b"half")
+    def full(_: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tifffile, "imwrite", full)
-    monkeypatch.setattr(demo, "blastocyst", lambda: np.zeros((1, 1, 1), np.uint8))
-    with pytest.raises(OutputError, match=r"blastocyst\.tif cannot be written: No space left"):
+    monkeypatch.setattr(demo, "blastocyst", lambda: np.zeros((2, 3, 4), np.uint8))
+    with monkeypatch.context() as patch:
+        patch.setattr("isovoxel.store.files.sync_folder", full)
+        patch.setattr("os.fsync", full)
+        with pytest.raises(OutputError, match=r"blastocyst\.tif cannot be written: No space left"):
+            demo.write_blastocyst(path)
+    assert not list(tmp_path.iterdir())
+    demo.write_blastocyst(path)
+    before = path.stat().st_mtime_ns
+    demo.write_blastocyst(path)
+    assert path.stat().st_mtime_ns == before
+    path.write_bytes(b"old")
+    with pytest.raises(OutputError, match="is not the demo's stack; give another folder"):
         demo.write_blastocyst(path)
-    assert [p.name for p in tmp_path.iterdir()] == ["blastocyst.tif"]
     assert path.read_bytes() == b"old"

@@ -88,7 +88,9 @@ def _opened(source: Any, options: ScalingOptions) -> Volume:
 @checked_keywords(ScalingOptions)
 def plan(
     source: Any,
+    output: str | Path | None = None,
     *,
+    overwrite: bool | str = False,
     workers: str | int | None = None,
     scheduler: str | Path | None = None,
     client: Any = None,
@@ -100,6 +102,9 @@ def plan(
     ----------
     source
         As in `open_volume`.
+    output, overwrite
+        What `scale` would be given: then it is checked as that does, and a plan goes on with what is there of it. The
+        notes of the plan's source say so.
     workers, scheduler, client
         Whose limits it keeps, in place of those of this process; as in `scale`.
     **options
@@ -108,12 +113,18 @@ def plan(
     Raises
     ------
     IsovoxelError
-        If the input, an option or the device cannot serve, or no block fits; see `isovoxel.errors`.
+        If the input, an option or the device cannot serve, or no block fits; see `isovoxel.errors`. With an output,
+        also where `scale` would raise before anything is written.
     """
+    from isovoxel.jobs import check_overwrite, foreseen
+
+    check_overwrite(overwrite)
     volume = _opened(source, options)
     with lend_cluster(
         {"workers": workers, "scheduler": scheduler, "client": client}, options, source=source
     ) as cluster:
+        if output is not None:
+            return foreseen(volume, source, output, options, cluster, overwrite=overwrite)
         return plan_volume(volume, options, cluster.limits if cluster else None)
 
 
@@ -183,15 +194,15 @@ def scale(
     JobError
         If the job fails or is interrupted half-way.
     """
-    from isovoxel.jobs import Order, Relay, labels_beside, run_job
+    from isovoxel.jobs import Order, Relay, check_overwrite, labels_beside, name_of, run_job
     from isovoxel.places.retries import patience
+    from isovoxel.run.apart import check_apart, folders_of, read_as
     from isovoxel.run.events import Retried
     from isovoxel.run.logs import log_event
     from isovoxel.run.recovery import clause
     from isovoxel.volumes.input_state import InputWatch
 
-    if overwrite not in (True, False, "now"):
-        raise OptionError(f"overwrite must be True, False or 'now', not {overwrite!r}")
+    check_overwrite(overwrite)
     if on_corrupt not in ("stop", "fill"):
         raise OptionError(f"on_corrupt must be stop or fill, not {on_corrupt!r}")
     if with_labels is None and labels_by != "auto":
@@ -207,6 +218,9 @@ def scale(
     with ExitStack() as stack:
         stack.enter_context(patience(retried))
         volume = _opened(source, options)
+        read = read_as("input", source, volume)
+        folders = folders_of(output, None if with_labels is None else name_of(with_labels))
+        check_apart(read if with_labels is None else [*read, *read_as("labels", with_labels)], folders)
         watch = InputWatch(volume)
         lent = lend_cluster(given, options, source=source, isolate=isolate, listeners=told)
         cluster = stack.enter_context(lent)
@@ -214,6 +228,7 @@ def scale(
         if with_labels is None:
             return run_job(watch, source, output, options, order)
         beside = labels_beside(volume, with_labels, labels_by, output, options, cluster)
+        check_apart(read_as("labels", with_labels, beside.watch.volume), folders)
         result = run_job(watch, source, output, options, order)
         return replace(result, labels=beside.run(order))
 

@@ -20,7 +20,7 @@ from typing import Any
 import typer
 
 from isovoxel import parameters
-from isovoxel.errors import InterruptedJobError, IsovoxelError, OptionError
+from isovoxel.errors import InterruptedJobError, IsovoxelError
 from isovoxel.job_file import check_variables
 from isovoxel.parameters import (
     WithOverwrite,
@@ -66,6 +66,7 @@ def _do(job: Callable[..., ScaleResult], given: Mapping[str, Any]) -> None:
 
     source, output, report = given["source"], given["output"], given["report"]
     quiet, as_json = given["quiet"], given["as_json"]
+    _check_apart(given)
     with (
         reporting(report, source, output, quiet=quiet or as_json, **opening_options(given)) as told,
         ProgressView(bar=not quiet and not as_json, notes=not quiet) as progress,
@@ -87,6 +88,21 @@ def _do(job: Callable[..., ScaleResult], given: Mapping[str, Any]) -> None:
 def _note_attempt(error: Exception, pause: float) -> None:
     """Say that a store failed, and is asked again."""
     say(f"note: asking a store failed ({clause(error)}); it is asked again in {pause:g} s")
+
+
+def _check_apart(given: Mapping[str, Any]) -> None:
+    """Raise where a command would write a file over one that it reads, or over another that it writes."""
+    from isovoxel.jobs import name_of
+    from isovoxel.run.apart import Named, check_apart, folders_of, read_as
+
+    read = {"source": "input", "with_labels": "labels", "config": "job file", "scheduler": "scheduler's file"}
+    files = {"report": "report", "picture": "picture", "save": "saved job"}
+    output, labels = given.get("output"), given.get("with_labels")
+    check_apart(
+        [place for name, what in read.items() if given.get(name) for place in read_as(what, given[name])],
+        folders_of(output, labels and name_of(labels)) if output else (),
+        [Named(what, Path(given[name])) for name, what in files.items() if given.get(name)],
+    )
 
 
 @app.callback(invoke_without_command=True)
@@ -122,7 +138,7 @@ def info(
     _show(volume_record(volume, state), volume_lines(volume, state), as_json=as_json)
 
 
-@app.command()
+@app.command(cls=WithOverwrite)
 def plan(
     context: typer.Context,
     source: parameters.Input,
@@ -154,6 +170,7 @@ def plan(
     levels: parameters.Levels = "auto",
     workers: parameters.Workers = None,
     scheduler: parameters.Scheduler = None,
+    overwrite: parameters.Overwrite = False,
     picture: parameters.Picture = None,
     config: parameters.Config = None,
     save: parameters.Save = None,
@@ -161,21 +178,24 @@ def plan(
 ) -> None:
     """Show what would happen: output, blocks, halo, projected and allowed bytes.
 
-    Nothing is written but what --picture and --save name.
+    With OUTPUT, its place is checked as scale does. Nothing is written but what --picture and --save name.
     """
     given = locals()
     from isovoxel import api
     from isovoxel.views.notes import hints
     from isovoxel.views.records import plan_lines, plan_record
 
-    if output is not None and save is None and config is None:
-        raise OptionError(f"a plan writes no output; leave out {output}, or save the job with --save FILE")
+    _check_apart(given)
     if picture is not None:
         from isovoxel.views.plan_picture import check_plan_picture, save_plan_svg
 
         check_plan_picture(picture)
 
-    planned = api.plan(source, workers=workers, scheduler=scheduler, **scaling_options(given))
+    # A job that is saved may be meant for elsewhere.
+    wanted = output if save is None else None
+    planned = api.plan(
+        source, wanted, overwrite=overwrite, workers=workers, scheduler=scheduler, **scaling_options(given)
+    )
     if save is not None:
         save_job(context, save)
     record, lines = plan_record(planned), plan_lines(planned)
@@ -383,8 +403,9 @@ def demo(
 ) -> None:
     """Make a stack like a blastocyst, and run all of the above on it."""
     from isovoxel.api import open_volume
-    from isovoxel.demo import write_blastocyst
-    from isovoxel.errors import OutputError
+    from isovoxel.demo import is_of_demo, write_blastocyst
+    from isovoxel.errors import OutputError, OutputExistsError
+    from isovoxel.views.own import check_own
     from isovoxel.views.pictures import before_after
 
     stack, result, picture = folder / "blastocyst.tif", folder / "isotropic.zarr", folder / "before_after.png"
@@ -392,6 +413,9 @@ def demo(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"the folder {folder} cannot be made: {error.strerror}; give another one") from None
+    if not is_of_demo(result, stack):
+        raise OutputExistsError(f"{result} exists and is not the demo's result; give another folder")
+    check_own(picture, "picture")
     write_blastocyst(stack)
 
     def step(*words: object) -> None:

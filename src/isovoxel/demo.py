@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isovoxel.errors import OutputError
+from isovoxel.errors import InputError, OutputError, OutputExistsError
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import Float3
+from isovoxel.store.files import write_whole
+from isovoxel.store.provenance import read_provenance
 
 SHAPE = (86, 396, 393)
 VOXEL_SIZE = (1.0, 0.202, 0.202)
@@ -93,32 +96,55 @@ def write_blastocyst(path: str | os.PathLike[str]) -> None:
     Parameters
     ----------
     path
-        Where the file goes; a file that is there is replaced, all at once.
+        Where the file goes. One that is there and holds these voxels is kept.
 
     Raises
     ------
     OutputError
-        If the file cannot be written.
+        If another file is there, or the file cannot be written.
     """
     import tifffile
 
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    path, voxels, file = Path(path), blastocyst(), BytesIO()
+    if os.path.lexists(path):
+        if not _holds(path, voxels):
+            raise OutputExistsError(f"{path} exists and is not the demo's stack; give another folder")
+        return
     z, y, x = VOXEL_SIZE
+    tifffile.imwrite(
+        file,
+        voxels,
+        imagej=True,
+        byteorder=">",  # Java's, and so Fiji's
+        resolution=(1 / x, 1 / y),
+        metadata={"axes": "ZYX", "spacing": z, "unit": "micron"},
+    )
     try:
-        tifffile.imwrite(
-            part,
-            blastocyst(),
-            imagej=True,
-            byteorder=">",  # Java's, and so Fiji's
-            resolution=(1 / x, 1 / y),
-            metadata={"axes": "ZYX", "spacing": z, "unit": "micron"},
-        )
-        part.replace(path)
+        write_whole(path, file.getvalue())
     except OSError as error:
         raise OutputError(f"the demo stack {path} cannot be written: {error.strerror or error}") from error
-    finally:
-        part.unlink(missing_ok=True)
+
+
+def is_of_demo(result: Path, stack: Path) -> bool:
+    """Tell whether a result may be replaced by the demo: none is there, or it was made of the demo's stack."""
+    if not os.path.lexists(result):
+        return True
+    try:
+        return bool(read_provenance(result)["input"]["identity"]["path"] == str(stack.resolve()))
+    except (InputError, KeyError, TypeError):
+        return False
+
+
+def _holds(path: Path, voxels: NDArray[np.uint8]) -> bool:
+    """Tell whether a file is a TIFF of these voxels."""
+    import tifffile
+
+    if not path.is_file():
+        return False
+    try:
+        return np.array_equal(tifffile.imread(path), voxels)
+    except Exception:  # noqa: BLE001 - whatever a file makes a library raise, it is not the demo's
+        return False
 
 
 def _embryo(centre: Vector, radius: float, rng: np.random.Generator) -> list[_Nucleus]:

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from isovoxel.errors import InputError, IsovoxelError, JobError, OptionError
 from isovoxel.options import ScalingOptions, choose_sampling, how_far, plan_volume, selection_of
-from isovoxel.places.place import place_of, shown
+from isovoxel.places.place import Place, place_of, shown
 from isovoxel.planning.choices import MOVES
+from isovoxel.planning.plan import Plan
 from isovoxel.run.events import Event, Listener, Retried
 from isovoxel.run.result import ScaleResult
 from isovoxel.store.membership import LABELS
@@ -25,6 +26,7 @@ from isovoxel.volumes.input_state import InputWatch
 
 if TYPE_CHECKING:
     from isovoxel.run.cluster.connect import Cluster
+    from isovoxel.run.output import Wanted
 
 
 class Relay:
@@ -89,8 +91,7 @@ def run_job(watch: InputWatch, source: Any, output: str | Path, options: Scaling
     from isovoxel.engines.devices import find_device
     from isovoxel.run.host import peak_bytes
     from isovoxel.run.logs import log_event
-    from isovoxel.run.output import Wanted, is_complete
-    from isovoxel.run.recipe import provenance
+    from isovoxel.run.output import is_complete
     from isovoxel.run.session import Session
     from isovoxel.run.tally import Tally
     from isovoxel.run.task import Task
@@ -108,15 +109,7 @@ def run_job(watch: InputWatch, source: Any, output: str | Path, options: Scaling
     else:
         planned = plan_volume(volume, options, cluster.limits, place)
     labels = choose_sampling(volume, options).labels
-    wanted = Wanted(
-        path=place,
-        plan=planned,
-        made=provenance(planned, volume, labels=labels),
-        source_path=volume.identity.get("path"),
-        overwrite=order.overwrite,
-        shard=options.get("shard") is not None,
-        said=next((name for name in ("zoom", "factor") if options.get(name) is not None), "voxel_size"),
-    )
+    wanted = wanted_of(volume, planned, place, options, overwrite=order.overwrite)
     if is_complete(wanted):
         tally.done_before = planned.all_blocks
         return ScaleResult(shown(wanted.path), planned, 0.0, tally.stages | {"idle": 0.0}, peak_bytes(), tally)
@@ -126,6 +119,66 @@ def run_job(watch: InputWatch, source: Any, output: str | Path, options: Scaling
     told: tuple[Listener, ...] = (tally, log_event, *order.listeners)
     done, seconds, idle = Session(wanted, task, volume, watch, labels, told, order.isolate, cluster).run()
     return ScaleResult(shown(wanted.path), done.plan, seconds, tally.stages | {"idle": idle}, peak_bytes(), tally)
+
+
+def wanted_of(volume: Volume, planned: Plan, place: Place, options: ScalingOptions, *, overwrite: bool | str) -> Wanted:
+    """Return the output that a user asks for, of a volume that is identified."""
+    from isovoxel.run.output import Wanted
+    from isovoxel.run.recipe import provenance
+
+    return Wanted(
+        path=place,
+        plan=planned,
+        made=provenance(planned, volume, labels=choose_sampling(volume, options).labels),
+        source_path=volume.identity.get("path"),
+        overwrite=overwrite,
+        shard=options.get("shard") is not None,
+        said=next((name for name in ("zoom", "factor") if options.get(name) is not None), "voxel_size"),
+    )
+
+
+def foreseen(
+    volume: Volume,
+    source: Any,
+    output: str | Path,
+    options: ScalingOptions,
+    cluster: Cluster | None,
+    *,
+    overwrite: bool | str,
+) -> Plan:
+    """Return how a volume would be scaled into an output, whose place is checked as the job does; nothing is written.
+
+    Parameters
+    ----------
+    volume, source, output, options
+        As in `run_job`.
+    cluster
+        The workers that would do it.
+    overwrite
+        Whether what is there would be replaced.
+
+    Raises
+    ------
+    IsovoxelError
+        As `isovoxel.scale` does before anything is written.
+    """
+    from isovoxel.run.apart import check_apart, folders_of, read_as
+    from isovoxel.run.output import foresee
+    from isovoxel.store.destination import output_place
+
+    check_apart(read_as("input", source, volume), folders_of(output))
+    place, volume = output_place(output), volume.identified()
+    planned = plan_volume(volume, options, cluster.limits if cluster else None, place)
+    plan, note = foresee(wanted_of(volume, planned, place, options, overwrite=overwrite))
+    if not note:
+        return plan
+    return replace(plan, source=replace(plan.source, notes=(*plan.source.notes, note)))
+
+
+def check_overwrite(overwrite: bool | str) -> None:
+    """Raise an `OptionError` unless it is True, False or "now"."""
+    if overwrite not in (True, False, "now"):
+        raise OptionError(f"overwrite must be True, False or 'now', not {overwrite!r}")
 
 
 @dataclass(frozen=True)

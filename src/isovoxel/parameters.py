@@ -275,7 +275,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 # ---- of one command only ---------------------------------------------------------------------------------------
 
 PlannedOutput = Annotated[
-    str | None, typer.Argument(metavar="[OUTPUT]", help="OME-Zarr that scale shall write, for --save.")
+    str | None, typer.Argument(metavar="[OUTPUT]", help="OME-Zarr that scale shall write: checked, or kept by --save.")
 ]
 Picture = Annotated[
     str | None, typer.Option(metavar="SVG", help="Draw blocks, shards and halo on the output's three faces.")

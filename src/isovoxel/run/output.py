@@ -27,6 +27,7 @@ from isovoxel.errors import (
     InterruptedJobError,
     IsovoxelError,
     JobError,
+    OutputBusyError,
     OutputError,
     OutputExistsError,
 )
@@ -122,13 +123,8 @@ def is_complete(wanted: Wanted) -> bool:
         return False
     with contextlib.suppress(OutputError):  # of a process that is at it, or a folder that is not ours
         _settle(wanted.path, ledger_of(wanted.path))
-    made = _made(wanted.path)
-    if made is None or not made.get("complete"):
+    if not _is_made(wanted, wanted.path):
         return False
-    if changed := differences(made, wanted.made, shard=wanted.shard, said=wanted.said):
-        raise OutputExistsError(
-            f"{wanted.path} exists, and was made with {'; '.join(changed)}: give --overwrite or another output"
-        )
     folder = ledger_of(wanted.path)
     # Of a process that died between its last two steps.
     left = folder.exists() if isinstance(folder, Path) else folder.is_dir()
@@ -136,6 +132,50 @@ def is_complete(wanted: Wanted) -> bool:
         with contextlib.suppress(OutputError), _lock(folder / LOCK, wanted.path):
             _clear(wanted.path, folder)
     return True
+
+
+def _is_made(wanted: Wanted, place: Place) -> bool:
+    """Tell whether what is at a place is complete and made as is wanted; raise where it was made another way."""
+    made = _made(place)
+    if made is None or not made.get("complete"):
+        return False
+    if changed := differences(made, wanted.made, shard=wanted.shard, said=wanted.said):
+        raise OutputExistsError(
+            f"{wanted.path} exists, and was made with {'; '.join(changed)}: give --overwrite or another output"
+        )
+    return True
+
+
+def foresee(wanted: Wanted) -> tuple[Plan, str]:
+    """Return how an output would be made, or gone on with, and what is there of it; nothing is changed or written.
+
+    Returns
+    -------
+    plan, note
+        The plan, with the blocks that a job was begun with which would go on; and what would be done, as a clause,
+        empty where the output would be new.
+
+    Raises
+    ------
+    OutputError, DoesNotFitError
+        As `held` does, and `is_complete`.
+    """
+    path, folder = wanted.path, ledger_of(wanted.path)
+    if not wanted.overwrite and _is_made(wanted, path):
+        return wanted.plan, f"{path} is complete, and was made in this way: nothing is left to do"
+    if holder := _holder(folder / LOCK):
+        raise OutputBusyError(f"{path} is being written by {holder}; wait for it, end it, or give another output")
+    gone = isinstance(path, Path) and isinstance(folder, Path) and not os.path.lexists(path)
+    if gone and os.path.lexists(str(folder / REPLACED)) and not wanted.overwrite:
+        raise OutputExistsError(
+            f"{folder / REPLACED} is an old output of {path}, and comes back; give --overwrite or another output"
+        )
+    begun = _find(wanted, folder)
+    if begun.ledger is not None:
+        noted, total = begun.ledger.count(), begun.plan.all_blocks
+        return begun.plan, f"{noted} of {total} blocks of {path} are done: the job would go on"
+    there = os.path.lexists(path) if isinstance(path, Path) else path.is_dir()
+    return begun.plan, f"{path} would be replaced" if there else ""
 
 
 @contextlib.contextmanager

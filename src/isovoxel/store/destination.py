@@ -7,8 +7,9 @@ metadata and nothing else, never reached through a link, and never holds the inp
 from __future__ import annotations
 
 import os
+import re
 import shutil
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from isovoxel.errors import OutputError, OutputExistsError
@@ -67,6 +68,8 @@ def check_destination(
         If something is there that must not be deleted, or nothing can be written there, or not enough.
     """
     target = output_place(path)
+    if not goes_on and not _is_there(target):
+        _check_name(target)
     if isinstance(target, ObjectPlace):
         store = membership_of(target)
         objects = ledger_for(target, store)
@@ -134,6 +137,23 @@ def output_place(path: str | os.PathLike[str] | ObjectPlace) -> Place:
     return target
 
 
+def _is_there(target: Place) -> bool:
+    try:
+        return target.is_dir() if isinstance(target, ObjectPlace) else os.path.lexists(target)
+    except OSError:  # which is said by what looks closer
+        return True
+
+
+def _check_name(target: Place) -> None:
+    """Refuse a name that other kinds of files have: an output is a folder, or many objects, of OME-Zarr."""
+    if found := _OTHER.search(str(target)):
+        name = PurePath(str(target)[: found.start()]).name.removesuffix(".zarr") or "out"
+        raise OutputError(
+            f"{target} is called like a {found[1]} file, but an output is OME-Zarr, which is a folder; "
+            f"call it {name}.zarr"
+        )
+
+
 def _check_apart(target: Path, source: Path) -> None:
     """Refuse an output that is the input, holds it, or lies inside it, whatever they are called."""
     # unlike Path.resolve, this survives links that go round in circles
@@ -154,6 +174,15 @@ def _home(target: Path, store: Membership | None) -> Path:
     if not home.is_dir():
         raise OutputError(f"{target} cannot be written, because {home} is no folder")
     return home
+
+
+_OTHER = re.compile(
+    r"(\.(?:tiff?|btf|tf[28]|lsm|stk|h5|he5|hdf5?|ims|nii(?:\.gz)?|hdr|img|np[yz]|n5|czi|lif|nd2|dv|oi[bf]|vsi|mrc|map|"
+    r"nrrd|nhdr|mh[ad]|vt[ik]|raw|klb|jp2|png|jpe?g|svg|gif|bmp|zip|ozx|tar|gz|html?|json|toml|xml|txt|csv|mat|pdf))"
+    r"(?::.*)?/?$",
+    re.IGNORECASE,
+)
+"""How names of files end that hold images, or what goes along with them."""
 
 
 class _Old(NamedTuple):

@@ -17,6 +17,12 @@ from isovoxel.store.files import write_whole
 MARK = "made by isovoxel"
 """What is found in the first bytes of everything that isovoxel draws."""
 _FIRST_BYTES = 1024
+_SIGNS = (
+    (b"\x89PNG\r\n\x1a\n", b"tEXtSoftware\0" + MARK.encode()),
+    (b"<?xml ", b"\n<!-- " + MARK.encode()),
+    (b"<!DOCTYPE html>", b'<meta name="generator" content="' + MARK.encode()),
+)
+"""How a PNG, an SVG and a page of isovoxel's begin, and where in its first bytes each says who made it."""
 
 
 def check_own(path: str | os.PathLike[str], what: str) -> Path:
@@ -52,12 +58,15 @@ def _check(target: Path, name: str, what: str) -> None:
         raise OutputError(f"the {what} {name!r} cannot be written, for that is no name of a file; give one")
     if not target.parent.is_dir():
         raise OutputError(f"the {what} {target} cannot be written: its folder does not exist; create it first")
+    if target.is_symlink():
+        raise OutputExistsError(f"{target} is a link, which is not replaced; give the {what} another name")
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISREG(target.stat().st_mode):
             raise OutputExistsError(f"{target} is a device or a pipe; give the {what} the name of a file")
         with target.open("rb") as file:
-            if MARK.encode() not in file.read(_FIRST_BYTES):
-                raise OutputExistsError(f"{target} exists and is no {what} of isovoxel's; give the {what} another name")
+            begins = file.read(_FIRST_BYTES)
+        if not any(begins.startswith(kind) and sign in begins for kind, sign in _SIGNS):
+            raise OutputExistsError(f"{target} exists and is no {what} of isovoxel's; give the {what} another name")
     if not os.access(target.parent, os.W_OK | os.X_OK):
         raise OutputError(f"the {what} {target} cannot be written, because writing to {target.parent} is not permitted")
 

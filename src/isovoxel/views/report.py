@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 from isovoxel.errors import InterruptedJobError, IsovoxelError, JobError, OptionError, OutputError
 from isovoxel.keywords import checked_keywords
 from isovoxel.options import Opening
+from isovoxel.places.address import is_address
 from isovoxel.planning.cost import human_bytes
 from isovoxel.planning.plan import Plan
+from isovoxel.run.apart import Named, check_apart, folders_of, read_as
 from isovoxel.version import __version__
 from isovoxel.views import page
 from isovoxel.views.charts import Limit, clock, key, over_time, stage_bar
@@ -88,8 +90,8 @@ class Report:
     ) -> None:
         if not path.lower().endswith(ENDINGS):
             raise OptionError(f"a report is HTML, so its name must end in .html, not as {path!r} does")
-        if Path(path).absolute().is_relative_to(Path(output).absolute()):
-            raise OptionError(f"the report {path} must not lie inside of the output {output}; give another place")
+        folders = [] if is_address(str(output)) else folders_of(output)
+        check_apart(read_as("input", source), folders, [Named("report", Path(path))])
         self._path = check_own(path, "report")
         self._source, self._output, self._opening = source, str(output), opening
         self._words, self._reading = words, reading

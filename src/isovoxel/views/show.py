@@ -11,6 +11,7 @@ from typing import Unpack
 from isovoxel.api import open_volume
 from isovoxel.keywords import checked_keywords
 from isovoxel.options import Opening, parse_size
+from isovoxel.run.apart import Named, check_apart, read_as
 from isovoxel.run.host import peak_bytes, reading_limits
 from isovoxel.views.hidden import HIDDEN, without_secrets
 from isovoxel.views.own import check_own
@@ -76,6 +77,7 @@ def show(
         If the picture must not or cannot be written.
     """
     path = check_own(default_name(sources) if output is None else output, "picture")
+    check_apart([where for source in sources for where in read_as("input", source)], files=[Named("picture", path)])
     host = reading_limits(parse_size("memory", memory))
     volumes = [open_volume(sources[0], **opening), *map(open_volume, sources[1:])]
     drawn = draw(
