@@ -412,3 +412,28 @@ def test_directories_of_many_pages_are_one_pass(tmp_path: Path) -> None:
     assert len(directories) == 3000
     assert len(directories.tags) <= 2  # tifffile writes its name into the first one
     np.testing.assert_array_equal(read_all(path)[0][:, 0, 0], np.arange(3000) % 200)
+
+
+@pytest.mark.parametrize("where", [0, 1])
+@pytest.mark.parametrize(
+    "given",
+    [
+        *({"byteorder": ">"}, {"compression": "zlib"}, {"bigtiff": True}, {"rowsperstrip": 5}),
+        {"byteorder": ">", "compression": "zlib", "predictor": True},
+    ],
+    ids=str,
+)
+def test_each_file_of_an_ome_tiff_is_read_by_its_own_tags(where: int, given: dict[str, Any], tmp_path: Path) -> None:
+    """Files of one image may have other byte orders and codecs, whichever of them is opened."""
+    uuids = [f"urn:uuid:{n}{n}{n}{n}" for n in (1111, 2222)]
+    data = "".join(
+        f'<TiffData FirstZ="{z}" IFD="{z % 2}" PlaneCount="1">'
+        f'<UUID FileName="{z // 2}.ome.tif">{uuids[z // 2]}</UUID></TiffData>'
+        for z in range(4)
+    )
+    for part, uuid in enumerate(uuids):
+        told = ome(4, 1, 1, data).replace("<OME ", f'<OME UUID="{uuid}" ')
+        planes = STACK[2 * part : 2 * part + 2]
+        fixed = {"photometric": "minisblack", "metadata": None, "description": told}
+        tifffile.imwrite(tmp_path / f"{part}.ome.tif", planes, **fixed, **(given if part else {}))
+    np.testing.assert_array_equal(read_all(tmp_path / f"{where}.ome.tif")[0], STACK[:4])
