@@ -1,4 +1,4 @@
-"""What a job must not take from its surroundings: modules of the working folder, and warnings that are errors."""
+"""What a job bears of its surroundings: modules of the working folder, warnings that are errors, no caches."""
 
 from __future__ import annotations
 
@@ -59,3 +59,14 @@ def test_warnings_that_are_errors_are_no_failure(tmp_path: Path, engine: str) ->
         tmp_path, f"--engine={engine}", PYTHONWARNINGS="error", XDG_CACHE_HOME=str(folder), PYOPENCL_NO_CACHE="1"
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("variable", ["POCL_CACHE_DIR", "XDG_CACHE_HOME", "HOME"])
+@pytest.mark.parametrize("engine", ["exact", "cle"])
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, variable: str, engine: str) -> None:
+    """The job is done, and says that kernels are not kept."""
+    none = {"POCL_CACHE_DIR": "", "XDG_CACHE_HOME": "", variable: "/proc/nowhere"}
+    done = scale(tmp_path, f"--engine={engine}", **none)
+    assert done.returncode == 0, done.stderr
+    assert "note: PoCL cannot keep its kernels in /proc/nowhere" in done.stderr
+    assert "Traceback" not in done.stderr

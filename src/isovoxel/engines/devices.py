@@ -8,11 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from isovoxel.engines.kernel_caches import prepare_caches
 from isovoxel.errors import DeviceError, OptionError
 from isovoxel.geometry.box import Index3
 from isovoxel.planning.cost import human_bytes
 from isovoxel.planning.limits import LANES, DeviceLimits
 
+POCL = "Portable Computing Language"
+"""What PoCL calls its platform."""
 GPU_SHARE = 0.9
 """How much of a GPU's free memory is taken unless told otherwise: drivers and displays need the rest."""
 
@@ -104,7 +107,8 @@ def choose(found: Sequence[Device], wanted: str) -> Device:
     """Return the one of these devices that a user means; see `find_device`."""
     if not found:
         raise DeviceError(
-            "no OpenCL device is here; install a GPU driver with OpenCL, "
+            prepare_caches().missing
+            or "no OpenCL device is here; install a GPU driver with OpenCL, "
             "or PoCL for the CPU (pip install 'pyopencl[pocl]')"
         )
     if wanted == "auto":
@@ -144,10 +148,11 @@ def _listed(found: Sequence[Device]) -> str:
 
 
 def _enumerate() -> list[tuple[Device, Any]]:
+    missing = prepare_caches().missing
     import pyopencl as cl
 
     try:
-        platforms = cl.get_platforms()
+        platforms = [platform for platform in cl.get_platforms() if not (missing and platform.name == POCL)]
     except cl.Error:  # the loader's way to say that there is not one driver
         return []
     handles = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from isovoxel.engines.kernel_caches import prepare_caches
 from isovoxel.planning.plan import Plan
 from isovoxel.run.events import (
     BlockDone,
@@ -75,7 +76,7 @@ class Notes:
 
 def hints(plan: Plan) -> Iterator[str]:
     """Yield what a user may not know of a plan."""
-    yield from (f"note: {note}" for note in plan.source.notes)
+    yield from (f"note: {note}" for note in (*plan.source.notes, prepare_caches().note) if note)
     if plan.aliases:
         axes = " and ".join(plan.aliases)
         yield f"hint: shrinking along {axes} skips voxels, which aliases; --antialias averages them"
