@@ -9,6 +9,24 @@ from isovoxel.planning.cost import human_bytes
 from isovoxel.planning.plan import Plan
 
 
+def makes_the_same(begun: Plan, planned: Plan) -> bool:
+    """Return whether a plan makes the same voxels as one that a job was begun by, cut into the blocks of that one."""
+    if len(begun.levels) != len(planned.levels):
+        return False
+    # Not by their hashes: 1 and 1.0 are the same.
+    both = zip(begun.levels, _cut_alike(begun, planned).levels, strict=True)
+    return all(then.makes == now.makes for then, now in both)
+
+
+def _cut_alike(begun: Plan, planned: Plan) -> Plan:
+    """Return a plan with the blocks and shards of another one, at all levels."""
+    further = tuple(
+        replace(_cut_alike(then, now), source=then.source)
+        for then, now in zip(begun.further, planned.further, strict=True)
+    )
+    return replace(planned, further=further, storage=begun.storage, block_shape=begun.block_shape, along=begun.along)
+
+
 def continued(begun: Plan, planned: Plan) -> Plan:
     """Return the plan of a job that was begun earlier: its blocks and shards, within the limits of today.
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import accumulate, cycle
+from typing import Any
 
 import numpy as np
 
@@ -335,9 +336,9 @@ class Plan(InNotebooks):
 
     # ---- what it is ------------------------------------------------------------------------------------------
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """Hash of everything that can change a result, and of nothing else: not of budgets, threads or releases."""
+    @property
+    def makes(self) -> dict[str, Any]:
+        """Everything that can change what this level's voxels are, and nothing else, as JSON values."""
         what = {
             "source": asdict(self.source) | _HOW_IT_IS_READ,
             "output": asdict(self.output),
@@ -351,9 +352,14 @@ class Plan(InNotebooks):
             "cut": [self.block_shape, self.device.name] if self.engine == "cle" else [],
             "storage": asdict(self.storage),
         }
-        if self.further:
-            what["further"] = [plan.fingerprint for plan in self.further]
-        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+        found: dict[str, Any] = json.loads(json.dumps(what))
+        return found
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of everything that can change a result, and of nothing else: not of budgets, threads or releases."""
+        further = {"further": [plan.fingerprint for plan in self.further]} if self.further else {}
+        return hashlib.sha256(json.dumps(self.makes | further, sort_keys=True).encode()).hexdigest()
 
 
 _HOW_IT_IS_READ = {"name": "", "read_overhead": 0, "chunks": [], "caches": False, "notes": [], "beside": []}

@@ -33,14 +33,14 @@ from isovoxel.errors import (
 )
 from isovoxel.places.objects import ObjectPlace
 from isovoxel.places.place import Place, place_of
-from isovoxel.planning.continued import continued
+from isovoxel.planning.continued import continued, makes_the_same
 from isovoxel.planning.plan import Plan
 from isovoxel.run.events import started
 from isovoxel.run.job import FLUSHING
 from isovoxel.run.recipe import differences
 from isovoxel.run.recovery import kept
 from isovoxel.store.destination import check_destination
-from isovoxel.store.ledger import BLOCKS, LOCK, REPLACED, Ledger, ledger_of, remove_ledger
+from isovoxel.store.ledger import BLOCKS, JOB, LOCK, REPLACED, Ledger, ledger_of, remove_ledger
 from isovoxel.store.ledger_folder import check_folder
 from isovoxel.store.lock import Holder, OutputLock, read_holder
 from isovoxel.store.object_lock import ObjectLock, read_object_holder
@@ -269,8 +269,13 @@ def _find(wanted: Wanted, folder: Place) -> Begun:
         )
     if (ledger := _ledger(folder, made)) is None:
         raise OutputExistsError(
-            f"{path} is not complete, and what of it is done is not known, for {folder} is not there; "
+            f"{path} is not complete, and what of it is done is not known, for {_ledger_state(folder)}; "
             "give --overwrite to begin anew, or another output"
+        )
+    if not makes_the_same(ledger.plan, plan):
+        raise OutputExistsError(
+            f"{path} is not complete, and its attributes are not those that its job was begun with; give --overwrite "
+            "to begin anew, or another output"
         )
     left = 1 - started(ledger.plan, ledger.noted()).voxels_done / ledger.plan.all_voxels
     check_destination(
@@ -284,6 +289,12 @@ def _find(wanted: Wanted, folder: Place) -> Begun:
         labels=bool(wanted.made["labels"]),
     )
     return Begun(folder, continued(ledger.plan, plan), ledger)
+
+
+def _ledger_state(folder: Place) -> str:
+    """Return why a ledger cannot be used, as a clause."""
+    there = (folder / JOB).is_file()
+    return f"{folder / JOB} is damaged, or of another output" if there else f"{folder} is not there"
 
 
 def _waiting(plan: Plan) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from isovoxel.errors import InputError
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import Float3, number_text
+from isovoxel.planning.choices import check_options
 from isovoxel.planning.plan import Plan
 from isovoxel.version import __version__
 from isovoxel.volumes.base import Volume
@@ -118,13 +120,18 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], *, shard: bool,
             f"revisions {_text(revisions)} of the algorithms (isovoxel {_at(then, 'version')}), "
             f"now {_text(now['revision'])} (isovoxel {now['version']})"
         )
-    before, after = (_at(made, "input.identity") or {} for made in (then, now))
+    before, after = (_identity(made) for made in (then, now))
     if not found and _at(then, "storage.chunk") != _at(now, "storage.chunk"):  # by default the output's shape decides
         found.append(f"chunk {_text(_at(then, 'storage.chunk'))}, now {_text(_at(now, 'storage.chunk'))}")
     told = {place.rpartition(".")[2] for place in names if place.startswith("input.identity.")}
     told |= {CHUNKS} - set(before)  # of which version 0.1 knew nothing
     signs = [key for key in {**before, **after} if key not in told and before.get(key) != after.get(key)]
     return found + [f"another {_SIGNS.get(key, key)} of the input" for key in signs]
+
+
+def _identity(made: Mapping[str, Any]) -> Mapping[str, Any]:
+    identity = _at(made, "input.identity")
+    return identity if isinstance(identity, Mapping) else {}
 
 
 _UNSAID = {"levels.further": 0, "input.series": [], "storage.ome_zarr": "0.5"}
@@ -150,7 +157,7 @@ def _how_far(made: Mapping[str, Any], said: str) -> str:
         lengths = zip(_at(made, "input.voxel_size"), factor, _at(made, "input.shape"), strict=True)
         sides = {number_text(size / f) for axis, (size, f, n) in enumerate(lengths) if axis or n > 1}
         zooms = {number_text(1 / float(side)) for side in sides}
-    except (TypeError, ValueError, ZeroDivisionError):
+    except (TypeError, ValueError, ZeroDivisionError, OverflowError):
         sides = zooms = set()
     if said == "zoom" and len(zooms) == 1:
         return f"zoom {zooms.pop()}"
@@ -214,13 +221,28 @@ class Recipe:
                 shape=(nz, ny, nx),
                 dtype=str(made["input"]["dtype"]),
                 identity=dict(made["input"]["identity"]),
-                complete=bool(made["complete"]),
+                complete=made["complete"] is True,
                 series=tuple((str(axis), int(n)) for axis, n in made["input"].get("series", ())),
             )
-            return replace(recipe, further=tuple(_further(recipe, dict(made.get("levels", {})))))
-        except (KeyError, TypeError, ValueError) as error:
+            recipe = replace(recipe, further=tuple(_further(recipe, dict(made.get("levels", {})))))
+            for level in (recipe, *recipe.further):
+                level.check()
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise InputError(f"{name} does not say in its attributes how isovoxel made it: {what}") from error
+        return recipe
+
+    def check(self) -> None:
+        """Raise a `ValueError` or a `TypeError` where a value makes no sense."""
+        check_options(
+            engine=self.engine, interpolation=self.interpolation, antialias=self.antialias, boundary=self.boundary
+        )
+        if not all(0 < f < math.inf for f in self.factor):
+            raise ValueError(f"its factor is {self.factor}")
+        if min(*self.block, *self.shape, *(n for _, n in self.series)) < 1:
+            raise ValueError(f"its blocks are {self.block} of {self.shape} voxels")
+        if not isinstance(self.identity.get("path"), str | None):
+            raise TypeError(f"its input is {self.identity['path']!r:.80}")
 
     def changes(self, source: Volume, *, elsewhere: bool) -> tuple[str, ...]:
         """Return what of a source's identity is not as it was: "size", "modification time", "metadata".

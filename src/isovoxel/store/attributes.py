@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from isovoxel.metadata.json_text import parse_json
 from isovoxel.places.failures import ChangedError
 from isovoxel.places.objects import ObjectPlace
 from isovoxel.places.place import Place
@@ -40,11 +41,11 @@ def read_attributes(group: Place) -> dict[str, Any]:
         If its metadata are none.
     """
     try:
-        attributes = json.loads((group / GROUP).read_bytes()).get("attributes", {})
+        attributes = parse_json((group / GROUP).read_bytes()).get("attributes", {})
     except FileNotFoundError:
         (group / V2_GROUP).read_bytes()  # without it, attributes are a remainder
         try:
-            attributes = json.loads((group / ATTRIBUTES).read_bytes())
+            attributes = parse_json((group / ATTRIBUTES).read_bytes())
         except FileNotFoundError:
             return {}
     if not isinstance(attributes, dict):
@@ -68,7 +69,7 @@ def write_attributes(group: Place, attributes: dict[str, Any]) -> None:
         If it cannot be written; then it is as it was.
     """
     try:
-        node = json.loads((group / GROUP).read_bytes())
+        node = parse_json((group / GROUP).read_bytes())
     except FileNotFoundError:
         write_json(group / ATTRIBUTES, attributes)
     else:
@@ -157,7 +158,7 @@ def _alone(folder: Path) -> Iterator[None]:
 def _held(file: Place, data: bytes) -> dict[str, Any]:
     """Return what a file holds, or raise an `OSError` where it is no object of JSON."""
     try:
-        held = json.loads(data)
+        held = parse_json(data)
     except ValueError:
         held = None
     if not isinstance(held, dict):

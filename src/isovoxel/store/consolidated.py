@@ -7,11 +7,11 @@ that are about one member are replaced, and no others; a group that has no such 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from isovoxel.metadata.json_text import parse_json
 from isovoxel.places.place import Place, path_from
 from isovoxel.store.attributes import ATTRIBUTES, GROUP, V2_ARRAY, V2_GROUP, change_json
 
@@ -57,7 +57,7 @@ def replace_member(groups: Sequence[Place], output: Place, zarr_format: int, att
 def _json(file: Place) -> Any:
     """Return what a file holds; None where that is no JSON."""
     try:
-        return json.loads(file.read_bytes())
+        return parse_json(file.read_bytes())
     except ValueError:
         return None
 
@@ -96,9 +96,9 @@ def _member(group: Place, path: str, zarr_format: int, attributes: dict[str, Any
 def _nodes(group: Place, paths: Sequence[str], zarr_format: int) -> Entries:
     """Return the entries of some members as their files have them."""
     if zarr_format == 3:
-        found = {path: json.loads((group / path / GROUP).read_bytes()) for path in paths}
+        found = {path: parse_json((group / path / GROUP).read_bytes()) for path in paths}
         return {
             path: {key: node[key] for key in node if key != "consolidated_metadata"} for path, node in found.items()
         }
     files = (f"{path}/{name}" for path in paths for name in (V2_GROUP, V2_ARRAY, ATTRIBUTES))
-    return {file: json.loads((group / file).read_bytes()) for file in files if (group / file).is_file()}
+    return {file: parse_json((group / file).read_bytes()) for file in files if (group / file).is_file()}

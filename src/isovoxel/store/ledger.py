@@ -25,9 +25,10 @@ import contextlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from isovoxel.errors import OutputError
+from isovoxel.metadata.json_text import parse_json
 from isovoxel.places.place import Place
 from isovoxel.places.retries import gave_up, retry
 from isovoxel.planning.plan import Plan
@@ -120,7 +121,7 @@ class Ledger:
             job = folder / JOB
             text = read_own(job) if isinstance(job, Path) else job.read_bytes()
             return cls(folder, plan_from_json(text.decode()))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError) as error:
             if gave_up(error):
                 raise OutputError(f"{folder} cannot be read: {getattr(error, 'strerror', None) or error}") from error
             return None
@@ -152,22 +153,20 @@ class Ledger:
         """
         done = bytearray(self.plan.all_blocks)
         for line in self._read():
-            place = self._place(line)
             match line:
-                case {"block": int(block), "shards": list(seals)} if place is not None:
+                case Noted(level, block, seals):
                     # A block that was done again has a later line, which is the one that counts.
-                    found = _seals(seals)
-                    done[place] = found is not None and holds(line.get("level", 0), block, found)
-                case {"filled": str(part)} if part not in self.filled:
-                    self.filled.append(part)
+                    done[self._place(line)] = holds(level, block, seals)
+                case str() if line not in self.filled:
+                    self.filled.append(line)
         return done
 
     def noted(self) -> bytearray:
         """Return a 1 for each block that is noted as done, as `done` has it, whatever became of its shards."""
         noted = bytearray(self.plan.all_blocks)
         for line in self._read():
-            if (place := self._place(line)) is not None:
-                noted[place] = 1
+            if isinstance(line, Noted):
+                noted[self._place(line)] = 1
         return noted
 
     def count(self) -> int:
@@ -196,41 +195,56 @@ class Ledger:
         """
         self._lines.close()
 
-    def _place(self, line: Any) -> int | None:
-        """Return which block a line is about, counted from level to level, or None where it is about none."""
-        match line:
-            case {"level": int(level), "block": int(block)}:
-                pass
-            case {"block": int(block)}:
-                level = 0
-            case _:
-                return None
-        if not (0 <= level < len(self._blocks) and 0 <= block < self._blocks[level]):
-            return None
-        return sum(self._blocks[:level]) + block
+    def _place(self, line: Noted) -> int:
+        """Return which block a line is about, counted from level to level."""
+        return sum(self._blocks[: line.level]) + line.block
 
     def _append(self, line: Mapping[str, Any]) -> None:
         self.check()
         text = json.dumps(line, separators=(",", ":")).encode() + b"\n"
         retry(lambda: self._lines.add(text))
 
-    def _read(self) -> Iterator[Any]:
-        """Yield what the lines say, one at a time."""
-        for line in self._lines:
+    def _read(self) -> Iterator[Noted | str]:
+        """Yield what the lines say, one at a time: blocks that the plan has, and parts that were filled."""
+        for text in self._lines:
             with contextlib.suppress(ValueError):
-                yield json.loads(line)
+                line = parse_json(text)
+                match line:
+                    case {"filled": str(part)} if len(line) == 1:
+                        yield part
+                    case {"block": _, "shards": [*_]}:
+                        noted = _noted(line)
+                        if noted.level < len(self._blocks) and noted.block < self._blocks[noted.level]:
+                            yield noted
 
 
-def _seals(seals: list[Any]) -> list[Seal] | None:
-    """Return the seals of a line, or None where it is no line of ours."""
-    try:
-        return [Seal(int(size), int(crc), _stamp(stamp)) for size, crc, stamp in seals]
-    except (TypeError, ValueError):
-        return None
+class Noted(NamedTuple):
+    """What a line says of a block that is done."""
+
+    level: int
+    """Its level."""
+    block: int
+    """Its number there."""
+    seals: list[Seal]
+    """Those of its shards."""
 
 
-def _stamp(stamp: Any) -> int | str:
-    return stamp if isinstance(stamp, str) else int(stamp)
+def _noted(line: Mapping[str, Any]) -> Noted:
+    """Return what a line says of a block; a `ValueError` where a value of it is not of its type."""
+    seals = []
+    for seal in line["shards"]:
+        if not (isinstance(seal, list) and len(seal) == 3):
+            raise ValueError(f"no seal: {seal!r:.80}")
+        size, crc, stamp = seal
+        seals.append(Seal(_whole(size), _whole(crc), stamp if isinstance(stamp, str) else _whole(stamp)))
+    return Noted(_whole(line.get("level", 0)), _whole(line["block"]), seals)
+
+
+def _whole(value: Any) -> int:
+    """Return a whole number from 0 on, as we write them: true is none, nor is 1.0."""
+    if type(value) is not int or value < 0:
+        raise ValueError(f"no whole number: {value!r:.80}")
+    return value
 
 
 def remove_ledger(folder: Place) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import shutil
 import stat
@@ -22,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from isovoxel.errors import OutputError
+from isovoxel.metadata.json_text import parse_json
 from isovoxel.places.objects import ObjectPlace
 from isovoxel.places.place import Place
 from isovoxel.places.retries import gave_up
@@ -196,5 +196,5 @@ def _is_ours(read: Callable[[str], bytes]) -> bool:
     return (
         holds(MARK, _SAID.startswith)
         or holds(JOB, lambda text: plan_from_json(text.decode()))
-        or holds(LOCK, lambda text: json.loads(text).keys() >= _HOLDER)
+        or holds(LOCK, lambda text: parse_json(text).keys() >= _HOLDER)
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import socket
 import threading
@@ -23,6 +24,7 @@ from typing import Any, Self
 import psutil
 
 from isovoxel.errors import OutputBusyError, OutputError
+from isovoxel.metadata.json_text import parse_json
 from isovoxel.places.place import Place
 from isovoxel.store.ledger_folder import claim, open_own, read_own
 
@@ -63,10 +65,11 @@ class Holder:
     def from_json(cls, text: bytes) -> Holder | None:
         """Return who is named in a file, or None where nobody is, or half a name."""
         try:
-            named = json.loads(text)
-            return cls(str(named["host"]), int(named["pid"]), float(named["began"]), str(named["since"]))
-        except (ValueError, KeyError, TypeError):
+            named = parse_json(text)
+            holder = cls(str(named["host"]), int(named["pid"]), float(named["began"]), str(named["since"]))
+        except (ValueError, KeyError, TypeError, OverflowError):
             return None
+        return holder if 0 < holder.pid < 2**31 and math.isfinite(holder.began) else None
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host} since {self.since}"

@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from isovoxel.errors import OutputError
+from isovoxel.metadata.json_text import parse_json
 from isovoxel.places.objects import ObjectPlace
 from isovoxel.places.place import Place, path_from
 from isovoxel.planning.storage import OME_ZARR
@@ -211,7 +211,7 @@ def _node(folder: Place) -> tuple[str | None, int]:
     """Return whether a folder is a zarr "group" or "array", and of which format; None where it is neither."""
     for name, known, zarr_format in ((GROUP, None, 3), (V2_GROUP, "group", 2), (V2_ARRAY, "array", 2)):
         try:
-            node = json.loads((folder / name).read_bytes())
+            node = parse_json((folder / name).read_bytes())
         except (FileNotFoundError, NotADirectoryError, PermissionError, ValueError):
             continue
         if isinstance(node, dict) and node.get("zarr_format") == zarr_format:

@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from isovoxel.errors import OutputBusyError, OutputError
+from isovoxel.metadata.json_text import parse_json
 from isovoxel.places.failures import ChangedError
 from isovoxel.places.objects import Found, ObjectPlace, Version
 from isovoxel.places.place import Place
@@ -206,7 +207,7 @@ def _machine(text: bytes) -> str:
 
 def _said(text: bytes, key: str) -> str:
     try:
-        named: Any = json.loads(text)
+        named: Any = parse_json(text)
         return str(named[key])
     except (ValueError, KeyError, TypeError):
         return ""

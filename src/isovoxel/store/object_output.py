@@ -8,11 +8,11 @@ that the next process may delete it. Without such a note, nothing is ever delete
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 
 from isovoxel.errors import AddressError, OutputError, OutputExistsError
+from isovoxel.metadata.json_text import parse_json
 from isovoxel.places.objects import ObjectPlace
 from isovoxel.places.place import place_of
 from isovoxel.planning.cost import human_bytes
@@ -137,10 +137,10 @@ def missing_objects(output: ObjectPlace, level: int = 0) -> int:
     """Return how many shards of a level of an output are not in the store, by listing it once."""
     home = output / level_path(level)
     try:
-        array, chunks = json.loads((home / GROUP).read_bytes()), home / "c"
+        array, chunks = parse_json((home / GROUP).read_bytes()), home / "c"
         shard: list[int] = array["chunk_grid"]["configuration"]["chunk_shape"]
     except FileNotFoundError:
-        array, chunks = json.loads((home / V2_ARRAY).read_bytes()), home
+        array, chunks = parse_json((home / V2_ARRAY).read_bytes()), home
         shard = array["chunks"]
     counts = [-(-n // s) for n, s in zip(array["shape"], shard, strict=True)]
     there = 0

@@ -36,7 +36,7 @@ def read_provenance(path: str | os.PathLike[str] | ObjectPlace) -> dict[str, Any
         provenance = None
     if not isinstance(provenance, dict):
         raise InputError(f"{path} was not written by isovoxel: its attributes do not say what made it")
-    return provenance
+    return provenance | {"complete": provenance.get("complete") is True}
 
 
 def is_complete(path: Place) -> bool:
