@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
 
+import numpy as np
+
 from isovoxel.errors import DoesNotFitError, OptionError
 from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Index3
@@ -215,3 +217,22 @@ def _halved(source: VoxelGrid, factor: Float3) -> Iterator[tuple[VoxelGrid, Floa
         factor = (factor[0] * z, factor[1] * y, factor[2] * x)
         grid = source.scaled(factor)
         yield grid, (z, y, x)
+
+
+def reading(before: Plan, after: Plan, lost: bytearray) -> bytearray:
+    """Return a 1 for each block of a level that reads any of some blocks of the level before.
+
+    Parameters
+    ----------
+    before, after
+        The plans of two levels.
+    lost
+        A 1 for each of those blocks, in the plan's order.
+    """
+    found = np.frombuffer(bytes(lost), np.bool_).reshape(-1, *before.block_grid)
+    for axis, (sampler, block) in enumerate(zip(after.samplers, before.block_shape, strict=True), start=1):
+        span = sampler.spans(*sampler.axis.intervals(after.block_shape[axis - 1]))
+        ends = zip(span.first // block, (span.last - 1) // block + 1, strict=True)
+        along = np.moveaxis(found, axis, 0)
+        found = np.moveaxis(np.stack([along[a:b].any(axis=0) for a, b in ends]), 0, axis)
+    return bytearray(found.tobytes())

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from isovoxel.errors import InputChangedError, InputError, InterruptedJobError, IsovoxelError, JobError, OutputError
 from isovoxel.metadata.omero import omero_attribute
 from isovoxel.places.retries import patience, retry
+from isovoxel.planning.levels import reading
 from isovoxel.planning.plan import Plan
 from isovoxel.run.display import display_windows
 from isovoxel.run.events import (
@@ -164,9 +165,10 @@ class Session:
         writers = [OmeZarrWriter.of_plan(task.output, plan) for plan in levels]
         try:
             writers[0].sweep()
-            return begun.ledger, begun.ledger.done(
+            done = begun.ledger.done(
                 lambda level, index, seals: writers[level].holds(levels[level].block(index).write_box, seals)
             )
+            return begun.ledger, _without_lost(task.plan, begun.ledger.noted(), done)
         except OSError as error:
             raise OutputError(f"{task.output} cannot be gone on with: {error.strerror or error}") from error
         finally:
@@ -191,6 +193,7 @@ class Session:
         for plan, part in zip(task.plan.further, done[1:], strict=True):
             if all(part):
                 continue
+            self._check_shards(task.plan.levels[plan.level - 1])
             self._tell(LevelBegun(plan.level, len(task.plan.further)))
             try:
                 with self._patient(f"opening level {plan.level}"):
@@ -231,6 +234,7 @@ class Session:
         from isovoxel.store.writer import mark_complete
 
         try:
+            self._check_shards(*plan.levels)
             with self._patient("marking the output complete"):
                 omero = None if self.labels else self._shown(plan)
                 ledger.check()
@@ -238,6 +242,25 @@ class Session:
         except (OSError, InputError) as error:
             reason = getattr(error, "strerror", None) or error
             raise JobError(f"marking the output complete failed: {reason}") from error
+
+    def _check_shards(self, *levels: Plan) -> None:
+        """Raise a `JobError` where shards are not there that were: readers would take them for zeros."""
+        from isovoxel.store.writer import missing_of_plan
+
+        missing, first = 0, ""
+        for level in levels:
+            try:
+                with self._patient("counting shards"):
+                    gone, key = retry(partial(missing_of_plan, self.wanted.path, level))
+            except OSError as error:
+                raise JobError(f"the shards cannot be counted: {error.strerror or error}") from error
+            missing, first = missing + gone, first or key
+        if missing:
+            were = "shard that was written is" if missing == 1 else "shards that were written are"
+            raise JobError(
+                f"{missing} {were} not there any more, the first at {self.wanted.path / first}: something else has "
+                "removed them, so some blocks that are done will be made again"
+            )
 
     def _shown(self, plan: Plan) -> dict[str, Any]:
         """Return how viewers shall show the image."""
@@ -281,3 +304,20 @@ class Session:
         with self._telling:  # the ledger's thread has events too
             for listener in self.listeners:
                 listener(event)
+
+
+def _without_lost(plan: Plan, noted: bytearray, done: bytearray) -> bytearray:
+    """Return what is done without the blocks of further levels that were made of blocks which are lost since.
+
+    When these were lost is not known: they may have been read as zeros.
+    """
+    parts = plan.split(done)
+    lost = bytearray(plan.n_blocks)
+    for before, after, was_noted, is_done in zip(
+        (plan, *plan.levels), plan.levels, plan.split(noted), parts, strict=False
+    ):
+        if after.level:
+            doubtful = reading(before, after, lost)
+            is_done[:] = bytes(a and not b for a, b in zip(is_done, doubtful, strict=True))
+        lost = bytearray(a and not b for a, b in zip(was_noted, is_done, strict=True))
+    return bytearray().join(parts)

@@ -10,7 +10,6 @@ Whatever else is there belongs to somebody else, and is named.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -18,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from isovoxel.errors import OutputError
+from isovoxel.metadata.json_text import parse_json
 from isovoxel.places.objects import ObjectPlace
 from isovoxel.places.place import Place
 from isovoxel.store.attributes import ATTRIBUTES, GROUP, V2_ARRAY, V2_GROUP, read_attributes
@@ -108,7 +108,7 @@ def is_zarr(target: Place) -> bool:
     """
     for name, formats in TOP.items():
         try:
-            metadata = json.loads((target / name).read_bytes())
+            metadata = parse_json((target / name).read_bytes())
         except (FileNotFoundError, ValueError):
             continue
         except OSError:

@@ -8,20 +8,16 @@ that the next process may delete it. Without such a note, nothing is ever delete
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 from isovoxel.errors import AddressError, OutputError, OutputExistsError
-from isovoxel.metadata.json_text import parse_json
 from isovoxel.places.objects import ObjectPlace
 from isovoxel.places.place import place_of
 from isovoxel.planning.cost import human_bytes
-from isovoxel.store.attributes import GROUP, V2_ARRAY
 from isovoxel.store.image_contents import TOP, check_image, is_zarr
 from isovoxel.store.ledger_folder import NEW, NOW, REPLACED, check_folder
 from isovoxel.store.object_shelf import spool_folder
 from isovoxel.store.provenance import is_unfinished
-from isovoxel.store.shelf import level_path
 
 
 def check_object_destination(
@@ -131,26 +127,6 @@ def place_metadata(target: ObjectPlace, metadata: Mapping[str, bytes], note: Obj
     if note is not None:
         for name in (NEW, REPLACED):
             note.with_name(name).unlink()
-
-
-def missing_objects(output: ObjectPlace, level: int = 0) -> int:
-    """Return how many shards of a level of an output are not in the store, by listing it once."""
-    home = output / level_path(level)
-    try:
-        array, chunks = parse_json((home / GROUP).read_bytes()), home / "c"
-        shard: list[int] = array["chunk_grid"]["configuration"]["chunk_shape"]
-    except FileNotFoundError:
-        array, chunks = parse_json((home / V2_ARRAY).read_bytes()), home
-        shard = array["chunks"]
-    counts = [-(-n // s) for n, s in zip(array["shape"], shard, strict=True)]
-    there = 0
-    for path, _ in chunks.walk():
-        names = path.split("/")
-        there += len(names) == len(counts) and all(
-            name.isdecimal() and str(int(name)) == name and int(name) < count
-            for name, count in zip(names, counts, strict=True)
-        )
-    return int(math.prod(counts)) - there
 
 
 def _check_apart(target: ObjectPlace, source: str | None) -> None:

@@ -17,10 +17,12 @@ import tempfile
 import threading
 import time
 import uuid
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.errors import OutputError
@@ -149,6 +151,27 @@ class ObjectShelf:
             found[1] == seal.stamp
             or (self._output / shard_key(self._level, shard, self._format)).checksum() == seal.crc
         )
+
+    def missing(self, counts: Sequence[int]) -> tuple[int, str]:
+        """Return how many objects are not there, and the key of the first: the level is listed once.
+
+        Raises
+        ------
+        OSError
+            If the store cannot be asked.
+        """
+        home = self._output / shard_key(self._level, (), self._format)
+        there = np.zeros(counts, np.bool_)
+        for path, _ in home.walk():
+            names = path.split("/")
+            if len(names) == len(counts) and all(name.isdecimal() and len(name) < 16 for name in names):
+                place = tuple(map(int, names))
+                if "/".join(map(str, place)) == path and all(i < n for i, n in zip(place, counts, strict=True)):
+                    there[place] = True
+        if there.all():
+            return 0, ""
+        first = np.unravel_index(int(np.argmin(there)), there.shape)
+        return there.size - int(there.sum()), shard_key(self._level, tuple(map(int, first)), self._format)
 
     def sweep(self) -> None:
         """Remove the files that processes of this machine have left which were killed: nobody locks their folder."""

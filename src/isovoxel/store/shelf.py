@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,6 +45,10 @@ class Shelf(Protocol):
         """Tell whether a shard is there as it was sealed."""
         ...
 
+    def missing(self, counts: Sequence[int]) -> tuple[int, str]:
+        """Return how many shards of a grid of so many are not there, and the key of the first of them."""
+        ...
+
     def sweep(self) -> None:
         """Remove what processes that were killed have left half written; no other process may be writing."""
         ...
@@ -79,6 +85,21 @@ class FileShelf:
     def holds(self, shard: ShardPlace, seal: Seal) -> bool:
         """Tell whether a shard is a file as it was sealed."""
         return holds(self._file(shard), seal)
+
+    def missing(self, counts: Sequence[int]) -> tuple[int, str]:
+        """Return how many files are not there, and the key of the first: folders are listed, no file is looked at."""
+        missing, first = 0, ""
+        for row in product(*map(range, counts[:-1])):
+            try:
+                with os.scandir(self._file(row)) as listed:
+                    found = {entry.name for entry in listed if entry.is_file()}
+            except (FileNotFoundError, NotADirectoryError):
+                found = set()
+            gone = [x for x in range(counts[-1]) if str(x) not in found]
+            if gone and not missing:
+                first = shard_key(self._level, (*row, gone[0]), self._format)
+            missing += len(gone)
+        return missing, first
 
     def sweep(self) -> None:
         """Remove files that were not sealed."""

@@ -12,31 +12,29 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
-from zarr.storage import LocalStore
 
+from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import VoxelGrid
+from isovoxel.metadata.json_text import parse_json
 from isovoxel.metadata.ome import image_attributes, read_levels
 from isovoxel.metadata.series import SeriesAxis, place_of_volume
 from isovoxel.places.objects import ObjectPlace
 from isovoxel.places.place import Place, place_of
 from isovoxel.planning.plan import Plan
 from isovoxel.planning.storage import Storage
-from isovoxel.store.attributes import read_attributes, write_attributes
+from isovoxel.store.attributes import GROUP, V2_ARRAY, read_attributes, write_attributes
 from isovoxel.store.files import sync_folder
 from isovoxel.store.membership import membership_of
-from isovoxel.store.object_output import missing_objects
 from isovoxel.store.object_shelf import ObjectShelf
 from isovoxel.store.provenance import PROVENANCE
 from isovoxel.store.shard import Seal, ShardEncoder, default_helpers
-from isovoxel.store.shelf import FileShelf, OnItsWay, ShardPlace, Shelf, level_path, shard_key, sweep_files
+from isovoxel.store.shelf import FileShelf, OnItsWay, ShardPlace, Shelf, level_path, sweep_files
 from isovoxel.store.skeleton import Skeleton, create_files, create_objects
 
 
@@ -279,11 +277,26 @@ def missing_shards(path: str | os.PathLike[str] | ObjectPlace) -> int:
 
 
 def _missing(output: Place, level: int) -> int:
-    """Return how many shards of a level are not there."""
-    if isinstance(output, ObjectPlace):
-        return missing_objects(output, level)
-    array = zarr.open_array(LocalStore(output, read_only=True), path=level_path(level), mode="r")
-    shards = array.shards or array.chunks
-    places = product(*(range(-(-n // s)) for n, s in zip(array.shape, shards, strict=True)))
-    keys = (shard_key(level, place, array.metadata.zarr_format) for place in places)
-    return sum(not output.joinpath(*key.split("/")).is_file() for key in keys)
+    """Return how many shards of a level are not there, as its metadata cut it."""
+    home = output / level_path(level)
+    try:
+        array, zarr_format = parse_json((home / GROUP).read_bytes()), 3
+        shard: list[int] = array["chunk_grid"]["configuration"]["chunk_shape"]
+    except FileNotFoundError:
+        array, zarr_format = parse_json((home / V2_ARRAY).read_bytes()), 2
+        shard = array["chunks"]
+    counts = [ceil_div(n, s) for n, s in zip(array["shape"], shard, strict=True)]
+    return shelf_of(output, level, zarr_format).missing(counts)[0]
+
+
+def missing_of_plan(output: Place, plan: Plan) -> tuple[int, str]:
+    """Return how many shards of what a plan makes are not there, and the key of the first in the output's group.
+
+    Raises
+    ------
+    OSError
+        If the store cannot be asked.
+    """
+    series = [length for _, length in plan.source.series]
+    counts = [ceil_div(n, s) for n, s in zip(plan.output.shape, plan.storage.shard, strict=True)]
+    return shelf_of(output, plan.level, plan.storage.zarr_format).missing([*series, *counts])
