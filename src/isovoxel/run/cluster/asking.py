@@ -18,6 +18,8 @@ def ask_workers(
 ) -> dict[str, Any]:
     """Run a function on workers, beside their blocks, and return what each says, or the error that it raised.
 
+    One that the scheduler has lost is not asked, for who asks it would wait for its connection half a minute.
+
     Parameters
     ----------
     client
@@ -36,6 +38,9 @@ def ask_workers(
     """
     chosen = None if workers is None else list(workers)
     try:
+        if chosen is not None:
+            there = identity(client, seconds=seconds)["workers"]
+            chosen = [address for address in chosen if address in there]
         found: dict[str, Any] = client.sync(
             client._run,  # noqa: SLF001
             function,

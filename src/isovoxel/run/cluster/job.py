@@ -153,7 +153,10 @@ class Crew:
         """Return why a worker that came later must not take part, or nothing."""
         if (member := self.members.get(address)) is None:
             try:
-                (member,) = survey(self.client, self.cluster.wishes, [address]).members
+                found = survey(self.client, self.cluster.wishes, [address]).members
+                if not found:
+                    return "it has gone again"
+                (member,) = found
                 said = blind(self.client, self.task, self.identity, self.folder, [member])
             except (ClusterError, DeviceError) as error:
                 return str(error)

@@ -3,6 +3,9 @@
 Each is told in its environment which device it holds, before anything of OpenCL is loaded: processes are spawned, not
 forked. distributed's nannies, in this process, watch them and start another one where one dies.
 
+A scheduler runs whatever anybody sends it, and other users of the machine reach its port. So it answers those alone who
+have a key (TLS), which is made for this cluster and kept in the memory of its processes.
+
 They leave Ctrl-C to this process, see `isovoxel.run.cluster.own`, and end with it, even where that is killed: each
 waits for the end of a pipe that it holds.
 """
@@ -11,6 +14,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from typing import Any
 
 from isovoxel.engines.devices import Device, list_devices
@@ -80,16 +84,25 @@ def start(workers: str, threads: int | None) -> Any:
         As `environments`.
     """
     given = environments(workers)
+    if find_spec("cryptography") is None:
+        raise ClusterError(
+            "workers of this machine need cryptography, which keeps other users of it out; install it with "
+            "pip install 'isovoxel[cluster]'"
+        )
 
     import logging
 
     import dask
     from distributed import Scheduler, SpecCluster
+    from distributed.security import Security
 
     from isovoxel.run.cluster.own import OwnNanny, OwnWorker
 
     in_flight = threads or min(MOST_THREADS, max(FEWEST_THREADS, len(_cores()) // len(given)))
+    security = Security.temporary()  # type: ignore[no-untyped-call]
     options: dict[str, Any] = {
+        "security": security,
+        "protocol": "tls://",
         "worker_class": OwnWorker,
         "nthreads": in_flight * (1 + FLUSHING),
         "memory_limit": 0,  # the plan keeps the budget, and nothing is kept between blocks that could be spilled
@@ -104,13 +117,22 @@ def start(workers: str, threads: int | None) -> Any:
     }
     scheduler = {
         "cls": Scheduler,
-        "options": {"host": LOOPBACK, "port": 0, "dashboard": _has_bokeh(), "dashboard_address": f"{LOOPBACK}:0"},
+        "options": {
+            "security": security,
+            "protocol": "tls://",
+            "host": LOOPBACK,
+            "port": 0,
+            "dashboard": find_spec("bokeh") is not None,
+            "dashboard_address": f"{LOOPBACK}:0",
+        },
     }
     # A scheduler keeps the last messages to each worker, all tasks in them included: by default a thousand.
     fewer = dask.config.set({"distributed.admin.low-level-log-length": KEPT_MESSAGES})
     # In a thread, which no Ctrl-C interrupts: what is half started cannot be ended.
     with fewer, ThreadPoolExecutor(1) as starting:
-        cluster = starting.submit(SpecCluster, workers=workers_of, scheduler=scheduler, silence_logs=logging.CRITICAL)
+        cluster = starting.submit(
+            SpecCluster, workers=workers_of, scheduler=scheduler, security=security, silence_logs=logging.CRITICAL
+        )
         try:
             return cluster.result()
         except KeyboardInterrupt:
@@ -147,9 +169,3 @@ def _number(digits: str) -> int:
 
 def _short(text: str) -> str:
     return text if len(text) <= 40 else f"{text[:20]}...{text[-5:]}"
-
-
-def _has_bokeh() -> bool:
-    from importlib.util import find_spec
-
-    return find_spec("bokeh") is not None

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,7 @@ from isovoxel.planning.plan import Plan
 from isovoxel.run.cluster import asking
 from isovoxel.run.cluster.flights import ANSWER_SECONDS
 from isovoxel.run.cluster.member import Made, Outcome, make_block, membership
+from isovoxel.run.cluster.submit import GONE_SECONDS
 from isovoxel.run.cluster.verdicts import SchedulerGone
 from isovoxel.run.overlap import Window
 from isovoxel.run.recovery import clause
@@ -88,6 +90,9 @@ class Windows:
     stop: Callable[[Sequence[str]], None]
     """Called where the job ends before its time: blocks in flight finish or give up."""
 
+    def __post_init__(self) -> None:
+        self._heard = time.monotonic()
+
     def run(self) -> None:
         """Do windows as long as all goes well.
 
@@ -135,8 +140,11 @@ class Windows:
     def _taken(self, futures: dict[Any, Any], keys: Sequence[Any]) -> bool:
         """Take what came back; False where not all of it is blocks that are done."""
         came = {key: future for key in keys if (future := futures.pop(key)).status == "finished"}
-        results = asking.gather(self.client, list(came.values()), seconds=ANSWER_SECONDS) if came else []
         well = len(came) == len(keys)
+        try:
+            results = asking.gather(self.client, list(came.values()), seconds=ANSWER_SECONDS) if came else []
+        except Exception:  # noqa: BLE001 - whatever it was, direct reads do these blocks again, and look at the scheduler
+            results, well = [], False
         for result in results:
             index, outcome = result[0, 0, 0]
             if isinstance(outcome, Made):
@@ -149,10 +157,14 @@ class Windows:
         """Tell whether a worker is there that may do what is left."""
         if self.client.status != "running":
             raise SchedulerGone(f"the scheduler has gone, to which the client is {self.client.status}")
+        now = time.monotonic()
         try:
             there = asking.identity(self.client, seconds=ANSWER_SECONDS)["workers"]
         except Exception as error:
-            raise SchedulerGone(f"the scheduler does not answer ({clause(error)})") from error
+            if now - self._heard > GONE_SECONDS:
+                raise SchedulerGone(f"the scheduler does not answer ({clause(error)})") from error
+            return True
+        self._heard = now
         return any(address in there for address in self.workers)
 
 

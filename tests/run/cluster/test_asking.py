@@ -1,0 +1,69 @@
+"""What is asked of a cluster, by whom, and what becomes of answers that do not come."""
+
+from __future__ import annotations
+
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+import isovoxel
+from isovoxel.run.cluster import asking
+from isovoxel.run.events import BlockDone, Event
+from run.cluster.clusters import OPTIONS, files, stack
+
+EXACT = OPTIONS | {"engine": "exact"}
+
+
+@pytest.mark.parametrize("halo", ["direct", "map_overlap"])
+@pytest.mark.parametrize("lost", ["gather", "identity"])
+def test_a_reply_that_is_lost_ends_no_job(
+    tmp_path: Path, out: Path, client: Any, monkeypatch: pytest.MonkeyPatch, halo: str, lost: str
+) -> None:
+    """Of the scheduler, or of a worker's results: blocks of which nothing came are made again, each counted once."""
+    ask, left, events = getattr(asking, lost), [2], list[Event]()
+
+    def lose(*words: Any, **options: Any) -> Any:
+        if any(isinstance(event, BlockDone) for event in events) or lost == "gather":
+            left[0] -= 1
+            if left[0] >= 0:
+                raise TimeoutError("no reply")
+        return ask(*words, **options)
+
+    monkeypatch.setattr(asking, lost, lose)
+    isovoxel.scale(stack(tmp_path), out, client=client, listeners=[events.append], halo=halo, **EXACT)
+    blocks = [(event.level, event.index) for event in events if isinstance(event, BlockDone)]
+    monkeypatch.undo()
+    whole = isovoxel.scale(tmp_path / "in.npy", tmp_path / "whole.zarr", **EXACT)
+    assert len(blocks) == len(set(blocks)) == whole.plan.all_blocks
+    assert files(out) == files(tmp_path / "whole.zarr")
+
+
+def test_a_worker_that_has_gone_is_not_asked(client: Any) -> None:
+    """Nobody waits half a minute for a connection to it, as at the beginning of a level."""
+    there = list(client.scheduler_info()["workers"])
+    with socket.socket() as silent:  # takes no connection
+        silent.bind(("127.0.0.1", 0))
+        gone = f"tls://127.0.0.1:{silent.getsockname()[1]}"
+        began = time.monotonic()
+        assert set(asking.ask_workers(client, lambda: 1, workers=[*there, gone], seconds=600)) == set(there)
+    assert time.monotonic() - began < 25
+
+
+def test_own_workers_answer_nobody_else(client: Any) -> None:
+    """Their scheduler wants a key, and listens to this machine alone, as all of its processes do."""
+    from distributed import Client
+
+    address = client.scheduler.address
+    assert address.startswith("tls://127.0.0.1:")
+    for stranger in (address, address.replace("tls", "tcp")):
+        with pytest.raises((OSError, TypeError)):
+            Client(stranger, timeout=2, set_as_default=False)
+    own = psutil.Process()
+    for process in (own, *own.children(recursive=True)):
+        for connection in process.net_connections("inet"):
+            if connection.status == psutil.CONN_LISTEN:
+                assert connection.laddr.ip == "127.0.0.1"
