@@ -55,7 +55,8 @@ def places_of(source: Any, volume: Volume | None = None) -> list[Place]:
         found += _held(source)
     if volume is not None or isinstance(source, Volume):
         identity = (source if volume is None else volume).identity
-        for each in (identity, *identity.get("files", ())):
+        further = identity.get("files", ())  # of slices it is their number, and their path a pattern or a folder
+        for each in (identity, *(further if isinstance(further, list) else ())):
             if isinstance(path := each.get("path"), str):
                 found += named_places(path)
     return list(dict.fromkeys(found))
