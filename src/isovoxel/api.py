@@ -200,7 +200,6 @@ def scale(
     from isovoxel.run.events import Retried
     from isovoxel.run.logs import log_event
     from isovoxel.run.recovery import clause
-    from isovoxel.volumes.input_state import InputWatch
 
     check_overwrite(overwrite)
     if on_corrupt not in ("stop", "fill"):
@@ -221,15 +220,16 @@ def scale(
         read = read_as("input", source, volume)
         folders = folders_of(output, None if with_labels is None else name_of(with_labels))
         check_apart(read if with_labels is None else [*read, *read_as("labels", with_labels)], folders)
-        watch = InputWatch(volume)
         lent = lend_cluster(given, options, source=source, isolate=isolate, listeners=told)
         cluster = stack.enter_context(lent)
+        if cluster is not None:  # for whose workers one may have waited long
+            volume = _opened(source, options)
         order = Order(overwrite, on_corrupt, isolate, listeners, cluster, relay)
         if with_labels is None:
-            return run_job(watch, source, output, options, order)
+            return run_job(volume, source, output, options, order)
         beside = labels_beside(volume, with_labels, labels_by, output, options, cluster)
         check_apart(read_as("labels", with_labels, beside.watch.volume), folders)
-        result = run_job(watch, source, output, options, order)
+        result = run_job(volume, source, output, options, order)
         return replace(result, labels=beside.run(order))
 
 

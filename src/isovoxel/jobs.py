@@ -69,12 +69,14 @@ class Order:
     """Told of them."""
 
 
-def run_job(watch: InputWatch, source: Any, output: str | Path, options: ScalingOptions, order: Order) -> ScaleResult:
+def run_job(
+    opened: Volume | InputWatch, source: Any, output: str | Path, options: ScalingOptions, order: Order
+) -> ScaleResult:
     """Scale a volume and write the result, or what is left of it.
 
     Parameters
     ----------
-    watch
+    opened
         The input, which was just opened.
     source
         What the user gave for it, which workers open by the options.
@@ -97,7 +99,7 @@ def run_job(watch: InputWatch, source: Any, output: str | Path, options: Scaling
     from isovoxel.run.task import Task
     from isovoxel.store.destination import output_place
 
-    volume = watch.volume
+    volume = opened.volume if isinstance(opened, InputWatch) else opened
     place = output_place(output)
     tally = Tally()
     order.relay.begin(tally)
@@ -108,6 +110,10 @@ def run_job(watch: InputWatch, source: Any, output: str | Path, options: Scaling
         planned = plan_volume(volume, options | {"device": device}, output=place)
     else:
         planned = plan_volume(volume, options, cluster.limits, place)
+    # Its files are looked at only now: a volume that nothing can plan may have any number of them.
+    watch = opened if isinstance(opened, InputWatch) else InputWatch(volume)
+    volume = watch.volume
+    planned = replace(planned, source=replace(planned.source, identity=dict(volume.identity)))
     labels = choose_sampling(volume, options).labels
     wanted = wanted_of(volume, planned, place, options, overwrite=order.overwrite)
     if is_complete(wanted):
@@ -167,7 +173,7 @@ def foreseen(
     from isovoxel.store.destination import output_place
 
     check_apart(read_as("input", source, volume), folders_of(output))
-    place, volume = output_place(output), volume.identified()
+    place, volume = output_place(output), InputWatch(volume).volume
     planned = plan_volume(volume, options, cluster.limits if cluster else None, place)
     plan, note = foresee(wanted_of(volume, planned, place, options, overwrite=overwrite))
     if not note:

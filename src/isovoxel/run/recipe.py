@@ -124,7 +124,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], *, shard: bool,
     if not found and _at(then, "storage.chunk") != _at(now, "storage.chunk"):  # by default the output's shape decides
         found.append(f"chunk {_text(_at(then, 'storage.chunk'))}, now {_text(_at(now, 'storage.chunk'))}")
     told = {place.rpartition(".")[2] for place in names if place.startswith("input.identity.")}
-    told |= {CHUNKS} - set(before)  # of which version 0.1 knew nothing
+    told |= {CHUNKS} - (set(before) & set(after))  # of which version 0.1 knew nothing
     signs = [key for key in {**before, **after} if key not in told and before.get(key) != after.get(key)]
     return found + [f"another {_SIGNS.get(key, key)} of the input" for key in signs]
 
