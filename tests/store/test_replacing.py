@@ -145,7 +145,7 @@ def test_it_comes_back_where_the_job_ends_before_its_first_block(
 def interrupted(task: Any, *_: Any, **__: Any) -> Any:
     """Stand in for a job that the user ends before a block is done."""
     plan = task.plan
-    raise InterruptedJobError(f"interrupted; {kept(plan, bytearray(plan.n_blocks))}")
+    raise InterruptedJobError(f"interrupted; {kept(plan, ())}")
 
 
 def test_the_command_line_does_not_say_how_to_go_on_with_nothing(
