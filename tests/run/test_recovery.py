@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
 import threading
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +20,7 @@ from isovoxel.places import retries
 from isovoxel.planning.parts import Block
 from isovoxel.run.events import BlockDone, Event, Filled, Retried, Slowed
 from isovoxel.run.job import Job
-from isovoxel.run.recovery import patiently
+from isovoxel.run.recovery import BlockFailed, patiently
 from isovoxel.run.tally import Tally
 from repeat import EXPECTED, MODES, VOLUME, Repeat, planned
 from strategies import MemoryWriter, read_from
@@ -213,3 +216,21 @@ def test_blocks_that_are_done_are_neither_read_nor_scaled_nor_written() -> None:
     assert sorted(scaled) == [i for i in range(plan.n_blocks) if i not in (3, 40)]
     assert (events[0].done, events[0].voxels_done) == (2, 2 * 4 * 12 * 16)
     assert not writer.times[plan.block(3).write_box.slices].any()
+
+
+@pytest.mark.parametrize(
+    ("number", "files", "why"),
+    [
+        (errno.ENOSPC, 9, "because the disk is full: 1 B are free; make room"),
+        (errno.ENOSPC, 0, "because the disk has no inodes left for another file; remove files, or take larger shards"),
+        (errno.EDQUOT, 9, "because this user's disk quota is used up: 1 B are free; make room, or ask for more"),
+    ],
+)
+def test_what_a_disk_lacks_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, files: int, why: str
+) -> None:
+    """Bytes, room for another file, or what this user may have of them."""
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_files=10, f_favail=files))
+    error = OSError(number, os.strerror(number), str(tmp_path / "shard"))
+    failure = BlockFailed("writing", planned("direct").block(0), error)
+    assert failure.reason(lambda: "1 B are free").endswith(why)

@@ -7,8 +7,10 @@ to the last page: it is tried again after the same pauses. Then it is time that 
 from __future__ import annotations
 
 import errno
+import os
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 from isovoxel.engines.base import Cancelled
@@ -88,6 +90,17 @@ def is_full(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
+def has_no_inodes(error: OSError) -> bool:
+    """Return whether a file could not be made because its disk has no room for the file itself, whatever is free."""
+    if error.errno != errno.ENOSPC or not isinstance(error.filename, str) or not hasattr(os, "statvfs"):
+        return False
+    try:
+        found = os.statvfs(Path(error.filename).parent)
+    except OSError:
+        return False
+    return found.f_files > 0 and found.f_favail == 0
+
+
 def missing(plan: Plan, done: bytearray, written: int, stored: int, free: int) -> str:
     """Say how much room the rest of an output needs: as much per voxel as what is written, or as a voxel has.
 
@@ -124,6 +137,10 @@ class BlockFailed(Exception):  # noqa: N818 - never seen by a user
     def reason(self, missing: Callable[[], str]) -> str:
         """Say in a clause what failed, where, and why; `missing` says how much room the disk lacks."""
         error = self.error
+        if isinstance(error, OSError) and has_no_inodes(error):
+            return f"{self} because the disk has no inodes left for another file; remove files, or take larger shards"
+        if isinstance(error, OSError) and error.errno == errno.EDQUOT:
+            return f"{self} because this user's disk quota is used up: {missing()}; make room, or ask for more"
         if is_full(error):
             return f"{self} because the disk is full: {missing()}; make room"
         if isinstance(error, CorruptInputError):
