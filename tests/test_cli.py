@@ -493,7 +493,7 @@ BAD_OPTIONS = [
     ("--memory nan", "memory must be a size such as"),
     ("--memory -1", "memory must be a size above 0"),
     ("--memory 0B", "memory must be a size above 0"),
-    ("--memory 1kB", "of host memory, of which 1000 B are allowed"),
+    ("--memory 1kB", "already; 1000 B are allowed; choose --memory 5"),
     ("--device-memory many", "device memory must be a size such as"),
     ("--device-memory 1kB", "of which 1000 B are allowed"),
     ("--device-memory 1PB", "is more than the"),

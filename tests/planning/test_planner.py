@@ -1,5 +1,6 @@
 """Choosing blocks: the largest that fit, those that re-read least, and refusals with numbers."""
 
+import re
 import time
 from dataclasses import replace
 
@@ -126,6 +127,24 @@ def test_map_overlap_is_refused_where_blocks_are_thinner_than_their_halo() -> No
         )
 
 
+@pytest.mark.parametrize("engine", ["cle", "exact"])
+@pytest.mark.parametrize("fixed", [False, True])
+@pytest.mark.parametrize("held", [512 * MIB, 5 * GIB + 1])
+def test_a_refusal_for_memory_names_the_least_that_does(engine: str, fixed: bool, held: int) -> None:
+    """With what it says the job is planned, with a MiB less it is not; of what is kept no word is said to be in use."""
+
+    def attempt(memory: int) -> Plan:
+        host = host_limits(allowed=memory, baseline=held)
+        return planned((90, 300, 310), (4.0, 1.3, 1.0), host=host, engine=engine, fixed_storage=fixed)
+
+    with pytest.raises(DoesNotFitError, match=r"iB of it for Python, libraries") as error:
+        attempt(held)
+    least = int(re.findall(r"--memory (\d+)MiB or more", str(error.value))[0]) * MIB
+    assert attempt(least).projected_host <= least
+    with pytest.raises(DoesNotFitError):
+        attempt(least - MIB)
+
+
 @pytest.mark.parametrize(
     ("limits", "says"),
     [
@@ -135,7 +154,10 @@ def test_map_overlap_is_refused_where_blocks_are_thinner_than_their_halo() -> No
             "output buffer, but test device allocates at most 1.0 MiB",
         ),
         ({"device": device_limits(image_shape=(20, 20, 20))}, "a 3-D image of .* test device takes at most"),
-        ({"host": host_limits(allowed=GIB // 2 + MIB)}, "of host memory, of which 513.0 MiB are allowed"),
+        (
+            {"host": host_limits(allowed=GIB // 2 + MIB)},
+            "512.0 MiB of it for Python, .*; 513.0 MiB are allowed",
+        ),
     ],
 )
 def test_a_volume_for_which_no_block_fits_is_refused_with_the_numbers(limits: dict, says: str) -> None:

@@ -7,9 +7,11 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
+import isovoxel
 from isovoxel.run import host
 from isovoxel.run.host import MIB, available_bytes, host_limits, peak_bytes
 
@@ -110,9 +112,10 @@ def test_the_tightest_limit_is_what_is_available(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_job_takes_half_of_what_is_available(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unless it is given a budget, which is taken as it is."""
+    """Beside what the process holds; unless it is given a budget, which is taken as it is."""
     monkeypatch.setattr(host, "available_bytes", lambda: 10_000 * MIB)
-    assert host_limits().allowed == 5_000 * MIB
+    held = psutil.Process().memory_info().rss
+    assert host_limits().allowed == pytest.approx(held + 5_000 * MIB, abs=50 * MIB)
     assert host_limits(budget=123, threads=7).allowed == 123
     assert host_limits(threads=7).threads == 7
     assert host_limits().threads >= 3
@@ -123,6 +126,21 @@ def test_the_baseline_covers_what_the_process_holds() -> None:
     baseline = host_limits().baseline
     assert baseline > psutil.Process().memory_info().rss
     assert baseline % (256 * MIB) == 0
+
+
+def test_an_array_that_the_caller_holds_is_not_counted_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is planned with as much room for blocks as without it, be it larger than half of what is left free."""
+    monkeypatch.setattr(host, "available_bytes", lambda: 2_000 * MIB)
+
+    def room() -> int:
+        limits = host_limits(threads=1)
+        return limits.allowed - limits.baseline
+
+    before = room()
+    held = np.ones(1_200 * MIB, np.uint8)
+    assert room() > before - 300 * MIB  # the baseline is rounded
+    planned = isovoxel.plan(held.reshape(1200, 1024, 1024), factor=(2, 1, 1), input_voxel_size=(1, 1, 1))
+    assert planned.projected_host <= planned.host.allowed
 
 
 PEAK = """

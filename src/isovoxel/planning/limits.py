@@ -42,7 +42,7 @@ class HostLimits:
     allowed: int
     """How much memory this process may hold, all in all."""
     baseline: int
-    """How much it holds before the first block: the interpreter, libraries, compiled kernels."""
+    """How much is kept for what is no block's: interpreter, libraries, driver, kernels, and what a caller holds."""
     threads: int
     """How many blocks may be in flight: each is read, scaled and written by one thread."""
     helpers: int = 0

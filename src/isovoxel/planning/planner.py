@@ -40,6 +40,7 @@ from isovoxel.planning.plan import Plan
 from isovoxel.planning.revisions import revision_of
 from isovoxel.planning.storage import Storage, smaller
 
+MIB = 2**20
 DECODE = 0.5
 """What decoding a voxel costs, where scaling, encoding and writing one cost 1 (measured, lz4)."""
 KEEP = 0.5
@@ -367,9 +368,10 @@ def _refusal(draft: Plan, *, fixed_storage: bool) -> str:
         remedy = smaller_files if fixed_storage or math.prod(shape) > 1 else "a smaller zoom"
         return f"{what}{excess}; choose {remedy}, more --device-memory or another --device"
     return (
-        f"{what}{human_bytes(least.projected_host)} of host memory, of which {human_bytes(draft.host.allowed)} "
-        f"are allowed ({human_bytes(draft.host.baseline)} are in use before the first block); "
-        f"choose more --memory or {smaller_files}"
+        f"{what}{human_bytes(least.projected_host)} of host memory, {human_bytes(draft.host.baseline)} of it for "
+        "Python, libraries, the device's driver and what this process holds already; "
+        f"{human_bytes(draft.host.allowed)} are allowed; "
+        f"choose --memory {ceil_div(least.projected_host, MIB)}MiB or more, or {smaller_files}"
     )
 
 

@@ -36,7 +36,8 @@ def host_limits(budget: int | None = None, threads: int | None = None, *, device
     Parameters
     ----------
     budget
-        Bytes that this process may hold; without it, half of what is free, container limits included.
+        Bytes that this process may hold; without it, what it holds already (a caller's array, say) and half of what is
+        free, container limits included.
     threads
         Blocks in flight, and cores to keep busy with encoding; without it, one for each core, and at least three.
     device_kind
@@ -44,7 +45,7 @@ def host_limits(budget: int | None = None, threads: int | None = None, *, device
     """
     held = psutil.Process().memory_info().rss
     return HostLimits(
-        allowed=int(SHARE * available_bytes()) if budget is None else budget,
+        allowed=held + int(SHARE * available_bytes()) if budget is None else budget,
         # Rounded, so that the same job is planned the same way twice.
         baseline=max(LIBRARIES[device_kind], round_up(held + RESERVE, RESERVE)),
         threads=threads or min(MOST_THREADS, max(FEWEST_THREADS, len(_cores()))),
@@ -58,10 +59,10 @@ def reading_limits(budget: int | None = None) -> HostLimits:
     Parameters
     ----------
     budget
-        Bytes that this process may hold; without it, half of what is free, container limits included.
+        As in `host_limits`.
     """
     held = psutil.Process().memory_info().rss
-    allowed = int(SHARE * available_bytes()) if budget is None else budget
+    allowed = held + int(SHARE * available_bytes()) if budget is None else budget
     return HostLimits(allowed=allowed, baseline=round_up(held + RESERVE, RESERVE // 4), threads=1)
 
 
