@@ -18,7 +18,7 @@ import pytest
 from isovoxel import scale_array
 from isovoxel.engines import exact
 from isovoxel.engines.base import Cancelled, Engine
-from isovoxel.engines.cle import TURN
+from isovoxel.engines.contexts import TURN
 from isovoxel.engines.exact import ExactEngine
 from isovoxel.engines.open import open_engine
 from isovoxel.engines.reference import as_dtype, reference, reference_labels

@@ -15,23 +15,21 @@ the largest, sums that end beyond it by rounding are made again in smaller numbe
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from isovoxel.engines.clesperanto import clesperanto
+from isovoxel.engines.contexts import TURN
 from isovoxel.engines.devices import Device, opencl_device
 from isovoxel.engines.opencl import C_TYPES, build_kernels, quiet_compiler, rows_of
-from isovoxel.engines.staging import TURN, StagedEngine
+from isovoxel.engines.staging import StagedEngine
 from isovoxel.errors import DeviceError
 from isovoxel.geometry.axis import Axis
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import Float3
-from isovoxel.planning.limits import LANES
 from isovoxel.planning.parts import Block
 from isovoxel.planning.plan import Plan
 
@@ -51,10 +49,10 @@ class CleEngine(StagedEngine):
     name = "cle"
 
     def __init__(self, device: Device) -> None:
+        self.library = clesperanto()
         with TURN:
-            super().__init__(device, select(opencl_device(device)).get_device().queue)
+            super().__init__(device, self.library.queue(opencl_device(device)))
         self._proven: set[str] = set()
-        self._transfers: deque[Any] = deque(maxlen=2 * len(_HALVES) * LANES[device.kind])
 
     def build(self, plan: Plan) -> None:
         """Build the conversions, and scale a few voxels with cle, which builds its kernels as they are called."""
@@ -64,10 +62,10 @@ class CleEngine(StagedEngine):
             return
         try:
             with quiet_compiler():
-                cle = select(self._handle)
-                source, result = cle.push(np.ones((2, 2, 2), np.float32)), cle.create((3, 3, 3))
+                source, result = (self._floats(name, (n, n, n)) for name, n in (("padded", 2), ("scaled", 3)))
                 self._scale(source, result, (1.5, 1.5, 1.5), (0.0, 0.0, 0.0), plan.interpolation)
-                result.get()
+                self._queue.finish()
+                self._buffers.clear()
         except Exception as error:
             reason = str(error).strip().splitlines()[0]
             raise DeviceError(f"{self.device.name} does not run OpenCL kernels: {reason}") from error
@@ -93,75 +91,29 @@ class CleEngine(StagedEngine):
         for part in self._parts(plan):
             kernels = self._conversion(np.dtype(plan.source.dtype), part)
             sizes = [_int3(n) for n in (block.read_box.shape, block.pad_before, padded)]
-            kernels["widen"](self._queue, *rows_of(padded, self._queue), source, real.base_data, *sizes)
+            kernels["widen"](self._queue, *rows_of(padded, self._queue), source, real[0], *sizes)
             self._scale(real, scaled, factor, shift, plan.interpolation)
             if plan.interpolation == "linear" and plan.source.dtype == "float32":
                 grid = rows_of(written, self._queue)
                 where = (_float3(factor), _float3(shift))
-                kernels["mend"](self._queue, *grid, source, scaled.base_data, *sizes, _int3(written), *where)
-            kernels["narrow"](self._queue, *rows_of(written, self._queue), scaled.base_data, target, _int3(written))
+                kernels["mend"](self._queue, *grid, source, scaled[0], *sizes, _int3(written), *where)
+            kernels["narrow"](self._queue, *rows_of(written, self._queue), scaled[0], target, _int3(written))
 
-    def _scale(self, source: Any, result: Any, factor: Float3, shift: Float3, interpolation: str) -> None:
+    def _scale(
+        self,
+        source: tuple[Any, Index3],
+        result: tuple[Any, Index3],
+        factor: Float3,
+        shift: Float3,
+        interpolation: str,
+    ) -> None:
         """Let cle scale an array on the device. The caller has the turn."""
-        cle = select(self._handle)
-        linear = interpolation == "linear"
-        with self._own_backend():
-            if shift == (0.0, 0.0, 0.0):
-                fz, fy, fx = factor
-                cle.scale(
-                    source,
-                    result,
-                    factor_x=fx,
-                    factor_y=fy,
-                    factor_z=fz,
-                    centered=False,
-                    linear_interpolation=linear,
-                )
-            else:
-                cle.affine_transform(source, result, transform=_matrix(factor, shift), linear_interpolation=linear)
+        matrix = None if shift == (0.0, 0.0, 0.0) else _matrix(factor, shift)
+        self.library.scale(self._queue, source, result, factor, matrix, linear=interpolation == "linear")
 
-    def _floats(self, name: str, shape: Index3) -> Any:
-        """Return cle's array of that shape, in a buffer that is kept."""
-        from pyclesperanto_prototype._tier0._pycl import OCLArray
-
-        return OCLArray(self._queue, shape, np.float32, data=self._buffers.get(name, 4 * math.prod(shape)))
-
-    @contextmanager
-    def _own_backend(self) -> Iterator[None]:
-        """Let cle raise where an image cannot be made, and not wait for the device. The caller has the turn.
-
-        cle takes any reason, a lack of memory too, for one that will stay: it warns, and goes on with nearest. And it
-        waits until its matrix is on the device, behind all that the queue has to do before.
-        """
-        from pyclesperanto_prototype._tier0._backends import Backend
-
-        backend = Backend.get_instance().get()
-        backend.empty_image_like = self._image_like
-        backend.from_array = self._matrix_on_device
-        try:
-            yield
-        finally:
-            del backend.empty_image_like, backend.from_array
-
-    def _image_like(self, array: Any, _: Any = None) -> Any:
-        """Return cle's image of a float32 array's shape, made as pyopencl wants it: cle's way gives a warning."""
-        import pyopencl as cl
-        from pyclesperanto_prototype._tier0._pycl import _OCLImage
-
-        pixel = cl.ImageFormat(cl.channel_order.R, cl.channel_type.FLOAT)
-        image: Any = cl.create_image(self._queue.context, cl.mem_flags.READ_WRITE, pixel, shape=array.shape[::-1])
-        image.dtype, image.num_channels = array.dtype, 1
-        return _OCLImage(image)
-
-    def _matrix_on_device(self, matrix: NDArray[np.float32]) -> Any:
-        """Return cle's array of its matrix, which the queue copies before it comes to what uses it."""
-        import pyopencl as cl
-        from pyclesperanto_prototype._tier0._pycl import OCLArray
-
-        buffer = cl.Buffer(self._queue.context, cl.mem_flags.READ_ONLY, matrix.nbytes)
-        # pyopencl waits for a transfer whose event nobody keeps; with as many kept, the oldest has come to its end.
-        self._transfers.append(cl.enqueue_copy(self._queue, buffer, matrix, is_blocking=False))
-        return OCLArray(self._queue, matrix.shape, matrix.dtype, data=buffer)
+    def _floats(self, name: str, shape: Index3) -> tuple[Any, Index3]:
+        """Return a float32 array of that shape, in a buffer that is kept."""
+        return self._buffers.get(name, 4 * math.prod(shape)), shape
 
     @staticmethod
     def _parts(plan: Plan) -> tuple[str, ...]:
@@ -185,27 +137,6 @@ class CleEngine(StagedEngine):
             },
         }[part]
         return build_kernels(self._queue, "convert.cl", {"IN": name} | convert)
-
-
-def select(handle: Any) -> Any:
-    """Return cle with this ``pyopencl.Device`` as its current one. The caller has the turn.
-
-    cle makes a new context each time it goes from one device to another, in which nothing works that was made in the
-    old one. Here a device keeps the context that it got first.
-    """
-    import pyclesperanto_prototype as cle
-    from pyclesperanto_prototype._tier0._device import _current_device, filter_devices
-
-    if handle in _selected:
-        _current_device._instance = _selected[handle]  # noqa: SLF001 - cle has no other way to say so
-    else:
-        # By name cle takes the first of several that are alike; by its place in cle's own order it takes this one.
-        _selected[handle] = cle.select_device(device_index=filter_devices().index(handle))
-    return cle
-
-
-_selected: dict[Any, Any] = {}
-"""cle's devices, each a context and a queue, by what pyopencl calls them."""
 
 
 def placement(block: Block, plan: Plan) -> tuple[Float3, Float3]:

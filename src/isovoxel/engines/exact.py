@@ -1,4 +1,4 @@
-"""The engine whose numbers can be trusted: per-axis tables, applied by our own kernels on cle's device and context.
+"""Engine `exact`: per-axis tables of weights, applied by OpenCL kernels of our own. Needs pyopencl alone.
 
 Weights are float32 (float64 for integers of 32 bits, whose values float32 cannot tell apart) and sums run in a fixed
 order, so a voxel has the same bits however the volume is cut and on whichever device. Voxels travel in the source's
@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from isovoxel.engines.cle import select
+from isovoxel.engines.contexts import TURN, queue_of
 from isovoxel.engines.devices import Device, opencl_device
 from isovoxel.engines.opencl import C_TYPES, build_kernels, grid_of
-from isovoxel.engines.staging import TURN, StagedEngine
+from isovoxel.engines.staging import StagedEngine
 from isovoxel.geometry.axis import ceil_div, round_up
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.tables import SPAN, Rows, Table, accumulator, outputs_of, pass_order, passes_at_once
@@ -70,7 +70,7 @@ class ExactEngine(StagedEngine):
 
     def __init__(self, device: Device) -> None:
         with TURN:
-            super().__init__(device, select(opencl_device(device)).get_device().queue)
+            super().__init__(device, queue_of(opencl_device(device)))
 
     def build(self, plan: Plan) -> None:
         """Build the kernels of a plan; a device without float64 does not build those for integers of 32 bits."""

@@ -31,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.engines.base import Cancelled, Engine, Scaled
+from isovoxel.engines.contexts import TURN
 from isovoxel.engines.devices import Device, opencl_device
 from isovoxel.engines.failures import is_lost, is_out_of_memory, let_go_of, reason_of
 from isovoxel.engines.hosts import HostPair, Hosts
@@ -43,9 +44,6 @@ from isovoxel.planning.parts import Block
 from isovoxel.planning.plan import Plan
 
 T = TypeVar("T")
-
-# cle has one device, one queue and shared kernel objects per process: one thread at a time may call it.
-TURN = threading.Lock()
 
 
 class Stage:
@@ -180,6 +178,8 @@ class StagedEngine(ABC):
     def __init__(self, device: Device, queue: Any) -> None:
         self.device = device
         self._queue = queue
+        self.context = queue.context
+        """The OpenCL context of what it allocates."""
         self._handle = opencl_device(device)
         self.in_place = device.kind == "cpu"
         self._buffers = Buffers(queue.context)
@@ -271,9 +271,13 @@ class StagedEngine(ABC):
         self.fit.forget()
 
     def take_over(self, other: Engine) -> None:
-        """Take the host memory that another engine has kept, which lets go of it; both are of one context."""
-        if isinstance(other, StagedEngine) and other is not self:
+        """Take the host memory that another engine has kept, which lets go of it, where both are of one context."""
+        if not isinstance(other, StagedEngine) or other is self:
+            return
+        if self.context == other.context:
             self.hosts, other.hosts = other.hosts, Hosts(self._queue)
+        else:
+            other.hosts.forget()
 
     # ---- what a stage calls ----------------------------------------------------------------------------------
 
