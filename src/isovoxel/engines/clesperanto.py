@@ -31,6 +31,8 @@ class Clesperanto(Protocol):
     """Its name on PyPI."""
     version: str
     """Its version."""
+    fixed_shapes: bool
+    """Whether its kernels are compiled for each shape of an array, so that all blocks of a job should have one."""
 
     def queue(self, handle: Any) -> Any:
         """Return a queue on a ``pyopencl.Device``, of the context in which this generation's arrays lie."""
@@ -70,7 +72,13 @@ def _prototype() -> Clesperanto:
     return Prototype()
 
 
-_GENERATIONS: dict[str, Callable[[], Clesperanto]] = {"prototype": _prototype}
+def _successor() -> Clesperanto:
+    from isovoxel.engines.successor import Successor
+
+    return Successor()
+
+
+_GENERATIONS: dict[str, Callable[[], Clesperanto]] = {"prototype": _prototype, "pyclesperanto": _successor}
 """What opens each generation, in the order in which they are tried."""
 
 

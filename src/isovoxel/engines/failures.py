@@ -6,7 +6,9 @@ buffer is made and the command that touches it fails.
 
 from __future__ import annotations
 
+import re
 import traceback
+from typing import Self
 
 OUT_OF_MEMORY = (
     "MEM_OBJECT_ALLOCATION_FAILURE",
@@ -21,6 +23,28 @@ OUT_OF_MEMORY = (
 
 LOST = ("INVALID_COMMAND_QUEUE", "INVALID_CONTEXT", "DEVICE_NOT_AVAILABLE")
 """Those that a queue and a context which once were valid give when the driver has ended them."""
+
+
+class DriverError(RuntimeError):
+    """What a driver said to a library that has no classes for it, with the driver's code.
+
+    Parameters
+    ----------
+    reason
+        What it said.
+    code
+        OpenCL's number of the error, or None where the library does not tell.
+    """
+
+    def __init__(self, reason: str, code: int | None = None) -> None:
+        super().__init__(reason)
+        self.code = code
+
+    @classmethod
+    def said(cls, error: Exception) -> Self:
+        """Return what a library's error says, its code read from its text: "CL_OUT_OF_RESOURCES (-5)"."""
+        code = re.search(r"\((-\d+)\)", str(error))
+        return cls(str(error), int(code[1]) if code else None)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -22,6 +22,7 @@ class Prototype:
     """pyclesperanto-prototype; importing it takes half a second."""
 
     package = "pyclesperanto-prototype"
+    fixed_shapes = False
 
     def __init__(self) -> None:
         import pyclesperanto_prototype as cle

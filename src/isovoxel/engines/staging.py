@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from isovoxel.engines.base import Cancelled, Engine, Scaled
 from isovoxel.engines.contexts import TURN
 from isovoxel.engines.devices import Device, opencl_device
-from isovoxel.engines.failures import is_lost, is_out_of_memory, let_go_of, reason_of
+from isovoxel.engines.failures import DriverError, is_lost, is_out_of_memory, let_go_of, reason_of
 from isovoxel.engines.hosts import HostPair, Hosts
 from isovoxel.engines.memory import Buffers, Lane, Lanes
 from isovoxel.engines.pieces import Fit, device_bytes, halves
@@ -103,7 +103,7 @@ class Stage:
         try:
             with self._waiting_for(resource, cancelled) as lane:
                 self._carry(piece, lane, cancelled)
-        except (cl.Error, MemoryError) as error:
+        except (cl.Error, DriverError, MemoryError) as error:
             reason = reason_of(error)
             if is_out_of_memory(error):
                 let_go_of(error)
