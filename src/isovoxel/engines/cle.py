@@ -87,17 +87,25 @@ class CleEngine(StagedEngine):
             return
         factor, shift = placement(block, plan)
         padded, written = block.padded_shape, block.write_box.shape
-        real, scaled = self._floats("padded", padded), self._floats("scaled", written)
+        given, made = self._shapes(block, plan)
+        real, scaled = self._floats("padded", given), self._floats("scaled", made)
+        grid = rows_of(written, self._queue)
         for part in self._parts(plan):
             kernels = self._conversion(np.dtype(plan.source.dtype), part)
             sizes = [_int3(n) for n in (block.read_box.shape, block.pad_before, padded)]
-            kernels["widen"](self._queue, *rows_of(padded, self._queue), source, real[0], *sizes)
+            kernels["widen"](self._queue, *rows_of(given, self._queue), source, real[0], *sizes, _int3(given))
             self._scale(real, scaled, factor, shift, plan.interpolation)
+            result = (_int3(written), _int3(made))
             if plan.interpolation == "linear" and plan.source.dtype == "float32":
-                grid = rows_of(written, self._queue)
                 where = (_float3(factor), _float3(shift))
-                kernels["mend"](self._queue, *grid, source, scaled[0], *sizes, _int3(written), *where)
-            kernels["narrow"](self._queue, *rows_of(written, self._queue), scaled[0], target, _int3(written))
+                kernels["mend"](self._queue, *grid, source, scaled[0], *sizes, *result, *where)
+            kernels["narrow"](self._queue, *grid, scaled[0], target, *result)
+
+    def _shapes(self, block: Block, plan: Plan) -> tuple[Index3, Index3]:
+        """Return the shapes of cle's arrays: where it compiles for each, those of the largest block for all."""
+        if self.library.fixed_shapes and block.write_box == plan.block(block.index).write_box:
+            return plan.largest.padded, plan.largest.written
+        return block.padded_shape, block.write_box.shape
 
     def _scale(
         self,

@@ -7,28 +7,32 @@
 
 // The work items of a group share a row: one on a CPU, whose compiler makes vectors of the loops, warps on a GPU.
 
-// The read box, its outermost voxels repeated over the pads around it.
+// The read box, its outermost voxels repeated over the pads around it, and 0 beyond those where the array is larger.
 __kernel void widen(__global const IN *restrict in, __global float *restrict out, const int3 n, const int3 before,
-                    const int3 padded)
+                    const int3 padded, const int3 whole)
 {
     const int y = get_global_id(1), z = get_global_id(2), first = get_local_id(0), step = get_local_size(0);
     const int from_y = clamp(y - before.y, 0, n.y - 1), from_z = clamp(z - before.z, 0, n.z - 1);
+    const int end = y < padded.y && z < padded.z ? padded.x : 0;
     in += ((ulong)from_z * n.y + from_y) * n.x;
-    out += ((ulong)z * padded.y + y) * padded.x;
+    out += ((ulong)z * whole.y + y) * whole.x;
+    for (int x = end + first; x < whole.x; x += step)
+        out[x] = 0;
+    if (end == 0)
+        return;
     for (int x = first; x < before.x; x += step)
         out[x] = FLOAT(in[0]);
     for (int x = first; x < n.x; x += step)
         out[before.x + x] = FLOAT(in[x]);
-    for (int x = before.x + n.x + first; x < padded.x; x += step)
+    for (int x = before.x + n.x + first; x < end; x += step)
         out[x] = FLOAT(in[n.x - 1]);
 }
 
-// The result as voxels.
-__kernel void narrow(__global const float *restrict in, __global IN *restrict out, const int3 n)
+// The result, the first voxels of an array that may be larger, as voxels.
+__kernel void narrow(__global const float *restrict in, __global IN *restrict out, const int3 n, const int3 whole)
 {
-    const ulong row = ((ulong)get_global_id(2) * n.y + get_global_id(1)) * n.x;
-    in += row;
-    out += row;
+    in += ((ulong)get_global_id(2) * whole.y + get_global_id(1)) * whole.x;
+    out += ((ulong)get_global_id(2) * n.y + get_global_id(1)) * n.x;
     for (int x = get_local_id(0); x < n.x; x += get_local_size(0))
         out[x] = JOIN(out[x], VOXEL(in[x]));
 }
@@ -39,10 +43,10 @@ __kernel void narrow(__global const float *restrict in, __global IN *restrict ou
 #define SMALLER 0x1p-8f
 
 __kernel void mend(__global const IN *restrict in, __global float *restrict out, const int3 n, const int3 before,
-                   const int3 padded, const int3 m, const float3 factor, const float3 shift)
+                   const int3 padded, const int3 m, const int3 whole, const float3 factor, const float3 shift)
 {
     const int y = get_global_id(1), z = get_global_id(2);
-    out += ((ulong)z * m.y + y) * m.x;
+    out += ((ulong)z * whole.y + y) * whole.x;
     for (int x = get_local_id(0); x < m.x; x += get_local_size(0)) {
         if (out[x] - out[x] == 0)
             continue;

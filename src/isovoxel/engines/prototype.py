@@ -100,6 +100,6 @@ def _image(context: Any, shape: Index3) -> Any:
     from pyclesperanto_prototype._tier0._pycl import _OCLImage
 
     format_ = cl.ImageFormat(cl.channel_order.R, cl.channel_type.FLOAT)
-    image = cl.create_image(context, cl.mem_flags.READ_WRITE, format_, shape=tuple(reversed(shape)))
+    image: Any = cl.create_image(context, cl.mem_flags.READ_WRITE, format_, shape=tuple(reversed(shape)))
     image.dtype, image.num_channels = np.float32, 1
     return _OCLImage(image)

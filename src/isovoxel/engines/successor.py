@@ -1,7 +1,7 @@
 """pyclesperanto, the prototype's successor, behind the seam of `isovoxel.engines.clesperanto`.
 
-1. It has a context and a queue of its own, in C++. Its arrays and pyopencl's buffers share memory by DLPack: the pointer
-   of an array that it exports is a ``cl_mem``, which names the context; buffers of that context go in as arrays.
+1. It has a context and a queue of its own, in C++. Its arrays and pyopencl's buffers share memory by DLPack: the
+   pointer of an array that it exports is a ``cl_mem``, which names the context; buffers of that context go in as arrays.
 2. Its queue cannot be reached, so each side waits for the other: ours is finished before it begins, and it is told to
    return when its kernels have ended. Other threads run meanwhile.
 3. Where it cannot make an image it silently takes nearest in place of linear. So the image is made here, which raises.
@@ -64,9 +64,10 @@ class Successor:
         for index in range(len(self._cle.list_available_devices())):
             device = self._cle.select_device(index)
             array = self._cle.create((1, 1, 1), dtype=np.float32, device=device)
-            context = cl.MemoryObject.from_int_ptr(_pointer(array), retain=True).context
+            memory: Any = cl.MemoryObject.from_int_ptr(_pointer(array), retain=True)
+            context = memory.context
             if handle in context.devices:
-                device.set_wait_to_finish(True)  # noqa: FBT003 - of C++
+                device.set_wait_to_finish(True)
                 self._queues[handle] = queue = cl.CommandQueue(context, handle)
                 self._devices[queue] = device
                 return queue

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import accumulate, cycle
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,6 +29,17 @@ from isovoxel.planning.cost import BlockCost, cle_cost, exact_cost
 from isovoxel.planning.limits import DeviceLimits, HostLimits
 from isovoxel.planning.parts import Block, Source
 from isovoxel.planning.storage import Storage, helper_overhead, seal_overhead, write_overhead
+
+
+class Largest(NamedTuple):
+    """Shapes, z, y, x, that hold those of each block."""
+
+    read: Index3
+    """Of read boxes."""
+    padded: Index3
+    """Of read boxes with what is repeated around the volume."""
+    written: Index3
+    """Of write boxes."""
 
 
 @dataclass(frozen=True)
@@ -230,20 +241,20 @@ class Plan(InNotebooks):
     @cached_property
     def cost(self) -> BlockCost:
         """Projected bytes of the largest block."""
-        read, padded, written = self._largest
+        read, padded, written = self.largest
         return self.cost_of(read=read, padded=padded, written=written)
 
     @cached_property
     def staging(self) -> tuple[int, int]:
         """Bytes of the largest block's input and output voxels."""
-        read, _, written = self._largest
+        read, _, written = self.largest
         return math.prod(read) * self.source.itemsize, math.prod(written) * self.source.itemsize
 
     @cached_property
-    def _largest(self) -> tuple[Index3, Index3, Index3]:
-        """The largest read box, padded read box and write box of a block."""
+    def largest(self) -> Largest:
+        """The shapes that hold each block's."""
         shapes = [longest(sampler, b) for sampler, b in zip(self.samplers, self.block_shape, strict=True)]
-        return (
+        return Largest(
             _triple([s[0] for s in shapes]),
             _triple([s[1] for s in shapes]),
             _triple([min(b, m) for b, m in zip(self.block_shape, self.output.shape, strict=True)]),
@@ -308,7 +319,7 @@ class Plan(InNotebooks):
         if plan is None:
             return 0
         itemsize = self.source.itemsize
-        return plan.staging[1] + scratch_bytes(self._largest[2], itemsize) + write_overhead(plan.storage, itemsize)
+        return plan.staging[1] + scratch_bytes(self.largest[2], itemsize) + write_overhead(plan.storage, itemsize)
 
     @property
     def projected_host(self) -> int:

@@ -1,0 +1,133 @@
+"""Which clEsperanto scales for engine `cle`, and what holds of both of them."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import pytest
+
+from isovoxel.engines import clesperanto as module
+from isovoxel.engines.cle import CleEngine
+from isovoxel.engines.clesperanto import clesperanto, why_missing
+from isovoxel.engines.devices import find_device
+from isovoxel.engines.reference import as_dtype, reference
+from isovoxel.errors import DeviceError, OptionError
+from strategies import cut
+
+GENERATIONS = [
+    pytest.param(name, marks=pytest.mark.skipif(find_spec(package) is None, reason=f"{package} is not installed"))
+    for name, package in (("prototype", "pyclesperanto_prototype"), ("pyclesperanto", "pyclesperanto"))
+]
+
+
+@pytest.fixture(autouse=True)
+def forgetful() -> Iterator[None]:
+    """Let each test choose anew, and the next one too."""
+    for remembered in (clesperanto, module._tried):
+        remembered.cache_clear()
+    yield
+    for remembered in (clesperanto, module._tried):
+        remembered.cache_clear()
+
+
+def broken(reason: Exception) -> Any:
+    """Return what opens a generation whose import fails."""
+
+    def fail() -> Any:
+        raise reason
+
+    return fail
+
+
+class Other:
+    """A generation that opens."""
+
+
+def test_the_prototype_is_tried_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it can be imported it is what cle means; where it cannot, whatever the reason, its successor is."""
+    first, second = Other(), Other()
+    monkeypatch.setattr(module, "_GENERATIONS", {"prototype": lambda: first, "pyclesperanto": lambda: second})
+    assert clesperanto() is first
+    for remembered in (clesperanto, module._tried):
+        remembered.cache_clear()
+    failure = broken(AttributeError("module 'numpy' has no attribute 'asscalar'"))
+    monkeypatch.setattr(module, "_GENERATIONS", {"prototype": failure, "pyclesperanto": lambda: second})
+    assert clesperanto() is second
+    assert why_missing() == ""
+
+
+def test_a_variable_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that is named is taken or refused; what is no name of either is refused."""
+    first, second = Other(), Other()
+    monkeypatch.setattr(module, "_GENERATIONS", {"prototype": lambda: first, "pyclesperanto": lambda: second})
+    monkeypatch.setenv(module.CHOICE, "pyclesperanto")
+    assert clesperanto() is second
+    for remembered in (clesperanto, module._tried):
+        remembered.cache_clear()
+    monkeypatch.setenv(module.CHOICE, "clij2")
+    with pytest.raises(OptionError, match="ISOVOXEL_CLE must be prototype or pyclesperanto, not 'clij2'"):
+        clesperanto()
+    assert "not 'clij2'" in why_missing()
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "remedy"),
+    [
+        ("linux", "x86_64", "pip install pyclesperanto, or leave out --engine cle, and exact scales"),
+        ("linux", "aarch64", "there is no wheel of it for Linux on aarch64; leave out --engine cle, and exact scales"),
+        ("darwin", "arm64", "pip install pyclesperanto, or leave out --engine cle, and exact scales"),
+    ],
+)
+def test_without_any_the_reasons_and_a_way_on_are_told(
+    monkeypatch: pytest.MonkeyPatch, system: str, machine: str, remedy: str
+) -> None:
+    """One sentence, true on each platform."""
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    gone = {name: broken(ModuleNotFoundError(f"No module named {name!r}")) for name in ("prototype", "pyclesperanto")}
+    monkeypatch.setattr(module, "_GENERATIONS", gone)
+    with pytest.raises(DeviceError) as caught:
+        clesperanto()
+    assert str(caught.value) == (
+        "engine cle needs clEsperanto, which cannot be imported: prototype: No module named 'prototype'; "
+        f"pyclesperanto: No module named 'pyclesperanto'; {remedy}"
+    )
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+@pytest.mark.parametrize("boundary", ["nearest", "constant"])
+@pytest.mark.parametrize("interpolation", ["linear", "nearest"])
+@pytest.mark.parametrize("fixed", [False, True])
+def test_blocks_of_either_are_what_they_should_be(
+    monkeypatch: pytest.MonkeyPatch, generation: str, boundary: str, interpolation: str, fixed: bool
+) -> None:
+    """Also where all blocks have the largest one's shapes, at the volume's rim too: padding changes no voxel."""
+    if generation == "pyclesperanto" and not fixed:
+        pytest.skip("it would compile its kernels for each block")
+    monkeypatch.setenv(module.CHOICE, generation)
+    engine = CleEngine(find_device())
+    monkeypatch.setattr(engine.library, "fixed_shapes", fixed)
+    plan = cut((7, 12, 11), (3.7, 1.3, 0.7), (8, 8, 8), interpolation=interpolation, boundary=boundary)
+    voxels = np.random.default_rng(3).integers(0, 65536, (7, 12, 11)).astype(np.uint16)
+    result = np.empty(plan.output.shape, np.uint16)
+    engine.prepare(plan)
+    shapes = set()
+    for block in plan.blocks():
+        result[block.write_box.slices] = engine.scale(voxels[block.read_box.slices], block, plan).data
+        shapes.add(engine._shapes(block, plan))
+    engine.release()
+    whole = cut((7, 12, 11), (3.7, 1.3, 0.7), plan.output.shape, interpolation=interpolation, boundary=boundary).block(
+        0
+    )
+    wanted = reference(
+        lambda box: voxels[box.slices], voxels.shape, plan.factor, whole.write_box, interpolation, boundary
+    )
+    apart = np.abs(result.astype(float) - as_dtype(wanted, result.dtype))
+    # Two steps of a texture's weights, on each of three axes.
+    assert apart.max() <= (1.0 if engine.device.kind == "cpu" else 6 * 65536 / 256) * (interpolation == "linear")
+    assert (len(shapes) == 1) == fixed
