@@ -38,6 +38,10 @@ NO_VARIABLE = frozenset({"device"})
 """Options without a variable: ``ISOVOXEL_DEVICE`` says which device a worker holds, in words of its own."""
 
 
+NO_OPTION = frozenset({DEBUG, f"{PREFIX}CLE"})
+"""Variables that are no options: tracebacks, and which clEsperanto scales (`isovoxel.engines.clesperanto.CHOICE`)."""
+
+
 def variable(option: str) -> str | None:
     """Return the environment variable of an option, or None where it has none.
 
@@ -64,7 +68,7 @@ def check_variables(environment: Iterable[str], options: Iterable[str]) -> None:
     OptionError
         If a name that begins with `PREFIX` is unknown, or that of an option that has no variable.
     """
-    known = {*filter(None, map(variable, options)), *(f"{PREFIX}{name.upper()}" for name in NO_VARIABLE), DEBUG}
+    known = {*filter(None, map(variable, options)), *(f"{PREFIX}{name.upper()}" for name in NO_VARIABLE), *NO_OPTION}
     for name in environment:
         if name.startswith(PREFIX) and name not in known:
             if name.removeprefix(PREFIX).lower() in NOT_KEPT:

@@ -17,6 +17,7 @@ from isovoxel.engines.clesperanto import clesperanto, why_missing
 from isovoxel.engines.devices import find_device
 from isovoxel.engines.reference import as_dtype, reference
 from isovoxel.errors import DeviceError, OptionError
+from isovoxel.job_file import NO_OPTION
 from strategies import cut
 
 GENERATIONS = [
@@ -131,3 +132,8 @@ def test_blocks_of_either_are_what_they_should_be(
     # Two steps of a texture's weights, on each of three axes.
     assert apart.max() <= (1.0 if engine.device.kind == "cpu" else 6 * 65536 / 256) * (interpolation == "linear")
     assert (len(shapes) == 1) == fixed
+
+
+def test_the_variable_is_no_unknown_one() -> None:
+    """The command line, which refuses variables that it does not know, knows this one."""
+    assert module.CHOICE in NO_OPTION

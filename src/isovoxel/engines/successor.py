@@ -1,7 +1,7 @@
 """pyclesperanto, the prototype's successor, behind the seam of `isovoxel.engines.clesperanto`.
 
-1. It has a context and a queue of its own, in C++. Its arrays and pyopencl's buffers share memory by DLPack: the
-   pointer of an array that it exports is a ``cl_mem``, which names the context; buffers of that context go in as arrays.
+1. It has a context and a queue of its own, in C++. Its arrays and pyopencl's buffers share memory by DLPack: an array
+   that it exports points to a ``cl_mem``, which names the context; buffers of that context go in as arrays.
 2. Its queue cannot be reached, so each side waits for the other: ours is finished before it begins, and it is told to
    return when its kernels have ended. Other threads run meanwhile.
 3. Where it cannot make an image it silently takes nearest in place of linear. So the image is made here, which raises.
