@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -115,3 +116,15 @@ def test_counts_agree_after_a_failure(source: Path, k: int, capsys: Any) -> None
 def test_counts_agree_in_a_process_apart(source: Path, k: int, capsys: Any) -> None:
     """What that process has done is counted here."""
     check_counts(source, k, interrupt, capsys, isolate=True)
+
+
+def test_an_output_that_is_deleted_meanwhile_is_called_that(source: Path) -> None:
+    """Nothing of it is kept, and nobody is sent to resume it."""
+    out = source.with_name("gone.zarr")
+
+    def delete() -> None:
+        shutil.rmtree(out, ignore_errors=True)
+
+    with pytest.raises(JobError, match=r"gone.zarr was deleted while the job ran, so nothing is kept") as ended:
+        isovoxel.scale(source, out, listeners=[ends_after(3, delete)], **OPTIONS)
+    assert "are done and kept" not in str(ended.value)

@@ -18,7 +18,15 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from isovoxel.errors import InputChangedError, InputError, InterruptedJobError, IsovoxelError, JobError, OutputError
+from isovoxel.errors import (
+    InputChangedError,
+    InputError,
+    InputUnavailableError,
+    InterruptedJobError,
+    IsovoxelError,
+    JobError,
+    OutputError,
+)
 from isovoxel.metadata.omero import omero_attribute
 from isovoxel.places.retries import patience, retry
 from isovoxel.planning.levels import reading
@@ -43,6 +51,7 @@ from isovoxel.run.recovery import changed, clause, kept
 from isovoxel.run.task import Task
 from isovoxel.store.ledger import NEW, Ledger
 from isovoxel.store.ledger_folder import NOW
+from isovoxel.store.provenance import read_provenance
 from isovoxel.store.replacing import save_ledger, set_aside
 from isovoxel.store.shard import Seal
 from isovoxel.volumes.base import Volume
@@ -293,8 +302,22 @@ class Session:
             self._tell(stopped(plan, plan.split(bytearray(plan.all_blocks))))
             raise
         except JobError as error:
+            if self._is_gone():
+                self._tell(stopped(plan, plan.split(bytearray(plan.all_blocks))))
+                raise JobError(
+                    f"{error}; {self.wanted.path} was deleted while the job ran, so nothing is kept: remove what is "
+                    "left of it, and run the same command again"
+                ) from error
             self._tell(stopped(plan, parts))
             raise JobError(f"{error}; {kept(plan, parts)}") from error
+
+    def _is_gone(self) -> bool:
+        """Return whether the output is not there any more; not where a store does not say."""
+        try:
+            read_provenance(self.wanted.path)
+        except InputError as error:
+            return not isinstance(error, InputUnavailableError)
+        return False
 
     def _patient(self, doing: str) -> AbstractContextManager[None]:
         """Notify of what is tried again while the job is at something."""
