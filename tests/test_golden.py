@@ -20,10 +20,13 @@ import zarr
 import isovoxel as api
 from command_line import Isovoxel, check_refused, listing
 from golden.make import CASES, PLACE, STORE, STORED, stored_array
+from isovoxel import api as api_module
+from isovoxel import options
 from isovoxel.engines.devices import find_device
 from isovoxel.places import clients
 from isovoxel.places.objects import ObjectPlace
-from isovoxel.planning import revisions
+from isovoxel.planning import levels as planned_levels
+from isovoxel.planning import revisions, storage
 from isovoxel.planning.plan import Plan
 from isovoxel.planning.revisions import Change
 from isovoxel.planning.stored import plan_from_json
@@ -109,10 +112,39 @@ def words_of(name: str, at: str) -> list[str]:
     return [command, source, f"{at}/{output}", *words]
 
 
+@pytest.fixture
+def _other_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every default be another one than in 0.1."""
+    monkeypatch.setattr(options, "DEFAULTS", {"boundary": "constant", "codec": "zstd", "ome_zarr": "0.4"})
+    monkeypatch.setattr(options, "default_engine", lambda **_: "exact")
+    monkeypatch.setattr(api_module, "CONVERTING", {"interpolation": "linear", "engine": "cle"})
+    monkeypatch.setattr(planned_levels, "LARGEST_SIDE", 10)
+    monkeypatch.setattr(storage, "CHUNK", 32)
+
+
+def bare(name: str, at: str) -> list[str]:
+    """Return a case's command with the options of other outputs only."""
+    words = words_of(name, at)
+    return words[:3] + (words[words.index("--with-labels") :][:2] if "--with-labels" in words else [])
+
+
 def levels(output: Path) -> list[Any]:
     """Return the voxels of all levels."""
     group = zarr.open_group(output, mode="r")
     return [np.asarray(group[key][...]) for key in sorted(group.array_keys())]  # type: ignore[index]
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.usefixtures("_other_defaults")
+def test_options_that_are_not_given_are_those_of_a_finished_output(
+    name: str, isovoxel: Isovoxel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whatever the defaults of today: the command does nothing, with its options and without them."""
+    monkeypatch.chdir(placed(name, tmp_path))
+    before = listing(tmp_path)
+    for words in (words_of(name, "done"), bare(name, "done")):
+        assert isovoxel(*words, "--json").json["seconds"] == 0
+    assert listing(tmp_path) == before
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -137,12 +169,28 @@ def test_a_job_that_was_begun_is_finished(
     name: str, isovoxel: Isovoxel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """It says how far it is, does what is left and nothing else, and ends with the voxels of the finished one."""
-    monkeypatch.chdir(placed(name, tmp_path))
-    output = images(tmp_path / "half")[-1]
+    output = images(placed(name, tmp_path) / "half")[-1]
     state = output_state(output)
     assert state is not None
     assert (state.done, state.blocks, state.complete) == (*DONE[name], False)
-    said = isovoxel(*words_of(name, "half"), "--json").json
+    monkeypatch.chdir(tmp_path)
+    finish(name, words_of(name, "half"), tmp_path, isovoxel)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.usefixtures("_other_defaults")
+def test_options_that_are_not_given_are_those_of_the_job_that_was_begun(
+    name: str, isovoxel: Isovoxel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whatever the defaults of today: it ends as it was begun."""
+    monkeypatch.chdir(placed(name, tmp_path))
+    finish(name, bare(name, "half"), tmp_path, isovoxel)
+
+
+def finish(name: str, words: list[str], tmp_path: Path, isovoxel: Isovoxel) -> None:
+    """Finish a half-done job by a command, and compare it with the finished one."""
+    output = images(tmp_path / "half")[-1]
+    said = isovoxel(*words, "--json").json
     said = said.get("labels") or said
     assert said["happened"]["done_before"] == DONE[name][0]
     assert output_state(output) == OutputState(complete=True)

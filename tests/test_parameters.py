@@ -11,7 +11,7 @@ import pytest
 
 from command_line import Isovoxel
 from isovoxel import api, cli
-from isovoxel.options import Opening, ScalingOptions, converting
+from isovoxel.options import CONVERTING, Opening, ScalingOptions, converting
 from isovoxel.parameters import RUNNING, opening_options, running_options, scaling_options
 
 INPUT = {"input_voxel_size", "unit", "level", "channel", "time", "axes", "crop"}
@@ -27,7 +27,7 @@ def test_every_option_of_a_job_is_one_of_its_commands() -> None:
     scaling = set(ScalingOptions.__annotations__)
     assert scaling | set(RUNNING) <= taken_by(cli.scale)
     assert scaling | {"workers", "scheduler"} <= taken_by(cli.plan)
-    kept = set(converting({}))
+    kept = {*converting({}), *CONVERTING}
     for name in scaling:
         refused = name in kept | {"zoom", "voxel_size", "antialias", "boundary", "halo"}
         assert (name in taken_by(cli.convert)) is not refused

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from isovoxel.geometry.grid import Float3
 from isovoxel.hired import lend_cluster, workers
 from isovoxel.keywords import checked_keywords
 from isovoxel.lazy import scale_array
-from isovoxel.options import ScalingOptions, converting, plan_volume, selection_of
+from isovoxel.options import CONVERTING, ScalingOptions, converting, plan_volume, selection_of
 from isovoxel.planning.plan import Plan
 from isovoxel.planning.whole import WholeLimits
 from isovoxel.run.events import Listener
@@ -119,10 +119,16 @@ def plan(
     from isovoxel.jobs import check_overwrite, foreseen
 
     check_overwrite(overwrite)
-    volume = _opened(source, options)
-    with lend_cluster(
-        {"workers": workers, "scheduler": scheduler, "client": client}, options, source=source
-    ) as cluster:
+    who = {"workers": workers, "scheduler": scheduler, "client": client}
+    given = options
+    if output is None:
+        volume = _opened(source, options)
+    else:
+        from isovoxel.begun import as_begun, open_as_begun
+
+        here = all(value is None for value in who.values())
+        volume, options = open_as_begun(source, as_begun(output, given, overwrite=overwrite, here=here), given)
+    with lend_cluster(who, given, source=source) as cluster:
         if output is not None:
             return foreseen(volume, source, output, options, cluster, overwrite=overwrite)
         return plan_volume(volume, options, cluster.limits if cluster else None)
@@ -147,7 +153,8 @@ def scale(
     """Scale a volume and write the result as OME-Zarr, block by block.
 
     Called again for an output that is not complete, it goes on where the job ended, however that ended; for one
-    that is complete, it does nothing. Until then a folder beside it, ``OUTPUT.isovoxel``, knows what is done.
+    that is complete, it does nothing. Options that are not given are taken from there. Until an output is complete, a
+    folder beside it, ``OUTPUT.isovoxel``, knows what is done.
 
     Parameters
     ----------
@@ -194,43 +201,19 @@ def scale(
     JobError
         If the job fails or is interrupted half-way.
     """
-    from isovoxel.jobs import Order, Relay, check_overwrite, labels_beside, name_of, run_job
-    from isovoxel.places.retries import patience
-    from isovoxel.run.apart import check_apart, folders_of, read_as
-    from isovoxel.run.events import Retried
-    from isovoxel.run.logs import log_event
-    from isovoxel.run.recovery import clause
-
-    check_overwrite(overwrite)
-    if on_corrupt not in ("stop", "fill"):
-        raise OptionError(f"on_corrupt must be stop or fill, not {on_corrupt!r}")
-    if with_labels is None and labels_by != "auto":
-        raise OptionError("labels_by says how the labels of an image are scaled; give them with --with-labels")
-    given = {"workers": workers, "scheduler": scheduler, "client": client}
-    relay = Relay()
-    told: tuple[Listener, ...] = (relay, log_event, *listeners)
-
-    def retried(error: Exception, pause: float) -> None:
-        for listener in told:
-            listener(Retried(None, "reading or writing a store", clause(error), pause))
-
-    with ExitStack() as stack:
-        stack.enter_context(patience(retried))
-        volume = _opened(source, options)
-        read = read_as("input", source, volume)
-        folders = folders_of(output, None if with_labels is None else name_of(with_labels))
-        check_apart(read if with_labels is None else [*read, *read_as("labels", with_labels)], folders)
-        lent = lend_cluster(given, options, source=source, isolate=isolate, listeners=told)
-        cluster = stack.enter_context(lent)
-        if cluster is not None:  # for whose workers one may have waited long
-            volume = _opened(source, options)
-        order = Order(overwrite, on_corrupt, isolate, listeners, cluster, relay)
-        if with_labels is None:
-            return run_job(volume, source, output, options, order)
-        beside = labels_beside(volume, with_labels, labels_by, output, options, cluster)
-        check_apart(read_as("labels", with_labels, beside.watch.volume), folders)
-        result = run_job(volume, source, output, options, order)
-        return replace(result, labels=beside.run(order))
+    return _scaled(
+        source,
+        output,
+        options,
+        {},
+        overwrite=overwrite,
+        on_corrupt=on_corrupt,
+        isolate=isolate,
+        with_labels=with_labels,
+        labels_by=labels_by,
+        who={"workers": workers, "scheduler": scheduler, "client": client},
+        listeners=listeners,
+    )
 
 
 @checked_keywords(ScalingOptions)
@@ -260,17 +243,72 @@ def convert(
     IsovoxelError, JobError
         As `scale` does, and an `OptionError` where an option is for scaling.
     """
-    return scale(
+    return _scaled(
         source,
         output,
+        converting(options),
+        CONVERTING,
         overwrite=overwrite,
         on_corrupt=on_corrupt,
-        workers=workers,
-        scheduler=scheduler,
-        client=client,
+        who={"workers": workers, "scheduler": scheduler, "client": client},
         listeners=listeners,
-        **converting(options),
     )
+
+
+def _scaled(
+    source: Any,
+    output: str | Path,
+    given: ScalingOptions,
+    defaults: ScalingOptions,
+    *,
+    overwrite: bool | str,
+    on_corrupt: str,
+    who: Mapping[str, Any],
+    listeners: Sequence[Listener],
+    isolate: bool = False,
+    with_labels: Any = None,
+    labels_by: str = "auto",
+) -> ScaleResult:
+    """Scale a volume by the options that are given, else as its output was begun, else by a command's defaults."""
+    from isovoxel.begun import as_begun, open_as_begun
+    from isovoxel.jobs import Order, Relay, check_overwrite, labels_beside, name_of, run_job
+    from isovoxel.places.retries import patience
+    from isovoxel.run.apart import check_apart, folders_of, read_as
+    from isovoxel.run.events import Retried
+    from isovoxel.run.logs import log_event
+    from isovoxel.run.recovery import clause
+
+    check_overwrite(overwrite)
+    if on_corrupt not in ("stop", "fill"):
+        raise OptionError(f"on_corrupt must be stop or fill, not {on_corrupt!r}")
+    if with_labels is None and labels_by != "auto":
+        raise OptionError("labels_by says how the labels of an image are scaled; give them with --with-labels")
+    relay = Relay()
+    told: tuple[Listener, ...] = (relay, log_event, *listeners)
+
+    def retried(error: Exception, pause: float) -> None:
+        for listener in told:
+            listener(Retried(None, "reading or writing a store", clause(error), pause))
+
+    with ExitStack() as stack:
+        stack.enter_context(patience(retried))
+        here = all(value is None for value in who.values())
+        options = as_begun(output, given, overwrite=overwrite, defaults=defaults, here=here)
+        volume, options = open_as_begun(source, options, given)
+        read = read_as("input", source, volume)
+        folders = folders_of(output, None if with_labels is None else name_of(with_labels))
+        check_apart(read if with_labels is None else [*read, *read_as("labels", with_labels)], folders)
+        lent = lend_cluster(who, given, source=source, isolate=isolate, listeners=told)
+        cluster = stack.enter_context(lent)
+        if cluster is not None:  # for whose workers one may have waited long
+            volume, options = open_as_begun(source, options, given)
+        order = Order(overwrite, on_corrupt, isolate, listeners, cluster, relay)
+        if with_labels is None:
+            return run_job(volume, source, output, options, order)
+        beside = labels_beside(volume, with_labels, labels_by, output, options, given, cluster, overwrite=overwrite)
+        check_apart(read_as("labels", with_labels, beside.watch.volume), folders)
+        result = run_job(volume, source, output, options, order)
+        return replace(result, labels=beside.run(order))
 
 
 @checked_keywords()

@@ -68,7 +68,7 @@ def lend_cluster(
     """
     from isovoxel.run.cluster.choice import check_choice
 
-    if not check_choice(given, source=source, device=options.get("device", "auto"), isolate=isolate):
+    if not check_choice(given, source=source, device=options.get("device") or "auto", isolate=isolate):
         return nullcontext()
     from isovoxel.run.cluster.connect import connected
     from isovoxel.run.cluster.survey import Wishes

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
+from isovoxel.begun import as_begun
 from isovoxel.errors import InputError, IsovoxelError, JobError, OptionError
 from isovoxel.options import ScalingOptions, choose_sampling, how_far, plan_volume, selection_of
 from isovoxel.places.place import Place, place_of, shown
@@ -103,7 +104,7 @@ def run_job(
     place = output_place(output)
     tally = Tally()
     order.relay.begin(tally)
-    device, cluster = options.get("device", "auto"), order.cluster
+    device, cluster = options.get("device") or "auto", order.cluster
     if cluster is None:
         # "auto" is decided once: by the time the engine opens, another device may have more memory free.
         device = str(find_device(device).index)
@@ -138,7 +139,7 @@ def wanted_of(volume: Volume, planned: Plan, place: Place, options: ScalingOptio
         made=provenance(planned, volume, labels=choose_sampling(volume, options).labels),
         source_path=volume.identity.get("path"),
         overwrite=overwrite,
-        shard=options.get("shard") is not None,
+        cut=tuple(name for name in ("chunk", "shard") if options.get(name) is not None),
         said=next((name for name in ("zoom", "factor") if options.get(name) is not None), "voxel_size"),
     )
 
@@ -222,7 +223,15 @@ class Beside:
 
 
 def labels_beside(
-    image: Volume, labels: Any, labels_by: str, output: str | Path, options: ScalingOptions, cluster: Cluster | None
+    image: Volume,
+    labels: Any,
+    labels_by: str,
+    output: str | Path,
+    options: ScalingOptions,
+    given: ScalingOptions,
+    cluster: Cluster | None,
+    *,
+    overwrite: bool | str,
 ) -> Beside:
     """Return the labels of an image, checked as far as they can be before the image is there.
 
@@ -236,10 +245,12 @@ def labels_beside(
         "auto", "nearest" or "mode".
     output
         Where the image is written.
-    options
-        How it is scaled.
+    options, given
+        How it is scaled, and what of that the user gives.
     cluster
         The workers that do it.
+    overwrite
+        Whether the image is made anew.
 
     Raises
     ------
@@ -269,17 +280,25 @@ def labels_beside(
             "of the image, at each of its time points"
         )
     _, factor = how_far(image, options)
-    made = {
-        key: value
-        for key, value in options.items()
-        if key
-        not in ("zoom", "voxel_size", "interpolation", "antialias", "boundary", "engine", "channel", "level", "axes")
-    }
     by = ("mode" if min(factor) < 1 else "nearest") if labels_by == "auto" else labels_by
-    chosen: Any = {**made, **part, "labels": True, "factor": factor, "interpolation": by, "engine": "exact"}
+    where = str(place_of(output) / LABELS / name_of(labels))
+    said: Any = {**_for_labels(given), **part, "labels": True, "factor": factor}
+    chosen: Any = as_begun(
+        where,
+        said if labels_by == "auto" else said | {"interpolation": by},
+        overwrite=overwrite,
+        defaults={**_for_labels(options), "interpolation": by, "engine": "exact"},
+        here=cluster is None,
+    )
     placed = replace(volume, voxel_size=image.voxel_size, origin=image.origin, unit=image.unit, missing=image.missing)
     plan_volume(placed, chosen, cluster.limits if cluster else None)
-    return Beside(InputWatch(placed), labels, str(place_of(output) / LABELS / name_of(labels)), chosen)
+    return Beside(InputWatch(placed), labels, where, chosen)
+
+
+def _for_labels(options: ScalingOptions) -> dict[str, Any]:
+    """Return which options of an image are its labels' too."""
+    own = ("zoom", "voxel_size", "interpolation", "antialias", "boundary", "engine", "channel", "level", "axes")
+    return {key: value for key, value in options.items() if key not in own}
 
 
 def _extent(volume: Volume) -> str:

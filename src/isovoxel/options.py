@@ -43,7 +43,10 @@ class Opening(TypedDict, total=False):
 
 
 class ScalingOptions(TypedDict, total=False):
-    """How a volume is scaled: the keywords of `plan` and `scale`. None has to be given.
+    """How a volume is scaled: the keywords of `plan` and `scale`. None has to be given, and None is not given.
+
+    Defaults are for new outputs. For a job that was begun, or an output that is finished, what is not given is taken
+    from there; what is given and differs is refused.
 
     At most one of `zoom`, `voxel_size` and `factor` says how far; without them the finest of the three voxel sizes
     becomes the size of all. A single plane stays one, unless `factor` says otherwise.
@@ -76,15 +79,15 @@ class ScalingOptions(TypedDict, total=False):
     interpolation: str | None
     """"linear" (default), "nearest" (default for labels), and with engine exact "cubic", "area" (the mean) and "mode"
     (the most frequent label)."""
-    antialias: bool
+    antialias: bool | None
     """Whether linear and cubic kernels widen on axes that shrink, so that nothing is skipped; engine exact."""
     engine: str | None
     """"cle" or "exact"; default: exact for what only it has (labels among it), else cle."""
-    boundary: str
+    boundary: str | None
     """"nearest" (default): the rim repeats. "constant": 0 lies around the volume, as ``cle.scale`` has it."""
-    device: str
+    device: str | None
     """"auto" (default), "gpu", "cpu", a number, or a name or whole words of it."""
-    halo: str
+    halo: str | None
     """"auto" (default), "map_overlap" or "direct"."""
     memory: int | str | None
     """Bytes that this process may hold, or text with a unit such as "8GiB"; default: half of what is free."""
@@ -96,13 +99,17 @@ class ScalingOptions(TypedDict, total=False):
     """Voxels per chunk of the output, z, y, x."""
     shard: Index3 | None
     """Voxels per shard (file) of the output, z, y, x: whole chunks. OME-Zarr 0.4 has none."""
-    codec: str
+    codec: str | None
     """"lz4" (default), "zstd" or "none"."""
-    ome_zarr: str
+    ome_zarr: str | None
     """Version of OME-Zarr: "0.5" (default), or "0.4", which makes a file of each chunk."""
     levels: int | str | None
     """How many levels follow the full one, each of half the size: a number, or "auto" (default) for as many as it takes
     until no side is longer than 256. They are means; of labels, "mode" and integers of 64 bits the most frequent."""
+
+
+DEFAULTS = {"boundary": "nearest", "codec": "lz4", "ome_zarr": "0.5"}
+"""Options of new outputs, where they are not given; others depend on the input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +139,7 @@ def choose_sampling(volume: Volume, options: ScalingOptions) -> Sampling:
     given = options.get("labels")
     labels = volume.labels if given is None else given
     interpolation = options.get("interpolation") or ("nearest" if labels else "linear")
-    antialias = options.get("antialias", False)
+    antialias = options.get("antialias") or False
     integers = volume.dtype.kind in "iu"
     if labels and interpolation not in MOVES:
         says = "labels" if given else f"{volume.name} says that its voxels are labels (--no-labels if not): they"
@@ -144,10 +151,15 @@ def choose_sampling(volume: Volume, options: ScalingOptions) -> Sampling:
             f"{volume.name} holds {volume.dtype}, which is scaled as labels only; give --labels, or convert it"
         )
     needs_exact = labels or antialias or interpolation not in ENGINES["cle"] or volume.dtype.itemsize == 8
-    engine = options.get("engine") or ("exact" if needs_exact else "cle")
+    engine = options.get("engine") or default_engine(needs_exact=needs_exact)
     if engine == "cle" and volume.dtype.itemsize == 8:
         raise OptionError(f"engine cle computes in float32, which does not hold {volume.dtype}; use engine exact")
     return Sampling(engine, interpolation, antialias, labels)
+
+
+def default_engine(*, needs_exact: bool) -> str:
+    """Return the engine of a new output where none is given."""
+    return "exact" if needs_exact else "cle"
 
 
 Limits = tuple[DeviceLimits, HostLimits]
@@ -183,14 +195,14 @@ def plan_volume(
     storage = default_storage(
         grid.scaled(factor).shape,
         volume.dtype.itemsize,
-        codec=options.get("codec", "lz4"),
+        codec=options.get("codec") or DEFAULTS["codec"],
         chunk=chunk,
         shard=shard,
-        ome_zarr=options.get("ome_zarr", "0.5"),
+        ome_zarr=options.get("ome_zarr") or DEFAULTS["ome_zarr"],
     )
     levels = parse_levels(options.get("levels"))
     device, host = own = limits(sampling.engine) if limits else own_limits(options)
-    halo = options.get("halo", "auto")
+    halo = options.get("halo") or "auto"
     full = make_plan(
         source_of(volume, grid),
         factor,
@@ -200,7 +212,7 @@ def plan_volume(
         engine=sampling.engine,
         interpolation=sampling.interpolation,
         antialias=sampling.antialias,
-        boundary=options.get("boundary", "nearest"),
+        boundary=options.get("boundary") or DEFAULTS["boundary"],
         # Only a dask array brings chunks that its graph has made already; a file's are read where they are needed.
         halo_mode="direct" if halo == "auto" and volume.array is None else halo,
         fixed_storage=shard is not None,
@@ -256,7 +268,7 @@ def own_limits(options: ScalingOptions) -> Limits:
     from isovoxel.run.host import host_limits
 
     threads = parse_threads(options)
-    device = find_device(options.get("device", "auto"))
+    device = find_device(options.get("device") or "auto")
     return (
         device.limits(parse_size("device memory", options.get("device_memory"))),
         host_limits(parse_size("memory", options.get("memory")), threads, device_kind=device.kind),
@@ -271,6 +283,10 @@ def parse_threads(options: ScalingOptions) -> int | None:
     return threads
 
 
+CONVERTING: ScalingOptions = {"interpolation": "nearest", "engine": "exact"}
+"""How every voxel is kept as it is, in a new output."""
+
+
 def converting(options: ScalingOptions) -> ScalingOptions:
     """Return the options of a job that keeps every voxel as it is, whatever its integer or float type.
 
@@ -279,12 +295,11 @@ def converting(options: ScalingOptions) -> ScalingOptions:
     OptionError
         If an option is for scaling.
     """
-    kept: ScalingOptions = {"factor": (1.0, 1.0, 1.0), "interpolation": "nearest", "engine": "exact"}
-    made = ("zoom", "voxel_size", "antialias", "boundary", *kept)
+    made = ("zoom", "voxel_size", "antialias", "boundary", "factor", *CONVERTING)
     given = [name.replace("_", " ") for name in made if options.get(name)]
     if given:
         raise OptionError(f"converting keeps every voxel as it is; {' and '.join(given)} are for scaling")
-    return options | kept
+    return options | ScalingOptions(factor=(1.0, 1.0, 1.0))
 
 
 def how_far(volume: Volume, options: ScalingOptions) -> tuple[VoxelGrid, Float3]:

@@ -200,7 +200,7 @@ Interpolation = Annotated[
     ),
 ]
 Antialias = Annotated[
-    bool, typer.Option("--antialias", help="Average where an axis shrinks, in place of skipping voxels.")
+    bool | None, typer.Option("--antialias", help="Average where an axis shrinks, in place of skipping voxels.")
 ]
 Labels = Annotated[
     bool | None,
@@ -208,11 +208,19 @@ Labels = Annotated[
 ]
 EngineName = Annotated[str | None, typer.Option("--engine", metavar="cle|exact", help="Default: cle where it can.")]
 Boundary = Annotated[
-    str,
-    typer.Option(metavar="nearest|constant", help="nearest repeats the rim; constant is cle.scale's dark rim."),
+    str | None,
+    typer.Option(
+        metavar="nearest|constant", help="Default: nearest repeats the rim; constant is cle.scale's dark rim."
+    ),
 ]
 DeviceName = Annotated[str, typer.Option("--device", metavar="NAME|INDEX|gpu|cpu|auto", help="OpenCL device.")]
-Halo = Annotated[str, typer.Option(metavar="auto|map_overlap|direct", help="How blocks get their neighbours' voxels.")]
+JobDevice = Annotated[
+    str | None, typer.Option("--device", metavar="NAME|INDEX|gpu|cpu|auto", help="OpenCL device; default: auto.")
+]
+Halo = Annotated[
+    str | None,
+    typer.Option(metavar="auto|map_overlap|direct", help="How blocks get their neighbours' voxels; default: auto."),
+]
 Memory = Annotated[
     str | None,
     typer.Option(
@@ -229,13 +237,18 @@ Shard = Annotated[
     Any,
     typer.Option(metavar="Z,Y,X", parser=_three(int, "256,256,256"), help="Voxels per file of the output."),
 ]
-Codec = Annotated[str, typer.Option(metavar="lz4|zstd|none", help="Compression of the output.")]
+Codec = Annotated[str | None, typer.Option(metavar="lz4|zstd|none", help="Compression of the output; default: lz4.")]
 OmeZarr = Annotated[
-    str,
-    typer.Option(metavar="0.4|0.5", help="Version of the output; 0.4 has no shards: it is one file a chunk."),
+    str | None,
+    typer.Option(
+        metavar="0.4|0.5", help="Version of the output; default: 0.5. 0.4 has no shards: it is one file a chunk."
+    ),
 ]
 Levels = Annotated[
-    str, typer.Option(metavar="auto|N", help="Further levels, each of half the size; auto: until 256 voxels a side.")
+    str | None,
+    typer.Option(
+        metavar="auto|N", help="Further levels, each of half the size; default: auto, until 256 voxels a side."
+    ),
 ]
 WithLabels = Annotated[
     str | None,

@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -76,8 +76,8 @@ class Wanted:
     """Path or address of the input, where it has one."""
     overwrite: bool | str
     """Whether an output that is there is replaced; "now" if it goes before the new one is begun."""
-    shard: bool
-    """Whether the user asks for certain shards."""
+    cut: tuple[str, ...] = ()
+    """"chunk", "shard" or both, where the user asks for certain ones."""
     said: str = "factor"
     """The option that says how far: "zoom", "voxel_size" or "factor"."""
 
@@ -99,7 +99,7 @@ class Begun:
 def output_state(path: str | os.PathLike[str]) -> OutputState | None:
     """Return how far an output is, or None where it is none of isovoxel's."""
     place = place_of(path)
-    made = _made(place)
+    made = made_by(place)
     if made is None:
         return None
     if made.get("complete"):
@@ -136,14 +136,24 @@ def is_complete(wanted: Wanted) -> bool:
 
 def _is_made(wanted: Wanted, place: Place) -> bool:
     """Tell whether what is at a place is complete and made as is wanted; raise where it was made another way."""
-    made = _made(place)
+    made = made_by(place)
     if made is None or not made.get("complete"):
         return False
-    if changed := differences(made, wanted.made, shard=wanted.shard, said=wanted.said):
-        raise OutputExistsError(
-            f"{wanted.path} exists, and was made with {'; '.join(changed)}: give --overwrite or another output"
-        )
+    if changed := differences(made, wanted.made, wanted.cut, said=wanted.said):
+        raise made_otherwise(wanted.path, made, changed)
     return True
+
+
+def made_otherwise(path: Place, made: Mapping[str, Any], changed: Sequence[str]) -> OutputExistsError:
+    """Return the error that says what made an output, and what the user asks for now."""
+    if made.get("complete"):
+        return OutputExistsError(
+            f"{path} exists, and was made with {'; '.join(changed)}: give --overwrite or another output"
+        )
+    return OutputExistsError(
+        f"{path} was begun with {'; '.join(changed)}: give what it was begun with to go on, "
+        "--overwrite to begin anew, or another output"
+    )
 
 
 def foresee(wanted: Wanted) -> tuple[Plan, str]:
@@ -210,7 +220,7 @@ def held(wanted: Wanted) -> Iterator[Begun]:
 def _clear(path: Place, folder: Place) -> None:
     """Remove the ledger where nothing was begun, or nothing is left to do; not one that keeps an old output."""
     kept_here = isinstance(folder, Path) and os.path.lexists(folder / REPLACED)
-    if not kept_here and ((made := _made(path)) is None or made.get("complete")):
+    if not kept_here and ((made := made_by(path)) is None or made.get("complete")):
         remove_ledger(folder)
 
 
@@ -250,7 +260,7 @@ def _tell_that_it_is_back(error: IsovoxelError | InterruptedJobError, plan: Plan
 def _find(wanted: Wanted, folder: Place) -> Begun:
     """Return how to begin or to go on, with the ledger's folder; raise where neither may be."""
     path, plan = wanted.path, wanted.plan
-    made = None if wanted.overwrite else _made(path)
+    made = None if wanted.overwrite else made_by(path)
     if made is None or made.get("complete"):
         check_destination(
             path,
@@ -262,11 +272,8 @@ def _find(wanted: Wanted, folder: Place) -> Begun:
             labels=bool(wanted.made["labels"]),
         )
         return Begun(folder, plan, None)
-    if changed := differences(made, wanted.made, shard=wanted.shard, said=wanted.said):
-        raise OutputExistsError(
-            f"{path} was begun with {'; '.join(changed)}: give what it was begun with to go on, "
-            "--overwrite to begin anew, or another output"
-        )
+    if changed := differences(made, wanted.made, wanted.cut, said=wanted.said):
+        raise made_otherwise(path, made, changed)
     if (ledger := _ledger(folder, made)) is None:
         raise OutputExistsError(
             f"{path} is not complete, and what of it is done is not known, for {_ledger_state(folder)}; "
@@ -312,7 +319,7 @@ def _holder(file: Place) -> Holder | None:
     return read_object_holder(file) if isinstance(file, ObjectPlace) else read_holder(file)
 
 
-def _made(path: Place) -> dict[str, Any] | None:
+def made_by(path: Place) -> dict[str, Any] | None:
     """Return what an output's attributes say of what made it, or None where it is none of isovoxel's."""
     try:
         return read_provenance(path)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from isovoxel.errors import InputError
@@ -13,9 +13,11 @@ from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import Float3, number_text
 from isovoxel.planning.choices import check_options
 from isovoxel.planning.plan import Plan
+from isovoxel.planning.storage import Storage
 from isovoxel.version import __version__
 from isovoxel.volumes.base import Volume
 from isovoxel.volumes.input_state import CHUNKS
+from isovoxel.volumes.selection import Selection
 
 
 def provenance(planned: Plan, volume: Volume, *, labels: bool) -> dict[str, Any]:
@@ -87,7 +89,7 @@ _SIGNS = {"mtime_ns": "time of last change", "tag": "voxels", CHUNKS: "state of 
 """What people call signs that an input is another, where they do not call it as we do."""
 
 
-def differences(then: Mapping[str, Any], now: Mapping[str, Any], *, shard: bool, said: str = "factor") -> list[str]:
+def differences(then: Mapping[str, Any], now: Mapping[str, Any], cut: Sequence[str], said: str = "factor") -> list[str]:
     """Return what makes another result now than what made an output then: "factor (4, 1, 1), now factor (2, 1, 1)".
 
     How the volume is cut into blocks is none of it: a job goes on with the blocks that it was begun with.
@@ -96,15 +98,13 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], *, shard: bool,
     ----------
     then, now
         As `provenance` returns it; `then` may come from a file, and lack anything.
-    shard
-        Whether the user asks for the shards now; otherwise those from then are as good.
+    cut
+        "chunk", "shard" or both, where the user asks for certain ones now; otherwise those from then are as good.
     said
         The option that says how far now: "zoom", "voxel_size" or "factor".
     """
     now = json.loads(json.dumps(now))  # tuples are lists there
-    names = dict(_NAMES)
-    if shard:
-        names["storage.shard"] = "shard"
+    names = _NAMES | {f"storage.{name}": name for name in cut}
     if now["engine"] == "cle":  # its bits depend on the device
         names["device.name"] = "device"
     found = [
@@ -121,12 +121,53 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], *, shard: bool,
             f"now {_text(now['revision'])} (isovoxel {now['version']})"
         )
     before, after = (_identity(made) for made in (then, now))
-    if not found and _at(then, "storage.chunk") != _at(now, "storage.chunk"):  # by default the output's shape decides
-        found.append(f"chunk {_text(_at(then, 'storage.chunk'))}, now {_text(_at(now, 'storage.chunk'))}")
     told = {place.rpartition(".")[2] for place in names if place.startswith("input.identity.")}
     told |= {CHUNKS} - (set(before) & set(after))  # of which version 0.1 knew nothing
     signs = [key for key in {**before, **after} if key not in told and before.get(key) != after.get(key)]
     return found + [f"another {_SIGNS.get(key, key)} of the input" for key in signs]
+
+
+def made_with(made: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return the options that an output was made with, as `isovoxel.options.ScalingOptions` names them.
+
+    How the volume is cut is not among them: a job goes on as it was cut.
+
+    Raises
+    ------
+    InputError
+        If its attributes do not say; `name` is what the user called it.
+    """
+    recipe = Recipe.from_provenance(made, name)
+    source: Mapping[str, Any] = made["input"]
+    found = {
+        "factor": recipe.factor,
+        "interpolation": recipe.interpolation,
+        "antialias": recipe.antialias,
+        "boundary": recipe.boundary,
+        "engine": recipe.engine,
+        "labels": made.get("labels") is True,
+        "codec": _at(made, "storage.codec"),
+        "ome_zarr": _at(made, "storage.ome_zarr"),
+        "levels": len(recipe.further),
+        "unit": source.get("unit"),
+    }
+    try:
+        z, y, x = (float(size) for size in source["voxel_size"])
+        Storage((1, 1, 1), (1, 1, 1), found["codec"], found["ome_zarr"])
+        selection = asdict(Selection.of_identity(recipe.identity))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"{name} does not say in its attributes how isovoxel made it: {error}") from error
+    return found | selection | {"input_voxel_size": (z, y, x)}
+
+
+def asked_otherwise(was: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """Return which options that are given are others than an output was made with, as `differences` does.
+
+    Only those that say so by themselves; what others come to depends on the input.
+    """
+    names = {place.rpartition(".")[2]: name for place, name in _NAMES.items()}
+    plain = ("engine", "interpolation", "antialias", "boundary", "labels", "codec", "ome_zarr")
+    return [f"{names[key]} {was[key]}, now {given[key]}" for key in plain if given.get(key, was[key]) != was[key]]
 
 
 def _identity(made: Mapping[str, Any]) -> Mapping[str, Any]:
