@@ -21,7 +21,7 @@ from isovoxel.geometry.grid import Float3
 from isovoxel.geometry.tables import accumulator
 from isovoxel.planning.plan import Plan
 from isovoxel.run.recipe import Recipe
-from isovoxel.run.verify import Verdict, verify
+from isovoxel.run.verify import LEAST_FLOAT, TEXTURE_BITS, Verdict, verify
 from strategies import cle_precision, cut, one_kernel_for_all_shapes, padded_lengths, read_from
 
 SHAPE = (5, 7, 9)
@@ -39,8 +39,8 @@ KINDS = [
     ("cle", "nearest", False),
 ]
 INTEGERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32")
-LEAST = 2.0**-149 * 50
-"""What roundings of numbers without all their digits leave, in float32."""
+ROUNDINGS = 50
+"""How often a number without all its digits is rounded at most."""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -103,7 +103,7 @@ def run(engine: Engine, plan: Plan, volume: np.ndarray) -> np.ndarray:
 
 def check(found: np.ndarray, plan: Plan, volume: np.ndarray) -> None:
     """Compare with the oracle, voxel by voxel, in what each is made of."""
-    whole = Box.whole(plan.output.shape)
+    whole, gpu = Box.whole(plan.output.shape), open_engine(plan.engine).device.kind == "gpu"
     wanted = expected(
         read_from(volume), SHAPE, plan.factor, whole, plan.interpolation, plan.boundary, antialias=plan.antialias
     )
@@ -115,6 +115,8 @@ def check(found: np.ndarray, plan: Plan, volume: np.ndarray) -> None:
         found, real = np.where(known, found, 0.0), np.where(known, real, 0.0)
         some = volume[np.isfinite(volume)].astype(float)
         allowed = cle_precision(padded_lengths(plan), some) if some.size else 0.0
+        if gpu and some.size:  # a texture unit's weights have 8 bits
+            allowed += 3 * 2.0**-TEXTURE_BITS * (max(0.0, some.max()) - min(0.0, some.min()))
     else:
         np.testing.assert_array_equal(np.where(np.isfinite(found), 0, found), np.where(np.isfinite(real), 0, real))
         wide = plan.engine == "exact" and accumulator(volume.dtype) == np.float64
@@ -124,7 +126,8 @@ def check(found: np.ndarray, plan: Plan, volume: np.ndarray) -> None:
         real = np.clip(real, info.min, info.max)
         allowed = allowed + 0.5
     else:
-        allowed = allowed + 2.0**-24 * np.abs(np.where(np.isfinite(real), real, 0.0)) + LEAST
+        allowed = allowed + 2.0**-24 * np.abs(np.where(np.isfinite(real), real, 0.0))
+        allowed = allowed + ROUNDINGS * LEAST_FLOAT["gpu" if gpu else "cpu"]
     with np.errstate(invalid="ignore"):
         off = np.where(np.isfinite(real), np.abs(found.astype(float) - real), 0.0)
     assert (off <= allowed).all()
@@ -208,6 +211,8 @@ def test_verify_holds_at_the_edges(kind: tuple[str, str, bool], boundary: str) -
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_verify_finds_a_wrong_voxel_beside_the_edges(kind: tuple[str, str, bool], name: str) -> None:
     """A voxel that is off by more than what it is made of explains is found, though one of 3e38 is in the same box."""
+    if name == "tiny" and open_engine(kind[0]).device.kind == "gpu":
+        pytest.skip("a GPU need not tell such numbers from 0")
     volume = volume_of("float32", name)
     plan = plan_of(kind, "float32", (2.0, 1.0, 1.0), "nearest", CUT)
     right = run(open_engine(kind[0]), plan, volume)

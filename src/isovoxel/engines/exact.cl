@@ -277,14 +277,19 @@ __kernel void mode(__global const IN *in, __global IN *out,
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
 #define INTV JOIN(int, V)
+#if PROCESSOR
+typedef struct __attribute__((packed)) { INTV v; } ints_anywhere;
+#define LOAD_BITS(p) ((__global const ints_anywhere *)(p))->v
+#else
+#define LOAD_BITS(p) JOIN(vload, V)(0, (__global const int *)(p))
+#endif
 
 // Whether none of the next CHECKED voxels is NaN or infinite.
 inline bool finite(__global const float *voxels)
 {
-    typedef struct __attribute__((packed)) { INTV v; } anywhere;
     union { INTV all; int lane[V]; } found = {(INTV)(0)};
     for (int i = 0; i < CHECKED; i += V)
-        found.all |= (((__global const anywhere *)(voxels + i))->v & EXPONENT) == EXPONENT;
+        found.all |= (LOAD_BITS(voxels + i) & EXPONENT) == EXPONENT;
     int any = 0;
     for (int l = 0; l < V; l++)
         any |= found.lane[l];

@@ -224,7 +224,14 @@ class ExactEngine(StagedEngine):
         """Build the kernel that makes sums again, for these table widths."""
         widths = {"KZ": width_z, "KY": width_y, "KX": width_x}
         share = self._share
-        return self._build("MENDED", V=share.vector // 4, CHECKED=share.checked, TILE=share.mended, **widths)
+        return self._build(
+            "MENDED",
+            V=share.vector // 4,
+            CHECKED=share.checked,
+            TILE=share.mended,
+            PROCESSOR=int(share is _CPU),
+            **widths,
+        )
 
     def _build(self, part: str, **macros: object) -> dict[str, Any]:
         return build_kernels(self._queue, "exact.cl", {part: 1} | macros)
