@@ -367,18 +367,21 @@ def test_quiet_prints_nothing(isovoxel: Isovoxel, stack: Path, tmp_path: Path) -
 
 
 def test_an_output_that_is_there_stays_unless_overwritten(isovoxel: Isovoxel, stack: Path, tmp_path: Path) -> None:
-    """Without `--overwrite` it is an error that changes nothing; with it the old output is replaced whole."""
+    """Without `--overwrite` it is an error that changes nothing; with it the image is replaced, and nothing else."""
     out = tmp_path / "out.zarr"
     assert isovoxel("scale", stack, out, "--factor", "1,1,1").code == 0
     (out / "notes.txt").write_text("of the old output")
     before = listing(tmp_path)
-    said = isovoxel("scale", stack, out)
-    how = "was made with factor (1.0, 1.0, 1.0), now (4.0, 1.0, 1.0)"
+    said = isovoxel("scale", stack, out, "--factor", "4,1,1")
+    how = "was made with factor (1, 1, 1), now factor (4, 1, 1)"
     assert (said.code, said.err) == (2, f"error: {out} exists, and {how}: give --overwrite or another output\n")
+    said = isovoxel("scale", stack, out, "--factor", "4,1,1", "--overwrite")
+    assert said.code == 2
+    assert "notes.txt" in said.err
     assert listing(tmp_path) == before
-    assert isovoxel("scale", stack, out, "--overwrite").code == 0
+    (out / "notes.txt").unlink()
+    assert isovoxel("scale", stack, out, "--factor", "4,1,1", "--overwrite").code == 0
     assert zarr.open_array(out / "0", mode="r").shape == (24, 20, 24)
-    assert not (out / "notes.txt").exists()
 
 
 # ---- refusals ----------------------------------------------------------------------------------------------------

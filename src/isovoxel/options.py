@@ -369,7 +369,7 @@ def parse_size(name: str, value: int | str | None) -> int | None:
     unclear = OptionError(f"{name} must be a size such as 8GiB or 500MB, not {value!r}")
     if isinstance(value, bool):
         raise unclear
-    if isinstance(value, str) and _is_number(value):
+    if isinstance(value, str) and _is_number(value) and float(value) > 0:
         raise OptionError(f"{name} needs a unit, such as {value.strip()}GiB or {value.strip()}MB; {value!r} has none")
     if isinstance(value, str) and not any(letter.isdigit() for letter in value):
         raise unclear  # dask takes "GiB" for one of them, and nothing for a byte

@@ -145,7 +145,9 @@ def test_it_shows_the_part_that_was_scaled(isovoxel: Isovoxel) -> None:
     assert isovoxel("scale", "stack.tif", "out.zarr", *words, "-q", "--report", "report.html").code == 0
     _, outline = read("report.html")
     assert "input shape (10, 60, 30) voxels (5:15,0:60,0:30 of 20 x 60 x 70)" in outline.text
-    assert "input voxel size 4 x 1 x 1 (given by the caller) input unit nanometer" in outline.text
+    size = "input voxel size 4 x 1 x 1 (given by the caller)"
+    origin = "input origin (20, 0, 0) nanometer, the centre of voxel 0"
+    assert f"{size} {origin} input unit nanometer" in outline.text
     before, after = pictures(outline)
     assert before.size == after.size
 
@@ -183,7 +185,7 @@ def test_further_levels_count(isovoxel: Isovoxel) -> None:
         assert f"{human_bytes(voxels)} output and its levels, uncompressed" in outline.text
         if not done_already:
             assert f"{said['voxels_per_second'] / 1e6:,.1f} M output voxels per second" in outline.text
-            shown = {f"projected {projected / 2**20:.4g} MiB", f"projected {projected / 2**30:.4g} GiB"}
+            shown = {f"uses at most {projected / 2**20:.4g} MiB", f"uses at most {projected / 2**30:.4g} GiB"}
             assert any(text in outline.text for text in shown)
         assert isovoxel(*words).code == 0
 
