@@ -1,4 +1,4 @@
-"""What a job bears of its surroundings: modules of the working folder, warnings that are errors, no caches."""
+"""What a job bears of its surroundings: modules of the working folder, warnings that are errors, no caches, forks."""
 
 from __future__ import annotations
 
@@ -70,3 +70,56 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, variable
     assert done.returncode == 0, done.stderr
     assert "note: PoCL cannot keep its kernels in /proc/nowhere" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+FORK = """
+import multiprocessing, sys, warnings
+import numpy as np
+import isovoxel
+import isovoxel.errors
+warnings.simplefilter("ignore")
+VOXELS = np.arange(512, dtype=np.uint16).reshape(8, 8, 8)
+OPTIONS = {"factor": (2, 1, 1), "input_voxel_size": (1, 1, 1), "engine": sys.argv[1]}
+ATTEMPTS = {
+    "scale": lambda: isovoxel.scale(VOXELS, "child.zarr", **OPTIONS),
+    "plan": lambda: isovoxel.plan(VOXELS, **OPTIONS),
+    "devices": isovoxel.devices,
+    "lazy": lambda: isovoxel.scale_array(VOXELS, 2.0, engine=sys.argv[1]),
+    "block": lambda: LAZY.compute(scheduler="synchronous"),
+}
+def attempt(name):
+    try:
+        ATTEMPTS[name]()
+    except isovoxel.errors.DeviceError as error:
+        return str(error)
+    return "done"
+if __name__ == "__main__":
+    LAZY = isovoxel.scale_array(VOXELS, 2.0, engine=sys.argv[1])
+    if sys.argv[2] == "used":
+        isovoxel.scale(VOXELS, "parent.zarr", **OPTIONS)
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        for name in ATTEMPTS:
+            print(pool.apply_async(attempt, (name,)).get(60))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.parametrize("engine", ["exact", "cle"])
+@pytest.mark.parametrize("before", ["used", "listed"])
+def test_a_fork_of_a_process_that_used_opencl_is_told_to_spawn(tmp_path: Path, engine: str, before: str) -> None:
+    """Drivers hang there for ever: every way to a device is one sentence in place of that, and writes nothing."""
+    (tmp_path / "fork.py").write_text(FORK)
+    done = subprocess.run(
+        [sys.executable, "fork.py", engine, before],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(isovoxel.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+    said = done.stdout.splitlines()
+    assert len(said) == 5, done.stderr
+    assert all(line.startswith("OpenCL was used before this process was forked") for line in said), said
+    assert all("start processes by spawn" in line for line in said)
+    assert not list(tmp_path.glob("child*"))

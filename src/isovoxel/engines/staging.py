@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from isovoxel.engines.base import Cancelled, Engine, Scaled
 from isovoxel.engines.contexts import TURN
-from isovoxel.engines.devices import Device, opencl_device
+from isovoxel.engines.devices import Device, check_process, opencl_device
 from isovoxel.engines.failures import DriverError, is_lost, is_out_of_memory, let_go_of, reason_of
 from isovoxel.engines.hosts import HostPair, Hosts
 from isovoxel.engines.memory import Buffers, Lane, Lanes
@@ -218,6 +218,7 @@ class StagedEngine(ABC):
         """Build kernels, and allocate host memory for blocks in flight; see `isovoxel.engines.base.Engine`."""
         import pyopencl as cl
 
+        check_process()
         with TURN:
             self.build(plan)
         self._built_for = plan
