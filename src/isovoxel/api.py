@@ -13,7 +13,7 @@ from isovoxel.geometry.grid import Float3
 from isovoxel.hired import lend_cluster, workers
 from isovoxel.keywords import checked_keywords
 from isovoxel.lazy import scale_array
-from isovoxel.options import CONVERTING, ScalingOptions, converting, plan_volume, selection_of
+from isovoxel.options import CONVERTING, ScalingOptions, converting, parse_size, plan_volume, selection_of
 from isovoxel.planning.plan import Plan
 from isovoxel.planning.whole import WholeLimits
 from isovoxel.run.events import Listener
@@ -344,7 +344,9 @@ def limits(
 
 
 @checked_keywords()
-def verify(output: str | Path, *, against: Any = None, samples: int = 400, seed: int = 0) -> Verdict:
+def verify(
+    output: str | Path, *, against: Any = None, samples: int = 400, seed: int = 0, memory: int | str | None = None
+) -> Verdict:
     """Compute sampled boxes of a result again from its source, in float64, and compare.
 
     Parameters
@@ -357,6 +359,8 @@ def verify(output: str | Path, *, against: Any = None, samples: int = 400, seed:
         How many boxes; those around block corners, faces and edges come first.
     seed
         Chooses the boxes.
+    memory
+        Host memory to stay within, in bytes or as text such as "2GiB"; by default half of what is free.
 
     Raises
     ------
@@ -364,8 +368,11 @@ def verify(output: str | Path, *, against: Any = None, samples: int = 400, seed:
         If the output was not written by isovoxel, or is not complete, or the source is another.
     OptionError
         If there is nothing to sample.
+    DoesNotFitError
+        If a single voxel takes more than `memory`.
     """
     from isovoxel.places.address import has_place
+    from isovoxel.run.host import reading_limits
     from isovoxel.run.levels import open_levels
     from isovoxel.run.recipe import Recipe
     from isovoxel.run.verify import verify_levels
@@ -375,6 +382,7 @@ def verify(output: str | Path, *, against: Any = None, samples: int = 400, seed:
 
     if samples < 1:
         raise OptionError(f"samples must be at least 1, not {samples}")
+    host = reading_limits(parse_size("memory", memory))
     result = open_volume(output)
     recipe = Recipe.from_provenance(read_provenance(output), str(output))
     if not recipe.complete:
@@ -402,6 +410,7 @@ def verify(output: str | Path, *, against: Any = None, samples: int = 400, seed:
         seed=seed,
         missing_shards=missing_shards(output),
         source_changes=recipe.changes(source, elsewhere=against is not None),
+        host=host,
     )
 
 

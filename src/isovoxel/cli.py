@@ -300,13 +300,14 @@ def verify(
     output: parameters.Written,
     against: parameters.Against = None,
     samples: parameters.Samples = 400,
+    memory: parameters.Memory = None,
     as_json: parameters.Json = False,
 ) -> None:
     """Compute samples of a result again in float64, at block faces first; exit code 1 where it does not hold."""
     from isovoxel import api
     from isovoxel.views.findings import verdict_lines, verdict_record
 
-    found = api.verify(output, against=against, samples=samples)
+    found = api.verify(output, against=against, samples=samples, memory=memory)
     _show(verdict_record(found), verdict_lines(found), as_json=as_json)
     if not found.holds:
         raise typer.Exit(1)

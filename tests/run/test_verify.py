@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 
 import isovoxel
 from isovoxel import cli
-from isovoxel.errors import InputError, InputMissingError, IsovoxelError, OptionError
+from isovoxel.errors import DoesNotFitError, InputError, InputMissingError, IsovoxelError, OptionError
 from isovoxel.geometry.box import Box
+from isovoxel.planning.limits import HostLimits
 from isovoxel.run.recipe import Recipe
-from isovoxel.run.verify import SIDE, _boxes, verify
+from isovoxel.run.verify import SIDE, _boxes, _bytes_of, verify, verify_levels
+from isovoxel.store.provenance import read_provenance
 from isovoxel.volumes.base import Volume
 
 SHAPE = (16, 50, 54)
@@ -389,3 +391,29 @@ def test_no_samples_are_refused(pair: tuple[Path, Path], command: Run) -> None:
     refused(command, "samples must be at least 1, not 0", pair[1], "--samples", 0)
     with pytest.raises(OptionError):
         isovoxel.verify(pair[1], samples=-1)
+
+
+@pytest.mark.parametrize("interpolation", ["linear", "mode"])
+def test_a_small_budget_changes_nothing_of_what_is_found(tmp_path: Path, interpolation: str) -> None:
+    """Boxes that take more than there is are computed in pieces; where not even a voxel fits it is said."""
+    voxels = np.random.default_rng(4).integers(0, 60000, (40, 90, 90)).astype(np.uint16)
+    np.save(tmp_path / "in.npy", voxels)
+    how = {"labels": True} if interpolation == "mode" else {"antialias": True}
+    out = tmp_path / "out.zarr"
+    isovoxel.scale(tmp_path / "in.npy", out, factor=(0.2, 0.1, 0.1), interpolation=interpolation, engine="exact", **how)
+    usual = isovoxel.verify(out)
+    assert usual.holds
+    source, result = isovoxel.open_volume(tmp_path / "in.npy", voxel_size=(1, 1, 1)), isovoxel.open_volume(out)
+    recipe = Recipe.from_provenance(read_provenance(out), "out")
+    takes = [_bytes_of(source, recipe, side) for side in (8, 4, 1)]
+    assert takes == sorted(takes, reverse=True)
+    beside = source.read_overhead + result.read_overhead
+    for room in takes:
+        host = HostLimits(allowed=beside + room + 5, baseline=5, threads=1)
+        found = verify_levels(source, [result], recipe, samples=40, host=host)
+        assert found.holds
+        assert found.projected == host.allowed
+        assert found.largest_error == verify_levels(source, [result], recipe, samples=40).largest_error
+    host = HostLimits(allowed=beside + takes[-1] + 4, baseline=5, threads=1)
+    with pytest.raises(DoesNotFitError, match="choose more --memory"):
+        verify_levels(source, [result], recipe, samples=40, host=host)

@@ -17,18 +17,20 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.engines.reference import Expected, expected, reference_labels
-from isovoxel.errors import InputError, InputUnavailableError
+from isovoxel.errors import DoesNotFitError, InputError, InputUnavailableError
 from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.geometry.tables import accumulator
 from isovoxel.planning.choices import MOVES
+from isovoxel.planning.cost import human_bytes
+from isovoxel.planning.limits import HostLimits
 from isovoxel.run.recipe import Recipe
 from isovoxel.volumes.base import Volume
 
@@ -47,6 +49,8 @@ LEAST_FLOAT = {"cpu": 2.0**-149, "gpu": 2.0**-126}
 POSITION_ERROR = 2.0**-22
 """Relative error that float32 arithmetic may leave of a position."""
 _FLOAT32 = (float(np.finfo(np.float32).min), float(np.finfo(np.float32).max))
+VOXEL_BYTES = 48
+"""Bytes that computing a box holds of each input voxel beside the voxel itself: float64 values, magnitudes, sums."""
 TEXTURE_BITS = 8
 """Fractional bits of a GPU texture unit's weights."""
 FURTHER_SHARE = 8
@@ -95,6 +99,10 @@ class Verdict:
     """How many levels were compared."""
     first_wrong_level: int = 0
     """On which of them `first_wrong` lies."""
+    projected: int = 0
+    """Projected bytes of host memory, with what the process held before, where that was limited."""
+    allowed: int = 0
+    """Bytes that the process was allowed, or 0 where that was not limited."""
 
     @property
     def holds(self) -> bool:
@@ -138,6 +146,7 @@ def verify_levels(
     seed: int = 0,
     missing_shards: int = 0,
     source_changes: tuple[str, ...] = (),
+    host: HostLimits | None = None,
 ) -> Verdict:
     """Compare sampled boxes of all levels of a result with the reference.
 
@@ -151,7 +160,26 @@ def verify_levels(
         As in `verify`.
     samples
         How many boxes of the full level.
+    host
+        Memory that the process may hold and holds, where it is limited.
+
+    Raises
+    ------
+    DoesNotFitError
+        If computing a single voxel takes more memory than is allowed.
     """
+    recipes = (recipe, *recipe.further)
+    pairs = list(zip((source, *results), results, recipes, strict=False))
+    beside = max(before.read_overhead + made.read_overhead for before, made, _ in pairs)
+    takes, least = (max(_bytes_of(before, how, n) for before, _, how in pairs) for n in (SIDE, 1))
+    room = takes
+    if host is not None:
+        room = min(takes, host.allowed - host.baseline - beside)
+        if least > room:
+            raise DoesNotFitError(
+                f"computing a voxel again takes {human_bytes(host.baseline + beside + least)} of host memory, of which "
+                f"{human_bytes(host.allowed)} are allowed; choose more --memory"
+            )
     found = verify(
         source,
         results[0],
@@ -160,10 +188,12 @@ def verify_levels(
         seed=seed,
         missing_shards=missing_shards,
         source_changes=source_changes,
+        room=room,
     )
-    for before, level, made in zip(results, results[1:], recipe.further, strict=False):
-        found = found.with_level(verify(before, level, made, samples=ceil_div(samples, FURTHER_SHARE), seed=seed))
-    return found
+    for before, level, made in pairs[1:]:
+        fewer = ceil_div(samples, FURTHER_SHARE)
+        found = found.with_level(verify(before, level, made, samples=fewer, seed=seed, room=room))
+    return replace(found, projected=(host.baseline if host else 0) + beside + room, allowed=host.allowed if host else 0)
 
 
 def verify(
@@ -175,6 +205,7 @@ def verify(
     seed: int = 0,
     missing_shards: int = 0,
     source_changes: tuple[str, ...] = (),
+    room: int | None = None,
 ) -> Verdict:
     """Compare sampled boxes of a result with the reference.
 
@@ -190,6 +221,8 @@ def verify(
         Chooses the boxes; the same seed chooses the same.
     missing_shards, source_changes
         What the caller found; part of the verdict.
+    room
+        Bytes that computing a box may hold; boxes that take more are computed in pieces. None for as many as it takes.
     """
     rng = np.random.default_rng(seed)
     worst = total = face = inner = allowed_jump = 0.0
@@ -205,7 +238,7 @@ def verify(
         except InputError:
             unreadable += 1
             continue
-        error, rounding, precise = _compare(source, got, recipe, box)
+        error, rounding, precise = _compare_in_pieces(source, got, recipe, box, room)
         bad = np.abs(error) > rounding + precise
         if bad.any() and first_wrong is None:
             z, y, x = (int(a + i) for a, i in zip(box.start, np.argwhere(bad)[0], strict=True))
@@ -309,6 +342,34 @@ def _compare(source: Volume, got: NDArray[Any], recipe: Recipe, box: Box) -> tup
     # Each axis rounds its position, in float32 within the block's input, and on a GPU its weight.
     step = _position_error(recipe) + (2.0**-TEXTURE_BITS if recipe.device_kind == "gpu" else 0.0)
     return error, rounding + FLOAT_ERROR * around.largest, 3 * step * around.range
+
+
+def _compare_in_pieces(
+    source: Volume, got: NDArray[Any], recipe: Recipe, box: Box, room: int | None
+) -> tuple[Floats, Floats, Floats]:
+    """Return what `_compare` does, of pieces that are small enough."""
+    error, rounding, precise = (np.empty(box.shape) for _ in range(3))
+    for piece in _pieces(source, recipe, box, room):
+        part = piece.relative_to(box.start).slices
+        error[part], rounding[part], precise[part] = _compare(source, got[part], recipe, piece)
+    return error, rounding, precise
+
+
+def _pieces(source: Volume, recipe: Recipe, box: Box, room: int | None) -> Iterator[Box]:
+    """Yield a box, or cubes of it of which each takes no more than there is room for."""
+    side = SIDE
+    while room is not None and side > 1 and _bytes_of(source, recipe, side) > room:
+        side //= 2
+    return iter([box]) if side == SIDE else box.tiles((side, side, side))
+
+
+def _bytes_of(source: Volume, recipe: Recipe, side: int) -> int:
+    """Return the most bytes that computing a cube of so many output voxels holds, all kernels' support included."""
+    voxels = 1
+    for n, f in zip(source.shape, recipe.factor, strict=True):
+        support = math.ceil(2 / min(1.0, f)) + 1
+        voxels *= min(n, math.ceil(side / f) + 2 * support)
+    return voxels * (VOXEL_BYTES + source.dtype.itemsize)
 
 
 def _saturated(values: Floats, dtype: np.dtype[Any]) -> Floats:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from isovoxel.planning.cost import human_bytes
 from isovoxel.planning.whole import WholeLimits
+from isovoxel.run.host import peak_bytes
 from isovoxel.views.records import Line, Record, count, grid_record, grid_text, shape_text
 
 if TYPE_CHECKING:
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
 
 def verdict_record(found: Verdict) -> Record:
     """Return what verifying a result found."""
-    record = asdict(found) | {"holds": found.holds}
+    memory = {"projected": {"host_bytes": found.projected}, "allowed": {"host_bytes": found.allowed}}
+    record = asdict(found) | memory | {"peak_host_bytes": peak_bytes(), "holds": found.holds}
     return {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in record.items()}
 
 
