@@ -52,6 +52,21 @@ def test_what_is_noted_is_read_by_the_next_process(plan: Plan, tmp_path: Path) -
     assert (tmp_path / "ledger" / BLOCKS).read_text().count("\n") == 4
 
 
+def test_what_a_process_that_was_taken_for_dead_notes_is_read_by_nobody(plan: Plan, tmp_path: Path) -> None:
+    """It looked at the lock before that was taken over, and goes on with its file, which is another one by now."""
+    first = Ledger.begin(tmp_path / "ledger", plan)
+    first.add(3, SEALS)
+    second = Ledger.read(tmp_path / "ledger")
+    assert second is not None
+    second.hold(lambda: None)
+    first.add(4, SEALS)
+    second.add(5, SEALS)
+    assert done(second) == [3, 5]
+    second.close()
+    with pytest.raises(OSError, match="was closed"):
+        second.add(6, SEALS)
+
+
 def test_a_block_whose_shards_are_others_is_not_done_until_it_is_done_again(plan: Plan, tmp_path: Path) -> None:
     """The later line counts."""
     ledger = Ledger.begin(tmp_path / "ledger", plan)

@@ -108,7 +108,7 @@ def test_where_there_are_no_locks_the_file_decides(file: Path, monkeypatch: pyte
     """On file systems and systems without locks the process of this host that is named must be alive."""
 
     class Useless:
-        LOCK_EX = LOCK_NB = 0
+        LOCK_EX = LOCK_NB = LOCK_UN = 0
 
         def flock(self, *_: object) -> None:
             raise OSError(95, "Operation not supported")

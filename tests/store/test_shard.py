@@ -67,12 +67,12 @@ def test_a_file_is_the_same_whoever_was_faster(
 ) -> None:
     """One thread alone and many that finish in any order write the same bytes."""
     storage, data = Storage(STORAGE.chunk, STORAGE.shard, codec), voxels(shape=shape)
-    ShardEncoder(storage, data.dtype, 0).write(tmp_path / "alone", data).seal()
+    ShardEncoder(storage, data.dtype, 0).encode(tmp_path / "alone", data)
     Watched(monkeypatch)
     for helpers in (1, 3, 12):
         encoder = ShardEncoder(storage, data.dtype, helpers)
-        for name in ("first", "again"):
-            encoder.write(tmp_path / name, data).seal()
+        for name in (f"first of {helpers}", f"again of {helpers}"):
+            encoder.encode(tmp_path / name, data)
             assert (tmp_path / name).read_bytes() == (tmp_path / "alone").read_bytes()
         encoder.close()
 
@@ -82,15 +82,16 @@ def test_helpers_go_from_shard_to_shard(tmp_path: Path, monkeypatch: pytest.Monk
     data = [voxels(seed) for seed in range(9)]
     alone = ShardEncoder(STORAGE, data[0].dtype, 0)
     for seed, shard in enumerate(data):
-        alone.write(tmp_path / f"alone {seed}", shard).seal()
+        alone.encode(tmp_path / f"alone {seed}", shard)
     for threads, helpers in ((1, 5), (3, 5), (6, 2), (4, 0)):
-        watched = Watched(monkeypatch)
+        watched, folder = Watched(monkeypatch), tmp_path / f"{threads} {helpers}"
+        folder.mkdir()
         encoder = ShardEncoder(STORAGE, data[0].dtype, helpers)
         with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(lambda seed: encoder.write(tmp_path / str(seed), data[seed]).seal(), range(9)))  # noqa: B023
+            list(pool.map(lambda seed: encoder.encode(folder / str(seed), data[seed]), range(9)))  # noqa: B023
         encoder.close()
         monkeypatch.undo()
-        assert all((tmp_path / str(n)).read_bytes() == (tmp_path / f"alone {n}").read_bytes() for n in range(9))
+        assert all((folder / str(n)).read_bytes() == (tmp_path / f"alone {n}").read_bytes() for n in range(9))
         assert watched.most <= max(threads, helpers + 1) + helpers * (threads > 1)
         assert watched.buffers <= threads + 2 * helpers
         assert watched.calls == 9 * CHUNKS
@@ -101,7 +102,7 @@ def test_threads_that_write_need_no_helpers(tmp_path: Path, monkeypatch: pytest.
     watched = Watched(monkeypatch)
     encoder = ShardEncoder(STORAGE, np.dtype("uint16"), 3)
     encoder._writing = 3  # as if three others were at it
-    encoder.write(tmp_path / "shard", voxels()).seal()
+    encoder.encode(tmp_path / "shard", voxels())
     assert (watched.most, watched.buffers) == (1, 1)
     encoder.close()
 
@@ -119,7 +120,7 @@ def test_one_slow_chunk_does_not_fill_the_memory(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(ChunkEncoder, "encode", slow)
     encoder = ShardEncoder(STORAGE, data.dtype, 3)
     with ThreadPoolExecutor(1) as pool:
-        writing = pool.submit(encoder.write, tmp_path / "shard", data)
+        writing = pool.submit(encoder.encode, tmp_path / "shard", data)
         while len(begun) < 1 + 2 * 3:
             time.sleep(0.001)
         time.sleep(0.05)
@@ -140,13 +141,13 @@ def test_an_error_of_any_thread_ends_the_shard(
         watched = Watched(patch, fails_at=fails_at)
         encoder = ShardEncoder(STORAGE, np.dtype("uint16"), helpers)
         with pytest.raises(MemoryError, match="no room to encode"):
-            encoder.write(tmp_path / "shard", voxels()).seal()
+            encoder.encode(tmp_path / "shard", voxels())
         assert watched.now == 0
         assert list(tmp_path.iterdir()) == []
-        encoder.write(tmp_path / "shard", voxels()).seal()
+        encoder.encode(tmp_path / "shard", voxels())
         assert watched.buffers <= 1 + 2 * helpers
     encoder.close()
-    ShardEncoder(STORAGE, np.dtype("uint16"), 0).write(tmp_path / "alone", voxels()).seal()
+    ShardEncoder(STORAGE, np.dtype("uint16"), 0).encode(tmp_path / "alone", voxels())
     assert (tmp_path / "shard").read_bytes() == (tmp_path / "alone").read_bytes()
 
 
@@ -165,7 +166,7 @@ def test_no_thread_writes_to_a_file_that_is_closed(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(os, "write", full)
     encoder = ShardEncoder(STORAGE, np.dtype("uint16"), 4)
     with pytest.raises(OSError, match="No space left"):
-        encoder.write(tmp_path / "shard", voxels()).seal()
+        encoder.encode(tmp_path / "shard", voxels())
     assert calls == 6
     encoder.close()
     assert calls == 6

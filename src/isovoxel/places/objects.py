@@ -13,6 +13,7 @@ import errno
 import itertools
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -42,6 +43,8 @@ PIECE_BYTES = 1 << 20
 """Bytes that are received before they are passed on."""
 LARGEST_METADATA = 64 << 20
 """Most bytes that are taken for metadata; what is longer is none."""
+CHANGES = 8
+"""How often an object may change while it is put, which nobody else ought to change."""
 LISTED = 1000
 """Objects that are listed, or deleted, by one request: as many as S3 allows."""
 
@@ -316,17 +319,49 @@ class ObjectPlace:
 
         return _version(self._ask(put, new=new))
 
-    def upload(self, file: Path) -> str:
+    def upload(self, file: Path, check: Callable[[], None] = lambda: None) -> str:
         """Make an object of a file, however large, and return its tag.
 
         `PARTS_AT_ONCE` parts of it are held, and one that is being read. It appears whole or not at all.
+
+        Parameters
+        ----------
+        file
+            What it shall hold.
+        check
+            Raises where nothing may be put there any more. A small object is put on the condition that none is there,
+            and then that it is the one that was there before `check` said nothing; a large one is given up where
+            `check` raises after its last part was read.
         """
         import obstore
 
+        check()
+        if file.stat().st_size <= PART_BYTES:
+            return self._put_if_unchanged(file.read_bytes(), check)
+
+        def pieces() -> Iterator[bytes]:
+            with file.open("rb", buffering=0) as whole:
+                while piece := whole.read(PIECE_BYTES):
+                    yield piece
+            with ThreadPoolExecutor(1) as beside:  # obstore's own thread is here, and must not ask the store
+                beside.submit(check).result()
+
         def put() -> PutResult:
-            return obstore.put(client(self.root), self.key, file, chunk_size=PART_BYTES, max_concurrency=PARTS_AT_ONCE)
+            how: Any = {"chunk_size": PART_BYTES, "max_concurrency": PARTS_AT_ONCE}
+            return obstore.put(client(self.root), self.key, pieces(), **how)
 
         return _version(self._ask(put)).etag or ""
+
+    def _put_if_unchanged(self, data: bytes, check: Callable[[], None]) -> str:
+        """Put a small object; whoever changes it meanwhile lets `check` be asked again."""
+        found: Found | None = None
+        for _ in range(CHANGES):
+            try:
+                return self.write(data, new=found is None, of=found and found.version).etag or ""
+            except (FileExistsError, ChangedError):
+                found = self.find()
+                check()
+        raise ChangedError(errno.EAGAIN, f"it was changed {CHANGES} times while it was put")
 
     def unlink(self) -> None:
         """Delete the object, if there is one."""

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Generic, TypeVar
 
+from isovoxel.engines.base import Cancelled
 from isovoxel.planning.parts import Block
 from isovoxel.run.events import BlockDone
 from isovoxel.store.shard import Seal
@@ -67,7 +68,11 @@ class Flushing(Generic[T]):
             number = len(self._seals)
             self._seals.append(None)
             self._left += 1
-        self._flusher.pool.submit(self._seal, number, shard)
+        try:
+            self._flusher.pool.submit(self._seal, number, shard)
+        except RuntimeError:  # of a pool that was shut down: nobody waits for the job any more
+            shard.drop()
+            raise Cancelled from None
 
     def end(self, event: BlockDone) -> Future[T]:
         """Say that this was the last shard.

@@ -43,7 +43,7 @@ from isovoxel.planning.plan import Plan
 from isovoxel.run.blocks import BlockMaker, Writer
 from isovoxel.run.events import BlockDone, Event, Filled, Listener, Retried, Slowed, started
 from isovoxel.run.flushing import Flusher
-from isovoxel.run.recovery import BlockFailed, clause, missing
+from isovoxel.run.recovery import GO_ON, BlockFailed, clause, missing
 from isovoxel.store.shard import Seal
 from isovoxel.volumes.base import ReadBox
 from isovoxel.volumes.filled import FilledReader
@@ -57,10 +57,14 @@ FLUSHING = 2
 
 
 class Impatient(KeyboardInterrupt):
-    """A second signal, while blocks in flight were coming to their end: nobody waits for them any more."""
+    """A second signal, while blocks in flight were coming to their end: nobody waits for them any more.
+
+    Their threads end when the device has answered. They cannot write any more once the lock is given back, see
+    `isovoxel.store.fence`, so the same job may go on at once, also in this process.
+    """
 
     def __init__(self, number: int | None) -> None:
-        super().__init__()
+        super().__init__(f"interrupted again; blocks in flight are given up, and write nothing more; {GO_ON}")
         self.signal = number or SIGINT
 
 
@@ -249,6 +253,7 @@ class Job:
         try:
             yield pool
         except Impatient:
+            pool.shutdown(wait=False, cancel_futures=True)
             raise
         except BaseException:
             self._blocks.cancelled.set()

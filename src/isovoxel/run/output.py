@@ -16,8 +16,8 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from isovoxel.errors import (
     OutputExistsError,
 )
 from isovoxel.places.objects import ObjectPlace
-from isovoxel.places.place import Place, place_of
+from isovoxel.places.place import Place, absolute, place_of
 from isovoxel.planning.continued import continued, makes_the_same
 from isovoxel.planning.plan import Plan
 from isovoxel.run.events import started
@@ -40,9 +40,10 @@ from isovoxel.run.job import FLUSHING
 from isovoxel.run.recipe import differences
 from isovoxel.run.recovery import kept
 from isovoxel.store.destination import check_destination
+from isovoxel.store.fence import end_attempts
 from isovoxel.store.ledger import BLOCKS, JOB, LOCK, REPLACED, Ledger, ledger_of, remove_ledger
 from isovoxel.store.ledger_folder import check_folder
-from isovoxel.store.lock import Holder, OutputLock, read_holder
+from isovoxel.store.lock import Attempt, Holder, OutputLock, end_attempt, read_holder
 from isovoxel.store.object_lock import ObjectLock, read_object_holder
 from isovoxel.store.provenance import read_provenance
 from isovoxel.store.replacing import needs_settling, put_back, settle
@@ -92,8 +93,8 @@ class Begun:
     """How it is made: where the job goes on, with the blocks that it was begun with."""
     ledger: Ledger | None
     """What of it is done, where the job goes on."""
-    check: Callable[[], None] = lambda: None
-    """Raises where another process has taken the output over."""
+    attempt: Attempt
+    """The hold of the lock."""
 
 
 def output_state(path: str | os.PathLike[str]) -> OutputState | None:
@@ -180,12 +181,12 @@ def foresee(wanted: Wanted) -> tuple[Plan, str]:
         raise OutputExistsError(
             f"{folder / REPLACED} is an old output of {path}, and comes back; give --overwrite or another output"
         )
-    begun = _find(wanted, folder)
-    if begun.ledger is not None:
-        noted, total = begun.ledger.count(), begun.plan.all_blocks
-        return begun.plan, f"{noted} of {total} blocks of {path} are done: the job would go on"
+    plan, ledger = _find(wanted, folder)
+    if ledger is not None:
+        noted, total = ledger.count(), plan.all_blocks
+        return plan, f"{noted} of {total} blocks of {path} are done: the job would go on"
     there = os.path.lexists(path) if isinstance(path, Path) else path.is_dir()
-    return begun.plan, f"{path} would be replaced" if there else ""
+    return plan, f"{path} would be replaced" if there else ""
 
 
 @contextlib.contextmanager
@@ -202,19 +203,45 @@ def held(wanted: Wanted) -> Iterator[Begun]:
     folder = ledger_of(wanted.path)
     _find(wanted, folder)  # before anything is written, the lock's file too
     with _lock(folder / LOCK, wanted.path) as lock:
+        attempt = Attempt(absolute(folder / LOCK), lock.word, wanted.path)
         begun: Begun | None = None
+        ours = False
         try:
             _settle(wanted.path, folder, locked=True)
-            begun = replace(_find(wanted, folder), check=lock.check)
-            yield begun
+            try:
+                plan, ledger = _find(wanted, folder)
+                begun = Begun(folder, plan, ledger, attempt)
+                yield begun
+            finally:
+                ours = _end(wanted.path, attempt)
         except (IsovoxelError, InterruptedJobError) as error:
-            if begun is not None and _put_back(wanted.path, folder):
+            if ours and begun is not None and _put_back(wanted.path, folder):
                 _tell_that_it_is_back(error, begun.plan, wanted.path)
             raise
         finally:
             with contextlib.suppress(InputUnavailableError, OutputError):  # the next process knows what is left to do
-                _settle(wanted.path, folder, locked=True)
-                _clear(wanted.path, folder)
+                if ours:
+                    _settle(wanted.path, folder, locked=True)
+                    _clear(wanted.path, folder)
+
+
+def _end(path: Place, attempt: Attempt) -> bool:
+    """Let no thread or worker that may still be at work write anything, before the lock is given back.
+
+    Returns
+    -------
+    bool
+        Whether the lock is held: False where another process has taken it over, or nobody can tell.
+    """
+    held = False
+    with contextlib.suppress(OSError):
+        attempt.check()
+        held = True
+    end_attempt(attempt.word)
+    if isinstance(path, Path):
+        with contextlib.suppress(OSError):  # who takes the lock next does so as well
+            end_attempts(path, attempt)
+    return held
 
 
 def _clear(path: Place, folder: Place) -> None:
@@ -257,8 +284,8 @@ def _tell_that_it_is_back(error: IsovoxelError | InterruptedJobError, plan: Plan
         error.goes_on = False
 
 
-def _find(wanted: Wanted, folder: Place) -> Begun:
-    """Return how to begin or to go on, with the ledger's folder; raise where neither may be."""
+def _find(wanted: Wanted, folder: Place) -> tuple[Plan, Ledger | None]:
+    """Return how to begin, or to go on with what ledger; raise where neither may be."""
     path, plan = wanted.path, wanted.plan
     made = None if wanted.overwrite else made_by(path)
     if made is None or made.get("complete"):
@@ -271,7 +298,7 @@ def _find(wanted: Wanted, folder: Place) -> Begun:
             ome_zarr=plan.storage.ome_zarr,
             labels=bool(wanted.made["labels"]),
         )
-        return Begun(folder, plan, None)
+        return plan, None
     if changed := differences(made, wanted.made, wanted.cut, said=wanted.said):
         raise made_otherwise(path, made, changed)
     if (ledger := _ledger(folder, made)) is None:
@@ -295,7 +322,7 @@ def _find(wanted: Wanted, folder: Place) -> Begun:
         ome_zarr=plan.storage.ome_zarr,
         labels=bool(wanted.made["labels"]),
     )
-    return Begun(folder, continued(ledger.plan, plan), ledger)
+    return continued(ledger.plan, plan), ledger
 
 
 def _ledger_state(folder: Place) -> str:

@@ -107,7 +107,7 @@ class Session:
             held(self.wanted) as begun,
             LevelMaker(begun.folder, self._tell, self.isolate, self.cluster) as maker,
         ):
-            task = replace(self.task, plan=begun.plan)
+            task = replace(self.task, plan=begun.plan, attempt=begun.attempt)
             maker.prepare(task, self.volume)
             try:
                 ledger, done = self._go_on(begun, task) if begun.ledger else (self._begin(begun), bytearray())
@@ -115,7 +115,6 @@ class Session:
                 maker.release()
                 raise
             done = done or bytearray(task.plan.all_blocks)
-            ledger.check = begun.check
             maker.listener = partial(self._listen, ledger)
             parts = task.plan.split(done)
             try:
@@ -123,7 +122,7 @@ class Session:
                     self._tell(started(task.plan, done))
                     began = time.perf_counter()
                     made, idle = self._make(task, maker, ledger, parts)
-                    self._finish(task.plan, ledger)
+                    self._finish(begun, ledger)
                     seconds = time.perf_counter() - began
             except KeyboardInterrupt:
                 ended.set()  # what is still to be done is tried once
@@ -138,15 +137,17 @@ class Session:
 
     def _begin(self, begun: Begun) -> Ledger:
         """Make the output, with nothing in it yet."""
-        from isovoxel.store.writer import OmeZarrWriter
+        from isovoxel.store.writer import OmeZarrWriter, begin_attempt
 
         wanted, plan = self.wanted, begun.plan
+        check = begun.attempt.check
         try:
             if wanted.overwrite:
+                check()
                 save_ledger(wanted.path, begun.folder)
-            ledger = Ledger.begin(begun.folder, plan)
+            ledger = Ledger.begin(begun.folder, plan, check)
             if wanted.overwrite:
-                set_aside(wanted.path, begun.folder, now=wanted.overwrite == NOW)
+                set_aside(wanted.path, begun.folder, now=wanted.overwrite == NOW, check=check)
             OmeZarrWriter.create(
                 wanted.path,
                 grid=plan.output,
@@ -159,6 +160,7 @@ class Session:
                 series=self.volume.series,
                 by_way_of=begun.folder / NEW,
             ).close()
+            begin_attempt(wanted.path, begun.attempt)
         except IsovoxelError:
             raise
         except OSError as error:  # such as a disk that has just become full
@@ -167,13 +169,14 @@ class Session:
 
     def _go_on(self, begun: Begun, task: Task) -> tuple[Ledger, bytearray]:
         """Return the ledger and what is done, once nothing is left of what was half written."""
-        from isovoxel.store.writer import OmeZarrWriter
+        from isovoxel.store.writer import OmeZarrWriter, begin_attempt
 
         assert begun.ledger is not None  # noqa: S101 - for type checkers
         levels = task.plan.levels
         writers = [OmeZarrWriter.of_plan(task.output, plan) for plan in levels]
         try:
-            writers[0].sweep()
+            begin_attempt(task.output, begun.attempt)
+            begun.ledger.hold(begun.attempt.check)
             done = begun.ledger.done(
                 lambda level, index, seals: writers[level].holds(levels[level].block(index).write_box, seals)
             )
@@ -239,15 +242,15 @@ class Session:
 
         return record
 
-    def _finish(self, plan: Plan, ledger: Ledger) -> None:
+    def _finish(self, begun: Begun, ledger: Ledger) -> None:
         from isovoxel.store.writer import mark_complete
 
+        plan = begun.plan
         try:
             self._check_shards(*plan.levels)
             with self._patient("marking the output complete"):
                 omero = None if self.labels else self._shown(plan)
-                ledger.check()
-                retry(partial(mark_complete, self.wanted.path, ledger.filled, omero))
+                retry(partial(mark_complete, self.wanted.path, ledger.filled, omero, begun.attempt))
         except (OSError, InputError) as error:
             reason = getattr(error, "strerror", None) or error
             raise JobError(f"marking the output complete failed: {reason}") from error

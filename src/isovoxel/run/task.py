@@ -17,6 +17,7 @@ from isovoxel.planning.plan import Plan
 from isovoxel.run.events import Listener
 from isovoxel.run.job import Job
 from isovoxel.run.recovery import changed
+from isovoxel.store.lock import Attempt
 from isovoxel.store.shard import Seal
 from isovoxel.volumes.base import Volume
 from isovoxel.volumes.open import open_volume
@@ -46,6 +47,8 @@ class Task:
     """Whether damaged parts of the input are filled."""
     selection: Selection = EVERYTHING
     """Which part of the input is meant."""
+    attempt: Attempt | None = None
+    """The hold of the output's lock that this is done for, once it is held."""
 
     def open(self) -> Volume:
         """Open the input, in whichever process this is.
@@ -98,7 +101,7 @@ class Task:
         from isovoxel.store.writer import OmeZarrWriter, next_writer
 
         read = volume.cached(self.plan.cache) if volume.cached and self.plan.cache else volume.read
-        writer = OmeZarrWriter.of_plan(self.output, self.plan, self.plan.helpers)
+        writer = OmeZarrWriter.of_plan(self.output, self.plan, self.plan.helpers, self.attempt)
         job = Job(
             self.plan,
             read,
@@ -109,7 +112,7 @@ class Task:
             done=done,
             record=record,
             in_flight=in_flight,
-            next_writer=next_writer(self.output, self.plan),
+            next_writer=next_writer(self.output, self.plan, self.attempt),
             fill=FILL if self.fill else None,
             keep_hosts=keep_hosts,
         )

@@ -29,6 +29,9 @@ except ImportError:  # Windows
 GROUP, ATTRIBUTES, V2_GROUP, V2_ARRAY = "zarr.json", ".zattrs", ".zgroup", ".zarray"
 """The files of metadata: of v3, and of v2."""
 
+Change = Callable[[dict[str, Any]], dict[str, Any]]
+"""Returns what an object of JSON shall be, of what it is, which it leaves as it is."""
+
 
 def read_attributes(group: Place) -> dict[str, Any]:
     """Return the attributes of a zarr group.
@@ -53,44 +56,40 @@ def read_attributes(group: Place) -> dict[str, Any]:
     return attributes
 
 
-def write_attributes(group: Place, attributes: dict[str, Any]) -> None:
-    """Replace the attributes of a zarr group, whole or not at all, and nothing else of it.
+def change_attributes(group: Place, change: Change, check: Callable[[], None] = lambda: None) -> None:
+    """Change the attributes of a zarr group that nobody else changes, whole or not at all, and nothing else of it.
+
+    No lock is taken on a disk: a process that was stopped while it had one would hold up its successor for ever.
 
     Parameters
     ----------
     group
         The group.
-    attributes
-        All that it shall have.
+    change, check
+        As `change_json` has them, `change` for attributes.
 
     Raises
     ------
     OSError
-        If it cannot be written; then it is as it was.
+        If they cannot be written; then they are as they were.
     """
+
+    def in_node(node: dict[str, Any]) -> dict[str, Any]:
+        return node | {"attributes": change(node.get("attributes", {}))}
+
     try:
-        node = parse_json((group / GROUP).read_bytes())
+        (group / GROUP).read_bytes()
     except FileNotFoundError:
-        write_json(group / ATTRIBUTES, attributes)
+        file, changed = group / ATTRIBUTES, change
     else:
-        write_json(group / GROUP, node | {"attributes": attributes})
-
-
-def write_json(file: Place, value: Any) -> None:
-    """Write a file or an object of JSON, whole or not at all.
-
-    Raises
-    ------
-    OSError
-        If it cannot be written; then it is as it was.
-    """
+        file, changed = group / GROUP, in_node
     if isinstance(file, ObjectPlace):
-        file.write(_text(value))
+        change_json(file, changed, check)
     else:
-        write_whole(file, _text(value))
+        write_whole(file, _text(changed(_held(file, file.read_bytes()))), check)
 
 
-def change_json(file: Place, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+def change_json(file: Place, change: Change, check: Callable[[], None] = lambda: None) -> None:
     """Change a file or an object of JSON that others of us may be changing too: nobody's change is lost.
 
     Parameters
@@ -99,6 +98,8 @@ def change_json(file: Place, change: Callable[[dict[str, Any]], dict[str, Any]])
         Which; attributes of v2 that are not there are made.
     change
         Returns what it shall hold, of what it holds. Where that is the same, nothing is written.
+    check
+        Called between reading and writing; raises where nothing may be written any more.
 
     Raises
     ------
@@ -106,7 +107,7 @@ def change_json(file: Place, change: Callable[[dict[str, Any]], dict[str, Any]])
         If it cannot be written; then it is as it was.
     """
     if isinstance(file, ObjectPlace):
-        while not _changed(file, change):
+        while not _changed(file, change, check):
             pass
         return
     with _alone(file.parent):
@@ -118,10 +119,10 @@ def change_json(file: Place, change: Callable[[dict[str, Any]], dict[str, Any]])
             held = {}
         wanted = change(held)
         if wanted != held:
-            write_json(file, wanted)
+            write_whole(file, _text(wanted), check)
 
 
-def _changed(file: ObjectPlace, change: Callable[[dict[str, Any]], dict[str, Any]]) -> bool:
+def _changed(file: ObjectPlace, change: Change, check: Callable[[], None]) -> bool:
     """Change an object, or return False where somebody else has meanwhile."""
     try:
         data, found = file.read()
@@ -133,6 +134,7 @@ def _changed(file: ObjectPlace, change: Callable[[dict[str, Any]], dict[str, Any
     wanted = change(held)
     if wanted == held:
         return True
+    check()
     try:
         file.write(_text(wanted), new=found is None, of=None if found is None else found.version)
     except (ChangedError, FileExistsError):

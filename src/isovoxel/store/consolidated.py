@@ -7,7 +7,7 @@ that are about one member are replaced, and no others; a group that has no such 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,13 @@ Entries = dict[str, Any]
 """Metadata by their paths, as a copy has them."""
 
 
-def replace_member(groups: Sequence[Place], output: Place, zarr_format: int, attributes: dict[str, Any] | None) -> None:
+def replace_member(
+    groups: Sequence[Place],
+    output: Place,
+    zarr_format: int,
+    attributes: dict[str, Any] | None,
+    check: Callable[[], None] = lambda: None,
+) -> None:
     """Replace what groups say of a member in one piece, where they do.
 
     Parameters
@@ -35,6 +41,8 @@ def replace_member(groups: Sequence[Place], output: Place, zarr_format: int, att
         Format of all of them, 2 or 3.
     attributes
         The member's, as they will be; None to take out what is said of it.
+    check
+        As `isovoxel.store.attributes.change_json` has it.
 
     Raises
     ------
@@ -51,7 +59,7 @@ def replace_member(groups: Sequence[Place], output: Place, zarr_format: int, att
             names = path.split("/")
             nodes = _nodes(group, ["/".join(names[:depth]) for depth in range(1, len(names))], zarr_format)
             nodes |= _member(group, path, zarr_format, attributes)
-        change_json(file, partial(_with_entries, path, nodes, zarr_format))
+        change_json(file, partial(_with_entries, path, nodes, zarr_format), check)
 
 
 def _json(file: Place) -> Any:

@@ -5,11 +5,21 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes | Iterable[bytes], check: Callable[[], None] = lambda: None) -> None:
     """Write a file that is there completely or not at all, even if the power goes.
+
+    Parameters
+    ----------
+    path
+        The file.
+    data
+        What it shall hold, in one or more parts.
+    check
+        Called when all is on the disk under another name; raises where it must not become the file any more.
 
     Raises
     ------
@@ -19,9 +29,10 @@ def write_whole(path: Path, data: bytes) -> None:
     partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")  # a name that no file of a user's has
     try:
         with partial.open("xb") as file:
-            file.write(data)
+            file.writelines([data] if isinstance(data, bytes) else data)
             file.flush()
             os.fsync(file.fileno())
+        check()
         partial.replace(path)
     except BaseException as error:
         if not isinstance(error, FileExistsError):

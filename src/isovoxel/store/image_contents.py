@@ -156,14 +156,17 @@ class _Entries:
             return
 
         def fail(error: OSError) -> None:
-            raise error
+            if not isinstance(error, FileNotFoundError) or error.filename == str(self.target):
+                raise error
 
         for root, folders, files in os.walk(self.target, onerror=fail):
             home = Path(root)
             folders.sort()
-            folders.sort()
             for name in sorted([*files, *(name for name in folders if (home / name).is_symlink())]):
-                info = (home / name).lstat()
+                try:
+                    info = (home / name).lstat()
+                except FileNotFoundError:  # a process that was taken for dead is still at work, or its successor is
+                    continue
                 # Where the system tells, what is allocated counts: files may have holes.
                 self.nbytes += info.st_blocks * 512 if hasattr(info, "st_blocks") else info.st_size
                 path = (home / name).relative_to(self.target).as_posix()

@@ -4,8 +4,8 @@ Of an output that is a member of a zarr, it lies beside that one.
 
 - `job.json` says by which plan the output is made; what makes it stands in its attributes.
 - `blocks` gets a line for each block when all its shards are files that were flushed to the disk: its level, where that
-  is a further one, its number, and the seal of each shard. Lines are only ever appended. One that was torn when the
-  process died is cut off.
+  is a further one, its number, and the seal of each shard. Lines are only ever appended, and copied when another
+  process goes on, which cuts one off that was torn when the process died.
 - `lock` is held by the process that writes, see `isovoxel.store.lock`; `made-by-isovoxel` is the folder's mark, see
   `isovoxel.store.ledger_folder`.
 - `new` is an output for a moment: it is made here and moved to its place. `replaced` is an old output until the new one
@@ -82,15 +82,21 @@ class Ledger:
         """The plan that the output was begun by."""
         self.filled: list[str] = []
         """Damaged parts of the input that were filled."""
-        self.check: Callable[[], None] = lambda: None
-        """Raises where this process holds the output no more; asked before anything is noted."""
+        self._check: Callable[[], None] = lambda: None
         self._blocks = [level.n_blocks for level in plan.levels]
         blocks = folder / BLOCKS
         self._lines: Lines = FileLines(blocks) if isinstance(blocks, Path) else ObjectLines(blocks)
 
     @classmethod
-    def begin(cls, folder: Place, plan: Plan) -> Ledger:
+    def begin(cls, folder: Place, plan: Plan, check: Callable[[], None] = lambda: None) -> Ledger:
         """Make a new ledger of nothing done, in place of any other.
+
+        Parameters
+        ----------
+        folder, plan
+            Where it lies, and what is done.
+        check
+            As `hold` has it.
 
         Raises
         ------
@@ -98,13 +104,15 @@ class Ledger:
             If the file system refuses; an `OutputError` if the folder is not isovoxel's.
         """
         job, text = folder / JOB, plan_to_json(plan).encode()
+        check()
         claim(folder)
         ledger = cls(folder, plan)
         ledger._lines.clear()
         if isinstance(job, Path):
-            write_whole(job, text)
+            write_whole(job, text, check)
         else:
             job.write(text)
+        ledger.hold(check)
         return ledger
 
     @classmethod
@@ -125,6 +133,24 @@ class Ledger:
             if gave_up(error):
                 raise OutputError(f"{folder} cannot be read: {getattr(error, 'strerror', None) or error}") from error
             return None
+
+    def hold(self, check: Callable[[], None]) -> None:
+        """Take the ledger over from whoever noted blocks before, who notes none any more.
+
+        Parameters
+        ----------
+        check
+            Raises where this process holds the output no more; asked before anything is noted.
+
+        Raises
+        ------
+        OSError
+            If the file system refuses; then it is as it was.
+        """
+        self._check = check
+        if isinstance(self.folder, Path):
+            _sweep(self.folder)
+        self._lines.hold(check)
 
     def add(self, block: int, seals: Iterable[Seal], level: int = 0) -> None:
         """Note that a block of a level is done, whose shards are on the disk; any thread may.
@@ -181,7 +207,7 @@ class Ledger:
         OSError
             If the file system refuses.
         """
-        self.check()
+        self._check()
         self.filled.clear()
         self._lines.clear()
 
@@ -200,7 +226,7 @@ class Ledger:
         return sum(self._blocks[: line.level]) + line.block
 
     def _append(self, line: Mapping[str, Any]) -> None:
-        self.check()
+        self._check()
         text = json.dumps(line, separators=(",", ":")).encode() + b"\n"
         retry(lambda: self._lines.add(text))
 
@@ -247,6 +273,13 @@ def _whole(value: Any) -> int:
     return value
 
 
+def _sweep(folder: Path) -> None:
+    """Remove files that were not written whole by processes that are dead, or are taken for dead."""
+    for name in (JOB, BLOCKS):
+        for partial in folder.glob(f"{name}.*{PARTIAL}"):
+            partial.unlink(missing_ok=True)
+
+
 def remove_ledger(folder: Place) -> None:
     """Remove what is the ledger's in its folder, the lock's file and the mark last, and the folder if it is empty then.
 
@@ -264,8 +297,7 @@ def remove_ledger(folder: Place) -> None:
             discard(folder / name, folder)
         for name in SAVED.values():
             (folder / name).unlink(missing_ok=True)
-        for partial in folder.glob(f"{JOB}*{PARTIAL}"):
-            partial.unlink()
+        _sweep(folder)
         for name in (BLOCKS, JOB, LOCK, MARK):
             (folder / name).unlink(missing_ok=True)
         folder.rmdir()

@@ -11,15 +11,17 @@ In a store a line is not there when it has been added, but when the object has b
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
 from isovoxel.places.objects import ObjectPlace
 from isovoxel.places.retries import carried, patience
+from isovoxel.store.files import write_whole
 from isovoxel.store.ledger_folder import open_own
 
 SEGMENT_BYTES = 1 << 18
@@ -44,13 +46,26 @@ class Lines(Protocol):
         """Forget all lines."""
         ...
 
+    def hold(self, check: Callable[[], None]) -> None:
+        """Take the lines over from whoever added some before, who adds none any more.
+
+        Parameters
+        ----------
+        check
+            Raises where they have been taken over from this process; asked before anything is kept.
+        """
+        ...
+
     def close(self) -> None:
         """Keep what was added, and let go of the rest."""
         ...
 
 
 class FileLines:
-    """Lines of a file. One that was torn when a process died is cut off.
+    """Lines of a file: a new one for each process, with the whole lines of the one before.
+
+    So what another process still has open, which was taken for dead, is read by nobody, and one that was torn when a
+    process died is cut off.
 
     Parameters
     ----------
@@ -61,7 +76,20 @@ class FileLines:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file = -1
+        self._closed = False
         self._lock = threading.Lock()
+
+    def hold(self, check: Callable[[], None] = lambda: None) -> None:
+        """Begin the new file.
+
+        Raises
+        ------
+        OSError
+            If the file system refuses.
+        """
+        self._let_go()
+        write_whole(self._path, self, check)
+        self._file = open_own(self._path, os.O_RDWR | os.O_APPEND)
 
     def add(self, line: bytes) -> None:
         """Append a line.
@@ -69,12 +97,13 @@ class FileLines:
         Raises
         ------
         OSError
-            If the file system refuses; then nothing is appended.
+            If the file system refuses, or the lines were closed; then nothing is appended.
         """
         with self._lock:
+            if self._closed:
+                raise OSError(errno.EBADF, f"{self._path} was closed")
             if self._file < 0:
-                self._file = open_own(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
-                self._cut_torn_line()
+                self.hold()
             end = os.lseek(self._file, 0, os.SEEK_END)
             try:
                 written = os.write(self._file, line)
@@ -93,25 +122,20 @@ class FileLines:
 
     def clear(self) -> None:
         """Remove the file."""
-        self._path.unlink(missing_ok=True)
+        with self._lock:
+            self._let_go()
+            self._path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; a thread that comes later adds no line."""
+        with self._lock:
+            self._closed = True
+            self._let_go()
+
+    def _let_go(self) -> None:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
-
-    def _cut_torn_line(self) -> None:
-        end = os.lseek(self._file, 0, os.SEEK_END)
-        while end:
-            first = max(0, end - 4096)
-            os.lseek(self._file, first, os.SEEK_SET)
-            newline = os.read(self._file, end - first).rfind(b"\n")
-            if newline >= 0:
-                end = first + newline + 1
-                break
-            end = first
-        os.ftruncate(self._file, end)
 
 
 class ObjectLines:
@@ -130,8 +154,13 @@ class ObjectLines:
         self._busy = self._closing = False
         self._failure: OSError | None = None
         self._thread: threading.Thread | None = None
+        self._check: Callable[[], None] = lambda: None
         with patience(ended=threading.Event()):  # lines are worth the wait, also when the job is interrupted
             self._put = carried(self._put_all)
+
+    def hold(self, check: Callable[[], None]) -> None:
+        """Ask before each put."""
+        self._check = check
 
     def add(self, line: bytes) -> None:
         """Add a line, which is in the store a moment later.
@@ -210,6 +239,7 @@ class ObjectLines:
             try:
                 if segment is None or sum(map(len, kept)) >= SEGMENT_BYTES:
                     segment, kept = self._place / f"{self._next():08}-{uuid.uuid4().hex}", []
+                self._check()
                 segment.write(b"".join([*kept, *batch]))
                 kept += batch
             except OSError as error:

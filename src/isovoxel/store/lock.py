@@ -4,6 +4,8 @@
    processes of one host, and of several where the file system passes locks on.
 2. The file says who holds it: host, process, since when. That is for people, and for file systems that keep the locks
    of other hosts to themselves, or have none: there the holder touches the file each few seconds, as a sign of life.
+3. The file also has a word that no other hold of the lock ever has. All that write for the holder know it (threads,
+   other processes, workers): see `Attempt`.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import os
 import socket
 import threading
 import time
+import uuid
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +28,7 @@ import psutil
 
 from isovoxel.errors import OutputBusyError, OutputError
 from isovoxel.metadata.json_text import parse_json
+from isovoxel.places.objects import ObjectPlace
 from isovoxel.places.place import Place
 from isovoxel.store.ledger_folder import claim, open_own, read_own
 
@@ -38,8 +42,17 @@ BEAT_SECONDS = 5.0
 """How often the holder touches the file."""
 DEAD_SECONDS = 60.0
 """After how long without a touch a holder on another host counts as dead; its clock may be off, but not its beat."""
+ASK_SECONDS = 1.0
+"""How often a process that writes for a holder elsewhere asks a store for the lock."""
 CLOCK_SECONDS = 2.0
 """How far the start of one process may be off between two readings, where the host's clock was set meanwhile."""
+
+_ended: set[str] = set()
+"""Words of locks that this process held, and does no more."""
+_beats: dict[str, float] = {}
+"""Until when nobody takes locks in a store over that this process holds, by their words and `now`."""
+_asked: dict[str, float] = {}
+"""When the store was asked last for locks that other processes hold."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +88,72 @@ class Holder:
         return f"process {self.pid} on {self.host} since {self.since}"
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """One hold of an output's lock, as all know it that write for the holder, in other processes too."""
+
+    lock: Place
+    """The lock's file or object."""
+    word: str
+    """What it says as long as it is held."""
+    output: Place
+    """What the user called the output."""
+
+    def check(self) -> None:
+        """Do nothing while the lock is held; a store is asked for it only now and then.
+
+        Raises
+        ------
+        OutputBusyError
+            If it is not, or another process has taken it over.
+        OSError
+            If nobody can tell at this moment.
+        """
+        if self.word in _ended:
+            raise OutputBusyError(
+                f"this process has ended its job of {self.output}, and writes nothing into it any more"
+            )
+        asked = now()
+        if asked < _beats.get(self.word, _asked.get(self.word, -math.inf) + ASK_SECONDS):
+            return
+        try:
+            text = self.lock.read_bytes()
+        except FileNotFoundError:
+            text = b""
+        if word_of(text) == self.word:
+            if isinstance(self.lock, ObjectPlace):
+                _asked[self.word] = asked
+            return
+        if not text:
+            raise OutputBusyError(f"{self.output} is not locked by this job any more: {self.lock} is gone, or empty")
+        raise OutputBusyError(
+            f"{self.output} was taken over by {Holder.from_json(text) or 'another process'}, because this one gave no "
+            f"sign of life for {DEAD_SECONDS:.0f} seconds"
+        )
+
+
+def end_attempt(word: str) -> None:
+    """Let nothing more be written in this process by whoever knows this word."""
+    _ended.add(word)
+    _beats.pop(word, None)
+    _asked.pop(word, None)
+
+
+def forget(word: str) -> None:
+    """Let the store be asked for a lock that this process held."""
+    _beats[word] = -math.inf
+
+
+def note_beat(word: str, asked: float) -> None:
+    """Note that a lock in a store was held at this time, and a sign of life was given: nobody takes it over so soon."""
+    _beats[word] = asked + DEAD_SECONDS / 2
+
+
+def now() -> float:
+    """Return seconds of a clock that goes on while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+
 class OutputLock:
     """Held by the one process that writes an output; a context manager.
 
@@ -96,6 +175,8 @@ class OutputLock:
     def __init__(self, path: Path, output: Place) -> None:
         self._path = path
         self._output = output
+        self.word = uuid.uuid4().hex
+        """What the file says as long as the lock is held."""
         self._file = -1
         self._ended = threading.Event()
         self._beat: threading.Thread | None = None
@@ -116,16 +197,18 @@ class OutputLock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        end_attempt(self.word)
         self._ended.set()
-        if self._beat is not None:
-            self._beat.join()
-        with contextlib.suppress(OSError):
-            os.ftruncate(self._file, 0)  # nobody holds it
-        os.close(self._file)
-        self._file = -1
-
-    def check(self) -> None:
-        """Do nothing: the system gives the lock to no other process as long as this one holds it."""
+        try:
+            if self._beat is not None:
+                self._beat.join()
+        finally:  # also where an impatient user interrupts that
+            file, self._file = self._file, -1
+            with contextlib.suppress(OSError):
+                if self._is_ours(file):
+                    os.ftruncate(file, 0)  # nobody holds it
+            _unlock(file)
+            os.close(file)
 
     def _take(self) -> bool:
         """Take the lock, or return False where its file was removed meanwhile by who held it before."""
@@ -142,7 +225,7 @@ class OutputLock:
             if same:
                 os.ftruncate(file, 0)
                 os.lseek(file, 0, os.SEEK_SET)
-                os.write(file, json.dumps(asdict(Holder.own())).encode())
+                os.write(file, json.dumps(asdict(Holder.own()) | {"word": self.word}).encode())
         except BaseException:
             os.close(file)
             raise
@@ -164,10 +247,32 @@ class OutputLock:
                 "wait for it, end it, or give another output"
             )
 
+    def _is_ours(self, file: int) -> bool:
+        """Tell whether nobody has taken the lock over, which another host may where it does not see it."""
+        os.lseek(file, 0, os.SEEK_SET)
+        return word_of(os.read(file, 4096)) == self.word
+
     def _touch(self) -> None:
+        file = self._file
         while not self._ended.wait(BEAT_SECONDS):
             with contextlib.suppress(OSError):
-                os.utime(self._file if os.utime in os.supports_fd else self._path)
+                if not self._is_ours(file):
+                    return
+                os.utime(file if os.utime in os.supports_fd else self._path)
+
+
+def word_of(text: bytes) -> str:
+    """Return the word of a lock's text; empty where it has none."""
+    return said(text, "word")
+
+
+def said(text: bytes, key: str) -> str:
+    """Return what a lock's text says beside its holder."""
+    try:
+        named: Any = parse_json(text)
+        return str(named[key])
+    except (ValueError, KeyError, TypeError):
+        return ""
 
 
 def read_holder(path: Path) -> Holder | None:
@@ -190,6 +295,13 @@ def _lock(file: int) -> bool | None:
     except OSError:
         return False
     return True
+
+
+def _unlock(file: int) -> None:
+    """Give a lock back, also where a process that was forked meanwhile has the file open."""
+    if fcntl is not None:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def _lives(holder: Holder, touched: float) -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -99,13 +99,15 @@ class Membership:
                 attributes = {LABELS: None, "ome": None}
             self._listed(attributes)
 
-    def announce(self, metadata: dict[str, Any]) -> None:
+    def announce(self, metadata: dict[str, Any], check: Callable[[], None] = lambda: None) -> None:
         """Let the groups above know of the output, which is complete; once, however often it is said.
 
         Parameters
         ----------
         metadata
             The output's attributes, as they will be.
+        check
+            As `isovoxel.store.attributes.change_json` has it.
 
         Raises
         ------
@@ -114,12 +116,12 @@ class Membership:
         """
         if self.image is not None:
             home = self.image / LABELS
-            change_json(home / (GROUP if self.zarr_format == 3 else ATTRIBUTES), self._with_label)
-        replace_member(self.groups, self.output, self.zarr_format, metadata)
+            change_json(home / (GROUP if self.zarr_format == 3 else ATTRIBUTES), self._with_label, check)
+        replace_member(self.groups, self.output, self.zarr_format, metadata, check)
 
-    def forget(self) -> None:
+    def forget(self, check: Callable[[], None] = lambda: None) -> None:
         """Let groups above forget what they know of an old output that is about to go; a list of labels keeps it."""
-        replace_member(self.groups, self.output, self.zarr_format, None)
+        replace_member(self.groups, self.output, self.zarr_format, None, check)
 
     def _with_label(self, node: dict[str, Any]) -> dict[str, Any]:
         """Return the metadata of the group of labels with the output in its list."""

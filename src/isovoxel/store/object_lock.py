@@ -2,7 +2,8 @@
 
 1. The lock is put on the condition that there is none (If-None-Match). It names its holder: host, process, since when.
 2. The holder puts it again each few seconds, on the condition that it is still its own (If-Match), as a sign of life.
-3. A lock whose holder was a process of this very machine that is gone, or that had no sign of life for a minute by the
+3. The word that it has beside them tells this hold from all others, see `isovoxel.store.lock.Attempt`.
+4. A lock whose holder was a process of this very machine that is gone, or that had no sign of life for a minute by the
    store's own clock, is taken over, on the condition that it is still as it was found. Its holder, should it wake up,
    finds that out at its next sign of life, and stops.
 """
@@ -18,16 +19,15 @@ import uuid
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from isovoxel.errors import OutputBusyError, OutputError
-from isovoxel.metadata.json_text import parse_json
 from isovoxel.places.failures import ChangedError
 from isovoxel.places.objects import Found, ObjectPlace, Version
 from isovoxel.places.place import Place
 from isovoxel.places.retries import patience
 from isovoxel.store import lock
-from isovoxel.store.lock import Holder, process_lives
+from isovoxel.store.lock import Holder, end_attempt, note_beat, process_lives, said, word_of
 
 _held: set[str] = set()
 """Words of the locks that this process holds; one that it could not delete, for the store was gone, it holds not."""
@@ -54,24 +54,26 @@ class ObjectLock:
     def __init__(self, place: ObjectPlace, output: Place) -> None:
         self._place = place
         self._output = output
-        self._word = uuid.uuid4().hex
+        self.word = uuid.uuid4().hex
+        """What the object says as long as the lock is held."""
         self._holder = Holder.own()
         self._beats = 0
         self._version = Version(None)
         self._ended = threading.Event()
-        self._lost = threading.Event()
         self._beat: threading.Thread | None = None
 
     def __enter__(self) -> Self:
-        _held.add(self._word)  # before anybody can see it
+        _held.add(self.word)  # before anybody can see it
         try:
+            asked = lock.now()
             while not self._take():
-                pass
+                asked = lock.now()
         except OSError as error:
-            _held.discard(self._word)
+            _held.discard(self.word)
             if isinstance(error, OutputError):
                 raise
             raise OutputError(f"{self._output} cannot be written: {error.strerror}") from error
+        note_beat(self.word, asked)
         self._beat = threading.Thread(target=self._give_signs, name="isovoxel-lock", daemon=True)
         self._beat.start()
         return self
@@ -79,21 +81,16 @@ class ObjectLock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        end_attempt(self.word)
         self._ended.set()
-        if self._beat is not None:
-            self._beat.join()
-        _held.discard(self._word)
-        with contextlib.suppress(OSError):  # then it goes stale
-            if not self._lost.is_set() and self._is_ours() is not None:
-                self._place.unlink()
-
-    def check(self) -> None:
-        """Raise an `OutputBusyError` where another process has taken the lock over."""
-        if self._lost.is_set():
-            raise OutputBusyError(
-                f"{self._output} was taken over by another process, because this one gave no sign of life for "
-                f"{lock.DEAD_SECONDS:.0f} seconds"
-            )
+        try:
+            if self._beat is not None:
+                self._beat.join()
+        finally:  # also where an impatient user interrupts that
+            _held.discard(self.word)
+            with contextlib.suppress(OSError):  # then it goes stale
+                if self._is_ours() is not None:
+                    self._place.unlink()
 
     def _take(self) -> bool:
         """Take the lock, or return False where it has just changed."""
@@ -107,7 +104,7 @@ class ObjectLock:
             text, found = self._place.read()
         except FileNotFoundError:
             return False
-        if _word(text) == self._word:  # it was put by a request whose answer was lost
+        if word_of(text) == self.word:  # it was put by a request whose answer was lost
             self._version = found.version
             return True
         if self._lives(text, found):
@@ -128,7 +125,7 @@ class ObjectLock:
 
     def _now_ns(self) -> int:
         """Return what the store's clock says, which is the one by which locks were written."""
-        probe = self._place.with_name(f"{self._place.name}-{self._word}")
+        probe = self._place.with_name(f"{self._place.name}-{self.word}")
         probe.write(b"")
         try:
             found = probe.find()
@@ -140,28 +137,30 @@ class ObjectLock:
 
     def _text(self) -> bytes:
         self._beats += 1  # every sign of life is another object
-        known = {"machine": machine(), "word": self._word, "beat": self._beats}
+        known = {"machine": machine(), "word": self.word, "beat": self._beats}
         return json.dumps(asdict(self._holder) | known).encode()
 
     def _is_ours(self) -> Found | None:
         """Return what the store knows of the lock, if it is ours."""
         with contextlib.suppress(FileNotFoundError):
             text, found = self._place.read()
-            return found if _word(text) == self._word else None
+            return found if word_of(text) == self.word else None
         return None
 
     def _give_signs(self) -> None:
         while not self._ended.wait(lock.BEAT_SECONDS):
             with contextlib.suppress(OSError), patience(tries=False):  # the next one may get through
+                asked = lock.now()
                 try:
                     self._version = self._place.write(self._text(), of=self._version)
                 except ChangedError:
                     # By us, where the answer to a request was lost; else by another.
                     found = self._is_ours()
                     if found is None:
-                        self._lost.set()
+                        lock.forget(self.word)
                         return
                     self._version = found.version
+                note_beat(self.word, asked)
 
 
 def read_object_holder(place: ObjectPlace) -> Holder | None:
@@ -192,22 +191,9 @@ def _is_dead(text: bytes) -> bool:
     holder = Holder.from_json(text)
     if holder is None or not _machine(text) == machine() != "":
         return False
-    return not process_lives(holder) or (holder.pid == os.getpid() and _word(text) not in _held)
-
-
-def _word(text: bytes) -> str:
-    """Return the word by which a holder knows its lock."""
-    return _said(text, "word")
+    return not process_lives(holder) or (holder.pid == os.getpid() and word_of(text) not in _held)
 
 
 def _machine(text: bytes) -> str:
     """Return on which machine a holder is, or was."""
-    return _said(text, "machine")
-
-
-def _said(text: bytes, key: str) -> str:
-    try:
-        named: Any = parse_json(text)
-        return str(named[key])
-    except (ValueError, KeyError, TypeError):
-        return ""
+    return said(text, "machine")

@@ -2,7 +2,8 @@
 
 1. The file lies in a folder for temporary files (``TMPDIR``), for a shard is encoded piece by piece, and its size,
    which a store wants to know first, is known last. There are no more of them than blocks in flight or waiting make.
-2. `Upload.seal` sends it, large ones in parts. The object appears when all of it is there, and its ETag is noted.
+2. `Upload.seal` looks at the output's lock, and sends it, large ones in parts. The object appears when all of it is
+   there, and its ETag is noted.
 3. Uploads wait for the network in the threads in which local shards wait for the disk. What bounds their rate is
    `UPLOADS` at a time with two parts each, which hold up to 24 MiB each whatever the shard's size.
 """
@@ -17,7 +18,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from numpy.typing import NDArray
 
 from isovoxel.errors import OutputError
 from isovoxel.places.objects import ObjectPlace
+from isovoxel.store.lock import Attempt
 from isovoxel.store.shard import Seal, ShardEncoder
 from isovoxel.store.shelf import ShardPlace, shard_key
 
@@ -64,11 +66,21 @@ class Upload:
         Its bytes, and their CRC-32C.
     turns
         Lets only so many upload at a time.
+    check
+        Raises where the output is another process' by now.
     """
 
-    def __init__(self, place: ObjectPlace, file: Path, size: int, crc: int, turns: threading.Semaphore) -> None:
+    def __init__(
+        self,
+        place: ObjectPlace,
+        file: Path,
+        size: int,
+        crc: int,
+        turns: threading.Semaphore,
+        check: Callable[[], None],
+    ) -> None:
         self._place, self._file, self._size, self._crc = place, file, size, crc
-        self._turns = turns
+        self._turns, self._check = turns, check
 
     def seal(self) -> Seal:
         """Upload the shard, and return its seal; the file goes, however that ends.
@@ -76,11 +88,12 @@ class Upload:
         Raises
         ------
         OSError
-            If the store refuses, or does not answer. What was there before is still there.
+            If the store refuses, or does not answer, or the output is another process' by now. What was there before
+            is still there.
         """
         try:
             with self._turns:
-                tag = self._place.upload(self._file)
+                tag = self._place.upload(self._file, self._check)
         finally:
             self.drop()
         return Seal(self._size, self._crc, tag)
@@ -102,10 +115,15 @@ class ObjectShelf:
         Which level.
     zarr_format
         Format of zarr, 2 or 3.
+    attempt
+        As `isovoxel.store.shelf.FileShelf` has it.
     """
 
-    def __init__(self, output: ObjectPlace, level: int = 0, zarr_format: int = 3) -> None:
+    def __init__(
+        self, output: ObjectPlace, level: int = 0, zarr_format: int = 3, attempt: Attempt | None = None
+    ) -> None:
         self._output, self._level, self._format = output, level, zarr_format
+        self._check = (lambda: None) if attempt is None else attempt.check
         self._turns = threading.BoundedSemaphore(UPLOADS)
         self._lock = threading.Lock()
         self._spool: Path | None = None
@@ -131,7 +149,8 @@ class ObjectShelf:
                     "make room there, or name another folder in TMPDIR"
                 ) from error
             raise
-        return Upload(self._output / shard_key(self._level, shard, self._format), file, size, crc, self._turns)
+        place = self._output / shard_key(self._level, shard, self._format)
+        return Upload(place, file, size, crc, self._turns, self._check)
 
     def holds(self, shard: ShardPlace, seal: Seal) -> bool:
         """Tell whether a shard is the object that was sealed; it is read only where its ETag is another.

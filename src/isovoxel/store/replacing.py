@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from isovoxel.errors import OutputError
@@ -39,7 +40,7 @@ def check_kept(target: Path, folder: Path) -> None:
         )
 
 
-def set_aside(target: Place, folder: Place, *, now: bool) -> None:
+def set_aside(target: Place, folder: Place, *, now: bool, check: Callable[[], None] = lambda: None) -> None:
     """Take an old output, if there is one, out of its place, and forget what groups above say of it in one piece.
 
     Parameters
@@ -50,6 +51,8 @@ def set_aside(target: Place, folder: Place, *, now: bool) -> None:
         The ledger's, which has no plan of the old output any more, see `save_ledger`.
     now
         Whether it is deleted, and so is what was kept before; in an object store it always is.
+    check
+        Raises where another process has taken the output over; asked before each step.
 
     Raises
     ------
@@ -60,16 +63,20 @@ def set_aside(target: Place, folder: Place, *, now: bool) -> None:
     """
     if isinstance(target, ObjectPlace) or isinstance(folder, ObjectPlace):
         if isinstance(target, ObjectPlace) and isinstance(folder, ObjectPlace):
+            check()
             if (store := membership_of(target)) is not None:
-                store.forget()
+                store.forget(check)
+            check()
             remove_objects(target, folder / REPLACED)
         return
     shutil.rmtree(folder / DISCARDED, ignore_errors=True)
     if os.path.lexists(target):
         check_image(target)
         check_kept(target, folder)
+        check()
         if (store := membership_of(target)) is not None:
-            store.forget()
+            store.forget(check)
+        check()
         if now or os.path.lexists(folder / REPLACED):
             discard(target, folder)
         else:

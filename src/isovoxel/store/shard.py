@@ -12,7 +12,7 @@ is.
    appends, the thread appends all that are in turn; otherwise it goes on with another buffer. Buffers are
    counted: who finds none waits until one has been appended. Same voxels, same file, whoever was faster.
 3. When all threads have left it, the index is appended; a chunk of Zarr 2, which has no shards, is a file without one.
-   `Unsealed.seal` flushes the file to the disk and renames it: it
+   `Unsealed.seal` flushes the file to the disk, looks at the output's lock, and renames it: it
    is there completely or not at all. That takes time and no processor, so whoever writes many seals them elsewhere.
 
 The chunk whose turn it is always has a thread that holds a buffer, or nobody has taken it and no buffer is left
@@ -26,7 +26,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-import uuid
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +36,7 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
+from isovoxel.errors import OutputError
 from isovoxel.geometry.box import Box
 from isovoxel.planning.storage import Storage
 from isovoxel.store.chunk import Bytes, ChunkEncoder
@@ -74,6 +75,8 @@ class Unsealed(NamedTuple):
     """Its bytes."""
     crc: int
     """CRC-32 of them."""
+    check: Callable[[], None]
+    """Raises where the output is another process' by now."""
 
     def seal(self) -> Seal:
         """Flush the file to the disk, give it its name, and return its seal.
@@ -81,21 +84,39 @@ class Unsealed(NamedTuple):
         Raises
         ------
         OSError
-            If the file system refuses: then the file is gone, and what was there before is still there. Flushing again
-            would not help, for what could not be written is forgotten by the system.
+            If the file system refuses, or the output is another process' by now: then the file is gone, and what was
+            there before is still there. Flushing again would not help, for what could not be written is forgotten by
+            the system.
         """
         try:
-            descriptor = os.open(self.partial, os.O_RDWR)
-            try:
-                os.fsync(descriptor)
-                written = os.fstat(descriptor).st_mtime_ns
-            finally:
-                os.close(descriptor)
-            self.partial.replace(self.path)
+            written = self._flush()
+            self.check()
+            self._rename()
+        except FileNotFoundError as error:
+            self.check()
+            raise gone(self.partial.parent) from error
         except BaseException:
             self.drop()
             raise
         return Seal(self.size, self.crc, written)
+
+    def _flush(self) -> int:
+        """Bring the file to the disk, and return when it was written."""
+        descriptor = os.open(self.partial, os.O_RDWR)
+        try:
+            os.fsync(descriptor)
+            return os.fstat(descriptor).st_mtime_ns
+        finally:
+            os.close(descriptor)
+
+    def _rename(self) -> None:
+        try:
+            self.partial.replace(self.path)
+        except FileNotFoundError:
+            if not self.partial.exists():
+                raise
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.partial.replace(self.path)
 
     def drop(self) -> None:
         """Remove the file."""
@@ -103,8 +124,13 @@ class Unsealed(NamedTuple):
             self.partial.unlink()
 
 
+def gone(folder: Path) -> OutputError:
+    """Return what is said where the folder is not there any more in which shards are written."""
+    return OutputError(f"{folder} is gone, where shards are written: the output was moved or deleted")
+
+
 class ShardEncoder:
-    """Encodes shards of one array into files; `write` may be called from several threads at once.
+    """Encodes shards of one array into files; `encode` may be called from several threads at once.
 
     Parameters
     ----------
@@ -113,7 +139,7 @@ class ShardEncoder:
     dtype
         Of the voxels.
     helpers
-        Threads that may encode beside those that call `write`. They do while no more than this number and one
+        Threads that may encode beside those that call `encode`. They do while no more than this number and one
         are at it, both kinds together.
     """
 
@@ -132,25 +158,6 @@ class ShardEncoder:
         self._buffers: list[Bytes] = []
         self._buffers_made = 0
 
-    def write(self, path: Path, data: NDArray[Any]) -> Unsealed:
-        """Write one shard beside its place, where it will be when it is sealed.
-
-        Parameters
-        ----------
-        path
-            File of the shard; its folder is made.
-        data
-            Its voxels, from its first one on; shorter than the shard where the volume ends.
-
-        Raises
-        ------
-        OSError
-            If the file system refuses. What was there before is still there.
-        """
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")
-        return Unsealed(path, partial, *self.encode(partial, data))
-
     def encode(self, path: Path, data: NDArray[Any]) -> tuple[int, int]:
         """Make a file of one shard, and return its bytes and their CRC-32; where that fails, there is no file.
 
@@ -159,7 +166,12 @@ class ShardEncoder:
         path
             The file, which is not there yet.
         data
-            As `write` has it.
+            Its voxels, from its first one on; shorter than the shard where the volume ends.
+
+        Raises
+        ------
+        OSError
+            If the file system refuses.
         """
         try:
             with path.open("xb", buffering=0) as file:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import uuid
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from isovoxel.store.shard import PARTIAL, Seal, ShardEncoder, Unsealed, holds
+from isovoxel.store.fence import end_attempts, unsealed_folder
+from isovoxel.store.lock import Attempt
+from isovoxel.store.shard import PARTIAL, Seal, ShardEncoder, Unsealed, gone, holds
 
 ShardPlace = tuple[int, ...]
 """Where a shard lies in the grid of shards: z, y, x, and before them what tells its volume from others."""
@@ -73,14 +76,30 @@ class FileShelf:
         Which level.
     zarr_format
         Format of zarr, 2 or 3.
+    attempt
+        The hold of the output's lock that this is done for; None where nobody else can be writing.
     """
 
-    def __init__(self, output: Path, level: int = 0, zarr_format: int = 3) -> None:
+    def __init__(self, output: Path, level: int = 0, zarr_format: int = 3, attempt: Attempt | None = None) -> None:
         self._output, self._level, self._format = output, level, zarr_format
+        self._attempt = attempt
 
     def write(self, encoder: ShardEncoder, shard: ShardPlace, data: NDArray[Any]) -> Unsealed:
-        """Encode a shard into a file beside its place."""
-        return encoder.write(self._file(shard), data)
+        """Encode a shard into a file of the attempt's.
+
+        Raises
+        ------
+        OutputError
+            If the output is another process' by now, or was deleted.
+        """
+        folder = unsealed_folder(self._output / level_path(self._level), self._attempt)
+        partial = folder / f"{uuid.uuid4().hex}{PARTIAL}"
+        try:
+            size, crc = encoder.encode(partial, data)
+        except FileNotFoundError as error:
+            self._check()
+            raise gone(folder) from error
+        return Unsealed(self._file(shard), partial, size, crc, self._check)
 
     def holds(self, shard: ShardPlace, seal: Seal) -> bool:
         """Tell whether a shard is a file as it was sealed."""
@@ -103,6 +122,7 @@ class FileShelf:
 
     def sweep(self) -> None:
         """Remove files that were not sealed."""
+        end_attempts(self._output)
         sweep_files(self._output)
 
     def free_bytes(self) -> int:
@@ -111,6 +131,10 @@ class FileShelf:
 
     def close(self) -> None:
         """Do nothing: no file is open."""
+
+    def _check(self) -> None:
+        if self._attempt is not None:
+            self._attempt.check()
 
     def _file(self, shard: ShardPlace) -> Path:
         return self._output.joinpath(*shard_key(self._level, shard, self._format).split("/"))

@@ -28,14 +28,19 @@ from isovoxel.places.objects import ObjectPlace
 from isovoxel.places.place import Place, place_of
 from isovoxel.planning.plan import Plan
 from isovoxel.planning.storage import Storage
-from isovoxel.store.attributes import GROUP, V2_ARRAY, read_attributes, write_attributes
+from isovoxel.store.attributes import GROUP, V2_ARRAY, change_attributes, read_attributes
+from isovoxel.store.fence import end_attempts, make_folders
 from isovoxel.store.files import sync_folder
+from isovoxel.store.lock import Attempt
 from isovoxel.store.membership import membership_of
 from isovoxel.store.object_shelf import ObjectShelf
 from isovoxel.store.provenance import PROVENANCE
 from isovoxel.store.shard import Seal, ShardEncoder, default_helpers
 from isovoxel.store.shelf import FileShelf, OnItsWay, ShardPlace, Shelf, level_path, sweep_files
 from isovoxel.store.skeleton import Skeleton, create_files, create_objects
+
+_ATTEMPT = "attempt"
+"""What is said in an output in a store of who makes it, while it is made."""
 
 
 class OmeZarrWriter:
@@ -136,16 +141,20 @@ class OmeZarrWriter:
         level: int = 0,
         series: Sequence[int] = (),
         helpers: int | None = None,
+        attempt: Attempt | None = None,
     ) -> OmeZarrWriter:
         """Return a writer into a level of what `create` made, as it was made; the parameters are the same.
 
-        Of a series, lengths are enough.
+        Of a series, lengths are enough. Where there is an `attempt`, its holder has called `begin_attempt`, and
+        nothing is written once another process has taken the output over.
         """
         encoder = ShardEncoder(storage, dtype, default_helpers() if helpers is None else helpers)
-        return cls(shelf_of(place_of(path), level, storage.zarr_format), encoder, grid, series)
+        return cls(shelf_of(place_of(path), level, storage.zarr_format, attempt), encoder, grid, series)
 
     @classmethod
-    def of_plan(cls, path: Place, plan: Plan, helpers: int | None = None) -> OmeZarrWriter:
+    def of_plan(
+        cls, path: Place, plan: Plan, helpers: int | None = None, attempt: Attempt | None = None
+    ) -> OmeZarrWriter:
         """Return a writer of what a plan makes, a level of what `create` made."""
         return cls.open(
             path,
@@ -155,6 +164,7 @@ class OmeZarrWriter:
             level=plan.level,
             series=[length for _, length in plan.source.series],
             helpers=helpers,
+            attempt=attempt,
         )
 
     def write(self, box: Box, data: NDArray[Any]) -> list[Seal]:
@@ -225,20 +235,45 @@ class OmeZarrWriter:
         return (*place_of_volume(self._series, shard.volume), *inside)
 
 
-def next_writer(path: Place, plan: Plan) -> OmeZarrWriter | None:
+def next_writer(path: Place, plan: Plan, attempt: Attempt | None = None) -> OmeZarrWriter | None:
     """Return a writer of the next level, where its blocks are made of a plan's while these are in memory."""
-    return None if plan.next_along is None else OmeZarrWriter.of_plan(path, plan.next_along, helpers=0)
+    return None if plan.next_along is None else OmeZarrWriter.of_plan(path, plan.next_along, 0, attempt)
 
 
-def shelf_of(output: Place, level: int = 0, zarr_format: int = 3) -> Shelf:
+def shelf_of(output: Place, level: int = 0, zarr_format: int = 3, attempt: Attempt | None = None) -> Shelf:
     """Return where the shards of a level of an output lie."""
     if isinstance(output, ObjectPlace):
-        return ObjectShelf(output, level, zarr_format)
-    return FileShelf(output, level, zarr_format)
+        return ObjectShelf(output, level, zarr_format, attempt)
+    return FileShelf(output, level, zarr_format, attempt)
+
+
+def begin_attempt(output: Place, attempt: Attempt) -> None:
+    """Let an attempt write into an output that is there, and none of those before it; only the lock's holder may.
+
+    The output's attributes change with the attempt. So in a store an earlier one, which marks an output complete on the
+    condition that they are as it has read them, does not.
+
+    Raises
+    ------
+    OSError
+        If the file system or the store refuses.
+    """
+
+    def claimed(attributes: dict[str, Any]) -> dict[str, Any]:
+        return attributes | {PROVENANCE: attributes[PROVENANCE] | {_ATTEMPT: attempt.word}}
+
+    shelf_of(output).sweep()
+    if isinstance(output, ObjectPlace):
+        change_attributes(output, claimed, attempt.check)
+    else:
+        make_folders(output, attempt)
 
 
 def mark_complete(
-    path: str | os.PathLike[str] | ObjectPlace, filled: Sequence[str] = (), omero: Mapping[str, Any] | None = None
+    path: str | os.PathLike[str] | ObjectPlace,
+    filled: Sequence[str] = (),
+    omero: Mapping[str, Any] | None = None,
+    attempt: Attempt | None = None,
 ) -> None:
     """Remove what is half written, and note in an output's attributes that it is complete.
 
@@ -250,24 +285,39 @@ def mark_complete(
         Damaged parts of the input that were filled.
     omero
         How the image is shown, where it is to be.
+    attempt
+        The hold of the output's lock that this is done for; None where nobody else can be writing.
 
     Raises
     ------
     OSError
-        If the file system or the store refuses; then the output is as it was.
+        If the file system or the store refuses, or another process has taken the output over; then it is as it was.
     """
+
+    def completed(attributes: dict[str, Any]) -> dict[str, Any]:
+        made = attributes[PROVENANCE] | {"complete": True} | ({"filled": list(filled)} if filled else {})
+        made.pop(_ATTEMPT, None)
+        found = attributes | {PROVENANCE: made}
+        if omero is None:
+            return found
+        if "ome" in found:
+            return found | {"ome": found["ome"] | {"omero": dict(omero)}}
+        return found | {"omero": dict(omero)}
+
+    def check() -> None:
+        if attempt is not None:
+            attempt.check()
+
     place = place_of(path)
+    check()
     if isinstance(place, Path):
+        end_attempts(place)
         sweep_files(place)
         for root, _, _ in os.walk(place):
             sync_folder(Path(root))  # the shards' bytes are on the disk, now their names are
-    attributes = read_attributes(place)
-    attributes[PROVENANCE] |= {"complete": True} | ({"filled": list(filled)} if filled else {})
-    if omero is not None:
-        attributes.get("ome", attributes)["omero"] = dict(omero)
     if (store := membership_of(place)) is not None:
-        store.announce(attributes)  # first, for a job that dies here goes on
-    write_attributes(place, attributes)
+        store.announce(completed(read_attributes(place)), check)  # first, for a job that dies here goes on
+    change_attributes(place, completed, check)
 
 
 def missing_shards(path: str | os.PathLike[str] | ObjectPlace) -> int:

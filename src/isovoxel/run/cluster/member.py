@@ -145,8 +145,8 @@ class Member:
         self.seats = Seats(self._engine.prepare(plan))
         waiting = FLUSHING * self.seats.number
         self._flushing = ThreadPoolExecutor(waiting, thread_name_prefix="flush")
-        self._writer = OmeZarrWriter.of_plan(task.output, plan, plan.helpers)
-        self._next_writer = next_writer(task.output, plan)
+        self._writer = OmeZarrWriter.of_plan(task.output, plan, plan.helpers, task.attempt)
+        self._next_writer = next_writer(task.output, plan, task.attempt)
         self._maker = BlockMaker(plan, read, self._engine, self._writer, self._tell, self._next_writer)
         self._flusher = Flusher(self._flushing, waiting, self._maker.patient)
 
