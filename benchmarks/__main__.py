@@ -19,6 +19,7 @@ NAMES = (
     "simulate",
     "workers",
     "levels",
+    "budgets",
 )
 
 
