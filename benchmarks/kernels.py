@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from benchmarks.cases import FACTORS, three
 from benchmarks.copies import device_bandwidth
 from benchmarks.machine import best, describe, print_header, print_row, write_json
-from isovoxel.engines.cle import select
+from isovoxel.engines.contexts import queue_of
 from isovoxel.engines.devices import find_device, opencl_device
 from isovoxel.engines.open import open_engine
 from isovoxel.engines.reference import reference
@@ -175,7 +175,7 @@ def _cells(found: dict[str, Any]) -> list[str]:
 
 def resident(engine: Any, read: NDArray[Any], plan: Plan) -> Callable[[], None]:
     """Return what runs a block's kernels, conversions included, on data that lie on the device, and waits for them."""
-    queue = select(opencl_device(engine.device)).get_device().queue
+    queue = queue_of(opencl_device(engine.device))
     block, flags = plan.block(0), cl.mem_flags
 
     def on_device(array: NDArray[Any]) -> Any:
