@@ -28,7 +28,7 @@ from isovoxel.errors import AddressError
 from isovoxel.places.address import Address
 from isovoxel.places.clients import client, is_read_only, sought
 from isovoxel.places.failures import ChangedError, told
-from isovoxel.places.retries import interruptible, is_transient, retry
+from isovoxel.places.retries import carried, interruptible, is_transient, retry
 
 if TYPE_CHECKING:
     from obstore import GetOptions, GetResult, ObjectMeta, PutMode, PutResult
@@ -339,12 +339,14 @@ class ObjectPlace:
         if file.stat().st_size <= PART_BYTES:
             return self._put_if_unchanged(file.read_bytes(), check)
 
+        asked = carried(check)
+
         def pieces() -> Iterator[bytes]:
             with file.open("rb", buffering=0) as whole:
                 while piece := whole.read(PIECE_BYTES):
                     yield piece
-            with ThreadPoolExecutor(1) as beside:  # obstore's own thread is here, and must not ask the store
-                beside.submit(check).result()
+            with ThreadPoolExecutor(1) as other:  # for here, within a request of obstore's, none can be made
+                other.submit(asked).result()
 
         def put() -> PutResult:
             how: Any = {"chunk_size": PART_BYTES, "max_concurrency": PARTS_AT_ONCE}

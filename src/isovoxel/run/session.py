@@ -159,6 +159,7 @@ class Session:
                 labels=self.labels,
                 series=self.volume.series,
                 by_way_of=begun.folder / NEW,
+                attempt=begun.attempt,
             ).close()
             begin_attempt(wanted.path, begun.attempt)
         except IsovoxelError:

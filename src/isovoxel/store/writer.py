@@ -70,6 +70,7 @@ class OmeZarrWriter:
         series: Sequence[SeriesAxis] = (),
         by_way_of: Place | None = None,
         helpers: int | None = None,
+        attempt: Attempt | None = None,
     ) -> OmeZarrWriter:
         """Make the group and its arrays, without any voxel yet.
 
@@ -99,6 +100,8 @@ class OmeZarrWriter:
         helpers
             Threads that may encode beside those that call `write`, see `isovoxel.store.shard.ShardEncoder`;
             by default all cores but one.
+        attempt
+            The hold of the output's lock that this is done for, which `begin_attempt` lets write.
 
         Raises
         ------
@@ -120,7 +123,7 @@ class OmeZarrWriter:
                 series=series,
                 version=storage.ome_zarr,
             ),
-            PROVENANCE: {**provenance, "complete": False},
+            PROVENANCE: {**provenance, "complete": False} | _named(target, attempt),
         }
         skeleton = Skeleton([(grid, storage), *further], dtype, attributes, series)
         if isinstance(target, ObjectPlace):
@@ -247,6 +250,11 @@ def shelf_of(output: Place, level: int = 0, zarr_format: int = 3, attempt: Attem
     return FileShelf(output, level, zarr_format, attempt)
 
 
+def _named(output: Place, attempt: Attempt | None) -> dict[str, str]:
+    """Return what an output says of who makes it."""
+    return {_ATTEMPT: attempt.word} if attempt is not None and isinstance(output, ObjectPlace) else {}
+
+
 def begin_attempt(output: Place, attempt: Attempt) -> None:
     """Let an attempt write into an output that is there, and none of those before it; only the lock's holder may.
 
@@ -260,7 +268,7 @@ def begin_attempt(output: Place, attempt: Attempt) -> None:
     """
 
     def claimed(attributes: dict[str, Any]) -> dict[str, Any]:
-        return attributes | {PROVENANCE: attributes[PROVENANCE] | {_ATTEMPT: attempt.word}}
+        return attributes | {PROVENANCE: attributes[PROVENANCE] | _named(output, attempt)}
 
     shelf_of(output).sweep()
     if isinstance(output, ObjectPlace):
