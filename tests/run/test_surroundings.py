@@ -86,7 +86,11 @@ ATTEMPTS = {
     "devices": isovoxel.devices,
     "lazy": lambda: isovoxel.scale_array(VOXELS, 2.0, engine=sys.argv[1]),
     "block": lambda: LAZY.compute(scheduler="synchronous"),
+    "isolated": lambda: isovoxel.scale(VOXELS, "child.zarr", isolate=True, **OPTIONS),
+    "converted": lambda: isovoxel.convert(VOXELS, "child.zarr", input_voxel_size=(1, 1, 1)),
 }
+if sys.argv[2] == "by another library":
+    del ATTEMPTS["block"]
 def attempt(name):
     try:
         ATTEMPTS[name]()
@@ -94,18 +98,27 @@ def attempt(name):
         return str(error)
     return "done"
 if __name__ == "__main__":
-    LAZY = isovoxel.scale_array(VOXELS, 2.0, engine=sys.argv[1])
+    if sys.argv[2] != "by another library":
+        LAZY = isovoxel.scale_array(VOXELS, 2.0, engine=sys.argv[1])
     if sys.argv[2] == "used":
         isovoxel.scale(VOXELS, "parent.zarr", **OPTIONS)
+    if sys.argv[2] == "by another library":
+        import pyopencl
+        pyopencl.get_platforms()
     with multiprocessing.get_context("fork").Pool(1) as pool:
         for name in ATTEMPTS:
             print(pool.apply_async(attempt, (name,)).get(60))
 """
 
 
+NEEDS_MAPS = pytest.mark.skipif(
+    not Path("/proc/self/maps").exists(), reason="the system has no memory maps of processes"
+)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 @pytest.mark.parametrize("engine", ["exact", "cle"])
-@pytest.mark.parametrize("before", ["used", "listed"])
+@pytest.mark.parametrize("before", ["used", "listed", pytest.param("by another library", marks=NEEDS_MAPS)])
 def test_a_fork_of_a_process_that_used_opencl_is_told_to_spawn(tmp_path: Path, engine: str, before: str) -> None:
     """Drivers hang there for ever: every way to a device is one sentence in place of that, and writes nothing."""
     (tmp_path / "fork.py").write_text(FORK)
@@ -119,7 +132,47 @@ def test_a_fork_of_a_process_that_used_opencl_is_told_to_spawn(tmp_path: Path, e
         timeout=200,
     )
     said = done.stdout.splitlines()
-    assert len(said) == 5, done.stderr
+    assert len(said) == 7 - (before == "by another library"), done.stderr
     assert all(line.startswith("OpenCL was used before this process was forked") for line in said), said
     assert all("start processes by spawn" in line for line in said)
     assert not list(tmp_path.glob("child*"))
+
+
+STORE_FORK = """
+import multiprocessing, os, sys
+from isovoxel.errors import AddressError
+from isovoxel.places.objects import ObjectPlace
+from object_store import serving
+def attempt(queue):
+    try:
+        queue.put(ObjectPlace("s3://bucket", "a").read_bytes())
+    except AddressError as error:
+        queue.put(str(error))
+if __name__ == "__main__":
+    with serving():
+        ObjectPlace("s3://bucket", "a").write(b"a")
+        fork = multiprocessing.get_context("fork")
+        queue = fork.Queue()
+        child = fork.Process(target=attempt, args=(queue,))
+        child.start()
+        print(queue.get(timeout=60))
+        child.join()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_fork_of_a_process_that_asked_a_store_is_told_to_spawn(tmp_path: Path) -> None:
+    """Its client's threads are not in the fork, where a request would wait for them for ever."""
+    (tmp_path / "fork.py").write_text(STORE_FORK)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "fork.py"],
+        cwd=tmp_path,
+        env=os.environ
+        | {"PYTHONPATH": os.pathsep.join(map(str, (Path(isovoxel.__file__).parents[1], Path(__file__).parents[1])))},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+    assert done.stdout.startswith("s3://bucket: object stores were asked before this process was forked"), done.stderr
+    assert "start processes by spawn" in done.stdout

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from isovoxel.engines.forks import check_process, note_use
 from isovoxel.engines.kernel_caches import prepare_caches
 from isovoxel.errors import DeviceError, OptionError
 from isovoxel.geometry.box import Index3
@@ -148,31 +148,12 @@ def _listed(found: Sequence[Device]) -> str:
     return ", ".join(f"{device.index} = {device.name!r}" for device in found)
 
 
-def check_process() -> None:
-    """Raise where this process is a fork of one that had loaded OpenCL: what it asks of a driver there never returns.
-
-    Raises
-    ------
-    DeviceError
-        With what to do in place of it.
-    """
-    if _loaded_by and os.getpid() not in _loaded_by:
-        raise DeviceError(
-            "OpenCL was used before this process was forked, and does not work in a fork; start processes by spawn: "
-            'multiprocessing.get_context("spawn"), or mp_context= of a ProcessPoolExecutor'
-        )
-
-
-_loaded_by: set[int] = set()
-"""The process that has loaded OpenCL, which forks of it inherit."""
-
-
 def _enumerate() -> list[tuple[Device, Any]]:
     check_process()
     missing = prepare_caches().missing
     import pyopencl as cl
 
-    _loaded_by.add(os.getpid())
+    note_use()
     try:
         platforms = [platform for platform in cl.get_platforms() if not (missing and platform.name == POCL)]
     except cl.Error:  # the loader's way to say that there is not one driver

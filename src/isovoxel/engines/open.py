@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import lru_cache
 
 from isovoxel.engines.base import Engine
-from isovoxel.engines.devices import check_process, find_device
+from isovoxel.engines.devices import find_device
+from isovoxel.engines.forks import check_process
 
 
 def open_engine(name: str = "cle", device: str = "auto") -> Engine:

@@ -32,8 +32,9 @@ from numpy.typing import NDArray
 
 from isovoxel.engines.base import Cancelled, Engine, Scaled
 from isovoxel.engines.contexts import TURN
-from isovoxel.engines.devices import Device, check_process, opencl_device
+from isovoxel.engines.devices import Device, opencl_device
 from isovoxel.engines.failures import DriverError, is_lost, is_out_of_memory, let_go_of, reason_of
+from isovoxel.engines.forks import check_process
 from isovoxel.engines.hosts import HostPair, Hosts
 from isovoxel.engines.memory import Buffers, Lane, Lanes
 from isovoxel.engines.pieces import Fit, device_bytes, halves

@@ -41,6 +41,8 @@ _S3_SIGNS = (
 
 _lock = threading.Lock()
 _clients: dict[tuple[str, tuple[tuple[str, str], ...]], ObjectStore] = {}
+_used_by: set[int] = set()
+"""The process that has asked stores, which forks of it inherit without obstore's threads."""
 
 
 def client(root: str) -> ObjectStore:
@@ -49,7 +51,7 @@ def client(root: str) -> ObjectStore:
     Raises
     ------
     AddressError
-        If obstore is not installed.
+        If obstore is not installed, or this process is a fork of one that had asked a store.
     PermissionError
         If there are no credentials.
     """
@@ -59,6 +61,12 @@ def client(root: str) -> ObjectStore:
         raise AddressError(
             f'{root} is an address, and reading and writing there takes obstore; pip install "isovoxel[cloud]"'
         ) from None
+    if _used_by and os.getpid() not in _used_by:
+        raise AddressError(
+            f"{root}: object stores were asked before this process was forked, and obstore does not work in a fork; "
+            'start processes by spawn: multiprocessing.get_context("spawn"), or mp_context= of a ProcessPoolExecutor'
+        )
+    _used_by.add(os.getpid())
     settings = tuple(sorted((k, v) for k, v in os.environ.items() if k.upper().startswith(_ENVIRONMENT)))
     with _lock:
         if (root, settings) not in _clients:
