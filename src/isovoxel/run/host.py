@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 import sys
 from pathlib import Path
@@ -90,8 +91,10 @@ def return_freed_memory() -> None:
     """Return memory that is freed to the operating system, where the C library keeps it (glibc).
 
     Threads of a level leave free memory in their heaps, of decoded chunks above all: on an H200 with 32 cores 0.9 GB,
-    beside which the next level's buffers exceeded the projection.
+    beside which the next level's buffers exceeded the projection. What a level held may refer to itself, and is freed
+    by the garbage collector only.
     """
+    gc.collect()
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # other C libraries than glibc
             ctypes.CDLL(None).malloc_trim(0)

@@ -113,7 +113,8 @@ class LevelMaker:
             If the device cannot serve, or the workers cannot take part.
         """
         self._task, self._volume = task, volume
-        return_freed_memory()  # of the level before
+        if self._engine is not None or self._crew is not None:
+            return_freed_memory()  # of the level before
         if self.cluster is not None:
             # distributed is only loaded by jobs that need it.
             from isovoxel.run.cluster.job import Crew
