@@ -196,4 +196,4 @@ print(before - psutil.Process().memory_info().rss)
 def test_freed_memory_goes_back_to_the_system() -> None:
     """What threads have freed in the middle of their heaps is the process' no more."""
     done = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, check=True)
-    assert int(done.stdout) > 100 * MIB
+    assert int(done.stdout) > 8 * MIB
