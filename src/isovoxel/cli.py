@@ -12,6 +12,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from errno import EPIPE
 from pathlib import Path
 from signal import SIGINT
@@ -66,8 +67,10 @@ def _do(job: Callable[..., ScaleResult], given: Mapping[str, Any]) -> None:
 
     source, output, report = given["source"], given["output"], given["report"]
     quiet, as_json = given["quiet"], given["as_json"]
-    _check_apart(given)
+    with _notes(quiet=quiet):
+        _check_apart(given)
     with (
+        _notes(quiet=quiet),
         reporting(report, source, output, quiet=quiet or as_json, **opening_options(given)) as told,
         ProgressView(bar=not quiet and not as_json, notes=not quiet) as progress,
     ):
@@ -88,6 +91,11 @@ def _do(job: Callable[..., ScaleResult], given: Mapping[str, Any]) -> None:
 def _note_attempt(error: Exception, pause: float) -> None:
     """Say that a store failed, and is asked again."""
     say(f"note: asking a store failed ({clause(error)}); it is asked again in {pause:g} s")
+
+
+def _notes(*, quiet: bool) -> AbstractContextManager[None]:
+    """Return a context in which stores that fail are asked again without a word, if a command is quiet."""
+    return patience((lambda _error, _pause: None) if quiet else None)
 
 
 def _check_apart(given: Mapping[str, Any]) -> None:
@@ -363,7 +371,7 @@ def show(
     from isovoxel.views import show as views
     from isovoxel.views.reading import ReadingView
 
-    with ReadingView(quiet=quiet or as_json) as reading:
+    with _notes(quiet=quiet), ReadingView(quiet=quiet or as_json) as reading:
         found = views.show(
             [source] if other is None else [source, other],
             output,
