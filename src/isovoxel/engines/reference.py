@@ -93,7 +93,8 @@ def expected(
     # Read once what all of them need; a sample that lies wholly in the 0 around the volume needs nothing.
     used = [sorted({i for row in axis for i in row} or {0}) for axis in axes]
     window = Box((used[0][0], used[1][0], used[2][0]), (used[0][-1] + 1, used[1][-1] + 1, used[2][-1] + 1), box.volume)
-    data = read(window).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # of NaN that signal
+        data = read(window).astype(np.float64)
     matrices = [_matrix(axis, first, n) for axis, first, n in zip(axes, window.start, window.shape, strict=True)]
     finite = np.isfinite(data)
     known = np.where(finite, data, 0.0)

@@ -326,7 +326,8 @@ def _compare(source: Volume, got: NDArray[Any], recipe: Recipe, box: Box) -> tup
         source.read, source.shape, recipe.factor, box, recipe.interpolation, recipe.boundary, antialias=recipe.antialias
     )
     real = _saturated(wanted.values, got.dtype)
-    error = _difference(got.astype(np.float64), real)
+    with np.errstate(invalid="ignore"):  # of NaN that signal
+        error = _difference(got.astype(np.float64), real)
     rounding = _rounding(got.dtype, real)
     # cle computes in float32 whatever the dtype.
     if recipe.engine == "exact" and accumulator(got.dtype) == np.float64:
@@ -402,9 +403,10 @@ def _around_samples(source: Volume, recipe: Recipe, box: Box) -> _Around:
         sides.append([np.clip(below + k, 0, n - 1) for k in (-1, 0, 1, 2)])
     first, last = ([int(end(np.array(axis))) for axis in sides] for end in (np.min, np.max))
     beyond = [n + 1 for n in last]
-    data = source.read(Box((first[0], first[1], first[2]), (beyond[0], beyond[1], beyond[2]), box.volume)).astype(
-        np.float64
-    )
+    with np.errstate(invalid="ignore"):
+        data = source.read(Box((first[0], first[1], first[2]), (beyond[0], beyond[1], beyond[2]), box.volume)).astype(
+            np.float64
+        )
     finite = np.isfinite(data)
     low, high, whole = np.where(finite, data, np.inf), np.where(finite, data, -np.inf), finite
     for axis, (indices, base) in enumerate(zip(sides, first, strict=True)):

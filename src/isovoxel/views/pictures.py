@@ -296,7 +296,8 @@ def _liveliest(view: NDArray[np.uint8], side: int) -> tuple[int, int]:
 
 def _window(views: Sequence[NDArray[Any]]) -> tuple[float, float]:
     """Return the values shown black and white, common to all views; never the same value."""
-    values = np.concatenate([view.ravel().astype(np.float64) for view in views])
+    with np.errstate(invalid="ignore"):  # of NaN that signal
+        values = np.concatenate([view.ravel().astype(np.float64) for view in views])
     values = values[np.isfinite(values)]
     if not values.size:
         return 0.0, 1.0
@@ -312,7 +313,8 @@ def _shades(subject: _Subject, view: NDArray[Any], window: tuple[float, float]) 
     if subject.labels:
         return Image.fromarray(label_colours(view))
     black, white = window
-    shares = np.clip((view.astype(np.float64) - black) / (white - black), 0, 1)
+    with np.errstate(invalid="ignore"):
+        shares = np.clip((view.astype(np.float64) - black) / (white - black), 0, 1)
     return Image.fromarray(np.around(255 * np.nan_to_num(shares)).astype(np.uint8))
 
 

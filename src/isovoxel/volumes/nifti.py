@@ -72,7 +72,8 @@ class ScaledReader:
         stored = flat.view(np.uint8)[flat.nbytes - flat.size * dtype.itemsize :].view(dtype)
         self.read(box, stored.reshape(box.shape))
         for start in range(0, flat.size, SLAB_VOXELS):
-            slab = stored[start : start + SLAB_VOXELS].astype(np.float64)
+            with np.errstate(invalid="ignore"):  # of NaN that signal
+                slab = stored[start : start + SLAB_VOXELS].astype(np.float64)
             slab *= self.slope
             slab += self.inter
             flat[start : start + SLAB_VOXELS] = slab
