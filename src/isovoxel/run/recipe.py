@@ -188,6 +188,8 @@ def _at(made: Any, place: str) -> Any:
 def _text(value: Any) -> str:
     if isinstance(value, list):
         return f"({', '.join(map(_text, value))})"
+    if value is None:
+        return "none"
     return number_text(value) if isinstance(value, float) else str(value)
 
 
