@@ -131,12 +131,12 @@ def test_factors_may_be_any_three_numbers(voxels: NDArray[np.uint16]) -> None:
 
 
 def test_plan_takes_budgets_as_numbers_and_text(voxels: NDArray[np.uint16]) -> None:
-    """Bytes may be an integer or such as "2GiB"."""
+    """Bytes may be an integer or such as "8GiB"."""
     options: Any = {"input_voxel_size": SIZE, "device_memory": 10_000_000}
-    planned = isovoxel.plan(voxels, memory="2GiB", **options)
-    assert (planned.host.allowed, planned.device.allowed) == (2 << 30, 10_000_000)
+    planned = isovoxel.plan(voxels, memory="8GiB", **options)
+    assert (planned.host.allowed, planned.device.allowed) == (8 << 30, 10_000_000)
     assert planned.projected_device <= 10_000_000
-    assert planned == isovoxel.plan(voxels, memory=2 << 30, **options)
+    assert planned == isovoxel.plan(voxels, memory=8 << 30, **options)
 
 
 def test_result_tells_what_was_done(voxels: NDArray[np.uint16], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Factor 1 leaves voxels as they are, bit for bit, by every way to scale; and no plane mixes with others along its axis."""
+"""Factor 1 leaves voxels as they are, bit for bit, by every way to scale; planes do not mix along such an axis."""
 
 from __future__ import annotations
 

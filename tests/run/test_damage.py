@@ -25,7 +25,7 @@ from isovoxel.planning.continued import makes_the_same
 from isovoxel.planning.plan import Plan
 from isovoxel.run import session
 from isovoxel.run.events import BlockDone, Event
-from isovoxel.run.output import Begun, Wanted, _find, is_complete, output_state
+from isovoxel.run.output import Wanted, _find, is_complete, output_state
 from isovoxel.run.recipe import Recipe
 from isovoxel.store.ledger import BLOCKS, JOB, Ledger, ledger_of
 from isovoxel.store.lock import Holder
@@ -131,14 +131,21 @@ class Job:
                     assert there.read_bytes() == right.read_bytes()
         return done
 
-    def found(self) -> Begun | None:
-        """Return how the same command would go on; None where it says in a sentence why it does not."""
+    def found(self) -> tuple[Plan | None, Ledger | None]:
+        """Return how the same command would go on; nothing where it says in a sentence why it does not."""
         output_state(self.out)
         try:
             return _find(self.wanted, self.folder)
         except IsovoxelError as error:
             one_sentence(error)
-            return None
+            return None, None
+
+    def goes_on(self) -> tuple[Plan, Ledger]:
+        """Return how the same command goes on, which it has to."""
+        plan, ledger = self.found()
+        assert plan is not None
+        assert ledger is not None
+        return plan, ledger
 
 
 @pytest.fixture(scope="module")
@@ -235,17 +242,13 @@ def batch(number: int, test: str) -> Iterator[random.Random]:
 @pytest.mark.parametrize("number", range(BATCHES))
 def test_damaged_lines_are_blocks_to_do_again(job: Job, number: int) -> None:
     """And those of other lines count."""
-    whole = job.found()
-    assert whole is not None
-    assert whole.ledger is not None
-    full = job.check(whole.ledger, whole.plan)
-    assert 0 < sum(full) < sum(whole.ledger.noted()) < len(full)
+    plan, ledger = job.goes_on()
+    full = job.check(ledger, plan)
+    assert 0 < sum(full) < sum(ledger.noted()) < len(full)
     for rng in batch(number, "lines"):
         (job.folder / BLOCKS).write_bytes(mutated_lines(rng, job.blocks))
-        begun = job.found()
-        assert begun is not None
-        assert begun.ledger is not None
-        done = job.check(begun.ledger, begun.plan)
+        plan, ledger = job.goes_on()
+        done = job.check(ledger, plan)
         assert all(a <= b for a, b in zip(done, full, strict=True))
 
 
@@ -254,10 +257,11 @@ def test_a_damaged_plan_is_none_or_the_same(job: Job, number: int) -> None:
     """A job goes on by the plan that it was begun by, or is refused in one sentence."""
     for rng in batch(number, "plan"):
         (job.folder / JOB).write_bytes(mutated(rng, job.job))
-        if (begun := job.found()) is not None and begun.ledger is not None:
-            assert makes_the_same(begun.plan, job.wanted.plan)
-            assert sum(level.write_box.size for level in begun.plan.blocks()) == np.prod(begun.plan.output.shape)
-            job.check(begun.ledger, begun.plan)
+        plan, ledger = job.found()
+        if plan is not None and ledger is not None:
+            assert makes_the_same(plan, job.wanted.plan)
+            assert sum(level.write_box.size for level in plan.blocks()) == np.prod(plan.output.shape)
+            job.check(ledger, plan)
 
 
 @pytest.mark.parametrize("number", range(BATCHES))
@@ -265,10 +269,10 @@ def test_damaged_attributes_of_a_job_are_refused(job: Job, number: int) -> None:
     """Or are not those that say how it is made."""
     for rng in batch(number, "attributes"):
         (job.out / "zarr.json").write_bytes(mutated(rng, job.metadata))
-        begun = job.found()
-        if begun is not None and begun.ledger is not None:
-            assert makes_the_same(begun.plan, job.wanted.plan)
-            job.check(begun.ledger, begun.plan)
+        plan, ledger = job.found()
+        if plan is not None and ledger is not None:
+            assert makes_the_same(plan, job.wanted.plan)
+            job.check(ledger, plan)
 
 
 @pytest.mark.parametrize("number", range(BATCHES))

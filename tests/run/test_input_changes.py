@@ -32,7 +32,6 @@ HOW: dict[str, Any] = {
     "shard": (16, 32, 32),
     "chunk": (16, 32, 32),
     "threads": 1,
-    "memory": "1GiB",
     "levels": 1,
 }
 

@@ -19,6 +19,7 @@ from isovoxel.planning import levels
 from isovoxel.planning.plan import Plan
 from isovoxel.run import blocks
 from isovoxel.run.events import BlockDone, Event, LevelBegun
+from isovoxel.run.host import host_limits
 
 SMALL: dict[str, Any] = {
     "engine": "exact",
@@ -172,7 +173,8 @@ def test_where_it_cannot_be_it_is_not(options: dict[str, Any], why: str) -> None
 def test_default_shards_make_way() -> None:
     """Level 1 has shards that its blocks are whole ones of, as large as the default ones or smaller."""
     volume = isovoxel.open_volume(np.zeros((64, 2048, 2048), np.uint16), voxel_size=(4, 1, 1))
-    plan = isovoxel.plan(volume, zoom=1, engine="exact", device_memory="300MB", memory="2GiB")
+    memory = host_limits().baseline + (3 << 29)
+    plan = isovoxel.plan(volume, zoom=1, engine="exact", device_memory="300MB", memory=memory)
     first = plan.next_along
     assert isinstance(first, Plan)
     assert plan.n_blocks > 1
