@@ -437,3 +437,84 @@ def test_each_file_of_an_ome_tiff_is_read_by_its_own_tags(where: int, given: dic
         fixed = {"photometric": "minisblack", "metadata": None, "description": told}
         tifffile.imwrite(tmp_path / f"{part}.ome.tif", planes, **fixed, **(given if part else {}))
     np.testing.assert_array_equal(read_all(tmp_path / f"{where}.ome.tif")[0], STACK[:4])
+
+
+def write_parts(folder: Path, named: list[tuple[str, str]], own: list[str]) -> None:
+    """Write an OME-TIFF of two planes in each file; what the document says of each file, and which UUID it has."""
+    data = "".join(
+        f'<TiffData FirstZ="{z}" IFD="{z % 2}" PlaneCount="1"><UUID FileName="{file}">{uuid}</UUID></TiffData>'
+        for z, (file, uuid) in ((2 * at + half, part) for at, part in enumerate(named) for half in (0, 1))
+    )
+    for part, uuid in enumerate(own):
+        told = ome(2 * len(named), 1, 1, data).replace("<OME ", f'<OME UUID="{uuid}" ' if uuid else "<OME ")
+        planes = STACK[2 * part : 2 * part + 2]
+        fixed = {"photometric": "minisblack", "metadata": None, "description": told}
+        tifffile.imwrite(folder / f"{part}.ome.tif", planes, **fixed)
+
+
+PARTS = [("0.ome.tif", "urn:uuid:00"), ("1.ome.tif", "urn:uuid:11"), ("2.ome.tif", "urn:uuid:22")]
+UUIDS = [uuid for _, uuid in PARTS]
+
+
+def nothing(_: Path) -> None:
+    """Leave the files as they are."""
+
+
+def swap(folder: Path) -> None:
+    """Give two files each other's name."""
+    (folder / "1.ome.tif").rename(folder / "x")
+    (folder / "2.ome.tif").rename(folder / "1.ome.tif")
+    (folder / "x").rename(folder / "2.ome.tif")
+
+
+def shorten(folder: Path) -> None:
+    """Leave out the last page of a file."""
+    with tifffile.TiffFile(folder / "2.ome.tif") as tif:
+        told = tif.pages.first.description
+    tifffile.imwrite(folder / "2.ome.tif", STACK[4], photometric="minisblack", metadata=None, description=told)
+
+
+@pytest.mark.parametrize(
+    ("named", "own", "change", "message"),
+    [
+        (
+            PARTS,
+            UUIDS,
+            lambda f: (f / "1.ome.tif").unlink(),
+            r"planes lie in the file '1\.ome\.tif', which is not in its",
+        ),
+        (
+            PARTS,
+            UUIDS,
+            swap,
+            r"1\.ome\.tif is not the file .* its UUID is 'urn:uuid:22', not 'urn:uuid:11'; put the right",
+        ),
+        (PARTS, UUIDS, shorten, r"0\.ome\.tif is incomplete: its metadata say 6 planes .*, but its 3 files have 5"),
+        ([(file, "") for file, _ in PARTS], ["", "", ""], nothing, r"does not tell the files '0\.ome\.tif' and '1\."),
+        ([(file, "") for file, _ in PARTS], UUIDS, nothing, r"'0\.ome\.tif' and '1\.ome\.tif' apart, for both have no"),
+        ([(file, UUIDS[1]) for file, _ in PARTS], UUIDS, nothing, r"apart, for both have the UUID 'urn:uuid:11' there"),
+    ],
+    ids=["missing", "swapped", "short", "no UUIDs at all", "no UUIDs of others", "one UUID for all"],
+)
+def test_files_of_an_ome_tiff_are_those_that_it_means(
+    named: list[tuple[str, str]], own: list[str], change: Callable[[Path], Any], message: str, tmp_path: Path
+) -> None:
+    """No plane is taken from another file, and no file that is whole is called incomplete for one that is missing."""
+    write_parts(tmp_path, named, own)
+    change(tmp_path)
+    with pytest.raises(InputError, match=message):
+        open_volume(tmp_path / "0.ome.tif")
+
+
+@pytest.mark.parametrize("own", [UUIDS, [UUIDS[0], "", ""], ["", *UUIDS[1:]]], ids=str)
+def test_files_of_an_ome_tiff_need_not_say_who_they_are(own: list[str], tmp_path: Path) -> None:
+    """Where a file has no UUID of its own, its name tells."""
+    write_parts(tmp_path, PARTS, own)
+    np.testing.assert_array_equal(read_all(tmp_path / "0.ome.tif")[0], STACK[:6])
+
+
+def test_an_ome_tiff_of_one_file_may_be_renamed(tmp_path: Path) -> None:
+    """Its own UUID tells that the file of the old name is meant."""
+    write_parts(tmp_path, PARTS[:1], UUIDS[:1])
+    (tmp_path / "0.ome.tif").rename(tmp_path / "new.ome.tif")
+    np.testing.assert_array_equal(read_all(tmp_path / "new.ome.tif")[0], STACK[:2])

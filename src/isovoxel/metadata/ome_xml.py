@@ -87,6 +87,35 @@ def read_companion(xml: str, name: str) -> str | None:
     return found[0] if found else None
 
 
+def read_files(xml: str, name: str) -> tuple[str, list[tuple[str, str]]]:
+    """Return the UUID of the file itself, and of each file that its planes lie in the name and the UUID.
+
+    Each of these is empty where the document does not tell.
+
+    Parameters
+    ----------
+    xml, name
+        As in `read_pixels`.
+    """
+    own: list[str] = []
+    found: list[tuple[str, list[str]]] = []
+    inside = False
+
+    def element(tag: str, attributes: dict[str, str]) -> None:
+        nonlocal inside
+        kind = tag.rpartition(":")[2]
+        own.append(attributes.get("UUID", "") if kind == "OME" else "")
+        if inside := kind == "UUID":
+            found.append((attributes.get("FileName", ""), []))
+
+    def text(part: str) -> None:
+        if inside:
+            found[-1][1].append(part)
+
+    _parse(xml, name, element, text)
+    return own[0], list(dict.fromkeys((file, "".join(uuid).strip()) for file, uuid in found))
+
+
 def read_channels(xml: str, name: str) -> list[tuple[Channel, ...]]:
     """Return what the document says of the channels of every image, in its order; `read_pixels` has taken it.
 
@@ -125,14 +154,17 @@ def read_step(pixels: Mapping[str, str]) -> tuple[float, str | None]:
     return time_step(step, pixels.get("TimeIncrementUnit", "s"))
 
 
-def _parse(xml: str, name: str, element: Callable[[str, dict[str, str]], None]) -> None:
-    """Call `element` with the tag and the attributes of every element."""
+def _parse(
+    xml: str, name: str, element: Callable[[str, dict[str, str]], None], text: Callable[[str], None] | None = None
+) -> None:
+    """Call `element` with the tag and the attributes of every element, and `text` with what stands in them."""
 
     def doctype(*_: object) -> None:
         raise InputError(f"the OME-XML of {name} has a document type definition, which OME-XML must not have")
 
     parser = expat.ParserCreate("utf-8")  # whatever its own declaration says: it is text by now
     parser.StartElementHandler = element
+    parser.CharacterDataHandler = text
     parser.StartDoctypeDeclHandler = doctype
     try:
         parser.Parse(xml.rstrip("\0").encode("utf-8", "replace"), True)

@@ -35,6 +35,7 @@ from isovoxel.volumes.selection import GIVEN, Selection
 from isovoxel.volumes.tiff_directories import Directories, read_directories
 from isovoxel.volumes.tiff_layout import Stack, reader_of
 from isovoxel.volumes.tiff_stacks import (
+    AS_ONE,
     Image,
     broken_chain,
     check_covered,
@@ -74,7 +75,7 @@ def open_tiff(path: Path, name: str, selection: Selection) -> Volume:
     """
     own = read_directories(path)
     if not len(own):
-        raise InputError(f"{name} is truncated or no TIFF: its first directory is not in the file")
+        raise InputError(f"{name} is truncated or no TIFF: the file does not hold all of its first directory")
     try:
         with tifffile.TiffFile(path) as tif:
             # Before tifffile parses it: a document type definition is refused here.
@@ -240,7 +241,7 @@ def _check_plain(tif: tifffile.TiffFile, own: Directories, name: str) -> None:
     if companion is not None:
         raise InputError(
             f"{name} is one file of several, and what its pages are stands in another, {companion[:100]!r}, which "
-            f"isovoxel does not read; write them as one OME-TIFF or OME-Zarr, as bfconvert and bioformats2raw do"
+            f"isovoxel does not read; {AS_ONE}"
         )
     if tif.is_imagej or tif.is_ome or tif.is_shaped:
         raise InputError(

@@ -19,6 +19,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from isovoxel.errors import InputError
+from isovoxel.metadata import ome_xml
 from isovoxel.volumes.files import check_complete
 from isovoxel.volumes.tiff_directories import OFFSETS, Directories, read_directories
 from isovoxel.volumes.tiff_layout import Stack
@@ -35,6 +36,8 @@ _IN_ORDER = ("shaped", "imagej")
 
 _REDUCED_OR_MASK = 0b101
 """Bits of a page that is a smaller picture of another one, or says which of its pixels count."""
+
+AS_ONE = "write them as one OME-TIFF or OME-Zarr, as bfconvert and bioformats2raw do"
 
 _MOST_ODD_PAGES = 2000
 """tifffile is given so many pages one by one, each of which takes it a tenth of a millisecond and ten kilobytes."""
@@ -67,11 +70,57 @@ def images_of(tif: tifffile.TiffFile, own: Directories, name: str) -> list[Image
         If pages are missing.
     """
     _give_odd_pages(tif, own, name)
+    if tif.is_ome:
+        _check_files(tif, own, name)
     every = tif.series
     if every and every[0].kind in ("uniform", "generic"):
         return _imagej_images(tif, own) if tif.is_imagej and not tif.is_ome else []
     finder = _Finder(own, name)
     return [Image(finder.stack(s), tuple(finder.stack(one) for one in s.levels[1:])) for s in every]
+
+
+def _check_files(tif: tifffile.TiffFile, own: Directories, name: str) -> None:
+    """Check that the files in which an OME-XML says that planes lie are there, and are those that it means.
+
+    tifffile takes them by their UUID, and each by its name where it meets that UUID first.
+
+    Raises
+    ------
+    InputError
+        If one is missing, or cannot be told from another, or says that it is another one.
+    """
+    itself, told = ome_xml.read_files(tif.ome_metadata or "", name)
+    here, mine = own.path.parent, own.path.name.lower()
+    names: dict[str, str] = {} if itself else {"": own.path.name}
+    for file, uuid in told:
+        if not file:
+            continue
+        if names.setdefault(uuid, file).lower() != file.lower():
+            raise InputError(
+                f"the OME-XML of {name} does not tell the files {names[uuid]!r} and {file!r} apart, for both have "
+                f"{f'the UUID {uuid!r}' if uuid else 'no UUID'} there; {AS_ONE}"
+            )
+        if file.lower() == mine or uuid == itself:
+            continue
+        if not (here / file).is_file():
+            raise InputError(
+                f"the OME-XML of {name} says that planes lie in the file {file!r}, which is not in its folder; put it "
+                f"there, or, if {name} is that file, give it that name again"
+            )
+        if (says := _uuid_of(here / file)) and says != uuid:
+            raise InputError(
+                f"{here / file} is not the file of that name of which the OME-XML of {name} tells: its UUID is "
+                f"{says!r}, not {uuid!r}; put the right one there, or {AS_ONE}"
+            )
+
+
+def _uuid_of(path: Path) -> str:
+    """Return the UUID that an OME-TIFF says that it has; empty where it says none, or is no such file."""
+    try:
+        with tifffile.TiffFile(path) as tif:
+            return ome_xml.read_files(tif.ome_metadata, str(path))[0] if tif.ome_metadata else ""
+    except (InputError, tifffile.TiffFileError):
+        return ""  # which reading its pages tells better
 
 
 def _imagej_images(tif: tifffile.TiffFile, own: Directories) -> list[Image]:
@@ -148,7 +197,7 @@ class _Finder:
             members = list(series)
         there = [member for member in members if member is not None and any(member.dataoffsets)]
         if len(there) < n or len(there) < len(members):
-            raise self._incomplete(page, n, len(there))
+            raise self._incomplete(page, n, len(there), len({id(member.parent) for member in there}))
         parents = {id(member.parent): member for member in members}
         paths = {key: _path_of(member, self._own.path) for key, member in parents.items()}
         names = [paths[id(member.parent)] for member in members]
@@ -179,14 +228,15 @@ class _Finder:
             raise self._incomplete(page, n, len(own) - first)
         return Stack(series.kind, axes, shape, page, (own,), np.zeros(n, np.int64), np.arange(first, first + n))
 
-    def _incomplete(self, page: tifffile.TiffPage, n: int, there: int) -> InputError:
+    def _incomplete(self, page: tifffile.TiffPage, n: int, there: int, files: int = 1) -> InputError:
         planar, depth, length, width, mixed = page.shaped
         planes = planar * depth * mixed
         size = f"{length} x {width}"
         if self._own.broken_at is not None:
             return broken_chain(self._own, self._name)
+        have = "it has" if files == 1 else f"its {files} files have"
         return InputError(
-            f"{self._name} is incomplete: its metadata say {n * planes} planes of {size}, but it has {there * planes}"
+            f"{self._name} is incomplete: its metadata say {n * planes} planes of {size}, but {have} {there * planes}"
         )
 
     def _not_reduced(self) -> Iterable[int]:
@@ -356,7 +406,8 @@ def check_covered(images: Sequence[Image], own: Directories, name: str) -> None:
 
 def broken_chain(own: Directories, name: str) -> InputError:
     """Return the error for a file in which a directory is missing."""
+    pages = "1 page" if len(own) == 1 else f"{len(own)} pages"
     return InputError(
-        f"{name} is truncated: after {len(own)} pages the next should be at byte {own.broken_at}, "
-        f"but is not in the {own.path.stat().st_size} bytes of the file; copy or write it again"
+        f"{name} is truncated: after {pages} the next should be at byte {own.broken_at}, "
+        f"but the {own.path.stat().st_size} bytes of the file do not hold all of it; copy or write it again"
     )
