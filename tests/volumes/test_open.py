@@ -91,6 +91,26 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
             open_volume(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"PK\x03\x04 and so on", "is of no kind that isovoxel knows, packed by zip; unpack it first, as unzip does"),
+        (b"BZh91AY&SY", "packed by bzip2; unpack it first, as bunzip2 does"),
+        (b"\xfd7zXZ\0\0", "packed by xz; unpack it first, as unxz does"),
+        (b"NRRD0004\ntype: uint8\n", "is of a kind that isovoxel does not read, NRRD; save it as TIFF, NIfTI or"),
+        (b"ObjectType = Image\n", "does not read, MetaImage; save it as"),
+        (bytes(208) + b"MAP DD", "does not read, MRC; save it as"),
+        (bytes(128) + b"DICM", "does not read, DICOM; save it as"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_kinds_that_are_not_read_are_named(data: bytes, message: str, tmp_path: Path) -> None:
+    """What an input is tells how it becomes one that is read."""
+    (tmp_path / "a").write_bytes(data)
+    with pytest.raises(InputError, match=message):
+        open_volume(tmp_path / "a")
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_what_may_not_be_read_is_an_input_error(tmp_path: Path) -> None:
     """A file without permission to read is refused in one sentence."""

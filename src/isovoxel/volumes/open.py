@@ -33,6 +33,26 @@ _KINDS = (
     "and .npy"
 )
 
+_PACKERS = {
+    b"\x1f\x8b": ("gzip", "gunzip"),
+    b"PK\x03\x04": ("zip", "unzip"),
+    b"BZh": ("bzip2", "bunzip2"),
+    b"\xfd7zXZ\0": ("xz", "unxz"),
+    b"\x28\xb5\x2f\xfd": ("zstd", "unzstd"),
+    b"7z\xbc\xaf\x27\x1c": ("7-Zip", "7z x"),
+}
+"""How files begin that hold others, by whose program, and what unpacks them."""
+_OTHERS = {
+    "NRRD": (0, b"NRRD000"),
+    "MetaImage": (0, b"ObjectType"),
+    "MRC": (208, b"MAP "),
+    "PNG": (0, b"\x89PNG\r\n\x1a\n"),
+    "JPEG": (0, b"\xff\xd8\xff"),
+    "DICOM": (128, b"DICM"),
+}
+"""Kinds of images that are not read, with what stands where in their files."""
+_MAGIC_BYTES = 256
+
 
 def open_volume(
     source: Any, *, voxel_size: Float3 | None = None, unit: str | None = None, selection: Selection = EVERYTHING
@@ -230,7 +250,7 @@ def _open_file(path: Path, inner: str | None, name: str, selection: Selection) -
     from isovoxel.volumes.nifti import is_nifti, open_nifti
 
     with path.open("rb") as file:
-        magic = file.read(98)
+        magic = file.read(_MAGIC_BYTES)
     if not magic:
         raise InputError(f"{name} is empty (0 bytes)")
     if magic[:4] in TIFF_MAGIC and inner is None:
@@ -264,8 +284,17 @@ def _unknown(path: Path, name: str, magic: bytes) -> InputError:
     if path.name in ("zarr.json", ".zarray", ".zgroup", ".zattrs", "attributes.json"):
         what = "an N5" if path.name == "attributes.json" else "a zarr"
         return InputError(f"{name} is a part of {what}; give the folder that it lies in")
-    if magic[:2] == b"\x1f\x8b":
-        return InputError(f"{name} is of no kind that isovoxel knows, packed by gzip; unpack it first, as gunzip does")
+    for begins, packer in _PACKERS.items():
+        if magic.startswith(begins):
+            return InputError(
+                f"{name} is of no kind that isovoxel knows, packed by {packer[0]}; unpack it first, as {packer[1]} does"
+            )
+    for kind, (at, sign) in _OTHERS.items():
+        if magic[at:].startswith(sign):
+            return InputError(
+                f"{name} is of a kind that isovoxel does not read, {kind}; save it as TIFF, NIfTI or OME-Zarr, or pass "
+                "it from Python as an array"
+            )
     return InputError(f"{name} is of no kind that isovoxel knows; {_KINDS}")
 
 
