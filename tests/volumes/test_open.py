@@ -17,6 +17,7 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import isovoxel
 from isovoxel.errors import InputError, InputMissingError, IsovoxelError, OptionError
 from isovoxel.geometry.box import Box
 from isovoxel.volumes.base import SUPPORTED_DTYPES
@@ -109,6 +110,24 @@ def test_kinds_that_are_not_read_are_named(data: bytes, message: str, tmp_path: 
     (tmp_path / "a").write_bytes(data)
     with pytest.raises(InputError, match=message):
         open_volume(tmp_path / "a")
+
+
+@pytest.mark.parametrize("code", ["q", "Q", "l", "L"])
+def test_equal_types_of_numpy_are_one(code: str, tmp_path: Path) -> None:
+    """NumPy calls integers of 64 bits by two names, of which readers give one or the other, and zarr knows one."""
+    array = np.zeros((2, 3, 4), code)
+    tifffile.imwrite(tmp_path / "a.tif", array, bigtiff=True, photometric="minisblack")
+    for source in (array, tmp_path / "a.tif"):
+        dtype = open_volume(source, voxel_size=(1, 1, 1)).dtype
+        assert dtype.num == np.dtype(dtype.name).num
+
+
+def test_integers_of_64_bits_in_a_tiff_are_scaled(tmp_path: Path) -> None:
+    """They become the zarr type of the same numbers."""
+    array = np.arange(-12, 12).reshape(2, 3, 4)
+    tifffile.imwrite(tmp_path / "a.tif", array, bigtiff=True, compression="zlib", photometric="minisblack")
+    isovoxel.scale(tmp_path / "a.tif", tmp_path / "a.zarr", factor=(2, 1, 1), interpolation="nearest")
+    np.testing.assert_array_equal(zarr.open_array(tmp_path / "a.zarr" / "0", mode="r")[::2], array)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

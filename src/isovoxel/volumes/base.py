@@ -113,6 +113,8 @@ class Volume(InNotebooks):
 
     def __post_init__(self) -> None:
         check_voxels(self.name, self.shape, self.dtype)
+        # NumPy has two equal types of 64 bits, of which zarr knows one.
+        object.__setattr__(self, "dtype", np.dtype(self.dtype.str))
 
     def identified(self) -> Volume:
         """Return the volume with an identity that tells it from every other, its voxels read if need be."""
