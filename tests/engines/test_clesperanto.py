@@ -62,6 +62,15 @@ def test_the_prototype_is_tried_first(monkeypatch: pytest.MonkeyPatch) -> None:
     assert why_missing() == ""
 
 
+def test_caches_are_prepared_before_either_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both load OpenCL, which looks for its folders once, then."""
+    order = []
+    monkeypatch.setattr(module, "prepare_caches", lambda: order.append("caches"))
+    monkeypatch.setattr(module, "_GENERATIONS", {"prototype": lambda: order.append("import") or Other()})
+    clesperanto()
+    assert order == ["caches", "import"]
+
+
 def test_a_variable_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
     """The one that is named is taken or refused; what is no name of either is refused."""
     first, second = Other(), Other()

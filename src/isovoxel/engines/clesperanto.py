@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from isovoxel.engines.kernel_caches import prepare_caches
 from isovoxel.errors import DeviceError, OptionError
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import Float3
@@ -114,6 +115,7 @@ def _tried() -> Clesperanto | str:
     chosen = os.environ.get(CHOICE, "")
     if chosen and chosen not in _GENERATIONS:
         raise OptionError(f"{CHOICE} must be {' or '.join(_GENERATIONS)}, not {chosen!r}")
+    prepare_caches()  # either loads OpenCL
     reasons = []
     for name in [chosen] if chosen else list(_GENERATIONS):
         try:
