@@ -26,11 +26,18 @@ def main() -> NoReturn:
     # Shells have what runs in the background ignore it.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, leave)
-    from isovoxel.terminal import open_streams, show_cursor
+    from isovoxel.doctor import command as doctor
+    from isovoxel.terminal import exit_code, open_streams, say, show_cursor, trace
 
     open_streams()
-    from isovoxel.cli import Abandoned, run
-
+    if doctor.is_asked(sys.argv[1:]):  # before anything is loaded that may be what is broken
+        sys.exit(exit_code(doctor.run(sys.argv[1:])))
+    try:
+        from isovoxel.cli import Abandoned, run
+    except Exception as error:  # noqa: BLE001 - a package that is broken may raise anything
+        trace(error)
+        say(f"error: isovoxel cannot be loaded ({type(error).__name__}: {error}); isovoxel doctor says what mends it")
+        sys.exit(2)
     try:
         code = run()
     except Abandoned as end:  # threads may still run, for which nobody wants to wait

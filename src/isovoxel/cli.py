@@ -37,7 +37,7 @@ from isovoxel.places.retries import patience
 from isovoxel.run.recovery import clause
 from isovoxel.run.result import ScaleResult
 from isovoxel.run.signals import signals
-from isovoxel.terminal import debugging, lost, put, say, trace
+from isovoxel.terminal import columns, debugging, exit_code, lost, put, say, trace
 from isovoxel.views.records import Line, Record
 
 # typer brings its own copy of click, and of click's errors only some names are typer's: this is UsageError.
@@ -54,8 +54,6 @@ app = typer.Typer(
 
 def _show(record: Record, lines: Sequence[Line], *, as_json: bool) -> None:
     """Print the record for a machine, or the lines for a person."""
-    from isovoxel.views.records import columns
-
     put([json.dumps(record, allow_nan=False)] if as_json else columns(lines))
 
 
@@ -405,6 +403,17 @@ def devices(
 
 
 @app.command()
+def doctor(as_json: parameters.Json = False) -> None:
+    """Look at all that isovoxel needs here, and tell what is missing, and the command that mends it.
+
+    Trial jobs are done with each engine. Exit code 2 where no job can run; --json is for bug reports.
+    """
+    from isovoxel.doctor.command import show
+
+    raise typer.Exit(show(as_json=as_json))
+
+
+@app.command()
 def demo(
     context: typer.Context,
     folder: parameters.Folder = Path("isovoxel-demo"),
@@ -507,11 +516,7 @@ def run() -> int:
         hint = "" if debugging() else "; --debug shows where"
         say(f"error: isovoxel failed in a way that it should not, with {clause(error)}{hint}; please report it")
         code = 1
-    if (lacking := lost()) is not None and code == 0:
-        if lacking.errno != EPIPE:  # of which whoever has stopped reading knows
-            say(f"error: the result cannot be printed: {lacking.strerror}")
-        code = 1
-    return code
+    return exit_code(code)
 
 
 def main() -> None:

@@ -65,7 +65,12 @@ def say(line: object) -> None:
 
 def debugging() -> bool:
     """Return whether ``--debug`` or its variable asks for tracebacks; processes that are started have the variable."""
-    return os.environ.get(DEBUG, "").lower() not in ("", "0", "false", "no", "off", "f", "n")
+    return switched_on(DEBUG)
+
+
+def switched_on(variable: str) -> bool:
+    """Return whether an environment variable is set to anything that does not mean no."""
+    return os.environ.get(variable, "").lower() not in ("", "0", "false", "no", "off", "f", "n")
 
 
 def trace(error: BaseException) -> None:
@@ -90,6 +95,21 @@ def carry_trace(error: BaseException, trace: BaseException | str) -> None:
 def put(lines: Sequence[object]) -> None:
     """Write lines to standard output: a result."""
     print("\n".join(map(plain, lines)), flush=True)  # noqa: T201 - likewise
+
+
+def columns(lines: Sequence[tuple[str, str]]) -> list[str]:
+    """Return lines with their labels in a column."""
+    width = max(len(label) for label, _ in lines)
+    return [f"{label:<{width}}  {what}" for label, what in lines]
+
+
+def exit_code(code: int) -> int:
+    """Return a command's exit code, or 1 where all is done but standard output did not take what was put."""
+    if code != 0 or (error := lost()) is None:
+        return code
+    if error.errno != errno.EPIPE:  # of which whoever has stopped reading knows
+        say(f"error: the result cannot be printed: {error.strerror}")
+    return 1
 
 
 def lost() -> OSError | None:

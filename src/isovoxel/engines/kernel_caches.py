@@ -71,6 +71,12 @@ def unusable(folder: Path) -> str:
     return ""
 
 
+def cache_folders() -> dict[str, Path]:
+    """Return where pyopencl and PoCL keep kernels, as far as it is known before they are loaded."""
+    pocl = _pocl_folder() if sys.platform.startswith("linux") else None
+    return {"pyopencl's cache": _user_caches()} | ({} if pocl is None else {"PoCL's cache": pocl})
+
+
 def _user_caches() -> Path:
     """Return the folder below which pyopencl keeps its caches, its database among them."""
     import platformdirs

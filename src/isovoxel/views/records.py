@@ -313,12 +313,6 @@ def device_lines(devices: Sequence[Device]) -> list[Line]:
 # ---- words -----------------------------------------------------------------------------------------------------
 
 
-def columns(lines: Sequence[Line]) -> list[str]:
-    """Return lines with their labels in a column."""
-    width = max(len(label) for label, _ in lines)
-    return [f"{label:<{width}}  {what}" for label, what in lines]
-
-
 def count(n: int, what: str, many: str = "") -> str:
     """Return a number of things, in singular or plural."""
     return f"{n:,} {what if n == 1 else many or what + 's'}"

@@ -1,0 +1,5 @@
+"""What of this machine isovoxel needs, and what to do where it is missing: the command ``isovoxel doctor``.
+
+It must work where nothing else does. So its own process loads the standard library alone, and other processes find out
+whatever needs a package or a driver: one that crashes or hangs ends its process, and is a finding.
+"""

@@ -1,0 +1,253 @@
+"""The diagnosis: all that is looked at becomes a table for people, a record for bug reports, and faults.
+
+1. Packages are compared with isovoxel's metadata.
+2. Beside each other, processes import them, load the command line, look at folders and memory, list the devices, and do
+   a small job with each engine and each clEsperanto, which is verified.
+3. What fails because of something else that is missing is no fault of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from isovoxel.doctor import packages
+from isovoxel.doctor.children import Answer, Ask, Asker
+from isovoxel.doctor.engines import CHOICE, GENERATIONS, look_at_engines
+from isovoxel.doctor.faults import Fault, Section
+from isovoxel.doctor.machine import Machine, python_facts, system_facts
+from isovoxel.doctor.opencl import NOT_TRIED, TRIED, look_at_opencl
+from isovoxel.version import __version__
+
+SPARE = 2**30
+"""Free bytes of a disk, or of memory, below which it is said that they are few."""
+VARIABLES = (
+    "CUDA_VISIBLE_DEVICES",
+    "GPU_DEVICE_ORDINAL",
+    "HIP_VISIBLE_DEVICES",
+    "ISOVOXEL_CLE",
+    "ISOVOXEL_DEVICE",
+    "NVIDIA_DRIVER_CAPABILITIES",
+    "NVIDIA_VISIBLE_DEVICES",
+    "OCL_ICD_FILENAMES",
+    "OCL_ICD_VENDORS",
+    "POCL_CACHE_DIR",
+    "POCL_DEVICES",
+    "POCL_MEMORY_LIMIT",
+    "PYOPENCL_NO_CACHE",
+    "ROCR_VISIBLE_DEVICES",
+    "TMPDIR",
+    "XDG_CACHE_HOME",
+)
+"""Variables whose values are told; of the others that are isovoxel's the names are."""
+TEMPORARY, WORKING = "temporary files", "working folder"
+
+
+@dataclass
+class Diagnosis:
+    """What was found."""
+
+    rows: list[tuple[str, str]] = field(default_factory=list)
+    """What was looked at, and what it is like."""
+    record: dict[str, Any] = field(default_factory=dict)
+    """The same as JSON values, with the faults."""
+    faults: list[Fault] = field(default_factory=list)
+    """What is wrong, what no job runs without first."""
+
+    @property
+    def jobs_run(self) -> bool:
+        """Whether jobs can run here."""
+        return not any(fault.fatal for fault in self.faults)
+
+
+def diagnose(machine: Machine | None = None, question: Ask | None = None) -> Diagnosis:
+    """Look at everything.
+
+    Parameters
+    ----------
+    machine
+        The machine; by default this one.
+    question
+        What asks other processes; by default processes that have two minutes each.
+    """
+    machine, question = machine or Machine(), question or Asker()
+    needed = packages.look(machine)
+    places = {TEMPORARY: _temporary_folder(), WORKING: _working_folder()}
+    with ThreadPoolExecutor(8) as pool:
+        devices = pool.submit(question, "devices")
+        broken = pool.submit(packages.broken, needed.core, question, machine)
+        commands = pool.submit(question, "command_line")
+        host = question("host", {name: place for name, place in places.items() if place})
+        where = _writable(host, places)
+        exact = pool.submit(_job, question, "exact", where)
+        cle = {name: pool.submit(_job, question, "cle", where, **{CHOICE: name}) for name in GENERATIONS}
+    if not needed.core and any(each.result().reason.startswith("ModuleNotFoundError") for each in (devices, commands)):
+        needed.faults = [fault._replace(fatal=True) for fault in needed.faults]
+    of_packages = _of_packages(needed, broken.result())
+    opencl = look_at_opencl(devices.result(), machine, question)
+    engines = look_at_engines(
+        exact.result(), {name: each.result() for name, each in cle.items()}, machine, needed, opencl.record["opencl"]
+    )
+    sections = [_about(machine, needed), of_packages, opencl, engines, _of_host(host, places, machine)]
+    # What fails because of what has been told already is not told again.
+    hidden: list[Section] = [opencl, engines] if of_packages.is_fatal else [engines] if opencl.is_fatal else []
+    faults = [fault for each in sections if each not in hidden for fault in each.faults]
+    if not of_packages.is_fatal:
+        faults += _of_commands(commands.result())
+    found = Diagnosis(faults=sorted(faults, key=lambda fault: not fault.fatal))
+    for section in sections:
+        found.rows += section.rows
+        found.record |= section.record
+    found.rows.append(("tried on", f"{', '.join(TRIED)}; never on GPUs of {', '.join(NOT_TRIED)}"))
+    found.record |= {
+        "tried_on": list(TRIED),
+        "not_tried_on": list(NOT_TRIED),
+        "environment": {name: machine.environment[name] for name in VARIABLES if name in machine.environment},
+        "other_variables": sorted(n for n in machine.environment if n.startswith("ISOVOXEL_") and n not in VARIABLES),
+        "faults": [fault._asdict() for fault in found.faults],
+        "jobs_run": found.jobs_run,
+    }
+    return found
+
+
+def _about(machine: Machine, needed: packages.Packages) -> Section:
+    """Return which isovoxel, Python and system these are."""
+    folder, python, system = Path(__file__).parents[1], python_facts(), system_facts(machine)
+    in_ = f" in a {python['environment']} environment" if python["environment"] else ""
+    where = [system["distribution"], f"{system['container']} container" if system["container"] else ""]
+    more = "".join(f", {what}" for what in where if what)
+    cores = f", {system['cores']} cores" if system["cores"] else ""
+    return Section(
+        rows=[
+            ("isovoxel", f"{__version__}, {folder}"),
+            ("Python", f"{python['version']}{in_}, {python['executable']}"),
+            ("system", f"{system['system']} {system['release']} on {system['processor']}{more}{cores}"),
+        ],
+        record={
+            "isovoxel": {"version": __version__, "installed": packages.installed(packages.NAME), "path": str(folder)},
+            "python": python | {"needed": needed.python},
+            "system": system,
+        },
+    )
+
+
+def _of_packages(needed: packages.Packages, broken: Sequence[Fault]) -> Section:
+    """Return what isovoxel needs, and what of that is there."""
+    faults = [*needed.faults, *broken]
+    fit = [p for p in needed.core if p.fits]
+    text = f"all {len(fit)} that isovoxel needs are installed, in versions that will do"
+    if not needed.core:
+        text = "what isovoxel needs is not known, since it is not installed"
+    elif len(fit) < len(needed.core):
+        text = f"{len(fit)} of {len(needed.core)} that isovoxel needs are installed, in versions that will do"
+    elif broken:
+        text += f", but {len(broken)} cannot be imported"
+    rows = [("packages", text)]
+    extras = {name: extra for name, extra in needed.extras.items() if extra}
+    complete = [name for name, extra in extras.items() if all(p.fits for p in extra)]
+    partly = [name for name in extras if name not in complete]
+    if extras:
+        lacking = f"; not installed: {', '.join(partly)}" if partly else ""
+        rows.append(("extras", f"{', '.join(complete) or 'none'}{lacking}"))
+    record = {
+        "packages": packages.as_record(needed.core),
+        "extras": {name: packages.as_record(extra) for name, extra in needed.extras.items()},
+    }
+    return Section(rows, record, faults)
+
+
+def _of_commands(answer: Answer) -> list[Fault]:
+    """Return why the command line cannot be used."""
+    if not answer.reason:
+        return []
+    what, _, mend = answer.reason.rpartition("; ") if answer.known else (answer.reason, "", "")
+    if answer.known:
+        return [Fault(what or answer.reason, mend, fatal=True)]
+    return [Fault(f"the command line cannot be loaded: {what}", REPORT, fatal=True)]
+
+
+REPORT = "isovoxel doctor --json > doctor.json, and report it with that file"
+
+
+# ---- folders and memory ------------------------------------------------------------------------------------------
+
+
+def _temporary_folder() -> str:
+    """Return the folder for temporary files, or nothing where none can be written."""
+    try:
+        return tempfile.gettempdir()
+    except OSError:
+        return ""
+
+
+def _working_folder() -> str:
+    """Return the working folder, or nothing where it was deleted."""
+    try:
+        return os.getcwd()  # noqa: PTH109 - not made a path of
+    except OSError:
+        return ""
+
+
+def _writable(host: Answer, places: Mapping[str, str]) -> str:
+    """Return a folder in which trial jobs can be done, or nothing."""
+    if host.reason:
+        return places[TEMPORARY]
+    bad = {folder["name"] for folder in host.value["folders"] if folder["problem"]}
+    return next((place for name, place in places.items() if place and name not in bad), "")
+
+
+def _job(question: Ask, engine: str, folder: str, **variables: str) -> Answer:
+    """Let a process do a job with an engine."""
+    if not folder:
+        return Answer(reason="no folder can be written in which it could be tried")
+    return question("job", engine, folder, **variables)
+
+
+def _of_host(answer: Answer, places: Mapping[str, str], machine: Machine) -> Section:
+    """Return which folders can be written, and what of disks and memory is free."""
+    elsewhere = "FOLDER, a folder that can be written"
+    temporary = machine.export("TEMP" if machine.is_windows else "TMPDIR", elsewhere)
+    found = Section(faults=_of_temporary(places[TEMPORARY], machine, temporary))
+    if answer.reason:
+        found.rows.append(("folders", f"not looked at, because {answer.reason}"))
+        found.record = {"folders": [], "memory": {}}
+        return found
+    found.record = dict(answer.value)
+    from isovoxel.planning.cost import human_bytes  # which a process has loaded before
+
+    caches = []
+    for folder in answer.value["folders"]:
+        name, path, free, problem = folder["name"], folder["path"], folder["free"], folder["problem"]
+        room = "" if free is None else f", {human_bytes(free)} free"
+        found.rows.append((name, f"{path} cannot be used ({problem})" if problem else f"{path}{room}"))
+        if problem and name == TEMPORARY:
+            found.faults.append(Fault(f"{name} cannot be written into {path} ({problem})", temporary))
+        elif problem and name not in places:
+            caches.append(f"{path} ({problem})")
+        elif name in places and not problem and free is not None and free < SPARE:
+            found.faults.append(Fault(f"only {human_bytes(free)} are free in {path}", f"make room in {path}"))
+    if caches:
+        what = f"kernels cannot be kept in {' and '.join(caches)}, so that each job builds them anew"
+        found.faults.append(Fault(what, machine.export("XDG_CACHE_HOME", elsewhere)))
+    memory = answer.value["memory"]
+    free = human_bytes(memory["available"])
+    found.rows.append(("memory", f"{free} free; a job takes up to {human_bytes(memory['allowed'])} (--memory)"))
+    if memory["allowed"] < SPARE:
+        what = f"only {free} of memory are free, of which a job takes half"
+        found.faults.append(Fault(what, "close other programs, or ask the batch system for more"))
+    return found
+
+
+def _of_temporary(place: str, machine: Machine, mend: str) -> list[Fault]:
+    """Return what is wrong with the folder for temporary files, before anything is written into it."""
+    if not place:
+        return [Fault("no folder for temporary files can be written", mend)]
+    wanted = machine.environment.get("TMPDIR")
+    if wanted and os.path.realpath(wanted) != os.path.realpath(place):
+        return [Fault(f"TMPDIR is {wanted}, which cannot be written, so that {place} is used", mend)]
+    return []

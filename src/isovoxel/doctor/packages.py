@@ -1,0 +1,200 @@
+"""Packages: what isovoxel's metadata ask for, what is installed, and what of it can be imported.
+
+What is needed is read from the metadata that pip has installed, so that there is no second list of it.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from isovoxel.doctor.children import Ask
+from isovoxel.doctor.faults import Fault
+from isovoxel.doctor.machine import Machine
+from isovoxel.version import __version__
+
+NAME = "isovoxel"
+FOR_DEVELOPERS = frozenset({"test", "bench"})
+"""Extras that users do not need."""
+CLESPERANTO = "pyclesperanto"
+"""How the packages of engine `cle` begin, without which `exact` scales; they are tried by themselves."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package that is needed."""
+
+    name: str
+    """Its name."""
+    needed: str
+    """Its name and the versions that will do, as pip takes it."""
+    found: str | None
+    """The version that is installed, or None."""
+    fits: bool
+    """Whether that one will do."""
+
+
+@dataclass
+class Packages:
+    """What is needed, and what is there."""
+
+    core: list[Package] = field(default_factory=list)
+    """What isovoxel always needs."""
+    extras: dict[str, list[Package]] = field(default_factory=dict)
+    """What each extra brings beside it."""
+    python: str = ""
+    """Versions of Python that will do, or nothing where that is not known."""
+    faults: list[Fault] = field(default_factory=list)
+    """What is wrong with them."""
+
+
+def installed(name: str) -> str | None:
+    """Return the version of a package that is installed, or None."""
+    try:
+        return metadata.version(name) or "unknown"
+    except Exception:  # noqa: BLE001 - metadata may be damaged in any way
+        return None
+
+
+def look(machine: Machine) -> Packages:
+    """Return what isovoxel's metadata ask for, and what of that is installed."""
+    found = Packages()
+    folder = Path(__file__).parents[3]
+    source = str(folder) if (folder / "pyproject.toml").exists() else NAME
+    mend = machine.pip(*(["-e", source] if source != NAME else [NAME]))
+    try:
+        about = metadata.metadata(NAME)
+        lines = metadata.requires(NAME) or []
+    except Exception:  # noqa: BLE001 - metadata may be damaged in any way
+        what = f"{NAME} is run from {folder} and is not installed, so that what it needs is not known"
+        found.faults.append(Fault(what, mend))
+        return found
+    if (version := installed(NAME)) != __version__:
+        what = f"pip has installed {NAME} {version}, but version {__version__} is run"
+        found.faults.append(Fault(what, mend))
+    found.python = (about.get_all("Requires-Python") or [""])[0]
+    try:
+        import packaging.markers
+        import packaging.requirements
+        import packaging.specifiers
+    except Exception as error:  # noqa: BLE001 - an import may raise anything
+        what = f"versions cannot be compared, because packaging cannot be imported ({error})"
+        found.faults.append(Fault(what, machine.pip("--force-reinstall", "packaging")))
+        names = {re.split(r"[^\w.-]", line)[0]: None for line in lines if ";" not in line}
+        found.core = [Package(name, name, installed(name), installed(name) is not None) for name in names]
+    else:
+        if found.python and not packaging.specifiers.SpecifierSet(found.python).contains(
+            ".".join(map(str, sys.version_info[:3])), prereleases=True
+        ):
+            have = ".".join(map(str, sys.version_info[:2]))
+            what = f"Python {have} is not among those that {NAME} is made for ({found.python})"
+            found.faults.append(Fault(what, "python3.12 -m venv isovoxel-env, and install isovoxel into that"))
+        found.core = _needed(lines, "")
+        core = {package.name for package in found.core}
+        for extra in about.get_all("Provides-Extra") or []:
+            if extra not in FOR_DEVELOPERS:
+                found.extras[extra] = [p for p in _needed(lines, extra) if p.name not in core]
+    found.faults += _core_faults(found.core, machine) + _extra_faults(found.extras, machine)
+    return found
+
+
+def _needed(lines: Sequence[str], extra: str) -> list[Package]:
+    """Return what requirements ask for in this environment, what they ask of their packages' extras included."""
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    found: dict[str, Package] = {}
+    for line in lines:
+        try:
+            asked = Requirement(line)
+        except InvalidRequirement:
+            continue
+        if asked.marker is not None and not asked.marker.evaluate({"extra": extra}):
+            continue
+        if extra and (asked.marker is None or "extra" not in str(asked.marker)):
+            continue  # what is needed without the extra too
+        if asked.name.lower() == NAME:  # an extra that is made of others
+            for other in asked.extras:
+                found |= {package.needed: package for package in _needed(lines, other)}
+            continue
+        version = installed(asked.name)
+        fits = version is not None and (version == "unknown" or asked.specifier.contains(version, prereleases=True))
+        needed = f"{asked.name}{asked.specifier}"
+        found[needed] = Package(asked.name, needed, version, fits)
+        for other in asked.extras if version is not None else ():
+            for package in _needed(metadata.requires(asked.name) or [], other):
+                found[package.needed] = package
+    return list(found.values())
+
+
+def _core_faults(packages: Sequence[Package], machine: Machine) -> list[Fault]:
+    faults = []
+    for package in packages:
+        optional = package.name.lower().startswith(CLESPERANTO)
+        if package.found is None and not optional:
+            what = f"{package.name} is not installed, which {NAME} needs"
+            faults.append(Fault(what, machine.pip(package.needed), fatal=True))
+        elif package.found is not None and not package.fits:
+            what = f"{package.name} {package.found} is installed, but {NAME} needs {package.needed}"
+            faults.append(Fault(what, machine.pip(package.needed)))
+    return faults
+
+
+def _extra_faults(extras: dict[str, list[Package]], machine: Machine) -> list[Fault]:
+    """Return which packages of extras are there in a version that will not do; one that is not there is no fault."""
+    return [
+        Fault(
+            f"{package.name} {package.found} is installed, but {NAME}[{extra}] needs {package.needed}",
+            machine.pip(package.needed),
+        )
+        for extra, packages in extras.items()
+        for package in packages
+        if package.found is not None and not package.fits
+    ]
+
+
+def lacking(packages: Sequence[Package]) -> list[str]:
+    """Return the names of those that are not installed."""
+    return [package.name for package in packages if package.found is None]
+
+
+def broken(packages: Sequence[Package], ask: Ask, machine: Machine) -> list[Fault]:
+    """Return which of the packages that are installed cannot be imported.
+
+    A package that ends the process is blamed for it, and those behind it are asked of another process. One that fails
+    because another one is missing or broken is not blamed.
+    """
+    names = [p.name for p in packages if p.found is not None and not p.name.lower().startswith(CLESPERANTO)]
+    names = list(dict.fromkeys(names))
+    missing = {_module(name) for name in lacking(packages)}
+    failed: dict[str, tuple[str, list[str]]] = {}
+    rest = names
+    while rest:
+        answer = ask("imports", rest)
+        failed |= {told[1]: (told[2], told[3]) for told in answer.told if told[0] == "failed"}
+        if not answer.reason:
+            break
+        begun = [told[1] for told in answer.told if told[0] == "begun"]
+        if not begun:
+            return [Fault(f"packages cannot be tried: {answer.reason}", machine.pip(NAME))]
+        failed[begun[-1]] = (answer.reason, [])
+        rest = rest[rest.index(begun[-1]) + 1 :]
+    suspects = {_module(name) for name in failed} | missing
+    return [
+        Fault(f"{name} is installed, but cannot be imported: {reason}", machine.pip("--force-reinstall", name), True)
+        for name, (reason, involved) in failed.items()
+        if not set(map(_module, involved)) & (suspects - {_module(name)})
+    ]
+
+
+def _module(name: str) -> str:
+    return name.lower().replace("-", "_")
+
+
+def as_record(packages: Sequence[Package]) -> list[dict[str, Any]]:
+    """Return packages as JSON values."""
+    return [{"name": p.name, "needed": p.needed, "found": p.found, "fits": p.fits} for p in packages]
