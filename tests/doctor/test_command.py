@@ -103,7 +103,7 @@ def test_without_any_package_it_says_that_isovoxel_is_to_be_installed(tmp_path: 
     """Python alone is enough for it."""
     done = run(tmp_path, "doctor", flags=("-S",))
     assert done.returncode == 2, done.stderr
-    assert "is not installed, so that what it needs is not known" in done.stdout
+    assert "and is not installed, and it lacks " in done.stdout
     assert done.stdout.count("\nfault") == 1
 
 

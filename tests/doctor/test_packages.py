@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from isovoxel.doctor import packages
 from isovoxel.doctor.children import Asker
 from isovoxel.doctor.faults import Fault
 from isovoxel.doctor.machine import Machine
@@ -41,7 +42,7 @@ def install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Install:
 def needing(install: Install, *lines: str, version: str = __version__) -> Packages:
     """Return what is found where isovoxel needs this."""
     install("isovoxel", version, *lines)
-    return look(LINUX)
+    return look(LINUX, Path("/no/checkout"))
 
 
 NEEDS: dict[str, tuple[Sequence[str], Sequence[Fault]]] = {
@@ -106,9 +107,51 @@ def test_without_metadata_that_is_said(monkeypatch: pytest.MonkeyPatch, install:
         raise metadata.PackageNotFoundError
 
     monkeypatch.setattr(metadata, "metadata", gone)
-    [fault] = look(LINUX).faults
-    assert "and is not installed, so that what it needs is not known" in fault.what
-    assert fault.mend.startswith("pip install ")
+    [fault] = look(LINUX, Path("/no/checkout")).faults
+    what = "isovoxel is run from /no/checkout and is not installed, so that what it needs is not known"
+    assert fault == Fault(what, "pip install isovoxel")
+
+
+CHECKOUT = """
+[project]
+requires-python = ">=3.11"
+dependencies = ["there>=1", {more}]
+[project.optional-dependencies]
+hdf5 = ["gone>=3"]
+old = ["there<1; python_version < '3'"]
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "ending", "fatal"),
+    [
+        ("", "so that pip does not know what it needs", False),
+        ("'gone'", "and it lacks gone", True),
+        ("'gone', 'lost>2'", "and it lacks gone and lost", True),
+        ("'gone', 'lost>2', 'away', 'off'", "and it lacks 4 packages that it needs", True),
+    ],
+)
+def test_a_checkout_says_what_it_needs_itself(
+    monkeypatch: pytest.MonkeyPatch, install: Install, tmp_path: Path, more: str, ending: str, *, fatal: bool
+) -> None:
+    """Whatever metadata there are; without any, one fault is all of it."""
+    install("there", "1.5")
+    (tmp_path / "pyproject.toml").write_text(CHECKOUT.format(more=more))
+    monkeypatch.setattr(packages, "installed", lambda name: "1.5" if name == "there" else None)
+    found = look(LINUX, tmp_path)
+    what = f"isovoxel is run from {tmp_path} and is not installed, {ending}"
+    assert found.faults == [Fault(what, f"pip install -e {tmp_path}", fatal)]
+    assert {name: [p.name for p in extra] for name, extra in found.extras.items()} == {
+        "hdf5": ["gone"],
+        "old": [],
+    } or more
+
+
+def test_the_checkout_of_these_tests_is_read() -> None:
+    """All that it needs is known."""
+    found = look(LINUX)
+    assert {"numpy", "zarr", "pyopencl"} <= {package.name for package in found.core}
+    assert "hdf5" in found.extras
 
 
 def test_metadata_of_another_version_are_named(install: Install) -> None:
@@ -127,7 +170,7 @@ def test_damaged_metadata_of_a_package_are_a_package_that_is_not_there(install: 
 
 def test_without_packaging_names_are_compared(monkeypatch: pytest.MonkeyPatch, install: Install) -> None:
     """Versions and markers are not, which is said."""
-    monkeypatch.setitem(sys.modules, "packaging.markers", None)
+    monkeypatch.setitem(sys.modules, "packaging.requirements", None)
     found = needing(install, "Requires-Dist: nowhere-at-all>=2", "Requires-Dist: gone; extra == 'x'")
     assert [p.name for p in found.core] == ["nowhere-at-all"]
     assert [f.what.partition(",")[0] for f in found.faults] == [
@@ -155,9 +198,9 @@ def test_packages_that_cannot_be_imported_are_named(install: Install, case: str)
     install("iv_other", module="import iv_missing")
     install("iv_last", module="raise OSError('also')")
     names = ["iv_first", "iv_bad", "iv_user", "iv_other", "iv_last"]
-    packages = [Package(name, name, "1.0", fits=True) for name in names]
-    packages.append(Package("iv-missing", "iv-missing", None, fits=False))
-    found = broken(packages, Asker(), LINUX)
+    needed = [Package(name, name, "1.0", fits=True) for name in names]
+    needed.append(Package("iv-missing", "iv-missing", None, fits=False))
+    found = broken(needed, Asker(), LINUX)
     assert found == [
         Fault(
             f"iv_bad is installed, but cannot be imported: {reason}", "pip install --force-reinstall iv_bad", fatal=True

@@ -1,17 +1,19 @@
 """Packages: what isovoxel's metadata ask for, what is installed, and what of it can be imported.
 
-What is needed is read from the metadata that pip has installed, so that there is no second list of it.
+What is needed is read from the metadata that pip has installed, or from the checkout that is run, so that there is no
+second list of it.
 """
 
 from __future__ import annotations
 
 import re
 import sys
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from isovoxel.doctor.children import Ask
 from isovoxel.doctor.faults import Fault
@@ -19,6 +21,8 @@ from isovoxel.doctor.machine import Machine
 from isovoxel.version import __version__
 
 NAME = "isovoxel"
+FOLDER = Path(__file__).parents[3]
+"""The checkout from which isovoxel is run, if it is."""
 FOR_DEVELOPERS = frozenset({"test", "bench"})
 """Extras that users do not need."""
 CLESPERANTO = "pyclesperanto"
@@ -37,6 +41,11 @@ class Package:
     """The version that is installed, or None."""
     fits: bool
     """Whether that one will do."""
+
+    @property
+    def is_optional(self) -> bool:
+        """Whether jobs run without it: engine exact does where there is no clEsperanto."""
+        return self.name.lower().startswith(CLESPERANTO)
 
 
 @dataclass
@@ -61,46 +70,99 @@ def installed(name: str) -> str | None:
         return None
 
 
-def look(machine: Machine) -> Packages:
-    """Return what isovoxel's metadata ask for, and what of that is installed."""
-    found = Packages()
-    folder = Path(__file__).parents[3]
-    source = str(folder) if (folder / "pyproject.toml").exists() else NAME
-    mend = machine.pip(*(["-e", source] if source != NAME else [NAME]))
+class _Needs(NamedTuple):
+    """What isovoxel needs, as metadata have it."""
+
+    python: str
+    lines: Sequence[str]
+    extras: Sequence[str]
+
+
+def _from_metadata() -> _Needs | None:
+    """Return what the metadata say that pip has installed, or None where there are none."""
     try:
         about = metadata.metadata(NAME)
         lines = metadata.requires(NAME) or []
+        return _Needs((about.get_all("Requires-Python") or [""])[0], lines, about.get_all("Provides-Extra") or [])
     except Exception:  # noqa: BLE001 - metadata may be damaged in any way
+        return None
+
+
+def _from_checkout(folder: Path) -> _Needs | None:
+    """Return what a checkout says, which is newer than metadata that were installed from it once."""
+    try:
+        project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        extras = project["optional-dependencies"]
+        lines = list(project["dependencies"])
+        for extra, needed in extras.items():
+            for name, _, marker in (line.partition(";") for line in needed):
+                lines.append(f"{name}; {f'({marker}) and ' if marker else ''}extra == '{extra}'")
+        return _Needs(project["requires-python"], lines, list(extras))
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def look(machine: Machine, folder: Path = FOLDER) -> Packages:
+    """Return what isovoxel needs, and what of that is installed.
+
+    Parameters
+    ----------
+    machine
+        The machine.
+    folder
+        The checkout from which isovoxel may be run.
+    """
+    found = Packages()
+    checkout = _from_checkout(folder)
+    mend = machine.pip(NAME) if checkout is None else machine.pip("-e", str(folder))
+    needs = checkout or _from_metadata()
+    if needs is None:
         what = f"{NAME} is run from {folder} and is not installed, so that what it needs is not known"
         found.faults.append(Fault(what, mend))
         return found
-    if (version := installed(NAME)) != __version__:
-        what = f"pip has installed {NAME} {version}, but version {__version__} is run"
-        found.faults.append(Fault(what, mend))
-    found.python = (about.get_all("Requires-Python") or [""])[0]
+    found.python = needs.python
     try:
-        import packaging.markers
-        import packaging.requirements
-        import packaging.specifiers
+        from packaging.requirements import Requirement  # noqa: F401 - whether it can be
     except Exception as error:  # noqa: BLE001 - an import may raise anything
         what = f"versions cannot be compared, because packaging cannot be imported ({error})"
         found.faults.append(Fault(what, machine.pip("--force-reinstall", "packaging")))
-        names = {re.split(r"[^\w.-]", line)[0]: None for line in lines if ";" not in line}
+        names = {re.split(r"[^\w.-]", line)[0]: None for line in needs.lines if ";" not in line}
         found.core = [Package(name, name, installed(name), installed(name) is not None) for name in names]
     else:
-        if found.python and not packaging.specifiers.SpecifierSet(found.python).contains(
-            ".".join(map(str, sys.version_info[:3])), prereleases=True
-        ):
-            have = ".".join(map(str, sys.version_info[:2]))
-            what = f"Python {have} is not among those that {NAME} is made for ({found.python})"
-            found.faults.append(Fault(what, "python3.12 -m venv isovoxel-env, and install isovoxel into that"))
-        found.core = _needed(lines, "")
+        found.faults += _python_faults(needs.python)
+        found.core = _needed(needs.lines, "")
         core = {package.name for package in found.core}
-        for extra in about.get_all("Provides-Extra") or []:
+        for extra in needs.extras:
             if extra not in FOR_DEVELOPERS:
-                found.extras[extra] = [p for p in _needed(lines, extra) if p.name not in core]
+                found.extras[extra] = [p for p in _needed(needs.lines, extra) if p.name not in core]
+    version, missing = installed(NAME), lacking([package for package in found.core if not package.is_optional])
+    if version is None and missing:
+        what = f"{NAME} is run from {folder} and is not installed, and it lacks {_named(missing)}"
+        found.faults = [Fault(what, mend, fatal=True)]
+        return found
+    if version is None:
+        what = f"{NAME} is run from {folder} and is not installed, so that pip does not know what it needs"
+        found.faults.append(Fault(what, mend))
+    elif version != __version__:
+        what = f"pip has installed {NAME} {version}, but version {__version__} is run"
+        found.faults.append(Fault(what, mend))
     found.faults += _core_faults(found.core, machine) + _extra_faults(found.extras, machine)
     return found
+
+
+def _named(names: Sequence[str]) -> str:
+    """Return few names, or how many there are."""
+    return f"{len(names)} packages that it needs" if len(names) > 3 else " and ".join(names)
+
+
+def _python_faults(wanted: str) -> list[Fault]:
+    from packaging.specifiers import SpecifierSet
+
+    if not wanted or SpecifierSet(wanted).contains(".".join(map(str, sys.version_info[:3])), prereleases=True):
+        return []
+    have = ".".join(map(str, sys.version_info[:2]))
+    what = f"Python {have} is not among those that {NAME} is made for ({wanted})"
+    return [Fault(what, "python3.12 -m venv isovoxel-env, and install isovoxel into that")]
 
 
 def _needed(lines: Sequence[str], extra: str) -> list[Package]:
@@ -134,8 +196,7 @@ def _needed(lines: Sequence[str], extra: str) -> list[Package]:
 def _core_faults(packages: Sequence[Package], machine: Machine) -> list[Fault]:
     faults = []
     for package in packages:
-        optional = package.name.lower().startswith(CLESPERANTO)
-        if package.found is None and not optional:
+        if package.found is None and not package.is_optional:
             what = f"{package.name} is not installed, which {NAME} needs"
             faults.append(Fault(what, machine.pip(package.needed), fatal=True))
         elif package.found is not None and not package.fits:
@@ -168,7 +229,7 @@ def broken(packages: Sequence[Package], ask: Ask, machine: Machine) -> list[Faul
     A package that ends the process is blamed for it, and those behind it are asked of another process. One that fails
     because another one is missing or broken is not blamed.
     """
-    names = [p.name for p in packages if p.found is not None and not p.name.lower().startswith(CLESPERANTO)]
+    names = [p.name for p in packages if p.found is not None and not p.is_optional]
     names = list(dict.fromkeys(names))
     missing = {_module(name) for name in lacking(packages)}
     failed: dict[str, tuple[str, list[str]]] = {}
