@@ -40,6 +40,7 @@ SAID: list[tuple[Event, int, str]] = [
     (Slowed(2), logging.WARNING, "the host has too little memory; from now on 2 blocks are in flight"),
     (Restarted("it died"), logging.WARNING, "it died; the job goes on in a fresh process"),
     (Waiting(60), logging.WARNING, "no worker is there; the job waits for one, for up to 60 s"),
+    (Waiting(20, "workers to end"), logging.WARNING, "the job waits for workers to end, for up to 20 s"),
     (Connected("http://a", ()), logging.INFO, "connected to workers, dashboard http://a"),
     (WorkerJoined("w1", "host", "H100", "0:1"), logging.INFO, "worker w1 on host takes part, with H100 0:1"),
     (WorkerLeft("w1", "lost"), logging.WARNING, "worker w1 does no more blocks: lost"),

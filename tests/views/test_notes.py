@@ -137,6 +137,7 @@ WORKERS: list[Event] = [
     WorkerJoined("b", "node-2", "A100", "0000:5E:00.0"),
     WorkerLeft("b", "the card is lost, and again in a fresh process", ("xid 79",)),
     Waiting(300.0),
+    Waiting(20.0, "the results of worker a"),
 ]
 
 
@@ -151,6 +152,7 @@ def test_what_becomes_of_workers_is_said() -> None:
         "note: worker b does no more blocks: the card is lost, and again in a fresh process",
         "  b: xid 79",
         "note: no worker is there; the job waits for one, for up to 300 s",
+        "note: the job waits for the results of worker a, for up to 20 s",
     ]
 
 

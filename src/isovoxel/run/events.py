@@ -141,10 +141,12 @@ class WorkerLeft:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """No worker is left: the job waits for one."""
+    """The job waits for workers."""
 
     seconds: float
-    """For how long, before it ends."""
+    """For how long at most, before it ends, or goes on without them."""
+    what: str = ""
+    """What it waits for; nothing where no worker is left, and it waits for one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,5 +86,7 @@ def _log_worker(event: Connected | WorkerJoined | WorkerLeft | Waiting) -> None:
             logger.warning("worker %s does no more blocks: %s", name, reason)
             for line in log:
                 logger.warning("%s: %s", name, line)
+        case Waiting(seconds=seconds, what=what) if what:
+            logger.warning("the job waits for %s, for up to %g s", what, seconds)
         case Waiting(seconds=seconds):
             logger.warning("no worker is there; the job waits for one, for up to %g s", seconds)

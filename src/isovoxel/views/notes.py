@@ -70,6 +70,8 @@ class Notes:
                 yield f"note: worker {name} does no more blocks: {reason}"
                 for line in log:
                     yield f"  {name}: {line}"
+            case Waiting(seconds=seconds, what=what) if what:
+                yield f"note: the job waits for {what}, for up to {seconds:g} s"
             case Waiting(seconds=seconds):
                 yield f"note: no worker is there; the job waits for one, for up to {seconds:g} s"
 

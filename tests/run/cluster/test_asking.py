@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import queue
+import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +17,7 @@ import pytest
 
 import isovoxel
 from isovoxel.run.cluster import asking
-from isovoxel.run.events import BlockDone, Event
+from isovoxel.run.events import BlockDone, Event, Waiting
 from run.cluster.clusters import OPTIONS, files, stack
 
 EXACT = OPTIONS | {"engine": "exact"}
@@ -51,6 +56,45 @@ def test_a_worker_that_has_gone_is_not_asked(client: Any) -> None:
         began = time.monotonic()
         assert set(asking.ask_workers(client, lambda: 1, workers=[*there, gone], seconds=600)) == set(there)
     assert time.monotonic() - began < 25
+
+
+def test_results_of_a_worker_that_is_killed_are_not_waited_for(own: Any) -> None:
+    """Those of the others come, also where it dies just then: nobody would make the lost ones again."""
+    there = own.scheduler_info()["workers"]
+    futures = {address: own.submit(int, 7, workers=[address], pure=False) for address in there}
+    pids = own.run(os.getpid)
+    while any(future.status == "pending" for future in futures.values()):
+        time.sleep(0.01)
+    lost, kept = there
+    os.kill(pids[lost], signal.SIGKILL)
+    found = asking.gather(own, [future.key for future in futures.values()], seconds=20)
+    assert found in ({futures[kept].key: 7}, {future.key: 7 for future in futures.values()})
+    while lost in own.scheduler_info()["workers"]:
+        time.sleep(0.05)
+    assert asking.gather(own, [future.key for future in futures.values()], seconds=20) == {futures[kept].key: 7}
+
+
+def test_it_is_said_what_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once it takes a while, and not where it does not."""
+    told: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    with asking.waiting(told.put, "nothing", 3.0):
+        pass
+    monkeypatch.setattr(asking, "SILENT_SECONDS", 0.0)
+    with asking.waiting(told.put, "the results of worker 1", 20.0):
+        assert told.get(timeout=60) == Waiting(20.0, "the results of worker 1")
+    assert told.empty()
+
+
+def test_what_a_killed_worker_leaves_is_removed_without_a_word() -> None:
+    """Python's own tracker would warn of it on standard error, in the middle of what a job says."""
+    script = (
+        "from multiprocessing import resource_tracker\n"
+        "from isovoxel.run.cluster.own import _start_tracker\n"
+        "_start_tracker()\n"
+        "resource_tracker.register('/isovoxel-test-none', 'semaphore')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
 
 
 def test_own_workers_answer_nobody_else(client: Any) -> None:

@@ -23,7 +23,7 @@ from isovoxel.run.blocks import BlockMaker
 from isovoxel.run.cluster import flights, submit
 from isovoxel.run.cluster import job as cluster_job
 from isovoxel.run.cluster.member import Member
-from isovoxel.run.events import BlockDone, Event, JobStarted, WorkerLeft
+from isovoxel.run.events import BlockDone, Event, JobFinished, JobStarted, Waiting, WorkerLeft
 from isovoxel.run.output import OutputState, output_state
 from isovoxel.run.recovery import BlockFailed
 from run.cluster.clusters import OPTIONS, Foreign, files, stack
@@ -56,6 +56,37 @@ def test_a_worker_that_is_killed_loses_nothing(tmp_path: Path, out: Path, own: A
     check(events, out)
     left = [event.reason for event in events if isinstance(event, WorkerLeft)]
     assert left == (["the scheduler has lost it"] if halo == "direct" else [])  # dask goes on without it
+
+
+def test_a_worker_that_is_killed_at_the_last_level_holds_nobody_up(
+    tmp_path: Path, out: Path, own: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It is named, nothing else is said of it, and the times of the job are those that passed."""
+    pids, events, times = own.run(os.getpid), list[Event](), list[float]()
+
+    def kill(event: Event) -> None:
+        events.append(event)
+        times.append(time.perf_counter())
+        if isinstance(event, BlockDone) and event.level == 2 and pids:
+            os.kill(pids.popitem()[1], signal.SIGKILL)
+            pids.clear()
+
+    options = EXACT | {"chunk": (32, 32, 32), "shard": (32, 32, 32), "levels": 2}
+    result = isovoxel.scale(stack(tmp_path), out, client=own, listeners=[kill], **options)
+    assert not pids
+    blocks = {(event.level, event.index) for event in events if isinstance(event, BlockDone)}
+    assert len(blocks) == result.plan.all_blocks
+    assert output_state(out) == OutputState(complete=True)
+    assert isovoxel.verify(out).holds
+    (begun,) = (at for event, at in zip(events, times, strict=True) if isinstance(event, JobStarted))
+    done = [at for event, at in zip(events, times, strict=True) if isinstance(event, BlockDone)]
+    (finished,) = (event for event in events if isinstance(event, JobFinished))
+    assert done[-1] - done[0] <= finished.seconds == result.seconds <= times[-1] - begun
+    assert {e.reason for e in events if isinstance(e, WorkerLeft)} <= {"the scheduler has lost it"}
+    assert not any(isinstance(event, Waiting) for event in events)  # for more than a moment
+    said = capfd.readouterr().err
+    assert "Traceback" not in said
+    assert "never retrieved" not in said
 
 
 @pytest.mark.parametrize("again", [True, False])

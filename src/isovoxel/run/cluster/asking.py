@@ -6,11 +6,17 @@ with a limit, and nowhere else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from isovoxel.errors import ClusterError
+from isovoxel.run.events import Event, Waiting
 from isovoxel.run.recovery import clause
+
+SILENT_SECONDS = 5.0
+"""After how long it is said that somebody is waited for."""
 
 
 def ask_workers(
@@ -70,10 +76,36 @@ def remove_plugin(client: Any, name: str, *, seconds: float) -> None:
     client.sync(client._unregister_worker_plugin, name=name, callback_timeout=seconds)  # noqa: SLF001
 
 
-def gather(client: Any, futures: Sequence[Any], *, seconds: float) -> list[Any]:
-    """Return the results of futures that are finished; a worker that is lost just then takes its results along."""
-    found: list[Any] = client.sync(client._gather, list(futures), callback_timeout=seconds)  # noqa: SLF001
-    return found
+def gather(client: Any, keys: Iterable[Any], *, seconds: float) -> dict[Any, Any]:
+    """Return the results of tasks that are finished, by their keys; without those that a lost worker took along.
+
+    distributed's client would wait until those have been done again, which nobody may do but the worker that is lost.
+    """
+
+    async def ask() -> dict[Any, Any]:
+        left = list(keys)
+        while left:
+            said = await client.scheduler.gather(keys=left)
+            if said["status"] == "OK":
+                found: dict[Any, Any] = said["data"]
+                return found
+            left = [key for key in left if key not in said["keys"]]
+        return {}
+
+    results: dict[Any, Any] = client.sync(ask, callback_timeout=seconds)
+    return results
+
+
+@contextlib.contextmanager
+def waiting(tell: Callable[[Event], None], what: str, seconds: float) -> Iterator[None]:
+    """Say what is waited for, and for how long at most, where that takes a while; from a thread of its own."""
+    timer = threading.Timer(SILENT_SECONDS, tell, [Waiting(seconds, what)])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def identity(client: Any, *, seconds: float) -> dict[str, Any]:

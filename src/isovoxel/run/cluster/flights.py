@@ -116,12 +116,10 @@ class Flights:
         whole = [key for key in keys if self._flights[key].future.status == "finished"]
         if not whole:
             return {}
-        futures = [self._flights[key].future for key in whole]
         try:
-            values = asking.gather(self._client, futures, seconds=ANSWER_SECONDS)
+            return asking.gather(self._client, whole, seconds=ANSWER_SECONDS)
         except Exception:  # noqa: BLE001 - whatever it was, the blocks are done again, and the scheduler is looked at
             return {}
-        return dict(zip(whole, values, strict=True))
 
     def took(self, flight: Flight) -> None:
         """Note how long a block took that is done: what is late is measured by it."""

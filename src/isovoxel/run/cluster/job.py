@@ -21,6 +21,7 @@ import pickle
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -35,7 +36,7 @@ from isovoxel.errors import (
 )
 from isovoxel.places.place import Place, absolute
 from isovoxel.planning.cost import human_bytes
-from isovoxel.run.cluster.asking import add_plugin, ask_workers, remove_plugin
+from isovoxel.run.cluster.asking import add_plugin, ask_workers, remove_plugin, waiting
 from isovoxel.run.cluster.connect import Cluster
 from isovoxel.run.cluster.member import Made, Membership, Outcome, cancel_blocks, make_block, membership_of, prepare
 from isovoxel.run.cluster.submit import WINDOW, Submission
@@ -108,8 +109,8 @@ class Crew:
             self._prepare()
             yield self
         finally:
-            with contextlib.suppress(Exception):  # who does not answer is not there
-                remove_plugin(self.client, self.name, seconds=BYE_SECONDS)
+            with contextlib.suppress(Exception), self._waiting("workers to end their part", BYE_SECONDS):
+                remove_plugin(self.client, self.name, seconds=BYE_SECONDS)  # who does not answer is not there
 
     def _check_sight(self) -> None:
         members = tuple(self.members.values())
@@ -122,18 +123,23 @@ class Crew:
     def _register(self) -> None:
         task = replace(self.task, output=absolute(self.task.output), source=_absolute(self.task.source))
         try:
-            add_plugin(self.client, Membership(self.name, self.token, task), self.name, seconds=TELL_SECONDS)
+            with self._waiting("workers to take the job", TELL_SECONDS):
+                add_plugin(self.client, Membership(self.name, self.token, task), self.name, seconds=TELL_SECONDS)
         except Exception as error:
             raise ClusterError(f"the workers cannot be told of the job: {clause(error)}") from error
 
     def _prepare(self) -> None:
         """Let the workers build kernels and allocate; one that cannot shows at its first block, and is set aside."""
-        said = ask_workers(
-            self.client, prepare, self.name, self.token, workers=list(self.members), seconds=PREPARE_SECONDS
-        )
+        with self._waiting("workers to build kernels and take memory", PREPARE_SECONDS):
+            said = ask_workers(
+                self.client, prepare, self.name, self.token, workers=list(self.members), seconds=PREPARE_SECONDS
+            )
         reasons = [answer if isinstance(answer, str) else clause(answer) for answer in said.values()]
         if reasons and all(reasons):
             raise ClusterError(f"no worker can begin: {reasons[0]}")
+
+    def _waiting(self, what: str, seconds: float) -> AbstractContextManager[None]:
+        return waiting(self.listener, what, seconds)
 
     def _check_size(self) -> None:
         import cloudpickle
@@ -181,7 +187,8 @@ class Crew:
 
     def stop(self, addresses: Sequence[str]) -> None:
         """Let blocks in flight finish or give up."""
-        ask_workers(self.client, cancel_blocks, self.name, self.token, workers=addresses, seconds=TELL_SECONDS)
+        with self._waiting("blocks in flight to end", TELL_SECONDS):
+            ask_workers(self.client, cancel_blocks, self.name, self.token, workers=addresses, seconds=TELL_SECONDS)
 
 
 def _absolute(source: Any) -> Any:

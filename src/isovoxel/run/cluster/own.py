@@ -62,6 +62,22 @@ class _SafePath:
 _safe_path = _SafePath()
 
 
+def _start_tracker() -> None:
+    """Start multiprocessing's tracker of resources, which removes what a worker leaves that is killed, without a word.
+
+    It would warn of that on standard error, in words of Python's own.
+    """
+    name, quiet = "PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker"
+    before = os.environ.get(name)
+    os.environ[name] = f"{before},{quiet}" if before else quiet
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
+
+
 class OwnNanny(Nanny):
     """A nanny whose workers hear no signal of the terminal while they start, and import nothing of the folder."""
 
@@ -69,6 +85,6 @@ class OwnNanny(Nanny):
         """Start the worker's process, which begins with the mask of signals that this thread, the loop's, has."""
         with _safe_path:
             if hasattr(signal, "pthread_sigmask"):
-                resource_tracker.ensure_running()  # started later, it would unblock SIGINT in this thread
+                _start_tracker()  # started later, it would unblock SIGINT in this thread
                 signal.pthread_sigmask(signal.SIG_BLOCK, _TERMINAL)
             return await super().instantiate()

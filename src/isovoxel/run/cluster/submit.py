@@ -163,7 +163,8 @@ class Submission:
 
     def _land(self, keys: Sequence[str]) -> None:
         """Take results, and judge them."""
-        results = self._flights.results(keys)
+        with asking.waiting(self.tell, self._whose(keys), ANSWER_SECONDS):
+            results = self._flights.results(keys)
         for key in keys:
             if (flight := self._flights.get(key)) is None:
                 continue  # its twin came with it
@@ -181,6 +182,12 @@ class Submission:
                 self._check_scheduler()
                 self._flights.drop([key])
                 self._give_back(flight)
+
+    def _whose(self, keys: Sequence[str]) -> str:
+        """Return whose results these are, as a user may read it."""
+        flights = (self._flights.get(key) for key in keys)
+        names = sorted({self._workers[flight.worker].name for flight in flights if flight is not None})
+        return f"the results of {'worker' if len(names) == 1 else 'workers'} {', '.join(names)}"
 
     def _judged(self, flight: Flight, worker: _Worker, verdict: Verdict) -> None:
         match verdict.answer:

@@ -140,12 +140,12 @@ class Windows:
     def _taken(self, futures: dict[Any, Any], keys: Sequence[Any]) -> bool:
         """Take what came back; False where not all of it is blocks that are done."""
         came = {key: future for key in keys if (future := futures.pop(key)).status == "finished"}
-        well = len(came) == len(keys)
-        try:
-            results = asking.gather(self.client, list(came.values()), seconds=ANSWER_SECONDS) if came else []
-        except Exception:  # noqa: BLE001 - whatever it was, direct reads do these blocks again, and look at the scheduler
-            results, well = [], False
-        for result in results:
+        results: dict[Any, Any] = {}
+        # Whatever it was, direct reads do these blocks again, and look at the scheduler.
+        with contextlib.suppress(Exception):
+            results = asking.gather(self.client, came, seconds=ANSWER_SECONDS) if came else {}
+        well = len(results) == len(keys)
+        for result in results.values():
             index, outcome = result[0, 0, 0]
             if isinstance(outcome, Made):
                 self.take(index, outcome)
