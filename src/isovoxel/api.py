@@ -378,6 +378,7 @@ def verify(
     from isovoxel.run.verify import verify_levels
     from isovoxel.store.provenance import read_provenance
     from isovoxel.store.writer import missing_shards
+    from isovoxel.volumes.files import unavailable
     from isovoxel.volumes.open import open_part
 
     if samples < 1:
@@ -402,13 +403,17 @@ def verify(
             f"{source.name} holds {source.shape} voxels of {source.dtype}, but {output} was made from "
             f"{recipe.shape} of {recipe.dtype}; give its source with --against"
         )
+    try:
+        missing = missing_shards(output)
+    except OSError as error:
+        raise unavailable(f"the shards of {output} cannot be counted", error) from error
     return verify_levels(
         source,
         [result, *open_levels(output, recipe)],
         recipe,
         samples=samples,
         seed=seed,
-        missing_shards=missing_shards(output),
+        missing_shards=missing,
         source_changes=recipe.changes(source, elsewhere=against is not None),
         host=host,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -138,20 +139,18 @@ def test_a_shard_that_was_replaced_is_read_with_its_own_index(tmp_path: Path) ->
     np.testing.assert_array_equal(read(box)[8:], 0)
 
 
-def test_what_is_no_file_is_no_chunk(tmp_path: Path) -> None:
-    """Where a chunk's file is a folder, or its folder a file, there is no chunk, as zarr-python has it."""
+@pytest.mark.parametrize("place", ["a/c/0/0/0", "a/c/1/1"])
+def test_what_is_no_file_is_a_damaged_chunk(tmp_path: Path, place: str) -> None:
+    """Where a chunk's file is a folder, or its folder a file, something is wrong, and not a chunk left out."""
     make(tmp_path / "a", fill_value=5)
-    (tmp_path / "a/c/0/0/0").unlink()
-    (tmp_path / "a/c/0/0/0").mkdir()
-    for chunk in (tmp_path / "a/c/1/1").iterdir():
-        chunk.unlink()
-    (tmp_path / "a/c/1/1").rmdir()
-    (tmp_path / "a/c/1/1").write_text("no folder")
-    array = zarr.open_array(tmp_path / "a", mode="r")
-    read = open_volume(array).read(WHOLE)
-    np.testing.assert_array_equal(read, array[:])
-    assert (read[:4, :4, :4] == 5).all()
-    assert (read[4:, 4:] == 5).all()
+    if (tmp_path / place).is_file():
+        (tmp_path / place).unlink()
+        (tmp_path / place).mkdir()
+    else:
+        shutil.rmtree(tmp_path / place)
+        (tmp_path / place).touch()
+    with pytest.raises(CorruptInputError, match=r"it is no file \((Is|Not) a directory\)"):
+        open_volume(zarr.open_array(tmp_path / "a", mode="r")).read(WHOLE)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes")

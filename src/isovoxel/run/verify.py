@@ -103,6 +103,8 @@ class Verdict:
     """Projected bytes of host memory, with what the process held before, where that was limited."""
     allowed: int = 0
     """Bytes that the process was allowed, or 0 where that was not limited."""
+    first_unreadable: str = ""
+    """Why the first of the boxes that cannot be read cannot."""
 
     @property
     def holds(self) -> bool:
@@ -134,6 +136,7 @@ class Verdict:
             source_changes=self.source_changes,
             levels=self.levels + 1,
             first_wrong_level=self.first_wrong_level if wrong_here else self.levels,
+            first_unreadable=self.first_unreadable or further.first_unreadable,
         )
 
 
@@ -192,7 +195,7 @@ def verify_levels(
     )
     for before, level, made in pairs[1:]:
         fewer = ceil_div(samples, FURTHER_SHARE)
-        found = found.with_level(verify(before, level, made, samples=fewer, seed=seed, room=room))
+        found = found.with_level(verify(before, level, made, samples=fewer, seed=seed, room=room, is_level=True))
     return replace(found, projected=(host.baseline if host else 0) + beside + room, allowed=host.allowed if host else 0)
 
 
@@ -206,6 +209,7 @@ def verify(
     missing_shards: int = 0,
     source_changes: tuple[str, ...] = (),
     room: int | None = None,
+    is_level: bool = False,
 ) -> Verdict:
     """Compare sampled boxes of a result with the reference.
 
@@ -223,22 +227,27 @@ def verify(
         What the caller found; part of the verdict.
     room
         Bytes that computing a box may hold; boxes that take more are computed in pieces. None for as many as it takes.
+    is_level
+        Whether the input is a level of the same output, whose damage is the result's too.
     """
     rng = np.random.default_rng(seed)
     worst = total = face = inner = allowed_jump = 0.0
     voxels = off = wrong = count = unreadable = faces = 0
     first_wrong: Index3 | None = None
+    first_unreadable = ""
     for place in itertools.islice(_boxes(result.shape, recipe.block, rng), samples):
         box = place.of(int(rng.integers(result.n_volumes))) if result.n_volumes > 1 else place
         count += 1
         try:
             got = result.read(box)
+            compared = _compare_in_pieces(source, got, recipe, box, room) if is_level else None
         except InputUnavailableError:
             raise  # the disk's doing, not the result's
-        except InputError:
+        except InputError as damage:
             unreadable += 1
+            first_unreadable = first_unreadable or str(damage)
             continue
-        error, rounding, precise = _compare_in_pieces(source, got, recipe, box, room)
+        error, rounding, precise = compared or _compare_in_pieces(source, got, recipe, box, room)
         bad = np.abs(error) > rounding + precise
         if bad.any() and first_wrong is None:
             z, y, x = (int(a + i) for a, i in zip(box.start, np.argwhere(bad)[0], strict=True))
@@ -267,6 +276,7 @@ def verify(
         missing_shards=missing_shards,
         unreadable=unreadable,
         source_changes=source_changes,
+        first_unreadable=first_unreadable,
     )
 
 

@@ -111,7 +111,7 @@ class FileShelf:
         for row in product(*map(range, counts[:-1])):
             try:
                 with os.scandir(self._file(row)) as listed:
-                    found = {entry.name for entry in listed if entry.is_file()}
+                    found = {entry.name for entry in listed if _is_file(entry)}
             except (FileNotFoundError, NotADirectoryError):
                 found = set()
             gone = [x for x in range(counts[-1]) if str(x) not in found]
@@ -138,6 +138,14 @@ class FileShelf:
 
     def _file(self, shard: ShardPlace) -> Path:
         return self._output.joinpath(*shard_key(self._level, shard, self._format).split("/"))
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Tell whether a file is there; of links that lead round in circles the system does not say."""
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
 
 
 def shard_key(level: int, shard: ShardPlace, zarr_format: int = 3) -> str:

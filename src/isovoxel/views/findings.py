@@ -40,8 +40,10 @@ def verdict_lines(found: Verdict) -> list[Line]:
         changed = [("source", f"has changed since the result was made ({what}), which may be why voxels differ")]
     levels = f" of {found.levels} levels" if found.levels > 1 else ""
     missing = "all are there" if found.missing_shards == 0 else f"{count(found.missing_shards, 'shard')} missing"
+    damaged = []
     if found.unreadable:
-        missing += f"; damaged files make {found.unreadable:,} of the boxes unreadable"
+        boxes = count(found.unreadable, "box", "boxes")
+        damaged = [("damage", f"{boxes} cannot be read, the first because {found.first_unreadable}")]
     return [
         (
             "compared",
@@ -51,9 +53,21 @@ def verdict_lines(found: Verdict) -> list[Line]:
         ("rounding", off + expected),
         ("faces", faces),
         ("shards", missing),
+        *damaged,
         *changed,
-        ("verdict", f"{'holds' if found.holds else 'does not hold'}: {wrong}"),
+        ("verdict", f"{'holds' if found.holds else 'does not hold'}: {_reasons(found, wrong)}"),
     ]
+
+
+def _reasons(found: Verdict, wrong: str) -> str:
+    """Return why a result does not hold; of one that does, what was found of its voxels."""
+    reasons = [
+        *([f"{count(found.missing_shards, 'shard')} missing"] if found.missing_shards else []),
+        *(["damaged files"] if found.unreadable else []),
+        *([wrong] if found.wrong else []),
+        *(["the error jumps across block faces"] if found.face_jump > found.jump_allowed else []),
+    ]
+    return ", ".join(reasons) or wrong
 
 
 def limits_record(found: WholeLimits) -> Record:

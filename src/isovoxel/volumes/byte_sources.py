@@ -6,6 +6,7 @@ used for another; whoever meets another raises an `OSError` that may pass, for t
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from io import FileIO
@@ -16,6 +17,9 @@ from numpy.typing import NDArray
 
 from isovoxel.places.failures import BucketMissingError
 from isovoxel.places.objects import Found, ObjectPlace
+
+_NO_FILE = (errno.EISDIR, errno.ENOTDIR, errno.ELOOP)
+"""What the system says where something else has the file's place: of an array that is whole, none of it."""
 
 Stamp = tuple[Any, ...]
 """What changes when a file is replaced. Of a file: inode, size, modification time. Of an object: what `Found` has."""
@@ -60,14 +64,20 @@ def open_source(where: str | ObjectPlace, known: Stamp | None, *, whole: bool) -
     OSError
         If it cannot be opened.
     ValueError
-        If it is no file.
+        If it is no file, but a folder, say, or a link that leads nowhere.
     """
     if isinstance(where, ObjectPlace):
         return _open_object(where, known, whole=whole)
     try:
         return FileSource(where)
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+    except FileNotFoundError:
+        if os.path.islink(where):  # noqa: PTH114 - Path keeps the parts of each that it is given
+            raise ValueError("it is a link that leads nowhere") from None
         return None
+    except OSError as error:
+        if error.errno in _NO_FILE:
+            raise ValueError(f"it is no file ({os.strerror(error.errno)})") from error
+        raise
 
 
 class FileSource:
