@@ -15,12 +15,12 @@ import pytest
 import zarr
 
 import isovoxel
-from isovoxel.errors import InterruptedJobError, IsovoxelError, JobError
+from isovoxel.errors import InterruptedJobError, IsovoxelError, JobError, OutputError
 from isovoxel.places import retries
 from isovoxel.places.objects import ObjectPlace
 from isovoxel.run.events import BlockDone, Event, Retried
 from isovoxel.run.output import OutputState, output_state
-from isovoxel.store import lock
+from isovoxel.store import lock, object_shelf
 from small_store import ROOTS, Fault, SmallStore, small_store
 
 TURNS = 5
@@ -233,3 +233,18 @@ def test_a_request_that_hangs_is_left_by_ctrl_c(store: SmallStore) -> None:
             ObjectPlace("s3://bucket", "in.zarr/zarr.json").read_bytes()
     finally:
         answers.set()
+
+
+def test_a_store_needs_a_folder_for_temporary_files(store: SmallStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without one, which variable names one is said, and nothing is written."""
+
+    class Nowhere:
+        @staticmethod
+        def gettempdir() -> str:
+            raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr(object_shelf, "tempfile", Nowhere)
+    before = set(store.objects)
+    with pytest.raises(OutputError, match=r"waits for its upload in a folder for temporary files, .* set TMPDIR"):
+        scale(store)
+    assert set(store.objects) == before

@@ -49,8 +49,20 @@ ROWS = 64
 
 
 def spool_folder() -> Path:
-    """Return the folder in which files wait for their upload, each process' in a folder of its own."""
-    return Path(tempfile.gettempdir())
+    """Return the folder in which files wait for their upload, each process' in a folder of its own.
+
+    Raises
+    ------
+    OutputError
+        If no folder for temporary files can be written.
+    """
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError as error:
+        raise OutputError(
+            "what is written waits for its upload in a folder for temporary files, and none can be written; "
+            "set TMPDIR to one with room"
+        ) from error
 
 
 class Upload:

@@ -89,8 +89,8 @@ def test_what_a_killed_worker_leaves_is_removed_without_a_word() -> None:
     """Python's own tracker would warn of it on standard error, in the middle of what a job says."""
     script = (
         "from multiprocessing import resource_tracker\n"
-        "from isovoxel.run.cluster.own import _start_tracker\n"
-        "_start_tracker()\n"
+        "from isovoxel.run.cluster.own import start_tracker\n"
+        "start_tracker()\n"
         "resource_tracker.register('/isovoxel-test-none', 'semaphore')\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +20,7 @@ from isovoxel.engines.devices import Device
 from isovoxel.errors import ClusterError, DeviceError, IsovoxelError, OptionError
 from isovoxel.run.cluster import connect, holding, local
 from isovoxel.run.cluster.local import environments
+from isovoxel.run.cluster.own import OwnNanny
 from run.cluster.clusters import OPTIONS, VOXELS, Foreign, gpus, stack
 
 
@@ -88,6 +91,36 @@ def test_absurd_numbers_of_workers_are_refused_before_any_is_started(
     with pytest.raises(OptionError, match=r"workers .* (cpu:\d|--workers auto)") as error:
         environments(workers)
     assert len(str(error.value)) < 5200 if workers.startswith("-") else len(str(error.value)) < 200
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC, errno.EACCES], ids=errno.errorcode.get)
+def test_without_semaphores_no_worker_is_started(
+    tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """A folder /dev/shm that is full, or cannot be written, is said, and nothing is begun."""
+
+    class Context:
+        def Lock(self) -> None:  # noqa: N802 - multiprocessing's
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(local, "get_context", lambda _: Context())
+    with pytest.raises(ClusterError, match=rf"cannot be made \({os.strerror(number)}\): on Linux they lie in /dev/shm"):
+        isovoxel.scale(stack(tmp_path), out, workers="cpu:1", **OPTIONS)
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_workers_that_do_not_start_say_the_first_cause(
+    tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the last of the errors that were made of it on its way."""
+
+    async def fail(_: Any) -> None:
+        raise OSError(errno.EAGAIN, "no more processes")
+
+    monkeypatch.setattr(OwnNanny, "instantiate", fail)
+    with pytest.raises(ClusterError, match=r"do not start: BlockingIOError: \[Errno 11\] no more processes"):
+        isovoxel.scale(stack(tmp_path), out, workers="cpu:1", **OPTIONS)
+    assert not list(tmp_path.glob("out*"))
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
+from multiprocessing import get_context
 from typing import Any
 
 from isovoxel.engines.devices import Device, list_devices
@@ -96,8 +97,10 @@ def start(workers: str, threads: int | None) -> Any:
     from distributed import Scheduler, SpecCluster
     from distributed.security import Security
 
-    from isovoxel.run.cluster.own import OwnNanny, OwnWorker
+    from isovoxel.run.cluster.own import OwnNanny, OwnWorker, start_tracker
 
+    start_tracker()
+    _check_semaphores()
     in_flight = threads or min(MOST_THREADS, max(FEWEST_THREADS, len(_cores()) // len(given)))
     security = Security.temporary()  # type: ignore[no-untyped-call]
     options: dict[str, Any] = {
@@ -139,7 +142,24 @@ def start(workers: str, threads: int | None) -> Any:
             cluster.result().close()
             raise
         except (RuntimeError, OSError, TimeoutError) as error:
-            raise ClusterError(f"the workers of this machine do not start: {clause(error)}") from error
+            raise ClusterError(f"the workers of this machine do not start: {clause(_first_cause(error))}") from error
+
+
+def _check_semaphores() -> None:
+    """Raise where the system has no semaphores left, of which the process of each worker takes some."""
+    try:
+        get_context("spawn").Lock()
+    except OSError as error:
+        raise ClusterError(
+            f"workers of this machine need semaphores, which cannot be made ({error.strerror or error}): on Linux they "
+            "lie in /dev/shm, where this user must be able to write; see to that, or scale without --workers"
+        ) from error
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _cpu_environment(workers: int) -> dict[str, str]:

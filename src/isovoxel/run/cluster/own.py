@@ -62,7 +62,7 @@ class _SafePath:
 _safe_path = _SafePath()
 
 
-def _start_tracker() -> None:
+def start_tracker() -> None:
     """Start multiprocessing's tracker of resources, which removes what a worker leaves that is killed, without a word.
 
     It would warn of that on standard error, in words of Python's own.
@@ -85,6 +85,6 @@ class OwnNanny(Nanny):
         """Start the worker's process, which begins with the mask of signals that this thread, the loop's, has."""
         with _safe_path:
             if hasattr(signal, "pthread_sigmask"):
-                _start_tracker()  # started later, it would unblock SIGINT in this thread
+                start_tracker()  # started later, it would unblock SIGINT in this thread
                 signal.pthread_sigmask(signal.SIG_BLOCK, _TERMINAL)
             return await super().instantiate()
