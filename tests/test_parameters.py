@@ -65,7 +65,7 @@ WORDS: dict[str, tuple[str, Any]] = {
     "boundary": ("constant", "constant"),
     "device": ("0", "0"),
     "halo": ("direct", "direct"),
-    "memory": ("2GiB", "2GiB"),
+    "memory": ("8GiB", "8GiB"),
     "device_memory": ("100MB", "100MB"),
     "threads": ("1", 1),
     "chunk": ("8,8,8", (8, 8, 8)),

@@ -143,7 +143,7 @@ CHANGES = {
     "chunk": ({"chunk": (4, 8, 8)}, r"chunk \(8, 8, 8\), now \(4, 8, 8\)"),
     "shard": ({"shard": (16, 8, 8)}, r"shard \(8, 8, 8\), now \(16, 8, 8\)"),
     "voxel size": ({"input_voxel_size": (1.0, 0.5, 0.6)}, r"input voxel size \(1, 0.5, 0.5\), now \(1, 0.5, 0.6\)"),
-    "unit": ({"unit": "nanometer"}, "input unit None, now nanometer"),
+    "unit": ({"unit": "nanometer"}, "input unit none, now nanometer"),
 }
 
 
