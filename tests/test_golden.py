@@ -116,7 +116,6 @@ def words_of(name: str, at: str) -> list[str]:
 def _other_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every default be another one than in 0.1."""
     monkeypatch.setattr(options, "DEFAULTS", {"boundary": "constant", "codec": "zstd", "ome_zarr": "0.4"})
-    monkeypatch.setattr(options, "default_engine", lambda **_: "exact")
     monkeypatch.setattr(api_module, "CONVERTING", {"interpolation": "linear", "engine": "cle"})
     monkeypatch.setattr(planned_levels, "LARGEST_SIDE", 10)
     monkeypatch.setattr(storage, "CHUNK", 32)

@@ -107,7 +107,7 @@ def test_a_recognised_image_may_be_scaled_as_any_other(tmp_path: Path) -> None:
     """`labels=False` overrules what the file says, as where intensities are stored as if they were labels."""
     source = write_label_image(tmp_path / "cells.zarr", labels("uint8"), "0.5")
     planned = isovoxel.plan(source, labels=False)
-    assert (planned.interpolation, planned.engine) == ("linear", "cle")
+    assert (planned.interpolation, planned.engine) == ("linear", "exact")
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "uint32", "uint64", "int64"])

@@ -66,7 +66,7 @@ def test_session_is_real(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
 def test_ci_runs_the_second_command() -> None:
     """What the README tells users to run is what `.ci/run` runs."""
     first, second = re.findall(r"```sh\n(.*)\n```", README.read_text(encoding="utf-8"))
-    assert first.endswith("pip install . && isovoxel demo")
+    assert first.endswith("""pip install ".[prototype]" && isovoxel demo""")
     assert (CHECKOUT / ".ci" / "run").read_text(encoding="utf-8").splitlines()[-1] == second
 
 

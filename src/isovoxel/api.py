@@ -131,7 +131,7 @@ def plan(
     with lend_cluster(who, given, source=source) as cluster:
         if output is not None:
             return foreseen(volume, source, output, options, cluster, overwrite=overwrite)
-        return plan_volume(volume, options, cluster.limits if cluster else None)
+        return plan_volume(volume, options, cluster)
 
 
 @checked_keywords(ScalingOptions)

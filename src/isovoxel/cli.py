@@ -422,6 +422,7 @@ def demo(
     """Make a stack like a blastocyst, and run all of the above on it."""
     from isovoxel.api import open_volume
     from isovoxel.demo import is_of_demo, write_blastocyst
+    from isovoxel.engines.clesperanto import scales_with
     from isovoxel.errors import OutputError, OutputExistsError
     from isovoxel.views.own import check_own
     from isovoxel.views.pictures import before_after
@@ -445,10 +446,11 @@ def demo(
     info(str(stack))
     step("limits", stack)
     limits(str(stack), device=device)
-    step("plan", stack, "--zoom 2")
-    plan(context, str(stack), zoom=2, device=device)
-    step("scale", stack, result, "--zoom 2 --overwrite")
-    scale(str(stack), str(result), zoom=2, device=device, overwrite=True)
+    engine, asked = ("cle", " --engine cle") if scales_with()[0] else (None, "")
+    step("plan", stack, f"--zoom 2{asked}")
+    plan(context, str(stack), zoom=2, engine=engine, device=device)
+    step("scale", stack, result, f"--zoom 2{asked} --overwrite")
+    scale(str(stack), str(result), zoom=2, engine=engine, device=device, overwrite=True)
     before_after(open_volume(stack), open_volume(result), picture)
     put(["", f"maximum projections before and after: {picture}"])
 

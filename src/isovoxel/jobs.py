@@ -110,7 +110,7 @@ def run_job(
         device = str(find_device(device).index)
         planned = plan_volume(volume, options | {"device": device}, output=place)
     else:
-        planned = plan_volume(volume, options, cluster.limits, place)
+        planned = plan_volume(volume, options, cluster, place)
     # Its files are looked at only now: a volume that nothing can plan may have any number of them.
     watch = opened if isinstance(opened, InputWatch) else InputWatch(volume)
     volume = watch.volume
@@ -175,7 +175,7 @@ def foreseen(
 
     check_apart(read_as("input", source, volume), folders_of(output))
     place, volume = output_place(output), InputWatch(volume).volume
-    planned = plan_volume(volume, options, cluster.limits if cluster else None, place)
+    planned = plan_volume(volume, options, cluster, place)
     plan, note = foresee(wanted_of(volume, planned, place, options, overwrite=overwrite))
     if not note:
         return plan
@@ -291,7 +291,7 @@ def labels_beside(
         here=cluster is None,
     )
     placed = replace(volume, voxel_size=image.voxel_size, origin=image.origin, unit=image.unit, missing=image.missing)
-    plan_volume(placed, chosen, cluster.limits if cluster else None)
+    plan_volume(placed, chosen, cluster)
     return Beside(InputWatch(placed), labels, where, chosen)
 
 

@@ -9,7 +9,7 @@ from isovoxel.errors import InputError
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import Float3
 from isovoxel.keywords import checked_keywords
-from isovoxel.options import choose_sampling, parse_factor, source_of
+from isovoxel.options import choose_engine, choose_sampling, parse_factor, source_of
 
 
 @checked_keywords()
@@ -61,6 +61,7 @@ def scale_array(
     """
     import dask.array as da
 
+    from isovoxel.engines.clesperanto import scales_with
     from isovoxel.engines.devices import find_device
     from isovoxel.planning.planner import plan_chunks
     from isovoxel.run.host import host_limits
@@ -87,14 +88,15 @@ def scale_array(
     sampling = choose_sampling(
         volume, {"interpolation": interpolation, "antialias": antialias, "labels": labels, "engine": engine}
     )
+    limits = find_device(device).limits()
     planned = plan_chunks(
         source_of(volume, volume.grid),
         factors,
         chunks=chunks,
         fixed=fixed,
-        device=find_device(device).limits(),
+        device=limits,
         host=host_limits(),
-        engine=sampling.engine,
+        engine=choose_engine(sampling, engine, limits.kind, scales_with).engine,
         interpolation=sampling.interpolation,
         antialias=sampling.antialias,
         boundary=boundary,

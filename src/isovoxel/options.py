@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TypedDict
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Protocol, TypedDict
 
-from isovoxel.errors import InputError, OptionError
+from isovoxel.errors import DeviceError, InputError, OptionError
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import (
     Float3,
@@ -116,18 +117,76 @@ DEFAULTS = {"boundary": "nearest", "codec": "lz4", "ome_zarr": "0.5"}
 class Sampling:
     """How voxels are made."""
 
-    engine: str
-    """"cle" or "exact"."""
     interpolation: str
-    """One that the engine has."""
+    """One of `isovoxel.planning.choices`."""
     antialias: bool
     """Whether kernels widen on axes that shrink."""
     labels: bool
     """Whether voxels are labels."""
+    needs_exact: bool
+    """Whether only engine exact does it."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineChoice:
+    """Which engine scales."""
+
+    engine: str
+    """"cle" or "exact"."""
+    library: str = ""
+    """Package and version of the clEsperanto that engine cle uses."""
+    notes: tuple[str, ...] = ()
+    """What a user should know who has not chosen it."""
+
+
+Limits = tuple[DeviceLimits, HostLimits]
+"""What a device has, and what its host lets a process use."""
+
+
+class Scalers(Protocol):
+    """Those who will scale: this process, or the workers of a cluster."""
+
+    def limits(self, engine: str) -> Limits:
+        """Return the limits that all of them keep, with an engine."""
+        ...
+
+    def clesperanto(self) -> tuple[str, str]:
+        """Return package and version of the clEsperanto that they have, or nothing and why they have none."""
+        ...
+
+
+@dataclass(frozen=True)
+class ThisProcess:
+    """The process itself, on the device and within the budgets that the options say."""
+
+    options: ScalingOptions
+
+    @cached_property
+    def _limits(self) -> Limits:
+        from isovoxel.engines.devices import find_device
+        from isovoxel.run.host import host_limits
+
+        threads = parse_threads(self.options)
+        device = find_device(self.options.get("device") or "auto")
+        return (
+            device.limits(parse_size("device memory", self.options.get("device_memory"))),
+            host_limits(parse_size("memory", self.options.get("memory")), threads, device_kind=device.kind),
+        )
+
+    def limits(self, engine: str) -> Limits:
+        """Return the limits of the device and of its host."""
+        del engine
+        return self._limits
+
+    def clesperanto(self) -> tuple[str, str]:
+        """Return package and version of clEsperanto, or nothing and why there is none."""
+        from isovoxel.engines.clesperanto import scales_with
+
+        return scales_with()
 
 
 def choose_sampling(volume: Volume, options: ScalingOptions) -> Sampling:
-    """Return engine and kernel for a volume: what the options say, and for the rest what suits it.
+    """Return kernel and kind of voxels: what the options say, and for the rest what suits the volume.
 
     Raises
     ------
@@ -151,26 +210,50 @@ def choose_sampling(volume: Volume, options: ScalingOptions) -> Sampling:
             f"{volume.name} holds {volume.dtype}, which is scaled as labels only; give --labels, or convert it"
         )
     needs_exact = labels or antialias or interpolation not in ENGINES["cle"] or volume.dtype.itemsize == 8
-    engine = options.get("engine") or default_engine(needs_exact=needs_exact)
-    if engine == "cle" and volume.dtype.itemsize == 8:
+    if options.get("engine") == "cle" and volume.dtype.itemsize == 8:
         raise OptionError(f"engine cle computes in float32, which does not hold {volume.dtype}; use engine exact")
-    return Sampling(engine, interpolation, antialias, labels)
+    return Sampling(interpolation, antialias, labels, needs_exact)
 
 
-def default_engine(*, needs_exact: bool) -> str:
-    """Return the engine of a new output where none is given."""
-    return "exact" if needs_exact else "cle"
+def choose_engine(
+    sampling: Sampling, given: str | None, kind: str, clesperanto: Callable[[], tuple[str, str]]
+) -> EngineChoice:
+    """Return which engine scales: the one that is given, else `cle` on GPUs where it can, and `exact`.
 
+    Parameters
+    ----------
+    sampling
+        What it has to do.
+    given
+        What the user says.
+    kind
+        "gpu" or "cpu", of the device. On a CPU ``cle.scale`` takes more than ten times as long.
+    clesperanto
+        As in `Scalers`; called where it matters, for an import takes its time.
 
-Limits = tuple[DeviceLimits, HostLimits]
-"""What a device has, and what its host lets a process use."""
+    Raises
+    ------
+    DeviceError
+        If `cle` is given, and there is no clEsperanto.
+    """
+    if given not in (None, "cle"):  # which may be none; the planner knows
+        return EngineChoice(given)
+    if given is None and sampling.needs_exact:
+        return EngineChoice("exact")
+    if given is None and kind == "cpu":
+        return EngineChoice(
+            "exact", notes=("engine exact scales, which on a CPU is faster than cle.scale; --engine cle if not",)
+        )
+    library, why_not = clesperanto()
+    if library:
+        return EngineChoice("cle", library)
+    if given is None:
+        return EngineChoice("exact", notes=(f"engine exact scales, for {why_not}",))
+    raise DeviceError(f"engine cle needs clEsperanto, but {why_not}; without --engine cle exact scales")
 
 
 def plan_volume(
-    volume: Volume,
-    options: ScalingOptions,
-    limits: Callable[[str], Limits] | None = None,
-    output: Place | None = None,
+    volume: Volume, options: ScalingOptions, scalers: Scalers | None = None, output: Place | None = None
 ) -> Plan:
     """Return how a volume would be scaled, within the limits of device and host.
 
@@ -180,8 +263,8 @@ def plan_volume(
         The input.
     options
         What the user says.
-    limits
-        Returns those of the workers that will do it, for an engine; by default those of this process are found.
+    scalers
+        Those who will do it; by default this process.
     output
         Where it is written, if that is known; by default a local disk.
     """
@@ -201,15 +284,19 @@ def plan_volume(
         ome_zarr=options.get("ome_zarr") or DEFAULTS["ome_zarr"],
     )
     levels = parse_levels(options.get("levels"))
-    device, host = own = limits(sampling.engine) if limits else own_limits(options)
+    scalers = scalers or ThisProcess(options)
+    given = options.get("engine")
+    choice = choose_engine(sampling, given, scalers.limits(given or "exact")[0].kind, scalers.clesperanto)
+    device, host = scalers.limits(choice.engine)
+    source = source_of(volume, grid)
     halo = options.get("halo") or "auto"
     full = make_plan(
-        source_of(volume, grid),
+        replace(source, notes=(*source.notes, *choice.notes)),
         factor,
         storage=storage,
         device=device,
         host=host,
-        engine=sampling.engine,
+        engine=choice.engine,
         interpolation=sampling.interpolation,
         antialias=sampling.antialias,
         boundary=options.get("boundary") or DEFAULTS["boundary"],
@@ -217,13 +304,14 @@ def plan_volume(
         halo_mode="direct" if halo == "auto" and volume.array is None else halo,
         fixed_storage=shard is not None,
     )
+    full = replace(full, library=choice.library)
 
     def overhead(shape: Index3, storage: Storage) -> int:
         from isovoxel.volumes.zarr_layout import written_layout  # which loads decoders: only for levels that there are
 
         return written_layout(output, shape, volume.dtype, storage).read_overhead
 
-    device, host = limits("exact") if limits else own
+    device, host = scalers.limits("exact")
     # Integers of 64 bits are labels, or nothing is to be computed with them.
     moves = sampling.labels or sampling.interpolation == "mode" or volume.dtype.itemsize == 8
     return with_levels(
@@ -259,19 +347,6 @@ def selection_of(options: ScalingOptions) -> Selection:
         time=options.get("time"),
         axes=options.get("axes"),
         crop=parse_crop(options.get("crop")),
-    )
-
-
-def own_limits(options: ScalingOptions) -> Limits:
-    """Return the limits of this process: of the device that the options name, and of its host."""
-    from isovoxel.engines.devices import find_device
-    from isovoxel.run.host import host_limits
-
-    threads = parse_threads(options)
-    device = find_device(options.get("device") or "auto")
-    return (
-        device.limits(parse_size("device memory", options.get("device_memory"))),
-        host_limits(parse_size("memory", options.get("memory")), threads, device_kind=device.kind),
     )
 
 

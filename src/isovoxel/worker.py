@@ -10,6 +10,7 @@ import asyncio
 import logging
 from typing import Any
 
+from isovoxel.engines.clesperanto import scales_with
 from isovoxel.errors import DeviceError
 from isovoxel.run.cluster.holding import held_device
 from isovoxel.version import __version__
@@ -29,6 +30,6 @@ def _load(name: str) -> None:
         log.error("isovoxel %s has no device for the worker %s: %s", __version__, name, error)  # noqa: TRY400
         return
     log.info("isovoxel %s: the worker %s holds %s %s", __version__, name, device.name, device.pci)
-    import pyclesperanto_prototype  # noqa: F401
-
+    if device.kind == "gpu":  # where engine cle is the default
+        scales_with()
     import isovoxel.store.writer  # noqa: F401

@@ -39,6 +39,7 @@ def started(**changes: Any) -> JobStarted:
         output=SimpleNamespace(shape=(4, 10, 10)),
         device=device,
         aliases=("y", "x"),
+        coarse=False,
         source=SimpleNamespace(notes=("a slice is missing",)),
     )
     return JobStarted(cast(Plan, plan), **changes)

@@ -21,6 +21,10 @@ from isovoxel.errors import DeviceError, OptionError
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import Float3
 
+NEWEST = (3, 15)
+"""First Python without wheels of either."""
+WITHOUT = "without --engine cle exact scales"
+"""What to do where none is there."""
 CHOICE = "ISOVOXEL_CLE"
 """Variable that chooses between the two."""
 
@@ -96,8 +100,23 @@ def clesperanto() -> Clesperanto:
     """
     found = _tried()
     if isinstance(found, str):
-        raise DeviceError(f"engine cle needs clEsperanto, which cannot be imported: {found}; {remedy()}")
+        raise DeviceError(f"engine cle needs clEsperanto, which cannot be imported: {found}; {remedy()}; {WITHOUT}")
     return found
+
+
+def scales_with() -> tuple[str, str]:
+    """Return package and version of the clEsperanto that this process uses, or nothing and why there is none.
+
+    Raises
+    ------
+    OptionError
+        If `CHOICE` names none.
+    """
+    try:
+        found = clesperanto()
+    except DeviceError:
+        return "", f"clEsperanto cannot be imported: {why_missing()}; {remedy()}"
+    return f"{found.package} {found.version}", ""
 
 
 def why_missing() -> str:
@@ -128,6 +147,8 @@ def _tried() -> Clesperanto | str:
 def remedy() -> str:
     """Say how clEsperanto is had here, or that it is not."""
     machine = platform.machine().lower()
-    if sys.platform == "linux" and machine not in ("x86_64", "amd64"):
-        return f"there is no wheel of it for Linux on {machine}; leave out --engine cle, and exact scales"
-    return "pip install pyclesperanto, or leave out --engine cle, and exact scales"
+    if sys.version_info >= NEWEST:
+        return f"there is no wheel of it for Python {platform.python_version()}, use one before 3.{NEWEST[1]} for it"
+    if sys.platform != "darwin" and machine not in ("x86_64", "amd64"):
+        return f"there is no wheel of it for {platform.system()} on {machine}"
+    return "pip install pyclesperanto brings it"

@@ -84,6 +84,8 @@ class Plan(InNotebooks):
     """Whether its blocks are those of the level before, halved, and are made while these are in memory."""
     revision: int = 1
     """Revision of the algorithm that makes its voxels, see `isovoxel.planning.revisions`."""
+    library: str = ""
+    """Package and version of the clEsperanto that scales, where engine cle does."""
     further: tuple[Plan, ...] = ()
     """How the further levels are made, each from the one before; see `isovoxel.planning.levels`."""
 
@@ -123,6 +125,12 @@ class Plan(InNotebooks):
         if self.antialias or self.interpolation not in FILTERS:
             return ()
         return tuple(name for name, f in zip(AXES, self.factor, strict=True) if f < 0.5)
+
+    @property
+    def coarse(self) -> bool:
+        """Whether a GPU's textures, which interpolate in 256 steps, are coarser than the voxels' dtype."""
+        mixes = self.engine == "cle" and self.interpolation == "linear" and not self.identity
+        return mixes and self.device.kind == "gpu" and self.source.itemsize > 1
 
     @cached_property
     def block_grid(self) -> Index3:

@@ -27,6 +27,7 @@ def provenance(planned: Plan, volume: Volume, *, labels: bool) -> dict[str, Any]
         "version": __version__,
         "revision": [level.revision for level in planned.levels],
         "engine": planned.engine,
+        **({"clesperanto": planned.library} if planned.library else {}),
         "device": {"name": planned.device.name, "kind": planned.device.kind},
         "interpolation": planned.interpolation,
         "antialias": planned.antialias,
@@ -61,6 +62,10 @@ def provenance(planned: Plan, volume: Volume, *, labels: bool) -> dict[str, Any]
     }
 
 
+FIRST_LIBRARY = "pyclesperanto-prototype"
+"""The clEsperanto of 0.1, which does not name it."""
+GENERATIONS = {"pyclesperanto-prototype": "prototype", "pyclesperanto": "pyclesperanto"}
+"""What `isovoxel.engines.clesperanto` calls each package."""
 _NAMES = {
     "engine": "engine",
     "interpolation": "interpolation",
@@ -114,6 +119,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], cut: Sequence[s
         for place, name in names.items()
         if (before := _at(then, place)) != (after := _at(now, place))
     ]
+    found += _library_changed(then, now)
     revisions = _at(then, "revision") or [1] * len(now["revision"])  # 0.1 does not say, and has made the first ones
     if not found and revisions != now["revision"]:  # of another algorithm they say nothing
         found.append(
@@ -125,6 +131,22 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], cut: Sequence[s
     told |= {CHUNKS} - (set(before) & set(after))  # of which version 0.1 knew nothing
     signs = [key for key in {**before, **after} if key not in told and before.get(key) != after.get(key)]
     return found + [f"another {_SIGNS.get(key, key)} of the input" for key in signs]
+
+
+def _library_changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return what to say where a job of `cle` would go on with another clEsperanto, whose bits differ.
+
+    Nearest gives the same ones with both generations; of linear a block shifted against the volume's grid differs, for
+    the successor inverts the matrix in float32. What is complete is what was asked for, by whichever.
+    """
+    if now["engine"] != "cle" or now["interpolation"] != "linear" or then.get("complete"):
+        return []
+    before, after = str(then.get("clesperanto") or FIRST_LIBRARY), str(now.get("clesperanto") or FIRST_LIBRARY)
+    package, other = (name.partition(" ")[0] for name in (before, after))
+    if package == other or now["factor"] == [1.0, 1.0, 1.0]:
+        return []
+    how = f"ISOVOXEL_CLE={GENERATIONS.get(package, package)} chooses the first, pip install {package} brings it"
+    return [f"{before}, now {after}, which interpolates otherwise ({how})"]
 
 
 def made_with(made: Mapping[str, Any], name: str) -> dict[str, Any]:

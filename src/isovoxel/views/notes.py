@@ -79,6 +79,11 @@ class Notes:
 def hints(plan: Plan) -> Iterator[str]:
     """Yield what a user may not know of a plan."""
     yield from (f"note: {note}" for note in (*plan.source.notes, prepare_caches().note) if note)
+    if plan.coarse:
+        yield (
+            f"hint: between two voxels cle.scale takes 256 steps on a GPU, coarser than {plan.source.dtype}; "
+            "--engine exact has no steps"
+        )
     if plan.aliases:
         axes = " and ".join(plan.aliases)
         yield f"hint: shrinking along {axes} skips voxels, which aliases; --antialias averages them"

@@ -129,6 +129,7 @@ def plan_record(plan: Plan) -> Record:
         "antialias": plan.antialias,
         "boundary": plan.boundary,
         "engine": plan.engine,
+        "clesperanto": plan.library or None,
         "device": {"name": plan.device.name, "kind": plan.device.kind},
         "blocks": {
             "count": plan.n_blocks,
@@ -158,6 +159,11 @@ def _level_record(plan: Plan) -> Record:
     }
 
 
+def _engine(plan: Plan) -> str:
+    """Return which engine scales, and of cle whose."""
+    return f"{plan.engine} of {plan.library}" if plan.library else plan.engine
+
+
 def plan_lines(plan: Plan) -> list[Line]:
     """Return what a plan would do, and what it takes."""
     projected = plan_record(plan)["projected"]
@@ -171,7 +177,7 @@ def plan_lines(plan: Plan) -> list[Line]:
         ("output", f"{grid_text(output)}, {plan.source.dtype}, {human_bytes(plan.output_bytes)}"),
         *_series_lines(plan.source.series),
         ("factors", f"{_numbers(plan.factor)}   ({_kernel(plan)}, boundary {plan.boundary})"),
-        ("engine", f"{plan.engine} on {plan.device.name} ({plan.device.kind.upper()})"),
+        ("engine", f"{_engine(plan)} on {plan.device.name} ({plan.device.kind.upper()})"),
         ("blocks", f"{blocks}   ({volumes}{grid} along z, y, x; {plan.in_flight} in flight)"),
         ("halo", f"{halo} input voxels, by {_HALO[plan.halo_mode]}"),
         ("files", f"{_files(plan)}, {plan.storage.codec}"),

@@ -14,7 +14,7 @@ from typing import Any
 from isovoxel.errors import ClusterError, InterruptedJobError, OptionError
 from isovoxel.places.small_files import read_small
 from isovoxel.planning.limits import DeviceLimits, HostLimits
-from isovoxel.run.cluster.survey import Fleet, Wishes, survey
+from isovoxel.run.cluster.survey import Fleet, Wishes, same_clesperanto, survey
 from isovoxel.run.events import Connected, Listener, Waiting
 from isovoxel.run.job import FLUSHING
 from isovoxel.run.recovery import clause
@@ -40,6 +40,10 @@ class Cluster:
     def limits(self, engine: str) -> tuple[DeviceLimits, HostLimits]:
         """Return what every worker keeps, for an engine; see `Fleet.device`."""
         return self.fleet.device(engine), self.fleet.host
+
+    def clesperanto(self) -> tuple[str, str]:
+        """Return package and version of the clEsperanto that all workers have, or nothing and why they have none."""
+        return same_clesperanto(self.client, self.fleet)
 
     @property
     def dashboard(self) -> str:
@@ -79,11 +83,6 @@ def connected(
     OptionError
         If an option makes no sense.
     """
-    from importlib.util import find_spec
-
-    if find_spec("distributed") is None:
-        raise ClusterError("workers need dask's distributed; install it with pip install 'isovoxel[cluster]'")
-
     with contextlib.ExitStack() as stack:
         stack.enter_context(_quiet())
         try:

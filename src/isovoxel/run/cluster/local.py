@@ -85,12 +85,6 @@ def start(workers: str, threads: int | None) -> Any:
         As `environments`.
     """
     given = environments(workers)
-    if find_spec("cryptography") is None:
-        raise ClusterError(
-            "workers of this machine need cryptography, which keeps other users of it out; install it with "
-            "pip install 'isovoxel[cluster]'"
-        )
-
     import logging
 
     import dask

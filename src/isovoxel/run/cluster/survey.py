@@ -17,7 +17,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from isovoxel.errors import ClusterError, DeviceError
+from isovoxel.engines.clesperanto import scales_with
+from isovoxel.errors import ClusterError, DeviceError, OptionError
 from isovoxel.planning.limits import DeviceLimits, HostLimits
 from isovoxel.run.cluster.asking import ask_workers
 from isovoxel.run.cluster.holding import DEVICE, held_device
@@ -211,6 +212,49 @@ def checked(found: dict[str, Any]) -> Fleet:
     _check_versions(members)
     _check_devices(members)
     return Fleet(members)
+
+
+def same_clesperanto(client: Any, fleet: Fleet) -> tuple[str, str]:
+    """Return package and version of the clEsperanto that all workers have, or nothing and why it is none.
+
+    Parameters
+    ----------
+    client
+        A ``distributed.Client``.
+    fleet
+        The workers.
+
+    Raises
+    ------
+    ClusterError
+        If a worker does not answer.
+    """
+    addresses = [member.address for member in fleet.members]
+    answers = ask_workers(client, _clesperanto, workers=addresses, seconds=ANSWER_SECONDS)
+    found: dict[str, Member] = {}
+    for member in fleet.members:
+        answer = answers.get(member.address)
+        if not isinstance(answer, tuple):
+            why = "it is gone" if answer is None else clause(answer)
+            raise ClusterError(
+                f"the worker {member.name} on {member.host} does not say which clEsperanto it has: {why}"
+            )
+        library, why_not = answer
+        if not library:
+            return "", f"on {member.host}, at the worker {member.name}, {why_not}"
+        found.setdefault(library, member)
+    if len(found) > 1:
+        named = " and ".join(f"{library} at {member.name} on {member.host}" for library, member in found.items())
+        return "", f"workers have different ones, whose bits differ: {named}; install the same for all"
+    return next(iter(found)), ""
+
+
+async def _clesperanto() -> tuple[str, str]:
+    """Return what this worker has; beside its event loop, for the import takes its time."""
+    try:
+        return await asyncio.to_thread(scales_with)
+    except OptionError as error:
+        return "", str(error)
 
 
 def _check_versions(members: Iterable[Member]) -> None:
