@@ -21,7 +21,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from isovoxel.engines.clesperanto import clesperanto
+from isovoxel.engines.clesperanto import Clesperanto, clesperanto
 from isovoxel.engines.contexts import TURN
 from isovoxel.engines.devices import Device, opencl_device
 from isovoxel.engines.opencl import C_TYPES, build_kernels, quiet_compiler, rows_of
@@ -44,12 +44,14 @@ class CleEngine(StagedEngine):
     ----------
     device
         Where to compute.
+    library
+        The generation of clEsperanto that scales; by default that of this process.
     """
 
     name = "cle"
 
-    def __init__(self, device: Device) -> None:
-        self.library = clesperanto()
+    def __init__(self, device: Device, library: Clesperanto | None = None) -> None:
+        self.library = library or clesperanto()
         with TURN:
             super().__init__(device, self.library.queue(opencl_device(device)))
         self._proven: set[str] = set()
