@@ -9,12 +9,14 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
+import pyopencl as cl
 import pytest
 
 from isovoxel.engines import clesperanto as module
 from isovoxel.engines.cle import CleEngine
 from isovoxel.engines.clesperanto import clesperanto, why_missing
 from isovoxel.engines.devices import find_device
+from isovoxel.engines.failures import DriverError
 from isovoxel.engines.reference import as_dtype, reference
 from isovoxel.errors import DeviceError, OptionError
 from isovoxel.job_file import NO_OPTION
@@ -27,8 +29,9 @@ GENERATIONS = [
 
 
 @pytest.fixture(autouse=True)
-def forgetful() -> Iterator[None]:
-    """Let each test choose anew, and the next one too."""
+def forgetful(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let each test choose anew, whatever the run chose, and the next one too."""
+    monkeypatch.delenv(module.CHOICE, raising=False)
     for remembered in (clesperanto, module._tried):
         remembered.cache_clear()
     yield
@@ -141,6 +144,21 @@ def test_blocks_of_either_are_what_they_should_be(
     # Two steps of a texture's weights, on each of three axes.
     assert apart.max() <= (1.0 if engine.device.kind == "cpu" else 6 * 65536 / 256) * (interpolation == "linear")
     assert (len(shapes) == 1) == fixed
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+@pytest.mark.parametrize("axis", range(3))
+def test_an_image_that_is_too_long_is_an_error(monkeypatch: pytest.MonkeyPatch, generation: str, axis: int) -> None:
+    """Either would go on with nearest where linear is asked for, and would not say so."""
+    monkeypatch.setenv(module.CHOICE, generation)
+    engine = CleEngine(find_device())
+    z, y, x = (engine.device.image_shape[axis] + 1 if a == axis else 2 for a in range(3))
+    shape = (z, y, x)
+    queue = engine._queue
+    buffers = [cl.Buffer(engine.context, cl.mem_flags.READ_WRITE, 4 * z * y * x) for _ in range(2)]
+    with pytest.raises((cl.Error, DriverError), match=r"INVALID_OPERATION|INVALID_IMAGE_SIZE"):
+        engine.library.scale(queue, (buffers[0], shape), (buffers[1], shape), (1.5, 1.5, 1.5), None, linear=True)
+    queue.finish()
 
 
 def test_the_variable_is_no_unknown_one() -> None:
