@@ -20,6 +20,7 @@ NAMES = (
     "workers",
     "levels",
     "budgets",
+    "generations",
 )
 
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,12 +102,14 @@ def scratch(folder: Path) -> Iterator[Path]:
         yield Path(name)
 
 
-def run_job(source: Path, output: Path, words: list[str]) -> tuple[dict[str, Any], float]:
+def run_job(
+    source: Path, output: Path, words: list[str], python: Sequence[str] = ("-m", "isovoxel")
+) -> tuple[dict[str, Any], float]:
     """Run ``isovoxel scale`` in a process of its own; return what it says, and the whole process' seconds.
 
     It makes the full level only, unless the words say otherwise: that is what it is compared in.
     """
-    command = [sys.executable, "-m", "isovoxel", "scale", str(source), str(output), "--json", "--levels", "0", *words]
+    command = [sys.executable, *python, "scale", str(source), str(output), "--json", "--levels", "0", *words]
     began = time.perf_counter()
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     seconds = time.perf_counter() - began

@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 from benchmarks.cases import FACTORS, three
 from benchmarks.copies import device_bandwidth
 from benchmarks.machine import best, describe, print_header, print_row, write_json
-from isovoxel.engines.contexts import queue_of
 from isovoxel.engines.devices import find_device, opencl_device
 from isovoxel.engines.open import open_engine
 from isovoxel.engines.reference import reference
@@ -175,18 +174,17 @@ def _cells(found: dict[str, Any]) -> list[str]:
 
 def resident(engine: Any, read: NDArray[Any], plan: Plan) -> Callable[[], None]:
     """Return what runs a block's kernels, conversions included, on data that lie on the device, and waits for them."""
-    queue = queue_of(opencl_device(engine.device))
+    queue = cl.CommandQueue(engine.context, opencl_device(engine.device))
     block, flags = plan.block(0), cl.mem_flags
 
     def on_device(array: NDArray[Any]) -> Any:
-        return cl.Buffer(queue.context, flags.READ_ONLY | flags.COPY_HOST_PTR, hostbuf=array)
+        return cl.Buffer(engine.context, flags.READ_ONLY | flags.COPY_HOST_PTR, hostbuf=array)
 
     source = on_device(read)
     small = {name: on_device(array) for name, array in engine.uploads(block, plan).items()}
-    target = cl.Buffer(queue.context, flags.READ_WRITE, block.write_box.size * read.itemsize)
+    target = cl.Buffer(engine.context, flags.READ_WRITE, block.write_box.size * read.itemsize)
 
     def run() -> None:
-        engine.enqueue(source, target, small, block, plan)
-        queue.finish()
+        engine.enqueue_after(cl.enqueue_marker(queue), source, target, small, block, plan).wait()
 
     return run

@@ -13,11 +13,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
 
 from benchmarks.cases import case_of, three
 from benchmarks.copies import host_device_copies
 from benchmarks.data import STORAGE, voxels_of
 from benchmarks.machine import describe, print_header, print_row, sentence, write_json
+from isovoxel.engines.base import Engine
 from isovoxel.engines.devices import find_device
 from isovoxel.engines.open import open_engine
 from isovoxel.geometry.axis import ceil_div
@@ -48,8 +52,9 @@ def main(arguments: list[str]) -> None:
     for engine in chosen.engines.split():
         for factor in map(three, chosen.factors.split()):
             plan = plan_of(engine, factor, chosen)
-            seconds = min(carry(plan, chosen) for _ in range(3)) / chosen.blocks
             block = plan.block(0)
+            voxels = voxels_of(block.read_box.shape)
+            seconds = min(carry(open_engine(engine, chosen.device), plan, voxels, chosen.blocks) for _ in range(3))
             nbytes = (block.read_box.size + block.write_box.size) * plan.source.itemsize
             row = {
                 "engine": engine,
@@ -64,7 +69,7 @@ def main(arguments: list[str]) -> None:
     write_json(chosen.json, {"machine": machine, "pinned": rate, "rows": rows})
 
 
-def plan_of(engine: str, factor: Float3, chosen: argparse.Namespace) -> Plan:
+def plan_of(engine: str, factor: Float3, chosen: argparse.Namespace, interpolation: str = "linear") -> Plan:
     """Plan the blocks."""
     case = case_of(factor, chosen.voxels)
     plan = make_plan(
@@ -74,23 +79,22 @@ def plan_of(engine: str, factor: Float3, chosen: argparse.Namespace) -> Plan:
         device=find_device(chosen.device).limits(),
         host=host_limits(2**50, 16),
         engine=engine,
+        interpolation=interpolation,
         halo_mode="direct",
     )
     return replace(plan, in_flight=chosen.threads)
 
 
-def carry(plan: Plan, chosen: argparse.Namespace) -> float:
-    """Return the seconds in which threads bring a block to the device and back so many times."""
-    engine = open_engine(plan.engine, chosen.device)
+def carry(engine: Engine, plan: Plan, voxels: NDArray[Any], blocks: int) -> float:
+    """Return the seconds that a block takes where a thread for each block in flight brings it there and back."""
     engine.prepare(plan)
     block = plan.block(0)
-    voxels = voxels_of(block.read_box.shape)
-    with ExitStack() as lent, ThreadPoolExecutor(chosen.threads) as pool:
-        stages = [lent.enter_context(engine.staged(block, plan)) for _ in range(chosen.threads)]
+    with ExitStack() as lent, ThreadPoolExecutor(plan.in_flight) as pool:
+        stages = [lent.enter_context(engine.staged(block, plan)) for _ in range(plan.in_flight)]
         for stage in stages:
             stage.input[...] = voxels
             stage.scale()
-        each = ceil_div(chosen.blocks, chosen.threads)
+        each = ceil_div(blocks, plan.in_flight)
         began = time.perf_counter()
         list(pool.map(lambda stage: [stage.scale() for _ in range(each)], stages))
-        return (time.perf_counter() - began) * chosen.blocks / (each * chosen.threads)
+        return (time.perf_counter() - began) / (each * plan.in_flight)

@@ -16,7 +16,7 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 NAMES = (
     *("kernels", "limits", "job", "stage", "scaling", "peers", "startup", "roofline", "aliasing", "writers"),
-    *("workers", "simulate", "budgets"),
+    *("workers", "simulate", "budgets", "generations"),
 )
 
 
@@ -248,3 +248,31 @@ def test_the_simulation_does_all_blocks(tmp_path: Path) -> None:
     assert record["rows"][-1]["blocks"] == record["blocks"] == 60
     assert record["scheduler_seconds_a_block"] > 0
     assert "| 256 |" in said
+
+
+def test_the_generations_benchmark_compares_both(tmp_path: Path) -> None:
+    """Both have their voxels, which are nearly the same, their time for a block, and their whole jobs."""
+    for package in ("pyclesperanto_prototype", "pyclesperanto"):
+        pytest.importorskip(package)
+    run(
+        *("generations", "--factors", "3.7,1.3,1.3", "--compared", 3e4, "--voxels", 1e5, "--blocks", 2, "--threads", 2),
+        *("--job-voxels", 2e5, "--folder", tmp_path / "files", "--json", tmp_path / "generations.json"),
+    )
+    record = numbers(tmp_path / "generations.json")
+    cuts = [(row["kernel"], row["blocks"], row["shifted"] > 0) for row in record["voxels"]]
+    assert cuts == [(kernel, n, n > 1) for kernel in ("linear", "nearest") for n in (1, 27)]
+    for row in record["voxels"]:
+        largest, mean = row["uint16"]["between them"]
+        assert largest <= (600 if row["kernel"] == "linear" else 0)
+        assert mean <= largest
+        if row["kernel"] == "nearest" and row["shifted"]:
+            assert row["uint16"]["successor, float64"] == [0, 0]
+    for row in record["blocks"]:
+        assert all(seconds > 0 for pair in row["seconds"] for seconds in pair)
+        assert row["rate"] == pytest.approx(row["seconds"][-1][0] / row["seconds"][-1][1])
+    assert [job["by"] for job in record["jobs"]] == ["prototype", "successor"]
+    for job in record["jobs"]:
+        assert 1 <= job["programs"] <= 2
+        assert len(job["runs"]) == 2
+        assert all(run["process_seconds"] > run["seconds"] > 0 for run in job["runs"])
+    assert list((tmp_path / "files").iterdir()) == []
