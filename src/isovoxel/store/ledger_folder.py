@@ -42,7 +42,7 @@ _SAID = b"isovoxel keeps here what is done of an output until that is complete; 
 """What the mark holds; a process that dies may leave a beginning of it."""
 _HOLDER = {"host", "pid", "began", "since"}
 """What a lock of 0.1 says of who holds it."""
-_NOFOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+_NOFOLLOW = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
 """Opens no link, and waits for nobody at a pipe."""
 
 
