@@ -14,8 +14,8 @@ WITHOUT = """
 import importlib, json, os, pkgutil, signal, sys
 from pathlib import Path
 
-import dask.array, distributed, h5py, imagecodecs, nibabel, numpy as np, obstore.store, platformdirs, psutil, pyopencl, rich.console
-import tensorstore, tifffile, typer, zarr
+import dask.array, distributed, h5py, imagecodecs, nibabel, numpy as np, obstore.store, platformdirs, psutil
+import pyopencl, rich.console, tensorstore, tifffile, typer, zarr
 
 for module in ("fcntl", "resource", "termios", "pwd", "grp"):
     sys.modules[module] = None

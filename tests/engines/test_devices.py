@@ -1,5 +1,7 @@
 """Which device is meant, and what is said where there is none."""
 
+import platform
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -188,13 +190,24 @@ def no_platforms() -> list[cl.Platform]:
 
 
 @pytest.mark.parametrize("platforms", [no_platforms, list])
+@pytest.mark.parametrize(
+    ("system", "machine", "what"),
+    [
+        ("linux", "x86_64", r"\(pip install 'pyopencl\[pocl\]'\)"),
+        ("linux", "aarch64", r"\(apt install pocl-opencl-icd, .* conda-forge pyopencl pocl\)"),
+        ("darwin", "arm64", r"\(conda install -c conda-forge pyopencl pocl\)"),
+        ("win32", "AMD64", r"\(conda install -c conda-forge pyopencl pocl\)"),
+    ],
+)
 def test_without_any_driver_the_user_is_told_what_to_install(
-    monkeypatch: pytest.MonkeyPatch, platforms: object
+    monkeypatch: pytest.MonkeyPatch, platforms: object, system: str, machine: str, what: str
 ) -> None:
-    """A loader that fails and a loader that finds nothing both give the one clear error."""
+    """A loader that fails and a loader that finds nothing both give the one clear error, true on each system."""
     monkeypatch.setattr(cl, "get_platforms", platforms)
     assert list_devices() == []
-    with pytest.raises(DeviceError, match=r"no OpenCL device is here; install a GPU driver .*pip install"):
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    with pytest.raises(DeviceError, match=rf"no OpenCL device is here; install a GPU driver .*{what}; isovoxel doctor"):
         find_device()
 
 

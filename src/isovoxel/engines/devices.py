@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import platform
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -109,8 +111,8 @@ def choose(found: Sequence[Device], wanted: str) -> Device:
     if not found:
         raise DeviceError(
             prepare_caches().missing
-            or "no OpenCL device is here; install a GPU driver with OpenCL, "
-            "or PoCL for the CPU (pip install 'pyopencl[pocl]')"
+            or f"no OpenCL device is here; install a GPU driver with OpenCL, or PoCL for the CPU ({_pocl()}); "
+            "isovoxel doctor says more"
         )
     if wanted == "auto":
         gpus = [device for device in found if device.kind == "gpu"]
@@ -126,6 +128,15 @@ def choose(found: Sequence[Device], wanted: str) -> Device:
     if not meant:
         raise DeviceError(f"no OpenCL device is called {wanted!r}; known devices: {_listed(found)}")
     return meant[0]
+
+
+def _pocl() -> str:
+    """Return what brings PoCL to a system: its wheel is for Linux on x86-64 only."""
+    if sys.platform != "linux":
+        return "conda install -c conda-forge pyopencl pocl"
+    if platform.machine() == "x86_64":
+        return "pip install 'pyopencl[pocl]'"
+    return "apt install pocl-opencl-icd, dnf install pocl, or conda install -c conda-forge pyopencl pocl"
 
 
 def opencl_device(device: Device) -> Any:
@@ -159,9 +170,9 @@ def _enumerate() -> list[tuple[Device, Any]]:
     except cl.Error:  # the loader's way to say that there is not one driver
         return []
     handles = []
-    for platform in platforms:
+    for found in platforms:
         with contextlib.suppress(cl.Error):  # a driver whose hardware is absent
-            handles += platform.get_devices()
+            handles += found.get_devices()
     handles = [d for d in handles if d.available and d.image_support]
     handles.sort(key=lambda d: not _is_gpu(d))
     return [(_describe(i, d), d) for i, d in enumerate(handles)]
