@@ -754,7 +754,7 @@ def test_a_disk_that_fills_is_told(
         assert f"because the disk is full: about {left} are still to be written, 0 B are free; make room; " in error
     else:  # the last that is written is that all is written
         kept = full_after
-        assert "marking the output complete failed: No space left on device; 4 of 4 blocks are done and kept" in error
+        assert "zarr.json cannot be written: No space left on device; 4 of 4 blocks are done and kept" in error
     assert error.endswith("run the same command again, without --overwrite, to go on")
     assert read_provenance(folder / "out.zarr")["complete"] is False
 

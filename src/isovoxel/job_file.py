@@ -14,6 +14,7 @@ What must be said each time anew, or is of the command line alone, comes from no
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -142,16 +143,21 @@ def write_job(path: str | Path, options: Mapping[str, Any]) -> None:
     OutputError
         If it cannot be written.
     """
-    text = "".join(f"{name} = {_toml(value)}\n" for name, value in options.items())
     try:
-        with Path(path).open("x", encoding="utf-8") as file:
+        text = "".join(f"{name} = {_toml(value)}\n" for name, value in options.items()).encode()
+    except UnicodeEncodeError:
+        raise OutputError(f"the job cannot be saved as {path}: a path in it is no text; give it as a link") from None
+    target, made = Path(path), False
+    try:
+        with target.open("xb") as file:
+            made = True
             file.write(text)
     except FileExistsError:
         raise OutputExistsError(f"{path} exists; give another name to save the job as") from None
-    except UnicodeEncodeError:
-        Path(path).unlink()
-        raise OutputError(f"the job cannot be saved as {path}: a path in it is no text; give it as a link") from None
     except OSError as error:
+        if made:  # a part of it
+            with contextlib.suppress(OSError):
+                target.unlink()
         raise OutputError(f"the job cannot be saved as {path}: {error.strerror}") from error
 
 

@@ -20,7 +20,7 @@ from isovoxel.places import retries
 from isovoxel.planning.parts import Block
 from isovoxel.run.events import BlockDone, Event, Filled, Retried, Slowed
 from isovoxel.run.job import Job
-from isovoxel.run.recovery import BlockFailed, patiently
+from isovoxel.run.recovery import BlockFailed, Room, patiently
 from isovoxel.run.tally import Tally
 from repeat import EXPECTED, MODES, VOLUME, Repeat, planned
 from strategies import MemoryWriter, read_from
@@ -221,9 +221,14 @@ def test_blocks_that_are_done_are_neither_read_nor_scaled_nor_written() -> None:
 @pytest.mark.parametrize(
     ("number", "files", "why"),
     [
-        (errno.ENOSPC, 9, "because the disk is full: 1 B are free; make room"),
+        (errno.ENOSPC, 9, "because the disk is full: about 3 B are still to be written, 1 B are free; make room"),
         (errno.ENOSPC, 0, "because the disk has no inodes left for another file; remove files, or take larger shards"),
-        (errno.EDQUOT, 9, "because this user's disk quota is used up: 1 B are free; make room, or ask for more"),
+        (
+            errno.EDQUOT,
+            9,
+            "quota is used up: about 3 B are still to be written, 1 B are free; make room, or ask for more",
+        ),
+        (errno.EROFS, 9, "because {file} cannot be written: Read-only file system"),
     ],
 )
 def test_what_a_disk_lacks_is_said(
@@ -233,4 +238,13 @@ def test_what_a_disk_lacks_is_said(
     monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_files=10, f_favail=files))
     error = OSError(number, os.strerror(number), str(tmp_path / "shard"))
     failure = BlockFailed("writing", planned("direct").block(0), error)
-    assert failure.reason(lambda: "1 B are free").endswith(why)
+    assert failure.reason(lambda: Room(3, 1)).endswith(why.format(file=tmp_path / "shard"))
+
+
+def test_a_disk_that_takes_no_more_need_not_be_full() -> None:
+    """Room for metadata, or a quota of a project, may bind: it is not called full in one breath with what is free."""
+    failure = BlockFailed("writing", planned("direct").block(0), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    assert failure.reason(lambda: Room(1, 3)).endswith(
+        "because the disk takes no more, although it has room: about 1 B are still to be written, 3 B are free; "
+        "look for another limit, such as a quota"
+    )

@@ -43,7 +43,7 @@ from isovoxel.planning.plan import Plan
 from isovoxel.run.blocks import BlockMaker, Writer
 from isovoxel.run.events import BlockDone, Event, Filled, Listener, Retried, Slowed, started
 from isovoxel.run.flushing import Flusher
-from isovoxel.run.recovery import GO_ON, BlockFailed, clause, missing
+from isovoxel.run.recovery import GO_ON, BlockFailed, Room, clause, missing
 from isovoxel.store.shard import Seal
 from isovoxel.volumes.base import ReadBox
 from isovoxel.volumes.filled import FilledReader
@@ -329,6 +329,6 @@ class Job:
             for listener in self.listeners:
                 listener(event)
 
-    def _missing(self) -> str:
-        """Say how much room the rest of the output needs."""
+    def _missing(self) -> Room:
+        """Return how much room the rest of the output needs."""
         return missing(self.plan, self.done, self._written, self._stored, self.writer.free_bytes())

@@ -7,11 +7,10 @@ to the last page: it is tried again after the same pauses. Then it is time that 
 from __future__ import annotations
 
 import errno
-import os
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeGuard, TypeVar
 
 from isovoxel.engines.base import Cancelled
 from isovoxel.errors import CorruptInputError, DeviceFullError
@@ -20,6 +19,7 @@ from isovoxel.planning.cost import human_bytes
 from isovoxel.planning.parts import Block
 from isovoxel.planning.plan import Plan
 from isovoxel.run.events import started
+from isovoxel.store.files import has_no_inodes, refusal
 
 T = TypeVar("T")
 
@@ -85,24 +85,25 @@ def changed(name: str) -> str:
     )
 
 
-def is_full(error: Exception) -> bool:
+def is_full(error: Exception) -> TypeGuard[OSError]:
     """Tell whether an error means that a disk is full."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
-def has_no_inodes(error: OSError) -> bool:
-    """Return whether a file could not be made because its disk has no room for the file itself, whatever is free."""
-    if error.errno != errno.ENOSPC or not isinstance(error.filename, str) or not hasattr(os, "statvfs"):
-        return False
-    try:
-        found = os.statvfs(Path(error.filename).parent)
-    except OSError:
-        return False
-    return found.f_files > 0 and found.f_favail == 0
+class Room(NamedTuple):
+    """What the rest of an output needs of a disk, and what that has."""
+
+    needed: float
+    """Bytes, about."""
+    free: int
+    """Bytes."""
+
+    def __str__(self) -> str:
+        return f"about {human_bytes(self.needed)} are still to be written, {human_bytes(self.free)} are free"
 
 
-def missing(plan: Plan, done: bytearray, written: int, stored: int, free: int) -> str:
-    """Say how much room the rest of an output needs: as much per voxel as what is written, or as a voxel has.
+def missing(plan: Plan, done: bytearray, written: int, stored: int, free: int) -> Room:
+    """Return how much room the rest of an output needs: as much per voxel as what is written, or as a voxel has.
 
     Parameters
     ----------
@@ -114,8 +115,7 @@ def missing(plan: Plan, done: bytearray, written: int, stored: int, free: int) -
         Bytes that are free there.
     """
     voxels = plan.all_voxels - started(plan, done).voxels_done
-    each = stored / written if written else plan.source.itemsize
-    return f"about {human_bytes(voxels * each)} are still to be written, {human_bytes(free)} are free"
+    return Room(voxels * (stored / written if written else plan.source.itemsize), free)
 
 
 class BlockFailed(Exception):  # noqa: N818 - never seen by a user
@@ -134,15 +134,25 @@ class BlockFailed(Exception):  # noqa: N818 - never seen by a user
         box = self.block.read_box if self.doing == "reading" else self.block.write_box
         return f"{self.doing} {self.block} (z, y, x from {box.start} to {box.stop}) failed"
 
-    def reason(self, missing: Callable[[], str]) -> str:
+    def reason(self, missing: Callable[[], Room]) -> str:
         """Say in a clause what failed, where, and why; `missing` says how much room the disk lacks."""
         error = self.error
-        if isinstance(error, OSError) and has_no_inodes(error):
-            return f"{self} because the disk has no inodes left for another file; remove files, or take larger shards"
-        if isinstance(error, OSError) and error.errno == errno.EDQUOT:
-            return f"{self} because this user's disk quota is used up: {missing()}; make room, or ask for more"
         if is_full(error):
-            return f"{self} because the disk is full: {missing()}; make room"
+            return f"{self} because {_lack(error, missing)}"
         if isinstance(error, CorruptInputError):
             return f"{self}: {error}, or have it filled with --on-corrupt fill"
+        if self.doing == "writing" and isinstance(error, OSError) and isinstance(error.filename, str):
+            return f"{self} because {refusal(error, Path(error.filename))}"
         return f"{self} with {clause(error)}"
+
+
+def _lack(error: OSError, missing: Callable[[], Room]) -> str:
+    """Say what a disk lacks."""
+    if has_no_inodes(error):
+        return "the disk has no inodes left for another file; remove files, or take larger shards"
+    room = missing()
+    if error.errno == errno.EDQUOT:
+        return f"this user's disk quota is used up: {room}; make room, or ask for more"
+    if room.free > 2 * room.needed:
+        return f"the disk takes no more, although it has room: {room}; look for another limit, such as a quota"
+    return f"the disk is full: {room}; make room"

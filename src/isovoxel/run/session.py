@@ -49,6 +49,7 @@ from isovoxel.run.levels import LevelMaker, level_task
 from isovoxel.run.output import Begun, Wanted, held
 from isovoxel.run.recovery import changed, clause, kept
 from isovoxel.run.task import Task
+from isovoxel.store.files import refusal
 from isovoxel.store.ledger import NEW, Ledger
 from isovoxel.store.ledger_folder import NOW
 from isovoxel.store.provenance import read_provenance
@@ -165,7 +166,7 @@ class Session:
         except IsovoxelError:
             raise
         except OSError as error:  # such as a disk that has just become full
-            raise OutputError(f"{wanted.path} cannot be written: {error.strerror or error}") from error
+            raise OutputError(refusal(error, wanted.path)) from error
         return ledger
 
     def _go_on(self, begun: Begun, task: Task) -> tuple[Ledger, bytearray]:
@@ -183,7 +184,9 @@ class Session:
             )
             return begun.ledger, _without_lost(task.plan, begun.ledger.noted(), done)
         except OSError as error:
-            raise OutputError(f"{task.output} cannot be gone on with: {error.strerror or error}") from error
+            raise OutputError(
+                f"{task.output} cannot be gone on with: {refusal(error, task.output)}; what is done of it is kept"
+            ) from error
         finally:
             for writer in writers:
                 writer.close()
@@ -253,6 +256,8 @@ class Session:
                 omero = None if self.labels else self._shown(plan)
                 retry(partial(mark_complete, self.wanted.path, ledger.filled, omero, begun.attempt))
         except (OSError, InputError) as error:
+            if isinstance(error, OSError) and isinstance(error.filename, str):
+                raise JobError(f"marking the output complete failed: {refusal(error, self.wanted.path)}") from error
             reason = getattr(error, "strerror", None) or error
             raise JobError(f"marking the output complete failed: {reason}") from error
 

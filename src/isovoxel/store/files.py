@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 from collections.abc import Callable, Iterable
 from pathlib import Path
+
+from isovoxel.places.place import Place
 
 
 def write_whole(path: Path, data: bytes | Iterable[bytes], check: Callable[[], None] = lambda: None) -> None:
@@ -24,7 +27,7 @@ def write_whole(path: Path, data: bytes | Iterable[bytes], check: Callable[[], N
     Raises
     ------
     OSError
-        If the file system refuses. What was there before is still there.
+        If the file system refuses; it names the file. What was there before is still there.
     """
     partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")  # a name that no file of a user's has
     try:
@@ -38,8 +41,59 @@ def write_whole(path: Path, data: bytes | Iterable[bytes], check: Callable[[], N
         if not isinstance(error, FileExistsError):
             with contextlib.suppress(OSError):
                 partial.unlink()
+        if isinstance(error, OSError):
+            name_file(error, path)
         raise
     sync_folder(path.parent)
+
+
+def name_file(error: OSError, path: Path) -> None:
+    """Let an error of the system say which file it is about: of open files it does not, of others the name of a part.
+
+    One that is isovoxel's own says so itself.
+    """
+    if error.errno is not None:
+        error.filename, error.filename2 = str(path), None
+
+
+def write_all(descriptor: int, data: bytes, path: Path) -> None:
+    """Write all of some bytes into an open file, which a disk that becomes full takes a part of without an error.
+
+    Raises
+    ------
+    OSError
+        If the file system refuses; it names the file.
+    """
+    try:
+        while data:
+            data = data[os.write(descriptor, data) :]
+    except OSError as error:
+        name_file(error, path)
+        raise
+
+
+def has_no_inodes(error: OSError) -> bool:
+    """Return whether a file could not be made because its disk has no room for the file itself, whatever is free."""
+    if error.errno != errno.ENOSPC or not isinstance(error.filename, str) or not hasattr(os, "statvfs"):
+        return False
+    for folder in Path(error.filename).parents:
+        with contextlib.suppress(OSError):  # it is not there yet, or not any more
+            found = os.statvfs(folder)
+            return found.f_files > 0 and found.f_favail == 0
+    return False
+
+
+def refusal(error: OSError, place: Place) -> str:
+    """Say which file the system does not let isovoxel write, where it says, else which output; and why."""
+    file = error.filename if isinstance(error.filename, str) else place
+    return f"{file} cannot be written: {why(error)}"
+
+
+def why(error: OSError) -> str:
+    """Return why the system does not let isovoxel write, as a clause."""
+    if has_no_inodes(error):
+        return "the disk has no inodes left for another file; remove files"
+    return str(error.strerror or error)
 
 
 def sync_folder(folder: Path) -> None:

@@ -26,6 +26,7 @@ from isovoxel.places.objects import ObjectPlace
 from isovoxel.places.place import Place
 from isovoxel.places.retries import gave_up
 from isovoxel.planning.stored import plan_from_json
+from isovoxel.store.files import write_all
 
 JOB, BLOCKS, LOCK, MARK = "job.json", "blocks", "lock", "made-by-isovoxel"
 """Files of a ledger."""
@@ -96,9 +97,17 @@ def claim(folder: Place) -> None:
     with contextlib.suppress(FileExistsError):
         mark = os.open(folder / MARK, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NOFOLLOW, 0o666)
         try:
-            os.write(mark, _SAID)
+            write_all(mark, _SAID, folder / MARK)
         finally:
             os.close(mark)
+
+
+def unclaim(folder: Path) -> None:
+    """Remove a ledger's folder in which nothing is but its mark."""
+    with contextlib.suppress(OSError):
+        if not {entry.name for entry in os.scandir(folder)} - {MARK}:
+            (folder / MARK).unlink(missing_ok=True)
+            folder.rmdir()
 
 
 def open_own(file: Path, flags: int) -> int:

@@ -21,7 +21,7 @@ from typing import Protocol
 
 from isovoxel.places.objects import ObjectPlace
 from isovoxel.places.retries import carried, patience
-from isovoxel.store.files import write_whole
+from isovoxel.store.files import write_all, write_whole
 from isovoxel.store.ledger_folder import open_own
 
 SEGMENT_BYTES = 1 << 18
@@ -106,11 +106,10 @@ class FileLines:
                 self.hold()
             end = os.lseek(self._file, 0, os.SEEK_END)
             try:
-                written = os.write(self._file, line)
-                while written < len(line):
-                    written += os.write(self._file, line[written:])
+                write_all(self._file, line, self._path)
             except OSError:
-                os.ftruncate(self._file, end)
+                with contextlib.suppress(OSError):  # a line that is torn is none
+                    os.ftruncate(self._file, end)
                 raise
 
     def __iter__(self) -> Iterator[bytes]:

@@ -30,7 +30,8 @@ from isovoxel.errors import OutputBusyError, OutputError
 from isovoxel.metadata.json_text import parse_json
 from isovoxel.places.objects import ObjectPlace
 from isovoxel.places.place import Place
-from isovoxel.store.ledger_folder import claim, open_own, read_own
+from isovoxel.store.files import refusal, write_all
+from isovoxel.store.ledger_folder import claim, open_own, read_own, unclaim
 
 fcntl: Any
 try:
@@ -182,13 +183,16 @@ class OutputLock:
         self._beat: threading.Thread | None = None
 
     def __enter__(self) -> Self:
+        new = not os.path.lexists(self._path.parent)
         try:
             while not self._take():
                 pass
         except OutputError:
             raise
         except OSError as error:
-            raise OutputError(f"{self._path} cannot be written: {error.strerror or error}") from error
+            if new:
+                unclaim(self._path.parent)
+            raise OutputError(refusal(error, self._path)) from error
         self._ended.clear()
         self._beat = threading.Thread(target=self._touch, name="isovoxel-lock", daemon=True)
         self._beat.start()
@@ -225,7 +229,7 @@ class OutputLock:
             if same:
                 os.ftruncate(file, 0)
                 os.lseek(file, 0, os.SEEK_SET)
-                os.write(file, json.dumps(asdict(Holder.own()) | {"word": self.word}).encode())
+                self._sign(file)
         except BaseException:
             os.close(file)
             raise
@@ -234,6 +238,14 @@ class OutputLock:
             return False
         self._file = file
         return True
+
+    def _sign(self, file: int) -> None:
+        """Write who holds the lock; half of it would be nobody, and so the file goes where there is no room."""
+        try:
+            write_all(file, json.dumps(asdict(Holder.own()) | {"word": self.word}).encode(), self._path)
+        except OSError:
+            self._path.unlink(missing_ok=True)
+            raise
 
     def _refuse_where_held(self, file: int) -> None:
         locks = _lock(file)

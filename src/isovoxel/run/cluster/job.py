@@ -45,7 +45,7 @@ from isovoxel.run.cluster.verdicts import Answer, Stranded, Verdict
 from isovoxel.run.cluster.visible import blind
 from isovoxel.run.cluster.windows import Windows
 from isovoxel.run.events import Listener, WorkerJoined
-from isovoxel.run.recovery import BlockFailed, clause, is_full, missing
+from isovoxel.run.recovery import BlockFailed, Room, clause, is_full, missing
 from isovoxel.run.task import Task
 from isovoxel.store.shard import Seal
 from isovoxel.terminal import trace
@@ -308,8 +308,8 @@ class ClusterJob:
             return JobError(str(failure))
         return JobError(f"the job failed with {clause(failure)}")
 
-    def _missing(self) -> str:
-        """Say how much room the rest of the output needs."""
+    def _missing(self) -> Room:
+        """Return how much room the rest of the output needs."""
         from isovoxel.store.writer import shelf_of
 
         free = shelf_of(self.crew.task.output).free_bytes()

@@ -161,7 +161,7 @@ class Member:
         except BlockFailed as failure:
             lost = isinstance(failure.error, DeviceLostError)
             if not lost:
-                log.warning("%s", failure.reason(lambda: "the disk is full"))
+                log.warning("%s with %s", failure, clause(failure.error))
             return NotMade("lost" if lost else "block", failure.doing, portable(failure.error), tuple(events))
         return Made(tuple(seals), replace(done, worker=self._worker), tuple(events))
 
