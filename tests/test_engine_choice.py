@@ -14,6 +14,7 @@ import pytest
 import isovoxel as package
 from command_line import Isovoxel, check_refused
 from isovoxel.engines import clesperanto as generations
+from isovoxel.engines.devices import find_device
 from isovoxel.errors import DeviceError, JobError, OptionError, OutputExistsError
 from isovoxel.geometry.box import Box
 from isovoxel.options import EngineChoice, Limits, Sampling, ThisProcess, choose_engine, plan_volume
@@ -89,6 +90,7 @@ def test_steps_of_a_gpu_are_told(dtype: str, told: bool) -> None:
         assert any("256 steps" in line and "--engine exact" in line for line in hints(plan)) == steps
 
 
+@pytest.mark.skipif(find_device().kind == "gpu", reason="a GPU scales, and with cle")
 def test_plan_and_scale_say_so(isovoxel: Isovoxel, tmp_path: Path) -> None:
     """On the CPU; whoever asks for an engine is told nothing."""
     np.save(tmp_path / "in.npy", VOXELS)
