@@ -255,6 +255,14 @@ def test_faults_without_whose_mending_no_job_runs(monkeypatch: pytest.MonkeyPatc
     assert lines(found)[-1].endswith("no job can run here before the faults are mended")
 
 
+def test_what_no_job_missed_hinders_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where a GPU does the trial job, a lack of PoCL, say, is a warning."""
+    lacking = [Fault("isovoxel is run and not installed, and it lacks pocl", "pip install isovoxel", fatal=True)]
+    found = examine(monkeypatch, tmp_path, {}, needed=Packages(NEEDED.core, NEEDED.extras, "", lacking))
+    assert found.faults == [lacking[0]._replace(fatal=False)]
+    assert found.jobs_run
+
+
 def _examined(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, given: Mapping[str, Any]) -> Diagnosis:
     given = dict(given)
     (tmp_path / "etc").mkdir()

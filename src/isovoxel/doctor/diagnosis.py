@@ -89,6 +89,8 @@ def diagnose(machine: Machine | None = None, question: Ask | None = None) -> Dia
     if not needed.core and any(each.result().reason.startswith("ModuleNotFoundError") for each in (devices, commands)):
         needed.faults = [fault._replace(fatal=True) for fault in needed.faults]
     of_packages = _of_packages(needed, broken.result())
+    if not exact.result().reason and not commands.result().reason:  # a job was done, without what is missing
+        of_packages.faults = [fault._replace(fatal=False) for fault in of_packages.faults]
     opencl = look_at_opencl(devices.result(), machine, question)
     engines = look_at_engines(
         exact.result(), {name: each.result() for name, each in cle.items()}, machine, needed, opencl.record["opencl"]
