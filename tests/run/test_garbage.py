@@ -9,8 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numcodecs
 import numpy as np
 import pytest
+import tensorstore
 import zarr
 
 import isovoxel
@@ -161,19 +163,43 @@ def test_folders_that_cannot_be_listed_are_no_verdict(
     assert (ran.code, ran.out, ran.err) == (2, "", f"error: the shards of {out} cannot be counted: Permission denied\n")
 
 
-@pytest.mark.parametrize("damage", [folder, dangling, ring], ids=lambda f: f.__name__)
-@pytest.mark.parametrize("zarr_format", [2, 3])
+def zarr_array(path: Path, **options: Any) -> Path:
+    """Write the first two planes of four, and return the file of the first chunk."""
+    array = zarr.create_array(path, shape=(4, 4, 4), chunks=(2, 4, 4), dtype="u2", **options)
+    array[:2] = 7
+    (file,) = (file for file in path.rglob("*") if file.is_file() and file.name[-1].isdecimal())
+    return file
+
+
+def n5_dataset(path: Path) -> Path:
+    """Write the same as N5."""
+    metadata = {"dimensions": [4, 4, 4], "blockSize": [4, 4, 2], "dataType": "uint16", "compression": {"type": "raw"}}
+    spec = {"driver": "n5", "kvstore": {"driver": "file", "path": str(path)}, "metadata": metadata}
+    tensorstore.open(spec, create=True).result()[:, :, :2] = np.full((4, 4, 2), 7, "u2")
+    return path / "0" / "0" / "0"
+
+
+KINDS: dict[str, Callable[[Path], Path]] = {
+    "zarr v2": lambda path: zarr_array(path, zarr_format=2),
+    "zarr v3": zarr_array,
+    "zarr v3, shards": lambda path: zarr_array(path, shards=(2, 4, 4)),
+    "zarr v2 of zarr-python": lambda path: zarr_array(path, zarr_format=2, compressors=numcodecs.BZ2()),
+    "zarr v3 of zarr-python": lambda path: zarr_array(path, filters=[zarr.codecs.TransposeCodec(order=(2, 1, 0))]),
+    "N5": n5_dataset,
+}
+
+
+@pytest.mark.parametrize("damage", [folder, dangling, ring, pipe], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("kind", KINDS)
 def test_what_is_no_file_is_not_read_as_a_chunk_that_is_not_stored(
-    tmp_path: Path, zarr_format: int, damage: Callable[[Path, Path], None]
+    tmp_path: Path, kind: str, damage: Callable[[Path, Path], None]
 ) -> None:
     """A chunk that is not stored is the fill value; one that is stored elsewhere, or was, is not."""
-    array = zarr.create_array(
-        tmp_path / "a.zarr", shape=(4, 4, 4), chunks=(2, 4, 4), dtype="u2", zarr_format=zarr_format
-    )
-    array[:2] = 7
-    files = [p for p in (tmp_path / "a.zarr").rglob("*") if p.is_file() and p.name[-1].isdecimal()]
-    volume = open_volume(tmp_path / "a.zarr")
+    file = KINDS[kind](tmp_path / "a")
+    volume = open_volume(tmp_path / "a")
     assert volume.read(Box.whole(volume.shape)).sum() == 7 * 32
-    damage(files[0], files[0])
-    with pytest.raises(CorruptInputError, match=r"chunk \(0, 0, 0\) .* it is (no file|a link that leads nowhere)"):
-        open_volume(tmp_path / "a.zarr").read(Box.whole(volume.shape))
+    damage(file, file)
+    with pytest.raises(
+        CorruptInputError, match=r"\(0, 0, 0\) .* is corrupt: it is (no file|a link that leads nowhere)"
+    ):
+        open_volume(tmp_path / "a").read(Box.whole(volume.shape))

@@ -17,9 +17,7 @@ from numpy.typing import NDArray
 
 from isovoxel.places.failures import BucketMissingError
 from isovoxel.places.objects import Found, ObjectPlace
-
-_NO_FILE = (errno.EISDIR, errno.ENOTDIR, errno.ELOOP)
-"""What the system says where something else has the file's place: of an array that is whole, none of it."""
+from isovoxel.volumes.files import NoFileError, no_file
 
 Stamp = tuple[Any, ...]
 """What changes when a file is replaced. Of a file: inode, size, modification time. Of an object: what `Found` has."""
@@ -63,20 +61,18 @@ def open_source(where: str | ObjectPlace, known: Stamp | None, *, whole: bool) -
     ------
     OSError
         If it cannot be opened.
-    ValueError
+    NoFileError
         If it is no file, but a folder, say, or a link that leads nowhere.
     """
     if isinstance(where, ObjectPlace):
         return _open_object(where, known, whole=whole)
     try:
         return FileSource(where)
-    except FileNotFoundError:
-        if os.path.islink(where):  # noqa: PTH114 - Path keeps the parts of each that it is given
-            raise ValueError("it is a link that leads nowhere") from None
-        return None
     except OSError as error:
-        if error.errno in _NO_FILE:
-            raise ValueError(f"it is no file ({os.strerror(error.errno)})") from error
+        if (wrong := no_file(where, error)) is not None:
+            raise wrong from error
+        if error.errno == errno.ENOENT:
+            return None
         raise
 
 
@@ -88,7 +84,7 @@ class FileSource:
         status = os.fstat(self._file.fileno())
         if not stat.S_ISREG(status.st_mode):
             self._file.close()
-            raise ValueError("it is no file")
+            raise NoFileError("it is no file")
         self.size = status.st_size
         self.stamp: Stamp = (status.st_ino, status.st_size, status.st_mtime_ns)
 

@@ -13,6 +13,7 @@ import json
 import lzma
 import os
 import re
+import stat
 import struct
 import traceback
 import zlib
@@ -124,6 +125,44 @@ def reason_of(error: BaseException) -> str:
     """Return the first line of an error's message, or its kind where it has none."""
     lines = str(error).strip().splitlines()
     return lines[0][:LONGEST_REASON] if lines else type(error).__name__
+
+
+class NoFileError(ValueError):
+    """Something that is no file has the place of a part of an array, which many take for a part that is not stored."""
+
+
+_NO_FILE = (errno.EISDIR, errno.ENOTDIR, errno.ELOOP)
+"""What the system says of that."""
+
+
+def no_file(path: str, error: OSError) -> NoFileError | None:
+    """Return what is wrong where a file could not be opened; None where it is not stored, or the system is to blame."""
+    if error.errno == errno.ENOENT:
+        # Path would keep the parts of each path that it is given.
+        return NoFileError("it is a link that leads nowhere") if os.path.islink(path) else None  # noqa: PTH114
+    return NoFileError(f"it is no file ({os.strerror(error.errno)})") if error.errno in _NO_FILE else None
+
+
+def check_stored(path: str) -> None:
+    """Check that a part of an array is a file, if it is stored.
+
+    Raises
+    ------
+    NoFileError
+        If something else has its place.
+    OSError
+        If the system does not say.
+    """
+    try:
+        mode = os.stat(path).st_mode  # noqa: PTH116 - see above
+    except OSError as error:
+        if (wrong := no_file(path, error)) is not None:
+            raise wrong from error
+        if error.errno != errno.ENOENT:
+            raise
+    else:
+        if not stat.S_ISREG(mode):
+            raise NoFileError("it is no file")
 
 
 def check_complete(name: str, needed: int, size: int) -> None:

@@ -24,7 +24,7 @@ from isovoxel.geometry.box import Box, Index3
 from isovoxel.metadata.n5 import FINEST, Surroundings, level_of, read_attributes
 from isovoxel.volumes.axes import zyx_positions
 from isovoxel.volumes.base import Volume, check_voxels, room_for
-from isovoxel.volumes.files import metadata_identity, needs_extra, reason_of, unreadable
+from isovoxel.volumes.files import NoFileError, check_stored, metadata_identity, needs_extra, reason_of, unreadable
 from isovoxel.volumes.input_state import places
 
 if TYPE_CHECKING:
@@ -69,6 +69,8 @@ class N5Reader:
     """Of the voxels, in native byte order."""
     block: Index3
     """Shape of a block, z, y, x."""
+    files: N5Files
+    """Its files."""
 
     @property
     def overhead(self) -> int:
@@ -91,6 +93,8 @@ class N5Reader:
             for axis, part in zip(self.zyx, tile.slices, strict=True):
                 index[axis] = part
             try:
+                for file in self.files.blocks(tile):
+                    check_stored(file)
                 out[tile.relative_to(box.start).slices] = self.store[tuple(index)].read().result()
             except MemoryError:
                 raise
@@ -102,7 +106,7 @@ class N5Reader:
         """Say whose fault it was, which tensorstore tells by the first word."""
         reason = reason_of(error)
         z, y, x = place = tuple(a // n for a, n in zip(tile.start, self.block, strict=True))
-        if not reason.startswith(_DAMAGE):
+        if not isinstance(error, NoFileError) and not reason.startswith(_DAMAGE):
             return InputUnavailableError(errno.EIO, f"{self.name} cannot be read, in block {place}: {reason}")
         depth, rows, columns = self.block
         start = (z * depth, y * rows, x * columns)
@@ -128,6 +132,10 @@ class N5Files:
     def __call__(self, box: Box) -> Iterator[str]:
         """Yield them all, of blocks those that hold voxels of a box."""
         yield from self.metadata
+        yield from self.blocks(box)
+
+    def blocks(self, box: Box) -> Iterator[str]:
+        """Yield those of the blocks that hold voxels of a box."""
         for place in places(box, self.block):
             numbers = ["0"] * self.rank
             for axis, number in zip(self.zyx, place, strict=True):
@@ -167,7 +175,9 @@ def open_n5(path: Path, name: str) -> Volume:
     if any(n != 1 for axis, n in enumerate(whole) if axis not in zyx):
         raise InputError(f"{name} has blocks of several images; copy it into a dataset of its own")
     block = (min(whole[z], shape[0]), min(whole[y], shape[1]), min(whole[x], shape[2]))
-    reader = N5Reader(name, store, zyx, shape, dtype, block)
+    metadata = [file for file in (home / METADATA, home.parent / METADATA) if file.is_file()]
+    files = N5Files(str(home.resolve()), store.rank, zyx, block, tuple(str(file.resolve()) for file in metadata))
+    reader = N5Reader(name, store, zyx, shape, dtype, block, files)
     level = level_of(home.name)
     finest = _attributes(home.parent / FINEST, name) if level else {}
     calibration, origin = read_attributes(attributes, Surroundings(groups, level, finest))
@@ -179,7 +189,6 @@ def open_n5(path: Path, name: str) -> Volume:
         sources["voxel size"] = calibration.source
     if calibration.unit is not None:
         sources["unit"] = calibration.source
-    files = [file for file in (home / METADATA, home.parent / METADATA) if file.is_file()]
     return Volume(
         name,
         "N5",
@@ -192,8 +201,8 @@ def open_n5(path: Path, name: str) -> Volume:
         origin=origin,
         unit=calibration.unit,
         sources=sources,
-        identity=metadata_identity(home, files),
-        files=N5Files(str(home.resolve()), store.rank, zyx, block, tuple(str(file.resolve()) for file in files)),
+        identity=metadata_identity(home, metadata),
+        files=files,
         missing=calibration.missing,
         counted=calibration.counted,
     )

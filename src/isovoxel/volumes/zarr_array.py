@@ -32,12 +32,12 @@ from isovoxel.places.place import Place
 from isovoxel.places.retries import is_transient
 from isovoxel.volumes.axes import UNNAMED, Picked, pick
 from isovoxel.volumes.base import Files, ReadBox, Volume, check_voxels, room_for
-from isovoxel.volumes.files import metadata_identity, reason_of, unavailable, unreadable
+from isovoxel.volumes.files import check_stored, metadata_identity, reason_of, unavailable, unreadable
 from isovoxel.volumes.selection import GIVEN, Selection
 from isovoxel.volumes.series import SeriesReader
 from isovoxel.volumes.zarr_chunks import ChunkReader
 from isovoxel.volumes.zarr_codecs import DECODED_COPIES, DECODER_BYTES
-from isovoxel.volumes.zarr_layout import array_files, chunk_layout
+from isovoxel.volumes.zarr_layout import array_files, chunk_layout, local_folder
 
 if TYPE_CHECKING:
     import zarr
@@ -70,6 +70,8 @@ class ZarrReader:
     """Which of its axes are z, y and x, and where along the others."""
     chunks: Index3
     """Shape of a chunk, z, y, x."""
+    folder: str | None = None
+    """Where the array is, in a local folder."""
 
     def __call__(self, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Return a box as a new array, or in `out`.
@@ -88,6 +90,8 @@ class ZarrReader:
                 if axis is not None:
                     index[axis] = part
             try:
+                if self.folder is not None:
+                    check_stored(f"{self.folder}/{self._key(index)}")
                 # No name for the part, which would keep it while the next one is read.
                 out[tile.relative_to(box.start).slices] = self.array[tuple(index)]
             except MemoryError:
@@ -95,6 +99,12 @@ class ZarrReader:
             except Exception as error:
                 raise self._failure(tile, error) from error
         return out
+
+    def _key(self, index: Sequence[int | slice]) -> str:
+        """Return the key of the chunk, or the shard, that a part of the array lies in."""
+        starts = (part.start if isinstance(part, slice) else part for part in index)
+        grid = self.array.shards or self.array.chunks
+        return self.array.metadata.encode_chunk_key(tuple(at // n for at, n in zip(starts, grid, strict=True)))
 
     def _failure(self, tile: Box, error: Exception) -> InputError:
         """Say whose fault it was: only what decoders raise is the chunk's."""
@@ -220,7 +230,8 @@ def zarr_voxels(array: zarr.Array[Any], name: str, axes: list[str], selection: S
     copies = CHUNK_COPIES + len(array.filters) + sum(1 + DECODED_COPIES.get(name, 0) for name in names)
     overhead = copies * math.prod(whole) * dtype.itemsize + INDEX_COPIES * index_bytes + FIXED_BYTES
     overhead += sum(DECODER_BYTES.get(name, 0) for name in names)
-    first = ZarrReader(name, checked(array), picked, chunks)
+    folder = local_folder(array.store_path)
+    first = ZarrReader(name, checked(array), picked, chunks, folder if isinstance(folder, str) else None)
     read = SeriesReader(picked.lengths, partial(_slow_member, first, picked)) if picked.series else first
     return ZarrVoxels(picked, shape, dtype, read, chunks, overhead, notes=notes, files=files)
 

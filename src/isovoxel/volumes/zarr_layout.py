@@ -165,7 +165,7 @@ def array_files(array: zarr.Array[Any], layout: ChunkLayout | None, picked: Pick
     """Return what names the files of an array, or None where nobody knows them."""
     if layout is not None:
         return ZarrFiles(layout, picked)
-    folder = _folder(array.store_path)
+    folder = local_folder(array.store_path)
     return FolderFiles(folder) if isinstance(folder, str) else None
 
 
@@ -180,7 +180,7 @@ def chunk_layout(array: zarr.Array[Any], picked: Picked) -> ChunkLayout | None:
         Which of its axes are z, y and x, in this order, and where along the others.
     """
     # A subclass may do anything; and zarr-python from 3.2 on can be told to refuse missing chunks.
-    folder = _folder(array.store_path)
+    folder = local_folder(array.store_path)
     if folder is None or not getattr(getattr(array, "config", None), "read_missing_chunks", True):
         return None
     metadata: Mapping[str, Any] = array.metadata.to_dict()
@@ -211,7 +211,7 @@ def chunk_layout(array: zarr.Array[Any], picked: Picked) -> ChunkLayout | None:
     )
 
 
-def _folder(where: Any) -> str | ObjectPlace | None:
+def local_folder(where: Any) -> str | ObjectPlace | None:
     """Return where an array lies by its `zarr.storage.StorePath`, or None where we do not read."""
     from zarr.storage import LocalStore
 
