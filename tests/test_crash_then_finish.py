@@ -98,7 +98,7 @@ def test_an_input_wider_than_an_image(tmp_path: Path) -> None:
         assert "clCreateImage failed: INVALID_OPERATION" in crash["error"]
     assert wide.in_one_piece(2, "nearest")["ok"]  # which needs no image, as limits knows:
     assert wide.isovoxel("limits", "--interpolation", "nearest")["limit"] == "largest allocation"
-    wide.finishes(4, "--shard", "128,128,1024", "--chunk", "32,32,128")
+    wide.finishes(4, "--shard", "128,128,1024", "--chunk", "32,32,128", "--engine", "cle")
 
     at_most = Stack(tmp_path, (3, 20, 2048))
     assert at_most.isovoxel("limits")["stops_at_zoom"] > 2

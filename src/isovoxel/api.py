@@ -403,13 +403,14 @@ def verify(
             f"{source.name} holds {source.shape} voxels of {source.dtype}, but {output} was made from "
             f"{recipe.shape} of {recipe.dtype}; give its source with --against"
         )
+    levels = [result, *open_levels(output, recipe)]
     try:
         missing = missing_shards(output)
     except OSError as error:
         raise unavailable(f"the shards of {output} cannot be counted", error) from error
     return verify_levels(
         source,
-        [result, *open_levels(output, recipe)],
+        levels,
         recipe,
         samples=samples,
         seed=seed,

@@ -204,7 +204,7 @@ def test_a_part_is_scaled_as_if_it_were_all(kind: str, tmp_path: Path) -> None:
 def test_a_job_on_a_part_goes_on_in_any_process(tmp_path: Path) -> None:
     """After an interruption and in a process of its own; another part is another input."""
     source, out = written(tmp_path, "zarr"), tmp_path / "out.zarr"
-    options = {"factor": (2.0, 2.0, 2.0), "crop": CROP, "chunk": (8, 8, 8), "shard": (8, 8, 8), "device_memory": "64kB"}
+    options = {"factor": (2.0, 2.0, 2.0), "crop": CROP, "chunk": (8, 8, 8), "shard": (8, 8, 8), "device_memory": "20kB"}
 
     def interrupt(event: Event) -> None:
         if isinstance(event, BlockDone):
