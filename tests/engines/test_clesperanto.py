@@ -12,11 +12,13 @@ import numpy as np
 import pyopencl as cl
 import pytest
 
+import isovoxel
 from isovoxel.engines import clesperanto as module
 from isovoxel.engines.cle import CleEngine
 from isovoxel.engines.clesperanto import clesperanto, why_missing
 from isovoxel.engines.devices import find_device
 from isovoxel.engines.failures import DriverError
+from isovoxel.engines.open import _opened
 from isovoxel.engines.reference import as_dtype, reference
 from isovoxel.errors import DeviceError, OptionError
 from isovoxel.job_file import NO_OPTION
@@ -164,3 +166,24 @@ def test_an_image_that_is_too_long_is_an_error(monkeypatch: pytest.MonkeyPatch, 
 def test_the_variable_is_no_unknown_one() -> None:
     """The command line, which refuses variables that it does not know, knows this one."""
     assert module.CHOICE in NO_OPTION
+
+
+@pytest.mark.parametrize("name", GENERATIONS)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 5, 6), (5, 1, 6), (5, 6, 1), (1, 7, 1), (7, 1, 1), (1, 1, 7)])
+def test_volumes_of_one_voxel_across_are_volumes(
+    name: str, shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The successor takes them for images of fewer axes, around which there is nothing."""
+    monkeypatch.setenv(module.CHOICE, name)
+    _opened.cache_clear()
+    voxels = np.random.default_rng(1).integers(1, 256, shape).astype("uint8")
+    for factor in ((2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 3, 1.5), (1, 1.5, 0.5)):
+        for boundary in ("nearest", "constant"):
+            for interpolation in ("linear", "nearest"):
+                how: Any = {"boundary": boundary, "interpolation": interpolation}
+                got, wanted = (
+                    isovoxel.scale_array(voxels, factor, engine=engine, **how).compute().astype(int)
+                    for engine in ("cle", "exact")
+                )
+                assert np.abs(got - wanted).max() <= 1, (factor, how)
+    _opened.cache_clear()

@@ -30,6 +30,7 @@ from isovoxel.errors import DeviceError
 from isovoxel.geometry.axis import Axis
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import Float3
+from isovoxel.planning.cost import thick
 from isovoxel.planning.parts import Block
 from isovoxel.planning.plan import Plan
 
@@ -104,10 +105,15 @@ class CleEngine(StagedEngine):
             kernels["narrow"](self._queue, *grid, scaled[0], target, *result)
 
     def _shapes(self, block: Block, plan: Plan) -> tuple[Index3, Index3]:
-        """Return the shapes of cle's arrays: where it compiles for each, those of the largest block for all."""
-        if self.library.fixed_shapes and block.write_box == plan.block(block.index).write_box:
-            return plan.largest.padded, plan.largest.written
-        return block.padded_shape, block.write_box.shape
+        """Return the shapes of cle's arrays: where it compiles for each, those of the largest block for all.
+
+        It also takes an array that is one voxel thin for one of fewer axes, and samples nothing beside it there.
+        """
+        if not self.library.fixed_shapes:
+            return block.padded_shape, block.write_box.shape
+        if block.write_box == plan.block(block.index).write_box:
+            return thick(plan.largest.padded), thick(plan.largest.written)
+        return thick(block.padded_shape), thick(block.write_box.shape)
 
     def _scale(
         self,

@@ -131,6 +131,12 @@ def cle_allocations(padded: Index3, written: Index3, interpolation: str) -> tupl
     )
 
 
+def thick(shape: Index3) -> Index3:
+    """Return a shape of at least two voxels a side, as pyclesperanto gets arrays."""
+    z, y, x = (max(2, n) for n in shape)
+    return (z, y, x)
+
+
 def cle_cost(
     *,
     read: Index3,
@@ -164,7 +170,7 @@ def cle_cost(
     return BlockCost(
         allocations=(
             *_copies(read, written, itemsize, device),
-            *cle_allocations(padded, written, interpolation),
+            *cle_allocations(thick(padded), thick(written), interpolation),
         ),
         in_place=_voxels(read, written, itemsize) if device.kind == "cpu" else 0,
         pinned=_voxels(read, written, itemsize) if device.kind == "gpu" else 0,
