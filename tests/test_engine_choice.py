@@ -56,7 +56,7 @@ def test_what_is_asked_for_and_is_not_there_is_refused() -> None:
     """With the command that brings it, and the way on without it."""
     with pytest.raises(DeviceError) as refused:
         choose_engine(PLAIN, "cle", "gpu", lambda: HAS_NOT)
-    assert str(refused.value) == f"engine cle needs clEsperanto, but {HAS_NOT[1]}; without --engine cle exact scales"
+    assert str(refused.value) == f"engine cle cannot be used, for {HAS_NOT[1]}; without --engine cle exact scales"
 
 
 def test_clesperanto_is_imported_only_where_it_may_scale() -> None:
@@ -155,6 +155,14 @@ def test_nearest_goes_on_with_either(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert package.scale(VOXELS, out, **CUT).tally.done_before >= 1
     made = package.open_volume(out)
     np.testing.assert_array_equal(made.read(Box.whole(made.shape)), VOXELS.repeat(2, axis=0))
+
+
+def test_nearest_goes_on_with_neither_where_it_is_undecided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By 1.7 a sample lies as near to one voxel as to the next, and each generation takes the one that it rounds to."""
+    out = begun(tmp_path, factor=(1.7, 1, 1), interpolation="nearest", **CUT)
+    monkeypatch.setattr(generations, "scales_with", other("pyclij"))
+    with pytest.raises(OutputExistsError, match=r"now pyclij 9\.9, which interpolates otherwise"):
+        package.scale(VOXELS, out, **CUT)
 
 
 def test_one_of_0_1_was_begun_with_the_prototype(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -249,7 +249,7 @@ def choose_engine(
         return EngineChoice("cle", library)
     if given is None:
         return EngineChoice("exact", notes=(f"engine exact scales, for {why_not}",))
-    raise DeviceError(f"engine cle needs clEsperanto, but {why_not}; without --engine cle exact scales")
+    raise DeviceError(f"engine cle cannot be used, for {why_not}; without --engine cle exact scales")
 
 
 def plan_volume(

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from isovoxel.errors import InputError
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import Float3, number_text
@@ -62,6 +64,8 @@ def provenance(planned: Plan, volume: Volume, *, labels: bool) -> dict[str, Any]
     }
 
 
+TIE = 1e-6
+"""How near to the middle between two voxels a sample counts as there, relative to its position."""
 FIRST_LIBRARY = "pyclesperanto-prototype"
 """The clEsperanto of 0.1, which does not name it."""
 GENERATIONS = {"pyclesperanto-prototype": "prototype", "pyclesperanto": "pyclesperanto"}
@@ -136,10 +140,13 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], cut: Sequence[s
 def _library_changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return what to say where a job of `cle` would go on with another clEsperanto, whose bits differ.
 
-    Nearest gives the same ones with both generations; of linear a block shifted against the volume's grid differs, for
-    the successor inverts the matrix in float32. What is complete is what was asked for, by whichever.
+    Nearest gives the same ones with both generations but where a sample lies between two voxels; of linear a block
+    shifted against the volume's grid differs, for the successor inverts the matrix in float32. What is complete is what
+    was asked for, by whichever.
     """
-    if now["engine"] != "cle" or now["interpolation"] != "linear" or then.get("complete"):
+    if now["engine"] != "cle" or then.get("complete"):
+        return []
+    if now["interpolation"] == "nearest" and not _undecided(now["input"]["shape"], now["factor"]):
         return []
     before, after = str(then.get("clesperanto") or FIRST_LIBRARY), str(now.get("clesperanto") or FIRST_LIBRARY)
     package, other = (name.partition(" ")[0] for name in (before, after))
@@ -147,6 +154,15 @@ def _library_changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
         return []
     how = f"ISOVOXEL_CLE={GENERATIONS.get(package, package)} chooses the first, pip install {package} brings it"
     return [f"{before}, now {after}, which interpolates otherwise ({how})"]
+
+
+def _undecided(shape: Sequence[int], factor: Sequence[float]) -> bool:
+    """Return whether a sample lies as near to one voxel as to the next, within what float32 resolves."""
+    for n, f in zip(shape, factor, strict=True):
+        at = (np.arange(max(1, round(n * f))) + 0.5) / f
+        if f != 1 and (np.abs(at - np.rint(at)) < TIE * (1 + at)).any():
+            return True
+    return False
 
 
 def made_with(made: Mapping[str, Any], name: str) -> dict[str, Any]:
