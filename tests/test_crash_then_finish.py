@@ -17,12 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import zarr
 
 from isovoxel.engines.reference import reference
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import VoxelGrid, factor_for_zoom
 from strategies import GIB, cle_precision, read_from
+
+pytest.importorskip("pyclesperanto_prototype", reason="it is that cle.scale which crashes here")
 
 LARGEST = GIB // 4
 VOXEL_SIZE = (1.0, 0.5, 0.5)

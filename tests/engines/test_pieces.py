@@ -297,7 +297,7 @@ def test_any_allocation_may_fail_once(way: tuple[str, str, str], kind: str, driv
     driver.reset()
     engine.scale(volume, block, plan)
     count = len(driver.sizes)
-    assert count >= 3
+    assert count >= 2  # and the successor's image, which is its own
     for n, error in itertools.product(range(count), ERRORS):
         engine.release()
         assert driver.now == 0
