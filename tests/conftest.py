@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+from collections import defaultdict
 
 import pytest
 from hypothesis import settings
@@ -14,6 +15,23 @@ from command_line import Isovoxel, Outcome
 # Tests never depend on time; a slow machine is not a failure.
 settings.register_profile("isovoxel", deadline=None, max_examples=60)
 settings.load_profile("isovoxel")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow all but some cases of each test that is marked `sampled`, evenly spread."""
+    cases: defaultdict[str, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("sampled") is not None:
+            cases[item.nodeid.partition("[")[0]].append(item)
+    for found in cases.values():
+        mark = found[0].get_closest_marker("sampled")
+        assert mark is not None
+        (keep,) = mark.args
+        kept = {number * len(found) // keep for number in range(keep)}
+        for number, item in enumerate(found):
+            if number not in kept:
+                item.add_marker("slow")
 
 
 @pytest.fixture(autouse=True, scope="session")

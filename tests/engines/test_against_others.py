@@ -152,6 +152,7 @@ def test_area_equals_torch_area() -> None:
 # ---- Pillow --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("interpolation", "filter_"),
     [("linear", Image.Resampling.BILINEAR), ("cubic", Image.Resampling.BICUBIC), ("area", Image.Resampling.BOX)],

@@ -157,6 +157,7 @@ def near_faces(plan: Plan) -> np.ndarray:
     return near
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("case", random_cases())
 def test_chunks_equal_the_whole_and_all_ways_to_the_halo_give_the_same_bits(engine: CleEngine, case: Case) -> None:
     """Linear and constant, cut anyhow, is `cle.scale` of the whole within half a grey level, at faces as inside."""
@@ -252,6 +253,7 @@ def test_work_groups_of_one_voxel_change_no_bit(engine: CleEngine, monkeypatch: 
 # ---- against the reference -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(plans(40), st.integers(0, 2**32 - 1), st.data())
 def test_blocks_equal_the_reference(engine: CleEngine, plan: Plan, seed: int, data: st.DataObject) -> None:

@@ -187,6 +187,7 @@ RANDOM = [
 """175 cases."""
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("case", RANDOM, ids=name)
 def test_sums_equal_the_reference(engine: ExactEngine, case: Case) -> None:
     """Every dtype and kernel: integers are the rounded reference but for ties, float32 is it within 2e-6."""
@@ -258,6 +259,7 @@ def test_what_overshoots_is_saturated(engine: ExactEngine, dtype: str) -> None:
         assert (np.diff(found.astype(np.float64)) >= 0).all()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("interpolation", "antialias"), KERNELS)
 def test_a_volume_of_one_value_stays_so(engine: ExactEngine, dtype: str, interpolation: str, antialias: bool) -> None:
@@ -344,6 +346,7 @@ CUT = [
 ] + [Case(99, (17, 22, 25), (0.3, 0.5, 1.4), "uint64", "mode", antialias=False, boundary="nearest")]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("case", CUT, ids=name)
 def test_bits_do_not_depend_on_how_the_volume_is_cut(engine: ExactEngine, case: Case) -> None:
     """Blocks of any shape, one voxel thin too, any way to the halo and any number of threads: one block's bits."""
@@ -397,6 +400,7 @@ WIDE: list[tuple[str, Index3, Float3, str, bool, bool]] = [
 """Rows of several tiles and of vectors that are not full; and whether x comes with another axis."""
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("dtype", "shape", "factor", "interpolation", "antialias", "joined"), WIDE)
 def test_passes_at_once_have_the_bits_of_passes_one_after_the_other(
     engine: ExactEngine,
@@ -506,6 +510,7 @@ SIZES: list[tuple[Index3, Float3, Index3]] = [
 ]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("kind", ["cpu", "gpu"])
 @pytest.mark.parametrize("interpolation", ["linear", "cubic", "area", "nearest", "mode"])
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32"])

@@ -141,6 +141,7 @@ def plan_of(kind: tuple[str, str, bool], dtype: str, factor: Float3, boundary: s
     )
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("boundary", ["nearest", "constant"])
 @pytest.mark.parametrize("factor", FACTORS, ids=str)
 @pytest.mark.parametrize("kind", KINDS, ids=str)
@@ -197,6 +198,7 @@ def verified(plan: Plan, volume: np.ndarray, found: np.ndarray, samples: int) ->
     return verify(source, result, recipe, samples=samples)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("boundary", ["nearest", "constant"])
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_verify_holds_at_the_edges(kind: tuple[str, str, bool], boundary: str) -> None:
@@ -207,6 +209,7 @@ def test_verify_holds_at_the_edges(kind: tuple[str, str, bool], boundary: str) -
         assert verified(plan, volume, run(open_engine(kind[0]), plan, volume), 6).holds, (dtype, name)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", ["one largest", "one infinity", "one no number", "background", "tiny", "edge"])
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_verify_finds_a_wrong_voxel_beside_the_edges(kind: tuple[str, str, bool], name: str) -> None:

@@ -90,6 +90,7 @@ def within_reach(plan: Plan, mask: np.ndarray) -> np.ndarray:
     return reached > 0
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("boundary", ["nearest", "constant"])
 @pytest.mark.parametrize("factor", FACTORS)
 def test_what_is_no_number_reaches_as_far_as_the_kernel(

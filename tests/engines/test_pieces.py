@@ -222,6 +222,7 @@ EXACT = [
 ]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kind", ["cpu", "gpu"])
 @pytest.mark.parametrize(("interpolation", "antialias", "dtype"), EXACT)
 @pytest.mark.parametrize("boundary", ["nearest", "constant"])
@@ -245,6 +246,7 @@ def test_exact_has_the_same_bits_in_pieces(
         engine.release()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["cpu", "gpu"])
 @pytest.mark.parametrize("interpolation", ["linear", "nearest"])
 @pytest.mark.parametrize("boundary", ["nearest", "constant"])
@@ -355,6 +357,7 @@ def attempts() -> Iterator[list[Block]]:
         yield tried
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("kind", ["cpu", "gpu"])
 @pytest.mark.parametrize("way", WAYS, ids="-".join)
 def test_memory_may_run_out_at_any_allocation(way: tuple[str, str, str], kind: str, driver: Driver) -> None:
@@ -384,6 +387,7 @@ def test_memory_may_run_out_at_any_allocation(way: tuple[str, str, str], kind: s
     engine.release()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("way", "kind"),
     # In place, mode needs tables only: without room for those there is none for anything.

@@ -97,6 +97,7 @@ def plan(engine: str, interpolation: str, boundary: str, dtype: str, *, antialia
     )
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.skipif(find_device().kind != "cpu", reason="the bits of a GPU's texture unit are its own")
 @pytest.mark.parametrize(("engine", "interpolation", "antialias", "boundary"), CASES)
 def test_bits_are_those_of_their_revision(engine: str, interpolation: str, boundary: str, *, antialias: bool) -> None:

@@ -14,6 +14,7 @@ from isovoxel.planning.stored import plan_from_json, plan_to_json
 from strategies import cut, places, plans
 
 
+@pytest.mark.slow
 @given(plans())
 def test_write_boxes_tile_the_output_with_whole_shards(plan: Plan) -> None:
     """Law 1: every output voxel is written once, and no shard has two writers."""

@@ -217,6 +217,7 @@ def bucket() -> Iterator[ObjectPlace]:
         yield ObjectPlace("s3://bucket", "")
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "kind", [kind for kind in REFUSED if "link" not in kind and kind not in ("an empty group", "an array")]
 )
@@ -232,6 +233,7 @@ def test_objects_are_held_to_the_same(kind: str, source: Path, tmp_path: Path, b
     assert contents(place) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["isovoxel's", "isovoxel's, with labels", "another program's image"])
 def test_in_a_store_what_is_complete_goes_by_an_explicit_word(
     kind: str, source: Path, tmp_path: Path, bucket: ObjectPlace

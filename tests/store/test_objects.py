@@ -302,6 +302,7 @@ def test_input_and_output_do_not_lie_in_each_other(out: ObjectPlace) -> None:
     check(out.with_name("out.zarr2"), source=str(out))
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("dies_at", range(14))
 def test_a_replacement_that_dies_anywhere_is_gone_on_with(
     server: Server, out: ObjectPlace, plan: Plan, dies_at: int, monkeypatch: pytest.MonkeyPatch

@@ -205,6 +205,7 @@ def _dying(monkeypatch: pytest.MonkeyPatch, at: int, error: Callable[[], BaseExc
     return steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("complete", [True, False])
 @pytest.mark.parametrize("kind", ["killed", "full"])
 def test_whatever_ends_it_at_any_step_nothing_is_lost(

@@ -347,6 +347,7 @@ print(status("VmHWM") - before, projected)
 """
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux' /proc")
 @pytest.mark.parametrize("helpers", [0, 1, 15])
 @pytest.mark.parametrize(

@@ -171,6 +171,7 @@ def flat(folder: Path, kind: str) -> Any:
 KINDS = ["numpy", "dask", "npy", "fortran.npy", "ome.tif", "imagej.tif", "plain.tif", "ome.zarr", "named.zarr", "zarr"]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_plane_is_a_volume_of_one_plane(kind: str, tmp_path: Path) -> None:
     """As thick as its pixels are high, for nobody says more; what is made of it has z, y, x and one plane too."""

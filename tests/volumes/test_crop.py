@@ -181,6 +181,7 @@ def written(folder: Path, kind: str) -> object:
     return path
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", ["zarr", "tif", "npy", "NumPy", "dask"])
 def test_a_part_is_scaled_as_if_it_were_all(kind: str, tmp_path: Path) -> None:
     """The same bits come of it as of an array that was cut, at its place; and it can be verified."""

@@ -127,6 +127,7 @@ def test_a_wrong_number_of_names_is_refused(tmp_path: Path, kind: str) -> None:
         api.open_volume(KINDS[kind](tmp_path, VOXELS), axes="zyx")
 
 
+@pytest.mark.slow
 def test_a_job_is_done_and_verified(isovoxel: Isovoxel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the command line, a job file or the environment; other names are another input."""
     monkeypatch.chdir(tmp_path)

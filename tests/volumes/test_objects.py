@@ -62,6 +62,7 @@ KINDS = {
 }
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_voxels_come_from_an_object_store(kind: str, place: ObjectPlace, tmp_path: Path) -> None:
     """Arrays of all layouts, with chunks that are not stored, box by box, cached or not, here or elsewhere."""

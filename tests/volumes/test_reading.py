@@ -387,6 +387,7 @@ LARGE: dict[str, Make] = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("kind", LARGE)
 def test_reading_holds_no_more_than_it_says(kind: str, tmp_path: Path) -> None:
     """Beside the returned array, no read holds more bytes for a moment than `read_overhead`."""

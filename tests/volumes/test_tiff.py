@@ -258,6 +258,7 @@ WHOLE_FILES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kind", WHOLE_FILES)
 def test_a_truncated_file_is_never_taken_for_a_whole_one(kind: str, tmp_path: Path) -> None:
     """Wherever a file is cut, it is refused, or still holds every voxel."""

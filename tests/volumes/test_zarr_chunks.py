@@ -362,6 +362,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_many_chunks_take_no_more_than_it_says(tmp_path: Path) -> None:
     """However many chunks and files a box cuts, what is held for them is counted: in a process that does no more."""
     cases = json.dumps([(shape, shards) for shape in MANY for shards in (None, (64, 64, 64))])
