@@ -71,7 +71,8 @@ def start_tracker() -> None:
     before = os.environ.get(name)
     os.environ[name] = f"{before},{quiet}" if before else quiet
     try:
-        resource_tracker.ensure_running()
+        with _safe_path:
+            resource_tracker.ensure_running()
     finally:
         os.environ.pop(name)
         if before is not None:
