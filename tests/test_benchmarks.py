@@ -74,6 +74,7 @@ def test_the_data_are_like_a_microscopes_and_the_same_each_time() -> None:
     assert noise == pytest.approx(real.mean(), rel=0.1)
 
 
+@pytest.mark.slow
 def test_the_job_benchmark_measures_the_limit_and_is_drawn(tmp_path: Path) -> None:
     """Both engines have their numbers, which add up; pictures show where time goes, and what others do."""
     said = run(
@@ -108,6 +109,7 @@ def test_the_job_benchmark_measures_the_limit_and_is_drawn(tmp_path: Path) -> No
         assert (tmp_path / name).stat().st_size < 150_000
 
 
+@pytest.mark.slow
 def test_the_job_benchmark_takes_one_large_case_and_verifies_it(tmp_path: Path) -> None:
     """A shape, a voxel size and a zoom make a case of their own; both ways to the halo give what holds."""
     said = run(
@@ -181,6 +183,7 @@ def test_the_stage_benchmark_brings_blocks_to_the_device_and_back(tmp_path: Path
         assert row["voxels_per_second"] > 0
 
 
+@pytest.mark.slow
 def test_the_scaling_benchmark_measures_growth_and_the_cost_of_a_block(tmp_path: Path) -> None:
     """Volumes double, many tiny blocks stand against few, and both ways to the halo have a cost."""
     run(
@@ -215,6 +218,7 @@ def test_the_peers_benchmark_compares_results_too(tmp_path: Path) -> None:
         assert theirs["peak_bytes"] > 0
 
 
+@pytest.mark.slow
 def test_the_startup_benchmark_compares_a_small_job_with_a_script(tmp_path: Path) -> None:
     """Each command has its seconds, on the clock and of all cores."""
     run("startup", "--shape", "8,40,40", "--repeat", 1, "--json", tmp_path / "startup.json")
@@ -250,6 +254,7 @@ def test_the_simulation_does_all_blocks(tmp_path: Path) -> None:
     assert "| 256 |" in said
 
 
+@pytest.mark.slow
 def test_the_generations_benchmark_compares_both(tmp_path: Path) -> None:
     """Both have their voxels, which are nearly the same, their time for a block, and their whole jobs."""
     for package in ("pyclesperanto_prototype", "pyclesperanto"):

@@ -18,6 +18,7 @@ from isovoxel.volumes.base import SUPPORTED_DTYPES
 SHAPE = (13, 47, 61)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dtype", SUPPORTED_DTYPES, ids=str)
 def test_every_bit_is_kept(dtype: np.dtype, tmp_path: Path) -> None:
     """Of every type, NaN among them, and without saying that 64-bit integers are labels."""

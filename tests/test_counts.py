@@ -100,6 +100,7 @@ def check_counts(source: Path, k: int, how: Callable[[], None], capsys: Any, **p
         assert sum(share["voxels"] for share in record["workers"].values()) == result.tally.voxels
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("k", range(1, 18))
 def test_counts_agree_after_any_block(source: Path, k: int, capsys: Any) -> None:
     """Of the full level, of the next one that is made along with it, of the last, and after all."""
@@ -112,6 +113,7 @@ def test_counts_agree_after_a_failure(source: Path, k: int, capsys: Any) -> None
     check_counts(source, k, fail, capsys)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [3, 12, 17])
 def test_counts_agree_in_a_process_apart(source: Path, k: int, capsys: Any) -> None:
     """What that process has done is counted here."""

@@ -90,6 +90,7 @@ class Stack:
         return done
 
 
+@pytest.mark.slow
 def test_an_input_wider_than_an_image(tmp_path: Path) -> None:
     """(a) One voxel beyond 2048 the call crashes at any zoom, as foretold; isovoxel scales the stack in blocks."""
     wide = Stack(tmp_path, (3, 20, 2049))
@@ -108,6 +109,7 @@ def test_an_input_wider_than_an_image(tmp_path: Path) -> None:
     assert at_most.in_one_piece(2)["ok"]
 
 
+@pytest.mark.slow
 def test_an_output_above_the_largest_allocation(tmp_path: Path) -> None:
     """(b) Bisection with real calls ends within one voxel of the foretold zoom; isovoxel goes beyond it."""
     stack = Stack(tmp_path, (48, 80, 90))
@@ -135,6 +137,7 @@ def test_an_output_above_the_largest_allocation(tmp_path: Path) -> None:
     stack.finishes(9.4)
 
 
+@pytest.mark.slow
 def test_an_output_above_the_devices_memory(tmp_path: Path) -> None:
     """(c) The image alone is larger than all memory of the device; isovoxel makes it within that memory."""
     stack = Stack(tmp_path, (48, 80, 90))

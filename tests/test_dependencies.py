@@ -71,6 +71,7 @@ def test_nobody_is_held_back() -> None:
         assert not above or requirement.name in ("pyclesperanto", "zarr"), requirement
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="NumPy 2.5 is for Python 3.12 and later ones")
 def test_it_fits_beside_a_pipeline() -> None:
     """Pip installs it beside NumPy, zarr and napari of today, and leaves them what they are."""

@@ -186,6 +186,7 @@ def interrupt_twice(patch: pytest.MonkeyPatch, gate: Gate) -> None:
     patch.setattr(job, "wait", wait)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("then", ["overwrite", "go on"])
 @pytest.mark.parametrize(("kind", "stage"), KINDS)
 def test_threads_of_a_job_that_was_interrupted_twice_write_nothing_more(
@@ -209,6 +210,7 @@ def test_threads_of_a_job_that_was_interrupted_twice_write_nothing_more(
     check(out, voxels, tmp_path)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("then", ["overwrite", "go on"])
 @pytest.mark.parametrize(("kind", "stage"), TAKEN)
 def test_a_process_that_was_taken_for_dead_writes_nothing_more(

@@ -68,6 +68,7 @@ def test_factor_1_changes_no_bit(engine: str, dtype: str, how: dict[str, Any]) -
     check_bits(lazy.compute(), voxels)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("halo", ["direct", "map_overlap"])
 @pytest.mark.parametrize("ome_zarr", ["0.5", "0.4"])
 @pytest.mark.parametrize(("engine", "dtype"), [(e, d) for e in IMAGES for d in ("float32", "int32", "uint8")])

@@ -69,6 +69,7 @@ def places(seen: Seen) -> tuple[np.ndarray, np.ndarray]:
     return np.array([axis[i] for axis, i in zip(axes, brightest, strict=True)]), np.array(centre)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("reader", READERS)
 def test_a_landmark_stays_where_it_is(reader: str, output: Path) -> None:
     """The brightest voxel to half a voxel of each level, which is all that it can tell, and the centre to a tenth.

@@ -166,6 +166,7 @@ def test_what_is_refused_leaves_nothing(isovoxel: Isovoxel, source: Path, store:
     assert {path: path.lstat().st_mtime_ns for path in store.parent.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_workers_make_a_member(source: Path, store: Path, version: str) -> None:
     """They find the ledger where it is, and make what one process makes."""
     package.scale(source, store / "new" / "one", **options(version))
@@ -345,6 +346,7 @@ def server() -> Iterator[Server]:
         yield server
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("server")
 def test_in_an_object_store(source: Path, image: Path, store: Path, version: str) -> None:
     """The same objects as files: of a member in new groups, and of labels, and no others change."""

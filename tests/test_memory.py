@@ -48,6 +48,7 @@ def run(source: Path, output: Path, *options: str) -> dict:
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("halo", ["direct", "map_overlap"])
 @pytest.mark.parametrize(
     ("name", "engine", "interpolation"),
@@ -88,6 +89,7 @@ finally:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells a process its peak")
 def test_channels_levels_and_report_stay_within_the_budget(volumes: Path, tmp_path: Path) -> None:
     """All volumes of a series, each with its levels, and pictures before and after: the whole process, to its end."""
@@ -107,6 +109,7 @@ def test_channels_levels_and_report_stay_within_the_budget(volumes: Path, tmp_pa
     assert did["peak_host_bytes"] <= did["projected"]["host_bytes"] <= BUDGET
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "chunk"), [("small", "16,32,32"), ("large", "128,128,128")])
 def test_a_file_for_each_chunk_stays_within_projection_and_budget(
     name: str, chunk: str, volumes: Path, tmp_path: Path
@@ -119,6 +122,7 @@ def test_a_file_for_each_chunk_stays_within_projection_and_budget(
     assert did["peak_host_bytes"] <= did["projected"]["host_bytes"] <= did["allowed"]["host_bytes"] == BUDGET
 
 
+@pytest.mark.slow
 def test_more_budget_is_used(volumes: Path, tmp_path: Path) -> None:
     """The projection is no mere constant: with more memory, blocks are larger and so is the peak."""
     little, much = (

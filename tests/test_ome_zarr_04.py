@@ -69,6 +69,7 @@ def both(source: Any, tmp_path: Path, **options: Any) -> tuple[Path, Path]:
     return new, old
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("engine", ["cle", "exact"])
 @pytest.mark.parametrize("codec", ["lz4", "zstd", "none"])
 def test_the_same_voxels_in_the_other_format(source: Path, tmp_path: Path, engine: str, codec: str) -> None:
@@ -124,6 +125,7 @@ def test_zarr_describes_the_codec_as_it_is(tmp_path: Path, source: Path, codec: 
     np.testing.assert_array_equal(array[8:16, 8:16, 8:16], values)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "float32", "uint64"])
 def test_every_kind_of_voxel(tmp_path: Path, dtype: str) -> None:
     """Signed ones, floats, and labels of 64 bits, which are marked as such."""
@@ -276,6 +278,7 @@ def server() -> Iterator[Server]:
         yield server
 
 
+@pytest.mark.slow
 def test_in_a_store(source: Path, tmp_path: Path, server: Server) -> None:
     """The same objects as files, the group's own file last; gone on with, verified, replaced by the other version."""
     out = ObjectPlace("s3://bucket", "lab/out.zarr")

@@ -79,6 +79,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.slow
 def test_a_system_without_what_posix_has(tmp_path: Path) -> None:
     """A job stops, is held by one process, goes on, is verified and replaced, with the same voxels as in one piece."""
     done = subprocess.run(
@@ -95,6 +96,7 @@ def test_a_system_without_what_posix_has(tmp_path: Path) -> None:
     assert said["old"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", ["darwin", "win32"])
 def test_modules_are_imported_on(system: str) -> None:
     """Whatever a module asks of the system when it is imported, another answer must do."""

@@ -135,6 +135,7 @@ class TemporaryOutput:
         shutil.rmtree(self._folder)
 
 
+@pytest.mark.slow
 def test_blocks_and_devices_change_no_bit(source: Path, tmp_path: Path) -> None:
     """Law 3, for levels: cut in many blocks or one, by an overlapped or a direct full level, in a process apart."""
     made = []
@@ -228,6 +229,7 @@ def test_options_that_make_no_sense_are_refused(source: Path, out: Path, isovoxe
     assert not out.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", [0, 1, 2])
 def test_a_damaged_level_is_found(level: int, source: Path, out: Path) -> None:
     """By verify: a shard that is not there, and one that holds something else."""
@@ -279,6 +281,7 @@ class Stopped(Exception):  # noqa: N818 - ends a job from within
     """Raised by a listener."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isolate", [False, True])
 def test_a_job_that_ends_on_any_level_goes_on_there(source: Path, out: Path, *, isolate: bool) -> None:
     """Nothing is done twice, on no level, and the files are those of an undisturbed run."""
@@ -311,6 +314,7 @@ def _place(event: Event) -> list[tuple[int, int]]:
     return [(event.level, event.index)] if isinstance(event, BlockDone) else []
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_on_any_level_loses_nothing(source: Path, out: Path) -> None:
     """By SIGKILL, each time a little later; what the ledger had is not done again."""
     options = [f"--{name.replace('_', '-')}={_text(value)}" for name, value in OPTIONS.items()]
@@ -404,6 +408,7 @@ def _blocks(out: Path) -> int:
     return math.prod(-(-n // b) for n, b in zip(shape, made["block"], strict=True))
 
 
+@pytest.mark.slow
 def test_peak_memory_stays_within_projection_and_budget(tmp_path: Path) -> None:
     """Law 4 holds for all levels: 256 MiB and three more within a budget of 800, baseline included."""
     array = zarr.create_array(tmp_path / "in.zarr", shape=(64, 256, 256), chunks=(32, 64, 64), dtype="uint16")

@@ -87,6 +87,7 @@ def output(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return OUTPUTS[request.param](tmp_path_factory.mktemp("written"))
 
 
+@pytest.mark.sampled(2)
 def test_validators_accept_it(output: Output) -> None:
     """Its metadata and its arrays, by yaozarrs and by ome-zarr-models."""
     yaozarrs.validate_zarr_store(str(output.path))
@@ -94,6 +95,7 @@ def test_validators_accept_it(output: Output) -> None:
     assert type(image).__name__ in ("Image", "ImageLabel")
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("reader", READERS)
 def test_every_reader_sees_the_input_again(reader: str, output: Output) -> None:
     """All levels, with zarr's voxels; outer faces are the input's to within half a voxel of each level."""

@@ -106,6 +106,7 @@ def start(folder: Path, *typed: object) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", SMALL)
 def test_the_same_bits_as_on_the_disk(engine: str, server: Server, folder: Path, tmp_path: Path) -> None:
     """From S3 to S3, from S3 to the disk and back; valid for those who check OME-Zarr; verified where it lies."""
@@ -134,6 +135,7 @@ def test_the_same_bits_as_on_the_disk(engine: str, server: Server, folder: Path,
     assert not [asked for asked in server.asked if not asked.startswith(("GET", "HEAD"))]
 
 
+@pytest.mark.slow
 def test_a_job_that_is_killed_goes_on(server: Server, folder: Path) -> None:
     """Again and again, without mercy; no shard of a block that was noted is put again, and the objects are right."""
     noted: set[str] = set()
@@ -176,6 +178,7 @@ def test_a_job_that_is_killed_goes_on(server: Server, folder: Path) -> None:
     assert not ledger_of(OUT).is_dir()
 
 
+@pytest.mark.slow
 def test_further_levels_are_made_in_the_store(server: Server, folder: Path) -> None:
     """Read from it, written to it, gone on with there; counted when they are missing, and verified."""
     wanted = options("exact") | {"device_memory": "100kB", "levels": 2}
@@ -305,6 +308,7 @@ REFUSALS = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("case", REFUSALS)
 def test_it_is_said_in_one_line(case: str, server: Server, isovoxel: Isovoxel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exit code 2, and nothing is changed in the store, with --overwrite and without a secret in what is said."""
@@ -331,6 +335,7 @@ def test_without_the_extra_it_is_said_what_to_install(isovoxel: Isovoxel, monkey
     check_refused(isovoxel("scale", SOURCE, OUT, "--quiet"), 'pip install "isovoxel[cloud]"')
 
 
+@pytest.mark.slow
 def test_secrets_are_nowhere(server: Server, isovoxel: Isovoxel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not in an output, nor its ledger, what is printed, a plan, or what is sent to another process."""
     tasks: list[object] = []

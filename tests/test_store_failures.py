@@ -89,6 +89,7 @@ def check_bits(store: SmallStore, made: Path) -> None:
     assert output_state(f"{ROOTS[store.kind]}/lab.zarr/out/labels/cells") == OutputState(complete=True)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("store", ROOTS, indirect=True)
 @pytest.mark.parametrize("turn", range(TURNS))
 def test_each_request_fails_once(store: SmallStore, made: Path, turn: int) -> None:
@@ -130,6 +131,7 @@ MOMENTS = {
 }
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("case", LASTING)
 @pytest.mark.parametrize(
     ("store", "moment"),
@@ -154,6 +156,7 @@ def test_what_stays_ends_the_job_at_once(store: SmallStore, made: Path, case: st
     check_bits(store, made)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("key", ["job.json", "lab.zarr/zarr.json", "lab.zarr/out/zarr.json", "in.zarr/zarr.json"])
 def test_an_outage_is_not_taken_for_an_answer(store: SmallStore, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     """What the store does not give is there none the less: nothing is advised, or done, as if it were not."""

@@ -46,6 +46,7 @@ def shell(command: str, folder: Path, **variables: str) -> subprocess.CompletedP
 SCALE = "{isovoxel} scale {stack} out.zarr --levels 0 --engine exact"
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("streams", "code", "said"),
     [

@@ -63,6 +63,7 @@ class Stopped(Exception):  # noqa: N818 - ends a job from within
     """Raised by a listener."""
 
 
+@pytest.mark.slow
 def test_snakemake_plans_and_scales(folder: Path) -> None:
     """The job is a file; what is there of its output is gone on with; run again, nothing is done."""
 

@@ -72,6 +72,7 @@ def scaled(voxels: NDArray[Any], output: Path, **options: Any) -> list[Event]:
     return told
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("halo", ["direct", "map_overlap"])
 @pytest.mark.parametrize(
     ("engine", "shape", "memory"),

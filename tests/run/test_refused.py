@@ -100,6 +100,7 @@ def check_said(said: Outcome, folder: Path, number: int, step: Step) -> None:
     assert number in LACKS or f"cannot be written: {reason}; " in said.err
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("number", NUMBERS, ids=errno.errorcode.get)
 @pytest.mark.parametrize("name", STEPS)
 def test_a_step_that_is_refused_is_named_and_nothing_is_lost(
@@ -188,6 +189,7 @@ FILES = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("call", ["open", "write"])
 @pytest.mark.parametrize("number", NUMBERS, ids=errno.errorcode.get)
 @pytest.mark.parametrize("name", FILES)

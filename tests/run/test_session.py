@@ -90,6 +90,7 @@ def made(source: Any, out: Path, options: dict[str, Any]) -> tuple[isovoxel.Scal
     return isovoxel.scale(source, out, listeners=[listen], **options), blocks
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("kind", ["file", "numpy", "dask"])
 def test_the_same_command_goes_on(source: Path, out: Path, options: dict[str, Any], kind: str) -> None:
     """It does what is left, says so, makes the same files, and leaves nothing else behind."""

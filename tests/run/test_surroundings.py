@@ -38,6 +38,7 @@ def scale(folder: Path, *words: str, **environment: str) -> subprocess.Completed
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["--isolate", "--workers=cpu:1"])
 def test_processes_of_a_job_import_nothing_of_the_working_folder(tmp_path: Path, where: str) -> None:
     """A user's file that is called like a library is never run, neither by an isolated process nor by a worker."""
@@ -50,6 +51,7 @@ def test_processes_of_a_job_import_nothing_of_the_working_folder(tmp_path: Path,
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["cle", "exact"])
 def test_warnings_that_are_errors_are_no_failure(tmp_path: Path, engine: str) -> None:
     """Of what libraries warn of, nothing becomes a device that does not run, for PYTHONWARNINGS=error is the user's."""
@@ -61,6 +63,7 @@ def test_warnings_that_are_errors_are_no_failure(tmp_path: Path, engine: str) ->
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("variable", ["POCL_CACHE_DIR", "XDG_CACHE_HOME", "HOME"])
 @pytest.mark.parametrize("engine", ["exact", "cle"])
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, variable: str, engine: str) -> None:
@@ -116,6 +119,7 @@ NEEDS_MAPS = pytest.mark.skipif(
 )
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 @pytest.mark.parametrize("engine", ["exact", "cle"])
 @pytest.mark.parametrize("before", ["used", "listed", pytest.param("by another library", marks=NEEDS_MAPS)])

@@ -73,6 +73,7 @@ def at_level(number: int) -> Callable[[Event], bool]:
     return lambda event: isinstance(event, LevelBegun | BlockDone) and event.level == number
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("kind", "lost", "when", "place"),
     [
@@ -107,6 +108,7 @@ def test_a_shard_that_vanishes_is_missed(
     assert files(place_of(out)) == files(place_of(whole))
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_was_made_of_what_was_lost_is_made_again(
     kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

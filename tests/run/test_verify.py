@@ -104,6 +104,7 @@ KERNELS = [
 ]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("factor", [(3.7, 1.3, 1.3), (1, 0.202, 0.61)], ids=str)
 @pytest.mark.parametrize(("engine", "interpolation", "antialias"), KERNELS)
 def test_every_kernel_holds(
@@ -170,6 +171,7 @@ def delete_shard(out: Path, block: Box) -> None:
     out.joinpath("0", "c", *(str(a // n) for a, n in zip(block.start, BLOCK, strict=True))).unlink()
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("engine", "block"),
     [("cle", (32, 32, 16)), ("exact", (0, 16, 48)), ("exact", (16, 16, 32))],
@@ -393,6 +395,7 @@ def test_no_samples_are_refused(pair: tuple[Path, Path], command: Run) -> None:
         isovoxel.verify(pair[1], samples=-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interpolation", ["linear", "mode"])
 def test_a_small_budget_changes_nothing_of_what_is_found(tmp_path: Path, interpolation: str) -> None:
     """Boxes that take more than there is are computed in pieces; where not even a voxel fits it is said."""

@@ -69,6 +69,7 @@ def check(events: list[Event], out: Path, restarts: int) -> None:
     assert not workers()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["array", "file"])
 def test_blocks_are_done_in_another_process(out: Path, source: str) -> None:
     """With `isolate` no engine is opened here, and what is told and made is the same."""
@@ -189,6 +190,7 @@ def test_a_worker_ends_with_the_process_that_watches_it(out: Path) -> None:
     worker.wait(timeout=120)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_end_worker_and_job(out: Path, number: signal.Signals, code: int) -> None:
     """Ctrl-C reaches both processes of a terminal: blocks in flight are finished, and it says how to go on."""

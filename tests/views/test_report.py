@@ -388,6 +388,7 @@ def test_nothing_is_drawn_beyond_the_budget(
     assert outline.links == []
 
 
+@pytest.mark.slow
 def test_the_peak_stays_within_the_budget(tmp_path: Path) -> None:
     """With a report, pictures of both volumes included, a job keeps the budget that its output exceeds."""
     mib = 2**20

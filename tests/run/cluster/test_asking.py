@@ -23,6 +23,7 @@ from run.cluster.clusters import OPTIONS, files, stack
 EXACT = OPTIONS | {"engine": "exact"}
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("halo", ["direct", "map_overlap"])
 @pytest.mark.parametrize("lost", ["gather", "identity"])
 def test_a_reply_that_is_lost_ends_no_job(

@@ -41,6 +41,7 @@ def check(events: list[Event], out: Path) -> None:
     assert files(out) == files(out.with_name("whole.zarr"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("halo", ["direct", "map_overlap"])
 def test_a_worker_that_is_killed_loses_nothing(tmp_path: Path, out: Path, own: Any, halo: str) -> None:
     """Its blocks go elsewhere, it is named, and the one that its nanny starts in its place takes part."""
@@ -89,6 +90,7 @@ def test_a_worker_that_is_killed_at_the_last_level_holds_nobody_up(
     assert "never retrieved" not in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("again", [True, False])
 def test_a_worker_that_falls_silent_is_done_without(
     tmp_path: Path, out: Path, own: Any, monkeypatch: pytest.MonkeyPatch, again: bool
@@ -134,6 +136,7 @@ def _lose(*_: object) -> None:
     raise DeviceLostError("the card no longer answers this process")
 
 
+@pytest.mark.slow
 def test_a_worker_with_a_broken_device_is_set_aside(tmp_path: Path, out: Path, own: Any) -> None:
     """It is started again once; when that does not help it is named, and the other one does all."""
     own.register_plugin(Breaks(), name="breaks")
@@ -176,6 +179,7 @@ def _refuse(*_: object) -> None:
     raise OSError(5, "no compiler here")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [("0",), ("0", "1")])
 def test_a_worker_that_cannot_begin_is_set_aside(tmp_path: Path, out: Path, own: Any, names: tuple[str, ...]) -> None:
     """As long as another one does blocks; where none can, nothing is written."""
@@ -204,6 +208,7 @@ class Deadly(WorkerPlugin):
         Member.make = lambda self, index, *words: os._exit(1) if index == 3 else make(self, index, *words)  # type: ignore[method-assign]
 
 
+@pytest.mark.slow
 def test_a_block_that_ends_processes_ends_the_job(tmp_path: Path, out: Path, own: Any) -> None:
     """After the third; it, or one that was in flight beside it, is named, and the rest is kept."""
     own.register_plugin(Deadly(), name="deadly")
@@ -252,6 +257,7 @@ def test_a_block_that_fails_everywhere_ends_the_job(tmp_path: Path, out: Path, c
     assert len(result.tally.filled) == 1
 
 
+@pytest.mark.slow
 def test_a_scheduler_that_goes_ends_the_job_and_another_run_finishes_it(
     tmp_path: Path, out: Path, foreign: Foreign
 ) -> None:
@@ -298,6 +304,7 @@ def big_stack(folder: Path) -> None:
     np.save(folder / "in.npy", voxels)
 
 
+@pytest.mark.slow
 def test_a_client_that_is_killed_leaves_nothing_running_and_goes_on(tmp_path: Path, out: Path) -> None:
     """Own workers end with it; started again, it does what is left."""
     big_stack(tmp_path)
@@ -313,6 +320,7 @@ def test_a_client_that_is_killed_leaves_nothing_running_and_goes_on(tmp_path: Pa
     check(events, out)
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_client_and_workers(tmp_path: Path, out: Path) -> None:
     """A terminal sends it to all processes: blocks in flight are finished, and it says how to go on."""
     big_stack(tmp_path)
@@ -332,6 +340,7 @@ def test_ctrl_c_stops_client_and_workers(tmp_path: Path, out: Path) -> None:
     assert 0 < state.done < state.blocks
 
 
+@pytest.mark.slow
 def test_workers_of_a_cluster_serve_the_command_line(tmp_path: Path, out: Path, foreign: Foreign) -> None:
     """A client that is killed leaves them at work: the next ends that first, and does what is left."""
     big_stack(tmp_path)

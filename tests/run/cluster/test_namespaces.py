@@ -23,6 +23,7 @@ def hosts_can_be_made() -> bool:
     return made.returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hosts_can_be_made(), reason="network namespaces cannot be made here: that takes ip and root")
 def test_a_host_that_is_cut_off_is_done_without(tmp_path: Path) -> None:
     """Its blocks go to the other one, and the bits are those of one process."""

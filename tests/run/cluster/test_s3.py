@@ -82,6 +82,7 @@ def run(*words: object, kill: bool) -> tuple[int, str]:
     return job.returncode, said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hired", ["own", "foreign"])
 def test_a_client_that_is_killed_goes_on(hired: str, server: Server, tmp_path: Path, request: Any) -> None:
     """No shard that was noted is put again, and the objects are the files of a local job in one process."""

@@ -32,6 +32,7 @@ def check(events: list[Event], out: Path, workers: int) -> None:
     assert {block.worker for block in blocks} <= names
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("halo", ["direct", "map_overlap"])
 @pytest.mark.parametrize("engine", ["exact", "cle"])
 def test_two_workers_make_the_bits_of_one_process(
@@ -75,6 +76,7 @@ def test_a_dask_array_is_computed_by_the_workers(tmp_path: Path, out: Path, clie
     assert files(out) == files(tmp_path / "whole.zarr")
 
 
+@pytest.mark.slow
 def test_workers_make_further_levels_too(tmp_path: Path, out: Path, own: Any) -> None:
     """Each when the one before is complete; a job that ended on one goes on there, and nothing is done twice."""
     source, options = stack(tmp_path), OPTIONS | {"engine": "exact", "levels": 2}

@@ -165,6 +165,7 @@ def peak(client: Any, blocks: int) -> int:
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_blocks(threads: Any) -> None:
     """What grows are the names of blocks, of which dask remembers the last 100,000, and no results, no futures."""
     # What distributed logs meanwhile varies from run to run; what grows with the blocks grows in each.
@@ -185,6 +186,7 @@ class Fussy(Judge):
         return super().__call__(block, worker, result)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("answer", "left"),
     [
