@@ -75,7 +75,10 @@ class Server:
         urllib.request.urlopen(request).close()  # noqa: S310
 
     def close(self) -> None:
-        """End it."""
+        """End it, and forget what it holds, which moto keeps for all servers of a process."""
+        self.let_be()
+        request = urllib.request.Request(f"{self.endpoint}/moto-api/reset", method="POST")  # noqa: S310 - http
+        urllib.request.urlopen(request).close()  # noqa: S310
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
