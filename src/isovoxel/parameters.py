@@ -206,7 +206,9 @@ Labels = Annotated[
     bool | None,
     typer.Option("--labels/--no-labels", help="Voxels are labels: moved, never mixed. Default: what the input says."),
 ]
-EngineName = Annotated[str | None, typer.Option("--engine", metavar="cle|exact", help="Default: cle where it can.")]
+EngineName = Annotated[
+    str | None, typer.Option("--engine", metavar="cle|exact", help="Default: cle on GPUs, exact on CPUs.")
+]
 Boundary = Annotated[
     str | None,
     typer.Option(

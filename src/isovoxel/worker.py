@@ -10,7 +10,7 @@ import asyncio
 import logging
 from typing import Any
 
-from isovoxel.engines.clesperanto import scales_with
+from isovoxel.engines.clesperanto import why_missing
 from isovoxel.errors import DeviceError
 from isovoxel.run.cluster.holding import held_device
 from isovoxel.version import __version__
@@ -31,5 +31,5 @@ def _load(name: str) -> None:
         return
     log.info("isovoxel %s: the worker %s holds %s %s", __version__, name, device.name, device.pci)
     if device.kind == "gpu":  # where engine cle is the default
-        scales_with()
+        why_missing()
     import isovoxel.store.writer  # noqa: F401

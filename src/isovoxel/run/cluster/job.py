@@ -40,7 +40,7 @@ from isovoxel.run.cluster.asking import add_plugin, ask_workers, remove_plugin, 
 from isovoxel.run.cluster.connect import Cluster
 from isovoxel.run.cluster.member import Made, Membership, Outcome, cancel_blocks, make_block, membership_of, prepare
 from isovoxel.run.cluster.submit import WINDOW, Submission
-from isovoxel.run.cluster.survey import Member, survey
+from isovoxel.run.cluster.survey import Fleet, Member, same_clesperanto, survey
 from isovoxel.run.cluster.verdicts import Answer, Stranded, Verdict
 from isovoxel.run.cluster.visible import blind
 from isovoxel.run.cluster.windows import Windows
@@ -163,6 +163,8 @@ class Crew:
                 if not found:
                     return "it has gone again"
                 (member,) = found
+                if other := self._other_clesperanto(member):
+                    return f"it cannot take part: {other}"
                 said = blind(self.client, self.task, self.identity, self.folder, [member])
             except (ClusterError, DeviceError) as error:
                 return str(error)
@@ -173,6 +175,14 @@ class Crew:
             self.introduced.add(address)
             self.listener(WorkerJoined(name, member.host, member.device.name, member.pci))
         return ""
+
+    def _other_clesperanto(self, member: Member) -> str:
+        """Return how a worker's clEsperanto differs from that of the job, or nothing."""
+        wanted = self.task.plan.library
+        if not wanted:
+            return ""
+        found, why_not = same_clesperanto(self.client, Fleet((member,)))
+        return "" if found == wanted else f"its clEsperanto is not {wanted}: {found or why_not}"
 
     def _unfit(self, member: Member) -> str:
         """Return why the job's plan does not suit a worker, or nothing."""
