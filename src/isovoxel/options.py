@@ -83,7 +83,8 @@ class ScalingOptions(TypedDict, total=False):
     antialias: bool | None
     """Whether linear and cubic kernels widen on axes that shrink, so that nothing is skipped; engine exact."""
     engine: str | None
-    """"cle" or "exact"; default: exact for what only it has (labels among it), else cle."""
+    """"cle" or "exact"; default of new outputs: cle on GPUs where clEsperanto is there, else exact, as for what only
+    exact has (labels among it)."""
     boundary: str | None
     """"nearest" (default): the rim repeats. "constant": 0 lies around the volume, as ``cle.scale`` has it."""
     device: str | None

@@ -18,10 +18,11 @@ from typing import Any
 
 from isovoxel.doctor import packages
 from isovoxel.doctor.children import Answer, Ask, Asker
-from isovoxel.doctor.engines import CHOICE, GENERATIONS, look_at_engines
+from isovoxel.doctor.engines import CHOICE, look_at_engines
 from isovoxel.doctor.faults import Fault, Section
 from isovoxel.doctor.machine import Machine, python_facts, system_facts
 from isovoxel.doctor.opencl import NOT_TRIED, TRIED, look_at_opencl
+from isovoxel.planning.choices import GENERATIONS
 from isovoxel.version import __version__
 
 SPARE = 2**30

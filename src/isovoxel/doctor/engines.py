@@ -9,10 +9,9 @@ from isovoxel.doctor.children import Answer
 from isovoxel.doctor.faults import Fault, Section
 from isovoxel.doctor.machine import Machine
 from isovoxel.doctor.packages import Packages, installed
+from isovoxel.planning.choices import GENERATIONS
 
 CHOICE = "ISOVOXEL_CLE"
-GENERATIONS = {"prototype": "pyclesperanto-prototype", "pyclesperanto": "pyclesperanto"}
-"""The generations of clEsperanto, as the variable calls them, in the order in which jobs try them."""
 
 
 def look_at_engines(

@@ -6,6 +6,8 @@ from isovoxel.errors import OptionError
 
 ENGINES = {"cle": ("linear", "nearest"), "exact": ("linear", "nearest", "cubic", "area", "mode")}
 """Engines, and the interpolations that each has."""
+GENERATIONS = {"prototype": "pyclesperanto-prototype", "pyclesperanto": "pyclesperanto"}
+"""Generations of clEsperanto, as ``ISOVOXEL_CLE`` calls them, and their packages, in the order of trying them."""
 MOVES = ("nearest", "mode")
 """Interpolations that move voxels and make no new values: those for labels."""
 FILTERS = ("linear", "cubic")

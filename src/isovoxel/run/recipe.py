@@ -13,7 +13,7 @@ import numpy as np
 from isovoxel.errors import InputError
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import Float3, number_text
-from isovoxel.planning.choices import check_options
+from isovoxel.planning.choices import GENERATIONS, check_options
 from isovoxel.planning.plan import Plan
 from isovoxel.planning.storage import Storage
 from isovoxel.version import __version__
@@ -68,8 +68,6 @@ TIE = 1e-6
 """How near to the middle between two voxels a sample counts as there, relative to its position."""
 FIRST_LIBRARY = "pyclesperanto-prototype"
 """The clEsperanto of 0.1, which does not name it."""
-GENERATIONS = {"pyclesperanto-prototype": "prototype", "pyclesperanto": "pyclesperanto"}
-"""What `isovoxel.engines.clesperanto` calls each package."""
 _NAMES = {
     "engine": "engine",
     "interpolation": "interpolation",
@@ -152,7 +150,8 @@ def _library_changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
     package, other = (name.partition(" ")[0] for name in (before, after))
     if package == other or now["factor"] == [1.0, 1.0, 1.0]:
         return []
-    how = f"ISOVOXEL_CLE={GENERATIONS.get(package, package)} chooses the first, pip install {package} brings it"
+    name = {of: name for name, of in GENERATIONS.items()}.get(package, package)
+    how = f"ISOVOXEL_CLE={name} chooses the first, pip install {package} brings it"
     return [f"{before}, now {after}, which interpolates otherwise ({how})"]
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from isovoxel.errors import ClusterError, DeviceError
 from isovoxel.planning.limits import DeviceLimits, HostLimits
+from isovoxel.run.cluster import survey
 from isovoxel.run.cluster.survey import Fleet, Member, checked, versions
 
 GIB = 2**30
@@ -91,3 +92,36 @@ def test_workers_share_what_no_two_can_hold() -> None:
     gpus = [member(3, uuid="", pci="", host="b"), member(10, uuid="", pci="", host="c")]
     found = checked({m.address: m for m in (*gpus, *cpus)})
     assert [m.name for m in found.members] == ["1", "2", "3", "10"]
+
+
+OLD, NEW = ("pyclesperanto-prototype 0.24.6", ""), ("pyclesperanto 0.25.1", "")
+NONE = ("", "clEsperanto cannot be imported: it is not there")
+
+
+@pytest.mark.parametrize(
+    ("answers", "library", "why"),
+    [
+        ([OLD, OLD], OLD[0], ""),
+        ([OLD, NEW], "", f"whose bits differ: {OLD[0]} at 1 on a and {NEW[0]} at 2 on a; install the same for all"),
+        ([NEW, NONE], "", f"on a, at the worker 2, {NONE[1]}"),
+    ],
+)
+def test_all_workers_have_the_same_clesperanto(
+    monkeypatch: pytest.MonkeyPatch, answers: list[Any], library: str, why: str
+) -> None:
+    """Or none that engine cle can use."""
+    fleet = Fleet((member(1), member(2)))
+    given = {one.address: answer for one, answer in zip(fleet.members, answers, strict=True)}
+    monkeypatch.setattr(survey, "ask_workers", lambda *_, **__: given)
+    found, why_not = survey.same_clesperanto(None, fleet)
+    assert found == library
+    assert why in why_not
+    assert bool(why_not) == bool(why)
+
+
+@pytest.mark.parametrize("answer", [None, OSError("no route")])
+def test_a_worker_that_does_not_say_which_is_named(monkeypatch: pytest.MonkeyPatch, answer: Any) -> None:
+    """One that has gone meanwhile, or fails."""
+    monkeypatch.setattr(survey, "ask_workers", lambda *_, **__: {"tcp://1": answer} if answer else {})
+    with pytest.raises(ClusterError, match="the worker 1 on a does not say which clEsperanto it has"):
+        survey.same_clesperanto(None, Fleet((member(1),)))
