@@ -26,7 +26,7 @@ import zarr
 
 from benchmarks.cases import add_machine_options, case_of, scratch, three
 from benchmarks.machine import describe, print_header, print_row, sentence, write_json
-from isovoxel.planning.cost import human_bytes
+from isovoxel.planning.memory import human_bytes
 
 POLL_SECONDS = 0.02
 """How often peaks are read; they only grow, so what is missed is what a process adds just before its end."""

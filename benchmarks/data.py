@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.geometry.grid import Float3, VoxelGrid
-from isovoxel.planning.storage import Storage
-from isovoxel.store.writer import OmeZarrWriter, mark_complete
+from isovoxel.output.writer import OmeZarrWriter, mark_complete
+from isovoxel.planning.chunking import Storage
 
 GRAIN = (6, 24, 24)
 """Voxels between the knots of the random structure."""

@@ -39,11 +39,11 @@ from isovoxel.engines.successor import Successor
 from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import Float3, VoxelGrid
+from isovoxel.planning.chunking import Storage
 from isovoxel.planning.limits import HostLimits
-from isovoxel.planning.parts import Block, Source
+from isovoxel.planning.model import Block, Source
+from isovoxel.planning.optimizer import make_plan
 from isovoxel.planning.plan import Plan
-from isovoxel.planning.planner import make_plan
-from isovoxel.planning.storage import Storage
 
 FACTORS = "4,1,1 3.7,1.3,1.3 1,0.202,0.202 2,0.404,0.404"
 KERNELS = ("linear", "nearest")

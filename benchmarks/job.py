@@ -30,7 +30,7 @@ import isovoxel
 from benchmarks.cases import Case, add_options, cases_of, run_job, scratch, three
 from benchmarks.limits import job_limit
 from benchmarks.machine import describe, print_header, print_row, sentence, write_json
-from isovoxel.planning.cost import human_bytes
+from isovoxel.planning.memory import human_bytes
 
 IN_ONE_PIECE = """
 import sys, numpy as np, pyclesperanto_prototype as cle

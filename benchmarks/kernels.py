@@ -29,11 +29,11 @@ from isovoxel.engines.open import open_engine
 from isovoxel.engines.reference import reference
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import Float3, VoxelGrid
+from isovoxel.planning.chunking import Storage
 from isovoxel.planning.limits import HostLimits
-from isovoxel.planning.parts import Source
+from isovoxel.planning.model import Source
+from isovoxel.planning.optimizer import make_plan
 from isovoxel.planning.plan import Plan
-from isovoxel.planning.planner import make_plan
-from isovoxel.planning.storage import Storage
 
 CASES = [
     ("cle", "uint16", "linear", False),

@@ -17,7 +17,7 @@ from typing import Any
 import isovoxel
 from benchmarks.cases import Case, add_options, cases_of, scratch
 from benchmarks.machine import describe, print_header, print_row, sentence, write_json
-from isovoxel.planning import levels as levels_of
+from isovoxel.planning import pyramid
 
 HOW = {"none": 0, "in memory": None, "read back": None}
 """What `levels` is."""
@@ -52,10 +52,10 @@ def main(arguments: list[str]) -> None:
 def _measure(case: Case, engine: str, folder: Path, chosen: argparse.Namespace) -> dict[str, Any]:
     """Return the least seconds of each way, and how many further levels there are."""
     least: dict[str, Any] = {}
-    possible = levels_of.HALVED
+    possible = pyramid.HALVED
     for _ in range(chosen.repeat):
         for how, levels in HOW.items():
-            levels_of.HALVED = () if how == "read back" else possible  # type: ignore[assignment]
+            pyramid.HALVED = () if how == "read back" else possible  # type: ignore[assignment]
             began = time.perf_counter()
             made = isovoxel.scale(
                 folder / "in.zarr",
@@ -70,5 +70,5 @@ def _measure(case: Case, engine: str, folder: Path, chosen: argparse.Namespace) 
             if (made.plan.next_along is not None) != (how == "in memory"):
                 raise RuntimeError(f"level 1 is made otherwise than meant: {how}")
             least["levels"] = len(made.plan.further) or least.get("levels", 0)
-    levels_of.HALVED = possible
+    pyramid.HALVED = possible
     return least

@@ -31,8 +31,8 @@ from benchmarks.copies import device_bandwidth, disk_write, host_device_copies
 from benchmarks.machine import best, cores, describe, in_memory, print_header, print_row, sentence, write_json
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import VoxelGrid
-from isovoxel.planning.storage import Storage
-from isovoxel.store.writer import OmeZarrWriter
+from isovoxel.output.writer import OmeZarrWriter
+from isovoxel.planning.chunking import Storage
 
 TILE = (32, 256, 256)
 """Voxels that isovoxel's reader is asked for at a time: whole chunks of the input."""

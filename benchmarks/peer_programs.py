@@ -167,7 +167,12 @@ class _Readable:
         return np.asarray(self._store[index].read().result())
 
 
-_OURS = ("isovoxel.run.job", "isovoxel.run.overlap", "isovoxel.store.writer", "pyclesperanto_prototype")
+_OURS = (
+    "isovoxel.execution.job",
+    "isovoxel.execution.map_overlap",
+    "isovoxel.output.writer",
+    "pyclesperanto_prototype",
+)
 _FILES = "tensorstore"
 PROGRAMS = {
     "isovoxel exact": Program("isovoxel", _OURS, _isovoxel("exact"), writes_into_array=False),

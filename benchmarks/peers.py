@@ -26,9 +26,9 @@ import isovoxel
 from benchmarks.cases import add_options, case_of, scratch, three
 from benchmarks.machine import describe, print_header, print_row, sentence, write_json
 from benchmarks.peer_programs import PROGRAMS
+from isovoxel.execution.host import peak_bytes
 from isovoxel.geometry.box import Box
-from isovoxel.planning.cost import human_bytes
-from isovoxel.run.host import peak_bytes
+from isovoxel.planning.memory import human_bytes
 
 COMPARED, SIDE = 64, 48
 """How many boxes of a result are compared, and how large they are."""

@@ -32,7 +32,7 @@ from benchmarks.cases import Case, add_options, case_of, scratch, three
 from benchmarks.data import voxels_of
 from benchmarks.machine import cores, describe, print_header, print_row, sentence, write_json
 from isovoxel.errors import DoesNotFitError
-from isovoxel.run.events import Event, JobFinished, JobStarted
+from isovoxel.execution.events import Event, JobFinished, JobStarted
 
 TINY = 16
 """Side of the shards of many blocks."""

@@ -33,14 +33,14 @@ from typing import Any
 import psutil
 
 from benchmarks.machine import cores, print_header, print_row, write_json
+from isovoxel.execution.distributed.outcomes import Answer, BlockOutcome
+from isovoxel.execution.distributed.submit import Submission
 from isovoxel.geometry.grid import VoxelGrid
+from isovoxel.planning.chunking import default_storage
 from isovoxel.planning.limits import DeviceLimits, HostLimits
-from isovoxel.planning.parts import Source
+from isovoxel.planning.model import Source
+from isovoxel.planning.optimizer import make_plan
 from isovoxel.planning.plan import Plan
-from isovoxel.planning.planner import make_plan
-from isovoxel.planning.storage import default_storage
-from isovoxel.run.cluster.submit import Submission
-from isovoxel.run.cluster.verdicts import Answer, Verdict
 
 SHAPE, FACTOR = (20_000, 158_114, 158_114), (5.0, 2.0, 2.0)
 """10^15 bytes of uint16, and how far they are scaled."""
@@ -104,10 +104,10 @@ def run(blocks: int, seconds: float, workers: int, processes: int) -> dict[str, 
         watch = _Watch({"scheduler": scheduler, "client": psutil.Process()}, blocks)
         done = bytearray(blocks)
 
-        def judge(block: int, _worker: str, _result: object) -> Verdict:
+        def judge(block: int, _worker: str, _result: object) -> BlockOutcome:
             done[block] = 1
             watch.one_more()
-            return Verdict(Answer.DONE)
+            return BlockOutcome(Answer.DONE)
 
         print_header(["blocks", "blocks a second", *(f"{who}: {what}" for who in watch.who for what in _Watch.WHAT)])
         watch.begin()

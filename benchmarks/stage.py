@@ -24,13 +24,13 @@ from benchmarks.machine import describe, print_header, print_row, sentence, writ
 from isovoxel.engines.base import Engine
 from isovoxel.engines.devices import find_device
 from isovoxel.engines.open import open_engine
+from isovoxel.execution.host import host_limits
 from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.grid import Float3, VoxelGrid
-from isovoxel.planning.parts import Source
+from isovoxel.planning.chunking import default_storage
+from isovoxel.planning.model import Source
+from isovoxel.planning.optimizer import make_plan
 from isovoxel.planning.plan import Plan
-from isovoxel.planning.planner import make_plan
-from isovoxel.planning.storage import default_storage
-from isovoxel.run.host import host_limits
 
 
 def main(arguments: list[str]) -> None:

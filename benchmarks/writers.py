@@ -22,11 +22,11 @@ import numpy as np
 import zarr
 
 from benchmarks.data import voxels_of
+from isovoxel.execution.host import peak_bytes
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import VoxelGrid
-from isovoxel.planning.storage import Storage
-from isovoxel.run.host import peak_bytes
-from isovoxel.store.writer import OmeZarrWriter
+from isovoxel.output.writer import OmeZarrWriter
+from isovoxel.planning.chunking import Storage
 
 WRITERS = ("isovoxel", "zarr-python")
 

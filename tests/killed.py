@@ -23,9 +23,9 @@ import pyclesperanto_prototype  # noqa: F401
 import zarr
 
 import isovoxel
-from isovoxel.run.events import BlockDone, Event, JobStarted
-from isovoxel.run.output import OutputState, output_state
-from isovoxel.store.ledger import Ledger, ledger_of
+from isovoxel.execution.events import BlockDone, Event, JobStarted
+from isovoxel.execution.output import OutputState, output_state
+from isovoxel.output.ledger import Ledger, ledger_of
 
 EARLY = 0.2
 """How many of the kills come before the first block is begun."""

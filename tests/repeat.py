@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from isovoxel.engines.base import Cancelled, Scaled
-from isovoxel.planning.parts import Block
+from isovoxel.planning.model import Block
 from isovoxel.planning.plan import Plan
 from strategies import cut
 

@@ -10,7 +10,7 @@ import pytest
 
 import isovoxel as package
 from isovoxel.errors import JobError
-from isovoxel.run.events import BlockDone, Event
+from isovoxel.execution.events import BlockDone, Event
 
 OPTIONS: dict[str, Any] = {
     "factor": (2.0, 1.0, 1.0),

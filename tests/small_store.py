@@ -26,7 +26,7 @@ from xml.sax.saxutils import escape
 
 import pytest
 
-from isovoxel.places import clients
+from isovoxel.object_store import clients
 
 Object = tuple[bytes, int, float]
 """What an object holds, its generation, and when it was written."""

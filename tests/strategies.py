@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from isovoxel.geometry.axis import longest
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import VoxelGrid
+from isovoxel.output.shard import ShardReceipt
+from isovoxel.planning.chunking import Storage
 from isovoxel.planning.limits import DeviceLimits, HostLimits
-from isovoxel.planning.parts import Source
+from isovoxel.planning.model import Source
+from isovoxel.planning.optimizer import make_plan
 from isovoxel.planning.plan import Plan
-from isovoxel.planning.planner import make_plan
-from isovoxel.planning.storage import Storage
-from isovoxel.store.shard import Seal
 
 GIB = 2**30
 
@@ -168,9 +168,9 @@ def read_from(array: np.ndarray) -> Callable[..., np.ndarray]:
 class Sealed:
     """A shard that is on the disk already."""
 
-    found: Seal
+    found: ShardReceipt
 
-    def seal(self) -> Seal:
+    def seal(self) -> ShardReceipt:
         """Return its seal."""
         return self.found
 
@@ -186,11 +186,11 @@ class MemoryWriter:
         self.times = np.zeros(plan.output.shape, np.uint8)
         self.closed = False
 
-    def write(self, box: Box, data: np.ndarray) -> list[Seal]:
+    def write(self, box: Box, data: np.ndarray) -> list[ShardReceipt]:
         """Take the voxels of a box."""
         self.data[box.slices] = data
         self.times[box.slices] += 1
-        return [Seal(data.nbytes, 0, 0)]
+        return [ShardReceipt(data.nbytes, 0, 0)]
 
     def encode(self, box: Box, data: np.ndarray) -> Sealed:
         """Take them at once."""

@@ -27,7 +27,7 @@ from isovoxel.errors import (
     OutputError,
     OutputExistsError,
 )
-from isovoxel.run.events import BlockDone, Event, JobFinished, JobStarted
+from isovoxel.execution.events import BlockDone, Event, JobFinished, JobStarted
 
 SHAPE = (10, 30, 20)
 SIZE = (2.0, 0.5, 0.5)

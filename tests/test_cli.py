@@ -22,9 +22,9 @@ from scipy.ndimage import map_coordinates
 from command_line import Isovoxel, Outcome, check_refused, listing
 from isovoxel import api
 from isovoxel.engines.clesperanto import clesperanto
+from isovoxel.execution.events import BlockDone, Event
 from isovoxel.geometry.grid import Float3
-from isovoxel.run.events import BlockDone, Event
-from isovoxel.store.provenance import read_provenance
+from isovoxel.output.provenance import read_provenance
 
 SHAPE = (6, 20, 24)
 PYTHON = [sys.executable, "-m", "isovoxel"]

@@ -13,7 +13,7 @@ import zarr
 import isovoxel
 from command_line import Isovoxel, check_refused
 from isovoxel.errors import OptionError
-from isovoxel.volumes.base import SUPPORTED_DTYPES
+from isovoxel.readers.base import SUPPORTED_DTYPES
 
 SHAPE = (13, 47, 61)
 

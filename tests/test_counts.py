@@ -15,11 +15,11 @@ import pytest
 
 import isovoxel
 from isovoxel.errors import InterruptedJobError, JobError
-from isovoxel.run.events import BlockDone, Event, JobFinished, JobStarted
-from isovoxel.run.output import output_state
-from isovoxel.views.progress import ProgressView
-from isovoxel.views.recorder import Recorder
-from isovoxel.views.workers import job_lines, job_record
+from isovoxel.execution.events import BlockDone, Event, JobFinished, JobStarted
+from isovoxel.execution.output import output_state
+from isovoxel.reporting.progress import ProgressView
+from isovoxel.reporting.recorder import Recorder
+from isovoxel.reporting.workers import job_lines, job_record
 
 VOXELS = np.random.default_rng(0).integers(0, 65536, (16, 16, 16)).astype("uint16")
 OPTIONS: dict[str, Any] = {

@@ -11,7 +11,7 @@ import pytest
 from command_line import Isovoxel, check_refused
 from isovoxel import api
 from isovoxel.errors import CorruptInputError, InputUnavailableError
-from isovoxel.run.cluster.member import portable
+from isovoxel.execution.distributed.worker_session import portable
 
 
 @pytest.fixture

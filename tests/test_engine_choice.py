@@ -16,11 +16,11 @@ from command_line import Isovoxel, check_refused
 from isovoxel.engines import clesperanto as generations
 from isovoxel.engines.devices import find_device
 from isovoxel.errors import DeviceError, JobError, OptionError, OutputExistsError
+from isovoxel.execution.events import BlockDone, Event
 from isovoxel.geometry.box import Box
 from isovoxel.options import EngineChoice, Limits, Sampling, ThisProcess, choose_engine, plan_volume
-from isovoxel.run.events import BlockDone, Event
-from isovoxel.store.provenance import read_provenance
-from isovoxel.views.notes import hints
+from isovoxel.output.provenance import read_provenance
+from isovoxel.reporting.notes import hints
 
 VOXELS = np.random.default_rng(3).integers(0, 65536, (12, 20, 18)).astype("uint16")
 PLAIN = Sampling("linear", antialias=False, labels=False, needs_exact=False)

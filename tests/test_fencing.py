@@ -14,20 +14,20 @@ import pytest
 
 import isovoxel
 from isovoxel.errors import JobError, OutputBusyError
-from isovoxel.places import clients
-from isovoxel.places.objects import ObjectPlace
-from isovoxel.places.place import Place, place_of
-from isovoxel.run import job
-from isovoxel.run.task import Task
-from isovoxel.run.worker import run_apart
-from isovoxel.store import attributes, ledger, lock
-from isovoxel.store.ledger import LOCK, Ledger, ledger_of
-from isovoxel.store.lines import FileLines, ObjectLines
-from isovoxel.store.lock import Attempt
-from isovoxel.store.object_lock import ObjectLock
-from isovoxel.store.object_shelf import ObjectShelf
-from isovoxel.store.shelf import FileShelf
-from object_store import Server, contents, serving
+from isovoxel.execution import job
+from isovoxel.execution.subprocess import run_apart
+from isovoxel.execution.task import Task
+from isovoxel.object_store import clients
+from isovoxel.object_store.objects import ObjectPlace
+from isovoxel.object_store.place import Place, place_of
+from isovoxel.output import attributes, ledger, lock
+from isovoxel.output.ledger import LOCK, Ledger, ledger_of
+from isovoxel.output.lines import FileLines, ObjectLines
+from isovoxel.output.lock import Attempt
+from isovoxel.output.object_lock import ObjectLock
+from isovoxel.output.object_shard_store import ObjectShardStore
+from isovoxel.output.shard_store import FileShardStore
+from store_server import Server, contents, serving
 
 FIRST, SECOND = (np.random.default_rng(n).integers(0, 65536, (24, 16, 12)).astype(np.uint16) for n in range(2))
 OPTIONS: dict[str, Any] = {
@@ -102,7 +102,7 @@ def puts_shard(_store: Any, key: str, *_: Any, **_options: Any) -> bool:
 Stage = Callable[[pytest.MonkeyPatch, Gate], None]
 
 FILES: dict[str, Stage] = {
-    "encoded": lambda patch, gate: watch(patch, FileShelf, "write", gate, after=True),
+    "encoded": lambda patch, gate: watch(patch, FileShardStore, "write", gate, after=True),
     "flushed": lambda patch, gate: watch(patch, os, "fsync", gate, after=True, only=in_flusher),
     "before rename": lambda patch, gate: watch(patch, Path, "replace", gate, only=in_flusher),
     "renamed": lambda patch, gate: watch(patch, Path, "replace", gate, after=True, only=in_flusher),
@@ -110,7 +110,7 @@ FILES: dict[str, Stage] = {
     "before line": lambda patch, gate: watch(patch, FileLines, "add", gate),
 }
 OBJECTS: dict[str, Stage] = {
-    "encoded": lambda patch, gate: watch(patch, ObjectShelf, "write", gate, after=True),
+    "encoded": lambda patch, gate: watch(patch, ObjectShardStore, "write", gate, after=True),
     "before upload": lambda patch, gate: watch(patch, ObjectPlace, "upload", gate),
     "before put": lambda patch, gate: watch(patch, __import__("obstore"), "put", gate, only=puts_shard),
     "before ledger": lambda patch, gate: watch(patch, Ledger, "add", gate),

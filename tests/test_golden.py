@@ -23,17 +23,16 @@ from golden.make import CASES, PLACE, STORE, STORED, stored_array
 from isovoxel import api as api_module
 from isovoxel import options
 from isovoxel.engines.devices import find_device
-from isovoxel.places import clients
-from isovoxel.places.objects import ObjectPlace
-from isovoxel.planning import levels as planned_levels
-from isovoxel.planning import revisions, storage
+from isovoxel.execution import recipe
+from isovoxel.execution.output import OutputState, output_state
+from isovoxel.object_store import clients
+from isovoxel.object_store.objects import ObjectPlace
+from isovoxel.output.ledger import JOB, ledger_of
+from isovoxel.planning import chunking, pyramid, revisions
 from isovoxel.planning.plan import Plan
 from isovoxel.planning.revisions import Change
-from isovoxel.planning.stored import plan_from_json
-from isovoxel.run import recipe
-from isovoxel.run.output import OutputState, output_state
-from isovoxel.store.ledger import JOB, ledger_of
-from object_store import contents, serving, upload
+from isovoxel.planning.serialization import plan_from_json
+from store_server import contents, serving, upload
 
 ARCHIVES = Path(__file__).with_name("golden") / "0.1"
 DONE = {
@@ -117,8 +116,8 @@ def _other_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every default be another one than in 0.1."""
     monkeypatch.setattr(options, "DEFAULTS", {"boundary": "constant", "codec": "zstd", "ome_zarr": "0.4"})
     monkeypatch.setattr(api_module, "CONVERTING", {"interpolation": "linear", "engine": "cle"})
-    monkeypatch.setattr(planned_levels, "LARGEST_SIDE", 10)
-    monkeypatch.setattr(storage, "CHUNK", 32)
+    monkeypatch.setattr(pyramid, "LARGEST_SIDE", 10)
+    monkeypatch.setattr(chunking, "CHUNK", 32)
 
 
 def bare(name: str, at: str) -> list[str]:

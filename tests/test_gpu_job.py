@@ -11,7 +11,7 @@ import pytest
 import isovoxel
 from hog import hog
 from isovoxel.engines.devices import list_devices
-from isovoxel.run.events import Event, JobStarted
+from isovoxel.execution.events import Event, JobStarted
 
 pytestmark = pytest.mark.gpu
 

@@ -115,7 +115,7 @@ def test_an_axis_of_factor_1_mixes_no_planes(dtype: str, axis: int) -> None:
 
 def test_no_warning_comes_of_nan_that_signals(tmp_path: Path) -> None:
     """NumPy warns where it converts them: not in a job, its levels, `verify`, or what is drawn."""
-    from isovoxel.views.show import show
+    from isovoxel.reporting.show import show
 
     voxels = np.tile(volume("float32"), (2, 2, 2))
     for factor in ((1.0, 1.0, 1.0), (2.0, 1.0, 0.7)):

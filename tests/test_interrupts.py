@@ -15,7 +15,7 @@ import tifffile
 
 from isovoxel import api
 from isovoxel.errors import InterruptedJobError
-from isovoxel.run.events import BlockDone, Event, JobFinished, JobStarted, LevelBegun
+from isovoxel.execution.events import BlockDone, Event, JobFinished, JobStarted, LevelBegun
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked at each import")
 
@@ -86,7 +86,7 @@ def test_an_interrupt_at_any_import_is_one_word(stack: Path, words: list[str], s
 TWICE = """
 import os, signal, sys, time
 from isovoxel import __main__, api
-from isovoxel.run.events import started
+from isovoxel.execution.events import started
 
 def scale(source, output, *, listeners, **options):
     plan = api.plan(source)

@@ -12,8 +12,8 @@ import pytest
 
 import isovoxel
 from isovoxel.options import Opening, ScalingOptions
-from isovoxel.views.report import Report
-from isovoxel.views.show import show
+from isovoxel.reporting.report import Report
+from isovoxel.reporting.show import show
 
 ARRAY = np.zeros((4, 5, 6), np.uint8)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import isovoxel
-from readers import READERS, Seen
+from independent_readers import READERS, Seen
 
 SHAPE = (24, 60, 64)
 SIZE = (1.0, 0.3, 0.2)

@@ -15,14 +15,14 @@ import zarr
 import isovoxel as package
 from command_line import Isovoxel, check_refused
 from isovoxel.errors import JobError, OutputBusyError, OutputError
-from isovoxel.places.objects import ObjectPlace
-from isovoxel.run.events import BlockDone, Event
-from isovoxel.run.output import OutputState
-from isovoxel.store import attributes
-from isovoxel.store.ledger import LOCK, ledger_of
-from isovoxel.store.lock import OutputLock
-from isovoxel.store.membership import membership_of
-from object_store import Server, contents, serving, upload
+from isovoxel.execution.events import BlockDone, Event
+from isovoxel.execution.output import OutputState
+from isovoxel.object_store.objects import ObjectPlace
+from isovoxel.output import attributes
+from isovoxel.output.ledger import LOCK, ledger_of
+from isovoxel.output.lock import OutputLock
+from isovoxel.output.membership import membership_of
+from store_server import Server, contents, serving, upload
 
 VOXELS = np.random.default_rng(5).integers(0, 99, (16, 24, 20)).astype(np.uint16)
 OPTIONS: dict[str, Any] = {

@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 import isovoxel as package
 from command_line import Isovoxel, check_refused
 from isovoxel.errors import JobError, OutputExistsError
+from isovoxel.execution.events import BlockDone, Event
+from isovoxel.execution.output import OutputState
 from isovoxel.metadata.ome import image_attributes
-from isovoxel.places.objects import ObjectPlace
-from isovoxel.run.events import BlockDone, Event
-from isovoxel.run.output import OutputState
-from isovoxel.store.ledger import ledger_of
-from isovoxel.store.provenance import read_provenance
-from object_store import Server, contents, serving
+from isovoxel.object_store.objects import ObjectPlace
+from isovoxel.output.ledger import ledger_of
+from isovoxel.output.provenance import read_provenance
+from store_server import Server, contents, serving
 
 VOXELS = np.random.default_rng(4).integers(1, 2**16, (16, 25, 35)).astype(np.uint16)
 OPTIONS: dict[str, Any] = {

@@ -25,11 +25,11 @@ from hypothesis import strategies as st
 import isovoxel
 from command_line import Isovoxel, check_refused
 from isovoxel.errors import InputError, JobError, OptionError, OutputError, OutputExistsError
+from isovoxel.execution.events import BlockDone, Event, JobFinished, JobStarted, LevelBegun
+from isovoxel.execution.output import OutputState, output_state
 from isovoxel.metadata.ome import read_levels
-from isovoxel.run.events import BlockDone, Event, JobFinished, JobStarted, LevelBegun
-from isovoxel.run.output import OutputState, output_state
-from isovoxel.store.ledger import Ledger, ledger_of
-from isovoxel.store.writer import missing_shards
+from isovoxel.output.ledger import Ledger, ledger_of
+from isovoxel.output.writer import missing_shards
 from strategies import factors_up_to, shapes, triples
 
 VOXELS = np.random.default_rng(0).integers(0, 65536, (20, 50, 64)).astype(np.uint16)
@@ -272,7 +272,7 @@ def test_a_level_that_is_gone_is_named(source: Path, out: Path) -> None:
 
 
 def _verdict(found: Any) -> list[tuple[str, str]]:
-    from isovoxel.views.findings import verdict_lines
+    from isovoxel.reporting.findings import verdict_lines
 
     return verdict_lines(found)
 

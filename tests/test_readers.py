@@ -15,8 +15,8 @@ import yaozarrs
 import zarr
 
 import isovoxel
+from independent_readers import READERS, levels_of
 from isovoxel.geometry.grid import VoxelGrid
-from readers import READERS, levels_of
 
 VOXELS = np.random.default_rng(0).integers(0, 60_000, (13, 44, 50)).astype(np.uint16)
 SIZE = (1.0, 0.3, 0.2)

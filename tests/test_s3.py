@@ -24,15 +24,15 @@ import zarr
 import isovoxel as package
 from command_line import Isovoxel, check_refused
 from isovoxel.errors import JobError
+from isovoxel.execution.events import BlockDone, Event, Retried
+from isovoxel.execution.output import OutputState, output_state
+from isovoxel.execution.session import Session
 from isovoxel.geometry.grid import VoxelGrid
 from isovoxel.metadata.ome import image_attributes
-from isovoxel.places import clients, retries
-from isovoxel.places.objects import ObjectPlace
-from isovoxel.run.events import BlockDone, Event, Retried
-from isovoxel.run.output import OutputState, output_state
-from isovoxel.run.session import Session
-from isovoxel.store.ledger import Ledger, ledger_of
-from object_store import KEY, SECRET, Server, contents, serving, upload
+from isovoxel.object_store import clients, retries
+from isovoxel.object_store.objects import ObjectPlace
+from isovoxel.output.ledger import Ledger, ledger_of
+from store_server import KEY, SECRET, Server, contents, serving, upload
 
 VOXELS = np.random.default_rng(0).integers(0, 65536, (32, 50, 64)).astype("uint16")
 SOURCE = "s3://bucket/in.ome.zarr"

@@ -16,11 +16,11 @@ import zarr
 
 import isovoxel
 from isovoxel.errors import InterruptedJobError, IsovoxelError, JobError, OutputError
-from isovoxel.places import retries
-from isovoxel.places.objects import ObjectPlace
-from isovoxel.run.events import BlockDone, Event, Retried
-from isovoxel.run.output import OutputState, output_state
-from isovoxel.store import lock, object_shelf
+from isovoxel.execution.events import BlockDone, Event, Retried
+from isovoxel.execution.output import OutputState, output_state
+from isovoxel.object_store import retries
+from isovoxel.object_store.objects import ObjectPlace
+from isovoxel.output import lock, object_shard_store
 from small_store import ROOTS, Fault, SmallStore, small_store
 
 TURNS = 5
@@ -246,7 +246,7 @@ def test_a_store_needs_a_folder_for_temporary_files(store: SmallStore, monkeypat
         def gettempdir() -> str:
             raise FileNotFoundError("No usable temporary directory found")
 
-    monkeypatch.setattr(object_shelf, "tempfile", Nowhere)
+    monkeypatch.setattr(object_shard_store, "tempfile", Nowhere)
     before = set(store.objects)
     with pytest.raises(OutputError, match=r"waits for its upload in a folder for temporary files, .* set TMPDIR"):
         scale(store)

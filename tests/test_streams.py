@@ -17,8 +17,8 @@ import zarr
 from command_line import Isovoxel, check_refused
 from isovoxel import api
 from isovoxel.errors import InterruptedJobError
-from isovoxel.run.events import BlockDone, Event
-from isovoxel.store.provenance import read_provenance
+from isovoxel.execution.events import BlockDone, Event
+from isovoxel.output.provenance import read_provenance
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/dev/full, and what a shell can close")
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isovoxel.run.events import Connected, Filled, Restarted, Retried, WorkerJoined, WorkerLeft
-from isovoxel.run.logs import log_event
+from isovoxel.execution.events import Connected, Filled, Restarted, Retried, WorkerJoined, WorkerLeft
+from isovoxel.execution.logs import log_event
+from isovoxel.reporting.progress import ProgressView
 from isovoxel.terminal import plain, put, say
-from isovoxel.views.progress import ProgressView
 
 ODD = "a\x1b[2J\x9b31m\x07\u202e\u2066\r\nb\tc\u2028d\udcff\ud800\x00\x7f"
 """Controls, escape sequences, turned writing, breaks of lines, and what is no character."""
@@ -81,7 +81,7 @@ def test_a_bar_is_harmless(tmp_path: Path) -> None:
     """Rich's escape sequences are its own; those of a worker's name are none."""
     from rich.console import Console
 
-    from isovoxel.views.reading import ReadingView
+    from isovoxel.reporting.reading import ReadingView
 
     with (tmp_path / "terminal").open("w+", encoding="utf-8") as file:
         now = iter(range(100))

@@ -17,7 +17,7 @@ import zarr
 import isovoxel
 from command_line import listing
 from isovoxel.errors import JobError
-from isovoxel.run.events import BlockDone, Event
+from isovoxel.execution.events import BlockDone, Event
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SNAKEFILE = EXAMPLES / "snakemake" / "Snakefile"

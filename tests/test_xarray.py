@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 import isovoxel
 from isovoxel.errors import InputError
+from isovoxel.execution.xarrays import between
 from isovoxel.geometry.axis import Axis
 from isovoxel.geometry.grid import VoxelGrid
-from isovoxel.run.xarrays import between
 
 VOXELS = np.random.default_rng(0).integers(0, 60_000, (6, 10, 12)).astype(np.uint16)
 SIZE = (2.0, 0.5, 0.25)

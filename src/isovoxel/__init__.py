@@ -63,7 +63,7 @@ def __dir__() -> list[str]:
 
 
 def _html(value: object) -> str:
-    from isovoxel.views.notebook import html
+    from isovoxel.reporting.notebook import html
 
     return html(value)
 

@@ -8,22 +8,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
+from isovoxel.dask_array import scale_array
 from isovoxel.errors import InputError, InputMissingError, OptionError
+from isovoxel.execution.events import Listener
+from isovoxel.execution.result import ScaleResult
 from isovoxel.geometry.grid import Float3
-from isovoxel.hired import lend_cluster, workers
 from isovoxel.keywords import checked_keywords
-from isovoxel.lazy import scale_array
 from isovoxel.options import CONVERTING, ScalingOptions, converting, parse_size, plan_volume, selection_of
+from isovoxel.planning.one_piece import WholeLimits
 from isovoxel.planning.plan import Plan
-from isovoxel.planning.whole import WholeLimits
-from isovoxel.run.events import Listener
-from isovoxel.run.result import ScaleResult
-from isovoxel.volumes.base import Volume
+from isovoxel.readers.base import Volume
+from isovoxel.worker_options import lend_cluster, workers
 
 if TYPE_CHECKING:  # pyopencl, dask and zarr are loaded by what needs them
     from isovoxel.engines.devices import Device
-    from isovoxel.run.output import OutputState
-    from isovoxel.run.verify import Verdict
+    from isovoxel.execution.output import OutputState
+    from isovoxel.execution.verify import Verdict
 
 __all__ = [
     "ScaleResult",
@@ -79,7 +79,7 @@ def open_volume(
 
 
 def _opened(source: Any, options: ScalingOptions) -> Volume:
-    from isovoxel.volumes.open import open_volume as open_any
+    from isovoxel.readers.open import open_volume as open_any
 
     voxel_size, unit = options.get("input_voxel_size"), options.get("unit")
     return open_any(source, voxel_size=voxel_size, unit=unit, selection=selection_of(options))
@@ -124,7 +124,7 @@ def plan(
     if output is None:
         volume = _opened(source, options)
     else:
-        from isovoxel.begun import as_begun, open_as_begun
+        from isovoxel.earlier_options import as_begun, open_as_begun
 
         here = all(value is None for value in who.values())
         volume, options = open_as_begun(source, as_begun(output, given, overwrite=overwrite, here=here), given)
@@ -189,7 +189,7 @@ def scale(
     client
         A ``distributed.Client`` whose workers do them. Of these three at most one is given.
     listeners
-        Called with each `isovoxel.run.events.Event`.
+        Called with each `isovoxel.execution.events.Event`.
     **options
         As in `ScalingOptions`.
 
@@ -270,13 +270,13 @@ def _scaled(
     labels_by: str = "auto",
 ) -> ScaleResult:
     """Scale a volume by the options that are given, else as its output was begun, else by a command's defaults."""
-    from isovoxel.begun import as_begun, open_as_begun
+    from isovoxel.earlier_options import as_begun, open_as_begun
+    from isovoxel.execution.events import Retried
+    from isovoxel.execution.input_check import check_apart, folders_of, read_as
+    from isovoxel.execution.logs import log_event
+    from isovoxel.execution.retry import clause
     from isovoxel.jobs import Order, Relay, check_overwrite, labels_beside, name_of, run_job
-    from isovoxel.places.retries import patience
-    from isovoxel.run.apart import check_apart, folders_of, read_as
-    from isovoxel.run.events import Retried
-    from isovoxel.run.logs import log_event
-    from isovoxel.run.recovery import clause
+    from isovoxel.object_store.retries import patience
 
     check_overwrite(overwrite)
     if on_corrupt not in ("stop", "fill"):
@@ -335,7 +335,7 @@ def limits(
         As in `ScalingOptions`.
     """
     from isovoxel.engines.devices import find_device
-    from isovoxel.planning.whole import whole_limits
+    from isovoxel.planning.one_piece import whole_limits
 
     volume = open_volume(
         source, voxel_size=input_voxel_size, unit=unit, level=level, channel=channel, time=time, axes=axes, crop=crop
@@ -371,15 +371,15 @@ def verify(
     DoesNotFitError
         If a single voxel takes more than `memory`.
     """
-    from isovoxel.places.address import has_place
-    from isovoxel.run.host import reading_limits
-    from isovoxel.run.levels import open_levels
-    from isovoxel.run.recipe import Recipe
-    from isovoxel.run.verify import verify_levels
-    from isovoxel.store.provenance import read_provenance
-    from isovoxel.store.writer import missing_shards
-    from isovoxel.volumes.files import unavailable
-    from isovoxel.volumes.open import open_part
+    from isovoxel.execution.host import reading_limits
+    from isovoxel.execution.levels import open_levels
+    from isovoxel.execution.recipe import Recipe
+    from isovoxel.execution.verify import verify_levels
+    from isovoxel.object_store.address import has_place
+    from isovoxel.output.provenance import read_provenance
+    from isovoxel.output.writer import missing_shards
+    from isovoxel.readers.files import unavailable
+    from isovoxel.readers.open import open_part
 
     if samples < 1:
         raise OptionError(f"samples must be at least 1, not {samples}")
@@ -428,7 +428,7 @@ def output_state(path: str | Path) -> OutputState | None:
     path
         The OME-Zarr.
     """
-    from isovoxel.run.output import output_state as find_state
+    from isovoxel.execution.output import output_state as find_state
 
     return find_state(path)
 

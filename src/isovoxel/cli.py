@@ -22,7 +22,11 @@ import typer
 
 from isovoxel import parameters
 from isovoxel.errors import InterruptedJobError, IsovoxelError
+from isovoxel.execution.result import ScaleResult
+from isovoxel.execution.retry import clause
+from isovoxel.execution.signals import signals
 from isovoxel.job_file import check_variables
+from isovoxel.object_store.retries import patience
 from isovoxel.parameters import (
     WithOverwrite,
     opening_options,
@@ -33,12 +37,8 @@ from isovoxel.parameters import (
     take_variables,
     without_overwrite,
 )
-from isovoxel.places.retries import patience
-from isovoxel.run.recovery import clause
-from isovoxel.run.result import ScaleResult
-from isovoxel.run.signals import signals
+from isovoxel.reporting.records import Line, Record
 from isovoxel.terminal import columns, debugging, exit_code, lost, put, say, trace
-from isovoxel.views.records import Line, Record
 
 # typer brings its own copy of click, and of click's errors only some names are typer's: this is UsageError.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -59,9 +59,9 @@ def _show(record: Record, lines: Sequence[Line], *, as_json: bool) -> None:
 
 def _do(job: Callable[..., ScaleResult], given: Mapping[str, Any]) -> None:
     """Do a job as its command's parameters say, tell how far it is, and print what it did."""
-    from isovoxel.views.progress import ProgressView
-    from isovoxel.views.reporting import reporting
-    from isovoxel.views.workers import job_lines, job_record
+    from isovoxel.reporting.progress import ProgressView
+    from isovoxel.reporting.reporting import reporting
+    from isovoxel.reporting.workers import job_lines, job_record
 
     source, output, report = given["source"], given["output"], given["report"]
     quiet, as_json = given["quiet"], given["as_json"]
@@ -98,8 +98,8 @@ def _notes(*, quiet: bool) -> AbstractContextManager[None]:
 
 def _check_apart(given: Mapping[str, Any]) -> None:
     """Raise where a command would write a file over one that it reads, or over another that it writes."""
+    from isovoxel.execution.input_check import Named, check_apart, folders_of, read_as
     from isovoxel.jobs import name_of
-    from isovoxel.run.apart import Named, check_apart, folders_of, read_as
 
     read = {"source": "input", "with_labels": "labels", "config": "job file", "scheduler": "scheduler's file"}
     files = {"report": "report", "picture": "picture", "save": "saved job"}
@@ -137,7 +137,7 @@ def info(
     """Show shape, dtype, axes, voxel size and unit, and where each was read from."""
     given = locals()
     from isovoxel.api import open_volume, output_state
-    from isovoxel.views.records import volume_lines, volume_record
+    from isovoxel.reporting.records import volume_lines, volume_record
 
     volume = open_volume(source, **opening_options(given))
     state = output_state(source)
@@ -188,12 +188,12 @@ def plan(
     """
     given = locals()
     from isovoxel import api
-    from isovoxel.views.notes import hints
-    from isovoxel.views.records import plan_lines, plan_record
+    from isovoxel.reporting.notes import hints
+    from isovoxel.reporting.records import plan_lines, plan_record
 
     _check_apart(given)
     if picture is not None:
-        from isovoxel.views.plan_picture import check_plan_picture, save_plan_svg
+        from isovoxel.reporting.plan_picture import check_plan_picture, save_plan_svg
 
         check_plan_picture(picture)
 
@@ -311,7 +311,7 @@ def verify(
 ) -> None:
     """Compute samples of a result again in float64, at block faces first; exit code 1 where it does not hold."""
     from isovoxel import api
-    from isovoxel.views.findings import verdict_lines, verdict_record
+    from isovoxel.reporting.findings import verdict_lines, verdict_record
 
     found = api.verify(output, against=against, samples=samples, memory=memory)
     _show(verdict_record(found), verdict_lines(found), as_json=as_json)
@@ -337,7 +337,7 @@ def limits(
     """Show at which zoom cle.scale in one piece stops, on which limit, and how large the image would be."""
     given = locals()
     from isovoxel import api
-    from isovoxel.views.findings import limits_lines, limits_record
+    from isovoxel.reporting.findings import limits_lines, limits_record
 
     volume = api.open_volume(source, **opening_options(given))
     found = api.limits(volume, interpolation=interpolation, device=device)
@@ -366,8 +366,8 @@ def show(
     FILE2 is opened as it is: what is said of voxel size, unit, level, channel, time and crop is said of FILE.
     """
     given = locals()
-    from isovoxel.views import show as views
-    from isovoxel.views.reading import ReadingView
+    from isovoxel.reporting import show as views
+    from isovoxel.reporting.reading import ReadingView
 
     with _notes(quiet=quiet), ReadingView(quiet=quiet or as_json) as reading:
         found = views.show(
@@ -389,13 +389,13 @@ def devices(
     """List the OpenCL devices with the limits that matter, or the workers and the device that each holds."""
     if workers is not None or scheduler is not None:
         from isovoxel import api
-        from isovoxel.views.workers import member_lines, member_record
+        from isovoxel.reporting.workers import member_lines, member_record
 
         members = api.workers(workers=workers, scheduler=scheduler)
         _show({"workers": [member_record(m) for m in members]}, member_lines(members), as_json=as_json)
         return
     from isovoxel.engines.devices import find_device, list_devices
-    from isovoxel.views.records import device_lines, device_record
+    from isovoxel.reporting.records import device_lines, device_record
 
     find_device()  # having none is an error that says what to install
     found = list_devices()
@@ -424,8 +424,8 @@ def demo(
     from isovoxel.demo import is_of_demo, write_blastocyst
     from isovoxel.engines.clesperanto import scales_with
     from isovoxel.errors import OutputError, OutputExistsError
-    from isovoxel.views.own import check_own
-    from isovoxel.views.pictures import before_after
+    from isovoxel.reporting.own import check_own
+    from isovoxel.reporting.pictures import before_after
 
     stack, result, picture = folder / "blastocyst.tif", folder / "isotropic.zarr", folder / "before_after.png"
     try:

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from isovoxel.errors import InputError, OutputError, OutputExistsError
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import Float3
-from isovoxel.store.files import why, write_whole
-from isovoxel.store.provenance import read_provenance
+from isovoxel.output.files import why, write_whole
+from isovoxel.output.provenance import read_provenance
 
 SHAPE = (86, 396, 393)
 VOXEL_SIZE = (1.0, 0.202, 0.202)

@@ -13,21 +13,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from isovoxel.begun import as_begun
+from isovoxel.earlier_options import as_begun
 from isovoxel.errors import InputError, IsovoxelError, JobError, OptionError
+from isovoxel.execution.events import Event, Listener, Retried
+from isovoxel.execution.result import ScaleResult
+from isovoxel.object_store.place import Place, place_of, shown
 from isovoxel.options import ScalingOptions, choose_sampling, how_far, plan_volume, selection_of
-from isovoxel.places.place import Place, place_of, shown
-from isovoxel.planning.choices import MOVES
+from isovoxel.output.membership import LABELS
+from isovoxel.planning.options import MOVES
 from isovoxel.planning.plan import Plan
-from isovoxel.run.events import Event, Listener, Retried
-from isovoxel.run.result import ScaleResult
-from isovoxel.store.membership import LABELS
-from isovoxel.volumes.base import Volume
-from isovoxel.volumes.input_state import InputWatch
+from isovoxel.readers.base import Volume
+from isovoxel.readers.input_state import InputWatch
 
 if TYPE_CHECKING:
-    from isovoxel.run.cluster.connect import Cluster
-    from isovoxel.run.output import Wanted
+    from isovoxel.execution.distributed.connect import Cluster
+    from isovoxel.execution.output import Wanted
 
 
 class Relay:
@@ -92,13 +92,13 @@ def run_job(
         As `isovoxel.scale` does.
     """
     from isovoxel.engines.devices import find_device
-    from isovoxel.run.host import peak_bytes
-    from isovoxel.run.logs import log_event
-    from isovoxel.run.output import is_complete
-    from isovoxel.run.session import Session
-    from isovoxel.run.tally import Tally
-    from isovoxel.run.task import Task
-    from isovoxel.store.destination import output_place
+    from isovoxel.execution.host import peak_bytes
+    from isovoxel.execution.logs import log_event
+    from isovoxel.execution.output import is_complete
+    from isovoxel.execution.session import Session
+    from isovoxel.execution.tally import Tally
+    from isovoxel.execution.task import Task
+    from isovoxel.output.destination import output_place
 
     volume = opened.volume if isinstance(opened, InputWatch) else opened
     place = output_place(output)
@@ -130,8 +130,8 @@ def run_job(
 
 def wanted_of(volume: Volume, planned: Plan, place: Place, options: ScalingOptions, *, overwrite: bool | str) -> Wanted:
     """Return the output that a user asks for, of a volume that is identified."""
-    from isovoxel.run.output import Wanted
-    from isovoxel.run.recipe import provenance
+    from isovoxel.execution.output import Wanted
+    from isovoxel.execution.recipe import provenance
 
     return Wanted(
         path=place,
@@ -169,9 +169,9 @@ def foreseen(
     IsovoxelError
         As `isovoxel.scale` does before anything is written.
     """
-    from isovoxel.run.apart import check_apart, folders_of, read_as
-    from isovoxel.run.output import foresee
-    from isovoxel.store.destination import output_place
+    from isovoxel.execution.input_check import check_apart, folders_of, read_as
+    from isovoxel.execution.output import foresee
+    from isovoxel.output.destination import output_place
 
     check_apart(read_as("input", source, volume), folders_of(output))
     place, volume = output_place(output), InputWatch(volume).volume
@@ -257,8 +257,8 @@ def labels_beside(
     IsovoxelError
         If they do not lie on the image's voxels, are none, or no block of them fits.
     """
-    from isovoxel.run.cluster.choice import check_reachable
-    from isovoxel.volumes.open import open_volume
+    from isovoxel.execution.distributed.choice import check_reachable
+    from isovoxel.readers.open import open_volume
 
     if cluster is not None:
         check_reachable(labels)

@@ -18,14 +18,14 @@ from isovoxel.geometry.grid import (
     factor_for_zoom,
     finest,
 )
-from isovoxel.places.place import Place
-from isovoxel.planning.choices import ENGINES, MOVES
+from isovoxel.object_store.place import Place
 from isovoxel.planning.limits import DeviceLimits, HostLimits
-from isovoxel.planning.parts import Source
+from isovoxel.planning.model import Source
+from isovoxel.planning.options import ENGINES, MOVES
 from isovoxel.planning.plan import Plan
-from isovoxel.volumes.base import Volume
-from isovoxel.volumes.crop import moved, parse_crop
-from isovoxel.volumes.selection import Selection
+from isovoxel.readers.base import Volume
+from isovoxel.readers.crop import moved, parse_crop
+from isovoxel.readers.selection import Selection
 
 
 class Opening(TypedDict, total=False):
@@ -119,7 +119,7 @@ class Sampling:
     """How voxels are made."""
 
     interpolation: str
-    """One of `isovoxel.planning.choices`."""
+    """One of `isovoxel.planning.options`."""
     antialias: bool
     """Whether kernels widen on axes that shrink."""
     labels: bool
@@ -165,7 +165,7 @@ class ThisProcess:
     @cached_property
     def _limits(self) -> Limits:
         from isovoxel.engines.devices import find_device
-        from isovoxel.run.host import host_limits
+        from isovoxel.execution.host import host_limits
 
         threads = parse_threads(self.options)
         device = find_device(self.options.get("device") or "auto")
@@ -269,9 +269,9 @@ def plan_volume(
     output
         Where it is written, if that is known; by default a local disk.
     """
-    from isovoxel.planning.levels import with_levels
-    from isovoxel.planning.planner import make_plan
-    from isovoxel.planning.storage import Storage, default_storage
+    from isovoxel.planning.chunking import Storage, default_storage
+    from isovoxel.planning.optimizer import make_plan
+    from isovoxel.planning.pyramid import with_levels
 
     grid, factor = how_far(volume, options)
     sampling = choose_sampling(volume, options)
@@ -308,7 +308,7 @@ def plan_volume(
     full = replace(full, library=choice.library)
 
     def overhead(shape: Index3, storage: Storage) -> int:
-        from isovoxel.volumes.zarr_layout import written_layout  # which loads decoders: only for levels that there are
+        from isovoxel.readers.zarr_layout import written_layout  # which loads decoders: only for levels that there are
 
         return written_layout(output, shape, volume.dtype, storage).read_overhead
 

@@ -1,7 +1,7 @@
 """What does a dask worker load before its first block? ``dask worker ADDRESS --preload isovoxel.worker``.
 
-It takes its device (see `isovoxel.run.cluster.holding`), says in its log which one, and loads what takes time: the
-engines' libraries. Without the preload the first question of a client does it, and all works the same.
+It takes its device (see `isovoxel.execution.distributed.device_pinning`), says in its log which one, and loads what
+takes time: the engines' libraries. Without the preload the first question of a client does it, and all works the same.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from isovoxel.engines.clesperanto import why_missing
 from isovoxel.errors import DeviceError
-from isovoxel.run.cluster.holding import held_device
+from isovoxel.execution.distributed.device_pinning import held_device
 from isovoxel.version import __version__
 
 log = logging.getLogger("distributed.worker.isovoxel")
@@ -32,4 +32,4 @@ def _load(name: str) -> None:
     log.info("isovoxel %s: the worker %s holds %s %s", __version__, name, device.name, device.pci)
     if device.kind == "gpu":  # where engine cle is the default
         why_missing()
-    import isovoxel.store.writer  # noqa: F401
+    import isovoxel.output.writer  # noqa: F401

@@ -30,11 +30,11 @@ from isovoxel.engines.open import open_engine
 from isovoxel.engines.opencl import rows_of
 from isovoxel.engines.reference import as_dtype, reference
 from isovoxel.errors import DeviceError
+from isovoxel.execution.job import Job
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import VoxelGrid
+from isovoxel.planning.optimizer import too_thin
 from isovoxel.planning.plan import Plan
-from isovoxel.planning.planner import too_thin
-from isovoxel.run.job import Job
 from strategies import (
     Live,
     MemoryWriter,

@@ -22,13 +22,13 @@ from isovoxel.engines.contexts import TURN
 from isovoxel.engines.exact import ExactEngine
 from isovoxel.engines.open import open_engine
 from isovoxel.engines.reference import as_dtype, reference, reference_labels
+from isovoxel.execution.job import Job
 from isovoxel.geometry.axis import Axis
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import VoxelGrid
 from isovoxel.geometry.tables import Table, accumulator, outputs_of, pass_order, passes_at_once
+from isovoxel.planning.optimizer import too_thin
 from isovoxel.planning.plan import Plan
-from isovoxel.planning.planner import too_thin
-from isovoxel.run.job import Job
 from strategies import Live, MemoryWriter, cut, device_limits, one_kernel_for_all_shapes, read_from
 
 Float3 = tuple[float, float, float]

@@ -16,12 +16,12 @@ from isovoxel import open_volume
 from isovoxel.engines.base import Engine
 from isovoxel.engines.open import open_engine
 from isovoxel.engines.reference import as_dtype, expected
+from isovoxel.execution.recipe import Recipe
+from isovoxel.execution.verify import LEAST_FLOAT, TEXTURE_BITS, Verdict, verify
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import Float3
 from isovoxel.geometry.tables import accumulator
 from isovoxel.planning.plan import Plan
-from isovoxel.run.recipe import Recipe
-from isovoxel.run.verify import LEAST_FLOAT, TEXTURE_BITS, Verdict, verify
 from strategies import cle_precision, cut, one_kernel_for_all_shapes, padded_lengths, read_from
 
 SHAPE = (5, 7, 9)

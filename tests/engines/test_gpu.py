@@ -22,9 +22,9 @@ from isovoxel.engines.reference import as_dtype, reference, reference_labels
 from isovoxel.errors import DeviceLostError
 from isovoxel.geometry.axis import round_up
 from isovoxel.geometry.box import Box
+from isovoxel.planning.chunking import Storage
+from isovoxel.planning.optimizer import make_plan
 from isovoxel.planning.plan import Plan
-from isovoxel.planning.planner import make_plan
-from isovoxel.planning.storage import Storage
 from strategies import host_limits, source
 
 pytestmark = pytest.mark.gpu

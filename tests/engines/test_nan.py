@@ -16,11 +16,11 @@ import pytest
 from isovoxel.engines.base import Engine
 from isovoxel.engines.open import open_engine
 from isovoxel.engines.reference import reference
+from isovoxel.execution.job import Job
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import Float3
-from isovoxel.planning.choices import ENGINES
+from isovoxel.planning.options import ENGINES
 from isovoxel.planning.plan import Plan
-from isovoxel.run.job import Job
 from strategies import MemoryWriter, cut, one_kernel_for_all_shapes, read_from
 
 SHAPE = (7, 9, 11)

@@ -35,7 +35,7 @@ from isovoxel.engines.pieces import Fit, halves
 from isovoxel.engines.staging import Stage, StagedEngine
 from isovoxel.errors import DeviceFullError, DeviceLostError
 from isovoxel.geometry.box import Box
-from isovoxel.planning.parts import Block
+from isovoxel.planning.model import Block
 from isovoxel.planning.plan import Plan
 from strategies import cle_precision, cut, device_limits, one_kernel_for_all_shapes, padded_lengths, plans
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 import isovoxel
 from isovoxel.engines.devices import find_device
-from isovoxel.planning.choices import BOUNDARIES, ENGINES, FILTERS, MOVES
+from isovoxel.planning.options import BOUNDARIES, ENGINES, FILTERS, MOVES
 from isovoxel.planning.plan import Plan
 from strategies import cut
 

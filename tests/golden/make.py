@@ -161,7 +161,7 @@ def run(name: str, at: str) -> None:
     """Run a case's command in this process, which dies at its time if it is the half-done one."""
     import isovoxel
     from isovoxel import cli
-    from isovoxel.views import progress
+    from isovoxel.reporting import progress
 
     socket.gethostname = lambda: "microscope"
     if name == STORE:
@@ -203,8 +203,8 @@ def main(folder: Path) -> None:
             os.utime(path, (WRITTEN, WRITTEN))
         finish(folder, name)
     begin()
-    from isovoxel.places.objects import ObjectPlace
-    from object_store import contents, serving
+    from isovoxel.object_store.objects import ObjectPlace
+    from store_server import contents, serving
 
     with serving():
 

@@ -22,7 +22,7 @@ from isovoxel.doctor.engines import CHOICE, look_at_engines
 from isovoxel.doctor.faults import Fault, Section
 from isovoxel.doctor.machine import Machine, python_facts, system_facts
 from isovoxel.doctor.opencl import NOT_TRIED, TRIED, look_at_opencl
-from isovoxel.planning.choices import GENERATIONS
+from isovoxel.planning.options import GENERATIONS
 from isovoxel.version import __version__
 
 SPARE = 2**30
@@ -221,7 +221,7 @@ def _of_host(answer: Answer, places: Mapping[str, str], machine: Machine) -> Sec
         found.record = {"folders": [], "memory": {}}
         return found
     found.record = dict(answer.value)
-    from isovoxel.planning.cost import human_bytes  # which a process has loaded before
+    from isovoxel.planning.memory import human_bytes  # which a process has loaded before
 
     caches = []
     for folder in answer.value["folders"]:

@@ -65,7 +65,7 @@ def _platform(platform: Mapping[str, Any]) -> str:
 
 
 def _device(device: Mapping[str, Any], machine: Machine) -> str:
-    from isovoxel.planning.cost import human_bytes  # which a process has loaded before
+    from isovoxel.planning.memory import human_bytes  # which a process has loaded before
 
     free = "" if device["free"] is None else f", {human_bytes(device['free'])} free"
     tried = "tried" if is_tried(device, machine) else "isovoxel was not tried on it: check results with isovoxel verify"

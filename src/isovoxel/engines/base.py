@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 from numpy.typing import NDArray
 
-from isovoxel.planning.parts import Block
+from isovoxel.planning.model import Block
 from isovoxel.planning.plan import Plan
 
 

@@ -30,8 +30,8 @@ from isovoxel.errors import DeviceError
 from isovoxel.geometry.axis import Axis
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import Float3
-from isovoxel.planning.cost import thick
-from isovoxel.planning.parts import Block
+from isovoxel.planning.memory import thick
+from isovoxel.planning.model import Block
 from isovoxel.planning.plan import Plan
 
 _HALVES = ("low", "high")

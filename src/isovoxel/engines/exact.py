@@ -27,8 +27,8 @@ from isovoxel.engines.staging import StagedEngine
 from isovoxel.geometry.axis import ceil_div, round_up
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.tables import SPAN, Rows, Table, accumulator, outputs_of, pass_order, passes_at_once
-from isovoxel.planning.choices import MOVES
-from isovoxel.planning.parts import Block
+from isovoxel.planning.model import Block
+from isovoxel.planning.options import MOVES
 from isovoxel.planning.plan import Plan
 
 KEPT_WEIGHTS = 2**14

@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from isovoxel.planning.cost import human_bytes
+from isovoxel.planning.memory import human_bytes
 
 MIB = 2**20
 LEAST_FREE = 32 * MIB

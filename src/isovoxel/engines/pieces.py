@@ -17,7 +17,7 @@ from __future__ import annotations
 import threading
 from dataclasses import replace
 
-from isovoxel.planning.parts import Block
+from isovoxel.planning.model import Block
 from isovoxel.planning.plan import Plan
 
 SMALLEST = 2**22

@@ -35,13 +35,13 @@ from isovoxel.engines.contexts import TURN
 from isovoxel.engines.devices import Device, opencl_device
 from isovoxel.engines.failures import DriverError, is_lost, is_out_of_memory, let_go_of, reason_of
 from isovoxel.engines.forks import check_process
-from isovoxel.engines.hosts import HostPair, Hosts
+from isovoxel.engines.host_buffers import HostBufferPool, HostPair
 from isovoxel.engines.memory import Buffers, Lane, Lanes
 from isovoxel.engines.pieces import Fit, device_bytes, halves
 from isovoxel.errors import DeviceError, DeviceFullError, DeviceLostError
-from isovoxel.planning.cost import human_bytes
 from isovoxel.planning.limits import LANES
-from isovoxel.planning.parts import Block
+from isovoxel.planning.memory import human_bytes
+from isovoxel.planning.model import Block
 from isovoxel.planning.plan import Plan
 
 T = TypeVar("T")
@@ -186,7 +186,7 @@ class StagedEngine(ABC):
         self._buffers = Buffers(queue.context)
         self.lanes = Lanes([Lane(queue.context, self._handle) for _ in range(LANES[device.kind])])
         self.fit = Fit()
-        self.hosts = Hosts(queue)
+        self.hosts = HostBufferPool(queue)
         self._built_for: Plan | None = None
 
     # ---- what an engine adds ---------------------------------------------------------------------------------
@@ -277,7 +277,7 @@ class StagedEngine(ABC):
         if not isinstance(other, StagedEngine) or other is self:
             return
         if self.context == other.context:
-            self.hosts, other.hosts = other.hosts, Hosts(self._queue)
+            self.hosts, other.hosts = other.hosts, HostBufferPool(self._queue)
         else:
             other.hosts.forget()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from isovoxel.errors import DoesNotFitError
-from isovoxel.planning.cost import human_bytes
+from isovoxel.planning.memory import human_bytes
 from isovoxel.planning.plan import Plan
 
 

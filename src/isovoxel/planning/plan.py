@@ -24,11 +24,11 @@ from isovoxel.geometry.halving import scratch_bytes
 from isovoxel.geometry.tables import Table, accumulator, passes_at_once
 from isovoxel.geometry.texture import Texture
 from isovoxel.notebook import InNotebooks
-from isovoxel.planning.choices import FILTERS, MOVES
-from isovoxel.planning.cost import BlockCost, cle_cost, exact_cost
+from isovoxel.planning.chunking import Storage, helper_overhead, seal_overhead, write_overhead
 from isovoxel.planning.limits import DeviceLimits, HostLimits
-from isovoxel.planning.parts import Block, Source
-from isovoxel.planning.storage import Storage, helper_overhead, seal_overhead, write_overhead
+from isovoxel.planning.memory import BlockCost, cle_cost, exact_cost
+from isovoxel.planning.model import Block, Source
+from isovoxel.planning.options import FILTERS, MOVES
 
 
 class Largest(NamedTuple):
@@ -53,7 +53,7 @@ class Plan(InNotebooks):
     factor: Float3
     """Output samples per input sample, z, y, x."""
     interpolation: str
-    """One that the engine has, see `isovoxel.planning.choices`."""
+    """One that the engine has, see `isovoxel.planning.options`."""
     boundary: str
     """"nearest": the rim repeats. "constant": 0 lies around the volume, as ``cle.scale`` has it."""
     engine: str
@@ -87,7 +87,7 @@ class Plan(InNotebooks):
     library: str = ""
     """Package and version of the clEsperanto that scales, where engine cle does."""
     further: tuple[Plan, ...] = ()
-    """How the further levels are made, each from the one before; see `isovoxel.planning.levels`."""
+    """How the further levels are made, each from the one before; see `isovoxel.planning.pyramid`."""
 
     # ---- axes and blocks -------------------------------------------------------------------------------------
 

@@ -1,0 +1,243 @@
+"""How is one block made? It is read, scaled and encoded, and then waits for the disk.
+
+What fails is tried again where that may help, at the place where it failed. Only what could not be flushed to the disk
+must be made anew, for its memory has been given to another block, and flushing once more would say that all is well.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+from numpy.typing import NDArray
+
+from isovoxel.engines.base import Cancelled, Engine, Stage
+from isovoxel.execution.events import BlockDone, Event, Retried
+from isovoxel.execution.flushing import Flusher
+from isovoxel.execution.retry import BlockFailed, clause, retry_transient
+from isovoxel.geometry.box import Box
+from isovoxel.geometry.halving import Halver
+from isovoxel.object_store.retries import patience
+from isovoxel.output.shard import ShardReceipt
+from isovoxel.output.shard_store import PendingShard
+from isovoxel.planning.model import Block
+from isovoxel.planning.plan import Plan
+from isovoxel.readers.base import ReadBox
+
+T = TypeVar("T")
+
+
+class Writer(Protocol):
+    """Where blocks go."""
+
+    def encode(self, box: Box, data: NDArray[Any]) -> PendingShard:
+        """Encode the voxels of a shard; several threads do different ones at the same time."""
+        ...
+
+    def spare(self, cores: int) -> None:
+        """Learn how many cores no block uses."""
+        ...
+
+    def free_bytes(self) -> int:
+        """Return how much room the disk has."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what writing holds."""
+        ...
+
+
+class BlockMaker:
+    """Makes blocks, from any number of threads.
+
+    Parameters
+    ----------
+    plan
+        What blocks are.
+    read, engine, writer
+        What reads, scales and encodes them.
+    tell
+        Called with what happens.
+    next_writer
+        What encodes blocks of the next level, where they are made of these.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        read: ReadBox,
+        engine: Engine,
+        writer: Writer,
+        tell: Callable[[Event], None],
+        next_writer: Writer | None = None,
+    ) -> None:
+        self._plan, self._read, self._engine, self._writer = plan, read, engine, writer
+        self._next_writer = next_writer
+        self._kept = threading.local()
+        self._tell = tell
+        self.cancelled = threading.Event()
+        """Set, it lets blocks that wait for the device or for another attempt raise `Cancelled`."""
+        self._lock = threading.Lock()
+        self._first: dict[int, float] = {}
+        self._last: dict[int, float] = {}
+        self._read_seconds: dict[int, float] = {}
+
+    def idle(self, threads: int, began: float, ended: float) -> float:
+        """Return the seconds in which so many threads had no block yet, or none any more, all together."""
+        never = max(0, threads - len(self._first)) * (ended - began)
+        yet = sum(first - began for first in self._first.values())
+        return never + yet + sum(ended - last for last in self._last.values())
+
+    def read(self, block: Block, box: Box) -> NDArray[Any]:
+        """Return a box that is read for a block before that is made (map_overlap)."""
+        with self._at_work():
+            began = time.perf_counter()
+            voxels = self._attempt("reading", block, lambda: self._read(box))
+            self._read_seconds[block.index] = time.perf_counter() - began
+        return voxels
+
+    def encode(
+        self, block: Block, flush: Callable[[PendingShard], None], voxels: NDArray[Any] | None = None
+    ) -> BlockDone:
+        """Read, scale and encode a block.
+
+        Parameters
+        ----------
+        block
+            A block of the plan, or a part of one: whole shards.
+        flush
+            Called with each shard as soon as it is encoded, in the order of `Box.tiles`; it is on its way to the disk.
+            Those of the next level follow, where they are made of these.
+        voxels
+            Those of its read box; by default they are read.
+
+        Raises
+        ------
+        BlockFailed
+            If something fails for good.
+        Cancelled
+            If the job was cancelled meanwhile.
+        """
+        with self._at_work(), self._engine.staged(block, self._plan) as stage:
+            began = time.perf_counter()
+            if voxels is None:
+                self._attempt("reading", block, lambda: self._read(block.read_box, stage.input))
+            else:
+                stage.input[...] = voxels
+            seconds = time.perf_counter() - began + self._read_seconds.pop(block.index, 0.0)
+            return self._scale_and_encode(stage, block, flush, seconds)
+
+    def make(
+        self,
+        block: Block,
+        flusher: Flusher,
+        voxels: NDArray[Any] | None = None,
+        seat: AbstractContextManager[Any] | None = None,
+    ) -> tuple[list[ShardReceipt], BlockDone]:
+        """Encode a block, and wait until it is on the disk; see `encode`.
+
+        Parameters
+        ----------
+        block, voxels
+            As in `encode`.
+        flusher
+            Waits for the disk.
+        seat
+            What a block in flight holds, entered again for another attempt; it is left while the disk is waited for.
+        """
+
+        def once() -> tuple[list[ShardReceipt], BlockDone]:
+            with seat or nullcontext():
+                shards = flusher.begin(block, _sealed)
+                event = self.encode(block, shards.add, voxels)
+            return shards.end(event).result()
+
+        return self._attempt("writing", block, once)
+
+    def make_by_shards(
+        self, block: Block, flusher: Flusher, seat: AbstractContextManager[Any] | None = None
+    ) -> tuple[list[ShardReceipt], BlockDone]:
+        """Make a block that is too large for the host's memory, one shard after the other; see `make`."""
+        seals: list[ShardReceipt] = []
+        for box in block.write_box.tiles(self._plan.storage.shard):
+            seals += self.make(self._plan.block_of(block.index, box), flusher, seat=seat)[0]
+        return seals, BlockDone(block.index, block.write_box.size, 0, 0, 0, 0, 0, level=block.level)
+
+    def _scale_and_encode(
+        self, stage: Stage, block: Block, flush: Callable[[PendingShard], None], read_seconds: float
+    ) -> BlockDone:
+        began = time.perf_counter()
+        scaled = self._attempt("scaling", block, lambda: stage.scale(self.cancelled))
+        between = time.perf_counter()
+        for box in block.write_box.tiles(self._plan.storage.shard):
+            voxels = scaled.data[box.relative_to(block.write_box.start).slices]
+            flush(self._attempt("writing", block, partial(self._writer.encode, box, voxels)))
+        self._encode_next(block, scaled.data, flush)
+        return BlockDone(
+            index=block.index,
+            voxels=block.write_box.size,
+            read_seconds=read_seconds,
+            wait_seconds=scaled.waited,
+            scale_seconds=between - began - scaled.waited,
+            write_seconds=time.perf_counter() - between,
+            flush_seconds=0.0,
+            pieces=scaled.pieces,
+            read_bytes=block.read_box.size * self._plan.source.itemsize,
+            level=block.level,
+        )
+
+    def _encode_next(self, block: Block, voxels: NDArray[Any], flush: Callable[[PendingShard], None]) -> None:
+        """Make a block of the next level of a whole one, its shards after those of this level."""
+        plan, writer = self._plan.next_along, self._next_writer
+        if plan is None or writer is None or block.write_box != self._plan.block(block.index).write_box:
+            return
+        made = plan.block(block.index).write_box
+        if not hasattr(self._kept, "halver"):
+            self._kept.halver = Halver()
+        smaller = self._kept.halver(voxels, plan.factor, made.shape)
+        for box in made.tiles(plan.storage.shard):
+            part = smaller[box.relative_to(made.start).slices]
+            flush(self._attempt("writing", block, partial(writer.encode, box, part)))
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Keep when a thread began with its first block, and when it was done with its last."""
+        if self.cancelled.is_set():
+            raise Cancelled
+        thread, began = threading.get_ident(), time.perf_counter()
+        with self._lock:
+            self._first.setdefault(thread, began)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._last[thread] = time.perf_counter()
+
+    def patient(self, block: Block) -> AbstractContextManager[None]:
+        """Notify of what is tried again while a block's shards are brought to their place."""
+        return patience(partial(self._told, "writing", block), self.cancelled)
+
+    def _told(self, doing: str, block: Block, error: Exception, pause: float) -> None:
+        self._tell(Retried(block.index, doing, clause(error), pause, block.level))
+
+    def _attempt(self, doing: str, block: Block, do: Callable[[], T]) -> T:
+        """Read, scale or write, and try again where that may help."""
+        try:
+            return retry_transient(do, partial(self._told, doing, block), self.cancelled)
+        except (Cancelled, BlockFailed):
+            raise
+        except Exception as error:
+            raise BlockFailed(doing, block, error) from error
+
+
+def _sealed(
+    _block: Block, seals: list[ShardReceipt] | Exception, event: BlockDone
+) -> tuple[list[ShardReceipt], BlockDone]:
+    """Pass on what became of a block's shards."""
+    if isinstance(seals, Exception):
+        raise seals
+    return seals, event

@@ -1,0 +1,98 @@
+"""How bright shall viewers show each channel? From its darkest to its brightest voxels, but for a few of either.
+
+Some chunks of the full level are read back when it is complete, all where there are few, else at random, always the
+same ones. So this takes a moment, however large the volume, and a job that is interrupted meanwhile does it again when
+it goes on. Looking at every block while it is in memory would take every thread more time, and the ledger more room,
+for what few chunks tell as well; the coarsest level is at hand, but its means hide what is small and bright.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isovoxel.geometry.axis import ceil_div
+from isovoxel.geometry.box import Box
+from isovoxel.metadata.omero import Window
+from isovoxel.object_store.place import Place
+from isovoxel.output.shard_store import level_path
+from isovoxel.planning.plan import Plan
+from isovoxel.readers.open import open_volume
+
+MOST_CHUNKS = 16
+"""How many chunks are read for a channel."""
+MOST_VOXELS = 2**13
+"""How many voxels of a chunk count for the percentiles."""
+PERCENTILES = (0.1, 99.9)
+"""How many of a hundred voxels may be shown as black, and from which one on they may be shown as the brightest."""
+
+
+Voxels = NDArray[Any]
+Attempt = Callable[[Callable[[], Voxels]], Voxels]
+"""Reads, and again where that may help."""
+
+
+def display_windows(output: Place, plan: Plan, attempt: Attempt) -> list[Window]:
+    """Return the window of each channel, or of the only one.
+
+    Parameters
+    ----------
+    output
+        The OME-Zarr, all shards of which are written.
+    plan
+        That of its full level.
+    attempt
+        Called to read each chunk.
+
+    Raises
+    ------
+    InputError
+        If a chunk cannot be read back.
+    """
+    volume = open_volume(output / level_path(plan.level))
+    channels = dict(plan.source.series).get("c", 1)
+    return [
+        _window(lambda chunk: attempt(lambda: volume.read(chunk)), _some_chunks(plan, channel, channels))
+        for channel in range(channels)
+    ]
+
+
+def _some_chunks(plan: Plan, channel: int, channels: int) -> Iterator[Box]:
+    """Yield chunks of a channel, at random where there are many."""
+    counts = [ceil_div(n, c) for n, c in zip(plan.output.shape, plan.storage.chunk, strict=True)]
+    of_one = math.prod(counts)
+    every = of_one * plan.source.n_volumes // channels
+    chosen: Sequence[int] = range(every)
+    if every > MOST_CHUNKS:
+        chosen = sorted(set(np.random.default_rng(0).integers(0, every, MOST_CHUNKS).tolist()))
+    for index in chosen:
+        time, inside = divmod(index, of_one)
+        places = np.unravel_index(inside, counts)
+        z, y, x = (int(i) * c for i, c in zip(places, plan.storage.chunk, strict=True))
+        dz, dy, dx = plan.storage.chunk
+        # Channels are counted fastest.
+        box = Box((z, y, x), (z + dz, y + dy, x + dx), time * channels + channel)
+        yield box & Box.whole(plan.output.shape)
+
+
+def _window(read: Callable[[Box], Voxels], chunks: Iterator[Box]) -> Window:
+    """Return what of a channel is shown; of no numbers at all, from 0 to 1."""
+    kept: list[NDArray[np.float64]] = []
+    low, high = math.inf, -math.inf
+    for chunk in chunks:
+        voxels = read(chunk).reshape(-1)
+        if voxels.dtype.kind == "f":
+            voxels = voxels[np.isfinite(voxels)]
+        if voxels.size:
+            low, high = min(low, float(voxels.min())), max(high, float(voxels.max()))
+            kept.append(voxels[:: ceil_div(voxels.size, MOST_VOXELS)].astype(np.float64))
+    if not kept:
+        return Window(0.0, 0.0, 1.0, 1.0)
+    start, end = (float(value) for value in np.percentile(np.concatenate(kept), PERCENTILES))
+    if start == end:  # one value nearly everywhere: what is brighter must show
+        end = high if high > start else start + 1.0
+    return Window(low, start, end, max(high, end))

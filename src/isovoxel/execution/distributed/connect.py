@@ -1,0 +1,186 @@
+"""Which workers does a job have? Those of this machine, those of a scheduler, or those of a caller's client."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from isovoxel.errors import ClusterError, InterruptedJobError, OptionError
+from isovoxel.execution.distributed.worker_info import WorkerOptions, WorkerPool, same_clesperanto, survey
+from isovoxel.execution.events import Connected, Listener, Waiting
+from isovoxel.execution.job import FLUSHING
+from isovoxel.execution.retry import clause
+from isovoxel.object_store.small_files import read_small
+from isovoxel.planning.limits import DeviceLimits, HostLimits
+
+CONNECT_SECONDS = 10
+"""How long a scheduler may take to answer."""
+FIRST_WORKER_SECONDS = 300.0
+"""How long a scheduler may have no worker: a queue may have to start one."""
+POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A scheduler and its workers, for one job."""
+
+    client: Any
+    """A ``distributed.Client``."""
+    fleet: WorkerPool
+    """The workers, as they were when the job was planned."""
+    wishes: WorkerOptions
+    """What was asked of each of them."""
+
+    def limits(self, engine: str) -> tuple[DeviceLimits, HostLimits]:
+        """Return what every worker keeps, for an engine; see `WorkerPool.device`."""
+        return self.fleet.device(engine), self.fleet.host
+
+    def clesperanto(self) -> tuple[str, str]:
+        """Return package and version of the clEsperanto that all workers have, or nothing and why they have none."""
+        return same_clesperanto(self.client, self.fleet)
+
+    @property
+    def dashboard(self) -> str:
+        """Address of the scheduler's dashboard, or nothing where it has none."""
+        services = self.client.scheduler_info(n_workers=0)["services"]
+        return str(self.client.dashboard_link) if "dashboard" in services else ""
+
+
+@contextlib.contextmanager
+def connected(
+    *,
+    workers: str | int | None = None,
+    scheduler: str | Path | None = None,
+    client: Any = None,
+    wishes: WorkerOptions | None = None,
+    listener: Listener = lambda _event: None,
+) -> Iterator[Cluster]:
+    """Lend the workers that exactly one of three options names, and what they have.
+
+    Parameters
+    ----------
+    workers
+        Workers of this machine, which are started and end here, see `isovoxel.execution.distributed.local_workers`.
+    scheduler
+        Address of a scheduler, or path of its scheduler file.
+    client
+        A ``distributed.Client``, which stays open.
+    wishes
+        What the user asks of each worker.
+    listener
+        Told which workers there are, and where the job has to wait for one.
+
+    Raises
+    ------
+    ClusterError
+        If there is no such scheduler, or its workers cannot be used.
+    OptionError
+        If an option makes no sense.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_quiet())
+        try:
+            cluster = _connect(stack, workers, scheduler, client, wishes or WorkerOptions(), listener)
+        except InterruptedJobError:
+            raise
+        except KeyboardInterrupt as stop:  # here too processes that were started have to end
+            raise InterruptedJobError("interrupted before the job began", getattr(stop, "signal", None)) from None
+        listener(Connected(cluster.dashboard, cluster.fleet.notes))
+        yield cluster
+
+
+def _connect(
+    stack: contextlib.ExitStack,
+    workers: str | int | None,
+    scheduler: str | Path | None,
+    client: Any,
+    wishes: WorkerOptions,
+    listener: Listener,
+) -> Cluster:
+    """Return the cluster that one of the options names; what has to be ended goes onto the stack."""
+    import distributed
+
+    if client is not None:
+        if not isinstance(client, distributed.Client) or client.asynchronous:
+            raise OptionError("client must be a distributed.Client that is synchronous, as Client(address) makes it")
+        if client.status != "running":
+            raise ClusterError(f"the client is {client.status}; give one that is connected")
+    elif scheduler is not None:
+        client = stack.enter_context(_client(_address(scheduler)))
+    else:
+        from isovoxel.execution.distributed.local_workers import start
+
+        started = stack.enter_context(start(str(workers), wishes.threads))
+        client, wishes = stack.enter_context(_client(started)), replace(wishes, flushing=FLUSHING)
+    _await_worker(client, listener)
+    return Cluster(client, survey(client, wishes), wishes)
+
+
+def _address(scheduler: str | Path) -> str:
+    """Return the address of a scheduler, from its scheduler file if need be."""
+    text = str(scheduler)
+    if "://" in text:
+        return text
+    try:
+        return str(json.loads(read_small(text))["address"])
+    except FileNotFoundError:
+        raise ClusterError(
+            f"scheduler must be an address such as tcp://host:8786, or a scheduler file, and there is no file {text!r}"
+        ) from None
+    except OSError as error:
+        raise ClusterError(f"the scheduler file {text} cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ClusterError(f"{text} is no scheduler file; give the one that dask scheduler writes") from None
+
+
+@contextlib.contextmanager
+def _client(where: Any) -> Iterator[Any]:
+    """Lend a client of the scheduler at an address, or of a cluster's."""
+    import warnings
+
+    from distributed import Client
+    from distributed.versions import VersionMismatchWarning
+
+    try:
+        with warnings.catch_warnings():  # what matters of it the survey says, in a sentence
+            warnings.simplefilter("ignore", VersionMismatchWarning)
+            client = Client(where, timeout=CONNECT_SECONDS, set_as_default=False, name="isovoxel")  # type: ignore[no-untyped-call]
+    except (OSError, TimeoutError, ValueError) as error:
+        raise ClusterError(
+            f"the scheduler at {where} does not answer ({clause(error)}); is it running, and can this host reach it?"
+        ) from error
+    with client:
+        yield client
+
+
+def _await_worker(client: Any, listener: Listener) -> None:
+    deadline, told = time.monotonic() + FIRST_WORKER_SECONDS, False
+    while not client.nthreads():
+        if not told:
+            listener(Waiting(FIRST_WORKER_SECONDS))
+            told = True
+        if time.monotonic() > deadline:
+            raise ClusterError(
+                f"the scheduler at {client.scheduler.address} has no worker after {FIRST_WORKER_SECONDS:g} s; "
+                f"start one: dask worker {client.scheduler.address} --preload isovoxel.worker"
+            )
+        time.sleep(POLL_SECONDS)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what distributed logs of lost connections, which the job says in its own words, off the terminal."""
+    handlers = [(handler, handler.level) for handler in logging.getLogger("distributed").handlers]
+    for handler, _ in handlers:
+        handler.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        for handler, level in handlers:
+            handler.setLevel(level)

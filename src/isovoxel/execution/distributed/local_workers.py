@@ -1,0 +1,185 @@
+"""How do workers of this machine start and end? One process for each device, with this one, however this one ends.
+
+Each is told in its environment which device it holds, before anything of OpenCL is loaded: processes are spawned, not
+forked. distributed's nannies, in this process, watch them and start another one where one dies.
+
+A scheduler runs whatever anybody sends it, and other users of the machine reach its port. So it answers those alone who
+have a key (TLS), which is made for this cluster and kept in the memory of its processes.
+
+They leave Ctrl-C to this process, see `isovoxel.execution.distributed.quiet_workers`, and end with it, even where that
+is killed: each waits for the end of a pipe that it holds.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from multiprocessing import get_context
+from typing import Any
+
+from isovoxel.engines.devices import Device, list_devices
+from isovoxel.errors import ClusterError, OptionError
+from isovoxel.execution.distributed.device_pinning import DEVICE
+from isovoxel.execution.host import FEWEST_THREADS, MOST_THREADS
+from isovoxel.execution.job import FLUSHING
+from isovoxel.execution.retry import clause
+
+LOOPBACK = "127.0.0.1"
+MOST_ON_A_CORE = 16
+"""Most workers for each core: more is a mistake, and would fill memory and process table before anything is done."""
+KEPT_MESSAGES = 20
+"""How many messages to a worker a scheduler keeps, for whoever looks for errors in it."""
+
+
+def environments(workers: str) -> list[dict[str, str]]:
+    """Return the environment of each worker that ``--workers`` means.
+
+    Parameters
+    ----------
+    workers
+        "auto" for all GPUs, a number for as many of them, or "cpu:4" for four that share the processor's cores.
+
+    Raises
+    ------
+    OptionError
+        If it is none of these, there are not so many GPUs, or far more workers than cores.
+    """
+    kind, _, count = workers.rpartition(":")
+    if workers != "auto" and not (kind in ("", "cpu") and count.isdecimal() and _number(count) > 0):
+        raise OptionError(
+            f"workers must be auto, a number of GPUs, or cpu: and a number such as cpu:4, not {workers!r}"
+        )
+    if kind == "cpu" and _number(count) > (most := MOST_ON_A_CORE * len(_cores())):
+        raise OptionError(
+            f"workers {_short(workers)} are more processes than the {most} that {len(_cores())} cores can serve; "
+            f"use --workers cpu:{len(_cores())}"
+        )
+    if kind == "cpu":
+        return [_cpu_environment(int(count))] * int(count)
+    gpus = [d for d in list_devices() if d.kind == "gpu"]
+    if not gpus:
+        raise OptionError(f"workers {_short(workers)} means GPUs, and none is here; use --workers cpu:{len(_cores())}")
+    if count.isdecimal() and _number(count) > len(gpus):
+        raise OptionError(
+            f"workers {_short(workers)} means as many GPUs, and only {len(gpus)} are here; use --workers auto"
+        )
+    return [_gpu_environment(gpu) for gpu in (gpus if workers == "auto" else gpus[: int(count)])]
+
+
+def start(workers: str, threads: int | None) -> Any:
+    """Return a ``distributed.SpecCluster`` of workers of this machine, which all are there.
+
+    Parameters
+    ----------
+    workers
+        Which, as in `environments`.
+    threads
+        Blocks in flight on each; by default its share of the cores, and at least three.
+
+    Raises
+    ------
+    ClusterError
+        If they do not start.
+    OptionError
+        As `environments`.
+    """
+    given = environments(workers)
+    import logging
+
+    import dask
+    from distributed import Scheduler, SpecCluster
+    from distributed.security import Security
+
+    from isovoxel.execution.distributed.quiet_workers import OwnNanny, OwnWorker, start_tracker
+
+    start_tracker()
+    _check_semaphores()
+    in_flight = threads or min(MOST_THREADS, max(FEWEST_THREADS, len(_cores()) // len(given)))
+    security = Security.temporary()  # type: ignore[no-untyped-call]
+    options: dict[str, Any] = {
+        "security": security,
+        "protocol": "tls://",
+        "worker_class": OwnWorker,
+        "nthreads": in_flight * (1 + FLUSHING),
+        "memory_limit": 0,  # the plan keeps the budget, and nothing is kept between blocks that could be spilled
+        "host": LOOPBACK,
+        "dashboard_address": f"{LOOPBACK}:0",
+        "dashboard": False,
+        "preload": ["isovoxel.worker"],
+        "preload_argv": [[]],
+    }
+    workers_of = {
+        number: {"cls": OwnNanny, "options": options | {"env": environment}} for number, environment in enumerate(given)
+    }
+    scheduler = {
+        "cls": Scheduler,
+        "options": {
+            "security": security,
+            "protocol": "tls://",
+            "host": LOOPBACK,
+            "port": 0,
+            "dashboard": find_spec("bokeh") is not None,
+            "dashboard_address": f"{LOOPBACK}:0",
+        },
+    }
+    # A scheduler keeps the last messages to each worker, all tasks in them included: by default a thousand.
+    fewer = dask.config.set({"distributed.admin.low-level-log-length": KEPT_MESSAGES})
+    # In a thread, which no Ctrl-C interrupts: what is half started cannot be ended.
+    with fewer, ThreadPoolExecutor(1) as starting:
+        cluster = starting.submit(
+            SpecCluster, workers=workers_of, scheduler=scheduler, security=security, silence_logs=logging.CRITICAL
+        )
+        try:
+            return cluster.result()
+        except KeyboardInterrupt:
+            cluster.result().close()
+            raise
+        except (RuntimeError, OSError, TimeoutError) as error:
+            raise ClusterError(f"the workers of this machine do not start: {clause(_first_cause(error))}") from error
+
+
+def _check_semaphores() -> None:
+    """Raise where the system has no semaphores left, of which the process of each worker takes some."""
+    try:
+        get_context("spawn").Lock()
+    except OSError as error:
+        raise ClusterError(
+            f"workers of this machine need semaphores, which cannot be made ({error.strerror or error}): on Linux they "
+            "lie in /dev/shm, where this user must be able to write; see to that, or scale without --workers"
+        ) from error
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _cpu_environment(workers: int) -> dict[str, str]:
+    share = str(max(1, len(_cores()) // workers))
+    # PoCL 3 takes the first, later ones the second. NVIDIA's driver is shown nothing, so that it is not started.
+    return {
+        DEVICE: "cpu",
+        "CUDA_VISIBLE_DEVICES": "",
+        "POCL_MAX_PTHREAD_COUNT": share,
+        "POCL_CPU_MAX_CU_COUNT": share,
+    }
+
+
+def _gpu_environment(gpu: Device) -> dict[str, str]:
+    """Return the environment that shows a worker exactly one GPU, by what nobody else is called."""
+    return {DEVICE: gpu.uuid, "CUDA_VISIBLE_DEVICES": gpu.uuid} if gpu.uuid else {DEVICE: str(gpu.index)}
+
+
+def _cores() -> set[int] | range:
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+
+
+def _number(digits: str) -> int:
+    """Return a number, one of more than 18 digits as the largest of them: Python refuses those of thousands."""
+    return int(digits) if len(digits.lstrip("0")) <= 18 else 10**18
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:20]}...{text[-5:]}"

@@ -1,0 +1,178 @@
+"""How do workers exchange halos? dask does it, one window of blocks after the other, in a graph on the scheduler.
+
+Each input block is read once, by whoever is free, and goes to the workers that need parts of it. A block's result is
+what its worker says of it, and is taken as it comes; voxels never reach this process.
+
+What does not go well here (a worker that is lost again and again, memory that is short) is left for direct reads, which
+know what to do about it: `run` returns, and the blocks are not done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from dask.base import normalize_token
+from numpy.typing import NDArray
+
+from isovoxel.execution.distributed import rpc
+from isovoxel.execution.distributed.in_flight import ANSWER_SECONDS
+from isovoxel.execution.distributed.outcomes import SchedulerGoneError
+from isovoxel.execution.distributed.submit import GONE_SECONDS
+from isovoxel.execution.distributed.worker_session import Made, Outcome, make_block, membership
+from isovoxel.execution.map_overlap import Window
+from isovoxel.execution.retry import clause
+from isovoxel.geometry.box import Box, Index3
+from isovoxel.planning.model import Block
+from isovoxel.planning.plan import Plan
+
+WATCH_SECONDS = 1.0
+"""How often the scheduler is asked whether the workers are still there, while no block comes back."""
+QUIET_SECONDS = 2.0
+"""How long nothing has to come back, when the job ends before its time, until nothing more is waited for."""
+
+
+@dataclass(frozen=True)
+class _OnWorker:
+    """Something that is done by the membership of the worker that it happens to run on."""
+
+    name: str
+    token: str
+
+    def __dask_tokenize__(self) -> Any:
+        return normalize_token((type(self).__name__, self.name, self.token))
+
+
+class ReadOnWorker(_OnWorker):
+    """Reads what several blocks need."""
+
+    def __call__(self, place: Index3, box: Box) -> NDArray[Any]:
+        """Return the voxels of a box, for the block at that place of the plan."""
+        found: NDArray[Any] = membership(self.name, self.token).do(
+            lambda member: member.read(member.plan.block_at(place, box.volume), box)
+        )
+        return found
+
+
+class MakeOnWorker(_OnWorker):
+    """Scales and writes a block."""
+
+    def __call__(self, voxels: NDArray[Any], block: Block) -> NDArray[Any]:
+        """Return the block's index and `Outcome` as the only element of an array."""
+        outcome = np.empty((1, 1, 1), object)
+        outcome[0, 0, 0] = block.index, make_block(self.name, self.token, block.index, voxels)
+        return outcome
+
+
+@dataclass
+class Windows:
+    """The blocks of a plan, window by window."""
+
+    client: Any
+    """A ``distributed.Client`` that is synchronous."""
+    plan: Plan
+    """What to do."""
+    array: Any
+    """The source as a dask array, or None where workers read it."""
+    name: str
+    """Name of the workers' membership."""
+    token: str
+    """Its run."""
+    workers: Sequence[str]
+    """Addresses of the workers that take part."""
+    take: Callable[[int, Outcome], None]
+    """Called with each block that is done."""
+    stop: Callable[[Sequence[str]], None]
+    """Called where the job ends before its time: blocks in flight finish or give up."""
+
+    def __post_init__(self) -> None:
+        self._heard = time.monotonic()
+
+    def run(self) -> None:
+        """Do windows as long as all goes well.
+
+        Raises
+        ------
+        SchedulerGoneError
+            If the scheduler does not answer any more.
+        Exception
+            What `take` raises.
+        """
+        for places in self.plan.windows():
+            if not self._do(Window(self.plan, places)):
+                return
+
+    def _do(self, window: Window) -> bool:
+        from distributed import futures_of
+
+        array = (
+            window.source(ReadOnWorker(self.name, self.token))
+            if self.array is None
+            else self.array[window.read_box.slices].rechunk(window.input_chunks)
+        )
+        signs = window.written(array, MakeOnWorker(self.name, self.token))
+        persisted = self.client.persist(signs, workers=list(self.workers), allow_other_workers=False)
+        futures = {future.key: future for future in futures_of(persisted)}  # type: ignore[no-untyped-call]
+        del persisted
+        landed: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for key, future in futures.items():
+            future.add_done_callback(lambda _future, key=key: landed.put(key))
+        try:
+            well = True
+            while futures and well:
+                keys = _some(landed, WATCH_SECONDS)
+                well = self._taken(futures, keys) if keys else self._there()
+        except SchedulerGoneError:
+            raise
+        except BaseException:
+            with contextlib.suppress(Exception):  # why the job ends is known already
+                self.stop(self.workers)
+                while keys := _some(landed, QUIET_SECONDS):
+                    self._taken(futures, keys)
+            raise
+        return well
+
+    def _taken(self, futures: dict[Any, Any], keys: Sequence[Any]) -> bool:
+        """Take what came back; False where not all of it is blocks that are done."""
+        came = {key: future for key in keys if (future := futures.pop(key)).status == "finished"}
+        results: dict[Any, Any] = {}
+        # Whatever it was, direct reads do these blocks again, and look at the scheduler.
+        with contextlib.suppress(Exception):
+            results = rpc.gather(self.client, came, seconds=ANSWER_SECONDS) if came else {}
+        well = len(results) == len(keys)
+        for result in results.values():
+            index, outcome = result[0, 0, 0]
+            if isinstance(outcome, Made):
+                self.take(index, outcome)
+            else:
+                well = False
+        return well
+
+    def _there(self) -> bool:
+        """Tell whether a worker is there that may do what is left."""
+        if self.client.status != "running":
+            raise SchedulerGoneError(f"the scheduler has gone, to which the client is {self.client.status}")
+        now = time.monotonic()
+        try:
+            there = rpc.identity(self.client, seconds=ANSWER_SECONDS)["workers"]
+        except Exception as error:
+            if now - self._heard > GONE_SECONDS:
+                raise SchedulerGoneError(f"the scheduler does not answer ({clause(error)})") from error
+            return True
+        self._heard = now
+        return any(address in there for address in self.workers)
+
+
+def _some(landed: queue.SimpleQueue[Any], seconds: float) -> list[Any]:
+    """Return what has come back, once something has; nothing where nothing does for so long."""
+    keys = []
+    with contextlib.suppress(queue.Empty):
+        keys.append(landed.get(timeout=seconds))
+        while True:
+            keys.append(landed.get_nowait())
+    return keys

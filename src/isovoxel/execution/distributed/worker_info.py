@@ -1,0 +1,286 @@
+"""What have the workers? A plan is made from their devices and their memory, not from the client's.
+
+1. Every worker is asked which device it holds, what that and its host have, and which versions it runs.
+2. Of each limit the smallest binds: any block must fit any worker.
+3. What a host has is shared by the workers on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import os
+import platform
+import socket
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from isovoxel.engines.clesperanto import scales_with
+from isovoxel.errors import ClusterError, DeviceError, OptionError
+from isovoxel.execution.distributed.device_pinning import DEVICE, held_device
+from isovoxel.execution.distributed.rpc import ask_workers
+from isovoxel.execution.host import host_limits
+from isovoxel.execution.retry import clause
+from isovoxel.planning.limits import DeviceLimits, HostLimits
+from isovoxel.version import __version__
+
+ANSWER_SECONDS = 120.0
+"""How long workers may take to load OpenCL and answer."""
+LIMIT_SHARE = 0.6
+"""How much of the memory that distributed gives a worker is planned with: from there on it would write to the disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """What the user asks of each worker; None where nothing is said."""
+
+    memory: int | None = None
+    """Bytes that the workers of one host may hold together."""
+    device_memory: int | None = None
+    """Bytes that may be held on each device."""
+    threads: int | None = None
+    """Blocks in flight on each worker."""
+    flushing: int = 0
+    """How many threads a worker has beside each that holds a block in flight, to wait for the disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """One worker, as it describes itself."""
+
+    address: str
+    """Where the scheduler reaches it."""
+    name: str
+    """What the scheduler calls it."""
+    host: str
+    """The machine that it runs on."""
+    pid: int
+    """Its process there."""
+    cores: int
+    """How many cores it may use."""
+    index: int
+    """The number that its device has in its process."""
+    pci: str
+    """PCI bus id of its device, or nothing where it has none."""
+    uuid: str
+    """What NVML calls the GPU with that PCI bus id: the proof of which one it is."""
+    device: DeviceLimits
+    """What its device has."""
+    limits: HostLimits
+    """What its host lets all its workers use together, and how many blocks this one may have in flight."""
+    memory_limit: int | None
+    """Where distributed stops it, if it does."""
+    versions: tuple[tuple[str, str], ...]
+    """What it runs, and in which version."""
+
+
+@dataclass(frozen=True)
+class WorkerPool:
+    """All workers of a job."""
+
+    members: tuple[WorkerInfo, ...]
+    """The workers."""
+
+    def device(self, engine: str) -> DeviceLimits:
+        """Return the limits that every worker's device keeps.
+
+        Raises
+        ------
+        DeviceError
+            If the engine's result would depend on who computes what.
+        """
+        devices = [m.device for m in self.members]
+        kinds = {d.kind for d in devices}
+        if len(kinds) > 1 and engine == "cle":
+            cpus = ", ".join(m.name for m in self.members if m.device.kind == "cpu")
+            raise DeviceError(
+                f"some workers compute on GPUs and some on CPUs ({cpus}), and engine cle gives other bits on each; "
+                "use --engine exact, or workers of one kind"
+            )
+        z, y, x = (min(d.image_shape[axis] for d in devices) for axis in range(3))
+        return DeviceLimits(
+            name=" and ".join(sorted({d.name for d in devices})),
+            kind="cpu" if "cpu" in kinds else "gpu",
+            memory=min(d.memory for d in devices),
+            allowed=min(d.allowed for d in devices),
+            largest_allocation=min(d.largest_allocation for d in devices),
+            image_shape=(z, y, x),
+            shares_host_memory=any(d.shares_host_memory for d in devices),
+            buffer_voxels=min(d.buffer_voxels for d in devices),
+        )
+
+    @property
+    def host(self) -> HostLimits:
+        """The limits that every worker's process keeps."""
+        shares = [self.share(m) for m in self.members]
+        return HostLimits(
+            allowed=min(s.allowed for s in shares),
+            baseline=max(s.baseline for s in shares),
+            threads=min(s.threads for s in shares),
+            helpers=min(s.helpers for s in shares),
+            workers=len(shares),
+        )
+
+    def share(self, member: WorkerInfo) -> HostLimits:
+        """Return what one worker may use of its host."""
+        beside = sum(m.host == member.host for m in self.members)
+        allowed = member.limits.allowed // beside
+        if member.memory_limit is not None:
+            allowed = min(allowed, int(LIMIT_SHARE * member.memory_limit))
+        return replace(member.limits, allowed=allowed, helpers=max(0, member.cores // beside - 1))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of the workers."""
+        count = Counter(m.device.name for m in self.members)
+        if len(count) == 1:
+            return ()
+        return (f"devices differ ({', '.join(f'{n} x {name}' for name, n in sorted(count.items()))}); the least binds",)
+
+
+def versions() -> tuple[tuple[str, str], ...]:
+    """Return what must be the same on both sides."""
+    packages = tuple((name, importlib.metadata.version(name)) for name in ("numpy", "dask", "distributed"))
+    return (("isovoxel", __version__), ("python", ".".join(platform.python_version_tuple()[:2])), *packages)
+
+
+async def look(wishes: WorkerOptions, dask_worker: Any = None) -> WorkerInfo | str:
+    """Return what a worker has, or why it cannot serve; runs there, beside its event loop."""
+    try:
+        return await asyncio.to_thread(_look, wishes, dask_worker)
+    except Exception as error:  # noqa: BLE001 - the client says so; not every error of a driver can be sent
+        return str(error) if isinstance(error, DeviceError | ValueError) else clause(error)
+
+
+def _look(wishes: WorkerOptions, worker: Any) -> WorkerInfo:
+    device = held_device(str(worker.name))
+    limits = host_limits(wishes.memory, device_kind=device.kind)
+    threads = max(1, worker.state.nthreads // (1 + wishes.flushing))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return WorkerInfo(
+        address=worker.address,
+        name=str(worker.name),
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        cores=cores,
+        index=device.index,
+        pci=device.pci,
+        uuid=device.uuid,
+        device=device.limits(wishes.device_memory),
+        limits=replace(limits, threads=min(threads, wishes.threads or threads)),
+        memory_limit=worker.memory_manager.memory_limit,
+        versions=versions(),
+    )
+
+
+def survey(client: Any, wishes: WorkerOptions, workers: Sequence[str] | None = None) -> WorkerPool:
+    """Ask workers what they have.
+
+    Parameters
+    ----------
+    client
+        A ``distributed.Client``.
+    wishes
+        What the user asks of each worker.
+    workers
+        Their addresses; by default all.
+
+    Raises
+    ------
+    ClusterError
+        If a worker does not answer, runs something else than the client, or holds the GPU that another one holds.
+    DeviceError
+        If a worker has no device.
+    """
+    return checked(ask_workers(client, look, wishes, workers=workers, seconds=ANSWER_SECONDS))
+
+
+def checked(found: dict[str, Any]) -> WorkerPool:
+    """Return the fleet that workers' answers, by their addresses, make; see `survey`."""
+    for address, answer in found.items():
+        if isinstance(answer, ModuleNotFoundError):
+            raise ClusterError(
+                f"the worker at {address} has no module {answer.name}; install isovoxel {__version__} there"
+            )
+        if isinstance(answer, str):
+            raise DeviceError(f"the worker at {address} cannot serve: {answer}")
+        if not isinstance(answer, WorkerInfo):
+            raise ClusterError(f"the worker at {address} does not say what it has: {clause(answer)}")
+    members = tuple(sorted(found.values(), key=lambda m: (_natural(m.name), m.address)))
+    _check_versions(members)
+    _check_devices(members)
+    return WorkerPool(members)
+
+
+def same_clesperanto(client: Any, fleet: WorkerPool) -> tuple[str, str]:
+    """Return package and version of the clEsperanto that all workers have, or nothing and why it is none.
+
+    Parameters
+    ----------
+    client
+        A ``distributed.Client``.
+    fleet
+        The workers.
+
+    Raises
+    ------
+    ClusterError
+        If a worker does not answer.
+    """
+    addresses = [member.address for member in fleet.members]
+    answers = ask_workers(client, _clesperanto, workers=addresses, seconds=ANSWER_SECONDS)
+    found: dict[str, WorkerInfo] = {}
+    for member in fleet.members:
+        answer = answers.get(member.address)
+        if not isinstance(answer, tuple):
+            why = "it is gone" if answer is None else clause(answer)
+            raise ClusterError(
+                f"the worker {member.name} on {member.host} does not say which clEsperanto it has: {why}"
+            )
+        library, why_not = answer
+        if not library:
+            return "", f"on {member.host}, at the worker {member.name}, {why_not}"
+        found.setdefault(library, member)
+    if len(found) > 1:
+        named = " and ".join(f"{library} at {member.name} on {member.host}" for library, member in found.items())
+        return "", f"workers have different ones, whose bits differ: {named}; install the same for all"
+    return next(iter(found)), ""
+
+
+async def _clesperanto() -> tuple[str, str]:
+    """Return what this worker has; beside its event loop, for the import takes its time."""
+    try:
+        return await asyncio.to_thread(scales_with)
+    except OptionError as error:
+        return "", str(error)
+
+
+def _check_versions(members: Iterable[WorkerInfo]) -> None:
+    own = versions()
+    for member in members:
+        for (name, here), (_, there) in zip(own, member.versions, strict=True):
+            if here != there:
+                raise ClusterError(
+                    f"the worker {member.name} on {member.host} runs {name} {there}, and this process {here}; "
+                    "install the same in both"
+                )
+
+
+def _check_devices(members: Iterable[WorkerInfo]) -> None:
+    holders: dict[str, WorkerInfo] = {}
+    for member in members:
+        if member.device.kind == "cpu":
+            continue
+        key = member.uuid or f"{member.host} {member.pci or member.index}"
+        if (other := holders.setdefault(key, member)) is not member:
+            raise ClusterError(
+                f"the workers {other.name} and {member.name} on {member.host} hold the same GPU, {member.device.name} "
+                f"({member.pci or member.index}); set {DEVICE}, or CUDA_VISIBLE_DEVICES, to another one for each"
+            )
+
+
+def _natural(name: str) -> tuple[int, str]:
+    """Return what sorts names by their numbers, where they are numbers."""
+    return (int(name), "") if name.isdecimal() else (0, name)

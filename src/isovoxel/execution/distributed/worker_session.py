@@ -1,0 +1,352 @@
+"""What does a worker do for a job? It keeps volume, engine and writer open, and makes the blocks that it is given.
+
+A `JobPlugin` travels to every worker as a plugin, to those that come later too. It opens what it needs when it is
+asked to, before anything is written, or else at the first block. Its name follows from the output: a job that is
+started again finds what the last one left running, and ends it before it begins, so that nothing from before writes
+into an output of today.
+
+As many blocks as the plan allows hold memory at a time; threads beyond them wait for the disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+import pickle
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from distributed import WorkerPlugin, get_worker
+from numpy.typing import NDArray
+
+from isovoxel.engines.base import Cancelled
+from isovoxel.errors import CorruptInputError, DeviceLostError
+from isovoxel.execution.blocks import BlockMaker
+from isovoxel.execution.distributed.device_pinning import held_device
+from isovoxel.execution.events import BlockDone, Event, Filled, Slowed
+from isovoxel.execution.flushing import Flusher
+from isovoxel.execution.host import return_freed_memory
+from isovoxel.execution.job import FLUSHING
+from isovoxel.execution.retry import BlockFailed, clause
+from isovoxel.execution.task import Task
+from isovoxel.geometry.box import Box
+from isovoxel.object_store.place import Place, absolute
+from isovoxel.output.shard import ShardReceipt
+from isovoxel.planning.model import Block
+from isovoxel.terminal import carry_trace
+
+log = logging.getLogger("distributed.worker.isovoxel")
+
+MOST_EVENTS = 100
+"""How many events are kept that threads beside those of blocks tell of, until the next block carries them."""
+END_SECONDS = 60.0
+"""How long blocks in flight may take to come to their end when a job ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A block that is on the disk."""
+
+    seals: tuple[ShardReceipt, ...]
+    """The seals of its shards."""
+    done: BlockDone
+    """What it took."""
+    events: tuple[Event, ...]
+    """What else happened meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class NotMade:
+    """A block that is not on the disk."""
+
+    why: str
+    """"block": something failed that has to do with the block. "worker": the worker could not begin with any.
+    "lost": its device does not answer this process any more. "cancelled": the job ends."""
+    doing: str
+    """What was being done with the block, as `BlockFailed` has it."""
+    error: Exception
+    """What failed."""
+    events: tuple[Event, ...] = ()
+    """What else happened meanwhile."""
+
+
+Outcome = Made | NotMade
+
+
+def job_plugin_of(output: Place) -> str:
+    """Return the name of the plugin that makes an output: the same whenever its job is started."""
+    return f"isovoxel-{hashlib.sha256(os.fsencode(str(absolute(output)))).hexdigest()[:16]}"
+
+
+class ResizableSemaphore:
+    """Lets so many blocks hold memory at a time; a context manager."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self._taken = 0
+        self._free = threading.Condition()
+
+    def __enter__(self) -> None:
+        with self._free:
+            self._free.wait_for(lambda: self._taken < self.number)
+            self._taken += 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._free:
+            self._taken -= 1
+            self._free.notify()
+
+    def halve(self, number: int) -> bool:
+        """Take half of so many seats away, unless somebody did meanwhile; False where there is one only."""
+        with self._free:
+            if self.number == 1:
+                return False
+            if self.number == number:
+                self.number = number // 2
+            return True
+
+
+class WorkerSession:
+    """A worker's part of one job: opened by the first block, closed when all have come to their end.
+
+    Parameters
+    ----------
+    task
+        What to do, and with which device.
+    worker
+        The worker's name.
+    """
+
+    def __init__(self, task: Task, worker: str) -> None:
+        from isovoxel.engines.open import open_engine
+        from isovoxel.execution.task import FILL
+        from isovoxel.output.writer import OmeZarrWriter, next_writer
+        from isovoxel.readers.filled import FilledReader
+
+        plan = task.plan
+        self.plan, self._worker = plan, worker
+        self._here = threading.local()
+        self._elsewhere: deque[Event] = deque(maxlen=MOST_EVENTS)
+        volume = task.open()
+        read = volume.cached(plan.cache) if volume.cached and plan.cache else volume.read
+        if task.fill:
+            read = FilledReader(read, np.dtype(plan.source.dtype), FILL, self._tell_filled)
+        self._engine = open_engine(plan.engine, task.device)
+        self.seats = ResizableSemaphore(self._engine.prepare(plan))
+        waiting = FLUSHING * self.seats.number
+        self._flushing = ThreadPoolExecutor(waiting, thread_name_prefix="flush")
+        self._writer = OmeZarrWriter.of_plan(task.output, plan, plan.helpers, task.attempt)
+        self._next_writer = next_writer(task.output, plan, task.attempt)
+        self._maker = BlockMaker(plan, read, self._engine, self._writer, self._tell, self._next_writer)
+        self._flusher = Flusher(self._flushing, waiting, self._maker.patient)
+
+    def make(self, index: int, voxels: NDArray[Any] | None = None) -> Outcome:
+        """Make a block, and wait until it is on the disk."""
+        self._here.events = events = [self._elsewhere.popleft() for _ in range(len(self._elsewhere))]
+        block = self.plan.block(index)
+        try:
+            seals, done = self._made(block, voxels)
+        except Cancelled as error:
+            return NotMade("cancelled", "", error, tuple(events))
+        except BlockFailed as failure:
+            lost = isinstance(failure.error, DeviceLostError)
+            if not lost:
+                log.warning("%s with %s", failure, clause(failure.error))
+            return NotMade("lost" if lost else "block", failure.doing, portable(failure.error), tuple(events))
+        return Made(tuple(seals), replace(done, worker=self._worker), tuple(events))
+
+    def read(self, block: Block, box: Box) -> NDArray[Any]:
+        """Return voxels that several blocks need (map_overlap)."""
+        self._here.events = []
+        with self.seats:
+            return self._maker.read(block, box)
+
+    def cancel(self) -> None:
+        """Let blocks that wait for the device, or for another attempt, give up."""
+        self._maker.cancelled.set()
+
+    def release(self) -> None:
+        """Let go of memory and threads, when no block is in flight."""
+        self._flushing.shutdown()
+        self._writer.close()
+        if self._next_writer is not None:
+            self._next_writer.close()
+        self._engine.release()
+
+    def _made(self, block: Block, voxels: NDArray[Any] | None) -> tuple[list[ShardReceipt], BlockDone]:
+        """Make a block: with fewer in flight where memory is short, and where it is the only one, shard by shard."""
+        while True:
+            number = self.seats.number
+            try:
+                return self._maker.make(block, self._flusher, voxels, self.seats)
+            except BlockFailed as failure:
+                if not failure.short_of_memory:
+                    raise
+            if not self.seats.halve(number):
+                return self._maker.make_by_shards(block, self._flusher, self.seats)
+            self._engine.release()
+            self._tell(Slowed(self.seats.number))
+
+    def _tell(self, event: Event) -> None:
+        getattr(self._here, "events", self._elsewhere).append(event)
+
+    def _tell_filled(self, error: CorruptInputError) -> None:
+        self._tell(Filled(f"{error.chunk}: {error.reason}"))
+
+
+class JobPlugin(WorkerPlugin):
+    """Carries a job to a worker, and keeps its `WorkerSession` there: a plugin of distributed's.
+
+    Parameters
+    ----------
+    name
+        As `job_plugin_of` returns it.
+    token
+        Tells this run of the job from others.
+    task
+        What to do.
+    """
+
+    def __init__(self, name: str, token: str, task: Task) -> None:
+        self.name, self.token, self._task = name, token, task
+
+    async def setup(self, worker: Any) -> None:
+        """Be at a worker; distributed calls it there."""
+        self._worker = str(worker.name)
+        # It looks at each thread a hundred times a second, which takes ninety threads most of the interpreter.
+        self._profiling = worker.periodic_callbacks.get("profile")
+        if self._profiling is not None:
+            self._profiling.stop()
+        self._changed = threading.Condition()
+        self._member: WorkerSession | None = None
+        self._busy, self._ended = 0, False
+
+    async def teardown(self, worker: Any) -> None:
+        """End here; distributed calls it when the job ends, another of this name comes, or the worker ends."""
+        del worker
+        await asyncio.to_thread(self.end)
+        if self._profiling is not None:
+            self._profiling.start()
+
+    def do(self, work: Callable[[WorkerSession], Any]) -> Any:
+        """Let the member do something, which is opened if need be.
+
+        Raises
+        ------
+        Cancelled
+            If the job has ended here.
+        """
+        member = self._enter()
+        try:
+            return work(member)
+        finally:
+            with self._changed:
+                self._busy -= 1
+                self._changed.notify_all()
+
+    def _enter(self) -> WorkerSession:
+        with self._changed:
+            if self._ended:
+                raise Cancelled
+            if self._member is None:
+                device = held_device(self._worker)
+                self._member = WorkerSession(replace(self._task, device=str(device.index)), self._worker)
+            self._busy += 1
+            return self._member
+
+    def prepare(self) -> None:
+        """Open what the first block would open: volume, engine and writer."""
+        self.do(lambda _member: None)
+
+    def cancel(self) -> None:
+        """Let blocks in flight finish or give up, and begin no other."""
+        with self._changed:
+            self._ended = True
+            if self._member is not None:
+                self._member.cancel()
+
+    def end(self) -> None:
+        """Cancel, wait for the blocks in flight, and let go of everything."""
+        self.cancel()
+        with self._changed:
+            idle = self._changed.wait_for(lambda: not self._busy, END_SECONDS)
+            if idle and self._member is not None:
+                self._member.release()
+                self._member = None
+        return_freed_memory()
+
+
+def membership(name: str, token: str) -> JobPlugin:
+    """Return this worker's membership of that name and run.
+
+    Raises
+    ------
+    Cancelled
+        If that run has ended here.
+    """
+    found = get_worker().plugins.get(name)
+    if not isinstance(found, JobPlugin) or found.token != token:
+        raise Cancelled
+    return found
+
+
+def make_block(name: str, token: str, index: int, voxels: NDArray[Any] | None = None) -> Outcome:
+    """Make a block on the worker that this runs on; every failure is a value."""
+    try:
+        outcome: Outcome = membership(name, token).do(lambda member: member.make(index, voxels))
+    except Cancelled as error:
+        return NotMade("cancelled", "", error)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is the worker's
+        log.warning("the job cannot begin here: %s", clause(error))
+        return NotMade("lost" if isinstance(error, DeviceLostError) else "worker", "", portable(error))
+    return outcome
+
+
+async def prepare(name: str, token: str, dask_worker: Any = None) -> str:
+    """Open what the first block would open, on the worker that this runs on.
+
+    Returns
+    -------
+    str
+        Why that fails, or nothing; nothing also where the device is lost, for which a fresh process helps.
+    """
+    found = dask_worker.plugins.get(name)
+    try:
+        if isinstance(found, JobPlugin) and found.token == token:
+            await asyncio.to_thread(found.prepare)
+    except DeviceLostError:
+        return ""
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is the worker's
+        return clause(error)
+    return ""
+
+
+async def cancel_blocks(name: str, token: str, dask_worker: Any = None) -> None:
+    """Let blocks in flight finish or give up, on the worker that this runs on."""
+    found = dask_worker.plugins.get(name)
+    if isinstance(found, JobPlugin) and found.token == token:
+        await asyncio.to_thread(found.cancel)
+
+
+def portable(error: Exception) -> Exception:
+    """Return an error that reaches another process: itself, or one that says the same."""
+    carry_trace(error, error)
+    try:
+        again = pickle.loads(pickle.dumps(error))  # noqa: S301 - of our own making
+    except Exception:  # noqa: BLE001 - libraries raise what they like
+        again = None
+    if type(again) is type(error) and str(again) == str(error):
+        return error
+    other = OSError(error.errno, error.strerror) if isinstance(error, OSError) else RuntimeError(clause(error))
+    carry_trace(other, error)
+    return other

@@ -1,0 +1,362 @@
+"""Is there something to go on with? What is at the place of the output decides how a job begins.
+
+========================  =================================================================================
+nothing                   it is begun
+an output, complete       nothing is left to do, if it was made the same way; else it is refused
+an output with a ledger   the job goes on, if it was begun the same way; else it is refused
+anything else             refused; `overwrite` replaces an output, see `isovoxel.output.replacing`
+========================  =================================================================================
+
+One process at a time may write an output: it holds the lock in the ledger's folder from before the first change to
+after the last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from isovoxel.errors import (
+    InputError,
+    InputUnavailableError,
+    InterruptedJobError,
+    IsovoxelError,
+    JobError,
+    OutputBusyError,
+    OutputError,
+    OutputExistsError,
+)
+from isovoxel.execution.events import started
+from isovoxel.execution.job import FLUSHING
+from isovoxel.execution.recipe import differences
+from isovoxel.execution.retry import kept
+from isovoxel.object_store.objects import ObjectPlace
+from isovoxel.object_store.place import Place, absolute, place_of
+from isovoxel.output.destination import check_destination
+from isovoxel.output.fence import end_attempts
+from isovoxel.output.ledger import BLOCKS, JOB, LOCK, REPLACED, Ledger, ledger_of, remove_ledger
+from isovoxel.output.ledger_folder import check_folder
+from isovoxel.output.lock import Attempt, Holder, OutputLock, end_attempt, read_holder
+from isovoxel.output.object_lock import ObjectLock, read_object_holder
+from isovoxel.output.provenance import read_provenance
+from isovoxel.output.replacing import needs_settling, put_back, settle
+from isovoxel.planning.continued import continued, makes_the_same
+from isovoxel.planning.plan import Plan
+
+
+@dataclass(frozen=True)
+class OutputState:
+    """How far an output is."""
+
+    complete: bool
+    """Whether it is there as a whole."""
+    done: int = 0
+    """Blocks that are done, of all levels."""
+    blocks: int = 0
+    """Blocks of the job; 0 where nobody knows any more."""
+    holder: str = ""
+    """Who is writing it: a process, its host, and since when."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The output that a user asks for."""
+
+    path: Place
+    """Where."""
+    plan: Plan
+    """By which plan, if it is begun now."""
+    made: Mapping[str, Any]
+    """What makes it, for its attributes."""
+    source_path: str | None
+    """Path or address of the input, where it has one."""
+    overwrite: bool | str
+    """Whether an output that is there is replaced; "now" if it goes before the new one is begun."""
+    cut: tuple[str, ...] = ()
+    """"chunk", "shard" or both, where the user asks for certain ones."""
+    said: str = "factor"
+    """The option that says how far: "zoom", "voxel_size" or "factor"."""
+
+
+@dataclass
+class Begun:
+    """An output that this process holds."""
+
+    folder: Place
+    """The ledger's."""
+    plan: Plan
+    """How it is made: where the job goes on, with the blocks that it was begun with."""
+    ledger: Ledger | None
+    """What of it is done, where the job goes on."""
+    attempt: Attempt
+    """The hold of the lock."""
+
+
+def output_state(path: str | os.PathLike[str]) -> OutputState | None:
+    """Return how far an output is, or None where it is none of isovoxel's."""
+    place = place_of(path)
+    made = made_by(place)
+    if made is None:
+        return None
+    if made.get("complete"):
+        return OutputState(complete=True)
+    folder = ledger_of(place)
+    holder = str(_holder(folder / LOCK) or "")
+    if (ledger := _ledger(folder, made)) is None:
+        return OutputState(complete=False, holder=holder)
+    return OutputState(complete=False, done=ledger.count(), blocks=ledger.plan.all_blocks, holder=holder)
+
+
+def is_complete(wanted: Wanted) -> bool:
+    """Tell whether the output is there already, made the same way; then its ledger goes, should one be left.
+
+    Raises
+    ------
+    OutputExistsError
+        If it is there, made another way.
+    """
+    if wanted.overwrite:
+        return False
+    with contextlib.suppress(OutputError):  # of a process that is at it, or a folder that is not ours
+        _settle(wanted.path, ledger_of(wanted.path))
+    if not _is_made(wanted, wanted.path):
+        return False
+    folder = ledger_of(wanted.path)
+    # Of a process that died between its last two steps.
+    left = folder.exists() if isinstance(folder, Path) else folder.is_dir()
+    if left and not getattr(folder, "read_only", False):
+        with contextlib.suppress(OutputError), _lock(folder / LOCK, wanted.path):
+            _clear(wanted.path, folder)
+    return True
+
+
+def _is_made(wanted: Wanted, place: Place) -> bool:
+    """Tell whether what is at a place is complete and made as is wanted; raise where it was made another way."""
+    made = made_by(place)
+    if made is None or not made.get("complete"):
+        return False
+    if changed := differences(made, wanted.made, wanted.cut, said=wanted.said):
+        raise made_otherwise(wanted.path, made, changed)
+    return True
+
+
+def made_otherwise(path: Place, made: Mapping[str, Any], changed: Sequence[str]) -> OutputExistsError:
+    """Return the error that says what made an output, and what the user asks for now."""
+    if made.get("complete"):
+        return OutputExistsError(
+            f"{path} exists, and was made with {'; '.join(changed)}: give --overwrite or another output"
+        )
+    return OutputExistsError(
+        f"{path} was begun with {'; '.join(changed)}: give what it was begun with to go on, "
+        "--overwrite to begin anew, or another output"
+    )
+
+
+def foresee(wanted: Wanted) -> tuple[Plan, str]:
+    """Return how an output would be made, or gone on with, and what is there of it; nothing is changed or written.
+
+    Returns
+    -------
+    plan, note
+        The plan, with the blocks that a job was begun with which would go on; and what would be done, as a clause,
+        empty where the output would be new.
+
+    Raises
+    ------
+    OutputError, DoesNotFitError
+        As `held` does, and `is_complete`.
+    """
+    path, folder = wanted.path, ledger_of(wanted.path)
+    if not wanted.overwrite and _is_made(wanted, path):
+        return wanted.plan, f"{path} is complete, and was made in this way: nothing is left to do"
+    if holder := _holder(folder / LOCK):
+        raise OutputBusyError(f"{path} is being written by {holder}; wait for it, end it, or give another output")
+    gone = isinstance(path, Path) and isinstance(folder, Path) and not os.path.lexists(path)
+    if gone and os.path.lexists(str(folder / REPLACED)) and not wanted.overwrite:
+        raise OutputExistsError(
+            f"{folder / REPLACED} is an old output of {path}, and comes back; give --overwrite or another output"
+        )
+    plan, ledger = _find(wanted, folder)
+    if ledger is not None:
+        noted, total = ledger.count(), plan.all_blocks
+        return plan, f"{noted} of {total} blocks of {path} are done: the job would go on"
+    there = os.path.lexists(path) if isinstance(path, Path) else path.is_dir()
+    return plan, f"{path} would be replaced" if there else ""
+
+
+@contextlib.contextmanager
+def held(wanted: Wanted) -> Iterator[Begun]:
+    """Hold the output for this process, and say how to go on with it; nothing of it is changed here.
+
+    Raises
+    ------
+    OutputError
+        If it must not or cannot be written, was begun in another way, or is being written by another process.
+    DoesNotFitError
+        If the blocks that it was begun with do not fit any more.
+    """
+    folder = ledger_of(wanted.path)
+    _find(wanted, folder)  # before anything is written, the lock's file too
+    with _lock(folder / LOCK, wanted.path) as lock:
+        attempt = Attempt(absolute(folder / LOCK), lock.word, wanted.path)
+        begun: Begun | None = None
+        ours = False
+        try:
+            _settle(wanted.path, folder, locked=True)
+            try:
+                plan, ledger = _find(wanted, folder)
+                begun = Begun(folder, plan, ledger, attempt)
+                yield begun
+            finally:
+                ours = _end(wanted.path, attempt)
+        except (IsovoxelError, InterruptedJobError) as error:
+            if ours and begun is not None and _put_back(wanted.path, folder):
+                _tell_that_it_is_back(error, begun.plan, wanted.path)
+            raise
+        finally:
+            with contextlib.suppress(InputUnavailableError, OutputError):  # the next process knows what is left to do
+                if ours:
+                    _settle(wanted.path, folder, locked=True)
+                    _clear(wanted.path, folder)
+
+
+def _end(path: Place, attempt: Attempt) -> bool:
+    """Let no thread or worker that may still be at work write anything, before the lock is given back.
+
+    Returns
+    -------
+    bool
+        Whether the lock is held: False where another process has taken it over, or nobody can tell.
+    """
+    held = False
+    with contextlib.suppress(OSError):
+        attempt.check()
+        held = True
+    end_attempt(attempt.word)
+    if isinstance(path, Path):
+        with contextlib.suppress(OSError):  # who takes the lock next does so as well
+            end_attempts(path, attempt)
+    return held
+
+
+def _clear(path: Place, folder: Place) -> None:
+    """Remove the ledger where nothing was begun, or nothing is left to do; not one that keeps an old output."""
+    kept_here = isinstance(folder, Path) and os.path.lexists(folder / REPLACED)
+    if not kept_here and ((made := made_by(path)) is None or made.get("complete")):
+        remove_ledger(folder)
+
+
+def _settle(path: Place, folder: Place, *, locked: bool = False) -> None:
+    """Put an old output back whose replacement a process had begun that died before the new one was there."""
+    if isinstance(path, Path) and isinstance(folder, Path) and needs_settling(path, folder):
+        check_folder(folder)
+        with contextlib.nullcontext() if locked else _lock(folder / LOCK, path):
+            try:
+                settle(path, folder)
+            except OSError as error:
+                raise OutputError(f"{folder / REPLACED} cannot be put back: {error.strerror or error}") from error
+
+
+def _put_back(path: Place, folder: Place) -> bool:
+    """Put an old output back where nothing is done of the one that replaces it; return whether one is back."""
+    if not isinstance(path, Path) or not isinstance(folder, Path):
+        return False
+    with contextlib.suppress(OSError):  # the next process tries it again
+        ledger = Ledger.read(folder)
+        nothing = not (folder / BLOCKS).exists() if ledger is None else not any(ledger.noted())
+        return nothing and put_back(path, folder)
+    return False
+
+
+def _tell_that_it_is_back(error: IsovoxelError | InterruptedJobError, plan: Plan, path: Place) -> None:
+    """Say in an error, in place of how the new output is gone on with, that the old one is back."""
+    if not isinstance(error, JobError | InterruptedJobError):
+        return
+    nothing = f"; {kept(plan, ())}"
+    text = str(error).removesuffix(nothing)
+    error.args = (f"{text}; nothing of the new output was done, so the old one is back at {path}", *error.args[1:])
+    if isinstance(error, InterruptedJobError):
+        error.goes_on = False
+
+
+def _find(wanted: Wanted, folder: Place) -> tuple[Plan, Ledger | None]:
+    """Return how to begin, or to go on with what ledger; raise where neither may be."""
+    path, plan = wanted.path, wanted.plan
+    made = None if wanted.overwrite else made_by(path)
+    if made is None or made.get("complete"):
+        check_destination(
+            path,
+            overwrite=wanted.overwrite,
+            source_identity_path=wanted.source_path,
+            nbytes=plan.disk_bytes,
+            waiting=_waiting(plan),
+            ome_zarr=plan.storage.ome_zarr,
+            labels=bool(wanted.made["labels"]),
+        )
+        return plan, None
+    if changed := differences(made, wanted.made, wanted.cut, said=wanted.said):
+        raise made_otherwise(path, made, changed)
+    if (ledger := _ledger(folder, made)) is None:
+        raise OutputExistsError(
+            f"{path} is not complete, and what of it is done is not known, for {_ledger_state(folder)}; "
+            "give --overwrite to begin anew, or another output"
+        )
+    if not makes_the_same(ledger.plan, plan):
+        raise OutputExistsError(
+            f"{path} is not complete, and its attributes are not those that its job was begun with; give --overwrite "
+            "to begin anew, or another output"
+        )
+    left = 1 - started(ledger.plan, ledger.noted()).voxels_done / ledger.plan.all_voxels
+    check_destination(
+        path,
+        overwrite=False,
+        source_identity_path=wanted.source_path,
+        nbytes=int(left * plan.disk_bytes),
+        waiting=_waiting(ledger.plan),
+        goes_on=True,
+        ome_zarr=plan.storage.ome_zarr,
+        labels=bool(wanted.made["labels"]),
+    )
+    return continued(ledger.plan, plan), ledger
+
+
+def _ledger_state(folder: Place) -> str:
+    """Return why a ledger cannot be used, as a clause."""
+    there = (folder / JOB).is_file()
+    return f"{folder / JOB} is damaged, or of another output" if there else f"{folder} is not there"
+
+
+def _waiting(plan: Plan) -> int:
+    """Return the bytes of all voxels that are encoded and wait until they are where they belong, at a time."""
+    return max(
+        (1 + FLUSHING) * level.in_flight * math.prod(level.block_shape) * level.source.itemsize for level in plan.levels
+    )
+
+
+def _lock(file: Place, output: Place) -> OutputLock | ObjectLock:
+    return ObjectLock(file, output) if isinstance(file, ObjectPlace) else OutputLock(file, output)
+
+
+def _holder(file: Place) -> Holder | None:
+    return read_object_holder(file) if isinstance(file, ObjectPlace) else read_holder(file)
+
+
+def made_by(path: Place) -> dict[str, Any] | None:
+    """Return what an output's attributes say of what made it, or None where it is none of isovoxel's."""
+    try:
+        return read_provenance(path)
+    except InputUnavailableError:
+        raise
+    except InputError:
+        return None
+
+
+def _ledger(folder: Place, made: Mapping[str, Any]) -> Ledger | None:
+    """Return the ledger of an output, or None where it is gone or another's."""
+    ledger = Ledger.read(folder)
+    return ledger if ledger is not None and ledger.plan.fingerprint == made.get("fingerprint") else None

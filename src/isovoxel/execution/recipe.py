@@ -1,0 +1,357 @@
+"""What made an output? Written into its attributes, and read back to compute parts of it again."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from isovoxel.errors import InputError
+from isovoxel.geometry.box import Index3
+from isovoxel.geometry.grid import Float3, number_text
+from isovoxel.planning.chunking import Storage
+from isovoxel.planning.options import GENERATIONS, check_options
+from isovoxel.planning.plan import Plan
+from isovoxel.readers.base import Volume
+from isovoxel.readers.input_state import CHUNKS
+from isovoxel.readers.selection import Selection
+from isovoxel.version import __version__
+
+
+def provenance(planned: Plan, volume: Volume, *, labels: bool) -> dict[str, Any]:
+    """Return what makes an output, for its attributes."""
+    grid = planned.source.grid
+    return {
+        "version": __version__,
+        "revision": [level.revision for level in planned.levels],
+        "engine": planned.engine,
+        **({"clesperanto": planned.library} if planned.library else {}),
+        "device": {"name": planned.device.name, "kind": planned.device.kind},
+        "interpolation": planned.interpolation,
+        "antialias": planned.antialias,
+        "boundary": planned.boundary,
+        "factor": list(planned.factor),
+        "labels": labels,
+        "block": list(planned.block_shape),
+        "storage": {
+            "chunk": list(planned.storage.chunk),
+            "shard": list(planned.storage.shard),
+            "codec": planned.storage.codec,
+            "ome_zarr": planned.storage.ome_zarr,
+        },
+        "levels": {
+            "further": len(planned.further),
+            "interpolation": [level.interpolation for level in planned.further],
+            "factor": [list(level.factor) for level in planned.further],
+            "block": [list(level.block_shape) for level in planned.further],
+        },
+        "input": {
+            "name": volume.name,
+            "kind": volume.kind,
+            "identity": dict(volume.identity),
+            "shape": list(grid.shape),
+            "series": [list(axis) for axis in planned.source.series],
+            "dtype": volume.dtype.name,
+            "voxel_size": list(grid.voxel_size),
+            "origin": list(grid.origin),
+            "unit": grid.unit,
+        },
+        "fingerprint": planned.fingerprint,
+    }
+
+
+TIE = 1e-6
+"""How near to the middle between two voxels a sample counts as there, relative to its position."""
+FIRST_LIBRARY = "pyclesperanto-prototype"
+"""The clEsperanto of 0.1, which does not name it."""
+_NAMES = {
+    "engine": "engine",
+    "interpolation": "interpolation",
+    "antialias": "antialias",
+    "boundary": "boundary",
+    "factor": "factor",
+    "labels": "labels",
+    "storage.codec": "codec",
+    "storage.ome_zarr": "OME-Zarr version",
+    "levels.further": "further levels",
+    "input.identity.path": "input",
+    "input.identity.level": "level",
+    "input.identity.channel": "channel",
+    "input.identity.time": "time point",
+    "input.identity.axes": "axes",
+    "input.identity.crop": "crop",
+    "input.shape": "input shape",
+    "input.series": "time points and channels",
+    "input.dtype": "input dtype",
+    "input.voxel_size": "input voxel size",
+    "input.origin": "input origin",
+    "input.unit": "input unit",
+}
+"""What changes a result, by its place in what `provenance` returns, and what people call it."""
+_SIGNS = {"mtime_ns": "time of last change", "tag": "voxels", CHUNKS: "state of the chunks"}
+"""What people call signs that an input is another, where they do not call it as we do."""
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any], cut: Sequence[str], said: str = "factor") -> list[str]:
+    """Return what makes another result now than what made an output then: "factor (4, 1, 1), now factor (2, 1, 1)".
+
+    How the volume is cut into blocks is none of it: a job goes on with the blocks that it was begun with.
+
+    Parameters
+    ----------
+    then, now
+        As `provenance` returns it; `then` may come from a file, and lack anything.
+    cut
+        "chunk", "shard" or both, where the user asks for certain ones now; otherwise those from then are as good.
+    said
+        The option that says how far now: "zoom", "voxel_size" or "factor".
+    """
+    now = json.loads(json.dumps(now))  # tuples are lists there
+    names = _NAMES | {f"storage.{name}": name for name in cut}
+    if now["engine"] == "cle":  # its bits depend on the device
+        names["device.name"] = "device"
+    found = [
+        f"{_how_far(then, said)}, now {_how_far(now, said)}"
+        if place == "factor"
+        else f"{name} {_text(before)}, now {_text(after)}"
+        for place, name in names.items()
+        if (before := _at(then, place)) != (after := _at(now, place))
+    ]
+    found += _library_changed(then, now)
+    revisions = _at(then, "revision") or [1] * len(now["revision"])  # 0.1 does not say, and has made the first ones
+    if not found and revisions != now["revision"]:  # of another algorithm they say nothing
+        found.append(
+            f"revisions {_text(revisions)} of the algorithms (isovoxel {_at(then, 'version')}), "
+            f"now {_text(now['revision'])} (isovoxel {now['version']})"
+        )
+    before, after = (_identity(made) for made in (then, now))
+    told = {place.rpartition(".")[2] for place in names if place.startswith("input.identity.")}
+    told |= {CHUNKS} - (set(before) & set(after))  # of which version 0.1 knew nothing
+    signs = [key for key in {**before, **after} if key not in told and before.get(key) != after.get(key)]
+    return found + [f"another {_SIGNS.get(key, key)} of the input" for key in signs]
+
+
+def _library_changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return what to say where a job of `cle` would go on with another clEsperanto, whose bits differ.
+
+    Nearest gives the same ones with both generations but where a sample lies between two voxels; of linear a block
+    shifted against the volume's grid differs, for the successor inverts the matrix in float32. What is complete is what
+    was asked for, by whichever.
+    """
+    if now["engine"] != "cle" or then.get("complete"):
+        return []
+    if now["interpolation"] == "nearest" and not _undecided(now["input"]["shape"], now["factor"]):
+        return []
+    before, after = str(then.get("clesperanto") or FIRST_LIBRARY), str(now.get("clesperanto") or FIRST_LIBRARY)
+    package, other = (name.partition(" ")[0] for name in (before, after))
+    if package == other or now["factor"] == [1.0, 1.0, 1.0]:
+        return []
+    name = {of: name for name, of in GENERATIONS.items()}.get(package, package)
+    how = f"ISOVOXEL_CLE={name} chooses the first, pip install {package} brings it"
+    return [f"{before}, now {after}, which interpolates otherwise ({how})"]
+
+
+def _undecided(shape: Sequence[int], factor: Sequence[float]) -> bool:
+    """Return whether a sample lies as near to one voxel as to the next, within what float32 resolves."""
+    for n, f in zip(shape, factor, strict=True):
+        at = (np.arange(max(1, round(n * f))) + 0.5) / f
+        if f != 1 and (np.abs(at - np.rint(at)) < TIE * (1 + at)).any():
+            return True
+    return False
+
+
+def made_with(made: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return the options that an output was made with, as `isovoxel.options.ScalingOptions` names them.
+
+    How the volume is cut is not among them: a job goes on as it was cut.
+
+    Raises
+    ------
+    InputError
+        If its attributes do not say; `name` is what the user called it.
+    """
+    recipe = Recipe.from_provenance(made, name)
+    source: Mapping[str, Any] = made["input"]
+    found = {
+        "factor": recipe.factor,
+        "interpolation": recipe.interpolation,
+        "antialias": recipe.antialias,
+        "boundary": recipe.boundary,
+        "engine": recipe.engine,
+        "labels": made.get("labels") is True,
+        "codec": _at(made, "storage.codec"),
+        "ome_zarr": _at(made, "storage.ome_zarr"),
+        "levels": len(recipe.further),
+        "unit": source.get("unit"),
+    }
+    try:
+        z, y, x = (float(size) for size in source["voxel_size"])
+        Storage((1, 1, 1), (1, 1, 1), found["codec"], found["ome_zarr"])
+        selection = asdict(Selection.of_identity(recipe.identity))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"{name} does not say in its attributes how isovoxel made it: {error}") from error
+    return found | selection | {"input_voxel_size": (z, y, x)}
+
+
+def asked_otherwise(was: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """Return which options that are given are others than an output was made with, as `differences` does.
+
+    Only those that say so by themselves; what others come to depends on the input.
+    """
+    names = {place.rpartition(".")[2]: name for place, name in _NAMES.items()}
+    plain = ("engine", "interpolation", "antialias", "boundary", "labels", "codec", "ome_zarr")
+    return [f"{names[key]} {was[key]}, now {given[key]}" for key in plain if given.get(key, was[key]) != was[key]]
+
+
+def _identity(made: Mapping[str, Any]) -> Mapping[str, Any]:
+    identity = _at(made, "input.identity")
+    return identity if isinstance(identity, Mapping) else {}
+
+
+_UNSAID = {"levels.further": 0, "input.series": [], "storage.ome_zarr": "0.5"}
+"""What outputs of before there was more do not say."""
+
+
+def _at(made: Any, place: str) -> Any:
+    for name in place.split("."):
+        made = made.get(name) if isinstance(made, Mapping) else None
+    return _UNSAID.get(place) if made is None else made
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return f"({', '.join(map(_text, value))})"
+    if value is None:
+        return "none"
+    return number_text(value) if isinstance(value, float) else str(value)
+
+
+def _how_far(made: Mapping[str, Any], said: str) -> str:
+    """Return how far a volume is scaled in the user's own option, or as factors where that does not say it."""
+    factor = _at(made, "factor")
+    try:
+        lengths = zip(_at(made, "input.voxel_size"), factor, _at(made, "input.shape"), strict=True)
+        sides = {number_text(size / f) for axis, (size, f, n) in enumerate(lengths) if axis or n > 1}
+        zooms = {number_text(1 / float(side)) for side in sides}
+    except (TypeError, ValueError, ZeroDivisionError, OverflowError):
+        sides = zooms = set()
+    if said == "zoom" and len(zooms) == 1:
+        return f"zoom {zooms.pop()}"
+    if said == "voxel_size" and len(sides) == 1:
+        return f"voxel size {sides.pop()}"
+    return f"factor {_text(factor)}"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What made a result, as its attributes tell."""
+
+    factor: Float3
+    """Output samples per input sample, z, y, x."""
+    interpolation: str
+    """Any that an engine has."""
+    antialias: bool
+    """Whether kernels were widened."""
+    boundary: str
+    """"nearest" or "constant"."""
+    engine: str
+    """"cle" or "exact"."""
+    device_kind: str
+    """"gpu" or "cpu"."""
+    block: Index3
+    """Shape of a full block."""
+    shape: Index3
+    """Shape of the source, of each of its volumes."""
+    dtype: str
+    """NumPy name of the source's dtype."""
+    identity: Mapping[str, Any]
+    """What tells the source from another or a later one."""
+    complete: bool
+    """Whether the result was written to its end."""
+    series: tuple[tuple[str, int], ...] = ()
+    """Name and length of each axis along which the source has several volumes."""
+    further: tuple[Recipe, ...] = ()
+    """What made the further levels, each of the one before."""
+
+    @classmethod
+    def from_provenance(cls, made: Mapping[str, Any], name: str) -> Recipe:
+        """Return the recipe that `provenance` wrote; `name` is what the user called the output.
+
+        Raises
+        ------
+        InputError
+            If something in it is missing or of another kind.
+        """
+        try:
+            fz, fy, fx = (float(f) for f in made["factor"])
+            z, y, x = (int(n) for n in made["block"])
+            nz, ny, nx = (int(n) for n in made["input"]["shape"])
+            recipe = cls(
+                factor=(fz, fy, fx),
+                interpolation=str(made["interpolation"]),
+                antialias=bool(made["antialias"]),
+                boundary=str(made["boundary"]),
+                engine=str(made["engine"]),
+                device_kind=str(made["device"]["kind"]),
+                block=(z, y, x),
+                shape=(nz, ny, nx),
+                dtype=str(made["input"]["dtype"]),
+                identity=dict(made["input"]["identity"]),
+                complete=made["complete"] is True,
+                series=tuple((str(axis), int(n)) for axis, n in made["input"].get("series", ())),
+            )
+            recipe = replace(recipe, further=tuple(_further(recipe, dict(made.get("levels", {})))))
+            for level in (recipe, *recipe.further):
+                level.check()
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            raise InputError(f"{name} does not say in its attributes how isovoxel made it: {what}") from error
+        return recipe
+
+    def check(self) -> None:
+        """Raise a `ValueError` or a `TypeError` where a value makes no sense."""
+        check_options(
+            engine=self.engine, interpolation=self.interpolation, antialias=self.antialias, boundary=self.boundary
+        )
+        if not all(0 < f < math.inf for f in self.factor):
+            raise ValueError(f"its factor is {self.factor}")
+        if min(*self.block, *self.shape, *(n for _, n in self.series)) < 1:
+            raise ValueError(f"its blocks are {self.block} of {self.shape} voxels")
+        if not isinstance(self.identity.get("path"), str | None):
+            raise TypeError(f"its input is {self.identity['path']!r:.80}")
+
+    def changes(self, source: Volume, *, elsewhere: bool) -> tuple[str, ...]:
+        """Return what of a source's identity is not as it was: "size", "modification time", "metadata".
+
+        Parameters
+        ----------
+        source
+            The source as it is now.
+        elsewhere
+            Whether it may be a copy, whose modification time is another.
+        """
+        names = {"size": "size", "metadata": "metadata"} | ({} if elsewhere else {"mtime_ns": "modification time"})
+        both = [key for key in names if key in self.identity and key in source.identity]
+        return tuple(names[key] for key in both if self.identity[key] != source.identity[key])
+
+
+def _further(recipe: Recipe, made: Mapping[str, Any]) -> Iterator[Recipe]:
+    """Yield what made the further levels, whose sources are the result's own levels."""
+    names = ("interpolation", "factor", "block")
+    for interpolation, factor, block in zip(*(made.get(name, ()) for name in names), strict=True):
+        fz, fy, fx = (float(f) for f in factor)
+        z, y, x = (int(n) for n in block)
+        yield replace(
+            recipe,
+            factor=(fz, fy, fx),
+            interpolation=str(interpolation),
+            antialias=False,
+            boundary="nearest",
+            engine="exact",
+            block=(z, y, x),
+            identity={},
+        )

@@ -1,0 +1,492 @@
+"""Is a result right? Boxes of it are computed again from the source, in float64, where errors would be.
+
+1. Every shard must be there.
+2. Boxes come from three streams in turn, each at random and none twice: around the corners of blocks (where a box
+   meets eight blocks and twelve faces at once) and then their edges, around their faces, and anywhere. 400 boxes
+   meet every corner and every face of 64 blocks, those at the volume's rim among them.
+3. Each is computed by the `reference` engine from the source, and compared: how far off, how many voxels by more than
+   rounding, and how much the error jumps from voxel to voxel across block faces, against inside blocks.
+
+4. So is each further level, in fewer boxes, from the level before it: what it was made from.
+
+Only the sampled boxes and the input they come from are read, so a terabyte is verified as fast as a thumbnail.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isovoxel.engines.reference import Expected, expected, reference_labels
+from isovoxel.errors import DoesNotFitError, InputError, InputUnavailableError
+from isovoxel.execution.recipe import Recipe
+from isovoxel.geometry.axis import ceil_div
+from isovoxel.geometry.box import Box, Index3
+from isovoxel.geometry.tables import accumulator
+from isovoxel.planning.limits import HostLimits
+from isovoxel.planning.memory import human_bytes
+from isovoxel.planning.options import MOVES
+from isovoxel.readers.base import Volume
+
+Floats = NDArray[np.float64]
+
+SIDE = 8
+"""Voxels per side of a sampled box."""
+FLOAT_ERROR = 2e-6
+"""Error that sums in float32 may leave, as a share of what they are made of: also how near to a tie is one."""
+DOUBLE_ERROR = 2.0**-14
+"""Error that sums in float64 may leave, in grey levels of an integer of 32 bits."""
+ROUNDINGS = 6
+"""How often a voxel is rounded beside once for each sample that it weighs: its weights, and between three passes."""
+LEAST_FLOAT = {"cpu": 2.0**-149, "gpu": 2.0**-126}
+"""The smallest float32 that a kind of device tells from 0: a GPU need not know those of fewer digits."""
+POSITION_ERROR = 2.0**-22
+"""Relative error that float32 arithmetic may leave of a position."""
+_FLOAT32 = (float(np.finfo(np.float32).min), float(np.finfo(np.float32).max))
+VOXEL_BYTES = 48
+"""Bytes that computing a box holds of each input voxel beside the voxel itself: float64 values, magnitudes, sums."""
+TEXTURE_BITS = 8
+"""Fractional bits of a GPU texture unit's weights."""
+FURTHER_SHARE = 8
+"""A further level is compared in one box for so many of the full one, as it has an eighth of its voxels."""
+MOST_DRAWN = 2**16
+"""Of how many places at most a random order is kept; of more, each is drawn by itself."""
+TURNS = (*("corner", "face", "face") * 5, "anywhere")
+"""From which stream the next boxes come."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found."""
+
+    samples: int
+    """Boxes drawn."""
+    voxels: int
+    """Voxels compared."""
+    largest_error: float
+    """Largest difference from the reference, in grey levels (or in the dtype's unit)."""
+    mean_error: float
+    """Mean difference."""
+    off_share: float
+    """Share of voxels that differ by more than rounding explains: in the sums, and to the output's dtype."""
+    off_allowed: bool
+    """Whether the engine states a precision coarser than rounding, so that such voxels are to be expected."""
+    wrong: int
+    """Voxels that differ by more than the engine's stated precision: 0 in a right result."""
+    first_wrong: Index3 | None
+    """The first of them."""
+    faces: int
+    """Boxes that lie on a face between two blocks."""
+    face_jump: float
+    """Largest change of the error from one voxel to the next across a block face."""
+    inner_jump: float
+    """The same inside blocks."""
+    jump_allowed: float
+    """What two neighbours may differ in error at most, by the engine's stated precision."""
+    missing_shards: int
+    """Shards of the result that are not there."""
+    unreadable: int
+    """Boxes of the result that cannot be read, for a file in their way is damaged."""
+    source_changes: tuple[str, ...]
+    """What of the source is not as it was when the result was made, such as "size"."""
+    levels: int = 1
+    """How many levels were compared."""
+    first_wrong_level: int = 0
+    """On which of them `first_wrong` lies."""
+    projected: int = 0
+    """Projected bytes of host memory, with what the process held before, where that was limited."""
+    allowed: int = 0
+    """Bytes that the process was allowed, or 0 where that was not limited."""
+    first_unreadable: str = ""
+    """Why the first of the boxes that cannot be read cannot."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether the result is what the recipe makes of the source."""
+        there = self.missing_shards == 0 and self.unreadable == 0
+        return there and self.wrong == 0 and self.face_jump <= self.jump_allowed
+
+    def with_level(self, further: Verdict) -> Verdict:
+        """Return what was found of these levels and of one more."""
+        voxels = max(1, self.voxels + further.voxels)
+        wrong_here = self.first_wrong is not None or further.first_wrong is None
+        # Each level jumps by what it is allowed to, so the one that comes nearest to it, or exceeds it, is told of.
+        nearest = max(self, further, key=lambda level: level.face_jump - level.jump_allowed)
+        return Verdict(
+            samples=self.samples + further.samples,
+            voxels=self.voxels + further.voxels,
+            largest_error=max(self.largest_error, further.largest_error),
+            mean_error=(self.mean_error * self.voxels + further.mean_error * further.voxels) / voxels,
+            off_share=(self.off_share * self.voxels + further.off_share * further.voxels) / voxels,
+            off_allowed=self.off_allowed,
+            wrong=self.wrong + further.wrong,
+            first_wrong=self.first_wrong if wrong_here else further.first_wrong,
+            faces=self.faces + further.faces,
+            face_jump=nearest.face_jump,
+            inner_jump=nearest.inner_jump,
+            jump_allowed=nearest.jump_allowed,
+            missing_shards=self.missing_shards + further.missing_shards,
+            unreadable=self.unreadable + further.unreadable,
+            source_changes=self.source_changes,
+            levels=self.levels + 1,
+            first_wrong_level=self.first_wrong_level if wrong_here else self.levels,
+            first_unreadable=self.first_unreadable or further.first_unreadable,
+        )
+
+
+def verify_levels(
+    source: Volume,
+    results: Sequence[Volume],
+    recipe: Recipe,
+    *,
+    samples: int,
+    seed: int = 0,
+    missing_shards: int = 0,
+    source_changes: tuple[str, ...] = (),
+    host: HostLimits | None = None,
+) -> Verdict:
+    """Compare sampled boxes of all levels of a result with the reference.
+
+    Parameters
+    ----------
+    source
+        The input.
+    results
+        The levels of the output, finest first.
+    recipe, seed, missing_shards, source_changes
+        As in `verify`.
+    samples
+        How many boxes of the full level.
+    host
+        Memory that the process may hold and holds, where it is limited.
+
+    Raises
+    ------
+    DoesNotFitError
+        If computing a single voxel takes more memory than is allowed.
+    """
+    recipes = (recipe, *recipe.further)
+    pairs = list(zip((source, *results), results, recipes, strict=False))
+    beside = max(before.read_overhead + made.read_overhead for before, made, _ in pairs)
+    takes, least = (max(_bytes_of(before, how, n) for before, _, how in pairs) for n in (SIDE, 1))
+    room = takes
+    if host is not None:
+        room = min(takes, host.allowed - host.baseline - beside)
+        if least > room:
+            raise DoesNotFitError(
+                f"computing a voxel again takes {human_bytes(host.baseline + beside + least)} of host memory, of which "
+                f"{human_bytes(host.allowed)} are allowed; choose more --memory"
+            )
+    found = verify(
+        source,
+        results[0],
+        recipe,
+        samples=samples,
+        seed=seed,
+        missing_shards=missing_shards,
+        source_changes=source_changes,
+        room=room,
+    )
+    for before, level, made in pairs[1:]:
+        fewer = ceil_div(samples, FURTHER_SHARE)
+        found = found.with_level(verify(before, level, made, samples=fewer, seed=seed, room=room, is_level=True))
+    return replace(found, projected=(host.baseline if host else 0) + beside + room, allowed=host.allowed if host else 0)
+
+
+def verify(
+    source: Volume,
+    result: Volume,
+    recipe: Recipe,
+    *,
+    samples: int,
+    seed: int = 0,
+    missing_shards: int = 0,
+    source_changes: tuple[str, ...] = (),
+    room: int | None = None,
+    is_level: bool = False,
+) -> Verdict:
+    """Compare sampled boxes of a result with the reference.
+
+    Parameters
+    ----------
+    source, result
+        The input and the output.
+    recipe
+        What made it.
+    samples
+        How many boxes.
+    seed
+        Chooses the boxes; the same seed chooses the same.
+    missing_shards, source_changes
+        What the caller found; part of the verdict.
+    room
+        Bytes that computing a box may hold; boxes that take more are computed in pieces. None for as many as it takes.
+    is_level
+        Whether the input is a level of the same output, whose damage is the result's too.
+    """
+    rng = np.random.default_rng(seed)
+    worst = total = face = inner = allowed_jump = 0.0
+    voxels = off = wrong = count = unreadable = faces = 0
+    first_wrong: Index3 | None = None
+    first_unreadable = ""
+    for place in itertools.islice(_boxes(result.shape, recipe.block, rng), samples):
+        box = place.of(int(rng.integers(result.n_volumes))) if result.n_volumes > 1 else place
+        count += 1
+        try:
+            got = result.read(box)
+            compared = _compare_in_pieces(source, got, recipe, box, room) if is_level else None
+        except InputUnavailableError:
+            raise  # the disk's doing, not the result's
+        except InputError as damage:
+            unreadable += 1
+            first_unreadable = first_unreadable or str(damage)
+            continue
+        error, rounding, precise = compared or _compare_in_pieces(source, got, recipe, box, room)
+        bad = np.abs(error) > rounding + precise
+        if bad.any() and first_wrong is None:
+            z, y, x = (int(a + i) for a, i in zip(box.start, np.argwhere(bad)[0], strict=True))
+            first_wrong = (z, y, x)
+        wrong += int(bad.sum())
+        off += int((np.abs(error) > rounding).sum())
+        worst, total = max(worst, float(np.abs(error).max())), total + float(np.abs(error).sum())
+        across, within = _jumps(error, box, recipe.block)
+        faces += across is not None
+        face, inner = max(face, across or 0.0), max(inner, within)
+        allowed_jump = max(allowed_jump, 2 * float((rounding + precise).max()))
+        voxels += box.size
+    return Verdict(
+        samples=count,
+        voxels=voxels,
+        largest_error=worst,
+        mean_error=total / max(1, voxels),
+        off_share=off / max(1, voxels),
+        off_allowed=recipe.engine == "cle" and recipe.interpolation == "linear",
+        wrong=wrong,
+        first_wrong=first_wrong,
+        faces=faces,
+        face_jump=face,
+        inner_jump=inner,
+        jump_allowed=allowed_jump,
+        missing_shards=missing_shards,
+        unreadable=unreadable,
+        source_changes=source_changes,
+        first_unreadable=first_unreadable,
+    )
+
+
+def _boxes(shape: Index3, block: Index3, rng: np.random.Generator) -> Iterator[Box]:
+    """Yield boxes of a volume without end, in the order that the module tells."""
+    corners = _lattice(shape, block, rng, (3, 2))
+    faces = _lattice(shape, block, rng, (1,))
+    anywhere: Iterator[list[int]] = ([int(rng.integers(0, n)) for n in shape] for _ in itertools.count())
+    streams = {"corner": corners, "face": faces, "anywhere": anywhere}
+    for turn in itertools.cycle(TURNS):
+        centre = next(streams[turn], None)
+        yield _around(next(anywhere) if centre is None else centre, shape)
+
+
+def _lattice(shape: Index3, block: Index3, rng: np.random.Generator, kinds: Sequence[int]) -> Iterator[list[int]]:
+    """Yield a place on each corner (3), edge (2) or face (1) of the blocks: the number says along how many axes."""
+    cuts = [[*range(0, n, b), n] for n, b in zip(shape, block, strict=True)]
+    for kind in kinds:
+        # Along the axes where a place is not at a cut it lies somewhere between two.
+        choices = [
+            [len(c) if axis in at else len(c) - 1 for axis, c in enumerate(cuts)]
+            for at in itertools.combinations(range(3), kind)
+        ]
+        ways = list(itertools.combinations(range(3), kind))
+        ends = np.cumsum([math.prod(counts) for counts in choices])
+        total = int(ends[-1])
+        order = rng.permutation(total) if total <= MOST_DRAWN else rng.integers(0, total, MOST_DRAWN)
+        for index in order:
+            way = int(np.searchsorted(ends, index, side="right"))
+            place = np.unravel_index(int(index) - (int(ends[way - 1]) if way else 0), choices[way])
+            centre = []
+            for axis, i in enumerate(place):
+                cut = cuts[axis]
+                centre.append(cut[i] if axis in ways[way] else int(rng.integers(cut[i], cut[i + 1])))
+            yield centre
+
+
+def _around(centre: list[int], shape: Index3) -> Box:
+    start = [min(max(0, c - SIDE // 2), max(0, n - SIDE)) for c, n in zip(centre, shape, strict=True)]
+    stop = [min(n, a + SIDE) for a, n in zip(start, shape, strict=True)]
+    return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
+
+
+def _compare(source: Volume, got: NDArray[Any], recipe: Recipe, box: Box) -> tuple[Floats, Floats, Floats | float]:
+    """Return the error of each voxel, what rounding explains of it, and what the engine's precision does beyond that.
+
+    All of it by what the voxel itself is made of: beside one of 3e38 a wrong one of 3 still shows.
+    """
+    if recipe.interpolation in MOVES:
+        labels = reference_labels(source.read, source.shape, recipe.factor, box, recipe.interpolation, recipe.boundary)
+        # Labels are right or wrong; how far two of them are apart means nothing, but that they differ must show.
+        same = _same(got, labels) | _tied(source, got, recipe, box)
+        with np.errstate(invalid="ignore"):
+            apart = np.maximum(1.0, np.abs(np.nan_to_num(got.astype(np.float64) - labels.astype(np.float64))))
+        return np.where(same, 0.0, apart), np.zeros(box.shape), 0.0
+    wanted = expected(
+        source.read, source.shape, recipe.factor, box, recipe.interpolation, recipe.boundary, antialias=recipe.antialias
+    )
+    real = _saturated(wanted.values, got.dtype)
+    with np.errstate(invalid="ignore"):  # of NaN that signal
+        error = _difference(got.astype(np.float64), real)
+    rounding = _rounding(got.dtype, real)
+    # cle computes in float32 whatever the dtype.
+    if recipe.engine == "exact" and accumulator(got.dtype) == np.float64:
+        return error, rounding + np.maximum(DOUBLE_ERROR, _of_sums(wanted, 2.0**-53)), 0.0
+    rounding += np.maximum(FLOAT_ERROR * wanted.magnitude, _of_sums(wanted, 2.0**-24))
+    if got.dtype.kind == "f":
+        rounding += (ROUNDINGS + wanted.terms) * LEAST_FLOAT[recipe.device_kind]
+    if recipe.engine == "exact":
+        return error, rounding, 0.0
+    around = _around_samples(source, recipe, box)
+    # Its texture unit takes samples without weight as well, and 0 times NaN is NaN.
+    error = np.where(~around.finite & ~np.isfinite(got), 0.0, error)
+    # Each axis rounds its position, in float32 within the block's input, and on a GPU its weight.
+    step = _position_error(recipe) + (2.0**-TEXTURE_BITS if recipe.device_kind == "gpu" else 0.0)
+    return error, rounding + FLOAT_ERROR * around.largest, 3 * step * around.range
+
+
+def _compare_in_pieces(
+    source: Volume, got: NDArray[Any], recipe: Recipe, box: Box, room: int | None
+) -> tuple[Floats, Floats, Floats]:
+    """Return what `_compare` does, of pieces that are small enough."""
+    error, rounding, precise = (np.empty(box.shape) for _ in range(3))
+    for piece in _pieces(source, recipe, box, room):
+        part = piece.relative_to(box.start).slices
+        error[part], rounding[part], precise[part] = _compare(source, got[part], recipe, piece)
+    return error, rounding, precise
+
+
+def _pieces(source: Volume, recipe: Recipe, box: Box, room: int | None) -> Iterator[Box]:
+    """Yield a box, or cubes of it of which each takes no more than there is room for."""
+    side = SIDE
+    while room is not None and side > 1 and _bytes_of(source, recipe, side) > room:
+        side //= 2
+    return iter([box]) if side == SIDE else box.tiles((side, side, side))
+
+
+def _bytes_of(source: Volume, recipe: Recipe, side: int) -> int:
+    """Return the most bytes that computing a cube of so many output voxels holds, all kernels' support included."""
+    voxels = 1
+    for n, f in zip(source.shape, recipe.factor, strict=True):
+        support = math.ceil(2 / min(1.0, f)) + 1
+        voxels *= min(n, math.ceil(side / f) + 2 * support)
+    return voxels * (VOXEL_BYTES + source.dtype.itemsize)
+
+
+def _saturated(values: Floats, dtype: np.dtype[Any]) -> Floats:
+    """Return values as a dtype has them but for their rounding: finite ones end where its range does."""
+    low, high = (np.iinfo(dtype).min, np.iinfo(dtype).max) if dtype.kind in "iu" else _FLOAT32
+    return np.where(np.isfinite(values), np.clip(values, low, high), values)
+
+
+def _of_sums(wanted: Expected, rounding: float) -> Floats:
+    """Return the most by which sums may be off where each step rounds by such a share of what is summed."""
+    error: Floats = (ROUNDINGS + wanted.terms) * rounding * wanted.magnitude
+    return error
+
+
+class _Around(NamedTuple):
+    """The samples around the position of each output voxel, two on either side along each axis."""
+
+    range: Floats
+    """Largest difference between two of them that are finite."""
+    largest: Floats
+    """Largest magnitude of a finite one."""
+    finite: NDArray[np.bool_]
+    """Whether all are finite."""
+
+
+def _around_samples(source: Volume, recipe: Recipe, box: Box) -> _Around:
+    sides = []
+    for start, stop, n, f in zip(box.start, box.stop, source.shape, recipe.factor, strict=True):
+        below = np.floor((np.arange(start, stop) + 0.5) / f - 0.5).astype(np.int64)
+        sides.append([np.clip(below + k, 0, n - 1) for k in (-1, 0, 1, 2)])
+    first, last = ([int(end(np.array(axis))) for axis in sides] for end in (np.min, np.max))
+    beyond = [n + 1 for n in last]
+    with np.errstate(invalid="ignore"):
+        data = source.read(Box((first[0], first[1], first[2]), (beyond[0], beyond[1], beyond[2]), box.volume)).astype(
+            np.float64
+        )
+    finite = np.isfinite(data)
+    low, high, whole = np.where(finite, data, np.inf), np.where(finite, data, -np.inf), finite
+    for axis, (indices, base) in enumerate(zip(sides, first, strict=True)):
+        low, high, whole = (
+            end.reduce([np.take(values, index - base, axis) for index in indices])
+            for end, values in ((np.minimum, low), (np.maximum, high), (np.logical_and, whole))
+        )
+    if recipe.boundary == "constant":  # 0 around the volume is a neighbour like any other
+        low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
+    some = low <= high
+    low, high = np.where(some, low, 0.0), np.where(some, high, 0.0)
+    return _Around(high - low, np.maximum(-low, high), whole)
+
+
+def _position_error(recipe: Recipe) -> float:
+    """Return by how much float32 may misplace a sample in the input of a block, in input voxels."""
+    return POSITION_ERROR * max(b / min(1.0, f) for b, f in zip(recipe.block, recipe.factor, strict=True))
+
+
+def _tied(source: Volume, got: NDArray[Any], recipe: Recipe, box: Box) -> NDArray[np.bool_]:
+    """Tell which voxels are the other neighbour at a tie, which cle may take where it is asked for cle.scale's rim."""
+    tied = np.zeros(box.shape, np.bool_)
+    if recipe.engine != "cle" or recipe.boundary != "constant":
+        return tied
+    shift = _position_error(recipe)
+    sides = []
+    for start, stop, n, f in zip(box.start, box.stop, source.shape, recipe.factor, strict=True):
+        position = (np.arange(start, stop) + 0.5) / f
+        sides.append([np.clip(np.floor(position + s).astype(int), 0, n - 1) for s in (-shift, shift)])
+    low = [int(below.min()) for below, _ in sides]
+    high = [int(above.max()) + 1 for _, above in sides]
+    data = source.read(Box((low[0], low[1], low[2]), (high[0], high[1], high[2]), box.volume))
+    for chosen in itertools.product(*sides):
+        tied |= _same(got, data[np.ix_(*(index - first for index, first in zip(chosen, low, strict=True)))])
+    return tied
+
+
+def _same(one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.bool_]:
+    """Tell where two arrays hold the same; no number is the same as no number."""
+    same: NDArray[np.bool_] = (one == other) | (np.isnan(one) & np.isnan(other))
+    return same
+
+
+def _difference(got: Floats, expected: Floats) -> Floats:
+    """Return got - expected; 0 where both are the same infinity or both no number, infinite where only one is."""
+    with np.errstate(invalid="ignore"):
+        error = np.where(_same(got, expected), 0.0, got - expected)
+    return np.where(np.isnan(error), np.inf, error)
+
+
+def _rounding(dtype: np.dtype[Any], expected: Floats) -> Floats:
+    """Return by how much each value changes at most when it is rounded to a dtype."""
+    if dtype.kind == "f":
+        rounding: Floats = np.abs(np.where(np.isfinite(expected), expected, 0.0)) * 2.0**-24
+        return rounding
+    return np.full(expected.shape, 0.5)
+
+
+def _jumps(error: Floats, box: Box, block: Index3) -> tuple[float | None, float]:
+    """Return the largest change of the error between neighbours across block faces, if there are any, and inside."""
+    across, within = None, 0.0
+    for axis in range(3):
+        with np.errstate(invalid="ignore"):  # between two infinite errors
+            change = np.abs(np.diff(error, axis=axis))
+        if not change.size:
+            continue
+        change = np.where(np.isnan(change), np.inf, change)
+        at_face = (np.arange(box.start[axis] + 1, box.stop[axis]) % block[axis]) == 0
+        per_plane = np.moveaxis(change, axis, 0).reshape(len(at_face), -1).max(axis=1)
+        if at_face.any():
+            across = max(across or 0.0, float(per_plane[at_face].max()))
+        within = max(within, float(per_plane[~at_face].max(initial=0.0)))
+    return across, within

@@ -1,0 +1,303 @@
+"""What of a job is done? A folder beside the output, `OUT.zarr.isovoxel`, knows while the job is not complete.
+
+Of an output that is a member of a zarr, it lies beside that one.
+
+- `job.json` says by which plan the output is made; what makes it stands in its attributes.
+- `blocks` gets a line for each block when all its shards are files that were flushed to the disk: its level, where that
+  is a further one, its number, and the seal of each shard. Lines are only ever appended, and copied when another
+  process goes on, which cuts one off that was torn when the process died.
+- `lock` is held by the process that writes, see `isovoxel.output.lock`; `made-by-isovoxel` is the folder's mark, see
+  `isovoxel.output.ledger_folder`.
+- `new` is an output for a moment: it is made here and moved to its place. `replaced` is an old output until the new one
+  is complete, and `discarded` one that is being deleted, see `isovoxel.output.replacing`.
+
+A line may be lost with the power, for lines are not flushed one by one: then its block is done again, and the same. A
+seal that does not match its file (torn, missing, from elsewhere) makes the block count as not done. When the output is
+marked complete, the folder goes.
+
+In an object store the same lies beside the output under the same names; `blocks` are several objects
+(`isovoxel.output.lines`), and `new` and `replaced` notes only (`isovoxel.output.object_output`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from isovoxel.errors import OutputError
+from isovoxel.metadata.json_text import parse_json
+from isovoxel.object_store.place import Place
+from isovoxel.object_store.retries import gave_up, retry
+from isovoxel.output.files import write_whole
+from isovoxel.output.ledger_folder import (
+    BLOCKS,
+    JOB,
+    LOCK,
+    MARK,
+    NEW,
+    REPLACED,
+    SAVED,
+    check_folder,
+    claim,
+    discard,
+    read_own,
+)
+from isovoxel.output.lines import FileLines, Lines, ObjectLines
+from isovoxel.output.membership import Membership, membership_of
+from isovoxel.output.shard import PARTIAL, ShardReceipt
+from isovoxel.planning.plan import Plan
+from isovoxel.planning.serialization import plan_from_json, plan_to_json
+
+__all__ = ["BLOCKS", "JOB", "LOCK", "NEW", "REPLACED", "Ledger", "ledger_for", "ledger_of", "remove_ledger"]
+
+
+def ledger_of(output: Place) -> Place:
+    """Return the folder that knows what of an output is done.
+
+    Raises
+    ------
+    OutputError
+        If nothing can be written there.
+    """
+    return ledger_for(output, membership_of(output))
+
+
+def ledger_for(output: Place, store: Membership | None) -> Place:
+    """Return the same, where it is known of which zarr the output is a member."""
+    return output.with_name(f"{output.name}.isovoxel") if store is None else store.ledger
+
+
+class Ledger:
+    """What of one output is done; `begin` makes one, `read` finds one.
+
+    Only the process that holds the output's lock may call what writes.
+    """
+
+    def __init__(self, folder: Place, plan: Plan) -> None:
+        self.folder = folder
+        self.plan = plan
+        """The plan that the output was begun by."""
+        self.filled: list[str] = []
+        """Damaged parts of the input that were filled."""
+        self._check: Callable[[], None] = lambda: None
+        self._blocks = [level.n_blocks for level in plan.levels]
+        blocks = folder / BLOCKS
+        self._lines: Lines = FileLines(blocks) if isinstance(blocks, Path) else ObjectLines(blocks)
+
+    @classmethod
+    def begin(cls, folder: Place, plan: Plan, check: Callable[[], None] = lambda: None) -> Ledger:
+        """Make a new ledger of nothing done, in place of any other.
+
+        Parameters
+        ----------
+        folder, plan
+            Where it lies, and what is done.
+        check
+            As `hold` has it.
+
+        Raises
+        ------
+        OSError
+            If the file system refuses; an `OutputError` if the folder is not isovoxel's.
+        """
+        job, text = folder / JOB, plan_to_json(plan).encode()
+        check()
+        claim(folder)
+        ledger = cls(folder, plan)
+        ledger._lines.clear()
+        if isinstance(job, Path):
+            write_whole(job, text, check)
+        else:
+            job.write(text)
+        ledger.hold(check)
+        return ledger
+
+    @classmethod
+    def read(cls, folder: Place) -> Ledger | None:
+        """Return the ledger in a folder, or None where there is none.
+
+        Raises
+        ------
+        OutputError
+            If a store does not say.
+        """
+        try:
+            check_folder(folder)
+            job = folder / JOB
+            text = read_own(job) if isinstance(job, Path) else job.read_bytes()
+            return cls(folder, plan_from_json(text.decode()))
+        except (OSError, ValueError) as error:
+            if gave_up(error):
+                raise OutputError(f"{folder} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+            return None
+
+    def hold(self, check: Callable[[], None]) -> None:
+        """Take the ledger over from whoever noted blocks before, who notes none any more.
+
+        Parameters
+        ----------
+        check
+            Raises where this process holds the output no more; asked before anything is noted.
+
+        Raises
+        ------
+        OSError
+            If the file system refuses; then it is as it was.
+        """
+        self._check = check
+        if isinstance(self.folder, Path):
+            _sweep(self.folder)
+        self._lines.hold(check)
+
+    def add(self, block: int, seals: Iterable[ShardReceipt], level: int = 0) -> None:
+        """Note that a block of a level is done, whose shards are on the disk; any thread may.
+
+        Raises
+        ------
+        OSError
+            If the file system refuses; then nothing is noted.
+        """
+        line = {"block": block, "shards": [list(seal) for seal in seals]}
+        self._append({"level": level} | line if level else line)
+
+    def add_filled(self, part: str) -> None:
+        """Note that a damaged part of the input was filled; once for each."""
+        if part not in self.filled:
+            self.filled.append(part)
+            self._append({"filled": part})
+
+    def done(self, holds: Callable[[int, int, list[ShardReceipt]], bool]) -> bytearray:
+        """Return a 1 for each block that is done, in the plan's order, level after level, and a 0 for each other.
+
+        Parameters
+        ----------
+        holds
+            Tells whether the shards of a block, by its level and its number there, are files with these seals.
+        """
+        done = bytearray(self.plan.all_blocks)
+        for line in self._read():
+            match line:
+                case Noted(level, block, seals):
+                    # A block that was done again has a later line, which is the one that counts.
+                    done[self._place(line)] = holds(level, block, seals)
+                case str() if line not in self.filled:
+                    self.filled.append(line)
+        return done
+
+    def noted(self) -> bytearray:
+        """Return a 1 for each block that is noted as done, as `done` has it, whatever became of its shards."""
+        noted = bytearray(self.plan.all_blocks)
+        for line in self._read():
+            if isinstance(line, Noted):
+                noted[self._place(line)] = 1
+        return noted
+
+    def count(self) -> int:
+        """Return how many blocks are noted as done."""
+        return sum(self.noted())
+
+    def forget(self) -> None:
+        """Take all blocks for not done, what was filled too.
+
+        Raises
+        ------
+        OSError
+            If the file system refuses.
+        """
+        self._check()
+        self.filled.clear()
+        self._lines.clear()
+
+    def close(self) -> None:
+        """Keep what was noted, and let go of the rest.
+
+        Raises
+        ------
+        OSError
+            If a store refuses what is still to be kept.
+        """
+        self._lines.close()
+
+    def _place(self, line: Noted) -> int:
+        """Return which block a line is about, counted from level to level."""
+        return sum(self._blocks[: line.level]) + line.block
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        self._check()
+        text = json.dumps(line, separators=(",", ":")).encode() + b"\n"
+        retry(lambda: self._lines.add(text))
+
+    def _read(self) -> Iterator[Noted | str]:
+        """Yield what the lines say, one at a time: blocks that the plan has, and parts that were filled."""
+        for text in self._lines:
+            with contextlib.suppress(ValueError):
+                line = parse_json(text)
+                match line:
+                    case {"filled": str(part)} if len(line) == 1:
+                        yield part
+                    case {"block": _, "shards": [*_]}:
+                        noted = _noted(line)
+                        if noted.level < len(self._blocks) and noted.block < self._blocks[noted.level]:
+                            yield noted
+
+
+class Noted(NamedTuple):
+    """What a line says of a block that is done."""
+
+    level: int
+    """Its level."""
+    block: int
+    """Its number there."""
+    seals: list[ShardReceipt]
+    """Those of its shards."""
+
+
+def _noted(line: Mapping[str, Any]) -> Noted:
+    """Return what a line says of a block; a `ValueError` where a value of it is not of its type."""
+    seals = []
+    for seal in line["shards"]:
+        if not (isinstance(seal, list) and len(seal) == 3):
+            raise ValueError(f"no seal: {seal!r:.80}")
+        size, crc, stamp = seal
+        seals.append(ShardReceipt(_whole(size), _whole(crc), stamp if isinstance(stamp, str) else _whole(stamp)))
+    return Noted(_whole(line.get("level", 0)), _whole(line["block"]), seals)
+
+
+def _whole(value: Any) -> int:
+    """Return a whole number from 0 on, as we write them: true is none, nor is 1.0."""
+    if type(value) is not int or value < 0:
+        raise ValueError(f"no whole number: {value!r:.80}")
+    return value
+
+
+def _sweep(folder: Path) -> None:
+    """Remove files that were not written whole by processes that are dead, or are taken for dead."""
+    for name in (JOB, BLOCKS):
+        for partial in folder.glob(f"{name}.*{PARTIAL}"):
+            partial.unlink(missing_ok=True)
+
+
+def remove_ledger(folder: Place) -> None:
+    """Remove what is the ledger's in its folder, the lock's file and the mark last, and the folder if it is empty then.
+
+    Nobody else may hold the lock. In a store, it is left to who holds it. Of a folder that is not isovoxel's, nothing
+    is removed.
+    """
+    with contextlib.suppress(OSError):  # a complete output needs no ledger, and does not mind one
+        check_folder(folder)
+        if not isinstance(folder, Path):
+            (folder / BLOCKS).delete_tree()
+            for name in (REPLACED, NEW, JOB):
+                (folder / name).unlink()
+            return
+        for name in (REPLACED, NEW):
+            discard(folder / name, folder)
+        for name in SAVED.values():
+            (folder / name).unlink(missing_ok=True)
+        _sweep(folder)
+        for name in (BLOCKS, JOB, LOCK, MARK):
+            (folder / name).unlink(missing_ok=True)
+        folder.rmdir()

@@ -1,0 +1,379 @@
+"""Which blocks? Those that fit, and of those the ones that finish first.
+
+They are large, so that little is read twice, and not so few that some threads have nothing left to do.
+
+1. Along each axis, a block is a whole number of shards: candidates are the counts that cut the axis evenly.
+2. For every candidate and axis, count what its blocks read: the longest span (for memory) and the sum of all spans
+   rounded out to the source's chunks (for what is decoded). Both are products over the axes.
+3. Where the source keeps decoded chunks, memory saves decoding. Blocks go z slowest, so what neighbours along x
+   share is kept while some blocks pass, along y while a row of blocks passes, along z while a layer does. An axis
+   whose shared chunks are kept is decoded once, whatever its blocks.
+4. Of all combinations that fit device and host, take the one with the least::
+
+       (DECODE * voxels decoded + KEEP * voxels kept + voxels written + blocks * BLOCK_OVERHEAD)
+       * (blocks + (threads - 1) / 2) / blocks
+
+   The last factor is that of threads which take block after block: they do not end together, and wait half a block
+   for the last, on average. Under cle a block costs CLE_OVERHEAD more for each thread, and PoCL compiles cle's kernels
+   anew for blocks of another shape: COMPILE for each.
+5. Where nothing fits, try smaller shards (unless the user chose them), then fewer blocks in flight; where still
+   nothing fits, refuse with the numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isovoxel.errors import DoesNotFitError, OptionError
+from isovoxel.geometry.axis import Sampler, ceil_div, longest
+from isovoxel.geometry.box import Index3
+from isovoxel.geometry.grid import AXES, Float3, VoxelGrid
+from isovoxel.planning.chunking import Storage, smaller
+from isovoxel.planning.limits import DeviceLimits, HostLimits
+from isovoxel.planning.memory import human_bytes
+from isovoxel.planning.model import Source
+from isovoxel.planning.options import check_options
+from isovoxel.planning.plan import Plan
+from isovoxel.planning.revisions import revision_of
+
+MIB = 2**20
+DECODE = 0.5
+"""What decoding a voxel costs, where scaling, encoding and writing one cost 1 (measured, lz4)."""
+KEEP = 0.5
+"""What room for a decoded voxel costs: memory that is touched for the first time is as slow as decoding (measured)."""
+BLOCK_OVERHEAD = 2**20
+"""What a block costs beside its voxels, in voxels: scheduling, allocations and transfers take a few milliseconds."""
+CLE_OVERHEAD = 2**18
+"""What a block under cle costs each thread, in voxels: 2 ms of Python, in which no other thread runs any (measured)."""
+COMPILE = 2**27
+"""What compiling cle's kernel once more costs on a CPU, in voxels: a quarter of a second (measured, PoCL)."""
+MAX_GRAPH_BLOCKS = 5_000
+"""Most blocks for which `auto` builds a dask graph: at 25 tasks a block (measured) it then takes seconds to make."""
+MAX_SHARDS = 1_000_000
+"""Most shards along one axis; more is a mistake in the zoom or the shard, and would take minutes to plan."""
+KEPT_CHUNK = 2**12
+"""Bytes allowed for keeping a decoded chunk beside its voxels."""
+CANDIDATES = 48
+"""Most block lengths tried along one axis."""
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    """Block lengths along one axis, and what each reads."""
+
+    lengths: list[int]
+    read: NDArray[np.float64]
+    padded: NDArray[np.float64]
+    chunked: NDArray[np.float64]
+    decoded: NDArray[np.float64]
+    blocks: NDArray[np.float64]
+    sizes: NDArray[np.float64]
+    """How many different lengths the blocks have: the last may be shorter."""
+
+
+def make_plan(
+    source: Source,
+    factor: Float3,
+    *,
+    storage: Storage,
+    device: DeviceLimits,
+    host: HostLimits,
+    engine: str = "cle",
+    interpolation: str = "linear",
+    antialias: bool = False,
+    boundary: str = "nearest",
+    halo_mode: str = "auto",
+    fixed_storage: bool = False,
+    output: VoxelGrid | None = None,
+) -> Plan:
+    """Plan how `source` is scaled by `factor` within the limits.
+
+    Parameters
+    ----------
+    source
+        The input's grid, dtype and chunks.
+    factor
+        Output samples per input sample, z, y, x.
+    storage
+        Chunks, shards and codec of the output.
+    device, host
+        What may be used, in bytes.
+    engine, interpolation, antialias, boundary, halo_mode
+        As in `Plan`; halo mode "auto" takes map_overlap where one graph can hold the job.
+    fixed_storage
+        Whether the user chose the shards, so that smaller ones must not be tried.
+    output
+        Where the output's voxels lie; by default `source.grid.scaled(factor)`.
+
+    Raises
+    ------
+    OptionError
+        If an option is none of those that exist, or the output has too many shards.
+    DoesNotFitError
+        If not even one shard fits; the message says what it takes, what is allowed, and what would help.
+    """
+    check_options(engine=engine, interpolation=interpolation, antialias=antialias, boundary=boundary, halo=halo_mode)
+    draft = Plan(
+        source=source,
+        output=output or source.grid.scaled(factor),
+        factor=factor,
+        interpolation=interpolation,
+        boundary=boundary,
+        engine=engine,
+        antialias=antialias,
+        storage=storage,
+        block_shape=storage.shard,
+        in_flight=host.threads,
+        halo_mode="direct" if halo_mode == "auto" else halo_mode,
+        window=(1, 1, 1),
+        device=device,
+        host=host,
+        helpers=host.helpers,
+    )
+    draft = replace(draft, revision=revision_of(draft))
+    for name, m, s in zip(AXES, draft.output.shape, storage.shard, strict=True):
+        if ceil_div(m, s) > MAX_SHARDS:
+            files = "shards" if storage.sharded else "chunks"
+            raise OptionError(
+                f"the output would have {ceil_div(m, s):,} {files} along {name}, more than {MAX_SHARDS:,}; "
+                f"choose a smaller zoom or larger {files}"
+            )
+    fitted = _fit(draft, fixed_storage=fixed_storage)
+    if halo_mode == "direct":
+        return fitted
+    if halo_mode == "auto":
+        overlapped = replace(fitted, halo_mode="map_overlap", window=fitted.block_grid)
+        fits = overlapped.projected_host <= host.allowed and fitted.n_blocks <= MAX_GRAPH_BLOCKS
+        return overlapped if fits and not too_thin(overlapped) else fitted
+    if reason := too_thin(fitted):
+        raise DoesNotFitError(f"{reason}; use --halo direct, or larger {'--shard' if storage.sharded else '--chunk'}")
+    return replace(fitted, window=_window(fitted))
+
+
+def plan_chunks(
+    source: Source,
+    factor: Float3,
+    *,
+    chunks: Index3,
+    fixed: bool,
+    device: DeviceLimits,
+    host: HostLimits,
+    engine: str = "cle",
+    interpolation: str = "linear",
+    antialias: bool = False,
+    boundary: str = "nearest",
+) -> Plan:
+    """Plan one dask graph whose blocks are `chunks`, or the largest halves of them that fit the device.
+
+    The host's memory is the business of whoever computes the graph; the other parameters are as in `make_plan`.
+
+    Raises
+    ------
+    OptionError
+        If an option is none of those that exist.
+    DoesNotFitError
+        If `chunks` are `fixed` and do not fit the device.
+    """
+    check_options(engine=engine, interpolation=interpolation, antialias=antialias, boundary=boundary)
+    output = source.grid.scaled(factor)
+    # A chunk of its own length is one storage chunk and one shard: nothing is stored here.
+    storage = Storage(_clipped(chunks, output.shape), _clipped(chunks, output.shape))
+    while True:
+        plan = Plan(
+            source=source,
+            output=output,
+            factor=factor,
+            interpolation=interpolation,
+            boundary=boundary,
+            engine=engine,
+            antialias=antialias,
+            storage=storage,
+            block_shape=storage.shard,
+            in_flight=host.threads,
+            halo_mode="map_overlap",
+            window=(1, 1, 1),
+            device=device,
+            host=host,
+        )
+        plan = replace(plan, window=plan.block_grid)
+        excess = plan.cost.excess(device)
+        if not excess:
+            break
+        longest_side = max(storage.shard)
+        if fixed or longest_side == 1:
+            raise DoesNotFitError(f"a chunk of {storage.shard} output voxels takes {excess}; choose smaller chunks")
+        halves = [ceil_div(n, 2) if n == longest_side else n for n in storage.shard]
+        storage = Storage((halves[0], halves[1], halves[2]), (halves[0], halves[1], halves[2]))
+    return plan
+
+
+def _fit(draft: Plan, *, fixed_storage: bool) -> Plan:
+    """Return the draft with the best storage, number of blocks in flight and block shape that fit."""
+    while True:
+        storage: Storage | None = draft.storage
+        while storage is not None:
+            if found := _best(replace(draft, storage=storage)):
+                return found
+            storage = None if fixed_storage else smaller(storage)
+        if draft.in_flight == 1:
+            raise DoesNotFitError(_refusal(draft, fixed_storage=fixed_storage))
+        in_flight = draft.in_flight // 2
+        draft = replace(draft, in_flight=in_flight, helpers=min(draft.helpers, in_flight - 1))
+
+
+def _best(draft: Plan) -> Plan | None:
+    """Return the draft with the block shape and cache of the least score that fits, or None where no shard fits."""
+    z, y, x = axes = tuple(
+        _candidates(sampler, chunk, shard, before, after)
+        for sampler, chunk, shard, before, after in zip(
+            draft.samplers, draft.source.chunks, draft.storage.shard, *draft.source.beside, strict=True
+        )
+    )
+    # As float64, which holds counts that overflow 64-bit integers; whether one fits is checked in exact integers.
+    written = _product(*(np.array(c.lengths, dtype=np.float64) for c in axes))
+    volumes = draft.source.n_volumes
+    blocks = volumes * _product(z.blocks, y.blocks, x.blocks)
+    in_flight = np.minimum(draft.in_flight, blocks)
+    cached = _caches(axes, draft, in_flight)
+    decoded = volumes * np.stack([_decoded(axes, draft.source.decoded_shape, last) for last in range(len(cached))])
+
+    kept = cached / draft.source.itemsize
+    overhead = BLOCK_OVERHEAD + (CLE_OVERHEAD * in_flight if draft.engine == "cle" else 0)
+    work = DECODE * decoded + KEEP * kept + volumes * math.prod(draft.output.shape) + blocks * overhead
+    score = work * (blocks + (draft.in_flight * draft.host.workers - 1) / 2) / blocks
+    if draft.engine == "cle" and draft.device.kind == "cpu":
+        score = score + COMPILE * _product(z.sizes, y.sizes, x.sizes)
+
+    # A first sieve, so that few need the exact check: the output alone must fit the largest allocation.
+    roomy = written * draft.source.itemsize <= draft.device.largest_allocation
+    eligible = np.flatnonzero(np.broadcast_to(roomy, score.shape))
+    blocks = np.broadcast_to(blocks, score.shape)
+    for flat in eligible[np.lexsort((blocks.flat[eligible], cached.flat[eligible], score.flat[eligible]))]:
+        _, i, j, k = (int(n) for n in np.unravel_index(flat, score.shape))
+        shape, cache, at_once = (z.lengths[i], y.lengths[j], x.lengths[k]), int(cached.flat[flat]), in_flight[i, j, k]
+        if _fits(draft, axes, (i, j, k), shape, cache, int(at_once)):
+            return replace(draft, block_shape=shape, cache=cache, in_flight=int(at_once))
+    return None
+
+
+def _caches(axes: tuple[_Candidates, ...], draft: Plan, in_flight: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the bytes to keep nothing, or what neighbours share along x, y and x, or all axes, for all candidates."""
+    z, y, x = (c.chunked for c in axes)
+    nothing = np.zeros_like(in_flight)
+    if not draft.source.caches:
+        return nothing[None]
+    voxels = math.prod(draft.source.chunks)
+    itemsize = draft.source.itemsize + KEPT_CHUNK / voxels
+    _, ny, nx = (np.full_like(c.chunked, n) for c, n in zip(axes, draft.source.decoded_shape, strict=True))
+    passing = itemsize * (in_flight + 1) * _product(z, y, x)
+    row, layer = itemsize * _product(z, y, nx), itemsize * _product(z, ny, nx)
+    return np.stack([nothing, passing, passing + row, passing + row + layer])
+
+
+def _decoded(axes: tuple[_Candidates, ...], shape: Index3, kept: int) -> NDArray[np.float64]:
+    """Return the voxels decoded where the last `kept` axes are decoded once, for all candidates."""
+    return _product(
+        *(
+            np.full_like(c.decoded, n) if axis >= len(AXES) - kept else c.decoded
+            for axis, (c, n) in enumerate(zip(axes, shape, strict=True))
+        )
+    )
+
+
+def _fits(draft: Plan, axes: tuple[_Candidates, ...], at: Index3, shape: Index3, cache: int, in_flight: int) -> bool:
+    """Tell whether blocks of this shape fit device and host, in exact integers."""
+    read, padded = (
+        tuple(int(getattr(c, name)[i]) for c, i in zip(axes, at, strict=True)) for name in ("read", "padded")
+    )
+    cost = draft.cost_of(read=(read[0], read[1], read[2]), padded=(padded[0], padded[1], padded[2]), written=shape)
+    shared = cost.device - cost.in_place if draft.device.shares_host_memory else 0
+    held = in_flight * draft.source.itemsize * math.prod(read) if draft.halo_mode == "map_overlap" else 0
+    host = draft.host.baseline + shared + held + cache + draft.helping + in_flight * cost.host
+    return not cost.excess(draft.device, in_flight) and host <= draft.host.allowed
+
+
+def _candidates(sampler: Sampler, chunk: int, shard: int, before: int = 0, after: int = 0) -> _Candidates:
+    """Return the block lengths worth trying along one axis, longest first.
+
+    The first chunk has so many voxels before the volume, and the last so many after it, which are decoded as well.
+    """
+    axis = sampler.axis
+    shards = ceil_div(axis.m, shard)
+    counts = np.unique(np.geomspace(1, shards, CANDIDATES).round().astype(np.int64))
+    lengths = sorted({min(axis.m, ceil_div(shards, int(n)) * shard) for n in counts}, reverse=True)
+    read, padded, chunked, decoded, blocks, sizes = [], [], [], [], [], []
+    for length in lengths:
+        span = sampler.spans(*axis.intervals(length))
+        ends = np.minimum(before + axis.n + after, -(-(before + span.last) // chunk) * chunk)
+        whole_chunks = ends - (before + span.first) // chunk * chunk
+        most = longest(sampler, length)
+        read.append(most[0])
+        padded.append(most[1])
+        chunked.append(int(whole_chunks.max()))
+        decoded.append(int(whole_chunks.sum()))
+        blocks.append(len(span.first))
+        sizes.append(2 if axis.m % length else 1)
+    return _Candidates(
+        lengths, *(np.array(v, dtype=np.float64) for v in (read, padded, chunked, decoded, blocks, sizes))
+    )
+
+
+def _product(z: NDArray[np.float64], y: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[np.float64]:
+    product: NDArray[np.float64] = z[:, None, None] * y[None, :, None] * x[None, None, :]
+    return product
+
+
+def too_thin(plan: Plan) -> str:
+    """Return why map_overlap cannot serve these blocks, or nothing: dask takes a halo from the next block only."""
+    for name, axis, length, depth in zip(AXES, plan.axes, plan.block_shape, plan.halo, strict=True):
+        _, stops = axis.intervals(length)
+        thinnest = int(np.diff(axis.cuts(stops), prepend=0).min())
+        if len(stops) > 1 and thinnest < max(1, *depth):
+            return f"map_overlap cannot take a halo of {max(depth)} along {name} from blocks of {thinnest} input voxels"
+    return ""
+
+
+def _window(plan: Plan) -> Index3:
+    """Return the largest box of blocks whose input may be held at once: whole rows first, then planes.
+
+    It grows along x, then y, then z, doubling, so that windows are long where the source is contiguous.
+    """
+    window = [1, 1, 1]
+    for axis in (2, 1, 0):
+        while window[axis] < plan.block_grid[axis]:
+            wider = window.copy()
+            wider[axis] = min(2 * window[axis], plan.block_grid[axis])
+            candidate = replace(plan, window=(wider[0], wider[1], wider[2]))
+            if candidate.projected_host > plan.host.allowed:
+                return (window[0], window[1], window[2])
+            window = wider
+    return (window[0], window[1], window[2])
+
+
+def _refusal(draft: Plan, *, fixed_storage: bool) -> str:
+    """Say why the smallest block does not fit, with both numbers and the remedy."""
+    storage = draft.storage
+    while not fixed_storage and (less := smaller(storage)):
+        storage = less
+    shape = _clipped(storage.shard, draft.output.shape)
+    least = replace(draft, storage=storage, block_shape=shape, in_flight=1)
+    file = "shard" if storage.sharded else "chunk"
+    smaller_files = f"a smaller --{file}"
+    what = f"no block fits: one {file} of {shape} voxels takes "
+    if excess := least.cost.excess(draft.device):
+        remedy = smaller_files if fixed_storage or math.prod(shape) > 1 else "a smaller zoom"
+        return f"{what}{excess}; choose {remedy}, more --device-memory or another --device"
+    return (
+        f"{what}{human_bytes(least.projected_host)} of host memory, {human_bytes(draft.host.baseline)} of it for "
+        "Python, libraries, the device's driver and what this process holds already; "
+        f"{human_bytes(draft.host.allowed)} are allowed; "
+        f"choose --memory {ceil_div(least.projected_host, MIB)}MiB or more, or {smaller_files}"
+    )
+
+
+def _clipped(shape: Index3, whole: Index3) -> Index3:
+    return (min(shape[0], whole[0]), min(shape[1], whole[1]), min(shape[2], whole[2]))

@@ -1,0 +1,113 @@
+"""Store a plan as JSON, and read it back strictly: an equal plan, or a `ValueError`, whatever the text is.
+
+A plan that is read back may come from a file that is damaged. So each value must be of its field's type, and numbers
+that no fingerprint protects must make sense by themselves.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import types
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from functools import cache
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from isovoxel.geometry.axis import ceil_div
+from isovoxel.planning.options import HALO_MODES, check_options
+from isovoxel.planning.plan import Plan
+
+LARGEST = 2**63
+"""Numbers of a plan are smaller; infinity and what is no number are not."""
+
+
+def plan_to_json(plan: Plan) -> str:
+    """Return a plan as JSON, from which `plan_from_json` makes an equal plan."""
+    return json.dumps(asdict(plan))
+
+
+def plan_from_json(text: str) -> Plan:
+    """Return the plan that `plan_to_json` wrote.
+
+    Raises
+    ------
+    ValueError
+        If it is none.
+    """
+    try:
+        plan: Plan = _decoded(Plan, json.loads(text))
+    except (RecursionError, TypeError) as error:  # brackets without end; fields that are not there
+        raise ValueError(f"no plan: {error}") from error
+    for number, level in enumerate(plan.levels):
+        _check(level, number, plan)
+    return plan
+
+
+def _decoded(hint: Any, value: Any) -> Any:
+    """Return a value of JSON as a field of this type holds it."""
+    if is_dataclass(hint):
+        kind: Any = hint
+        hints = _hints(kind)
+        if not isinstance(value, dict) or not value.keys() <= hints.keys():
+            raise ValueError(f"no {getattr(hint, '__name__', hint)}: {value!r:.80}")
+        return kind(**{name: _decoded(hints[name], item) for name, item in value.items()})
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return None if value is None else _decoded(inner[0], value)
+    if origin is tuple and isinstance(value, list):
+        each = (inner[0],) * len(value) if inner[1:] == (...,) else inner
+        return tuple(_decoded(kind, item) for kind, item in zip(each, value, strict=True))
+    if origin is Mapping and isinstance(value, dict):
+        return _tuples(value)
+    if hint is float and type(value) in (int, float) and abs(value) < LARGEST:
+        return value
+    if hint in (int, str, bool) and type(value) is hint and (hint is not int or abs(value) < LARGEST):
+        return value
+    raise ValueError(f"no {hint}: {value!r:.80}")
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    """Return the types of a dataclass's fields."""
+    hints = get_type_hints(kind)
+    return {name: hints[name] for name in kind.__dataclass_fields__}
+
+
+def _tuples(value: Any) -> Any:
+    """Return JSON with its arrays as tuples, as dataclasses hold them."""
+    if isinstance(value, list):
+        return tuple(_tuples(v) for v in value)
+    if isinstance(value, dict):
+        return {k: _tuples(v) for k, v in value.items()}
+    return value
+
+
+def _check(plan: Plan, number: int, full: Plan) -> None:
+    """Raise a `ValueError` where a level's numbers make no sense."""
+    check_options(
+        engine=plan.engine,
+        interpolation=plan.interpolation,
+        antialias=plan.antialias,
+        boundary=plan.boundary,
+        halo=plan.halo_mode,
+    )
+    lengths = zip(plan.block_shape, plan.storage.shard, plan.output.shape, strict=True)
+    sound = (
+        (plan.level, plan.along) in ((number, False), (1, number == 1))
+        and (number == 0 or not plan.further)
+        and plan.halo_mode in HALO_MODES[1:]
+        and all(0 < f < math.inf for f in plan.factor)
+        and all(b > 0 and (b % s == 0 or b >= n) for b, s, n in lengths)
+        and min(*plan.source.chunks, *plan.window, plan.in_flight, plan.revision) > 0
+        and min(*plan.source.beside[0], *plan.source.beside[1], plan.source.read_overhead, plan.cache, plan.helpers)
+        >= 0
+        and all(length > 0 for _, length in plan.source.series)
+    )
+    if not sound or (plan.along and _grid(plan) != _grid(full)):
+        raise ValueError(f"the plan of level {number} makes no sense")
+
+
+def _grid(plan: Plan) -> list[int]:
+    """Return how many blocks lie along each axis."""
+    return [ceil_div(n, b) for n, b in zip(plan.output.shape, plan.block_shape, strict=True)]

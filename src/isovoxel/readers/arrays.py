@@ -1,0 +1,229 @@
+"""How does an array that the caller holds become a volume? NumPy by copying boxes, dask by computing them."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import accumulate, pairwise, product
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from isovoxel.errors import InputError
+from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import AXES
+from isovoxel.metadata.units import canonical_unit
+from isovoxel.readers.axes import UNNAMED, Picked, pick, plain_zyx
+from isovoxel.readers.base import ReadBox, Volume, check_voxels, room_for
+from isovoxel.readers.files import reason_of
+from isovoxel.readers.selection import EVERYTHING, GIVEN, Selection
+from isovoxel.readers.series import SeriesReader
+
+GRAPH_BYTES = 1 << 20
+"""What dask holds for the tasks of one chunk, whatever its size."""
+
+
+def _sources(ndim: int) -> dict[str, str]:
+    return {"shape": "the array", "axes": UNNAMED[ndim]}
+
+
+def from_numpy(array: NDArray[Any], selection: Selection = EVERYTHING) -> Volume:
+    """Return a volume of a NumPy array in memory, which must not change while it is used.
+
+    Raises
+    ------
+    InputError
+        If it is neither 3-D nor 2-D, and its axes are not named, or masked.
+    """
+    name = "the NumPy array"
+    if selection.axes is not None:
+        return _named(name, array, selection, from_numpy)
+    selection.check_kind(name)
+    if isinstance(array, np.ma.MaskedArray):
+        raise InputError(f"{name} is masked, which a volume cannot be; give array.filled(value)")
+    shape = plain_zyx(name, array.shape)
+    sources = _sources(array.ndim)
+    array = array[None] if array.ndim == 2 else array
+    dtype = array.dtype.newbyteorder("=")
+
+    def read(box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        out = room_for(box, dtype, out)
+        out[...] = array[box.slices]
+        return out
+
+    return Volume(
+        name,
+        "NumPy array",
+        shape,
+        dtype,
+        read,
+        sources=sources,
+        identity={"kind": "NumPy array", "shape": list(shape), "dtype": str(dtype), "tag": "in memory"},
+        missing="a NumPy array has none",
+        checksum=lambda: _checksum(array),
+    )
+
+
+def from_dask(array: Any, selection: Selection = EVERYTHING) -> Volume:
+    """Return a volume of a dask array; a box is computed chunk by chunk in the thread that reads it.
+
+    `read_overhead` counts one chunk and its copy; what computing a chunk needs by itself, dask does not tell.
+
+    Raises
+    ------
+    InputError
+        If it is neither 3-D nor 2-D, and its axes are not named, or its chunks' sizes are not known.
+    """
+    name = "the dask array"
+    if selection.axes is not None:
+        return _named(name, array, selection, from_dask)
+    selection.check_kind(name)
+    if any(np.isnan(n) for n in array.shape):
+        raise InputError(f"{name} has chunks of unknown size; call its compute_chunk_sizes() first")
+    shape = plain_zyx(name, array.shape)
+    sources = _sources(array.ndim)
+    array = array[None] if array.ndim == 2 else array
+    dtype = np.dtype(array.dtype).newbyteorder("=")
+    check_voxels(name, shape, dtype)
+    edges = [[0, *accumulate(sizes)] for sizes in array.chunks]
+    z, y, x = (max(sizes) for sizes in array.chunks)
+
+    def read(box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        out = room_for(box, dtype, out)
+        for tile in _tiles(edges, box):
+            try:
+                # No name for the chunk, which would keep it while the next one is computed.
+                out[tile.relative_to(box.start).slices] = array[tile.slices].compute(scheduler="synchronous")
+            except Exception as error:
+                why = f"{name} cannot be computed from voxel {tile.start} on: {reason_of(error)}"
+                raise InputError(why) from error
+        return out
+
+    return Volume(
+        name,
+        "dask array",
+        shape,
+        dtype,
+        read,
+        chunks=(z, y, x),
+        read_overhead=2 * z * y * x * dtype.itemsize + GRAPH_BYTES,
+        sources=sources,
+        identity={"kind": "dask array", "shape": list(shape), "dtype": str(dtype), "tag": str(array.name)},
+        missing="a dask array has none",
+        array=array,
+    )
+
+
+def _named(name: str, array: Any, selection: Selection, single: Callable[[Any], Volume]) -> Volume:
+    """Return the volumes of an array whose axes the user names, each as `single` makes one of a part of it."""
+    picked = pick(name, [""] * array.ndim, array.shape, selection)
+    first = single(_part(array, picked, [0] * len(picked.series)))
+    identity = {**first.identity, **picked.chosen, **selection.identity("axes"), "shape": list(array.shape)}
+    sources = {**first.sources, "axes": picked.told(GIVEN)}
+    if first.array is not None:
+        identity["tag"] = str(array.name)
+    if not picked.series:
+        return replace(first, identity=identity, sources=sources)
+    return replace(
+        first,
+        read=SeriesReader(picked.lengths, partial(_member, array, picked, single)),
+        series=picked.axes(),
+        identity=identity,
+        sources=sources,
+        checksum=None if first.checksum is None else lambda: _checksum(array),
+        array=None,
+    )
+
+
+def _part(array: Any, picked: Picked, place: Sequence[int]) -> Any:
+    return array[picked.at(place).index((slice(None),) * 3)]
+
+
+def _member(array: Any, picked: Picked, single: Callable[[Any], Volume], place: tuple[int, ...]) -> ReadBox:
+    return single(_part(array, picked, place)).read
+
+
+def from_xarray(array: Any) -> Volume:
+    """Return a volume of an ``xarray.DataArray``: its voxels, and what its coordinates say of their size and place.
+
+    The coordinates of all axes must be evenly spaced numbers that grow; then they are lengths, in the unit that all of
+    them name in their attributes ("units").
+
+    Raises
+    ------
+    InputError
+        If it is neither 3-D nor 2-D, or has dimensions z, y or x at the place of another.
+    """
+    name = "the DataArray" if array.name is None else f"the DataArray {array.name!r}"
+    dims = [str(dim).lower() for dim in array.dims]
+    axes = list(AXES[-len(dims) :]) if dims else []
+    if len(dims) not in (2, 3) or any(dim in AXES and dim != axis for dim, axis in zip(dims, axes, strict=True)):
+        raise InputError(
+            f"{name} has the dimensions {', '.join(dims) or 'none'}; isovoxel takes z, y, x, or y, x of one plane: "
+            "transpose it, and select one of several volumes with array.isel"
+        )
+    volume = from_dask(array.data) if hasattr(array.data, "dask") else from_numpy(np.asarray(array.data))
+    sources = {**volume.sources, **({"axes": "dimensions of the DataArray"} if dims == axes else {})}
+    spaced = [_spacing(array.coords[dim]) if dim in array.coords else None for dim in array.dims]
+    known = [one for one in spaced if one is not None]
+    if len(known) < len(dims):
+        axis = array.dims[spaced.index(None)]
+        why = f"its coordinates along {axis} are not evenly spaced numbers that grow"
+        return replace(volume, name=name, sources=sources, missing=why)
+    if len(known) == 2:
+        known = [(min(step for step, _, _ in known), 0.0, known[0][2]), *known]
+    (z, y, x), (z0, y0, x0), units = zip(*known, strict=True)
+    unit = units[0] if len(set(units)) == 1 else None
+    sources |= dict.fromkeys(["voxel size", "unit"] if unit else ["voxel size"], "coordinates of the DataArray")
+    return replace(volume, name=name, sources=sources, voxel_size=(z, y, x), origin=(z0, y0, x0), unit=unit, missing="")
+
+
+def _spacing(coordinate: Any) -> tuple[float, float, str | None] | None:
+    """Return step, first value and unit of length of an axis' coordinates; None where they have no step."""
+    values = np.asarray(coordinate.values)
+    if values.dtype.kind not in "iuf" or values.size < 2:
+        return None
+    values = values.astype(np.float64)
+    step = float((values[-1] - values[0]) / (values.size - 1))
+    if not (step > 0 and np.allclose(np.diff(values), step, rtol=1e-6, atol=0)):
+        return None
+    unit = coordinate.attrs.get("units", coordinate.attrs.get("unit"))
+    return step, float(values[0]), canonical_unit(unit) if isinstance(unit, str) else None
+
+
+def _checksum(array: NDArray[Any]) -> str:
+    """Return a checksum of an array's voxels; of one that is mapped from a file, what tells that file from another."""
+    if isinstance(array, np.memmap) and array.filename is not None and array.mode != "c":  # which is changed in memory
+        file = Path(array.filename).stat()
+        start = array.ctypes.data - np.frombuffer(_mapping(array), np.uint8).ctypes.data
+        return f"{array.filename} {file.st_size} {file.st_mtime_ns} {start} {array.strides}"
+    crc = 0
+    for plane in array:
+        crc = google_crc32c.extend(crc, np.ascontiguousarray(plane).view(np.uint8))
+    return f"crc32c {crc:08x}"
+
+
+def _mapping(array: Any) -> Any:
+    return array._mmap  # noqa: SLF001 - numpy has no other way to it
+
+
+def _tiles(edges: list[list[int]], box: Box) -> list[Box]:
+    """Cut a box along chunks of unequal size, whose edges are given per axis."""
+    cuts = [
+        [
+            (max(a, first), min(b, last))
+            for a, b in pairwise(along[max(0, bisect_right(along, first) - 1) :])
+            if a < last
+        ]
+        for along, first, last in zip(edges, box.start, box.stop, strict=True)
+    ]
+    return [
+        Box((z[0], y[0], x[0]), (z[1], y[1], x[1]))
+        for z, y, x in product(*cuts)
+        if z[0] < z[1] and y[0] < y[1] and x[0] < x[1]
+    ]

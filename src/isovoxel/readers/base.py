@@ -1,0 +1,194 @@
+"""What is a volume to isovoxel? A lazy 3-D array, read box by box, and what is known of its voxels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isovoxel.errors import InputError
+from isovoxel.geometry.axis import ceil_div
+from isovoxel.geometry.box import Box, Index3
+from isovoxel.geometry.grid import Float3, VoxelGrid
+from isovoxel.metadata.series import Channel, SeriesAxis
+from isovoxel.notebook import InNotebooks
+from isovoxel.object_store.objects import ObjectPlace
+
+SUPPORTED_DTYPES = tuple(
+    np.dtype(name) for name in ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float32")
+)
+
+
+class ReadBox(Protocol):
+    """Reads one box inside the volume.
+
+    It may be called from several threads at once, and never reads the volume whole to answer for a part.
+    """
+
+    def __call__(self, box: Box, /, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Return the voxels of a box as a C-contiguous array in native byte order, of the volume's dtype.
+
+        Parameters
+        ----------
+        box
+            Which voxels.
+        out
+            Such an array, of the box' shape, to read into and return; without it, a new one is made.
+        """
+        ...
+
+
+Files = Callable[[Box], Iterable[str | ObjectPlace]]
+"""Returns the paths of files that hold what a box needs."""
+
+
+@dataclass(frozen=True)
+class Volume(InNotebooks):
+    """A 3-D volume that is read box by box, axes always z, y, x.
+
+    Raises
+    ------
+    InputError
+        If it is empty or of a dtype that isovoxel does not scale.
+    """
+
+    name: str
+    """What the user called it: a path, or the kind of array."""
+    kind: str
+    """What it is, for people: "ImageJ TIFF", "OME-Zarr 0.5"."""
+    shape: Index3
+    """Number of voxels, z, y, x."""
+    dtype: np.dtype[Any]
+    """One of `SUPPORTED_DTYPES`, in native byte order. Integers of 64 bits can be scaled as labels only."""
+    read: ReadBox = field(repr=False)
+    """Reads one box, as `ReadBox` says."""
+    chunks: Index3 = (1, 1, 1)
+    """What the storage decodes in one go: reading one voxel of it costs all of it."""
+    read_overhead: int = 0
+    """Largest number of bytes that one `read` holds for a moment beside the array it returns."""
+    voxel_size: Float3 | None = None
+    """Physical voxel size in `unit`, or None where the input does not say."""
+    origin: Float3 = (0.0, 0.0, 0.0)
+    """World position of voxel 0's centre, in `unit`."""
+    unit: str | None = None
+    """Unit of the lengths, as OME-Zarr spells it, or None where the input does not say."""
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """Where each of "shape", "axes", "voxel size", "unit" was read from, for people."""
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    """What tells this input from another or a later one: path, size, modification time, metadata. JSON."""
+    missing: str = ""
+    """Why `voxel_size` is None, as a clause ("the TIFF has no spacing for z")."""
+    labels: bool = False
+    """Whether the input says that its voxels are labels."""
+    notes: tuple[str, ...] = ()
+    """What else a user should know before reading it, each a clause: what is missing, what a box costs."""
+    array: Any = field(default=None, repr=False)
+    """The dask array behind it where the caller gave one, else None."""
+    cached: Callable[[int], ReadBox] | None = field(default=None, repr=False)
+    """Returns a reader that keeps at most so many bytes of decoded chunks, which all threads share; None where
+    the kind decodes nothing, or only as another library does."""
+
+    files: Files | None = field(default=None, repr=False)
+    """Returns paths of the files that hold what a box of it needs, of all its volumes, and its metadata; some of them
+    may not be there. None where it lies in none, or nobody knows in which."""
+    checksum: Callable[[], str] | None = field(default=None, repr=False)
+    """Returns a checksum of all voxels, where nothing else tells this input from another: an array in memory."""
+    coarser: tuple[Callable[[], Volume], ...] = field(default=(), repr=False)
+    """Each opens one more resolution level of the same image, from fine to coarse, as the input lists them."""
+    start: Index3 = (0, 0, 0)
+    """Voxel of the whole input at which it begins, where it is a part of one."""
+    whole: Index3 | None = None
+    """Shape of the whole input, where it is a part of one."""
+    series: tuple[SeriesAxis, ...] = ()
+    """Along which axes there are several volumes that lie alike, where it stands for all of them: a box says in which
+    it lies, see `Box.volume`."""
+    counted: bool = False
+    """Whether the input counts positions in voxels; then it has no voxel size."""
+    channels: tuple[Channel, ...] = ()
+    """What the input says of its channels, or of the one that this is; nothing where it says nothing."""
+
+    def __post_init__(self) -> None:
+        check_voxels(self.name, self.shape, self.dtype)
+        # NumPy has two equal types of 64 bits, of which zarr knows one.
+        object.__setattr__(self, "dtype", np.dtype(self.dtype.str))
+
+    def identified(self) -> Volume:
+        """Return the volume with an identity that tells it from every other, its voxels read if need be."""
+        if self.checksum is None:
+            return self
+        return replace(self, identity={**self.identity, "tag": self.checksum()}, checksum=None)
+
+    @property
+    def beside(self) -> tuple[Index3, Index3]:
+        """Voxels of its chunks that lie before it, and after it, in the whole input: they are decoded as well.
+
+        Of a dask array whose chunks are not of one size this is an estimate.
+        """
+        before, after = [], []
+        for a, n, chunk, of in zip(self.start, self.shape, self.chunks, self.whole or self.shape, strict=True):
+            before.append(a % chunk)
+            after.append(min(of, ceil_div(a + n, chunk) * chunk) - (a + n))
+        return (before[0], before[1], before[2]), (after[0], after[1], after[2])
+
+    @property
+    def n_volumes(self) -> int:
+        """Number of volumes that it stands for."""
+        return math.prod(axis.length for axis in self.series)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all voxels, of all volumes."""
+        return self.n_volumes * Box.whole(self.shape).size * self.dtype.itemsize
+
+    @property
+    def grid(self) -> VoxelGrid:
+        """Where the voxels lie in the world.
+
+        Raises
+        ------
+        InputError
+            If the voxel size is not known.
+        """
+        if self.voxel_size is None:
+            why = f": {self.missing}" if self.missing else ""
+            raise InputError(
+                f"the voxel size of {self.name} is not known{why}; give --input-voxel-size Z,Y,X, or --factor FZ,FY,FX"
+            )
+        return VoxelGrid(self.shape, self.voxel_size, self.origin, self.unit)
+
+
+def room_for(box: Box, dtype: np.dtype[Any], out: NDArray[Any] | None) -> NDArray[Any]:
+    """Return `out`, or a new array for a box where it is None.
+
+    Raises
+    ------
+    ValueError
+        If it is no C-contiguous array of the box' shape and this dtype.
+    """
+    if out is None:
+        return np.empty(box.shape, dtype)
+    if out.shape != box.shape or out.dtype != dtype or not out.flags.c_contiguous:
+        raise ValueError(
+            f"a box is read into a C-contiguous array of shape {box.shape} and dtype {dtype}, "
+            f"not of shape {out.shape} and dtype {out.dtype}"
+        )
+    return out
+
+
+def check_voxels(name: str, shape: Index3, dtype: np.dtype[Any]) -> None:
+    """Check what an input says of its voxels, before anything is made of it.
+
+    Raises
+    ------
+    InputError
+        If it is empty or of a dtype that isovoxel does not scale; the byte order does not matter.
+    """
+    if any(n < 1 for n in shape):
+        raise InputError(f"{name} is empty: its shape is {shape}")
+    if dtype.newbyteorder("=") not in SUPPORTED_DTYPES:
+        names = ", ".join(str(d) for d in SUPPORTED_DTYPES)
+        raise InputError(f"{name} holds {dtype}, which isovoxel does not scale; convert it to {names}")

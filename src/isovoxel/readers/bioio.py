@@ -1,0 +1,230 @@
+"""How are the files of microscopes opened, CZI, LIF, ND2 and DV? By the readers that bioio has for them.
+
+A reader gives a lazy dask array, one plane a chunk; a box is read chunk by chunk. The readers are not made for several
+threads at once, so that one thread reads at a time. Sizes are in micrometres, as bioio has them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import threading
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isovoxel.errors import InputError, IsovoxelError
+from isovoxel.geometry.box import Box, Index3
+from isovoxel.metadata.calibration import Length, calibrate
+from isovoxel.metadata.series import Channel, chosen_channels, time_step
+from isovoxel.object_store.retries import is_transient
+from isovoxel.readers.axes import Picked, pick
+from isovoxel.readers.base import Volume, check_voxels, room_for
+from isovoxel.readers.files import file_identity, needs_extra, reason_of, unavailable, unreadable
+from isovoxel.readers.input_state import FileList
+from isovoxel.readers.selection import Selection
+from isovoxel.readers.series import SeriesReader
+
+CHUNK_COPIES = 4
+"""How many times a chunk is held beside the returned array: as the file has it, decoded, arranged, and cut."""
+
+FIXED_BYTES = 1 << 23
+"""What dask and a reader hold whatever the chunk's size."""
+
+PLANES = {"chunk_dims": ["Y", "X"]}
+"""Makes a reader decode plane by plane, where it would take the whole volume."""
+
+
+class Format(NamedTuple):
+    """A format of microscope files."""
+
+    kind: str
+    """What people call it."""
+    module: str
+    """The package of its reader."""
+    options: dict[str, Any]
+    """What its reader is told."""
+
+
+FORMATS = {
+    "CZI": Format("CZI", "bioio_czi", PLANES),
+    "LIF": Format("LIF", "bioio_lif", PLANES),
+    "ND2": Format("ND2", "bioio_nd2", {}),
+    "DV": Format("DV", "bioio_dv", {}),
+}
+
+
+@dataclass(frozen=True)
+class DaskReader:
+    """Reads boxes of the array that a bioio reader gives; safe to call from many threads, which take turns."""
+
+    name: str
+    """What the user called the input, for messages."""
+    array: Any
+    """A dask array, whose axes z, y and x are these:"""
+    picked: Picked
+    """Which of them are z, y and x, and where along the others."""
+    chunk: Index3
+    """Shape of a chunk."""
+    dtype: np.dtype[Any]
+    """Of the voxels, in native byte order."""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    """Held while a chunk is read."""
+
+    def __call__(self, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Return a box as a new array, or in `out`.
+
+        Raises
+        ------
+        InputError
+            If the file cannot be read; its readers do not tell damage from other failures.
+        """
+        out = room_for(box, self.dtype, out)
+        for tile in box.tiles(self.chunk):
+            try:
+                with self.lock:
+                    # No name for the chunk, which would keep it while the next one is read.
+                    part = self.picked.index(tile.slices)
+                    out[tile.relative_to(box.start).slices] = self.array[part].compute(scheduler="synchronous")
+            except MemoryError:
+                raise
+            except Exception as error:
+                what = f"{self.name} cannot be read from voxel {tile.start} on"
+                if isinstance(error, OSError) and error.errno is not None and is_transient(error):
+                    raise unavailable(what, error) from error
+                raise InputError(f"{what}: {reason_of(error)}") from error
+        return out
+
+
+def format_of(first: bytes) -> Format | None:
+    r"""Return the format of a file by its first 98 bytes, or None where it is none of these.
+
+    Examples
+    --------
+    >>> format_of(b"ZISRAWFILE".ljust(98, b"\0")).kind
+    'CZI'
+    """
+    if first.startswith(b"ZISRAWFILE"):
+        return FORMATS["CZI"]
+    if first.startswith(b"\x70\0\0\0") and first[8:9] == b"\x2a":
+        return FORMATS["LIF"]
+    if first.startswith((b"\xda\xce\xbe\x0a", b"\0\0\0\x0cjP  ")):
+        return FORMATS["ND2"]
+    if first[96:98] in (b"\xa0\xc0", b"\xc0\xa0"):
+        return FORMATS["DV"]
+    return None
+
+
+def open_bioio(path: Path, name: str, kind: Format, selection: Selection) -> Volume:
+    """Open the one 3-D image of a microscope's file.
+
+    Raises
+    ------
+    InputError
+        If the format's reader is not installed or cannot read the file, or it holds several images.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what these libraries use, not of the file
+            module = importlib.import_module(kind.module)
+    except ImportError as error:
+        raise needs_extra(name, f"a {kind.kind} file", "bioio", error) from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return volume_of(module.Reader(str(path.resolve()), **kind.options), path, name, kind.kind, selection)
+    except IsovoxelError:
+        raise
+    except Exception as error:
+        raise unreadable(name, kind.kind, error) from error
+
+
+def volume_of(reader: Any, path: Path, name: str, kind: str, selection: Selection) -> Volume:
+    """Return the volume that a bioio reader gives.
+
+    Parameters
+    ----------
+    reader
+        A `bioio_base.reader.Reader`.
+    path
+        Its file.
+    name
+        What the user called it.
+    kind
+        What people call its format.
+    selection
+        Which channel and which time point are meant.
+
+    Raises
+    ------
+    InputError
+        If it holds several images, or other axes than z, y and x.
+    """
+    scenes = tuple(reader.scenes)
+    if len(scenes) > 1:
+        listed = ", ".join(map(str, scenes[:8])) + (f" and {len(scenes) - 8} more" if len(scenes) > 8 else "")
+        raise InputError(f"{name} holds {len(scenes)} images ({listed}); save the one you mean as a file of its own")
+    array = reader.dask_data
+    axes = [str(axis).lower() for axis in reader.dims.order]
+    picked = pick(name, axes, array.shape, selection)
+    dtype = np.dtype(array.dtype).newbyteorder("=")
+    shape = picked.shape(array.shape)
+    check_voxels(name, shape, dtype)
+    z, y, x = picked.shape(array.chunksize)
+    first = DaskReader(name, array, picked, (z, y, x), dtype)
+    read = SeriesReader(picked.lengths, partial(_member, first)) if picked.series else first
+    sizes = reader.physical_pixel_sizes
+    lengths = (Length(size, "micrometer") for size in (sizes.Z, sizes.Y, sizes.X))
+    sz, sy, sx = lengths
+    calibration = calibrate(f"the {kind} file", f"{kind} metadata, by bioio", (sz, sy, sx), flat=picked.zyx[0] is None)
+    sources = {"shape": f"{kind} metadata", "axes": picked.told(f"{kind} metadata")}
+    if calibration.voxel_size is not None:
+        sources |= {"voxel size": calibration.source, "unit": "micrometers, as bioio has them"}
+    return Volume(
+        name,
+        kind,
+        shape,
+        dtype,
+        read,
+        chunks=(z, y, x),
+        read_overhead=CHUNK_COPIES * math.prod(array.chunksize) * dtype.itemsize + FIXED_BYTES,
+        voxel_size=calibration.voxel_size,
+        unit=calibration.unit,
+        sources=sources,
+        identity={**file_identity(path), **picked.chosen},
+        files=FileList((str(path.resolve()),)),
+        missing=calibration.missing,
+        notes=(f"bioio reads {kind} files, and one thread at a time; others wait",),
+        series=picked.axes(_step(reader)),
+        channels=chosen_channels(_channels(reader), _length(axes, array.shape, "c"), picked.chosen.get("channel")),
+    )
+
+
+def _member(first: DaskReader, place: Sequence[int]) -> DaskReader:
+    return replace(first, picked=first.picked.at(place))
+
+
+def _length(axes: Sequence[str], shape: Sequence[int], axis: str) -> int:
+    return int(shape[axes.index(axis)]) if axis in axes else 1
+
+
+def _channels(reader: Any) -> tuple[Channel, ...]:
+    """Return the channels' names; a reader that has none, or fails over them, does not keep a file from being read."""
+    try:
+        return tuple(Channel(str(name)) for name in reader.channel_names or ())
+    except Exception:  # noqa: BLE001 - whatever the library of a format raises
+        return ()
+
+
+def _step(reader: Any) -> tuple[float, str | None]:
+    """Return the time between two time points, in seconds as bioio has it."""
+    try:
+        return time_step(float(reader.time_interval.total_seconds()), "s")
+    except Exception:  # noqa: BLE001 - as above; and some have none
+        return 1.0, None

@@ -1,0 +1,174 @@
+"""What tells one file, or one zarr, from another or a later one, and what made it unreadable?
+
+Three kinds of failures are kept apart, for what helps is not the same. Bytes that are damaged stay so: a
+`CorruptInputError` says which voxels they are. What the system did not give, an `InputUnavailableError`, may be there
+a moment later, which `isovoxel.object_store.retries.is_transient` tells. All else is an `InputError`.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import lzma
+import os
+import re
+import stat
+import struct
+import traceback
+import zlib
+from collections.abc import Iterable
+from gzip import BadGzipFile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from isovoxel.errors import InputError, InputUnavailableError
+from isovoxel.object_store.objects import ObjectPlace
+from isovoxel.object_store.place import Place
+
+TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+"""The first bytes of a TIFF, of either byte order, and of a BigTIFF."""
+
+LONGEST_REASON = 200
+"""Longest part of another library's message that is repeated."""
+
+
+DAMAGE = (EOFError, zlib.error, lzma.LZMAError, BadGzipFile, struct.error, json.JSONDecodeError, UnicodeDecodeError)
+"""What is raised of bytes that are not whole, or not what they should be; of a healthy file, none of them is."""
+
+_NUMBER = re.compile(r"\berrno = (\d+)")
+
+
+def file_identity(path: Path) -> dict[str, Any]:
+    """Return path, size and modification time of a file, as JSON values."""
+    status = path.stat()
+    return {"path": str(path.resolve()), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+def metadata_identity(path: Place, files: Iterable[Place]) -> dict[str, Any]:
+    """Return path and a hash over the metadata files of a zarr, as JSON values.
+
+    In an object store, which keeps the time at which an object was written, the latest of them is a part of it.
+    """
+    digest = hashlib.sha256()
+    written = []
+    for file in files:
+        if isinstance(file, ObjectPlace):
+            content, found = file.read()
+            written.append(found.written_ns)
+        else:
+            content = file.read_bytes()
+        digest.update(f"{file.name}:{len(content)}:".encode() + content)
+    identity = {"path": str(path.resolve()), "metadata": digest.hexdigest()}
+    return identity | ({"mtime_ns": max(written)} if written else {})
+
+
+def unreadable(name: str, what: str, error: Exception) -> InputError:
+    """Return the one-sentence error for a file that could not be opened by who knows its kind.
+
+    To copy or write it again is advised only where the file is sure to be damaged.
+    """
+    if isinstance(error, MemoryError):
+        return InputUnavailableError(errno.ENOMEM, f"{name} cannot be read: this process has no memory left for it")
+    number = number_of(error)
+    if isinstance(error, OSError) and number is not None:
+        return InputUnavailableError(number, f"{name} cannot be read: {error.strerror or os.strerror(number)}")
+    if isinstance(error, (*LIMITS, IndexError, KeyError, AssertionError)):
+        return InputError(f"{name} cannot be read as {what} here: {limit_of(error)}; {WAY_ON}")
+    advice = "; copy or write it again" if isinstance(error, DAMAGE) else ""
+    return InputError(f"{name} cannot be read as {what}: {reason_of(error)}{advice}")
+
+
+def number_of(error: BaseException) -> int | None:
+    """Return the system's number of what went wrong, which HDF5 has in its text only; None where there is none."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    found = _NUMBER.search(str(error)) if isinstance(error, OSError) else None
+    return int(found[1]) if found else None
+
+
+def is_ours(error: BaseException) -> bool:
+    """Tell whether an error is that of what decodes, such as a library that is not there, not of what is decoded."""
+    return isinstance(error, (*LIMITS, RecursionError))
+
+
+LIMITS = (TypeError, AttributeError, NameError, ImportError, NotImplementedError)
+"""What a library raises that does not do what it is asked, or is not installed as it should be: no file is to blame."""
+
+WAY_ON = "the file may be whole: save it anew with a program that opens it, as OME-TIFF or OME-Zarr"
+
+
+def limit_of(error: BaseException) -> str:
+    """Return what a library said that failed, and which one it was."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__) if error.__traceback__ else [(None, 0)]
+    library = frame.f_globals.get("__name__", "").partition(".")[0] if frame is not None else ""
+    where = f" in {library}" if library not in ("", "isovoxel") else ""
+    if np.lib.NumpyVersion(np.__version__) < "2.0.0" and re.search("unexpected keyword|module 'numpy", str(error)):
+        return f"{library or 'its library'} wants NumPy 2, and {np.__version__} is installed ({reason_of(error)})"
+    return f"{reason_of(error)} ({type(error).__name__}{where})"
+
+
+def needs_extra(name: str, what: str, extra: str, error: ImportError) -> InputError:
+    """Return the one-sentence error for a kind whose library is not installed."""
+    missing = error.name or reason_of(error)
+    return InputError(f"{name} is {what}, which takes {missing} to read; pip install 'isovoxel[{extra}]' brings it")
+
+
+def unavailable(what: str, error: OSError) -> InputUnavailableError:
+    """Return the one-sentence error for what the system did not give; `what` is "x.tif cannot be read"."""
+    return InputUnavailableError(error.errno, f"{what}: {error.strerror or reason_of(error)}")
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the first line of an error's message, or its kind where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:LONGEST_REASON] if lines else type(error).__name__
+
+
+class NoFileError(ValueError):
+    """Something that is no file has the place of a part of an array, which many take for a part that is not stored."""
+
+
+_NO_FILE = (errno.EISDIR, errno.ENOTDIR, errno.ELOOP)
+"""What the system says of that."""
+
+
+def no_file(path: str, error: OSError) -> NoFileError | None:
+    """Return what is wrong where a file could not be opened; None where it is not stored, or the system is to blame."""
+    if error.errno == errno.ENOENT:
+        # Path would keep the parts of each path that it is given.
+        return NoFileError("it is a link that leads nowhere") if os.path.islink(path) else None  # noqa: PTH114
+    return NoFileError(f"it is no file ({os.strerror(error.errno)})") if error.errno in _NO_FILE else None
+
+
+def check_stored(path: str) -> None:
+    """Check that a part of an array is a file, if it is stored.
+
+    Raises
+    ------
+    NoFileError
+        If something else has its place.
+    OSError
+        If the system does not say.
+    """
+    try:
+        mode = os.stat(path).st_mode  # noqa: PTH116 - see above
+    except OSError as error:
+        if (wrong := no_file(path, error)) is not None:
+            raise wrong from error
+        if error.errno != errno.ENOENT:
+            raise
+    else:
+        if not stat.S_ISREG(mode):
+            raise NoFileError("it is no file")
+
+
+def check_complete(name: str, needed: int, size: int) -> None:
+    """Raise an `InputError` where a file is shorter than its header says."""
+    if needed > size:
+        raise InputError(
+            f"{name} is truncated: its voxels take {needed} bytes, but the file has {size}, "
+            f"so {needed - size} bytes are missing; copy or write it again"
+        )

@@ -1,0 +1,359 @@
+"""How is a dataset of an HDF5 file opened as a volume: ``file.h5:/path/to/dataset``, or the only 3-D one?
+
+Voxels that lie in the file as they are, are read there without HDF5; others by `Hdf5Reader`. A dataset whose voxels
+lie in other files is refused, for those are not what the user named.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from isovoxel.errors import InputError, InputMissingError, IsovoxelError
+from isovoxel.geometry.box import Index3
+from isovoxel.geometry.grid import Float3
+from isovoxel.metadata import n5
+from isovoxel.metadata.calibration import Calibration
+from isovoxel.metadata.hdf5 import read_attributes, text_of
+from isovoxel.readers.axes import zyx_positions
+from isovoxel.readers.base import ReadBox, Volume, check_voxels
+from isovoxel.readers.files import check_complete, file_identity, needs_extra, unreadable
+from isovoxel.readers.input_state import FileList
+from isovoxel.readers.raw import RawReader, contiguous_offsets
+from isovoxel.readers.selection import GIVEN, Selection
+
+if TYPE_CHECKING:
+    import h5py
+
+    from isovoxel.readers.hdf5_reader import Hdf5Reader
+
+MAGIC = b"\x89HDF\r\n\x1a\n"
+"""What HDF5 begins with, at byte 0, or behind a user block of 512 bytes or a power of two more."""
+
+USER_BLOCKS = (0, 512, 1024, 2048, 4096, 8192)
+"""Where the magic is looked for."""
+
+MOST_NAMED = 8
+"""How many datasets a message lists."""
+
+MOST_VISITED = 10_000
+"""So many objects of a file are looked through for the one that can be scaled; a file of more must be told which."""
+
+_TAGS = "axistags"
+
+
+def is_hdf5(path: Path) -> bool:
+    """Tell whether a file is HDF5."""
+    with path.open("rb") as file:
+        for offset in USER_BLOCKS:
+            file.seek(offset)
+            if file.read(len(MAGIC)) == MAGIC:
+                return True
+    return False
+
+
+def open_hdf5(path: Path, inner: str | None, name: str, selection: Selection) -> Volume:
+    """Open a dataset of an HDF5 file, or an image of an Imaris file.
+
+    Parameters
+    ----------
+    path
+        The file.
+    inner
+        Path of the dataset in it, or of a group that holds it; None for the only one.
+    name
+        What the user called it.
+    selection
+        Which channel and which time point are meant, of an Imaris file.
+
+    Raises
+    ------
+    InputError
+        If h5py is not installed, the file is damaged, or there is no such dataset, or several.
+    """
+    try:
+        from isovoxel.readers.hdf5_reader import open_unlocked, why_not
+
+        file = open_unlocked(str(path.resolve()))
+    except ImportError as error:
+        raise needs_extra(name, "an HDF5 file", "hdf5", error) from error
+    except OSError as error:
+        raise why_not(name, error) from error
+    with file:
+        try:
+            from isovoxel.readers.imaris import is_imaris, open_imaris
+
+            if is_imaris(file, inner):
+                return open_imaris(file, path, inner, name, selection)
+            selection.check_kind(name, "axes")
+            volume = _open_dataset(_find(file, inner or "/", name), path, name, selection)
+            return replace(volume, identity={**volume.identity, **selection.identity("axes")})
+        except IsovoxelError:
+            raise
+        except Exception as error:
+            raise unreadable(name, "HDF5", error) from error
+
+
+def _open_dataset(dataset: h5py.Dataset, path: Path, name: str, selection: Selection) -> Volume:
+    if dataset.shape is None:
+        raise InputError(f"{name} is a dataset without any value; isovoxel takes z, y, x")
+    axes, axes_source = _axes(dataset)
+    zyx = zyx_positions(name, axes, dataset.shape, selection)
+    z, y, x = zyx
+    shape = (dataset.shape[z], dataset.shape[y], dataset.shape[x])
+    told = {"shape": f"dataset {dataset.name}", "axes": axes_source if selection.axes is None else GIVEN}
+    return volume_of(dataset, path, name, "HDF5 dataset", zyx, shape, _measured(dataset), told)
+
+
+def _measured(dataset: h5py.Dataset) -> tuple[Calibration, Float3]:
+    """Return what the attributes of a dataset, and of what it lies in, say of its voxel size."""
+    own, group = dict(dataset.attrs), dict(dataset.parent.attrs)
+    level = n5.level_of(dataset.name.rpartition("/")[2])
+    if "n5" in dataset.file.attrs:  # written as N5, in whose attributes x comes first
+        beside = dataset.parent.get(n5.FINEST) if level else None
+        above = [group, dict(dataset.parent.parent.attrs)]
+        finest = {} if beside is None else dict(beside.attrs)
+        plain, *groups, finest = (_from_json(attributes) for attributes in (own, *above, finest))
+        return n5.read_attributes(plain, n5.Surroundings(groups, level, finest))
+    factors = own.get("downsamplingFactors")
+    return read_attributes(own, group, coarser=bool(level) or (factors is not None and bool(np.any(factors != 1))))
+
+
+def _from_json(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return attributes as N5 has them: of HDF5's, text may be JSON, and arrays are lists."""
+    found = {}
+    for key, value in attributes.items():
+        text = text_of(value)
+        found[key] = value.tolist() if isinstance(value, np.ndarray) and not text else text or value
+        if text.startswith(("{", "[")):
+            with contextlib.suppress(ValueError, RecursionError):
+                found[key] = json.loads(text)
+    return found
+
+
+def volume_of(
+    dataset: h5py.Dataset,
+    path: Path,
+    name: str,
+    kind: str,
+    zyx: Index3,
+    shape: Index3,
+    measured: tuple[Calibration, Float3],
+    told: Mapping[str, str],
+) -> Volume:
+    """Return a dataset as a volume.
+
+    Parameters
+    ----------
+    dataset
+        The dataset, open.
+    path
+        The file.
+    name
+        What the user called it.
+    kind
+        What it is, for people.
+    zyx
+        Which of its axes are z, y and x.
+    shape
+        Number of voxels, z, y, x; from the first one on, if the dataset has more.
+    measured
+        Voxel size and unit, and the position of voxel 0.
+    told
+        Where shape and axes were read from.
+
+    Raises
+    ------
+    InputError
+        If voxels are missing, lie in other files, or cannot be decoded.
+    """
+    reader = _reader_of(dataset, path, name, zyx, shape)
+    calibration, origin = measured
+    sources = dict(told)
+    if calibration.voxel_size is not None:
+        sources["voxel size"] = calibration.source
+    if calibration.unit is not None:
+        sources["unit"] = calibration.source
+    return Volume(
+        name,
+        kind,
+        shape,
+        reader.dtype.newbyteorder("="),
+        reader,
+        chunks=_chunks_of(reader, shape),
+        read_overhead=reader.overhead,
+        voxel_size=calibration.voxel_size,
+        origin=origin,
+        unit=calibration.unit,
+        sources=sources,
+        identity=_identity_of(path, dataset.name),
+        files=FileList((str(path.resolve()),)),
+        missing=calibration.missing,
+        counted=calibration.counted,
+        notes=_notes_of(reader),
+        cached=_cached_of(reader),
+    )
+
+
+def _reader_of(dataset: h5py.Dataset, path: Path, name: str, zyx: Index3, shape: Index3) -> RawReader | Hdf5Reader:
+    """Return what reads boxes of a dataset, as `volume_of` describes them."""
+    from isovoxel.readers.hdf5_reader import ROWS_BYTES, SHUFFLE, Hdf5Reader, known_filters
+    from isovoxel.readers.hdf5_types import as_declared, is_plain, stored_dtype
+
+    if dataset.is_virtual or dataset.external or not os.path.samefile(dataset.file.filename, path):  # noqa: PTH121
+        raise InputError(f"{name} has its voxels in other files; copy it into a file of its own, with h5repack say")
+    check_voxels(name, shape, np.dtype(dataset.dtype))
+    stored, plain = stored_dtype(dataset, name), is_plain(dataset)
+    whole = bool(dataset.shape == shape) and not dataset.file.userblock_size and plain
+    offset = dataset.id.get_offset()
+    if whole and offset is not None and dataset.chunks is None:
+        check_complete(name, offset + math.prod(shape) * stored.itemsize, path.stat().st_size)
+        offsets = contiguous_offsets(offset, shape, stored)
+        return RawReader(name, (str(path.resolve()),), np.zeros(shape[0], np.int64), offsets, shape, stored)
+    properties = dataset.id.get_create_plist()
+    pipeline = [properties.get_filter(i) for i in range(properties.get_nfilters())]
+    codes = tuple(int(code) for code, *_ in pipeline)
+    _check_filters(codes, name)
+    sizes = {int(values[0]) for code, _, values, _ in pipeline if code == SHUFFLE and values}
+    ours = plain and not dataset.file.userblock_size and sizes <= {stored.itemsize}
+    filters = known_filters(codes) if ours else None
+    if dataset.chunks is None:
+        filters = None
+        rows = max(1, ROWS_BYTES // (shape[2] * stored.itemsize))
+        chunk: Index3 = (max(1, rows // shape[1]), min(shape[1], rows), shape[2])
+    else:
+        if any(n != 1 for axis, n in enumerate(dataset.chunks) if axis not in zyx):
+            raise InputError(f"{name} has chunks of several images; copy it into a dataset of its own")
+        z, y, x = zyx
+        chunk = (dataset.chunks[z], dataset.chunks[y], dataset.chunks[x])
+    return Hdf5Reader(
+        name,
+        str(path.resolve()),
+        dataset.name,
+        dataset.ndim,
+        zyx,
+        shape,
+        stored,
+        chunk,
+        filters,
+        as_declared(dataset.fillvalue, np.dtype(dataset.dtype), stored),
+        (int(dataset.shape[zyx[0]]), int(dataset.shape[zyx[1]]), int(dataset.shape[zyx[2]])),
+    )
+
+
+def _chunks_of(reader: RawReader | Hdf5Reader, shape: Index3) -> Index3:
+    """Return what is decoded in one go: single voxels, or chunks, which may reach beyond the image."""
+    if isinstance(reader, RawReader):
+        return (1, 1, 1)
+    z, y, x = (min(c, n) for c, n in zip(reader.chunk, shape, strict=True))
+    return (z, y, x)
+
+
+def _cached_of(reader: RawReader | Hdf5Reader) -> Callable[[int], ReadBox] | None:
+    """Return what makes a reader that keeps decoded chunks, where they are decoded here."""
+    return None if isinstance(reader, RawReader) or reader.filters is None else reader.cached
+
+
+def _notes_of(reader: RawReader | Hdf5Reader) -> tuple[str, ...]:
+    """Return what reading costs that a user may not expect."""
+    if isinstance(reader, RawReader) or reader.filters is not None:
+        return ()
+    return ("HDF5 itself decodes this dataset, and lets one thread do so at a time; others wait",)
+
+
+def _identity_of(path: Path, inner: str) -> dict[str, Any]:
+    """Return what tells a dataset from another or a later one, as JSON values."""
+    identity = file_identity(path)
+    return identity | {"path": f"{identity['path']}:{inner}"}
+
+
+def _check_filters(codes: tuple[int, ...], name: str) -> None:
+    """Check that what is encoded can be decoded before a job relies on it."""
+    import h5py
+
+    for code in codes:
+        if not h5py.h5z.filter_avail(code):
+            raise InputError(
+                f"{name} is encoded with HDF5's filter {code}, which is not installed here; "
+                f"install the plug-in (such as hdf5plugin) and set HDF5_PLUGIN_PATH, or write it with gzip"
+            )
+
+
+def _axes(dataset: h5py.Dataset) -> tuple[list[str], str]:
+    """Return the name of every axis, empty where it has none, and where they are from."""
+    tags = text_of(dataset.attrs.get(_TAGS))
+    if tags:
+        try:
+            found = [str(axis["key"]).lower() for axis in json.loads(tags)["axes"]]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            found = []
+        if len(found) == dataset.ndim:
+            return found, _TAGS
+    labels = [str(dimension.label).lower() for dimension in dataset.dims]
+    if any(labels):
+        return labels, "HDF5 dimension labels"
+    return labels, "unnamed axes, taken as z, y, x"
+
+
+# ---- which one is meant ----------------------------------------------------------------------------------------
+
+
+def _find(file: h5py.File, inner: str, name: str) -> h5py.Dataset:
+    """Return the dataset at a path, or the only 3-D one below it."""
+    found = _at(file, inner, name)
+    if hasattr(found, "dtype"):
+        return found
+    datasets = _datasets(found)
+    images = [path for path, shape in datasets.items() if sum(n > 1 for n in shape) >= 3]
+    if len(images) == 1:
+        return file[images[0]]
+    if not datasets:
+        raise InputError(f"{name} is an HDF5 file without a dataset")
+    listed = [f"{path} ({' x '.join(map(str, datasets[path]))})" for path in (images or datasets)][:MOST_NAMED]
+    more = len(images or datasets) - len(listed)
+    what = f"{len(images)} datasets that could be meant" if images else "no 3-D dataset"
+    raise InputError(
+        f"{name} has {what}: {', '.join(listed)}{f' and {more} more' if more else ''}"
+        + (f"; name one, as in {Path(file.filename).name}:{images[0]}" if images else "")
+    )
+
+
+def _at(file: h5py.File, inner: str, name: str) -> Any:
+    """Return the group or dataset at a path, unless a link on the way leads to another file."""
+    import h5py
+
+    place: Any = file
+    for part in filter(None, inner.split("/")):
+        link = place.get(part, getlink=True) if isinstance(place, h5py.Group) and part in place else None
+        if isinstance(link, h5py.ExternalLink):
+            raise InputError(f"{name} leads to another file, {link.filename[:100]!r}; give its path")
+        if link is None:
+            there = ", ".join(_datasets(file)) or "no dataset"
+            raise InputMissingError(f"{name} is not there: the file has {there[:500]}")
+        place = place[part]
+    return place
+
+
+def _datasets(group: Any) -> Mapping[str, tuple[int, ...]]:
+    """Return the datasets below a group that hold voxels, with their shapes; no link is followed."""
+    found: dict[str, tuple[int, ...]] = {}
+    visited = 0
+
+    def visit(_: str, item: Any) -> bool | None:
+        nonlocal visited
+        visited += 1
+        shape = getattr(item, "shape", None)
+        if shape:
+            found[item.name] = shape
+        return True if visited >= MOST_VISITED else None
+
+    group.visititems(visit)
+    return found

@@ -1,0 +1,358 @@
+"""How is a box read from the chunks of an HDF5 dataset, when HDF5 lets one thread in at a time?
+
+Chunk by chunk in the thread that reads:
+
+1. HDF5 is asked where a chunk lies in the file; that is all that needs its lock.
+2. The bytes are read and decoded here, so that threads do it side by side, and into a buffer of the chunk's size,
+   whatever the bytes claim: HDF5's own gzip filter makes room for as much as comes.
+
+Filters that are not known here (szip, blosc and other plug-ins) are HDF5's: then threads decode one at a time. Its
+chunk cache is off, for a read wants each chunk once, and every open file would have one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isovoxel.errors import CorruptInputError, InputError
+from isovoxel.geometry.box import Box, Index3
+from isovoxel.object_store.retries import is_transient
+from isovoxel.readers.base import room_for
+from isovoxel.readers.chunk_cache import CHUNK_COST, ChunkCache
+from isovoxel.readers.files import is_ours, number_of, reason_of, unavailable, unreadable
+from isovoxel.readers.raw import open_file, read_into
+from isovoxel.readers.zarr_codecs import decode_nothing, decode_zlib
+
+if TYPE_CHECKING:
+    import h5py
+
+GZIP, SHUFFLE, CHECKSUM, LZF = 1, 2, 3, 32000
+"""HDF5's numbers of the filters that are undone here."""
+
+DECODED_COPIES = 5
+"""How many times a decoded chunk is held at most: as zlib collects it, twice; unshuffled; in native byte order; cut."""
+
+FIXED_BYTES = 1 << 20
+"""What HDF5 holds for an open file and a selection."""
+
+ROWS_BYTES = 1 << 22
+"""Of a dataset that is not chunked and that HDF5 reads, so much is read in one go."""
+
+CHECKSUM_BYTES = 4
+"""Bytes of HDF5's Fletcher checksum, which follows the encoded chunk."""
+
+
+DAMAGED = ("truncated", "signature", "superblock", "object header", "checksum", "b-tree", "heap", "address overflow")
+"""What HDF5 says of a file that is not whole, in small letters."""
+
+OPEN_FOR_WRITING = "is open for writing; close it where it is written, or open it there with mode 'r'"
+"""Whether in this process, or in another: what is not yet in the file is not read from it."""
+
+
+class OpenForWritingError(OSError):
+    """A file that this process has open for writing."""
+
+
+def open_for_reading(path: str) -> h5py.File:
+    """Open an HDF5 file, without a lock, which not every file system has.
+
+    Where this process has it open already, with locks, HDF5 wants the same of everybody.
+
+    Raises
+    ------
+    OpenForWritingError
+        If this process has it open for writing.
+    OSError
+        If HDF5 cannot open it.
+    """
+    import h5py
+
+    file = None
+    for locking in (False, None, True):
+        try:
+            file = h5py.File(path, "r", rdcc_nbytes=0, locking=locking)
+            break
+        except OSError as error:
+            if "flag values don't match" not in str(error) or locking is True:
+                raise
+    assert file is not None  # noqa: S101 - for type checkers
+    if file.id.get_intent() & h5py.h5f.ACC_RDWR:
+        file.close()
+        raise OpenForWritingError(OPEN_FOR_WRITING)
+    return file
+
+
+def why_not(name: str, error: OSError) -> InputError:
+    """Return the one-sentence error for a file that HDF5 does not open."""
+    said = str(error)
+    if isinstance(error, OpenForWritingError):
+        return InputError(f"{name} {OPEN_FOR_WRITING}")
+    if "h5clear" in said:
+        return InputError(
+            f"{name} {OPEN_FOR_WRITING}; where its writer has died, h5clear -s {name} takes the mark from it"
+        )
+    if number_of(error) is None and any(word in said.lower() for word in DAMAGED):
+        return InputError(f"{name} cannot be read as HDF5: {reason_of(error)}; copy or write it again")
+    return unreadable(name, "HDF5", error)
+
+
+def open_unlocked(path: str) -> h5py.File:
+    """Open an HDF5 file that nobody has locked for writing, as HDF5 does where it can; see `open_for_reading`."""
+    locked = False
+    with contextlib.suppress(ImportError, OSError):  # Windows, and file systems without locks
+        import fcntl
+
+        with open(path, "rb") as file:  # noqa: PTH123 - for its number
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                locked = True
+    if locked:
+        raise OpenForWritingError(OPEN_FOR_WRITING)
+    return open_for_reading(path)
+
+
+_LIBRARY = ("not registered", "plugin", "plug-in", "allocat")
+"""What HDF5 says where a filter is not installed any more, or memory has run out."""
+
+
+@dataclass(frozen=True)
+class Hdf5Reader:
+    """Reads boxes of an HDF5 dataset; safe to call from many threads."""
+
+    name: str
+    """What the user called the input, for messages."""
+    path: str
+    """The file, absolute."""
+    dataset: str
+    """Path of the dataset in the file."""
+    ndim: int
+    """Number of its axes; all but z, y and x have length 1."""
+    zyx: Index3
+    """Which axes are z, y and x."""
+    shape: Index3
+    """Number of voxels, z, y, x; the array may be larger."""
+    dtype: np.dtype[Any]
+    """Data type in the file, with its byte order."""
+    chunk: Index3
+    """Voxels that are decoded in one go; where nothing is encoded, as many as are read in one go."""
+    filters: tuple[int, ...] | None
+    """Its filters in the order of encoding, where they are undone here; None where HDF5 undoes them."""
+    fill: float
+    """Value of the voxels of chunks that are not stored."""
+    whole: Index3
+    """Number of the array's voxels, z, y, x."""
+    cache: ChunkCache | None = None
+    """Keeps decoded chunks; None where none are kept."""
+
+    @cached_property
+    def chunk_bytes(self) -> int:
+        """Bytes of a decoded chunk."""
+        return math.prod(self.chunk) * self.dtype.itemsize
+
+    @property
+    def encoded_limit(self) -> int:
+        """Most bytes that a chunk may be encoded in."""
+        return self.chunk_bytes + self.chunk_bytes // 8 + (1 << 16)
+
+    @property
+    def overhead(self) -> int:
+        """Largest number of bytes held beside the returned array."""
+        return self.encoded_limit + DECODED_COPIES * self.chunk_bytes + FIXED_BYTES
+
+    def __call__(self, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Return a box as a new array, or in `out`.
+
+        Raises
+        ------
+        CorruptInputError
+            If a chunk cannot be decoded.
+        InputUnavailableError
+            If the system cannot read it.
+        """
+        out = room_for(box, self.dtype.newbyteorder("="), out)
+        if not out.size:
+            return out
+        try:
+            with open_for_reading(self.path) as file:
+                dataset = file[self.dataset]
+                read = self._by_hdf5(dataset) if self.filters is None else self._by_chunks(dataset)
+                for tile in box.tiles(self.chunk):
+                    read(tile, out[tile.relative_to(box.start).slices])
+        except (OSError, KeyError) as error:
+            # KeyError: the file is another by now.
+            if isinstance(error, InputError):
+                raise
+            raise self._unreadable(error) from error
+        return out
+
+    def _by_hdf5(self, dataset: h5py.Dataset) -> Callable[[Box, NDArray[Any]], None]:
+        def read(tile: Box, out: NDArray[Any]) -> None:
+            index: list[int | slice] = [0] * self.ndim
+            for axis, part in zip(self.zyx, tile.slices, strict=True):
+                index[axis] = part
+            try:
+                # Integers of one size, for the type that is meant need not be the one that is stored.
+                out[...] = dataset[tuple(index)].astype(out.dtype, copy=False)
+            except MemoryError:
+                raise
+            except Exception as error:
+                raise self._failure(tile, error) from error
+
+        return read
+
+    def cached(self, capacity: int) -> Hdf5Reader:
+        """Return a reader of the same dataset that keeps at most so many bytes of decoded chunks."""
+        slots = capacity // (self.chunk_bytes + CHUNK_COST)
+        return replace(self, cache=ChunkCache(slots, lambda: np.empty(self.chunk_bytes, np.uint8)))
+
+    def _by_chunks(self, dataset: h5py.Dataset) -> Callable[[Box, NDArray[Any]], None]:
+        scratch = np.empty(self.chunk_bytes, np.uint8)
+
+        def read(tile: Box, out: NDArray[Any]) -> None:
+            z, y, x = place = self._place(tile)
+            depth, rows, columns = self.chunk
+            there = tile.relative_to((z * depth, y * rows, x * columns)).slices
+
+            def decode(buffer: NDArray[np.uint8]) -> bool:
+                try:
+                    return self._decode_chunk(dataset, place, buffer)
+                except MemoryError:
+                    raise
+                except Exception as error:
+                    raise self._failure(tile, error) from error
+
+            if self.cache is None:
+                out[...] = scratch.view(self.dtype).reshape(self.chunk)[there] if decode(scratch) else self.fill
+                return
+            with self.cache.decoded(place, decode, scratch) as kept:
+                out[...] = self.fill if kept is None else kept.view(self.dtype).reshape(self.chunk)[there]
+
+        return read
+
+    def _decode_chunk(self, dataset: h5py.Dataset, place: Index3, out: NDArray[np.uint8]) -> bool:
+        """Decode a chunk into its bytes, or return False where it is not stored."""
+        coordinates = [0] * self.ndim
+        for axis, number, length in zip(self.zyx, place, self.chunk, strict=True):
+            coordinates[axis] = number * length
+        where = dataset.id.get_chunk_info_by_coord(tuple(coordinates))
+        if where.byte_offset is None:
+            return False
+        if self.filters and where.size == out.size and not where.filter_mask and self._at_edge(place):
+            # Written as it is, perhaps, for HDF5 can be told to encode whole chunks only, and its mask does not say so.
+            self._by_hdf5_whole(dataset, place, out)
+            return True
+        self._decode(where, out)
+        return True
+
+    def _at_edge(self, place: Index3) -> bool:
+        """Tell whether a chunk reaches beyond the array."""
+        return any((p + 1) * c > n for p, c, n in zip(place, self.chunk, self.whole, strict=True))
+
+    def _by_hdf5_whole(self, dataset: h5py.Dataset, place: Index3, out: NDArray[np.uint8]) -> None:
+        """Let HDF5 decode a chunk, as far as the array reaches."""
+        start = tuple(p * c for p, c in zip(place, self.chunk, strict=True))
+        stop = tuple(min(a + c, n) for a, c, n in zip(start, self.chunk, self.whole, strict=True))
+        index: list[int | slice] = [0] * self.ndim
+        for axis, first, last in zip(self.zyx, start, stop, strict=True):
+            index[axis] = slice(first, last)
+        part = tuple(slice(0, last - first) for first, last in zip(start, stop, strict=True))
+        out.view(self.dtype).reshape(self.chunk)[part] = dataset[tuple(index)]
+
+    def _place(self, tile: Box) -> Index3:
+        """Return the place of the chunk that a tile lies in."""
+        z, y, x = (a // n for a, n in zip(tile.start, self.chunk, strict=True))
+        return (z, y, x)
+
+    def _decode(self, where: Any, out: NDArray[np.uint8]) -> None:
+        """Read the bytes of a chunk, and undo its filters but those that its mask leaves out."""
+        filters = [code for bit, code in enumerate(self.filters or ()) if not where.filter_mask >> bit & 1]
+        if where.size > self.encoded_limit:
+            raise ValueError(f"its {where.size} encoded bytes are more than any chunk of {out.size} bytes takes")
+        encoded = np.empty(where.size, np.uint8)
+        with open_file(self.name, self.path) as file:
+            read_into(file, where.byte_offset, encoded, self.name)
+        if CHECKSUM in filters:
+            encoded = _checked(encoded)
+        if GZIP in filters:
+            decode_zlib(encoded, out)
+        elif LZF in filters:
+            _decode_lzf(encoded, out)
+        else:
+            decode_nothing(encoded, out)
+        if SHUFFLE in filters and self.dtype.itemsize > 1:
+            from numcodecs import Shuffle
+
+            Shuffle(self.dtype.itemsize).decode(out.copy(), out)  # 25 times faster than NumPy's transpose
+
+    def _failure(self, tile: Box, error: Exception) -> InputError:
+        """Say whose fault it was."""
+        if isinstance(error, InputError):
+            return error
+        library = is_ours(error) or any(word in str(error).lower() for word in _LIBRARY)
+        if library or (isinstance(error, OSError) and (number_of(error) is not None or is_transient(error))):
+            return self._unreadable(error)
+        z, y, x = place = self._place(tile)
+        depth, rows, columns = self.chunk
+        start = (z * depth, y * rows, x * columns)
+        stop = (start[0] + depth, start[1] + rows, start[2] + columns)
+        box = Box(start, stop) & Box.whole(self.shape)
+        return CorruptInputError(self.name, f"chunk {place}", box.start, box.stop, reason_of(error))
+
+    def _unreadable(self, error: Exception) -> InputError:
+        what = f"{self.name} can no longer be read"
+        if isinstance(error, OpenForWritingError):
+            return InputError(f"{self.name} {OPEN_FOR_WRITING}")
+        number = number_of(error)
+        if isinstance(error, OSError) and number is not None:
+            return unavailable(what, OSError(number, error.strerror or os.strerror(number)))
+        return InputError(f"{what}: {reason_of(error)}")
+
+
+def known_filters(codes: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Return the filters of a dataset if they are undone here, else None.
+
+    Examples
+    --------
+    >>> known_filters((SHUFFLE, GZIP))
+    (2, 1)
+    >>> known_filters((4,)) is None
+    True
+    """
+    rest = list(codes)
+    for group in ((SHUFFLE,), (GZIP, LZF), (CHECKSUM,)):
+        if rest and rest[0] in group:
+            rest.pop(0)
+    return None if rest else codes
+
+
+def _checked(encoded: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the bytes before their checksum, which must be right."""
+    from numcodecs.fletcher32 import Fletcher32
+
+    if encoded.size < CHECKSUM_BYTES:
+        raise ValueError(f"its {encoded.size} bytes are no chunk with a checksum")
+    content, stored = encoded[:-CHECKSUM_BYTES], encoded[-CHECKSUM_BYTES:].tobytes()
+    made = bytes(Fletcher32().encode(content))[-CHECKSUM_BYTES:]
+    # HDF5 before 1.6.3 swapped the bytes of each half, and HDF5 takes either.
+    if stored not in (made, made[1::-1] + made[:1:-1]):
+        raise ValueError("it does not have the checksum that was stored with it")
+    return content
+
+
+def _decode_lzf(encoded: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
+    import imagecodecs
+
+    made = imagecodecs.lzf_decode(encoded.tobytes(), out=out.size)
+    if len(made) != out.size:
+        raise ValueError(f"it decodes to {len(made)} bytes instead of {out.size}")
+    out[...] = np.frombuffer(made, np.uint8)

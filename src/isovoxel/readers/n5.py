@@ -1,0 +1,273 @@
+"""How is an N5 dataset, a folder of blocks with x first, opened as a volume?
+
+tensorstore reads the blocks, which are checked against the block size before they are decoded; it is told the four
+things that N5 specifies, for of the other attributes every writer has a form of its own, which are read here. A group
+is opened at its finest level, ``s0``, or at the only dataset that it holds.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isovoxel.errors import CorruptInputError, InputError, InputUnavailableError
+from isovoxel.geometry.box import Box, Index3
+from isovoxel.metadata.n5 import FINEST, Surroundings, level_of, read_attributes
+from isovoxel.readers.axes import zyx_positions
+from isovoxel.readers.base import Volume, check_voxels, room_for
+from isovoxel.readers.files import NoFileError, check_stored, metadata_identity, needs_extra, reason_of, unreadable
+from isovoxel.readers.input_state import places
+
+if TYPE_CHECKING:
+    import tensorstore
+
+METADATA = "attributes.json"
+"""The file with the attributes of a dataset or a group."""
+
+DEEPEST = 5
+"""How many levels below a group its datasets are looked for."""
+
+MOST_LOOKED_AT = 1000
+"""In so many folders."""
+
+MOST_NAMED = 8
+"""How many datasets a message lists."""
+
+BLOCK_COPIES = 4
+"""How many times a block is held beside the returned array: encoded, decoded, in native byte order, and cut."""
+
+FIXED_BYTES = 1 << 23
+"""What tensorstore holds whatever the block's size."""
+
+_SETUP = re.compile(r"setup\d+/timepoint\d+/s\d+")
+_SPECIFIED = ("dimensions", "blockSize", "dataType", "compression")
+_DAMAGE = ("FAILED_PRECONDITION", "DATA_LOSS", "OUT_OF_RANGE", "INVALID_ARGUMENT")
+
+
+@dataclass(frozen=True)
+class N5Reader:
+    """Reads boxes of an N5 dataset; safe to call from many threads."""
+
+    name: str
+    """What the user called the input, for messages."""
+    store: tensorstore.TensorStore
+    """The dataset, with its axes reversed, so that x is the last."""
+    zyx: Index3
+    """Which of these axes are z, y and x; all others have length 1."""
+    shape: Index3
+    """Number of voxels, z, y, x."""
+    dtype: np.dtype[Any]
+    """Of the voxels, in native byte order."""
+    block: Index3
+    """Shape of a block, z, y, x."""
+    files: N5Files
+    """Its files."""
+
+    @property
+    def overhead(self) -> int:
+        """Largest number of bytes held beside the returned array."""
+        return BLOCK_COPIES * math.prod(self.block) * self.dtype.itemsize + FIXED_BYTES
+
+    def __call__(self, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Return a box as a new array, or in `out`.
+
+        Raises
+        ------
+        CorruptInputError
+            If a block cannot be decoded.
+        InputUnavailableError
+            If the system cannot read it.
+        """
+        out = room_for(box, self.dtype, out)
+        index: list[int | slice] = [0] * self.store.rank
+        for tile in box.tiles(self.block):
+            for axis, part in zip(self.zyx, tile.slices, strict=True):
+                index[axis] = part
+            try:
+                for file in self.files.blocks(tile):
+                    check_stored(file)
+                out[tile.relative_to(box.start).slices] = self.store[tuple(index)].read().result()
+            except MemoryError:
+                raise
+            except Exception as error:
+                raise self._failure(tile, error) from error
+        return out
+
+    def _failure(self, tile: Box, error: Exception) -> InputError:
+        """Say whose fault it was, which tensorstore tells by the first word."""
+        reason = reason_of(error)
+        z, y, x = place = tuple(a // n for a, n in zip(tile.start, self.block, strict=True))
+        if not isinstance(error, NoFileError) and not reason.startswith(_DAMAGE):
+            return InputUnavailableError(errno.EIO, f"{self.name} cannot be read, in block {place}: {reason}")
+        depth, rows, columns = self.block
+        start = (z * depth, y * rows, x * columns)
+        box = Box(start, (start[0] + depth, start[1] + rows, start[2] + columns)) & Box.whole(self.shape)
+        return CorruptInputError(self.name, f"block {place}", box.start, box.stop, reason)
+
+
+@dataclass(frozen=True)
+class N5Files:
+    """The files of a dataset."""
+
+    folder: str
+    """Absolute."""
+    rank: int
+    """Number of its axes."""
+    zyx: Index3
+    """Which of them are z, y and x, where x is the last."""
+    block: Index3
+    """Shape of a block, z, y, x."""
+    metadata: tuple[str, ...]
+    """Files of its attributes, and of its group's."""
+
+    def __call__(self, box: Box) -> Iterator[str]:
+        """Yield them all, of blocks those that hold voxels of a box."""
+        yield from self.metadata
+        yield from self.blocks(box)
+
+    def blocks(self, box: Box) -> Iterator[str]:
+        """Yield those of the blocks that hold voxels of a box."""
+        for place in places(box, self.block):
+            numbers = ["0"] * self.rank
+            for axis, number in zip(self.zyx, place, strict=True):
+                numbers[axis] = str(number)
+            yield "/".join((self.folder, *reversed(numbers)))
+
+
+def is_n5(path: Path) -> bool:
+    """Tell whether a folder is an N5 dataset, or a group that says so or has a finest level."""
+    return (path / METADATA).is_file() or (path / FINEST / METADATA).is_file()
+
+
+def open_n5(path: Path, name: str) -> Volume:
+    """Open an N5 dataset, the finest level of a group of levels, or the only dataset of a group.
+
+    Raises
+    ------
+    InputError
+        If tensorstore is not installed, metadata or axes are none that can be read, or several datasets could be meant.
+    """
+    home = _only_dataset(path, name)
+    attributes = _attributes(home, name)
+    groups = [_attributes(home.parent, name), _attributes(home.parent.parent, name)]
+    missing = [key for key in _SPECIFIED if key not in attributes and key != "compression"]
+    if missing:
+        raise InputError(f"{name} cannot be read as N5: its {METADATA} has no {' and no '.join(missing)}")
+    store = _open(home, attributes, name)
+    axes = attributes.get("axes", groups[0].get("axes"))
+    named = isinstance(axes, list) and len(axes) == store.rank and all(isinstance(axis, str) for axis in axes)
+    names = [axis.lower() for axis in reversed(axes)] if named and isinstance(axes, list) else [""] * store.rank
+    z, y, x = zyx = zyx_positions(name, names, store.shape)
+    shape = (store.shape[z], store.shape[y], store.shape[x])
+    dtype = np.dtype(store.dtype.numpy_dtype)
+    check_voxels(name, shape, dtype)
+    _check_declared(home, groups[1], dtype, name)
+    whole = [int(n) for n in reversed(attributes["blockSize"])]
+    if any(n != 1 for axis, n in enumerate(whole) if axis not in zyx):
+        raise InputError(f"{name} has blocks of several images; copy it into a dataset of its own")
+    block = (min(whole[z], shape[0]), min(whole[y], shape[1]), min(whole[x], shape[2]))
+    metadata = [file for file in (home / METADATA, home.parent / METADATA) if file.is_file()]
+    files = N5Files(str(home.resolve()), store.rank, zyx, block, tuple(str(file.resolve()) for file in metadata))
+    reader = N5Reader(name, store, zyx, shape, dtype, block, files)
+    level = level_of(home.name)
+    finest = _attributes(home.parent / FINEST, name) if level else {}
+    calibration, origin = read_attributes(attributes, Surroundings(groups, level, finest))
+    sources = {
+        "shape": f"N5 attributes of {home.relative_to(path) if home != path else home.name}",
+        "axes": "N5 axes" if named else "N5's order, x first",
+    }
+    if calibration.voxel_size is not None:
+        sources["voxel size"] = calibration.source
+    if calibration.unit is not None:
+        sources["unit"] = calibration.source
+    return Volume(
+        name,
+        "N5",
+        shape,
+        dtype,
+        reader,
+        chunks=block,
+        read_overhead=math.prod(whole) * dtype.itemsize * BLOCK_COPIES + FIXED_BYTES,
+        voxel_size=calibration.voxel_size,
+        origin=origin,
+        unit=calibration.unit,
+        sources=sources,
+        identity=metadata_identity(home, metadata),
+        files=files,
+        missing=calibration.missing,
+        counted=calibration.counted,
+    )
+
+
+def _open(home: Path, attributes: Mapping[str, Any], name: str) -> tensorstore.TensorStore:
+    try:
+        import tensorstore
+    except ImportError as error:
+        raise needs_extra(name, "an N5 dataset", "n5", error) from error
+    spec = {
+        "driver": "n5",
+        "kvstore": {"driver": "file", "path": f"{home.resolve()}/"},
+        "metadata": {key: attributes[key] for key in _SPECIFIED if key in attributes},
+    }
+    try:
+        return tensorstore.open(spec, read=True, open=True, assume_metadata=True).result().T
+    except Exception as error:
+        raise unreadable(name, "N5", error) from error
+
+
+def _check_declared(home: Path, setup: Mapping[str, Any], dtype: np.dtype[Any], name: str) -> None:
+    """Check that BigDataViewer means the voxels that are stored, for it takes their bits as what it says they are."""
+    declared = setup.get("dataType")
+    if _SETUP.fullmatch("/".join(home.parts[-3:])) and declared not in (None, dtype.name):
+        raise InputError(
+            f"{name} contradicts itself: BigDataViewer's dataType of {home.parts[-3]} is {str(declared)[:40]!r}, but "
+            f"the dataset holds {dtype.name}"
+        )
+
+
+def _attributes(path: Path, name: str) -> Mapping[str, Any]:
+    """Read the attributes of a dataset or a group, which may have none."""
+    try:
+        found = json.loads((path / METADATA).read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (ValueError, RecursionError) as error:
+        raise unreadable(name, "N5 metadata", error) from error
+    if not isinstance(found, dict):
+        raise InputError(f"{name} cannot be read as N5: its {METADATA} is no JSON object")
+    return found
+
+
+def _only_dataset(path: Path, name: str) -> Path:
+    """Return the dataset that a folder is, or the only one in it."""
+    found = sorted(_datasets(path, DEEPEST, name, [0]))
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise InputError(f"{name} is an N5 group without a dataset")
+    listed = ", ".join(str(dataset) for dataset in found[:MOST_NAMED])
+    more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
+    raise InputError(f"{name} is an N5 group of several datasets; name one of them: {listed}{more}")
+
+
+def _datasets(path: Path, depth: int, name: str, looked: list[int]) -> Iterator[Path]:
+    """Find the datasets in a group and its subgroups, of levels only the finest; blocks are not looked at."""
+    looked[0] += 1
+    if looked[0] > MOST_LOOKED_AT:
+        return
+    if "dimensions" in _attributes(path, name):
+        yield path
+    elif (path / FINEST / METADATA).is_file():
+        yield path / FINEST
+    elif depth:
+        for folder in sorted(entry for entry in path.iterdir() if entry.is_dir()):
+            yield from _datasets(folder, depth - 1, name, looked)

@@ -1,0 +1,348 @@
+"""Of what kind is an input, and which module opens it? Content decides, not the name's ending.
+
+What a kind needs (tifffile, zarr, dask) is imported only once an input is of that kind.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import stat
+import sys
+from collections.abc import Mapping, Sequence
+from glob import has_magic
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from isovoxel.errors import InputError, InputMissingError, IsovoxelError, OptionError
+from isovoxel.geometry.grid import Float3, check_positive, number_text, numbers_text
+from isovoxel.metadata.units import METERS, checked_unit, convert
+from isovoxel.object_store.address import is_address
+from isovoxel.object_store.objects import ObjectPlace
+from isovoxel.object_store.place import Place, place_of
+from isovoxel.readers.base import Volume
+from isovoxel.readers.crop import cropped, moved
+from isovoxel.readers.files import TIFF_MAGIC, unreadable
+from isovoxel.readers.selection import EVERYTHING, Selection
+
+_GIVEN = "given by the caller"
+_KINDS = (
+    "isovoxel reads TIFF and folders of TIFF slices, OME-Zarr, zarr arrays, N5, HDF5, Imaris, NIfTI, CZI, LIF, ND2, DV "
+    "and .npy"
+)
+
+_PACKERS = {
+    b"\x1f\x8b": ("gzip", "gunzip"),
+    b"PK\x03\x04": ("zip", "unzip"),
+    b"BZh": ("bzip2", "bunzip2"),
+    b"\xfd7zXZ\0": ("xz", "unxz"),
+    b"\x28\xb5\x2f\xfd": ("zstd", "unzstd"),
+    b"7z\xbc\xaf\x27\x1c": ("7-Zip", "7z x"),
+}
+"""How files begin that hold others, by whose program, and what unpacks them."""
+_OTHERS = {
+    "NRRD": (0, b"NRRD000"),
+    "MetaImage": (0, b"ObjectType"),
+    "MRC": (208, b"MAP "),
+    "PNG": (0, b"\x89PNG\r\n\x1a\n"),
+    "JPEG": (0, b"\xff\xd8\xff"),
+    "DICOM": (128, b"DICM"),
+}
+"""Kinds of images that are not read, with what stands where in their files."""
+_MAGIC_BYTES = 256
+
+
+def open_volume(
+    source: Any, *, voxel_size: Float3 | None = None, unit: str | None = None, selection: Selection = EVERYTHING
+) -> Volume:
+    """Open a 3-D volume for reading box by box.
+
+    Parameters
+    ----------
+    source
+        Path of a TIFF (ImageJ, OME-TIFF, BigTIFF), a folder or a pattern (``*.tif``) of TIFF slices, a zarr array, an
+        OME-Zarr image, an N5 dataset, an HDF5 (``file.h5:/path/to/dataset``), Imaris, NIfTI, CZI, LIF, ND2, DV or
+        ``.npy`` file; or the address of a zarr array or an OME-Zarr image in an object store, such as
+        "s3://bucket/a.zarr"; or a NumPy array, a dask array, a zarr array or an open `Volume`. Always z, y, x.
+    voxel_size
+        Physical voxel size, z, y, x; overrides what the input says.
+    unit
+        Unit of lengths, by any usual name; overrides the input's, and without `voxel_size` only relabels it.
+    selection
+        Which part of the input is meant.
+
+    Returns
+    -------
+    Volume
+        Lazy: only metadata have been read.
+
+    Raises
+    ------
+    InputMissingError
+        If there is nothing at the path.
+    InputError
+        If what is there cannot be read as a 3-D volume.
+    OptionError
+        If the voxel size or the unit makes no sense, or the input has no such part.
+    """
+    if voxel_size is not None:
+        voxel_size = _checked_size(voxel_size)
+    if unit is not None:
+        unit = checked_unit(unit)
+    volume = _with_overrides(_open(source, selection), voxel_size, unit)
+    return volume if selection.crop is None else cropped(volume, selection.crop)
+
+
+def open_part(source: Any, identity: Mapping[str, Any]) -> Volume:
+    """Open the part of a source that an input with this identity was; an open `Volume` is that part already."""
+    return open_volume(source, selection=EVERYTHING if isinstance(source, Volume) else Selection.of_identity(identity))
+
+
+def _open(source: Any, selection: Selection) -> Volume:
+    if isinstance(source, ObjectPlace):
+        return _open_address(source, selection)
+    if isinstance(source, str | os.PathLike):
+        return _open_path(source, selection)
+    zarr = sys.modules.get("zarr")  # whoever holds an array of its has imported it
+    if zarr is not None and isinstance(source, zarr.Array):
+        from isovoxel.readers.zarr_array import from_array
+
+        selection.check_kind("a zarr array", "channel", "time", "axes")
+        return from_array(source, selection)
+    if isinstance(source, Volume):
+        selection.check_kind(source.name)
+        return source
+    return _open_array(source, selection)
+
+
+def _open_array(source: Any, selection: Selection) -> Volume:
+    if isinstance(source, np.ndarray):
+        from isovoxel.readers.arrays import from_numpy
+
+        return from_numpy(source, selection)
+    dask_array = sys.modules.get("dask.array")
+    if dask_array is not None and isinstance(source, dask_array.Array):
+        from isovoxel.readers.arrays import from_dask
+
+        return from_dask(source, selection)
+    xarray = sys.modules.get("xarray")
+    if xarray is not None and isinstance(source, xarray.DataArray):
+        from isovoxel.readers.arrays import from_xarray
+
+        selection.check_kind("the DataArray")
+        return from_xarray(source)
+    h5py = sys.modules.get("h5py")
+    if h5py is not None and isinstance(source, h5py.Dataset | h5py.Group):
+        raise InputError(
+            f"what h5py has open cannot be read by other threads and processes; close it, and give its path, "
+            f"{source.file.filename}:{source.name}"
+        )
+    raise InputError(
+        f"a {type(source).__name__} is no volume; give a path, a NumPy array, a dask array, a zarr array or a Volume"
+    )
+
+
+def _open_path(text: str | os.PathLike[str] | os.PathLike[bytes], selection: Selection) -> Volume:
+    name = os.fsdecode(text)
+    if not name:
+        raise InputMissingError("the path of the input is empty; give the path of a TIFF, a zarr or a .npy file")
+    place = place_of(name) if isinstance(text, str) else Path(name)
+    if isinstance(place, ObjectPlace):
+        return _open_address(place, selection)
+    local = str(place) if is_address(name) else name  # which a Path would make shorter
+    try:
+        path, inner, mode = _located(name, local)
+    except InputMissingError:
+        if "\0" in name or not has_magic(name):
+            raise
+        selection.check_kind(name)
+        return _open_pattern(local)
+    try:
+        if stat.S_ISDIR(mode):
+            return _open_folder(path, name, selection)
+        if stat.S_ISREG(mode):
+            return _open_file(path, inner, name, selection)
+    except IsovoxelError:
+        raise
+    except Exception as error:
+        # Whatever a broken file makes a library raise, its reader gets one sentence.
+        raise unreadable(name, "a volume", error) from error
+    raise InputError(f"{name} is neither a file nor a folder; {_KINDS}")
+
+
+def _open_address(place: ObjectPlace, selection: Selection) -> Volume:
+    name = str(place)
+    try:
+        volume = _open_zarr(place, name, selection)
+        there = volume is not None or place.is_file()
+    except (IsovoxelError, MemoryError):
+        raise
+    except Exception as error:
+        raise unreadable(name, "a volume", error) from error
+    if volume is not None:
+        return volume
+    if there:
+        raise InputError(f"{name} is a file, and by address isovoxel reads zarr only; download it and give its path")
+    raise InputMissingError(f"{name} is no zarr, is not there, or may not be read with {place.sought}; check both")
+
+
+def _located(name: str, local: str) -> tuple[Path, str | None, int]:
+    """Return a file or folder, the path of what is meant in it (``file.h5:/path/to/dataset``) or None, and its mode."""
+    file, colon, inner = local.rpartition(":/")  # the last one: Windows has one behind its drives
+    for path, place in ((local, None), (file, f"/{inner}") if colon else (local, None)):
+        try:
+            return Path(path), place, Path(path).stat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except ValueError:
+            break  # the name has a character that no path can have
+        except OSError as error:
+            raise InputError(f"{name} cannot be opened: {error.strerror}") from error
+    raise InputMissingError(f"{name} is not there; check the path")
+
+
+def _open_pattern(name: str) -> Volume:
+    from isovoxel.readers.slices import open_pattern
+
+    try:
+        return open_pattern(name)
+    except IsovoxelError:
+        raise
+    except Exception as error:
+        raise unreadable(name, "slices", error) from error
+
+
+def _open_folder(path: Path, name: str, selection: Selection) -> Volume:
+    from isovoxel.readers.n5 import is_n5, open_n5
+    from isovoxel.readers.slices import open_slices, slices_in
+
+    if (volume := _open_zarr(path, name, selection)) is not None:
+        return volume
+    selection.check_kind(name)
+    if is_n5(path):
+        return open_n5(path, name)
+    if files := slices_in(path):
+        return open_slices(files, str(path.resolve()), name)
+    raise InputError(f"{name} is a folder but no zarr, and holds no TIFF slices; {_KINDS}")
+
+
+def _open_zarr(path: Place, name: str, selection: Selection) -> Volume | None:
+    from isovoxel.readers.ome_zarr import open_ome_zarr
+    from isovoxel.readers.zarr_array import open_zarr_array
+    from isovoxel.readers.zarr_groups import kind_of_folder
+
+    match kind_of_folder(path):
+        case "array":
+            selection.check_kind(name, "channel", "time", "axes")
+            return open_zarr_array(path, name, selection)
+        case "group":
+            selection.check_kind(name, "level", "channel", "time")
+            return open_ome_zarr(path, name, selection)
+        case _:
+            return None
+
+
+def _open_file(path: Path, inner: str | None, name: str, selection: Selection) -> Volume:
+    from isovoxel.readers.bioio import format_of, open_bioio
+    from isovoxel.readers.hdf5 import is_hdf5, open_hdf5
+    from isovoxel.readers.nifti import is_nifti, open_nifti
+
+    with path.open("rb") as file:
+        magic = file.read(_MAGIC_BYTES)
+    if not magic:
+        raise InputError(f"{name} is empty (0 bytes)")
+    if magic[:4] in TIFF_MAGIC and inner is None:
+        from isovoxel.readers.tiff import open_tiff
+
+        selection.check_kind(name, "channel", "time", "axes")
+        return open_tiff(path, name, selection)
+    is_numpy, microscope = magic[:6] == b"\x93NUMPY", format_of(magic)
+    if is_hdf5(path):
+        selection.check_kind(name, "channel", "time", "axes")
+        return open_hdf5(path, inner, name, selection)
+    if is_numpy and inner is None:
+        from isovoxel.readers.npy import open_npy
+
+        selection.check_kind(name, "channel", "time", "axes")
+        return open_npy(path, name, selection)
+    if is_nifti(path) or microscope is None:
+        selection.check_kind(name)
+    if inner is not None:
+        raise InputError(f"{name} names something in the file {path}, which only HDF5 files have; give {path} alone")
+    if is_nifti(path):
+        return open_nifti(path, name)
+    if microscope is not None:
+        selection.check_kind(name, "channel", "time")
+        return open_bioio(path, name, microscope, selection)
+    raise _unknown(path, name, magic)
+
+
+def _unknown(path: Path, name: str, magic: bytes) -> InputError:
+    """Return the error for a file of no kind that is known, with what is known of it."""
+    if path.name in ("zarr.json", ".zarray", ".zgroup", ".zattrs", "attributes.json"):
+        what = "an N5" if path.name == "attributes.json" else "a zarr"
+        return InputError(f"{name} is a part of {what}; give the folder that it lies in")
+    for begins, packer in _PACKERS.items():
+        if magic.startswith(begins):
+            return InputError(
+                f"{name} is of no kind that isovoxel knows, packed by {packer[0]}; unpack it first, as {packer[1]} does"
+            )
+    for kind, (at, sign) in _OTHERS.items():
+        if magic[at:].startswith(sign):
+            return InputError(
+                f"{name} is of a kind that isovoxel does not read, {kind}; save it as TIFF, NIfTI or OME-Zarr, or pass "
+                "it from Python as an array"
+            )
+    return InputError(f"{name} is of no kind that isovoxel knows; {_KINDS}")
+
+
+def _checked_size(voxel_size: Sequence[float]) -> Float3:
+    try:
+        z, y, x = (float(size) for size in voxel_size)
+    except (TypeError, ValueError) as error:
+        raise OptionError(f"a voxel size is three numbers, z, y, x, not {voxel_size!r}") from error
+    check_positive("voxel size", (z, y, x))
+    return (z, y, x)
+
+
+def _with_overrides(volume: Volume, voxel_size: Float3 | None, unit: str | None) -> Volume:
+    changes: dict[str, Any] = {}
+    sources = dict(volume.sources)
+    if voxel_size is None and unit is not None and volume.counted:
+        voxel_size = (1.0, 1.0, 1.0)  # which without a unit was none
+    if voxel_size is not None:
+        changes |= {"voxel_size": voxel_size, "missing": "", "counted": False}
+        changes["notes"] = (*volume.notes, *_doubts(voxel_size))
+        sources["voxel size"] = _GIVEN
+    if unit is not None:
+        changes["unit"] = unit
+        sources["unit"] = _GIVEN
+    if voxel_size is not None:
+        changes["origin"] = _origin(volume, voxel_size, unit)
+    return dataclasses.replace(volume, **changes, sources=sources) if changes else volume
+
+
+def _doubts(voxel_size: Float3) -> tuple[str, ...]:
+    """Return a note where a voxel size that was given looks as if its order were x, y, z."""
+    z, y, x = voxel_size
+    if x < 2 * max(z, y):
+        return ()
+    turned = ",".join(map(number_text, (x, y, z)))
+    taken = f"the voxel size {numbers_text(voxel_size)} is z, y, x, so voxels are longest along x"
+    return (f"{taken}; if it was meant as x, y, z, give {turned}",)
+
+
+def _origin(volume: Volume, voxel_size: Float3, unit: str | None) -> Float3:
+    """Return where a volume is with another voxel size: the whole input stays where it is.
+
+    With a new unit too; without a new voxel size, all numbers would get the new unit.
+    """
+    origin = volume.origin
+    if any(volume.start) and volume.voxel_size is not None:
+        origin = moved(origin, volume.start, volume.voxel_size, -1)
+    if unit is not None and volume.unit in METERS:
+        z, y, x = (convert(length, volume.unit, unit) for length in origin)
+        origin = (z, y, x)
+    return moved(origin, volume.start, voxel_size) if any(volume.start) else origin

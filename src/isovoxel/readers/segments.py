@@ -1,0 +1,213 @@
+"""How is a box read from encoded TIFF strips and tiles?
+
+One segment after another in the thread that reads: its bytes are read, decoded by tifffile, and the
+wanted part is copied into the returned array. So one encoded segment and its decoded copies are all that
+is held beside it.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import imagecodecs
+import numpy as np
+from numpy.typing import NDArray
+
+from isovoxel.errors import CorruptInputError, InputError
+from isovoxel.geometry.axis import ceil_div
+from isovoxel.geometry.box import Box, Index3
+from isovoxel.readers.base import room_for
+from isovoxel.readers.files import LIMITS, WAY_ON, limit_of, reason_of
+from isovoxel.readers.image_headers import header_of
+from isovoxel.readers.mixed import MixedReader
+from isovoxel.readers.raw import EndOfFileError, in_file, open_file, read_bytes
+from isovoxel.readers.tiff_storage import DECODER_BYTES, IMAGES, LERC_COMPRESSION, Storage
+
+MOST_SURPLUS = 2
+"""Some writers encode a few rows or columns more than a segment has; nobody encodes so many times its bytes,"""
+SURPLUS_BYTES = 1 << 16
+"""or so many bytes more, as segments of a row or two may have."""
+
+FIXED_BYTES = 1 << 18
+"""What a codec holds whatever the segment's size."""
+
+
+def unwrapped(data: bytes, limit: int) -> bytes:
+    """Return LERC that may have been compressed once more, by zlib or Zstandard.
+
+    Decoders look at the data for that, not at tags.
+
+    Raises
+    ------
+    zlib.error, RuntimeError, ValueError
+        If it cannot be decompressed, or becomes more bytes than `limit`.
+    """
+    if data.startswith(b"\x28\xb5\x2f\xfd"):
+        return bytes(imagecodecs.zstd_decode(data, out=limit))
+    if data[:1] != b"\x78":
+        return data
+    decompressor = zlib.decompressobj()
+    found = decompressor.decompress(data, limit)
+    if decompressor.unconsumed_tail:
+        raise ValueError(f"it decodes to more than {limit} bytes")
+    return found
+
+
+@dataclass(frozen=True)
+class SegmentReader:
+    """Reads boxes of encoded or tiled TIFF pages; safe to call from many threads."""
+
+    name: str
+    """What the user called the input, for messages."""
+    files: tuple[str, ...]
+    """Paths of the files."""
+    file_of_page: NDArray[np.int64]
+    """Which file every page lies in; here each sample of a page counts as a page."""
+    offsets: NDArray[np.int64]
+    """Byte at which every segment begins, by page and segment; 0 where it is left out as empty."""
+    counts: NDArray[np.int64]
+    """Bytes of every encoded segment, likewise."""
+    storage: Storage
+    """How all of them are stored."""
+    decode: Callable[..., Any]
+    """tifffile's decoder of the pages."""
+    jpeg_tables: tuple[bytes | None, ...]
+    """Tables that every page's JPEG segments share; empty for other codecs."""
+    jpeg_header: bytes | None
+    """Header that JPEG segments of some formats share."""
+    numbers: NDArray[np.int64]
+    """Number of every page in its file, for messages."""
+    sample: NDArray[np.int64]
+    """Which of the samples that lie side by side every page is."""
+
+    @property
+    def segment_shape(self) -> Index3:
+        """Shape of a strip or tile."""
+        return self.storage.segment_shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Data type of the voxels, in native byte order."""
+        return self.storage.dtype.newbyteorder("=")
+
+    @property
+    def decoded_bytes(self) -> int:
+        """Bytes of a decoded segment."""
+        return math.prod(self.segment_shape) * self.storage.mixed * self.dtype.itemsize
+
+    @property
+    def overhead(self) -> int:
+        """Largest number of bytes held beside the returned array."""
+        # Decompressed; unpacked, where bytes hold several samples; in native byte order.
+        copies = 2 + ceil_div(8 * self.dtype.itemsize, max(1, self.storage.bits))
+        decoder = DECODER_BYTES.get(self.storage.compression, 0) * self.decoded_bytes // self.dtype.itemsize
+        return int(self.counts.max()) + copies * self.decoded_bytes + MOST_SURPLUS * decoder + FIXED_BYTES
+
+    @property
+    def shape(self) -> Index3:
+        """Number of voxels of all pages, one behind the other."""
+        depth, rows, columns = self.storage.shape
+        return (depth * len(self.offsets), rows, columns)
+
+    def taking(self, planes: NDArray[np.int64]) -> SegmentReader | MixedReader:
+        """Return a reader of some of the planes, in their order."""
+        if self.storage.shape[0] > 1:
+            return MixedReader((self,), np.zeros(len(planes), np.int64), planes, self.files)
+        return replace(
+            self,
+            file_of_page=self.file_of_page[planes],
+            offsets=self.offsets[planes],
+            counts=self.counts[planes],
+            jpeg_tables=tuple(self.jpeg_tables[page] for page in planes) if self.jpeg_tables else (),
+            numbers=self.numbers[planes],
+            sample=self.sample[planes],
+        )
+
+    def __call__(self, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Return a box as a new array, or in `out`.
+
+        Raises
+        ------
+        CorruptInputError
+            If a segment cannot be decoded, or is cut short.
+        InputUnavailableError
+            If the system cannot read it.
+        """
+        out = room_for(box, self.dtype, out)
+        depth = self.storage.shape[0]
+        if not out.size:
+            return out
+        for page in range(box.start[0] // depth, ceil_div(box.stop[0], depth)):
+            # The box and the array as the page sees them, whose own first plane is 0.
+            corner = (page * depth, 0, 0)
+            inside = box.relative_to(corner) & Box.whole(self.storage.shape)
+            part = out[inside.relative_to(box.relative_to(corner).start).slices]
+            for tile in inside.tiles(self.segment_shape):
+                self._read_segment(page, tile, part[tile.relative_to(inside.start).slices])
+        return out
+
+    def _read_segment(self, page: int, tile: Box, out: NDArray[Any]) -> None:
+        """Decode the segment that a tile of a page lies in, and copy the tile."""
+        _, rows, columns = (ceil_div(n, s) for n, s in zip(self.storage.shape, self.segment_shape, strict=True))
+        z, y, x = (a // n for a, n in zip(tile.start, self.segment_shape, strict=True))
+        segment = (z * rows + y) * columns + x
+        offset, count = int(self.offsets[page, segment]), int(self.counts[page, segment])
+        if not offset or not count:
+            out[...] = self.storage.fill
+            return
+        options = {"jpegtables": self.jpeg_tables[page], "jpegheader": self.jpeg_header} if self.jpeg_tables else {}
+        corner = (z * self.segment_shape[0], y * self.segment_shape[1], x * self.segment_shape[2])
+        with open_file(self.name, self.files[self.file_of_page[page]]) as file:
+            try:
+                encoded = read_bytes(file, offset, count, self.name)
+            except EndOfFileError as error:
+                raise self._corrupt(page, segment, corner, str(error)) from error
+        if self.storage.compression == LERC_COMPRESSION:
+            try:
+                encoded = unwrapped(encoded, MOST_SURPLUS * self.decoded_bytes + SURPLUS_BYTES)
+            except (zlib.error, RuntimeError, ValueError) as error:
+                raise self._corrupt(page, segment, corner, reason_of(error)) from error
+        if self.storage.compression in IMAGES and not (self.jpeg_tables and self.jpeg_header):
+            self._check_image(encoded, page, segment, corner)
+        try:
+            decoded, (_, *start, _), shape = self.decode(encoded, segment, **options)
+        except MemoryError:
+            raise
+        except LIMITS as error:
+            what = f"{self._what(page, segment)} of {self.name}"
+            raise InputError(f"{what} cannot be decoded here: {limit_of(error)}; {WAY_ON}") from error
+        except Exception as error:
+            raise self._corrupt(page, segment, corner, reason_of(error)) from error
+        there = tile.relative_to((start[0], start[1], start[2]))
+        if decoded is None or not Box.whole((shape[0], shape[1], shape[2])).contains(there):
+            raise self._corrupt(page, segment, corner, "it is too short")
+        out[...] = decoded[..., self.sample[page]][there.slices]
+
+    def _check_image(self, encoded: bytes, page: int, segment: int, corner: Index3) -> None:
+        """Check that an image becomes as large as its segment, before it is decoded."""
+        header = header_of(encoded)
+        if header is None:
+            raise self._corrupt(page, segment, corner, "it does not begin as an image in its format does")
+        if header.nbytes > MOST_SURPLUS * self.decoded_bytes + SURPLUS_BYTES:
+            why = (
+                f"it says that it has {header.pixels} pixels, and decodes to {header.nbytes} bytes, "
+                f"where {math.prod(self.segment_shape)} pixels of {self.decoded_bytes} bytes belong"
+            )
+            raise self._corrupt(page, segment, corner, why)
+
+    def _corrupt(self, page: int, segment: int, corner: Index3, reason: str) -> CorruptInputError:
+        """Return the error for a segment that begins at a corner of its page."""
+        z, y, x = (a + n for a, n in zip(corner, self.segment_shape, strict=True))
+        box = (Box(corner, (z, y, x)) & Box.whole(self.storage.shape)).relative_to(
+            (-page * self.storage.shape[0], 0, 0)
+        )
+        return CorruptInputError(self.name, self._what(page, segment), box.start, box.stop, reason)
+
+    def _what(self, page: int, segment: int) -> str:
+        kind = "tile" if self.storage.tiled else "strip"
+        where = in_file(self.files, int(self.file_of_page[page]))
+        return f"{kind} {segment} of page {self.numbers[page]}{where}"

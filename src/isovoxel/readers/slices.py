@@ -1,0 +1,293 @@
+"""How do many TIFF files, a folder of slices or what a pattern matches, become one volume?
+
+1. `slice_names` puts them in order. The first file is looked at as a TIFF by itself is.
+2. Of one page, every file must have its size and dtype. They are read as pages of one image, each as its own tags say.
+3. Of several pages, each file is a volume, and z runs through them.
+
+No file stays open: a read opens one after another.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+
+from isovoxel.errors import CorruptInputError, InputError, InputMissingError, IsovoxelError
+from isovoxel.geometry.box import Box, Index3
+from isovoxel.metadata.calibration import Calibration
+from isovoxel.metadata.imagej import parse_description
+from isovoxel.metadata.ome_xml import read_ome_xml, read_pixels
+from isovoxel.readers.axes import zyx_positions
+from isovoxel.readers.base import ReadBox, Volume, check_voxels, room_for
+from isovoxel.readers.files import TIFF_MAGIC, unreadable
+from isovoxel.readers.input_state import FileList
+from isovoxel.readers.selection import Selection
+from isovoxel.readers.slice_names import in_order
+from isovoxel.readers.tiff import calibration_of, decoded_at_once, open_tiff
+from isovoxel.readers.tiff_directories import Directories, read_directories
+from isovoxel.readers.tiff_layout import Stack, planes_reader
+
+ENDINGS = (".tif", ".tiff")
+"""Names of slices end in one of these; other files of their folder are passed over."""
+
+
+def slices_in(folder: Path) -> list[str]:
+    """Return the paths of the TIFF slices in a folder, absolute, in no order; those of hidden files are none."""
+    with os.scandir(folder.resolve()) as entries:
+        return [
+            entry.path
+            for entry in entries
+            if entry.name.lower().endswith(ENDINGS) and not entry.name.startswith(".") and entry.is_file()
+        ]
+
+
+def open_pattern(pattern: str) -> Volume:
+    """Open the slices whose paths a pattern matches, with ``*``, ``?`` and ``[...]`` as the shell has them.
+
+    Raises
+    ------
+    InputMissingError
+        If it matches nothing.
+    InputError
+        If what it matches are not the slices of one volume.
+    """
+    where = pattern if Path(pattern).is_absolute() else str(Path(glob.escape(os.getcwd())) / pattern)  # noqa: PTH109
+    files = [file for file in glob.iglob(where, recursive=True) if Path(file).is_file()]  # noqa: PTH207
+    if not files:
+        raise InputMissingError(f"no file's name matches {pattern}; check the pattern, and the folder that it names")
+    return open_slices(files, where, pattern)
+
+
+def open_slices(files: Sequence[str], where: str, name: str) -> Volume:
+    """Open TIFF files as one volume.
+
+    Parameters
+    ----------
+    files
+        Their absolute paths, in any order.
+    where
+        The path, absolute, by which they are found again.
+    name
+        What the user called them.
+
+    Raises
+    ------
+    InputError
+        If one is no TIFF, is not whole, or is not like the others; it is named.
+    """
+    ordered, note = in_order(name, files)
+    for file in ordered:
+        _check_magic(file)
+    volume = (_one_page_each if _is_plane(ordered[0]) else _several_pages_each)(ordered, name)
+    sources = dict(volume.sources)
+    last = f" to {Path(ordered[-1]).name}" if len(ordered) > 1 else ""
+    files_text = f"{len(ordered)} TIFF file{'s' * (len(ordered) > 1)}"
+    sources["shape"] = f"{files_text}, {Path(ordered[0]).name}{last}"
+    return replace(
+        volume,
+        name=name,
+        kind=f"{volume.kind} slices",
+        sources=sources,
+        identity=_identity(ordered, where),
+        files=FileList(tuple(ordered)),
+        notes=(note,) if note else (),
+    )
+
+
+# ---- files of one page -------------------------------------------------------------------------------------------
+
+
+def _one_page_each(files: Sequence[str], name: str) -> Volume:
+    with _opened(files[0]) as (home, _):  # to the end, for tags are read from it when they are asked for
+        keyframe = home.pages.first
+        every = []
+        for file in files:
+            with _opened(file) as (tif, directories):
+                _check_plane(tif, file)
+                every.append(directories)
+        length, width = keyframe.shape
+        shape = (len(files), length, width)
+        calibration = _calibration(home, keyframe, files[0], shape)
+        index = np.zeros(len(files), np.int64)
+        stack = Stack("plain", "IYX", shape, keyframe, tuple(every), np.arange(len(files)), index)
+        reader = planes_reader(stack, name)
+    sources = {"axes": "one file after another, taken as z"}
+    if calibration.voxel_size is not None:
+        sources["voxel size"] = f"{calibration.source}, of the first file"
+    if calibration.unit is not None:
+        sources["unit"] = f"{calibration.source}, of the first file"
+    return Volume(
+        name,
+        "TIFF",
+        shape,
+        reader.dtype.newbyteorder("="),
+        reader,
+        chunks=decoded_at_once(reader, shape),
+        read_overhead=reader.overhead,
+        voxel_size=calibration.voxel_size,
+        unit=calibration.unit,
+        sources=sources,
+        missing=calibration.missing,
+    )
+
+
+@contextmanager
+def _opened(file: str) -> Iterator[tuple[tifffile.TiffFile, Directories]]:
+    """Open a TIFF whose directories are all there; whatever is raised while it is open names it."""
+    directories = read_directories(Path(file))
+    if directories.broken_at is not None or not len(directories):
+        raise InputError(f"{file} is truncated or no TIFF: its directory is not in the file; copy it again")
+    try:
+        with tifffile.TiffFile(file) as tif:
+            yield tif, directories
+    except IsovoxelError:
+        raise
+    except Exception as error:
+        raise unreadable(file, "TIFF", error) from error
+
+
+def _check_plane(tif: tifffile.TiffFile, file: str) -> None:
+    """Check that a file is one grey plane."""
+    page = tif.pages.first
+    planes = str(len(tif.pages)) if len(tif.pages) > 1 else _images(page)
+    if planes != "1":
+        raise InputError(f"{file} has {planes} pages, where the first slice has one; give files of equal kinds only")
+    zyx_positions(file, ["z", *page.axes.lower()], (1, *page.shape))
+    if page.dtype is None:
+        raise InputError(f"{file} holds numbers of {page.bitspersample} bits, of a kind that is not known")
+    check_voxels(file, (1, page.shape[0], page.shape[1]), page.dtype)
+
+
+def _images(page: tifffile.TiffPage) -> str:
+    """Return how many images ImageJ says there are, which may follow a single page in one piece."""
+    return parse_description(page.imagej_description or "").get("images", "1") if page.is_imagej else "1"
+
+
+def _is_plane(file: str) -> bool:
+    """Tell whether a file holds a single plane."""
+    with _opened(file) as (tif, _):
+        return len(tif.pages) == 1 and _images(tif.pages.first) == "1"
+
+
+def _calibration(
+    tif: tifffile.TiffFile, page: tifffile.TiffPage, file: str, shape: tuple[int, int, int]
+) -> Calibration:
+    if tif.is_ome:
+        pixels = read_pixels(tif.ome_metadata or "", file)
+        return read_ome_xml(pixels, 0, 1, shape)
+    return calibration_of(page, "imagej" if page.is_imagej else "shaped" if page.is_shaped else "generic")
+
+
+# ---- files of several pages --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StackReader:
+    """Reads boxes of volumes that follow one another along z; safe to call from many threads."""
+
+    readers: tuple[ReadBox, ...]
+    """What reads each volume."""
+    starts: tuple[int, ...]
+    """First plane of each volume, and the number of all planes."""
+    plane: tuple[int, int]
+    """Shape of a plane, y and x."""
+    dtype: np.dtype[Any]
+    """Of the voxels, in native byte order."""
+
+    def __call__(self, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Return a box as a new array, or in `out`.
+
+        Raises
+        ------
+        CorruptInputError, InputUnavailableError
+            As the reader of the volume does that cannot be read.
+        """
+        out = room_for(box, self.dtype, out)
+        index = bisect_right(self.starts, box.start[0]) - 1
+        while out.size and index < len(self.readers) and self.starts[index] < box.stop[0]:
+            first = self.starts[index]
+            part = box & Box((first, 0, 0), (self.starts[index + 1], *self.plane))
+            try:
+                self.readers[index](part.relative_to((first, 0, 0)), out[part.relative_to(box.start).slices])
+            except CorruptInputError as error:
+                damaged = Box(error.start, error.stop).relative_to((-first, 0, 0))
+                raise CorruptInputError(error.name, error.chunk, damaged.start, damaged.stop, error.reason) from error
+            index += 1
+        return out
+
+
+def _several_pages_each(files: Sequence[str], name: str) -> Volume:
+    volumes = []
+    for file in files:
+        # The last one may have a single plane left.
+        volume = _one_page_each([file], file) if _is_plane(file) else open_tiff(Path(file), file, Selection())
+        volumes.append(volume)
+        for what in ("dtype", "shape"):
+            _check_alike(what, volume, volumes[0])
+    first = volumes[0]
+    starts = (0, *accumulate(volume.shape[0] for volume in volumes))
+    plane = (first.shape[1], first.shape[2])
+    return replace(
+        first,
+        name=name,
+        shape=(starts[-1], *plane),
+        read=StackReader(tuple(volume.read for volume in volumes), starts, plane, first.dtype),
+        chunks=_largest(volume.chunks for volume in volumes),
+        read_overhead=max(volume.read_overhead for volume in volumes),
+        sources={**first.sources, "axes": f"{first.sources['axes']}, and one file after another along z"},
+    )
+
+
+def _largest(chunks: Iterable[Index3]) -> Index3:
+    z, y, x = (max(lengths) for lengths in zip(*chunks, strict=True))
+    return (z, y, x)
+
+
+def _check_alike(what: str, volume: Volume, first: Volume) -> None:
+    found, wanted = getattr(volume, what), getattr(first, what)
+    if found != wanted and (what != "shape" or found[1:] != wanted[1:]):
+        raise InputError(
+            f"{volume.name} is not like the other files: it has the {what} {_said(found)}, but "
+            f"{Path(first.name).name} has {_said(wanted)}; save it alike, or leave it out by a pattern"
+        )
+
+
+def _said(value: Any) -> str:
+    return " x ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+# ---- what they are -----------------------------------------------------------------------------------------------
+
+
+def _check_magic(file: str) -> None:
+    try:
+        with Path(file).open("rb") as opened:
+            magic = opened.read(4)
+    except OSError as error:
+        raise unreadable(file, "TIFF", error) from error
+    if magic not in TIFF_MAGIC:
+        raise InputError(f"{file} is no TIFF, as all slices must be; leave it out by a pattern, such as '*.tif'")
+
+
+def _identity(files: Sequence[str], where: str) -> dict[str, Any]:
+    """Return what tells these files from others, as JSON values."""
+    digest = hashlib.sha256()
+    size = times = 0
+    for file in files:
+        status = Path(file).stat()
+        digest.update(f"{Path(file).name}:{status.st_size}:".encode("utf-8", "surrogateescape"))
+        size += status.st_size
+        times += status.st_mtime_ns  # the sum, so that any of them shows
+    return {"path": where, "files": len(files), "size": size, "mtime_ns": times, "metadata": digest.hexdigest()}

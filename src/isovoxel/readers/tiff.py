@@ -1,0 +1,278 @@
+"""TIFF as a volume, whoever wrote it: ImageJ, OME, tifffile, a microscope, or a program that tells nothing.
+
+1. Every directory is read: how its page is stored, and where its voxels lie.
+2. Where the file tells what its pages are, tifffile understands it; of a plain file, alike pages make an image.
+3. A page that belongs to no image, and is no smaller picture of one, is an error: a volume without it would be short.
+4. Voxels are read without tifffile's file handle, each page as its own tags say; see `tiff_layout`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tifffile
+
+from isovoxel.errors import InputError, IsovoxelError, OptionError
+from isovoxel.geometry.box import Index3
+from isovoxel.metadata import imagej, ome_xml
+from isovoxel.metadata.calibration import Calibration
+from isovoxel.metadata.imagej import Rational, parse_description, read_imagej
+from isovoxel.metadata.microscopes import read_lsm, read_stk
+from isovoxel.metadata.ome_xml import read_ome_xml, read_pixels
+from isovoxel.metadata.series import Channel, SeriesAxis, chosen_channels
+from isovoxel.metadata.tiff_tags import read_tiff_tags
+from isovoxel.readers.axes import Picked, pick
+from isovoxel.readers.base import Volume, check_voxels
+from isovoxel.readers.files import check_complete, file_identity, unreadable
+from isovoxel.readers.input_state import FileList
+from isovoxel.readers.mixed import PlaneReader
+from isovoxel.readers.selection import GIVEN, Selection
+from isovoxel.readers.tiff_directories import Directories, read_directories
+from isovoxel.readers.tiff_layout import Stack, reader_of
+from isovoxel.readers.tiff_stacks import (
+    AS_ONE,
+    Image,
+    broken_chain,
+    check_covered,
+    check_odd,
+    images_of,
+    is_plain,
+    plain_images,
+)
+
+# What tifffile logs of broken files is found again here and raised; without this it would land on stderr too.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
+
+_KINDS = {"imagej": "ImageJ TIFF", "ome": "OME-TIFF"}
+_AXES_SOURCES = {"imagej": "ImageJ description", "ome": "OME-XML", "shaped": "tifffile's description"}
+_UNIT_SOURCES = {"imagej": "ImageJ unit", "ome": "OME-XML"}
+_UNNAMED = {"Q": "", "I": ""}
+
+
+class _Found(NamedTuple):
+    """One of a file's images, and what of it is a volume."""
+
+    image: int
+    picked: Picked
+    shape: Index3
+
+
+def open_tiff(path: Path, name: str, selection: Selection) -> Volume:
+    """Open the one 3-D image of a TIFF or BigTIFF file; where it has none, the one plane.
+
+    Raises
+    ------
+    InputError
+        If the file is truncated, is no TIFF that can be decoded, or holds no image that is a volume, or several; or if
+        a page cannot be read as a part of it, or would be left out.
+    OptionError
+        If it has no such channel or time point.
+    """
+    own = read_directories(path)
+    if not len(own):
+        raise InputError(f"{name} is truncated or no TIFF: the file does not hold all of its first directory")
+    try:
+        with tifffile.TiffFile(path) as tif:
+            # Before tifffile parses it: a document type definition is refused here.
+            pixels = read_pixels(tif.ome_metadata or "", name) if tif.is_ome else []
+            images, found = _chosen(tif, own, name, selection)
+            index, picked, shape = found
+            stack = images[index].stack
+            if stack.page.dtype is not None:
+                check_voxels(name, shape, stack.page.dtype)
+            reader, read = reader_of(stack, name, picked)
+            calibration = _calibration(tif, stack, pixels, found, len(images))
+            axes, channels = _series_of(tif, stack, picked, pixels[index] if len(pixels) == len(images) else {}, index)
+            kind = _KINDS.get(stack.kind, "TIFF") + (" (BigTIFF)" if tif.is_bigtiff else "")
+    except IsovoxelError:
+        raise
+    except Exception as error:
+        raise unreadable(name, "TIFF", error) from error
+    named = _AXES_SOURCES.get(stack.kind, "unnamed pages, taken as z") if selection.axes is None else GIVEN
+    sources = {"shape": "TIFF pages", "axes": picked.told(named)}
+    full = [image for image in images if not image.stack.page.is_reduced]
+    if len(full) > 1:
+        sources["shape"] += f" (image {index} of {len(images)}, the only {3 if picked.zyx[0] is not None else 2}-D one)"
+    if calibration.voxel_size is not None:
+        sources["voxel size"] = calibration.source
+    if calibration.unit is not None:
+        sources["unit"] = _UNIT_SOURCES.get(stack.kind, calibration.source)
+    return Volume(
+        name,
+        kind,
+        shape,
+        reader.dtype.newbyteorder("="),
+        read,
+        chunks=decoded_at_once(reader, shape),
+        read_overhead=reader.overhead,
+        voxel_size=calibration.voxel_size,
+        unit=calibration.unit,
+        sources=sources,
+        files=FileList((str(path.resolve()), *reader.files)),
+        identity={
+            **file_identity(path),
+            "files": [file_identity(Path(file)) for file in reader.files[1:]],
+            **picked.chosen,
+            **selection.identity("axes"),
+        },
+        missing=calibration.missing,
+        series=axes,
+        channels=channels,
+    )
+
+
+def _chosen(tif: tifffile.TiffFile, own: Directories, name: str, selection: Selection) -> tuple[list[Image], _Found]:
+    """Return the images of a file, and which one is the volume."""
+    images: list[Image] = []
+    try:
+        images = _images(tif, own, name)
+        return images, _only_volume(images, own, name, selection)
+    except InputError:
+        # What does not fit may do so for a page that is unlike the others, which says more.
+        if len(images) < 2 and own.broken_at is None and len(own.tags) > 1:
+            pages = plain_images(tif, own, name)
+            check_odd(max(pages, key=lambda image: len(image.stack.index)), pages, name)
+        raise
+
+
+def _images(tif: tifffile.TiffFile, own: Directories, name: str) -> list[Image]:
+    """Return the images of a file, of which no page is left out."""
+    if is_plain(tif):
+        _check_chain(own, name)
+        return plain_images(tif, own, name)
+    images = images_of(tif, own, name)
+    if images:
+        check_covered(images, own, name)
+        return images
+    _check_plain(tif, own, name)
+    return plain_images(tif, own, name)
+
+
+def _calibration(
+    tif: tifffile.TiffFile, stack: Stack, pixels: Sequence[Mapping[str, str]], found: _Found, count: int
+) -> Calibration:
+    flat = found.shape[0] == 1
+    if stack.kind == "ome":
+        return read_ome_xml(pixels, found.image, count, found.shape)
+    if stack.kind == "lsm":
+        return read_lsm(tif.lsm_metadata or {}, flat=flat)
+    if stack.kind == "stk":
+        return read_stk(tif.stk_metadata or {}, flat=flat)
+    return calibration_of(stack.page, stack.kind, flat=flat)
+
+
+def _series_of(
+    tif: tifffile.TiffFile, stack: Stack, picked: Picked, pixels: Mapping[str, str], index: int
+) -> tuple[tuple[SeriesAxis, ...], tuple[Channel, ...]]:
+    """Return along which axes there are several volumes, and what the file says of its channels."""
+    step: tuple[float, str | None] = (1.0, None)
+    channels: Sequence[Channel] = ()
+    if stack.kind == "ome" and pixels:
+        step, channels = ome_xml.read_step(pixels), ome_xml.read_channels(tif.ome_metadata or "", str(tif))[index]
+    elif stack.kind == "imagej":
+        step = imagej.read_step(stack.page.imagej_description or "")
+        channels = imagej.read_channels((tif.imagej_metadata or {}).get("LUTs"))
+    count = dict(zip(stack.axes, stack.shape, strict=True)).get("C", 1)
+    axes = picked.axes(step)
+    return axes, chosen_channels(channels, count, picked.chosen.get("channel"))
+
+
+def decoded_at_once(reader: PlaneReader, shape: Index3) -> Index3:
+    """Return what is decoded in one go: single voxels, or a strip or tile, which may reach beyond the image."""
+    z, y, x = reader.segment_shape
+    return (min(z, shape[0]), min(y, shape[1]), min(x, shape[2]))
+
+
+def _only_volume(images: Sequence[Image], own: Directories, name: str, selection: Selection) -> _Found:
+    """Find which one image is a volume; where none is, which one is a plane."""
+    every_found, refusals = _possible(images, name, selection)
+    found = [one for one in every_found if one.picked.zyx[0] is not None]
+    if not found and not refusals:
+        _check_chain(own, name)  # before the one page that is left of a volume is taken for all
+        found = every_found
+    if len(found) == 1:
+        if images[found[0].image].stack.kind == "plain":
+            check_odd(images[found[0].image], images, name)
+        return found[0]
+    if found:
+        shapes = ", ".join(f"{index}: {' x '.join(map(str, shape))}" for index, _, shape in found)
+        raise InputError(f"{name} holds {len(found)} volumes ({shapes}); save the one you mean as a file of its own")
+    _check_chain(own, name)  # before what is left of a volume is called something else
+    if refusals:
+        raise max(refusals, key=lambda refusal: refusal[0])[1]
+    raise InputError(f"{name} is a TIFF without an image")
+
+
+def _possible(
+    images: Sequence[Image], name: str, selection: Selection
+) -> tuple[list[_Found], list[tuple[int, IsovoxelError]]]:
+    """Return which images could be meant, and of the others the size and why they are not.
+
+    Smaller pictures of others count only where there is nothing else.
+    """
+    found: list[_Found] = []
+    refusals: list[tuple[int, IsovoxelError]] = []
+    full = [index for index, image in enumerate(images) if not image.stack.page.is_reduced]
+    for index in full or range(len(images)):
+        stack = images[index].stack
+        try:
+            picked = pick(name, [_UNNAMED.get(a, a.lower()) for a in stack.axes], stack.shape, selection)
+        except (InputError, OptionError) as error:
+            refusals.append((math.prod(stack.shape), error))
+        else:
+            found.append(_Found(index, picked, picked.shape(stack.shape)))
+    return found, refusals
+
+
+def _check_plain(tif: tifffile.TiffFile, own: Directories, name: str) -> None:
+    """Check a file whose pages are taken one by one, as no metadata told of them, or none that fitted."""
+    if tif.is_imagej:
+        page = tif.pages.first
+        images = parse_description(page.imagej_description or "").get("images", "")
+        if images.isdecimal() and page.dataoffsets:
+            check_complete(name, page.dataoffsets[0] + int(images) * page.nbytes, own.path.stat().st_size)
+    _check_chain(own, name)
+    companion = ome_xml.read_companion(tif.ome_metadata or "", name) if tif.is_ome else None
+    if companion is not None:
+        raise InputError(
+            f"{name} is one file of several, and what its pages are stands in another, {companion[:100]!r}, which "
+            f"isovoxel does not read; {AS_ONE}"
+        )
+    if tif.is_imagej or tif.is_ome or tif.is_shaped:
+        raise InputError(
+            f"{name} is incomplete or one file of several: the image that its description tells of "
+            f"is not what its {len(own)} pages hold"
+        )
+
+
+def _check_chain(own: Directories, name: str) -> None:
+    """Check that no directory is missing."""
+    if own.broken_at is not None:
+        raise broken_chain(own, name)
+
+
+def calibration_of(page: tifffile.TiffPage, kind: str, *, flat: bool = False) -> Calibration:
+    """Return the voxel size that the tags of a page state; `kind` is tifffile's, and not OME's."""
+    x, y = (_rational(page.tags.valueof(tag)) for tag in ("XResolution", "YResolution"))
+    unit = page.tags.valueof("ResolutionUnit")
+    unit = int(unit) if isinstance(unit, int) else None
+    if kind == "imagej":
+        return read_imagej(page.imagej_description or "", x, y, unit, flat=flat)
+    if "<OME" in page.description[:1000]:  # whole, it would have made this an OME-TIFF
+        return Calibration(missing="its OME-XML is cut short")
+    description = json.loads(page.shaped_description or "{}") if kind == "shaped" else {}
+    return read_tiff_tags(description if isinstance(description, dict) else {}, x, y, unit, flat=flat)
+
+
+def _rational(value: Any) -> Rational | None:
+    """Return a resolution tag's value, or None where it is absent or no rational number."""
+    match value:
+        case (int(), int()):
+            return (int(value[0]), int(value[1]))
+        case _:
+            return None

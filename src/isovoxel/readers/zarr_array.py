@@ -1,0 +1,312 @@
+"""How is a zarr array read box by box, whoever holds it: a path, a caller, an OME-Zarr group?
+
+Most arrays in local folders and in object stores by `ChunkReader`, which is several times faster, and everything else
+by zarr-python.
+Then, too, chunk by chunk, one after another in the thread that reads: zarr-python would decode all chunks of a
+box at once and hold them all. What it holds for one chunk was measured: the encoded bytes, the decoded chunk,
+the part of it that was asked for, and with shards that part once more, and the shard's index.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import lzma
+import math
+import struct
+import warnings
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from gzip import BadGzipFile
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isovoxel.errors import CorruptInputError, InputError
+from isovoxel.geometry.box import Box, Index3
+from isovoxel.object_store.objects import ObjectPlace
+from isovoxel.object_store.place import Place
+from isovoxel.object_store.retries import is_transient
+from isovoxel.readers.axes import UNNAMED, Picked, pick
+from isovoxel.readers.base import Files, ReadBox, Volume, check_voxels, room_for
+from isovoxel.readers.files import check_stored, metadata_identity, reason_of, unavailable, unreadable
+from isovoxel.readers.selection import GIVEN, Selection
+from isovoxel.readers.series import SeriesReader
+from isovoxel.readers.zarr_chunks import ChunkReader
+from isovoxel.readers.zarr_codecs import DECODED_COPIES, DECODER_BYTES
+from isovoxel.readers.zarr_layout import array_files, chunk_layout, local_folder
+
+if TYPE_CHECKING:
+    import zarr
+
+CHUNK_COPIES = 4
+"""How many times one chunk is held, at most, beside the returned array; and once more for each codec."""
+
+INDEX_COPIES = 4
+"""Likewise for a shard's index, 16 bytes a chunk."""
+
+FIXED_BYTES = 1 << 18
+"""What zarr holds whatever the chunk's size: its event loop's tasks, and the headers of encoded chunks."""
+
+DECODING_ERRORS = (ValueError, RuntimeError, EOFError, zlib.error, lzma.LZMAError, BadGzipFile, struct.error)
+"""What zarr-python's codecs raise of bytes that they cannot decode."""
+
+ARRAY_FILES = {"zarr.json": 3, ".zarray": 2}
+"""The file that makes a folder a zarr array, and the zarr format."""
+
+
+@dataclass(frozen=True)
+class ZarrReader:
+    """Reads boxes of any zarr array through zarr-python; safe to call from many threads."""
+
+    name: str
+    """What the user called the input, for messages."""
+    array: zarr.Array[Any]
+    """The array."""
+    picked: Picked
+    """Which of its axes are z, y and x, and where along the others."""
+    chunks: Index3
+    """Shape of a chunk, z, y, x."""
+    folder: str | None = None
+    """Where the array is, in a local folder."""
+
+    def __call__(self, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Return a box as a new array, or in `out`.
+
+        Raises
+        ------
+        CorruptInputError
+            If a chunk cannot be decoded.
+        InputError
+            If it cannot be read for another reason, which is the error's cause.
+        """
+        out = room_for(box, np.dtype(self.array.dtype).newbyteorder("="), out)
+        index: list[int | slice] = [self.picked.others.get(axis, 0) for axis in range(self.array.ndim)]
+        for tile in box.tiles(self.chunks):
+            for axis, part in zip(self.picked.zyx, tile.slices, strict=True):
+                if axis is not None:
+                    index[axis] = part
+            try:
+                if self.folder is not None:
+                    check_stored(f"{self.folder}/{self._key(index)}")
+                # No name for the part, which would keep it while the next one is read.
+                out[tile.relative_to(box.start).slices] = self.array[tuple(index)]
+            except MemoryError:
+                raise
+            except Exception as error:
+                raise self._failure(tile, error) from error
+        return out
+
+    def _key(self, index: Sequence[int | slice]) -> str:
+        """Return the key of the chunk, or the shard, that a part of the array lies in."""
+        starts = (part.start if isinstance(part, slice) else part for part in index)
+        grid = self.array.shards or self.array.chunks
+        return self.array.metadata.encode_chunk_key(tuple(at // n for at, n in zip(starts, grid, strict=True)))
+
+    def _failure(self, tile: Box, error: Exception) -> InputError:
+        """Say whose fault it was: only what decoders raise is the chunk's."""
+        z, y, x = place = tuple(a // n for a, n in zip(tile.start, self.chunks, strict=True))
+        if is_transient(error) or not isinstance(error, DECODING_ERRORS):
+            what = f"{self.name} cannot be read, in chunk {place}"
+            return unavailable(what, error) if isinstance(error, OSError) else InputError(f"{what}: {reason_of(error)}")
+        depth, rows, columns = self.chunks
+        ends = ((z + 1) * depth, (y + 1) * rows, (x + 1) * columns)
+        stop = [min(n, length) for n, length in zip(ends, self.picked.shape(self.array.shape), strict=True)]
+        return CorruptInputError(
+            self.name,
+            f"chunk {place}",
+            (z * depth, y * rows, x * columns),
+            (stop[0], stop[1], stop[2]),
+            reason_of(error),
+        )
+
+
+@dataclass(frozen=True)
+class ZarrVoxels:
+    """What a zarr array contributes to a `Volume`."""
+
+    picked: Picked
+    """Which of the array's axes are z, y and x, and where along the others."""
+    shape: Index3
+    """Number of voxels, z, y, x."""
+    dtype: np.dtype[Any]
+    """In native byte order."""
+    read: ReadBox
+    """Reads one box."""
+    chunks: Index3
+    """What is decoded in one go, never larger than the shape."""
+    read_overhead: int
+    """Bytes held beside the returned array."""
+    cached: Callable[[int], ReadBox] | None = None
+    """Returns a reader that keeps decoded chunks."""
+    notes: tuple[str, ...] = ()
+    """What else a user should know, each a clause."""
+    files: Files | None = None
+    """Names its files."""
+
+
+def open_path(path: Place, name: str) -> zarr.Array[Any]:
+    """Open the zarr array in a folder.
+
+    Raises
+    ------
+    InputError
+        If it is none that zarr can read.
+    """
+    import zarr
+
+    for file, zarr_format in ARRAY_FILES.items():
+        if (path / file).is_file():
+            try:
+                with warnings.catch_warnings():
+                    # Or another fill value would be taken than is written.
+                    warnings.filterwarnings("error", "NumPy will stop allowing conversion of out-of-bound")
+                    # Absolute: from another working directory, every chunk would be absent, and read as zeros.
+                    where: dict[str, Any] = {"store": str(path.resolve())}
+                    if isinstance(path, ObjectPlace):
+                        from isovoxel.readers.zarr_store import RootStore
+
+                        where = {"store": RootStore(path.root), "path": path.key}
+                    return zarr.open_array(**where, mode="r", zarr_format=3 if zarr_format == 3 else 2)
+            except (DeprecationWarning, OverflowError) as error:  # NumPy 1 and 2
+                raise InputError(
+                    f"{name} cannot be read as a zarr array: its data type does not hold its fill value"
+                ) from error
+            except Exception as error:
+                raise unreadable(name, "a zarr array", error) from error
+    raise InputError(f"{name} holds no zarr array: there is neither zarr.json nor .zarray in {path}")
+
+
+def zarr_voxels(array: zarr.Array[Any], name: str, axes: list[str], selection: Selection) -> ZarrVoxels:
+    """Return how the voxels of a zarr array are read.
+
+    Parameters
+    ----------
+    array
+        Any zarr array, v2 or v3.
+    name
+        What the user called the input, for messages.
+    axes
+        Name of every axis of the array, in lower case, or empty.
+    selection
+        Which channel and which time point are meant.
+
+    Raises
+    ------
+    InputError
+        If the array has other axes than z, y and x, is empty, or has a dtype that isovoxel does not scale.
+    OptionError
+        If it has no such channel or time point.
+    """
+    picked = pick(name, axes, array.shape, selection)
+    shape = picked.shape(array.shape)
+    dtype = np.dtype(array.dtype).newbyteorder("=")
+    check_voxels(name, shape, dtype)
+    # Of a sharded array these are the inner chunks, unless further codecs lie around the shard.
+    whole = array.chunks
+    if min(*whole, *(array.shards or whole)) < 1:
+        raise InputError(f"{name} cannot be read as a zarr array: its metadata have chunks of shape {whole}")
+    z, y, x = (min(chunk, n) for chunk, n in zip(picked.shape(whole), shape, strict=True))
+    chunks = (z, y, x)
+    beside = math.prod(whole[axis] for axis in picked.others)
+    notes = (f"each of its chunks holds {beside} volumes, which are all decoded for one",) if beside > 1 else ()
+    layout = chunk_layout(array, picked)
+    files = array_files(array, layout, picked)
+    if layout is not None:
+        reader = ChunkReader(name, layout)
+        if picked.series:
+            every, cached = _series_reader(picked, reader), partial(_series_reader, picked, reader)
+            return ZarrVoxels(picked, shape, dtype, every, chunks, layout.read_overhead, cached, files=files)
+        return ZarrVoxels(picked, shape, dtype, reader, chunks, layout.read_overhead, reader.cached, files=files)
+    index_bytes = 0
+    if array.shards is not None:
+        index_bytes = 16 * math.prod(-(-shard // chunk) for shard, chunk in zip(array.shards, whole, strict=True))
+    from isovoxel.readers.zarr_checked import checked, codec_name
+
+    names = [codec_name(codec) for codec in array.compressors]
+    copies = CHUNK_COPIES + len(array.filters) + sum(1 + DECODED_COPIES.get(name, 0) for name in names)
+    overhead = copies * math.prod(whole) * dtype.itemsize + INDEX_COPIES * index_bytes + FIXED_BYTES
+    overhead += sum(DECODER_BYTES.get(name, 0) for name in names)
+    folder = local_folder(array.store_path)
+    first = ZarrReader(name, checked(array), picked, chunks, folder if isinstance(folder, str) else None)
+    read = SeriesReader(picked.lengths, partial(_slow_member, first, picked)) if picked.series else first
+    return ZarrVoxels(picked, shape, dtype, read, chunks, overhead, notes=notes, files=files)
+
+
+def _series_reader(picked: Picked, reader: ChunkReader, capacity: int = 0) -> SeriesReader:
+    """Return what reads all volumes of an array, which keep decoded chunks together."""
+    return SeriesReader(picked.lengths, partial(_member, reader.cached(capacity), picked))
+
+
+def _member(reader: ChunkReader, picked: Picked, place: Sequence[int]) -> ChunkReader:
+    return reader.at(picked.at(place).others)
+
+
+def _slow_member(reader: ZarrReader, picked: Picked, place: Sequence[int]) -> ZarrReader:
+    return replace(reader, picked=picked.at(place))
+
+
+def axis_names(array: zarr.Array[Any]) -> list[str]:
+    """Return the names that a zarr array gives its axes, in lower case; empty where it gives none."""
+    names = getattr(array.metadata, "dimension_names", None)
+    if names is None:
+        names = array.attrs.get("_ARRAY_DIMENSIONS")
+    if not isinstance(names, list | tuple) or len(names) != array.ndim:
+        return [""] * array.ndim
+    return [name.lower() if isinstance(name, str) else "" for name in names]
+
+
+def from_array(array: zarr.Array[Any], selection: Selection) -> Volume:
+    """Return a volume of a zarr array that the caller opened, on whatever store.
+
+    Raises
+    ------
+    InputError
+        If it has other axes than z, y and x, is empty, or has a dtype that isovoxel does not scale.
+    """
+    name = f"the zarr array {array.store_path}"
+    metadata = json.dumps(array.metadata.to_dict(), sort_keys=True, default=str)
+    identity = {"path": str(array.store_path), "metadata": hashlib.sha256(metadata.encode()).hexdigest()}
+    return _volume(array, name, identity, selection)
+
+
+def open_zarr_array(path: Place, name: str, selection: Selection) -> Volume:
+    """Open a folder, on a disk or in an object store, that is a zarr array, v2 or v3.
+
+    Raises
+    ------
+    InputError
+        If zarr cannot read it, or it has other axes than z, y and x, is empty, or has an unsupported dtype.
+    """
+    array = open_path(path, name)
+    files = [path / file for file in (*ARRAY_FILES, ".zattrs") if (path / file).is_file()]
+    return _volume(array, name, metadata_identity(path, files), selection)
+
+
+def _volume(array: zarr.Array[Any], name: str, identity: dict[str, Any], selection: Selection) -> Volume:
+    axes = axis_names(array)
+    voxels = zarr_voxels(array, name, axes, selection)
+    named = "zarr dimension names" if any(axes) else UNNAMED[3 - (voxels.picked.zyx[0] is None)]
+    named = named if selection.axes is None else GIVEN
+    return Volume(
+        name,
+        f"zarr v{array.metadata.zarr_format} array",
+        voxels.shape,
+        voxels.dtype,
+        voxels.read,
+        voxels.chunks,
+        voxels.read_overhead,
+        sources={
+            "shape": "zarr metadata",
+            "axes": voxels.picked.told(named),
+        },
+        identity={**identity, **voxels.picked.chosen, **selection.identity("axes")},
+        notes=voxels.notes,
+        missing="a zarr array by itself has none; for a level of an OME-Zarr image, name the image's group",
+        cached=voxels.cached,
+        files=voxels.files,
+        series=voxels.picked.axes(),
+    )

@@ -1,0 +1,104 @@
+"""How does zarr-python decode what we do not, without trusting a chunk's bytes?
+
+Its codecs believe what a chunk says of itself: one cut short makes blosc read whatever lies behind it in memory, and
+a small one may decode to any size. So the codec that compresses the chunks is replaced by one of `zarr_codecs`, which
+knows how many bytes must come out. Codecs that do not stand next to the voxels' bytes, and those of other names, stay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import zarr
+from numcodecs.abc import Codec
+from numcodecs.compat import ensure_contiguous_ndarray
+from numpy.typing import NDArray
+from zarr.abc.codec import BytesBytesCodec
+from zarr.codecs import BytesCodec, ShardingCodec
+from zarr.core.codec_pipeline import BatchedCodecPipeline
+
+from isovoxel.readers.zarr_codecs import DECODERS
+
+
+@dataclass(frozen=True)
+class CheckedCodec(BytesBytesCodec):
+    """A compressor of zarr v3 that decodes to as many bytes as the chunk has, or fails."""
+
+    codec: str
+    """One of `DECODERS`."""
+    is_fixed_size = False
+
+    async def _decode_single(self, chunk_bytes: Any, chunk_spec: Any) -> Any:
+        size = math.prod(chunk_spec.shape) * chunk_spec.dtype.to_native_dtype().itemsize
+        voxels = await asyncio.to_thread(_decoded, self.codec, chunk_bytes.as_numpy_array(), size)
+        return chunk_spec.prototype.buffer.from_array_like(voxels)
+
+    def compute_encoded_size(self, input_byte_length: int, chunk_spec: Any) -> int:
+        """Refuse: nothing is encoded here."""
+        raise NotImplementedError
+
+
+class CheckedCompressor(Codec):  # type: ignore[misc]
+    """A compressor of zarr v2 that decodes to as many bytes as a chunk has, or fails."""
+
+    def __init__(self, codec_id: str, size: int) -> None:
+        self.codec_id = codec_id
+        self._size = size
+
+    def encode(self, buf: Any) -> Any:
+        """Refuse: nothing is encoded here."""
+        raise NotImplementedError
+
+    def decode(self, buf: Any, out: Any = None) -> NDArray[np.uint8]:  # noqa: ARG002 - as all codecs have it
+        """Return the bytes of a chunk; `out` is not used by zarr."""
+        return _decoded(self.codec_id, buf, self._size)
+
+
+def checked(array: zarr.Array[Any]) -> zarr.Array[Any]:
+    """Return the same array, to be read only, whose chunks are decoded with care where that is possible."""
+    inner = array.async_array
+    if type(inner.codec_pipeline) is not BatchedCodecPipeline:
+        return array  # of the user's own choice, which may not know our codecs
+    metadata = copy.copy(array.metadata)
+    if metadata.zarr_format == 2:
+        compressor = getattr(metadata, "compressor", None)
+        codec = "" if compressor is None else codec_name(compressor)
+        if codec not in DECODERS or metadata.filters or getattr(compressor, "format", 1) == 3:
+            return array
+        size = math.prod(array.chunks) * np.dtype(array.dtype).itemsize
+        object.__setattr__(metadata, "compressor", CheckedCompressor(codec, size))
+    else:
+        object.__setattr__(metadata, "codecs", _checked_codecs(metadata.codecs))
+    # zarr-python from 3.2 on warns of the name that it had before.
+    config = getattr(inner, "config" if hasattr(inner, "config") else "_config")
+    return zarr.Array(type(inner)(metadata, array.store_path, config))
+
+
+def codec_name(codec: Any) -> str:
+    """Return the name that metadata of v2 or v3 give a codec."""
+    return str(getattr(codec, "codec_id", "") or codec.to_dict()["name"])
+
+
+def _checked_codecs(codecs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Replace the compressor that stands behind the voxels' bytes, inside shards too."""
+    found: list[Any] = []
+    for codec in codecs:
+        name = codec_name(codec)
+        if isinstance(codec, ShardingCodec):
+            found.append(replace(codec, codecs=_checked_codecs(codec.codecs)))
+        elif found and isinstance(found[-1], BytesCodec) and name in DECODERS:
+            found.append(CheckedCodec(name))
+        else:
+            found.append(codec)
+    return tuple(found)
+
+
+def _decoded(codec: str, encoded: Any, size: int) -> NDArray[np.uint8]:
+    voxels = np.empty(size, np.uint8)
+    DECODERS[codec](ensure_contiguous_ndarray(encoded).view(np.uint8).reshape(-1), voxels)
+    return voxels

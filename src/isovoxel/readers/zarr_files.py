@@ -1,0 +1,205 @@
+"""How does a chunk of a zarr get from its file into memory?
+
+A file is a chunk, or a shard of many: then its index says where each of them begins and how long it is. It is
+opened when the first of its chunks is wanted, and closed when the reading has passed it; the last indices are
+kept. Sizes are checked before they are believed. Where bytes come from, `isovoxel.readers.byte_sources` knows.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from types import TracebackType
+from typing import Any, Self
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from isovoxel.geometry.box import Index3
+from isovoxel.object_store.failures import ChangedError
+from isovoxel.readers.byte_sources import ByteSource, Stamp, open_source
+from isovoxel.readers.chunk_cache import Place
+from isovoxel.readers.zarr_codecs import DECODERS
+from isovoxel.readers.zarr_layout import CHECKSUM_BYTES, INDEX_CACHE_BYTES, INDEX_COST, ChunkLayout
+
+_NO_CHUNK = 2**64 - 1
+
+
+class ShardIndexError(ValueError):
+    """The index of a shard is damaged, and with it all chunks of the shard are lost."""
+
+
+class IndexCache:
+    """The indices of the shards that were read last; safe to use from many threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[Place, tuple[Stamp, NDArray[np.uint64]]] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, place: Place, stamp: Stamp) -> NDArray[np.uint64] | None:
+        """Return the index of the shard at a place, unless its file is another by now."""
+        with self._lock:
+            found = self._kept.get(place)
+            if found is None or found[0] != stamp:
+                return None
+            self._kept.move_to_end(place)
+            return found[1]
+
+    def stamp(self, place: Place) -> Stamp | None:
+        """Return which file the kept index of a place belongs to, if there is one."""
+        with self._lock:
+            found = self._kept.get(place)
+            return None if found is None else found[0]
+
+    def drop(self, place: Place) -> None:
+        """Keep the index of a place no longer."""
+        with self._lock:
+            self._drop(place)
+
+    def put(self, place: Place, stamp: Stamp, index: NDArray[np.uint64]) -> None:
+        """Keep an index, and let go of those that were not used for longest."""
+        with self._lock:
+            self._drop(place)
+            self._kept[place] = (stamp, index)
+            self._bytes += index.nbytes + INDEX_COST
+            while self._bytes > INDEX_CACHE_BYTES:
+                _, (_, old) = self._kept.popitem(last=False)
+                self._bytes -= old.nbytes + INDEX_COST
+
+    def _drop(self, place: Place) -> None:
+        if place in self._kept:
+            self._bytes -= self._kept.pop(place)[1].nbytes + INDEX_COST
+
+
+class ChunkFile:
+    """One file of chunks; used by one thread, in a ``with`` statement.
+
+    Parameters
+    ----------
+    layout
+        Of the array.
+    indices
+        Where the indices of its shards are kept.
+    place
+        Of the file in the grid of files.
+    key
+        By what its index is kept there.
+    """
+
+    def __init__(self, layout: ChunkLayout, indices: IndexCache, place: Index3, key: Place) -> None:
+        self._layout = layout
+        self._indices = indices
+        self._place, self._key = place, key
+        self._opened = False
+        self._file: ByteSource | None = None
+        self._index: NDArray[np.uint64] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def read(self, chunk: Index3, encoded: NDArray[np.uint8], out: NDArray[Any]) -> bool:
+        """Decode a chunk.
+
+        Parameters
+        ----------
+        chunk
+            Its place in the array's grid of chunks.
+        encoded
+            Room for `ChunkLayout.encoded_limit` bytes.
+        out
+            Where its voxels go, in native byte order: C-contiguous, of the chunk's shape.
+
+        Returns
+        -------
+        bool
+            Whether there is such a chunk; if not, `out` is as it was.
+
+        Raises
+        ------
+        OSError
+            Where the system cannot read it.
+        ShardIndexError
+            Where the whole shard is damaged.
+        Exception
+            Of any other kind, where the chunk is damaged.
+        """
+        if not self._opened:
+            self._open()
+            self._opened = True
+        file = self._file
+        span = None if file is None else self._span(chunk, file.size)
+        if file is None or span is None:
+            return False
+        layout = self._layout
+        voxels = out.reshape(-1).view(np.uint8)
+        offset, count = span
+        if layout.codec == "none" and not layout.checksum and count == voxels.size:
+            self._bytes(file, offset, voxels)
+        else:
+            if count > encoded.size:
+                raise ValueError(f"its {count} encoded bytes are more than any chunk of {voxels.size} bytes takes")
+            data = encoded[:count]
+            self._bytes(file, offset, data)
+            DECODERS[layout.codec](_checked(data) if layout.checksum else data, voxels)
+        if not layout.dtype.isnative:
+            out.byteswap(inplace=True)
+        return True
+
+    def _open(self) -> None:
+        """Open the file, and find its index; without a file, its chunks are not stored."""
+        layout = self._layout
+        self._file = file = open_source(
+            layout.path(self._place), self._indices.stamp(self._key), whole=layout.index is None
+        )
+        if file is not None and layout.index is not None:
+            self._index = self._indices.get(self._key, file.stamp)
+            if self._index is None:
+                self._index = self._read_index(file)
+                self._indices.put(self._key, file.stamp, self._index)
+
+    def _read_index(self, file: ByteSource) -> NDArray[np.uint64]:
+        size = self._layout.index_bytes
+        if size > file.size:
+            raise ShardIndexError(f"its {file.size} bytes are fewer than the {size} of its index")
+        data = np.empty(size, np.uint8)
+        try:
+            file.read(0 if self._layout.index == "start" else file.size - size, data)
+            return _checked(data, "its index").view("<u8").reshape(-1, 2)
+        except ValueError as error:
+            raise ShardIndexError(*error.args) from error
+
+    def _bytes(self, file: ByteSource, offset: int, out: NDArray[np.uint8]) -> None:
+        try:
+            file.read(offset, out)
+        except ChangedError:
+            self._indices.drop(self._key)
+            raise
+
+    def _span(self, chunk: Index3, size: int) -> tuple[int, int] | None:
+        """Return where a chunk begins and its number of bytes, or None where it is not stored."""
+        if self._index is None:
+            return (0, size)
+        rows, columns = self._layout.per_shard[1:]
+        z, y, x = (c % n for c, n in zip(chunk, self._layout.per_shard, strict=True))
+        offset, count = self._index[(z * rows + y) * columns + x].tolist()
+        if offset == count == _NO_CHUNK:
+            return None
+        if offset + count > size:
+            raise ValueError(f"it ends at byte {offset + count} of a shard of {size} bytes")
+        return (offset, count)
+
+
+def _checked(data: NDArray[np.uint8], what: str = "it") -> NDArray[np.uint8]:
+    """Return the bytes before their checksum, which must be right."""
+    content, checksum = data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
+    if google_crc32c.value(content) != int.from_bytes(checksum.tobytes(), "little"):
+        raise ValueError(f"{what} does not have the checksum that was stored with it")
+    return content

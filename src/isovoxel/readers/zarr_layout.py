@@ -1,0 +1,308 @@
+"""Which zarr arrays do we read without zarr-python, and where in their folder does every chunk lie?
+
+Those in a local folder, or in an object store, whose chunks are a regular grid in C order, encoded by no codec or one
+of the usual, each in a file of its own or in a shard. `chunk_layout` reads that from the metadata once; whatever is
+not known for certain to be so stays with zarr-python.
+"""
+
+from __future__ import annotations
+
+import lzma
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from isovoxel.geometry.axis import ceil_div
+from isovoxel.geometry.box import Box, Index3
+from isovoxel.object_store.objects import PIECE_BYTES, ObjectPlace
+from isovoxel.object_store.place import Place
+from isovoxel.planning.chunking import Storage
+from isovoxel.readers.axes import ZYX, Picked
+from isovoxel.readers.base import Files
+from isovoxel.readers.input_state import FolderFiles, places
+from isovoxel.readers.zarr_codecs import DECODED_COPIES, DECODER_BYTES
+
+if TYPE_CHECKING:
+    import zarr
+
+CODECS_V3 = ("blosc", "zstd", "gzip")
+"""Codecs of zarr v3 that are decoded here."""
+
+COMPRESSORS_V2 = ("blosc", "zstd", "gzip", "zlib", "lz4", "lzma", "bz2")
+"""Likewise of zarr v2."""
+
+INDEX_CODECS = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+"""How a shard's index must be encoded."""
+
+METADATA_FILES = ("zarr.json", ".zarray", ".zattrs")
+"""Names of the files that tell of an array."""
+
+CHECKSUM_BYTES = 4
+"""Bytes of a CRC-32C."""
+
+INDEX_CACHE_BYTES = 1 << 20
+"""Most bytes of shards' indices that are kept."""
+
+INDEX_COST = 1 << 10
+"""What keeping an index takes beside its entries."""
+
+FIXED_BYTES = 1 << 17
+"""What a read holds whatever the chunk's size."""
+
+AT_ONCE = 6
+"""How many chunks one read of a box asks an object store for at a time."""
+
+RECEIVED = 4
+"""Pieces of an object that are held on their way from a store."""
+
+PIECE_COST = 1 << 9
+"""What a read holds for every chunk along an axis."""
+
+
+@dataclass(frozen=True)
+class ChunkLayout:
+    """Where the chunks of a zarr array lie, and how they are encoded."""
+
+    folder: str | ObjectPlace
+    """Absolute path of the array, or its place in an object store."""
+    prefix: str
+    """What the name of every chunk's file begins with."""
+    separator: str
+    """What stands between the numbers in a file's name."""
+    ndim: int
+    """Number of the array's axes."""
+    zyx: ZYX
+    """Which axes are z, y and x."""
+    shape: Index3
+    """Number of voxels, z, y, x."""
+    dtype: np.dtype[Any]
+    """Of the encoded voxels, with their byte order."""
+    chunk: Index3
+    """Voxels that are decoded in one go."""
+    file: Index3
+    """Voxels of one file: a chunk, or a shard of them."""
+    index: str | None
+    """Whether a shard's index is at its "start" or "end"; None where there are no shards."""
+    codec: str
+    """One of `DECODERS`."""
+    checksum: bool
+    """Whether a CRC-32C follows every encoded chunk."""
+    fill: float
+    """Value of the voxels of chunks that are not stored."""
+    others: Mapping[int, int] = field(default_factory=dict)
+    """Which chunk along every other axis, of one entry each."""
+
+    @cached_property
+    def chunk_bytes(self) -> int:
+        """Bytes of a decoded chunk; one at the volume's end is as large as the others."""
+        return math.prod(self.chunk) * self.dtype.itemsize
+
+    @cached_property
+    def encoded_limit(self) -> int:
+        """Most bytes that a chunk may be encoded in; no codec makes that much of anything."""
+        return self.chunk_bytes + self.chunk_bytes // 8 + (1 << 16)
+
+    @cached_property
+    def per_shard(self) -> Index3:
+        """Number of chunks in a file, per axis."""
+        z, y, x = (f // c for f, c in zip(self.file, self.chunk, strict=True))
+        return (z, y, x)
+
+    @cached_property
+    def index_bytes(self) -> int:
+        """Bytes of a shard's index with its checksum; 0 where there are no shards."""
+        return 0 if self.index is None else 16 * math.prod(self.per_shard) + CHECKSUM_BYTES
+
+    @property
+    def read_overhead(self) -> int:
+        """Largest number of bytes that one `read` holds beside the array it returns."""
+        decoded = (1 + DECODED_COPIES.get(self.codec, 0)) * self.chunk_bytes + DECODER_BYTES.get(self.codec, 0)
+        files = math.prod(ceil_div(n, f) for n, f in zip(self.shape, self.file, strict=True))
+        kept = min(INDEX_CACHE_BYTES, files * (self.index_bytes + INDEX_COST)) if self.index else 0
+        at_once, received = (AT_ONCE, RECEIVED * PIECE_BYTES) if isinstance(self.folder, ObjectPlace) else (1, 0)
+        # Along z, only the chunks of one file are held.
+        pieces = self.per_shard[0] + sum(ceil_div(n, c) for n, c in zip(self.shape[1:], self.chunk[1:], strict=True))
+        each = self.encoded_limit + decoded + self.index_bytes + received
+        return at_once * each + kept + FIXED_BYTES + PIECE_COST * pieces
+
+    def path(self, place: Index3) -> str | ObjectPlace:
+        """Return where a file is, by its place in the grid of files."""
+        numbers = [str(self.others.get(axis, 0)) for axis in range(self.ndim)]
+        for axis, number in zip(self.zyx, place, strict=True):
+            if axis is not None:
+                numbers[axis] = str(number)
+        name = f"{self.prefix}{self.separator.join(numbers)}"
+        return self.folder / name if isinstance(self.folder, ObjectPlace) else f"{self.folder}/{name}"
+
+
+@dataclass(frozen=True)
+class ZarrFiles:
+    """The files of a zarr array."""
+
+    layout: ChunkLayout
+    """Where the chunks of its first volume lie."""
+    picked: Picked
+    """Which volumes are wanted."""
+
+    def __call__(self, box: Box) -> Iterator[str | ObjectPlace]:
+        """Yield them all, of chunks and shards those that hold voxels of a box; not all may be there."""
+        folder = self.layout.folder
+        for name in METADATA_FILES:
+            yield folder / name if isinstance(folder, ObjectPlace) else f"{folder}/{name}"
+        for volume in product(*(range(length) for _, length in self.picked.lengths)):
+            layout = replace(self.layout, others=self.picked.at(volume).others)
+            yield from map(layout.path, places(box, layout.file))
+
+
+def array_files(array: zarr.Array[Any], layout: ChunkLayout | None, picked: Picked) -> Files | None:
+    """Return what names the files of an array, or None where nobody knows them."""
+    if layout is not None:
+        return ZarrFiles(layout, picked)
+    folder = local_folder(array.store_path)
+    return FolderFiles(folder) if isinstance(folder, str) else None
+
+
+def chunk_layout(array: zarr.Array[Any], picked: Picked) -> ChunkLayout | None:
+    """Return the layout of an array that can be read without zarr-python, else None.
+
+    Parameters
+    ----------
+    array
+        Any zarr array, v2 or v3.
+    picked
+        Which of its axes are z, y and x, in this order, and where along the others.
+    """
+    # A subclass may do anything; and zarr-python from 3.2 on can be told to refuse missing chunks.
+    folder = local_folder(array.store_path)
+    if folder is None or not getattr(getattr(array, "config", None), "read_missing_chunks", True):
+        return None
+    metadata: Mapping[str, Any] = array.metadata.to_dict()
+    stored = _stored_v2(metadata) if array.metadata.zarr_format == 2 else _stored_v3(metadata, np.dtype(array.dtype))
+    if stored is None:
+        return None
+    if any(stored.chunk[axis] != 1 or stored.file[axis] != 1 for axis in picked.others):
+        return None
+    if any(c < 1 or f % c for c, f in zip(stored.chunk, stored.file, strict=True)):
+        return None
+    fill = array.metadata.fill_value
+    return ChunkLayout(
+        folder=folder,
+        prefix=stored.prefix,
+        separator=stored.separator,
+        ndim=array.ndim,
+        zyx=picked.zyx,
+        shape=picked.shape(array.shape),
+        dtype=stored.dtype,
+        chunk=picked.shape(stored.chunk),
+        file=picked.shape(stored.file),
+        index=stored.index,
+        codec=stored.codec,
+        checksum=stored.checksum,
+        # v2 may leave it open; zarr-python then takes 0 as well.
+        fill=stored.dtype.newbyteorder("=").type(0 if fill is None else fill),
+        others=picked.others,
+    )
+
+
+def local_folder(where: Any) -> str | ObjectPlace | None:
+    """Return where an array lies by its `zarr.storage.StorePath`, or None where we do not read."""
+    from zarr.storage import LocalStore
+
+    if type(where.store) is LocalStore:
+        return str((Path(where.store.root) / where.path).resolve())
+    # One of ours, or zarr-python would not have been told to load the module.
+    ours = sys.modules.get("isovoxel.readers.zarr_store")
+    if ours is not None and type(where.store) is ours.RootStore:
+        return ObjectPlace(where.store.root, where.path)
+    return None
+
+
+def written_layout(output: Place | None, shape: Index3, dtype: np.dtype[Any], storage: Storage) -> ChunkLayout:
+    """Return the layout of an array that is still to be written, as `chunk_layout` will find it.
+
+    Parameters
+    ----------
+    output
+        Where: in an object store, or on a local disk, which is what None stands for.
+    shape, dtype
+        Of the array, z, y, x.
+    storage
+        Chunks, shards and codec.
+    """
+    return ChunkLayout(
+        folder=output if isinstance(output, ObjectPlace) else str(output or ""),
+        prefix="c/" if storage.zarr_format == 3 else "",
+        separator="/",
+        ndim=3,
+        zyx=(0, 1, 2),
+        shape=shape,
+        dtype=dtype,
+        chunk=storage.chunk,
+        file=storage.shard,
+        index="end" if storage.sharded else None,
+        codec="none" if storage.codec == "none" else "blosc",
+        checksum=False,
+        fill=0,
+    )
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """What the metadata of either format say, along all axes."""
+
+    prefix: str
+    separator: str
+    dtype: np.dtype[Any]
+    chunk: Sequence[int]
+    file: Sequence[int]
+    codec: str
+    checksum: bool = False
+    index: str | None = None
+
+
+def _stored_v2(metadata: Mapping[str, Any]) -> _Stored | None:
+    compressor = metadata["compressor"]
+    codec = "none" if compressor is None else compressor["id"]
+    if metadata["order"] != "C" or metadata["filters"] or codec not in ("none", *COMPRESSORS_V2):
+        return None
+    if codec == "lzma" and compressor.get("format") == lzma.FORMAT_RAW:
+        return None  # which needs to be told its filters
+    chunk = metadata["chunks"]
+    return _Stored("", metadata["dimension_separator"], np.dtype(metadata["dtype"]), chunk, chunk, codec)
+
+
+def _stored_v3(metadata: Mapping[str, Any], dtype: np.dtype[Any]) -> _Stored | None:
+    grid, keys = metadata["chunk_grid"], metadata["chunk_key_encoding"]
+    if grid["name"] != "regular" or keys["name"] not in ("default", "v2") or metadata.get("storage_transformers"):
+        return None
+    separator = keys["configuration"]["separator"]
+    prefix = f"c{separator}" if keys["name"] == "default" else ""
+    chunk = file = grid["configuration"]["chunk_shape"]
+    codecs, index = metadata["codecs"], None
+    if [codec["name"] for codec in codecs] == ["sharding_indexed"]:
+        shard = codecs[0]["configuration"]
+        chunk, codecs, index = shard["chunk_shape"], shard["codecs"], shard["index_location"]
+        if list(shard["index_codecs"]) != INDEX_CODECS:
+            return None
+    names = [codec["name"] for codec in codecs]
+    if names[:1] != ["bytes"]:
+        return None
+    endian = codecs[0].get("configuration", {}).get("endian")
+    if endian is None and dtype.itemsize > 1:
+        return None
+    match names[1:]:
+        case [] | ["crc32c"]:
+            codec = "none"
+        case [codec] | [codec, "crc32c"] if codec in CODECS_V3:
+            pass
+        case _:
+            return None
+    dtype = dtype.newbyteorder(">" if endian == "big" else "<")
+    return _Stored(prefix, separator, dtype, chunk, file, codec, names[-1] == "crc32c", index)

@@ -1,0 +1,242 @@
+"""How far is the job, how fast, and how long will it take? A listener that draws a bar, on a terminal only.
+
+Where nobody watches (a log file, a pipe) it writes whole lines instead: one at the start, then one each 30
+seconds at most, one at the end. Speed and time left count output voxels, since blocks at the rim are smaller, and
+those that this run has made. What a user should know besides is said above the bar, or between the lines.
+
+A terminal that is closed, or a pipe that nobody reads any more, ends what is said and not the job.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from isovoxel.execution.events import (
+    BlockDone,
+    Event,
+    JobFinished,
+    JobStarted,
+    JobStopped,
+    LevelBegun,
+    WorkerJoined,
+    WorkerLeft,
+)
+from isovoxel.reporting.notes import Notes
+from isovoxel.terminal import plain, say
+
+if TYPE_CHECKING:  # rich is loaded where there is a terminal to draw on
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+LOG_SECONDS = 30.0
+"""Least time between two lines where there is no terminal."""
+MOST_LINES = 16
+"""Most workers that get a line of their own below the bar."""
+
+
+class _Worker:
+    """What a worker's line says."""
+
+    def __init__(self, device: str, clock: Callable[[], float]) -> None:
+        self._device, self._clock, self._began = device, clock, clock()
+        self.blocks = self.voxels = 0
+        self.left = False
+
+    def __str__(self) -> str:
+        took = self._clock() - self._began
+        speed = f"{self.voxels / took / 1e6:,.1f} Mvoxel/s" if took > 0 else ""
+        parts = [self._device, _blocks(self.blocks), "does no more" if self.left else speed]
+        return plain(", ".join(part for part in parts if part))
+
+
+class ProgressView:
+    """A listener for the events of one job, and a context manager that leaves the terminal as it was.
+
+    Parameters
+    ----------
+    console
+        Where to draw; by default standard error, drawn on if it is a terminal and else written to.
+    bar
+        Whether to show how far the job is.
+    notes
+        Whether to say what else happens.
+    clock
+        Returns seconds.
+
+    Examples
+    --------
+    >>> with ProgressView(bar=False) as view:
+    ...     listeners = [view]
+    """
+
+    def __init__(
+        self,
+        console: Console | None = None,
+        *,
+        bar: bool = True,
+        notes: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._console = console if console is not None or not (bar or notes) else terminal()
+        self._quiet = not bar
+        self._notes = Notes() if notes else None
+        self._clock = clock
+        self._bar: Progress | None = None
+        self._workers: dict[str, tuple[_Worker, TaskID]] = {}
+        self._running = False
+        self._doing = "scaling"
+        self._blocks = self._blocks_done = 0
+        self._voxels = self._voxels_done = self._voxels_before = 0
+        self._started = self._last_block = self._last_line = self._took = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with contextlib.suppress(OSError):
+            self._end("stopped")
+
+    def __call__(self, event: Event) -> None:
+        """Take note of an event, and show it."""
+        try:
+            for note in self._notes.of(event) if self._notes else ():
+                self._write(note)
+            self._follow(event)
+        except OSError:  # nobody reads it any more
+            self._quiet, self._notes, self._bar = True, None, None
+
+    def _follow(self, event: Event) -> None:
+        match event:
+            case JobStarted(plan=plan, done=done, voxels_done=voxels_done):
+                self._blocks, self._voxels = plan.all_blocks, plan.all_voxels
+                self._blocks_done, self._voxels_done = done, voxels_done
+                self._voxels_before = voxels_done
+                self._begin()
+            case WorkerJoined() | WorkerLeft():
+                self._follow_worker(event)
+            case BlockDone(voxels=voxels, worker=worker):
+                if worker in self._workers:
+                    line, task = self._workers[worker]
+                    line.blocks += 1
+                    line.voxels += voxels
+                    if self._bar is not None:
+                        self._bar.update(task, completed=line.voxels)
+                self._blocks_done += 1
+                self._voxels_done += voxels
+                self._last_block = self._clock()
+                self._show()
+            case LevelBegun(level=level, levels=levels):
+                self._doing = f"level {level} of {levels}"
+                if self._bar is not None:
+                    self._bar.update(self._bar.task_ids[0], description=self._doing)
+            case JobFinished(seconds=seconds):
+                self._end("done", seconds)
+            case JobStopped(done=done, voxels_done=voxels_done):
+                self._blocks_done, self._voxels_done = done, voxels_done
+                self._end("stopped")
+
+    def _follow_worker(self, event: WorkerJoined | WorkerLeft) -> None:
+        """Give a worker a line, on a terminal, or say on it that it is gone."""
+        if isinstance(event, WorkerLeft):
+            if event.name in self._workers:
+                self._workers[event.name][0].left = True
+        elif event.name in self._workers:
+            self._workers[event.name][0].left = False
+        elif self._bar is not None and len(self._workers) < MOST_LINES:
+            line = _Worker(event.device, self._clock)
+            task = self._bar.add_task(f"  {plain(event.name)}", total=self._voxels, view=line)
+            self._workers[event.name] = line, task
+
+    def __str__(self) -> str:
+        """Return blocks, speed, and time left or taken, as of now."""
+        parts = [f"{self._blocks_done:,}/{_blocks(self._blocks)}"]
+        took = self._last_block - self._started
+        # One block that came with no time passed says nothing about speed.
+        speed = (self._voxels_done - self._voxels_before) / took if took > 0 else 0.0
+        if speed:
+            parts.append(f"{speed / 1e6:,.1f} Mvoxel/s")
+        if not self._running:
+            parts.append(f"in {_duration(self._took)}")
+        elif speed:
+            left = (self._voxels - self._voxels_done) / speed - (self._clock() - self._last_block)
+            parts.append(f"{_duration(max(0.0, left))} left")
+        return ", ".join(parts)
+
+    def _begin(self) -> None:
+        self._running = True
+        self._doing = "scaling"
+        self._started = self._last_block = self._last_line = self._clock()
+        if self._quiet:
+            return
+        if self._console is None or not self._console.is_interactive:
+            self._write(f"scaling {_blocks(self._blocks)}, {self._voxels / 1e6:,.1f} Mvoxel")
+            return
+        from rich.progress import BarColumn, Progress, TextColumn
+        from rich.table import Column
+
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            # Asks `__str__` whenever the bar is redrawn: the time left runs down during long blocks too.
+            TextColumn("{task.fields[view]}", table_column=Column(no_wrap=True)),
+            console=self._console,
+            expand=True,
+            get_time=self._clock,
+            # What others print to standard output belongs there, not where the bar is.
+            redirect_stdout=False,
+        )
+        self._bar.add_task("scaling", total=self._voxels, completed=self._voxels_done, view=self)
+        self._bar.start()
+
+    def _show(self) -> None:
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=self._voxels_done)
+        elif not self._quiet and self._clock() - self._last_line >= LOG_SECONDS:
+            self._last_line = self._clock()
+            self._write(f"{self._doing}: {self}")
+
+    def _end(self, word: str, seconds: float | None = None) -> None:
+        """Close the bar, whose last state stays on the screen, or write the last line; once."""
+        if not self._running:
+            return
+        self._running = False
+        self._took = self._clock() - self._started if seconds is None else seconds
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], description=word, completed=self._voxels_done)
+            self._bar.stop()
+        elif not self._quiet:
+            self._write(f"{word}: {self}")
+
+    def _write(self, line: str) -> None:
+        if self._console is None:
+            say(line)
+        else:
+            self._console.print(plain(line), markup=False, highlight=False, soft_wrap=True)
+
+
+def terminal() -> Console | None:
+    """Return standard error as something to draw on, or None where it is a log file or a pipe."""
+    # Asked here, for rich takes FORCE_COLOR, which many log files set, for a terminal.
+    if not sys.stderr.isatty():
+        return None
+    from rich.console import Console
+
+    return Console(stderr=True, force_terminal=True)
+
+
+def _blocks(count: int) -> str:
+    return f"{count:,} block" if count == 1 else f"{count:,} blocks"
+
+
+def _duration(seconds: float) -> str:
+    """Return seconds as m:ss or h:mm:ss."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

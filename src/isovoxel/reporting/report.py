@@ -1,0 +1,291 @@
+"""What was done, how, and how did it go? One page of HTML that tells it all and needs nothing beside itself.
+
+It is written when a job ends, however that ends, once anything was begun. What is drawn in it, input and output, is
+read when the job's own memory is free again, tile by tile; of a job that has failed only the plan is drawn.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, Unpack
+
+from isovoxel.errors import InterruptedJobError, IsovoxelError, JobError, OptionError, OutputError
+from isovoxel.execution.input_check import Named, check_apart, folders_of, read_as
+from isovoxel.keywords import checked_keywords
+from isovoxel.object_store.address import is_address
+from isovoxel.options import Opening
+from isovoxel.planning.memory import human_bytes
+from isovoxel.planning.plan import Plan
+from isovoxel.readers.base import Volume
+from isovoxel.reporting import page
+from isovoxel.reporting.charts import Limit, clock, key, over_time, stage_bar
+from isovoxel.reporting.own import check_own, write_own
+from isovoxel.reporting.plan_picture import plan_svg
+from isovoxel.reporting.projections import held_while_reading
+from isovoxel.reporting.recorder import Recorder, process_bytes
+from isovoxel.reporting.records import STAGES, Line, count, plan_lines, volume_lines
+from isovoxel.reporting.redaction import command_line, without_secrets
+from isovoxel.reporting.svg import escaped
+from isovoxel.reporting.workers import job_lines
+from isovoxel.version import __version__
+
+if TYPE_CHECKING:
+    from isovoxel.api import ScaleResult
+    from isovoxel.reporting.pictures import Reading
+
+ENDINGS = (".html", ".htm")
+MOST_READ = 64 * 2**30
+"""Bytes of voxels that are read at most for pictures that nobody has asked for: minutes, not hours."""
+PICTURE_BYTES = 128 * 2**20
+"""Bytes that projecting and drawing two volumes holds at most, what is read of them aside; measured: 94 MiB."""
+MOST_PARTS = 100
+"""How many damaged parts are named; the output's attributes have all."""
+
+
+class Report:
+    """The report of one job: its `recorder` listens, and its context writes the page at the end.
+
+    Parameters
+    ----------
+    path
+        The HTML file; in place of a report that isovoxel has written, or where no file is.
+    source, output
+        What the job reads and writes, as it is told.
+    words
+        The command that does the job, for the page; secrets in it are left out.
+    reading
+        Told how far input and output are read to be drawn.
+    **opening
+        How the job opens its input: voxel_size, unit, level, channel, time and crop, as in `isovoxel.open_volume`.
+
+    Raises
+    ------
+    OptionError
+        If the path is not one of HTML, or lies in the output.
+    OutputError
+        If the page must not or cannot be written there.
+
+    Examples
+    --------
+    >>> from isovoxel import scale
+    >>> with Report("report.html", "stack.tif", "out.zarr") as report:  # doctest: +SKIP
+    ...     report.result = scale("stack.tif", "out.zarr", listeners=[report.recorder])
+    """
+
+    @checked_keywords(Opening)
+    def __init__(
+        self,
+        path: str,
+        source: Any,
+        output: str | Path,
+        *,
+        words: Sequence[str] = (),
+        reading: Reading = lambda _what, _done, _total: None,
+        **opening: Unpack[Opening],
+    ) -> None:
+        if not path.lower().endswith(ENDINGS):
+            raise OptionError(f"a report is HTML, so its name must end in .html, not as {path!r} does")
+        folders = [] if is_address(str(output)) else folders_of(output)
+        check_apart(read_as("input", source), folders, [Named("report", Path(path))])
+        self._path = check_own(path, "report")
+        self._source, self._output, self._opening = source, str(output), opening
+        self._words, self._reading = words, reading
+        self._began = datetime.now().astimezone()
+        self.recorder = Recorder()
+        """The listener that the job must be given."""
+        self.result: ScaleResult | None = None
+        """What the job did, set where it was done."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.recorder.__exit__(kind, error, trace)
+        if isinstance(error, KeyboardInterrupt) and not isinstance(error, InterruptedJobError):
+            return  # a second one, of which nothing is waited for
+        if self.result is not None:
+            try:
+                self._write(self.result.plan, error)
+            except OutputError as failed:
+                raise JobError(f"{self._output} is complete, but {failed}; verify and show work without it") from failed
+        elif self.recorder.plan is not None:
+            # The job's own error is the one that counts.
+            with contextlib.suppress(OutputError):
+                self._write(self.recorder.plan, error)
+
+    def _write(self, plan: Plan, error: BaseException | None) -> None:
+        drawn = (
+            self._drawn(plan) if self.result is not None else page.paragraph("The result is not complete: not drawn.")
+        )
+        sections = [
+            self._head(plan, error),
+            page.section("Before and after", drawn),
+            page.section("Where the time went", self._time()),
+            page.section("What happened", self._happened()),
+            page.section("The plan", plan_svg(plan)),
+            page.section("All of it in words", page.table(self._lines(plan))),
+            page.section("The command", page.preformatted(command_line(self._words)) if self._words else ""),
+            self._next_steps(),
+        ]
+        write_own(self._path, page.page(f"isovoxel: {self._output}", *sections), "report")
+
+    def _head(self, plan: Plan, error: BaseException | None) -> str:
+        recorder, result = self.recorder, self.result
+        made = recorder.tally.voxels
+        took = result.seconds if result else recorder.timeline.end
+        held = [n for _, n in recorder.timeline.held()]
+        output = "output and its levels" if plan.further else "output"
+        numbers: list[Line] = [
+            ("time", _duration(took)),
+            ("output voxels per second", f"{made / took / 1e6:,.1f} M" if took else "none were made"),
+            ("blocks", f"{plan.all_blocks if result else recorder.blocks_done:,} of {plan.all_blocks:,}"),
+            (f"{output}, uncompressed", human_bytes(sum(level.output_bytes for level in plan.levels))),
+            ("most memory held", human_bytes(max([*held, result.peak_host_bytes if result else 0]))),
+            ("memory limit" + (" each worker" if plan.host.workers > 1 else ""), human_bytes(plan.host.allowed)),
+        ]
+        if result is None:
+            state = page.paragraph(f"Stopped half-way: {error or 'the result is not known'}", "bad")
+        elif recorder.plan is None:
+            state = page.paragraph("It was there already, made in this way: nothing was done.")
+        else:
+            state = page.paragraph("Done: all blocks are written, and the output is complete.")
+        when = self._began.isoformat(sep=" ", timespec="seconds")
+        machine = f"isovoxel {__version__}, Python {platform.python_version()}, {platform.system()}, {plan.device.name}"
+        return (
+            f"<header><h1>{escaped(plan.source.name)} &rarr; {escaped(self._output)}</h1>{state}"
+            f"{page.paragraph(f'Begun {when} with {machine}.', 'soft')}{page.tiles(numbers)}</header>"
+        )
+
+    def _drawn(self, plan: Plan) -> str:
+        """Return input and output side by side, or why they are not."""
+        from isovoxel.api import open_volume
+        from isovoxel.reporting.pictures import draw
+
+        try:
+            before = open_volume(self._source, **self._opening)
+            after = open_volume(self._output)
+            if (short := _too_large([before, after], plan.host.allowed)) is not None:
+                return page.paragraph(short)
+            drawn = draw([before, after], ["before: ", "after: "], labels=after.labels, reading=self._reading)
+        except IsovoxelError as error:
+            return page.paragraph(f"They cannot be drawn: {error}.")
+        return page.row(
+            page.picture(drawn.png(0), f"before: {drawn.captions[0]}"),
+            page.picture(drawn.png(1), f"after: {drawn.captions[1]}"),
+        )
+
+    def _time(self) -> str:
+        recorder = self.recorder
+        if recorder.plan is None:
+            return ""
+        spent = self.result.stages if self.result else recorder.tally.stages
+        total = sum(spent.values()) or 1.0
+        words = [f"{STAGES[name]} {seconds:.1f} s, {100 * seconds / total:.0f} %" for name, seconds in spent.items()]
+        timeline, plan = recorder.timeline, recorder.plan
+        rates, held = timeline.rates(), timeline.held()
+        projected = max(level.projected_host for level in plan.levels)
+        limits = [Limit(projected, "uses at most"), Limit(plan.host.allowed, "limit")]
+        n = plan.host.workers
+        threads = f"Seconds of {count(n * plan.in_flight, 'thread')}, added up, by what they were spent on."
+        if n > 1:  # each of them has such limits, here or elsewhere
+            limits = []
+        return (
+            page.paragraph(threads, "soft")
+            + stage_bar("time of each stage", [*spent.values()])
+            + page.legend([(key(i), line) for i, line in enumerate(words)])
+            + page.row(
+                page.figure(
+                    "Output voxels per second, over time",
+                    over_time("voxels per second over time", rates, timeline.end, _rate),
+                ),
+                page.figure(
+                    "Memory that this process and those that it started hold, over time",
+                    over_time("memory over time", [*held], timeline.end, _short_bytes, limits, binary=True),
+                ),
+            )
+        )
+
+    def _happened(self) -> str:
+        """Return what went otherwise than planned, and what a user should know."""
+        recorder = self.recorder
+        lines = [(f"after {clock(round(at, 1))}", note.removeprefix("note: ")) for at, note in recorder.notes]
+        if recorder.more_notes:
+            lines.append(("", f"and {recorder.more_notes:,} more"))
+        tally = recorder.tally
+        counts = [
+            (tally.done_before, "block done before", "blocks done before"),
+            (tally.split, "block split for the device's memory", "blocks split for the device's memory"),
+            (tally.retries, "attempt that failed and was repeated", "attempts that failed and were repeated"),
+            (tally.restarts, "fresh process", "fresh processes"),
+            (len(tally.filled), "damaged part filled with 0", "damaged parts filled with 0"),
+        ]
+        said = ", ".join(count(n, one, many) for n, one, many in counts if n)
+        if recorder.plan is not None:
+            lines.insert(0, ("in all", said or "as planned: no block was split, nothing was tried again or filled"))
+        filled = tally.filled[:MOST_PARTS]
+        more = f" and {len(tally.filled) - len(filled):,} more" if len(tally.filled) > len(filled) else ""
+        return page.table(lines + ([("filled with 0", "; ".join(filled) + more)] if filled else []))
+
+    def _lines(self, plan: Plan) -> list[Line]:
+        lines = job_lines(self.result) if self.result else []
+        try:
+            from isovoxel.api import open_volume
+
+            volume = open_volume(self._source, **self._opening)
+            known = [line for line in volume_lines(volume) if line[0] != "input"]
+        except IsovoxelError:  # said where it should be drawn
+            known = []
+        named = [(f"input {label}", what) for label, what in known]
+        return [*lines, *plan_lines(plan), *named, ("fingerprint", plan.fingerprint)]
+
+    def _next_steps(self) -> str:
+        import shlex
+
+        output = shlex.quote(without_secrets(self._output))
+        if self.result is None:
+            words = "What is done is kept: the same command, without --overwrite, goes on where it ended."
+            return page.section("To go on", page.paragraph(words))
+        words = "This computes sampled boxes of the result again from its source, in float64, and compares:"
+        return page.section("To verify it", page.paragraph(words), page.preformatted(f"isovoxel verify {output}"))
+
+
+def _too_large(volumes: Sequence[Volume], allowed: int) -> str | None:
+    """Return why volumes are not drawn, or None if time and the memory that the job was allowed suffice."""
+    from isovoxel.reporting.pictures import bytes_to_draw
+
+    if (read := bytes_to_draw(volumes)) > MOST_READ:
+        return f"They are not drawn: {human_bytes(read)} would be read for that; isovoxel show draws them."
+    held, most = process_bytes(), max(held_while_reading(volume) for volume in volumes)
+    if held + most + PICTURE_BYTES > allowed:
+        return (
+            f"They are not drawn: that takes {human_bytes(most + PICTURE_BYTES)} beside the {human_bytes(held)} "
+            f"that are held, more than the {human_bytes(allowed)} that the job was allowed; isovoxel show draws them."
+        )
+    return None
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 60 else clock(seconds)
+
+
+def _rate(voxels: float) -> str:
+    """Return voxels per second for an axis."""
+    for power, prefix in ((9, "G"), (6, "M"), (3, "k")):
+        if voxels >= 10**power:
+            return f"{voxels / 10**power:g} {prefix}"
+    return f"{voxels:g}"
+
+
+def _short_bytes(held: float) -> str:
+    """Return bytes for an axis."""
+    for power, unit in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
+        if held >= 1024**power:
+            return f"{held / 1024**power:.4g} {unit}"
+    return f"{held:.0f}"

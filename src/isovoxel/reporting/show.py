@@ -1,0 +1,138 @@
+"""The command `isovoxel show`: draw one or two files, and say what was drawn and where."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Unpack
+
+from isovoxel.api import open_volume
+from isovoxel.execution.host import peak_bytes, reading_limits
+from isovoxel.execution.input_check import Named, check_apart, read_as
+from isovoxel.keywords import checked_keywords
+from isovoxel.options import Opening, parse_size
+from isovoxel.reporting.own import check_own
+from isovoxel.reporting.pictures import Reading, draw, save
+from isovoxel.reporting.records import Line, Record
+from isovoxel.reporting.redaction import HIDDEN, without_secrets
+
+LONGEST_NAME = 40
+"""Most characters of a name that stand above a picture."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture of one or two files."""
+
+    path: Path
+    """The PNG file."""
+    size: tuple[int, int]
+    """Its width and height in pixels."""
+    drawn: tuple[tuple[str, str], ...]
+    """Each input's name, and what is drawn of it."""
+    projected: int
+    """Bytes of host memory that the process takes at most, as projected."""
+    allowed: int
+    """Bytes that it may take."""
+
+
+@checked_keywords(Opening)
+def show(
+    sources: Sequence[str],
+    output: str | None = None,
+    *,
+    labels: bool | None = None,
+    memory: int | str | None = None,
+    reading: Reading = lambda _what, _done, _total: None,
+    **opening: Unpack[Opening],
+) -> Shown:
+    """Draw one file, or two side by side at one scale, as a PNG file.
+
+    Parameters
+    ----------
+    sources
+        As in `isovoxel.open_volume`: what to draw.
+    output
+        The PNG file; by default one in the working folder, named after what is drawn.
+    labels
+        Whether voxels are labels; by default what each file says.
+    memory
+        Host memory to stay within, in bytes or as text such as "2GiB"; by default half of what is free.
+    reading
+        Told how far files are read.
+    **opening
+        How the first is opened: voxel_size, unit, level, channel, time and crop, as in `isovoxel.open_volume`.
+
+    Raises
+    ------
+    InputError
+        If one cannot be opened or read.
+    OptionError
+        If the files cannot be drawn at one scale, or as labels.
+    DoesNotFitError
+        If drawing takes more than `memory`.
+    OutputError
+        If the picture must not or cannot be written.
+    """
+    path = check_own(default_name(sources) if output is None else output, "picture")
+    check_apart([where for source in sources for where in read_as("input", source)], files=[Named("picture", path)])
+    host = reading_limits(parse_size("memory", memory))
+    volumes = [open_volume(sources[0], **opening), *map(open_volume, sources[1:])]
+    drawn = draw(
+        volumes,
+        [f"{_short(PurePath(without_secrets(v.name)).name)}: " for v in volumes],
+        labels=labels,
+        reading=reading,
+        host=host,
+    )
+    save(drawn, path)
+    return Shown(
+        path,
+        drawn.image.size,
+        tuple(zip((v.name for v in volumes), drawn.captions, strict=True)),
+        drawn.projected,
+        host.allowed,
+    )
+
+
+def default_name(sources: Sequence[str]) -> str:
+    """Return the name of a picture of files.
+
+    Examples
+    --------
+    >>> default_name(["data/stack.tif"]), default_name(["stack.tif", "s3://bucket/out.ome.zarr/"])
+    ('stack.png', 'stack_out.ome.png')
+    """
+    addresses = (without_secrets(source).removesuffix(f"?{HIDDEN}") for source in sources)
+    stems = [re.sub(r"[^\w.+-]+", "_", PurePath(address).stem) for address in addresses]
+    return "_".join(stem or "volume" for stem in stems) + ".png"
+
+
+def shown_record(found: Shown) -> Record:
+    """Return what was drawn."""
+    drawn = [{"name": name, "drawn": what} for name, what in found.drawn]
+    return {
+        "path": str(found.path),
+        "size": list(found.size),
+        "volumes": drawn,
+        "projected": {"host_bytes": found.projected},
+        "allowed": {"host_bytes": found.allowed},
+        "peak_host_bytes": peak_bytes(),
+    }
+
+
+def shown_lines(found: Shown) -> list[Line]:
+    """Return what was drawn."""
+    width, height = found.size
+    return [
+        *(("drawn", f"{name}   {what}") for name, what in found.drawn),
+        ("picture", f"{found.path}   {width} x {height} pixels"),
+    ]
+
+
+def _short(name: str) -> str:
+    """Return a name that fits above a picture: its beginning and its end."""
+    half = (LONGEST_NAME - 3) // 2
+    return name if len(name) <= LONGEST_NAME else f"{name[:half]}...{name[-half:]}"

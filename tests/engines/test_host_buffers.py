@@ -1,0 +1,52 @@
+"""Host buffers of a level that the next one uses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from isovoxel.engines import host_buffers as module
+from isovoxel.engines.host_buffers import HostBufferPool
+
+
+class _Plan:
+    """What of a plan the pool looks at."""
+
+    def __init__(self, staging: tuple[int, int], projected_host: int, in_flight: int = 2) -> None:
+        self.staging, self.projected_host, self.in_flight = staging, projected_host, in_flight
+
+
+class _Buffer:
+    def __init__(self, _queue: Any, nbytes: int) -> None:
+        self.nbytes = nbytes
+
+
+@pytest.fixture
+def pool(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A pool whose buffers take no memory."""
+    monkeypatch.setattr(module, "HostBuffer", _Buffer)
+    return HostBufferPool(None)
+
+
+def test_larger_buffers_are_kept_within_the_projection_of_the_levels_before(pool: Any) -> None:
+    """Two pairs of 100 in place of 20 are 160 more: that the first level was projected to take."""
+    pair = pool.take(_Plan((60, 40), 1000))
+    pool.give(pair)
+    assert pool.take(_Plan((10, 10), 840)) == pair
+
+
+def test_larger_buffers_are_not_kept_beyond_the_projection(pool: Any) -> None:
+    """However much is allowed: a byte more than the largest projection, and the level gets buffers of its own size."""
+    pair = pool.take(_Plan((60, 40), 1000))
+    pool.give(pair)
+    smaller = pool.take(_Plan((10, 10), 841))
+    assert [buffer.nbytes for buffer in smaller] == [10, 10]
+
+
+def test_the_next_job_is_not_held_to_the_last_one(pool: Any) -> None:
+    """Once all is given back, nothing of the projection is left."""
+    pool.give(pool.take(_Plan((60, 40), 1000)))
+    pool.forget()
+    pool.give(pool.take(_Plan((60, 40), 500)))
+    assert [buffer.nbytes for buffer in pool.take(_Plan((10, 10), 400))] == [10, 10]

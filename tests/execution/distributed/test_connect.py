@@ -1,0 +1,219 @@
+"""Which workers a job gets, and what is said where it gets none."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+import isovoxel
+from command_line import Isovoxel, check_refused
+from execution.distributed.clusters import OPTIONS, VOXELS, Foreign, gpus, stack
+from isovoxel.engines.devices import Device
+from isovoxel.errors import ClusterError, DeviceError, IsovoxelError, OptionError
+from isovoxel.execution.distributed import connect, device_pinning, local_workers
+from isovoxel.execution.distributed.local_workers import environments
+from isovoxel.execution.distributed.quiet_workers import OwnNanny
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"workers": "auto", "scheduler": "tcp://a:1"}, "workers and scheduler each say which workers there are"),
+        ({"workers": "many"}, "workers must be auto, a number of GPUs, or cpu: and a number such as cpu:4, not 'many'"),
+        ({"workers": "cpu:0"}, "not 'cpu:0'"),
+        ({"workers": 0}, "not '0'"),
+        ({"workers": "cpu:2", "device": "0"}, "each worker holds a device of its own; leave it out"),
+        ({"workers": "cpu:2", "isolate": True}, "isolate and workers do not go together"),
+        ({"scheduler": "no such file"}, "there is no file 'no such file'"),
+        ({"scheduler": "tcp://127.0.0.1:1"}, "the scheduler at tcp://127.0.0.1:1 does not answer"),
+        ({"client": "mine"}, "client must be a distributed.Client that is synchronous"),
+        ({"workers": "cpu:1", "threads": 0}, "threads must be at least 1, not 0"),
+        ({"workers": "cpu:1", "memory": "much"}, "memory must be a size"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], why: str
+) -> None:
+    """In a sentence, soon, and with nothing written."""
+    monkeypatch.setattr(connect, "CONNECT_SECONDS", 1)
+    with pytest.raises(IsovoxelError) as error:
+        isovoxel.scale(stack(tmp_path), out, **OPTIONS | given)
+    assert why in str(error.value)
+    assert error.value.exit_code == 2
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_an_array_in_memory_is_refused(out: Path) -> None:
+    """Workers do not have it; what to do about that is said."""
+    with pytest.raises(OptionError, match=r"array in this process' memory .* write it to a file"):
+        isovoxel.scale(VOXELS, out, workers="cpu:2", **OPTIONS)
+
+
+def test_a_large_graph_is_refused(out: Path, client: Any) -> None:
+    """A dask array that holds its voxels would be sent to each worker."""
+    import dask.array as da
+
+    array = da.from_array(np.zeros((300, 300, 300), np.uint8), chunks=100)
+    with pytest.raises(OptionError, match=r"the input takes 25\.\d MiB to be sent to each worker"):
+        isovoxel.scale(array, out, client=client, input_voxel_size=(1, 1, 1), factor=(1, 1, 1), halo="direct")
+    assert not list(out.parent.glob("out*"))
+
+
+def test_each_gpu_gets_a_worker_that_sees_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what NVML calls it, which no order of devices changes."""
+    monkeypatch.setattr(local_workers, "list_devices", lambda: gpus(3))
+    assert [e["CUDA_VISIBLE_DEVICES"] for e in environments("auto")] == ["GPU-0", "GPU-1", "GPU-2"]
+    assert [e["ISOVOXEL_DEVICE"] for e in environments("2")] == ["GPU-0", "GPU-1"]
+    with pytest.raises(OptionError, match=r"workers 4 means as many GPUs, and only 3 are here; use --workers auto"):
+        environments("4")
+    monkeypatch.setattr(local_workers, "list_devices", lambda: gpus(0))
+    with pytest.raises(OptionError, match=r"workers auto means GPUs, and none is here; use --workers cpu:\d"):
+        environments("auto")
+
+
+@pytest.mark.parametrize(
+    "workers", ["cpu:99999999", f"cpu:{'9' * 5000}", "99999999", "9" * 5000, "cpu:0", "cpu:-1", "-3"]
+)
+def test_absurd_numbers_of_workers_are_refused_before_any_is_started(
+    monkeypatch: pytest.MonkeyPatch, workers: str
+) -> None:
+    """In one short sentence, with what to say in place of it."""
+    monkeypatch.setattr(local_workers, "list_devices", lambda: gpus(2))
+    with pytest.raises(OptionError, match=r"workers .* (cpu:\d|--workers auto)") as error:
+        environments(workers)
+    assert len(str(error.value)) < 5200 if workers.startswith("-") else len(str(error.value)) < 200
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC, errno.EACCES], ids=errno.errorcode.get)
+def test_without_semaphores_no_worker_is_started(
+    tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """A folder /dev/shm that is full, or cannot be written, is said, and nothing is begun."""
+
+    class Context:
+        def Lock(self) -> None:  # noqa: N802 - multiprocessing's
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(local_workers, "get_context", lambda _: Context())
+    with pytest.raises(ClusterError, match=rf"cannot be made \({os.strerror(number)}\): on Linux they lie in /dev/shm"):
+        isovoxel.scale(stack(tmp_path), out, workers="cpu:1", **OPTIONS)
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_workers_that_do_not_start_say_the_first_cause(
+    tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the last of the errors that were made of it on its way."""
+
+    async def fail(_: Any) -> None:
+        raise OSError(errno.EAGAIN, "no more processes")
+
+    monkeypatch.setattr(OwnNanny, "instantiate", fail)
+    with pytest.raises(ClusterError, match=r"do not start: BlockingIOError: \[Errno 11\] no more processes"):
+        isovoxel.scale(stack(tmp_path), out, workers="cpu:1", **OPTIONS)
+    assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "worker", "index"),
+    [
+        ("gpu", "x", 0),
+        ("cpu", "x", 3),
+        ("GPU-1", "x", 1),
+        ("0000:02:00.0", "x", 2),
+        ("2", "x", 2),
+        ("", "gpu-1", 1),
+        ("", "slurm-5", 2),
+        ("Processor", "gpu-1", 3),
+    ],
+)
+def test_a_worker_holds_the_device_that_it_is_told_to(
+    monkeypatch: pytest.MonkeyPatch, wanted: str, worker: str, index: int
+) -> None:
+    """By kind, UUID, PCI bus id, number or name in its environment, or by the number in its own name."""
+    monkeypatch.setattr(device_pinning, "list_devices", lambda: gpus(3))
+    monkeypatch.setattr(device_pinning, "_held", {})
+    monkeypatch.setenv("ISOVOXEL_DEVICE", wanted)
+    assert device_pinning.held_device(worker).index == index
+    monkeypatch.setenv("ISOVOXEL_DEVICE", "GPU-9")
+    assert device_pinning.held_device(worker).index == index  # as long as the process lives
+    with pytest.raises(
+        DeviceError,
+        match=r"no OpenCL device is called 'GPU-9'; known .* 3 = 'Processor' \(ISOVOXEL_DEVICE asks for it\)",
+    ):
+        device_pinning.held_device("another")
+
+
+@pytest.mark.parametrize("name", ["{}", "host-{}", "tcp://10.0.0.1:400{}"])
+def test_workers_of_dask_cuda_hold_one_gpu_each(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """It shows each of them all, its own first, and NVIDIA's OpenCL keeps that order; one list for all says less."""
+    visible: list[int] = []
+
+    def listed() -> list[Device]:
+        found = gpus(4)
+        order = [*(found[i] for i in visible), found[-1]]
+        return [dataclasses.replace(device, index=i) for i, device in enumerate(order)]
+
+    monkeypatch.setattr(device_pinning, "list_devices", listed)
+    monkeypatch.delenv("ISOVOXEL_DEVICE", raising=False)
+
+    def held(rotated: bool) -> list[str]:
+        monkeypatch.setattr(device_pinning, "_held", {})
+        uuids = []
+        for worker in range(4):
+            visible[:] = [(i + worker * rotated) % 4 for i in range(4)]
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(map(str, visible)))
+            uuids.append(device_pinning.held_device(name.format(worker)).uuid)
+        return uuids
+
+    each = ["GPU-0", "GPU-1", "GPU-2", "GPU-3"]
+    monkeypatch.setitem(sys.modules, "dask_cuda.initialize", ModuleType("dask_cuda.initialize"))
+    assert held(rotated=True) == each
+    monkeypatch.delitem(sys.modules, "dask_cuda.initialize")
+    if "://" not in name:
+        assert held(rotated=False) == each
+
+
+def test_a_scheduler_without_workers_is_waited_for(
+    tmp_path: Path, out: Path, foreign: Foreign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And when none comes, the command that starts one is given."""
+    monkeypatch.setattr(connect, "FIRST_WORKER_SECONDS", 0.3)
+    events: list[Any] = []
+    with pytest.raises(ClusterError, match=r"has no worker after 0.3 s; start one: dask worker tcp://.* --preload"):
+        isovoxel.scale(stack(tmp_path), out, scheduler=foreign.address, listeners=[events.append], **OPTIONS)
+    assert [type(event).__name__ for event in events] == ["Waiting"]
+
+
+def test_own_workers_are_listed_and_plan(tmp_path: Path, isovoxel: Isovoxel) -> None:
+    """The plan is made from their limits; two share the memory of the host."""
+    said = isovoxel("devices", "--workers", "cpu:2", "--json")
+    first, second = said.json["workers"]
+    assert [first["name"], second["name"]] == ["0", "1"]
+    assert first["pid"] != second["pid"]
+    assert first["device"]["kind"] == "cpu"
+    words = ["--workers", "cpu:2", "--memory", "2GiB", "--input-voxel-size", "2,1,1", "--json"]
+    said = isovoxel("plan", stack(tmp_path), *words)
+    assert said.json["allowed"]["host_bytes"] == 2**30
+    check_refused(isovoxel("devices", "--scheduler", "nowhere"), "there is no file 'nowhere'")
+
+
+def test_a_scheduler_is_found_by_its_file(tmp_path: Path, isovoxel: Isovoxel, foreign: Foreign) -> None:
+    """Where a batch system starts it, nobody knows its address before."""
+    foreign.worker("node-7")
+    assert foreign.address
+    said = isovoxel("devices", "--scheduler", foreign.file)
+    assert (said.code, said.err) == (0, "")
+    assert said.out.startswith("worker node-7  on ")
+    assert "2 blocks in flight" in said.out
+    (tmp_path / "torn.json").write_text(json.dumps({}))
+    check_refused(isovoxel("devices", "--scheduler", tmp_path / "torn.json"), "is no scheduler file")

@@ -1,0 +1,377 @@
+"""Whatever ends, of a cluster: nothing that is done is lost or done again, and the bits are the same."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from distributed import WorkerPlugin
+
+import isovoxel
+from execution.distributed.clusters import OPTIONS, Foreign, files, stack
+from isovoxel.engines.staging import Stage, StagedEngine
+from isovoxel.errors import ClusterError, DeviceLostError, JobError
+from isovoxel.execution.blocks import BlockMaker
+from isovoxel.execution.distributed import in_flight, submit
+from isovoxel.execution.distributed import job as cluster_job
+from isovoxel.execution.distributed.worker_session import WorkerSession
+from isovoxel.execution.events import BlockDone, Event, JobFinished, JobStarted, Waiting, WorkerLeft
+from isovoxel.execution.output import OutputState, output_state
+from isovoxel.execution.retry import BlockFailed
+from isovoxel.planning.model import Block
+
+EXACT = OPTIONS | {"engine": "exact"}
+
+
+def check(events: list[Event], out: Path) -> None:
+    """Check that every block that was left was made once, and that the bits are right."""
+    (begun,) = (event for event in events if isinstance(event, JobStarted))
+    blocks = [(event.level, event.index) for event in events if isinstance(event, BlockDone)]
+    assert len(set(blocks)) == len(blocks) == begun.plan.all_blocks - begun.done
+    assert output_state(out) == OutputState(complete=True)
+    isovoxel.scale(out.with_name("in.npy"), out.with_name("whole.zarr"), **EXACT)
+    assert files(out) == files(out.with_name("whole.zarr"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("halo", ["direct", "map_overlap"])
+def test_a_worker_that_is_killed_loses_nothing(tmp_path: Path, out: Path, own: Any, halo: str) -> None:
+    """Its blocks go elsewhere, it is named, and the one that its nanny starts in its place takes part."""
+    pids, events = own.run(os.getpid), list[Event]()
+
+    def kill(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, BlockDone) and pids:
+            os.kill(pids.popitem()[1], signal.SIGKILL)
+            pids.clear()
+
+    isovoxel.scale(stack(tmp_path), out, client=own, listeners=[kill], halo=halo, **EXACT)
+    check(events, out)
+    left = [event.reason for event in events if isinstance(event, WorkerLeft)]
+    assert left == (["the scheduler has lost it"] if halo == "direct" else [])  # dask goes on without it
+
+
+def test_a_worker_that_is_killed_at_the_last_level_holds_nobody_up(
+    tmp_path: Path, out: Path, own: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It is named, nothing else is said of it, and the times of the job are those that passed."""
+    pids, events, times = own.run(os.getpid), list[Event](), list[float]()
+
+    def kill(event: Event) -> None:
+        events.append(event)
+        times.append(time.perf_counter())
+        if isinstance(event, BlockDone) and event.level == 2 and pids:
+            os.kill(pids.popitem()[1], signal.SIGKILL)
+            pids.clear()
+
+    options = EXACT | {"chunk": (32, 32, 32), "shard": (32, 32, 32), "levels": 2}
+    result = isovoxel.scale(stack(tmp_path), out, client=own, listeners=[kill], **options)
+    assert not pids
+    blocks = {(event.level, event.index) for event in events if isinstance(event, BlockDone)}
+    assert len(blocks) == result.plan.all_blocks
+    assert output_state(out) == OutputState(complete=True)
+    assert isovoxel.verify(out).holds
+    (begun,) = (at for event, at in zip(events, times, strict=True) if isinstance(event, JobStarted))
+    done = [at for event, at in zip(events, times, strict=True) if isinstance(event, BlockDone)]
+    (finished,) = (event for event in events if isinstance(event, JobFinished))
+    assert done[-1] - done[0] <= finished.seconds == result.seconds <= times[-1] - begun
+    assert {e.reason for e in events if isinstance(e, WorkerLeft)} <= {"the scheduler has lost it"}
+    assert not any(isinstance(event, Waiting) for event in events)  # for more than a moment
+    said = capfd.readouterr().err
+    assert "Traceback" not in said
+    assert "never retrieved" not in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("again", [True, False])
+def test_a_worker_that_falls_silent_is_done_without(
+    tmp_path: Path, out: Path, own: Any, monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
+    """It is connected still: its blocks go elsewhere, and the end does not wait for it. Nothing counts twice."""
+    monkeypatch.setattr(submit, "QUIET_SECONDS", 3.0)
+    monkeypatch.setattr(in_flight, "ANSWER_SECONDS", 1.0)  # a result that it has is asked for in vain
+    monkeypatch.setattr(cluster_job, "BYE_SECONDS", 1.0)
+    silent = next(address for address, known in own.scheduler_info()["workers"].items() if known["name"] == 1)
+    pid = own.run(os.getpid, workers=[silent])[silent]
+    events: list[Event] = []
+
+    def stop(event: Event) -> None:
+        events.append(event)
+        left = any(isinstance(e, WorkerLeft) for e in events)
+        if isinstance(event, BlockDone) and not left:
+            os.kill(pid, signal.SIGSTOP)
+            time.sleep(0.3)  # so that there are blocks left when the silence is noticed
+        elif isinstance(event, WorkerLeft) and again:
+            os.kill(pid, signal.SIGCONT)
+
+    began = time.monotonic()
+    try:
+        isovoxel.scale(stack(tmp_path), out, client=own, listeners=[stop], **EXACT)
+        assert again or time.monotonic() - began < cluster_job.TELL_SECONDS
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    check(events, out)
+    (left,) = (event for event in events if isinstance(event, WorkerLeft))
+    assert (left.name, left.reason) == ("1", "it has not been heard of for 3 s")
+
+
+class Breaks(WorkerPlugin):
+    """Lets the device of one worker be lost at its first block, in every process that it gets."""
+
+    def setup(self, worker: Any) -> None:
+        """Break it."""
+        if str(worker.name) == "1":
+            Stage.scale = _lose  # type: ignore[method-assign]
+
+
+def _lose(*_: object) -> None:
+    raise DeviceLostError("the card no longer answers this process")
+
+
+@pytest.mark.slow
+def test_a_worker_with_a_broken_device_is_set_aside(tmp_path: Path, out: Path, own: Any) -> None:
+    """It is started again once; when that does not help it is named, and the other one does all."""
+    own.register_plugin(Breaks(), name="breaks")
+    events: list[Event] = []
+    broken = next(address for address, known in own.scheduler_info()["workers"].items() if known["name"] == 1)
+
+    def slowly(event: Event) -> None:
+        events.append(event)
+        left = sum(isinstance(e, WorkerLeft) for e in events)
+        if isinstance(event, BlockDone) and left < 2:
+            deadline = time.monotonic() + 300
+            while left == 1 and (broken in (there := own.nthreads()) or len(there) < 2):
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            time.sleep(0.2)  # so that there are blocks left when the new process is noticed
+
+    result = isovoxel.scale(stack(tmp_path), out, client=own, listeners=[slowly], **EXACT)
+    check(events, out)
+    first, second = (event for event in events if isinstance(event, WorkerLeft))
+    assert (first.name, second.name) == ("1", "1")
+    assert first.reason == "the card no longer answers this process; it is started again"
+    assert second.reason == "the card no longer answers this process, and again in a fresh process"
+    assert result.workers["1"].blocks == 0
+    assert result.workers["1"].left == second.reason
+
+
+class Refuses(WorkerPlugin):
+    """Lets the engine fail to build, on all workers or one."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    def setup(self, worker: Any) -> None:
+        """Break it."""
+        if str(worker.name) in self.names:
+            StagedEngine.prepare = _refuse  # type: ignore[method-assign]
+
+
+def _refuse(*_: object) -> None:
+    raise OSError(5, "no compiler here")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("names", [("0",), ("0", "1")])
+def test_a_worker_that_cannot_begin_is_set_aside(tmp_path: Path, out: Path, own: Any, names: tuple[str, ...]) -> None:
+    """As long as another one does blocks; where none can, nothing is written."""
+    own.register_plugin(Refuses(*names), name="refuses")
+    events: list[Event] = []
+    if len(names) == 2:
+        with pytest.raises(ClusterError, match=r"no worker can begin: .*no compiler here"):
+            isovoxel.scale(stack(tmp_path), out, client=own, listeners=[events.append], **EXACT)
+        assert not out.exists()
+        return
+    isovoxel.scale(stack(tmp_path), out, client=own, listeners=[events.append], **EXACT)
+    check(events, out)
+    (left,) = (event for event in events if isinstance(event, WorkerLeft))
+    assert left.name == "0"
+    assert left.reason == "OSError: [Errno 5] no compiler here"
+    assert any("the job cannot begin here" in line for line in left.log)
+
+
+class Deadly(WorkerPlugin):
+    """Lets a block end the process that it is read in."""
+
+    def setup(self, worker: Any) -> None:
+        """Break it."""
+        del worker
+        make = WorkerSession.make
+        WorkerSession.make = lambda self, index, *words: os._exit(1) if index == 3 else make(self, index, *words)  # type: ignore[method-assign]
+
+
+@pytest.mark.slow
+def test_a_block_that_ends_processes_ends_the_job(tmp_path: Path, out: Path, own: Any) -> None:
+    """After the third; it, or one that was in flight beside it, is named, and the rest is kept."""
+    own.register_plugin(Deadly(), name="deadly")
+    with pytest.raises(
+        JobError, match=r"^3 workers were lost while they had block \d+, [01] last; \d+ of \d+ blocks are"
+    ):
+        isovoxel.scale(stack(tmp_path), out, client=own, **EXACT)
+
+
+class Short(WorkerPlugin):
+    """Lets the host have memory for one shard at a time."""
+
+    def setup(self, worker: Any) -> None:
+        """Break it."""
+        del worker
+        encode = BlockMaker.encode
+
+        def short(self: BlockMaker, block: Block, *words: Any) -> Any:
+            if block.write_box.shape != (64, 64, 64):
+                raise BlockFailed("writing", block, MemoryError())
+            return encode(self, block, *words)
+
+        BlockMaker.encode = short  # type: ignore[method-assign]
+
+
+def test_a_worker_with_too_little_memory_makes_do(tmp_path: Path, out: Path, own: Any) -> None:
+    """With fewer blocks in flight, and at last shard by shard."""
+    own.register_plugin(Short(), name="short")
+    events: list[Event] = []
+    result = isovoxel.scale(stack(tmp_path), out, client=own, listeners=[events.append], **EXACT)
+    assert result.plan.block_shape != (64, 64, 64)
+    assert result.tally.slowed_to == 1
+    check(events, out)
+
+
+def test_a_block_that_fails_everywhere_ends_the_job(tmp_path: Path, out: Path, client: Any) -> None:
+    """With the sentence that it has in one process; the rest of what was in flight is kept."""
+    import zarr
+
+    array = zarr.create_array(tmp_path / "in.zarr", shape=(32, 32, 32), dtype="uint16", chunks=(8, 8, 32))
+    array[...] = 1
+    (tmp_path / "in.zarr" / "c" / "3" / "3" / "0").write_bytes(b"torn")
+    with pytest.raises(JobError, match=r"^reading block \d+ .* failed: chunk \(3, 3, 0\) of .* is corrupt: .*; \d+ of"):
+        isovoxel.scale(tmp_path / "in.zarr", out, client=client, **EXACT)
+    result = isovoxel.scale(tmp_path / "in.zarr", out, client=client, on_corrupt="fill", **EXACT)
+    assert len(result.tally.filled) == 1
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_goes_ends_the_job_and_another_run_finishes_it(
+    tmp_path: Path, out: Path, foreign: Foreign
+) -> None:
+    """What is done is kept; without the cluster the same command goes on, and nothing is done twice."""
+    foreign.worker("a")
+    source, done = stack(tmp_path), set[int]()
+
+    def stop(event: Event) -> None:
+        if isinstance(event, BlockDone):
+            done.add(event.index)
+            foreign.scheduler.kill()
+
+    with pytest.raises(JobError, match=r"the scheduler .*; \d+ of \d+ blocks are done and kept; run the same command"):
+        isovoxel.scale(source, out, scheduler=foreign.address, listeners=[stop], **EXACT)
+    foreign.end()
+    events: list[Event] = []
+    isovoxel.scale(source, out, listeners=[events.append], **EXACT)
+    check(events, out)
+    assert done
+    assert not done & {event.index for event in events if isinstance(event, BlockDone)}
+
+
+WORDS = ["--engine", "exact", "--factor", "8,8,8", "--shard", "64,64,64", "--chunk", "64,64,64", "--threads", "2"]
+WORDS += ["--input-voxel-size", "1,0.5,0.5", "--device-memory", "2MB"]
+
+
+def command(out: Path, *words: object) -> list[str]:
+    """Return the command that scales the voxels."""
+    paths = [str(out.with_name("in.npy")), str(out)]
+    return [sys.executable, "-m", "isovoxel", "scale", *paths, *WORDS, *map(str, words)]
+
+
+def await_block(out: Path) -> None:
+    """Wait until a block is done."""
+    deadline = time.monotonic() + 300
+    while not (state := output_state(out)) or state.done < 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def big_stack(folder: Path) -> None:
+    """Write a stack that takes some seconds."""
+    voxels = np.random.default_rng(1).integers(0, 65536, (64, 48, 48)).astype(np.uint16)
+    np.save(folder / "in.npy", voxels)
+
+
+@pytest.mark.slow
+def test_a_client_that_is_killed_leaves_nothing_running_and_goes_on(tmp_path: Path, out: Path) -> None:
+    """Own workers end with it; started again, it does what is left."""
+    big_stack(tmp_path)
+    with subprocess.Popen(command(out, "--workers", "cpu:2"), stderr=subprocess.DEVNULL) as job:
+        await_block(out)
+        started = psutil.Process(job.pid).children(recursive=True)
+        job.kill()
+    assert psutil.wait_procs(started, timeout=120)[1] == []
+    events: list[Event] = []
+    isovoxel.scale(tmp_path / "in.npy", out, workers="cpu:2", listeners=[events.append], **EXACT)
+    (begun,) = (event for event in events if isinstance(event, JobStarted))
+    assert begun.done >= 1
+    check(events, out)
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_client_and_workers(tmp_path: Path, out: Path) -> None:
+    """A terminal sends it to all processes: blocks in flight are finished, and it says how to go on."""
+    big_stack(tmp_path)
+    words = command(out, "--workers", "cpu:2")
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True) as job:
+        await_block(out)
+        started = psutil.Process(job.pid).children(recursive=True)
+        os.killpg(job.pid, signal.SIGINT)
+        _, said = job.communicate(timeout=300)
+    assert job.returncode == 130, said
+    assert "Traceback" not in said
+    assert "blocks are done and kept" in said
+    assert "to go on: isovoxel scale" in said
+    assert psutil.wait_procs(started, timeout=120)[1] == []
+    state = output_state(out)
+    assert state is not None
+    assert 0 < state.done < state.blocks
+
+
+@pytest.mark.slow
+def test_workers_of_a_cluster_serve_the_command_line(tmp_path: Path, out: Path, foreign: Foreign) -> None:
+    """A client that is killed leaves them at work: the next ends that first, and does what is left."""
+    big_stack(tmp_path)
+    for name in ("a", "b"):
+        foreign.worker(name)
+    address = foreign.address
+    with subprocess.Popen(command(out, "--scheduler", address), stderr=subprocess.DEVNULL) as job:
+        await_block(out)
+        job.kill()
+    words = command(out, "--scheduler", foreign.file, "--json")
+    said = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
+    assert said.returncode == 0, said.stderr
+    assert "Traceback" not in said.stderr
+    assert '"done_before": 0' not in said.stdout
+    isovoxel.scale(tmp_path / "in.npy", tmp_path / "whole.zarr", **EXACT)
+    assert files(out) == files(tmp_path / "whole.zarr")
+
+
+def test_a_worker_that_sees_something_else_is_named(tmp_path: Path, foreign: Foreign) -> None:
+    """Before anything is written; here every process sees its own folder under the same path."""
+    stack(tmp_path)
+    foreign.worker("blind")
+    words = command(Path("/proc/self/cwd/out.zarr"), "--scheduler", foreign.address)
+    said = subprocess.run(words, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=120)
+    assert said.returncode == 2, said.stderr
+    assert "error: the worker blind on" in said.stderr
+    assert "cannot open the input" in said.stderr
+    assert not list(tmp_path.glob("out*"))
+    words = command(Path("/proc/self/cwd/out.zarr"), "--scheduler", foreign.address)
+    words[4] = str(tmp_path / "in.npy")
+    said = subprocess.run(words, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=120)
+    assert said.returncode == 2, said.stderr
+    assert "does not see the output's folder /proc/self/cwd" in said.stderr
+    assert not list(tmp_path.glob("out*"))

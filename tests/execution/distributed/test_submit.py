@@ -1,0 +1,261 @@
+"""The submission loop by itself: bounded, fair, and fast, however many blocks there are."""
+
+from __future__ import annotations
+
+import gc
+import re
+import threading
+import time
+import tracemalloc
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import dask
+import pytest
+from distributed import Client, LocalCluster
+
+from isovoxel.execution.distributed import in_flight, submit
+from isovoxel.execution.distributed.outcomes import Answer, BlockOutcome, NoWorkersLeftError
+from isovoxel.execution.distributed.submit import WINDOW, Submission
+from isovoxel.execution.events import Event, Waiting, WorkerLeft
+
+
+@pytest.fixture(scope="module")
+def threads() -> Iterator[Any]:
+    """Return a client whose scheduler and workers, of two threads each, are threads of this process."""
+    with (
+        # What they log of each block is bounded, and here soon full.
+        dask.config.set({"distributed.admin.low-level-log-length": 100}),
+        LocalCluster(
+            n_workers=2, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0", protocol="inproc://"
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
+class Judge:
+    """Takes what comes, and counts."""
+
+    def __init__(self, blocks: int) -> None:
+        self.done = bytearray(blocks)
+        self.taken: Counter[int] = Counter()
+        self.by: Counter[str] = Counter()
+
+    def __call__(self, block: int, worker: str, result: Any) -> BlockOutcome:
+        """Take a block's number doubled."""
+        assert result == 2 * block
+        self.done[block] = 1
+        self.taken[block] += 1
+        self.by[worker] += 1
+        return BlockOutcome(Answer.DONE)
+
+
+def double(block: int) -> int:
+    """Do a trivial block."""
+    return 2 * block
+
+
+def run(client: Any, blocks: int, function: Any = double) -> tuple[Judge, float]:
+    """Do trivial blocks; return what was taken, and the seconds."""
+    judge, began = Judge(blocks), time.perf_counter()
+    Submission(client, function, judge.done, judge).run()
+    return judge, time.perf_counter() - began
+
+
+def test_every_block_is_taken_once(threads: Any) -> None:
+    """By both workers."""
+    judge, _ = run(threads, 500)
+    assert judge.taken == dict.fromkeys(range(500), 1)
+    assert len(judge.by) == 2
+
+
+def slow_on_one(block: int) -> int:
+    """Do a block, which takes one of the workers long."""
+    from distributed import get_worker
+
+    time.sleep(0.2 if get_worker().name == 1 else 0.002)
+    return 2 * block
+
+
+def test_a_slow_worker_does_fewer(threads: Any) -> None:
+    """Nobody waits for it long, and what it has and others could do is given to them as well."""
+    judge, _ = run(threads, 300, slow_on_one)
+    (fast, most), (_, least) = judge.by.most_common()
+    assert fast == "0"
+    assert most > 3 * least
+
+
+HELD = 60
+"""The first block of worker 1, where there are 120."""
+TWIN, OVER = threading.Event(), threading.Event()
+"""Whether worker 0 has begun with that block too, and whether it may come back now: workers are threads here."""
+
+
+def held(block: int, *, by: tuple[int, ...]) -> int:
+    """Do a block; some workers hold one until it is over, and others until both have it."""
+    from distributed import get_worker
+
+    if block == HELD:
+        name = get_worker().name
+        if name == 0:
+            TWIN.set()
+        (OVER if name in by else TWIN).wait(60)
+    return 2 * block
+
+
+@pytest.mark.parametrize(
+    ("twice", "by", "counts"),
+    [
+        pytest.param(True, (1,), "0", id="the second comes first"),
+        pytest.param(True, (0,), "1", id="the first comes first"),
+        pytest.param(True, (), "01", id="both come at once"),
+        pytest.param(False, (1,), "1", id="nobody else may make it"),
+    ],
+)
+def test_a_late_block_is_given_to_a_second_worker(
+    threads: Any, monkeypatch: pytest.MonkeyPatch, twice: bool, by: tuple[int, ...], counts: str
+) -> None:
+    """What comes first counts, once; the other one is not waited for. Where both must not make it, the first is."""
+    monkeypatch.setattr(in_flight, "LATE_SECONDS", 0.2)
+    TWIN.clear()
+    OVER.clear()
+    judge, makers = Judge(120), dict[int, str]()
+
+    def note(block: int, worker: str, result: Any) -> BlockOutcome:
+        makers[block] = worker
+        if not twice and len(makers) == 119:
+            threading.Timer(0.6, OVER.set).start()
+        return judge(block, worker, result)
+
+    try:
+        Submission(threads, partial(held, by=by), judge.done, note, twice=twice).run()
+        assert OVER.is_set() == (not twice)
+    finally:
+        OVER.set()
+    assert TWIN.is_set() == twice
+    assert judge.taken == dict.fromkeys(range(120), 1)
+    assert makers[HELD] in counts
+
+
+def test_a_bounded_number_of_blocks_is_out(threads: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are, the scheduler knows of a window for each worker."""
+    most, land = [0], Submission._land
+
+    def watch(self: Submission, keys: Any) -> None:
+        most.append(len(self._flights))
+        land(self, keys)
+
+    monkeypatch.setattr(Submission, "_land", watch)
+    run(threads, 300)
+    assert max(most) <= WINDOW * 4
+
+
+def peak(client: Any, blocks: int) -> int:
+    """Return the most bytes that Python held, here, in scheduler and workers, beyond what was held before."""
+    gc.collect()
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        run(client, blocks)
+        return tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_blocks(threads: Any) -> None:
+    """What grows are the names of blocks, of which dask remembers the last 100,000, and no results, no futures."""
+    # What distributed logs meanwhile varies from run to run; what grows with the blocks grows in each.
+    assert any(peak(threads, 1500) - peak(threads, 500) < 1000 * 1000 for _ in range(5))
+
+
+class Fussy(Judge):
+    """Does not take the first result of a block from a worker."""
+
+    def __init__(self, blocks: int, answer: Answer, worker: str) -> None:
+        super().__init__(blocks)
+        self.answer, self.worker = answer, worker
+
+    def __call__(self, block: int, worker: str, result: Any) -> BlockOutcome:
+        """Take a result, unless it is that worker's."""
+        if worker == self.worker:
+            return BlockOutcome(self.answer, "its fan is loud", ValueError("it is warm"))
+        return super().__call__(block, worker, result)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("answer", "left"),
+    [
+        (Answer.ELSEWHERE, None),
+        (Answer.BROKEN, r"its fan is loud"),
+        # Workers that are threads have no nanny that could start them again.
+        (Answer.RESTART, r"its fan is loud, and it cannot be started again \(.*\)"),
+    ],
+)
+def test_what_one_worker_fails_with_another_does(threads: Any, answer: Answer, left: str | None) -> None:
+    """Block by block, or all of them, and then it is said."""
+    judge, events = Fussy(200, answer, "1"), list[Event]()
+    Submission(threads, slow_double, judge.done, judge, tell=events.append).run()
+    assert judge.taken == dict.fromkeys(range(200), 1)
+    assert set(judge.by) == {"0"}
+    said = [event for event in events if isinstance(event, WorkerLeft)]
+    assert {event.name for event in said} == ({"1"} if left else set())
+    assert not left or re.fullmatch(left, said[-1].reason)
+
+
+def slow_double(block: int) -> int:
+    """Do a block that takes long enough for the scheduler to be asked who is there."""
+    time.sleep(0.02)
+    return 2 * block
+
+
+@pytest.fixture
+def one() -> Iterator[Any]:
+    """Return a client of a cluster with one worker, which can be scaled."""
+    with (
+        LocalCluster(
+            n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0", protocol="inproc://"
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
+def test_where_there_is_one_worker_its_failure_is_the_jobs(one: Any) -> None:
+    """What it failed with is raised."""
+    judge = Fussy(10, Answer.ELSEWHERE, "0")
+    with pytest.raises(ValueError, match="it is warm"):
+        Submission(one, double, judge.done, judge).run()
+
+
+def test_a_worker_that_comes_takes_part(one: Any) -> None:
+    """From when it is there, with the back half of what is left."""
+    judge = Judge(150)
+
+    def scale(block: int, worker: str, result: Any) -> BlockOutcome:
+        if not judge.taken:
+            one.cluster.scale(2)
+        return judge(block, worker, result)
+
+    Submission(one, slow_double, judge.done, scale).run()
+    assert judge.taken == dict.fromkeys(range(150), 1)
+    assert len(judge.by) == 2
+
+
+def test_nobody_is_waited_for_for_ever(one: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where all workers go, others may come; the job says that it waits, and ends when none does."""
+    monkeypatch.setattr(submit, "NO_WORKER_SECONDS", 0.5)
+    judge, events = Judge(100), list[Event]()
+
+    def close(block: int, worker: str, result: Any) -> BlockOutcome:
+        one.cluster.scale(0)
+        return judge(block, worker, result)
+
+    with pytest.raises(NoWorkersLeftError, match=r"all workers have gone, and none came for 0.5 s"):
+        Submission(one, slow_double, judge.done, close, tell=events.append).run()
+    assert Waiting(0.5) in events
+    assert 0 < sum(judge.done) < 100

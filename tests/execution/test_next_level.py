@@ -1,0 +1,186 @@
+"""Is a level that is made of blocks in memory the one that would be made of files, bit by bit?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+import isovoxel
+from isovoxel.errors import InterruptedJobError
+from isovoxel.execution import blocks
+from isovoxel.execution.events import BlockDone, Event, LevelBegun
+from isovoxel.execution.host import host_limits
+from isovoxel.geometry.halving import Halver
+from isovoxel.planning import pyramid
+from isovoxel.planning.plan import Plan
+
+SMALL: dict[str, Any] = {
+    "engine": "exact",
+    "chunk": (8, 8, 8),
+    "shard": (8, 16, 16),
+    "device_memory": "40kB",
+    "levels": 2,
+}
+VOXELS = np.random.default_rng(5).integers(0, 2**16, (21, 48, 64)).astype(np.uint16)
+FACTOR = (3.0, 1.0, 1.0)
+
+
+@given(
+    shape=st.tuples(*[st.integers(1, 7)] * 3),
+    dtype=st.sampled_from(pyramid.HALVED),
+    halves=st.tuples(*[st.booleans()] * 3),
+    ends=st.tuples(*[st.booleans()] * 3),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_means_are_rounded_half_to_even(
+    shape: tuple[int, ...], dtype: str, halves: tuple[bool, ...], ends: tuple[bool, ...], seed: int
+) -> None:
+    """Of whatever axes, of the full range of each dtype, and where an axis is odd."""
+    info = np.iinfo(dtype)
+    voxels = np.random.default_rng(seed).integers(info.min, info.max + 1, shape).astype(dtype)
+    made = tuple(
+        max(1, n // 2 + (n % 2 and end)) if half else n for n, half, end in zip(shape, halves, ends, strict=True)
+    )
+    expected = np.pad(voxels, [(0, 1)] * 3, "edge").astype(np.float64)
+    for axis, half in enumerate(halves):
+        if half:
+            even, odd = (np.arange(first, expected.shape[axis] - 1 + first, 2) for first in (0, 1))
+            count = min(len(even), len(odd))
+            expected = (expected.take(even[:count], axis) + expected.take(odd[:count], axis)) / 2
+    factor: Any = tuple(0.5 if half else 1.0 for half in halves)
+    got = Halver()(voxels, factor, made)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(got, np.rint(expected)[: made[0], : made[1], : made[2]])
+
+
+def level(output: Path, number: int) -> NDArray[Any]:
+    """Return the voxels of a level."""
+    array: Any = zarr.open_array(output / str(number), mode="r")
+    return np.asarray(array[...])
+
+
+def scaled(voxels: NDArray[Any], output: Path, **options: Any) -> list[Event]:
+    """Scale, and return what was told."""
+    told: list[Event] = []
+    isovoxel.scale(voxels, output, listeners=[told.append], factor=FACTOR, **SMALL | options)
+    return told
+
+
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize("halo", ["direct", "map_overlap"])
+@pytest.mark.parametrize(
+    ("engine", "shape", "memory"),
+    [
+        ("cle", (21, 45, 50), "60kB"),
+        ("cle", (20, 48, 64), "60kB"),
+        ("exact", (21, 45, 50), "40kB"),
+        ("exact", (20, 48, 64), "60kB"),
+        ("exact", (7, 33, 17), "20kB"),
+    ],
+)
+def test_the_same_as_read_back(
+    engine: str,
+    shape: tuple[int, int, int],
+    memory: str,
+    halo: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Level 1 is there when the full one is, and no voxel of any level is another."""
+    voxels = VOXELS[: shape[0], : shape[1], : shape[2]]
+    options: dict[str, Any] = {"engine": engine, "halo": halo, "device_memory": memory}
+    plan = isovoxel.plan(voxels, factor=FACTOR, **SMALL | options)
+    assert plan.n_blocks > 1
+    assert plan.next_along is not None
+    told = scaled(voxels, tmp_path / "along.zarr", **options)
+    assert [event.level for event in told if isinstance(event, LevelBegun)] == [2]
+    assert sum(isinstance(event, BlockDone) for event in told) == plan.all_blocks
+    monkeypatch.setattr(pyramid, "HALVED", ())
+    told = scaled(voxels, tmp_path / "after.zarr", **options)
+    assert [event.level for event in told if isinstance(event, LevelBegun)] == [1, 2]
+    for number in range(3):
+        np.testing.assert_array_equal(level(tmp_path / "along.zarr", number), level(tmp_path / "after.zarr", number))
+
+
+def test_of_a_series_by_workers(tmp_path: Path) -> None:
+    """Each volume's level 1 is made with it."""
+    source: Any = zarr.create_array(
+        tmp_path / "in.zarr", shape=(2, *VOXELS.shape), chunks=(1, 8, 64, 64), dtype="u2", dimension_names=list("czyx")
+    )
+    source[...] = np.stack([VOXELS, VOXELS[::-1]])
+    told: list[Event] = []
+    isovoxel.scale(
+        tmp_path / "in.zarr", tmp_path / "out.zarr", factor=FACTOR, workers="cpu:2", listeners=[told.append], **SMALL
+    )
+    assert [event.level for event in told if isinstance(event, LevelBegun)] == [2]
+    scaled(VOXELS, tmp_path / "one.zarr")
+    for number in range(3):
+        np.testing.assert_array_equal(level(tmp_path / "out.zarr", number)[0], level(tmp_path / "one.zarr", number))
+
+
+def test_a_job_goes_on_with_what_was_made(tmp_path: Path) -> None:
+    """Interrupted, it makes the rest of both levels, and nothing twice."""
+    told: list[Event] = []
+
+    def stop(event: Event) -> None:
+        told.append(event)
+        if sum(isinstance(e, BlockDone) and not e.level for e in told) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(InterruptedJobError):
+        isovoxel.scale(VOXELS, tmp_path / "out.zarr", listeners=[stop], factor=FACTOR, threads=2, **SMALL)
+    state = isovoxel.output_state(tmp_path / "out.zarr")
+    assert state is not None
+    first = {(e.level, e.index) for e in told if isinstance(e, BlockDone)}
+    then = {(e.level, e.index) for e in scaled(VOXELS, tmp_path / "out.zarr", threads=2) if isinstance(e, BlockDone)}
+    plan = isovoxel.plan(VOXELS, factor=FACTOR, **SMALL)
+    assert not first & then
+    assert len(then) == plan.all_blocks - state.done
+    assert state.done >= 6
+    scaled(VOXELS, tmp_path / "one.zarr")
+    for number in range(3):
+        np.testing.assert_array_equal(level(tmp_path / "out.zarr", number), level(tmp_path / "one.zarr", number))
+
+
+def test_what_was_not_made_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of blocks that are made shard by shard, for want of memory, nothing is made of a part."""
+    monkeypatch.setattr(blocks.BlockMaker, "_encode_next", lambda *_: None)
+    told = scaled(VOXELS, tmp_path / "out.zarr")
+    assert [event.level for event in told if isinstance(event, LevelBegun)] == [1, 2]
+    monkeypatch.undo()
+    scaled(VOXELS, tmp_path / "one.zarr")
+    np.testing.assert_array_equal(level(tmp_path / "out.zarr", 1), level(tmp_path / "one.zarr", 1))
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"shard": (16, 16, 16), "device_memory": "12kB"}, "shards are larger than what a block becomes"),
+        ({"labels": True, "interpolation": "nearest"}, "a majority is no mean"),
+    ],
+)
+def test_where_it_cannot_be_it_is_not(options: dict[str, Any], why: str) -> None:
+    """Then the level is read back."""
+    assert isovoxel.plan(VOXELS, factor=FACTOR, **SMALL | options).next_along is None, why
+    assert isovoxel.plan(VOXELS.astype(np.float32), factor=FACTOR, **SMALL).next_along is None
+
+
+def test_default_shards_make_way() -> None:
+    """Level 1 has shards that its blocks are whole ones of, as large as the default ones or smaller."""
+    volume = isovoxel.open_volume(np.zeros((64, 2048, 2048), np.uint16), voxel_size=(4, 1, 1))
+    memory = host_limits().baseline + (3 << 29)
+    plan = isovoxel.plan(volume, zoom=1, engine="exact", device_memory="300MB", memory=memory)
+    first = plan.next_along
+    assert isinstance(first, Plan)
+    assert plan.n_blocks > 1
+    assert first.block_grid == plan.block_grid
+    assert plan.projected_host <= plan.host.allowed
+    assert all(
+        b % s == 0 or b == m for b, s, m in zip(first.block_shape, first.storage.shard, first.output.shape, strict=True)
+    )

@@ -1,0 +1,44 @@
+"""Do signals end a job, whenever they come?"""
+
+import os
+import signal
+import time
+
+import pytest
+
+from isovoxel.execution.signals import Stopped, signals
+
+
+class Finalized:
+    """Its finalizer gets a signal; what that raises there, Python would only print."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), self.number)
+        time.sleep(0.001)
+
+
+def finalize_and_wait(number: int) -> None:
+    """Drop what has such a finalizer, and then do something that takes long."""
+    thing = Finalized(number)
+    del thing
+    time.sleep(20)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_in_a_finalizer_is_not_lost(name: str) -> None:
+    """It comes again, until something is interrupted that can be."""
+    number = getattr(signal, name)
+    with signals(), pytest.raises(Stopped) as stop:
+        finalize_and_wait(number)
+    assert stop.value.signal == number
+
+
+def test_handlers_are_given_back() -> None:
+    """What was there before is there again."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with signals():
+        assert signal.getsignal(signal.SIGTERM) != before[signal.SIGTERM]
+    assert {number: signal.getsignal(number) for number in before} == before

@@ -1,0 +1,422 @@
+"""Verifying a result: it holds for what the engines write, and for nothing that was changed afterwards."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from numpy.typing import NDArray
+
+import isovoxel
+from isovoxel import cli
+from isovoxel.errors import DoesNotFitError, InputError, InputMissingError, IsovoxelError, OptionError
+from isovoxel.execution.recipe import Recipe
+from isovoxel.execution.verify import SIDE, _boxes, _bytes_of, verify, verify_levels
+from isovoxel.geometry.box import Box
+from isovoxel.output.provenance import read_provenance
+from isovoxel.planning.limits import HostLimits
+from isovoxel.readers.base import Volume
+
+SHAPE = (16, 50, 54)
+FACTOR = (3.7, 1.2, 1.15)
+BLOCK = (16, 16, 16)
+CUT = {"chunk": BLOCK, "shard": BLOCK, "device_memory": 40_500, "threads": 2}
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command line in this process."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["isovoxel", *map(str, words)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        assert isinstance(exit_.value.code, int)
+        return exit_.value.code, *capsys.readouterr()
+
+    return run
+
+
+def noise(dtype: str = "uint16", shape: tuple[int, ...] = SHAPE) -> NDArray[Any]:
+    """Return noise over much of a dtype's range, without 0."""
+    rng = np.random.default_rng(0)
+    if dtype == "float32":
+        return rng.normal(0, 1000, shape).astype(dtype)
+    info = np.iinfo(dtype)
+    return rng.integers(1, info.max, shape, dtype=dtype)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return a result of each engine, of 64 blocks, from one stack."""
+    folder = tmp_path_factory.mktemp("results")
+    np.save(folder / "stack.npy", noise())
+    for engine in ("cle", "exact"):
+        done = isovoxel.scale(folder / "stack.npy", folder / f"{engine}.zarr", factor=FACTOR, engine=engine, **CUT)
+        assert done.plan.block_grid == (4, 4, 4)
+    return {engine: folder / f"{engine}.zarr" for engine in ("cle", "exact")}
+
+
+# ---- what holds --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ["cle", "exact"])
+def test_a_result_of_64_blocks_holds(results: dict[str, Path], command: Run, engine: str) -> None:
+    """Either engine keeps its stated precision; the exit code is 0, and JSON has the numbers that the lines have."""
+    code, out, err = command("verify", results[engine])
+    assert (code, err) == (0, "")
+    assert "compared  204,800 voxels in 400 boxes" in out
+    assert "verdict   holds" in out
+    code, out, err = command("verify", results[engine], "--json")
+    record = json.loads(out)
+    assert (code, record["holds"], record["wrong"], record["missing_shards"]) == (0, True, 0, 0)
+    assert record["faces"] > 200
+    assert record["first_wrong"] is None
+    assert record["source_changes"] == []
+    assert record["face_jump"] <= record["jump_allowed"]
+    if engine == "exact":
+        assert record["off_share"] == 0
+        assert 0.4 < record["largest_error"] < 0.51
+
+
+KERNELS = [
+    ("cle", "linear", False),
+    ("cle", "nearest", False),
+    ("exact", "nearest", False),
+    ("exact", "linear", False),
+    ("exact", "cubic", False),
+    ("exact", "area", False),
+    ("exact", "mode", False),
+    ("exact", "linear", True),
+    ("exact", "cubic", True),
+]
+
+
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize("factor", [(3.7, 1.3, 1.3), (1, 0.202, 0.61)], ids=str)
+@pytest.mark.parametrize(("engine", "interpolation", "antialias"), KERNELS)
+def test_every_kernel_holds(
+    tmp_path: Path, engine: str, interpolation: str, antialias: bool, factor: tuple[float, float, float]
+) -> None:
+    """Integers of 8, 16 and 32 bits and float32, with either boundary, growing and shrinking, ties included."""
+    cases = [("uint8", "nearest"), ("uint16", "constant"), ("int32", "nearest"), ("float32", "constant")]
+    for dtype, boundary in [*cases, ("uint16", "nearest")]:
+        if interpolation == "mode" and dtype == "float32":
+            continue
+        np.save(tmp_path / "stack.npy", noise(dtype, (9, 40, 33)))
+        isovoxel.scale(
+            tmp_path / "stack.npy",
+            tmp_path / "out.zarr",
+            factor=factor,
+            engine=engine,
+            interpolation=interpolation,
+            antialias=antialias,
+            boundary=boundary,
+            chunk=(16, 16, 16),
+            shard=(16, 16, 16),
+            device_memory="500kB",
+            overwrite=True,
+        )
+        found = isovoxel.verify(tmp_path / "out.zarr", samples=24)
+        assert found.holds, (dtype, boundary, found)
+        assert found.off_share == 0 or found.off_allowed
+
+
+def test_what_is_not_finite_holds(tmp_path: Path) -> None:
+    """NaN and infinity in the source are those of the result."""
+    stack = noise("float32", (8, 20, 20))
+    stack[3, 4, 5], stack[6, 15, 15] = np.nan, np.inf
+    np.save(tmp_path / "stack.npy", stack)
+    isovoxel.scale(tmp_path / "stack.npy", tmp_path / "out.zarr", factor=(2, 1.5, 1), engine="exact")
+    assert isovoxel.verify(tmp_path / "out.zarr").holds
+
+
+# ---- what does not hold ------------------------------------------------------------------------------------------
+
+
+def shift(out: Path, block: Box) -> None:
+    """Shift one block by one voxel along x."""
+    array: Any = zarr.open_array(out / "0", mode="r+")
+    array[block.slices] = np.roll(array[block.slices], 1, axis=2)
+
+
+def zero_lower_face(out: Path, block: Box) -> None:
+    """Make a block's first plane along z 0, as where it had no halo."""
+    array: Any = zarr.open_array(out / "0", mode="r+")
+    z, y, x = block.slices
+    array[z.start, y, x] = 0
+
+
+def zero_upper_face(out: Path, block: Box) -> None:
+    """Make a block's last column along x 0."""
+    array: Any = zarr.open_array(out / "0", mode="r+")
+    z, y, x = block.slices
+    array[z, y, x.stop - 1] = 0
+
+
+def delete_shard(out: Path, block: Box) -> None:
+    """Delete one file."""
+    out.joinpath("0", "c", *(str(a // n) for a, n in zip(block.start, BLOCK, strict=True))).unlink()
+
+
+@pytest.mark.sampled(4)
+@pytest.mark.parametrize(
+    ("engine", "block"),
+    [("cle", (32, 32, 16)), ("exact", (0, 16, 48)), ("exact", (16, 16, 32))],
+    ids=["cle", "exact, at the rim", "exact"],
+)
+@pytest.mark.parametrize("damage", [shift, zero_lower_face, zero_upper_face, delete_shard], ids=lambda f: f.__name__)
+def test_damage_to_one_block_of_64_is_found(
+    results: dict[str, Path],
+    command: Run,
+    tmp_path: Path,
+    engine: str,
+    damage: Callable[[Path, Box], None],
+    block: tuple[int, int, int],
+) -> None:
+    """By default, whichever block it is, the exit code is 1, and a wrong voxel is one of that block."""
+    out = tmp_path / "out.zarr"
+    shutil.copytree(results[engine], out)
+    last = zarr.open_array(out / "0", mode="r").shape
+    stop = [min(a + n, m) for a, n, m in zip(block, BLOCK, last, strict=True)]
+    box = Box(block, (stop[0], stop[1], stop[2]))
+    damage(out, box)
+    code, said, err = command("verify", out, "--json")
+    record = json.loads(said)
+    assert (code, err, record["holds"]) == (1, "", False)
+    assert record["missing_shards"] == (damage is delete_shard)
+    assert all(a <= i < b for a, i, b in zip(box.start, record["first_wrong"], box.stop, strict=True))
+    assert record["face_jump"] > record["jump_allowed"]
+
+
+def test_a_missing_file_is_found_where_no_box_lies(tmp_path: Path, command: Run) -> None:
+    """A file of nothing but zeros that is not there is work not done, though its voxels read as they should."""
+    np.save(tmp_path / "stack.npy", np.zeros(SHAPE, np.uint8))
+    isovoxel.scale(tmp_path / "stack.npy", tmp_path / "out.zarr", factor=(1, 1, 1), **(CUT | {"device_memory": None}))
+    (tmp_path / "out.zarr" / "0" / "c" / "0" / "2" / "1").unlink()
+    code, out, _ = command("verify", tmp_path / "out.zarr", "--samples", 1)
+    assert code == 1
+    assert "shards    1 shard missing" in out
+    assert "verdict   does not hold" in out
+
+
+def test_a_file_cut_short_is_found(results: dict[str, Path], command: Run, tmp_path: Path) -> None:
+    """A shard that cannot be decoded is no result that holds."""
+    out = tmp_path / "out.zarr"
+    shutil.copytree(results["exact"], out)
+    os.truncate(out / "0" / "c" / "1" / "1" / "1", 1000)
+    code, said, err = command("verify", out)
+    assert (code, err) == (1, "")
+    assert "shards    all are there\ndamage    " in said
+    assert "verdict   does not hold: damaged files" in said
+
+
+@pytest.mark.parametrize("block", [(16, 16, 16), (512, 256, 1024)], ids=str)
+def test_400_boxes_meet_every_corner_and_face_of_64_blocks(block: tuple[int, int, int]) -> None:
+    """Those at the volume's rim are among them, and some boxes lie anywhere."""
+    shape = tuple(4 * b - 3 for b in block)
+    cuts = [[*range(0, n, b), n] for n, b in zip(shape, block, strict=True)]
+    boxes = list(itertools.islice(_boxes(shape, block, np.random.default_rng(7)), 400))
+    assert all(box.shape == (SIDE, SIDE, SIDE) and Box.whole(shape).contains(box) for box in boxes)
+
+    def met(axis: int, box: Box) -> list[int]:
+        return [i for i, cut in enumerate(cuts[axis]) if box.start[axis] <= cut <= box.stop[axis]]
+
+    corners, faces = set(), set()
+    for box in boxes:
+        corners |= set(itertools.product(*(met(axis, box) for axis in range(3))))
+        for axis in range(3):
+            within = [
+                met(axis, box) if a == axis else {box.start[a] // block[a], (box.stop[a] - 1) // block[a]}
+                for a in range(3)
+            ]
+            faces |= {(axis, *place) for place in itertools.product(*within)}
+    assert len(corners) == 5**3
+    assert len(faces) == 3 * 5 * 4 * 4
+
+
+def test_the_seed_chooses_the_boxes() -> None:
+    """The same seed chooses the same boxes, another one others."""
+    drawn = [list(itertools.islice(_boxes((90, 90, 90), (30, 30, 30), np.random.default_rng(s)), 9)) for s in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+# ---- what is read ------------------------------------------------------------------------------------------------
+
+
+def test_only_the_boxes_are_read() -> None:
+    """Of two terabytes a few megabytes are read, a box at a time, on both sides."""
+    shape = (4096, 16384, 16384)
+    read: list[tuple[str, Box]] = []
+
+    def voxels(box: Box, shrink: int) -> NDArray[np.uint16]:
+        z, y, x = np.ogrid[box.slices]
+        return (z // shrink * 7919 + y * 104729 + x * 1299709).astype(np.uint16)
+
+    def volume(name: str, shape: tuple[int, int, int], shrink: int) -> Volume:
+        def read_box(box: Box) -> NDArray[np.uint16]:
+            read.append((name, box))
+            return voxels(box, shrink)
+
+        return Volume(name, "computed", shape, np.dtype("uint16"), read_box)
+
+    recipe = Recipe((2, 1, 1), "nearest", False, "nearest", "exact", "cpu", (512,) * 3, shape, "uint16", {}, True)
+    result = volume("result", (8192, 16384, 16384), 2)
+    found = verify(volume("source", shape, 1), result, recipe, samples=200)
+    assert found.holds
+    assert (found.samples, found.voxels) == (200, 200 * SIDE**3)
+    assert [name for name, _ in read].count("result") == [name for name, _ in read].count("source") == 200
+    assert all(box.size <= (SIDE + 2) ** 3 for _, box in read)
+
+
+def test_it_is_enough_to_have_the_output_and_its_source(
+    results: dict[str, Path], tmp_path: Path, command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From any folder: the attributes know where the source is; a source that has moved is given."""
+    for name in ("stack.npy", "exact.zarr"):
+        source = results["exact"].with_name(name)
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert command("verify", "exact.zarr", "--samples", 20)[0] == 0
+    code, out, _ = command("verify", "exact.zarr", "--against", "stack.npy", "--samples", 20)
+    assert code == 0
+    assert "compared  10,240 voxels in 20 boxes" in out
+    assert "faces     error jumps by " in out
+    assert "has changed" not in out
+
+
+def test_a_result_from_memory_is_verified_against_what_is_given(tmp_path: Path) -> None:
+    """A NumPy array leaves no path; given again, it is compared with."""
+    array = noise("uint8", (8, 20, 20))
+    isovoxel.scale(array, tmp_path / "out.zarr", factor=(2, 1, 1))
+    assert isovoxel.verify(tmp_path / "out.zarr", against=array).holds
+    assert not isovoxel.verify(tmp_path / "out.zarr", against=array[::-1]).holds
+    with pytest.raises(InputError, match="was made from an array in memory"):
+        isovoxel.verify(tmp_path / "out.zarr")
+
+
+def test_a_zarr_array_that_was_given_is_found_again(tmp_path: Path) -> None:
+    """Where it lies in files they are opened, where in memory it must be given."""
+    data = noise("uint8", (8, 20, 20))
+    array = zarr.create_array(tmp_path / "in.zarr", data=data, chunks=(4, 10, 10))
+    isovoxel.scale(array, tmp_path / "out.zarr", factor=(2, 1, 1))
+    assert isovoxel.verify(tmp_path / "out.zarr", samples=20).holds
+    passing = zarr.create_array(zarr.storage.MemoryStore(), data=data, chunks=(4, 10, 10))
+    isovoxel.scale(passing, tmp_path / "out.zarr", factor=(2, 1, 1), overwrite=True)
+    with pytest.raises(InputError, match="was made from an array in memory"):
+        isovoxel.verify(tmp_path / "out.zarr")
+
+
+# ---- a source that is another ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[Path, Path]:
+    """Return a source and its result."""
+    np.save(tmp_path / "stack.npy", noise("uint8", (8, 20, 20)))
+    isovoxel.scale(tmp_path / "stack.npy", tmp_path / "out.zarr", factor=(2, 1, 1))
+    return tmp_path / "stack.npy", tmp_path / "out.zarr"
+
+
+def test_a_source_that_was_touched_is_told(pair: tuple[Path, Path], command: Run) -> None:
+    """What counts are its voxels: the same ones hold, others do not; either way its new time is told."""
+    source, out = pair
+    os.utime(source, (1, 1))
+    code, said, _ = command("verify", out)
+    assert code == 0
+    assert "faces     no box lies between two blocks" in said
+    assert "source    has changed since the result was made (modification time)" in said
+    np.save(source, 255 - np.load(source))
+    code, said, _ = command("verify", out, "--json")
+    assert code == 1
+    assert json.loads(said)["source_changes"] == ["modification time"]
+
+
+def refused(command: Run, why: str, *words: object) -> None:
+    """Check that `verify` says one sentence and nothing else."""
+    code, out, err = command("verify", *words)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert why in err
+
+
+def test_a_source_that_cannot_be_compared_with_is_refused(pair: tuple[Path, Path], command: Run) -> None:
+    """One of another shape or dtype, and one that is gone: the message says what to give."""
+    source, out = pair
+    for other in (noise("uint8", (8, 20, 21)), noise("uint16", (8, 20, 20))):
+        np.save(source, other)
+        refused(command, f"but {out} was made from (8, 20, 20) of uint8; give its source with --against", out)
+    source.unlink()
+    refused(command, f"the source {source} is no longer there; say with --against where it is", out)
+    refused(command, "nowhere.npy is not there; check the path", out, "--against", source.with_name("nowhere.npy"))
+    with pytest.raises(InputMissingError):
+        isovoxel.verify(out)
+
+
+def test_what_is_no_finished_output_is_refused(pair: tuple[Path, Path], command: Run, tmp_path: Path) -> None:
+    """Files of others, outputs that are not complete, and attributes that somebody has edited."""
+    source, out = pair
+    refused(command, "is not there; check the path", tmp_path / "nowhere.zarr")
+    refused(command, "was not written by isovoxel: its attributes do not say what made it", source)
+    group = zarr.open_group(out, mode="r+")
+    made: Any = group.attrs["isovoxel"]
+    for wrong, why in (
+        ({**made, "complete": False}, "is not complete: its job runs, failed or was interrupted; let it go on first"),
+        ({**made, "factor": [2, 1]}, "does not say in its attributes how isovoxel made it: not enough values"),
+        ({k: v for k, v in made.items() if k != "input"}, "how isovoxel made it: 'input' is missing"),
+        ({"made by": "hand"}, "how isovoxel made it: 'factor' is missing"),
+        ("by hand", "was not written by isovoxel"),
+    ):
+        group.attrs["isovoxel"] = wrong
+        refused(command, why, out)
+        with pytest.raises(IsovoxelError):
+            isovoxel.verify(out)
+    del group.attrs["isovoxel"]
+    refused(command, "was not written by isovoxel", out)
+
+
+def test_no_samples_are_refused(pair: tuple[Path, Path], command: Run) -> None:
+    """There must be something to compare."""
+    refused(command, "samples must be at least 1, not 0", pair[1], "--samples", 0)
+    with pytest.raises(OptionError):
+        isovoxel.verify(pair[1], samples=-1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("interpolation", ["linear", "mode"])
+def test_a_small_budget_changes_nothing_of_what_is_found(tmp_path: Path, interpolation: str) -> None:
+    """Boxes that take more than there is are computed in pieces; where not even a voxel fits it is said."""
+    voxels = np.random.default_rng(4).integers(0, 60000, (40, 90, 90)).astype(np.uint16)
+    np.save(tmp_path / "in.npy", voxels)
+    how = {"labels": True} if interpolation == "mode" else {"antialias": True}
+    out = tmp_path / "out.zarr"
+    isovoxel.scale(tmp_path / "in.npy", out, factor=(0.2, 0.1, 0.1), interpolation=interpolation, engine="exact", **how)
+    usual = isovoxel.verify(out)
+    assert usual.holds
+    source, result = isovoxel.open_volume(tmp_path / "in.npy", voxel_size=(1, 1, 1)), isovoxel.open_volume(out)
+    recipe = Recipe.from_provenance(read_provenance(out), "out")
+    takes = [_bytes_of(source, recipe, side) for side in (8, 4, 1)]
+    assert takes == sorted(takes, reverse=True)
+    beside = source.read_overhead + result.read_overhead
+    for room in takes:
+        host = HostLimits(allowed=beside + room + 5, baseline=5, threads=1)
+        found = verify_levels(source, [result], recipe, samples=40, host=host)
+        assert found.holds
+        assert found.projected == host.allowed
+        assert found.largest_error == verify_levels(source, [result], recipe, samples=40).largest_error
+    host = HostLimits(allowed=beside + takes[-1] + 4, baseline=5, threads=1)
+    with pytest.raises(DoesNotFitError, match="choose more --memory"):
+        verify_levels(source, [result], recipe, samples=40, host=host)
