@@ -368,6 +368,19 @@ def test_a_chain_of_pages_that_loops_is_refused(tmp_path: Path) -> None:
         open_volume(path)
 
 
+@pytest.mark.parametrize("kind", sorted(WHOLE_FILES))
+def test_a_page_without_samples_is_refused(kind: str, tmp_path: Path) -> None:
+    """A page without samples has the shape of one sample in tifffile, which decodes none."""
+    path = write(tmp_path / "a.tif", **WHOLE_FILES[kind])
+    with tifffile.TiffFile(path, mode="r+b") as tif:
+        for page in tif.pages:
+            tag = page.tags.get("SamplesPerPixel")
+            if tag is not None:
+                tag.overwrite(0)
+    with pytest.raises(InputError, match=r"says 0 samples per pixel, where its planes have \d"):
+        open_volume(path)
+
+
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.text(), st.sampled_from(["ImageJ=1\n", "<OME>", '{"shape": [5, 6, 7]', ""]), st.sampled_from(["", "}", "OME>"])

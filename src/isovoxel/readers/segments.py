@@ -183,7 +183,8 @@ class SegmentReader:
         except Exception as error:
             raise self._corrupt(page, segment, corner, reason_of(error)) from error
         there = tile.relative_to((start[0], start[1], start[2]))
-        if decoded is None or not Box.whole((shape[0], shape[1], shape[2])).contains(there):
+        short = decoded is None or decoded.shape[-1] <= self.sample[page]
+        if short or not Box.whole((shape[0], shape[1], shape[2])).contains(there):
             raise self._corrupt(page, segment, corner, "it is too short")
         out[...] = decoded[..., self.sample[page]][there.slices]
 

@@ -138,6 +138,9 @@ def storage_of(page: tifffile.TiffPage, tags: Tags, name: str) -> Storage:
     if page.dtype is None:
         raise InputError(f"{name} holds numbers of {page.bitspersample} bits, of a kind that is not known")
     planar, depth, length, width, mixed = page.shaped
+    if page.samplesperpixel != planar * mixed:
+        said = f"it says {page.samplesperpixel} samples per pixel"
+        raise InputError(f"{name} cannot be read as TIFF: {said}, where its planes have {planar * mixed}")
     segment = (max(1, page.tiledepth), page.tilelength, page.tilewidth)
     if not page.is_tiled:
         segment = (1, min(page.rowsperstrip, length), width)
