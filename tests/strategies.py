@@ -55,7 +55,7 @@ def storages(draw: st.DrawFn) -> Storage:
     """Small chunks and shards."""
     chunk = draw(triples(st.integers(1, 12)))
     counts = draw(triples(st.integers(1, 4)))
-    return Storage(chunk, tuple(c * n for c, n in zip(chunk, counts, strict=True)))
+    return Storage(chunk, tuple(c * n for c, n in zip(chunk, counts, strict=True)), checksum=draw(st.booleans()))
 
 
 def device_limits(**changes: object) -> DeviceLimits:

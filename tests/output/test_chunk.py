@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import google_crc32c
 import numcodecs
 import numpy as np
 import pytest
@@ -52,11 +54,15 @@ def test_blosc_knows_how_long_a_voxel_is(codec: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("codec", CODECS)
-@pytest.mark.parametrize("chunk", [(1, 1, 1), (1, 3, 5), (64, 64, 64)])
-def test_the_buffer_has_room_for_noise(codec: str, chunk: tuple[int, int, int]) -> None:
-    """What does not compress gets longer by the margin at most, and comes back."""
-    encoder = ChunkEncoder(Storage(chunk, chunk, codec), np.dtype("uint8"))
-    voxels = np.random.default_rng(0).integers(0, 256, chunk, np.uint8)
-    encoded = encoder.encode(voxels, encoder.scratch(), encoder.buffer())
-    content = encoded.tobytes() if codec == "none" else numcodecs.Blosc().decode(encoded.tobytes())
+@pytest.mark.parametrize("chunk", [(1, 1, 1), (1, 3, 5), (4, 4, 4), (64, 64, 64)])
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_the_buffer_has_room_for_noise(codec: str, dtype: str, chunk: tuple[int, int, int]) -> None:
+    """What does not compress gets longer by the margin at most, comes back, and has its checksum behind it."""
+    voxels = np.frombuffer(np.random.default_rng(0).bytes(math.prod(chunk) * np.dtype(dtype).itemsize), dtype)
+    found = []
+    for checksum in (False, True):
+        encoder = ChunkEncoder(Storage(chunk, chunk, codec, checksum=checksum), np.dtype(dtype))
+        found.append(encoder.encode(voxels.reshape(chunk), encoder.scratch(), encoder.buffer()).tobytes())
+    assert found[1] == found[0] + google_crc32c.value(found[0]).to_bytes(4, "little")
+    content = found[0] if codec == "none" else numcodecs.Blosc().decode(found[0])
     assert content == voxels.tobytes()

@@ -44,7 +44,7 @@ def test_default_shards_are_files_of_a_sensible_size(shape: Index3, itemsize: in
 )
 def test_defaults(shape: Index3, itemsize: int, chunk: Index3, shard: Index3) -> None:
     """Large shards for large outputs, small ones to share the work, few files for a small result."""
-    assert default_storage(shape, itemsize) == Storage(chunk, shard)
+    assert default_storage(shape, itemsize) == Storage(chunk, shard, checksum=True)
 
 
 def test_small_chunks_do_not_make_crowded_shards() -> None:
@@ -55,11 +55,11 @@ def test_small_chunks_do_not_make_crowded_shards() -> None:
 @pytest.mark.parametrize(
     ("chunk", "shard", "expected"),
     [
-        ((64, 64, 64), None, Storage((50, 64, 64), (50, 512, 256))),
-        ((64, 64, 64), (64, 128, 2048), Storage((50, 64, 64), (50, 128, 1024))),
-        (None, (300, 300, 300), Storage((50, 100, 100), (50, 300, 300))),
-        (None, (16, 16, 16), Storage((16, 16, 16), (16, 16, 16))),
-        (None, (1009, 1009, 1009), Storage((50, 128, 128), (50, 1024, 1024))),
+        ((64, 64, 64), None, Storage((50, 64, 64), (50, 512, 256), checksum=True)),
+        ((64, 64, 64), (64, 128, 2048), Storage((50, 64, 64), (50, 128, 1024), checksum=True)),
+        (None, (300, 300, 300), Storage((50, 100, 100), (50, 300, 300), checksum=True)),
+        (None, (16, 16, 16), Storage((16, 16, 16), (16, 16, 16), checksum=True)),
+        (None, (1009, 1009, 1009), Storage((50, 128, 128), (50, 1024, 1024), checksum=True)),
     ],
 )
 def test_what_the_user_gives_is_kept_and_clipped(chunk: Index3 | None, shard: Index3 | None, expected: Storage) -> None:

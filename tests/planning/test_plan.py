@@ -113,8 +113,12 @@ CHANGES_A_RESULT = {
     "another revision": lambda p: replace(p, revision=2),
     "another engine": lambda p: replace(p, engine="other"),
     "another codec": lambda p: replace(p, storage=replace(p.storage, codec="zstd")),
+    "checksums": lambda p: replace(p, storage=replace(p.storage, checksum=not p.storage.checksum)),
     "another version": lambda p: replace(
-        p, storage=replace(p.storage, shard=p.storage.chunk, ome_zarr="0.4" if p.storage.sharded else "0.5")
+        p,
+        storage=replace(
+            p.storage, shard=p.storage.chunk, ome_zarr="0.4" if p.storage.sharded else "0.5", checksum=False
+        ),
     ),
     "another input": lambda p: replace(p, source=replace(p.source, identity={"path": "other"})),
     "another input grid": lambda p: replace(

@@ -175,6 +175,6 @@ def test_a_level_has_smaller_shards_where_its_blocks_read_too_much() -> None:
     """They read eight times what they write; where a chunk does not fit either, the level is named."""
     plan = planned((64, 64, 64), (1.0, 1.0, 1.0), 1, 450_000, chunk=(16, 16, 16), shard=(32, 32, 32))
     assert plan.storage.shard == (32, 32, 32)
-    assert plan.further[0].storage == Storage((16, 16, 16), (16, 16, 16))
+    assert plan.further[0].storage == Storage((16, 16, 16), (16, 16, 16), checksum=True)
     with pytest.raises(DoesNotFitError, match=r"^of level 1, no block fits: .*; or leave it out with --levels 0$"):
         planned((64, 64, 64), (1.0, 1.0, 1.0), 1, 100_000, chunk=(16, 16, 16), shard=(16, 16, 16))

@@ -5,6 +5,7 @@ clears every page at its first touch, and interrupts all cores to take it back. 
 
 1. Voxels that are no whole, contiguous, little-endian chunk are copied to one, zeros beyond the volume's end.
 2. Blosc compresses it into a buffer on the calling thread alone; without a codec the copy is the result.
+3. Its CRC-32C follows, where the output has checksums of chunks.
 """
 
 from __future__ import annotations
@@ -16,9 +17,8 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
-from isovoxel.planning.chunking import BLOSC_MARGIN, Storage
-
-Bytes = NDArray[np.uint8]
+from isovoxel.checksum import Bytes, crc32c
+from isovoxel.planning.chunking import BLOSC_MARGIN, CHECKSUM_BYTES, Storage
 
 BLOSC_LEVELS = {"lz4": 5, "zstd": 1}
 """Compression level of each of blosc's compressors that is a codec of ours.
@@ -45,6 +45,7 @@ class ChunkEncoder:
         self._nbytes = math.prod(self._shape) * self._dtype.itemsize
         self._codec = storage.codec
         self._level = BLOSC_LEVELS.get(storage.codec)
+        self._margin = CHECKSUM_BYTES if storage.checksum else 0
 
     def scratch(self) -> Bytes:
         """Return new memory for the contiguous copy; none is needed where the copy is the result."""
@@ -52,7 +53,7 @@ class ChunkEncoder:
 
     def buffer(self) -> Bytes:
         """Return new memory for the longest result."""
-        return np.empty(self._nbytes + (0 if self._level is None else BLOSC_MARGIN), np.uint8)
+        return np.empty(self._nbytes + (0 if self._level is None else BLOSC_MARGIN) + self._margin, np.uint8)
 
     def encode(self, voxels: NDArray[Any], scratch: Bytes, buffer: Bytes) -> Bytes:
         """Return a chunk as it stands in the file: the beginning of the buffer.
@@ -64,14 +65,21 @@ class ChunkEncoder:
         scratch, buffer
             As the methods of these names made them; what they held is lost.
         """
+        length = self._compressed(voxels, scratch, buffer)
+        if self._margin:
+            buffer[length : length + CHECKSUM_BYTES].view("<u4")[0] = crc32c(buffer[:length])
+        return buffer[: length + self._margin]
+
+    def _compressed(self, voxels: NDArray[Any], scratch: Bytes, buffer: Bytes) -> int:
+        """Compress a chunk into the beginning of a buffer, and return its length there."""
         if self._level is None:
-            self._fill(buffer, voxels)
-            return buffer
+            self._fill(buffer[: self._nbytes], voxels)
+            return self._nbytes
         whole = voxels.shape == self._shape and voxels.dtype == self._dtype and voxels.flags.c_contiguous
         # imagecodecs takes arrays, though its types do not say so, and from them how long a voxel is, not from
         # `typesize`: one of bytes would be shuffled wrongly.
         chunk: Any = voxels if whole else self._fill(scratch, voxels)
-        out: Any = buffer
+        out: Any = buffer[: self._nbytes + BLOSC_MARGIN]  # or blosc would store noise in more bytes
         # One thread, for callers have a thread on every core; with more, blosc's result depends on which is faster.
         encoded = imagecodecs.blosc_encode(
             chunk,
@@ -82,7 +90,7 @@ class ChunkEncoder:
             numthreads=1,
             out=out,
         )
-        return buffer[: len(encoded)]
+        return len(encoded)
 
     def _fill(self, memory: Bytes, voxels: NDArray[Any]) -> NDArray[Any]:
         chunk = memory.view(self._dtype).reshape(self._shape)

@@ -31,15 +31,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import google_crc32c
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
+from isovoxel.checksum import Bytes, crc32c
 from isovoxel.errors import OutputError
 from isovoxel.geometry.box import Box
-from isovoxel.output.chunk import Bytes, ChunkEncoder
-from isovoxel.planning.chunking import Storage
+from isovoxel.output.chunk import ChunkEncoder
+from isovoxel.planning.chunking import CHECKSUM_BYTES, Storage
 
 PARTIAL = ".partial"
 """How the name of a shard's file ends while it is being written."""
@@ -352,14 +352,14 @@ class _Shard:
         place = tuple(a // c for a, c in zip(self._boxes[self.turn].start, self._chunk, strict=True))
         self._index[place] = self.size, len(encoded)
         self.size += len(encoded)
-        # imagecodecs takes arrays, though its types do not say so, and other threads go on, unlike with google_crc32c.
+        # imagecodecs takes arrays, though its types do not say so, and other threads go on.
         self.crc = imagecodecs.deflate_crc32(encoded, self.crc)  # type: ignore[arg-type]
         _write_all(self._descriptor, encoded.data)
 
     def append_index(self) -> None:
         """Append where the chunks are, and the checksum of that."""
-        entries = self._index.tobytes()
-        index = entries + google_crc32c.value(entries).to_bytes(4, "little")
+        entries = self._index.reshape(-1).view(np.uint8)
+        index = entries.tobytes() + crc32c(entries).to_bytes(CHECKSUM_BYTES, "little")
         self.size += len(index)
         self.crc = imagecodecs.deflate_crc32(index, self.crc)
         _write_all(self._descriptor, memoryview(index))

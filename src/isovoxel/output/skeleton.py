@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import zarr
 from zarr.abc.store import Store
-from zarr.codecs import BloscCodec
+from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.storage import LocalStore, MemoryStore
 
 from isovoxel.errors import OutputExistsError
@@ -64,7 +64,7 @@ class Skeleton:
                 dtype=self.dtype,
                 chunks=(*ones, *storage.chunk),
                 filters=None,
-                compressors=_codec(storage, self.dtype),
+                compressors=_codecs(storage, self.dtype),
                 fill_value=0,
                 **of_version,
             )
@@ -158,12 +158,14 @@ def _bytes(made: dict[str, Any]) -> dict[str, bytes]:
     return {key: value.to_bytes() for key, value in made.items()}
 
 
-def _codec(storage: Storage, dtype: np.dtype[Any]) -> BloscCodec | dict[str, Any] | None:
-    """Return how zarr describes a codec, as `ShardEncoder` encodes it."""
+def _codecs(storage: Storage, dtype: np.dtype[Any]) -> list[Any] | dict[str, Any] | None:
+    """Return how zarr describes what `ShardEncoder` makes of a chunk."""
+    checksum = [Crc32cCodec()] if storage.checksum else []
     # zarr below 3.2 takes names or members of an enumeration, later ones names only, and neither types the other's.
     cname: Any = storage.codec
     if cname not in BLOSC_LEVELS:
-        return None
+        return checksum or None
     if storage.zarr_format == 2:  # bits are shuffled by its number 2
         return {"id": "blosc", "cname": cname, "clevel": BLOSC_LEVELS[cname], "shuffle": 2, "blocksize": 0}
-    return BloscCodec(cname=cname, clevel=BLOSC_LEVELS[cname], shuffle="bitshuffle", typesize=dtype.itemsize)
+    blosc = BloscCodec(cname=cname, clevel=BLOSC_LEVELS[cname], shuffle="bitshuffle", typesize=dtype.itemsize)
+    return [blosc, *checksum]

@@ -26,6 +26,9 @@ OME_ZARR = {"0.4": 2, "0.5": 3}
 BLOSC_MARGIN = 16
 """Bytes by which blosc's result may be longer than what it was given (BLOSC_MAX_OVERHEAD)."""
 
+CHECKSUM_BYTES = 4
+"""Bytes of the CRC-32C behind a chunk."""
+
 SEAL_BYTES = 2**10
 """What is held of a file until its block is noted as done: its seal, and that in the ledger's words."""
 
@@ -68,6 +71,9 @@ class Storage:
     """One of `CODECS`."""
     ome_zarr: str = "0.5"
     """Version of OME-Zarr, one of `OME_ZARR`."""
+    checksum: bool = False
+    """Whether a CRC-32C follows each chunk, as Zarr 3's codec ``crc32c`` has it. New outputs have it where the version
+    does; plans that say nothing of it are those of outputs that were begun without."""
 
     def __post_init__(self) -> None:
         for name, lengths in (("chunk", self.chunk), ("shard", self.shard)):
@@ -87,6 +93,8 @@ class Storage:
             )
         if not self.sharded and self.shard != self.chunk:
             raise _no_shards(self.ome_zarr)
+        if not self.sharded and self.checksum:
+            raise OptionError(f"OME-Zarr {self.ome_zarr} has no checksums of chunks")
 
     @property
     def zarr_format(self) -> int:
@@ -132,7 +140,8 @@ def default_storage(
     -------
     Storage
         Chunks of 128 voxels per axis. Shards of 512 where that makes at least 256 of them, of 256 where that makes
-        at least 32, else of 128; longer along the long axes of a flat volume, until a file has 4 MiB.
+        at least 32, else of 128; longer along the long axes of a flat volume, until a file has 4 MiB. Checksums of
+        chunks where the version has them.
 
     Raises
     ------
@@ -155,12 +164,12 @@ def default_storage(
             f"can compress; choose smaller chunks, or --codec none"
         )
     if shard is not None:
-        return Storage(chunk, _fitted(shape, chunk, shard), codec)
+        return Storage(chunk, _fitted(shape, chunk, shard), codec, checksum=True)
     if not sharded:
         return Storage(chunk, chunk, codec, ome_zarr)
     shards = ((_grown(shape, chunk, itemsize, side), fewest) for side, fewest in _SIDES)
     return next(
-        Storage(chunk, shard, codec)
+        Storage(chunk, shard, codec, checksum=True)
         for shard, fewest in shards
         if math.prod(ceil_div(n, s) for n, s in zip(shape, shard, strict=True)) >= fewest
     )
@@ -215,11 +224,11 @@ def _encoding(storage: Storage, itemsize: int, *, results: int) -> int:
     """Return the bytes that a thread needs to encode chunks, of which it holds some results."""
     chunk = math.prod(storage.chunk) * itemsize
     if storage.codec == "none":  # the copy is the result
-        return results * chunk
+        return results * (chunk + CHECKSUM_BYTES)
     # Four blocks, of at most 128 KiB for each byte of a voxel; the system's allocator keeps up to four times that
     # for the thread, where small pieces lie between. Measured: 4 to 7 MB for 4 bytes, now and then 8.4.
     workspace = min(20 * chunk, 2**21 * itemsize) + _BLOSC_STATE[storage.codec]
-    return chunk + results * (chunk + BLOSC_MARGIN) + workspace
+    return chunk + results * (chunk + BLOSC_MARGIN + CHECKSUM_BYTES) + workspace
 
 
 def _grown(shape: Index3, chunk: Index3, itemsize: int, side: int) -> Index3:

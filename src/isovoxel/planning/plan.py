@@ -358,6 +358,9 @@ class Plan(InNotebooks):
     @property
     def makes(self) -> dict[str, Any]:
         """Everything that can change what this level's voxels are, and nothing else, as JSON values."""
+        storage = asdict(self.storage)
+        if not storage["checksum"]:  # as outputs were hashed before chunks had checksums
+            del storage["checksum"]
         what = {
             "source": asdict(self.source) | _HOW_IT_IS_READ,
             "output": asdict(self.output),
@@ -369,7 +372,7 @@ class Plan(InNotebooks):
             "engine": [self.engine, "0.1.0" if self.revision == 1 else self.revision],
             # cle's texture coordinates are rounded relative to the block, and by the device; exact is exact.
             "cut": [self.block_shape, self.device.name] if self.engine == "cle" else [],
-            "storage": asdict(self.storage),
+            "storage": storage,
         }
         found: dict[str, Any] = json.loads(json.dumps(what))
         return found

@@ -10,10 +10,10 @@ from itertools import accumulate, pairwise, product
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from isovoxel.checksum import crc32c
 from isovoxel.errors import InputError
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import AXES
@@ -204,7 +204,7 @@ def _checksum(array: NDArray[Any]) -> str:
         return f"{array.filename} {file.st_size} {file.st_mtime_ns} {start} {array.strides}"
     crc = 0
     for plane in array:
-        crc = google_crc32c.extend(crc, np.ascontiguousarray(plane).view(np.uint8))
+        crc = crc32c(np.ascontiguousarray(plane).view(np.uint8), crc)
     return f"crc32c {crc:08x}"
 
 

@@ -12,16 +12,17 @@ from collections import OrderedDict
 from types import TracebackType
 from typing import Any, Self
 
-import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from isovoxel.checksum import crc32c
 from isovoxel.geometry.box import Index3
 from isovoxel.object_store.failures import ChangedError
+from isovoxel.planning.chunking import CHECKSUM_BYTES
 from isovoxel.readers.byte_sources import ByteSource, Stamp, open_source
 from isovoxel.readers.chunk_cache import Place
 from isovoxel.readers.zarr_codecs import DECODERS
-from isovoxel.readers.zarr_layout import CHECKSUM_BYTES, INDEX_CACHE_BYTES, INDEX_COST, ChunkLayout
+from isovoxel.readers.zarr_layout import INDEX_CACHE_BYTES, INDEX_COST, ChunkLayout
 
 _NO_CHUNK = 2**64 - 1
 
@@ -200,6 +201,6 @@ class ChunkFile:
 def _checked(data: NDArray[np.uint8], what: str = "it") -> NDArray[np.uint8]:
     """Return the bytes before their checksum, which must be right."""
     content, checksum = data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
-    if google_crc32c.value(content) != int.from_bytes(checksum.tobytes(), "little"):
+    if crc32c(content) != int.from_bytes(checksum.tobytes(), "little"):
         raise ValueError(f"{what} does not have the checksum that was stored with it")
     return content

@@ -23,7 +23,7 @@ from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.object_store.objects import PIECE_BYTES, ObjectPlace
 from isovoxel.object_store.place import Place
-from isovoxel.planning.chunking import Storage
+from isovoxel.planning.chunking import CHECKSUM_BYTES, Storage
 from isovoxel.readers.axes import ZYX, Picked
 from isovoxel.readers.base import Files
 from isovoxel.readers.input_state import FolderFiles, places
@@ -43,9 +43,6 @@ INDEX_CODECS = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name
 
 METADATA_FILES = ("zarr.json", ".zarray", ".zattrs")
 """Names of the files that tell of an array."""
-
-CHECKSUM_BYTES = 4
-"""Bytes of a CRC-32C."""
 
 INDEX_CACHE_BYTES = 1 << 20
 """Most bytes of shards' indices that are kept."""
@@ -248,7 +245,7 @@ def written_layout(output: Place | None, shape: Index3, dtype: np.dtype[Any], st
         file=storage.shard,
         index="end" if storage.sharded else None,
         codec="none" if storage.codec == "none" else "blosc",
-        checksum=False,
+        checksum=storage.checksum,
         fill=0,
     )
 
