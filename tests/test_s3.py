@@ -304,7 +304,13 @@ REFUSALS = {
     "a bucket": (SOURCE, "s3://bucket", {}, 0, "is a whole bucket"),
     "what is no zarr": (SOURCE, "s3://bucket/results/photos", {}, 0, "holds objects but is no zarr"),
     "nobody there": (SOURCE, str(OUT), {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, 0, "does not answer"),
-    "TIFF": ("s3://bucket/results/photos/a.jpg", str(OUT), {}, 0, "by address isovoxel reads zarr only"),
+    "TIFF": (
+        "s3://bucket/results/photos/a.jpg",
+        str(OUT),
+        {},
+        0,
+        "by address isovoxel reads OME-Zarr and zarr arrays only",
+    ),
 }
 
 

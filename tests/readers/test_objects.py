@@ -272,7 +272,9 @@ def test_a_server_that_does_not_answer_may_do_so_later(place: ObjectPlace, monke
 def test_what_is_no_zarr_is_said(place: ObjectPlace, tmp_path: Path) -> None:
     """A TIFF is to be downloaded; a group without an image has its arrays named; what is not there may be hidden."""
     upload(Path(bad_inputs.good(tmp_path)).parent, place)
-    with pytest.raises(InputError, match=r"a.tif is a file, and by address isovoxel reads zarr only; download it"):
+    with pytest.raises(
+        InputError, match=r"a.tif is a file, and by address isovoxel reads OME-Zarr and zarr arrays only; download it"
+    ):
         open_volume(f"{place}/a.tif")
     zarr.create_group(tmp_path / "group").create_array("inner/a", shape=(4, 4, 4), dtype="uint8")
     upload(tmp_path / "group", place / "group")

@@ -1,4 +1,4 @@
-"""How are the files of microscopes opened, CZI, LIF, ND2 and DV? By the readers that bioio has for them.
+"""Files of microscopes, opened by the readers that register at bioio's entry point: CZI, LIF, ND2, DV, and others.
 
 A reader gives a lazy dask array, one plane a chunk; a box is read chunk by chunk. The readers are not made for several
 threads at once, so that one thread reads at a time. Sizes are in micrometres, as bioio has them.
@@ -6,15 +6,15 @@ threads at once, so that one thread reads at a time. Sizes are in micrometres, a
 
 from __future__ import annotations
 
-import importlib
 import math
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,23 +41,19 @@ PLANES = {"chunk_dims": ["Y", "X"]}
 """Makes a reader decode plane by plane, where it would take the whole volume."""
 
 
-class Format(NamedTuple):
-    """A format of microscope files."""
+GROUP = "bioio.readers"
+"""The entry points at which bioio's readers register."""
 
-    kind: str
-    """What people call it."""
-    module: str
-    """The package of its reader."""
-    options: dict[str, Any]
-    """What its reader is told."""
-
-
-FORMATS = {
-    "CZI": Format("CZI", "bioio_czi", PLANES),
-    "LIF": Format("LIF", "bioio_lif", PLANES),
-    "ND2": Format("ND2", "bioio_nd2", {}),
-    "DV": Format("DV", "bioio_dv", {}),
+SIGNATURES: Mapping[str, Callable[[bytes], bool]] = {
+    "CZI": lambda first: first.startswith(b"ZISRAWFILE"),
+    "LIF": lambda first: first.startswith(b"\x70\0\0\0") and first[8:9] == b"\x2a",
+    "ND2": lambda first: first.startswith((b"\xda\xce\xbe\x0a", b"\0\0\0\x0cjP  ")),
+    "DV": lambda first: first[96:98] in (b"\xa0\xc0", b"\xc0\xa0"),
 }
+"""How files of each format begin that is known by its content."""
+
+_OPTIONS: Mapping[str, Mapping[str, Any]] = {"CZI": PLANES, "LIF": PLANES}
+"""What the readers of these formats are told."""
 
 
 @dataclass(frozen=True)
@@ -102,50 +98,66 @@ class DaskReader:
         return out
 
 
-def format_of(first: bytes) -> Format | None:
-    r"""Return the format of a file by its first 98 bytes, or None where it is none of these.
+def reader_points() -> list[EntryPoint]:
+    """Return the entry points of the readers that are installed, but of those whose formats are known by content."""
+    known = {_package(kind) for kind in SIGNATURES}
+    return sorted((one for one in entry_points(group=GROUP) if one.name not in known), key=lambda one: one.name)
 
-    Examples
-    --------
-    >>> format_of(b"ZISRAWFILE".ljust(98, b"\0")).kind
-    'CZI'
+
+def reader_for(point: EntryPoint, path: Path) -> Any:
+    """Return the reader class of an entry point if it takes files of this ending, and this one; else None.
+
+    Raises
+    ------
+    Exception
+        Whatever the reader raises, of which it is part that it does not take the file.
     """
-    if first.startswith(b"ZISRAWFILE"):
-        return FORMATS["CZI"]
-    if first.startswith(b"\x70\0\0\0") and first[8:9] == b"\x2a":
-        return FORMATS["LIF"]
-    if first.startswith((b"\xda\xce\xbe\x0a", b"\0\0\0\x0cjP  ")):
-        return FORMATS["ND2"]
-    if first[96:98] in (b"\xa0\xc0", b"\xc0\xa0"):
-        return FORMATS["DV"]
-    return None
+    metadata = _loaded(point).ReaderMetadata
+    if not path.name.lower().endswith(tuple(ending.lower() for ending in metadata.get_supported_extensions())):
+        return None
+    reader = metadata.get_reader()
+    return reader if reader.is_supported_image(str(path.resolve())) else None
 
 
-def open_bioio(path: Path, name: str, kind: Format, selection: Selection) -> Volume:
-    """Open the one 3-D image of a microscope's file.
+def open_bioio(path: Path, name: str, kind: str, selection: Selection) -> Volume:
+    """Open the one 3-D image of a microscope's file, of one of the formats of `SIGNATURES`.
 
     Raises
     ------
     InputError
         If the format's reader is not installed or cannot read the file, or it holds several images.
     """
+    package = _package(kind)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what these libraries use, not of the file
-            module = importlib.import_module(kind.module)
+        point = next((one for one in entry_points(group=GROUP) if one.name == package), None)
+        if point is None:
+            raise ModuleNotFoundError(f"there is no {package}", name=package)
+        module = _loaded(point)
     except ImportError as error:
-        raise needs_extra(name, f"a {kind.kind} file", "bioio", error) from error
+        raise needs_extra(name, kind, "bioio", error) from error
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return volume_of(module.Reader(str(path.resolve()), **kind.options), path, name, kind.kind, selection)
+            reader = module.Reader(str(path.resolve()), **_OPTIONS.get(kind, {}))
+            return volume_of_reader(reader, path, name, kind, selection)
     except IsovoxelError:
         raise
     except Exception as error:
-        raise unreadable(name, kind.kind, error) from error
+        raise unreadable(name, kind, error) from error
 
 
-def volume_of(reader: Any, path: Path, name: str, kind: str, selection: Selection) -> Volume:
+def _package(kind: str) -> str:
+    """Return the name by which the reader of a format registers."""
+    return f"bioio-{kind.lower()}"
+
+
+def _loaded(point: EntryPoint) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what these libraries use, not of the file
+        return point.load()
+
+
+def volume_of_reader(reader: Any, path: Path, name: str, kind: str, selection: Selection) -> Volume:
     """Return the volume that a bioio reader gives.
 
     Parameters

@@ -110,10 +110,11 @@ def limit_of(error: BaseException) -> str:
     return f"{reason_of(error)} ({type(error).__name__}{where})"
 
 
-def needs_extra(name: str, what: str, extra: str, error: ImportError) -> InputError:
-    """Return the one-sentence error for a kind whose library is not installed."""
+def needs_extra(name: str, what: str, extra: str | None, error: ImportError) -> InputError:
+    """Return the one-sentence error for a format whose library is not installed."""
     missing = error.name or reason_of(error)
-    return InputError(f"{name} is {what}, which takes {missing} to read; pip install 'isovoxel[{extra}]' brings it")
+    remedy = "install it" if extra is None else f"pip install 'isovoxel[{extra}]' brings it"
+    return InputError(f"{name} is {what}, which takes {missing} to read; {remedy}")
 
 
 def unavailable(what: str, error: OSError) -> InputUnavailableError:

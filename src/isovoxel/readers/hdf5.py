@@ -25,7 +25,7 @@ from isovoxel.metadata.calibration import Calibration
 from isovoxel.metadata.hdf5 import read_attributes, text_of
 from isovoxel.readers.axes import zyx_positions
 from isovoxel.readers.base import ReadBox, Volume, check_voxels
-from isovoxel.readers.files import check_complete, file_identity, needs_extra, unreadable
+from isovoxel.readers.files import check_complete, file_identity, unreadable
 from isovoxel.readers.input_state import FileList
 from isovoxel.readers.raw import RawReader, contiguous_offsets
 from isovoxel.readers.selection import GIVEN, Selection
@@ -77,14 +77,12 @@ def open_hdf5(path: Path, inner: str | None, name: str, selection: Selection) ->
     Raises
     ------
     InputError
-        If h5py is not installed, the file is damaged, or there is no such dataset, or several.
+        If the file is damaged, or there is no such dataset, or several.
     """
-    try:
-        from isovoxel.readers.hdf5_reader import open_unlocked, why_not
+    from isovoxel.readers.hdf5_reader import open_unlocked, why_not
 
+    try:
         file = open_unlocked(str(path.resolve()))
-    except ImportError as error:
-        raise needs_extra(name, "an HDF5 file", "hdf5", error) from error
     except OSError as error:
         raise why_not(name, error) from error
     with file:

@@ -24,7 +24,7 @@ from isovoxel.geometry.box import Box, Index3
 from isovoxel.metadata.n5 import FINEST, Surroundings, level_of, read_attributes
 from isovoxel.readers.axes import zyx_positions
 from isovoxel.readers.base import Volume, check_voxels, room_for
-from isovoxel.readers.files import NoFileError, check_stored, metadata_identity, needs_extra, reason_of, unreadable
+from isovoxel.readers.files import NoFileError, check_stored, metadata_identity, reason_of, unreadable
 from isovoxel.readers.input_state import places
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def open_n5(path: Path, name: str) -> Volume:
     Raises
     ------
     InputError
-        If tensorstore is not installed, metadata or axes are none that can be read, or several datasets could be meant.
+        If metadata or axes are none that can be read, or several datasets could be meant.
     """
     home = _only_dataset(path, name)
     attributes = _attributes(home, name)
@@ -209,10 +209,8 @@ def open_n5(path: Path, name: str) -> Volume:
 
 
 def _open(home: Path, attributes: Mapping[str, Any], name: str) -> tensorstore.TensorStore:
-    try:
-        import tensorstore
-    except ImportError as error:
-        raise needs_extra(name, "an N5 dataset", "n5", error) from error
+    import tensorstore
+
     spec = {
         "driver": "n5",
         "kvstore": {"driver": "file", "path": f"{home.resolve()}/"},

@@ -24,7 +24,7 @@ from isovoxel.metadata.nifti import read_affine, read_zooms
 from isovoxel.planning.memory import human_bytes
 from isovoxel.readers.axes import zyx_positions
 from isovoxel.readers.base import Volume, check_voxels, room_for
-from isovoxel.readers.files import check_complete, file_identity, needs_extra, unreadable
+from isovoxel.readers.files import check_complete, file_identity, unreadable
 from isovoxel.readers.gzip_stream import LARGEST_RATIO, MARK_BYTES, MOST_MARKS, STREAM_BYTES, GzipMarks
 from isovoxel.readers.input_state import FileList
 from isovoxel.readers.raw import RawReader, contiguous_offsets
@@ -91,13 +91,10 @@ def open_nifti(path: Path, name: str) -> Volume:
     Raises
     ------
     InputError
-        If nibabel is not installed, the header makes no sense, the image has other axes than x, y and z, or voxels are
-        missing.
+        If the header makes no sense, the image has other axes than x, y and z, or voxels are missing.
     """
-    try:
-        import nibabel
-    except ImportError as error:
-        raise needs_extra(name, "a NIfTI file", "nifti", error) from error
+    import nibabel
+
     data = _first_bytes(path)
     first = _version(data) == 1
     if data[slice(344, 348) if first else slice(4, 8)] in _PAIR:

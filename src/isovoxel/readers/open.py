@@ -1,15 +1,12 @@
-"""Of what kind is an input, and which module opens it? Content decides, not the name's ending.
-
-What a kind needs (tifffile, zarr, dask) is imported only once an input is of that kind.
-"""
+"""Open a volume: a path, an address, or an array that the caller holds; see `registry` for the formats of files."""
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import stat
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from glob import has_magic
 from pathlib import Path
 from typing import Any
@@ -21,17 +18,14 @@ from isovoxel.geometry.grid import Float3, check_positive, number_text, numbers_
 from isovoxel.metadata.units import METERS, checked_unit, convert
 from isovoxel.object_store.address import is_address
 from isovoxel.object_store.objects import ObjectPlace
-from isovoxel.object_store.place import Place, place_of
+from isovoxel.object_store.place import place_of
 from isovoxel.readers.base import Volume
 from isovoxel.readers.crop import cropped, moved
-from isovoxel.readers.files import TIFF_MAGIC, unreadable
+from isovoxel.readers.files import unreadable
+from isovoxel.readers.registry import Location, find_format, known_formats, no_inner, open_by
 from isovoxel.readers.selection import EVERYTHING, Selection
 
 _GIVEN = "given by the caller"
-_KINDS = (
-    "isovoxel reads TIFF and folders of TIFF slices, OME-Zarr, zarr arrays, N5, HDF5, Imaris, NIfTI, CZI, LIF, ND2, DV "
-    "and .npy"
-)
 
 _PACKERS = {
     b"\x1f\x8b": ("gzip", "gunzip"),
@@ -51,7 +45,6 @@ _OTHERS = {
     "DICOM": (128, b"DICM"),
 }
 """Kinds of images that are not read, with what stands where in their files."""
-_MAGIC_BYTES = 256
 
 
 def open_volume(
@@ -159,32 +152,31 @@ def _open_path(text: str | os.PathLike[str] | os.PathLike[bytes], selection: Sel
             raise
         selection.check_kind(name)
         return _open_pattern(local)
+    if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+        raise InputError(f"{name} is neither a file nor a folder; isovoxel reads {known_formats()}")
     try:
-        if stat.S_ISDIR(mode):
-            return _open_folder(path, name, selection)
-        if stat.S_ISREG(mode):
-            return _open_file(path, inner, name, selection)
+        return _open_local(Location(path, name, "folder" if stat.S_ISDIR(mode) else "file", inner), selection)
     except IsovoxelError:
         raise
     except Exception as error:
         # Whatever a broken file makes a library raise, its reader gets one sentence.
         raise unreadable(name, "a volume", error) from error
-    raise InputError(f"{name} is neither a file nor a folder; {_KINDS}")
 
 
 def _open_address(place: ObjectPlace, selection: Selection) -> Volume:
     name = str(place)
     try:
-        volume = _open_zarr(place, name, selection)
-        there = volume is not None or place.is_file()
+        at = Location(place, name, "address")
+        if (found := find_format(at)) is not None:
+            return open_by(found, at, selection)
+        there = place.is_file()
     except (IsovoxelError, MemoryError):
         raise
     except Exception as error:
         raise unreadable(name, "a volume", error) from error
-    if volume is not None:
-        return volume
     if there:
-        raise InputError(f"{name} is a file, and by address isovoxel reads zarr only; download it and give its path")
+        known = known_formats("address")
+        raise InputError(f"{name} is a file, and by address isovoxel reads {known} only; download it and give its path")
     raise InputMissingError(f"{name} is no zarr, is not there, or may not be read with {place.sought}; check both")
 
 
@@ -214,88 +206,46 @@ def _open_pattern(name: str) -> Volume:
         raise unreadable(name, "slices", error) from error
 
 
-def _open_folder(path: Path, name: str, selection: Selection) -> Volume:
-    from isovoxel.readers.n5 import is_n5, open_n5
-    from isovoxel.readers.slices import open_slices, slices_in
+def _open_local(at: Location, selection: Selection) -> Volume:
+    """Open a file or a folder by the format that recognises it."""
+    if at.kind == "file" and not at.first:
+        raise InputError(f"{at.name} is empty (0 bytes)")
+    if (own := find_format(at)) is not None:
+        return open_by(own, at, selection)
+    from isovoxel.readers.plugins import open_foreign, recognised
 
-    if (volume := _open_zarr(path, name, selection)) is not None:
-        return volume
-    selection.check_kind(name)
-    if is_n5(path):
-        return open_n5(path, name)
-    if files := slices_in(path):
-        return open_slices(files, str(path.resolve()), name)
-    raise InputError(f"{name} is a folder but no zarr, and holds no TIFF slices; {_KINDS}")
-
-
-def _open_zarr(path: Place, name: str, selection: Selection) -> Volume | None:
-    from isovoxel.readers.ome_zarr import open_ome_zarr
-    from isovoxel.readers.zarr_array import open_zarr_array
-    from isovoxel.readers.zarr_groups import kind_of_folder
-
-    match kind_of_folder(path):
-        case "array":
-            selection.check_kind(name, "channel", "time", "axes")
-            return open_zarr_array(path, name, selection)
-        case "group":
-            selection.check_kind(name, "level", "channel", "time")
-            return open_ome_zarr(path, name, selection)
-        case _:
-            return None
+    faults: list[str] = []
+    if (other := recognised(at, faults)) is None:
+        selection.check_kind(at.name)
+        raise _unknown(at, faults)
+    volume = open_foreign(other, at, selection)
+    return replace(volume, notes=(*volume.notes, *faults))
 
 
-def _open_file(path: Path, inner: str | None, name: str, selection: Selection) -> Volume:
-    from isovoxel.readers.bioio import format_of, open_bioio
-    from isovoxel.readers.hdf5 import is_hdf5, open_hdf5
-    from isovoxel.readers.nifti import is_nifti, open_nifti
-
-    with path.open("rb") as file:
-        magic = file.read(_MAGIC_BYTES)
-    if not magic:
-        raise InputError(f"{name} is empty (0 bytes)")
-    if magic[:4] in TIFF_MAGIC and inner is None:
-        from isovoxel.readers.tiff import open_tiff
-
-        selection.check_kind(name, "channel", "time", "axes")
-        return open_tiff(path, name, selection)
-    is_numpy, microscope = magic[:6] == b"\x93NUMPY", format_of(magic)
-    if is_hdf5(path):
-        selection.check_kind(name, "channel", "time", "axes")
-        return open_hdf5(path, inner, name, selection)
-    if is_numpy and inner is None:
-        from isovoxel.readers.npy import open_npy
-
-        selection.check_kind(name, "channel", "time", "axes")
-        return open_npy(path, name, selection)
-    if is_nifti(path) or microscope is None:
-        selection.check_kind(name)
-    if inner is not None:
-        raise InputError(f"{name} names something in the file {path}, which only HDF5 files have; give {path} alone")
-    if is_nifti(path):
-        return open_nifti(path, name)
-    if microscope is not None:
-        selection.check_kind(name, "channel", "time")
-        return open_bioio(path, name, microscope, selection)
-    raise _unknown(path, name, magic)
-
-
-def _unknown(path: Path, name: str, magic: bytes) -> InputError:
-    """Return the error for a file of no kind that is known, with what is known of it."""
-    if path.name in ("zarr.json", ".zarray", ".zgroup", ".zattrs", "attributes.json"):
-        what = "an N5" if path.name == "attributes.json" else "a zarr"
-        return InputError(f"{name} is a part of {what}; give the folder that it lies in")
+def _unknown(at: Location, faults: Sequence[str]) -> InputError:
+    """Return the error for an input of no format that is known, with what is known of it."""
+    known = f"isovoxel reads {known_formats()}"
+    beside = "".join(f"; {fault}" for fault in faults)
+    if at.kind == "folder":
+        return InputError(f"{at.name} is a folder but no zarr, and holds no TIFF slices; {known}{beside}")
+    if at.inner is not None:
+        return no_inner(at)
+    if at.path.name in ("zarr.json", ".zarray", ".zgroup", ".zattrs", "attributes.json"):
+        what = "an N5" if at.path.name == "attributes.json" else "a zarr"
+        return InputError(f"{at.name} is a part of {what}; give the folder that it lies in")
     for begins, packer in _PACKERS.items():
-        if magic.startswith(begins):
+        if at.first.startswith(begins):
             return InputError(
-                f"{name} is of no kind that isovoxel knows, packed by {packer[0]}; unpack it first, as {packer[1]} does"
+                f"{at.name} is of no kind that isovoxel knows, packed by {packer[0]}; unpack it first, as {packer[1]} "
+                f"does{beside}"
             )
-    for kind, (at, sign) in _OTHERS.items():
-        if magic[at:].startswith(sign):
+    for kind, (start, sign) in _OTHERS.items():
+        if at.first[start:].startswith(sign):
             return InputError(
-                f"{name} is of a kind that isovoxel does not read, {kind}; save it as TIFF, NIfTI or OME-Zarr, or pass "
-                "it from Python as an array"
+                f"{at.name} is of a kind that isovoxel does not read, {kind}; save it as TIFF, NIfTI or OME-Zarr, or "
+                f"pass it from Python as an array{beside}"
             )
-    return InputError(f"{name} is of no kind that isovoxel knows; {_KINDS}")
+    return InputError(f"{at.name} is of no kind that isovoxel knows; {known}{beside}")
 
 
 def _checked_size(voxel_size: Sequence[float]) -> Float3:
@@ -321,7 +271,7 @@ def _with_overrides(volume: Volume, voxel_size: Float3 | None, unit: str | None)
         sources["unit"] = _GIVEN
     if voxel_size is not None:
         changes["origin"] = _origin(volume, voxel_size, unit)
-    return dataclasses.replace(volume, **changes, sources=sources) if changes else volume
+    return replace(volume, **changes, sources=sources) if changes else volume
 
 
 def _doubts(voxel_size: Float3) -> tuple[str, ...]:

@@ -43,14 +43,12 @@ ENDINGS = (".tif", ".tiff")
 """Names of slices end in one of these; other files of their folder are passed over."""
 
 
-def slices_in(folder: Path) -> list[str]:
-    """Return the paths of the TIFF slices in a folder, absolute, in no order; those of hidden files are none."""
+def slices_in(folder: Path) -> Iterator[str]:
+    """Yield the paths of the TIFF slices in a folder, absolute, in no order; those of hidden files are none."""
     with os.scandir(folder.resolve()) as entries:
-        return [
-            entry.path
-            for entry in entries
-            if entry.name.lower().endswith(ENDINGS) and not entry.name.startswith(".") and entry.is_file()
-        ]
+        for entry in entries:
+            if entry.name.lower().endswith(ENDINGS) and not entry.name.startswith(".") and entry.is_file():
+                yield entry.path
 
 
 def open_pattern(pattern: str) -> Volume:
