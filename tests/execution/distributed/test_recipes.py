@@ -180,6 +180,31 @@ def test_a_slurm_worker_without_a_gpu_is_refused(tmp_path: Path) -> None:
     assert "no OpenCL device is called 'gpu'; known devices: " in done.stderr
 
 
+STEP = """#!/bin/sh
+# What stands for srun: it runs the step here, and the first time a preempted one in its place.
+if [ -e preempted ]; then exec "$@"; fi
+touch preempted
+exit 143
+"""
+
+
+@pytest.mark.slow
+def test_one_slurm_job_is_requeued_until_it_is_done(tmp_path: Path, stack: Path) -> None:
+    """Where its step is ended by SIGTERM the job queues itself again, and the next run does the work."""
+    (tmp_path / "bin").mkdir()
+    requeue = f'#!/bin/sh\necho "$@" >{shlex.quote(str(tmp_path / "queued"))}\n'
+    command = f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m isovoxel "$@"\n'
+    for name, text in {"srun": STEP, "scontrol": requeue, "isovoxel": command}.items():
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(stat.S_IRWXU)
+    words = ["bash", str(RECIPES / "job.sbatch"), str(stack), str(tmp_path / "out.zarr")]
+    there = environment(tmp_path, SLURM_JOB_ID="17", ISOVOXEL_WORKERS="cpu:1")
+    codes = [subprocess.run(words, cwd=tmp_path, env=there, check=False, timeout=120).returncode for _ in range(2)]
+    assert codes == [143, 0]
+    assert (tmp_path / "queued").read_text() == "requeue 17\n"
+    check_bits(stack, tmp_path / "out.zarr")
+
+
 def kubernetes(*words: str) -> dict[str, Any]:
     """Return the resource that the recipe for Kubernetes prints."""
     pytest.importorskip("dask_kubernetes", reason="dask-kubernetes is not installed; it brings 170 MB")
