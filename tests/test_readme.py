@@ -1,4 +1,4 @@
-"""The README keeps its word: its Python runs, its session is what the commands print, its tests are those of CI."""
+"""README and pages keep their word: code runs, sessions are what the commands print, links lead somewhere."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from isovoxel.demo import write_blastocyst
 
 CHECKOUT = Path(__file__).parents[1]
 README = CHECKOUT / "README.md"
+CONTRIBUTING = CHECKOUT / ".github" / "CONTRIBUTING.md"
+PAGES = [README, CONTRIBUTING, *sorted((CHECKOUT / "examples").glob("*.md"))]
 
 ELSEWHERE = ("in one piece", "image there", "device", "next limit", "engine", "blocks", "halo", "files", "host", "time")
 """How lines begin that tell of the machine or of time."""
@@ -22,8 +24,9 @@ ELSEWHERE = ("in one piece", "image there", "device", "next limit", "engine", "b
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Work in an empty folder."""
+    """Work in a folder that holds the demo's stack."""
     monkeypatch.chdir(tmp_path)
+    write_blastocyst(tmp_path / "blastocyst.tif")
     return tmp_path
 
 
@@ -36,9 +39,9 @@ def test_python_examples_run() -> None:
     assert failed == 0
 
 
-def session() -> list[tuple[str, list[str]]]:
-    """Return the commands of the session, each with the lines that it printed."""
-    blocks = re.findall(r"```console\n\$ isovoxel (.*)\n([^`]*)```", README.read_text(encoding="utf-8"))
+def session(page: Path) -> list[tuple[str, list[str]]]:
+    """Return the commands of a page's session, each with the lines that it printed."""
+    blocks = re.findall(r"```console\n\$ isovoxel (.*)\n([^`]*)```", page.read_text(encoding="utf-8"))
     return [(command, output.splitlines()) for command, output in blocks]
 
 
@@ -47,12 +50,21 @@ def lasting(lines: list[str]) -> list[str]:
     return [line for line in lines if not line.startswith((" ", "threads", "note:", "done:", *ELSEWHERE))]
 
 
-def test_session_is_real(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Run again, the commands print the same lines, but for those about the machine and about time."""
-    write_blastocyst(folder / "blastocyst.tif")
-    commands = session()
-    assert [command.split()[0] for command, _ in commands] == ["info", "limits", "plan", "scale", "scale", "verify"]
-    for command, lines in commands:
+@pytest.mark.parametrize(
+    ("page", "commands"),
+    [(README, ["info", "scale", "verify", "limits"]), (CHECKOUT / "examples" / "jobs.md", ["plan"])],
+    ids=lambda value: value.stem if isinstance(value, Path) else "",
+)
+def test_session_is_real(
+    page: Path,
+    commands: list[str],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Run again, the commands print the same lines, except those about the machine and about time."""
+    assert [command.split()[0] for command, _ in session(page)] == commands
+    for command, lines in session(page):
         monkeypatch.setattr(sys, "argv", ["isovoxel", *shlex.split(command)])
         with pytest.raises(SystemExit, match="0"):
             cli.main()
@@ -62,25 +74,58 @@ def test_session_is_real(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
         assert {line.split("  ")[0] for line in lines if line[0] != " "} >= {
             line.split("  ")[0] for line in out.splitlines() if line[0] != " "
         }
+    assert folder == Path.cwd()
+
+
+def test_the_result_opens_as_the_readme_says(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With each library that it names, without a warning."""
+    import dask.array
+    import xarray
+    import zarr
+
+    monkeypatch.setattr(
+        sys, "argv", ["isovoxel", "scale", "blastocyst.tif", "isotropic.zarr", "--zoom", "2", "--quiet"]
+    )
+    with pytest.raises(SystemExit, match="0"):
+        cli.main()
+    (block,) = re.findall(r"```python\n([^`]*)```", README.read_text(encoding="utf-8"))
+    lines = block.splitlines()
+    assert len(lines) == 3
+    for line in lines:
+        opened = eval(line, {"dask": dask, "xarray": xarray, "zarr": zarr})  # noqa: S307 - the README's own lines
+        assert opened.shape == (172, 160, 159), line
+    assert folder == Path.cwd()
 
 
 def test_ci_runs_the_second_command() -> None:
-    """What the README tells users to run is what `.ci/run` runs, and then what is slow."""
+    """What README and CONTRIBUTING tell people to run is what `.ci/run` runs, and then what is slow."""
     first, second = re.findall(r"```sh\n(.*)\n```", README.read_text(encoding="utf-8"))
     assert first.endswith("""pip install ".[prototype]" && isovoxel demo""")
     assert (CHECKOUT / ".ci" / "run").read_text(encoding="utf-8").splitlines()[-2:] == [second, "pytest -n 2 -m slow"]
+    assert second.replace(" && ", "\n") in CONTRIBUTING.read_text(encoding="utf-8")
+    workflow = (CHECKOUT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    assert "run: bash .ci/run" in workflow
 
 
-def test_every_room_is_in_the_table() -> None:
-    """The README's table names each package and module of isovoxel."""
+def test_every_package_is_in_the_table() -> None:
+    """The table of the code's structure names each package and module of isovoxel."""
     package = CHECKOUT / "src" / "isovoxel"
-    rooms = {p.stem for p in package.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
-    rows = [line for line in README.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    there = {p.stem for p in package.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
+    rows = [line for line in CONTRIBUTING.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
     named = {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])}
-    assert named == rooms - {"__init__", "__main__"}
+    assert named == there - {"__init__", "__main__"}
 
 
-def test_files_that_it_points_to_are_there() -> None:
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_files_that_it_points_to_are_there(page: Path) -> None:
     """Pictures and links inside of the checkout lead somewhere."""
-    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", README.read_text(encoding="utf-8")):
-        assert (CHECKOUT / target).exists(), target
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+def test_the_readme_is_short_and_reaches_every_page() -> None:
+    """A stranger reads it in five minutes; each page is reached from it or from a page that it names."""
+    text = README.read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 200
+    named = set(re.findall(r"\]\(((?!https?:)[^)]+\.md)\)", text))
+    assert {str(page.relative_to(CHECKOUT)) for page in PAGES} - {"README.md"} <= named

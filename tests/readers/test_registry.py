@@ -31,7 +31,11 @@ def test_every_format_is_told_of(isovoxel: Isovoxel) -> None:
 @pytest.mark.parametrize(("name", "extra"), NAMES)
 def test_the_readme_lists_every_format_and_what_brings_it(name: str, extra: str | None) -> None:
     """In one row of its table."""
-    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| ") and name in line]
+    rows = [
+        line
+        for line in (ROOT / "examples" / "formats.md").read_text().splitlines()
+        if line.startswith("| ") and name in line
+    ]
     brought = "isovoxel" if extra is None else f"`isovoxel[{extra}]`"
     assert any(row.rstrip(" |").endswith(f"| {brought}") for row in rows)
 
