@@ -74,6 +74,7 @@ WORDS: dict[str, tuple[str, Any]] = {
     "ome_zarr": ("0.5", "0.5"),
     "labels_by": ("auto", "auto"),
     "levels": ("1", "1"),
+    "keep_receipts": ("", True),
     "overwrite": ("", True),
     "on_corrupt": ("fill", "fill"),
     "isolate": ("", True),

@@ -345,9 +345,17 @@ def limits(
 
 @checked_keywords()
 def verify(
-    output: str | Path, *, against: Any = None, samples: int = 400, seed: int = 0, memory: int | str | None = None
+    output: str | Path,
+    *,
+    against: Any = None,
+    samples: int = 400,
+    seed: int = 0,
+    every_chunk: bool = False,
+    memory: int | str | None = None,
 ) -> Verdict:
     """Compute sampled boxes of a result again from its source, in float64, and compare.
+
+    Where the receipts of its shards were kept (`keep_receipts`), all shards are read and compared with them.
 
     Parameters
     ----------
@@ -359,6 +367,8 @@ def verify(
         How many boxes; those around block corners, faces and edges come first.
     seed
         Chooses the boxes.
+    every_chunk
+        Whether every chunk is read as well, and so its checksum compared where it has one.
     memory
         Host memory to stay within, in bytes or as text such as "2GiB"; by default half of what is free.
 
@@ -372,10 +382,12 @@ def verify(
         If a single voxel takes more than `memory`.
     """
     from isovoxel.execution.host import reading_limits
+    from isovoxel.execution.integrity import with_every_chunk, with_receipts
     from isovoxel.execution.levels import open_levels
     from isovoxel.execution.recipe import Recipe
     from isovoxel.execution.verify import verify_levels
     from isovoxel.object_store.address import has_place
+    from isovoxel.object_store.place import place_of
     from isovoxel.output.provenance import read_provenance
     from isovoxel.output.writer import missing_shards
     from isovoxel.readers.files import unavailable
@@ -385,7 +397,8 @@ def verify(
         raise OptionError(f"samples must be at least 1, not {samples}")
     host = reading_limits(parse_size("memory", memory))
     result = open_volume(output)
-    recipe = Recipe.from_provenance(read_provenance(output), str(output))
+    made = read_provenance(output)
+    recipe = Recipe.from_provenance(made, str(output))
     if not recipe.complete:
         raise InputError(f"{output} is not complete: its job runs, failed or was interrupted; let it go on first")
     where = recipe.identity.get("path") if against is None else against
@@ -408,7 +421,7 @@ def verify(
         missing = missing_shards(output)
     except OSError as error:
         raise unavailable(f"the shards of {output} cannot be counted", error) from error
-    return verify_levels(
+    found = verify_levels(
         source,
         levels,
         recipe,
@@ -418,6 +431,8 @@ def verify(
         source_changes=recipe.changes(source, elsewhere=against is not None),
         host=host,
     )
+    found = with_receipts(found, place_of(output), made)
+    return with_every_chunk(found, levels, host) if every_chunk else found
 
 
 def output_state(path: str | Path) -> OutputState | None:

@@ -173,6 +173,7 @@ def plan(
     shard: parameters.Shard = None,
     codec: parameters.Codec = None,
     ome_zarr: parameters.OmeZarr = None,
+    keep_receipts: parameters.KeepReceipts = None,
     levels: parameters.Levels = None,
     workers: parameters.Workers = None,
     scheduler: parameters.Scheduler = None,
@@ -241,6 +242,7 @@ def scale(
     shard: parameters.Shard = None,
     codec: parameters.Codec = None,
     ome_zarr: parameters.OmeZarr = None,
+    keep_receipts: parameters.KeepReceipts = None,
     levels: parameters.Levels = None,
     workers: parameters.Workers = None,
     scheduler: parameters.Scheduler = None,
@@ -284,6 +286,7 @@ def convert(
     shard: parameters.Shard = None,
     codec: parameters.Codec = None,
     ome_zarr: parameters.OmeZarr = None,
+    keep_receipts: parameters.KeepReceipts = None,
     levels: parameters.Levels = None,
     workers: parameters.Workers = None,
     scheduler: parameters.Scheduler = None,
@@ -306,6 +309,7 @@ def verify(
     output: parameters.Written,
     against: parameters.Against = None,
     samples: parameters.Samples = 400,
+    every_chunk: parameters.EveryChunk = False,
     memory: parameters.Memory = None,
     as_json: parameters.Json = False,
 ) -> None:
@@ -313,7 +317,7 @@ def verify(
     from isovoxel import api
     from isovoxel.reporting.findings import verdict_lines, verdict_record
 
-    found = api.verify(output, against=against, samples=samples, memory=memory)
+    found = api.verify(output, against=against, samples=samples, every_chunk=every_chunk, memory=memory)
     _show(verdict_record(found), verdict_lines(found), as_json=as_json)
     if not found.holds:
         raise typer.Exit(1)

@@ -136,7 +136,12 @@ def wanted_of(volume: Volume, planned: Plan, place: Place, options: ScalingOptio
     return Wanted(
         path=place,
         plan=planned,
-        made=provenance(planned, volume, labels=choose_sampling(volume, options).labels),
+        made=provenance(
+            planned,
+            volume,
+            labels=choose_sampling(volume, options).labels,
+            receipts=options.get("keep_receipts") is True,
+        ),
         source_path=volume.identity.get("path"),
         overwrite=overwrite,
         cut=tuple(name for name in ("chunk", "shard") if options.get(name) is not None),

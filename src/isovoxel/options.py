@@ -105,6 +105,9 @@ class ScalingOptions(TypedDict, total=False):
     """"lz4" (default), "zstd" or "none"."""
     ome_zarr: str | None
     """Version of OME-Zarr: "0.5" (default), or "0.4", which makes a file of each chunk."""
+    keep_receipts: bool | None
+    """Whether size and CRC-32 of each shard are kept beside the output, in ``OUTPUT.isovoxel``, when it is complete, so
+    that `verify` compares every one of them. Chunks of OME-Zarr 0.5 have checksums anyway, those of 0.4 have none."""
     levels: int | str | None
     """How many levels follow the full one, each of half the size: a number, or "auto" (default) for as many as it takes
     until no side is longer than 256. They are means; of labels, "mode" and integers of 64 bits the most frequent."""

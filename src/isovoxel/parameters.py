@@ -246,6 +246,12 @@ OmeZarr = Annotated[
         metavar="0.4|0.5", help="Version of the output; default: 0.5. 0.4 has no shards: it is one file a chunk."
     ),
 ]
+KeepReceipts = Annotated[
+    bool | None,
+    typer.Option(
+        "--keep-receipts", help="Keep size and checksum of each file beside the output, in OUTPUT.isovoxel, for verify."
+    ),
+]
 Levels = Annotated[
     str | None,
     typer.Option(
@@ -306,6 +312,9 @@ Isolate = Annotated[
 ]
 Written = Annotated[str, typer.Argument(metavar="OUTPUT", help="OME-Zarr that isovoxel has written.")]
 Against = Annotated[str | None, typer.Option(metavar="INPUT", help="Its source, where that is no longer where it was.")]
+EveryChunk = Annotated[
+    bool, typer.Option("--every-chunk", help="Read every chunk of it as well: damage is found wherever it is.")
+]
 Samples = Annotated[int, typer.Option(metavar="N", help="Boxes to compute again.")]
 ClesInterpolation = Annotated[str, typer.Option(metavar="linear|nearest", help="As cle.scale has it.")]
 Shown = Annotated[str, typer.Argument(metavar="FILE", help="What to draw: any input of the other commands.")]

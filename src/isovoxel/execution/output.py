@@ -43,7 +43,7 @@ from isovoxel.output.ledger import BLOCKS, JOB, LOCK, REPLACED, Ledger, ledger_o
 from isovoxel.output.ledger_folder import check_folder
 from isovoxel.output.lock import Attempt, Holder, OutputLock, end_attempt, read_holder
 from isovoxel.output.object_lock import ObjectLock, read_object_holder
-from isovoxel.output.provenance import read_provenance
+from isovoxel.output.provenance import RECEIPTS, read_provenance
 from isovoxel.output.replacing import needs_settling, put_back, settle
 from isovoxel.planning.continued import continued, makes_the_same
 from isovoxel.planning.plan import Plan
@@ -248,7 +248,7 @@ def _clear(path: Place, folder: Place) -> None:
     """Remove the ledger where nothing was begun, or nothing is left to do; not one that keeps an old output."""
     kept_here = isinstance(folder, Path) and os.path.lexists(folder / REPLACED)
     if not kept_here and ((made := made_by(path)) is None or made.get("complete")):
-        remove_ledger(folder)
+        remove_ledger(folder, receipts=made is not None and made.get(RECEIPTS) is True)
 
 
 def _settle(path: Place, folder: Place, *, locked: bool = False) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from isovoxel.errors import InputError
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import Float3, number_text
+from isovoxel.output.provenance import RECEIPTS
 from isovoxel.planning.chunking import Storage
 from isovoxel.planning.options import GENERATIONS, check_options
 from isovoxel.planning.plan import Plan
@@ -22,7 +23,7 @@ from isovoxel.readers.selection import Selection
 from isovoxel.version import __version__
 
 
-def provenance(planned: Plan, volume: Volume, *, labels: bool) -> dict[str, Any]:
+def provenance(planned: Plan, volume: Volume, *, labels: bool, receipts: bool = False) -> dict[str, Any]:
     """Return what makes an output, for its attributes."""
     grid = planned.source.grid
     return {
@@ -61,6 +62,7 @@ def provenance(planned: Plan, volume: Volume, *, labels: bool) -> dict[str, Any]
             "unit": grid.unit,
         },
         "fingerprint": planned.fingerprint,
+        **({RECEIPTS: True} if receipts else {}),
     }
 
 
@@ -122,6 +124,8 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], cut: Sequence[s
         if (before := _at(then, place)) != (after := _at(now, place))
     ]
     found += _library_changed(then, now)
+    if then.get("complete") and now.get(RECEIPTS) and not then.get(RECEIPTS):  # of a job that goes on all are known
+        found.append("no receipts that are kept, now with them")
     revisions = _at(then, "revision") or [1] * len(now["revision"])  # 0.1 does not say, and has made the first ones
     if not found and revisions != now["revision"]:  # of another algorithm they say nothing
         found.append(
@@ -185,6 +189,7 @@ def made_with(made: Mapping[str, Any], name: str) -> dict[str, Any]:
         "labels": made.get("labels") is True,
         "codec": _at(made, "storage.codec"),
         "ome_zarr": _at(made, "storage.ome_zarr"),
+        "keep_receipts": made.get(RECEIPTS) is True,
         "levels": len(recipe.further),
         "unit": source.get("unit"),
     }

@@ -50,7 +50,7 @@ from isovoxel.object_store.retries import patience, retry
 from isovoxel.output.files import refusal
 from isovoxel.output.ledger import NEW, Ledger
 from isovoxel.output.ledger_folder import NOW
-from isovoxel.output.provenance import read_provenance
+from isovoxel.output.provenance import RECEIPTS, read_provenance
 from isovoxel.output.replacing import save_ledger, set_aside
 from isovoxel.output.shard import ShardReceipt
 from isovoxel.planning.plan import Plan
@@ -256,7 +256,8 @@ class Session:
             self._check_shards(*plan.levels)
             with self._patient("marking the output complete"):
                 omero = None if self.labels else self._shown(plan)
-                retry(partial(mark_complete, self.wanted.path, ledger.filled, omero, begun.attempt))
+                receipts = RECEIPTS in self.wanted.made
+                retry(partial(mark_complete, self.wanted.path, ledger.filled, omero, begun.attempt, receipts=receipts))
         except (OSError, InputError) as error:
             if isinstance(error, OSError) and isinstance(error.filename, str):
                 raise JobError(f"marking the output complete failed: {refusal(error, self.wanted.path)}") from error

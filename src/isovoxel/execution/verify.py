@@ -105,11 +105,19 @@ class Verdict:
     """Bytes that the process was allowed, or 0 where that was not limited."""
     first_unreadable: str = ""
     """Why the first of the boxes that cannot be read cannot."""
+    receipts: int | None = None
+    """Shards that were compared with their receipts; 0 where these are gone, None where none were kept."""
+    chunks: int | None = None
+    """Chunks that were read, of all levels; None where not every one was to be."""
+    damaged: int = 0
+    """Blocks of which a shard is not as its receipt says, and chunks that cannot be read."""
+    first_damaged: str = ""
+    """What is known of the first of them."""
 
     @property
     def holds(self) -> bool:
         """Whether the result is what the recipe makes of the source."""
-        there = self.missing_shards == 0 and self.unreadable == 0
+        there = self.missing_shards == 0 and self.unreadable == 0 and self.damaged == 0
         return there and self.wrong == 0 and self.face_jump <= self.jump_allowed
 
     def with_level(self, further: Verdict) -> Verdict:

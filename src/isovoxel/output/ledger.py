@@ -13,7 +13,7 @@ Of an output that is a member of a zarr, it lies beside that one.
 
 A line may be lost with the power, for lines are not flushed one by one: then its block is done again, and the same. A
 seal that does not match its file (torn, missing, from elsewhere) makes the block count as not done. When the output is
-marked complete, the folder goes.
+marked complete, the folder goes; where its receipts are to be kept, `job.json` and `blocks` stay.
 
 In an object store the same lies beside the output under the same names; `blocks` are several objects
 (`isovoxel.output.lines`), and `new` and `replaced` notes only (`isovoxel.output.object_output`).
@@ -280,18 +280,28 @@ def _sweep(folder: Path) -> None:
             partial.unlink(missing_ok=True)
 
 
-def remove_ledger(folder: Place) -> None:
+def remove_ledger(folder: Place, *, receipts: bool = False) -> None:
     """Remove what is the ledger's in its folder, the lock's file and the mark last, and the folder if it is empty then.
 
     Nobody else may hold the lock. In a store, it is left to who holds it. Of a folder that is not isovoxel's, nothing
     is removed.
+
+    Parameters
+    ----------
+    folder
+        The ledger's.
+    receipts
+        Whether the plan and the blocks with the receipts of their shards stay there.
     """
+    kept = (BLOCKS, JOB, MARK) if receipts else ()
     with contextlib.suppress(OSError):  # a complete output needs no ledger, and does not mind one
         check_folder(folder)
         if not isinstance(folder, Path):
-            (folder / BLOCKS).delete_tree()
+            if not receipts:
+                (folder / BLOCKS).delete_tree()
             for name in (REPLACED, NEW, JOB):
-                (folder / name).unlink()
+                if name not in kept:
+                    (folder / name).unlink()
             return
         for name in (REPLACED, NEW):
             discard(folder / name, folder)
@@ -299,5 +309,7 @@ def remove_ledger(folder: Place) -> None:
             (folder / name).unlink(missing_ok=True)
         _sweep(folder)
         for name in (BLOCKS, JOB, LOCK, MARK):
-            (folder / name).unlink(missing_ok=True)
-        folder.rmdir()
+            if name not in kept:
+                (folder / name).unlink(missing_ok=True)
+        if not receipts:
+            folder.rmdir()

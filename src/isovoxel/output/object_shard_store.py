@@ -164,8 +164,8 @@ class ObjectShardStore:
         place = self._output / shard_key(self._level, shard, self._format)
         return Upload(place, file, size, crc, self._turns, self._check)
 
-    def holds(self, shard: ShardPlace, seal: ShardReceipt) -> bool:
-        """Tell whether a shard is the object that was sealed; it is read only where its ETag is another.
+    def holds(self, shard: ShardPlace, seal: ShardReceipt, *, read: bool = False) -> bool:
+        """Tell whether a shard is the object that was sealed; it is read where its ETag is another, or that is asked.
 
         The store is asked row by row, and an answer is kept: ask before anything is written.
 
@@ -178,10 +178,9 @@ class ObjectShardStore:
         found = self._row(tuple(row)).get(str(x))
         if found is None or found[0] != seal.size:
             return False
-        return (
-            found[1] == seal.stamp
-            or (self._output / shard_key(self._level, shard, self._format)).checksum() == seal.crc
-        )
+        return (found[1] == seal.stamp and not read) or (
+            self._output / shard_key(self._level, shard, self._format)
+        ).checksum() == seal.crc
 
     def missing(self, counts: Sequence[int]) -> tuple[int, str]:
         """Return how many objects are not there, and the key of the first: the level is listed once.

@@ -12,6 +12,8 @@ from isovoxel.output.attributes import read_attributes
 
 PROVENANCE = "isovoxel"
 """The group's attribute that says what made it, and whether it is complete."""
+RECEIPTS = "receipts"
+"""Says there that the receipts of all shards are kept, in the ledger's folder, when the output is complete."""
 
 
 def read_provenance(path: str | os.PathLike[str] | ObjectPlace) -> dict[str, Any]:
@@ -42,6 +44,11 @@ def read_provenance(path: str | os.PathLike[str] | ObjectPlace) -> dict[str, Any
 def is_complete(path: Place) -> bool:
     """Tell whether an output is isovoxel's and complete."""
     return _said_complete(path) is True
+
+
+def has_receipts(path: Place) -> bool:
+    """Tell whether an output is complete and the receipts of its shards were kept."""
+    return is_complete(path) and read_provenance(path).get(RECEIPTS) is True
 
 
 def is_unfinished(path: Place) -> bool:

@@ -27,7 +27,7 @@ from isovoxel.output.image_contents import check_image
 from isovoxel.output.ledger_folder import BLOCKS, DISCARDED, JOB, REPLACED, SAVED, discard, read_own
 from isovoxel.output.membership import membership_of
 from isovoxel.output.object_output import remove_objects
-from isovoxel.output.provenance import is_complete, is_unfinished, read_provenance
+from isovoxel.output.provenance import has_receipts, is_complete, is_unfinished, read_provenance
 from isovoxel.planning.serialization import plan_from_json
 
 
@@ -88,10 +88,12 @@ def set_aside(target: Place, folder: Place, *, now: bool, check: Callable[[], No
 
 
 def save_ledger(target: Place, folder: Place) -> None:
-    """Keep what is done of an output that is not complete and will be set aside, unless an older one is kept."""
+    """Keep what is done of an output that will be set aside, or its receipts, unless an older one is kept."""
     if not isinstance(target, Path) or not isinstance(folder, Path):
         return
-    if not os.path.lexists(folder / REPLACED) and os.path.lexists(folder / JOB) and is_unfinished(target):
+    if os.path.lexists(folder / REPLACED) or not os.path.lexists(folder / JOB):
+        return
+    if is_unfinished(target) or has_receipts(target):
         (folder / BLOCKS).touch()
         for name in (JOB, BLOCKS):
             (folder / name).replace(folder / SAVED[name])

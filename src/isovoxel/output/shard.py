@@ -365,13 +365,13 @@ class _Shard:
         _write_all(self._descriptor, memoryview(index))
 
 
-def holds(path: Path, seal: ShardReceipt) -> bool:
-    """Tell whether a file is the one that was sealed; it is read only where its time is another."""
+def holds(path: Path, seal: ShardReceipt, *, read: bool = False) -> bool:
+    """Tell whether a file is the one that was sealed; it is read where its time is another, and where that is asked."""
     try:
         found = path.stat()
         if not path.is_file() or found.st_size != seal.size:
             return False
-        if found.st_mtime_ns == seal.stamp:
+        if found.st_mtime_ns == seal.stamp and not read:
             return True
         crc = 0
         with path.open("rb", buffering=0) as file:

@@ -44,8 +44,8 @@ class ShardStore(Protocol):
         """Encode a shard, by its place in the grid of shards."""
         ...
 
-    def holds(self, shard: ShardPlace, seal: ShardReceipt) -> bool:
-        """Tell whether a shard is there as it was sealed."""
+    def holds(self, shard: ShardPlace, seal: ShardReceipt, *, read: bool = False) -> bool:
+        """Tell whether a shard is there as it was sealed; with `read`, it is read even where its stamp says so."""
         ...
 
     def missing(self, counts: Sequence[int]) -> tuple[int, str]:
@@ -101,9 +101,9 @@ class FileShardStore:
             raise gone(folder) from error
         return Unsealed(self._file(shard), partial, size, crc, self._check)
 
-    def holds(self, shard: ShardPlace, seal: ShardReceipt) -> bool:
+    def holds(self, shard: ShardPlace, seal: ShardReceipt, *, read: bool = False) -> bool:
         """Tell whether a shard is a file as it was sealed."""
-        return holds(self._file(shard), seal)
+        return holds(self._file(shard), seal, read=read)
 
     def missing(self, counts: Sequence[int]) -> tuple[int, str]:
         """Return how many files are not there, and the key of the first: folders are listed, no file is looked at."""

@@ -32,7 +32,7 @@ from isovoxel.output.files import sync_folder
 from isovoxel.output.lock import Attempt
 from isovoxel.output.membership import membership_of
 from isovoxel.output.object_shard_store import ObjectShardStore
-from isovoxel.output.provenance import PROVENANCE
+from isovoxel.output.provenance import PROVENANCE, RECEIPTS
 from isovoxel.output.shard import ShardEncoder, ShardReceipt, default_helpers
 from isovoxel.output.shard_store import FileShardStore, PendingShard, ShardPlace, ShardStore, level_path, sweep_files
 from isovoxel.output.skeleton import Skeleton, create_files, create_objects
@@ -195,11 +195,11 @@ class OmeZarrWriter:
         self._check(box, data)
         return self._shelf.write(self._encoder, self._place(box), data)
 
-    def holds(self, box: Box, seals: Sequence[ShardReceipt]) -> bool:
-        """Tell whether all shards of a box are there with these seals."""
+    def holds(self, box: Box, seals: Sequence[ShardReceipt], *, read: bool = False) -> bool:
+        """Tell whether all shards of a box are there with these seals; with `read`, whatever their time says."""
         shards = list(box.tiles(self._encoder.storage.shard))
         return len(shards) == len(seals) and all(
-            self._shelf.holds(self._place(shard), seal) for shard, seal in zip(shards, seals, strict=True)
+            self._shelf.holds(self._place(shard), seal, read=read) for shard, seal in zip(shards, seals, strict=True)
         )
 
     def sweep(self) -> None:
@@ -282,6 +282,8 @@ def mark_complete(
     filled: Sequence[str] = (),
     omero: Mapping[str, Any] | None = None,
     attempt: Attempt | None = None,
+    *,
+    receipts: bool = False,
 ) -> None:
     """Remove what is half written, and note in an output's attributes that it is complete.
 
@@ -295,6 +297,8 @@ def mark_complete(
         How the image is shown, where it is to be.
     attempt
         The hold of the output's lock that this is done for; None where nobody else can be writing.
+    receipts
+        Whether the ledger keeps the receipts of all shards.
 
     Raises
     ------
@@ -305,6 +309,8 @@ def mark_complete(
     def completed(attributes: dict[str, Any]) -> dict[str, Any]:
         made = attributes[PROVENANCE] | {"complete": True} | ({"filled": list(filled)} if filled else {})
         made.pop(_ATTEMPT, None)
+        if receipts:
+            made[RECEIPTS] = True
         found = attributes | {PROVENANCE: made}
         if omero is None:
             return found

@@ -44,6 +44,14 @@ def verdict_lines(found: Verdict) -> list[Line]:
     if found.unreadable:
         boxes = count(found.unreadable, "box", "boxes")
         damaged = [("damage", f"{boxes} cannot be read, the first because {found.first_unreadable}")]
+    stored = []
+    if found.receipts is not None:
+        said = f"{count(found.receipts, 'shard')} read and compared" if found.receipts else "gone, so none was compared"
+        stored.append(("receipts", said))
+    if found.chunks is not None:
+        stored.append(("chunks", f"{count(found.chunks, 'chunk')} read"))
+    if found.damaged:
+        stored.append(("damage", f"in {count(found.damaged, 'place')}, the first: {found.first_damaged}"))
     return [
         (
             "compared",
@@ -54,6 +62,7 @@ def verdict_lines(found: Verdict) -> list[Line]:
         ("faces", faces),
         ("shards", missing),
         *damaged,
+        *stored,
         *changed,
         ("verdict", f"{'holds' if found.holds else 'does not hold'}: {_reasons(found, wrong)}"),
     ]
@@ -63,7 +72,7 @@ def _reasons(found: Verdict, wrong: str) -> str:
     """Return why a result does not hold; of one that does, what was found of its voxels."""
     reasons = [
         *([f"{count(found.missing_shards, 'shard')} missing"] if found.missing_shards else []),
-        *(["damaged files"] if found.unreadable else []),
+        *(["damaged files"] if found.unreadable or found.damaged else []),
         *([wrong] if found.wrong else []),
         *(["the error jumps across block faces"] if found.face_jump > found.jump_allowed else []),
     ]
