@@ -113,7 +113,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(demo, "blastocyst", lambda: np.zeros((2, 3, 4), np.uint8))
     with monkeypatch.context() as patch:
-        patch.setattr("isovoxel.output.files.sync_folder", full)
+        patch.setattr("isovoxel.object_store.files.sync_folder", full)
         patch.setattr("os.fsync", full)
         with pytest.raises(OutputError, match=r"blastocyst\.tif cannot be written: No space left"):
             demo.write_blastocyst(path)

@@ -17,10 +17,10 @@ from isovoxel.errors import JobError, OutputBusyError
 from isovoxel.execution import job
 from isovoxel.execution.subprocess import run_apart
 from isovoxel.execution.task import Task
-from isovoxel.object_store import clients
+from isovoxel.object_store import clients, zarr_nodes
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.place import Place, place_of
-from isovoxel.output import attributes, ledger, lock
+from isovoxel.output import ledger, lock
 from isovoxel.output.ledger import LOCK, Ledger, ledger_of
 from isovoxel.output.lines import FileLines, ObjectLines
 from isovoxel.output.lock import Attempt
@@ -118,7 +118,7 @@ OBJECTS: dict[str, Stage] = {
 }
 TAKEN_FILES: dict[str, Stage] = FILES | {
     "before begin": lambda patch, gate: watch(patch, ledger, "plan_to_json", gate),
-    "before complete": lambda patch, gate: watch(patch, attributes, "write_whole", gate),
+    "before complete": lambda patch, gate: watch(patch, zarr_nodes, "write_whole", gate),
     "completing": lambda patch, gate: watch(patch, Path, "replace", gate, only=renames_metadata),
 }
 TAKEN_OBJECTS: dict[str, Stage] = OBJECTS | {

@@ -17,8 +17,8 @@ from command_line import Isovoxel, check_refused
 from isovoxel.errors import JobError, OutputBusyError, OutputError
 from isovoxel.execution.events import BlockDone, Event
 from isovoxel.execution.output import OutputState
+from isovoxel.object_store import zarr_nodes
 from isovoxel.object_store.objects import ObjectPlace
-from isovoxel.output import attributes
 from isovoxel.output.ledger import LOCK, ledger_of
 from isovoxel.output.lock import OutputLock
 from isovoxel.output.membership import membership_of
@@ -305,13 +305,13 @@ def test_two_jobs_list_their_labels(image: Path, version: str, monkeypatch: pyte
     assert cells is not None
     assert nuclei is not None
     order: list[str] = []
-    alone = attributes._alone
+    alone = zarr_nodes._alone
 
     def told(folder: Path) -> Any:
         order.append(folder.name)
         return alone(folder)
 
-    monkeypatch.setattr(attributes, "_alone", told)
+    monkeypatch.setattr(zarr_nodes, "_alone", told)
     cells.announce({})
     nuclei.announce({})
     cells.announce({})

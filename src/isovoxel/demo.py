@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from isovoxel.errors import InputError, OutputError, OutputExistsError
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import Float3
-from isovoxel.output.files import why, write_whole
+from isovoxel.object_store.files import why, write_whole
 from isovoxel.output.provenance import read_provenance
 
 SHAPE = (86, 396, 393)

@@ -23,7 +23,7 @@ from typing import Any
 
 from isovoxel.errors import OptionError, OutputError, OutputExistsError
 from isovoxel.keywords import did_you_mean
-from isovoxel.object_store.small_files import read_small
+from isovoxel.object_store.files import read_small
 from isovoxel.terminal import DEBUG
 
 PREFIX = "ISOVOXEL_"

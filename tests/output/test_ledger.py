@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isovoxel.output.files import write_whole
+from isovoxel.object_store.files import write_whole
 from isovoxel.output.ledger import BLOCKS, JOB, Ledger, ledger_of, remove_ledger
 from isovoxel.output.shard import ShardReceipt
 from isovoxel.planning.chunking import Storage, seal_overhead

@@ -19,10 +19,12 @@ from isovoxel.errors import OptionError, OutputError
 from isovoxel.execution.inputs import places_of
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.place import Place
+from isovoxel.object_store.zarr_nodes import TOP
 from isovoxel.output.destination import output_place
 from isovoxel.output.ledger import ledger_for
 from isovoxel.output.membership import LABELS, Membership, membership_of
 from isovoxel.readers.base import Volume
+from isovoxel.readers.n5 import METADATA as N5_ATTRIBUTES
 
 
 @dataclass(frozen=True)
@@ -178,5 +180,4 @@ def _identity(path: Path | None) -> tuple[int, int] | None:
 
 def _is_zarr(place: Place) -> bool:
     """Tell whether an input is a zarr, in which nothing else should lie."""
-    names = ("zarr.json", ".zgroup", ".zarray", "attributes.json")
-    return isinstance(place, Path) and any((place / name).is_file() for name in names)
+    return isinstance(place, Path) and any((place / name).is_file() for name in (*TOP, N5_ATTRIBUTES))

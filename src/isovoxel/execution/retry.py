@@ -15,8 +15,8 @@ from typing import NamedTuple, TypeGuard, TypeVar
 from isovoxel.engines.base import Cancelled
 from isovoxel.errors import CorruptInputError, DeviceFullError
 from isovoxel.execution.events import started
+from isovoxel.object_store.files import has_no_inodes, refusal
 from isovoxel.object_store.retries import is_transient, patience, retry
-from isovoxel.output.files import has_no_inodes, refusal
 from isovoxel.planning.memory import human_bytes
 from isovoxel.planning.model import Block
 from isovoxel.planning.plan import Plan

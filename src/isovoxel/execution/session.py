@@ -46,8 +46,8 @@ from isovoxel.execution.output import Begun, Wanted, held
 from isovoxel.execution.retry import changed, clause, kept
 from isovoxel.execution.task import Task
 from isovoxel.metadata.omero import omero_attribute
+from isovoxel.object_store.files import refusal
 from isovoxel.object_store.retries import patience, retry
-from isovoxel.output.files import refusal
 from isovoxel.output.ledger import NEW, Ledger
 from isovoxel.output.ledger_folder import NOW
 from isovoxel.output.provenance import RECEIPTS, read_provenance

@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from isovoxel.metadata.json_text import parse_json
+from isovoxel.object_store.files import parse_json
 from isovoxel.object_store.place import Place, path_from
-from isovoxel.output.attributes import ATTRIBUTES, GROUP, V2_ARRAY, V2_GROUP, change_json
+from isovoxel.object_store.zarr_nodes import ATTRIBUTES, NODE, V2_ARRAY, V2_GROUP, change_json
 
-COPY = {2: ".zmetadata", 3: GROUP}
+COPY = {2: ".zmetadata", 3: NODE}
 """The file that has it, by the format of zarr."""
 
 Entries = dict[str, Any]
@@ -42,7 +42,7 @@ def replace_member(
     attributes
         The member's, as they will be; None to take out what is said of it.
     check
-        As `isovoxel.output.attributes.change_json` has it.
+        As `isovoxel.object_store.zarr_nodes.change_json` has it.
 
     Raises
     ------
@@ -104,7 +104,7 @@ def _member(group: Place, path: str, zarr_format: int, attributes: dict[str, Any
 def _nodes(group: Place, paths: Sequence[str], zarr_format: int) -> Entries:
     """Return the entries of some members as their files have them."""
     if zarr_format == 3:
-        found = {path: parse_json((group / path / GROUP).read_bytes()) for path in paths}
+        found = {path: parse_json((group / path / NODE).read_bytes()) for path in paths}
         return {
             path: {key: node[key] for key in node if key != "consolidated_metadata"} for path, node in found.items()
         }

@@ -17,20 +17,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from isovoxel.errors import OutputError
-from isovoxel.metadata.json_text import parse_json
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.place import Place
-from isovoxel.output.attributes import ATTRIBUTES, GROUP, V2_ARRAY, V2_GROUP, read_attributes
+from isovoxel.object_store.zarr_nodes import ATTRIBUTES, NODE, V2_ARRAY, V2_GROUP, is_zarr, read_attributes
 from isovoxel.output.membership import LABELS
 from isovoxel.output.provenance import PROVENANCE
 
-TOP = {GROUP: (3,), V2_GROUP: (2,), V2_ARRAY: (2,)}
-"""Files that make a folder, or what lies in a place, a zarr; and the format that each of them must name."""
 MOST_NAMED = 3
 """How many things that are not the image's are named."""
 
 _METADATA = re.compile(
-    rf"(?:{'|'.join(map(re.escape, (GROUP, ATTRIBUTES, V2_GROUP, V2_ARRAY, '.zmetadata')))})(?:(?:\.\w+)?\.partial)?"
+    rf"(?:{'|'.join(map(re.escape, (NODE, ATTRIBUTES, V2_GROUP, V2_ARRAY, '.zmetadata')))})(?:(?:\.\w+)?\.partial)?"
 )
 """Files of metadata, and what is left of one that was half written."""
 _CHUNK = re.compile(
@@ -96,28 +93,6 @@ def check_zarr(target: Path) -> None:
         raise OutputError(f"{target} is a file and no zarr, so --overwrite does not delete it; give another output")
     if not is_zarr(target):
         raise OutputError(f"{target} is a folder but no zarr, so --overwrite does not delete it; give another output")
-
-
-def is_zarr(target: Place) -> bool:
-    """Tell whether a place is a zarr by the metadata at its top.
-
-    Raises
-    ------
-    OSError
-        If a store does not say.
-    """
-    for name, formats in TOP.items():
-        try:
-            metadata = parse_json((target / name).read_bytes())
-        except (FileNotFoundError, ValueError):
-            continue
-        except OSError:
-            if isinstance(target, ObjectPlace):
-                raise
-            continue
-        if isinstance(metadata, dict) and metadata.get("zarr_format") in formats:
-            return True
-    return False
 
 
 def bytes_on_disk(folder: Path) -> int:

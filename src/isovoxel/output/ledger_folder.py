@@ -21,11 +21,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from isovoxel.errors import OutputError
-from isovoxel.metadata.json_text import parse_json
+from isovoxel.object_store.files import parse_json, write_all
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.place import Place
 from isovoxel.object_store.retries import gave_up
-from isovoxel.output.files import write_all
 from isovoxel.planning.serialization import plan_from_json
 
 JOB, BLOCKS, LOCK, MARK = "job.json", "blocks", "lock", "made-by-isovoxel"

@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
+from isovoxel.object_store.files import write_all, write_whole
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.retries import carried, patience
-from isovoxel.output.files import write_all, write_whole
 from isovoxel.output.ledger_folder import open_own
 
 SEGMENT_BYTES = 1 << 18

@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from isovoxel.errors import OutputError
-from isovoxel.metadata.json_text import parse_json
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.place import Place, path_from
-from isovoxel.output.attributes import ATTRIBUTES, GROUP, V2_ARRAY, V2_GROUP, change_json, read_attributes
+from isovoxel.object_store.zarr_nodes import ATTRIBUTES, NODE, change_json, read_attributes, sound_node
 from isovoxel.output.consolidated import replace_member
 from isovoxel.planning.chunking import OME_ZARR
 
@@ -107,7 +106,7 @@ class Membership:
         metadata
             The output's attributes, as they will be.
         check
-            As `isovoxel.output.attributes.change_json` has it.
+            As `isovoxel.object_store.zarr_nodes.change_json` has it.
 
         Raises
         ------
@@ -116,7 +115,7 @@ class Membership:
         """
         if self.image is not None:
             home = self.image / LABELS
-            change_json(home / (GROUP if self.zarr_format == 3 else ATTRIBUTES), self._with_label, check)
+            change_json(home / (NODE if self.zarr_format == 3 else ATTRIBUTES), self._with_label, check)
         replace_member(self.groups, self.output, self.zarr_format, metadata, check)
 
     def forget(self, check: Callable[[], None] = lambda: None) -> None:
@@ -178,7 +177,7 @@ def _found(output: Place) -> Membership | None:
     missing: list[Place] = []
     plain, ended, zarr_format = None, False, 0
     for folder in _parents(real):
-        kind, found = _node(folder)
+        kind, found = sound_node(folder)
         if kind == "array":
             raise OutputError(f"{output} lies inside the zarr array {folder}; give another output")
         if plain is not None and kind == "group" and _is_image(folder):
@@ -207,19 +206,6 @@ def _parents(place: Place) -> Iterator[Place]:
     while place.key:
         place = place.parent
         yield place
-
-
-def _node(folder: Place) -> tuple[str | None, int]:
-    """Return whether a folder is a zarr "group" or "array", and of which format; None where it is neither."""
-    for name, known, zarr_format in ((GROUP, None, 3), (V2_GROUP, "group", 2), (V2_ARRAY, "array", 2)):
-        try:
-            node = parse_json((folder / name).read_bytes())
-        except (FileNotFoundError, NotADirectoryError, PermissionError, ValueError):
-            continue
-        if isinstance(node, dict) and node.get("zarr_format") == zarr_format:
-            kind = known or node.get("node_type")
-            return (kind, zarr_format) if kind in ("group", "array") else (None, 0)
-    return None, 0
 
 
 def _is_there(folder: Place) -> bool:

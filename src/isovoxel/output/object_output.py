@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from isovoxel.errors import AddressError, OutputError, OutputExistsError
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.place import place_of
-from isovoxel.output.image_contents import TOP, check_image, is_zarr
+from isovoxel.object_store.zarr_nodes import TOP, is_zarr
+from isovoxel.output.image_contents import check_image
 from isovoxel.output.ledger_folder import NEW, NOW, REPLACED, check_folder
 from isovoxel.output.object_shard_store import spool_folder
 from isovoxel.output.provenance import is_unfinished

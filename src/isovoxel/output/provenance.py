@@ -8,7 +8,7 @@ from typing import Any
 from isovoxel.errors import InputError, InputUnavailableError
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.place import Place, place_of
-from isovoxel.output.attributes import read_attributes
+from isovoxel.object_store.zarr_nodes import read_attributes
 
 PROVENANCE = "isovoxel"
 """The group's attribute that says what made it, and whether it is complete."""

@@ -24,10 +24,10 @@ from zarr.storage import LocalStore, MemoryStore
 from isovoxel.errors import OutputExistsError
 from isovoxel.geometry.grid import AXES, VoxelGrid
 from isovoxel.metadata.series import SeriesAxis
+from isovoxel.object_store.files import sync_folder
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.place import Place, put
 from isovoxel.output.chunk import BLOSC_LEVELS
-from isovoxel.output.files import sync_folder
 from isovoxel.output.membership import membership_of
 from isovoxel.output.object_output import place_metadata
 from isovoxel.output.shard_store import level_path

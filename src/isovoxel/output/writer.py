@@ -21,14 +21,13 @@ from numpy.typing import NDArray
 from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import VoxelGrid
-from isovoxel.metadata.json_text import parse_json
 from isovoxel.metadata.ome import image_attributes, read_levels
 from isovoxel.metadata.series import SeriesAxis, place_of_volume
+from isovoxel.object_store.files import sync_folder
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.place import Place, place_of
-from isovoxel.output.attributes import GROUP, V2_ARRAY, change_attributes, read_attributes
+from isovoxel.object_store.zarr_nodes import change_attributes, read_array, read_attributes
 from isovoxel.output.fence import end_attempts, make_folders
-from isovoxel.output.files import sync_folder
 from isovoxel.output.lock import Attempt
 from isovoxel.output.membership import membership_of
 from isovoxel.output.object_shard_store import ObjectShardStore
@@ -343,12 +342,8 @@ def missing_shards(path: str | os.PathLike[str] | ObjectPlace) -> int:
 def _missing(output: Place, level: int) -> int:
     """Return how many shards of a level are not there, as its metadata cut it."""
     home = output / level_path(level)
-    try:
-        array, zarr_format = parse_json((home / GROUP).read_bytes()), 3
-        shard: list[int] = array["chunk_grid"]["configuration"]["chunk_shape"]
-    except FileNotFoundError:
-        array, zarr_format = parse_json((home / V2_ARRAY).read_bytes()), 2
-        shard = array["chunks"]
+    array, zarr_format = read_array(home)
+    shard: list[int] = array["chunk_grid"]["configuration"]["chunk_shape"] if zarr_format == 3 else array["chunks"]
     counts = [ceil_div(n, s) for n, s in zip(array["shape"], shard, strict=True)]
     return shelf_of(output, level, zarr_format).missing(counts)[0]
 

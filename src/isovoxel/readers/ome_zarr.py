@@ -21,12 +21,13 @@ from isovoxel.metadata.series import Channel, chosen_channels
 from isovoxel.metadata.units import canonical_unit, convert
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.place import Place
+from isovoxel.object_store.zarr_nodes import ARRAY_FILES, GROUP_FILES, files_of_node, kind_of_node
 from isovoxel.readers.axes import ZYX, Picked
 from isovoxel.readers.base import Files, Volume
 from isovoxel.readers.files import metadata_identity
 from isovoxel.readers.selection import Selection
-from isovoxel.readers.zarr_array import ARRAY_FILES, axis_names, open_path, zarr_voxels
-from isovoxel.readers.zarr_groups import GROUP_FILES, attributes_of, kind_of_folder, refuse_group
+from isovoxel.readers.zarr_array import axis_names, open_path, zarr_voxels
+from isovoxel.readers.zarr_groups import attributes_of, refuse_group
 
 
 def open_ome_zarr(path: Place, name: str, selection: Selection) -> Volume:
@@ -52,7 +53,7 @@ def _open_level(
 ) -> Volume:
     """Open one level of an image, of which this is the first one."""
     home = path / level.path
-    if kind_of_folder(home) != "array":
+    if kind_of_node(home) != "array":
         raise InputError(
             f"{name} is incomplete: its OME-Zarr metadata name the array {level.path!r}, which is not there"
         )
@@ -79,8 +80,7 @@ def _open_level(
         sources["unit"] = "OME-Zarr axes"
     made = attributes.get("isovoxel")
     incomplete = isinstance(made, Mapping) and made.get("complete") is False
-    files = [path / file for file in GROUP_FILES if (path / file).is_file()]
-    files += [home / file for file in (*ARRAY_FILES, ".zattrs") if (home / file).is_file()]
+    files = files_of_node(path, GROUP_FILES) + files_of_node(home, ARRAY_FILES)
     labels = is_label_image(attributes)
     kind = f"OME-Zarr {level.version}{' label image' if labels else ''}{' (incomplete)' if incomplete else ''}"
     return Volume(

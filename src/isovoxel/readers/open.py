@@ -19,6 +19,7 @@ from isovoxel.metadata.units import METERS, checked_unit, convert
 from isovoxel.object_store.address import is_address
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.place import place_of
+from isovoxel.object_store.zarr_nodes import ATTRIBUTES, TOP
 from isovoxel.readers.base import Volume
 from isovoxel.readers.crop import cropped, moved
 from isovoxel.readers.files import unreadable
@@ -224,14 +225,16 @@ def _open_local(at: Location, selection: Selection) -> Volume:
 
 def _unknown(at: Location, faults: Sequence[str]) -> InputError:
     """Return the error for an input of no format that is known, with what is known of it."""
+    from isovoxel.readers.n5 import METADATA as N5_ATTRIBUTES
+
     known = f"isovoxel reads {known_formats()}"
     beside = "".join(f"; {fault}" for fault in faults)
     if at.kind == "folder":
         return InputError(f"{at.name} is a folder but no zarr, and holds no TIFF slices; {known}{beside}")
     if at.inner is not None:
         return no_inner(at)
-    if at.path.name in ("zarr.json", ".zarray", ".zgroup", ".zattrs", "attributes.json"):
-        what = "an N5" if at.path.name == "attributes.json" else "a zarr"
+    if at.path.name in (*TOP, ATTRIBUTES, N5_ATTRIBUTES):
+        what = "an N5" if at.path.name == N5_ATTRIBUTES else "a zarr"
         return InputError(f"{at.name} is a part of {what}; give the folder that it lies in")
     for begins, packer in _PACKERS.items():
         if at.first.startswith(begins):

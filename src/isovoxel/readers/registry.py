@@ -18,6 +18,7 @@ from typing import Literal
 from isovoxel.errors import InputError
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.place import Place
+from isovoxel.object_store.zarr_nodes import kind_of_node
 from isovoxel.readers.base import Volume
 from isovoxel.readers.files import TIFF_MAGIC, needs_extra
 from isovoxel.readers.selection import Selection
@@ -60,9 +61,7 @@ class Location:
     @cached_property
     def zarr_node(self) -> str | None:
         """Whether a folder or an address is a zarr "array" or "group"; None where it is neither."""
-        from isovoxel.readers.zarr_groups import kind_of_folder
-
-        return kind_of_folder(self.place)
+        return kind_of_node(self.place)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from isovoxel.geometry.box import Box, Index3
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.place import Place
 from isovoxel.object_store.retries import is_transient
+from isovoxel.object_store.zarr_nodes import ARRAY_FILES, NODE, V2_ARRAY, files_of_node
 from isovoxel.readers.axes import UNNAMED, Picked, pick
 from isovoxel.readers.base import Files, ReadBox, Volume, check_voxels, room_for
 from isovoxel.readers.files import check_stored, metadata_identity, reason_of, unavailable, unreadable
@@ -53,9 +54,6 @@ FIXED_BYTES = 1 << 18
 
 DECODING_ERRORS = (ValueError, RuntimeError, EOFError, zlib.error, lzma.LZMAError, BadGzipFile, struct.error)
 """What zarr-python's codecs raise of bytes that they cannot decode."""
-
-ARRAY_FILES = {"zarr.json": 3, ".zarray": 2}
-"""The file that makes a folder a zarr array, and the zarr format."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +156,7 @@ def open_path(path: Place, name: str) -> zarr.Array[Any]:
     """
     import zarr
 
-    for file, zarr_format in ARRAY_FILES.items():
+    for file, zarr_format in ((NODE, 3), (V2_ARRAY, 2)):
         if (path / file).is_file():
             try:
                 with warnings.catch_warnings():
@@ -177,7 +175,7 @@ def open_path(path: Place, name: str) -> zarr.Array[Any]:
                 ) from error
             except Exception as error:
                 raise unreadable(name, "a zarr array", error) from error
-    raise InputError(f"{name} holds no zarr array: there is neither zarr.json nor .zarray in {path}")
+    raise InputError(f"{name} holds no zarr array: there is neither {NODE} nor {V2_ARRAY} in {path}")
 
 
 def zarr_voxels(array: zarr.Array[Any], name: str, axes: list[str], selection: Selection) -> ZarrVoxels:
@@ -282,8 +280,8 @@ def open_zarr_array(path: Place, name: str, selection: Selection) -> Volume:
         If zarr cannot read it, or it has other axes than z, y and x, is empty, or has an unsupported dtype.
     """
     array = open_path(path, name)
-    files = [path / file for file in (*ARRAY_FILES, ".zattrs") if (path / file).is_file()]
-    return _volume(array, name, metadata_identity(path, files), selection)
+    identity = metadata_identity(path, files_of_node(path, ARRAY_FILES))
+    return _volume(array, name, identity, selection)
 
 
 def _volume(array: zarr.Array[Any], name: str, identity: dict[str, Any], selection: Selection) -> Volume:

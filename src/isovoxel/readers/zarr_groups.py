@@ -1,4 +1,4 @@
-"""What is a zarr folder, what do its attributes say, and what in it could be opened where it is no image itself?
+"""Groups of zarr that are no image, of which it is said what in them could be opened.
 
 Plates of OME-Zarr images have wells, wells have images; bioformats2raw makes collections, a folder for each image of
 a file. None of them is a volume, so each is answered with the paths of the images in it.
@@ -8,7 +8,6 @@ Source: https://ngff.openmicroscopy.org/0.5/, "plate", "well" and "bioformats2ra
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice, takewhile
 from typing import Any, NoReturn
@@ -16,32 +15,14 @@ from typing import Any, NoReturn
 from isovoxel.errors import InputError
 from isovoxel.metadata.paths import stays_inside
 from isovoxel.object_store.place import Place
+from isovoxel.object_store.zarr_nodes import kind_of_node, read_group
 from isovoxel.readers.files import unreadable
-
-GROUP_FILES = ("zarr.json", ".zgroup", ".zattrs")
-"""The metadata files of a zarr group."""
 
 MOST_NAMED = 8
 """How many members of a group a message lists."""
 
 DEEPEST = 3
 """How many levels below a group its arrays are looked for."""
-
-
-def kind_of_folder(path: Place) -> str | None:
-    """Return whether a folder is a zarr "array" or "group"; None where it is neither."""
-    if (path / "zarr.json").is_file():
-        try:
-            node = json.loads((path / "zarr.json").read_bytes())
-        except ValueError:
-            # Opening it will say what is wrong with it.
-            return "group"
-        return "array" if isinstance(node, dict) and node.get("node_type") == "array" else "group"
-    if (path / ".zarray").is_file():
-        return "array"
-    if (path / ".zgroup").is_file():
-        return "group"
-    return None
 
 
 def attributes_of(path: Place, name: str) -> Mapping[str, Any]:
@@ -53,13 +34,8 @@ def attributes_of(path: Place, name: str) -> Mapping[str, Any]:
         If they are no JSON, or those of something else.
     """
     try:
-        if (path / "zarr.json").is_file():
-            node = json.loads((path / "zarr.json").read_bytes())
-        elif (path / ".zattrs").is_file():
-            node = {"node_type": "group", "attributes": json.loads((path / ".zattrs").read_bytes())}
-        else:
-            node = {"node_type": "group"}
-    except (ValueError, RecursionError) as error:
+        node = read_group(path)
+    except ValueError as error:
         raise unreadable(name, "zarr metadata", error) from error
     if not isinstance(node, dict) or node.get("node_type") != "group":
         raise InputError(f"{name} cannot be read as zarr: its zarr.json is neither an array's nor a group's")
@@ -125,7 +101,7 @@ def _listed(path: Place, members: Sequence[str]) -> str:
 
 def _images_of_well(path: Place, well: str) -> list[str]:
     """Return the paths of a well's images, relative to the plate; none where the well is not there."""
-    if kind_of_folder(path / well) != "group":
+    if kind_of_node(path / well) != "group":
         return []
     home = _home(attributes_of(path / well, str(path / well)))
     return [f"{well}/{image}" for image in _paths(home.get("well"), "images")]
@@ -133,11 +109,11 @@ def _images_of_well(path: Place, well: str) -> list[str]:
 
 def _series(path: Place) -> list[str]:
     """Return the paths of the images in a collection: what its group "OME" lists, else 0, 1, 2 and so on."""
-    if kind_of_folder(path / "OME") == "group":
+    if kind_of_node(path / "OME") == "group":
         series = _home(attributes_of(path / "OME", str(path / "OME"))).get("series")
         if isinstance(series, list):
             return [image for image in series if isinstance(image, str) and stays_inside(image)]
-    return [str(n) for n in takewhile(lambda n: kind_of_folder(path / str(n)) == "group", range(MOST_NAMED + 1))]
+    return [str(n) for n in takewhile(lambda n: kind_of_node(path / str(n)) == "group", range(MOST_NAMED + 1))]
 
 
 def _home(attributes: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -156,7 +132,7 @@ def _paths(node: object, key: str) -> list[str]:
 def _arrays(path: Place, depth: int) -> Iterator[str]:
     """Find the arrays in a group and its subgroups, as paths relative to it."""
     for folder in path.iterdir():
-        kind = kind_of_folder(folder) if folder.is_dir() else None
+        kind = kind_of_node(folder) if folder.is_dir() else None
         if kind == "array":
             yield folder.name
         elif kind == "group" and depth > 1:

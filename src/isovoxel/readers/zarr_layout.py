@@ -23,6 +23,7 @@ from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.object_store.objects import PIECE_BYTES, ObjectPlace
 from isovoxel.object_store.place import Place
+from isovoxel.object_store.zarr_nodes import ARRAY_FILES
 from isovoxel.planning.chunking import CHECKSUM_BYTES, Storage
 from isovoxel.readers.axes import ZYX, Picked
 from isovoxel.readers.base import Files
@@ -40,9 +41,6 @@ COMPRESSORS_V2 = ("blosc", "zstd", "gzip", "zlib", "lz4", "lzma", "bz2")
 
 INDEX_CODECS = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
 """How a shard's index must be encoded."""
-
-METADATA_FILES = ("zarr.json", ".zarray", ".zattrs")
-"""Names of the files that tell of an array."""
 
 INDEX_CACHE_BYTES = 1 << 20
 """Most bytes of shards' indices that are kept."""
@@ -151,7 +149,7 @@ class ZarrFiles:
     def __call__(self, box: Box) -> Iterator[str | ObjectPlace]:
         """Yield them all, of chunks and shards those that hold voxels of a box; not all may be there."""
         folder = self.layout.folder
-        for name in METADATA_FILES:
+        for name in ARRAY_FILES:
             yield folder / name if isinstance(folder, ObjectPlace) else f"{folder}/{name}"
         for volume in product(*(range(length) for _, length in self.picked.lengths)):
             layout = replace(self.layout, others=self.picked.at(volume).others)

@@ -12,7 +12,7 @@ import stat
 from pathlib import Path
 
 from isovoxel.errors import OutputError, OutputExistsError
-from isovoxel.output.files import why, write_whole
+from isovoxel.object_store.files import why, write_whole
 
 MARK = "made by isovoxel"
 """What is found in the first bytes of everything that isovoxel draws."""

@@ -16,7 +16,7 @@ from isovoxel.execution.distributed.worker_info import WorkerOptions, WorkerPool
 from isovoxel.execution.events import Connected, Listener, Waiting
 from isovoxel.execution.job import FLUSHING
 from isovoxel.execution.retry import clause
-from isovoxel.object_store.small_files import read_small
+from isovoxel.object_store.files import read_small
 from isovoxel.planning.limits import DeviceLimits, HostLimits
 
 CONNECT_SECONDS = 10

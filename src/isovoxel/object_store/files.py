@@ -1,15 +1,21 @@
-"""How are small files written so that a dying process or machine leaves them whole?"""
+"""Small files: written so that a dying process or machine leaves them whole, and read where they may be damaged."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import secrets
+import stat
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from isovoxel.object_store.place import Place
+
+LARGEST = 2**20
+"""Bytes that a file may have that an option names."""
 
 
 def write_whole(path: Path, data: bytes | Iterable[bytes], check: Callable[[], None] = lambda: None) -> None:
@@ -104,3 +110,42 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def read_small(path: str | os.PathLike[str]) -> str:
+    """Return the text of a small file that an option names, and of nothing else that may lie at its path.
+
+    Raises
+    ------
+    OSError
+        If there is none, or something that may have no end: a device, a pipe, a file of more than `LARGEST` bytes.
+        Its ``strerror`` is a clause that says why.
+    UnicodeDecodeError
+        If it is no UTF-8.
+    """
+    # Opening a pipe waits for whoever writes to it.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with open(descriptor, "rb") as file:  # noqa: PTH123 - it is open
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(None, "it is a folder", os.fspath(path))
+        if not stat.S_ISREG(mode):
+            raise OSError(None, "it is a device or a pipe, and not a file", os.fspath(path))
+        data = file.read(LARGEST + 1)
+    if len(data) > LARGEST:
+        raise OSError(None, f"it is larger than {LARGEST // 2**20} MiB", os.fspath(path))
+    return data.decode()
+
+
+def parse_json(text: bytes | str) -> Any:
+    """Return what JSON says.
+
+    Raises
+    ------
+    ValueError
+        If it is none, or nested too deeply to be parsed.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("its brackets are nested too deeply") from None
