@@ -1,4 +1,4 @@
-"""What can be tried without a microscope? A synthetic blastocyst: fluorescent nuclei, in thick planes.
+"""Demo: a synthetic blastocyst, fluorescent nuclei in thick planes.
 
 1. Nuclei are ellipsoids: flat ones on a hollow sphere (trophectoderm), round ones in a cluster at one pole
    inside (inner cell mass), two of them dividing. Each is made in a box of its own, with a texture.

@@ -1,4 +1,4 @@
-"""How does a value of a lower room show itself in a notebook, when it must not know the rooms that draw?
+"""Notebook hook: values render as HTML without importing what draws.
 
 It asks whoever was named here. `isovoxel` itself names the views when it is imported, and they are loaded only once a
 notebook shows something; without them a value is shown as the text that it is anyway.

@@ -1,3 +1,3 @@
-"""Which version is this? It stands below everything else, for plans and outputs name the version that made them."""
+"""Version of isovoxel; plans and outputs name the version that made them."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""What does a dask worker load before its first block? ``dask worker ADDRESS --preload isovoxel.worker``.
+"""Preload of a dask worker: ``dask worker ADDRESS --preload isovoxel.worker``.
 
 It takes its device (see `isovoxel.execution.distributed.device_pinning`), says in its log which one, and loads what
 takes time: the engines' libraries. Without the preload the first question of a client does it, and all works the same.

@@ -1,4 +1,4 @@
-"""What is an engine? Something that makes a block's output from its input, on one device, one block at a time."""
+"""Engine interface: scale one block at a time on one device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What does a driver's error mean: no room on the device, or no device any more?
+"""Classify driver errors: out of memory, or device lost.
 
 Drivers tell that memory ran out in many ways, and seldom where it did: NVIDIA's gives memory on first use, so that a
 buffer is made and the command that touches it fails.

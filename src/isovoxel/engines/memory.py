@@ -1,4 +1,4 @@
-"""Which memory do a block's voxels lie in? Host memory that the device reaches, and buffers on the device.
+"""Memory of a block's voxels: host memory that the device reaches, and buffers on the device.
 
 Whatever is allocated is kept for the blocks to come: allocating and first touching memory costs more than a kernel.
 """

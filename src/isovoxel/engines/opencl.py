@@ -1,4 +1,4 @@
-"""How are kernels built, and how are they launched?"""
+"""Build and launch OpenCL kernels."""
 
 from __future__ import annotations
 

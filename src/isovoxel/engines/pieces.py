@@ -1,4 +1,4 @@
-"""What if a block does not fit the device? It is halved along its longest axis, again and again, until pieces fit.
+"""Scale a block in pieces: it is halved along its longest axis until the pieces fit the device.
 
 A plan counts on memory that another program may take while it is carried out, or that a driver told of and does not
 give. Neither reading nor writing knows of pieces: a block keeps its memory on the host, of which a piece uploads a part

@@ -1,4 +1,4 @@
-"""Where does a block wait for the device, and its result for the disk?
+"""Stage blocks: those that wait for the device, and results that wait for the disk.
 
 In host memory that the device reaches by itself, allocated once and used for block after block: pinned pages, which a
 GPU copies at the full rate of its bus, or, on a CPU, memory that kernels work on where it lies::

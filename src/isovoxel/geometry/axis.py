@@ -1,4 +1,4 @@
-"""Which input samples does an interval of output samples need, along one axis?
+"""Support of output samples along one axis: which input samples an interval of them needs.
 
 Sampling is ``source = (output + 0.5) / factor - 0.5`` in float64 from global output indices. A kernel
 reads, for every output sample, the input samples within its support; an interval of output samples therefore reads

@@ -1,4 +1,4 @@
-"""Which voxels are meant? A `Box`: half-open integer intervals along z, y and x, in one of a series of volumes."""
+"""`Box`: half-open integer intervals along z, y and x, in one of a series of volumes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where do the voxels of a volume lie in the world, and where do those of its scaled image?
+"""`VoxelGrid`: where the voxels of a volume lie in the world, and those of its scaled image.
 
 A `VoxelGrid` is shape, voxel size, origin and unit. Scaling is edge-aligned: the outer faces of the volume stay
 where they are (up to the rounding of the shape), so the centre of voxel 0 moves by half the change of voxel size.

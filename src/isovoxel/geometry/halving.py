@@ -1,4 +1,4 @@
-"""How does a block become one of the next level while it is in memory? By means of neighbours, to the bit of `exact`'s.
+"""Halve a block to one of the next level while it is in memory, to the bit as engine `exact` does.
 
 Sums of eight integers of 8 or 16 bits have no rounding, so however they are added, the mean, rounded half to even, is
 that of any other way. Neighbours along x lie in one integer of twice the width, which adds them without a copy.

@@ -1,4 +1,4 @@
-"""Which input samples make an output sample, and with what weights? One axis' resampling table.
+"""Resampling table of one axis: the input samples of each output sample, and their weights.
 
 Scaling is separable: along each axis, output sample o is a weighted sum of K neighbouring input samples::
 

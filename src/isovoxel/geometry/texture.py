@@ -1,4 +1,4 @@
-"""Which input samples does cle read along one axis, and what lies around the volume?
+"""Input samples that engine cle reads along one axis, and what lies around the volume.
 
 cle reads through a texture unit, or truncates a float32 position, and 0 lies around what it is given. So a span holds
 what a position may be rounded to, and where the rim shall repeat it is padded with the rim.

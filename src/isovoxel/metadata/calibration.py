@@ -1,4 +1,4 @@
-"""What is the voxel size, when a file tells of each axis by itself, in units of its own, or not at all?
+"""Voxel size of a file that states each axis by itself, in units of its own, or not at all.
 
 Every reader of metadata states per axis what it found as a `Length`; `calibrate` makes one voxel size of
 the three, or says why there is none. Nothing is filled in: an axis of which the file says nothing

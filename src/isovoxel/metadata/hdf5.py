@@ -1,4 +1,4 @@
-"""What voxel size do the attributes of an HDF5 dataset state?
+"""Voxel size in the attributes of an HDF5 dataset.
 
 HDF5 itself knows none. Fiji, ilastik and Labkit write `element_size_um`, in micrometres; tools of electron microscopy
 write `resolution` or `voxel_size`, often with an `offset`, in `units` if they say so. All are z, y, x, as voxels are.

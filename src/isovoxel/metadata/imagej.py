@@ -1,4 +1,4 @@
-r"""What voxel size does an ImageJ TIFF state?
+r"""Voxel size of an ImageJ TIFF.
 
 ImageJ keeps it in two places. The image description, lines of ``key=value``, has `spacing` for z and the
 `unit` of all axes (`yunit` and `zunit` where they differ); the TIFF's resolution tags have pixels per

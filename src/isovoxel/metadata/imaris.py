@@ -1,4 +1,4 @@
-"""Where in the world does an Imaris image lie? Its extent along x, y and z is in attributes made of single letters.
+"""Position of an Imaris image: its extents along x, y and z, in attributes made of single letters.
 
 Source: the Imaris 5.5 file format's description (Bitplane): `ExtMin0` to `ExtMax2` are the outer faces of the first and
 the last voxel, x first, in `Unit`; `ImageSizeX` to `ImageSizeZ` of a channel say how much of its padded array is image.

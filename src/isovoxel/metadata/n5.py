@@ -1,4 +1,4 @@
-"""What voxel size do the attributes of an N5 dataset, or of the group around it, state?
+"""Voxel size in the attributes of an N5 dataset, or of the group around it.
 
 N5 itself knows none; its writers each have their own way, and most count x first, as N5 does:
 

@@ -1,4 +1,4 @@
-"""What voxel size and which place does a NIfTI header state? Its fields count x, y, z, and lengths are float32.
+"""Voxel size and position in a NIfTI header, whose fields count x, y, z and whose lengths are float32.
 
 Its affine says where x, y and z point. What is carried over is the position of voxel 0 where they point along the axes
 of the world, each in its direction; turned or flipped axes are not, for the output has none.

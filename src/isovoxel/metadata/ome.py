@@ -1,4 +1,4 @@
-"""Where does OME-Zarr metadata say that voxels lie, and how is it said of a new image? Attributes in and out.
+"""Position of voxels in OME-Zarr metadata: attributes read, and attributes made of a new image.
 
 Reading: every level ("dataset") has one scale and at most one translation after it, and the image as a whole
 may have a scale and a translation of its own, applied after the level's: ``world = S * (s * index + t) + T``.

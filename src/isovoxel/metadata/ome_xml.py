@@ -1,4 +1,4 @@
-"""What does the OME-XML of an OME-TIFF say of the shape, the voxel size and the channels of each of its images?
+"""Shape, voxel size and channels of each image of an OME-TIFF, from its OME-XML.
 
 Only the attributes of every image's Pixels and Channels are read. What could do harm to whoever reads the rest is
 refused: a document type definition, before anything in it is expanded, for entities can fill the memory or read other

@@ -1,4 +1,4 @@
-"""How does OME-Zarr say how an image is shown? The attribute "omero": name, colour and window of each channel.
+"""The attribute "omero" of OME-Zarr: name, colour and window of each channel.
 
 Source: https://ngff.openmicroscopy.org/0.5/, "omero".
 """

@@ -1,4 +1,4 @@
-"""Does a path that a file's metadata name stay in the folder that they speak of?
+"""Check that a path which a file's metadata name stays in the folder that they speak of.
 
 Metadata come from others, and must not make isovoxel read what the user did not name. Links in the folder are
 followed wherever they lead: making them is the user's own doing.

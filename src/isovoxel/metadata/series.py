@@ -1,4 +1,4 @@
-"""In what do the volumes of one image differ, beside z, y and x, and what do its metadata say of that?
+"""`Series`: the volumes of one image beside z, y and x, and what its metadata say of them.
 
 An image of several time points and channels is a series of volumes that all lie alike. They are counted with the last
 axis fastest, time before channels, whatever the order of the file.

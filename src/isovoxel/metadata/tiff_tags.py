@@ -1,4 +1,4 @@
-"""What voxel size does a TIFF state that is neither ImageJ's nor OME's?
+"""Voxel size of a TIFF that is neither ImageJ's nor OME's.
 
 Its resolution tags have pixels per inch or centimetre for x and y, and nothing for z. Only the JSON
 description that tifffile writes may add a `spacing` for z, and a `unit` for it and for resolution tags

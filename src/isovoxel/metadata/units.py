@@ -1,4 +1,4 @@
-r"""Which length, or which time, does a unit's text mean, and how many of one unit is a length in another?
+r"""Units of length and time: their texts, and factors between them.
 
 Units are spelled as OME-Zarr and UDUNITS spell them ("micrometer"); everything that microscopes write for the
 same length ("um", "µm", "micron", "\u00B5m") is read as that name.

@@ -1,1 +1,1 @@
-"""Where do inputs and outputs lie? On a disk or in an object store, asked in the same words."""
+"""Places of inputs and outputs: on a disk or in an object store, with one interface."""

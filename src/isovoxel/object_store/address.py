@@ -1,4 +1,4 @@
-"""Which addresses are understood, and what of them may be told to anybody?
+"""Addresses that are understood, and how they are shown without secrets.
 
 An address names a scheme, a bucket or host, and a path: "s3://bucket/volumes/a.zarr". Whatever stands in it ends up in
 plans, logs and the attributes of outputs. So credentials have no place there: an address that carries a password or a

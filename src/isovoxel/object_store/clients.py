@@ -1,4 +1,4 @@
-"""How is an object store reached, and with whose credentials?
+"""Clients of object stores, and the credentials that they use.
 
 By obstore, configured as its users know it from elsewhere: the environment (``AWS_ENDPOINT_URL``, ``AWS_REGION``,
 ``AWS_ACCESS_KEY_ID`` and so on, ``GOOGLE_...``, ``AZURE_...``), and for S3 also what the AWS command line uses:

@@ -1,4 +1,4 @@
-"""What is said of an object store that fails? What Python says of a disk: an `OSError` with the system's number.
+"""Turn failures of an object store into what Python raises for a disk: `OSError` with the system's number.
 
 So whoever reads or writes need not ask where: what may pass is told from what stays by the same numbers. The
 libraries' own messages are not passed on, for they hold what a server sent, keys and signatures among it.

@@ -1,4 +1,4 @@
-"""What can be done with an object, or with all objects whose keys begin alike, in a store that is reached by address?
+"""`ObjectPlace`: an object, or all objects whose keys begin alike, in a store reached by address.
 
 An `ObjectPlace` has those of `pathlib.Path`'s methods that reading metadata takes, so that whoever reads a zarr need
 not know where it lies; and what an output takes beside them. An object is there whole or not at all, and never changed

@@ -1,4 +1,4 @@
-"""What is meant by a text that a user gives: a local path, or a place in an object store?
+"""Parse a text that a user gives: a local path, or a place in an object store.
 
 Both kinds of places read alike (`name`, ``/``, `is_file`, `read_bytes`, `iterdir`, `resolve`). What writing takes
 differs too much for that: files are flushed and renamed, objects are put.

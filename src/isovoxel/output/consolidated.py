@@ -1,4 +1,4 @@
-"""What does a zarr say of its members in one piece? "Consolidated" metadata, which readers trust in place of looking.
+"""Consolidated metadata: what a zarr says of all its members, which readers trust in place of looking.
 
 zarr v3 has them in the `zarr.json` of a group, v2 in a file `.zmetadata` beside it: the metadata of each member by its
 path. They are a copy, which knows nothing of a new member, and keeps what it says of an old one. So the parts of it

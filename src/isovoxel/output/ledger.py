@@ -1,4 +1,4 @@
-"""What of a job is done? A folder beside the output, `OUT.zarr.isovoxel`, knows while the job is not complete.
+"""Ledger of finished blocks: the folder `OUT.zarr.isovoxel`, until the job completes.
 
 Of an output that is a member of a zarr, it lies beside that one.
 

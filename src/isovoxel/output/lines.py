@@ -1,4 +1,4 @@
-"""How are a ledger's lines kept? Appended to a file, or in a store, which appends nothing, as objects of many lines.
+"""Lines of a ledger: appended to a file, or, in a store without appending, objects of many lines.
 
 In a store a line is not there when it has been added, but when the object has been put that it goes into:
 

@@ -1,4 +1,4 @@
-"""Who writes this output? One process at a time, and whoever comes second is told who was first.
+"""Output lock: one writer at a time; a second gets an error naming the holder.
 
 1. The system's own lock on a file (flock) ends with the process that holds it, however that ends. It decides between
    processes of one host, and of several where the file system passes locks on.

@@ -1,4 +1,4 @@
-"""Of which zarr is an output a member, and what must that know of it? A zarr group may hold the output among others.
+"""Output as a member of a zarr that holds others, and what that zarr must list of it.
 
 1. The nearest folder above the output that is there decides. If it is a zarr group, the output becomes a member of it,
    and groups between them that are not there are made with it; in the same format of zarr, or readers would not find

@@ -1,4 +1,4 @@
-"""Who writes this output in an object store? One process at a time, by an object that only one can make.
+"""Output lock in an object store: an object that only one process can create.
 
 1. The lock is put on the condition that there is none (If-None-Match). It names its holder: host, process, since when.
 2. The holder puts it again each few seconds, on the condition that it is still its own (If-Match), as a sign of life.

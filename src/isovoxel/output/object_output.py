@@ -1,4 +1,4 @@
-"""How does an output in an object store come to be there whole or not at all, and how does an old one go?
+"""Create and replace an output in an object store, whole or not at all.
 
 A store renames nothing, so an old output cannot be kept until the new one is complete, and goes first: where it is
 complete, only if the user says so. What makes a zarr of objects is the metadata at its top: they are written last and

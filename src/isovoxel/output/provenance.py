@@ -1,4 +1,4 @@
-"""What does an output say of what made it? One of its group's attributes, read without loading zarr."""
+"""Provenance of an output: an attribute of its group, read without loading zarr."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What of an output is there before its first voxel? Its group and arrays, made by zarr-python, whole or not at all.
+"""Create an output's group and arrays by zarr-python, whole or not at all, before its first voxel.
 
 On a disk they are made elsewhere and moved to their place. Groups above the output that are not there, since it is a
 member of a zarr, are made and moved with it. In an object store, which moves nothing, these groups come first, the

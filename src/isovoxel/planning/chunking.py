@@ -1,4 +1,4 @@
-"""How is the output cut into files? In shards (one file each) of chunks (what a reader decodes in one go).
+"""Storage of the output: shards (one file each) of chunks (what a reader decodes at once).
 
 A shard is the unit of work as well: one task owns whole shards, so a shard must fit the memory, and there
 must be enough of them to keep every worker busy; but files should be few. Small ones cost a file system more

@@ -1,4 +1,4 @@
-"""By which plan does a job go on? With the blocks that it was begun with, within the limits of today."""
+"""Plan of a job that resumes: the blocks that it was begun with, within the limits of today."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much may a job use? The limits of a device and of a host, as numbers that somebody else measured."""
+"""Limits of a device and of a host, as numbers that somebody else measured."""
 
 from __future__ import annotations
 

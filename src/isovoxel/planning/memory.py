@@ -1,4 +1,4 @@
-"""How many bytes does one block take, on the device and on the host, every copy counted?
+"""Projected bytes of one block, on the device and on the host, every copy counted.
 
 The sums are plain so that they can be checked against what is really allocated. Voxels travel in the source's dtype.
 On the host, for each block in flight::

@@ -1,4 +1,4 @@
-"""Of what is a plan made? Of what it knows of its input, and of blocks, each of which is computed from its index."""
+"""Parts of a plan: what it knows of its input, and blocks, each computed from its index."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""At which zoom does `cle.scale` in one piece stop, and on which limit?
+"""The zoom at which `cle.scale` in one piece stops, and the limit that stops it.
 
 Scaling in one piece needs the input as a buffer and (linear) an image, and the output as a buffer, all at once. Each
 limit of the device is crossed at some zoom; the smallest of those is where the program crashes. Whatever grows

@@ -1,4 +1,4 @@
-"""Which blocks? Those that fit, and of those the ones that finish first.
+"""Choose the blocks of a plan: of those that fit, the ones that finish first.
 
 They are large, so that little is read twice, and not so few that some threads have nothing left to do.
 

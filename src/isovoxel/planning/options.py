@@ -1,4 +1,4 @@
-"""What can be chosen? The names that options take, and which engine has what."""
+"""Names that options take, and which engine has what."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What exactly will happen? Which output box every block writes, which input box it reads for it, in how many bytes.
+"""`Plan`: which output box every block writes, which input box it reads, and how many bytes that takes.
 
 A `Plan` is a frozen value made of numbers and names: it can be printed, compared, stored as JSON and sent to a worker.
 Blocks are computed on demand from their index, so a plan of a petabyte is as small as that of a thumbnail.

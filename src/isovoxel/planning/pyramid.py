@@ -1,4 +1,4 @@
-"""Which further levels has an output, and how is each made of the one before?
+"""Further levels of an output, and how each is made of the one before.
 
 1. Level k lies where the input would lie if it were scaled by 1 / 2^k of the factor: its shape is rounded once, half to
    even, so that its extent is the input's to within half a voxel of its own. Rounding at each level, as others do, down
