@@ -285,7 +285,7 @@ CASES: dict[str, Case] = {
     "a shard of broken chunks": Case(
         bad.good, "a shard must be a whole number of chunks", "--chunk 3,4,4 --shard 8,8,8"
     ),
-    "codec unknown": Case(bad.good, "there is no codec", "--codec gif"),
+    "codec unknown": Case(bad.good, "codec must be one of", "--codec gif"),
     "two ways of scaling": Case(bad.good, "give only one of them", "--zoom 2 --factor 1,1,1"),
     "labels of fractions": Case(bad.npy(np.zeros((6, 20, 24), "f4")), "labels are integers", "--labels --factor 1,1,1"),
     "labels mixed": Case(bad.good, "labels must not be mixed", "--labels --interpolation linear"),

@@ -492,7 +492,7 @@ BAD_OPTIONS = [
     ("--halo saint", "halo must be one of auto, map_overlap, direct"),
     ("--device quantum", "no OpenCL device is called 'quantum'; known devices: 0 = '"),
     ("--device 99", "no OpenCL device is called '99'"),
-    ("--codec gif", "there is no codec 'gif'; choose one of lz4, zstd, none"),
+    ("--codec gif", "codec must be one of lz4, zstd, none, not 'gif'"),
     ("--chunk 0,1,1", "at least one voxel"),
     ("--chunk 1,1", "is not three numbers z,y,x"),
     ("--chunk 1.5,1,1", "is not three numbers z,y,x"),

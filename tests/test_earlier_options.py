@@ -21,7 +21,8 @@ from isovoxel import earlier_options
 from isovoxel.engines import devices
 from isovoxel.errors import JobError, OutputExistsError
 from isovoxel.execution.events import BlockDone, Event
-from isovoxel.options import ScalingOptions
+from isovoxel.keywords import ScalingOptions
+from isovoxel.options import Options
 from isovoxel.output.provenance import read_provenance
 
 SMALL: dict[str, Any] = {"chunk": (8, 8, 8), "shard": (8, 8, 8), "threads": 1, "device_memory": "20kB"}
@@ -197,7 +198,7 @@ def test_a_device_that_is_not_given_is_that_of_the_bits(
     device = devices.find_device()
     others = [replace(device, name="another", index=0), replace(device, index=1)]
     monkeypatch.setattr(devices, "list_devices", lambda: others)
-    assert earlier_options.as_begun(out, {}, overwrite=False)["device"] == "1"
-    assert earlier_options.as_begun(out, {"device": "0"}, overwrite=False)["device"] == "0"
-    assert "device" not in earlier_options.as_begun(out, {}, overwrite=False, here=False)
-    assert "device" not in earlier_options.as_begun(out, {}, overwrite=True)
+    assert earlier_options.as_begun(out, Options()).device == "1"
+    assert earlier_options.as_begun(out, Options(device="0")).device == "0"
+    assert earlier_options.as_begun(out, Options(), here=False).device is None
+    assert earlier_options.as_begun(out, Options(overwrite=True)).device is None

@@ -18,8 +18,9 @@ from isovoxel.engines.devices import find_device
 from isovoxel.errors import DeviceError, JobError, OptionError, OutputExistsError
 from isovoxel.execution.events import BlockDone, Event
 from isovoxel.geometry.box import Box
-from isovoxel.options import EngineChoice, Limits, Sampling, ThisProcess, choose_engine, plan_volume
+from isovoxel.options import Options
 from isovoxel.output.provenance import read_provenance
+from isovoxel.planner import EngineChoice, Limits, Sampling, ThisProcess, choose_engine, plan_volume
 from isovoxel.reporting.notes import hints
 
 VOXELS = np.random.default_rng(3).integers(0, 65536, (12, 20, 18)).astype("uint16")
@@ -83,10 +84,13 @@ class Gpu(ThisProcess):
 def test_steps_of_a_gpu_are_told(dtype: str, told: bool) -> None:
     """Where they are coarser than the data, and interpolation is linear."""
     volume = package.open_volume(VOXELS.astype(dtype), voxel_size=(2, 1, 1))
-    for given, steps in (({}, told), ({"engine": "exact"}, False), ({"interpolation": "nearest"}, False)):
-        options: Any = given
+    for options, steps in (
+        (Options(), told),
+        (Options(engine="exact"), False),
+        (Options(interpolation="nearest"), False),
+    ):
         plan = plan_volume(volume, options, Gpu(options))
-        assert plan.engine == options.get("engine", "cle")
+        assert plan.engine == (options.engine or "cle")
         assert any("256 steps" in line and "--engine exact" in line for line in hints(plan)) == steps
 
 
@@ -189,7 +193,7 @@ def test_a_wrong_choice_is_refused(isovoxel: Isovoxel, tmp_path: Path, monkeypat
         said = isovoxel("scale", tmp_path / "in.npy", tmp_path / "out.zarr", "--factor", "2,1,1", "--engine", "cle")
         check_refused(said, "ISOVOXEL_CLE must be prototype or pyclesperanto, not 'clij'")
         with pytest.raises(OptionError):
-            plan_volume(package.open_volume(VOXELS, voxel_size=(2, 1, 1)), {}, Gpu({}))
+            plan_volume(package.open_volume(VOXELS, voxel_size=(2, 1, 1)), Options(), Gpu(Options()))
     finally:
         for remembered in (generations.clesperanto, generations._tried):
             remembered.cache_clear()

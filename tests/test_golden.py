@@ -114,7 +114,8 @@ def words_of(name: str, at: str) -> list[str]:
 @pytest.fixture
 def _other_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every default be another one than in 0.1."""
-    monkeypatch.setattr(options, "DEFAULTS", {"boundary": "constant", "codec": "zstd", "ome_zarr": "0.4"})
+    for name, value in {"boundary": "constant", "codec": "zstd", "ome_zarr": "0.4"}.items():
+        monkeypatch.setitem(options.NEW, name, value)
     monkeypatch.setattr(api_module, "CONVERTING", {"interpolation": "linear", "engine": "cle"})
     monkeypatch.setattr(pyramid, "LARGEST_SIDE", 10)
     monkeypatch.setattr(chunking, "CHUNK", 32)

@@ -258,7 +258,7 @@ def test_on_the_command_line(isovoxel: Isovoxel, source: Path, tmp_path: Path) -
     np.testing.assert_array_equal(voxels(tmp_path / "same.zarr"), VOXELS)
     words = ("scale", source, tmp_path / "no.zarr", *size, "--ome-zarr")
     check_refused(isovoxel(*words, "0.4", "--shard", "16,16,16"), "OME-Zarr 0.4 has no shards")
-    check_refused(isovoxel(*words, "0.3"), "OME-Zarr of version '0.3' is not written; choose one of 0.4, 0.5")
+    check_refused(isovoxel(*words, "0.3"), "ome_zarr must be one of 0.4, 0.5, not '0.3'")
     assert not (tmp_path / "no.zarr").exists()
 
 

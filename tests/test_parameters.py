@@ -1,66 +1,49 @@
-"""The command line has every option of Python's, says the same of it, and hands on what it was given."""
+"""Every field of `Options` is a keyword, an option of the command line, a variable and a key of a job file."""
 
 from __future__ import annotations
 
-import inspect
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
 
-from command_line import Isovoxel
+from command_line import Isovoxel, check_refused
 from isovoxel import api, cli
-from isovoxel.options import CONVERTING, Opening, ScalingOptions, converting
-from isovoxel.parameters import RUNNING, opening_options, running_options, scaling_options
+from isovoxel.errors import OptionError
+from isovoxel.job_file import _toml
+from isovoxel.keywords import Opening, ScalingOptions
+from isovoxel.options import CONVERTING, HOW_FAR, SURFACES, Options
 
-INPUT = {"input_voxel_size", "unit", "level", "channel", "time", "axes", "crop"}
-
-
-def taken_by(command: Any) -> set[str]:
-    """Return the names of a command's parameters."""
-    return set(inspect.signature(command).parameters)
-
-
-def test_every_option_of_a_job_is_one_of_its_commands() -> None:
-    """Of scale and plan all of them; of convert those that it does not refuse, less the halo, for it needs none."""
-    scaling = set(ScalingOptions.__annotations__)
-    assert scaling | set(RUNNING) <= taken_by(cli.scale)
-    assert scaling | {"workers", "scheduler"} <= taken_by(cli.plan)
-    kept = {*converting({}), *CONVERTING}
-    for name in scaling:
-        refused = name in kept | {"zoom", "voxel_size", "antialias", "boundary", "halo"}
-        assert (name in taken_by(cli.convert)) is not refused
-    assert set(RUNNING) - taken_by(cli.convert) == {"isolate", "with_labels", "labels_by"}
-
-
-def test_whatever_opens_an_input_opens_any_part_of_it() -> None:
-    """As `open_volume` does, by the same names but for the voxel size, which would be the output's."""
-    assert {"input_voxel_size" if name == "voxel_size" else name for name in Opening.__annotations__} == INPUT
-    assert {"source", *Opening.__annotations__} == taken_by(api.open_volume)
-    for command in (cli.info, cli.plan, cli.scale, cli.convert, cli.limits, cli.show):
-        assert taken_by(command) >= INPUT
-
-
-def test_what_is_given_is_sorted() -> None:
-    """Each to what it is for, and nothing to two."""
-    given = {name: object() for name in (*taken_by(cli.scale), "something else")}
-    opening = opening_options(given)
-    assert opening.pop("voxel_size") is given["input_voxel_size"]
-    assert opening == {name: given[name] for name in INPUT - {"input_voxel_size"}}
-    assert scaling_options(given) == {name: given[name] for name in ScalingOptions.__annotations__}
-    assert running_options(given) == {name: given[name] for name in RUNNING}
-    assert running_options({"overwrite": True, "time": 3}) == {"overwrite": True}
-
+FIELDS = {field.name: field for field in dataclasses.fields(Options)}
+TYPES = get_type_hints(Options)
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "plan": api.plan,
+    "scale": api.scale,
+    "convert": api.convert,
+    "limits": api.limits,
+    "verify": api.verify,
+    "devices": api.workers,
+}
+"""Public functions, by the commands that call them and have their options."""
+PYTHON_ONLY = {"source", "output", "client", "listeners", "against", "samples", "seed", "every_chunk", "return"}
 
 WORDS: dict[str, tuple[str, Any]] = {
+    "zoom": ("2", 2.0),
+    "voxel_size": ("0.5", 0.5),
     "factor": ("2,1,1", (2.0, 1.0, 1.0)),
     "input_voxel_size": ("3,1,1", (3.0, 1.0, 1.0)),
     "unit": ("nm", "nm"),
+    "level": ("0", 0),
+    "channel": ("0", 0),
+    "time": ("0", 0),
     "axes": ("zyx", "zyx"),
     "crop": ("1:,:,:", "1:,:,:"),
-    "labels": ("", True),
     "interpolation": ("mode", "mode"),
+    "antialias": ("", True),
+    "labels": ("", True),
     "engine": ("exact", "exact"),
     "boundary": ("constant", "constant"),
     "device": ("0", "0"),
@@ -72,32 +55,162 @@ WORDS: dict[str, tuple[str, Any]] = {
     "shard": ("16,8,8", (16, 8, 8)),
     "codec": ("zstd", "zstd"),
     "ome_zarr": ("0.5", "0.5"),
-    "labels_by": ("auto", "auto"),
-    "levels": ("1", "1"),
     "keep_receipts": ("", True),
+    "levels": ("1", "1"),
+    "workers": ("cpu:1", "cpu:1"),
+    "scheduler": ("tcp://nowhere:8786", "tcp://nowhere:8786"),
     "overwrite": ("", True),
     "on_corrupt": ("fill", "fill"),
     "isolate": ("", True),
+    "with_labels": ("nuclei.npy", "nuclei.npy"),
+    "labels_by": ("mode", "mode"),
 }
+"""Of each field words of the command line, and what they are in Python."""
+OTHERS_OWN = {("limits", "interpolation"), ("limits", "device"), ("demo", "device"), ("show", "labels")}
+"""Commands that have an option of a field's name with a meaning of its own."""
+
+
+def keywords(function: Callable[..., Any]) -> dict[str, Any]:
+    """Return the types of a function's keywords, those that its ``**options`` takes among them."""
+    results = dict.fromkeys(("Verdict", "WorkerInfo"), object)  # which are there for type checkers only
+    hints = get_type_hints(function, vars(api) | results)
+    if hints.pop("options", None) is not None:
+        hints |= get_type_hints(ScalingOptions)
+    return {name: hint for name, hint in hints.items() if name not in PYTHON_ONLY}
+
+
+def in_job_file(name: str) -> str:
+    """Return a job file that says of a field what `WORDS` says."""
+    word, value = WORDS[name]
+    return f"{name} = {_toml(value if not word or isinstance(value, tuple) else word)}"
+
+
+@pytest.mark.parametrize("command", FUNCTIONS)
+def test_keywords_of_a_function_are_fields(command: str) -> None:
+    """By name and by type: those that its command has."""
+    found = keywords(FUNCTIONS[command])
+    named = {name for name, surface in SURFACES.items() if command in surface.commands}
+    own = {name for which, name in OTHERS_OWN if which == command}
+    if command == "convert":  # which refuses the others
+        named |= ScalingOptions.__annotations__.keys()
+    assert found.keys() == named | own
+    assert {name: found[name] for name in named} == {name: TYPES[name] for name in named}
+
+
+def test_an_input_is_opened_by_fields() -> None:
+    """Wherever one is opened; the voxel size would be the output's, so its field has another name."""
+    names = [name for name, surface in SURFACES.items() if "info" in surface.commands]
+    opening = {"voxel_size" if name == "input_voxel_size" else name: TYPES[name] for name in names}
+    assert keywords(api.open_volume) == get_type_hints(Opening) == opening
+    assert Options().opening == dict.fromkeys(opening)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_field_is_an_option_of_its_commands(name: str) -> None:
+    """And of no other, with its spelling, default, help and variable."""
+    surface = SURFACES[name]
+    having = set()
+    for command, each in cli.command().commands.items():
+        option = next((one for one in each.params if one.name == name and one.param_type_name == "option"), None)
+        if option is None or (command, name) in OTHERS_OWN:
+            continue
+        having.add(command)
+        assert option.opts == [f"--{name.replace('_', '-')}"]
+        assert (option.default, option.help) == (FIELDS[name].default, surface.help)
+        assert option.envvar == (f"ISOVOXEL_{name.upper()}" if surface.kept and surface.variable else None)
+    assert having == set(surface.commands)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_field_is_said_anywhere(
+    name: str, isovoxel: Isovoxel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """On the command line, in the environment and in a job file, each with the same meaning in Python."""
+    surface, (word, value) = SURFACES[name], WORDS[name]
+    command = "scale" if "scale" in surface.commands else surface.commands[0]
+    told: list[dict[str, Any]] = []
+
+    def scale(*_: Any, **options: Any) -> None:
+        told.append(options)
+        raise OptionError("enough")
+
+    monkeypatch.setattr(api, command, scale)
+    monkeypatch.chdir(tmp_path)
+    words = [command, "in.npy", "out.zarr"]
+    if name == "labels_by":
+        words += ["--with-labels", "nuclei.npy"]
+    check_refused(isovoxel(*words, f"--{name.replace('_', '-')}", *([word] if word else [])), "enough")
+    Path("job.toml").write_text(in_job_file(name))
+    check_refused(isovoxel(*words, "--config", "job.toml"), "enough" if surface.kept else "for the command line only")
+    if surface.kept and surface.variable:
+        with monkeypatch.context() as patch:
+            patch.setenv(f"ISOVOXEL_{name.upper()}", word or "1")
+            check_refused(isovoxel(*words), "enough")
+    assert len(told) == 1 + surface.kept + (surface.kept and surface.variable)
+    for options in told:
+        assert options[name] == value
+        others = options.keys() - {name, "listeners", "with_labels"}
+        assert {other: options[other] for other in others} == {other: FIELDS[other].default for other in others}
+
+
+ALONE = {
+    "zoom",
+    "voxel_size",
+    "level",
+    "channel",
+    "time",
+    "antialias",
+    "workers",
+    "scheduler",
+    "with_labels",
+    "labels_by",
+}
+"""Fields that do not go with the others here."""
 
 
 @pytest.mark.parametrize("command", ["plan", "scale", "convert"])
-def test_words_of_a_command_reach_python(
-    command: str, isovoxel: Isovoxel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """As the keywords of the function that does it, which have no others."""
+def test_a_command_takes_all_that_go_together(command: str, isovoxel: Isovoxel, tmp_path: Path) -> None:
+    """And does what they say."""
     np.save(tmp_path / "in.npy", np.ones((4, 8, 8), np.uint8))
-    known = {name: value for name, value in WORDS.items() if name in taken_by(getattr(cli, command))}
-    words = [word for name, (text, _) in known.items() for word in (f"--{name.replace('_', '-')}", text) if word]
-    told: dict[str, Any] = {}
-    do = getattr(api, command)
+    known = [name for name, surface in SURFACES.items() if command in surface.commands and name not in ALONE]
+    words = [part for name in known for part in (f"--{name.replace('_', '-')}", WORDS[name][0]) if part]
+    assert isovoxel(command, tmp_path / "in.npy", tmp_path / "out.zarr", *words, "--json").code == 0
 
-    def listen(*where: Any, **options: Any) -> Any:
-        told.update(options)
-        return do(*where, **options)
 
-    monkeypatch.setattr(api, command, listen)
-    output = [] if command == "plan" else [tmp_path / "out.zarr"]
-    assert isovoxel(command, tmp_path / "in.npy", *output, *words, "--json").code == 0
-    assert {name: told[name] for name in known} == {name: value for name, (_, value) in known.items()}
-    assert all(told[name] in (None, False) for name in told.keys() - known.keys() - {"listeners"})
+def test_what_makes_no_sense_is_refused_at_once() -> None:
+    """By the options themselves, whichever way they came."""
+    bad: dict[str, Any]
+    for bad, says in REFUSED:
+        with pytest.raises(OptionError, match=says):
+            Options(**bad)
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    *(
+        ({name: "odd"}, f"{name} must be one of {', '.join(s.choices)}, not 'odd'")
+        for name, s in SURFACES.items()
+        if s.choices
+    ),
+    ({"overwrite": "later"}, "overwrite must be True, False or 'now', not 'later'"),
+    ({"zoom": 2, "factor": (1, 1, 1)}, "zoom and factor each say how far to scale"),
+    ({"factor": (1, 1)}, "a factor is three numbers"),
+    ({"threads": 0}, "threads must be at least 1, not 0"),
+    ({"levels": -1}, "levels must be auto or a number from 0 on"),
+    ({"memory": "8 potatoes"}, "memory must be a size"),
+    ({"device_memory": "8"}, "device memory needs a unit"),
+    ({"channel": -1}, "channel must be a whole number from 0 on"),
+    ({"crop": "1:2"}, "a crop is z0:z1"),
+    ({"labels_by": "mode"}, "give them with --with-labels"),
+]
+
+
+def test_options_are_completed_by_others() -> None:
+    """Those that are given stay, None is not given; a conversion takes none that scale."""
+    options = Options(codec="zstd", overwrite=True)
+    assert options.given == {"codec": "zstd"}
+    assert options.filled({"codec": "none", "levels": 2}) == Options(codec="zstd", overwrite=True, levels=2)
+    assert (options.or_new("codec"), options.or_new("boundary")) == ("zstd", "nearest")
+    assert options.converting().factor == (1, 1, 1)
+    for name in (*HOW_FAR, *CONVERTING, "antialias", "boundary"):
+        with pytest.raises(OptionError, match="are for scaling"):
+            Options(**{name: WORDS[name][1]}).converting()

@@ -161,7 +161,7 @@ def test_what_cannot_be_is_told_before_anything_is_written(files: Path, isovoxel
         (("--with-labels", "small.tif"), "labels must lie on the voxels of the image"),
         (("--with-labels", "floats.tif"), "labels are integers"),
         (("--with-labels", "gone.tif"), "gone.tif is not there"),
-        (("--with-labels", "nuclei.tif", "--labels-by", "linear"), "labels_by must be auto, nearest or mode"),
+        (("--with-labels", "nuclei.tif", "--labels-by", "linear"), "labels_by must be one of auto, nearest, mode"),
         (("--with-labels", "nuclei.tif", "--labels"), "leave out --labels or --with-labels"),
         (("--labels-by", "mode"), "give them with --with-labels"),
     ):

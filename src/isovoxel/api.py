@@ -1,10 +1,8 @@
-"""What a Python user calls: open a volume, plan its scaling, do it, or ask where one piece would stop."""
+"""Public functions: open a volume, plan its scaling, do it, verify it, and ask where one piece would stop."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -13,15 +11,16 @@ from isovoxel.errors import InputError, InputMissingError, OptionError
 from isovoxel.execution.events import Listener
 from isovoxel.execution.result import ScaleResult
 from isovoxel.geometry.grid import Float3
-from isovoxel.keywords import checked_keywords
-from isovoxel.options import CONVERTING, ScalingOptions, converting, parse_size, plan_volume, selection_of
+from isovoxel.keywords import CropLike, ScalingOptions, checked_keywords
+from isovoxel.options import CONVERTING, Options, parse_size
+from isovoxel.planner import open_input, plan_volume
 from isovoxel.planning.one_piece import WholeLimits
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.base import Volume
-from isovoxel.worker_options import lend_cluster, workers
 
 if TYPE_CHECKING:  # pyopencl, dask and zarr are loaded by what needs them
     from isovoxel.engines.devices import Device
+    from isovoxel.execution.distributed.worker_info import WorkerInfo
     from isovoxel.execution.output import OutputState
     from isovoxel.execution.verify import Verdict
 
@@ -51,7 +50,7 @@ def open_volume(
     channel: int | None = None,
     time: int | None = None,
     axes: str | None = None,
-    crop: Any = None,
+    crop: CropLike | None = None,
 ) -> Volume:
     """Open a volume lazily; a single plane is a volume too.
 
@@ -74,15 +73,10 @@ def open_volume(
     OptionError
         If the voxel size or the unit makes no sense, or it has no such part.
     """
-    part: ScalingOptions = {"level": level, "channel": channel, "time": time, "axes": axes, "crop": crop}
-    return _opened(source, {"input_voxel_size": voxel_size, "unit": unit, **part})
-
-
-def _opened(source: Any, options: ScalingOptions) -> Volume:
-    from isovoxel.readers.open import open_volume as open_any
-
-    voxel_size, unit = options.get("input_voxel_size"), options.get("unit")
-    return open_any(source, voxel_size=voxel_size, unit=unit, selection=selection_of(options))
+    given = Options(
+        input_voxel_size=voxel_size, unit=unit, level=level, channel=channel, time=time, axes=axes, crop=crop
+    )
+    return open_input(source, given)
 
 
 @checked_keywords(ScalingOptions)
@@ -116,22 +110,20 @@ def plan(
         If the input, an option or the device cannot serve, or no block fits; see `isovoxel.errors`. With an output,
         also where `scale` would raise before anything is written.
     """
-    from isovoxel.jobs import check_overwrite, foreseen
+    from isovoxel.execution.distributed.choice import open_cluster
 
-    check_overwrite(overwrite)
-    who = {"workers": workers, "scheduler": scheduler, "client": client}
-    given = options
+    given = Options(overwrite=overwrite, workers=workers, scheduler=scheduler, **options)
     if output is None:
-        volume = _opened(source, options)
-    else:
-        from isovoxel.earlier_options import as_begun, open_as_begun
+        volume = open_input(source, given)
+        with open_cluster(given, client, source=source) as cluster:
+            return plan_volume(volume, given, cluster)
+    from isovoxel.earlier_options import as_begun, open_as_begun
+    from isovoxel.jobs import foreseen
 
-        here = all(value is None for value in who.values())
-        volume, options = open_as_begun(source, as_begun(output, given, overwrite=overwrite, here=here), given)
-    with lend_cluster(who, given, source=source) as cluster:
-        if output is not None:
-            return foreseen(volume, source, output, options, cluster, overwrite=overwrite)
-        return plan_volume(volume, options, cluster)
+    here = client is None and workers is None and scheduler is None
+    volume, begun = open_as_begun(source, as_begun(output, given, here=here), given)
+    with open_cluster(given, client, source=source) as cluster:
+        return foreseen(volume, source, output, begun, cluster)
 
 
 @checked_keywords(ScalingOptions)
@@ -201,19 +193,19 @@ def scale(
     JobError
         If the job fails or is interrupted half-way.
     """
-    return _scaled(
-        source,
-        output,
-        options,
-        {},
+    from isovoxel.jobs import scale_into
+
+    given = Options(
         overwrite=overwrite,
         on_corrupt=on_corrupt,
         isolate=isolate,
         with_labels=with_labels,
         labels_by=labels_by,
-        who={"workers": workers, "scheduler": scheduler, "client": client},
-        listeners=listeners,
+        workers=workers,
+        scheduler=scheduler,
+        **options,
     )
+    return scale_into(source, output, given, client=client, listeners=listeners)
 
 
 @checked_keywords(ScalingOptions)
@@ -243,72 +235,10 @@ def convert(
     IsovoxelError, JobError
         As `scale` does, and an `OptionError` where an option is for scaling.
     """
-    return _scaled(
-        source,
-        output,
-        converting(options),
-        CONVERTING,
-        overwrite=overwrite,
-        on_corrupt=on_corrupt,
-        who={"workers": workers, "scheduler": scheduler, "client": client},
-        listeners=listeners,
-    )
+    from isovoxel.jobs import scale_into
 
-
-def _scaled(
-    source: Any,
-    output: str | Path,
-    given: ScalingOptions,
-    defaults: ScalingOptions,
-    *,
-    overwrite: bool | str,
-    on_corrupt: str,
-    who: Mapping[str, Any],
-    listeners: Sequence[Listener],
-    isolate: bool = False,
-    with_labels: Any = None,
-    labels_by: str = "auto",
-) -> ScaleResult:
-    """Scale a volume by the options that are given, else as its output was begun, else by a command's defaults."""
-    from isovoxel.earlier_options import as_begun, open_as_begun
-    from isovoxel.execution.events import Retried
-    from isovoxel.execution.input_check import check_apart, folders_of, read_as
-    from isovoxel.execution.logs import log_event
-    from isovoxel.execution.retry import clause
-    from isovoxel.jobs import Order, Relay, check_overwrite, labels_beside, name_of, run_job
-    from isovoxel.object_store.retries import patience
-
-    check_overwrite(overwrite)
-    if on_corrupt not in ("stop", "fill"):
-        raise OptionError(f"on_corrupt must be stop or fill, not {on_corrupt!r}")
-    if with_labels is None and labels_by != "auto":
-        raise OptionError("labels_by says how the labels of an image are scaled; give them with --with-labels")
-    relay = Relay()
-    told: tuple[Listener, ...] = (relay, log_event, *listeners)
-
-    def retried(error: Exception, pause: float) -> None:
-        for listener in told:
-            listener(Retried(None, "reading or writing a store", clause(error), pause))
-
-    with ExitStack() as stack:
-        stack.enter_context(patience(retried))
-        here = all(value is None for value in who.values())
-        options = as_begun(output, given, overwrite=overwrite, defaults=defaults, here=here)
-        volume, options = open_as_begun(source, options, given)
-        read = read_as("input", source, volume)
-        folders = folders_of(output, None if with_labels is None else name_of(with_labels))
-        check_apart(read if with_labels is None else [*read, *read_as("labels", with_labels)], folders)
-        lent = lend_cluster(who, given, source=source, isolate=isolate, listeners=told)
-        cluster = stack.enter_context(lent)
-        if cluster is not None:  # for whose workers one may have waited long
-            volume, options = open_as_begun(source, options, given)
-        order = Order(overwrite, on_corrupt, isolate, listeners, cluster, relay)
-        if with_labels is None:
-            return run_job(volume, source, output, options, order)
-        beside = labels_beside(volume, with_labels, labels_by, output, options, given, cluster, overwrite=overwrite)
-        check_apart(read_as("labels", with_labels, beside.watch.volume), folders)
-        result = run_job(volume, source, output, options, order)
-        return replace(result, labels=beside.run(order))
+    given = Options(overwrite=overwrite, on_corrupt=on_corrupt, workers=workers, scheduler=scheduler, **options)
+    return scale_into(source, output, given.converting(), client=client, listeners=listeners, defaults=CONVERTING)
 
 
 @checked_keywords()
@@ -321,7 +251,7 @@ def limits(
     channel: int | None = None,
     time: int | None = None,
     axes: str | None = None,
-    crop: Any = None,
+    crop: CropLike | None = None,
     interpolation: str = "linear",
     device: str = "auto",
 ) -> WholeLimits:
@@ -433,6 +363,30 @@ def verify(
     )
     found = with_receipts(found, place_of(output), made)
     return with_every_chunk(found, levels, host) if every_chunk else found
+
+
+@checked_keywords()
+def workers(
+    *, workers: str | int | None = None, scheduler: str | Path | None = None, client: Any = None
+) -> tuple[WorkerInfo, ...]:
+    """Return the workers that a job would have, and which device each of them holds.
+
+    Parameters
+    ----------
+    workers, scheduler, client
+        Which, as in `scale`; one of them.
+
+    Raises
+    ------
+    IsovoxelError
+        If none is given, or they cannot be used.
+    """
+    from isovoxel.execution.distributed.choice import open_cluster
+
+    with open_cluster(Options(workers=workers, scheduler=scheduler), client) as cluster:
+        if cluster is None:
+            raise OptionError("no workers are named; give one of workers, scheduler and client")
+        return cluster.fleet.members
 
 
 def output_state(path: str | Path) -> OutputState | None:

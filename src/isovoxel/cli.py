@@ -27,14 +27,13 @@ from isovoxel.execution.retry import clause
 from isovoxel.execution.signals import signals
 from isovoxel.job_file import check_variables
 from isovoxel.object_store.retries import patience
+from isovoxel.options import SURFACES, Options
 from isovoxel.parameters import (
     WithOverwrite,
-    opening_options,
     options_of,
-    running_options,
     save_job,
-    scaling_options,
     take_variables,
+    with_options,
     without_overwrite,
 )
 from isovoxel.reporting.records import Line, Record
@@ -57,23 +56,39 @@ def _show(record: Record, lines: Sequence[Line], *, as_json: bool) -> None:
     put([json.dumps(record, allow_nan=False)] if as_json else columns(lines))
 
 
-def _do(job: Callable[..., ScaleResult], given: Mapping[str, Any]) -> None:
-    """Do a job as its command's parameters say, tell how far it is, and print what it did."""
+def _command(function: Callable[..., None]) -> Callable[..., None]:
+    """Make a function a command, which has the options that fields of `Options` give it."""
+    cls = WithOverwrite if function.__name__ in SURFACES["overwrite"].commands else None
+    return app.command(cls=cls)(with_options(function))
+
+
+def _do(
+    command: str,
+    source: str,
+    output: str,
+    options: Options,
+    *,
+    report: str | None,
+    quiet: bool,
+    config: str | None,
+    as_json: bool,
+) -> None:
+    """Do a job, tell how far it is, and print what it did."""
+    from isovoxel import api
     from isovoxel.reporting.progress import ProgressView
     from isovoxel.reporting.reporting import reporting
     from isovoxel.reporting.workers import job_lines, job_record
 
-    source, output, report = given["source"], given["output"], given["report"]
-    quiet, as_json = given["quiet"], given["as_json"]
     with _notes(quiet=quiet):
-        _check_apart(given)
+        _check_apart(source, output, options, config, {"report": report})
     with (
         _notes(quiet=quiet),
-        reporting(report, source, output, quiet=quiet or as_json, **opening_options(given)) as told,
+        reporting(report, source, output, quiet=quiet or as_json, **options.opening) as told,
         ProgressView(bar=not quiet and not as_json, notes=not quiet) as progress,
     ):
         listeners = (progress, *([told.recorder] if told else []))
-        result = job(source, output, listeners=listeners, **running_options(given), **scaling_options(given))
+        job: Callable[..., ScaleResult] = getattr(api, command)
+        result = job(source, output, listeners=listeners, **options.keywords(command))
         if told:
             told.result = result
     if quiet and not as_json:
@@ -96,18 +111,19 @@ def _notes(*, quiet: bool) -> AbstractContextManager[None]:
     return patience((lambda _error, _pause: None) if quiet else None)
 
 
-def _check_apart(given: Mapping[str, Any]) -> None:
-    """Raise where a command would write a file over one that it reads, or over another that it writes."""
+def _check_apart(
+    source: str, output: str | None, options: Options, config: str | None, files: Mapping[str, str | None]
+) -> None:
+    """Raise where a command would write one of its files over one that it reads, or over another that it writes."""
     from isovoxel.execution.input_check import Named, check_apart, folders_of, read_as
     from isovoxel.jobs import name_of
 
-    read = {"source": "input", "with_labels": "labels", "config": "job file", "scheduler": "scheduler's file"}
-    files = {"report": "report", "picture": "picture", "save": "saved job"}
-    output, labels = given.get("output"), given.get("with_labels")
+    labels = options.with_labels
+    read = {"input": source, "labels": labels, "job file": config, "scheduler's file": options.scheduler}
     check_apart(
-        [place for name, what in read.items() if given.get(name) for place in read_as(what, given[name])],
+        [place for what, where in read.items() if where for place in read_as(what, where)],
         folders_of(output, labels and name_of(labels)) if output else (),
-        [Named(what, Path(given[name])) for name, what in files.items() if given.get(name)],
+        [Named(what, Path(where)) for what, where in files.items() if where],
     )
 
 
@@ -122,62 +138,29 @@ def _main(context: typer.Context, version: parameters.Version = False, debug: pa
         put(context.get_help().splitlines())
 
 
-@app.command()
+@_command
 def info(
     source: parameters.Input,
-    input_voxel_size: parameters.InputVoxelSize = None,
-    unit: parameters.Unit = None,
-    level: parameters.Level = None,
-    channel: parameters.Channel = None,
-    time: parameters.Time = None,
-    axes: parameters.Axes = None,
-    crop: parameters.Crop = None,
+    *,
+    options: Options,
     as_json: parameters.Json = False,
 ) -> None:
     """Show shape, dtype, axes, voxel size and unit, and where each was read from."""
-    given = locals()
     from isovoxel.api import open_volume, output_state
     from isovoxel.reporting.records import volume_lines, volume_record
 
-    volume = open_volume(source, **opening_options(given))
+    volume = open_volume(source, **options.opening)
     state = output_state(source)
     _show(volume_record(volume, state), volume_lines(volume, state), as_json=as_json)
 
 
-@app.command(cls=WithOverwrite)
+@_command
 def plan(
     context: typer.Context,
     source: parameters.Input,
     output: parameters.PlannedOutput = None,
-    zoom: parameters.Zoom = None,
-    voxel_size: parameters.VoxelSize = None,
-    factor: parameters.Factor = None,
-    input_voxel_size: parameters.InputVoxelSize = None,
-    unit: parameters.Unit = None,
-    level: parameters.Level = None,
-    channel: parameters.Channel = None,
-    time: parameters.Time = None,
-    axes: parameters.Axes = None,
-    crop: parameters.Crop = None,
-    interpolation: parameters.Interpolation = None,
-    antialias: parameters.Antialias = None,
-    labels: parameters.Labels = None,
-    engine: parameters.EngineName = None,
-    boundary: parameters.Boundary = None,
-    device: parameters.JobDevice = None,
-    halo: parameters.Halo = None,
-    memory: parameters.Memory = None,
-    device_memory: parameters.DeviceMemory = None,
-    threads: parameters.Threads = None,
-    chunk: parameters.Chunk = None,
-    shard: parameters.Shard = None,
-    codec: parameters.Codec = None,
-    ome_zarr: parameters.OmeZarr = None,
-    keep_receipts: parameters.KeepReceipts = None,
-    levels: parameters.Levels = None,
-    workers: parameters.Workers = None,
-    scheduler: parameters.Scheduler = None,
-    overwrite: parameters.Overwrite = False,
+    *,
+    options: Options,
     picture: parameters.Picture = None,
     config: parameters.Config = None,
     save: parameters.Save = None,
@@ -187,12 +170,11 @@ def plan(
 
     With OUTPUT, its place is checked as scale does. Nothing is written but what --picture and --save name.
     """
-    given = locals()
     from isovoxel import api
     from isovoxel.reporting.notes import hints
     from isovoxel.reporting.records import plan_lines, plan_record
 
-    _check_apart(given)
+    _check_apart(source, output, options, config, {"picture": picture, "saved job": save})
     if picture is not None:
         from isovoxel.reporting.plan_picture import check_plan_picture, save_plan_svg
 
@@ -200,9 +182,7 @@ def plan(
 
     # A job that is saved may be meant for elsewhere.
     wanted = output if save is None else None
-    planned = api.plan(
-        source, wanted, overwrite=overwrite, workers=workers, scheduler=scheduler, **scaling_options(given)
-    )
+    planned = api.plan(source, wanted, **options.keywords("plan"))
     if save is not None:
         save_job(context, save)
     record, lines = plan_record(planned), plan_lines(planned)
@@ -214,43 +194,12 @@ def plan(
         say(hint)
 
 
-@app.command(cls=WithOverwrite)
+@_command
 def scale(
     source: parameters.Input,
     output: parameters.Output,
-    zoom: parameters.Zoom = None,
-    voxel_size: parameters.VoxelSize = None,
-    factor: parameters.Factor = None,
-    input_voxel_size: parameters.InputVoxelSize = None,
-    unit: parameters.Unit = None,
-    level: parameters.Level = None,
-    channel: parameters.Channel = None,
-    time: parameters.Time = None,
-    axes: parameters.Axes = None,
-    crop: parameters.Crop = None,
-    interpolation: parameters.Interpolation = None,
-    antialias: parameters.Antialias = None,
-    labels: parameters.Labels = None,
-    engine: parameters.EngineName = None,
-    boundary: parameters.Boundary = None,
-    device: parameters.JobDevice = None,
-    halo: parameters.Halo = None,
-    memory: parameters.Memory = None,
-    device_memory: parameters.DeviceMemory = None,
-    threads: parameters.Threads = None,
-    chunk: parameters.Chunk = None,
-    shard: parameters.Shard = None,
-    codec: parameters.Codec = None,
-    ome_zarr: parameters.OmeZarr = None,
-    keep_receipts: parameters.KeepReceipts = None,
-    levels: parameters.Levels = None,
-    workers: parameters.Workers = None,
-    scheduler: parameters.Scheduler = None,
-    overwrite: parameters.Overwrite = False,
-    on_corrupt: parameters.OnCorrupt = "stop",
-    isolate: parameters.Isolate = False,
-    with_labels: parameters.WithLabels = None,
-    labels_by: parameters.LabelsBy = "auto",
+    *,
+    options: Options,
     report: parameters.ReportPath = None,
     quiet: parameters.Quiet = False,
     config: parameters.Config = None,
@@ -260,108 +209,72 @@ def scale(
 
     A job that ended before its time goes on when it is started again in the same way.
     """
-    given = locals()
-    from isovoxel import api
-
-    _do(api.scale, given)
+    _do("scale", source, output, options, report=report, quiet=quiet, config=config, as_json=as_json)
 
 
-@app.command(cls=WithOverwrite)
+@_command
 def convert(
     source: parameters.Input,
     output: parameters.Output,
-    input_voxel_size: parameters.InputVoxelSize = None,
-    unit: parameters.Unit = None,
-    level: parameters.Level = None,
-    channel: parameters.Channel = None,
-    time: parameters.Time = None,
-    axes: parameters.Axes = None,
-    crop: parameters.Crop = None,
-    labels: parameters.Labels = None,
-    device: parameters.JobDevice = None,
-    memory: parameters.Memory = None,
-    device_memory: parameters.DeviceMemory = None,
-    threads: parameters.Threads = None,
-    chunk: parameters.Chunk = None,
-    shard: parameters.Shard = None,
-    codec: parameters.Codec = None,
-    ome_zarr: parameters.OmeZarr = None,
-    keep_receipts: parameters.KeepReceipts = None,
-    levels: parameters.Levels = None,
-    workers: parameters.Workers = None,
-    scheduler: parameters.Scheduler = None,
-    overwrite: parameters.Overwrite = False,
-    on_corrupt: parameters.OnCorrupt = "stop",
+    *,
+    options: Options,
     report: parameters.ReportPath = None,
     quiet: parameters.Quiet = False,
     config: parameters.Config = None,
     as_json: parameters.Json = False,
 ) -> None:
     """Write a volume as OME-Zarr, every voxel as it is: the same job as scale, at factor 1."""
-    given = locals()
-    from isovoxel import api
-
-    _do(api.convert, given)
+    _do("convert", source, output, options, report=report, quiet=quiet, config=config, as_json=as_json)
 
 
-@app.command()
+@_command
 def verify(
     output: parameters.Written,
     against: parameters.Against = None,
     samples: parameters.Samples = 400,
     every_chunk: parameters.EveryChunk = False,
-    memory: parameters.Memory = None,
+    *,
+    options: Options,
     as_json: parameters.Json = False,
 ) -> None:
     """Compute samples of a result again in float64, at block faces first; exit code 1 where it does not hold."""
     from isovoxel import api
     from isovoxel.reporting.findings import verdict_lines, verdict_record
 
-    found = api.verify(output, against=against, samples=samples, every_chunk=every_chunk, memory=memory)
+    found = api.verify(output, against=against, samples=samples, every_chunk=every_chunk, memory=options.memory)
     _show(verdict_record(found), verdict_lines(found), as_json=as_json)
     if not found.holds:
         raise typer.Exit(1)
 
 
-@app.command()
+@_command
 def limits(
     source: parameters.Input,
-    input_voxel_size: parameters.InputVoxelSize = None,
-    unit: parameters.Unit = None,
-    level: parameters.Level = None,
-    channel: parameters.Channel = None,
-    time: parameters.Time = None,
-    axes: parameters.Axes = None,
-    crop: parameters.Crop = None,
+    *,
+    options: Options,
     interpolation: parameters.ClesInterpolation = "linear",
-    device: parameters.DeviceName = "auto",
+    device: parameters.Device = "auto",
     config: parameters.Config = None,
     as_json: parameters.Json = False,
 ) -> None:
     """Show at which zoom cle.scale in one piece stops, on which limit, and how large the image would be."""
-    given = locals()
     from isovoxel import api
     from isovoxel.reporting.findings import limits_lines, limits_record
 
-    volume = api.open_volume(source, **opening_options(given))
+    volume = api.open_volume(source, **options.opening)
+    del config  # its options are among these
     found = api.limits(volume, interpolation=interpolation, device=device)
     _show(limits_record(found), limits_lines(found), as_json=as_json)
 
 
-@app.command()
+@_command
 def show(
     source: parameters.Shown,
     other: parameters.ShownBeside = None,
     output: parameters.Drawing = None,
-    input_voxel_size: parameters.InputVoxelSize = None,
-    unit: parameters.Unit = None,
-    level: parameters.Level = None,
-    channel: parameters.Channel = None,
-    time: parameters.Time = None,
-    axes: parameters.Axes = None,
-    crop: parameters.Crop = None,
+    *,
+    options: Options,
     labels: parameters.Coloured = None,
-    memory: parameters.Memory = None,
     quiet: parameters.Quiet = False,
     as_json: parameters.Json = False,
 ) -> None:
@@ -369,7 +282,6 @@ def show(
 
     FILE2 is opened as it is: what is said of voxel size, unit, level, channel, time and crop is said of FILE.
     """
-    given = locals()
     from isovoxel.reporting import show as views
     from isovoxel.reporting.reading import ReadingView
 
@@ -378,24 +290,22 @@ def show(
             [source] if other is None else [source, other],
             output,
             labels=labels,
-            memory=memory,
+            memory=options.memory,
             reading=reading,
-            **opening_options(given),
+            **options.opening,
         )
     if as_json or not quiet:
         _show(views.shown_record(found), views.shown_lines(found), as_json=as_json)
 
 
-@app.command()
-def devices(
-    workers: parameters.Workers = None, scheduler: parameters.Scheduler = None, as_json: parameters.Json = False
-) -> None:
+@_command
+def devices(*, options: Options, as_json: parameters.Json = False) -> None:
     """List the OpenCL devices with the limits that matter, or the workers and the device that each holds."""
-    if workers is not None or scheduler is not None:
+    if options.workers is not None or options.scheduler is not None:
         from isovoxel import api
         from isovoxel.reporting.workers import member_lines, member_record
 
-        members = api.workers(workers=workers, scheduler=scheduler)
+        members = api.workers(**options.keywords("devices"))
         _show({"workers": [member_record(m) for m in members]}, member_lines(members), as_json=as_json)
         return
     from isovoxel.engines.devices import find_device, list_devices
@@ -421,7 +331,7 @@ def doctor(as_json: parameters.Json = False) -> None:
 def demo(
     context: typer.Context,
     folder: parameters.Folder = Path("isovoxel-demo"),
-    device: parameters.DeviceName = "auto",
+    device: parameters.Device = "auto",
 ) -> None:
     """Make a stack like a blastocyst, and run all of the above on it."""
     from isovoxel.api import open_volume

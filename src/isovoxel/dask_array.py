@@ -9,7 +9,8 @@ from isovoxel.errors import InputError
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import Float3
 from isovoxel.keywords import checked_keywords
-from isovoxel.options import choose_engine, choose_sampling, parse_factor, source_of
+from isovoxel.options import Options, parse_factor
+from isovoxel.planner import choose_engine, choose_sampling, source_of
 
 
 @checked_keywords()
@@ -86,7 +87,7 @@ def scale_array(
     else:
         fixed = True
     sampling = choose_sampling(
-        volume, {"interpolation": interpolation, "antialias": antialias, "labels": labels, "engine": engine}
+        volume, Options(interpolation=interpolation, antialias=antialias, labels=labels, engine=engine)
     )
     limits = find_device(device).limits()
     planned = plan_chunks(

@@ -1,4 +1,4 @@
-"""Options that are not given again: those of the job that was begun, or of the output that is finished.
+"""Options of a job that resumes: those that are given, and else those that its output was made with.
 
 Defaults may be others in a later version, on another machine, or for another command. They are for new outputs only.
 What an output was made with stands in its attributes, and is taken from there. What is given is compared with it, and
@@ -9,27 +9,23 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from isovoxel.errors import InputError, IsovoxelError, OutputExistsError
 from isovoxel.object_store.place import place_of
-from isovoxel.options import ScalingOptions, selection_of
+from isovoxel.options import HOW_FAR, Options
+from isovoxel.planner import open_input
 from isovoxel.readers.base import Volume
 
-_HOW_FAR = ("zoom", "voxel_size", "factor")
 _SIZES = ("input_voxel_size", "unit")
 _PART = ("level", "channel", "time", "crop", "axes")
 
 
 def as_begun(
-    output: str | Path,
-    given: Mapping[str, Any],
-    *,
-    overwrite: bool | str,
-    defaults: Mapping[str, Any] | None = None,
-    here: bool = True,
-) -> ScalingOptions:
+    output: str | Path, given: Options, *, defaults: Mapping[str, Any] | None = None, here: bool = True
+) -> Options:
     """Return the options of a job: what is given, and else what its output was made with, if it is there.
 
     Parameters
@@ -37,9 +33,7 @@ def as_begun(
     output
         Path or address of the output.
     given
-        Options that the user gives; None is not given.
-    overwrite
-        Whether the output is made anew.
+        Options that the user gives.
     defaults
         What the command does where nothing is given, and nothing is there.
     here
@@ -53,24 +47,23 @@ def as_begun(
     from isovoxel.execution.output import made_by, made_otherwise
     from isovoxel.execution.recipe import asked_otherwise, made_with
 
-    said = {name: value for name, value in given.items() if value is not None}
     place = place_of(output)
-    made = None if overwrite else made_by(place)
+    made = None if given.overwrite else made_by(place)
     if made is None:
-        return cast(ScalingOptions, {**(defaults or {}), **said})
+        return given.filled(defaults or {})
     try:
         was = made_with(made, str(output))
     except InputError as error:
         raise OutputExistsError(f"{error}; give --overwrite or another output") from error
-    if changed := asked_otherwise(was, said):
+    if changed := asked_otherwise(was, given.given):
         raise made_otherwise(place, made, changed)
-    if any(name in said for name in _HOW_FAR):
+    if not given.given.keys().isdisjoint(HOW_FAR):
         del was["factor"]
-    options = {**(defaults or {}), **was, **said}
-    if here and options["engine"] == "cle" and options.get("device", "auto") == "auto":
+    options = given.filled({**(defaults or {}), **was})
+    if here and options.engine == "cle" and options.or_new("device") == "auto":
         with contextlib.suppress(StopIteration):  # its bits depend on the device
-            options["device"] = _device_called(made["device"]["name"])
-    return cast(ScalingOptions, options)
+            options = replace(options, device=_device_called(made["device"]["name"]))
+    return options
 
 
 def _device_called(name: Any) -> str:
@@ -79,7 +72,7 @@ def _device_called(name: Any) -> str:
     return next(str(device.index) for device in list_devices() if device.name == name)
 
 
-def open_as_begun(source: Any, options: ScalingOptions, given: Mapping[str, Any]) -> tuple[Volume, ScalingOptions]:
+def open_as_begun(source: Any, options: Options, given: Options) -> tuple[Volume, Options]:
     """Open an input as the output was made of it, and return it and the options that do so.
 
     Parameters
@@ -92,16 +85,18 @@ def open_as_begun(source: Any, options: ScalingOptions, given: Mapping[str, Any]
         What the user gives of them. If the input cannot be opened as the one was that the output was made of, it is
         another one, and is opened as the user says.
     """
-    said = {name: given[name] for name in (*_SIZES, *_PART) if given.get(name) is not None}
-    taken = {name: options.get(name) for name in (*_SIZES, *_PART) if name not in said}
-    others = {name: value for name, value in options.items() if name not in taken}
-    part = {name: value for name, value in taken.items() if name in _PART and value is not None}
+    taken: dict[str, Any] = {name: getattr(options, name) for name in (*_SIZES, *_PART) if name not in given.given}
+    nothing: dict[str, Any] = dict.fromkeys(taken)
+    options = replace(options, **nothing)
+    part = {name: taken[name] for name in _PART if taken.get(name) is not None}
     try:
-        volume = _opened(source, said | part)
+        volume = open_input(source, replace(options, **part))
     except IsovoxelError:
         if not part:
             raise
-        volume, part = _opened(source, said), {}
+        volume = open_input(source, options)
+    else:
+        options = replace(options, **part)
     # An input that says its sizes, and is as it was, says the same ones.
     size, unit = taken.get("input_voxel_size"), taken.get("unit")
     sizes: dict[str, Any] = {}
@@ -110,16 +105,6 @@ def open_as_begun(source: Any, options: ScalingOptions, given: Mapping[str, Any]
     if unit is not None and unit != volume.unit:
         sizes["unit"] = unit
     if sizes:
-        volume = _opened(source, said | part | sizes)
-    return volume, cast(ScalingOptions, others | part | sizes)
-
-
-def _opened(source: Any, options: Mapping[str, Any]) -> Volume:
-    from isovoxel.readers.open import open_volume
-
-    return open_volume(
-        source,
-        voxel_size=options.get("input_voxel_size"),
-        unit=options.get("unit"),
-        selection=selection_of(cast(ScalingOptions, options)),
-    )
+        options = replace(options, **sizes)
+        volume = open_input(source, options)
+    return volume, options

@@ -1,4 +1,4 @@
-"""Where do options come from that are not on the command line? From the environment, and from a TOML file.
+"""Options from the environment and from a job file, which is TOML.
 
 The command line wins over the environment, and that over the file. A file has the options' names as keys, with ``_``
 for ``-``, and the arguments as ``input`` and ``output``::
@@ -9,7 +9,7 @@ for ``-``, and the arguments as ``input`` and ``output``::
     crop = ":,100:300,100:300"
     input_voxel_size = [1.0, 0.202, 0.202]
 
-What must be said each time anew, or is of the command line alone, comes from nowhere else: `NOT_KEPT`.
+What the command line alone has is `NOT_KEPT`.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from typing import Any
 from isovoxel.errors import OptionError, OutputError, OutputExistsError
 from isovoxel.keywords import did_you_mean
 from isovoxel.object_store.files import read_small
+from isovoxel.options import SURFACES
 from isovoxel.terminal import DEBUG
 
 PREFIX = "ISOVOXEL_"
 """How the names of variables begin that hold options."""
 
 NOT_KEPT = frozenset(
-    {"overwrite", "picture", "config", "save", "help", "version", "debug", "install_completion", "show_completion"}
+    {"picture", "config", "save", "help", "version", "debug", "install_completion", "show_completion"}
+    | {name for name, surface in SURFACES.items() if not surface.kept}
 )
-"""Options that neither a file nor the environment has. An `overwrite` that is kept would begin a job anew that should
-go on."""
+"""Options that neither a file nor the environment has."""
 
-NO_VARIABLE = frozenset({"device"})
-"""Options without a variable: ``ISOVOXEL_DEVICE`` says which device a worker holds, in words of its own."""
-
+NO_VARIABLE = frozenset(name for name, surface in SURFACES.items() if not surface.variable)
+"""Options that the environment does not have."""
 
 NO_OPTION = frozenset({DEBUG, f"{PREFIX}CLE"})
 """Variables that are no options: tracebacks, and which clEsperanto scales (`isovoxel.engines.clesperanto.CHOICE`)."""

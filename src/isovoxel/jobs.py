@@ -8,19 +8,20 @@ the image is begun.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from isovoxel.earlier_options import as_begun
+from isovoxel.earlier_options import as_begun, open_as_begun
 from isovoxel.errors import InputError, IsovoxelError, JobError, OptionError
 from isovoxel.execution.events import Event, Listener, Retried
 from isovoxel.execution.result import ScaleResult
 from isovoxel.object_store.place import Place, place_of, shown
-from isovoxel.options import ScalingOptions, choose_sampling, how_far, plan_volume, selection_of
+from isovoxel.options import Options
 from isovoxel.output.membership import LABELS
-from isovoxel.planning.options import MOVES
+from isovoxel.planner import choose_sampling, how_far, open_input, plan_volume
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.base import Volume
 from isovoxel.readers.input_state import InputWatch
@@ -56,12 +57,6 @@ class Relay:
 class Order:
     """How a job is run, whatever it makes."""
 
-    overwrite: bool | str
-    """Whether an OME-Zarr that is there already is replaced; "now" if it goes before the new one is begun."""
-    on_corrupt: str
-    """"stop" or "fill"."""
-    isolate: bool
-    """Whether blocks are scaled in a process of their own."""
     listeners: Sequence[Listener]
     """Told what happens."""
     cluster: Cluster | None
@@ -71,7 +66,7 @@ class Order:
 
 
 def run_job(
-    opened: Volume | InputWatch, source: Any, output: str | Path, options: ScalingOptions, order: Order
+    opened: Volume | InputWatch, source: Any, output: str | Path, options: Options, order: Order
 ) -> ScaleResult:
     """Scale a volume and write the result, or what is left of it.
 
@@ -104,31 +99,28 @@ def run_job(
     place = output_place(output)
     tally = Tally()
     order.relay.begin(tally)
-    device, cluster = options.get("device") or "auto", order.cluster
+    device, cluster = options.or_new("device"), order.cluster
     if cluster is None:
         # "auto" is decided once: by the time the engine opens, another device may have more memory free.
         device = str(find_device(device).index)
-        planned = plan_volume(volume, options | {"device": device}, output=place)
-    else:
-        planned = plan_volume(volume, options, cluster, place)
+    planned = plan_volume(volume, replace(options, device=device), cluster, place)
     # Its files are looked at only now: a volume that nothing can plan may have any number of them.
     watch = opened if isinstance(opened, InputWatch) else InputWatch(volume)
     volume = watch.volume
     planned = replace(planned, source=replace(planned.source, identity=dict(volume.identity)))
     labels = choose_sampling(volume, options).labels
-    wanted = wanted_of(volume, planned, place, options, overwrite=order.overwrite)
+    wanted = wanted_of(volume, planned, place, options)
     if is_complete(wanted):
         tally.done_before = planned.all_blocks
         return ScaleResult(shown(wanted.path), planned, 0.0, tally.stages | {"idle": 0.0}, peak_bytes(), tally)
-    fill = order.on_corrupt == "fill"
-    voxel_size, unit = options.get("input_voxel_size"), options.get("unit")
-    task = Task(planned, source, voxel_size, unit, device, wanted.path, fill, selection_of(options))
+    fill = options.on_corrupt == "fill"
+    task = Task(planned, source, options.input_voxel_size, options.unit, device, wanted.path, fill, options.selection)
     told: tuple[Listener, ...] = (tally, log_event, *order.listeners)
-    done, seconds, idle = Session(wanted, task, volume, watch, labels, told, order.isolate, cluster).run()
+    done, seconds, idle = Session(wanted, task, volume, watch, labels, told, options.isolate, cluster).run()
     return ScaleResult(shown(wanted.path), done.plan, seconds, tally.stages | {"idle": idle}, peak_bytes(), tally)
 
 
-def wanted_of(volume: Volume, planned: Plan, place: Place, options: ScalingOptions, *, overwrite: bool | str) -> Wanted:
+def wanted_of(volume: Volume, planned: Plan, place: Place, options: Options) -> Wanted:
     """Return the output that a user asks for, of a volume that is identified."""
     from isovoxel.execution.output import Wanted
     from isovoxel.execution.recipe import provenance
@@ -140,24 +132,16 @@ def wanted_of(volume: Volume, planned: Plan, place: Place, options: ScalingOptio
             planned,
             volume,
             labels=choose_sampling(volume, options).labels,
-            receipts=options.get("keep_receipts") is True,
+            receipts=options.keep_receipts is True,
         ),
         source_path=volume.identity.get("path"),
-        overwrite=overwrite,
-        cut=tuple(name for name in ("chunk", "shard") if options.get(name) is not None),
-        said=next((name for name in ("zoom", "factor") if options.get(name) is not None), "voxel_size"),
+        overwrite=options.overwrite,
+        cut=tuple(name for name in ("chunk", "shard") if name in options.given),
+        said=next((name for name in ("zoom", "factor") if name in options.given), "voxel_size"),
     )
 
 
-def foreseen(
-    volume: Volume,
-    source: Any,
-    output: str | Path,
-    options: ScalingOptions,
-    cluster: Cluster | None,
-    *,
-    overwrite: bool | str,
-) -> Plan:
+def foreseen(volume: Volume, source: Any, output: str | Path, options: Options, cluster: Cluster | None) -> Plan:
     """Return how a volume would be scaled into an output, whose place is checked as the job does; nothing is written.
 
     Parameters
@@ -166,8 +150,6 @@ def foreseen(
         As in `run_job`.
     cluster
         The workers that would do it.
-    overwrite
-        Whether what is there would be replaced.
 
     Raises
     ------
@@ -181,16 +163,68 @@ def foreseen(
     check_apart(read_as("input", source, volume), folders_of(output))
     place, volume = output_place(output), InputWatch(volume).volume
     planned = plan_volume(volume, options, cluster, place)
-    plan, note = foresee(wanted_of(volume, planned, place, options, overwrite=overwrite))
+    plan, note = foresee(wanted_of(volume, planned, place, options))
     if not note:
         return plan
     return replace(plan, source=replace(plan.source, notes=(*plan.source.notes, note)))
 
 
-def check_overwrite(overwrite: bool | str) -> None:
-    """Raise an `OptionError` unless it is True, False or "now"."""
-    if overwrite not in (True, False, "now"):
-        raise OptionError(f"overwrite must be True, False or 'now', not {overwrite!r}")
+def scale_into(
+    source: Any,
+    output: str | Path,
+    given: Options,
+    *,
+    client: Any,
+    listeners: Sequence[Listener],
+    defaults: Mapping[str, Any] | None = None,
+) -> ScaleResult:
+    """Scale a volume, and its labels, by the options that are given, else as begun, else by a command's defaults.
+
+    Parameters
+    ----------
+    source, output, client, listeners
+        As in `isovoxel.scale`.
+    given
+        Options that the user gives.
+    defaults
+        Options of a new output that are not given.
+
+    Raises
+    ------
+    IsovoxelError, JobError
+        As `isovoxel.scale`.
+    """
+    from isovoxel.execution.distributed.choice import open_cluster
+    from isovoxel.execution.input_check import check_apart, folders_of, read_as
+    from isovoxel.execution.logs import log_event
+    from isovoxel.execution.retry import clause
+    from isovoxel.object_store.retries import patience
+
+    relay, labels = Relay(), given.with_labels
+    told: tuple[Listener, ...] = (relay, log_event, *listeners)
+
+    def retried(error: Exception, pause: float) -> None:
+        for listener in told:
+            listener(Retried(None, "reading or writing a store", clause(error), pause))
+
+    with ExitStack() as stack:
+        stack.enter_context(patience(retried))
+        here = client is None and given.workers is None and given.scheduler is None
+        options = as_begun(output, given, defaults=defaults, here=here)
+        volume, options = open_as_begun(source, options, given)
+        read = read_as("input", source, volume)
+        folders = folders_of(output, None if labels is None else name_of(labels))
+        check_apart(read if labels is None else [*read, *read_as("labels", labels)], folders)
+        cluster = stack.enter_context(open_cluster(given, client, source=source, listeners=told))
+        if cluster is not None:  # for whose workers one may have waited long
+            volume, options = open_as_begun(source, options, given)
+        order = Order(listeners, cluster, relay)
+        if labels is None:
+            return run_job(volume, source, output, options, order)
+        beside = labels_beside(volume, output, options, given, cluster)
+        check_apart(read_as("labels", labels, beside.watch.volume), folders)
+        result = run_job(volume, source, output, options, order)
+        return replace(result, labels=beside.run(order))
 
 
 @dataclass(frozen=True)
@@ -203,7 +237,7 @@ class Beside:
     """What the user gave for them."""
     output: str
     """Where they are written."""
-    options: ScalingOptions
+    options: Options
     """How they are scaled."""
 
     def run(self, order: Order) -> ScaleResult:
@@ -228,15 +262,7 @@ class Beside:
 
 
 def labels_beside(
-    image: Volume,
-    labels: Any,
-    labels_by: str,
-    output: str | Path,
-    options: ScalingOptions,
-    given: ScalingOptions,
-    cluster: Cluster | None,
-    *,
-    overwrite: bool | str,
+    image: Volume, output: str | Path, options: Options, given: Options, cluster: Cluster | None
 ) -> Beside:
     """Return the labels of an image, checked as far as they can be before the image is there.
 
@@ -244,18 +270,12 @@ def labels_beside(
     ----------
     image
         The image, opened.
-    labels
-        What the user gives for its labels, as in `isovoxel.open_volume`.
-    labels_by
-        "auto", "nearest" or "mode".
     output
         Where the image is written.
     options, given
-        How it is scaled, and what of that the user gives.
+        How it is scaled, and what of that the user gives; which labels, and how those are scaled.
     cluster
         The workers that do it.
-    overwrite
-        Whether the image is made anew.
 
     Raises
     ------
@@ -263,21 +283,16 @@ def labels_beside(
         If they do not lie on the image's voxels, are none, or no block of them fits.
     """
     from isovoxel.execution.distributed.choice import check_reachable
-    from isovoxel.readers.open import open_volume
 
+    labels = given.with_labels
     if cluster is not None:
         check_reachable(labels)
-
-    if labels_by not in ("auto", *MOVES):
-        raise OptionError(f"labels_by must be auto, {' or '.join(MOVES)}, not {labels_by!r}")
     if choose_sampling(image, options).labels:
         raise OptionError(f"{image.name} is to be scaled as labels itself; leave out --labels or --with-labels")
-    part: ScalingOptions = {"time": options.get("time"), "crop": options.get("crop")}
+    part: dict[str, Any] = {"time": options.time, "crop": options.crop}
     if image.voxel_size is not None:
         part |= {"input_voxel_size": image.voxel_size, "unit": image.unit}
-    volume = open_volume(
-        labels, voxel_size=part.get("input_voxel_size"), unit=part.get("unit"), selection=selection_of(part)
-    )
+    volume = open_input(labels, Options(**part))
     times = {axis.name: axis.length for axis in image.series if axis.name == "t"}
     if volume.shape != image.shape or {axis.name: axis.length for axis in volume.series} != times:
         raise InputError(
@@ -285,14 +300,14 @@ def labels_beside(
             "of the image, at each of its time points"
         )
     _, factor = how_far(image, options)
-    by = ("mode" if min(factor) < 1 else "nearest") if labels_by == "auto" else labels_by
+    by = ("mode" if min(factor) < 1 else "nearest") if given.labels_by == "auto" else given.labels_by
     where = str(place_of(output) / LABELS / name_of(labels))
-    said: Any = {**_for_labels(given), **part, "labels": True, "factor": factor}
-    chosen: Any = as_begun(
+    own: dict[str, Any] = {**dict.fromkeys(_OWN), "labels_by": "auto"}
+    said = replace(given, **own | part | {"labels": True, "factor": factor})
+    chosen = as_begun(
         where,
-        said if labels_by == "auto" else said | {"interpolation": by},
-        overwrite=overwrite,
-        defaults={**_for_labels(options), "interpolation": by, "engine": "exact"},
+        said if given.labels_by == "auto" else replace(said, interpolation=by),
+        defaults=replace(options, **own | {"interpolation": by, "engine": "exact"}).given,
         here=cluster is None,
     )
     placed = replace(volume, voxel_size=image.voxel_size, origin=image.origin, unit=image.unit, missing=image.missing)
@@ -300,10 +315,19 @@ def labels_beside(
     return Beside(InputWatch(placed), labels, where, chosen)
 
 
-def _for_labels(options: ScalingOptions) -> dict[str, Any]:
-    """Return which options of an image are its labels' too."""
-    own = ("zoom", "voxel_size", "interpolation", "antialias", "boundary", "engine", "channel", "level", "axes")
-    return {key: value for key, value in options.items() if key not in own}
+_OWN = (
+    "with_labels",
+    "zoom",
+    "voxel_size",
+    "interpolation",
+    "antialias",
+    "boundary",
+    "engine",
+    "channel",
+    "level",
+    "axes",
+)
+"""Options of an image that are not its labels' too."""
 
 
 def _extent(volume: Volume) -> str:

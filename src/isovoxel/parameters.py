@@ -1,32 +1,32 @@
-"""What may stand on the command line, what is it called, and what does it mean? Each option and argument, once.
+"""Arguments and options of the commands: those of jobs are made of the fields of `Options`, the others are here.
 
-A command names those that it has: their types here say how they are parsed and what the help says of them. The options
-of a job file come in here too, since they are the same ones.
+Options of the environment and of a job file come in here too, since they are the same ones.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import inspect
 import os
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from inspect import Parameter
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 from typer.core import TyperCommand
 
+from isovoxel.geometry.box import Index3
 from isovoxel.job_file import NOT_KEPT, read_job, variable, write_job
-from isovoxel.options import Opening, ScalingOptions
+from isovoxel.options import HOW_FAR, SURFACES, Options
 from isovoxel.terminal import DEBUG
 
 # ---- from a job file and the environment, and to a job file ----------------------------------------------------
 
 ARGUMENTS = {"source": "input", "output": "output"}
 """What arguments are called in a job file."""
-
-HOW_FAR = frozenset({"zoom", "voxel_size", "factor"})
-"""Options of which one says how far to scale: any of them wins over any in a job file."""
 
 
 def _key(parameter: Any) -> str:
@@ -50,8 +50,8 @@ def _load(context: typer.Context, path: str | None) -> str | None:
         known = {key: bool(getattr(p, "is_flag", False)) for key, p in (running | keys).items()}
         found = read_job(path, known)
         context.default_map = {keys[key].name: value for key, value in found.items() if key in keys}
-        for name in HOW_FAR & context.default_map.keys():
-            context.default_map[name] = partial(_unless_said, context, context.default_map[name])
+        for name in context.default_map.keys() & HOW_FAR:
+            context.default_map[name] = functools.partial(_unless_said, context, context.default_map[name])
     return path
 
 
@@ -96,6 +96,48 @@ def take_variables(group: Any) -> None:
 
 
 # ---- of several commands ---------------------------------------------------------------------------------------
+
+
+def with_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a command whose parameter `options` is made of an option for each field of `Options` that it has.
+
+    Parameters
+    ----------
+    function
+        What the command of its name does. It has no other parameter of such a field's name.
+    """
+    hints = get_type_hints(Options)
+    fields = {f.name: f.default for f in dataclasses.fields(Options) if function.__name__ in SURFACES[f.name].commands}
+    found: list[Parameter] = []
+    for each in inspect.signature(function, eval_str=True).parameters.values():
+        if each.name != "options":
+            found.append(each)
+            continue
+        for field, default in fields.items():
+            kind = _as_option(field, hints[field])
+            found.append(Parameter(field, Parameter.KEYWORD_ONLY, default=default, annotation=kind))
+
+    @functools.wraps(function)
+    def command(*args: Any, **given: Any) -> Any:
+        options = Options(**{field: given.pop(field) for field in fields if field in given})
+        return function(*args, **given, options=options)
+
+    made: Any = command
+    made.__signature__ = inspect.Signature(found)
+    made.__annotations__ = {each.name: each.annotation for each in found}
+    return command
+
+
+def _as_option(name: str, hint: Any) -> Any:
+    """Return what typer makes an option of: text where the field may be one, else its other type."""
+    surface, kinds = SURFACES[name], get_args(hint) or (hint,)
+    kind = next((kind for kind in (str, bool, int, float) if kind in kinds), str)
+    parser: Callable[..., Any] | None = _overwrite if name == "overwrite" else None
+    if surface.example:
+        parser = _three(int if hint == Index3 | None else float, surface.example)
+    flags = surface.flags or f"--{name.replace('_', '-')}"
+    taken = typer.Option(flags, metavar=surface.metavar, help=surface.help, parser=parser)
+    return Annotated[Any if parser else kind | None, taken]
 
 
 def _three(kind: Callable[[str], Any], example: str) -> Callable[[str], tuple[Any, Any, Any]]:
@@ -155,135 +197,8 @@ Input = Annotated[
         "NIfTI, CZI, LIF, ND2, DV or .npy; or a zarr in an object store (s3://, gs://, az://, https://).",
     ),
 ]
-Zoom = Annotated[float | None, typer.Option(metavar="Z", help="Factor per axis = voxel size x Z.")]
-VoxelSize = Annotated[
-    float | None, typer.Option(metavar="S", help="Side of the cubic output voxels, in the input's unit.")
-]
-Factor = Annotated[
-    Any,
-    typer.Option(metavar="FZ,FY,FX", parser=_three(float, "5,1,1"), help="Output voxels per input voxel."),
-]
-InputVoxelSize = Annotated[
-    Any,
-    typer.Option(
-        metavar="Z,Y,X",
-        parser=_three(float, "1,0.2,0.2"),
-        help="Voxel size of the input; overrides its metadata.",
-    ),
-]
-Unit = Annotated[str | None, typer.Option(metavar="NAME", help="Unit of the input's lengths, such as micrometer.")]
-Level = Annotated[
-    int | None, typer.Option(metavar="N", help="Resolution level of an OME-Zarr image; default: 0, the finest.")
-]
-Channel = Annotated[
-    int | None, typer.Option(metavar="N", help="Which of several channels, counted from 0; default: all.")
-]
-Time = Annotated[
-    int | None, typer.Option(metavar="N", help="Which of several time points, counted from 0; default: all.")
-]
-Axes = Annotated[
-    str | None,
-    typer.Option(metavar="NAMES", help="Names of the input's axes, such as tczyx, where it does not name them itself."),
-]
-Crop = Annotated[
-    str | None,
-    typer.Option(
-        metavar="Z0:Z1,Y0:Y1,X0:X1",
-        help="Input voxels to take; ends may be open, and numbers below 0 count from the end.",
-    ),
-]
-Interpolation = Annotated[
-    str | None,
-    typer.Option(
-        metavar="linear|nearest|cubic|area|mode",
-        help="Default: linear, and nearest for labels; mode is a majority vote.",
-    ),
-]
-Antialias = Annotated[
-    bool | None, typer.Option("--antialias", help="Average where an axis shrinks, in place of skipping voxels.")
-]
-Labels = Annotated[
-    bool | None,
-    typer.Option("--labels/--no-labels", help="Voxels are labels: moved, never mixed. Default: what the input says."),
-]
-EngineName = Annotated[
-    str | None, typer.Option("--engine", metavar="cle|exact", help="Default: cle on GPUs, exact on CPUs.")
-]
-Boundary = Annotated[
-    str | None,
-    typer.Option(
-        metavar="nearest|constant", help="Default: nearest repeats the rim; constant is cle.scale's dark rim."
-    ),
-]
-DeviceName = Annotated[str, typer.Option("--device", metavar="NAME|INDEX|gpu|cpu|auto", help="OpenCL device.")]
-JobDevice = Annotated[
-    str | None, typer.Option("--device", metavar="NAME|INDEX|gpu|cpu|auto", help="OpenCL device; default: auto.")
-]
-Halo = Annotated[
-    str | None,
-    typer.Option(metavar="auto|map_overlap|direct", help="How blocks get their neighbours' voxels; default: auto."),
-]
-Memory = Annotated[
-    str | None,
-    typer.Option(
-        metavar="SIZE", help="Host memory to stay within, such as 8GiB; a job takes 0.6GB at least, 0.9GB with a GPU."
-    ),
-]
-DeviceMemory = Annotated[str | None, typer.Option(metavar="SIZE", help="Device memory to stay within.")]
-Threads = Annotated[int | None, typer.Option(metavar="N", help="Blocks in flight at the same time.")]
-Chunk = Annotated[
-    Any,
-    typer.Option(metavar="Z,Y,X", parser=_three(int, "128,128,128"), help="Voxels per chunk of the output."),
-]
-Shard = Annotated[
-    Any,
-    typer.Option(metavar="Z,Y,X", parser=_three(int, "256,256,256"), help="Voxels per file of the output."),
-]
-Codec = Annotated[str | None, typer.Option(metavar="lz4|zstd|none", help="Compression of the output; default: lz4.")]
-OmeZarr = Annotated[
-    str | None,
-    typer.Option(
-        metavar="0.4|0.5", help="Version of the output; default: 0.5. 0.4 has no shards: it is one file a chunk."
-    ),
-]
-KeepReceipts = Annotated[
-    bool | None,
-    typer.Option(
-        "--keep-receipts", help="Keep size and checksum of each file beside the output, in OUTPUT.isovoxel, for verify."
-    ),
-]
-Levels = Annotated[
-    str | None,
-    typer.Option(
-        metavar="auto|N", help="Further levels, each of half the size; default: auto, until 256 voxels a side."
-    ),
-]
-WithLabels = Annotated[
-    str | None,
-    typer.Option(metavar="FILE", help="Labels of the same voxels, scaled too and written into the image's labels."),
-]
-LabelsBy = Annotated[
-    str, typer.Option(metavar="auto|nearest|mode", help="How those are scaled; auto: mode where an axis shrinks.")
-]
-Workers = Annotated[
-    str | None,
-    typer.Option(metavar="auto|N|cpu:N", help="Worker processes here: one on each GPU, or on the processor."),
-]
-Scheduler = Annotated[str | None, typer.Option(metavar="ADDRESS|FILE", help="dask scheduler, whose workers do it.")]
 Output = Annotated[
     str, typer.Argument(metavar="OUTPUT", help="OME-Zarr to write: a path, or an address (s3://, gs://, az://).")
-]
-Overwrite = Annotated[
-    Any,
-    typer.Option(
-        "--overwrite",
-        metavar="[now]",
-        parser=_overwrite,
-        help="Replace an OME-Zarr that is there, and keep it until the new one is complete; now: delete it first.",
-    ),
-]
-OnCorrupt = Annotated[
-    str, typer.Option(metavar="stop|fill", help="What to do with damaged parts of the input: fill makes them 0.")
 ]
 ReportPath = Annotated[
     str | None, typer.Option("--report", metavar="HTML", help="Write a page that tells and shows what was done.")
@@ -329,6 +244,7 @@ Coloured = Annotated[
     typer.Option("--labels/--no-labels", help="Voxels are labels: a colour for each. Default: what the files say."),
 ]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder for the demo's files.")]
+Device = Annotated[str, typer.Option(metavar="NAME|INDEX|gpu|cpu|auto", help="OpenCL device.")]
 Debug = Annotated[
     bool,
     typer.Option(
@@ -342,43 +258,3 @@ Debug = Annotated[
     ),
 ]
 Version = Annotated[bool, typer.Option("--version", help="Print the version.")]
-
-
-# ---- what they mean --------------------------------------------------------------------------------------------
-
-RUNNING = ("overwrite", "on_corrupt", "isolate", "with_labels", "labels_by", "workers", "scheduler")
-"""Options that say how a job is run, and by whom: keywords of `isovoxel.api.scale`."""
-
-
-def scaling_options(given: Mapping[str, Any]) -> ScalingOptions:
-    """Return which of a command's parameters say how a volume is scaled.
-
-    Parameters
-    ----------
-    given
-        The command's ``locals()``, before it has others.
-    """
-    return cast(ScalingOptions, {name: given[name] for name in ScalingOptions.__annotations__ if name in given})
-
-
-def opening_options(given: Mapping[str, Any]) -> Opening:
-    """Return which of a command's parameters say how its input is opened; a command that opens one has them all.
-
-    Parameters
-    ----------
-    given
-        The command's ``locals()``, before it has others.
-    """
-    names = {"voxel_size": "input_voxel_size"}
-    return cast(Opening, {name: given[names.get(name, name)] for name in Opening.__annotations__})
-
-
-def running_options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return which of a command's parameters say how a job is run.
-
-    Parameters
-    ----------
-    given
-        The command's ``locals()``, before it has others.
-    """
-    return {name: given[name] for name in RUNNING if name in given}

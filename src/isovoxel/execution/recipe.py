@@ -169,7 +169,7 @@ def _undecided(shape: Sequence[int], factor: Sequence[float]) -> bool:
 
 
 def made_with(made: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return the options that an output was made with, as `isovoxel.options.ScalingOptions` names them.
+    """Return the options that an output was made with, by the names of the fields of `isovoxel.options.Options`.
 
     How the volume is cut is not among them: a job goes on as it was cut.
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Unpack
 
-from isovoxel.options import Opening
+from isovoxel.keywords import Opening
 
 if TYPE_CHECKING:
     from isovoxel.reporting.report import Report

@@ -11,8 +11,8 @@ from typing import Unpack
 from isovoxel.api import open_volume
 from isovoxel.execution.host import peak_bytes, reading_limits
 from isovoxel.execution.input_check import Named, check_apart, read_as
-from isovoxel.keywords import checked_keywords
-from isovoxel.options import Opening, parse_size
+from isovoxel.keywords import Opening, checked_keywords
+from isovoxel.options import parse_size
 from isovoxel.reporting.own import check_own
 from isovoxel.reporting.pictures import Reading, draw, save
 from isovoxel.reporting.records import Line, Record

@@ -1,46 +1,69 @@
-"""Which workers does a user ask for? At most one option says so, and not all others go with it."""
+"""Workers that options name: which they are, and for how long they are lent."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from isovoxel.errors import OptionError
+from isovoxel.execution.events import Event, Listener
+from isovoxel.options import Options
+
+if TYPE_CHECKING:  # distributed is loaded where there are workers
+    from isovoxel.execution.distributed.connect import Cluster
 
 
-def check_choice(given: Mapping[str, Any], *, source: Any = None, device: str = "auto", isolate: bool = False) -> bool:
-    """Tell whether workers are asked for.
+def open_cluster(
+    options: Options, client: Any, *, source: Any = None, listeners: Sequence[Listener] = ()
+) -> AbstractContextManager[Cluster | None]:
+    """Lend the workers that options or a client name for a while, or None where nothing names any.
 
     Parameters
     ----------
-    given
-        What the options ``workers``, ``scheduler`` and ``client`` say, None where they say nothing.
-    source, device, isolate
-        What the user says beside them, as in `isovoxel.scale`.
+    options
+        Which workers, and what is asked of each.
+    client
+        A ``distributed.Client`` in place of the options that name workers, or None.
+    source
+        As in `isovoxel.scale`.
+    listeners
+        Told which workers there are, and where the job has to wait for one.
 
     Raises
     ------
     OptionError
-        If more than one of the options is given, or something that does not go with workers.
+        If the options do not go together.
+    IsovoxelError
+        If the workers cannot be used.
     """
-    names = [name for name, value in given.items() if value is not None]
+    ways = {"workers": options.workers, "scheduler": options.scheduler, "client": client}
+    names = [name for name, value in ways.items() if value is not None]
     if len(names) > 1:
         raise OptionError(f"{' and '.join(names)} each say which workers there are; give only one of them")
     if not names:
-        return False
-    if isolate:
+        return nullcontext()
+    if options.isolate:
         raise OptionError(
             f"isolate and {names[0]} do not go together: workers are processes of their own; leave it out"
         )
-    if device != "auto":
+    if options.or_new("device") != "auto":
         raise OptionError(
             f"device says where this process computes, and with {names[0]} each worker holds a device of its own; "
             "leave it out, and choose with ISOVOXEL_DEVICE in the worker's environment"
         )
     check_reachable(source)
-    return True
+    from isovoxel.execution.distributed.connect import connected
+    from isovoxel.execution.distributed.worker_info import WorkerOptions
+
+    def tell(event: Event) -> None:
+        for listener in listeners:
+            listener(event)
+
+    wishes = WorkerOptions(options.memory_bytes, options.device_memory_bytes, options.threads)
+    return connected(**ways, wishes=wishes, listener=tell)
 
 
 def check_reachable(source: Any) -> None:

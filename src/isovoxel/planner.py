@@ -1,0 +1,297 @@
+"""Plan a job: a volume, options and limits in, a `Plan` out.
+
+1. The options say how far the volume is scaled (`how_far`) and with which kernel (`choose_sampling`).
+2. The kernel, the device and what is installed decide the engine (`choose_engine`).
+3. `plan_job` makes the plan of the full level, and of the levels that follow it, within the limits of those who scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Protocol
+
+from isovoxel.errors import DeviceError, InputError, OptionError
+from isovoxel.geometry.box import Index3
+from isovoxel.geometry.grid import Float3, VoxelGrid, factor_for_voxel_size, factor_for_zoom, finest
+from isovoxel.object_store.place import Place
+from isovoxel.options import Options
+from isovoxel.planning.limits import DeviceLimits, HostLimits
+from isovoxel.planning.model import Source
+from isovoxel.planning.options import ENGINES, MOVES
+from isovoxel.planning.plan import Plan
+from isovoxel.readers.base import Volume
+from isovoxel.readers.crop import moved
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How voxels are made."""
+
+    interpolation: str
+    """One of `isovoxel.planning.options`."""
+    antialias: bool
+    """Whether kernels widen on axes that shrink."""
+    labels: bool
+    """Whether voxels are labels."""
+    needs_exact: bool
+    """Whether only engine exact does it."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineChoice:
+    """Which engine scales."""
+
+    engine: str
+    """"cle" or "exact"."""
+    library: str = ""
+    """Package and version of the clEsperanto that engine cle uses."""
+    notes: tuple[str, ...] = ()
+    """What a user should know who has not chosen it."""
+
+
+Limits = tuple[DeviceLimits, HostLimits]
+"""What a device has, and what its host lets a process use."""
+
+
+class Resources(Protocol):
+    """What scales: this process, or the workers of a cluster."""
+
+    def limits(self, engine: str) -> Limits:
+        """Return the limits within which an engine works, on each of them."""
+        ...
+
+    def clesperanto(self) -> tuple[str, str]:
+        """Return package and version of the clEsperanto that they have, or nothing and why they have none."""
+        ...
+
+
+@dataclass(frozen=True)
+class ThisProcess:
+    """The process itself, on the device and within the budgets that the options say."""
+
+    options: Options
+
+    @cached_property
+    def _limits(self) -> Limits:
+        from isovoxel.engines.devices import find_device
+        from isovoxel.execution.host import host_limits
+
+        device = find_device(self.options.or_new("device"))
+        return (
+            device.limits(self.options.device_memory_bytes),
+            host_limits(self.options.memory_bytes, self.options.threads, device_kind=device.kind),
+        )
+
+    def limits(self, engine: str) -> Limits:
+        """Return the limits of the device and of its host."""
+        del engine
+        return self._limits
+
+    def clesperanto(self) -> tuple[str, str]:
+        """Return package and version of clEsperanto, or nothing and why there is none."""
+        from isovoxel.engines.clesperanto import scales_with
+
+        return scales_with()
+
+
+def open_input(source: Any, options: Options) -> Volume:
+    """Open the part of an input that the options ask for.
+
+    Raises
+    ------
+    IsovoxelError
+        As `isovoxel.open_volume`.
+    """
+    from isovoxel.readers.open import open_volume
+
+    return open_volume(source, voxel_size=options.input_voxel_size, unit=options.unit, selection=options.selection)
+
+
+def choose_sampling(volume: Volume, options: Options) -> Sampling:
+    """Return kernel and kind of voxels: what the options say, and for the rest what suits the volume.
+
+    Raises
+    ------
+    OptionError
+        If labels would be mixed, or what is no label counted.
+    InputError
+        If the dtype is one for labels only.
+    """
+    given = options.labels
+    labels = volume.labels if given is None else given
+    interpolation = options.interpolation or ("nearest" if labels else "linear")
+    antialias = options.or_new("antialias")
+    integers = volume.dtype.kind in "iu"
+    if labels and interpolation not in MOVES:
+        says = "labels" if given else f"{volume.name} says that its voxels are labels (--no-labels if not): they"
+        raise OptionError(f"{says} must not be mixed; use interpolation {' or '.join(MOVES)}, not {interpolation}")
+    if not integers and (labels or interpolation == "mode"):
+        raise OptionError(f"labels are integers, but {volume.name} holds {volume.dtype}; leave out labels and mode")
+    if volume.dtype.itemsize == 8 and interpolation not in MOVES:
+        raise InputError(
+            f"{volume.name} holds {volume.dtype}, which is scaled as labels only; give --labels, or convert it"
+        )
+    needs_exact = labels or antialias or interpolation not in ENGINES["cle"] or volume.dtype.itemsize == 8
+    if options.engine == "cle" and volume.dtype.itemsize == 8:
+        raise OptionError(f"engine cle computes in float32, which does not hold {volume.dtype}; use engine exact")
+    return Sampling(interpolation, antialias, labels, needs_exact)
+
+
+def choose_engine(
+    sampling: Sampling, given: str | None, kind: str, clesperanto: Callable[[], tuple[str, str]]
+) -> EngineChoice:
+    """Return which engine scales: the one that is given, else `cle` on GPUs where it can, and `exact`.
+
+    Parameters
+    ----------
+    sampling
+        What it has to do.
+    given
+        What the user says.
+    kind
+        "gpu" or "cpu", of the device. On a CPU ``cle.scale`` takes more than ten times as long.
+    clesperanto
+        As in `Resources`; called where it matters, for an import takes its time.
+
+    Raises
+    ------
+    DeviceError
+        If `cle` is given, and there is no clEsperanto.
+    """
+    if given not in (None, "cle"):  # which may be none; the planner knows
+        return EngineChoice(given)
+    if given is None and sampling.needs_exact:
+        return EngineChoice("exact")
+    if given is None and kind == "cpu":
+        return EngineChoice(
+            "exact", notes=("engine exact scales, which on a CPU is faster than cle.scale; --engine cle if not",)
+        )
+    library, why_not = clesperanto()
+    if library:
+        return EngineChoice("cle", library)
+    if given is None:
+        return EngineChoice("exact", notes=(f"engine exact scales, for {why_not}",))
+    raise DeviceError(f"engine cle cannot be used, for {why_not}; without --engine cle exact scales")
+
+
+def plan_volume(
+    volume: Volume, options: Options, resources: Resources | None = None, output: Place | None = None
+) -> Plan:
+    """Return how a volume would be scaled by an engine that suits it, within the limits of device and host.
+
+    Parameters
+    ----------
+    volume, options, output
+        As in `plan_job`.
+    resources
+        What scales; by default this process.
+    """
+    resources = resources or ThisProcess(options)
+    kind = resources.limits(options.engine or "exact")[0].kind
+    choice = choose_engine(choose_sampling(volume, options), options.engine, kind, resources.clesperanto)
+    return plan_job(volume, options, choice, resources.limits(choice.engine), output)
+
+
+def plan_job(
+    volume: Volume, options: Options, choice: EngineChoice, limits: Limits, output: Place | None = None
+) -> Plan:
+    """Return how a volume would be scaled, within the limits of device and host.
+
+    Parameters
+    ----------
+    volume
+        The input.
+    options
+        What the user says.
+    choice
+        The engine.
+    limits
+        What may be used, by each process that scales.
+    output
+        Where it is written, if that is known; by default a local disk.
+    """
+    from isovoxel.planning.chunking import Storage, default_storage
+    from isovoxel.planning.optimizer import make_plan
+    from isovoxel.planning.pyramid import with_levels
+
+    grid, factor = how_far(volume, options)
+    sampling = choose_sampling(volume, options)
+    storage = default_storage(
+        grid.scaled(factor).shape,
+        volume.dtype.itemsize,
+        codec=options.or_new("codec"),
+        chunk=options.chunk,
+        shard=options.shard,
+        ome_zarr=options.or_new("ome_zarr"),
+    )
+    device, host = limits
+    source, halo = source_of(volume, grid), options.or_new("halo")
+    full = make_plan(
+        replace(source, notes=(*source.notes, *choice.notes)),
+        factor,
+        storage=storage,
+        device=device,
+        host=host,
+        engine=choice.engine,
+        interpolation=sampling.interpolation,
+        antialias=sampling.antialias,
+        boundary=options.or_new("boundary"),
+        # Only a dask array brings chunks that its graph has made already; a file's are read where they are needed.
+        halo_mode="direct" if halo == "auto" and volume.array is None else halo,
+        fixed_storage=options.shard is not None,
+    )
+
+    def overhead(shape: Index3, storage: Storage) -> int:
+        from isovoxel.readers.zarr_layout import written_layout  # which loads decoders: only for levels that there are
+
+        return written_layout(output, shape, volume.dtype, storage).read_overhead
+
+    # Integers of 64 bits are labels, or nothing is to be computed with them.
+    moves = sampling.labels or sampling.interpolation == "mode" or volume.dtype.itemsize == 8
+    return with_levels(
+        replace(full, library=choice.library),
+        options.further_levels,
+        interpolation="mode" if moves else "area",
+        device=device,
+        host=host,
+        chunk=options.chunk,
+        shard=options.shard,
+        read_overhead=overhead,
+    )
+
+
+def how_far(volume: Volume, options: Options) -> tuple[VoxelGrid, Float3]:
+    """Return the input's grid and the factor that the options ask for."""
+    if options.factor is not None:
+        # Without a voxel size lengths are counted in input voxels, and have no unit.
+        if volume.voxel_size is not None:
+            return volume.grid, options.factor
+        before = volume.origin if volume.counted else (0.0, 0.0, 0.0)
+        return VoxelGrid(volume.shape, origin=moved(before, volume.start, (1.0, 1.0, 1.0))), options.factor
+    grid = volume.grid
+    if options.zoom is not None:
+        return grid, factor_for_zoom(grid, options.zoom)
+    return grid, factor_for_voxel_size(grid, finest(grid) if options.voxel_size is None else options.voxel_size)
+
+
+def source_of(volume: Volume, grid: VoxelGrid) -> Source:
+    """Return what a plan knows of a volume."""
+    notes = volume.notes
+    if volume.voxel_size is None and grid.unit is None:
+        why = f": {volume.missing}" if volume.missing else ""
+        counts = "lengths of the output count input voxels, without a unit, unless --input-voxel-size says more"
+        notes += (f"the voxel size is not known{why}; {counts}",)
+    return Source(
+        name=volume.name,
+        grid=grid,
+        dtype=volume.dtype.name,
+        chunks=volume.chunks,
+        read_overhead=volume.read_overhead,
+        identity=dict(volume.identity),
+        caches=volume.cached is not None,
+        notes=notes,
+        beside=volume.beside,
+        series=tuple((axis.name, axis.length) for axis in volume.series),
+    )
