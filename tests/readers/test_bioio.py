@@ -188,7 +188,7 @@ def test_what_cannot_be_read_later_is_one_sentence(tmp_path: Path) -> None:
     """Whatever the reader raises."""
     volume = ome_tiff(tmp_path / "a.ome.tif")
     (tmp_path / "a.ome.tif").write_bytes(b"no image")
-    with pytest.raises(InputError, match=r"a.tif cannot be read from voxel \(0, 0, 0\) on") as raised:
+    with pytest.raises(InputError, match=r"a.tif cannot be read, in the part from voxel \(0, 0, 0\) on") as raised:
         volume.read(Box.whole(STACK.shape))
     assert "\n" not in str(raised.value)
 

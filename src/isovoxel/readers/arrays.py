@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate, pairwise, product
 from pathlib import Path
@@ -23,6 +23,7 @@ from isovoxel.readers.base import ReadBox, Volume, check_voxels, room_for
 from isovoxel.readers.files import reason_of
 from isovoxel.readers.selection import EVERYTHING, GIVEN, Selection
 from isovoxel.readers.series import SeriesReader
+from isovoxel.readers.tiled import Stored, TiledReader
 
 GRAPH_BYTES = 1 << 20
 """What dask holds for the tasks of one chunk, whatever its size."""
@@ -90,26 +91,13 @@ def from_dask(array: Any, selection: Selection = EVERYTHING) -> Volume:
     array = array[None] if array.ndim == 2 else array
     dtype = np.dtype(array.dtype).newbyteorder("=")
     check_voxels(name, shape, dtype)
-    edges = [[0, *accumulate(sizes)] for sizes in array.chunks]
     z, y, x = (max(sizes) for sizes in array.chunks)
-
-    def read(box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
-        out = room_for(box, dtype, out)
-        for tile in _tiles(edges, box):
-            try:
-                # No name for the chunk, which would keep it while the next one is computed.
-                out[tile.relative_to(box.start).slices] = array[tile.slices].compute(scheduler="synchronous")
-            except Exception as error:
-                why = f"{name} cannot be computed from voxel {tile.start} on: {reason_of(error)}"
-                raise InputError(why) from error
-        return out
-
     return Volume(
         name,
         "dask array",
         shape,
         dtype,
-        read,
+        ComputedReader(name, array, dtype),
         chunks=(z, y, x),
         read_overhead=2 * z * y * x * dtype.itemsize + GRAPH_BYTES,
         sources=sources,
@@ -117,6 +105,35 @@ def from_dask(array: Any, selection: Selection = EVERYTHING) -> Volume:
         missing="a dask array has none",
         array=array,
     )
+
+
+@dataclass(frozen=True)
+class ComputedReader(TiledReader):
+    """Reads boxes of a dask array, chunk by chunk; safe to call from many threads where its tasks are."""
+
+    name: str
+    """What the array is called, for messages."""
+    array: Any
+    """The array, of axes z, y and x."""
+    dtype: np.dtype[Any]
+    """Of its voxels, in native byte order."""
+
+    def tiles(self, box: Box) -> list[Box]:
+        """Cut a box along the chunks, which may be of unequal size."""
+        return _tiles([[0, *accumulate(sizes)] for sizes in self.array.chunks], box)
+
+    def read_tile(self, tile: Box, out: NDArray[Any], _source: Any) -> None:
+        """Compute a part of a chunk."""
+        # No name for the chunk, which would keep it while the next one is computed.
+        out[...] = self.array[tile.slices].compute(scheduler="synchronous")
+
+    def stored(self, tile: Box) -> Stored:
+        """Return the part itself."""
+        return Stored(f"the part from voxel {tile.start} on", tile)
+
+    def failure(self, tile: Box, error: Exception) -> InputError:
+        """Return that the array's own tasks have failed."""
+        return InputError(f"{self.name} cannot be computed from voxel {tile.start} on: {reason_of(error)}")
 
 
 def _named(name: str, array: Any, selection: Selection, single: Callable[[Any], Volume]) -> Volume:

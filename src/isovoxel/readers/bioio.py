@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
@@ -23,13 +23,13 @@ from isovoxel.errors import InputError, IsovoxelError
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.metadata.calibration import Length, calibrate
 from isovoxel.metadata.series import Channel, chosen_channels, time_step
-from isovoxel.object_store.retries import is_transient
 from isovoxel.readers.axes import Picked, pick
-from isovoxel.readers.base import Volume, check_voxels, room_for
-from isovoxel.readers.files import file_identity, needs_extra, reason_of, unavailable, unreadable
+from isovoxel.readers.base import Volume, check_voxels
+from isovoxel.readers.files import file_identity, needs_extra, unreadable
 from isovoxel.readers.input_state import FileList
 from isovoxel.readers.selection import Selection
 from isovoxel.readers.series import SeriesReader
+from isovoxel.readers.tiled import Stored, TiledReader
 
 CHUNK_COPIES = 4
 """How many times a chunk is held beside the returned array: as the file has it, decoded, arranged, and cut."""
@@ -57,7 +57,7 @@ _OPTIONS: Mapping[str, Mapping[str, Any]] = {"CZI": PLANES, "LIF": PLANES}
 
 
 @dataclass(frozen=True)
-class DaskReader:
+class DaskReader(TiledReader):
     """Reads boxes of the array that a bioio reader gives; safe to call from many threads, which take turns."""
 
     name: str
@@ -73,29 +73,23 @@ class DaskReader:
     lock: threading.Lock = field(default_factory=threading.Lock)
     """Held while a chunk is read."""
 
-    def __call__(self, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Return a box as a new array, or in `out`.
+    def tiles(self, box: Box) -> Iterable[Box]:
+        """Cut a box along the chunks."""
+        return box.tiles(self.chunk)
 
-        Raises
-        ------
-        InputError
-            If the file cannot be read; its readers do not tell damage from other failures.
-        """
-        out = room_for(box, self.dtype, out)
-        for tile in box.tiles(self.chunk):
-            try:
-                with self.lock:
-                    # No name for the chunk, which would keep it while the next one is read.
-                    part = self.picked.index(tile.slices)
-                    out[tile.relative_to(box.start).slices] = self.array[part].compute(scheduler="synchronous")
-            except MemoryError:
-                raise
-            except Exception as error:
-                what = f"{self.name} cannot be read from voxel {tile.start} on"
-                if isinstance(error, OSError) and error.errno is not None and is_transient(error):
-                    raise unavailable(what, error) from error
-                raise InputError(f"{what}: {reason_of(error)}") from error
-        return out
+    def read_tile(self, tile: Box, out: NDArray[Any], _source: Any) -> None:
+        """Read a part of a chunk."""
+        with self.lock:
+            # No name for the chunk, which would keep it while the next one is read.
+            out[...] = self.array[self.picked.index(tile.slices)].compute(scheduler="synchronous")
+
+    def stored(self, tile: Box) -> Stored:
+        """Return the part itself."""
+        return Stored(f"the part from voxel {tile.start} on", tile)
+
+    def is_damage(self, _error: Exception) -> bool:
+        """Return False, for the readers do not tell damage from other failures."""
+        return False
 
 
 def reader_points() -> list[EntryPoint]:

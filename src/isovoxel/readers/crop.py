@@ -12,11 +12,12 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from isovoxel.errors import CorruptInputError, OptionError
+from isovoxel.errors import OptionError
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.geometry.grid import AXES, Float3
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.readers.base import Files, ReadBox, Volume
+from isovoxel.readers.tiled import damage_moved
 
 Crop = tuple[tuple[int | None, int | None], ...]
 """Start and stop for z, y and x, as Python's slices have them: None is the end, and a number below 0 counts from it."""
@@ -110,11 +111,9 @@ class CroppedReader:
         CorruptInputError
             If voxels of it are damaged: those of them that lie in the part are told, as the part counts.
         """
-        try:
+        z, y, x = self.part.start
+        with damage_moved((-z, -y, -x), self.part):
             return self.read(box.shifted(self.part.start), out)
-        except CorruptInputError as error:
-            damaged = (Box(error.start, error.stop) & self.part).relative_to(self.part.start)
-            raise CorruptInputError(error.name, error.chunk, damaged.start, damaged.stop, error.reason) from error
 
 
 def moved(origin: Float3, start: Index3, voxel_size: Float3, sign: int = 1) -> Float3:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -23,13 +23,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isovoxel.errors import CorruptInputError, InputError
+from isovoxel.errors import InputError
 from isovoxel.geometry.box import Box, Index3
-from isovoxel.object_store.retries import is_transient
-from isovoxel.readers.base import room_for
 from isovoxel.readers.chunk_cache import CHUNK_COST, ChunkCache
-from isovoxel.readers.files import is_ours, number_of, reason_of, unavailable, unreadable
+from isovoxel.readers.files import number_of, reason_of, unavailable, unreadable
 from isovoxel.readers.raw import open_file, read_into
+from isovoxel.readers.tiled import Stored, TiledReader, chunk_of
 from isovoxel.readers.zarr_codecs import decode_nothing, decode_zlib
 
 if TYPE_CHECKING:
@@ -126,7 +125,7 @@ _LIBRARY = ("not registered", "plugin", "plug-in", "allocat")
 
 
 @dataclass(frozen=True)
-class Hdf5Reader:
+class Hdf5Reader(TiledReader):
     """Reads boxes of an HDF5 dataset; safe to call from many threads."""
 
     name: str
@@ -169,75 +168,55 @@ class Hdf5Reader:
         """Largest number of bytes held beside the returned array."""
         return self.encoded_limit + DECODED_COPIES * self.chunk_bytes + FIXED_BYTES
 
-    def __call__(self, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Return a box as a new array, or in `out`.
+    def tiles(self, box: Box) -> Iterable[Box]:
+        """Cut a box along the chunks."""
+        return box.tiles(self.chunk)
 
-        Raises
-        ------
-        CorruptInputError
-            If a chunk cannot be decoded.
-        InputUnavailableError
-            If the system cannot read it.
-        """
-        out = room_for(box, self.dtype.newbyteorder("="), out)
-        if not out.size:
-            return out
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[tuple[h5py.Dataset, NDArray[np.uint8]]]:
+        """Open the dataset, and make a buffer for one decoded chunk."""
         try:
             with open_for_reading(self.path) as file:
-                dataset = file[self.dataset]
-                read = self._by_hdf5(dataset) if self.filters is None else self._by_chunks(dataset)
-                for tile in box.tiles(self.chunk):
-                    read(tile, out[tile.relative_to(box.start).slices])
+                yield file[self.dataset], np.empty(0 if self.filters is None else self.chunk_bytes, np.uint8)
         except (OSError, KeyError) as error:
             # KeyError: the file is another by now.
             if isinstance(error, InputError):
                 raise
             raise self._unreadable(error) from error
-        return out
 
-    def _by_hdf5(self, dataset: h5py.Dataset) -> Callable[[Box, NDArray[Any]], None]:
-        def read(tile: Box, out: NDArray[Any]) -> None:
-            index: list[int | slice] = [0] * self.ndim
-            for axis, part in zip(self.zyx, tile.slices, strict=True):
-                index[axis] = part
-            try:
-                # Integers of one size, for the type that is meant need not be the one that is stored.
-                out[...] = dataset[tuple(index)].astype(out.dtype, copy=False)
-            except MemoryError:
-                raise
-            except Exception as error:
-                raise self._failure(tile, error) from error
+    def read_tile(self, tile: Box, out: NDArray[Any], source: tuple[h5py.Dataset, NDArray[np.uint8]]) -> None:
+        """Read a part of a chunk, decoded here or by HDF5."""
+        if self.filters is None:
+            self._read_by_hdf5(source[0], tile, out)
+        else:
+            self._read_chunk(*source, tile, out)
 
-        return read
+    def _read_by_hdf5(self, dataset: h5py.Dataset, tile: Box, out: NDArray[Any]) -> None:
+        index: list[int | slice] = [0] * self.ndim
+        for axis, part in zip(self.zyx, tile.slices, strict=True):
+            index[axis] = part
+        # Integers of one size, for the type that is meant need not be the one that is stored.
+        out[...] = dataset[tuple(index)].astype(out.dtype, copy=False)
 
     def cached(self, capacity: int) -> Hdf5Reader:
         """Return a reader of the same dataset that keeps at most so many bytes of decoded chunks."""
         slots = capacity // (self.chunk_bytes + CHUNK_COST)
         return replace(self, cache=ChunkCache(slots, lambda: np.empty(self.chunk_bytes, np.uint8)))
 
-    def _by_chunks(self, dataset: h5py.Dataset) -> Callable[[Box, NDArray[Any]], None]:
-        scratch = np.empty(self.chunk_bytes, np.uint8)
+    def _read_chunk(self, dataset: h5py.Dataset, scratch: NDArray[np.uint8], tile: Box, out: NDArray[Any]) -> None:
+        place = self._place(tile)
+        z, y, x = (p * n for p, n in zip(place, self.chunk, strict=True))
+        there = tile.relative_to((z, y, x)).slices
 
-        def read(tile: Box, out: NDArray[Any]) -> None:
-            z, y, x = place = self._place(tile)
-            depth, rows, columns = self.chunk
-            there = tile.relative_to((z * depth, y * rows, x * columns)).slices
+        def decode(buffer: NDArray[np.uint8]) -> bool:
+            with self.told(tile):  # to other threads too that wait for the chunk
+                return self._decode_chunk(dataset, place, buffer)
 
-            def decode(buffer: NDArray[np.uint8]) -> bool:
-                try:
-                    return self._decode_chunk(dataset, place, buffer)
-                except MemoryError:
-                    raise
-                except Exception as error:
-                    raise self._failure(tile, error) from error
-
-            if self.cache is None:
-                out[...] = scratch.view(self.dtype).reshape(self.chunk)[there] if decode(scratch) else self.fill
-                return
-            with self.cache.decoded(place, decode, scratch) as kept:
-                out[...] = self.fill if kept is None else kept.view(self.dtype).reshape(self.chunk)[there]
-
-        return read
+        if self.cache is None:
+            out[...] = scratch.view(self.dtype).reshape(self.chunk)[there] if decode(scratch) else self.fill
+            return
+        with self.cache.decoded(place, decode, scratch) as kept:
+            out[...] = self.fill if kept is None else kept.view(self.dtype).reshape(self.chunk)[there]
 
     def _decode_chunk(self, dataset: h5py.Dataset, place: Index3, out: NDArray[np.uint8]) -> bool:
         """Decode a chunk into its bytes, or return False where it is not stored."""
@@ -294,19 +273,13 @@ class Hdf5Reader:
 
             Shuffle(self.dtype.itemsize).decode(out.copy(), out)  # 25 times faster than NumPy's transpose
 
-    def _failure(self, tile: Box, error: Exception) -> InputError:
-        """Say whose fault it was."""
-        if isinstance(error, InputError):
-            return error
-        library = is_ours(error) or any(word in str(error).lower() for word in _LIBRARY)
-        if library or (isinstance(error, OSError) and (number_of(error) is not None or is_transient(error))):
-            return self._unreadable(error)
-        z, y, x = place = self._place(tile)
-        depth, rows, columns = self.chunk
-        start = (z * depth, y * rows, x * columns)
-        stop = (start[0] + depth, start[1] + rows, start[2] + columns)
-        box = Box(start, stop) & Box.whole(self.shape)
-        return CorruptInputError(self.name, f"chunk {place}", box.start, box.stop, reason_of(error))
+    def stored(self, tile: Box) -> Stored:
+        """Return the chunk that a part lies in."""
+        return chunk_of("chunk", tile, self.chunk, self.shape)
+
+    def is_damage(self, error: Exception) -> bool:
+        """Return whether HDF5 does not say that it lacks something."""
+        return not any(word in str(error).lower() for word in _LIBRARY)
 
     def _unreadable(self, error: Exception) -> InputError:
         what = f"{self.name} can no longer be read"

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from isovoxel.errors import CorruptInputError
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.readers.base import room_for
+from isovoxel.readers.tiled import damage_moved
 
 
 class PlaneReader(Protocol):
@@ -95,13 +95,9 @@ class MixedReader:
             n = self._run(z, box.stop[0])
             first = int(self.place[z])
             inside = Box((first, *box.start[1:]), (first + n, *box.stop[1:]))
-            try:
+            # What lies beyond these planes may be others' neighbours.
+            with damage_moved((z - first, 0, 0), Box((first, 0, 0), (first + n, *self.shape[1:]))):
                 self.readers[self.which[z]](inside, out[z - box.start[0] : z - box.start[0] + n])
-            except CorruptInputError as error:
-                # What lies beyond these planes may be others' neighbours.
-                damaged = Box(error.start, error.stop) & Box((first, 0, 0), (first + n, *self.shape[1:]))
-                damaged = damaged.shifted((z - first, 0, 0))
-                raise CorruptInputError(error.name, error.chunk, damaged.start, damaged.stop, error.reason) from error
             z += n
         return out
 

@@ -11,7 +11,7 @@ import errno
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isovoxel.errors import CorruptInputError, InputError, InputUnavailableError
+from isovoxel.errors import InputError
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.metadata.n5 import FINEST, Surroundings, level_of, read_attributes
 from isovoxel.readers.axes import zyx_positions
-from isovoxel.readers.base import Volume, check_voxels, room_for
-from isovoxel.readers.files import NoFileError, check_stored, metadata_identity, reason_of, unreadable
+from isovoxel.readers.base import Volume, check_voxels
+from isovoxel.readers.files import check_stored, metadata_identity, reason_of, unreadable
 from isovoxel.readers.input_state import places
+from isovoxel.readers.tiled import Stored, TiledReader, chunk_of
 
 if TYPE_CHECKING:
     import tensorstore
@@ -54,7 +55,7 @@ _DAMAGE = ("FAILED_PRECONDITION", "DATA_LOSS", "OUT_OF_RANGE", "INVALID_ARGUMENT
 
 
 @dataclass(frozen=True)
-class N5Reader:
+class N5Reader(TiledReader):
     """Reads boxes of an N5 dataset; safe to call from many threads."""
 
     name: str
@@ -77,41 +78,30 @@ class N5Reader:
         """Largest number of bytes held beside the returned array."""
         return BLOCK_COPIES * math.prod(self.block) * self.dtype.itemsize + FIXED_BYTES
 
-    def __call__(self, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Return a box as a new array, or in `out`.
+    def tiles(self, box: Box) -> Iterable[Box]:
+        """Cut a box along the blocks."""
+        return box.tiles(self.block)
 
-        Raises
-        ------
-        CorruptInputError
-            If a block cannot be decoded.
-        InputUnavailableError
-            If the system cannot read it.
-        """
-        out = room_for(box, self.dtype, out)
+    def read_tile(self, tile: Box, out: NDArray[Any], _source: Any) -> None:
+        """Read a part of a block; tensorstore tells by the first word of an error whose fault it was."""
         index: list[int | slice] = [0] * self.store.rank
-        for tile in box.tiles(self.block):
-            for axis, part in zip(self.zyx, tile.slices, strict=True):
-                index[axis] = part
-            try:
-                for file in self.files.blocks(tile):
-                    check_stored(file)
-                out[tile.relative_to(box.start).slices] = self.store[tuple(index)].read().result()
-            except MemoryError:
-                raise
-            except Exception as error:
-                raise self._failure(tile, error) from error
-        return out
+        for axis, part in zip(self.zyx, tile.slices, strict=True):
+            index[axis] = part
+        for file in self.files.blocks(tile):
+            check_stored(file)
+        try:
+            out[...] = self.store[tuple(index)].read().result()
+        except MemoryError:
+            raise
+        except Exception as error:
+            reason = reason_of(error)
+            if reason.startswith(_DAMAGE):
+                raise ValueError(reason) from error
+            raise OSError(errno.EIO, reason) from error
 
-    def _failure(self, tile: Box, error: Exception) -> InputError:
-        """Say whose fault it was, which tensorstore tells by the first word."""
-        reason = reason_of(error)
-        z, y, x = place = tuple(a // n for a, n in zip(tile.start, self.block, strict=True))
-        if not isinstance(error, NoFileError) and not reason.startswith(_DAMAGE):
-            return InputUnavailableError(errno.EIO, f"{self.name} cannot be read, in block {place}: {reason}")
-        depth, rows, columns = self.block
-        start = (z * depth, y * rows, x * columns)
-        box = Box(start, (start[0] + depth, start[1] + rows, start[2] + columns)) & Box.whole(self.shape)
-        return CorruptInputError(self.name, f"block {place}", box.start, box.stop, reason)
+    def stored(self, tile: Box) -> Stored:
+        """Return the block that a part lies in."""
+        return chunk_of("block", tile, self.block, self.shape)
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,13 @@
-"""How is a box read from encoded TIFF strips and tiles?
+"""Read boxes from encoded TIFF strips and tiles, which tifffile decodes one by one.
 
-One segment after another in the thread that reads: its bytes are read, decoded by tifffile, and the
-wanted part is copied into the returned array. So one encoded segment and its decoded copies are all that
-is held beside it.
+One encoded segment and its decoded copies are all that is held beside the returned array.
 """
 
 from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,15 +15,13 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
-from isovoxel.errors import CorruptInputError, InputError
 from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Box, Index3
-from isovoxel.readers.base import room_for
-from isovoxel.readers.files import LIMITS, WAY_ON, limit_of, reason_of
 from isovoxel.readers.image_headers import header_of
 from isovoxel.readers.mixed import MixedReader
-from isovoxel.readers.raw import EndOfFileError, in_file, open_file, read_bytes
+from isovoxel.readers.raw import in_file, open_file, read_bytes
 from isovoxel.readers.tiff_storage import DECODER_BYTES, IMAGES, LERC_COMPRESSION, Storage
+from isovoxel.readers.tiled import Stored, TiledReader
 
 MOST_SURPLUS = 2
 """Some writers encode a few rows or columns more than a segment has; nobody encodes so many times its bytes,"""
@@ -58,7 +54,7 @@ def unwrapped(data: bytes, limit: int) -> bytes:
 
 
 @dataclass(frozen=True)
-class SegmentReader:
+class SegmentReader(TiledReader):
     """Reads boxes of encoded or tiled TIFF pages; safe to call from many threads."""
 
     name: str
@@ -127,88 +123,62 @@ class SegmentReader:
             sample=self.sample[planes],
         )
 
-    def __call__(self, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Return a box as a new array, or in `out`.
-
-        Raises
-        ------
-        CorruptInputError
-            If a segment cannot be decoded, or is cut short.
-        InputUnavailableError
-            If the system cannot read it.
-        """
-        out = room_for(box, self.dtype, out)
+    def tiles(self, box: Box) -> Iterator[Box]:
+        """Cut a box along the pages, and each page along its strips or tiles."""
         depth = self.storage.shape[0]
-        if not out.size:
-            return out
         for page in range(box.start[0] // depth, ceil_div(box.stop[0], depth)):
-            # The box and the array as the page sees them, whose own first plane is 0.
             corner = (page * depth, 0, 0)
+            # As the page sees them, whose own first plane is 0.
             inside = box.relative_to(corner) & Box.whole(self.storage.shape)
-            part = out[inside.relative_to(box.relative_to(corner).start).slices]
-            for tile in inside.tiles(self.segment_shape):
-                self._read_segment(page, tile, part[tile.relative_to(inside.start).slices])
-        return out
+            yield from (tile.shifted(corner) for tile in inside.tiles(self.segment_shape))
 
-    def _read_segment(self, page: int, tile: Box, out: NDArray[Any]) -> None:
-        """Decode the segment that a tile of a page lies in, and copy the tile."""
-        _, rows, columns = (ceil_div(n, s) for n, s in zip(self.storage.shape, self.segment_shape, strict=True))
-        z, y, x = (a // n for a, n in zip(tile.start, self.segment_shape, strict=True))
-        segment = (z * rows + y) * columns + x
+    def read_tile(self, tile: Box, out: NDArray[Any], _source: Any) -> None:
+        """Decode the segment that a part lies in, and copy the part."""
+        page, segment, _ = self._place(tile)
         offset, count = int(self.offsets[page, segment]), int(self.counts[page, segment])
         if not offset or not count:
             out[...] = self.storage.fill
             return
         options = {"jpegtables": self.jpeg_tables[page], "jpegheader": self.jpeg_header} if self.jpeg_tables else {}
-        corner = (z * self.segment_shape[0], y * self.segment_shape[1], x * self.segment_shape[2])
         with open_file(self.name, self.files[self.file_of_page[page]]) as file:
-            try:
-                encoded = read_bytes(file, offset, count, self.name)
-            except EndOfFileError as error:
-                raise self._corrupt(page, segment, corner, str(error)) from error
+            encoded = read_bytes(file, offset, count, self.name)
         if self.storage.compression == LERC_COMPRESSION:
-            try:
-                encoded = unwrapped(encoded, MOST_SURPLUS * self.decoded_bytes + SURPLUS_BYTES)
-            except (zlib.error, RuntimeError, ValueError) as error:
-                raise self._corrupt(page, segment, corner, reason_of(error)) from error
+            encoded = unwrapped(encoded, MOST_SURPLUS * self.decoded_bytes + SURPLUS_BYTES)
         if self.storage.compression in IMAGES and not (self.jpeg_tables and self.jpeg_header):
-            self._check_image(encoded, page, segment, corner)
-        try:
-            decoded, (_, *start, _), shape = self.decode(encoded, segment, **options)
-        except MemoryError:
-            raise
-        except LIMITS as error:
-            what = f"{self._what(page, segment)} of {self.name}"
-            raise InputError(f"{what} cannot be decoded here: {limit_of(error)}; {WAY_ON}") from error
-        except Exception as error:
-            raise self._corrupt(page, segment, corner, reason_of(error)) from error
-        there = tile.relative_to((start[0], start[1], start[2]))
-        short = decoded is None or decoded.shape[-1] <= self.sample[page]
-        if short or not Box.whole((shape[0], shape[1], shape[2])).contains(there):
-            raise self._corrupt(page, segment, corner, "it is too short")
+            self._check_image(encoded)
+        decoded, (_, *start, _), shape = self.decode(encoded, segment, **options)
+        there = tile.relative_to((page * self.storage.shape[0] + start[0], start[1], start[2]))
+        if decoded is None or not Box.whole((shape[0], shape[1], shape[2])).contains(there):
+            raise ValueError("it is too short")
         out[...] = decoded[..., self.sample[page]][there.slices]
 
-    def _check_image(self, encoded: bytes, page: int, segment: int, corner: Index3) -> None:
+    def _place(self, tile: Box) -> tuple[int, int, Box]:
+        """Return the page that a part lies in, the segment's number there, and its voxels as the page sees them."""
+        depth = self.storage.shape[0]
+        page = tile.start[0] // depth
+        _, rows, columns = (ceil_div(n, s) for n, s in zip(self.storage.shape, self.segment_shape, strict=True))
+        inside = (tile.start[0] - page * depth, *tile.start[1:])
+        z, y, x = (a // n for a, n in zip(inside, self.segment_shape, strict=True))
+        first, top, left = (at * n for at, n in zip((z, y, x), self.segment_shape, strict=True))
+        deep, high, wide = self.segment_shape
+        box = Box((first, top, left), (first + deep, top + high, left + wide)) & Box.whole(self.storage.shape)
+        return page, (z * rows + y) * columns + x, box
+
+    def stored(self, tile: Box) -> Stored:
+        """Return the strip or the tile that a part lies in."""
+        page, segment, box = self._place(tile)
+        kind = "tile" if self.storage.tiled else "strip"
+        where = in_file(self.files, int(self.file_of_page[page]))
+        what = f"{kind} {segment} of page {self.numbers[page]}{where}"
+        return Stored(what, box.shifted((page * self.storage.shape[0], 0, 0)))
+
+    def _check_image(self, encoded: bytes) -> None:
         """Check that an image becomes as large as its segment, before it is decoded."""
         header = header_of(encoded)
         if header is None:
-            raise self._corrupt(page, segment, corner, "it does not begin as an image in its format does")
+            raise ValueError("it does not begin as an image in its format does")
         if header.nbytes > MOST_SURPLUS * self.decoded_bytes + SURPLUS_BYTES:
-            why = (
+            raise ValueError(
                 f"it says that it has {header.pixels} pixels, and decodes to {header.nbytes} bytes, "
                 f"where {math.prod(self.segment_shape)} pixels of {self.decoded_bytes} bytes belong"
             )
-            raise self._corrupt(page, segment, corner, why)
-
-    def _corrupt(self, page: int, segment: int, corner: Index3, reason: str) -> CorruptInputError:
-        """Return the error for a segment that begins at a corner of its page."""
-        z, y, x = (a + n for a, n in zip(corner, self.segment_shape, strict=True))
-        box = (Box(corner, (z, y, x)) & Box.whole(self.storage.shape)).relative_to(
-            (-page * self.storage.shape[0], 0, 0)
-        )
-        return CorruptInputError(self.name, self._what(page, segment), box.start, box.stop, reason)
-
-    def _what(self, page: int, segment: int) -> str:
-        kind = "tile" if self.storage.tiled else "strip"
-        where = in_file(self.files, int(self.file_of_page[page]))
-        return f"{kind} {segment} of page {self.numbers[page]}{where}"

@@ -24,7 +24,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from isovoxel.errors import CorruptInputError, InputError, InputMissingError, IsovoxelError
+from isovoxel.errors import InputError, InputMissingError, IsovoxelError
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.metadata.calibration import Calibration
 from isovoxel.metadata.imagej import parse_description
@@ -38,6 +38,7 @@ from isovoxel.readers.slice_names import in_order
 from isovoxel.readers.tiff import calibration_of, decoded_at_once, open_tiff
 from isovoxel.readers.tiff_directories import Directories, read_directories
 from isovoxel.readers.tiff_layout import Stack, planes_reader
+from isovoxel.readers.tiled import damage_moved
 
 ENDINGS = (".tif", ".tiff")
 """Names of slices end in one of these; other files of their folder are passed over."""
@@ -217,11 +218,8 @@ class StackReader:
         while out.size and index < len(self.readers) and self.starts[index] < box.stop[0]:
             first = self.starts[index]
             part = box & Box((first, 0, 0), (self.starts[index + 1], *self.plane))
-            try:
+            with damage_moved((first, 0, 0), Box.whole((self.starts[index + 1] - first, *self.plane))):
                 self.readers[index](part.relative_to((first, 0, 0)), out[part.relative_to(box.start).slices])
-            except CorruptInputError as error:
-                damaged = Box(error.start, error.stop).relative_to((-first, 0, 0))
-                raise CorruptInputError(error.name, error.chunk, damaged.start, damaged.stop, error.reason) from error
             index += 1
         return out
 

@@ -1,0 +1,143 @@
+"""Read a box from tiles: chunks, blocks, strips or pages, one after another in the thread that reads.
+
+1. The box is cut along the tiles, and each part is read into its place in the result; so one tile is held beside it.
+2. What fails is told once for all formats. What the system did not give may pass, so it is an `InputUnavailableError`.
+   What an installed library cannot do is no fault of the file. All else is damage where the format can tell, a
+   `CorruptInputError` that says which voxels are lost, and an `InputError` where it cannot.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isovoxel.errors import CorruptInputError, InputError
+from isovoxel.geometry.box import Box, Index3
+from isovoxel.object_store.retries import is_transient
+from isovoxel.readers.base import room_for
+from isovoxel.readers.files import WAY_ON, is_ours, limit_of, number_of, reason_of, unavailable
+
+
+class Stored(NamedTuple):
+    """What is decoded in one go, and so is damaged as a whole."""
+
+    what: str
+    """Its name, for messages: "chunk (1, 2, 3)", "strip 4 of page 3"."""
+    box: Box
+    """Its voxels."""
+
+
+class TiledReader(ABC):
+    """Reads boxes of a volume that is stored in tiles; safe to call from many threads where `read_tile` is."""
+
+    name: str
+    """What the user called the input, for messages."""
+    if TYPE_CHECKING:  # dataclasses would take a property for a default
+
+        @property
+        def dtype(self) -> np.dtype[Any]:
+            """Of the voxels; what is returned is in native byte order."""
+
+    def __call__(self, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Return a box as a new array, or in `out`.
+
+        Raises
+        ------
+        CorruptInputError
+            If a tile is damaged.
+        InputUnavailableError
+            If the system cannot read it.
+        InputError
+            If it cannot be read for another reason, which is the error's cause.
+        """
+        out = room_for(box, self.dtype.newbyteorder("="), out)
+        if out.size:
+            with self.opened() as source:
+                for tile in self.tiles(box):
+                    with self.told(tile):
+                        self.read_tile(tile, out[tile.relative_to(box.start).slices], source)
+        return out
+
+    @abstractmethod
+    def tiles(self, box: Box) -> Iterable[Box]:
+        """Cut a box into parts, none of which reaches over more than one tile."""
+
+    @abstractmethod
+    def read_tile(self, tile: Box, out: NDArray[Any], source: Any) -> None:
+        """Read one of these parts from what `opened` gives."""
+
+    @abstractmethod
+    def stored(self, tile: Box) -> Stored:
+        """Return what one of these parts is stored in."""
+
+    @contextmanager
+    def opened(self) -> Iterator[Any]:
+        """Open what all parts of a box are read from, if there is such a thing."""
+        yield None
+
+    def is_damage(self, _error: Exception) -> bool:
+        """Return whether an error that is neither the system's nor a library's is one of bytes that are damaged."""
+        return True
+
+    @contextmanager
+    def told(self, tile: Box) -> Iterator[None]:
+        """Turn whatever is raised into what a reader raises."""
+        try:
+            yield
+        except (InputError, MemoryError):
+            raise
+        except Exception as error:
+            raise self.failure(tile, error) from error
+
+    def failure(self, tile: Box, error: Exception) -> InputError:
+        """Return what a reader raises where a part cannot be read."""
+        what, box = self.stored(tile)
+        where = f"{self.name} cannot be read, in {what}"
+        number = number_of(error)
+        if isinstance(error, OSError) and number is not None:
+            return unavailable(where, OSError(number, error.strerror or os.strerror(number)))
+        if isinstance(error, OSError) and is_transient(error):
+            return unavailable(where, error)
+        if is_ours(error):
+            return InputError(f"{what} of {self.name} cannot be decoded here: {limit_of(error)}; {WAY_ON}")
+        if self.is_damage(error):
+            return CorruptInputError(self.name, what, box.start, box.stop, reason_of(error))
+        return InputError(f"{where}: {reason_of(error)}")
+
+
+def chunk_of(what: str, tile: Box, chunk: Index3, shape: Index3) -> Stored:
+    """Return the chunk of a regular grid that a part lies in.
+
+    Examples
+    --------
+    >>> chunk_of("chunk", Box((2, 5, 0), (3, 6, 2)), (2, 4, 4), (4, 6, 6))
+    Stored(what='chunk (1, 1, 0)', box=Box(start=(2, 4, 0), stop=(4, 6, 4)))
+    """
+    place = tuple(a // n for a, n in zip(tile.start, chunk, strict=True))
+    z, y, x = (at * n for at, n in zip(place, chunk, strict=True))
+    box = Box((z, y, x), (z + chunk[0], y + chunk[1], x + chunk[2])) & Box.whole(shape)
+    return Stored(f"{what} {place}", box)
+
+
+@contextmanager
+def damage_moved(by: Index3, within: Box) -> Iterator[None]:
+    """Tell of damage where it lies in a volume that another one is a part of, or that is a part of another one.
+
+    Parameters
+    ----------
+    by
+        How far its voxels lie behind where the reader counts them.
+    within
+        Which of them are a part of the volume, as the reader counts them.
+    """
+    try:
+        yield
+    except CorruptInputError as error:
+        box = (Box(error.start, error.stop) & within).shifted(by)
+        raise CorruptInputError(error.name, error.chunk, box.start, box.stop, error.reason) from error
