@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from isovoxel.dask_array import scale_array
-from isovoxel.errors import InputError, InputMissingError, OptionError
+from isovoxel.errors import OptionError
 from isovoxel.execution.events import Listener
 from isovoxel.execution.result import ScaleResult
 from isovoxel.geometry.grid import Float3
 from isovoxel.keywords import CropLike, ScalingOptions, checked_keywords
-from isovoxel.options import CONVERTING, Options, parse_size
+from isovoxel.options import CONVERTING, Options
 from isovoxel.planner import open_input, plan_volume
 from isovoxel.planning.one_piece import WholeLimits
 from isovoxel.planning.plan import Plan
@@ -311,58 +311,16 @@ def verify(
     DoesNotFitError
         If a single voxel takes more than `memory`.
     """
-    from isovoxel.execution.host import reading_limits
-    from isovoxel.execution.integrity import with_every_chunk, with_receipts
-    from isovoxel.execution.levels import open_levels
-    from isovoxel.execution.recipe import Recipe
-    from isovoxel.execution.verify import verify_levels
-    from isovoxel.object_store.address import has_place
-    from isovoxel.object_store.place import place_of
-    from isovoxel.output.provenance import read_provenance
-    from isovoxel.output.writer import missing_shards
-    from isovoxel.readers.files import unavailable
-    from isovoxel.readers.open import open_part
+    from isovoxel.execution.integrity import verify_output
 
-    if samples < 1:
-        raise OptionError(f"samples must be at least 1, not {samples}")
-    host = reading_limits(parse_size("memory", memory))
-    result = open_volume(output)
-    made = read_provenance(output)
-    recipe = Recipe.from_provenance(made, str(output))
-    if not recipe.complete:
-        raise InputError(f"{output} is not complete: its job runs, failed or was interrupted; let it go on first")
-    where = recipe.identity.get("path") if against is None else against
-    if against is None and (where is None or not has_place(where)):
-        raise InputError(f"{output} was made from an array in memory; give its voxels as a file with --against")
-    try:
-        source = open_part(where, recipe.identity)
-    except InputMissingError:
-        if against is not None:
-            raise
-        raise InputMissingError(f"the source {where} is no longer there; say with --against where it is") from None
-    series = tuple((axis.name, axis.length) for axis in source.series)
-    if (source.shape, source.dtype.name, series) != (recipe.shape, recipe.dtype, recipe.series):
-        raise InputError(
-            f"{source.name} holds {source.shape} voxels of {source.dtype}, but {output} was made from "
-            f"{recipe.shape} of {recipe.dtype}; give its source with --against"
-        )
-    levels = [result, *open_levels(output, recipe)]
-    try:
-        missing = missing_shards(output)
-    except OSError as error:
-        raise unavailable(f"the shards of {output} cannot be counted", error) from error
-    found = verify_levels(
-        source,
-        levels,
-        recipe,
+    return verify_output(
+        output,
+        against,
         samples=samples,
         seed=seed,
-        missing_shards=missing,
-        source_changes=recipe.changes(source, elsewhere=against is not None),
-        host=host,
+        every_chunk=every_chunk,
+        memory=Options(memory=memory).memory_bytes,
     )
-    found = with_receipts(found, place_of(output), made)
-    return with_every_chunk(found, levels, host) if every_chunk else found
 
 
 @checked_keywords()

@@ -8,7 +8,6 @@ nobody can be told, too; a result that is nothing but what is printed fails.
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -25,12 +24,11 @@ from isovoxel.errors import InterruptedJobError, IsovoxelError
 from isovoxel.execution.result import ScaleResult
 from isovoxel.execution.retry import clause
 from isovoxel.execution.signals import signals
-from isovoxel.job_file import check_variables
 from isovoxel.object_store.retries import patience
 from isovoxel.options import SURFACES, Options
 from isovoxel.parameters import (
     WithOverwrite,
-    options_of,
+    invoke,
     save_job,
     take_variables,
     with_options,
@@ -376,26 +374,6 @@ def command() -> Any:
     return group
 
 
-def _command_without_overwrite() -> str:
-    return shlex.join(["isovoxel", *without_overwrite(sys.argv[1:])])
-
-
-def _invoke(words: list[str]) -> int:
-    """Run a command and return its exit code; whatever it raises is raised."""
-    group = command()
-    if "_ISOVOXEL_COMPLETE" in os.environ:  # a shell asks how a word may end
-        return group(standalone_mode=False) or 0
-    if not {"-h", "--help"}.intersection(words):
-        check_variables(os.environ, options_of(group))
-    try:
-        # Not by calling the group, which makes an exit of each KeyboardInterrupt.
-        with group.make_context("isovoxel", words) as context:
-            group.invoke(context)
-    except typer.Exit as end:
-        return end.exit_code
-    return 0
-
-
 class Abandoned(SystemExit):
     """The end of a command that was interrupted and comes to no end of its own: its threads may still run."""
 
@@ -414,13 +392,13 @@ def run() -> int:
     """
     try:
         with signals(), patience(_note_attempt):
-            code = _invoke(sys.argv[1:])
+            code = invoke(command(), sys.argv[1:])
     except (IsovoxelError, InterruptedJobError) as error:
         code = error.exit_code
         trace(error)
         say(f"error: {error}")
         if isinstance(error, InterruptedJobError) and error.goes_on:
-            say(f"to go on: {_command_without_overwrite()}")
+            say(f"to go on: {shlex.join(['isovoxel', *without_overwrite(sys.argv[1:])])}")
     except _UsageError as error:
         say(f"error: {error.format_message().rstrip('.')}; see isovoxel --help")  # type: ignore[attr-defined]
         code = 2

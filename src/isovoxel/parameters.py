@@ -19,7 +19,7 @@ import typer
 from typer.core import TyperCommand
 
 from isovoxel.geometry.box import Index3
-from isovoxel.job_file import NOT_KEPT, read_job, variable, write_job
+from isovoxel.job_file import NOT_KEPT, check_variables, read_job, variable, write_job
 from isovoxel.options import HOW_FAR, SURFACES, Options
 from isovoxel.terminal import DEBUG
 
@@ -80,11 +80,6 @@ def save_job(context: typer.Context, path: str) -> None:
     write_job(path, {key: value for key, value in given.items() if value is not None and key != "json"})
 
 
-def options_of(group: Any) -> set[str]:
-    """Return the names of the options of all commands."""
-    return {_key(each) for one in group.commands.values() for each in one.params if each.param_type_name == "option"}
-
-
 def take_variables(group: Any) -> None:
     """Make each option of a group's commands an environment variable's too; all commands have ``--debug``."""
     debug = next(each for each in group.params if each.name == "debug")
@@ -93,6 +88,22 @@ def take_variables(group: Any) -> None:
             if parameter.param_type_name == "option":
                 parameter.envvar, parameter.show_envvar = variable(_key(parameter)), False
         each.params.append(debug)
+
+
+def invoke(group: Any, words: list[str]) -> int:
+    """Run a command and return its exit code; whatever it raises is raised."""
+    if "_ISOVOXEL_COMPLETE" in os.environ:  # a shell asks how a word may end
+        return group(standalone_mode=False) or 0
+    if not {"-h", "--help"}.intersection(words):
+        parameters = (each for one in group.commands.values() for each in one.params)
+        check_variables(os.environ, {_key(each) for each in parameters if each.param_type_name == "option"})
+    try:
+        # Not by calling the group, which makes an exit of each KeyboardInterrupt.
+        with group.make_context("isovoxel", words) as context:
+            group.invoke(context)
+    except typer.Exit as end:
+        return end.exit_code
+    return 0
 
 
 # ---- of several commands ---------------------------------------------------------------------------------------

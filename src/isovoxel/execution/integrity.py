@@ -1,4 +1,4 @@
-"""Compare what is stored with its checksums: shards with the receipts that were kept, chunks with their own.
+"""Verify an output: samples of its voxels, shards with the receipts that were kept, chunks with their checksums.
 
 Shards are read one after another, piece by piece, and chunks one at a time, so this takes next to no memory.
 """
@@ -9,20 +9,91 @@ import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from isovoxel.errors import DoesNotFitError, InputError, InputUnavailableError
-from isovoxel.execution.verify import Verdict
+from isovoxel.errors import DoesNotFitError, InputError, InputMissingError, InputUnavailableError, OptionError
+from isovoxel.execution.host import reading_limits
+from isovoxel.execution.levels import open_levels
+from isovoxel.execution.recipe import Recipe
+from isovoxel.execution.verify import Verdict, verify_levels
 from isovoxel.geometry.box import Box
-from isovoxel.object_store.place import Place
+from isovoxel.object_store.address import has_place
+from isovoxel.object_store.place import Place, place_of
 from isovoxel.output.ledger import Ledger, ledger_of
-from isovoxel.output.provenance import RECEIPTS
+from isovoxel.output.provenance import RECEIPTS, read_provenance
 from isovoxel.output.shard import ShardReceipt
-from isovoxel.output.writer import OmeZarrWriter
+from isovoxel.output.writer import OmeZarrWriter, missing_shards
 from isovoxel.planning.limits import HostLimits
 from isovoxel.planning.memory import human_bytes
 from isovoxel.readers.base import Volume
 from isovoxel.readers.files import unavailable
+from isovoxel.readers.open import open_part, open_volume
+
+
+def verify_output(
+    output: str | Path, against: Any, *, samples: int, seed: int, every_chunk: bool, memory: int | None
+) -> Verdict:
+    """Compare an output with its source, in samples, and with the checksums that were kept.
+
+    Parameters
+    ----------
+    output, against, samples, seed, every_chunk
+        As in `isovoxel.verify`.
+    memory
+        Bytes of host memory to stay within, or None.
+
+    Raises
+    ------
+    IsovoxelError
+        As `isovoxel.verify`.
+    """
+    if samples < 1:
+        raise OptionError(f"samples must be at least 1, not {samples}")
+    host = reading_limits(memory)
+    result = open_volume(output)
+    made = read_provenance(output)
+    recipe = Recipe.from_provenance(made, str(output))
+    if not recipe.complete:
+        raise InputError(f"{output} is not complete: its job runs, failed or was interrupted; let it go on first")
+    source = _source_of(output, recipe, against)
+    levels = [result, *open_levels(output, recipe)]
+    try:
+        missing = missing_shards(output)
+    except OSError as error:
+        raise unavailable(f"the shards of {output} cannot be counted", error) from error
+    found = verify_levels(
+        source,
+        levels,
+        recipe,
+        samples=samples,
+        seed=seed,
+        missing_shards=missing,
+        source_changes=recipe.changes(source, elsewhere=against is not None),
+        host=host,
+    )
+    found = with_receipts(found, place_of(output), made)
+    return with_every_chunk(found, levels, host) if every_chunk else found
+
+
+def _source_of(output: str | Path, recipe: Recipe, against: Any) -> Volume:
+    """Open the source of an output: the one that its attributes name, or the one that the caller gives."""
+    where = recipe.identity.get("path") if against is None else against
+    if against is None and (where is None or not has_place(where)):
+        raise InputError(f"{output} was made from an array in memory; give its voxels as a file with --against")
+    try:
+        source = open_part(where, recipe.identity)
+    except InputMissingError:
+        if against is not None:
+            raise
+        raise InputMissingError(f"the source {where} is no longer there; say with --against where it is") from None
+    series = tuple((axis.name, axis.length) for axis in source.series)
+    if (source.shape, source.dtype.name, series) != (recipe.shape, recipe.dtype, recipe.series):
+        raise InputError(
+            f"{source.name} holds {source.shape} voxels of {source.dtype}, but {output} was made from "
+            f"{recipe.shape} of {recipe.dtype}; give its source with --against"
+        )
+    return source
 
 
 def with_receipts(found: Verdict, output: Place, made: Mapping[str, Any]) -> Verdict:
