@@ -61,8 +61,20 @@ def test_planning_asks_the_device_without_loading_cle(stack: str) -> None:
 
 
 def test_scaling_without_a_terminal_loads_nothing_that_draws(stack: str, tmp_path: Path) -> None:
-    """Where nobody watches, progress is plain lines."""
+    """Where nobody watches, progress is plain lines; what draws pictures is for who wants some."""
     assert "rich" not in loaded_by("scale", stack, str(tmp_path / "out.zarr"))
+    words = ("scale", stack, str(tmp_path / "exact.zarr"), "--engine", "exact")  # cle loads what it needs itself
+    assert loaded_by(*words) & DRAWS == set()
+
+
+def test_figures_open_no_window(stack: str, tmp_path: Path) -> None:
+    """A picture takes matplotlib, and not the part of it that chooses a backend and keeps figures."""
+    code = RUN.replace('sorted({name.partition(".")[0] for name in sys.modules})', "sorted(sys.modules)")
+    words = ("plan", stack, "--engine", "exact", "--picture", str(tmp_path / "plan.svg"))
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
+    loaded = set(json.loads(done.stderr.splitlines()[-1])["loaded"])
+    assert "matplotlib.figure" in loaded
+    assert "matplotlib.pyplot" not in loaded
 
 
 def test_a_petabyte_is_planned_in_little_memory(tmp_path: Path) -> None:

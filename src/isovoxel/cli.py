@@ -74,7 +74,7 @@ def _do(
     """Do a job, tell how far it is, and print what it did."""
     from isovoxel import api
     from isovoxel.reporting.progress import ProgressView
-    from isovoxel.reporting.reporting import reporting
+    from isovoxel.reporting.report import reporting
     from isovoxel.reporting.workers import job_lines, job_record
 
     with _notes(quiet=quiet):

@@ -16,10 +16,10 @@ from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import Float3
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.base import Volume
-from isovoxel.reporting.layout import VIEWS
+from isovoxel.reporting import figures
+from isovoxel.reporting.figures import NAMESPACE, VIEWS, text_width
 from isovoxel.reporting.own import MARK
 from isovoxel.reporting.plan_picture import LEFT, NEAREST, TOP, WIDTH, plan_svg
-from isovoxel.reporting.svg import NAMESPACE
 
 SVG = f"{{{NAMESPACE}}}"
 
@@ -46,23 +46,32 @@ def parsed(plan: Plan) -> ET.Element:
     return ET.fromstring(plan_svg(plan))  # noqa: S314 - our own
 
 
-def boxes(drawing: ET.Element, key: str) -> list[dict[str, float]]:
-    """Return the rectangles that are marked so, xy, xz and zy."""
-    found = [e for e in drawing.iter(f"{SVG}rect") if key in e.attrib.values()]
-    return [{k: float(e.attrib[k]) for k in ("x", "y", "width", "height")} for e in found]
+def corners(drawing: ET.Element, name: str) -> list[list[tuple[float, float]]]:
+    """Return the corners of each path that bears a name."""
+    paths = [path for e in drawing.iter(f"{SVG}g") if e.get("class") == name for path in e.iter(f"{SVG}path")]
+    found = (re.findall(r"[ML] (\S+) (\S+)", path.attrib["d"]) for path in paths)
+    return [[(float(x), float(y)) for x, y in path] for path in found]
+
+
+def boxes(drawing: ET.Element, name: str) -> list[dict[str, float]]:
+    """Return the rectangles that bear a name, xy, xz and zy."""
+    found = []
+    for path in corners(drawing, name):
+        (left, right), (top, bottom) = ((min(at), max(at)) for at in zip(*path, strict=True))
+        found.append({"x": left, "y": top, "width": right - left, "height": bottom - top})
+    return found
 
 
 def faces(drawing: ET.Element) -> list[dict[str, float]]:
     """Return the three faces."""
-    return [box for name in ("xy", "xz", "zy") for box in boxes(drawing, name)]
+    return [box for name in ("xy", "xz", "zy") for box in boxes(drawing, f"iv-face-{name}")]
 
 
 def block_lines(drawing: ET.Element) -> list[tuple[list[float], list[float]]]:
     """Return where block lines lie, of each face: those that go across, and those that go down."""
     found = []
-    paths = [e for e in drawing.iter(f"{SVG}path") if e.get("class") == "iv-block"]
-    for path in paths[:-1]:  # the last is the legend's
-        ends = [[float(n) for n in m] for m in re.findall(r"M(\S+) (\S+?)L(\S+?) ([\d.]+)", path.attrib["d"])]
+    for path in corners(drawing, "iv-block"):
+        ends = [(*first, *last) for first, last in zip(path[::2], path[1::2], strict=True)]
         found.append(([y0 for _, y0, _, y1 in ends if y0 == y1], [x0 for x0, _, x1, _ in ends if x0 == x1]))
     return found
 
@@ -104,7 +113,7 @@ def test_each_block_has_its_lines() -> None:
             voxel = length / plan.output.shape[axis]
             expected = [first + k * plan.block_shape[axis] * voxel for k in range(1, plan.block_grid[axis])]
             assert at == pytest.approx(expected, abs=0.02)
-            write, read = boxes(drawing, "write")[i], boxes(drawing, "read")[i]
+            write, read = boxes(drawing, "iv-write")[i], boxes(drawing, "iv-read")[i]
             start, side = (("y", "height"), ("x", "width"))[row]
             assert write[start] == pytest.approx(first + block.write_box.start[axis] * voxel, abs=0.02)
             assert write[side] == pytest.approx(block.write_box.shape[axis] * voxel, abs=0.02)
@@ -138,7 +147,7 @@ def test_one_block_is_drawn_as_one() -> None:
     plan = plan_of((10, 20, 30))
     drawing = parsed(plan)
     assert block_lines(drawing) == []
-    assert boxes(drawing, "write") == faces(drawing)
+    assert boxes(drawing, "iv-write") == faces(drawing)
     words = " ".join(drawing.itertext())
     assert "1 block of" in words
     assert "this block has none" in words
@@ -146,11 +155,18 @@ def test_one_block_is_drawn_as_one() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 50_000), (9000, 1, 1), (1, 5000, 5000)])
 def test_any_plan_is_drawn_inside_of_its_paper(shape: Index3) -> None:
-    """However thin a volume is, every rectangle and line of text begins inside."""
+    """However thin a volume is, every line lies inside, and every line of text from its beginning to its end."""
     drawing = parsed(plan_of(shape, (1.0, 1.0, 1.0), (1, 1, 1)))
     height = float(drawing.attrib["height"])
-    for element in [*drawing.iter(f"{SVG}rect"), *drawing.iter(f"{SVG}text")]:
-        assert 0 <= float(element.attrib["x"]) <= WIDTH
+    for path in drawing.iter(f"{SVG}path"):
+        for x, y in re.findall(r"[ML] (\S+) (\S+)", path.attrib["d"]):
+            assert 0 <= float(x) <= WIDTH
+            assert 0 <= float(y) <= height
+    for element in drawing.iter(f"{SVG}text"):
+        x, size = float(element.attrib["x"]), float(element.attrib["font-size"].removesuffix("px"))
+        with figures.drawing():
+            width = text_width(element.text or "", size) if element.attrib["text-anchor"] == "start" else 0
+        assert 0 <= x <= x + width <= WIDTH
         assert 0 <= float(element.attrib["y"]) <= height
 
 
@@ -167,6 +183,13 @@ def test_names_cannot_break_the_drawing() -> None:
     svg = plan_svg(plan_of((4, 4, 4), name=name))
     assert f"Plan for {name}" in "".join(ET.fromstring(svg).itertext())  # noqa: S314
     assert "<script" not in svg
+
+
+@pytest.mark.parametrize("name", ["$x_1$ \\alpha.tif", "$x_{$.tif", "試料 Проба עברית.tif", "a$b&lt;.tif"])
+def test_names_stay_text_in_any_script(name: str) -> None:
+    """They are characters, neither outlines nor mathematics, whichever fonts are here."""
+    words = [element.text for element in parsed(plan_of((4, 4, 4), name=name)).iter(f"{SVG}text")]
+    assert f"Plan for {name}" in words
 
 
 def test_names_that_no_encoding_knows_are_drawn_all_the_same() -> None:

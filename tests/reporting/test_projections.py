@@ -1,5 +1,6 @@
 """Projections are NumPy's maxima in bounded memory, and the picture shows what lies where, in proportion."""
 
+import math
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +20,13 @@ from isovoxel.geometry.box import Box, Index3
 from isovoxel.geometry.grid import Float3
 from isovoxel.readers.base import Volume
 from isovoxel.reporting import projections
-from isovoxel.reporting.layout import MAGNIFIED, ViewPlace, arrange, round_length
+from isovoxel.reporting.figures import drawing, round_length, text_width
+from isovoxel.reporting.layout import LABEL_FONT, MAGNIFIED, ViewPlace, arrange
 from isovoxel.reporting.pictures import ACCENT, before_after, picture
 from isovoxel.reporting.projections import maximum_projections
+
+YELLOW = tuple(bytes.fromhex(ACCENT[1:]))
+"""Red, green and blue of scale bars and frames."""
 
 shapes = hnp.array_shapes(min_dims=3, max_dims=3, max_side=9)
 
@@ -266,7 +271,7 @@ def test_scale_bars_are_as_long_as_they_say(
         assert words == symbol
         assert number[0] in "0125"
         left, top, width, height = place.bar
-        row = (pixels[top + height // 2, :] == ACCENT).all(axis=1)
+        row = (pixels[top + height // 2, :] == YELLOW).all(axis=1)
         end = left + int(np.argmin(row[left:]))
         assert row[left]
         assert not row[left - 1]
@@ -313,7 +318,7 @@ def test_detail_enlarges_what_its_frame_encloses(tmp_path: Path) -> None:
     (layout,) = arrange([volume], [""])
     assert layout.detail is not None
     xz = part(pixels, layout.views[1])
-    rows, columns = np.nonzero((xz == ACCENT).all(axis=2))
+    rows, columns = np.nonzero((xz == YELLOW).all(axis=2))
     framed = xz[rows.min() + 1 : rows.max(), columns.min() + 1 : columns.max()]
     assert len(np.unique(framed)) > 10
     expected = framed.repeat(MAGNIFIED, axis=0).repeat(MAGNIFIED, axis=1)
@@ -342,7 +347,9 @@ def test_nothing_in_a_picture_overlaps() -> None:
             places = [*layout.views, *([layout.detail] if layout.detail else [])]
             for place in places:
                 x, y, width, height = place.bar
-                taken += [place.image, (x, y - 10, width + 8 + 7 * len(place.bar_label), height + 20)]
+                with drawing():
+                    width += 8 + math.ceil(text_width(place.bar_label, LABEL_FONT))
+                taken += [place.image, (x, y - 10, width, height + 20)]
                 assert x + width <= layout.corner[0] + layout.size[0]
         for i, (x, y, width, height) in enumerate(taken):
             for other_x, other_y, other_width, other_height in taken[:i]:

@@ -1,4 +1,4 @@
-"""Where does everything lie in a picture of volumes? Orthogonal views at one number of pixels per length.
+"""Layout of a picture of volumes: orthogonal views at one number of pixels per length.
 
 The usual order, for each volume: xy, with zy at its side and xz below, and in the corner that they leave free
 a part of xz enlarged further. Every view has a scale bar of a round length.
@@ -7,14 +7,12 @@ a part of xz enlarged further. Every view has a scale bar of a round length.
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from PIL import ImageFont
-
 from isovoxel.geometry.grid import Float3
 from isovoxel.readers.base import Volume
+from isovoxel.reporting.figures import SYMBOLS, VIEWS, drawable, drawing, round_length, text_width
 
 PANEL = 1000
 """Most pixels that the views of one volume take together, side by side or one below the other."""
@@ -32,12 +30,6 @@ MAGNIFIED = 4
 """How much larger the detail is drawn than the views."""
 SMALLEST_DETAIL = 120
 """Pixels a side below which a detail is left out."""
-
-VIEWS = ((1, 2), (0, 2), (1, 0))
-"""The views as (axis that points down, axis that points right): xy, xz, zy."""
-
-SYMBOLS = {"micrometer": "µm", "nanometer": "nm", "millimeter": "mm", "centimeter": "cm", "meter": "m"}
-"""How people write the units that OME-Zarr spells out; any other is written as it is."""
 
 Pixels = tuple[int, int, int, int]
 """A rectangle of a picture: left, top, width, height."""
@@ -75,6 +67,7 @@ class Layout:
     """Where a part of xz is drawn `MAGNIFIED` times larger; None where there is no room."""
 
 
+@drawing()
 def arrange(
     volumes: Sequence[Volume], names: Sequence[str], captions: Sequence[str] = (), *, details: bool = True
 ) -> list[Layout]:
@@ -103,37 +96,6 @@ def arrange(
     return layouts
 
 
-def round_length(limit: float) -> float:
-    """Return the largest of 1, 2 and 5 times a power of ten that is not above `limit`.
-
-    Examples
-    --------
-    >>> [round_length(limit) for limit in (0.3, 1.0, 7.2, 49.0)]
-    [0.2, 1.0, 5.0, 20.0]
-    """
-    power = math.floor(math.log10(limit))
-    # Read as text: 5 * 10.0**-3 is not always the float that is nearest to 0.005.
-    candidates = [float(f"{digit}e{power}") for digit in (5, 2, 1)]
-    return next((c for c in candidates if c <= limit), candidates[-1])
-
-
-def text_width(text: str, size: int) -> int:
-    """Return how many pixels wide a line of text is, its µ counted as a u (see `pictures`)."""
-    return math.ceil(ImageFont.load_default(size=size).getlength(printable(text).replace("µ", "u")))
-
-
-def printable(text: str) -> str:
-    """Return text of which Pillow's own font, the only one that is there on every machine, has each character.
-
-    Examples
-    --------
-    >>> printable("Müller's 5 µm 試料.tif")
-    "Muller's 5 µm ??.tif"
-    """
-    plain = (c if c == "µ" else unicodedata.normalize("NFKD", c)[0] for c in text)
-    return "".join(c if c == "µ" or " " <= c <= "~" else "?" for c in plain)
-
-
 def _arrange_one(
     volume: Volume, name: str, caption: str, scale: float, unit: str, left: int, *, details: bool
 ) -> Layout:
@@ -141,12 +103,12 @@ def _arrange_one(
     size = "voxel size unknown"
     if volume.voxel_size is not None:
         size = f"{_times(volume.voxel_size)} {unit}".rstrip() + " per voxel (z, y, x)"
-    title = (f"{name}{_times(volume.shape)} voxels", size)
+    title = (drawable(f"{name}{_times(volume.shape)} voxels"), drawable(size))
     detail = min(z // MAGNIFIED, x) * MAGNIFIED
 
     bars = [_scale_bar(width, scale, unit) for width in (x, x, z)]
     # A view narrower than its scale bar and the words beside it leaves them room.
-    needs = [bar + LABEL + text_width(label, LABEL_FONT) for bar, label in bars]
+    needs = [bar + LABEL + _width(label, LABEL_FONT) for bar, label in bars]
     lefts = (left + LABEL, left + LABEL + max(x, needs[0], needs[1]) + MARGIN)
     first_row = MARGIN + 2 * TITLE_ROW + LABEL
     tops = (first_row, first_row + max(y, LABEL) + BAR_ROW)
@@ -157,7 +119,7 @@ def _arrange_one(
         bar = _scale_bar(detail, scale * MAGNIFIED, unit)
         enlarged = _place(VIEWS[1], (lefts[1], tops[1], detail, detail), bar)
 
-    texts = [*(text_width(line, TITLE_FONT) for line in title), text_width(caption, LABEL_FONT)]
+    texts = [*(_width(line, TITLE_FONT) for line in title), _width(caption, LABEL_FONT)]
     width = max(lefts[1] + max(z, needs[2], detail) - left, *texts)
     bottom = tops[1] + max(z, LABEL) + BAR_ROW
     box = (width, bottom - MARGIN + (LABEL if caption else 0))
@@ -168,7 +130,11 @@ def _scale_bar(width: int, scale: float, unit: str) -> tuple[int, str]:
     """Return the length of a scale bar in pixels and in words, for a view of this width."""
     longest = min(LONGEST_BAR, max(SHORTEST_BAR, 0.4 * width))
     length = round_length(longest / scale)
-    return round(length * scale), f"{length:g} {unit}".rstrip()
+    return round(length * scale), drawable(f"{length:g} {unit}".rstrip())
+
+
+def _width(words: str, size: int) -> int:
+    return math.ceil(text_width(words, size))
 
 
 def _place(axes: tuple[int, int], image: Pixels, bar: tuple[int, str]) -> ViewPlace:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from isovoxel.api import ScaleResult
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.base import Volume
-from isovoxel.reporting.page import table
 from isovoxel.reporting.plan_picture import plan_svg
 from isovoxel.reporting.records import plan_lines, result_lines, volume_lines
+from isovoxel.reporting.report import table
 
 
 def html(value: object) -> str:

@@ -1,7 +1,7 @@
-"""What does a plan look like? Its blocks and shards on three faces of the output, and one block's halo, as SVG.
+"""Picture of a plan, as SVG: its blocks and shards on three faces of the output, and one block's halo.
 
 1. The faces are xy, with zy at its side and xz below, at one number of pixels per length.
-2. Lines that would be too near to each other to be seen are left out evenly, and the drawing says so: a plan of a
+2. Lines that would be too near to each other to be seen are left out evenly, and the figure says so: a plan of a
    million blocks is as quickly drawn, and as large, as one of a few.
 3. One block in the middle is marked on the faces, and drawn once more below with what it reads around it.
 """
@@ -9,20 +9,38 @@
 from __future__ import annotations
 
 import math
-import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from isovoxel.errors import OptionError
+from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import AXES
 from isovoxel.planning.model import Block
 from isovoxel.planning.plan import Plan
-from isovoxel.reporting.block_picture import DASHED, PANEL, block_drawing, block_lines, times, unit_of
-from isovoxel.reporting.layout import VIEWS
+from isovoxel.reporting.figures import (
+    AMBER,
+    BLUE,
+    EDGE,
+    FACE,
+    ON_ACCENT,
+    PALE_BLUE,
+    RED,
+    RULE,
+    SOFT,
+    SYMBOLS,
+    VIEWS,
+    Canvas,
+    drawing,
+    lines,
+    rect,
+    text_width,
+    wrapped,
+)
 from isovoxel.reporting.own import MARK, check_own, write_own
 from isovoxel.reporting.records import count
-from isovoxel.reporting.redaction import without_secrets
-from isovoxel.reporting.svg import drawing, length, lines, rect, style, text, text_width
+from isovoxel.reporting.redaction import shown
 from isovoxel.version import __version__
 
 WIDTH = 1000
@@ -41,48 +59,73 @@ NEAREST = 4.0
 """Pixels between two lines below which some are left out."""
 ROW = 24
 """Pixels from one line of text to the next."""
+LONGEST_TITLE = 64
+"""Most characters of a name in a title."""
+KEY = 22
+"""Pixels that the sample of a legend's entry is wide."""
+
+PANEL = 240.0
+"""Pixels a side that the drawing of one block takes."""
+HALO = 16.0
+"""Pixels that a halo is drawn wide where that is not to scale."""
+THINNEST, THICKEST = 8.0, 30.0
+"""Pixels between which a halo is drawn to scale."""
+SHORTEST = 40.0
+"""Fewest pixels of a block's side."""
+
+_DASHED: dict[str, Any] = {"edgecolor": RED, "linewidth": 1.5, "linestyle": (0, (5 / 1.5, 3 / 1.5))}
 
 
 @dataclass(frozen=True)
 class Face:
-    """One face of the volume."""
+    """One face of a plan's output."""
 
+    plan: Plan
     axes: tuple[int, int]
     """The axes that point down and right, as indices into z, y, x."""
-    left: float
-    top: float
-    width: float
-    height: float
+    box: tuple[float, float, float, float]
+    """Left, top, width and height in pixels."""
 
-    def along(self, axis: int) -> tuple[float, float]:
-        """Return where an axis begins, and how many pixels long it is."""
-        return (self.left, self.width) if axis == self.axes[1] else (self.top, self.height)
+    @property
+    def name(self) -> str:
+        """Both axes, such as "xy"."""
+        return "".join(AXES[axis] for axis in reversed(self.axes))
+
+    def every(self, axis: int, step: int) -> int:
+        """Return which share of the lines along an axis is drawn: all (1), every second (2) and so on."""
+        pixels = self.box[2] if axis == self.axes[1] else self.box[3]
+        return max(1, math.ceil(NEAREST / (step * pixels / self.plan.output.shape[axis])))
 
 
+@drawing()
 def plan_svg(plan: Plan) -> str:
-    """Return a drawing of a plan, as an SVG element that can stand in a page or alone."""
+    """Return a figure of a plan, as an SVG element that can stand in a page or alone."""
     faces = _faces(plan)
     block = plan.block_at(_middle(plan))
-    parts = [f"<style>{style()}</style>", _title(plan)]
-    for face in faces:
-        parts += _face(plan, face, block)
-    parts.append(_dimensions(plan, faces))
-    bottom = max(f.top + f.height for f in faces) + 34
-    legend, bottom = _legend(plan, faces, bottom)
-    parts.append(legend)
+    _, xz, _ = faces
+    legend = _legend(plan, faces)
     # The corner that the faces leave free takes the block, if it is large enough.
-    corner, said = faces[1].left + faces[1].width + GAP, block_lines(plan, block)
-    x, bottom = float(MARGIN), bottom + ROW
-    if faces[1].height >= PANEL and WIDTH - corner >= PANEL + MARGIN:
-        parts.append(block_drawing(plan, block, corner, faces[1].top))
-        height = bottom + ROW * len(said)
+    corner = xz.box[0] + xz.box[2] + GAP
+    in_corner = xz.box[3] >= PANEL and WIDTH - corner >= PANEL + MARGIN
+    legend_top = xz.box[1] + xz.box[3] + 34
+    bottom = legend_top + ROW * (1 + max(row for _, row, _, _ in legend))
+    x = MARGIN if in_corner else MARGIN + PANEL + 40
+    said = _block_lines(plan, block, WIDTH - MARGIN - x)
+    height = bottom + ROW * len(said) if in_corner else bottom + max(PANEL, ROW * len(said))
+
+    canvas = Canvas(WIDTH, height + MARGIN)
+    _title(canvas, plan)
+    for face in faces:
+        _draw_face(canvas, face, block)
+    _dimensions(canvas, plan, faces)
+    _draw_legend(canvas, legend, legend_top)
+    if in_corner:
+        _draw_block(canvas, plan, block, corner, xz.box[1])
     else:
-        parts.append(block_drawing(plan, block, MARGIN, bottom))
-        x, height = x + PANEL + 40, bottom + max(PANEL, ROW * len(said))
+        _draw_block(canvas, plan, block, MARGIN, bottom)
     for row, line in enumerate(said):
-        parts.append(text(x, bottom + 16 + ROW * row, line, size=14 if row else 16))
-    paper = rect(0, 0, WIDTH, height + MARGIN, "iv-paper")
-    return drawing(WIDTH, height + MARGIN, f"plan of {count(plan.n_blocks, 'block')}", paper, *parts)
+        canvas.text(x, bottom + 16 + ROW * row, line, 14 if row else 16)
+    return canvas.svg(f"plan of {count(plan.n_blocks, 'block')}")
 
 
 def check_plan_picture(path: str) -> None:
@@ -100,8 +143,8 @@ def check_plan_picture(path: str) -> None:
     check_own(path, "picture")
 
 
-def save_plan_svg(plan: Plan, path: str | os.PathLike[str]) -> None:
-    """Write a drawing of a plan as an SVG file.
+def save_plan_svg(plan: Plan, path: str) -> None:
+    """Write a figure of a plan as an SVG file.
 
     Raises
     ------
@@ -117,9 +160,9 @@ def _faces(plan: Plan) -> tuple[Face, Face, Face]:
     scale = min((WIDTH - LEFT - GAP - MARGIN) / (x + z), (TALLEST - GAP) / (y + z))
     depth, height, width = (max(1.0, side * scale) for side in (z, y, x))
     return (
-        Face(VIEWS[0], LEFT, TOP, width, height),
-        Face(VIEWS[1], LEFT, TOP + height + GAP, width, depth),
-        Face(VIEWS[2], LEFT + width + GAP, TOP, depth, height),
+        Face(plan, VIEWS[0], (LEFT, TOP, width, height)),
+        Face(plan, VIEWS[1], (LEFT, TOP + height + GAP, width, depth)),
+        Face(plan, VIEWS[2], (LEFT + width + GAP, TOP, depth, height)),
     )
 
 
@@ -128,137 +171,213 @@ def _middle(plan: Plan) -> Index3:
     return (z, y, x)
 
 
-def _title(plan: Plan) -> str:
+def _title(canvas: Canvas, plan: Plan) -> None:
     grid, size = " x ".join(map(str, plan.block_grid)), " x ".join(f"{v:.4g}" for v in plan.output.voxel_size)
-    blocks = f"{count(plan.n_blocks, 'block')} of {times(plan.block_shape)} voxels"
+    blocks = f"{count(plan.n_blocks, 'block')} of {_times(plan.block_shape)} voxels"
     grid = f"in {count(plan.source.n_volumes, 'volume')} of {grid}" if plan.source.series else grid
-    name = without_secrets(plan.source.name)  # as a whole, for half of one is not known as such
-    name = name if len(name) <= 64 else f"{name[:30]}...{name[-30:]}"
-    return (
-        text(MARGIN, 40, f"Plan for {name}", size=20)
-        + text(MARGIN, 64, f"Output {times(plan.output.shape)} voxels of {size} {unit_of(plan)} (z, y, x)")
-        + text(MARGIN, 84, f"{blocks}, {grid} along z, y, x, {plan.in_flight} in flight")
-    )
+    name = shown(plan.source.name)  # as a whole, for half of a secret is not known as such
+    name = name if len(name) <= LONGEST_TITLE else f"{name[:30]}...{name[-30:]}"
+    canvas.text(MARGIN, 40, f"Plan for {name}", 20)
+    canvas.text(MARGIN, 64, f"Output {_times(plan.output.shape)} voxels of {size} {_unit(plan)} (z, y, x)")
+    canvas.text(MARGIN, 84, f"{blocks}, {grid} along z, y, x, {plan.in_flight} in flight")
 
 
-def _face(plan: Plan, face: Face, block: Block) -> list[str]:
-    """Draw a face: shards, blocks, and where the block in the middle lies."""
-    name = "".join(AXES[axis] for axis in reversed(face.axes))
-    parts = [rect(face.left, face.top, face.width, face.height, "iv-face", f'data-face="{name}"')]
-    inside = [_span(plan, face, axis, block.write_box.start[axis], block.write_box.stop[axis]) for axis in face.axes]
-    (top, height), (left, width) = inside
-    parts.append(rect(left, top, width, height, "iv-write", 'data-box="write"'))
-    shards, blocks = [], []
-    for axis in face.axes:
-        shards += _cuts(plan, face, axis, plan.storage.shard[axis], within=plan.block_shape[axis])
-        blocks += _cuts(plan, face, axis, plan.block_shape[axis])
-    parts += [lines(shards, "iv-shard", 0.75), lines(blocks, "iv-block", 1.25)]
-    reads = [
-        _span(plan, face, axis, block.read_box.start[axis] * f, block.read_box.stop[axis] * f)
-        for axis in face.axes
-        for f in [plan.factor[axis]]
+def _draw_face(canvas: Canvas, face: Face, block: Block) -> None:
+    """Draw a face in voxels of the output: shards, blocks, and where the block in the middle lies."""
+    plan, (down, right) = face.plan, face.axes
+    rows, columns = plan.output.shape[down], plan.output.shape[right]
+    axes = canvas.part(face.box, (0, columns), (rows, 0))
+    whole = (0, 0, columns, rows)
+    rect(axes, whole, FACE, f"iv-face-{face.name}")
+    write = [(block.write_box.start[a], block.write_box.stop[a]) for a in (right, down)]
+    rect(axes, _box(*write), AMBER, "iv-write")
+    shards = [cut for a in face.axes for cut in _cuts(face, a, plan.storage.shard[a], within=plan.block_shape[a])]
+    lines(axes, shards, PALE_BLUE, 0.75)
+    lines(axes, [cut for a in face.axes for cut in _cuts(face, a, plan.block_shape[a])], BLUE, 1.25, gid="iv-block")
+    rect(axes, whole, edgecolor=EDGE, linewidth=1.5)
+    read = [
+        (max(0.0, block.read_box.start[a] * f), min(float(plan.output.shape[a]), block.read_box.stop[a] * f))
+        for a, f in ((right, plan.factor[right]), (down, plan.factor[down]))
     ]
-    (top, height), (left, width) = reads
+    box = _box(*read)
     # Dashes around what is smaller than they are would not be seen as such.
-    dashes = DASHED if min(height, width) > SMALLEST_DASHED else 'fill="none" stroke-width="2"'
-    edge = rect(face.left, face.top, face.width, face.height, "iv-edge", 'fill="none" stroke-width="1.5"')
-    return [*parts, edge, rect(left, top, width, height, "iv-read", f'{dashes} data-box="read"')]
+    dashed = min(box[2] * face.box[2] / columns, box[3] * face.box[3] / rows) > SMALLEST_DASHED
+    rect(axes, box, name="iv-read", **(_DASHED if dashed else {"edgecolor": RED, "linewidth": 2.0}))
 
 
-def _span(plan: Plan, face: Face, axis: int, start: float, stop: float) -> tuple[float, float]:
-    """Return where an interval of output voxels begins on a face, and how long it is."""
-    first, side = face.along(axis)
-    scale = side / plan.output.shape[axis]
-    start, stop = max(0.0, start), min(float(plan.output.shape[axis]), stop)
-    return first + start * scale, (stop - start) * scale
+def _box(x: tuple[float, float], y: tuple[float, float]) -> tuple[float, float, float, float]:
+    return x[0], y[0], x[1] - x[0], y[1] - y[0]
 
 
-def _every(plan: Plan, face: Face, axis: int, step: int) -> int:
-    """Return which share of the lines along an axis is drawn: all (1), every second (2) and so on."""
-    return max(1, math.ceil(NEAREST / (step * face.along(axis)[1] / plan.output.shape[axis])))
-
-
-def _cuts(plan: Plan, face: Face, axis: int, step: int, within: int = 0) -> list[tuple[float, float, float, float]]:
+def _cuts(face: Face, axis: int, step: int, within: int = 0) -> list[tuple[int, int, int, int]]:
     """Return the lines that cut a face along an axis; inside of blocks `within` long only where all can be seen."""
-    every = _every(plan, face, axis, step)
+    every = face.every(axis, step)
     if within and every > 1:
         return []
-    end = plan.output.shape[axis]
-    found = []
-    for position in range(step * every, end, step * every):
-        if within and position % within == 0:
-            continue
-        at, _ = _span(plan, face, axis, position, end)
-        across = (face.left, at, face.left + face.width, at), (at, face.top, at, face.top + face.height)
-        found.append(across[axis == face.axes[1]])
-    return found
+    shape, right = face.plan.output.shape, face.axes[1]
+    cuts = [k for k in range(step * every, shape[axis], step * every) if not within or k % within]
+    if axis == right:
+        return [(k, 0, k, shape[face.axes[0]]) for k in cuts]
+    return [(0, k, shape[right], k) for k in cuts]
 
 
-def _dimensions(plan: Plan, faces: tuple[Face, Face, Face]) -> str:
+def _dimensions(canvas: Canvas, plan: Plan, faces: tuple[Face, Face, Face]) -> None:
     """Draw a line beside each side, with its length in voxels and in the world."""
     xy, xz, zy = faces
-    parts, taken = [], 0.0
+    taken, tick = float(LEFT), 4
     for face, axis in ((xy, 2), (zy, 0)):
-        y, middle = face.top - 14, face.left + face.width / 2
-        words = _length(plan, axis)
-        half = text_width(words, 13) / 2
-        if face.width < 2 * half and face is zy:  # it stands beside xz as well
-            words, half = AXES[axis], text_width(AXES[axis], 13) / 2
-        start = max(middle - half, taken, LEFT)
-        parts.append(_ruler(face.left, y, face.left + face.width, y))
-        parts.append(text(start, y - 8, words, size=13))
-        taken = start + 2 * half + 12
+        left, top, width, _ = face.box
+        y, words = top - 14, _length(plan, axis)
+        if face is zy and width < text_width(words, 13):  # it stands beside xz as well
+            words = AXES[axis]
+        start = max(left + (width - text_width(words, 13)) / 2, taken)
+        taken = start + text_width(words, 13) + 12
+        canvas.text(start, y - 8, words, 13)
+        ends = [(x, y - tick, x, y + tick) for x in (left, left + width)]
+        lines(canvas.whole, [(left, y, left + width, y), *ends], RULE)
     for face, axis in ((xy, 1), (xz, 0)):
-        x, middle = face.left - 14, face.top + face.height / 2
-        words = _length(plan, axis) if text_width(_length(plan, axis), 13) < face.height + GAP - 12 else AXES[axis]
-        parts.append(_ruler(x, face.top, x, face.top + face.height))
-        parts.append(text(x - 8, middle, words, size=13, anchor="middle", turned=True))
-    return "".join(parts)
-
-
-def _ruler(x0: float, y0: float, x1: float, y1: float) -> str:
-    tick = 4
-    if y0 == y1:
-        ends = [(x0, y0 - tick, x0, y0 + tick), (x1, y0 - tick, x1, y0 + tick)]
-    else:
-        ends = [(x0 - tick, y0, x0 + tick, y0), (x0 - tick, y1, x0 + tick, y1)]
-    return lines([(x0, y0, x1, y1), *ends], "iv-rule")
+        left, top, _, height = face.box
+        x, words = left - 14, _length(plan, axis)
+        if text_width(words, 13) > height + GAP - 12:
+            words = AXES[axis]
+        canvas.text(x - 8, top + height / 2, words, 13, align="center", turned=True)
+        ends = [(x - tick, y, x + tick, y) for y in (top, top + height)]
+        lines(canvas.whole, [(x, top, x, top + height), *ends], RULE)
 
 
 def _length(plan: Plan, axis: int) -> str:
     n = plan.output.shape[axis]
-    return f"{AXES[axis]}: {count(n, 'voxel')}, {length(n * plan.output.voxel_size[axis])} {unit_of(plan)}"
+    return f"{AXES[axis]}: {count(n, 'voxel')}, {length(n * plan.output.voxel_size[axis])} {_unit(plan)}"
 
 
-def _legend(plan: Plan, faces: tuple[Face, Face, Face], top: float) -> tuple[str, float]:
-    """Say what lines mean, and which of them are not drawn; return that and where it ends."""
+def _legend(plan: Plan, faces: tuple[Face, Face, Face]) -> list[tuple[float, int, str, str]]:
+    """Return what lines mean, and which of them are not drawn: x, row, kind and words of each entry."""
     sides = [(face, axis) for face in faces for axis in face.axes]
     left_out = {
         AXES[axis]: every
         for face, axis in sides
-        if (every := _every(plan, face, axis, plan.block_shape[axis])) > 1 and plan.block_grid[axis] > 1
+        if (every := face.every(axis, plan.block_shape[axis])) > 1 and plan.block_grid[axis] > 1
     }
     blocks = "block"
     if left_out:
         blocks += f"; of so many, every {' and every '.join(f'{_nth(k)} along {a}' for a, k in left_out.items())}"
-    shards = f"{'shard' if plan.storage.sharded else 'chunk'}, {times(plan.storage.shard)} voxels"
-    if any(_every(plan, face, axis, plan.storage.shard[axis]) > 1 for face, axis in sides):
+    shards = f"{'shard' if plan.storage.sharded else 'chunk'}, {_times(plan.storage.shard)} voxels"
+    if any(face.every(axis, plan.storage.shard[axis]) > 1 for face, axis in sides):
         shards += ", where it can be seen"
-    keys = (("iv-block", blocks), ("iv-shard", shards), ("iv-write", "what one block writes"), ("iv-read", "and reads"))
-    parts, x = [], float(MARGIN)
-    for kind, words in keys:
-        width = 30 + text_width(words, 13)
+    entries: list[tuple[float, int, str, str]] = []
+    x, row = float(MARGIN), 0
+    for kind, words in (
+        ("block", blocks),
+        ("shard", shards),
+        ("write", "what one block writes"),
+        ("read", "and reads"),
+    ):
+        width = KEY + 8 + text_width(words, 13)
         if x > MARGIN and x + width > WIDTH - MARGIN:
-            x, top = float(MARGIN), top + ROW
-        if kind == "iv-write":
-            parts.append(rect(x, top - 10, 22, 11, kind))
-        elif kind == "iv-read":
-            parts.append(rect(x, top - 10, 22, 11, kind, DASHED))
-        else:
-            parts.append(lines([(x, top - 4, x + 22, top - 4)], kind, 2))
-        parts.append(text(x + 30, top, words, size=13, kind="iv-soft"))
+            x, row = float(MARGIN), row + 1
+        entries.append((x, row, kind, words))
         x += width + 16
-    return "".join(parts), top
+    return entries
+
+
+def _draw_legend(canvas: Canvas, entries: Sequence[tuple[float, int, str, str]], top: float) -> None:
+    for x, row, kind, words in entries:
+        y = top + ROW * row
+        match kind:
+            case "write":
+                rect(canvas.whole, (x, y - 10, KEY, 11), AMBER)
+            case "read":
+                rect(canvas.whole, (x, y - 10, KEY, 11), **_DASHED)
+            case _:
+                lines(canvas.whole, [(x, y - 4, x + KEY, y - 4)], BLUE if kind == "block" else PALE_BLUE, 2)
+        canvas.text(x + KEY + 8, y, words, 13, colour=SOFT)
+
+
+def _draw_block(canvas: Canvas, plan: Plan, block: Block, left: float, top: float) -> None:
+    """Draw the face of a block on which most of its halo shows, in a square of `PANEL` pixels."""
+    axes, widths, _ = _halo_pixels(plan, block)
+    height, width = _sides(plan, block, axes)
+    (above, below), (before, after) = widths
+    x, y = left + THICKEST, top + THICKEST
+    canvas.text(x - before, y - above - 7, "reads: its part and the halo", 12, colour=SOFT)
+    rect(canvas.whole, (x, y, width, height), AMBER)
+    rect(canvas.whole, (x - before, y - above, width + before + after, height + above + below), **_DASHED)
+    name = f"{AXES[axes[1]]}{AXES[axes[0]]}"
+    canvas.text(x + width / 2, y + height / 2 + 5, name, 13, align="center", colour=ON_ACCENT)
+
+
+def _block_lines(plan: Plan, block: Block, width: float) -> list[str]:
+    """Return what a block is, writes and reads, and what its halo is, in lines of so many pixels."""
+    halo = ", ".join(f"{axis} {a}+{b}" for axis, (a, b) in zip(AXES, plan.halo, strict=True))
+    _, widths, to_scale = _halo_pixels(plan, block)
+    note = "" if to_scale else "; not drawn to scale"
+    if not any(sum(pair) for pair in widths):
+        note = "; this block has none"
+    shards = math.prod(ceil_div(n, s) for n, s in zip(block.write_box.shape, plan.storage.shard, strict=True))
+    file, storage = "chunk", f"{_times(plan.storage.chunk)} voxels"
+    if plan.storage.sharded:
+        file, storage = "shard", f"{_times(plan.storage.shard)} voxels in chunks of {_times(plan.storage.chunk)}"
+    said = [
+        f"Block {block.index:,}, counted from 0",
+        f"writes {_interval(block.write_box.start, block.write_box.stop)} of the output",
+        f"in {count(shards, file)} of {storage}",
+        f"reads {_interval(block.read_box.start, block.read_box.stop)} of the input",
+        f"halo at most {halo} input voxels (before + after a block's own part){note}",
+    ]
+    return [line for words in said for line in wrapped(words, 14, width)]
+
+
+def _sides(plan: Plan, block: Block, axes: tuple[int, int]) -> tuple[float, float]:
+    """Return height and width of what a block writes, in pixels: true proportions, but for a side too short to see."""
+    own = [block.write_box.shape[a] * plan.output.voxel_size[a] for a in axes]
+    scale = (PANEL - 2 * THICKEST) / max(own)
+    return max(SHORTEST, own[0] * scale), max(SHORTEST, own[1] * scale)
+
+
+def _halo_pixels(plan: Plan, block: Block) -> tuple[tuple[int, int], list[tuple[float, float]], bool]:
+    """Return the face on which most of a block's halo shows, its width there in pixels, and whether to scale."""
+    halos = []
+    for axis, f in enumerate(plan.factor):
+        before = block.write_box.start[axis] / f - block.read_box.start[axis]
+        after = block.read_box.stop[axis] - block.write_box.stop[axis] / f
+        # What is less than a millionth of a voxel is rounding.
+        halos.append((before if before > 1e-6 else 0.0, after if after > 1e-6 else 0.0))
+    axes = max(VIEWS, key=lambda view: sum(sum(halos[axis]) > 0 for axis in view))
+    scale = max(_sides(plan, block, axes)) / max(block.write_box.shape[a] * plan.output.voxel_size[a] for a in axes)
+    widths = [
+        (before * size * scale, after * size * scale)
+        for before, after, size in ((*halos[axis], plan.source.grid.voxel_size[axis]) for axis in axes)
+    ]
+    if all(w == 0 or THINNEST <= w <= THICKEST for pair in widths for w in pair):
+        return axes, widths, True
+    return axes, [(HALO if before else 0.0, HALO if after else 0.0) for before, after in widths], False
+
+
+def length(value: float) -> str:
+    """Return a length with four digits at least, and never as a power of ten.
+
+    Examples
+    --------
+    >>> length(79.3333), length(31622.8), length(80.0), length(2.5e-5)
+    ('79.33', '31,623', '80', '0.000025')
+    """
+    digits = max(0, 3 - math.floor(math.log10(value)))
+    short = f"{value:,.{digits}f}"
+    return short.rstrip("0").rstrip(".") if digits else short
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return " x ".join(f"{n:,}" for n in shape)
+
+
+def _unit(plan: Plan) -> str:
+    """Return how people write the unit of a plan's lengths, or that they have none."""
+    unit = plan.output.unit
+    return "(no unit)" if unit is None else SYMBOLS.get(unit, unit)
+
+
+def _interval(start: Index3, stop: Index3) -> str:
+    return ", ".join(f"{axis} {a:,} to {b:,}" for axis, a, b in zip(AXES, start, stop, strict=True))
 
 
 def _nth(k: int) -> str:

@@ -324,6 +324,21 @@ def count(n: int, what: str, many: str = "") -> str:
     return f"{n:,} {what if n == 1 else many or what + 's'}"
 
 
+def clock(seconds: float) -> str:
+    """Return a time since the start for people.
+
+    Examples
+    --------
+    >>> clock(0), clock(0.25), clock(75), clock(3 * 3600 + 60)
+    ('0 s', '0.25 s', '1:15', '3:01:00')
+    """
+    if seconds < 60:
+        return f"{seconds:g} s"
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
 def _kernel(plan: Plan) -> str:
     """Return the kernel's name, and where it is widened."""
     shrinking = [axis for axis, f in zip(AXES, plan.factor, strict=True) if f < 1]

@@ -37,6 +37,17 @@ def without_secrets(words: str) -> str:
     return words
 
 
+def shown(words: str) -> str:
+    r"""Return text without secrets, and without characters that no page or picture may hold.
+
+    Examples
+    --------
+    >>> shown("a <b> & \x01\udcff")
+    'a <b> & ??'
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in without_secrets(words))
+
+
 def command_line(words: Sequence[str]) -> str:
     """Return a command as it could be typed again, but for the secrets in it.
 

@@ -1,16 +1,22 @@
-"""What was done, how, and how did it go? One page of HTML that tells it all and needs nothing beside itself.
+"""Report of a job: one page of HTML that tells what was done, how, and how it went, and needs nothing beside itself.
 
-It is written when a job ends, however that ends, once anything was begun. What is drawn in it, input and output, is
-read when the job's own memory is free again, tile by tile; of a job that has failed only the plan is drawn.
+Nothing in it is fetched, nothing runs; light or dark is what the reader's system says. It is written when a job ends,
+however that ends, once anything was begun. What is drawn in it, input and output, is read when the job's own memory is
+free again, tile by tile; of a job that has failed only the plan is drawn.
 """
 
 from __future__ import annotations
 
 import contextlib
+import html
 import platform
-from collections.abc import Sequence
+import sys
+from base64 import b64encode
+from collections.abc import Iterator, Sequence
 from datetime import datetime
+from importlib.resources import files
 from pathlib import Path
+from string import Template
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
@@ -21,15 +27,11 @@ from isovoxel.object_store.address import is_address
 from isovoxel.planning.memory import human_bytes
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.base import Volume
-from isovoxel.reporting import page
-from isovoxel.reporting.charts import Limit, clock, key, over_time, stage_bar
-from isovoxel.reporting.own import check_own, write_own
-from isovoxel.reporting.plan_picture import plan_svg
+from isovoxel.reporting.own import MARK, check_own, write_own
 from isovoxel.reporting.projections import held_while_reading
 from isovoxel.reporting.recorder import Recorder, process_bytes
-from isovoxel.reporting.records import STAGES, Line, count, plan_lines, volume_lines
-from isovoxel.reporting.redaction import command_line, without_secrets
-from isovoxel.reporting.svg import escaped
+from isovoxel.reporting.records import STAGES, Line, clock, count, plan_lines, volume_lines
+from isovoxel.reporting.redaction import command_line, shown, without_secrets
 from isovoxel.reporting.workers import job_lines
 from isovoxel.version import __version__
 
@@ -41,7 +43,7 @@ ENDINGS = (".html", ".htm")
 MOST_READ = 64 * 2**30
 """Bytes of voxels that are read at most for pictures that nobody has asked for: minutes, not hours."""
 PICTURE_BYTES = 128 * 2**20
-"""Bytes that projecting and drawing two volumes holds at most, what is read of them aside; measured: 94 MiB."""
+"""Bytes that projecting and drawing two volumes holds at most, what is read of them aside; measured: 70 MiB with that."""
 MOST_PARTS = 100
 """How many damaged parts are named; the output's attributes have all."""
 
@@ -120,28 +122,50 @@ class Report:
                 self._write(self.recorder.plan, error)
 
     def _write(self, plan: Plan, error: BaseException | None) -> None:
-        drawn = (
-            self._drawn(plan) if self.result is not None else page.paragraph("The result is not complete: not drawn.")
-        )
+        from isovoxel.reporting.figures import FONTS
+        from isovoxel.reporting.plan_picture import plan_svg
+
         sections = [
-            self._head(plan, error),
-            page.section("Before and after", drawn),
-            page.section("Where the time went", self._time()),
-            page.section("What happened", self._happened()),
-            page.section("The plan", plan_svg(plan)),
-            page.section("All of it in words", page.table(self._lines(plan))),
-            page.section("The command", page.preformatted(command_line(self._words)) if self._words else ""),
+            _section("Before and after", self._drawn(plan)),
+            _section("Where the time went", self._time()),
+            _section("What happened", self._happened()),
+            _section("The plan", plan_svg(plan)),
+            _section("All of it in words", table(self._lines(plan))),
+            _section("The command", _preformatted(command_line(self._words)) if self._words else ""),
             self._next_steps(),
         ]
-        write_own(self._path, page.page(f"isovoxel: {self._output}", *sections), "report")
+        when = self._began.isoformat(sep=" ", timespec="seconds")
+        machine = f"isovoxel {__version__}, Python {platform.python_version()}, {platform.system()}, {plan.device.name}"
+        page = Template(files(__package__).joinpath("report.html").read_text(encoding="utf-8")).substitute(
+            generator=f"{MARK} {html.escape(__version__)}",
+            title=escaped(f"isovoxel: {self._output}"),
+            fonts=FONTS,
+            heading=f"{escaped(plan.source.name)} &rarr; {escaped(self._output)}",
+            state=self._state(error),
+            begun=escaped(f"Begun {when} with {machine}."),
+            numbers="".join(
+                f"<div><b>{escaped(n)}</b><span>{escaped(of)}</span></div>" for of, n in self._numbers(plan)
+            ),
+            sections="\n".join(section for section in sections if section),
+        )
+        write_own(self._path, page.encode(), "report")
 
-    def _head(self, plan: Plan, error: BaseException | None) -> str:
+    def _state(self, error: BaseException | None) -> str:
+        """Return how the job ended."""
+        if self.result is None:
+            return _paragraph(f"Stopped half-way: {error or 'the result is not known'}", "bad")
+        if self.recorder.plan is None:
+            return _paragraph("It was there already, made in this way: nothing was done.")
+        return _paragraph("Done: all blocks are written, and the output is complete.")
+
+    def _numbers(self, plan: Plan) -> list[Line]:
+        """Return what each of the most important numbers is, and the number."""
         recorder, result = self.recorder, self.result
         made = recorder.tally.voxels
         took = result.seconds if result else recorder.timeline.end
         held = [n for _, n in recorder.timeline.held()]
         output = "output and its levels" if plan.further else "output"
-        numbers: list[Line] = [
+        return [
             ("time", _duration(took)),
             ("output voxels per second", f"{made / took / 1e6:,.1f} M" if took else "none were made"),
             ("blocks", f"{plan.all_blocks if result else recorder.blocks_done:,} of {plan.all_blocks:,}"),
@@ -149,21 +173,11 @@ class Report:
             ("most memory held", human_bytes(max([*held, result.peak_host_bytes if result else 0]))),
             ("memory limit" + (" each worker" if plan.host.workers > 1 else ""), human_bytes(plan.host.allowed)),
         ]
-        if result is None:
-            state = page.paragraph(f"Stopped half-way: {error or 'the result is not known'}", "bad")
-        elif recorder.plan is None:
-            state = page.paragraph("It was there already, made in this way: nothing was done.")
-        else:
-            state = page.paragraph("Done: all blocks are written, and the output is complete.")
-        when = self._began.isoformat(sep=" ", timespec="seconds")
-        machine = f"isovoxel {__version__}, Python {platform.python_version()}, {platform.system()}, {plan.device.name}"
-        return (
-            f"<header><h1>{escaped(plan.source.name)} &rarr; {escaped(self._output)}</h1>{state}"
-            f"{page.paragraph(f'Begun {when} with {machine}.', 'soft')}{page.tiles(numbers)}</header>"
-        )
 
     def _drawn(self, plan: Plan) -> str:
         """Return input and output side by side, or why they are not."""
+        if self.result is None:
+            return _paragraph("The result is not complete: not drawn.")
         from isovoxel.api import open_volume
         from isovoxel.reporting.pictures import draw
 
@@ -171,22 +185,30 @@ class Report:
             before = open_volume(self._source, **self._opening)
             after = open_volume(self._output)
             if (short := _too_large([before, after], plan.host.allowed)) is not None:
-                return page.paragraph(short)
+                return _paragraph(short)
             drawn = draw([before, after], ["before: ", "after: "], labels=after.labels, reading=self._reading)
         except IsovoxelError as error:
-            return page.paragraph(f"They cannot be drawn: {error}.")
-        return page.row(
-            page.picture(drawn.png(0), f"before: {drawn.captions[0]}"),
-            page.picture(drawn.png(1), f"after: {drawn.captions[1]}"),
-        )
+            return _paragraph(f"They cannot be drawn: {error}.")
+        pictures = []
+        for i, (name, caption) in enumerate(zip(("before", "after"), drawn.captions, strict=True)):
+            data = b64encode(drawn.png(i)).decode()
+            pictures.append(f'<img alt="{escaped(f"{name}: {caption}")}" src="data:image/png;base64,{data}">')
+        return _row(*pictures)
 
     def _time(self) -> str:
         recorder = self.recorder
         if recorder.plan is None:
             return ""
+        from isovoxel.reporting.figures import Limit, over_time
+
         spent = self.result.stages if self.result else recorder.tally.stages
         total = sum(spent.values()) or 1.0
-        words = [f"{STAGES[name]} {seconds:.1f} s, {100 * seconds / total:.0f} %" for name, seconds in spent.items()]
+        bar, legend = [], []
+        for stage, seconds in spent.items():
+            colour = f"background:var(--{stage})"
+            bar.append(f'<i style="flex-grow:{seconds:.3f};{colour}"></i>')
+            words = f"{STAGES[stage]} {seconds:.1f} s, {100 * seconds / total:.0f} %"
+            legend.append(f'<span><i style="{colour}"></i> {escaped(words)}</span>')
         timeline, plan = recorder.timeline, recorder.plan
         rates, held = timeline.rates(), timeline.held()
         projected = max(level.projected_host for level in plan.levels)
@@ -196,18 +218,14 @@ class Report:
         if n > 1:  # each of them has such limits, here or elsewhere
             limits = []
         return (
-            page.paragraph(threads, "soft")
-            + stage_bar("time of each stage", [*spent.values()])
-            + page.legend([(key(i), line) for i, line in enumerate(words)])
-            + page.row(
-                page.figure(
-                    "Output voxels per second, over time",
-                    over_time("voxels per second over time", rates, timeline.end, _rate),
-                ),
-                page.figure(
-                    "Memory that this process and those that it started hold, over time",
-                    over_time("memory over time", [*held], timeline.end, _short_bytes, limits, binary=True),
-                ),
+            f"{_paragraph(threads, 'soft')}"
+            f'<div class="stages" role="img" aria-label="time of each stage">{"".join(bar)}</div>'
+            f'<div class="legend">{"".join(legend)}</div>'
+            + _row(
+                "<h3>Output voxels per second, over time</h3>"
+                + over_time("voxels per second over time", rates, timeline.end, _rate),
+                "<h3>Memory that this process and those that it started hold, over time</h3>"
+                + over_time("memory over time", [*held], timeline.end, _short_bytes, limits, binary=True),
             )
         )
 
@@ -230,7 +248,7 @@ class Report:
             lines.insert(0, ("in all", said or "as planned: no block was split, nothing was tried again or filled"))
         filled = tally.filled[:MOST_PARTS]
         more = f" and {len(tally.filled) - len(filled):,} more" if len(tally.filled) > len(filled) else ""
-        return page.table(lines + ([("filled with 0", "; ".join(filled) + more)] if filled else []))
+        return table(lines + ([("filled with 0", "; ".join(filled) + more)] if filled else []))
 
     def _lines(self, plan: Plan) -> list[Line]:
         lines = job_lines(self.result) if self.result else []
@@ -250,9 +268,81 @@ class Report:
         output = shlex.quote(without_secrets(self._output))
         if self.result is None:
             words = "What is done is kept: the same command, without --overwrite, goes on where it ended."
-            return page.section("To go on", page.paragraph(words))
+            return _section("To go on", _paragraph(words))
         words = "This computes sampled boxes of the result again from its source, in float64, and compares:"
-        return page.section("To verify it", page.paragraph(words), page.preformatted(f"isovoxel verify {output}"))
+        return _section("To verify it", _paragraph(words), _preformatted(f"isovoxel verify {output}"))
+
+
+@contextlib.contextmanager
+def reporting(
+    path: str | None, source: str, output: str, *, quiet: bool, **opening: Unpack[Opening]
+) -> Iterator[Report | None]:
+    """Write a report of this process' command when its job ends; without a path, none.
+
+    Parameters
+    ----------
+    path, source, output
+        As in `Report`.
+    quiet
+        Whether nothing is shown of how far volumes are read.
+    **opening
+        As in `Report`.
+
+    Raises
+    ------
+    IsovoxelError
+        As `Report`.
+    """
+    if path is None:
+        yield None
+        return
+    from isovoxel.reporting.reading import ReadingView
+
+    words = ["isovoxel", *sys.argv[1:]]
+    with (
+        ReadingView(quiet=quiet) as reading,
+        Report(path, source, output, words=words, reading=reading, **opening) as report,
+    ):
+        yield report
+
+
+def escaped(words: str) -> str:
+    r"""Return text as HTML takes it, without secrets, and without characters that no page may hold.
+
+    Examples
+    --------
+    >>> escaped("a <b> & \x01\udcff")
+    'a &lt;b&gt; &amp; ??'
+    """
+    return html.escape(shown(words))
+
+
+def table(lines: Sequence[Line]) -> str:
+    """Return labels and what they label, as HTML."""
+    # Said of each cell, for notebooks have their own idea of how tables look.
+    left = 'style="text-align:left"'
+    rows = "".join(f"<tr><th {left}>{escaped(label)}</th><td {left}>{escaped(what)}</td></tr>" for label, what in lines)
+    return f"<table>{rows}</table>" if rows else ""
+
+
+def _section(title: str, *parts: str) -> str:
+    """Return a section, or nothing where it has no parts."""
+    inside = "\n".join(part for part in parts if part)
+    return f"<section><h2>{escaped(title)}</h2>\n{inside}</section>" if inside else ""
+
+
+def _paragraph(words: str, kind: str = "") -> str:
+    kind = kind and f' class="{kind}"'
+    return f"<p{kind}>{escaped(words)}</p>"
+
+
+def _preformatted(words: str) -> str:
+    return f"<pre><code>{escaped(words)}</code></pre>"
+
+
+def _row(*figures: str) -> str:
+    """Return figures beside each other, where the window is wide enough."""
+    return f'<div class="row">{"".join(f"<figure>{figure}</figure>" for figure in figures)}</div>'
 
 
 def _too_large(volumes: Sequence[Volume], allowed: int) -> str | None:

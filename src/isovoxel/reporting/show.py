@@ -90,7 +90,7 @@ def show(
     save(drawn, path)
     return Shown(
         path,
-        drawn.image.size,
+        drawn.size,
         tuple(zip((v.name for v in volumes), drawn.captions, strict=True)),
         drawn.projected,
         host.allowed,
