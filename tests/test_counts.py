@@ -19,7 +19,8 @@ from isovoxel.execution.events import BlockDone, Event, JobFinished, JobStarted
 from isovoxel.execution.output import output_state
 from isovoxel.reporting.progress import ProgressView
 from isovoxel.reporting.recorder import Recorder
-from isovoxel.reporting.workers import job_lines, job_record
+from isovoxel.reporting.records import job_record
+from isovoxel.reporting.text import job_lines
 
 VOXELS = np.random.default_rng(0).integers(0, 65536, (16, 16, 16)).astype("uint16")
 OPTIONS: dict[str, Any] = {

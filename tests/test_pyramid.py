@@ -272,7 +272,7 @@ def test_a_level_that_is_gone_is_named(source: Path, out: Path) -> None:
 
 
 def _verdict(found: Any) -> list[tuple[str, str]]:
-    from isovoxel.reporting.findings import verdict_lines
+    from isovoxel.reporting.text import verdict_lines
 
     return verdict_lines(found)
 

@@ -81,7 +81,7 @@ def test_a_bar_is_harmless(tmp_path: Path) -> None:
     """Rich's escape sequences are its own; those of a worker's name are none."""
     from rich.console import Console
 
-    from isovoxel.reporting.reading import ReadingView
+    from isovoxel.reporting.progress import ReadingView
 
     with (tmp_path / "terminal").open("w+", encoding="utf-8") as file:
         now = iter(range(100))

@@ -34,7 +34,8 @@ from isovoxel.parameters import (
     with_options,
     without_overwrite,
 )
-from isovoxel.reporting.records import Line, Record
+from isovoxel.reporting.records import Record
+from isovoxel.reporting.text import Line
 from isovoxel.terminal import columns, debugging, exit_code, lost, put, say, trace
 
 # typer brings its own copy of click, and of click's errors only some names are typer's: this is UsageError.
@@ -74,8 +75,9 @@ def _do(
     """Do a job, tell how far it is, and print what it did."""
     from isovoxel import api
     from isovoxel.reporting.progress import ProgressView
+    from isovoxel.reporting.records import job_record
     from isovoxel.reporting.report import reporting
-    from isovoxel.reporting.workers import job_lines, job_record
+    from isovoxel.reporting.text import job_lines
 
     with _notes(quiet=quiet):
         _check_apart(source, output, options, config, {"report": report})
@@ -145,7 +147,8 @@ def info(
 ) -> None:
     """Show shape, dtype, axes, voxel size and unit, and where each was read from."""
     from isovoxel.api import open_volume, output_state
-    from isovoxel.reporting.records import volume_lines, volume_record
+    from isovoxel.reporting.records import volume_record
+    from isovoxel.reporting.text import volume_lines
 
     volume = open_volume(source, **options.opening)
     state = output_state(source)
@@ -170,7 +173,8 @@ def plan(
     """
     from isovoxel import api
     from isovoxel.reporting.notes import hints
-    from isovoxel.reporting.records import plan_lines, plan_record
+    from isovoxel.reporting.records import plan_record
+    from isovoxel.reporting.text import plan_lines
 
     _check_apart(source, output, options, config, {"picture": picture, "saved job": save})
     if picture is not None:
@@ -237,7 +241,8 @@ def verify(
 ) -> None:
     """Compute samples of a result again in float64, at block faces first; exit code 1 where it does not hold."""
     from isovoxel import api
-    from isovoxel.reporting.findings import verdict_lines, verdict_record
+    from isovoxel.reporting.records import verdict_record
+    from isovoxel.reporting.text import verdict_lines
 
     found = api.verify(output, against=against, samples=samples, every_chunk=every_chunk, memory=options.memory)
     _show(verdict_record(found), verdict_lines(found), as_json=as_json)
@@ -257,7 +262,8 @@ def limits(
 ) -> None:
     """Show at which zoom cle.scale in one piece stops, on which limit, and how large the image would be."""
     from isovoxel import api
-    from isovoxel.reporting.findings import limits_lines, limits_record
+    from isovoxel.reporting.records import limits_record
+    from isovoxel.reporting.text import limits_lines
 
     volume = api.open_volume(source, **options.opening)
     del config  # its options are among these
@@ -281,7 +287,7 @@ def show(
     FILE2 is opened as it is: what is said of voxel size, unit, level, channel, time and crop is said of FILE.
     """
     from isovoxel.reporting import show as views
-    from isovoxel.reporting.reading import ReadingView
+    from isovoxel.reporting.progress import ReadingView
 
     with _notes(quiet=quiet), ReadingView(quiet=quiet or as_json) as reading:
         found = views.show(
@@ -301,13 +307,15 @@ def devices(*, options: Options, as_json: parameters.Json = False) -> None:
     """List the OpenCL devices with the limits that matter, or the workers and the device that each holds."""
     if options.workers is not None or options.scheduler is not None:
         from isovoxel import api
-        from isovoxel.reporting.workers import member_lines, member_record
+        from isovoxel.reporting.records import member_record
+        from isovoxel.reporting.text import member_lines
 
         members = api.workers(**options.keywords("devices"))
         _show({"workers": [member_record(m) for m in members]}, member_lines(members), as_json=as_json)
         return
     from isovoxel.engines.devices import find_device, list_devices
-    from isovoxel.reporting.records import device_lines, device_record
+    from isovoxel.reporting.records import device_record
+    from isovoxel.reporting.text import device_lines
 
     find_device()  # having none is an error that says what to install
     found = list_devices()
@@ -336,7 +344,7 @@ def demo(
     from isovoxel.demo import is_of_demo, write_blastocyst
     from isovoxel.engines.clesperanto import scales_with
     from isovoxel.errors import OutputError, OutputExistsError
-    from isovoxel.reporting.own import check_own
+    from isovoxel.reporting.files import check_own
     from isovoxel.reporting.pictures import before_after
 
     stack, result, picture = folder / "blastocyst.tif", folder / "isotropic.zarr", folder / "before_after.png"

@@ -15,7 +15,7 @@ import isovoxel
 from isovoxel.geometry.box import Box
 from isovoxel.readers.base import Volume
 from isovoxel.reporting.notebook import html
-from isovoxel.reporting.records import plan_lines, result_lines, volume_lines
+from isovoxel.reporting.text import plan_lines, result_lines, volume_lines
 
 NAME = "<b>a & b</b>.tif"
 

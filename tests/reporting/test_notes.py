@@ -26,8 +26,8 @@ from isovoxel.execution.tally import Tally
 from isovoxel.planning.plan import Plan
 from isovoxel.reporting.notes import Notes
 from isovoxel.reporting.progress import ProgressView
-from isovoxel.reporting.records import _happened
-from isovoxel.reporting.workers import share_lines, share_record
+from isovoxel.reporting.records import share_record
+from isovoxel.reporting.text import _happened, share_lines
 
 
 def started(**changes: Any) -> JobStarted:

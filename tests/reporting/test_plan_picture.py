@@ -18,7 +18,7 @@ from isovoxel.planning.plan import Plan
 from isovoxel.readers.base import Volume
 from isovoxel.reporting import figures
 from isovoxel.reporting.figures import NAMESPACE, VIEWS, text_width
-from isovoxel.reporting.own import MARK
+from isovoxel.reporting.files import MARK
 from isovoxel.reporting.plan_picture import LEFT, NEAREST, TOP, WIDTH, plan_svg
 
 SVG = f"{{{NAMESPACE}}}"

@@ -26,7 +26,7 @@ from isovoxel.planning.memory import human_bytes
 from isovoxel.readers.base import Volume
 from isovoxel.reporting import report as report_module
 from isovoxel.reporting.figures import NAMESPACE
-from isovoxel.reporting.own import MARK
+from isovoxel.reporting.files import MARK
 from isovoxel.reporting.plan_picture import plan_svg
 from isovoxel.reporting.recorder import MOST_NOTES, Recorder
 from isovoxel.reporting.redaction import command_line, without_secrets

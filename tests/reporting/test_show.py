@@ -16,10 +16,10 @@ from rich.console import Console
 
 from command_line import Isovoxel, check_refused, listing
 from isovoxel.api import open_volume
+from isovoxel.reporting.files import MARK
 from isovoxel.reporting.layout import arrange
-from isovoxel.reporting.own import MARK
 from isovoxel.reporting.pictures import draw, label_colours
-from isovoxel.reporting.reading import ReadingView
+from isovoxel.reporting.progress import ReadingView
 
 
 @pytest.fixture

@@ -25,8 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.errors import OutputError
-from isovoxel.reporting.records import clock
 from isovoxel.reporting.redaction import shown
+from isovoxel.reporting.text import clock
 
 _LOCK = threading.RLock()
 """matplotlib is for one thread at a time."""

@@ -6,8 +6,8 @@ from isovoxel.api import ScaleResult
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.base import Volume
 from isovoxel.reporting.plan_picture import plan_svg
-from isovoxel.reporting.records import plan_lines, result_lines, volume_lines
 from isovoxel.reporting.report import table
+from isovoxel.reporting.text import plan_lines, result_lines, volume_lines
 
 
 def html(value: object) -> str:

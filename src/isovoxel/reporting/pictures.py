@@ -30,6 +30,7 @@ from isovoxel.planning.limits import HostLimits
 from isovoxel.planning.memory import human_bytes
 from isovoxel.readers.base import Volume
 from isovoxel.reporting.figures import Canvas, drawing, png, rect
+from isovoxel.reporting.files import MARK, check_own, write_own
 from isovoxel.reporting.layout import (
     LABEL,
     LABEL_FONT,
@@ -42,7 +43,6 @@ from isovoxel.reporting.layout import (
     ViewPlace,
     arrange,
 )
-from isovoxel.reporting.own import MARK, check_own, write_own
 from isovoxel.reporting.projections import Projections, bytes_to_read, held_while_reading, maximum_projections
 
 PERCENTILES = (0.1, 99.9)

@@ -38,9 +38,9 @@ from isovoxel.reporting.figures import (
     text_width,
     wrapped,
 )
-from isovoxel.reporting.own import MARK, check_own, write_own
-from isovoxel.reporting.records import count
+from isovoxel.reporting.files import MARK, check_own, write_own
 from isovoxel.reporting.redaction import shown
+from isovoxel.reporting.text import count
 from isovoxel.version import __version__
 
 WIDTH = 1000

@@ -1,4 +1,4 @@
-"""How far is the job, how fast, and how long will it take? A listener that draws a bar, on a terminal only.
+"""Progress of jobs, and of reading volumes that are drawn: bars on a terminal.
 
 Where nobody watches (a log file, a pipe) it writes whole lines instead: one at the start, then one each 30
 seconds at most, one at the end. Speed and time left count output voxels, since blocks at the rim are smaller, and
@@ -37,6 +37,10 @@ LOG_SECONDS = 30.0
 """Least time between two lines where there is no terminal."""
 MOST_LINES = 16
 """Most workers that get a line of their own below the bar."""
+
+
+MOMENT = 1.0
+"""Seconds after which a bar appears."""
 
 
 class _Worker:
@@ -221,6 +225,73 @@ class ProgressView:
             self._console.print(plain(line), markup=False, highlight=False, soft_wrap=True)
 
 
+class ReadingView:
+    """Told how much is read, it shows that, and leaves the terminal as it was.
+
+    Parameters
+    ----------
+    console
+        Where to draw; by default standard error, drawn on if it is a terminal and else written to.
+    quiet
+        Whether nothing is shown.
+    clock
+        Returns seconds.
+
+    Examples
+    --------
+    >>> with ReadingView(quiet=True) as view:
+    ...     view("reading stack.tif", 1, 2)
+    """
+
+    def __init__(
+        self, console: Console | None = None, *, quiet: bool = False, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._console = console if console is not None or quiet else terminal()
+        self._quiet, self._clock = quiet, clock
+        self._began = self._last_line = clock()
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with contextlib.suppress(OSError):
+            if self._bar is not None:
+                self._bar.stop()
+
+    def __call__(self, doing: str, done: int, total: int) -> None:
+        """Show that of `total` voxels `done` are read.
+
+        Parameters
+        ----------
+        doing
+            What is read, in a clause.
+        done, total
+            Numbers of voxels.
+        """
+        try:
+            self._show(doing, done, total)
+        except OSError:  # nobody reads it any more
+            self._quiet, self._bar = True, None
+
+    def _show(self, doing: str, done: int, total: int) -> None:
+        now = self._clock()
+        if self._quiet or now - self._began < MOMENT:
+            return
+        if self._console is None or not self._console.is_interactive:
+            if now - self._last_line >= LOG_SECONDS:
+                self._last_line = now
+                say(f"{doing}: {100 * done // total} %")
+            return
+        if self._bar is None:
+            self._bar = _bar(self._console, self._clock)
+            self._bar.start()
+        (task,) = self._bar.task_ids or [self._bar.add_task("")]
+        self._bar.update(task, description=plain(doing), total=total, completed=done)
+
+
 def terminal() -> Console | None:
     """Return standard error as something to draw on, or None where it is a log file or a pipe."""
     # Asked here, for rich takes FORCE_COLOR, which many log files set, for a terminal.
@@ -240,3 +311,19 @@ def _duration(seconds: float) -> str:
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def _bar(console: Console, clock: Callable[[], float]) -> Progress:
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        # A name may hold what rich would take for markup.
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=None),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        expand=True,
+        get_time=clock,
+        redirect_stdout=False,
+    )

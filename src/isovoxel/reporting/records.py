@@ -1,33 +1,25 @@
-"""What do a volume, a plan, a result and devices say, to a machine and to a person?
-
-Each has one record (what ``--json`` prints) and one list of lines (what a person reads), made from the same values.
-"""
+"""Records of volumes, plans, results, devices and findings: what ``--json`` prints."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from isovoxel.geometry.grid import AXES, VoxelGrid, number_text, numbers_text
-from isovoxel.metadata.series import WORDS
-from isovoxel.planning.memory import human_bytes
+from isovoxel.geometry.grid import AXES, VoxelGrid
+from isovoxel.planning.one_piece import WholeLimits
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.base import Volume
 
 if TYPE_CHECKING:
     from isovoxel.engines.devices import Device
+    from isovoxel.execution.distributed.worker_info import WorkerInfo
     from isovoxel.execution.output import OutputState
     from isovoxel.execution.result import ScaleResult
-    from isovoxel.execution.tally import Tally
+    from isovoxel.execution.tally import Share
+    from isovoxel.execution.verify import Verdict
 
 Record = dict[str, Any]
-Line = tuple[str, str]
-"""A label and what it labels."""
-
-
-# ---- info ------------------------------------------------------------------------------------------------------
 
 
 def volume_record(volume: Volume, state: OutputState | None = None) -> Record:
@@ -51,63 +43,14 @@ def volume_record(volume: Volume, state: OutputState | None = None) -> Record:
     return known if state is None else known | {"output": asdict(state)}
 
 
-def volume_lines(volume: Volume, state: OutputState | None = None) -> list[Line]:
-    """Return what is known of a volume, where it was read from, and how far it is where isovoxel writes it."""
-
-    def with_source(text: str, key: str) -> str:
-        return f"{text}   ({volume.sources[key]})" if key in volume.sources else text
-
-    size = f"unknown: {volume.missing or 'the input does not say'}"
-    if volume.voxel_size is not None:
-        size = with_source(_numbers(volume.voxel_size), "voxel size")
-    return [
-        ("input", f"{volume.name}   ({volume.kind})"),
-        ("shape", with_source(f"{shape_text(volume.shape)} voxels", "shape")),
-        ("axes", with_source(", ".join([*(axis.name for axis in volume.series), *AXES]), "axes")),
-        *_series_lines([(axis.name, axis.length) for axis in volume.series]),
-        *_channel_lines(volume),
-        ("dtype", f"{volume.dtype.name}, {human_bytes(volume.nbytes)} in all"),
-        ("voxel size", size),
-        *_origin_line(volume),
-        ("unit", with_source(volume.unit or "none", "unit")),
-        ("chunks", _chunks(volume.chunks)),
-        *(("note", note) for note in volume.notes),
-        *_state_lines(state),
-    ]
-
-
-def _origin_line(volume: Volume) -> list[Line]:
-    """Return where the centre of voxel 0 lies, where lengths are known."""
-    if volume.voxel_size is None:
-        return []
-    unit = f" {volume.unit}" if volume.unit else ""
-    return [("origin", f"{numbers_text(volume.origin)}{unit}, the centre of voxel 0")]
-
-
-def _series_lines(series: Sequence[tuple[str, int]]) -> list[Line]:
-    """Return how many volumes there are, where there are several."""
-    several = " x ".join(count(length, WORDS[name]) for name, length in series)
-    return [("volumes", f"{several}, each scaled by itself")] if series else []
-
-
-def _channel_lines(volume: Volume) -> list[Line]:
-    names = [channel.label for channel in volume.channels if channel.label]
-    return [("channels", ", ".join(names))] if names else []
-
-
-def _state_lines(state: OutputState | None) -> list[Line]:
-    """Return how far an output is."""
-    if state is None:
-        return []
-    if state.complete:
-        return [("written", "by isovoxel, complete")]
-    known = (
-        f"{state.done:,} of {count(state.blocks, 'block')} done" if state.blocks else "how much is done is not known"
-    )
-    return [("written", f"by isovoxel, NOT complete: {known}; {state.holder or 'nobody'} is at it")]
-
-
-# ---- plan and scale --------------------------------------------------------------------------------------------
+def grid_record(grid: VoxelGrid) -> Record:
+    """Return a grid as JSON values."""
+    return {
+        "shape": list(grid.shape),
+        "voxel_size": list(grid.voxel_size),
+        "origin": list(grid.origin),
+        "unit": grid.unit,
+    }
 
 
 def plan_record(plan: Plan) -> Record:
@@ -159,59 +102,6 @@ def _level_record(plan: Plan) -> Record:
     }
 
 
-def _engine(plan: Plan) -> str:
-    """Return which engine scales, and of cle whose."""
-    return f"{plan.engine} of {plan.library}" if plan.library else plan.engine
-
-
-def plan_lines(plan: Plan) -> list[Line]:
-    """Return what a plan would do, and what it takes."""
-    projected = plan_record(plan)["projected"]
-    source, output = plan.source.grid, plan.output
-    halo = ", ".join(f"{axis} {before}+{after}" for axis, (before, after) in zip(AXES, plan.halo, strict=True))
-    grid = " x ".join(str(n) for n in plan.block_grid)
-    blocks = f"{plan.n_blocks:,} of {shape_text(plan.block_shape)} voxels"
-    volumes = f"{plan.source.n_volumes:,} x " if plan.source.series else ""
-    return [
-        ("input", f"{plan.source.name}   {grid_text(source)}, {plan.source.dtype}"),
-        ("output", f"{grid_text(output)}, {plan.source.dtype}, {human_bytes(plan.output_bytes)}"),
-        *_series_lines(plan.source.series),
-        ("factors", f"{_numbers(plan.factor)}   ({_kernel(plan)}, boundary {plan.boundary})"),
-        ("engine", f"{_engine(plan)} on {plan.device.name} ({plan.device.kind.upper()})"),
-        ("blocks", f"{blocks}   ({volumes}{grid} along z, y, x; {plan.in_flight} in flight)"),
-        ("halo", f"{halo} input voxels, by {_HALO[plan.halo_mode]}"),
-        ("files", f"{_files(plan)}, {plan.storage.codec}"),
-        *_level_lines(plan),
-        ("host", _memory(projected["host_bytes"], plan.host.allowed, "--memory")),
-        ("device", _memory(projected["device_bytes"], plan.device.allowed, "--device-memory")),
-    ]
-
-
-def _memory(projected: int, allowed: int, option: str) -> str:
-    return f"uses at most {human_bytes(projected)}; limit {human_bytes(allowed)} ({option})"
-
-
-def _files(plan: Plan) -> str:
-    """Return how the output is cut into files."""
-    if not plan.storage.sharded:
-        return f"chunks of {shape_text(plan.storage.chunk)}, a file each (OME-Zarr {plan.storage.ome_zarr})"
-    return f"shards of {shape_text(plan.storage.shard)}, chunks of {shape_text(plan.storage.chunk)}"
-
-
-def _level_lines(plan: Plan) -> list[Line]:
-    """Return which further levels there are."""
-    if not plan.further:
-        return []
-    last, n = plan.further[-1], len(plan.further)
-    return [("levels", f"{n} further, down to {shape_text(last.output.shape)}, by {last.interpolation}")]
-
-
-_HALO = {
-    "map_overlap": "map_overlap (blocks exchange it)",
-    "direct": "direct reads (each block reads its own)",
-}
-
-
 def result_record(result: ScaleResult) -> Record:
     """Return what a job did."""
     return plan_record(result.plan) | {
@@ -222,64 +112,6 @@ def result_record(result: ScaleResult) -> Record:
         "stage_seconds": result.stages,
         "happened": {name: value for name, value in asdict(result.tally).items() if name not in ("stages", "workers")},
     }
-
-
-def result_lines(result: ScaleResult) -> list[Line]:
-    """Return what a job did."""
-    plan = result.plan
-    if not result.seconds:
-        what = f"{grid_text(plan.output)}, {plan.source.dtype}"
-        return [("complete", f"{result.path}   {what}; it was there already, made in this way: nothing was done")]
-    stages = ", ".join(f"{STAGES[name]} {seconds:.1f} s" for name, seconds in result.stages.items())
-    speed = f"{result.voxels_per_second / 1e6:,.1f} Mvoxel/s"
-    return [
-        ("written", f"{result.path}   {grid_text(plan.output)}, {plan.source.dtype}"),
-        *_level_lines(plan),
-        ("time", f"{result.seconds:.1f} s, {speed}, {count(plan.all_blocks, 'block')} on {plan.device.name}"),
-        ("threads", f"{_threads(plan)}, which spent together: {stages}"),
-        ("host peak", f"{human_bytes(result.peak_host_bytes)}; limit {human_bytes(plan.host.allowed)} (--memory)"),
-        *_happened(result.tally),
-    ]
-
-
-def _threads(plan: Plan) -> str:
-    return f"{plan.host.workers} x {plan.in_flight}" if plan.host.workers > 1 else str(plan.in_flight)
-
-
-def _happened(tally: Tally) -> list[Line]:
-    """Return what did not go as planned, and went well."""
-    said = []
-    if tally.done_before:
-        said.append(f"{count(tally.done_before, 'block')} done before")
-    if tally.split:
-        said.append(f"{count(tally.split, 'block')} in up to {tally.pieces} pieces, for the device's memory")
-    if tally.slowed_to:
-        said.append(f"{count(tally.slowed_to, 'block')} in flight in the end, for the host's memory")
-    if tally.retries:
-        said.append(f"{count(tally.retries, 'attempt')} that failed, and then did not")
-    if tally.restarts:
-        said.append(f"{count(tally.restarts, 'fresh process', 'fresh processes')}")
-    lines = [("went on", ", ".join(said))] if said else []
-    shown = tally.filled[:_MOST_PARTS]
-    more = [f"and {len(tally.filled) - len(shown)} more"] if len(tally.filled) > len(shown) else []
-    return lines + ([("filled", "; ".join([*shown, *more]) + ": they are 0")] if shown else [])
-
-
-_MOST_PARTS = 8
-"""How many damaged parts are named; the output's attributes have all."""
-
-STAGES = {
-    "read": "reading",
-    "wait": "waiting for the device",
-    "scale": "scaling",
-    "write": "encoding",
-    "flush": "waiting for the disk",
-    "idle": "without a block",
-}
-"""What people call the stages of a block."""
-
-
-# ---- devices ---------------------------------------------------------------------------------------------------
 
 
 def device_record(device: Device) -> Record:
@@ -301,78 +133,77 @@ def device_record(device: Device) -> Record:
     }
 
 
-def device_lines(devices: Sequence[Device]) -> list[Line]:
-    """Return what all OpenCL devices have, one line each."""
-    lines = []
-    for d in devices:
-        free = "" if d.free is None else f", {human_bytes(d.free)} free"
-        has = [
-            f"{human_bytes(d.memory)}{free}",
-            f"at most {human_bytes(d.largest_allocation)} at once",
-            f"images up to {shape_text(d.image_shape)}",
-            count(d.compute_units, "compute unit"),
-        ]
-        lines.append((f"device {d.index}", f"{d.name} ({d.kind.upper()}, {d.platform} {d.driver}): {'; '.join(has)}"))
-    return lines
-
-
-# ---- words -----------------------------------------------------------------------------------------------------
-
-
-def count(n: int, what: str, many: str = "") -> str:
-    """Return a number of things, in singular or plural."""
-    return f"{n:,} {what if n == 1 else many or what + 's'}"
-
-
-def clock(seconds: float) -> str:
-    """Return a time since the start for people.
-
-    Examples
-    --------
-    >>> clock(0), clock(0.25), clock(75), clock(3 * 3600 + 60)
-    ('0 s', '0.25 s', '1:15', '3:01:00')
-    """
-    if seconds < 60:
-        return f"{seconds:g} s"
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
-
-
-def _kernel(plan: Plan) -> str:
-    """Return the kernel's name, and where it is widened."""
-    shrinking = [axis for axis, f in zip(AXES, plan.factor, strict=True) if f < 1]
-    if plan.antialias and shrinking:
-        return f"{plan.interpolation}, anti-aliased along {', '.join(shrinking)}"
-    return plan.interpolation
-
-
-def _chunks(chunks: Sequence[int]) -> str:
-    if math.prod(chunks) == 1:
-        return "none: any voxel can be read by itself"
-    return f"{shape_text(chunks)} voxels are decoded in one go"
-
-
-def grid_record(grid: VoxelGrid) -> Record:
-    """Return a grid as JSON values."""
+def member_record(member: WorkerInfo) -> Record:
+    """Return what a worker has."""
     return {
-        "shape": list(grid.shape),
-        "voxel_size": list(grid.voxel_size),
-        "origin": list(grid.origin),
-        "unit": grid.unit,
+        "name": member.name,
+        "address": member.address,
+        "host": member.host,
+        "pid": member.pid,
+        "device": {
+            "name": member.device.name,
+            "kind": member.device.kind,
+            "pci": member.pci,
+            "uuid": member.uuid,
+            "memory": member.device.memory,
+            "allowed": member.device.allowed,
+        },
+        "threads": member.limits.threads,
+        "versions": dict(member.versions),
     }
 
 
-def grid_text(grid: VoxelGrid) -> str:
-    """Return how many voxels a grid has, and of which size."""
-    unit = f" {grid.unit}" if grid.unit else ""
-    return f"{shape_text(grid.shape)} voxels of {_numbers(grid.voxel_size)}{unit}"
+def share_record(share: Share, seconds: float) -> Record:
+    """Return what a worker did of a job that took so many seconds."""
+    return asdict(share) | {"busy_share": share.scale_seconds / seconds if seconds else 0.0}
 
 
-def shape_text(shape: Sequence[int]) -> str:
-    """Return a shape as Python writes it, whatever kind of numbers it has."""
-    return f"({', '.join(str(n) for n in shape)})"
+def job_record(result: ScaleResult) -> Record:
+    """Return what a job did, and what each of its workers did, where there were several."""
+    record = result_record(result)
+    if result.workers:
+        record["workers"] = {name: share_record(share, result.seconds) for name, share in result.workers.items()}
+    if result.labels is not None:
+        record["labels"] = job_record(result.labels)
+    return record
 
 
-def _numbers(values: Sequence[float]) -> str:
-    return " x ".join(map(number_text, values))
+def verdict_record(found: Verdict) -> Record:
+    """Return what verifying a result found."""
+    from isovoxel.execution.host import peak_bytes
+
+    memory = {"projected": {"host_bytes": found.projected}, "allowed": {"host_bytes": found.allowed}}
+    record = asdict(found) | memory | {"peak_host_bytes": peak_bytes(), "holds": found.holds}
+    return {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in record.items()}
+
+
+def limits_record(found: WholeLimits) -> Record:
+    """Return where scaling in one piece stops."""
+    return {
+        "input": grid_record(found.grid),
+        "interpolation": found.interpolation,
+        "device": {
+            "name": found.device.name,
+            "kind": found.device.kind,
+            "memory": found.device.memory,
+            "largest_allocation": found.device.largest_allocation,
+            "image_shape": list(found.device.image_shape),
+            "buffer_voxels": found.device.buffer_voxels,
+        },
+        "stops_at_zoom": _finite(found.first.zoom),
+        "limit": found.first.limit,
+        "crossings": [
+            {
+                "limit": c.limit,
+                "allowed": c.allowed,
+                "zoom": _finite(c.zoom),
+                "shape": list(c.shape),
+                "needed": c.needed,
+            }
+            for c in found.crossings
+        ],
+    }
+
+
+def _finite(zoom: float) -> float | None:
+    return None if math.isinf(zoom) else zoom

@@ -27,12 +27,11 @@ from isovoxel.object_store.address import is_address
 from isovoxel.planning.memory import human_bytes
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.base import Volume
-from isovoxel.reporting.own import MARK, check_own, write_own
+from isovoxel.reporting.files import MARK, check_own, write_own
 from isovoxel.reporting.projections import held_while_reading
 from isovoxel.reporting.recorder import Recorder, process_bytes
-from isovoxel.reporting.records import STAGES, Line, clock, count, plan_lines, volume_lines
 from isovoxel.reporting.redaction import command_line, shown, without_secrets
-from isovoxel.reporting.workers import job_lines
+from isovoxel.reporting.text import STAGES, Line, clock, count, job_lines, plan_lines, volume_lines
 from isovoxel.version import __version__
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ ENDINGS = (".html", ".htm")
 MOST_READ = 64 * 2**30
 """Bytes of voxels that are read at most for pictures that nobody has asked for: minutes, not hours."""
 PICTURE_BYTES = 128 * 2**20
-"""Bytes that projecting and drawing two volumes holds at most, what is read of them aside; measured: 70 MiB with that."""
+"""Bytes that drawing two volumes holds at most, what is read of them aside; measured: 70 MiB with what is read."""
 MOST_PARTS = 100
 """How many damaged parts are named; the output's attributes have all."""
 
@@ -296,7 +295,7 @@ def reporting(
     if path is None:
         yield None
         return
-    from isovoxel.reporting.reading import ReadingView
+    from isovoxel.reporting.progress import ReadingView
 
     words = ["isovoxel", *sys.argv[1:]]
     with (

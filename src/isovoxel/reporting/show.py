@@ -13,10 +13,11 @@ from isovoxel.execution.host import peak_bytes, reading_limits
 from isovoxel.execution.input_check import Named, check_apart, read_as
 from isovoxel.keywords import Opening, checked_keywords
 from isovoxel.options import parse_size
-from isovoxel.reporting.own import check_own
+from isovoxel.reporting.files import check_own
 from isovoxel.reporting.pictures import Reading, draw, save
-from isovoxel.reporting.records import Line, Record
+from isovoxel.reporting.records import Record
 from isovoxel.reporting.redaction import HIDDEN, without_secrets
+from isovoxel.reporting.text import Line
 
 LONGEST_NAME = 40
 """Most characters of a name that stand above a picture."""
