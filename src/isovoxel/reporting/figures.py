@@ -34,9 +34,10 @@ _LOCK = threading.RLock()
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Keep matplotlib from telling of folders and fonts that it does not find."""
+    """Keep matplotlib from telling of folders, fonts and glyphs that it does not find."""
     logger = logging.getLogger("matplotlib")
-    with _LOCK:
+    with _LOCK, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         level = logger.level
         logger.setLevel(logging.CRITICAL)
         try:
@@ -108,8 +109,7 @@ _STYLE = (
 @contextlib.contextmanager
 def drawing() -> Iterator[None]:
     """Draw alone, with settings of our own in place of the user's, and without warnings."""
-    with _silent(), warnings.catch_warnings(), mpl.rc_context():
-        warnings.simplefilter("ignore")
+    with _silent(), mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(
             {
