@@ -168,8 +168,8 @@ class Canvas:
         self.width, self.height = width, height
         self._figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor=paper)
         self.whole = self.part((0, 0, width, height), (0, width), (height, 0))
+        """All of it, in pixels."""
         self.whole.set_zorder(1)  # what is written stands above what is drawn in parts
-        """The canvas in pixels."""
 
     def part(self, box: Sequence[float], x: tuple[float, float], y: tuple[float, float]) -> Axes:
         """Return a part of the canvas with coordinates of its own.
