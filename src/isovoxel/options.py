@@ -20,8 +20,7 @@ from isovoxel.geometry.grid import Float3, check_positive
 from isovoxel.keywords import CropLike, Opening
 from isovoxel.planning.chunking import CODECS, OME_ZARR
 from isovoxel.planning.options import BOUNDARIES, ENGINES, HALO_MODES, MOVES
-from isovoxel.readers.crop import parse_crop
-from isovoxel.readers.selection import Selection
+from isovoxel.readers.selection import Selection, parse_crop
 
 SCALING = ("plan", "scale")
 """Commands that scale; likewise the commands of jobs, those that do one, and those that open an input."""

@@ -22,7 +22,7 @@ from isovoxel.planning.model import Source
 from isovoxel.planning.options import ENGINES, MOVES
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.base import Volume
-from isovoxel.readers.crop import moved
+from isovoxel.readers.selection import moved
 
 
 @dataclass(frozen=True, slots=True)

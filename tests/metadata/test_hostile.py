@@ -18,7 +18,7 @@ from isovoxel.metadata.calibration import Calibration, Length, calibrate
 from isovoxel.metadata.imagej import read_imagej
 from isovoxel.metadata.ome import image_attributes, is_label_image, read_levels
 from isovoxel.metadata.ome_xml import MOST_PLANES, read_ome_xml, read_pixels
-from isovoxel.metadata.paths import stays_inside
+from isovoxel.metadata.texts import stays_inside
 from isovoxel.metadata.tiff_tags import read_tiff_tags
 from isovoxel.metadata.units import METERS
 

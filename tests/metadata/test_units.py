@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isovoxel.errors import OptionError
-from isovoxel.metadata.units import METERS, canonical_unit, checked_unit, convert, unescaped
+from isovoxel.metadata.units import METERS, canonical_unit, checked_unit, convert_length, unescaped
 
 units = st.sampled_from(sorted(METERS))
 
@@ -72,7 +72,7 @@ def test_any_text_is_a_unit_or_none(text: str) -> None:
 @given(st.floats(1e-30, 1e30), units, units)
 def test_converting_back_gives_the_length_again(value: float, unit: str, target: str) -> None:
     """There and back again is the same length, but for the last bits."""
-    assert convert(convert(value, unit, target), target, unit) == pytest.approx(value, rel=1e-15)
+    assert convert_length(convert_length(value, unit, target), target, unit) == pytest.approx(value, rel=1e-15)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_converting_back_gives_the_length_again(value: float, unit: str, target:
 )
 def test_conversion_rounds_once(value: float, unit: str, target: str, result: float) -> None:
     """A length is the float nearest to the exact one."""
-    assert convert(value, unit, target) == result
+    assert convert_length(value, unit, target) == result
 
 
 @given(st.text(max_size=4))

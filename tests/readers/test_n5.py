@@ -16,7 +16,7 @@ import tensorstore
 import isovoxel
 from isovoxel.errors import CorruptInputError, InputError, InputUnavailableError
 from isovoxel.geometry.box import Box
-from isovoxel.metadata.n5 import read_attributes
+from isovoxel.metadata.n5 import read_n5
 from isovoxel.object_store.retries import is_transient
 from isovoxel.readers import n5
 from isovoxel.readers.open import open_volume
@@ -105,7 +105,7 @@ def test_every_compression_is_read(codec: str, tmp_path: Path) -> None:
 )
 def test_attributes_state_the_voxel_size(attributes: Any, size: Any, origin: Any, unit: Any, tmp_path: Path) -> None:
     """Every writer's way is understood, with x first, and what makes no sense leaves the size unknown."""
-    calibration, found = read_attributes(attributes)
+    calibration, found = read_n5(attributes)
     assert (calibration.voxel_size, found, calibration.unit) == (size, origin, unit)
     assert bool(calibration.missing) == (size is None)
     # And whatever tensorstore thinks of them, the dataset opens.

@@ -18,7 +18,7 @@ from command_line import Isovoxel, check_refused
 from isovoxel.errors import CorruptInputError, InputError, InputMissingError
 from isovoxel.geometry.box import Box
 from isovoxel.readers.open import open_volume
-from isovoxel.readers.slice_names import in_order
+from isovoxel.readers.slices import in_order
 
 STACK = np.random.default_rng(3).integers(0, 2**16, (4, 30, 40)).astype("uint16")
 NAMES = ("img1.tif", "img2.tif", "img10.tif", "img11.tif")

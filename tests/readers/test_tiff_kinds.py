@@ -14,8 +14,8 @@ from isovoxel.errors import CorruptInputError, InputError
 from isovoxel.geometry.box import Box
 from isovoxel.readers.files import unreadable
 from isovoxel.readers.open import open_volume
-from isovoxel.readers.segments import SegmentReader
 from isovoxel.readers.selection import Selection
+from isovoxel.readers.tiff_reader import SegmentReader
 
 STACK = (np.arange(6 * 24 * 32).reshape(6, 24, 32) % 4000).astype("uint16")
 TWO = np.stack([STACK, STACK[::-1] + 1], 1)

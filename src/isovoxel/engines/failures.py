@@ -59,7 +59,7 @@ def is_lost(error: BaseException) -> bool:
     return _is_one_of(LOST, error)
 
 
-def reason_of(error: BaseException) -> str:
+def driver_reason(error: BaseException) -> str:
     """Return what a driver said, in one line."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 

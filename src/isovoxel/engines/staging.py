@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from isovoxel.engines.base import Cancelled, Engine, Scaled
 from isovoxel.engines.contexts import TURN
 from isovoxel.engines.devices import Device, opencl_device
-from isovoxel.engines.failures import DriverError, is_lost, is_out_of_memory, let_go_of, reason_of
+from isovoxel.engines.failures import DriverError, driver_reason, is_lost, is_out_of_memory, let_go_of
 from isovoxel.engines.forks import check_process
 from isovoxel.engines.host_buffers import HostBufferPool, HostPair
 from isovoxel.engines.memory import Buffers, Lane, Lanes
@@ -105,7 +105,7 @@ class Stage:
             with self._waiting_for(resource, cancelled) as lane:
                 self._carry(piece, lane, cancelled)
         except (cl.Error, DriverError, MemoryError) as error:
-            reason = reason_of(error)
+            reason = driver_reason(error)
             if is_out_of_memory(error):
                 let_go_of(error)
                 return reason
@@ -229,12 +229,12 @@ class StagedEngine(ABC):
                 taken.append(self.hosts.take(plan))
         except (cl.Error, MemoryError) as error:
             if is_lost(error):
-                raise self.lost(reason_of(error)) from error
+                raise self.lost(driver_reason(error)) from error
             if not taken:
                 self.release()
                 raise DeviceError(
                     f"{self.device.name} does not give the {human_bytes(sum(plan.staging))} of host memory for a block "
-                    f"in flight: {reason_of(error)}; choose less --memory"
+                    f"in flight: {driver_reason(error)}; choose less --memory"
                 ) from error
             if len(taken) > 1:
                 taken.pop()  # the driver needs some itself

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Box
-from isovoxel.metadata.omero import Window
+from isovoxel.metadata.omero import DisplayWindow
 from isovoxel.object_store.place import Place
 from isovoxel.output.shard_store import level_path
 from isovoxel.planning.plan import Plan
@@ -36,7 +36,7 @@ Attempt = Callable[[Callable[[], Voxels]], Voxels]
 """Reads, and again where that may help."""
 
 
-def display_windows(output: Place, plan: Plan, attempt: Attempt) -> list[Window]:
+def display_windows(output: Place, plan: Plan, attempt: Attempt) -> list[DisplayWindow]:
     """Return the window of each channel, or of the only one.
 
     Parameters
@@ -79,7 +79,7 @@ def _some_chunks(plan: Plan, channel: int, channels: int) -> Iterator[Box]:
         yield box & Box.whole(plan.output.shape)
 
 
-def _window(read: Callable[[Box], Voxels], chunks: Iterator[Box]) -> Window:
+def _window(read: Callable[[Box], Voxels], chunks: Iterator[Box]) -> DisplayWindow:
     """Return what of a channel is shown; of no numbers at all, from 0 to 1."""
     kept: list[NDArray[np.float64]] = []
     low, high = math.inf, -math.inf
@@ -91,8 +91,8 @@ def _window(read: Callable[[Box], Voxels], chunks: Iterator[Box]) -> Window:
             low, high = min(low, float(voxels.min())), max(high, float(voxels.max()))
             kept.append(voxels[:: ceil_div(voxels.size, MOST_VOXELS)].astype(np.float64))
     if not kept:
-        return Window(0.0, 0.0, 1.0, 1.0)
+        return DisplayWindow(0.0, 0.0, 1.0, 1.0)
     start, end = (float(value) for value in np.percentile(np.concatenate(kept), PERCENTILES))
     if start == end:  # one value nearly everywhere: what is brighter must show
         end = high if high > start else start + 1.0
-    return Window(low, start, end, max(high, end))
+    return DisplayWindow(low, start, end, max(high, end))

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 
 from isovoxel.geometry.grid import AXES, Float3
-from isovoxel.metadata.units import canonical_unit, convert
+from isovoxel.metadata.units import canonical_unit, convert_length
 
 SMALLEST, LARGEST = 1e-12, 1e6
 """A voxel is real between a picometre and a thousand kilometres; without a unit, the same numbers."""
@@ -87,7 +87,9 @@ def calibrate(what: str, source: str, lengths: tuple[Length, Length, Length], *,
             why = "has the size 1 for z, y and x and no unit, which is what programs write where nothing was calibrated"
             return Calibration(missing=f"{what} {why}", counted=True)
         return Calibration((values[0], values[1], values[2]), None, source)
-    z, y, x = (convert(value, unit, target) for value, unit in zip(values, units, strict=True) if unit is not None)
+    z, y, x = (
+        convert_length(value, unit, target) for value, unit in zip(values, units, strict=True) if unit is not None
+    )
     return Calibration((z, y, x), target, source)
 
 
@@ -103,7 +105,7 @@ def _problem(length: Length) -> str:
         unit = canonical_unit(length.unit)
         if unit is None:
             return f"the size {shown}, whose unit is no known length,"
-        scale = convert(1.0, unit, "meter")
+        scale = convert_length(1.0, unit, "meter")
     if not SMALLEST <= length.value * scale <= LARGEST:
         return f"the size {shown}, which no voxel has,"
     return ""

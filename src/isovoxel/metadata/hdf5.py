@@ -23,7 +23,7 @@ _WHAT = "the dataset"
 _NAMES = ", ".join((_IN_MICROMETERS, *_IN_UNITS))
 
 
-def read_attributes(
+def read_hdf5(
     own: Mapping[str, Any], group: Mapping[str, Any] | None = None, *, coarser: bool = False
 ) -> tuple[Calibration, Float3]:
     """Return the voxel size that a dataset's attributes state, and the position of voxel 0 in the same unit.
@@ -39,7 +39,7 @@ def read_attributes(
 
     Examples
     --------
-    >>> read_attributes({"element_size_um": [2, 0.5, 0.5]})[0].voxel_size
+    >>> read_hdf5({"element_size_um": [2, 0.5, 0.5]})[0].voxel_size
     (2.0, 0.5, 0.5)
     """
     attributes = {**(group or {}), **own}

@@ -67,7 +67,7 @@ class _Found(NamedTuple):
     key: str
 
 
-def read_attributes(attributes: Mapping[str, Any], around: Surroundings = ALONE) -> tuple[Calibration, Float3]:
+def read_n5(attributes: Mapping[str, Any], around: Surroundings = ALONE) -> tuple[Calibration, Float3]:
     """Return the voxel size that an N5 dataset's attributes state, and the position of voxel 0 in the same unit.
 
     What a group says, or the finest level, is the finest level's; a dataset is coarser by its downsampling factors,
@@ -83,10 +83,10 @@ def read_attributes(attributes: Mapping[str, Any], around: Surroundings = ALONE)
 
     Examples
     --------
-    >>> read_attributes({"resolution": [4, 4, 40], "units": ["nm", "nm", "nm"]})[0].voxel_size
+    >>> read_n5({"resolution": [4, 4, 40], "units": ["nm", "nm", "nm"]})[0].voxel_size
     (40.0, 4.0, 4.0)
     >>> s1 = Surroundings([{"resolution": [4, 4, 40], "units": ["nm", "nm", "nm"]}], level=1)
-    >>> read_attributes({"downsamplingFactors": [2, 2, 1]}, s1)[0].voxel_size
+    >>> read_n5({"downsamplingFactors": [2, 2, 1]}, s1)[0].voxel_size
     (40.0, 8.0, 8.0)
     """
     own = _found(attributes, around.group)

@@ -21,9 +21,8 @@ from typing import Any, NoReturn
 
 from isovoxel.errors import InputError
 from isovoxel.geometry.grid import AXES, VoxelGrid
-from isovoxel.metadata.paths import stays_inside
 from isovoxel.metadata.series import Channel, SeriesAxis, checked_color
-from isovoxel.metadata.texts import encodable
+from isovoxel.metadata.texts import encodable, stays_inside
 
 TIME = ("t", "time")
 """What the time axis is called."""

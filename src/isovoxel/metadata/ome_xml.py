@@ -14,8 +14,8 @@ from xml.parsers import expat
 from isovoxel.errors import InputError
 from isovoxel.geometry.box import Index3
 from isovoxel.metadata.calibration import Calibration, Length, calibrate
-from isovoxel.metadata.paths import stays_inside
 from isovoxel.metadata.series import Channel, time_step
+from isovoxel.metadata.texts import stays_inside
 
 _WHAT = "the OME-XML"
 _SOURCE = "OME-XML PhysicalSizeZ, PhysicalSizeY and PhysicalSizeX"

@@ -18,7 +18,7 @@ COLORS = ("FF00FF", "00FF00", "00FFFF", "FFFF00", "FF0000", "0000FF")
 """Those of several, in turn: magenta and green first, which nearly everybody can tell apart."""
 
 
-class Window(NamedTuple):
+class DisplayWindow(NamedTuple):
     """Which values of a channel are shown, in grey levels."""
 
     low: float
@@ -31,7 +31,7 @@ class Window(NamedTuple):
     """The largest that was found."""
 
 
-def omero_attribute(channels: Sequence[Channel], windows: Sequence[Window], depth: int) -> dict[str, Any]:
+def omero_attribute(channels: Sequence[Channel], windows: Sequence[DisplayWindow], depth: int) -> dict[str, Any]:
     """Return the attribute, as plain JSON values.
 
     Parameters

@@ -121,7 +121,7 @@ def canonical_time(text: str) -> str | None:
     return _TIMES.get(unescaped(text).strip().translate(_SAME_CHARACTERS).rstrip("."))
 
 
-def convert(value: float, unit: str, target: str) -> float:
+def convert_length(value: float, unit: str, target: str) -> float:
     """Return a length of `value` units in target units, rounded once.
 
     Parameters
@@ -133,7 +133,7 @@ def convert(value: float, unit: str, target: str) -> float:
 
     Examples
     --------
-    >>> convert(250, "nanometer", "micrometer")
+    >>> convert_length(250, "nanometer", "micrometer")
     0.25
     """
     return float(Fraction(value) * METERS[unit] / METERS[target])

@@ -1,4 +1,4 @@
-"""How does an array that the caller holds become a volume? NumPy by copying boxes, dask by computing them."""
+"""Arrays that the caller holds, opened as volumes: NumPy by copying boxes, dask by computing them."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ from isovoxel.metadata.units import canonical_unit
 from isovoxel.readers.axes import UNNAMED, Picked, pick, plain_zyx
 from isovoxel.readers.base import ReadBox, Volume, check_voxels, room_for
 from isovoxel.readers.files import reason_of
-from isovoxel.readers.selection import EVERYTHING, GIVEN, Selection
-from isovoxel.readers.series import SeriesReader
+from isovoxel.readers.selection import EVERYTHING, GIVEN, Selection, SeriesReader
 from isovoxel.readers.tiled import Stored, TiledReader
 
 GRAPH_BYTES = 1 << 20

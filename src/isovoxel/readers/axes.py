@@ -1,4 +1,4 @@
-"""Which axes of an input are z, y and x, and which of its channels and time points are meant?
+"""Find which axes of an input are z, y and x, and which of its channels and time points are meant.
 
 Axes of length 1 beside z, y and x say nothing and are dropped; three axes without names are z, y and x, and two are
 y and x of a single plane. Several channels or time points make a series of volumes, of which the user may select one,

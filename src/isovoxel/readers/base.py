@@ -1,4 +1,4 @@
-"""What is a volume to isovoxel? A lazy 3-D array, read box by box, and what is known of its voxels."""
+"""Volume: a lazy 3-D array, read box by box, and what is known of its voxels."""
 
 from __future__ import annotations
 

@@ -27,8 +27,7 @@ from isovoxel.readers.axes import Picked, pick
 from isovoxel.readers.base import Volume, check_voxels
 from isovoxel.readers.files import file_identity, needs_extra, unreadable
 from isovoxel.readers.input_state import FileList
-from isovoxel.readers.selection import Selection
-from isovoxel.readers.series import SeriesReader
+from isovoxel.readers.selection import Selection, SeriesReader
 from isovoxel.readers.tiled import Stored, TiledReader
 
 CHUNK_COPIES = 4

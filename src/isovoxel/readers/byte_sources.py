@@ -1,4 +1,4 @@
-"""Where do the bytes of a chunk's file come from? From a file of this system, or from an object in a store.
+"""Sources of the bytes of a chunk: files of this system, and objects in a store.
 
 The index of a shard is kept with its object's ETag. Later reads ask for that very object, so that an index is never
 used for another; whoever meets another raises an `OSError` that may pass, for the next attempt reads the new index.

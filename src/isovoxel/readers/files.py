@@ -1,4 +1,4 @@
-"""What tells one file, or one zarr, from another or a later one, and what made it unreadable?
+"""Identify files and zarrs, and say what made one unreadable.
 
 Three kinds of failures are kept apart, for what helps is not the same. Bytes that are damaged stay so: a
 `CorruptInputError` says which voxels they are. What the system did not give, an `InputUnavailableError`, may be there

@@ -1,4 +1,4 @@
-"""How is a volume read on where parts of it are damaged? They are filled, and what lies around them is read.
+"""Read a volume on where parts of it are damaged: these are filled, and what lies around them is read.
 
 1. The box is read. If that names a damaged part, the part's voxels are filled.
 2. What is left of the box around the part, at most six boxes, is read in the same way.

@@ -1,4 +1,4 @@
-"""How is the middle of a gzip file read, which can only be decompressed from its front?
+"""Read the middle of a gzip file, which can only be decompressed from its front.
 
 1. Whoever decompresses past a mark leaves a copy of the decompressor there: its window of 32 KiB, and where it was.
 2. A read begins at the last copy before what it wants, and throws away what lies between.

@@ -1,4 +1,4 @@
-"""How is a dataset of an HDF5 file opened as a volume: ``file.h5:/path/to/dataset``, or the only 3-D one?
+"""Open a dataset of an HDF5 file as a volume: ``file.h5:/path/to/dataset``, or the only 3-D one.
 
 Voxels that lie in the file as they are, are read there without HDF5; others by `Hdf5Reader`. A dataset whose voxels
 lie in other files is refused, for those are not what the user named.
@@ -22,7 +22,7 @@ from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import Float3
 from isovoxel.metadata import n5
 from isovoxel.metadata.calibration import Calibration
-from isovoxel.metadata.hdf5 import read_attributes, text_of
+from isovoxel.metadata.hdf5 import read_hdf5, text_of
 from isovoxel.readers.axes import zyx_positions
 from isovoxel.readers.base import ReadBox, Volume, check_voxels
 from isovoxel.readers.files import check_complete, file_identity, unreadable
@@ -108,7 +108,7 @@ def _open_dataset(dataset: h5py.Dataset, path: Path, name: str, selection: Selec
     z, y, x = zyx
     shape = (dataset.shape[z], dataset.shape[y], dataset.shape[x])
     told = {"shape": f"dataset {dataset.name}", "axes": axes_source if selection.axes is None else GIVEN}
-    return volume_of(dataset, path, name, "HDF5 dataset", zyx, shape, _measured(dataset), told)
+    return volume_of_dataset(dataset, path, name, "HDF5 dataset", zyx, shape, _measured(dataset), told)
 
 
 def _measured(dataset: h5py.Dataset) -> tuple[Calibration, Float3]:
@@ -120,9 +120,9 @@ def _measured(dataset: h5py.Dataset) -> tuple[Calibration, Float3]:
         above = [group, dict(dataset.parent.parent.attrs)]
         finest = {} if beside is None else dict(beside.attrs)
         plain, *groups, finest = (_from_json(attributes) for attributes in (own, *above, finest))
-        return n5.read_attributes(plain, n5.Surroundings(groups, level, finest))
+        return n5.read_n5(plain, n5.Surroundings(groups, level, finest))
     factors = own.get("downsamplingFactors")
-    return read_attributes(own, group, coarser=bool(level) or (factors is not None and bool(np.any(factors != 1))))
+    return read_hdf5(own, group, coarser=bool(level) or (factors is not None and bool(np.any(factors != 1))))
 
 
 def _from_json(attributes: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def _from_json(attributes: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def volume_of(
+def volume_of_dataset(
     dataset: h5py.Dataset,
     path: Path,
     name: str,
@@ -202,14 +202,21 @@ def volume_of(
 
 
 def _reader_of(dataset: h5py.Dataset, path: Path, name: str, zyx: Index3, shape: Index3) -> RawReader | Hdf5Reader:
-    """Return what reads boxes of a dataset, as `volume_of` describes them."""
-    from isovoxel.readers.hdf5_reader import ROWS_BYTES, SHUFFLE, Hdf5Reader, known_filters
-    from isovoxel.readers.hdf5_types import as_declared, is_plain, stored_dtype
+    """Return what reads boxes of a dataset, as `volume_of_dataset` describes them."""
+    from isovoxel.readers.hdf5_reader import (
+        ROWS_BYTES,
+        SHUFFLE,
+        Hdf5Reader,
+        as_declared,
+        has_plain_type,
+        known_filters,
+        stored_dtype,
+    )
 
     if dataset.is_virtual or dataset.external or not os.path.samefile(dataset.file.filename, path):  # noqa: PTH121
         raise InputError(f"{name} has its voxels in other files; copy it into a file of its own, with h5repack say")
     check_voxels(name, shape, np.dtype(dataset.dtype))
-    stored, plain = stored_dtype(dataset, name), is_plain(dataset)
+    stored, plain = stored_dtype(dataset, name), has_plain_type(dataset)
     whole = bool(dataset.shape == shape) and not dataset.file.userblock_size and plain
     offset = dataset.id.get_offset()
     if whole and offset is not None and dataset.chunks is None:

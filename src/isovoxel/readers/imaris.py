@@ -1,4 +1,4 @@
-"""Which datasets of an Imaris file are the image, and how much of them? All channels and time points, less padding."""
+"""Open the image of an Imaris file: all its channels and time points, less the padding of its arrays."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from isovoxel.metadata.series import chosen_channels
 from isovoxel.readers.axes import Picked, pick, plain_zyx
 from isovoxel.readers.base import ReadBox, Volume
 from isovoxel.readers.files import file_identity
-from isovoxel.readers.hdf5 import volume_of
-from isovoxel.readers.selection import Selection
-from isovoxel.readers.series import SeriesReader
+from isovoxel.readers.hdf5 import volume_of_dataset
+from isovoxel.readers.selection import Selection, SeriesReader
 
 if TYPE_CHECKING:
     import h5py
@@ -111,4 +110,6 @@ def _channel(file: h5py.File, path: Path, place: str, name: str) -> Volume:
     if shape is None:
         raise InputError(f"{name} contradicts itself: its image is not inside its array of {padded} voxels")
     told = {"shape": f"{place}, less its padding", "axes": "Imaris' order, z, y, x"}
-    return volume_of(dataset, path, name, "Imaris", (0, 1, 2), shape, read_extent(file[_INFO].attrs, shape), told)
+    return volume_of_dataset(
+        dataset, path, name, "Imaris", (0, 1, 2), shape, read_extent(file[_INFO].attrs, shape), told
+    )

@@ -1,4 +1,4 @@
-"""State of an input: has anything of it changed since a job began?
+"""State of an input: tell whether anything of it has changed since a job began.
 
 1. An input's files are looked at, not read: where it has chunks, those that hold the voxels that are wanted.
 2. Of each there is a stamp: inode, size, and the times at which the system noted its last change. Of an object, what

@@ -1,4 +1,4 @@
-"""How is an N5 dataset, a folder of blocks with x first, opened as a volume?
+"""Open an N5 dataset, a folder of blocks with x first, as a volume.
 
 tensorstore reads the blocks, which are checked against the block size before they are decoded; it is told the four
 things that N5 specifies, for of the other attributes every writer has a form of its own, which are read here. A group
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from isovoxel.errors import InputError
 from isovoxel.geometry.box import Box, Index3
-from isovoxel.metadata.n5 import FINEST, Surroundings, level_of, read_attributes
+from isovoxel.metadata.n5 import FINEST, Surroundings, level_of, read_n5
 from isovoxel.readers.axes import zyx_positions
 from isovoxel.readers.base import Volume, check_voxels
 from isovoxel.readers.files import check_stored, metadata_identity, reason_of, unreadable
@@ -170,7 +170,7 @@ def open_n5(path: Path, name: str) -> Volume:
     reader = N5Reader(name, store, zyx, shape, dtype, block, files)
     level = level_of(home.name)
     finest = _attributes(home.parent / FINEST, name) if level else {}
-    calibration, origin = read_attributes(attributes, Surroundings(groups, level, finest))
+    calibration, origin = read_n5(attributes, Surroundings(groups, level, finest))
     sources = {
         "shape": f"N5 attributes of {home.relative_to(path) if home != path else home.name}",
         "axes": "N5 axes" if named else "N5's order, x first",

@@ -1,4 +1,4 @@
-"""How is a NIfTI file opened as a volume, compressed or not?
+"""Open a NIfTI file as a volume, compressed or not.
 
 nibabel understands the header. The file has x fastest, which is z, y, x in C order, so its planes are read as they lie;
 out of gzip through `GzipStream`. Where the header scales what is stored (`scl_slope`), the volume is what it means, in

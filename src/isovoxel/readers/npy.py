@@ -1,4 +1,4 @@
-"""How is a ``.npy`` file read box by box? Its header is parsed here, its voxels are read as they lie."""
+"""Open a ``.npy`` file as a volume: its header is parsed here, its voxels are read as they lie."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from isovoxel.readers.base import ReadBox, Volume, check_voxels
 from isovoxel.readers.files import check_complete, file_identity, reason_of, unreadable
 from isovoxel.readers.input_state import FileList
 from isovoxel.readers.raw import RawReader, contiguous_offsets
-from isovoxel.readers.selection import GIVEN, Selection
-from isovoxel.readers.series import SeriesReader
+from isovoxel.readers.selection import GIVEN, Selection, SeriesReader
 
 # NumPy does not type these functions.
 _FORMAT: Any = np.lib.format

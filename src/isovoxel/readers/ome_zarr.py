@@ -1,4 +1,4 @@
-"""How is an OME-Zarr image, a zarr group of resolution levels, opened at one of its levels, and at the coarser ones?
+"""Open an OME-Zarr image, a zarr group of resolution levels, at one of its levels, and at the coarser ones.
 
 Its attributes are read as JSON and understood by `isovoxel.metadata.ome`; its voxels are those of a zarr
 array. A group that is no image is answered with what in it could be opened instead, by
@@ -18,7 +18,7 @@ from isovoxel.geometry.grid import Float3
 from isovoxel.metadata.calibration import Calibration, Length, calibrate
 from isovoxel.metadata.ome import Level, is_label_image, read_channels, read_levels, time_step_of
 from isovoxel.metadata.series import Channel, chosen_channels
-from isovoxel.metadata.units import canonical_unit, convert
+from isovoxel.metadata.units import canonical_unit, convert_length
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.place import Place
 from isovoxel.object_store.zarr_nodes import ARRAY_FILES, GROUP_FILES, files_of_node, kind_of_node
@@ -138,5 +138,5 @@ def _origin(level: Level, zyx: ZYX, unit: str | None) -> Float3:
     for axis in zyx:
         length = 0.0 if axis is None else level.translation[axis]
         own = None if axis is None else canonical_unit(level.units[axis] or "")
-        lengths.append(length if unit is None or own is None else convert(length, own, unit))
+        lengths.append(length if unit is None or own is None else convert_length(length, own, unit))
     return (lengths[0], lengths[1], lengths[2])

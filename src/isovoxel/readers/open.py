@@ -15,16 +15,15 @@ import numpy as np
 
 from isovoxel.errors import InputError, InputMissingError, IsovoxelError, OptionError
 from isovoxel.geometry.grid import Float3, check_positive, number_text, numbers_text
-from isovoxel.metadata.units import METERS, checked_unit, convert
+from isovoxel.metadata.units import METERS, checked_unit, convert_length
 from isovoxel.object_store.address import is_address
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.place import place_of
 from isovoxel.object_store.zarr_nodes import ATTRIBUTES, TOP
 from isovoxel.readers.base import Volume
-from isovoxel.readers.crop import cropped, moved
 from isovoxel.readers.files import unreadable
 from isovoxel.readers.registry import Location, find_format, known_formats, no_inner, open_by
-from isovoxel.readers.selection import EVERYTHING, Selection
+from isovoxel.readers.selection import EVERYTHING, Selection, cropped, moved
 
 _GIVEN = "given by the caller"
 
@@ -296,6 +295,6 @@ def _origin(volume: Volume, voxel_size: Float3, unit: str | None) -> Float3:
     if any(volume.start) and volume.voxel_size is not None:
         origin = moved(origin, volume.start, volume.voxel_size, -1)
     if unit is not None and volume.unit in METERS:
-        z, y, x = (convert(length, volume.unit, unit) for length in origin)
+        z, y, x = (convert_length(length, volume.unit, unit) for length in origin)
         origin = (z, y, x)
     return moved(origin, volume.start, voxel_size) if any(volume.start) else origin

@@ -1,4 +1,4 @@
-"""How is a box read from voxels that lie in a file as they are, plane after plane?
+"""Read boxes from voxels that lie in a file as they are, plane after plane.
 
 Straight into the returned array where rows are whole, otherwise through a buffer of bounded size. Nothing is
 mapped: mapped pages count as memory of the process for as long as the mapping lives.

@@ -1,17 +1,183 @@
-"""Which part of an input is meant? One of its levels, channels or time points, and a box of voxels.
+"""Selection of a part of an input: a level, channels, time points, and a box of voxels.
 
 What is not said is as the input has it. A selection is a part of an input's identity: another part of the same file is
-another input.
+another input. A crop copies nothing: what the whole decodes in one go, the part decodes too, also where that reaches
+beyond the part. The volumes of a series are read each by a reader of its own, which is made when a box needs it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from typing import Any
 
-from isovoxel.errors import OptionError
-from isovoxel.readers.crop import Crop, parse_crop
+from numpy.typing import NDArray
+
+from isovoxel.errors import CorruptInputError, OptionError
+from isovoxel.geometry.box import Box, Index3
+from isovoxel.geometry.grid import AXES, Float3
+from isovoxel.metadata.series import place_of_volume, told_place
+from isovoxel.object_store.objects import ObjectPlace
+from isovoxel.readers.base import Files, ReadBox, Volume
+from isovoxel.readers.tiled import damage_moved
+
+# ---- crops ---------------------------------------------------------------------------------------------------------
+
+
+Crop = tuple[tuple[int | None, int | None], ...]
+"""Start and stop for z, y and x, as Python's slices have them: None is the end, and a number below 0 counts from it."""
+
+
+def parse_crop(value: Any) -> Crop | None:
+    """Return a crop from text, or from three slices or pairs; None stays None.
+
+    Parameters
+    ----------
+    value
+        "z0:z1,y0:y1,x0:x1", or such as ``(slice(0, 5), (2, None), (None, -3))``.
+
+    Raises
+    ------
+    OptionError
+        If it is none of these.
+
+    Examples
+    --------
+    >>> parse_crop("5:, :-1, 2:4")
+    ((5, None), (None, -1), (2, 4))
+    """
+    if value is None:
+        return None
+    parts = value.split(",") if isinstance(value, str) else value
+    try:
+        z, y, x = (_ends(part) for part in parts)
+    except (TypeError, ValueError):
+        raise OptionError(
+            f"a crop is z0:z1,y0:y1,x0:x1 in whole voxels, such as 0:50,:,100:-20, not {value!r}"
+        ) from None
+    return (z, y, x)
+
+
+def _ends(part: Any) -> tuple[int | None, int | None]:
+    if isinstance(part, str):
+        part = [int(end) if end.strip() else None for end in part.split(":")]
+    if isinstance(part, slice):
+        if part.step not in (None, 1):
+            raise ValueError(part)
+        part = (part.start, part.stop)
+    first, last = part
+    if any(isinstance(end, bool | float) for end in (first, last)):
+        raise ValueError(part)
+    return (None if first is None else int(first), None if last is None else int(last))
+
+
+def box_of(crop: Sequence[Sequence[int | None]], shape: Index3, name: str) -> Box:
+    """Return the box that a crop cuts out of a volume.
+
+    Unlike Python's slices, which are clipped, what reaches beyond the volume is refused: it is a mistake.
+
+    Raises
+    ------
+    OptionError
+        If it holds nothing, or does not lie inside.
+    """
+    start, stop = [], []
+    for axis, (first, last), n in zip(AXES, crop, shape, strict=True):
+        a = 0 if first is None else first + n * (first < 0)
+        b = n if last is None else last + n * (last < 0)
+        shown = f"{axis} {_text(first)}:{_text(last)}"
+        if not (0 <= a <= n and 0 <= b <= n):
+            raise OptionError(f"the crop {shown} reaches beyond {name}, which has {n} voxels along {axis}")
+        if a >= b:
+            raise OptionError(f"the crop {shown} of {name}, which has {n} voxels along {axis}, holds none of them")
+        start.append(a)
+        stop.append(b)
+    return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
+
+
+def _text(end: int | None) -> str:
+    return "" if end is None else str(end)
+
+
+@dataclass(frozen=True)
+class CroppedReader:
+    """Reads boxes of a part of a volume; safe to call from many threads where the whole's reader is."""
+
+    read: ReadBox
+    """Reads boxes of the whole."""
+    part: Box
+    """Which part of the whole."""
+
+    def __call__(self, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Return a box as a new array, or in `out`.
+
+        Raises
+        ------
+        CorruptInputError
+            If voxels of it are damaged: those of them that lie in the part are told, as the part counts.
+        """
+        z, y, x = self.part.start
+        with damage_moved((-z, -y, -x), self.part):
+            return self.read(box.shifted(self.part.start), out)
+
+
+def moved(origin: Float3, start: Index3, voxel_size: Float3, sign: int = 1) -> Float3:
+    """Return the position of the voxel `start`, seen from the voxel that lies at `origin`; back with a sign of -1."""
+    z, y, x = (o + sign * i * size for o, i, size in zip(origin, start, voxel_size, strict=True))
+    return (z, y, x)
+
+
+def _cached(cached: Callable[[int], ReadBox], part: Box, capacity: int) -> CroppedReader:
+    return CroppedReader(cached(capacity), part)
+
+
+def _files(files: Files, part: Box, box: Box) -> Iterable[str | ObjectPlace]:
+    return files(box.shifted(part.start))
+
+
+def cropped(volume: Volume, crop: Crop) -> Volume:
+    """Return a part of a volume as a volume: a view, which lies where it did.
+
+    Parameters
+    ----------
+    volume
+        The whole, or a part of it already.
+    crop
+        Which of its voxels.
+
+    Raises
+    ------
+    OptionError
+        If the crop holds nothing, or reaches beyond the volume.
+    """
+    part = box_of(crop, volume.shape, volume.name)
+    if part == Box.whole(volume.shape):
+        return volume
+    origin = volume.origin
+    if volume.voxel_size is not None:
+        origin = moved(origin, part.start, volume.voxel_size)
+    of_all = part.shifted(volume.start)
+    text = ",".join(f"{a}:{b}" for a, b in zip(of_all.start, of_all.stop, strict=True))
+    whole = volume.whole or volume.shape
+    return replace(
+        volume,
+        shape=part.shape,
+        read=CroppedReader(volume.read, part),
+        cached=None if volume.cached is None else partial(_cached, volume.cached, part),
+        files=None if volume.files is None else partial(_files, volume.files, part),
+        array=None if volume.array is None else volume.array[part.slices],
+        origin=origin,
+        start=of_all.start,
+        whole=whole,
+        coarser=(),  # which are the whole's
+        identity={**volume.identity, "crop": text},
+        sources={**volume.sources, "shape": f"{text} of {' x '.join(map(str, whole))}"},
+    )
+
+
+# ---- what is selected ----------------------------------------------------------------------------------------------
+
 
 NAMES = "tczyx"
 """What axes may be called, in the order that isovoxel keeps."""
@@ -40,7 +206,7 @@ class Selection:
     axes: str | None = None
     """Names of the input's axes in their order, such as "tczyx", in place of what it says; None where nothing is."""
     crop: Crop | None = None
-    """Which voxels of that level, as `isovoxel.readers.crop.parse_crop` returns it; None for all of them."""
+    """Which voxels of that level, as `isovoxel.readers.selection.parse_crop` returns it; None for all of them."""
 
     def __post_init__(self) -> None:
         for name in _WHICH:
@@ -122,3 +288,46 @@ class Selection:
 
 EVERYTHING = Selection()
 """Nothing is selected: the input as it is."""
+
+
+# ---- volumes of a series -------------------------------------------------------------------------------------------
+
+
+KEPT = 64
+"""How many readers are kept: more than volumes are at work at a time."""
+
+
+class SeriesReader:
+    """Reads boxes of the volumes of a series; safe to call from many threads.
+
+    Parameters
+    ----------
+    axes
+        Name and length of each axis along which the volumes are counted.
+    member
+        Returns the reader of a volume by its place along these axes.
+    """
+
+    def __init__(self, axes: Sequence[tuple[str, int]], member: Callable[[tuple[int, ...]], ReadBox]) -> None:
+        self._axes, self._member = tuple(axes), member
+        self._reader = lru_cache(KEPT)(member)
+
+    def __reduce__(self) -> tuple[type[SeriesReader], tuple[Any, ...]]:
+        return (SeriesReader, (self._axes, self._member))
+
+    def __call__(self, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Return a box as a new array, or in `out`.
+
+        Raises
+        ------
+        CorruptInputError
+            If voxels of it are damaged: the volume's place is told.
+        """
+        place = place_of_volume([length for _, length in self._axes], box.volume)
+        try:
+            return self._reader(place)(box.of(0), out)
+        except CorruptInputError as error:
+            where = told_place([name for name, _ in self._axes], place)
+            raise CorruptInputError(
+                error.name, f"{where}, {error.chunk}", error.start, error.stop, error.reason
+            ) from error

@@ -24,12 +24,11 @@ from isovoxel.errors import InputError
 from isovoxel.readers.axes import Picked
 from isovoxel.readers.base import ReadBox
 from isovoxel.readers.files import check_complete
-from isovoxel.readers.mixed import MixedReader, PlaneReader
 from isovoxel.readers.raw import RawReader
-from isovoxel.readers.segments import SegmentReader
-from isovoxel.readers.series import SeriesReader
+from isovoxel.readers.selection import SeriesReader
 from isovoxel.readers.tiff_directories import COUNTS, OFFSETS, Directories, Tags
-from isovoxel.readers.tiff_storage import JPEG, Storage, check_alike, check_codec, storage_of
+from isovoxel.readers.tiff_reader import MixedReader, PlaneReader, SegmentReader
+from isovoxel.readers.tiff_storage import JPEG, PageStorage, check_alike, check_codec, storage_of
 
 if TYPE_CHECKING:
     import tifffile
@@ -138,7 +137,7 @@ def _member(every: PlaneReader, shape: tuple[int, ...], picked: Picked, place: S
 class _Way(NamedTuple):
     """How pages of equal tags are stored."""
 
-    storage: Storage
+    storage: PageStorage
     page: tifffile.TiffPage
     """One of them, with its tags."""
     listed: bool
@@ -171,8 +170,8 @@ def _groups_of(stack: Stack, name: str) -> list[_Group]:
                 ways[key] = _way_of(stack, directories, int(pages[0]), name)
             groups.append(_Group(file, pages, ways[key]))
     groups.sort(key=lambda group: int(group.pages[0]))
-    places: dict[Storage, int] = {}
-    counts: Counter[Storage] = Counter()
+    places: dict[PageStorage, int] = {}
+    counts: Counter[PageStorage] = Counter()
     for group in groups:
         places.setdefault(group.way.storage, int(group.pages[0]))
         counts[group.way.storage] += len(group.pages)
@@ -241,7 +240,7 @@ def planes_reader(stack: Stack, name: str) -> PlaneReader:
     files = tuple(str(directories.path.resolve()) for directories in stack.files)
     groups = _groups_of(stack, name)
     ends = np.zeros(len(files), np.int64)
-    parts: dict[tuple[Storage, bool], tuple[_Way, list[_Part]]] = {}
+    parts: dict[tuple[PageStorage, bool], tuple[_Way, list[_Part]]] = {}
     for group in groups:
         for raw, part in _parts_of(stack, group, name):
             storage = group.way.storage

@@ -23,7 +23,7 @@ from isovoxel.metadata import ome_xml
 from isovoxel.readers.files import check_complete
 from isovoxel.readers.tiff_directories import OFFSETS, Directories, read_directories
 from isovoxel.readers.tiff_layout import Stack
-from isovoxel.readers.tiff_storage import Storage, difference, storage_of
+from isovoxel.readers.tiff_storage import PageStorage, difference, storage_of
 
 _TOLD = (
     *("shaped", "lsm", "mmstack", "ome", "imagej", "ndtiff", "fluoview", "stk", "sis", "svs", "scn", "qpi", "ndpi"),
@@ -320,7 +320,7 @@ def plain_images(tif: tifffile.TiffFile, own: Directories, name: str) -> list[Im
     return sorted(images, key=lambda image: int(image.stack.index[0]))
 
 
-def _storage(tif: tifffile.TiffFile, own: Directories, number: int, name: str) -> tuple[tifffile.TiffPage, Storage]:
+def _storage(tif: tifffile.TiffFile, own: Directories, number: int, name: str) -> tuple[tifffile.TiffPage, PageStorage]:
     """Return the first page that has tags, and how it is stored."""
     index = int(np.flatnonzero(own.stored == number)[0])
     page = tif.pages.first if index == 0 else tif.pages.get(index)

@@ -39,7 +39,7 @@ _PHOTOMETRIC = {0: "white as 0", 1: "black as 0", 2: "RGB", 3: "colours of a pal
 
 
 @dataclass(frozen=True)
-class Storage:
+class PageStorage:
     """How a page is stored."""
 
     order: str
@@ -118,7 +118,7 @@ class Storage:
         }
 
 
-def storage_of(page: tifffile.TiffPage, tags: Tags, name: str) -> Storage:
+def storage_of(page: tifffile.TiffPage, tags: Tags, name: str) -> PageStorage:
     """Return how a page is stored.
 
     Parameters
@@ -148,7 +148,7 @@ def storage_of(page: tifffile.TiffPage, tags: Tags, name: str) -> Storage:
         raise InputError(f"{name} cannot be read as TIFF: its strips or tiles have the shape {segment}")
     bits = page.bitspersample if isinstance(page.bitspersample, int) else max(page.bitspersample)
     orientation = page.tags.valueof(ORIENTATION, 1)
-    return Storage(
+    return PageStorage(
         page.parent.byteorder,
         np.dtype(page.parent.byteorder + page.dtype.char),
         bits,
@@ -167,7 +167,7 @@ def storage_of(page: tifffile.TiffPage, tags: Tags, name: str) -> Storage:
     )
 
 
-def check_codec(storage: Storage, what: str) -> None:
+def check_codec(storage: PageStorage, what: str) -> None:
     """Check that the segments of a page can be decoded, before a job relies on it.
 
     Parameters
@@ -187,7 +187,7 @@ def check_codec(storage: Storage, what: str) -> None:
             raise InputError(f"{what} is stored with the TIFF {kind} {number}, which cannot be decoded here")
 
 
-def check_alike(places: Mapping[Storage, Callable[[], str]], counts: Counter[Storage]) -> None:
+def check_alike(places: Mapping[PageStorage, Callable[[], str]], counts: Counter[PageStorage]) -> None:
     """Check that pages that are stored in several ways can be planes of one volume.
 
     Parameters
@@ -216,7 +216,7 @@ def check_alike(places: Mapping[Storage, Callable[[], str]], counts: Counter[Sto
     )
 
 
-def difference(odd: Storage, wanted: Storage) -> str:
+def difference(odd: PageStorage, wanted: PageStorage) -> str:
     """Say what tells a page from one that it should be like: "it has the dtype uint8, not uint16"."""
     what = next(key for key, value in wanted.alike.items() if odd.alike[key] != value)
     return f"it has the {what} {_said(what, odd.alike[what])}, not {_said(what, wanted.alike[what])}"

@@ -1,4 +1,4 @@
-"""How does a chunk of a zarr get from its file into memory?
+"""Read chunks of a zarr from their files into memory.
 
 A file is a chunk, or a shard of many: then its index says where each of them begins and how long it is. It is
 opened when the first of its chunks is wanted, and closed when the reading has passed it; the last indices are

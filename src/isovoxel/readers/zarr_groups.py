@@ -13,7 +13,7 @@ from itertools import islice, takewhile
 from typing import Any, NoReturn
 
 from isovoxel.errors import InputError
-from isovoxel.metadata.paths import stays_inside
+from isovoxel.metadata.texts import stays_inside
 from isovoxel.object_store.place import Place
 from isovoxel.object_store.zarr_nodes import kind_of_node, read_group
 from isovoxel.readers.files import unreadable

@@ -1,4 +1,4 @@
-"""Which zarr arrays do we read without zarr-python, and where in their folder does every chunk lie?
+"""Find where the chunks of a zarr array lie that is read without zarr-python.
 
 Those in a local folder, or in an object store, whose chunks are a regular grid in C order, encoded by no codec or one
 of the usual, each in a file of its own or in a shard. `chunk_layout` reads that from the metadata once; whatever is

@@ -1,4 +1,4 @@
-"""How does zarr-python read from an object store? Through its own store for obstore, with our words for what fails."""
+"""zarr-python's store for obstore, with our words for what fails."""
 
 from __future__ import annotations
 
