@@ -168,7 +168,7 @@ class _Readable:
 
 
 _OURS = (
-    "isovoxel.execution.job",
+    "isovoxel.execution.threads",
     "isovoxel.execution.map_overlap",
     "isovoxel.output.writer",
     "pyclesperanto_prototype",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,12 +11,38 @@ from typing import Any
 import numpy as np
 
 from isovoxel.engines.base import Cancelled, Scaled
+from isovoxel.execution.blocks import BlockMaker, Writer
+from isovoxel.execution.events import Event, Listener
+from isovoxel.execution.executor import LevelProgress, Record
+from isovoxel.execution.threads import ThreadRun
 from isovoxel.planning.model import Block
 from isovoxel.planning.plan import Plan
 from strategies import cut
 
 VOLUME = np.random.default_rng(0).integers(1, 65536, (8, 24, 32)).astype(np.uint16)
 MODES = ["direct", "map_overlap"]
+
+
+def thread_run(
+    plan: Plan,
+    read: Any,
+    engine: Any,
+    writer: Writer,
+    listeners: Sequence[Listener] = (),
+    *,
+    done: bytearray | None = None,
+    record: Record = lambda _block, _receipts: None,
+    array: Any = None,
+    fill: float | None = None,
+) -> ThreadRun:
+    """Return a run of a plan's blocks on threads, with nothing of a job around it."""
+
+    def tell(event: Event) -> None:
+        for listener in listeners:
+            listener(event)
+
+    progress = LevelProgress(plan, bytearray(plan.n_blocks) if done is None else done, record, tell)
+    return ThreadRun(progress, BlockMaker(plan, read, engine, writer, tell, fill=fill), array=array)
 
 
 class Repeat:

@@ -114,13 +114,6 @@ def test_counts_agree_after_a_failure(source: Path, k: int, capsys: Any) -> None
     check_counts(source, k, fail, capsys)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("k", [3, 12, 17])
-def test_counts_agree_in_a_process_apart(source: Path, k: int, capsys: Any) -> None:
-    """What that process has done is counted here."""
-    check_counts(source, k, interrupt, capsys, isolate=True)
-
-
 def test_an_output_that_is_deleted_meanwhile_is_called_that(source: Path) -> None:
     """Nothing of it is kept, and nobody is sent to resume it."""
     out = source.with_name("gone.zarr")

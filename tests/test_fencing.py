@@ -14,9 +14,10 @@ import pytest
 
 import isovoxel
 from isovoxel.errors import JobError, OutputBusyError
-from isovoxel.execution import job
-from isovoxel.execution.subprocess import run_apart
-from isovoxel.execution.task import Task
+from isovoxel.execution import threads
+from isovoxel.execution.blocks import BlockMaker
+from isovoxel.execution.executor import LevelProgress, Task
+from isovoxel.execution.subprocess import SubprocessExecutor
 from isovoxel.object_store import clients, zarr_nodes
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.place import Place, place_of
@@ -182,8 +183,8 @@ def interrupt_twice(patch: pytest.MonkeyPatch, gate: Gate) -> None:
         assert gate.arrived.wait(60)
         raise KeyboardInterrupt
 
-    patch.setattr(job, "ThreadPoolExecutor", Impatient)
-    patch.setattr(job, "wait", wait)
+    patch.setattr(threads, "ThreadPoolExecutor", Impatient)
+    patch.setattr(threads, "wait", wait)
 
 
 @pytest.mark.sampled(1)
@@ -252,8 +253,8 @@ def test_a_process_apart_whose_lock_is_lost_writes_nothing(tmp_path: Path) -> No
     """It knows the word of the hold that it writes for, and says why it ends."""
     out, gate, tasks = tmp_path / "out.zarr", Gate(), list[Task]()
     with pytest.MonkeyPatch.context() as patch:
-        run = Task.run
-        patch.setattr(Task, "run", lambda task, *args, **options: tasks.append(task) or run(task, *args, **options))
+        make = BlockMaker.of_task
+        patch.setattr(BlockMaker, "of_task", lambda task, *rest: tasks.append(task) or make(task, *rest))
         FILES["encoded"](patch, gate)
         interrupt_twice(patch, gate)
         with pytest.raises(KeyboardInterrupt):
@@ -262,8 +263,10 @@ def test_a_process_apart_whose_lock_is_lost_writes_nothing(tmp_path: Path) -> No
     assert gate.held is not None
     gate.held.join(60)
     before, (task,) = {path for path in out.rglob("*") if path.is_file()}, tasks
+    executor, done = SubprocessExecutor("auto"), bytearray(task.plan.n_blocks)
+    executor.prepare(task, task.open(), lambda _: None)
     with pytest.raises(JobError, match=r"out.zarr is not locked by this job any more: .*lock is gone, or empty"):
-        run_apart(task, done=bytearray(task.plan.n_blocks), record=lambda *_: None, listener=lambda _: None)
+        executor.run(LevelProgress(task.plan, done, lambda *_: None, lambda _: None), last=True)
     assert {path for path in out.rglob("*") if path.is_file()} == before
 
 

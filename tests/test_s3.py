@@ -25,8 +25,9 @@ import isovoxel as package
 from command_line import Isovoxel, check_refused
 from isovoxel.errors import JobError
 from isovoxel.execution.events import BlockDone, Event, Retried
+from isovoxel.execution.executor import Executor
+from isovoxel.execution.job import Job
 from isovoxel.execution.output import OutputState, output_state
-from isovoxel.execution.session import Session
 from isovoxel.geometry.grid import VoxelGrid
 from isovoxel.metadata.ome import image_attributes
 from isovoxel.object_store import clients, retries
@@ -345,13 +346,13 @@ def test_without_the_extra_it_is_said_what_to_install(isovoxel: Isovoxel, monkey
 def test_secrets_are_nowhere(server: Server, isovoxel: Isovoxel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not in an output, nor its ledger, what is printed, a plan, or what is sent to another process."""
     tasks: list[object] = []
-    run = Session.run
+    run = Job.run
 
-    def note(session: Session) -> object:
-        tasks.append((session.task, session.wanted, session.volume.read, session.volume.identity))
-        return run(session)
+    def note(job: Job, executor: Executor) -> object:
+        tasks.append((job.plan, job.source, job.output, job.volume.read, job.volume.identity))
+        return run(job, executor)
 
-    monkeypatch.setattr(Session, "run", note)
+    monkeypatch.setattr(Job, "run", note)
     turn = itertools.count()
     server.instead = lambda method, path: 403 * (method == "PUT" and "/c/" in path and next(turn) > 20)
     texts = []

@@ -28,7 +28,8 @@ from isovoxel.readers.input_state import InputWatch
 
 if TYPE_CHECKING:
     from isovoxel.execution.distributed.connect import Cluster
-    from isovoxel.execution.output import Wanted
+    from isovoxel.execution.executor import Executor
+    from isovoxel.execution.output import OutputRequest
 
 
 class Relay:
@@ -87,12 +88,12 @@ def run_job(
         As `isovoxel.scale` does.
     """
     from isovoxel.engines.devices import find_device
+    from isovoxel.execution.executor import VolumeSource
     from isovoxel.execution.host import peak_bytes
+    from isovoxel.execution.job import Job
     from isovoxel.execution.logs import log_event
-    from isovoxel.execution.output import is_complete
-    from isovoxel.execution.session import Session
+    from isovoxel.execution.output import is_made_already
     from isovoxel.execution.tally import Tally
-    from isovoxel.execution.task import Task
     from isovoxel.output.destination import output_place
 
     volume = opened.volume if isinstance(opened, InputWatch) else opened
@@ -108,26 +109,37 @@ def run_job(
     watch = opened if isinstance(opened, InputWatch) else InputWatch(volume)
     volume = watch.volume
     planned = replace(planned, source=replace(planned.source, identity=dict(volume.identity)))
-    labels = choose_sampling(volume, options).labels
-    wanted = wanted_of(volume, planned, place, options)
-    if is_complete(wanted):
+    request = output_request(volume, planned, place, options)
+    if is_made_already(request):
         tally.done_before = planned.all_blocks
-        return ScaleResult(shown(wanted.path), planned, 0.0, tally.stages | {"idle": 0.0}, peak_bytes(), tally)
+        return ScaleResult(shown(place), planned, 0.0, tally.stages | {"idle": 0.0}, peak_bytes(), tally)
     fill = options.on_corrupt == "fill"
-    task = Task(planned, source, options.input_voxel_size, options.unit, device, wanted.path, fill, options.selection)
+    given = VolumeSource(source, options.input_voxel_size, options.unit, options.selection, fill)
     told: tuple[Listener, ...] = (tally, log_event, *order.listeners)
-    done, seconds, idle = Session(wanted, task, volume, watch, labels, told, options.isolate, cluster).run()
-    return ScaleResult(shown(wanted.path), done.plan, seconds, tally.stages | {"idle": idle}, peak_bytes(), tally)
+    plan, elapsed = Job(planned, given, request, watch, told).run(_executor(options, cluster, device))
+    stages = tally.stages | {"idle": elapsed.idle}
+    return ScaleResult(shown(place), plan, elapsed.seconds, stages, peak_bytes(), tally)
 
 
-def wanted_of(volume: Volume, planned: Plan, place: Place, options: Options) -> Wanted:
+def _executor(options: Options, cluster: Cluster | None, device: str) -> Executor:
+    """Return what makes a job's blocks; distributed is only loaded by jobs that need it."""
+    if cluster is not None:
+        from isovoxel.execution.distributed.executor import DistributedExecutor
+
+        return DistributedExecutor(cluster)
+    from isovoxel.execution.subprocess import SubprocessExecutor
+    from isovoxel.execution.threads import ThreadExecutor
+
+    return SubprocessExecutor(device) if options.isolate else ThreadExecutor(device)
+
+
+def output_request(volume: Volume, planned: Plan, place: Place, options: Options) -> OutputRequest:
     """Return the output that a user asks for, of a volume that is identified."""
-    from isovoxel.execution.output import Wanted
+    from isovoxel.execution.output import OutputRequest
     from isovoxel.execution.recipe import provenance
 
-    return Wanted(
+    return OutputRequest(
         path=place,
-        plan=planned,
         made=provenance(
             planned,
             volume,
@@ -163,7 +175,7 @@ def foreseen(volume: Volume, source: Any, output: str | Path, options: Options, 
     check_apart(read_as("input", source, volume), folders_of(output))
     place, volume = output_place(output), InputWatch(volume).volume
     planned = plan_volume(volume, options, cluster, place)
-    plan, note = foresee(wanted_of(volume, planned, place, options))
+    plan, note = foresee(planned, output_request(volume, planned, place, options))
     if not note:
         return plan
     return replace(plan, source=replace(plan.source, notes=(*plan.source.notes, note)))

@@ -30,11 +30,11 @@ from isovoxel.engines.open import open_engine
 from isovoxel.engines.opencl import rows_of
 from isovoxel.engines.reference import as_dtype, reference
 from isovoxel.errors import DeviceError
-from isovoxel.execution.job import Job
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import VoxelGrid
 from isovoxel.planning.optimizer import too_thin
 from isovoxel.planning.plan import Plan
+from repeat import thread_run
 from strategies import (
     Live,
     MemoryWriter,
@@ -90,7 +90,7 @@ def whole_scale(volume: np.ndarray, factor: Float3, *, linear: bool) -> np.ndarr
 def run(engine: CleEngine, plan: Plan, volume: np.ndarray) -> np.ndarray:
     """Carry a plan out as a job does, and return what was written: each voxel once."""
     writer = MemoryWriter(plan)
-    Job(plan, read_from(volume), engine, writer).run()
+    thread_run(plan, read_from(volume), engine, writer).run()
     assert (writer.times == 1).all()
     return writer.data
 

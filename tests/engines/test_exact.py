@@ -22,13 +22,13 @@ from isovoxel.engines.contexts import TURN
 from isovoxel.engines.exact import ExactEngine
 from isovoxel.engines.open import open_engine
 from isovoxel.engines.reference import as_dtype, reference, reference_labels
-from isovoxel.execution.job import Job
 from isovoxel.geometry.axis import Axis
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import VoxelGrid
 from isovoxel.geometry.tables import Table, accumulator, outputs_of, pass_order, passes_at_once
 from isovoxel.planning.optimizer import too_thin
 from isovoxel.planning.plan import Plan
+from repeat import thread_run
 from strategies import Live, MemoryWriter, cut, device_limits, one_kernel_for_all_shapes, read_from
 
 Float3 = tuple[float, float, float]
@@ -78,7 +78,7 @@ def engine(_one_kernel: None) -> ExactEngine:
 def run(engine: Engine, plan: Plan, volume: np.ndarray) -> np.ndarray:
     """Carry a plan out as a job does, and return what was written: each voxel once."""
     writer = MemoryWriter(plan)
-    Job(plan, read_from(volume), engine, writer).run()
+    thread_run(plan, read_from(volume), engine, writer).run()
     assert (writer.times == 1).all()
     return writer.data
 

@@ -16,11 +16,11 @@ import pytest
 from isovoxel.engines.base import Engine
 from isovoxel.engines.open import open_engine
 from isovoxel.engines.reference import reference
-from isovoxel.execution.job import Job
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import Float3
 from isovoxel.planning.options import ENGINES
 from isovoxel.planning.plan import Plan
+from repeat import thread_run
 from strategies import MemoryWriter, cut, one_kernel_for_all_shapes, read_from
 
 SHAPE = (7, 9, 11)
@@ -59,7 +59,7 @@ def plan(name: str, kernel: str, factor: Float3, boundary: str, block: tuple[int
 def run(engine: Engine, plan: Plan, volume: np.ndarray) -> np.ndarray:
     """Carry a plan out, and return what was written."""
     writer = MemoryWriter(plan)
-    Job(plan, read_from(volume), engine, writer).run()
+    thread_run(plan, read_from(volume), engine, writer).run()
     return writer.data
 
 

@@ -14,7 +14,7 @@ import zarr
 
 import isovoxel
 from isovoxel.errors import InterruptedJobError
-from isovoxel.execution import contrast, session
+from isovoxel.execution import contrast, job
 from isovoxel.metadata.series import Channel
 
 OPTIONS: dict[str, Any] = {"factor": (2, 1, 1), "engine": "exact", "chunk": (8, 8, 8), "shard": (16, 16, 16)}
@@ -84,7 +84,7 @@ def test_an_interruption_in_the_end_is_a_job_to_go_on_with(tmp_path: Path, monke
         raise KeyboardInterrupt
 
     voxels = np.ones((4, 8, 8), np.uint8)
-    monkeypatch.setattr(session, "display_windows", interrupt)
+    monkeypatch.setattr(job, "display_windows", interrupt)
     with pytest.raises(InterruptedJobError, match="1 of 1 blocks are done and kept"):
         isovoxel.scale(voxels, tmp_path / "out.zarr", **OPTIONS)
     monkeypatch.undo()

@@ -21,9 +21,9 @@ import pytest
 
 import isovoxel
 from isovoxel.errors import InputError, IsovoxelError, JobError, OutputError
-from isovoxel.execution import session
+from isovoxel.execution import job as running
 from isovoxel.execution.events import BlockDone, Event
-from isovoxel.execution.output import Wanted, _find, is_complete, output_state
+from isovoxel.execution.output import OutputRequest, _find, is_made_already, output_state
 from isovoxel.execution.recipe import Recipe
 from isovoxel.output.ledger import BLOCKS, JOB, Ledger, ledger_of
 from isovoxel.output.lock import Holder
@@ -93,18 +93,18 @@ class Job:
         self.job, self.blocks = (self.folder / JOB).read_bytes(), (self.folder / BLOCKS).read_bytes()
         self.metadata = (self.out / "zarr.json").read_bytes()
         self.finished = (self.whole / "zarr.json").read_bytes()
-        self.wanted = self._wanted()
+        self.plan, self.wanted = self._asked()
 
-    def _wanted(self) -> Wanted:
+    def _asked(self) -> tuple[Plan, OutputRequest]:
         """Return what the same command asks for."""
-        found: list[Wanted] = []
+        found: list[tuple[Plan, OutputRequest]] = []
 
-        def take(self: session.Session) -> Any:
-            found.append(self.wanted)
-            raise KeyError(self.wanted.path)
+        def take(self: running.Job, _: Any) -> Any:
+            found.append((self.plan, self.output))
+            raise KeyError(self.output.path)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(session.Session, "run", take)
+            patch.setattr(running.Job, "run", take)
             with pytest.raises(KeyError):
                 isovoxel.scale(self.source, self.out, **OPTIONS)
         return found[0]
@@ -135,7 +135,7 @@ class Job:
         """Return how the same command would go on; nothing where it says in a sentence why it does not."""
         output_state(self.out)
         try:
-            return _find(self.wanted, self.folder)
+            return _find(self.plan, self.wanted, self.folder)
         except IsovoxelError as error:
             one_sentence(error)
             return None, None
@@ -259,7 +259,7 @@ def test_a_damaged_plan_is_none_or_the_same(job: Job, number: int) -> None:
         (job.folder / JOB).write_bytes(mutated(rng, job.job))
         plan, ledger = job.found()
         if plan is not None and ledger is not None:
-            assert makes_the_same(plan, job.wanted.plan)
+            assert makes_the_same(plan, job.plan)
             assert sum(level.write_box.size for level in plan.blocks()) == np.prod(plan.output.shape)
             job.check(ledger, plan)
 
@@ -271,7 +271,7 @@ def test_damaged_attributes_of_a_job_are_refused(job: Job, number: int) -> None:
         (job.out / "zarr.json").write_bytes(mutated(rng, job.metadata))
         plan, ledger = job.found()
         if plan is not None and ledger is not None:
-            assert makes_the_same(plan, job.wanted.plan)
+            assert makes_the_same(plan, job.plan)
             job.check(ledger, plan)
 
 
@@ -287,7 +287,7 @@ def test_damaged_attributes_of_an_output_are_one_sentence(job: Job, number: int)
         except InputError as error:
             one_sentence(error)
         try:
-            is_complete(wanted)
+            is_made_already(wanted)
         except OutputError as error:
             one_sentence(error)
 

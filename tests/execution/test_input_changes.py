@@ -244,10 +244,10 @@ def test_other_processes_read_no_other_input(how: dict[str, Any], tmp_path: Path
 
 def test_a_process_that_opens_another_input_does_nothing_with_it(tmp_path: Path) -> None:
     """The plan says which one it is of."""
-    from isovoxel.execution.task import Task
+    from isovoxel.execution.executor import Task, VolumeSource
 
     path = npy(tmp_path / "in", VOXELS)
-    task = Task(isovoxel.plan(path, **HOW), path, None, None, "0", tmp_path / "out.zarr", False)
+    task = Task(isovoxel.plan(path, **HOW), VolumeSource(path), tmp_path / "out.zarr")
     assert task.open().shape == VOXELS.shape
     npy(tmp_path / "in", VOXELS[:20])
     with pytest.raises(JobError, match="has changed since the job began"):

@@ -1,376 +1,392 @@
-"""Carrying a plan out: what is told, what is bounded, and what is left when something fails or somebody stops it."""
+"""The same command again goes on; another is told what is other; what is finished is left alone."""
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import re
-import signal
+import shutil
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import dask.array as da
 import numpy as np
 import pytest
 
 import isovoxel
-from isovoxel.errors import JobError
-from isovoxel.execution.events import BlockDone, Event, JobStarted, Retried
-from isovoxel.execution.job import FLUSHING, Job
-from isovoxel.geometry.box import Box
-from isovoxel.object_store import retries
-from isovoxel.output.shard import ShardReceipt
-from isovoxel.planning.model import Block
-from isovoxel.planning.plan import Plan
-from repeat import EXPECTED, MODES, VOLUME, Repeat, planned
-from strategies import MemoryWriter, Sealed, read_from
+from isovoxel.errors import DoesNotFitError, JobError, OptionError, OutputBusyError, OutputError, OutputExistsError
+from isovoxel.execution import threads
+from isovoxel.execution.events import BlockDone, Event, JobStarted
+from isovoxel.execution.output import OutputState, output_state
+from isovoxel.output.ledger import LOCK, ledger_of
+from isovoxel.output.lock import OutputLock
+from isovoxel.output.provenance import read_provenance
+
+VOXELS = np.random.default_rng(0).integers(0, 65536, (16, 24, 20)).astype(np.uint16)
+OPTIONS: dict[str, Any] = {
+    "factor": (2.0, 1.0, 1.0),
+    "chunk": (8, 8, 8),
+    "shard": (8, 8, 8),
+    "threads": 2,
+    "input_voxel_size": (1.0, 0.5, 0.5),
+    "device_memory": "4kB",
+}
 
 
-class Counter:
-    """Counts blocks that are being worked on."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.now = self.most = self.begun = 0
-
-    def enter(self) -> None:
-        """Count one more."""
-        with self.lock:
-            self.now += 1
-            self.begun += 1
-            self.most = max(self.most, self.now)
-
-    def leave(self) -> None:
-        """Count one less."""
-        with self.lock:
-            self.now -= 1
+@pytest.fixture(params=["exact", "cle"])
+def options(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Small blocks of either engine."""
+    return OPTIONS | {"engine": request.param} | ({"device_memory": "16kB"} if request.param == "cle" else {})
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_events_tell_of_every_block_once_between_start_and_finish(mode: str) -> None:
-    """First that the job starts, then each block with its voxels and seconds, last how long all took."""
-    plan, events = planned(mode), []
-    writer = MemoryWriter(plan)
-    engine = Repeat(lambda _: time.sleep(0.001))
-    job = Job(plan, read_from(VOLUME), engine, writer, [events.append])
-    seconds = job.run()
-    assert engine.released == 1
-    assert seconds > 0
-    assert events[0] == JobStarted(plan)
-    done = events[1:]
-    assert all(isinstance(event, BlockDone) for event in done)
-    assert sorted(event.index for event in done) == list(range(plan.n_blocks))
-    assert sum(event.voxels for event in done) == EXPECTED.size
-    assert all(event.scale_seconds >= 0.001 and event.write_seconds >= 0 for event in done)
-    assert all(event.read_seconds > 0 and event.wait_seconds == 0 for event in done)
-    assert job.done == bytes([1]) * plan.n_blocks
-    np.testing.assert_array_equal(writer.data, EXPECTED)
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A file."""
+    np.save(tmp_path / "in.npy", VOXELS)
+    return tmp_path / "in.npy"
 
 
-def test_listeners_are_called_one_at_a_time() -> None:
-    """A listener need not be thread-safe."""
-    plan, counter = planned("direct", in_flight=6), Counter()
-
-    def listen(_: Event) -> None:
-        counter.enter()
-        time.sleep(0.0005)
-        counter.leave()
-
-    Job(plan, read_from(VOLUME), Repeat(), MemoryWriter(plan), [listen]).run()
-    assert counter.begun == plan.n_blocks + 1
-    assert counter.most == 1
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """Where the output shall be."""
+    return tmp_path / "out.zarr"
 
 
-@pytest.mark.parametrize("window", [(1, 1, 1), (1, 2, 4), (3, 3, 3), (2, 1, 3), (4, 4, 4)])
-@pytest.mark.parametrize("lazy", [False, True])
-def test_windows_cover_all_blocks(window: tuple[int, int, int], *, lazy: bool) -> None:
-    """In windows of any size, of a source or of the caller's dask array, every voxel is written once."""
-    plan = planned("map_overlap", window=window)
-    writer = MemoryWriter(plan)
-    array = da.from_array(VOLUME, chunks=7) if lazy else None
-    Job(plan, read_from(VOLUME), Repeat(), writer, array=array).run()
-    assert (writer.times == 1).all()
-    np.testing.assert_array_equal(writer.data, EXPECTED)
+def stop_after(blocks: int) -> Callable[[Event], None]:
+    """Return a listener that ends the job."""
+    left = [blocks]
+
+    def listen(event: Event) -> None:
+        if isinstance(event, BlockDone):
+            left[0] -= 1
+            if left[0] == 0:
+                raise RuntimeError("stopped from within")
+
+    return listen
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("in_flight", [1, 3])
-def test_no_more_blocks_are_in_flight_than_planned(mode: str, in_flight: int) -> None:
-    """The memory that a plan projects is what its blocks in flight hold, so there must not be one more."""
-    plan, counter = planned(mode, in_flight=in_flight), Counter()
-    writer = MemoryWriter(plan)
-
-    class Slow(MemoryWriter):
-        def write(self, box: Box, data: np.ndarray) -> list[ShardReceipt]:
-            time.sleep(0.002)
-            seals = writer.write(box, data)
-            counter.leave()
-            return seals
-
-    Job(plan, read_from(VOLUME), Repeat(lambda _: counter.enter()), Slow(plan)).run()
-    assert counter.begun == plan.n_blocks
-    assert counter.most <= in_flight
-    assert counter.now == 0
+def begin(source: Any, out: Path, options: dict[str, Any], blocks: int = 5) -> None:
+    """Leave a job half-way."""
+    with pytest.raises(JobError, match="blocks are done and kept; run the same command again"):
+        isovoxel.scale(source, out, listeners=[stop_after(blocks)], **options)
+    assert ledger_of(out).is_dir()
 
 
-def test_submission_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many blocks there are, a bounded number have been taken from the plan and are not on the disk."""
-    plan, taken, ahead = planned("direct", in_flight=3), [], []
-    writer = MemoryWriter(plan)
-    block = Plan.block
-
-    def counted(self: Plan, index: int) -> Block:
-        taken.append(index)
-        ahead.append(len(taken) - sum(job.done))
-        return block(self, index)
-
-    monkeypatch.setattr(Plan, "block", counted)
-    job = Job(plan, read_from(VOLUME), Repeat(lambda _: time.sleep(0.001)), writer)
-    job.run()
-    assert len(taken) == plan.n_blocks
-    assert 1 < max(ahead) <= (2 + FLUSHING) * plan.in_flight
+def files(out: Path) -> dict[str, bytes]:
+    """Return the shards of an output."""
+    return {str(p.relative_to(out)): p.read_bytes() for p in (out / "0" / "c").rglob("*") if p.is_file()}
 
 
-class Broken:
-    """Reads, scales and writes, and fails in one stage of one block."""
+def made(source: Any, out: Path, options: dict[str, Any]) -> tuple[isovoxel.ScaleResult, set[int]]:
+    """Run a job to its end, and return what it says and which blocks it made."""
+    blocks: set[int] = set()
 
-    def __init__(self, plan: Plan, stage: str, index: int, error: Exception) -> None:
-        self.plan, self.stage, self.error = plan, stage, error
-        self.victim = plan.block(index)
-        self.writer = MemoryWriter(plan)
-        self.counter = Counter()
+    def listen(event: Event) -> None:
+        if isinstance(event, BlockDone):
+            blocks.add(event.index)
 
-    def read(self, box: Box, out: np.ndarray | None = None) -> np.ndarray:
-        """Read, or fail where the block's own input begins."""
-        if self.stage == "reading" and box.contains(Box(self.middle, tuple(n + 1 for n in self.middle))):
-            raise self.error
-        return read_from(VOLUME)(box, out)
-
-    @property
-    def middle(self) -> tuple[int, int, int]:
-        """An input voxel that only this block reads."""
-        a, b = self.victim.read_box.start, self.victim.read_box.stop
-        return ((a[0] + b[0]) // 2, (a[1] + b[1]) // 2, (a[2] + b[2]) // 2)
-
-    def before(self, block: Block) -> None:
-        """Fail before scaling."""
-        self.counter.enter()
-        time.sleep(0.005)
-        if self.stage == "scaling" and block == self.victim:
-            raise self.error
-
-    def write(self, box: Box, data: np.ndarray) -> list[ShardReceipt]:
-        """Write, or fail."""
-        if self.stage == "writing" and box == self.victim.write_box:
-            raise self.error
-        return self.writer.write(box, data)
-
-    def encode(self, box: Box, data: np.ndarray) -> Sealed:
-        """Write at once, or fail."""
-        return Sealed(*self.write(box, data))
-
-    def spare(self, cores: int) -> None:
-        """Do without: nobody helps."""
-
-    def free_bytes(self) -> int:
-        """Say that the disk is full."""
-        return 0
-
-    def close(self) -> None:
-        """Note that it was let go."""
-        self.writer.close()
+    return isovoxel.scale(source, out, listeners=[listen], **options), blocks
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("stage", ["reading", "scaling", "writing"])
-def test_a_failure_names_the_block_and_the_reason(mode: str, stage: str) -> None:
-    """The message has the stage, the block, where it lies and why; blocks that were not begun never are."""
-    plan = planned(mode)
-    broken = Broken(plan, stage, 5, OSError("the cable is out"))
-    job = Job(plan, broken.read, Repeat(broken.before), broken)
-    with pytest.raises(JobError) as caught:
-        job.run()
-    message, box = str(caught.value), broken.victim.read_box if stage == "reading" else broken.victim.write_box
-    start = re.escape(f"{stage} block 5 (z, y, x from {box.start} to {box.stop}) failed with OSError: the cable is out")
-    assert re.fullmatch(start, message), message
-    assert caught.value.exit_code == 1
-    assert broken.writer.times.sum() == sum(job.done) * 4 * 12 * 16
-    assert broken.writer.closed
-    # Direct reads take blocks in order; dask takes them in its own, and may begin with block 5 or come to it late.
-    assert broken.counter.begun < (5 + 3 * plan.in_flight if mode == "direct" else plan.n_blocks + 1)
-    begun = broken.counter.begun
-    time.sleep(0.05)
-    assert broken.counter.begun == begun
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_after_a_failure_no_further_block_is_begun(mode: str) -> None:
-    """Whichever block fails first, only those in flight beside it come to an end."""
-    plan, counter = planned(mode), Counter()
-
-    def fail(_: Block) -> None:
-        counter.enter()
-        time.sleep(0.01)
-        raise ValueError("no")
-
-    with pytest.raises(JobError, match=r"scaling block \d+ .* failed with ValueError: no$"):
-        Job(plan, read_from(VOLUME), Repeat(fail), MemoryWriter(plan)).run()
-    assert counter.begun <= 2 * plan.in_flight
-
-
-def test_a_full_disk_is_called_a_full_disk() -> None:
-    """The remedy is said: make room."""
-    plan = planned("direct")
-    broken = Broken(plan, "writing", 3, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
-    with pytest.raises(
-        JobError, match=r"because the disk is full: about .*iB are still to be written, 0 B are free; make room"
-    ):
-        Job(plan, broken.read, Repeat(broken.before), broken).run()
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_an_interrupt_waits_for_the_blocks_in_flight_and_starts_no_other(mode: str) -> None:
-    """A signal in the middle of a job ends it with what is written, and no block is left half-way."""
-    plan, counter = planned(mode), Counter()
-    writer = MemoryWriter(plan)
-
-    def interrupt(_: Block) -> None:
-        counter.enter()
-        if counter.begun == 7:
-            signal.raise_signal(signal.SIGINT)
-        time.sleep(0.01)
-        counter.leave()
-
-    job = Job(plan, read_from(VOLUME), Repeat(interrupt), writer)
-    with pytest.raises(KeyboardInterrupt):
-        job.run()
-    assert counter.now == 0
-    assert counter.begun < plan.n_blocks
-    assert writer.times.sum() == sum(job.done) * 4 * 12 * 16
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_ctrl_c_ends_the_command_long_before_its_last_block(mode: str, tmp_path: Path) -> None:
-    """Exit code 130, one sentence, no traceback, and an output that says it is incomplete."""
-    np.save(tmp_path / "stack.npy", np.zeros((200, 256, 256), np.uint8))
-    out = tmp_path / "out.zarr"
-    options = ["--factor", "6,4,4", "--shard", "128,128,128", "--halo", mode, "--memory", "2GiB", "--quiet"]
-    command = [sys.executable, "-m", "isovoxel", "scale", str(tmp_path / "stack.npy"), str(out), *options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        deadline = time.monotonic() + 300
-        while not any(path.is_file() for path in (out / "0" / "c").rglob("*")):
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        printed, said = process.communicate(timeout=300)
-    finally:
-        process.kill()
-        process.wait()
-    assert process.returncode == 130
-    assert printed == ""
-    assert "Traceback" not in said
-    assert re.search(r"error: interrupted; \d+ of \d+ blocks are done and kept; run the same command again", said)
-    assert f"to go on: isovoxel scale {tmp_path / 'stack.npy'} {out} --factor 6,4,4" in said
-    attributes = json.loads((out / "zarr.json").read_text())["attributes"]
-    assert attributes["isovoxel"]["complete"] is False
-    state = isovoxel.output_state(out)
-    assert state is not None
-    assert state.done < state.blocks
-
-
-ENDLESS = """
-import sys, threading
-from isovoxel.engines.staging import Stage
-def slowly(*words):
-    print("scaling", flush=True)
-    threading.Event().wait()
-Stage.scale = slowly
-from isovoxel.cli import main
-main()
-"""
-"""The command line, with an engine that never comes to the end of a block."""
-
-
-def test_a_second_signal_ends_the_command_at_once(tmp_path: Path) -> None:
-    """The first waits for the blocks in flight, here for ever; the second does not, and what was done is kept."""
-    np.save(tmp_path / "stack.npy", np.zeros((16, 16, 16), np.uint8))
-    out = tmp_path / "out.zarr"
-    words = ["scale", str(tmp_path / "stack.npy"), str(out), "--factor", "4,4,4", "--engine", "cle", "--quiet"]
-    command = [sys.executable, "-c", ENDLESS, *words]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "scaling\n"
-        process.send_signal(signal.SIGTERM)
-        with pytest.raises(subprocess.TimeoutExpired):  # it waits for the block in flight
-            process.wait(timeout=0.5)
-        process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=300)
-    assert process.returncode == 143
-    assert said == "interrupted\n"
-    state = isovoxel.output_state(out)
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("kind", ["file", "numpy", "dask"])
+def test_the_same_command_goes_on(source: Path, out: Path, options: dict[str, Any], kind: str) -> None:
+    """It does what is left, says so, makes the same files, and leaves nothing else behind."""
+    given: Any = {"file": source, "numpy": VOXELS, "dask": da.from_array(VOXELS, chunks=7)}[kind]
+    isovoxel.scale(given, out.with_name("whole.zarr"), **options)
+    begin(given, out, options)
+    state = output_state(out)
     assert state is not None
     assert not state.complete
+    assert 5 <= state.done < state.blocks
+    result, blocks = made(given, out, options)
+    assert result.tally.done_before == state.done
+    assert len(blocks) == result.plan.n_blocks - state.done
+    assert files(out) == files(out.with_name("whole.zarr"))
+    assert output_state(out) == OutputState(complete=True)
+    assert not ledger_of(out).exists()
+    assert isovoxel.verify(out, against=VOXELS if kind != "file" else None).holds
 
 
-class Slow(Sealed):
-    """A shard that takes long to reach the disk, or does not for a while."""
-
-    def __init__(self, found: ShardReceipt, counter: Counter, fail: Callable[[], None] = lambda: None) -> None:
-        super().__init__(found)
-        self.counter, self.fail = counter, fail
-
-    def seal(self) -> ShardReceipt:
-        """Wait, and count who waits."""
-        self.counter.enter()
-        time.sleep(0.01)
-        self.counter.leave()
-        self.fail()
-        return self.found
+def test_what_is_finished_is_left_alone(source: Path, out: Path, options: dict[str, Any]) -> None:
+    """Run again it says so and touches nothing."""
+    isovoxel.scale(source, out, **options)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    result, blocks = made(source, out, options)
+    assert blocks == set()
+    assert (result.seconds, result.voxels_per_second) == (0.0, 0.0)
+    assert result.tally.done_before == result.plan.n_blocks
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    assert not ledger_of(out).exists()
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_blocks_that_wait_for_the_disk_leave_their_seat(mode: str) -> None:
-    """More of them wait than are in flight, a bounded number, and each is told of when it is on the disk."""
-    plan, scaling, flushing, told = planned(mode), Counter(), Counter(), []
-    writer = MemoryWriter(plan)
-
-    def encode(box: Box, data: np.ndarray) -> Sealed:
-        scaling.leave()
-        return Slow(*writer.write(box, data), flushing)
-
-    writer.encode = encode  # type: ignore[method-assign]
-    Job(plan, read_from(VOLUME), Repeat(lambda _: scaling.enter()), writer, [told.append]).run()
-    assert scaling.most <= plan.in_flight
-    assert flushing.begun == plan.n_blocks
-    if mode == "direct":  # dask has as many tasks at a time as blocks are in flight
-        assert 1 < flushing.most <= FLUSHING * plan.in_flight
-    assert all(event.flush_seconds > 0 for event in told if isinstance(event, BlockDone))
-    np.testing.assert_array_equal(writer.data, EXPECTED)
+def test_a_ledger_that_is_left_beside_a_finished_output_goes(source: Path, out: Path) -> None:
+    """A process may die between its last two steps; the next one tidies up, if nobody is at it."""
+    options = OPTIONS | {"engine": "exact"}
+    begin(source, out, options)
+    shutil.copytree(ledger_of(out), out.with_name("kept"))
+    isovoxel.scale(source, out, **options)
+    out.with_name("kept").rename(ledger_of(out))
+    with OutputLock(ledger_of(out) / LOCK, out):
+        assert made(source, out, options)[1] == set()
+        assert ledger_of(out).exists()
+    assert made(source, out, options)[1] == set()
+    assert not ledger_of(out).exists()
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_a_block_that_does_not_reach_the_disk_is_made_again(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Flushing once more would say that all is well, so it is read, scaled and encoded anew."""
-    monkeypatch.setattr(retries, "PAUSES", (0.001, 0.002, 0.004))
-    plan, events, left = planned(mode), [], [2]
-    writer = MemoryWriter(plan)
+CHANGES = {
+    "factor": ({"factor": (2.0, 1.0, 1.5)}, r"factor \(2, 1, 1\), now factor \(2, 1, 1.5\)"),
+    "interpolation": ({"interpolation": "nearest"}, "interpolation linear, now nearest"),
+    "boundary": ({"boundary": "constant"}, "boundary nearest, now constant"),
+    "codec": ({"codec": "zstd"}, "codec lz4, now zstd"),
+    "chunk": ({"chunk": (4, 8, 8)}, r"chunk \(8, 8, 8\), now \(4, 8, 8\)"),
+    "shard": ({"shard": (16, 8, 8)}, r"shard \(8, 8, 8\), now \(16, 8, 8\)"),
+    "voxel size": ({"input_voxel_size": (1.0, 0.5, 0.6)}, r"input voxel size \(1, 0.5, 0.5\), now \(1, 0.5, 0.6\)"),
+    "unit": ({"unit": "nanometer"}, "input unit none, now nanometer"),
+}
 
-    def fail() -> None:
-        left[0] -= 1
-        if left[0] >= 0:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    writer.encode = lambda box, data: Slow(*writer.write(box, data), Counter(), fail)  # type: ignore[method-assign]
-    job = Job(plan, read_from(VOLUME), Repeat(), writer, [events.append])
-    job.run()
-    assert writer.times.sum() == EXPECTED.size + 2 * 4 * 12 * 16
-    assert [event.doing for event in events if isinstance(event, Retried)] == ["writing"] * 2
-    assert sum(isinstance(event, BlockDone) for event in events) == plan.n_blocks
-    np.testing.assert_array_equal(writer.data, EXPECTED)
+@pytest.mark.parametrize("begun", [True, False], ids=["begun", "finished"])
+@pytest.mark.parametrize("name", [*CHANGES, "engine"])
+def test_another_option_is_named_and_refused(
+    source: Path, out: Path, options: dict[str, Any], name: str, *, begun: bool
+) -> None:
+    """What changes the result is said with both values, and nothing is changed."""
+    if begun:
+        begin(source, out, options)
+    else:
+        isovoxel.scale(source, out, **options)
+    other = "cle" if options["engine"] == "exact" else "exact"
+    change, text = CHANGES.get(name, ({"engine": other}, f"engine {options['engine']}, now {other}"))
+    before = files(out)
+    with pytest.raises(OutputExistsError, match=f"{text}.*: give .*--overwrite") as refused:
+        isovoxel.scale(source, out, **options | change | {"device_memory": "200kB"})
+    assert ("was begun with" if begun else "and was made with") in str(refused.value)
+    assert files(out) == before
+
+
+def test_what_does_not_change_the_result_may_be_another(source: Path, out: Path, options: dict[str, Any]) -> None:
+    """Threads, memory and the way to the halo are no part of a result: blocks stay those it was begun with."""
+    begin(source, out, options)
+    change = {"threads": 1, "device_memory": "50MB", "memory": "4GiB", "halo": "map_overlap"}
+    result, _ = made(source, out, options | change)
+    assert result.plan.halo_mode == "direct"
+    assert result.plan.in_flight == 1
+    isovoxel.scale(source, out.with_name("whole.zarr"), **options)
+    assert files(out) == files(out.with_name("whole.zarr"))
+
+
+def test_blocks_that_do_not_fit_any_more_are_refused(source: Path, out: Path) -> None:
+    """The blocks of a job stay as they were, so its memory must suffice."""
+    options = OPTIONS | {"engine": "exact", "device_memory": "8kB"}
+    begin(source, out, options, blocks=2)
+    with pytest.raises(DoesNotFitError, match=r"begun with blocks of .* which one takes .* or begin anew"):
+        isovoxel.scale(source, out, **options | {"device_memory": "3kB"})
+
+
+@pytest.mark.parametrize("begun", [True, False], ids=["begun", "finished"])
+def test_another_input_is_refused(source: Path, out: Path, *, begun: bool) -> None:
+    """A file that was changed, another file, and an array of other voxels."""
+    options = OPTIONS | {"engine": "exact"}
+    if begun:
+        begin(source, out, options)
+    else:
+        isovoxel.scale(source, out, **options)
+    shutil.copy(source, source.with_name("other.npy"))
+    with pytest.raises(OutputExistsError, match=r"input .*in.npy, now .*other.npy"):
+        isovoxel.scale(source.with_name("other.npy"), out, **options)
+    os.utime(source, (1, 1))
+    with pytest.raises(OutputExistsError, match="another time of last change of the input"):
+        isovoxel.scale(source, out, **options)
+
+
+def test_arrays_are_told_apart_by_their_voxels(out: Path) -> None:
+    """One voxel is enough."""
+    options = OPTIONS | {"engine": "exact"}
+    begin(VOXELS, out, options)
+    other = VOXELS.copy()
+    other[-1, -1, -1] ^= 1
+    with pytest.raises(OutputExistsError, match="another voxels of the input"):
+        isovoxel.scale(other, out, **options)
+    assert made(VOXELS.copy(), out, options)[0].tally.done_before >= 5
+
+
+def test_a_mapped_file_is_told_apart_without_reading_it(source: Path, out: Path) -> None:
+    """By the file and the part of it; the same part of the same file is the same."""
+    options = OPTIONS | {"engine": "exact"}
+    mapped = np.load(source, mmap_mode="r")
+    begin(mapped[1:], out, options)
+    with pytest.raises(OutputExistsError, match="another voxels of the input"):
+        isovoxel.scale(mapped[:-1], out, **options)
+    assert made(np.load(source, mmap_mode="r")[1:], out, options)[0].tally.done_before >= 5
+
+
+def damage(path: Path, how: str) -> None:
+    """Make a shard another."""
+    if how == "missing":
+        path.unlink()
+    elif how == "torn":
+        os.truncate(path, path.stat().st_size // 2)
+    elif how == "foreign":  # of another place
+        shutil.copy(next(p for p in path.parent.parent.parent.rglob("*") if p.is_file() and p != path), path)
+    elif how == "changed":
+        content = bytearray(path.read_bytes())
+        content[10] ^= 1
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", ["missing", "torn", "foreign", "changed"])
+def test_shards_that_are_not_what_was_written_are_done_again(source: Path, out: Path, how: str) -> None:
+    """Just the block of the damaged shard, and the files are as they should be."""
+    options = OPTIONS | {"engine": "exact"}
+    isovoxel.scale(source, out.with_name("whole.zarr"), **options)
+    begin(source, out, options, blocks=8)
+    state = output_state(out)
+    assert state is not None
+    damage(next(p for p in sorted((out / "0" / "c").rglob("*")) if p.is_file()), how)
+    result, blocks = made(source, out, options)
+    assert result.tally.done_before == state.done - 1
+    assert len(blocks) == result.plan.n_blocks - state.done + 1
+    assert files(out) == files(out.with_name("whole.zarr"))
+
+
+def test_a_copy_of_a_half_finished_output_goes_on(source: Path, out: Path) -> None:
+    """Moved to another disk, its shards have other times and are the same all the same."""
+    options = OPTIONS | {"engine": "exact"}
+    begin(source, out, options)
+    state = output_state(out)
+    assert state is not None
+    for path in (out, ledger_of(out)):
+        shutil.copytree(path, path.with_name("copy" + path.name), copy_function=shutil.copyfile)
+    result, _ = made(source, out.with_name("copyout.zarr"), options)
+    assert result.tally.done_before == state.done
+
+
+def test_without_its_ledger_an_output_is_begun_anew_only_if_asked(source: Path, out: Path) -> None:
+    """What is done is not known any more."""
+    options = OPTIONS | {"engine": "exact"}
+    begin(source, out, options)
+    shutil.rmtree(ledger_of(out))
+    with pytest.raises(OutputExistsError, match="is not complete, and what of it is done is not known"):
+        isovoxel.scale(source, out, **options)
+    assert output_state(out) == OutputState(complete=False)
+    result = isovoxel.scale(source, out, overwrite=True, **options)
+    assert result.tally.done_before == 0
+
+
+def test_overwriting_begins_anew(source: Path, out: Path) -> None:
+    """A half-finished output too, with other options."""
+    options = OPTIONS | {"engine": "exact"}
+    begin(source, out, options)
+    result, blocks = made(source, out, options | {"factor": (1.0, 1.0, 1.0), "overwrite": True})
+    assert result.tally.done_before == 0
+    assert len(blocks) == result.plan.n_blocks
+    assert isovoxel.open_volume(out).shape == VOXELS.shape
+
+
+def test_an_output_that_was_deleted_is_begun_anew(source: Path, out: Path) -> None:
+    """A ledger without an output means nothing."""
+    options = OPTIONS | {"engine": "exact"}
+    begin(source, out, options)
+    shutil.rmtree(out)
+    assert made(source, out, options)[0].tally.done_before == 0
+
+
+def test_refusals_write_nothing(source: Path, out: Path) -> None:
+    """Not even the ledger's folder."""
+    options = OPTIONS | {"engine": "exact"}
+    with pytest.raises(OutputError, match="is the input itself"):
+        isovoxel.scale(source, source, **options)
+    with pytest.raises(OptionError, match="stop or fill"):
+        isovoxel.scale(source, out, on_corrupt="ignore", **options)
+    assert [path.name for path in source.parent.iterdir()] == ["in.npy"]
+
+
+def test_a_device_that_cannot_serve_leaves_nothing(source: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is found out before the output is made, and the lock's folder goes."""
+
+    def broken(*_: object) -> Any:
+        raise isovoxel.errors.DeviceError("broken")
+
+    monkeypatch.setattr(threads, "open_engine", broken)
+    with pytest.raises(isovoxel.errors.DeviceError, match="broken"):
+        isovoxel.scale(source, out, **OPTIONS | {"engine": "exact"})
+    assert [path.name for path in source.parent.iterdir()] == ["in.npy"]
+
+
+TWO = """
+import sys, time, isovoxel
+from isovoxel.execution.events import JobStarted
+def wait(event):
+    if isinstance(event, JobStarted):
+        print("began", flush=True)
+        sys.stdin.readline()
+isovoxel.scale(sys.argv[1], sys.argv[2], factor=(2, 1, 1), input_voxel_size=(1, 1, 1), listeners=[wait])
+"""
+
+
+def test_two_processes_on_one_output(source: Path, out: Path) -> None:
+    """One works, the other is refused at once, whatever it asks for, and told who works."""
+    command = [sys.executable, "-c", TWO, str(source), str(out)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "began\n"
+        options = {"factor": (2, 1, 1), "input_voxel_size": (1, 1, 1)}
+        for overwrite in (False, True):
+            with pytest.raises(OutputBusyError, match=f"is being written by process {first.pid} on"):
+                isovoxel.scale(source, out, overwrite=overwrite, **options)
+        words = [str(source), str(out), "--factor", "2,1,1", "--input-voxel-size", "1,1,1"]
+        second = subprocess.run(
+            [sys.executable, "-m", "isovoxel", "scale", *words], capture_output=True, text=True, check=False
+        )
+        assert second.returncode == 2
+        assert second.stderr.startswith(f"error: {out} is being written by process {first.pid} on ")
+        state = output_state(out)
+        assert state is not None
+        assert f"process {first.pid}" in state.holder
+        first.communicate("go on\n")
+    assert first.returncode == 0
+    assert output_state(out) == OutputState(complete=True)
+
+
+def test_filled_parts_are_kept_with_the_output(tmp_path: Path, out: Path) -> None:
+    """A job that stopped at damage goes on with --on-corrupt fill; attributes name what was filled, then and before."""
+    import zarr
+
+    array = zarr.create_array(tmp_path / "in.zarr", shape=VOXELS.shape, dtype="uint16", chunks=(4, 8, 20))
+    array[...] = VOXELS
+    for chunk in ("c/3/2/0", "c/2/1/0"):
+        path = tmp_path / "in.zarr" / chunk
+        path.write_bytes(path.read_bytes()[:-9])
+    options = OPTIONS | {"engine": "exact"}
+    with pytest.raises(JobError, match=r"chunk \(\d, \d, 0\) of .*in.zarr is corrupt: .*--on-corrupt fill; \d+ of"):
+        isovoxel.scale(tmp_path / "in.zarr", out, **options)
+    with pytest.raises(JobError):  # goes on, fills, and is stopped again
+        isovoxel.scale(
+            tmp_path / "in.zarr", out, on_corrupt="fill", listeners=[stop_after(14)], **options | {"threads": 1}
+        )
+    result = isovoxel.scale(tmp_path / "in.zarr", out, on_corrupt="fill", **options)
+    filled = read_provenance(out)["filled"]
+    assert sorted(part.split(":")[0] for part in filled) == ["chunk (2, 1, 0)", "chunk (3, 2, 0)"]
+    assert result.tally.done_before > 0
+    voxels = isovoxel.open_volume(out).read
+    from isovoxel.geometry.box import Box
+
+    assert not voxels(Box((25, 17, 0), (31, 24, 20))).any()
+    assert voxels(Box((0, 0, 0), (16, 24, 20))).any()
+
+
+def test_the_summary_is_json(source: Path, out: Path) -> None:
+    """What happened is in the record, for machines."""
+    from isovoxel.reporting.records import result_record
+
+    begin(source, out, OPTIONS | {"engine": "exact"})
+    events: list[Event] = []
+    result = isovoxel.scale(source, out, listeners=[events.append], **OPTIONS | {"engine": "exact"})
+    record = json.loads(json.dumps(result_record(result)))
+    assert record["happened"]["done_before"] == result.tally.done_before
+    started = events[0]
+    assert isinstance(started, JobStarted)
+    assert started.done == result.tally.done_before

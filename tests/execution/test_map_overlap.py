@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from isovoxel import scale_array
 from isovoxel.engines.reference import as_dtype, reference
 from isovoxel.errors import InputError, OptionError
-from isovoxel.execution.map_overlap import Window
+from isovoxel.execution.map_overlap import OverlapWindow
 from isovoxel.geometry.box import Box
 from isovoxel.planning.optimizer import plan_chunks, too_thin
 from strategies import cut, device_limits, host_limits, one_kernel_for_all_shapes, plans, read_from, source
@@ -178,7 +178,7 @@ def test_a_window_reads_what_its_blocks_read_and_no_more(plan: object, data: st.
     places = Box.whole(plan.block_grid)
     size = tuple(data.draw(st.integers(1, n)) for n in places.stop)
     tiles = list(places.tiles(size))
-    window = Window(plan, data.draw(st.sampled_from(tiles)))
+    window = OverlapWindow(plan, data.draw(st.sampled_from(tiles)))
     assert tuple(map(sum, window.input_chunks)) == window.read_box.shape
     for place in (window.places.start, tuple(n - 1 for n in window.places.stop)):
         block = plan.block_at(place)

@@ -16,9 +16,7 @@ import psutil
 import pytest
 
 import isovoxel
-from isovoxel.engines.base import Scaled
 from isovoxel.engines.cle import CleEngine
-from isovoxel.engines.staging import Stage
 from isovoxel.errors import DeviceLostError, JobError
 from isovoxel.execution.events import BlockDone, Event, JobFinished, JobStarted, Restarted
 from isovoxel.execution.output import OutputState, output_state
@@ -69,20 +67,6 @@ def check(events: list[Event], out: Path, restarts: int) -> None:
     assert not workers()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("source", ["array", "file"])
-def test_blocks_are_done_in_another_process(out: Path, source: str) -> None:
-    """With `isolate` no engine is opened here, and what is told and made is the same."""
-    np.save(out.with_name("in.npy"), VOXELS)
-    events: list[Event] = []
-    given = VOXELS if source == "array" else out.with_name("in.npy")
-    result = isovoxel.scale(given, out, isolate=True, listeners=[events.append], **OPTIONS)
-    assert result.plan.n_blocks == 64
-    assert result.tally.voxels == 8**3 * VOXELS.size
-    assert result.stages["write"] > 0
-    check(events, out, 0)
-
-
 def test_a_worker_that_dies_is_replaced(out: Path) -> None:
     """Killed in the middle of blocks, twice: what was done stays done, and the summary says that it was replaced."""
     events: list[Event] = []
@@ -101,23 +85,6 @@ def test_a_worker_that_dies_is_replaced(out: Path) -> None:
     check(events, out, 2)
     reasons = [event.reason for event in events if isinstance(event, Restarted)]
     assert reasons == ["the process that scales was ended by SIGKILL"] * 2
-
-
-def test_a_lost_device_takes_the_job_to_another_process(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In this process the device answers no more; the blocks that it has done are not done again."""
-    scale, events, left = Stage.scale, [], [3]
-
-    def lose(self: Stage, cancelled: Any = None) -> Scaled:
-        left[0] -= 1
-        if left[0] < 0:
-            raise DeviceLostError("the card no longer answers this process")
-        return scale(self, cancelled)
-
-    monkeypatch.setattr(Stage, "scale", lose)
-    result = isovoxel.scale(VOXELS, out, listeners=[events.append], **OPTIONS)
-    monkeypatch.undo()
-    assert result.tally.restarts == 1
-    check(events, out, 1)
 
 
 def test_a_device_that_was_lost_before_takes_the_job_to_another_process(
@@ -144,19 +111,6 @@ def test_workers_that_do_nothing_end_the_job(out: Path, monkeypatch: pytest.Monk
         isovoxel.scale(VOXELS, out, isolate=True, **OPTIONS)
     monkeypatch.undo()
     assert isovoxel.scale(VOXELS, out, **OPTIONS).tally.done_before == 0
-
-
-def test_a_failure_in_a_worker_is_the_jobs(out: Path, tmp_path: Path) -> None:
-    """With the sentence that it would have had here."""
-    import zarr
-
-    array = zarr.create_array(tmp_path / "in.zarr", shape=VOXELS.shape, dtype="uint16", chunks=(8, 8, 32))
-    array[...] = VOXELS
-    (tmp_path / "in.zarr" / "c" / "1" / "1" / "0").write_bytes(b"torn")
-    with pytest.raises(JobError, match=r"^reading block \d+ .* failed: chunk \(1, 1, 0\) of .* is corrupt: .*; \d+ of"):
-        isovoxel.scale(tmp_path / "in.zarr", out, isolate=True, **OPTIONS)
-    result = isovoxel.scale(tmp_path / "in.zarr", out, isolate=True, on_corrupt="fill", **OPTIONS)
-    assert len(result.tally.filled) == 1
 
 
 def test_what_cannot_be_sent_is_told(out: Path) -> None:

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 import isovoxel
 from isovoxel.errors import JobError
-from isovoxel.execution import session
 from isovoxel.execution.events import BlockDone, Event, LevelBegun
+from isovoxel.execution.job import Job
 from isovoxel.execution.output import output_state
 from isovoxel.geometry.grid import VoxelGrid
 from isovoxel.object_store import clients
@@ -120,10 +120,8 @@ def test_what_was_made_of_what_was_lost_is_made_again(
     out, whole = tmp_path / "out.zarr", tmp_path / "whole.zarr"
     isovoxel.scale(voxels, whole, **options)
     key = shard_key(0, (0, 0, 0), 2 if kind == "0.4" else 3)
-    check = session.Session._check_shards
-    monkeypatch.setattr(
-        session.Session, "_check_shards", lambda self, *levels: check(self, *levels) if len(levels) > 1 else None
-    )
+    check = Job._check_shards
+    monkeypatch.setattr(Job, "_check_shards", lambda self, *levels: check(self, *levels) if len(levels) > 1 else None)
     with pytest.raises(JobError, match="not there any more"):
         isovoxel.scale(voxels, out, listeners=[removing(key, out, at_level(1))], **options)
     coarse = [np.asarray(zarr.open_array(path / "2", mode="r")[...]) for path in (out, whole)]

@@ -20,6 +20,7 @@ import isovoxel as package
 from command_line import Isovoxel, check_refused
 from isovoxel.errors import InterruptedJobError, JobError, OptionError, OutputError, OutputExistsError
 from isovoxel.execution.events import BlockDone, Event, JobStarted
+from isovoxel.execution.executor import LevelProgress
 from isovoxel.execution.retry import kept
 from isovoxel.output.ledger_folder import DISCARDED, LOCK, REPLACED
 from isovoxel.output.membership import membership_of
@@ -131,7 +132,7 @@ def test_it_comes_back_where_the_job_ends_before_its_first_block(
             raise JobError("reading failed; 0 of 3 blocks are done and kept; run the same command again, to go on")
 
     if how == "interrupted":
-        monkeypatch.setattr("isovoxel.execution.task.Task.run", interrupted)
+        monkeypatch.setattr("isovoxel.execution.threads.ThreadExecutor.run", interrupted)
     with pytest.raises(ENDED, match=r"nothing of the new output was done, so the old one is back at"):
         package.scale(source, layout.output, overwrite=True, listeners=[stop], **layout.new)
     after = snapshot(tmp_path)
@@ -142,10 +143,9 @@ def test_it_comes_back_where_the_job_ends_before_its_first_block(
     assert all(not path.startswith(str(layout.output.relative_to(tmp_path))) for path in rewritten)
 
 
-def interrupted(task: Any, *_: Any, **__: Any) -> Any:
+def interrupted(_: Any, progress: LevelProgress, **__: Any) -> Any:
     """Stand in for a job that the user ends before a block is done."""
-    plan = task.plan
-    raise InterruptedJobError(f"interrupted; {kept(plan, ())}")
+    raise InterruptedJobError(f"interrupted; {kept(progress.plan, ())}")
 
 
 def test_the_command_line_does_not_say_how_to_go_on_with_nothing(
@@ -154,7 +154,7 @@ def test_the_command_line_does_not_say_how_to_go_on_with_nothing(
     """Where the old output is back, the command without --overwrite would be another one."""
     layout = Layout(tmp_path / "out.zarr")
     old = layout.make(source)
-    monkeypatch.setattr("isovoxel.execution.task.Task.run", interrupted)
+    monkeypatch.setattr("isovoxel.execution.threads.ThreadExecutor.run", interrupted)
     said = isovoxel("scale", source, layout.output, "--factor", "1,1,2", "--engine", "exact", "--overwrite", "--quiet")
     assert said.code == 130
     assert said.err == (
@@ -171,7 +171,7 @@ def test_a_job_that_is_replaced_half_done_comes_back_to_go_on(
     state = package.output_state(layout.output)
     old = snapshot(layout.output)
     with monkeypatch.context() as patch:
-        patch.setattr("isovoxel.execution.task.Task.run", interrupted)
+        patch.setattr("isovoxel.execution.threads.ThreadExecutor.run", interrupted)
         with pytest.raises(ENDED, match="is back at"):
             package.scale(source, layout.output, overwrite=True, **layout.new)
     assert snapshot(layout.output) == old

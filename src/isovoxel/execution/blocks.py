@@ -1,4 +1,4 @@
-"""How is one block made? It is read, scaled and encoded, and then waits for the disk.
+"""Make one block: read, scale and encode it, and wait until it is on the disk.
 
 What fails is tried again where that may help, at the place where it failed. Only what could not be flushed to the disk
 must be made anew, for its memory has been given to another block, and flushing once more would say that all is well.
@@ -11,12 +11,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
+import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.engines.base import Cancelled, Engine, Stage
-from isovoxel.execution.events import BlockDone, Event, Retried
+from isovoxel.errors import CorruptInputError
+from isovoxel.execution.events import BlockDone, Event, Filled, Retried
+from isovoxel.execution.executor import Task
 from isovoxel.execution.flushing import Flusher
 from isovoxel.execution.retry import BlockFailed, clause, retry_transient
 from isovoxel.geometry.box import Box
@@ -26,7 +29,11 @@ from isovoxel.output.shard import ShardReceipt
 from isovoxel.output.shard_store import PendingShard
 from isovoxel.planning.model import Block
 from isovoxel.planning.plan import Plan
-from isovoxel.readers.base import ReadBox
+from isovoxel.readers.base import ReadBox, Volume
+from isovoxel.readers.filled import FilledReader
+
+FILL = 0
+"""What damaged voxels become."""
 
 T = TypeVar("T")
 
@@ -64,6 +71,8 @@ class BlockMaker:
         Called with what happens.
     next_writer
         What encodes blocks of the next level, where they are made of these.
+    fill
+        What damaged parts of the input are filled with; None if they end the job.
     """
 
     def __init__(
@@ -74,9 +83,12 @@ class BlockMaker:
         writer: Writer,
         tell: Callable[[Event], None],
         next_writer: Writer | None = None,
+        fill: float | None = None,
     ) -> None:
-        self._plan, self._read, self._engine, self._writer = plan, read, engine, writer
-        self._next_writer = next_writer
+        self.plan, self.engine = plan, engine
+        if fill is not None:
+            read = FilledReader(read, np.dtype(plan.source.dtype), fill, self._tell_filled)
+        self._read, self._writer, self._next_writer = read, writer, next_writer
         self._kept = threading.local()
         self._tell = tell
         self.cancelled = threading.Event()
@@ -85,6 +97,31 @@ class BlockMaker:
         self._first: dict[int, float] = {}
         self._last: dict[int, float] = {}
         self._read_seconds: dict[int, float] = {}
+
+    @classmethod
+    def of_task(cls, task: Task, volume: Volume, engine: Engine, tell: Callable[[Event], None]) -> Self:
+        """Return what makes the blocks of a task, of its input and engine, which are open and prepared."""
+        from isovoxel.output.writer import OmeZarrWriter, next_writer
+
+        plan, fill = task.plan, FILL if task.source.fill else None
+        read = volume.cached(plan.cache) if volume.cached and plan.cache else volume.read
+        writer = OmeZarrWriter.of_plan(task.output, plan, plan.helpers, task.attempt)
+        return cls(plan, read, engine, writer, tell, next_writer(task.output, plan, task.attempt), fill)
+
+    def spare_cores(self, blocks: int) -> None:
+        """Tell the writer how many cores are left while so many blocks are encoded."""
+        self._writer.spare(max(0, self.plan.helpers + 1 - blocks))
+
+    def free_bytes(self) -> int:
+        """Return how much room the output's disk has."""
+        return self._writer.free_bytes()
+
+    def close(self, *, keep_hosts: bool = False) -> None:
+        """Free what writing and scaling hold, but for host memory where it is kept for a level to come."""
+        self._writer.close()
+        if self._next_writer is not None:
+            self._next_writer.close()
+        self.engine.release(keep_hosts=keep_hosts)
 
     def idle(self, threads: int, began: float, ended: float) -> float:
         """Return the seconds in which so many threads had no block yet, or none any more, all together."""
@@ -122,7 +159,7 @@ class BlockMaker:
         Cancelled
             If the job was cancelled meanwhile.
         """
-        with self._at_work(), self._engine.staged(block, self._plan) as stage:
+        with self._at_work(), self.engine.staged(block, self.plan) as stage:
             began = time.perf_counter()
             if voxels is None:
                 self._attempt("reading", block, lambda: self._read(block.read_box, stage.input))
@@ -163,8 +200,8 @@ class BlockMaker:
     ) -> tuple[list[ShardReceipt], BlockDone]:
         """Make a block that is too large for the host's memory, one shard after the other; see `make`."""
         seals: list[ShardReceipt] = []
-        for box in block.write_box.tiles(self._plan.storage.shard):
-            seals += self.make(self._plan.block_of(block.index, box), flusher, seat=seat)[0]
+        for box in block.write_box.tiles(self.plan.storage.shard):
+            seals += self.make(self.plan.block_of(block.index, box), flusher, seat=seat)[0]
         return seals, BlockDone(block.index, block.write_box.size, 0, 0, 0, 0, 0, level=block.level)
 
     def _scale_and_encode(
@@ -173,7 +210,7 @@ class BlockMaker:
         began = time.perf_counter()
         scaled = self._attempt("scaling", block, lambda: stage.scale(self.cancelled))
         between = time.perf_counter()
-        for box in block.write_box.tiles(self._plan.storage.shard):
+        for box in block.write_box.tiles(self.plan.storage.shard):
             voxels = scaled.data[box.relative_to(block.write_box.start).slices]
             flush(self._attempt("writing", block, partial(self._writer.encode, box, voxels)))
         self._encode_next(block, scaled.data, flush)
@@ -186,14 +223,14 @@ class BlockMaker:
             write_seconds=time.perf_counter() - between,
             flush_seconds=0.0,
             pieces=scaled.pieces,
-            read_bytes=block.read_box.size * self._plan.source.itemsize,
+            read_bytes=block.read_box.size * self.plan.source.itemsize,
             level=block.level,
         )
 
     def _encode_next(self, block: Block, voxels: NDArray[Any], flush: Callable[[PendingShard], None]) -> None:
         """Make a block of the next level of a whole one, its shards after those of this level."""
-        plan, writer = self._plan.next_along, self._next_writer
-        if plan is None or writer is None or block.write_box != self._plan.block(block.index).write_box:
+        plan, writer = self.plan.next_along, self._next_writer
+        if plan is None or writer is None or block.write_box != self.plan.block(block.index).write_box:
             return
         made = plan.block(block.index).write_box
         if not hasattr(self._kept, "halver"):
@@ -220,6 +257,9 @@ class BlockMaker:
     def patient(self, block: Block) -> AbstractContextManager[None]:
         """Notify of what is tried again while a block's shards are brought to their place."""
         return patience(partial(self._told, "writing", block), self.cancelled)
+
+    def _tell_filled(self, error: CorruptInputError) -> None:
+        self._tell(Filled(f"{error.chunk}: {error.reason}"))
 
     def _told(self, doing: str, block: Block, error: Exception, pause: float) -> None:
         self._tell(Retried(block.index, doing, clause(error), pause, block.level))

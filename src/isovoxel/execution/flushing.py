@@ -1,4 +1,4 @@
-"""How do blocks wait for the disk? Shard by shard, in threads of their own, while others are encoded.
+"""Flush the shards of blocks on background threads while other blocks are encoded.
 
 A disk has most to do for many shards at a time, and from early on: each shard of a block waits as soon as it is
 encoded. The thread that is done with the last of them notes the block, whatever becomes of the job meanwhile.
@@ -21,6 +21,9 @@ from isovoxel.output.shard_store import PendingShard
 from isovoxel.planning.model import Block
 
 T = TypeVar("T")
+
+FLUSHING = 2
+"""How many shards may wait for the disk for each block that is in flight."""
 
 Conclude = Callable[[Block, "list[ShardReceipt] | Exception", BlockDone], T]
 """Called when all shards of a block are on the disk, or one cannot be brought there, in the thread that was last."""

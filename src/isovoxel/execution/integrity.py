@@ -14,7 +14,6 @@ from typing import Any
 
 from isovoxel.errors import DoesNotFitError, InputError, InputMissingError, InputUnavailableError, OptionError
 from isovoxel.execution.host import reading_limits
-from isovoxel.execution.levels import open_levels
 from isovoxel.execution.recipe import Recipe
 from isovoxel.execution.verify import Verdict, verify_levels
 from isovoxel.geometry.box import Box
@@ -23,6 +22,7 @@ from isovoxel.object_store.place import Place, place_of
 from isovoxel.output.ledger import Ledger, ledger_of
 from isovoxel.output.provenance import RECEIPTS, read_provenance
 from isovoxel.output.shard import ShardReceipt
+from isovoxel.output.shard_store import level_path
 from isovoxel.output.writer import OmeZarrWriter, missing_shards
 from isovoxel.planning.limits import HostLimits
 from isovoxel.planning.memory import human_bytes
@@ -57,7 +57,8 @@ def verify_output(
     if not recipe.complete:
         raise InputError(f"{output} is not complete: its job runs, failed or was interrupted; let it go on first")
     source = _source_of(output, recipe, against)
-    levels = [result, *open_levels(output, recipe)]
+    further = (place_of(output) / level_path(level) for level in range(1, len(recipe.further) + 1))
+    levels = [result, *map(open_volume, further)]
     try:
         missing = missing_shards(output)
     except OSError as error:

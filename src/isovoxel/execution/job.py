@@ -1,334 +1,347 @@
-"""How is a plan carried out and written? Block by block, on threads of this process.
+"""Make an output from beginning to end: begin or resume it, fill it with blocks, and mark it complete.
 
-Each block is read, scaled and encoded by one thread; as many blocks are in flight as the plan allows, so that while
-the device scales one, others are read and encoded. Then another thread waits until its shards are on the disk, which
-takes neither memory nor a processor. Two ways lead to a block's input, and to the same bits:
-
-- direct: the thread reads the block's read box, halo included, from the source itself;
-- map_overlap: dask reads each input block once and hands its neighbours their halo, window by window.
-
-Not every failure ends a job:
-
-==========================  =====================================================================================
-a read or a write           tried again, where that may help (`isovoxel.object_store.retries`)
-too little host memory      half as many blocks in flight; where there is one only, a shard of it at a time
-too little device memory    the engine scales the block in pieces (`isovoxel.engines.pieces`); with no room for the
-                            smallest piece it is tried again
-a device that is lost       passed on as `DeviceLostError`: only a fresh process helps (`isovoxel.execution.subprocess`)
-==========================  =====================================================================================
+1. The executor is prepared first: a device or workers that cannot serve are found before anything is written.
+2. The ledger is begun, an old output moved into its folder, the new one moved to its place; or a half-done job resumes.
+3. The executor makes the blocks, of the full level and then of each further one.
+4. The output is marked complete, and the ledger goes, with the old output.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
-from signal import SIGINT
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from isovoxel.engines.base import Cancelled, Engine
-from isovoxel.errors import CorruptInputError, DeviceLostError, JobError
-from isovoxel.execution.blocks import BlockMaker, Writer
-from isovoxel.execution.events import BlockDone, Event, Filled, Listener, Retried, Slowed, started
-from isovoxel.execution.flushing import Flusher
-from isovoxel.execution.retry import GO_ON, BlockFailed, Room, clause, missing
-from isovoxel.object_store import retries
-from isovoxel.object_store.retries import carried, is_transient, patience
+from isovoxel.errors import (
+    InputChangedError,
+    InputError,
+    InputUnavailableError,
+    InterruptedJobError,
+    IsovoxelError,
+    JobError,
+    OutputError,
+)
+from isovoxel.execution.contrast import display_windows
+from isovoxel.execution.events import (
+    BlockDone,
+    Event,
+    Filled,
+    JobFinished,
+    LevelBegun,
+    Listener,
+    Retried,
+    started,
+    stopped,
+)
+from isovoxel.execution.executor import Elapsed, Executor, InterruptedAgain, LevelProgress, Task, VolumeSource
+from isovoxel.execution.output import OutputClaim, OutputRequest, claim_output
+from isovoxel.execution.retry import changed, clause, kept
+from isovoxel.metadata.omero import omero_attribute
+from isovoxel.object_store.files import refusal
+from isovoxel.object_store.retries import patience, retry
+from isovoxel.output.ledger import NEW, Ledger
+from isovoxel.output.ledger_folder import NOW
+from isovoxel.output.provenance import RECEIPTS, read_provenance
+from isovoxel.output.replacing import save_ledger, set_aside
 from isovoxel.output.shard import ShardReceipt
-from isovoxel.planning.model import Block
 from isovoxel.planning.plan import Plan
-from isovoxel.readers.base import ReadBox
-from isovoxel.readers.filled import FilledReader
-
-if TYPE_CHECKING:
-    from isovoxel.execution.map_overlap import Window
+from isovoxel.planning.pyramid import reading
+from isovoxel.readers.base import Volume
+from isovoxel.readers.input_state import InputWatch
 
 
-FLUSHING = 2
-"""How many shards may wait for the disk for each block that is in flight."""
-
-
-class Impatient(KeyboardInterrupt):
-    """A second signal, while blocks in flight were coming to their end: nobody waits for them any more.
-
-    Their threads end when the device has answered. They cannot write any more once the lock is given back, see
-    `isovoxel.output.fence`, so the same job may go on at once, also in this process.
-    """
-
-    def __init__(self, number: int | None) -> None:
-        super().__init__(f"interrupted again; blocks in flight are given up, and write nothing more; {GO_ON}")
-        self.signal = number or SIGINT
-
-
-@dataclass
+@dataclass(frozen=True)
 class Job:
-    """One run of a plan."""
+    """One run of a job."""
 
     plan: Plan
-    """What to do."""
-    read: ReadBox
-    """Reads a box of the source."""
-    engine: Engine
-    """Scales."""
-    writer: Writer
-    """Writes."""
+    """What to do, if it is begun now."""
+    source: VolumeSource
+    """The input, as any process can open it."""
+    output: OutputRequest
+    """The output that the user asks for."""
+    watch: InputWatch
+    """The input, opened; notices when it changes."""
     listeners: Sequence[Listener] = ()
     """Told what happens."""
-    array: Any = None
-    """The source as a dask array, where it is one."""
-    done: bytearray = field(default_factory=bytearray)
-    """A 1 for each block that is done, in the plan's order; by default none is."""
-    record: Callable[[int, Sequence[ShardReceipt]], None] = lambda _block, _seals: None
-    """Called with each block that is done and the seals of its shards, one call at a time; those of the shards of the
-    next level follow, where they were made with it."""
-    in_flight: int = 0
-    """How many blocks are in flight; by default as many as the plan says."""
-    next_writer: Writer | None = None
-    """Writes the next level, where it is made of this one's blocks while they are in memory."""
-    fill: float | None = None
-    """What damaged parts of the input are filled with; None if they end the job."""
-    keep_hosts: bool = False
-    """Whether the engine keeps host memory in the end, for a level to come."""
-    idle: float = field(default=0.0, init=False)
-    """Seconds in which a block could have been in flight and was none, yet or any more, all together."""
+    _fused: set[int] = field(default_factory=set, init=False, repr=False, compare=False)
+    """Blocks of the next level that were noted with those of the full one, and of which no event has told yet."""
+    _telling: threading.RLock = field(default_factory=threading.RLock, init=False, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        self.done = self.done or bytearray(self.plan.n_blocks)
-        self.in_flight = self.in_flight or self.plan.in_flight
-        if self.fill is not None:
-            self.read = FilledReader(self.read, np.dtype(self.plan.source.dtype), self.fill, self._tell_filled)
-        self._telling = threading.Lock()
-        self._blocks = BlockMaker(self.plan, self.read, self.engine, self.writer, self._tell, self.next_writer)
-        self._unflushed: Counter[int] = Counter()
-        self._written = self._stored = 0
+    @property
+    def volume(self) -> Volume:
+        """The input, opened."""
+        return self.watch.volume
 
-    def run(self) -> float:
-        """Carry out what is left of the plan and return the seconds it took.
+    def run(self, executor: Executor) -> tuple[Plan, Elapsed]:
+        """Make the output, or what is left of it.
 
-        Raises
-        ------
-        JobError
-            If a block fails.
-        KeyboardInterrupt
-            If the user interrupts; blocks in flight are finished or given up first.
-        DeviceLostError
-            If the device does not serve this process any more.
-        """
-        began = time.perf_counter()
-        threads = self.in_flight
-        try:
-            self._carry_out()
-        except Impatient:
-            raise  # even letting go of memory waits for the device
-        except Exception as failure:
-            self._let_go()
-            raise self._told(failure) from failure
-        except KeyboardInterrupt:
-            self._let_go()
-            raise
-        ended = time.perf_counter()
-        self._let_go(keep_hosts=self.keep_hosts)  # else as long as getting it took
-        self.idle = self._blocks.idle(threads, began, ended)
-        return ended - began
-
-    def _carry_out(self) -> None:
-        self._tell(started(self.plan, self.done))
-        # Blocks that wait for the disk do so in threads of their own: those that encode keep their memory warm.
-        waiting = FLUSHING * self.in_flight
-        with self._threads(waiting, "flush") as threads:
-            flusher = Flusher(threads, waiting, self._blocks.patient)
-            if self.plan.halo_mode == "map_overlap":
-                self._run_windows(flusher)
-            self._run_direct(flusher)
-
-    def _let_go(self, *, keep_hosts: bool = False) -> None:
-        self.writer.close()
-        if self.next_writer is not None:
-            self.next_writer.close()
-        self.engine.release(keep_hosts=keep_hosts)
-
-    def _told(self, failure: Exception) -> Exception:
-        """Return what is raised of a failure."""
-        if isinstance(failure, BlockFailed):
-            if isinstance(failure.error, DeviceLostError):
-                return failure.error
-            return JobError(failure.reason(self._missing))
-        return JobError(f"the job failed with {clause(failure)}")
-
-    # ---- direct reads ----------------------------------------------------------------------------------------
-
-    def _run_direct(self, flusher: Flusher) -> None:
-        """Do all blocks that are not done, with fewer of them in flight where the host has too little memory."""
-        again: deque[Block] = deque()
-        left = (self.plan.block(i) for i in range(self.plan.n_blocks) if not self.done[i])
-        while True:
-            with self._threads(self.in_flight, "isovoxel") as pool:
-                short = self._do_all(pool, flusher, again, left)
-            if not short:
-                return
-            if self.in_flight == 1:
-                for block in short:
-                    self._finish(block, *self._blocks.make_by_shards(block, flusher))
-            else:
-                again.extend(short)
-                self._slow_down()
-
-    def _do_all(
-        self, pool: ThreadPoolExecutor, flusher: Flusher, again: deque[Block], left: Iterator[Block]
-    ) -> list[Block]:
-        """Do blocks, a bounded number at a time, however many there are, until memory is short.
+        Parameters
+        ----------
+        executor
+            Makes the blocks; for this job alone.
 
         Returns
         -------
-        list of Block
-            Those for which it was; the others that were begun are done.
+        plan, elapsed
+            By which plan it was made, and how long that took.
+
+        Raises
+        ------
+        IsovoxelError
+            If the output must not or cannot be written, or the device cannot serve; then nothing is written.
+        JobError
+            If the job fails half-way.
         """
-        encoding: dict[Future[Any], Block] = {}
-        waiting: dict[Future[Any], Block] = {}
-        short: list[Block] = []
-        while True:
-            while not short and len(encoding) < 2 * self.in_flight:
-                block = again.popleft() if again else next(left, None)
-                if block is None:
-                    break
-                encoding[pool.submit(self._encode, block, flusher)] = block
-            if not encoding and not waiting:
-                return short
-            self._spare_cores(len(encoding))
-            for future in wait([*encoding, *waiting], return_when=FIRST_COMPLETED).done:
-                block = encoding.pop(future, None) or waiting.pop(future)
-                try:
-                    flushed = future.result()
-                    if isinstance(flushed, Future):
-                        waiting[flushed] = block
-                    elif flushed is False:
-                        again.append(block)
-                except BlockFailed as error:
-                    if not error.short_of_memory:
-                        raise
-                    short.append(block)
+        ended = threading.Event()
+        with (
+            patience(ended=ended),
+            self._patient("reading or writing the output"),
+            claim_output(self.plan, self.output) as claim,
+            executor,
+        ):
+            plan = claim.plan
+            task = Task(plan, self.source, self.output.path, claim.attempt)
+            executor.prepare(task, self.volume, self._tell)
+            ledger, done = self._resume(claim) if claim.ledger else (self._begin(claim), bytearray(plan.all_blocks))
+            parts = plan.split(done)
+            try:
+                with self._counted(plan, parts):
+                    self._tell(started(plan, done))
+                    began = time.perf_counter()
+                    made = self._make_levels(task, executor, ledger, parts)
+                    self._finish(claim, ledger)
+                    seconds = time.perf_counter() - began
+            except KeyboardInterrupt:
+                ended.set()  # what is still to be done is tried once
+                raise
+            finally:
+                with contextlib.suppress(OSError):  # of a store: blocks of which it keeps no line are done again
+                    ledger.close()
+            self._tell(JobFinished(seconds))
+            # Between levels, and while the output is marked complete, no thread has a block.
+            threads = plan.in_flight * plan.host.workers
+            return plan, Elapsed(seconds, made.idle + max(0.0, seconds - made.seconds) * threads)
 
-    def _encode(self, block: Block, flusher: Flusher) -> Future[bool] | None:
-        """Read, scale and encode a block, and leave it to threads that wait for the disk; nothing if cancelled."""
-        attempts = self._unflushed[block.index]
-        if attempts and self._blocks.cancelled.wait(retries.PAUSES[attempts - 1]):
-            return None
+    def _begin(self, claim: OutputClaim) -> Ledger:
+        """Make the output, with nothing in it yet."""
+        from isovoxel.output.writer import OmeZarrWriter, begin_attempt
+
+        request, plan = self.output, claim.plan
+        check = claim.attempt.check
         try:
-            shards = flusher.begin(block, self._flushed)
-            return shards.end(self._blocks.encode(block, shards.add))
-        except Cancelled:
-            return None
+            if request.overwrite:
+                check()
+                save_ledger(request.path, claim.folder)
+            ledger = Ledger.begin(claim.folder, plan, check)
+            if request.overwrite:
+                set_aside(request.path, claim.folder, now=request.overwrite == NOW, check=check)
+            OmeZarrWriter.create(
+                request.path,
+                grid=plan.output,
+                dtype=self.volume.dtype,
+                storage=plan.storage,
+                further=[(level.output, level.storage) for level in plan.further],
+                method={"area": "mean"}.get(plan.further[0].interpolation, "mode") if plan.further else None,
+                provenance=request.made,
+                labels=request.labels,
+                series=self.volume.series,
+                by_way_of=claim.folder / NEW,
+                attempt=claim.attempt,
+            ).close()
+            begin_attempt(request.path, claim.attempt)
+        except IsovoxelError:
+            raise
+        except OSError as error:  # such as a disk that has just become full
+            raise OutputError(refusal(error, request.path)) from error
+        return ledger
 
-    def _flushed(self, block: Block, seals: list[ShardReceipt] | Exception, event: BlockDone) -> bool:
-        """Note that a block is on the disk; False where it must be made again."""
-        if isinstance(seals, list):
-            self._finish(block, seals, event)
-            return True
-        attempts = self._unflushed[block.index]
-        if not is_transient(seals) or attempts == len(retries.PAUSES):
-            raise BlockFailed("writing", block, seals) from seals
-        self._unflushed[block.index] += 1
-        self._tell(Retried(block.index, "writing", clause(seals), retries.PAUSES[attempts], block.level))
+    def _resume(self, claim: OutputClaim) -> tuple[Ledger, bytearray]:
+        """Return the ledger and what is done, once nothing is left of what was half written."""
+        from isovoxel.output.writer import OmeZarrWriter, begin_attempt
+
+        assert claim.ledger is not None  # noqa: S101 - for type checkers
+        path, levels = self.output.path, claim.plan.levels
+        writers = [OmeZarrWriter.of_plan(path, plan) for plan in levels]
+        try:
+            begin_attempt(path, claim.attempt)
+            claim.ledger.hold(claim.attempt.check)
+            done = claim.ledger.done(
+                lambda level, index, receipts: writers[level].holds(levels[level].block(index).write_box, receipts)
+            )
+            return claim.ledger, _without_lost(claim.plan, claim.ledger.noted(), done)
+        except OSError as error:
+            raise OutputError(
+                f"{path} cannot be gone on with: {refusal(error, path)}; what is done of it is kept"
+            ) from error
+        finally:
+            for writer in writers:
+                writer.close()
+
+    def _make_levels(self, task: Task, executor: Executor, ledger: Ledger, parts: list[bytearray]) -> Elapsed:
+        """Make all levels, one after the other, of each the blocks that are not done."""
+        plan, listen = task.plan, partial(self._listen, ledger)
+        try:
+            progress = LevelProgress(plan, parts[0], partial(self._record, ledger, plan, parts), listen)
+            elapsed = executor.run(progress, last=not plan.further)
+        except InterruptedJobError:
+            raise
+        except JobError:
+            with contextlib.suppress(InputError):  # what has failed is told
+                self._check_input(ledger, self.watch.is_changed())
+            raise
+        try:
+            with self._patient("looking at the input"):
+                self._check_input(ledger, retry(self.watch.is_changed))
+        except InputError as error:
+            raise JobError(str(error)) from error
+        for level, part in zip(plan.further, parts[1:], strict=True):
+            if all(part):
+                continue
+            self._check_shards(plan.levels[level.level - 1])
+            self._tell(LevelBegun(level.level, len(plan.further)))
+            further = task.further(level)
+            try:
+                with self._patient(f"opening level {level.level}"):
+                    executor.prepare(further, retry(further.open), listen)
+            except IsovoxelError as error:
+                raise JobError(f"level {level.level} cannot be begun: {error}") from error
+            progress = LevelProgress(level, part, partial(ledger.add, level=level.level), listen)
+            took = executor.run(progress, last=level is plan.further[-1])
+            elapsed = Elapsed(elapsed.seconds + took.seconds, elapsed.idle + took.idle)
+        return elapsed
+
+    def _record(
+        self, ledger: Ledger, plan: Plan, parts: list[bytearray], index: int, receipts: Sequence[ShardReceipt]
+    ) -> None:
+        """Note a block of the full level, and that of the next one, where it was made with it."""
+        own = plan.shards_of(index)
+        ledger.add(index, receipts[:own])
+        if len(receipts) > own:
+            ledger.add(index, receipts[own:], level=1)
+            parts[1][index] = 1
+            self._fused.add(index)
+
+    def _check_input(self, ledger: Ledger, is_changed: bool) -> None:
+        """Check that all blocks were made of one input; else none of them is done.
+
+        Raises
+        ------
+        InputChangedError
+            If it has changed since it was opened.
+        """
+        if is_changed:
+            ledger.forget()
+            raise InputChangedError(changed(self.volume.name))
+
+    def _finish(self, claim: OutputClaim, ledger: Ledger) -> None:
+        from isovoxel.output.writer import mark_complete
+
+        plan = claim.plan
+        try:
+            self._check_shards(*plan.levels)
+            with self._patient("marking the output complete"):
+                omero = None if self.output.labels else self._shown(plan)
+                receipts = RECEIPTS in self.output.made
+                retry(partial(mark_complete, self.output.path, ledger.filled, omero, claim.attempt, receipts=receipts))
+        except (OSError, InputError) as error:
+            if isinstance(error, OSError) and isinstance(error.filename, str):
+                raise JobError(f"marking the output complete failed: {refusal(error, self.output.path)}") from error
+            reason = getattr(error, "strerror", None) or error
+            raise JobError(f"marking the output complete failed: {reason}") from error
+
+    def _check_shards(self, *levels: Plan) -> None:
+        """Raise a `JobError` where shards are not there that were: readers would take them for zeros."""
+        from isovoxel.output.writer import missing_of_plan
+
+        missing, first = 0, ""
+        for level in levels:
+            try:
+                with self._patient("counting shards"):
+                    gone, key = retry(partial(missing_of_plan, self.output.path, level))
+            except OSError as error:
+                raise JobError(f"the shards cannot be counted: {error.strerror or error}") from error
+            missing, first = missing + gone, first or key
+        if missing:
+            were = "shard that was written is" if missing == 1 else "shards that were written are"
+            raise JobError(
+                f"{missing} {were} not there any more, the first at {self.output.path / first}: something else has "
+                "removed them, so some blocks that are done will be made again"
+            )
+
+    def _shown(self, plan: Plan) -> dict[str, Any]:
+        """Return how viewers shall show the image."""
+        windows = display_windows(self.output.path, plan, retry)
+        return omero_attribute(self.volume.channels, windows, plan.output.shape[0])
+
+    def _listen(self, ledger: Ledger, event: Event) -> None:
+        """Note what the ledger keeps, and pass everything on."""
+        if isinstance(event, Filled):
+            ledger.add_filled(event.part)
+        self._tell(event)
+        if isinstance(event, BlockDone) and event.level == 0 and event.index in self._fused:
+            self._fused.discard(event.index)
+            voxels = ledger.plan.further[0].block(event.index).write_box.size
+            self._tell(BlockDone(event.index, voxels, 0, 0, 0, 0, 0, level=1, worker=event.worker))
+
+    @contextlib.contextmanager
+    def _counted(self, plan: Plan, parts: Sequence[bytearray]) -> Iterator[None]:
+        """Say what is kept, of all levels, where a job ends before its time: who makes a level knows that one alone."""
+        try:
+            yield
+        except InterruptedAgain:
+            raise
+        except KeyboardInterrupt as stop:
+            self._tell(stopped(plan, parts))
+            raise InterruptedJobError(f"interrupted; {kept(plan, parts)}", getattr(stop, "signal", None)) from None
+        except InputChangedError:
+            self._tell(stopped(plan, plan.split(bytearray(plan.all_blocks))))
+            raise
+        except JobError as error:
+            if self._is_gone():
+                self._tell(stopped(plan, plan.split(bytearray(plan.all_blocks))))
+                raise JobError(
+                    f"{error}; {self.output.path} was deleted while the job ran, so nothing is kept: remove what is "
+                    "left of it, and run the same command again"
+                ) from error
+            self._tell(stopped(plan, parts))
+            raise JobError(f"{error}; {kept(plan, parts)}") from error
+
+    def _is_gone(self) -> bool:
+        """Return whether the output is not there any more; not where a store does not say."""
+        try:
+            read_provenance(self.output.path)
+        except InputError as error:
+            return not isinstance(error, InputUnavailableError)
         return False
 
-    def _slow_down(self) -> None:
-        """Go on with half as many blocks in flight."""
-        self.in_flight = max(1, self.in_flight // 2)
-        self.engine.release()
-        self._tell(Slowed(self.in_flight))
-
-    @contextmanager
-    def _threads(self, number: int, name: str) -> Iterator[ThreadPoolExecutor]:
-        """Threads for blocks; whatever ends them, blocks in flight come to their end or give up, and count."""
-        with patience(ended=self._blocks.cancelled):  # after which a pool's threads try everything once
-            pool = ThreadPoolExecutor(number, name, carried(lambda: None))
-        try:
-            yield pool
-        except Impatient:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-        except BaseException:
-            self._blocks.cancelled.set()
-            try:
-                pool.shutdown(cancel_futures=True)
-            except KeyboardInterrupt as again:
-                raise Impatient(getattr(again, "signal", None)) from again
-            raise
-        pool.shutdown()
-
-    def _spare_cores(self, blocks: int) -> None:
-        """Tell the writer how many cores are left while so many blocks are to be encoded."""
-        self.writer.spare(max(0, self.plan.helpers + 1 - min(blocks, self.in_flight)))
-
-    # ---- map_overlap -----------------------------------------------------------------------------------------
-
-    def _run_windows(self, flusher: Flusher) -> None:
-        """Let dask exchange halos, one window of blocks after the other, as long as memory suffices for that."""
-        # dask is only loaded by jobs that need it.
-        import dask
-
-        from isovoxel.execution.map_overlap import Window
-
-        self._spare_cores(self.plan.n_blocks)
-        workers, short = self.in_flight, False
-        with (
-            self._threads(workers, "isovoxel") as pool,
-            dask.config.set(scheduler="threads", pool=pool, num_workers=workers),
-        ):
-            for places in self.plan.windows():
-                window = Window(self.plan, places)
-                try:
-                    write = partial(self._do_overlapped, flusher)
-                    window.written(self._window_input(window), write).compute()
-                except (BlockFailed, MemoryError) as error:
-                    if isinstance(error, BlockFailed) and not error.short_of_memory:
-                        raise
-                    short = True
-                    break
-        if short:
-            self._slow_down()
-
-    def _window_input(self, window: Window) -> Any:
-        """Return the window's input as a dask array, read from the source or taken from the caller's dask array."""
-        if self.array is not None:
-            return self.array[window.read_box.slices].rechunk(window.input_chunks)
-
-        return window.source(lambda place, box: self._blocks.read(self.plan.block_at(place, box.volume), box))
-
-    def _do_overlapped(self, flusher: Flusher, voxels: NDArray[Any], block: Block) -> NDArray[Any]:
-        self._finish(block, *self._blocks.make(block, flusher, voxels))
-        return np.ones((1, 1, 1), np.bool_)
-
-    # ---- what is told ----------------------------------------------------------------------------------------
-
-    def _finish(self, block: Block, seals: Sequence[ShardReceipt], event: BlockDone) -> None:
-        """Note that a block is done, and only then say so."""
-        try:
-            with self._telling:
-                self.record(block.index, seals)
-                self.done[block.index] = 1
-                self._written += block.write_box.size
-                self._stored += sum(seal.size for seal in seals)
-        except OSError as error:
-            raise BlockFailed("writing", block, error) from error
-        self._tell(event)
-
-    def _tell_filled(self, error: CorruptInputError) -> None:
-        self._tell(Filled(f"{error.chunk}: {error.reason}"))
+    def _patient(self, doing: str) -> AbstractContextManager[None]:
+        """Notify of what is tried again while the job is at something."""
+        return patience(lambda error, pause: self._tell(Retried(None, doing, clause(error), pause)))
 
     def _tell(self, event: Event) -> None:
-        with self._telling:
+        with self._telling:  # the ledger's thread has events too
             for listener in self.listeners:
                 listener(event)
 
-    def _missing(self) -> Room:
-        """Return how much room the rest of the output needs."""
-        return missing(self.plan, self.done, self._written, self._stored, self.writer.free_bytes())
+
+def _without_lost(plan: Plan, noted: bytearray, done: bytearray) -> bytearray:
+    """Return what is done without the blocks of further levels that were made of blocks which are lost since.
+
+    When these were lost is not known: they may have been read as zeros.
+    """
+    parts = plan.split(done)
+    lost = bytearray(plan.n_blocks)
+    for before, after, was_noted, is_done in zip(
+        (plan, *plan.levels), plan.levels, plan.split(noted), parts, strict=False
+    ):
+        if after.level:
+            doubtful = reading(before, after, lost)
+            is_done[:] = bytes(a and not b for a, b in zip(is_done, doubtful, strict=True))
+        lost = bytearray(a and not b for a, b in zip(was_noted, is_done, strict=True))
+    return bytearray().join(parts)

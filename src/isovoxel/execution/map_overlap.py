@@ -37,7 +37,7 @@ ScaleBlock = Callable[[NDArray[Any], Block], NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class Window:
+class OverlapWindow:
     """A box of blocks whose halo exchange happens in one dask graph."""
 
     plan: Plan
@@ -157,7 +157,7 @@ class Window:
 class OverlappedBlock:
     """What dask calls for each block: takes the read box out of the block and its halo, and scales it."""
 
-    window: Window
+    window: OverlapWindow
     """Where the block lies."""
     scale: ScaleBlock
     """What makes its output."""
@@ -198,13 +198,13 @@ def scale_lazily(array: Any, plan: Plan, device: str) -> Any:
     By `map_overlap`, which takes a halo from the next block only; where blocks are thinner than it, block by block from
     all chunks that each reads.
     """
-    window, scale = Window(plan, Box.whole(plan.block_grid)), EngineBlock(plan, device)
+    window, scale = OverlapWindow(plan, Box.whole(plan.block_grid)), EngineBlock(plan, device)
     if too_thin(plan):
         return _block_by_block(array, window, scale)
     return window.scaled(array.rechunk(window.input_chunks), scale)
 
 
-def _block_by_block(array: Any, window: Window, scale: ScaleBlock) -> Any:
+def _block_by_block(array: Any, window: OverlapWindow, scale: ScaleBlock) -> Any:
     """Return the scaled dask array, each chunk of it made by one task from the array's chunks that it reads."""
     plan, name = window.plan, f"isovoxel-{tokenize(array, OverlappedBlock(window, scale))}"
     starts = [np.concatenate([[0], np.cumsum(chunks)]) for chunks in array.chunks]

@@ -1,4 +1,4 @@
-"""Is there something to go on with? What is at the place of the output decides how a job begins.
+"""Start, resume or refuse a job, by what is at the output path.
 
 ========================  =================================================================================
 nothing                   it is begun
@@ -32,7 +32,7 @@ from isovoxel.errors import (
     OutputExistsError,
 )
 from isovoxel.execution.events import started
-from isovoxel.execution.job import FLUSHING
+from isovoxel.execution.flushing import FLUSHING
 from isovoxel.execution.recipe import differences
 from isovoxel.execution.retry import kept
 from isovoxel.object_store.objects import ObjectPlace
@@ -64,13 +64,11 @@ class OutputState:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class OutputRequest:
     """The output that a user asks for."""
 
     path: Place
     """Where."""
-    plan: Plan
-    """By which plan, if it is begun now."""
     made: Mapping[str, Any]
     """What makes it, for its attributes."""
     source_path: str | None
@@ -82,10 +80,15 @@ class Wanted:
     said: str = "factor"
     """The option that says how far: "zoom", "voxel_size" or "factor"."""
 
+    @property
+    def labels(self) -> bool:
+        """Whether its voxels are labels."""
+        return bool(self.made["labels"])
+
 
 @dataclass
-class Begun:
-    """An output that this process holds."""
+class OutputClaim:
+    """An output whose lock this process holds."""
 
     folder: Place
     """The ledger's."""
@@ -112,36 +115,36 @@ def output_state(path: str | os.PathLike[str]) -> OutputState | None:
     return OutputState(complete=False, done=ledger.count(), blocks=ledger.plan.all_blocks, holder=holder)
 
 
-def is_complete(wanted: Wanted) -> bool:
-    """Tell whether the output is there already, made the same way; then its ledger goes, should one be left.
+def is_made_already(request: OutputRequest) -> bool:
+    """Return whether the output is there already, made the same way; then its ledger goes, should one be left.
 
     Raises
     ------
     OutputExistsError
         If it is there, made another way.
     """
-    if wanted.overwrite:
+    if request.overwrite:
         return False
     with contextlib.suppress(OutputError):  # of a process that is at it, or a folder that is not ours
-        _settle(wanted.path, ledger_of(wanted.path))
-    if not _is_made(wanted, wanted.path):
+        _settle(request.path, ledger_of(request.path))
+    if not _is_made(request, request.path):
         return False
-    folder = ledger_of(wanted.path)
+    folder = ledger_of(request.path)
     # Of a process that died between its last two steps.
     left = folder.exists() if isinstance(folder, Path) else folder.is_dir()
     if left and not getattr(folder, "read_only", False):
-        with contextlib.suppress(OutputError), _lock(folder / LOCK, wanted.path):
-            _clear(wanted.path, folder)
+        with contextlib.suppress(OutputError), _lock(folder / LOCK, request.path):
+            _clear(request.path, folder)
     return True
 
 
-def _is_made(wanted: Wanted, place: Place) -> bool:
+def _is_made(request: OutputRequest, place: Place) -> bool:
     """Tell whether what is at a place is complete and made as is wanted; raise where it was made another way."""
     made = made_by(place)
     if made is None or not made.get("complete"):
         return False
-    if changed := differences(made, wanted.made, wanted.cut, said=wanted.said):
-        raise made_otherwise(wanted.path, made, changed)
+    if changed := differences(made, request.made, request.cut, said=request.said):
+        raise made_otherwise(request.path, made, changed)
     return True
 
 
@@ -157,7 +160,7 @@ def made_otherwise(path: Place, made: Mapping[str, Any], changed: Sequence[str])
     )
 
 
-def foresee(wanted: Wanted) -> tuple[Plan, str]:
+def foresee(plan: Plan, request: OutputRequest) -> tuple[Plan, str]:
     """Return how an output would be made, or gone on with, and what is there of it; nothing is changed or written.
 
     Returns
@@ -169,19 +172,19 @@ def foresee(wanted: Wanted) -> tuple[Plan, str]:
     Raises
     ------
     OutputError, DoesNotFitError
-        As `held` does, and `is_complete`.
+        As `claim_output` does, and `is_made_already`.
     """
-    path, folder = wanted.path, ledger_of(wanted.path)
-    if not wanted.overwrite and _is_made(wanted, path):
-        return wanted.plan, f"{path} is complete, and was made in this way: nothing is left to do"
+    path, folder = request.path, ledger_of(request.path)
+    if not request.overwrite and _is_made(request, path):
+        return plan, f"{path} is complete, and was made in this way: nothing is left to do"
     if holder := _holder(folder / LOCK):
         raise OutputBusyError(f"{path} is being written by {holder}; wait for it, end it, or give another output")
     gone = isinstance(path, Path) and isinstance(folder, Path) and not os.path.lexists(path)
-    if gone and os.path.lexists(str(folder / REPLACED)) and not wanted.overwrite:
+    if gone and os.path.lexists(str(folder / REPLACED)) and not request.overwrite:
         raise OutputExistsError(
             f"{folder / REPLACED} is an old output of {path}, and comes back; give --overwrite or another output"
         )
-    plan, ledger = _find(wanted, folder)
+    plan, ledger = _find(plan, request, folder)
     if ledger is not None:
         noted, total = ledger.count(), plan.all_blocks
         return plan, f"{noted} of {total} blocks of {path} are done: the job would go on"
@@ -190,7 +193,7 @@ def foresee(wanted: Wanted) -> tuple[Plan, str]:
 
 
 @contextlib.contextmanager
-def held(wanted: Wanted) -> Iterator[Begun]:
+def claim_output(plan: Plan, request: OutputRequest) -> Iterator[OutputClaim]:
     """Hold the output for this process, and say how to go on with it; nothing of it is changed here.
 
     Raises
@@ -200,29 +203,29 @@ def held(wanted: Wanted) -> Iterator[Begun]:
     DoesNotFitError
         If the blocks that it was begun with do not fit any more.
     """
-    folder = ledger_of(wanted.path)
-    _find(wanted, folder)  # before anything is written, the lock's file too
-    with _lock(folder / LOCK, wanted.path) as lock:
-        attempt = Attempt(absolute(folder / LOCK), lock.word, wanted.path)
-        begun: Begun | None = None
+    folder = ledger_of(request.path)
+    _find(plan, request, folder)  # before anything is written, the lock's file too
+    with _lock(folder / LOCK, request.path) as lock:
+        attempt = Attempt(absolute(folder / LOCK), lock.word, request.path)
+        claim: OutputClaim | None = None
         ours = False
         try:
-            _settle(wanted.path, folder, locked=True)
+            _settle(request.path, folder, locked=True)
             try:
-                plan, ledger = _find(wanted, folder)
-                begun = Begun(folder, plan, ledger, attempt)
-                yield begun
+                plan, ledger = _find(plan, request, folder)
+                claim = OutputClaim(folder, plan, ledger, attempt)
+                yield claim
             finally:
-                ours = _end(wanted.path, attempt)
+                ours = _end(request.path, attempt)
         except (IsovoxelError, InterruptedJobError) as error:
-            if ours and begun is not None and _put_back(wanted.path, folder):
-                _tell_that_it_is_back(error, begun.plan, wanted.path)
+            if ours and claim is not None and _put_back(request.path, folder):
+                _tell_that_it_is_back(error, claim.plan, request.path)
             raise
         finally:
             with contextlib.suppress(InputUnavailableError, OutputError):  # the next process knows what is left to do
                 if ours:
-                    _settle(wanted.path, folder, locked=True)
-                    _clear(wanted.path, folder)
+                    _settle(request.path, folder, locked=True)
+                    _clear(request.path, folder)
 
 
 def _end(path: Place, attempt: Attempt) -> bool:
@@ -284,22 +287,22 @@ def _tell_that_it_is_back(error: IsovoxelError | InterruptedJobError, plan: Plan
         error.goes_on = False
 
 
-def _find(wanted: Wanted, folder: Place) -> tuple[Plan, Ledger | None]:
+def _find(plan: Plan, request: OutputRequest, folder: Place) -> tuple[Plan, Ledger | None]:
     """Return how to begin, or to go on with what ledger; raise where neither may be."""
-    path, plan = wanted.path, wanted.plan
-    made = None if wanted.overwrite else made_by(path)
+    path = request.path
+    made = None if request.overwrite else made_by(path)
     if made is None or made.get("complete"):
         check_destination(
             path,
-            overwrite=wanted.overwrite,
-            source_identity_path=wanted.source_path,
+            overwrite=request.overwrite,
+            source_identity_path=request.source_path,
             nbytes=plan.disk_bytes,
             waiting=_waiting(plan),
             ome_zarr=plan.storage.ome_zarr,
-            labels=bool(wanted.made["labels"]),
+            labels=request.labels,
         )
         return plan, None
-    if changed := differences(made, wanted.made, wanted.cut, said=wanted.said):
+    if changed := differences(made, request.made, request.cut, said=request.said):
         raise made_otherwise(path, made, changed)
     if (ledger := _ledger(folder, made)) is None:
         raise OutputExistsError(
@@ -315,12 +318,12 @@ def _find(wanted: Wanted, folder: Place) -> tuple[Plan, Ledger | None]:
     check_destination(
         path,
         overwrite=False,
-        source_identity_path=wanted.source_path,
+        source_identity_path=request.source_path,
         nbytes=int(left * plan.disk_bytes),
         waiting=_waiting(ledger.plan),
         goes_on=True,
         ome_zarr=plan.storage.ome_zarr,
-        labels=bool(wanted.made["labels"]),
+        labels=request.labels,
     )
     return continued(ledger.plan, plan), ledger
 

@@ -1,7 +1,7 @@
-"""How does a job go on where a process cannot? In a fresh one, that this one watches.
+"""Make the blocks of a level in a process apart, which this one watches, and in a fresh one where that dies.
 
 A device that failed may serve no more than the process in which it failed, and a driver that crashes takes the process
-with it. So a worker process is started, reads its `Task` from standard input, and tells on standard output what
+with it. So a worker process is started, reads its `Task` from standard input, and writes on standard output what
 happens. If it dies, what it has done is known, and the next one does the rest. This process keeps ledger and lock.
 
 - The worker is in a group of its own, and leaves Ctrl-C to this process, which asks it to stop (SIGTERM), so that
@@ -19,15 +19,16 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from types import TracebackType
+from typing import IO, Any, Self
 
 from isovoxel.errors import DeviceLostError, JobError
-from isovoxel.execution.events import JobStarted, Listener, Restarted
+from isovoxel.execution.events import Listener, Restarted
+from isovoxel.execution.executor import Elapsed, LevelProgress, Task
 from isovoxel.execution.retry import clause
-from isovoxel.execution.task import Task
-from isovoxel.output.shard import ShardReceipt
+from isovoxel.readers.base import Volume
 from isovoxel.terminal import carry_trace
 
 FRUITLESS = 3
@@ -38,79 +39,98 @@ class _Died(Exception):  # noqa: N818 - never seen by a user
     """A worker has ended before its job; says why, in a clause."""
 
 
-def run_apart(
-    task: Task, *, done: bytearray, record: Callable[[int, Sequence[ShardReceipt]], None], listener: Listener
-) -> tuple[float, float]:
-    """Do what is left of a job in a process of its own, and in another if that dies; see `Task.run`.
+class SubprocessExecutor:
+    """Makes blocks in a process apart; an `Executor`.
 
-    Raises
-    ------
-    JobError
-        If the job fails, or workers die without having done a block.
-    KeyboardInterrupt
-        If the user interrupts; blocks in flight are finished or given up first.
+    Parameters
+    ----------
+    device
+        Where to compute, as ``--device`` takes it.
+    lost
+        Why the device does not serve this process any more, in a clause, where that is why.
     """
-    fruitless = 0
-    while True:
-        before = sum(done)
-        try:
-            return _watch(task, done, record, listener)
-        except _Died as death:
-            fruitless = 0 if sum(done) > before else fruitless + 1
-            if fruitless == FRUITLESS:
-                raise JobError(f"{death}, {FRUITLESS} times without having done a block") from None
-            listener(Restarted(str(death)))
 
+    def __init__(self, device: str, lost: str = "") -> None:
+        self._device, self._lost = device, lost
 
-def _watch(
-    task: Task, done: bytearray, record: Callable[[int, Sequence[ShardReceipt]], None], listener: Listener
-) -> tuple[float, float]:
-    package = Path(__file__).parents[2]
-    paths = os.pathsep.join([str(package), *filter(None, [os.environ.get("PYTHONPATH")])])
-    worker = subprocess.Popen(
-        [sys.executable, "-P", "-m", "isovoxel.execution.subprocess"],  # -P: no module of the working folder
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": paths},
-        # Ctrl-C in a terminal reaches all of a group, and would this one while it is being loaded.
-        process_group=0 if os.name == "posix" else None,
-    )
-    with worker:
-        assert worker.stdin is not None  # noqa: S101 - for type checkers
-        assert worker.stdout is not None  # noqa: S101
-        try:
-            _send(task, done, worker.stdin)
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Free nothing: a process apart ends with its level."""
+
+    def prepare(self, task: Task, volume: Volume, listener: Listener) -> None:  # noqa: ARG002 - opened there
+        """Take the task: what the worker needs it opens itself; see `Executor`."""
+        self._task = task
+
+    def run(self, progress: LevelProgress, *, last: bool) -> Elapsed:  # noqa: ARG002 - no process makes two levels
+        """Make blocks in a process apart, and in another if that dies; see `Executor`."""
+        if self._lost:
+            progress.tell(Restarted(self._lost))
+            self._lost = ""
+        fruitless = 0
+        while True:
+            before = sum(progress.done)
             try:
-                return _listen(worker.stdout, done, record, listener)
-            except KeyboardInterrupt:
-                worker.terminate()
-                with contextlib.suppress(_Died, JobError):
-                    _listen(worker.stdout, done, record, listener)
+                return self._watch(progress)
+            except _Died as death:
+                fruitless = 0 if sum(progress.done) > before else fruitless + 1
+                if fruitless == FRUITLESS:
+                    raise JobError(f"{death}, {FRUITLESS} times without having done a block") from None
+                progress.tell(Restarted(str(death)))
+            except JobError:
                 raise
-        except _Died as death:
-            code = worker.wait()
-            how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-            raise _Died(str(death) or f"the process that scales {how}") from None
-        except BaseException:
-            worker.kill()
-            raise
-        finally:
-            with contextlib.suppress(BrokenPipeError):  # of what it did not take
-                worker.stdin.close()
+            except Exception as failure:
+                raise progress.error(failure, self._task.free_bytes) from failure
+
+    def _watch(self, progress: LevelProgress) -> Elapsed:
+        """Start a worker, and take what it makes until it ends."""
+        package = Path(__file__).parents[2]
+        paths = os.pathsep.join([str(package), *filter(None, [os.environ.get("PYTHONPATH")])])
+        worker = subprocess.Popen(
+            [sys.executable, "-P", "-m", "isovoxel.execution.subprocess"],  # -P: no module of the working folder
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": paths},
+            # Ctrl-C in a terminal reaches all of a group, and would this one while it is being loaded.
+            process_group=0 if os.name == "posix" else None,
+        )
+        with worker:
+            assert worker.stdin is not None  # noqa: S101 - for type checkers
+            assert worker.stdout is not None  # noqa: S101
+            try:
+                _send((self._task, self._device, bytes(progress.done)), worker.stdin)
+                try:
+                    return _listen(worker.stdout, progress)
+                except KeyboardInterrupt:
+                    worker.terminate()
+                    with contextlib.suppress(_Died, JobError):
+                        _listen(worker.stdout, progress)
+                    raise
+            except _Died as death:
+                code = worker.wait()
+                how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+                raise _Died(str(death) or f"the process that scales {how}") from None
+            except BaseException:
+                worker.kill()
+                raise
+            finally:
+                with contextlib.suppress(BrokenPipeError):  # of what it did not take
+                    worker.stdin.close()
 
 
-def _send(task: Task, done: bytearray, worker: IO[bytes]) -> None:
+def _send(work: tuple[Task, str, bytes], worker: IO[bytes]) -> None:
     with contextlib.suppress(BrokenPipeError):  # it died; what it says or does not say is looked at later
         try:
-            pickle.dump((task, bytes(done)), worker, pickle.HIGHEST_PROTOCOL)
+            pickle.dump(work, worker, pickle.HIGHEST_PROTOCOL)
         except (pickle.PicklingError, TypeError, AttributeError) as error:
             raise JobError(f"the input cannot be sent to another process: {clause(error)}") from error
         worker.flush()
 
 
-def _listen(
-    told: IO[bytes], done: bytearray, record: Callable[[int, Sequence[ShardReceipt]], None], listener: Listener
-) -> tuple[float, float]:
+def _listen(told: IO[bytes], progress: LevelProgress) -> Elapsed:
     """Take what a worker tells until it ends; return what the job took."""
     while True:
         try:
@@ -119,15 +139,9 @@ def _listen(
             raise _Died from None
         match kind:
             case "done":
-                block, seals = what
-                try:
-                    record(block, seals)
-                except OSError as error:
-                    raise JobError(f"noting block {block} failed with {clause(error)}") from error
-                done[block] = 1
+                progress.note(*what)
             case "event":
-                if not isinstance(what, JobStarted):  # this process has said so
-                    listener(what)
+                progress.tell(what)
             case "lost":
                 raise _Died(what)
             case "failed":
@@ -136,17 +150,17 @@ def _listen(
                 carry_trace(failure, trace)
                 raise failure
             case "end":
-                seconds, idle = what
-                return seconds, idle
+                elapsed: Elapsed = what
+                return elapsed
 
 
-def main() -> None:
+def serve() -> None:
     """Be a worker: do the task that comes from standard input."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # What libraries print must not come between what this process tells.
     told = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    task, done = pickle.load(sys.stdin.buffer)  # noqa: S301 - from the process that started this one
+    task, device, done = pickle.load(sys.stdin.buffer)  # noqa: S301 - from the process that started this one
     threading.Thread(target=_end_with_parent, daemon=True).start()
     lock = threading.Lock()
 
@@ -157,7 +171,7 @@ def main() -> None:
 
     try:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # until now nothing is begun that has to end in order
-        tell("end", _do(task, bytearray(done), tell))
+        tell("end", _make(task, device, bytearray(done), tell))
     except DeviceLostError as error:
         tell("lost", str(error))
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the other process raises it, or one of its own
@@ -165,19 +179,16 @@ def main() -> None:
         tell("failed", (message, traceback.format_exc()))
 
 
-def _do(task: Task, done: bytearray, tell: Callable[[str, Any], None]) -> tuple[float, float]:
+def _make(task: Task, device: str, done: bytearray, tell: Callable[[str, Any], None]) -> Elapsed:
     from isovoxel.engines.open import open_engine
+    from isovoxel.execution.blocks import BlockMaker
+    from isovoxel.execution.threads import ThreadRun
 
     volume = task.open()
-    engine = open_engine(task.plan.engine, task.device)
-    return task.run(
-        volume,
-        engine,
-        done=done,
-        record=lambda block, seals: tell("done", (block, seals)),
-        listener=lambda event: tell("event", event),
-        in_flight=engine.prepare(task.plan),
-    )
+    engine = open_engine(task.plan.engine, device)
+    in_flight = engine.prepare(task.plan)
+    progress = LevelProgress(task.plan, done, lambda *noted: tell("done", noted), lambda event: tell("event", event))
+    return ThreadRun(progress, BlockMaker.of_task(task, volume, engine, progress.tell), in_flight, volume.array).run()
 
 
 def _end_with_parent() -> None:
@@ -189,4 +200,4 @@ def _end_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    serve()

@@ -20,7 +20,7 @@ import isovoxel as package
 from command_line import Isovoxel
 from execution.distributed.clusters import Foreign
 from isovoxel.errors import JobError
-from isovoxel.execution.distributed import job
+from isovoxel.execution.distributed import executor
 from isovoxel.execution.output import OutputState, output_state
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.output.ledger import Ledger, ledger_of
@@ -137,13 +137,13 @@ def test_secrets_are_nowhere(
 ) -> None:
     """Not in what workers are sent, nor in what they log when the store refuses them, in a plan, or in the store."""
     sent: list[bytes] = []
-    add_plugin = job.add_plugin
+    add_plugin = executor.add_plugin
 
     def note(client: Any, plugin: Any, *words: Any, **options: Any) -> None:
         sent.append(cloudpickle.dumps(plugin))
         add_plugin(client, plugin, *words, **options)
 
-    monkeypatch.setattr(job, "add_plugin", note)
+    monkeypatch.setattr(executor, "add_plugin", note)
     turn = itertools.count()
     server.instead = lambda method, path: 403 * (method == "PUT" and "/c/" in path and next(turn) > 10)
     with pytest.raises(JobError, match=r"does not permit it, .* blocks are done and kept") as failure:

@@ -13,7 +13,6 @@ import pytest
 
 import isovoxel
 from execution.distributed.clusters import OPTIONS, VOXELS, files, stack
-from isovoxel.errors import JobError
 from isovoxel.execution.events import BlockDone, Event, JobFinished, JobStarted, LevelBegun, WorkerJoined
 from isovoxel.execution.output import OutputState, output_state
 from ome_zarrs import halved, pyramid
@@ -74,31 +73,6 @@ def test_a_dask_array_is_computed_by_the_workers(tmp_path: Path, out: Path, clie
     check(events, out, 2)
     isovoxel.scale(VOXELS + 1, tmp_path / "whole.zarr", **options)
     assert files(out) == files(tmp_path / "whole.zarr")
-
-
-@pytest.mark.slow
-def test_workers_make_further_levels_too(tmp_path: Path, out: Path, own: Any) -> None:
-    """Each when the one before is complete; a job that ended on one goes on there, and nothing is done twice."""
-    source, options = stack(tmp_path), OPTIONS | {"engine": "exact", "levels": 2}
-    whole = isovoxel.scale(source, tmp_path / "whole.zarr", **options)
-    seen: list[tuple[int, int]] = []
-
-    def stop(event: Event) -> None:
-        if isinstance(event, BlockDone):
-            seen.append((event.level, event.index))
-            if event.level == 1:
-                raise RuntimeError("stopped from within")
-
-    with pytest.raises(JobError, match=r"stopped from within; \d+ of \d+ blocks are done and kept"):
-        isovoxel.scale(source, out, client=own, listeners=[stop], **options)
-    events: list[Event] = []
-    result = isovoxel.scale(source, out, client=own, listeners=[events.append], **options)
-    again = [(event.level, event.index) for event in events if isinstance(event, BlockDone)]
-    assert sorted(seen + again) == [(p.level, i) for p in whole.plan.levels for i in range(p.n_blocks)]
-    assert {event.worker for event in events if isinstance(event, BlockDone)} <= set(result.workers)
-    for level in ("0", "1", "2"):
-        assert files(out, level) == files(tmp_path / "whole.zarr", level) != {}
-    assert output_state(out) == OutputState(complete=True)
 
 
 def test_a_worker_that_is_lost_on_one_level_is_not_missed_on_the_next(tmp_path: Path, out: Path, own: Any) -> None:

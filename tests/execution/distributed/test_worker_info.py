@@ -9,7 +9,7 @@ import pytest
 
 from isovoxel.errors import ClusterError, DeviceError
 from isovoxel.execution.distributed import worker_info
-from isovoxel.execution.distributed.worker_info import WorkerInfo, WorkerPool, checked, versions
+from isovoxel.execution.distributed.worker_info import WorkerInfo, WorkerPool, pool_of, versions
 from isovoxel.planning.limits import DeviceLimits, HostLimits
 
 GIB = 2**30
@@ -83,14 +83,14 @@ def test_gpus_and_cpus_go_together_under_exact_only() -> None:
 def test_workers_that_cannot_be_used_are_named(answers: list[Any], why: str) -> None:
     """With what to do about it."""
     with pytest.raises((ClusterError, DeviceError), match=why):
-        checked({f"tcp://{i}": answer for i, answer in enumerate(answers)})
+        pool_of({f"tcp://{i}": answer for i, answer in enumerate(answers)})
 
 
 def test_workers_share_what_no_two_can_hold() -> None:
     """Several may compute on one processor, and each host has a GPU with number 0."""
     cpus = [member(i, device=CPU, uuid="", pci="") for i in (1, 2)]
     gpus = [member(3, uuid="", pci="", host="b"), member(10, uuid="", pci="", host="c")]
-    found = checked({m.address: m for m in (*gpus, *cpus)})
+    found = pool_of({m.address: m for m in (*gpus, *cpus)})
     assert [m.name for m in found.members] == ["1", "2", "3", "10"]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from isovoxel.errors import ClusterError, InterruptedJobError, OptionError
 from isovoxel.execution.distributed.worker_info import WorkerOptions, WorkerPool, same_clesperanto, survey
 from isovoxel.execution.events import Connected, Listener, Waiting
-from isovoxel.execution.job import FLUSHING
+from isovoxel.execution.flushing import FLUSHING
 from isovoxel.execution.retry import clause
 from isovoxel.object_store.files import read_small
 from isovoxel.planning.limits import DeviceLimits, HostLimits

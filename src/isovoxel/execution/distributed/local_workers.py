@@ -21,8 +21,8 @@ from typing import Any
 from isovoxel.engines.devices import Device, list_devices
 from isovoxel.errors import ClusterError, OptionError
 from isovoxel.execution.distributed.device_pinning import DEVICE
+from isovoxel.execution.flushing import FLUSHING
 from isovoxel.execution.host import FEWEST_THREADS, MOST_THREADS
-from isovoxel.execution.job import FLUSHING
 from isovoxel.execution.retry import clause
 
 LOOPBACK = "127.0.0.1"

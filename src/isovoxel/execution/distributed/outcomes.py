@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from isovoxel.errors import JobError
+
 
 class Answer(enum.Enum):
     """What a result means."""
@@ -33,8 +35,8 @@ class BlockOutcome:
     """What ends the job where nobody else may try."""
 
 
-class NoWorkersLeftError(Exception):
-    """Nobody can go on; says why, in a clause."""
+class NoWorkersLeftError(JobError):
+    """No worker can continue; says why, in a clause."""
 
 
 class SchedulerGoneError(NoWorkersLeftError):

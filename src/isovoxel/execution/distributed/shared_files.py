@@ -1,7 +1,7 @@
-"""Does every worker see what the client sees? The input, the same one, and the folder that the output goes to.
+"""Shared file system check: every worker must see the client's input, and the folder that the output goes to.
 
-Asked before anything of the output is there: the client writes a file beside the ledger, each worker reads that and
-writes one of its own.
+It is made before anything of the output is there: the client writes a file beside the ledger, each worker reads that
+and writes one of its own.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from typing import Any
 
 from isovoxel.execution.distributed.rpc import ask_workers
 from isovoxel.execution.distributed.worker_info import ANSWER_SECONDS, WorkerInfo
+from isovoxel.execution.executor import Task
 from isovoxel.execution.retry import clause
-from isovoxel.execution.task import Task
 from isovoxel.object_store.place import Place, absolute, put
+from isovoxel.output.ledger import ledger_of
 from isovoxel.readers.input_state import CHUNKS
 
 PROBE = "probe"
@@ -66,9 +67,7 @@ def _sees(task: Task, identity: Mapping[str, Any], path: Place, token: str) -> s
     return ""
 
 
-def blind(
-    client: Any, task: Task, identity: Mapping[str, Any], folder: Place, members: Sequence[WorkerInfo]
-) -> dict[str, str]:
+def blind(client: Any, task: Task, identity: Mapping[str, Any], members: Sequence[WorkerInfo]) -> dict[str, str]:
     """Return what is wrong with how workers see input and output, by their addresses; all is well where it is empty.
 
     Raises
@@ -76,7 +75,7 @@ def blind(
     ClusterError
         If workers do not answer.
     """
-    with probe(folder) as (path, token):
+    with probe(ledger_of(task.output)) as (path, token):
         addresses = [member.address for member in members]
         found = ask_workers(client, sees, task, identity, path, token, workers=addresses, seconds=ANSWER_SECONDS)
     return {

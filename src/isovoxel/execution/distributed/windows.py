@@ -25,7 +25,7 @@ from isovoxel.execution.distributed.in_flight import ANSWER_SECONDS
 from isovoxel.execution.distributed.outcomes import SchedulerGoneError
 from isovoxel.execution.distributed.submit import GONE_SECONDS
 from isovoxel.execution.distributed.worker_session import Made, Outcome, make_block, membership
-from isovoxel.execution.map_overlap import Window
+from isovoxel.execution.map_overlap import OverlapWindow
 from isovoxel.execution.retry import clause
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.planning.model import Block
@@ -85,8 +85,8 @@ class Windows:
     """Its run."""
     workers: Sequence[str]
     """Addresses of the workers that take part."""
-    take: Callable[[int, Outcome], None]
-    """Called with each block that is done."""
+    take: Callable[[int, str, Outcome], object]
+    """Called with each block that is done, and the name of its worker, which is not known."""
     stop: Callable[[Sequence[str]], None]
     """Called where the job ends before its time: blocks in flight finish or give up."""
 
@@ -104,10 +104,10 @@ class Windows:
             What `take` raises.
         """
         for places in self.plan.windows():
-            if not self._do(Window(self.plan, places)):
+            if not self._do(OverlapWindow(self.plan, places)):
                 return
 
-    def _do(self, window: Window) -> bool:
+    def _do(self, window: OverlapWindow) -> bool:
         from distributed import futures_of
 
         array = (
@@ -148,7 +148,7 @@ class Windows:
         for result in results.values():
             index, outcome = result[0, 0, 0]
             if isinstance(outcome, Made):
-                self.take(index, outcome)
+                self.take(index, "", outcome)
             else:
                 well = False
         return well

@@ -194,11 +194,11 @@ def survey(client: Any, wishes: WorkerOptions, workers: Sequence[str] | None = N
     DeviceError
         If a worker has no device.
     """
-    return checked(ask_workers(client, look, wishes, workers=workers, seconds=ANSWER_SECONDS))
+    return pool_of(ask_workers(client, look, wishes, workers=workers, seconds=ANSWER_SECONDS))
 
 
-def checked(found: dict[str, Any]) -> WorkerPool:
-    """Return the fleet that workers' answers, by their addresses, make; see `survey`."""
+def pool_of(found: dict[str, Any]) -> WorkerPool:
+    """Return the pool that workers' answers, by their addresses, make; see `survey`."""
     for address, answer in found.items():
         if isinstance(answer, ModuleNotFoundError):
             raise ClusterError(

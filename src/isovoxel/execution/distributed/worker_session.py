@@ -1,4 +1,4 @@
-"""What does a worker do for a job? It keeps volume, engine and writer open, and makes the blocks that it is given.
+"""A worker's part of a job: it keeps volume, engine and writer open, and makes the blocks that it is given.
 
 A `JobPlugin` travels to every worker as a plugin, to those that come later too. It opens what it needs when it is
 asked to, before anything is written, or else at the first block. Its name follows from the output: a job that is
@@ -23,20 +23,18 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 from distributed import WorkerPlugin, get_worker
 from numpy.typing import NDArray
 
 from isovoxel.engines.base import Cancelled
-from isovoxel.errors import CorruptInputError, DeviceLostError
+from isovoxel.errors import DeviceLostError
 from isovoxel.execution.blocks import BlockMaker
 from isovoxel.execution.distributed.device_pinning import held_device
-from isovoxel.execution.events import BlockDone, Event, Filled, Slowed
-from isovoxel.execution.flushing import Flusher
+from isovoxel.execution.events import BlockDone, Event, Slowed
+from isovoxel.execution.executor import Task
+from isovoxel.execution.flushing import FLUSHING, Flusher
 from isovoxel.execution.host import return_freed_memory
-from isovoxel.execution.job import FLUSHING
 from isovoxel.execution.retry import BlockFailed, clause
-from isovoxel.execution.task import Task
 from isovoxel.geometry.box import Box
 from isovoxel.object_store.place import Place, absolute
 from isovoxel.output.shard import ShardReceipt
@@ -55,8 +53,8 @@ END_SECONDS = 60.0
 class Made:
     """A block that is on the disk."""
 
-    seals: tuple[ShardReceipt, ...]
-    """The seals of its shards."""
+    receipts: tuple[ShardReceipt, ...]
+    """Those of its shards."""
     done: BlockDone
     """What it took."""
     events: tuple[Event, ...]
@@ -122,32 +120,24 @@ class WorkerSession:
     Parameters
     ----------
     task
-        What to do, and with which device.
+        What to do.
+    device
+        The worker's device, as ``--device`` takes it.
     worker
         The worker's name.
     """
 
-    def __init__(self, task: Task, worker: str) -> None:
+    def __init__(self, task: Task, device: str, worker: str) -> None:
         from isovoxel.engines.open import open_engine
-        from isovoxel.execution.task import FILL
-        from isovoxel.output.writer import OmeZarrWriter, next_writer
-        from isovoxel.readers.filled import FilledReader
 
-        plan = task.plan
-        self.plan, self._worker = plan, worker
+        self.plan, self._worker = task.plan, worker
         self._here = threading.local()
         self._elsewhere: deque[Event] = deque(maxlen=MOST_EVENTS)
-        volume = task.open()
-        read = volume.cached(plan.cache) if volume.cached and plan.cache else volume.read
-        if task.fill:
-            read = FilledReader(read, np.dtype(plan.source.dtype), FILL, self._tell_filled)
-        self._engine = open_engine(plan.engine, task.device)
-        self.seats = ResizableSemaphore(self._engine.prepare(plan))
+        volume, engine = task.open(), open_engine(task.plan.engine, device)
+        self.seats = ResizableSemaphore(engine.prepare(task.plan))
         waiting = FLUSHING * self.seats.number
         self._flushing = ThreadPoolExecutor(waiting, thread_name_prefix="flush")
-        self._writer = OmeZarrWriter.of_plan(task.output, plan, plan.helpers, task.attempt)
-        self._next_writer = next_writer(task.output, plan, task.attempt)
-        self._maker = BlockMaker(plan, read, self._engine, self._writer, self._tell, self._next_writer)
+        self._maker = BlockMaker.of_task(task, volume, engine, self._tell)
         self._flusher = Flusher(self._flushing, waiting, self._maker.patient)
 
     def make(self, index: int, voxels: NDArray[Any] | None = None) -> Outcome:
@@ -155,7 +145,7 @@ class WorkerSession:
         self._here.events = events = [self._elsewhere.popleft() for _ in range(len(self._elsewhere))]
         block = self.plan.block(index)
         try:
-            seals, done = self._made(block, voxels)
+            receipts, done = self._made(block, voxels)
         except Cancelled as error:
             return NotMade("cancelled", "", error, tuple(events))
         except BlockFailed as failure:
@@ -163,7 +153,7 @@ class WorkerSession:
             if not lost:
                 log.warning("%s with %s", failure, clause(failure.error))
             return NotMade("lost" if lost else "block", failure.doing, portable(failure.error), tuple(events))
-        return Made(tuple(seals), replace(done, worker=self._worker), tuple(events))
+        return Made(tuple(receipts), replace(done, worker=self._worker), tuple(events))
 
     def read(self, block: Block, box: Box) -> NDArray[Any]:
         """Return voxels that several blocks need (map_overlap)."""
@@ -178,10 +168,7 @@ class WorkerSession:
     def release(self) -> None:
         """Let go of memory and threads, when no block is in flight."""
         self._flushing.shutdown()
-        self._writer.close()
-        if self._next_writer is not None:
-            self._next_writer.close()
-        self._engine.release()
+        self._maker.close()
 
     def _made(self, block: Block, voxels: NDArray[Any] | None) -> tuple[list[ShardReceipt], BlockDone]:
         """Make a block: with fewer in flight where memory is short, and where it is the only one, shard by shard."""
@@ -194,14 +181,11 @@ class WorkerSession:
                     raise
             if not self.seats.halve(number):
                 return self._maker.make_by_shards(block, self._flusher, self.seats)
-            self._engine.release()
+            self._maker.engine.release()
             self._tell(Slowed(self.seats.number))
 
     def _tell(self, event: Event) -> None:
         getattr(self._here, "events", self._elsewhere).append(event)
-
-    def _tell_filled(self, error: CorruptInputError) -> None:
-        self._tell(Filled(f"{error.chunk}: {error.reason}"))
 
 
 class JobPlugin(WorkerPlugin):
@@ -260,7 +244,7 @@ class JobPlugin(WorkerPlugin):
                 raise Cancelled
             if self._member is None:
                 device = held_device(self._worker)
-                self._member = WorkerSession(replace(self._task, device=str(device.index)), self._worker)
+                self._member = WorkerSession(self._task, str(device.index), self._worker)
             self._busy += 1
             return self._member
 

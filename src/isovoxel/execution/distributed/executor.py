@@ -1,0 +1,285 @@
+"""Make the blocks of a level on the workers of a cluster; this process assigns blocks, and keeps lock and ledger.
+
+1. Before anything is written, every worker is asked whether it sees input and output, and is told of the job, which
+   ends what a job of before has left running for the same output.
+2. Blocks go to workers (`isovoxel.execution.distributed.submit`), are made there
+   (`isovoxel.execution.distributed.worker_session`), and are noted here as they come back.
+
+=============================  ===================================================================================
+a worker is lost               its blocks go to others; one that comes takes part
+a worker's device is lost      its process is started again; where that does not help it is set aside
+a worker cannot begin          it is set aside, as long as another one does blocks
+a block fails                  another worker tries; where it fails there too, or there is none, the job ends
+no worker, or no scheduler     the job ends after a while, and can be resumed
+=============================  ===================================================================================
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import time
+import uuid
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from isovoxel.errors import ClusterError, CorruptInputError, DeviceError, OptionError
+from isovoxel.execution.distributed.connect import Cluster
+from isovoxel.execution.distributed.outcomes import Answer, BlockOutcome
+from isovoxel.execution.distributed.rpc import add_plugin, ask_workers, remove_plugin, waiting
+from isovoxel.execution.distributed.shared_files import blind
+from isovoxel.execution.distributed.submit import WINDOW, Submission
+from isovoxel.execution.distributed.windows import Windows
+from isovoxel.execution.distributed.worker_info import WorkerInfo, WorkerPool, same_clesperanto, survey
+from isovoxel.execution.distributed.worker_session import (
+    JobPlugin,
+    Made,
+    Outcome,
+    cancel_blocks,
+    job_plugin_of,
+    make_block,
+    prepare,
+)
+from isovoxel.execution.events import Listener, WorkerJoined
+from isovoxel.execution.executor import Elapsed, LevelProgress, Task
+from isovoxel.execution.host import return_freed_memory
+from isovoxel.execution.retry import BlockFailed, clause, is_full
+from isovoxel.object_store.place import absolute
+from isovoxel.planning.memory import human_bytes
+from isovoxel.readers.base import Volume
+from isovoxel.terminal import trace
+
+MOST_PICKLED = 16 * 2**20
+"""Most bytes that a job may be when it is sent to workers: each of them gets all of it."""
+TELL_SECONDS = 120.0
+"""How long workers may take to be told of a job, the end of what they did before included."""
+PREPARE_SECONDS = 300.0
+"""How long they may take to build kernels, and to pin memory: seconds for gigabytes."""
+BYE_SECONDS = 20.0
+"""How long they may take to end it: one that is silent, though connected, does not hold up a job that is done."""
+
+
+class DistributedExecutor:
+    """Makes blocks on the workers of a cluster; an `Executor`.
+
+    Parameters
+    ----------
+    cluster
+        The scheduler and its workers.
+    """
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster, self.client = cluster, cluster.client
+        self.members = {member.address: member for member in cluster.fleet.members}
+        """The workers that take part, by their addresses; those that came later too."""
+        self._introduced: set[str] = set()
+        """Addresses of workers that were told of."""
+        self._name = ""
+        """Name of the plugin that workers have been given, or nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end_level()
+
+    def prepare(self, task: Task, volume: Volume, listener: Listener) -> None:
+        """Tell the workers of a level, and let them build kernels; see `Executor`.
+
+        Raises
+        ------
+        ClusterError
+            If a worker does not see input or output, or none can begin.
+        OptionError
+            If the input cannot be sent to them.
+        """
+        is_first = not self._name
+        self._end_level()  # workers end what they do for one level before they are told of the next
+        self._task, self._identity, self._array, self._listener = task, volume.identity, volume.array, listener
+        self._check_size()
+        if is_first:
+            self._check_sight()
+        else:
+            return_freed_memory()  # of the level before
+            # Those that have gone are not asked for again; those that come will be.
+            self.members = {a: member for a, member in self.members.items() if not self._unfit(member)}
+        self._register()
+        self._build()
+
+    def run(self, progress: LevelProgress, *, last: bool) -> Elapsed:  # noqa: ARG002 - workers keep nothing
+        """Make blocks on the workers; see `Executor`."""
+        plan, members = self._task.plan, self.members
+        results = BlockResults(progress)
+        began = time.perf_counter()
+        try:
+            if plan.halo_mode == "map_overlap":
+                for address, member in members.items():
+                    self.admit(address, member.name)
+                job = (self._name, self._token)
+                Windows(self.client, plan, self._array, *job, list(members), results.judge, self.stop).run()
+            Submission(
+                self.client,
+                partial(make_block, self._name, self._token),
+                progress.done,
+                results.judge,
+                tell=progress.tell,
+                admit=self.admit,
+                stop=self.stop,
+                at_once=WINDOW * plan.in_flight,
+                # Texture units round as they like: under cle two devices need not make the same bits.
+                twice=plan.engine != "cle" or len({m.device.name for m in members.values()}) == 1,
+            ).run()
+        except Exception as failure:
+            raise progress.error(failure, self._task.free_bytes) from failure
+        seconds = time.perf_counter() - began
+        threads = plan.in_flight * len(self.cluster.fleet.members)
+        return Elapsed(seconds, max(0.0, threads * seconds - results.busy))
+
+    def _check_sight(self) -> None:
+        members = tuple(self.members.values())
+        for address, what in blind(self.client, self._task, self._identity, members).items():
+            member = self.members[address]
+            raise ClusterError(
+                f"the worker {member.name} on {member.host} {what}; give paths that all workers see, the same"
+            )
+
+    def _register(self) -> None:
+        source = replace(self._task.source, given=_absolute(self._task.source.given))
+        task = replace(self._task, output=absolute(self._task.output), source=source)
+        self._name, self._token = job_plugin_of(task.output), uuid.uuid4().hex
+        try:
+            with self._waiting("workers to take the job", TELL_SECONDS):
+                add_plugin(self.client, JobPlugin(self._name, self._token, task), self._name, seconds=TELL_SECONDS)
+        except Exception as error:
+            raise ClusterError(f"the workers cannot be told of the job: {clause(error)}") from error
+
+    def _build(self) -> None:
+        """Let the workers build kernels and allocate; one that cannot shows at its first block, and is set aside."""
+        with self._waiting("workers to build kernels and take memory", PREPARE_SECONDS):
+            said = ask_workers(
+                self.client, prepare, self._name, self._token, workers=list(self.members), seconds=PREPARE_SECONDS
+            )
+        reasons = [answer if isinstance(answer, str) else clause(answer) for answer in said.values()]
+        if reasons and all(reasons):
+            raise ClusterError(f"no worker can begin: {reasons[0]}")
+
+    def _waiting(self, what: str, seconds: float) -> AbstractContextManager[None]:
+        return waiting(self._listener, what, seconds)
+
+    def _check_size(self) -> None:
+        import cloudpickle
+
+        try:
+            size = len(cloudpickle.dumps(self._task))
+        except (pickle.PicklingError, TypeError, AttributeError) as error:
+            raise OptionError(
+                f"the input cannot be sent to workers ({clause(error)}); give the path of a file that they see"
+            ) from error
+        if size > MOST_PICKLED:
+            raise OptionError(
+                f"the input takes {human_bytes(size)} to be sent to each worker; give the path of a file that they see"
+            )
+
+    def admit(self, address: str, name: str) -> str:
+        """Return why a worker that came later must not take part, or nothing."""
+        if (member := self.members.get(address)) is None:
+            try:
+                found = survey(self.client, self.cluster.wishes, [address]).members
+                if not found:
+                    return "it has gone again"
+                (member,) = found
+                if other := self._other_clesperanto(member):
+                    return f"it cannot take part: {other}"
+                said = blind(self.client, self._task, self._identity, [member])
+            except (ClusterError, DeviceError) as error:
+                return str(error)
+            if reason := said.get(address) or self._unfit(member):
+                return f"it cannot take part: it {reason}" if address in said else f"it cannot take part: {reason}"
+            self.members[address] = member
+        if address not in self._introduced:
+            self._introduced.add(address)
+            self._listener(WorkerJoined(name, member.host, member.device.name, member.pci))
+        return ""
+
+    def _other_clesperanto(self, member: WorkerInfo) -> str:
+        """Return how a worker's clEsperanto differs from that of the job, or nothing."""
+        wanted = self._task.plan.library
+        if not wanted:
+            return ""
+        found, why_not = same_clesperanto(self.client, WorkerPool((member,)))
+        return "" if found == wanted else f"its clEsperanto is not {wanted}: {found or why_not}"
+
+    def _unfit(self, member: WorkerInfo) -> str:
+        """Return why the job's plan does not suit a worker, or nothing."""
+        plan = self._task.plan
+        if plan.engine == "cle" and member.device.name not in plan.device.name:
+            return (
+                f"its device is {member.device.name}, and engine cle gives other bits there than on {plan.device.name}"
+            )
+        if excess := plan.cost.excess(member.device, 1):
+            return f"a block takes {excess}"
+        return ""
+
+    def _end_level(self) -> None:
+        """Take the plugin back from all workers, if they have been given one."""
+        if self._name:
+            with contextlib.suppress(Exception), self._waiting("workers to end their part", BYE_SECONDS):
+                remove_plugin(self.client, self._name, seconds=BYE_SECONDS)  # who does not answer is not there
+
+    def stop(self, addresses: Sequence[str]) -> None:
+        """Let blocks in flight finish or give up."""
+        with self._waiting("blocks in flight to end", TELL_SECONDS):
+            ask_workers(self.client, cancel_blocks, self._name, self._token, workers=addresses, seconds=TELL_SECONDS)
+
+
+def _absolute(source: Any) -> Any:
+    """Return the input as workers find it, whose working directories are others."""
+    return str(Path(source).absolute()) if isinstance(source, str | Path) and "://" not in str(source) else source
+
+
+class BlockResults:
+    """Takes what comes back from workers, and says what becomes of each block.
+
+    Parameters
+    ----------
+    progress
+        Takes each block that is on the disk.
+    """
+
+    def __init__(self, progress: LevelProgress) -> None:
+        self.busy = 0.0
+        """Seconds in which threads had a block, all together."""
+        self._progress = progress
+        self._failed: set[int] = set()
+
+    def judge(self, index: int, _worker: str, outcome: Outcome) -> BlockOutcome:
+        """Take what a worker made of a block."""
+        for event in outcome.events:
+            self._progress.tell(event)
+        if isinstance(outcome, Made):
+            self._progress.finish(index, outcome.receipts, outcome.done)
+            self.busy += outcome.done.read_seconds + outcome.done.wait_seconds
+            self.busy += outcome.done.scale_seconds + outcome.done.write_seconds
+            return BlockOutcome(Answer.DONE)
+        trace(outcome.error)
+        said = clause(outcome.error)
+        match outcome.why:
+            case "cancelled":
+                return BlockOutcome(Answer.AGAIN)
+            case "lost":
+                return BlockOutcome(Answer.RESTART, str(outcome.error))
+            case "worker":
+                return BlockOutcome(Answer.BROKEN, said)
+        failure = BlockFailed(outcome.doing, self._progress.plan.block(index), outcome.error)
+        failure.__cause__ = outcome.error
+        if isinstance(outcome.error, CorruptInputError) or is_full(outcome.error) or index in self._failed:
+            raise failure  # no other worker fares better
+        self._failed.add(index)
+        return BlockOutcome(Answer.ELSEWHERE, said, failure)

@@ -1,0 +1,231 @@
+"""Executor interface: makes the blocks of a job, level after level, on threads, in a process apart, or on workers.
+
+1. A job enters its executor, and prepares it for a level before anything of that level is written: what cannot serve
+   is found then.
+2. It runs the level: the executor makes each block that is not done, and hands it to the level's `LevelProgress`, which
+   notes the block and only then tells of it.
+3. Each level is a `Task`: the full one of the user's input, each further one of the level before, which is opened as
+   any zarr array is. So what holds for one level (retries, restarts, resuming) holds for all.
+
+Which executor a job has changes neither its blocks nor their bits, nor the errors that its caller sees.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from signal import SIGINT
+from types import TracebackType
+from typing import Any, NamedTuple, Protocol, Self
+
+from isovoxel.errors import DeviceLostError, InputChangedError, JobError
+from isovoxel.execution.events import BlockDone, Listener
+from isovoxel.execution.retry import GO_ON, BlockFailed, changed, clause, missing
+from isovoxel.geometry.grid import Float3
+from isovoxel.object_store.place import Place
+from isovoxel.output.lock import Attempt
+from isovoxel.output.shard import ShardReceipt
+from isovoxel.output.shard_store import level_path
+from isovoxel.planning.plan import Plan
+from isovoxel.readers.base import Volume
+from isovoxel.readers.open import open_volume
+from isovoxel.readers.selection import EVERYTHING, Selection
+
+Record = Callable[[int, Sequence[ShardReceipt]], None]
+"""Notes a block that is on the disk and the receipts of its shards; those of the shards of the next level follow, where
+they were made with it."""
+
+
+class InterruptedAgain(KeyboardInterrupt):
+    """A second signal during shutdown: stop without waiting for blocks in flight.
+
+    Their threads end when the device has answered. They cannot write any more once the lock is given back, see
+    `isovoxel.output.fence`, so the same job may resume at once, also in this process.
+    """
+
+    def __init__(self, number: int | None) -> None:
+        super().__init__(f"interrupted again; blocks in flight are given up, and write nothing more; {GO_ON}")
+        self.signal = number or SIGINT
+
+
+@dataclass(frozen=True)
+class VolumeSource:
+    """The input of a job, as any process can open it."""
+
+    given: Any
+    """What the user gave: a path, an address, or an array."""
+    voxel_size: Float3 | None = None
+    """Its voxel size in place of what its metadata say."""
+    unit: str | None = None
+    """Its unit in place of what its metadata say."""
+    selection: Selection = EVERYTHING
+    """Which part of it is meant."""
+    fill: bool = False
+    """Whether damaged parts of it are filled."""
+
+    def open(self) -> Volume:
+        """Open it."""
+        return open_volume(self.given, voxel_size=self.voxel_size, unit=self.unit, selection=self.selection)
+
+
+@dataclass(frozen=True)
+class Task:
+    """The blocks of one level, as any process can make them."""
+
+    plan: Plan
+    """The level's plan."""
+    source: VolumeSource
+    """The input of its blocks."""
+    output: Place
+    """The OME-Zarr, which exists before a block is made."""
+    attempt: Attempt | None = None
+    """The hold of the output's lock that blocks are written for, once it is held."""
+
+    def open(self) -> Volume:
+        """Open the input, in whichever process this is.
+
+        Raises
+        ------
+        JobError
+            If it is not the one that was planned.
+        """
+        volume = self.source.open()
+        planned = self.plan.source.identity
+        if any(planned[key] != volume.identity[key] for key in volume.identity if key in planned and key != "tag"):
+            raise InputChangedError(changed(volume.name))
+        return volume
+
+    def free_bytes(self) -> int:
+        """Return how much room the output's disk has."""
+        from isovoxel.output.writer import shelf_of
+
+        return shelf_of(self.output).free_bytes()
+
+    def further(self, plan: Plan) -> Task:
+        """Return the task of a further level, whose input is the level before."""
+        # Damage in a file of our own is not filled: the file can be made again.
+        return replace(self, plan=plan, source=VolumeSource(self.output / level_path(plan.level - 1)))
+
+
+class LevelProgress:
+    """The finished blocks of a level: each is noted first, and only then told of.
+
+    Parameters
+    ----------
+    plan
+        The level's.
+    done
+        A 1 for each block that is done, in the plan's order.
+    record
+        Called with each block that is done, one call at a time.
+    listener
+        Told what happens.
+    """
+
+    def __init__(self, plan: Plan, done: bytearray, record: Record, listener: Listener) -> None:
+        self.plan, self.done, self.tell = plan, done, listener
+        self._record = record
+        self._lock = threading.Lock()
+        self._before, self._stored = plan.voxels_of(done), 0
+
+    def finish(self, index: int, receipts: Sequence[ShardReceipt], event: BlockDone) -> None:
+        """Note a block that is on the disk, and tell of it.
+
+        Raises
+        ------
+        BlockFailed
+            If the block cannot be noted.
+        """
+        self.note(index, receipts)
+        self.tell(event)
+
+    def note(self, index: int, receipts: Sequence[ShardReceipt]) -> None:
+        """Note a block that is on the disk; see `finish`."""
+        try:
+            with self._lock:
+                self._record(index, receipts)
+                self.done[index] = 1
+                self._stored += sum(receipt.size for receipt in receipts)
+        except OSError as error:
+            raise BlockFailed("writing", self.plan.block(index), error) from error
+
+    def error(self, failure: Exception, free_bytes: Callable[[], int]) -> Exception:
+        """Return what an executor raises of a failure.
+
+        Parameters
+        ----------
+        failure
+            What ended the level.
+        free_bytes
+            Returns how much room the output's disk has.
+        """
+        if isinstance(failure, JobError):
+            return failure
+        if not isinstance(failure, BlockFailed):
+            return JobError(f"the job failed with {clause(failure)}")
+        if isinstance(failure.error, DeviceLostError):
+            return failure.error
+        written = self.plan.voxels_of(self.done) - self._before
+        return JobError(failure.reason(lambda: missing(self.plan, self.done, written, self._stored, free_bytes())))
+
+
+class Elapsed(NamedTuple):
+    """The time that a level took."""
+
+    seconds: float
+    """Wall time."""
+    idle: float
+    """Seconds in which a block could have been in flight and was none, yet or any more, summed over threads."""
+
+
+class Executor(Protocol):
+    """Makes the blocks of one job; a context manager that frees what it took."""
+
+    def __enter__(self) -> Self:
+        """Begin."""
+        ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Free engines, memory, and workers; after `InterruptedAgain` nothing is waited for."""
+        ...
+
+    def prepare(self, task: Task, volume: Volume, listener: Listener) -> None:
+        """Take what the blocks of a level need; nothing is written.
+
+        Parameters
+        ----------
+        task, volume
+            The level, and its input, opened.
+        listener
+            Told what happens meanwhile.
+
+        Raises
+        ------
+        IsovoxelError
+            If the device cannot serve, or the workers cannot take part.
+        """
+        ...
+
+    def run(self, progress: LevelProgress, *, last: bool) -> Elapsed:
+        """Make all blocks of the prepared level that are not done.
+
+        Parameters
+        ----------
+        progress
+            Takes each block that is on the disk.
+        last
+            Whether no level follows, for which memory is kept.
+
+        Raises
+        ------
+        JobError
+            If the level fails.
+        KeyboardInterrupt
+            If the user interrupts; blocks in flight are finished or given up first.
+        InterruptedAgain
+            If the user interrupts again meanwhile.
+        """
+        ...

@@ -1,0 +1,361 @@
+"""Blocks on threads: what is told, what is bounded, and what is left when something fails or somebody stops it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import dask.array as da
+import numpy as np
+import pytest
+
+import isovoxel
+from isovoxel.errors import JobError
+from isovoxel.execution.events import BlockDone, Retried
+from isovoxel.execution.flushing import FLUSHING
+from isovoxel.geometry.box import Box
+from isovoxel.object_store import retries
+from isovoxel.output.shard import ShardReceipt
+from isovoxel.planning.model import Block
+from isovoxel.planning.plan import Plan
+from repeat import EXPECTED, MODES, VOLUME, Repeat, planned, thread_run
+from strategies import MemoryWriter, Sealed, read_from
+
+
+class Counter:
+    """Counts blocks that are being worked on."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.now = self.most = self.begun = 0
+
+    def enter(self) -> None:
+        """Count one more."""
+        with self.lock:
+            self.now += 1
+            self.begun += 1
+            self.most = max(self.most, self.now)
+
+    def leave(self) -> None:
+        """Count one less."""
+        with self.lock:
+            self.now -= 1
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_events_tell_of_every_block_once(mode: str) -> None:
+    """With its voxels and seconds; last comes how long all took."""
+    plan, events = planned(mode), []
+    writer = MemoryWriter(plan)
+    engine = Repeat(lambda _: time.sleep(0.001))
+    job = thread_run(plan, read_from(VOLUME), engine, writer, [events.append])
+    elapsed = job.run()
+    assert engine.released == 1
+    assert elapsed.seconds > 0
+    done = events
+    assert all(isinstance(event, BlockDone) for event in done)
+    assert sorted(event.index for event in done) == list(range(plan.n_blocks))
+    assert sum(event.voxels for event in done) == EXPECTED.size
+    assert all(event.scale_seconds >= 0.001 and event.write_seconds >= 0 for event in done)
+    assert all(event.read_seconds > 0 and event.wait_seconds == 0 for event in done)
+    assert job.progress.done == bytes([1]) * plan.n_blocks
+    np.testing.assert_array_equal(writer.data, EXPECTED)
+
+
+@pytest.mark.parametrize("window", [(1, 1, 1), (1, 2, 4), (3, 3, 3), (2, 1, 3), (4, 4, 4)])
+@pytest.mark.parametrize("lazy", [False, True])
+def test_windows_cover_all_blocks(window: tuple[int, int, int], *, lazy: bool) -> None:
+    """In windows of any size, of a source or of the caller's dask array, every voxel is written once."""
+    plan = planned("map_overlap", window=window)
+    writer = MemoryWriter(plan)
+    array = da.from_array(VOLUME, chunks=7) if lazy else None
+    thread_run(plan, read_from(VOLUME), Repeat(), writer, array=array).run()
+    assert (writer.times == 1).all()
+    np.testing.assert_array_equal(writer.data, EXPECTED)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("in_flight", [1, 3])
+def test_no_more_blocks_are_in_flight_than_planned(mode: str, in_flight: int) -> None:
+    """The memory that a plan projects is what its blocks in flight hold, so there must not be one more."""
+    plan, counter = planned(mode, in_flight=in_flight), Counter()
+    writer = MemoryWriter(plan)
+
+    class Slow(MemoryWriter):
+        def write(self, box: Box, data: np.ndarray) -> list[ShardReceipt]:
+            time.sleep(0.002)
+            seals = writer.write(box, data)
+            counter.leave()
+            return seals
+
+    thread_run(plan, read_from(VOLUME), Repeat(lambda _: counter.enter()), Slow(plan)).run()
+    assert counter.begun == plan.n_blocks
+    assert counter.most <= in_flight
+    assert counter.now == 0
+
+
+def test_submission_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many blocks there are, a bounded number have been taken from the plan and are not on the disk."""
+    plan, taken, ahead = planned("direct", in_flight=3), [], []
+    writer = MemoryWriter(plan)
+    block = Plan.block
+
+    def counted(self: Plan, index: int) -> Block:
+        taken.append(index)
+        ahead.append(len(taken) - sum(job.progress.done))
+        return block(self, index)
+
+    monkeypatch.setattr(Plan, "block", counted)
+    job = thread_run(plan, read_from(VOLUME), Repeat(lambda _: time.sleep(0.001)), writer)
+    job.run()
+    assert len(taken) == plan.n_blocks
+    assert 1 < max(ahead) <= (2 + FLUSHING) * plan.in_flight
+
+
+class Broken:
+    """Reads, scales and writes, and fails in one stage of one block."""
+
+    def __init__(self, plan: Plan, stage: str, index: int, error: Exception) -> None:
+        self.plan, self.stage, self.error = plan, stage, error
+        self.victim = plan.block(index)
+        self.writer = MemoryWriter(plan)
+        self.counter = Counter()
+
+    def read(self, box: Box, out: np.ndarray | None = None) -> np.ndarray:
+        """Read, or fail where the block's own input begins."""
+        if self.stage == "reading" and box.contains(Box(self.middle, tuple(n + 1 for n in self.middle))):
+            raise self.error
+        return read_from(VOLUME)(box, out)
+
+    @property
+    def middle(self) -> tuple[int, int, int]:
+        """An input voxel that only this block reads."""
+        a, b = self.victim.read_box.start, self.victim.read_box.stop
+        return ((a[0] + b[0]) // 2, (a[1] + b[1]) // 2, (a[2] + b[2]) // 2)
+
+    def before(self, block: Block) -> None:
+        """Fail before scaling."""
+        self.counter.enter()
+        time.sleep(0.005)
+        if self.stage == "scaling" and block == self.victim:
+            raise self.error
+
+    def write(self, box: Box, data: np.ndarray) -> list[ShardReceipt]:
+        """Write, or fail."""
+        if self.stage == "writing" and box == self.victim.write_box:
+            raise self.error
+        return self.writer.write(box, data)
+
+    def encode(self, box: Box, data: np.ndarray) -> Sealed:
+        """Write at once, or fail."""
+        return Sealed(*self.write(box, data))
+
+    def spare(self, cores: int) -> None:
+        """Do without: nobody helps."""
+
+    def free_bytes(self) -> int:
+        """Say that the disk is full."""
+        return 0
+
+    def close(self) -> None:
+        """Note that it was let go."""
+        self.writer.close()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("stage", ["reading", "scaling", "writing"])
+def test_a_failure_names_the_block_and_the_reason(mode: str, stage: str) -> None:
+    """The message has the stage, the block, where it lies and why; blocks that were not begun never are."""
+    plan = planned(mode)
+    broken = Broken(plan, stage, 5, OSError("the cable is out"))
+    job = thread_run(plan, broken.read, Repeat(broken.before), broken)
+    with pytest.raises(JobError) as caught:
+        job.run()
+    message, box = str(caught.value), broken.victim.read_box if stage == "reading" else broken.victim.write_box
+    start = re.escape(f"{stage} block 5 (z, y, x from {box.start} to {box.stop}) failed with OSError: the cable is out")
+    assert re.fullmatch(start, message), message
+    assert caught.value.exit_code == 1
+    assert broken.writer.times.sum() == sum(job.progress.done) * 4 * 12 * 16
+    assert broken.writer.closed
+    # Direct reads take blocks in order; dask takes them in its own, and may begin with block 5 or come to it late.
+    assert broken.counter.begun < (5 + 3 * plan.in_flight if mode == "direct" else plan.n_blocks + 1)
+    begun = broken.counter.begun
+    time.sleep(0.05)
+    assert broken.counter.begun == begun
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_after_a_failure_no_further_block_is_begun(mode: str) -> None:
+    """Whichever block fails first, only those in flight beside it come to an end."""
+    plan, counter = planned(mode), Counter()
+
+    def fail(_: Block) -> None:
+        counter.enter()
+        time.sleep(0.01)
+        raise ValueError("no")
+
+    with pytest.raises(JobError, match=r"scaling block \d+ .* failed with ValueError: no$"):
+        thread_run(plan, read_from(VOLUME), Repeat(fail), MemoryWriter(plan)).run()
+    assert counter.begun <= 2 * plan.in_flight
+
+
+def test_a_full_disk_is_called_a_full_disk() -> None:
+    """The remedy is said: make room."""
+    plan = planned("direct")
+    broken = Broken(plan, "writing", 3, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    with pytest.raises(
+        JobError, match=r"because the disk is full: about .*iB are still to be written, 0 B are free; make room"
+    ):
+        thread_run(plan, broken.read, Repeat(broken.before), broken).run()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_interrupt_waits_for_the_blocks_in_flight_and_starts_no_other(mode: str) -> None:
+    """A signal in the middle of a job ends it with what is written, and no block is left half-way."""
+    plan, counter = planned(mode), Counter()
+    writer = MemoryWriter(plan)
+
+    def interrupt(_: Block) -> None:
+        counter.enter()
+        if counter.begun == 7:
+            signal.raise_signal(signal.SIGINT)
+        time.sleep(0.01)
+        counter.leave()
+
+    job = thread_run(plan, read_from(VOLUME), Repeat(interrupt), writer)
+    with pytest.raises(KeyboardInterrupt):
+        job.run()
+    assert counter.now == 0
+    assert counter.begun < plan.n_blocks
+    assert writer.times.sum() == sum(job.progress.done) * 4 * 12 * 16
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_ctrl_c_ends_the_command_long_before_its_last_block(mode: str, tmp_path: Path) -> None:
+    """Exit code 130, one sentence, no traceback, and an output that says it is incomplete."""
+    np.save(tmp_path / "stack.npy", np.zeros((200, 256, 256), np.uint8))
+    out = tmp_path / "out.zarr"
+    options = ["--factor", "6,4,4", "--shard", "128,128,128", "--halo", mode, "--memory", "2GiB", "--quiet"]
+    command = [sys.executable, "-m", "isovoxel", "scale", str(tmp_path / "stack.npy"), str(out), *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 300
+        while not any(path.is_file() for path in (out / "0" / "c").rglob("*")):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        printed, said = process.communicate(timeout=300)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130
+    assert printed == ""
+    assert "Traceback" not in said
+    assert re.search(r"error: interrupted; \d+ of \d+ blocks are done and kept; run the same command again", said)
+    assert f"to go on: isovoxel scale {tmp_path / 'stack.npy'} {out} --factor 6,4,4" in said
+    attributes = json.loads((out / "zarr.json").read_text())["attributes"]
+    assert attributes["isovoxel"]["complete"] is False
+    state = isovoxel.output_state(out)
+    assert state is not None
+    assert state.done < state.blocks
+
+
+ENDLESS = """
+import sys, threading
+from isovoxel.engines.staging import Stage
+def slowly(*words):
+    print("scaling", flush=True)
+    threading.Event().wait()
+Stage.scale = slowly
+from isovoxel.cli import main
+main()
+"""
+"""The command line, with an engine that never comes to the end of a block."""
+
+
+def test_a_second_signal_ends_the_command_at_once(tmp_path: Path) -> None:
+    """The first waits for the blocks in flight, here for ever; the second does not, and what was done is kept."""
+    np.save(tmp_path / "stack.npy", np.zeros((16, 16, 16), np.uint8))
+    out = tmp_path / "out.zarr"
+    words = ["scale", str(tmp_path / "stack.npy"), str(out), "--factor", "4,4,4", "--engine", "cle", "--quiet"]
+    command = [sys.executable, "-c", ENDLESS, *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "scaling\n"
+        process.send_signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):  # it waits for the block in flight
+            process.wait(timeout=0.5)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=300)
+    assert process.returncode == 143
+    assert said == "interrupted\n"
+    state = isovoxel.output_state(out)
+    assert state is not None
+    assert not state.complete
+
+
+class Slow(Sealed):
+    """A shard that takes long to reach the disk, or does not for a while."""
+
+    def __init__(self, found: ShardReceipt, counter: Counter, fail: Callable[[], None] = lambda: None) -> None:
+        super().__init__(found)
+        self.counter, self.fail = counter, fail
+
+    def seal(self) -> ShardReceipt:
+        """Wait, and count who waits."""
+        self.counter.enter()
+        time.sleep(0.01)
+        self.counter.leave()
+        self.fail()
+        return self.found
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_blocks_that_wait_for_the_disk_leave_their_seat(mode: str) -> None:
+    """More of them wait than are in flight, a bounded number, and each is told of when it is on the disk."""
+    plan, scaling, flushing, told = planned(mode), Counter(), Counter(), []
+    writer = MemoryWriter(plan)
+
+    def encode(box: Box, data: np.ndarray) -> Sealed:
+        scaling.leave()
+        return Slow(*writer.write(box, data), flushing)
+
+    writer.encode = encode  # type: ignore[method-assign]
+    thread_run(plan, read_from(VOLUME), Repeat(lambda _: scaling.enter()), writer, [told.append]).run()
+    assert scaling.most <= plan.in_flight
+    assert flushing.begun == plan.n_blocks
+    if mode == "direct":  # dask has as many tasks at a time as blocks are in flight
+        assert 1 < flushing.most <= FLUSHING * plan.in_flight
+    assert all(event.flush_seconds > 0 for event in told if isinstance(event, BlockDone))
+    np.testing.assert_array_equal(writer.data, EXPECTED)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_block_that_does_not_reach_the_disk_is_made_again(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flushing once more would say that all is well, so it is read, scaled and encoded anew."""
+    monkeypatch.setattr(retries, "PAUSES", (0.001, 0.002, 0.004))
+    plan, events, left = planned(mode), [], [2]
+    writer = MemoryWriter(plan)
+
+    def fail() -> None:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    writer.encode = lambda box, data: Slow(*writer.write(box, data), Counter(), fail)  # type: ignore[method-assign]
+    job = thread_run(plan, read_from(VOLUME), Repeat(), writer, [events.append])
+    job.run()
+    assert writer.times.sum() == EXPECTED.size + 2 * 4 * 12 * 16
+    assert [event.doing for event in events if isinstance(event, Retried)] == ["writing"] * 2
+    assert sum(isinstance(event, BlockDone) for event in events) == plan.n_blocks
+    np.testing.assert_array_equal(writer.data, EXPECTED)
