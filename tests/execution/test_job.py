@@ -299,7 +299,7 @@ def test_refusals_write_nothing(source: Path, out: Path) -> None:
     options = OPTIONS | {"engine": "exact"}
     with pytest.raises(OutputError, match="is the input itself"):
         isovoxel.scale(source, source, **options)
-    with pytest.raises(OptionError, match="stop or fill"):
+    with pytest.raises(OptionError, match="stop, fill"):
         isovoxel.scale(source, out, on_corrupt="ignore", **options)
     assert [path.name for path in source.parent.iterdir()] == ["in.npy"]
 
