@@ -33,8 +33,7 @@ from typing import Any
 import psutil
 
 from benchmarks.machine import cores, print_header, print_row, write_json
-from isovoxel.execution.distributed.outcomes import Answer, BlockOutcome
-from isovoxel.execution.distributed.submit import Submission
+from isovoxel.execution.distributed.submit import BlockOutcome, OutcomeKind, Submission
 from isovoxel.geometry.grid import VoxelGrid
 from isovoxel.planning.chunking import default_storage
 from isovoxel.planning.limits import DeviceLimits, HostLimits
@@ -107,7 +106,7 @@ def run(blocks: int, seconds: float, workers: int, processes: int) -> dict[str, 
         def judge(block: int, _worker: str, _result: object) -> BlockOutcome:
             done[block] = 1
             watch.one_more()
-            return BlockOutcome(Answer.DONE)
+            return BlockOutcome(OutcomeKind.DONE)
 
         print_header(["blocks", "blocks a second", *(f"{who}: {what}" for who in watch.who for what in _Watch.WHAT)])
         watch.begin()

@@ -26,7 +26,7 @@ import psutil
 
 from benchmarks.cases import add_machine_options, case_of, run_job, scratch, three
 from benchmarks.machine import describe, print_header, print_row, sentence, write_json
-from isovoxel.execution.tally import STAGES
+from isovoxel.execution.result import STAGES
 
 COLUMNS = ("engine", "halo", "workers", "threads", "blocks", "seconds", "whole process", "Mvoxel/s", "ratio", "shares")
 

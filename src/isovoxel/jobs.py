@@ -93,7 +93,7 @@ def run_job(
     from isovoxel.execution.job import Job
     from isovoxel.execution.logs import log_event
     from isovoxel.execution.output import is_made_already
-    from isovoxel.execution.tally import Tally
+    from isovoxel.execution.result import Tally
     from isovoxel.output.destination import output_place
 
     volume = opened.volume if isinstance(opened, InputWatch) else opened

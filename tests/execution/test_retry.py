@@ -16,8 +16,8 @@ import pytest
 from isovoxel.engines.base import Cancelled
 from isovoxel.errors import CorruptInputError, DeviceFullError, DeviceLostError, JobError
 from isovoxel.execution.events import BlockDone, Event, Filled, Retried, Slowed
+from isovoxel.execution.result import Tally
 from isovoxel.execution.retry import BlockFailed, Room, retry_transient
-from isovoxel.execution.tally import Tally
 from isovoxel.execution.threads import ThreadRun
 from isovoxel.geometry.box import Box
 from isovoxel.object_store import retries

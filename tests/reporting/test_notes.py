@@ -22,7 +22,7 @@ from isovoxel.execution.events import (
     WorkerJoined,
     WorkerLeft,
 )
-from isovoxel.execution.tally import Tally
+from isovoxel.execution.result import Tally
 from isovoxel.planning.plan import Plan
 from isovoxel.reporting.notes import Notes
 from isovoxel.reporting.progress import ProgressView

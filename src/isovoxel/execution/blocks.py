@@ -208,7 +208,7 @@ class BlockMaker:
         self, stage: Stage, block: Block, flush: Callable[[PendingShard], None], read_seconds: float
     ) -> BlockDone:
         began = time.perf_counter()
-        scaled = self._attempt("scaling", block, lambda: stage.scale(self.cancelled))
+        scaled = self._attempt("scaling", block, partial(stage.scale, self.cancelled))
         between = time.perf_counter()
         for box in block.write_box.tiles(self.plan.storage.shard):
             voxels = scaled.data[box.relative_to(block.write_box.start).slices]

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from signal import SIGINT
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, NoReturn, Protocol, Self
 
 from isovoxel.errors import DeviceLostError, InputChangedError, JobError
 from isovoxel.execution.events import BlockDone, Listener
@@ -150,8 +150,8 @@ class LevelProgress:
         except OSError as error:
             raise BlockFailed("writing", self.plan.block(index), error) from error
 
-    def error(self, failure: Exception, free_bytes: Callable[[], int]) -> Exception:
-        """Return what an executor raises of a failure.
+    def fail(self, failure: Exception, free_bytes: Callable[[], int]) -> NoReturn:
+        """Raise what an executor raises of a failure.
 
         Parameters
         ----------
@@ -159,15 +159,23 @@ class LevelProgress:
             What ended the level.
         free_bytes
             Returns how much room the output's disk has.
+
+        Raises
+        ------
+        JobError
+            Says what failed, in a sentence.
+        DeviceLostError
+            If the device was lost.
         """
         if isinstance(failure, JobError):
-            return failure
+            raise failure
         if not isinstance(failure, BlockFailed):
-            return JobError(f"the job failed with {clause(failure)}")
+            raise JobError(f"the job failed with {clause(failure)}") from failure
         if isinstance(failure.error, DeviceLostError):
-            return failure.error
+            raise failure.error
         written = self.plan.voxels_of(self.done) - self._before
-        return JobError(failure.reason(lambda: missing(self.plan, self.done, written, self._stored, free_bytes())))
+        reason = failure.reason(lambda: missing(self.plan, self.done, written, self._stored, free_bytes()))
+        raise JobError(reason) from failure
 
 
 class Elapsed(NamedTuple):

@@ -1,13 +1,116 @@
-"""What did a job do? What its caller is told when it is done."""
+"""Result of a job: what its caller is told when it is done, and the listener that adds it up."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from isovoxel.execution.tally import Share, Tally
+from isovoxel.execution.events import (
+    BlockDone,
+    Event,
+    Filled,
+    JobStarted,
+    Restarted,
+    Retried,
+    Slowed,
+    WorkerJoined,
+    WorkerLeft,
+)
 from isovoxel.notebook import InNotebooks
 from isovoxel.planning.plan import Plan
+
+STAGES = ("read", "wait", "scale", "write", "flush")
+"""Stages of a block, in their order."""
+
+
+@dataclass
+class Share:
+    """What one worker did of a job."""
+
+    host: str = ""
+    """The machine that it ran on."""
+    device: str = ""
+    """The name of its device."""
+    pci: str = ""
+    """The device's PCI bus id, or nothing where it has none."""
+    blocks: int = 0
+    """Blocks that it made."""
+    voxels: int = 0
+    """Output voxels of those."""
+    scale_seconds: float = 0.0
+    """Time that its device spent on them, transfers included."""
+    read_bytes: int = 0
+    """Bytes of the voxels that it read, as they are in memory."""
+    stored_bytes: int = 0
+    """Bytes of the shards that it wrote."""
+    left: str = ""
+    """Why it left before the end, in a clause, or nothing."""
+
+
+@dataclass
+class Tally:
+    """What happened; a listener."""
+
+    stages: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    """Seconds of each stage, summed over all threads."""
+    voxels: int = 0
+    """Output voxels written, of all levels."""
+    done_before: int = 0
+    """Blocks that were done before, where the job went on."""
+    split: int = 0
+    """Blocks that the device took in pieces only."""
+    pieces: int = 1
+    """Most pieces of a block."""
+    retries: int = 0
+    """Reads, writes and blocks to be scaled that were tried again."""
+    filled: list[str] = field(default_factory=list)
+    """Damaged parts of the input that were filled."""
+    restarts: int = 0
+    """Fresh processes that the job went on in."""
+    slowed_to: int | None = None
+    """Blocks in flight at the end, where the host had too little memory for more."""
+    workers: dict[str, Share] = field(default_factory=dict)
+    """What each worker did, by its name, where there are several."""
+
+    def __call__(self, event: Event) -> None:
+        """Take note of an event."""
+        match event:
+            case JobStarted(done=done):
+                self.done_before = done
+            case BlockDone():
+                self._add(event)
+            case WorkerJoined() | WorkerLeft():
+                self._note_worker(event)
+            case Retried():
+                self.retries += 1
+            case Filled(part=part):
+                if part not in self.filled:  # a fresh process meets them again
+                    self.filled.append(part)
+            case Slowed(in_flight=in_flight):
+                self.slowed_to = in_flight
+            case Restarted():
+                self.restarts += 1
+
+    def _add(self, block: BlockDone) -> None:
+        self.voxels += block.voxels
+        self.split += block.pieces > 1
+        self.pieces = max(self.pieces, block.pieces)
+        for stage in self.stages:
+            self.stages[stage] += getattr(block, f"{stage}_seconds")
+        if block.worker:
+            share = self.workers.setdefault(block.worker, Share())
+            share.blocks += 1
+            share.voxels += block.voxels
+            share.scale_seconds += block.scale_seconds
+            share.read_bytes += block.read_bytes
+            share.stored_bytes += block.stored_bytes
+
+    def _note_worker(self, event: WorkerJoined | WorkerLeft) -> None:
+        share = self.workers.setdefault(event.name, Share())
+        if isinstance(event, WorkerLeft):
+            share.left = event.reason
+        else:
+            share.host, share.device, share.pci, share.left = event.host, event.device, event.pci, ""
 
 
 @dataclass(frozen=True)

@@ -80,10 +80,8 @@ class SubprocessExecutor:
                 if fruitless == FRUITLESS:
                     raise JobError(f"{death}, {FRUITLESS} times without having done a block") from None
                 progress.tell(Restarted(str(death)))
-            except JobError:
-                raise
-            except Exception as failure:
-                raise progress.error(failure, self._task.free_bytes) from failure
+            except Exception as failure:  # noqa: BLE001 - raised again
+                progress.fail(failure, self._task.free_bytes)
 
     def _watch(self, progress: LevelProgress) -> Elapsed:
         """Start a worker, and take what it makes until it ends."""

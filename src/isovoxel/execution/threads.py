@@ -165,9 +165,9 @@ class ThreadRun:
                 self._run_direct(flusher)
         except InterruptedAgain:
             raise  # even freeing memory waits for the device
-        except Exception as failure:
+        except Exception as failure:  # noqa: BLE001 - raised again
             self._maker.close()
-            raise self.progress.error(failure, self._maker.free_bytes) from failure
+            self.progress.fail(failure, self._maker.free_bytes)
         except KeyboardInterrupt:
             self._maker.close()
             raise

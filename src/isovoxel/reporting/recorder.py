@@ -18,7 +18,7 @@ from typing import Self
 import psutil
 
 from isovoxel.execution.events import BlockDone, Event, JobFinished, JobStarted, JobStopped
-from isovoxel.execution.tally import Tally
+from isovoxel.execution.result import Tally
 from isovoxel.planning.plan import Plan
 from isovoxel.reporting.notes import Notes
 

@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from isovoxel.engines.devices import Device
     from isovoxel.execution.distributed.worker_info import WorkerInfo
     from isovoxel.execution.output import OutputState
-    from isovoxel.execution.result import ScaleResult
-    from isovoxel.execution.tally import Share
+    from isovoxel.execution.result import ScaleResult, Share
     from isovoxel.execution.verify import Verdict
 
 Record = dict[str, Any]

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from isovoxel.engines.devices import Device
     from isovoxel.execution.distributed.worker_info import WorkerInfo
     from isovoxel.execution.output import OutputState
-    from isovoxel.execution.result import ScaleResult
-    from isovoxel.execution.tally import Tally
+    from isovoxel.execution.result import ScaleResult, Tally
     from isovoxel.execution.verify import Verdict
 
 Line = tuple[str, str]

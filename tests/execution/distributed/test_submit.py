@@ -17,8 +17,7 @@ import pytest
 from distributed import Client, LocalCluster
 
 from isovoxel.execution.distributed import in_flight, submit
-from isovoxel.execution.distributed.outcomes import Answer, BlockOutcome, NoWorkersLeftError
-from isovoxel.execution.distributed.submit import WINDOW, Submission
+from isovoxel.execution.distributed.submit import WINDOW, BlockOutcome, NoWorkersLeftError, OutcomeKind, Submission
 from isovoxel.execution.events import Event, Waiting, WorkerLeft
 
 
@@ -50,7 +49,7 @@ class Judge:
         self.done[block] = 1
         self.taken[block] += 1
         self.by[worker] += 1
-        return BlockOutcome(Answer.DONE)
+        return BlockOutcome(OutcomeKind.DONE)
 
 
 def double(block: int) -> int:
@@ -175,7 +174,7 @@ def test_memory_does_not_grow_with_the_number_of_blocks(threads: Any) -> None:
 class Fussy(Judge):
     """Does not take the first result of a block from a worker."""
 
-    def __init__(self, blocks: int, answer: Answer, worker: str) -> None:
+    def __init__(self, blocks: int, answer: OutcomeKind, worker: str) -> None:
         super().__init__(blocks)
         self.answer, self.worker = answer, worker
 
@@ -190,13 +189,13 @@ class Fussy(Judge):
 @pytest.mark.parametrize(
     ("answer", "left"),
     [
-        (Answer.ELSEWHERE, None),
-        (Answer.BROKEN, r"its fan is loud"),
+        (OutcomeKind.ELSEWHERE, None),
+        (OutcomeKind.BROKEN, r"its fan is loud"),
         # Workers that are threads have no nanny that could start them again.
-        (Answer.RESTART, r"its fan is loud, and it cannot be started again \(.*\)"),
+        (OutcomeKind.RESTART, r"its fan is loud, and it cannot be started again \(.*\)"),
     ],
 )
-def test_what_one_worker_fails_with_another_does(threads: Any, answer: Answer, left: str | None) -> None:
+def test_what_one_worker_fails_with_another_does(threads: Any, answer: OutcomeKind, left: str | None) -> None:
     """Block by block, or all of them, and then it is said."""
     judge, events = Fussy(200, answer, "1"), list[Event]()
     Submission(threads, slow_double, judge.done, judge, tell=events.append).run()
@@ -227,7 +226,7 @@ def one() -> Iterator[Any]:
 
 def test_where_there_is_one_worker_its_failure_is_the_jobs(one: Any) -> None:
     """What it failed with is raised."""
-    judge = Fussy(10, Answer.ELSEWHERE, "0")
+    judge = Fussy(10, OutcomeKind.ELSEWHERE, "0")
     with pytest.raises(ValueError, match="it is warm"):
         Submission(one, double, judge.done, judge).run()
 

@@ -30,10 +30,9 @@ from typing import Any, Self
 
 from isovoxel.errors import ClusterError, CorruptInputError, DeviceError, OptionError
 from isovoxel.execution.distributed.connect import Cluster
-from isovoxel.execution.distributed.outcomes import Answer, BlockOutcome
 from isovoxel.execution.distributed.rpc import add_plugin, ask_workers, remove_plugin, waiting
 from isovoxel.execution.distributed.shared_files import blind
-from isovoxel.execution.distributed.submit import WINDOW, Submission
+from isovoxel.execution.distributed.submit import WINDOW, BlockOutcome, OutcomeKind, Submission
 from isovoxel.execution.distributed.windows import Windows
 from isovoxel.execution.distributed.worker_info import WorkerInfo, WorkerPool, same_clesperanto, survey
 from isovoxel.execution.distributed.worker_session import (
@@ -136,8 +135,8 @@ class DistributedExecutor:
                 # Texture units round as they like: under cle two devices need not make the same bits.
                 twice=plan.engine != "cle" or len({m.device.name for m in members.values()}) == 1,
             ).run()
-        except Exception as failure:
-            raise progress.error(failure, self._task.free_bytes) from failure
+        except Exception as failure:  # noqa: BLE001 - raised again
+            progress.fail(failure, self._task.free_bytes)
         seconds = time.perf_counter() - began
         threads = plan.in_flight * len(self.cluster.fleet.members)
         return Elapsed(seconds, max(0.0, threads * seconds - results.busy))
@@ -267,19 +266,19 @@ class BlockResults:
             self._progress.finish(index, outcome.receipts, outcome.done)
             self.busy += outcome.done.read_seconds + outcome.done.wait_seconds
             self.busy += outcome.done.scale_seconds + outcome.done.write_seconds
-            return BlockOutcome(Answer.DONE)
+            return BlockOutcome(OutcomeKind.DONE)
         trace(outcome.error)
         said = clause(outcome.error)
         match outcome.why:
             case "cancelled":
-                return BlockOutcome(Answer.AGAIN)
+                return BlockOutcome(OutcomeKind.AGAIN)
             case "lost":
-                return BlockOutcome(Answer.RESTART, str(outcome.error))
+                return BlockOutcome(OutcomeKind.RESTART, str(outcome.error))
             case "worker":
-                return BlockOutcome(Answer.BROKEN, said)
+                return BlockOutcome(OutcomeKind.BROKEN, said)
         failure = BlockFailed(outcome.doing, self._progress.plan.block(index), outcome.error)
         failure.__cause__ = outcome.error
         if isinstance(outcome.error, CorruptInputError) or is_full(outcome.error) or index in self._failed:
             raise failure  # no other worker fares better
         self._failed.add(index)
-        return BlockOutcome(Answer.ELSEWHERE, said, failure)
+        return BlockOutcome(OutcomeKind.ELSEWHERE, said, failure)

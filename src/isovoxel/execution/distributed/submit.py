@@ -14,6 +14,7 @@ It knows nothing of volumes: what a result means, whoever calls says.
 from __future__ import annotations
 
 import contextlib
+import enum
 import queue
 import threading
 import time
@@ -22,9 +23,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from isovoxel.errors import JobError
 from isovoxel.execution.distributed import rpc
 from isovoxel.execution.distributed.in_flight import ANSWER_SECONDS, InFlightBlock, InFlightBlocks
-from isovoxel.execution.distributed.outcomes import Answer, BlockOutcome, NoWorkersLeftError, SchedulerGoneError
 from isovoxel.execution.distributed.runs import Runs
 from isovoxel.execution.events import Event, Waiting, WorkerLeft
 from isovoxel.execution.retry import clause
@@ -47,6 +48,41 @@ LOG_LINES = 6
 """How many lines of a worker's log are shown when it fails."""
 LOG_SECONDS = 5.0
 """How long it may take to say them."""
+
+
+class OutcomeKind(enum.Enum):
+    """What a result means."""
+
+    DONE = enum.auto()
+    """The block is done."""
+    AGAIN = enum.auto()
+    """It is not, and anybody may try."""
+    ELSEWHERE = enum.auto()
+    """It is not, and another worker may try, if there is one."""
+    BROKEN = enum.auto()
+    """It is not, and this worker will do no other either."""
+    RESTART = enum.auto()
+    """It is not, and this worker may do so in a fresh process."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockOutcome:
+    """What a result means, and why."""
+
+    kind: OutcomeKind
+    """What it means."""
+    reason: str = ""
+    """Why, in a clause, where the block is not done."""
+    failure: Exception | None = None
+    """What ends the job where nobody else may try."""
+
+
+class NoWorkersLeftError(JobError):
+    """No worker can continue; says why, in a clause."""
+
+
+class SchedulerGoneError(NoWorkersLeftError):
+    """The scheduler does not answer any more."""
 
 
 @dataclass
@@ -178,7 +214,7 @@ class Submission:
             elif flight.future.status == "error":
                 error = flight.future.exception()
                 self._flights.drop([key])
-                self._judged(flight, worker, BlockOutcome(Answer.BROKEN, clause(error)))
+                self._judged(flight, worker, BlockOutcome(OutcomeKind.BROKEN, clause(error)))
             else:  # cancelled by somebody, or with the connection; or its result was lost with its worker
                 self._check_scheduler()
                 self._flights.drop([key])
@@ -190,25 +226,25 @@ class Submission:
         names = sorted({self._workers[flight.worker].name for flight in flights if flight is not None})
         return f"the results of {'worker' if len(names) == 1 else 'workers'} {', '.join(names)}"
 
-    def _judged(self, flight: InFlightBlock, worker: _Worker, verdict: BlockOutcome) -> None:
-        match verdict.answer:
-            case Answer.DONE:
+    def _judged(self, flight: InFlightBlock, worker: _Worker, outcome: BlockOutcome) -> None:
+        match outcome.kind:
+            case OutcomeKind.DONE:
                 self._restarts.pop(worker.name, None)
                 self._flights.drop_block(flight.block)
-            case Answer.AGAIN:
+            case OutcomeKind.AGAIN:
                 self._give_back(flight)
-            case Answer.ELSEWHERE:
+            case OutcomeKind.ELSEWHERE:
                 if self._alone:
-                    self._say_log(worker, verdict.reason)
-                    raise verdict.failure or NoWorkersLeftError(verdict.reason)
+                    self._say_log(worker, outcome.reason)
+                    raise outcome.failure or NoWorkersLeftError(outcome.reason)
                 self._give_back(flight, shun=worker.address)
-            case Answer.BROKEN:
+            case OutcomeKind.BROKEN:
                 self._give_back(flight)
-                self._set_aside(worker, verdict.reason)
-            case Answer.RESTART:
+                self._set_aside(worker, outcome.reason)
+            case OutcomeKind.RESTART:
                 self._give_back(flight)
                 if not worker.leaving:
-                    self._restart(worker, verdict.reason)
+                    self._restart(worker, outcome.reason)
 
     def _give_back(self, flight: InFlightBlock, shun: str = "") -> None:
         if not self.done[flight.block] and flight.block not in self._flights:

@@ -22,8 +22,7 @@ from numpy.typing import NDArray
 
 from isovoxel.execution.distributed import rpc
 from isovoxel.execution.distributed.in_flight import ANSWER_SECONDS
-from isovoxel.execution.distributed.outcomes import SchedulerGoneError
-from isovoxel.execution.distributed.submit import GONE_SECONDS
+from isovoxel.execution.distributed.submit import GONE_SECONDS, SchedulerGoneError
 from isovoxel.execution.distributed.worker_session import Made, Outcome, make_block, membership
 from isovoxel.execution.map_overlap import OverlapWindow
 from isovoxel.execution.retry import clause
