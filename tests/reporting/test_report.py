@@ -29,7 +29,7 @@ from isovoxel.reporting.figures import NAMESPACE
 from isovoxel.reporting.files import MARK
 from isovoxel.reporting.plan_picture import plan_svg
 from isovoxel.reporting.recorder import MOST_NOTES, Recorder
-from isovoxel.reporting.redaction import command_line, without_secrets
+from isovoxel.reporting.redaction import redacted_command, without_secrets
 from isovoxel.reporting.report import Report
 from isovoxel.reporting.show import default_name
 
@@ -297,7 +297,7 @@ def test_secrets_are_left_out(words: str) -> None:
     assert "hunter2" not in without_secrets(f"before {words} after")
     assert without_secrets(f"before {words} after").startswith("before ")
     assert without_secrets(f"before {words} after").endswith(" after")
-    assert "hunter2" not in command_line(["isovoxel", words, "a.tif"])
+    assert "hunter2" not in redacted_command(["isovoxel", words, "a.tif"])
 
 
 def test_no_part_of_a_picture_or_page_shows_a_secret() -> None:
@@ -314,7 +314,7 @@ def test_no_part_of_a_picture_or_page_shows_a_secret() -> None:
 def test_options_with_secrets_keep_their_names() -> None:
     """The word after such an option is hidden; others stay, also where they only look alike."""
     words = ["isovoxel", "--s3-token", "hunter2", "monkey.tif", "KeyError: 'a b'", "--keyring=x"]
-    assert command_line(words) == "isovoxel --s3-token *** monkey.tif 'KeyError: '\"'\"'a b'\"'\"'' --keyring=***"
+    assert redacted_command(words) == "isovoxel --s3-token *** monkey.tif 'KeyError: '\"'\"'a b'\"'\"'' --keyring=***"
 
 
 @pytest.mark.usefixtures("folder")

@@ -1,1 +1,1 @@
-"""What people look at: progress, pictures and reports. They listen and draw; only the command line needs them."""
+"""Progress, pictures and reports: they listen and draw, and only the command line needs them."""

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.errors import OutputError
-from isovoxel.reporting.redaction import shown
+from isovoxel.reporting.redaction import printable
 from isovoxel.reporting.text import clock
 
 _LOCK = threading.RLock()
@@ -131,7 +131,7 @@ def text_width(words: str, size: float) -> float:
 
 
 def drawable(words: str) -> str:
-    """Return text as `shown`, a question mark in place of each character that the font of pictures lacks.
+    """Return text as `printable`, a question mark in place of each character that the font of pictures lacks.
 
     Examples
     --------
@@ -139,7 +139,7 @@ def drawable(words: str) -> str:
     "Müller's 5 µm Проба ??.tif"
     """
     font = get_font(findfont(FontProperties()))
-    return "".join(c if font.get_char_index(ord(c)) else "?" for c in unicodedata.normalize("NFC", shown(words)))
+    return "".join(c if font.get_char_index(ord(c)) else "?" for c in unicodedata.normalize("NFC", printable(words)))
 
 
 def wrapped(words: str, size: float, width: float) -> list[str]:
@@ -200,7 +200,7 @@ class Canvas:
     ) -> None:
         """Write a line of text whose base line is at `y`; `turned` reads upwards."""
         turn: dict[str, Any] = {"rotation": 90, "rotation_mode": "anchor"} if turned else {}
-        line = shown(words).translate({ord("\n"): " ", ord("\t"): " "})
+        line = printable(words).translate({ord("\n"): " ", ord("\t"): " "})
         self.whole.text(x, y, line, size=size, color=colour, ha=align, va="baseline", **turn)
 
     def image(self, left: int, top: int, pixels: NDArray[np.uint8]) -> None:
@@ -228,7 +228,7 @@ class Canvas:
             **size,
             "viewBox": f"0 0 {size['width']} {size['height']}",
             "role": "img",
-            "aria-label": shown(title),
+            "aria-label": printable(title),
             "style": "max-width:100%;height:auto",
         }
         return ET.tostring(root, encoding="unicode")
@@ -241,7 +241,7 @@ class Canvas:
         return pixels.reshape(round(self.height), round(self.width), 4)[..., :3]
 
 
-def rect(
+def draw_rect(
     axes: Axes,
     box: Sequence[float],
     fill: str = "none",
@@ -267,7 +267,7 @@ def rect(
     axes.add_patch(Rectangle((x, y), width, height, facecolor=fill, gid=name, clip_on=False, snap=False, **edge))
 
 
-def lines(axes: Axes, ends: Sequence[Sequence[float]], colour: str, width: float = 1.0, **how: Any) -> None:
+def draw_lines(axes: Axes, ends: Sequence[Sequence[float]], colour: str, width: float = 1.0, **how: Any) -> None:
     """Draw straight lines, each from (x, y) to (x, y), as one path.
 
     Parameters
@@ -371,10 +371,10 @@ def over_time(
     axes = canvas.part((LEFT, TOP, width, height), (0, seconds), (0, top))
 
     for value in _values(top, binary=binary):
-        lines(axes, [(0, value, seconds, value)], GRID, gid="iv-grid")
+        draw_lines(axes, [(0, value, seconds, value)], GRID, gid="iv-grid")
         canvas.text(LEFT - 8, bottom - height * value / top + 4, say(value), 12, colour=SOFT, align="right")
     marks = [(LEFT + width * at / seconds, clock(at)) for at in _times_of(seconds)]
-    lines(canvas.whole, [(LEFT, bottom, right, bottom), *((x, bottom, x, bottom + 5) for x, _ in marks)], RULE)
+    draw_lines(canvas.whole, [(LEFT, bottom, right, bottom), *((x, bottom, x, bottom + 5) for x, _ in marks)], RULE)
     for x, words in marks:
         canvas.text(x, bottom + 20, words, 12, colour=SOFT, align="center")
     # A line needs two ends.
@@ -385,7 +385,7 @@ def over_time(
         axes.fill([at[0], *at, at[-1]], [0, *values, 0], facecolor=LIGHT_BLUE, clip_on=False)
         axes.plot(at, values, color=BLUE, linewidth=1.75, clip_on=False, gid="iv-line")
     for limit in drawn:
-        lines(axes, [(0, limit.value, seconds, limit.value)], RED, 1.25, gid="iv-limit", linestyle=(0, (4.8, 3.2)))
+        draw_lines(axes, [(0, limit.value, seconds, limit.value)], RED, 1.25, gid="iv-limit", linestyle=(0, (4.8, 3.2)))
         above = bottom - height * limit.value / top - 5
         canvas.text(right, above, f"{limit.name} {say(limit.value)}", 12, align="right")
     far = [f"{limit.name} {say(limit.value)}" for limit in limits if limit not in drawn]

@@ -1,4 +1,4 @@
-"""May a picture or a report be written there? In a new file, or in place of one that isovoxel has made itself.
+"""Files of pictures and reports: written where no file is, or in place of one that isovoxel has made itself.
 
 What a user asks to be drawn is never worth a file of theirs: each picture, drawing and page says in its first bytes
 that isovoxel made it, and what does not say so stays.

@@ -1,4 +1,4 @@
-"""What does a notebook show of a volume, a plan, a result? What the command line says of it, and a plan's picture."""
+"""HTML of volumes, plans and results for notebooks: what the command line says of them, and a plan's picture."""
 
 from __future__ import annotations
 

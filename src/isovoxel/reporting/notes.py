@@ -1,4 +1,4 @@
-"""What should a user know of a job besides how far it is? Lines for people, made of events."""
+"""Notes on a job besides its progress: lines for people, made of events."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from isovoxel.metadata.series import told_place
 from isovoxel.planning.limits import HostLimits
 from isovoxel.planning.memory import human_bytes
 from isovoxel.readers.base import Volume
-from isovoxel.reporting.figures import Canvas, drawing, png, rect
+from isovoxel.reporting.figures import Canvas, draw_rect, drawing, png
 from isovoxel.reporting.files import MARK, check_own, write_own
 from isovoxel.reporting.layout import (
     LABEL,
@@ -371,14 +371,14 @@ def _write_axes(canvas: Canvas, place: ViewPlace) -> None:
 
 def _draw_bar(canvas: Canvas, place: ViewPlace) -> None:
     left, top, width, height = place.bar
-    rect(canvas.whole, place.bar, ACCENT)
+    draw_rect(canvas.whole, place.bar, ACCENT)
     _write(canvas, (left + width + 8, top + height // 2 - 10), place.bar_label, LABEL_FONT)
 
 
 def _draw_frame(canvas: Canvas, inside: Pixels) -> None:
     """Draw a frame of one pixel around a part of the picture."""
     left, top, width, height = inside
-    rect(canvas.whole, (left - 0.5, top - 0.5, width + 1, height + 1), edgecolor=ACCENT, linewidth=1)
+    draw_rect(canvas.whole, (left - 0.5, top - 0.5, width + 1, height + 1), edgecolor=ACCENT, linewidth=1)
 
 
 def _write(canvas: Canvas, corner: tuple[int, int], words: str, size: int) -> None:

@@ -19,27 +19,10 @@ from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import AXES
 from isovoxel.planning.model import Block
 from isovoxel.planning.plan import Plan
-from isovoxel.reporting.figures import (
-    AMBER,
-    BLUE,
-    EDGE,
-    FACE,
-    ON_ACCENT,
-    PALE_BLUE,
-    RED,
-    RULE,
-    SOFT,
-    SYMBOLS,
-    VIEWS,
-    Canvas,
-    drawing,
-    lines,
-    rect,
-    text_width,
-    wrapped,
-)
+from isovoxel.reporting import figures
+from isovoxel.reporting.figures import VIEWS, Canvas, draw_lines, draw_rect, drawing, text_width, wrapped
 from isovoxel.reporting.files import MARK, check_own, write_own
-from isovoxel.reporting.redaction import shown
+from isovoxel.reporting.redaction import printable
 from isovoxel.reporting.text import count
 from isovoxel.version import __version__
 
@@ -73,7 +56,7 @@ THINNEST, THICKEST = 8.0, 30.0
 SHORTEST = 40.0
 """Fewest pixels of a block's side."""
 
-_DASHED: dict[str, Any] = {"edgecolor": RED, "linewidth": 1.5, "linestyle": (0, (5 / 1.5, 3 / 1.5))}
+_DASHED: dict[str, Any] = {"edgecolor": figures.RED, "linewidth": 1.5, "linestyle": (0, (5 / 1.5, 3 / 1.5))}
 
 
 @dataclass(frozen=True)
@@ -175,7 +158,7 @@ def _title(canvas: Canvas, plan: Plan) -> None:
     grid, size = " x ".join(map(str, plan.block_grid)), " x ".join(f"{v:.4g}" for v in plan.output.voxel_size)
     blocks = f"{count(plan.n_blocks, 'block')} of {_times(plan.block_shape)} voxels"
     grid = f"in {count(plan.source.n_volumes, 'volume')} of {grid}" if plan.source.series else grid
-    name = shown(plan.source.name)  # as a whole, for half of a secret is not known as such
+    name = printable(plan.source.name)  # as a whole, for half of a secret is not known as such
     name = name if len(name) <= LONGEST_TITLE else f"{name[:30]}...{name[-30:]}"
     canvas.text(MARGIN, 40, f"Plan for {name}", 20)
     canvas.text(MARGIN, 64, f"Output {_times(plan.output.shape)} voxels of {size} {_unit(plan)} (z, y, x)")
@@ -188,13 +171,19 @@ def _draw_face(canvas: Canvas, face: Face, block: Block) -> None:
     rows, columns = plan.output.shape[down], plan.output.shape[right]
     axes = canvas.part(face.box, (0, columns), (rows, 0))
     whole = (0, 0, columns, rows)
-    rect(axes, whole, FACE, f"iv-face-{face.name}")
+    draw_rect(axes, whole, figures.FACE, f"iv-face-{face.name}")
     write = [(block.write_box.start[a], block.write_box.stop[a]) for a in (right, down)]
-    rect(axes, _box(*write), AMBER, "iv-write")
+    draw_rect(axes, _box(*write), figures.AMBER, "iv-write")
     shards = [cut for a in face.axes for cut in _cuts(face, a, plan.storage.shard[a], within=plan.block_shape[a])]
-    lines(axes, shards, PALE_BLUE, 0.75)
-    lines(axes, [cut for a in face.axes for cut in _cuts(face, a, plan.block_shape[a])], BLUE, 1.25, gid="iv-block")
-    rect(axes, whole, edgecolor=EDGE, linewidth=1.5)
+    draw_lines(axes, shards, figures.PALE_BLUE, 0.75)
+    draw_lines(
+        axes,
+        [cut for a in face.axes for cut in _cuts(face, a, plan.block_shape[a])],
+        figures.BLUE,
+        1.25,
+        gid="iv-block",
+    )
+    draw_rect(axes, whole, edgecolor=figures.EDGE, linewidth=1.5)
     read = [
         (max(0.0, block.read_box.start[a] * f), min(float(plan.output.shape[a]), block.read_box.stop[a] * f))
         for a, f in ((right, plan.factor[right]), (down, plan.factor[down]))
@@ -202,7 +191,7 @@ def _draw_face(canvas: Canvas, face: Face, block: Block) -> None:
     box = _box(*read)
     # Dashes around what is smaller than they are would not be seen as such.
     dashed = min(box[2] * face.box[2] / columns, box[3] * face.box[3] / rows) > SMALLEST_DASHED
-    rect(axes, box, name="iv-read", **(_DASHED if dashed else {"edgecolor": RED, "linewidth": 2.0}))
+    draw_rect(axes, box, name="iv-read", **(_DASHED if dashed else {"edgecolor": figures.RED, "linewidth": 2.0}))
 
 
 def _box(x: tuple[float, float], y: tuple[float, float]) -> tuple[float, float, float, float]:
@@ -234,7 +223,7 @@ def _dimensions(canvas: Canvas, plan: Plan, faces: tuple[Face, Face, Face]) -> N
         taken = start + text_width(words, 13) + 12
         canvas.text(start, y - 8, words, 13)
         ends = [(x, y - tick, x, y + tick) for x in (left, left + width)]
-        lines(canvas.whole, [(left, y, left + width, y), *ends], RULE)
+        draw_lines(canvas.whole, [(left, y, left + width, y), *ends], figures.RULE)
     for face, axis in ((xy, 1), (xz, 0)):
         left, top, _, height = face.box
         x, words = left - 14, _length(plan, axis)
@@ -242,7 +231,7 @@ def _dimensions(canvas: Canvas, plan: Plan, faces: tuple[Face, Face, Face]) -> N
             words = AXES[axis]
         canvas.text(x - 8, top + height / 2, words, 13, align="center", turned=True)
         ends = [(x - tick, y, x + tick, y) for y in (top, top + height)]
-        lines(canvas.whole, [(x, top, x, top + height), *ends], RULE)
+        draw_lines(canvas.whole, [(x, top, x, top + height), *ends], figures.RULE)
 
 
 def _length(plan: Plan, axis: int) -> str:
@@ -285,12 +274,17 @@ def _draw_legend(canvas: Canvas, entries: Sequence[tuple[float, int, str, str]],
         y = top + ROW * row
         match kind:
             case "write":
-                rect(canvas.whole, (x, y - 10, KEY, 11), AMBER)
+                draw_rect(canvas.whole, (x, y - 10, KEY, 11), figures.AMBER)
             case "read":
-                rect(canvas.whole, (x, y - 10, KEY, 11), **_DASHED)
+                draw_rect(canvas.whole, (x, y - 10, KEY, 11), **_DASHED)
             case _:
-                lines(canvas.whole, [(x, y - 4, x + KEY, y - 4)], BLUE if kind == "block" else PALE_BLUE, 2)
-        canvas.text(x + KEY + 8, y, words, 13, colour=SOFT)
+                draw_lines(
+                    canvas.whole,
+                    [(x, y - 4, x + KEY, y - 4)],
+                    figures.BLUE if kind == "block" else figures.PALE_BLUE,
+                    2,
+                )
+        canvas.text(x + KEY + 8, y, words, 13, colour=figures.SOFT)
 
 
 def _draw_block(canvas: Canvas, plan: Plan, block: Block, left: float, top: float) -> None:
@@ -299,11 +293,11 @@ def _draw_block(canvas: Canvas, plan: Plan, block: Block, left: float, top: floa
     height, width = _sides(plan, block, axes)
     (above, below), (before, after) = widths
     x, y = left + THICKEST, top + THICKEST
-    canvas.text(x - before, y - above - 7, "reads: its part and the halo", 12, colour=SOFT)
-    rect(canvas.whole, (x, y, width, height), AMBER)
-    rect(canvas.whole, (x - before, y - above, width + before + after, height + above + below), **_DASHED)
+    canvas.text(x - before, y - above - 7, "reads: its part and the halo", 12, colour=figures.SOFT)
+    draw_rect(canvas.whole, (x, y, width, height), figures.AMBER)
+    draw_rect(canvas.whole, (x - before, y - above, width + before + after, height + above + below), **_DASHED)
     name = f"{AXES[axes[1]]}{AXES[axes[0]]}"
-    canvas.text(x + width / 2, y + height / 2 + 5, name, 13, align="center", colour=ON_ACCENT)
+    canvas.text(x + width / 2, y + height / 2 + 5, name, 13, align="center", colour=figures.ON_ACCENT)
 
 
 def _block_lines(plan: Plan, block: Block, width: float) -> list[str]:
@@ -373,7 +367,7 @@ def _times(shape: tuple[int, ...]) -> str:
 def _unit(plan: Plan) -> str:
     """Return how people write the unit of a plan's lengths, or that they have none."""
     unit = plan.output.unit
-    return "(no unit)" if unit is None else SYMBOLS.get(unit, unit)
+    return "(no unit)" if unit is None else figures.SYMBOLS.get(unit, unit)
 
 
 def _interval(start: Index3, stop: Index3) -> str:

@@ -27,6 +27,7 @@ from isovoxel.execution.events import (
     WorkerLeft,
 )
 from isovoxel.reporting.notes import Notes
+from isovoxel.reporting.text import count, duration
 from isovoxel.terminal import plain, say
 
 if TYPE_CHECKING:  # rich is loaded where there is a terminal to draw on
@@ -54,7 +55,7 @@ class _Worker:
     def __str__(self) -> str:
         took = self._clock() - self._began
         speed = f"{self.voxels / took / 1e6:,.1f} Mvoxel/s" if took > 0 else ""
-        parts = [self._device, _blocks(self.blocks), "does no more" if self.left else speed]
+        parts = [self._device, count(self.blocks, "block"), "does no more" if self.left else speed]
         return plain(", ".join(part for part in parts if part))
 
 
@@ -160,17 +161,17 @@ class ProgressView:
 
     def __str__(self) -> str:
         """Return blocks, speed, and time left or taken, as of now."""
-        parts = [f"{self._blocks_done:,}/{_blocks(self._blocks)}"]
+        parts = [f"{self._blocks_done:,}/{count(self._blocks, 'block')}"]
         took = self._last_block - self._started
         # One block that came with no time passed says nothing about speed.
         speed = (self._voxels_done - self._voxels_before) / took if took > 0 else 0.0
         if speed:
             parts.append(f"{speed / 1e6:,.1f} Mvoxel/s")
         if not self._running:
-            parts.append(f"in {_duration(self._took)}")
+            parts.append(f"in {duration(self._took)}")
         elif speed:
             left = (self._voxels - self._voxels_done) / speed - (self._clock() - self._last_block)
-            parts.append(f"{_duration(max(0.0, left))} left")
+            parts.append(f"{duration(max(0.0, left))} left")
         return ", ".join(parts)
 
     def _begin(self) -> None:
@@ -180,7 +181,7 @@ class ProgressView:
         if self._quiet:
             return
         if self._console is None or not self._console.is_interactive:
-            self._write(f"scaling {_blocks(self._blocks)}, {self._voxels / 1e6:,.1f} Mvoxel")
+            self._write(f"scaling {count(self._blocks, 'block')}, {self._voxels / 1e6:,.1f} Mvoxel")
             return
         from rich.progress import BarColumn, Progress, TextColumn
         from rich.table import Column
@@ -300,17 +301,6 @@ def terminal() -> Console | None:
     from rich.console import Console
 
     return Console(stderr=True, force_terminal=True)
-
-
-def _blocks(count: int) -> str:
-    return f"{count:,} block" if count == 1 else f"{count:,} blocks"
-
-
-def _duration(seconds: float) -> str:
-    """Return seconds as m:ss or h:mm:ss."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
 def _bar(console: Console, clock: Callable[[], float]) -> Progress:

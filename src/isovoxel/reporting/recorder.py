@@ -119,7 +119,7 @@ class Recorder:
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, held: Callable[[], int] | None = None) -> None:
-        self._clock, self._held = clock, held or held_bytes
+        self._clock, self._held = clock, held or process_tree_bytes
         self._notes = Notes()
         self._done = threading.Event()
         self._looking: threading.Thread | None = None
@@ -185,7 +185,7 @@ class Recorder:
                 return
 
 
-def held_bytes() -> int:
+def process_tree_bytes() -> int:
     """Return the memory that this process and those that it has started hold."""
     held = process_bytes()
     for child in psutil.Process().children(recursive=True):

@@ -1,4 +1,4 @@
-"""What must not be shown to everybody who gets a picture or a report? What looks like a secret in names and commands.
+"""Redaction of pictures and reports: what looks like a secret in names and commands is not for all who get them.
 
 Passwords, keys and signatures stand in addresses of object stores and in options. They are known by their names alone:
 now and then a word is hidden that is no secret, and a secret under a name of its own is not known.
@@ -37,23 +37,23 @@ def without_secrets(words: str) -> str:
     return words
 
 
-def shown(words: str) -> str:
+def printable(words: str) -> str:
     r"""Return text without secrets, and without characters that no page or picture may hold.
 
     Examples
     --------
-    >>> shown("a <b> & \x01\udcff")
+    >>> printable("a <b> & \x01\udcff")
     'a <b> & ??'
     """
     return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in without_secrets(words))
 
 
-def command_line(words: Sequence[str]) -> str:
+def redacted_command(words: Sequence[str]) -> str:
     """Return a command as it could be typed again, but for the secrets in it.
 
     Examples
     --------
-    >>> command_line(["isovoxel", "scale", "my stack.tif", "--secret-key", "abc", "out.zarr"])
+    >>> redacted_command(["isovoxel", "scale", "my stack.tif", "--secret-key", "abc", "out.zarr"])
     "isovoxel scale 'my stack.tif' --secret-key *** out.zarr"
     """
     said, hide = [], False

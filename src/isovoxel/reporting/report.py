@@ -30,7 +30,7 @@ from isovoxel.readers.base import Volume
 from isovoxel.reporting.files import MARK, check_own, write_own
 from isovoxel.reporting.projections import held_while_reading
 from isovoxel.reporting.recorder import Recorder, process_bytes
-from isovoxel.reporting.redaction import command_line, shown, without_secrets
+from isovoxel.reporting.redaction import printable, redacted_command, without_secrets
 from isovoxel.reporting.text import STAGES, Line, clock, count, job_lines, plan_lines, volume_lines
 from isovoxel.version import __version__
 
@@ -130,7 +130,7 @@ class Report:
             _section("What happened", self._happened()),
             _section("The plan", plan_svg(plan)),
             _section("All of it in words", table(self._lines(plan))),
-            _section("The command", _preformatted(command_line(self._words)) if self._words else ""),
+            _section("The command", _preformatted(redacted_command(self._words)) if self._words else ""),
             self._next_steps(),
         ]
         when = self._began.isoformat(sep=" ", timespec="seconds")
@@ -313,7 +313,7 @@ def escaped(words: str) -> str:
     >>> escaped("a <b> & \x01\udcff")
     'a &lt;b&gt; &amp; ??'
     """
-    return html.escape(shown(words))
+    return html.escape(printable(words))
 
 
 def table(lines: Sequence[Line]) -> str:

@@ -373,8 +373,11 @@ def clock(seconds: float) -> str:
     >>> clock(0), clock(0.25), clock(75), clock(3 * 3600 + 60)
     ('0 s', '0.25 s', '1:15', '3:01:00')
     """
-    if seconds < 60:
-        return f"{seconds:g} s"
+    return f"{seconds:g} s" if seconds < 60 else duration(seconds)
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as m:ss or h:mm:ss."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
