@@ -1,4 +1,4 @@
-"""What is done for one output, and in which order for an image with its labels?
+"""The jobs of one output: the image, then its labels.
 
 An image is one job, its labels are another: of the same voxels, by the same factor, into the image's group. So they go
 on as any job does, and nothing of the image is made again for them. What of the labels can be wrong is looked at before

@@ -1,4 +1,4 @@
-"""How bright shall viewers show each channel? From its darkest to its brightest voxels, but for a few of either.
+"""Display windows of channels: from their darkest to their brightest voxels, except for a few of either.
 
 Some chunks of the full level are read back when it is complete, all where there are few, else at random, always the
 same ones. So this takes a moment, however large the volume, and a job that is interrupted meanwhile does it again when

@@ -1,4 +1,4 @@
-"""What does a job tell Python's ``logging``? Everything that happens, under the name "isovoxel".
+"""Log a job's events by Python's ``logging``, under the name "isovoxel".
 
 Nothing is printed unless the user configures logging: ``logging.basicConfig(level="INFO")`` is enough. What a user
 should look at is a warning, how a job proceeds is info, and every block is for debugging.

@@ -1,4 +1,4 @@
-"""What made an output? Written into its attributes, and read back to compute parts of it again."""
+"""Recipe of an output, written into its attributes, and read back to compute parts of it again."""
 
 from __future__ import annotations
 

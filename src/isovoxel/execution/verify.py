@@ -1,4 +1,4 @@
-"""Is a result right? Boxes of it are computed again from the source, in float64, where errors would be.
+"""Verify a result: boxes of it are computed again from the source, in float64.
 
 1. Every shard must be there.
 2. Boxes come from three streams in turn, each at random and none twice: around the corners of blocks (where a box

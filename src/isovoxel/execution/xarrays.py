@@ -1,4 +1,4 @@
-"""What does a scaled array keep of an ``xarray.DataArray``? Name, attributes, dimensions, and coordinates.
+"""Name, attributes, dimensions and coordinates of a scaled ``xarray.DataArray``.
 
 Along an axis the coordinate of an output sample is that of the position in the input which it takes its value from:
 between two input samples in proportion, and beyond the outer ones by the last step. This needs numbers; coordinates of

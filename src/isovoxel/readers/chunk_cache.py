@@ -1,4 +1,4 @@
-"""How do many threads share decoded chunks, so that a chunk which several boxes need is decoded once?
+"""Cache of decoded chunks that threads share: a chunk which several boxes need is decoded once.
 
 1. A thread that needs a chunk claims it. The first to do so decodes it into the buffer that it is given; the
    others do other chunks first and then wait for it.

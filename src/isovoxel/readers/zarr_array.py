@@ -1,4 +1,4 @@
-"""How is a zarr array read box by box, whoever holds it: a path, a caller, an OME-Zarr group?
+"""Read a zarr array box by box: one at a path, of a caller, or of an OME-Zarr group.
 
 Most arrays in local folders and in object stores by `ChunkReader`, which is several times faster, and everything else
 by zarr-python.

@@ -1,4 +1,4 @@
-"""How does zarr-python decode what we do not, without trusting a chunk's bytes?
+"""Decode by zarr-python what isovoxel does not, without trusting a chunk's bytes.
 
 Its codecs believe what a chunk says of itself: one cut short makes blosc read whatever lies behind it in memory, and
 a small one may decode to any size. So the codec that compresses the chunks is replaced by one of `zarr_codecs`, which

@@ -1,4 +1,4 @@
-"""How is one chunk of a zarr decoded into a buffer of its size, whatever the bytes say of themselves?
+"""Decode one chunk of a zarr into a buffer of its size, whatever its bytes claim.
 
 Encoded bytes are not trusted: they may be cut short, damaged, or made to claim any size.
 

@@ -1,4 +1,4 @@
-"""Which workers does a job have? Those of this machine, those of a scheduler, or those of a caller's client."""
+"""Connect to a job's workers: those of this machine, of a scheduler, or of a caller's client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which blocks are out with workers, and what has come back of them?
+"""Blocks that are in flight with workers, and what has come back of them.
 
 A flight is a block on one worker; a block that is late may have two. Each is a task on the scheduler, bound to its
 worker. Whoever drops a flight drops its future: the scheduler then forgets the task too.

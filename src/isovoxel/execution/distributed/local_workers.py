@@ -1,4 +1,4 @@
-"""How do workers of this machine start and end? One process for each device, with this one, however this one ends.
+"""Start and end workers of this machine: a process for each device, which ends with this one.
 
 Each is told in its environment which device it holds, before anything of OpenCL is loaded: processes are spawned, not
 forked. distributed's nannies, in this process, watch them and start another one where one dies.

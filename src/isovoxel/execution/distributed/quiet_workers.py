@@ -1,4 +1,4 @@
-"""How do isovoxel's own workers behave where distributed's would disturb a terminal? They log for the client only.
+"""Workers of isovoxel's own, which log for the client and not to a terminal.
 
 Ctrl-C in a terminal reaches all of its processes: workers must leave it to the client, and so must those that a nanny
 starts in place of one that died.

@@ -1,4 +1,4 @@
-"""How is a cluster asked without waiting for ever for a machine that was cut off?
+"""Calls to a cluster that return, even if a machine was cut off.
 
 distributed's client does so in `Client.sync`, given the coroutine behind what it offers to all: here they are, each
 with a limit, and nowhere else.

@@ -1,4 +1,4 @@
-"""Who does which block next? Each worker a run of neighbours, for those share chunks of the source.
+"""Work-stealing queue of contiguous block ranges: neighbours share source chunks.
 
 1. What is left is cut into one contiguous run for each worker.
 2. A worker takes blocks from the front of its own run, so what it has decoded is still warm.

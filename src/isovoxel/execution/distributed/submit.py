@@ -1,4 +1,4 @@
-"""How do blocks reach workers, however many there are? A few at a time for each worker, and never one twice for long.
+"""Submit blocks to workers: a few at a time for each worker, so that nothing grows with their number.
 
 1. A worker has `WINDOW` blocks for each of its threads, from its own run (`isovoxel.execution.distributed.runs`). As
    one comes to its end, it gets the next: scheduler, client and workers hold the same for ten blocks as for ten

@@ -1,4 +1,4 @@
-"""How do workers exchange halos? dask does it, one window of blocks after the other, in a graph on the scheduler.
+"""Exchange halos between workers: dask does it, one window of blocks after the other.
 
 Each input block is read once, by whoever is free, and goes to the workers that need parts of it. A block's result is
 what its worker says of it, and is taken as it comes; voxels never reach this process.

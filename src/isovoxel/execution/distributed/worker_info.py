@@ -1,4 +1,4 @@
-"""What have the workers? A plan is made from their devices and their memory, not from the client's.
+"""What workers have: a plan is made from their devices and memory, not from the client's.
 
 1. Every worker is asked which device it holds, what that and its host have, and which versions it runs.
 2. Of each limit the smallest binds: any block must fit any worker.
