@@ -109,6 +109,7 @@ def test_an_input_is_opened_by_fields() -> None:
 def test_a_field_is_an_option_of_its_commands(name: str) -> None:
     """And of no other, with its spelling, default, help and variable."""
     surface = SURFACES[name]
+    assert isinstance(surface.new, bool | None) or str(surface.new) in surface.help
     having = set()
     for command, each in cli.command().commands.items():
         option = next((one for one in each.params if one.name == name and one.param_type_name == "option"), None)
