@@ -66,8 +66,14 @@ CASES: dict[str, Case] = {
     "TIFF: first page nowhere": Case(bad.file(b"II*\0" + b"\xf0" * 40), "is truncated or no TIFF"),
     "TIFF: no width": Case(bad.tagged("ImageWidth", 0), "is empty: its shape is (6, 20, 0)"),
     "TIFF: 4 billion rows": Case(bad.tagged("ImageLength", 2**32 - 1), "bytes are missing"),
-    "TIFF: no bits": Case(bad.tagged("BitsPerSample", 0), "numbers of 0 bits, of a kind that is not known"),
-    "TIFF: 128 bits": Case(bad.tagged("BitsPerSample", 128), "numbers of 128 bits, of a kind that is not known"),
+    "TIFF: no bits": Case(
+        bad.tagged("BitsPerSample", 0),
+        "an unsupported 0-bit sample format; convert it to uint16 or float32",
+    ),
+    "TIFF: 128 bits": Case(
+        bad.tagged("BitsPerSample", 128),
+        "an unsupported 128-bit sample format; convert it to uint16 or float32",
+    ),
     "TIFF: complex numbers": Case(
         bad.tagged("SampleFormat", 6, data=np.ones((6, 20, 24), "f4")), "of a kind that is not known"
     ),

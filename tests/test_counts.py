@@ -84,7 +84,7 @@ def check_counts(source: Path, k: int, how: Callable[[], None], capsys: Any, **p
     with Recorder() as recorder, ProgressView() as progress:
         result = isovoxel.scale(source, out, listeners=[progress, recorder, events.append], **OPTIONS, **place)
     said = capsys.readouterr().err
-    assert f"note: {done} of {total} blocks were done before" in said
+    assert f"note: resuming: {done} of {total} blocks already done" in said
     assert f"done: {total}/{total} blocks" in said
     assert recorder.blocks_done == total == result.plan.all_blocks
     (begun,) = (event for event in events if isinstance(event, JobStarted))

@@ -18,7 +18,18 @@ README = CHECKOUT / "README.md"
 CONTRIBUTING = CHECKOUT / ".github" / "CONTRIBUTING.md"
 PAGES = [README, CONTRIBUTING, *sorted((CHECKOUT / "examples").glob("*.md"))]
 
-ELSEWHERE = ("in one piece", "image there", "device", "next limit", "engine", "blocks", "halo", "files", "host", "time")
+ELSEWHERE = (
+    "in one piece",
+    "at that zoom",
+    "device",
+    "next limit",
+    "engine",
+    "blocks",
+    "halo",
+    "files",
+    "host",
+    "time",
+)
 """How lines begin that tell of the machine or of time."""
 
 

@@ -75,7 +75,7 @@ def test_snakemake_plans_and_scales(folder: Path) -> None:
         isovoxel.scale(folder / "a stack.npy", folder / "out.zarr", listeners=[stop], device_memory="20kB", **SCALED)
     done = snakemake(folder)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"note: [1-9]\d* of \d+ blocks were done before; the job goes on", done.stderr)
+    assert re.search(r"note: resuming: [1-9]\d* of \d+ blocks already done", done.stderr)
     assert 'input = "a stack.npy"' in (folder / "out.zarr.toml").read_text()
     check(folder / "out.zarr")
     before = listing(folder / "out.zarr")

@@ -406,7 +406,7 @@ def run() -> int:
         trace(error)
         say(f"error: {error}")
         if isinstance(error, InterruptedJobError) and error.goes_on:
-            say(f"to go on: {shlex.join(['isovoxel', *without_overwrite(sys.argv[1:])])}")
+            say(f"to resume: {shlex.join(['isovoxel', *without_overwrite(sys.argv[1:])])}")
     except _UsageError as error:
         say(f"error: {error.format_message().rstrip('.')}; see isovoxel --help")  # type: ignore[attr-defined]
         code = 2

@@ -207,7 +207,7 @@ def test_without_any_driver_the_user_is_told_what_to_install(
     assert list_devices() == []
     monkeypatch.setattr(sys, "platform", system)
     monkeypatch.setattr(platform, "machine", lambda: machine)
-    with pytest.raises(DeviceError, match=rf"no OpenCL device is here; install a GPU driver .*{what}; isovoxel doctor"):
+    with pytest.raises(DeviceError, match=rf"no OpenCL device found; install a GPU driver .*{what}; isovoxel doctor"):
         find_device()
 
 

@@ -162,7 +162,7 @@ def test_signals_end_worker_and_job(out: Path, number: signal.Signals, code: int
     assert job.returncode == code
     assert "Traceback" not in said
     assert "blocks are done and kept" in said
-    assert "to go on: isovoxel scale" in said
+    assert "to resume: isovoxel scale" in said
     assert len(found) == 1
     found[0].wait(timeout=120)
     state = output_state(out)

@@ -293,7 +293,7 @@ def test_it_is_enough_to_have_the_output_and_its_source(
     code, out, _ = command("verify", "exact.zarr", "--against", "stack.npy", "--samples", 20)
     assert code == 0
     assert "compared  10,240 voxels in 20 boxes" in out
-    assert "faces     error jumps by " in out
+    assert "faces     mean error step " in out
     assert "has changed" not in out
 
 
@@ -360,7 +360,7 @@ def test_a_source_that_cannot_be_compared_with_is_refused(pair: tuple[Path, Path
         np.save(source, other)
         refused(command, f"but {out} was made from (8, 20, 20) of uint8; give its source with --against", out)
     source.unlink()
-    refused(command, f"the source {source} is no longer there; say with --against where it is", out)
+    refused(command, f"the source {source} not found; give its new path with --against", out)
     refused(command, "nowhere.npy is not there; check the path", out, "--against", source.with_name("nowhere.npy"))
     with pytest.raises(InputMissingError):
         isovoxel.verify(out)
@@ -374,7 +374,7 @@ def test_what_is_no_finished_output_is_refused(pair: tuple[Path, Path], command:
     group = zarr.open_group(out, mode="r+")
     made: Any = group.attrs["isovoxel"]
     for wrong, why in (
-        ({**made, "complete": False}, "is not complete: its job runs, failed or was interrupted; let it go on first"),
+        ({**made, "complete": False}, "is incomplete: its job is running, failed or was interrupted; finish it first"),
         ({**made, "factor": [2, 1]}, "does not say in its attributes how isovoxel made it: not enough values"),
         ({k: v for k, v in made.items() if k != "input"}, "how isovoxel made it: 'input' is missing"),
         ({"made by": "hand"}, "how isovoxel made it: 'factor' is missing"),

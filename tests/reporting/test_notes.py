@@ -69,7 +69,7 @@ def test_each_event_is_said_in_a_line() -> None:
     notes = Notes()
     assert [line for event in EVENTS for line in notes.of(event)] == [
         "note: the CPU scales, not a GPU (PoCL)",
-        "note: 13 of 48 blocks were done before; the job goes on",
+        "note: resuming: 13 of 48 blocks already done",
         "note: a slice is missing",
         "hint: shrinking along y and x skips voxels, which aliases; --antialias averages them",
         "note: the device has too little memory for a block; 4 pieces of one fit",

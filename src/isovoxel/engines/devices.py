@@ -111,7 +111,7 @@ def choose(found: Sequence[Device], wanted: str) -> Device:
     if not found:
         raise DeviceError(
             prepare_caches().missing
-            or f"no OpenCL device is here; install a GPU driver with OpenCL, or PoCL for the CPU ({_pocl()}); "
+            or f"no OpenCL device found; install a GPU driver with OpenCL, or PoCL for the CPU ({_pocl()}); "
             "isovoxel doctor says more"
         )
     if wanted == "auto":

@@ -55,7 +55,7 @@ def verify_output(
     made = read_provenance(output)
     recipe = Recipe.from_provenance(made, str(output))
     if not recipe.complete:
-        raise InputError(f"{output} is not complete: its job runs, failed or was interrupted; let it go on first")
+        raise InputError(f"{output} is incomplete: its job is running, failed or was interrupted; finish it first")
     source = _source_of(output, recipe, against)
     further = (place_of(output) / level_path(level) for level in range(1, len(recipe.further) + 1))
     levels = [result, *map(open_volume, further)]
@@ -87,7 +87,7 @@ def _source_of(output: str | Path, recipe: Recipe, against: Any) -> Volume:
     except InputMissingError:
         if against is not None:
             raise
-        raise InputMissingError(f"the source {where} is no longer there; say with --against where it is") from None
+        raise InputMissingError(f"the source {where} not found; give its new path with --against") from None
     series = tuple((axis.name, axis.length) for axis in source.series)
     if (source.shape, source.dtype.name, series) != (recipe.shape, recipe.dtype, recipe.series):
         raise InputError(

@@ -23,7 +23,7 @@ from isovoxel.planning.plan import Plan
 
 T = TypeVar("T")
 
-GO_ON = "run the same command again, without --overwrite, to go on"
+GO_ON = "to resume, run the same command without --overwrite"
 
 
 def retry_transient(do: Callable[[], T], told: Callable[[Exception, float], None], cancelled: threading.Event) -> T:

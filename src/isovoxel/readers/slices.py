@@ -168,7 +168,9 @@ def _check_plane(tif: tifffile.TiffFile, file: str) -> None:
         raise InputError(f"{file} has {planes} pages, where the first slice has one; give files of equal kinds only")
     zyx_positions(file, ["z", *page.axes.lower()], (1, *page.shape))
     if page.dtype is None:
-        raise InputError(f"{file} holds numbers of {page.bitspersample} bits, of a kind that is not known")
+        raise InputError(
+            f"{file} has an unsupported {page.bitspersample}-bit sample format; convert it to uint16 or float32"
+        )
     check_voxels(file, (1, page.shape[0], page.shape[1]), page.dtype)
 
 

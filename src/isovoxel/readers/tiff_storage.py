@@ -136,7 +136,9 @@ def storage_of(page: tifffile.TiffPage, tags: Tags, name: str) -> PageStorage:
         If it holds numbers of a kind that is not known.
     """
     if page.dtype is None:
-        raise InputError(f"{name} holds numbers of {page.bitspersample} bits, of a kind that is not known")
+        raise InputError(
+            f"{name} has an unsupported {page.bitspersample}-bit sample format; convert it to uint16 or float32"
+        )
     planar, depth, length, width, mixed = page.shaped
     if page.samplesperpixel != planar * mixed:
         said = f"it says {page.samplesperpixel} samples per pixel"

@@ -37,7 +37,7 @@ class Notes:
                 if plan.device.kind == "cpu":
                     yield f"note: the CPU scales, not a GPU ({plan.device.name})"
                 if done:
-                    yield f"note: {done} of {plan.all_blocks} blocks were done before; the job goes on"
+                    yield f"note: resuming: {done} of {plan.all_blocks} blocks already done"
                 yield from hints(plan)
             case BlockDone(pieces=pieces) if pieces > self._pieces:
                 self._pieces = pieces

@@ -28,7 +28,7 @@ STAGES = {
     "scale": "scaling",
     "write": "encoding",
     "flush": "waiting for the disk",
-    "idle": "without a block",
+    "idle": "idle",
 }
 """What people call the stages of a block."""
 _HALO = {
@@ -178,7 +178,7 @@ def result_lines(result: ScaleResult) -> list[Line]:
         ("written", f"{result.path}   {grid_text(plan.output)}, {plan.source.dtype}"),
         *_level_lines(plan),
         ("time", f"{result.seconds:.1f} s, {speed}, {count(plan.all_blocks, 'block')} on {plan.device.name}"),
-        ("threads", f"{_threads(plan)}, which spent together: {stages}"),
+        ("threads", f"{_threads(plan)}; summed time: {stages}"),
         ("host peak", f"{human_bytes(result.peak_host_bytes)}; limit {human_bytes(plan.host.allowed)} (--memory)"),
         *_happened(result.tally),
     ]
@@ -282,9 +282,9 @@ def verdict_lines(found: Verdict) -> list[Line]:
         level = f" of level {found.first_wrong_level}" if found.first_wrong_level else ""
         first = f"the first at {found.first_wrong}{level}"
         wrong = f"{count(found.wrong, 'voxel')} further off than the engine states, {first}"
-    faces = f"error jumps by {found.face_jump:.4g} across block faces, by {found.inner_jump:.4g} inside"
+    faces = f"mean error step {found.face_jump:.4g} across block borders, {found.inner_jump:.4g} inside blocks"
     if found.faces == 0:
-        faces = f"no box lies between two blocks; inside of one the error jumps by {found.inner_jump:.4g}"
+        faces = f"no box lies between two blocks; mean error step {found.inner_jump:.4g} inside blocks"
     changed = []
     if found.source_changes:
         what = ", ".join(found.source_changes)
@@ -325,7 +325,7 @@ def _reasons(found: Verdict, wrong: str) -> str:
         *([f"{count(found.missing_shards, 'shard')} missing"] if found.missing_shards else []),
         *(["damaged files"] if found.unreadable or found.damaged else []),
         *([wrong] if found.wrong else []),
-        *(["the error jumps across block faces"] if found.face_jump > found.jump_allowed else []),
+        *(["the error steps at block borders"] if found.face_jump > found.jump_allowed else []),
     ]
     return ", ".join(reasons) or wrong
 
@@ -336,20 +336,20 @@ def limits_lines(found: WholeLimits) -> list[Line]:
     if first.zoom == 0:
         crash = f"at every zoom: {first.needed} exceeds the {first.limit} of {first.allowed}"
     else:
-        crash = f"at zoom {_zoom(first.zoom)}: {first.needed} exceeds the {first.limit} of {first.allowed}"
+        crash = f"from zoom {_zoom(first.zoom)} on: {first.needed} exceeds the {first.limit} of {first.allowed}"
     size = f"{shape_text(first.shape)} voxels: {human_bytes(4 * math.prod(first.shape))} as float32"
     has = f"has {human_bytes(device.memory)}, allocates at most {human_bytes(device.largest_allocation)} at once"
     images = f"images of {shape_text(device.image_shape)} voxels"
     lines = [
         ("input", grid_text(found.grid)),
-        ("in one piece", f"cle.scale ({found.interpolation}) stops {crash}"),
-        ("image there", f"{size}, which is what cle.scale makes"),
+        ("in one piece", f"cle.scale ({found.interpolation}) fails {crash}"),
+        ("at that zoom", f"{size}, as cle.scale returns"),
         ("device", f"{device.name} ({device.kind.upper()}) {has} and {images}"),
     ]
     for c in found.crossings[1:]:
-        when = "never" if math.isinf(c.zoom) else f"from zoom {_zoom(c.zoom)}, {c.needed}"
+        when = "not reached" if math.isinf(c.zoom) else f"from zoom {_zoom(c.zoom)}, {c.needed}"
         lines.append(("next limit" if c is found.crossings[1] else "", f"{c.limit} of {c.allowed}: {when}"))
-    lines.append(("isovoxel", "goes on beyond all of them, block by block: isovoxel scale INPUT OUT.zarr --zoom Z"))
+    lines.append(("isovoxel", "scales beyond all of them, block by block: isovoxel scale INPUT OUT.zarr --zoom Z"))
     return lines
 
 

@@ -317,7 +317,7 @@ def test_ctrl_c_stops_client_and_workers(tmp_path: Path, out: Path) -> None:
     assert job.returncode == 130, said
     assert "Traceback" not in said
     assert "blocks are done and kept" in said
-    assert "to go on: isovoxel scale" in said
+    assert "to resume: isovoxel scale" in said
     assert psutil.wait_procs(started, timeout=120)[1] == []
     state = output_state(out)
     assert state is not None

@@ -76,7 +76,7 @@ def test_gpus_and_cpus_go_together_under_exact_only() -> None:
         ([member(1, uuid="", pci=""), member(2, uuid="", pci="")], r"1 and 2 on a hold the same GPU, H100 \(0\)"),
         ([member(1, versions=(("isovoxel", "9"), *versions()[1:]))], r"1 on a runs isovoxel 9, and this process \d"),
         ([ModuleNotFoundError("no", name="isovoxel")], r"at tcp://0 has no module isovoxel; install isovoxel \d"),
-        (["no OpenCL device is here"], r"at tcp://0 cannot serve: no OpenCL device is here"),
+        (["no OpenCL device found"], r"at tcp://0 cannot serve: no OpenCL device found"),
         ([OSError("cut off")], r"at tcp://0 does not say what it has: OSError: cut off"),
     ],
 )

@@ -157,7 +157,7 @@ class DistributedExecutor:
             with self._waiting("workers to take the job", TELL_SECONDS):
                 add_plugin(self.client, JobPlugin(self._name, self._token, task), self._name, seconds=TELL_SECONDS)
         except Exception as error:
-            raise ClusterError(f"the workers cannot be told of the job: {clause(error)}") from error
+            raise ClusterError(f"cannot send the job to the workers: {clause(error)}") from error
 
     def _build(self) -> None:
         """Let the workers build kernels and allocate; one that cannot shows at its first block, and is set aside."""
