@@ -181,7 +181,7 @@ CASES: dict[str, Case] = {
     "zarr: no text": Case(bad.metadata(b"\xff\xfe\0"), "cannot be read as zarr metadata"),
     "zarr: a list": Case(bad.metadata("[]"), "is neither an array's nor a group's"),
     "zarr: nothing": Case(bad.metadata("null"), "is neither an array's nor a group's"),
-    "zarr: deep": Case(bad.metadata("[" * 100_000), "recursion"),
+    "zarr: deep": Case(bad.metadata("[" * 100_000), "its brackets are nested too deeply"),
     "zarr: metadata in a folder": Case(bad.in_place(Path.mkdir), "is a folder but no zarr"),
     "zarr: metadata from a pipe": Case(bad.in_place(os.mkfifo), "is a folder but no zarr"),
     "zarr: array torn": Case(bad.metadata("{", "0/zarr.json"), "is incomplete"),
