@@ -205,8 +205,9 @@ class Report:
         bar, legend = [], []
         for stage, seconds in spent.items():
             colour = f"background:var(--{stage})"
-            bar.append(f'<i style="flex-grow:{seconds:.3f};{colour}"></i>')
-            words = f"{STAGES[stage]} {seconds:.1f} s, {100 * seconds / total:.0f} %"
+            percent = 100 * seconds / total  # shares that are less than 1 together would not fill the bar
+            bar.append(f'<i style="flex-grow:{percent:.3f};{colour}"></i>')
+            words = f"{STAGES[stage]} {seconds:.1f} s, {percent:.0f} %"
             legend.append(f'<span><i style="{colour}"></i> {escaped(words)}</span>')
         timeline, plan = recorder.timeline, recorder.plan
         rates, held = timeline.rates(), timeline.held()
