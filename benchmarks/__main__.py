@@ -21,6 +21,7 @@ NAMES = (
     "levels",
     "budgets",
     "generations",
+    "pairs",
 )
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 NAMES = (
     *("kernels", "limits", "job", "stage", "scaling", "peers", "startup", "roofline", "aliasing", "writers"),
-    *("workers", "simulate", "budgets", "generations"),
+    *("workers", "simulate", "budgets", "generations", "pairs"),
 )
 
 
@@ -216,6 +216,16 @@ def test_the_peers_benchmark_compares_results_too(tmp_path: Path) -> None:
         assert theirs["largest_difference"] <= 1
         assert theirs["voxels_per_second"] > 0
         assert theirs["peak_bytes"] > 0
+
+
+@pytest.mark.slow
+def test_the_pairs_benchmark_compares_two_trees(tmp_path: Path) -> None:
+    """Here one with itself; a ratio for seconds, CPU seconds and peak."""
+    tree = Path(__file__).parents[1]
+    said = run("pairs", tree, tree, "--shape", "4,16,16", "--repeat", 1, "--folder", tmp_path)
+    rows = {row.split("|")[1].strip(): row.split("|")[6].strip() for row in said.splitlines()[2:]}
+    assert {"seconds", "cpu", "peak MiB"} <= rows.keys()
+    assert float(rows["seconds"]) > 0
 
 
 @pytest.mark.slow
