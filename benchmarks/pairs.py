@@ -59,7 +59,8 @@ def main(arguments: list[str]) -> None:
         for turn in range(chosen.repeat):
             for tree, runs in both[:: 1 if turn % 2 == 0 else -1]:
                 words = [sys.executable, "-c", ONE, str(folder / "in.zarr"), str(folder / "out.zarr"), json.dumps(job)]
-                environment = os.environ | {"PYTHONPATH": str(tree / "src")}
+                paths = [str(tree / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
+                environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
                 out = subprocess.run(words, capture_output=True, text=True, check=True, env=environment).stdout
                 runs.append(json.loads(out.splitlines()[-1]))
     print("| | least before | least after | median before | median after | ratio of medians |")
