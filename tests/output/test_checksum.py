@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ import zarr
 from numpy.typing import NDArray
 
 import isovoxel
-from isovoxel import checksum
 from isovoxel.errors import CorruptInputError
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.geometry.grid import VoxelGrid
@@ -124,18 +123,3 @@ def test_no_version_without_shards_has_checksums() -> None:
     assert not default_storage(SHAPE, 2, ome_zarr="0.4").checksum
     with pytest.raises(ValueError, match=r"0\.4 has no checksums"):
         Storage(CHUNK, CHUNK, ome_zarr="0.4", checksum=True)
-
-
-@pytest.mark.parametrize("extend", [checksum._extend, None], ids=["library", "package"])
-def test_both_ways_to_a_checksum_agree(monkeypatch: pytest.MonkeyPatch, extend: Callable[..., int] | None) -> None:
-    """With and without the C function: of nothing, of parts that follow each other, of parts of arrays."""
-    monkeypatch.setattr(checksum, "_extend", extend)
-    data = np.random.default_rng(0).integers(0, 256, 1000, np.uint8)
-    for cut in (0, 1, 7, 999, 1000):
-        assert checksum.crc32c(data[cut:], checksum.crc32c(data[:cut])) == google_crc32c.value(data.tobytes())
-
-
-def test_the_library_is_found_here() -> None:
-    """Where the package has its C extension, checksums are made without the interpreter's lock."""
-    if google_crc32c.implementation == "c":
-        assert checksum._extend is not None

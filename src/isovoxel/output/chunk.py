@@ -15,10 +15,12 @@ from typing import Any
 
 import imagecodecs
 import numpy as np
+from crc32c import crc32c
 from numpy.typing import NDArray
 
-from isovoxel.checksum import Bytes, crc32c
 from isovoxel.planning.chunking import BLOSC_MARGIN, CHECKSUM_BYTES, Storage
+
+Bytes = NDArray[np.uint8]
 
 BLOSC_LEVELS = {"lz4": 5, "zstd": 1}
 """Compression level of each of blosc's compressors that is a codec of ours.

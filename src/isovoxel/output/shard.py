@@ -33,12 +33,12 @@ from typing import Any, NamedTuple
 
 import imagecodecs
 import numpy as np
+from crc32c import crc32c
 from numpy.typing import NDArray
 
-from isovoxel.checksum import Bytes, crc32c
 from isovoxel.errors import OutputError
 from isovoxel.geometry.box import Box
-from isovoxel.output.chunk import ChunkEncoder
+from isovoxel.output.chunk import Bytes, ChunkEncoder
 from isovoxel.planning.chunking import CHECKSUM_BYTES, Storage
 
 PARTIAL = ".partial"

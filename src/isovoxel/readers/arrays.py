@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from crc32c import crc32c
 from numpy.typing import NDArray
 
-from isovoxel.checksum import crc32c
 from isovoxel.errors import InputError
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import AXES

@@ -13,9 +13,9 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+from crc32c import crc32c
 from numpy.typing import NDArray
 
-from isovoxel.checksum import crc32c
 from isovoxel.geometry.box import Index3
 from isovoxel.object_store.failures import ChangedError
 from isovoxel.planning.chunking import CHECKSUM_BYTES
