@@ -75,7 +75,7 @@ CASES: dict[str, Case] = {
         "an unsupported 128-bit sample format; convert it to uint16 or float32",
     ),
     "TIFF: complex numbers": Case(
-        bad.tagged("SampleFormat", 6, data=np.ones((6, 20, 24), "f4")), "of a kind that is not known"
+        bad.tagged("SampleFormat", 6, data=np.ones((6, 20, 24), "f4")), "has an unsupported 32-bit sample format"
     ),
     "TIFF: compression unknown": Case(bad.tagged("Compression", 32900), "compression 32900"),
     "TIFF: predictor unknown": Case(bad.tagged("Predictor", 99, compression="zlib", predictor=True), "predictor 99"),

@@ -157,7 +157,7 @@ def test_an_interrupt_is_one_for_the_caller(tmp_path: Path, moment: str, *, isol
         one_of_a_batch()
     if moment in ("a block", "a level"):
         assert isinstance(caught.value, InterruptedJobError)
-        assert "are done and kept; run the same command again" in str(caught.value)
+        assert "are done and kept; to resume, run the same command" in str(caught.value)
         assert caught.value.exit_code == 130
     api.scale(source, tmp_path / "out.zarr", **options)
     assert api.output_state(tmp_path / "out.zarr").complete  # type: ignore[union-attr]

@@ -33,7 +33,7 @@ def test_checkout_is_clean(command: list[str]) -> None:
 
 
 def test_wheel_holds_the_package_and_its_types(tmp_path: Path) -> None:
-    """Every module, the kernels, the marker for type checkers, the licence, and the command; no test, no cache."""
+    """Every module, kernels, template, marker for type checkers, licence and command; no test, no cache."""
     pytest.importorskip("hatchling", reason="the build backend is not installed")
     done = run_python("-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -44,6 +44,7 @@ def test_wheel_holds_the_package_and_its_types(tmp_path: Path) -> None:
     source = CHECKOUT / "src"
     modules = {str(p.relative_to(source).as_posix()) for p in source.rglob("*.py")}
     packaged = {name for name in names if ".dist-info/" not in name}
-    assert packaged == modules | {"isovoxel/py.typed", "isovoxel/engines/exact.cl", "isovoxel/engines/convert.cl"}
+    others = {"py.typed", "engines/exact.cl", "engines/convert.cl", "reporting/report.html"}
+    assert packaged == modules | {f"isovoxel/{name}" for name in others}
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert "isovoxel = isovoxel.__main__:main" in commands

@@ -179,7 +179,7 @@ def test_damage_ends_the_job_in_one_sentence(tmp_path: Path, out: Path, executor
     (tmp_path / "in.zarr" / "c" / "3" / "3" / "0").write_bytes(b"torn")
     sentence = (
         r"^reading block \d+ \(z, y, x from .* to .*\) failed: chunk \(3, 3, 0\) of .*in.zarr is corrupt: .*, "
-        r"or have it filled with --on-corrupt fill; \d+ of \d+ blocks are done and kept; run the same command again"
+        r"or have it filled with --on-corrupt fill; \d+ of \d+ blocks are done and kept; to resume, run"
     )
     with pytest.raises(JobError, match=sentence):
         isovoxel.scale(tmp_path / "in.zarr", out, **executor, **OPTIONS)

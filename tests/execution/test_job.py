@@ -69,7 +69,7 @@ def stop_after(blocks: int) -> Callable[[Event], None]:
 
 def begin(source: Any, out: Path, options: dict[str, Any], blocks: int = 5) -> None:
     """Leave a job half-way."""
-    with pytest.raises(JobError, match="blocks are done and kept; run the same command again"):
+    with pytest.raises(JobError, match="blocks are done and kept; to resume, run the same command"):
         isovoxel.scale(source, out, listeners=[stop_after(blocks)], **options)
     assert ledger_of(out).is_dir()
 

@@ -96,7 +96,9 @@ def check_said(said: Outcome, folder: Path, number: int, step: Step) -> None:
     elif number in LACKS:
         why = LACKS[number]
     check_refused(said, why, 1)
-    assert f"{step.done} of 16 blocks are done and kept; run the same command again, without --overwrite" in said.err
+    assert (
+        f"{step.done} of 16 blocks are done and kept; to resume, run the same command without --overwrite" in said.err
+    )
     assert number in LACKS or f"cannot be written: {reason}; " in said.err
 
 

@@ -261,7 +261,7 @@ def test_ctrl_c_ends_the_command_long_before_its_last_block(mode: str, tmp_path:
     assert process.returncode == 130
     assert printed == ""
     assert "Traceback" not in said
-    assert re.search(r"error: interrupted; \d+ of \d+ blocks are done and kept; run the same command again", said)
+    assert re.search(r"error: interrupted; \d+ of \d+ blocks are done and kept; to resume, run the same command", said)
     assert f"to resume: isovoxel scale {tmp_path / 'stack.npy'} {out} --factor 6,4,4" in said
     attributes = json.loads((out / "zarr.json").read_text())["attributes"]
     assert attributes["isovoxel"]["complete"] is False

@@ -100,7 +100,7 @@ def test_a_shard_that_vanishes_is_missed(
     with pytest.raises(JobError, match="1 shard that was written is not there any more") as failed:
         isovoxel.scale(voxels, out, listeners=[removing(key, place_of(out), at_level(when))], **options)
     assert key in str(failed.value)
-    assert "run the same command again" in str(failed.value)
+    assert "to resume, run the same command" in str(failed.value)
     state = output_state(out)
     assert state is not None
     assert not state.complete
