@@ -262,7 +262,7 @@ def test_a_store_that_refuses_half_way_is_a_job_to_go_on_with(server: Server, fo
     """What was done is kept; the message says what the store said."""
     turn = itertools.count()
     server.instead = lambda method, path: 403 * (method == "PUT" and "/c/" in path and next(turn) > 20)
-    with pytest.raises(JobError, match=r"s3://bucket does not permit it, .* of 80 blocks are done and kept; run the"):
+    with pytest.raises(JobError, match=r"s3://bucket does not permit it, .* of 80 blocks are done and kept; to resume"):
         package.scale(SOURCE, str(OUT), **options("exact"))
     server.let_be()
     assert package.scale(SOURCE, str(OUT), **options("exact")).tally.done_before >= 10
@@ -285,7 +285,7 @@ def test_a_store_that_goes_away_is_a_job_to_go_on_with(
         return 503 * gone.is_set()
 
     server.instead = go_away
-    with pytest.raises(JobError, match=r"answers 503 Service Unavailable; \d+ of 80 blocks are done and kept; run the"):
+    with pytest.raises(JobError, match=r"answers 503 Service Unavailable; \d+ of 80 blocks are done and kept; to"):
         package.scale(SOURCE, str(OUT), **options("exact"))
     server.let_be()
     noted = shards_noted()

@@ -254,7 +254,7 @@ def test_a_scheduler_that_goes_ends_the_job_and_another_run_finishes_it(
             done.add(event.index)
             foreign.scheduler.kill()
 
-    with pytest.raises(JobError, match=r"the scheduler .*; \d+ of \d+ blocks are done and kept; run the same command"):
+    with pytest.raises(JobError, match=r"the scheduler .*; \d+ of \d+ blocks are done and kept; to resume, run"):
         isovoxel.scale(source, out, scheduler=foreign.address, listeners=[stop], **EXACT)
     foreign.end()
     events: list[Event] = []
