@@ -19,8 +19,10 @@ import tifffile
 import zarr
 
 import isovoxel
+from isovoxel import jobs
 from isovoxel.errors import InputError, InterruptedJobError, JobError, OutputExistsError
 from isovoxel.execution.events import BlockDone, Event
+from isovoxel.readers import tiff as tiff_module
 from isovoxel.readers.input_state import InputWatch
 from isovoxel.readers.open import open_volume
 
@@ -331,3 +333,44 @@ def test_a_file_that_cannot_be_looked_at_is_told(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("isovoxel.readers.input_state.os.stat", refuse)
     with pytest.raises(InputError, match="cannot be looked at: Permission denied"):
         InputWatch(volume)
+
+
+@pytest.mark.parametrize("when", ["before", "planning"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_input_that_changed_since_it_was_opened_begins_no_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, when: str
+) -> None:
+    """Where its voxels lie was read then: they would be read from another file, of another layout."""
+    write = KINDS[kind]
+    path = write(tmp_path / "in", VOXELS)
+    source: Any = open_volume(path) if when == "before" else path
+    if when == "before":
+        write(tmp_path / "in", OTHERS[:-1])
+    else:
+        plan = jobs.plan_volume
+
+        def plan_slowly(*words: Any, **options: Any) -> Any:
+            planned = plan(*words, **options)
+            write(tmp_path / "in", OTHERS[:-1])
+            return planned
+
+        monkeypatch.setattr(jobs, "plan_volume", plan_slowly)
+    with pytest.raises(InputError, match="has changed since it was opened; open it again"):
+        isovoxel.scale(source, tmp_path / "out.zarr", **HOW, input_voxel_size=(2, 1, 1))
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_file_that_is_written_while_it_is_opened_is_no_volume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its directory may be of the old file, and its voxels of the new one."""
+    path, read = tiff(tmp_path / "in", VOXELS), tiff_module.reader_of
+
+    def read_slowly(*words: Any, **options: Any) -> Any:
+        found = read(*words, **options)
+        tiff(tmp_path / "in", OTHERS[:-1])
+        return found
+
+    monkeypatch.setattr(tiff_module, "reader_of", read_slowly)
+    with pytest.raises(InputError, match="was written while it was opened; open it again once it is whole"):
+        open_volume(path)

@@ -97,6 +97,8 @@ class Volume(InNotebooks):
     may not be there. None where it lies in none, or nobody knows in which."""
     checksum: Callable[[], str] | None = field(default=None, repr=False)
     """Returns a checksum of all voxels, where nothing else tells this input from another: an array in memory."""
+    current_identity: Callable[[], Mapping[str, Any]] | None = field(default=None, repr=False)
+    """Returns the part of `identity` that its files have now, where it was opened from files."""
     coarser: tuple[Callable[[], Volume], ...] = field(default=(), repr=False)
     """Each opens one more resolution level of the same image, from fine to coarse, as the input lists them."""
     start: Index3 = (0, 0, 0)

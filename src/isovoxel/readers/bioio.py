@@ -203,6 +203,7 @@ def volume_of_reader(reader: Any, path: Path, name: str, kind: str, selection: S
         unit=calibration.unit,
         sources=sources,
         identity={**file_identity(path), **picked.chosen},
+        current_identity=partial(file_identity, path),
         files=FileList((str(path.resolve()),)),
         missing=calibration.missing,
         notes=(f"bioio reads {kind} files, and one thread at a time; others wait",),

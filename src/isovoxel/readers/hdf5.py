@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -193,6 +194,7 @@ def volume_of_dataset(
         unit=calibration.unit,
         sources=sources,
         identity=_identity_of(path, dataset.name),
+        current_identity=partial(_identity_of, path, dataset.name),
         files=FileList((str(path.resolve()),)),
         missing=calibration.missing,
         counted=calibration.counted,

@@ -62,7 +62,8 @@ def open_imaris(file: h5py.File, path: Path, inner: str | None, name: str, selec
     told = tuple(read_channel(file[f"DataSetInfo/Channel {c}"].attrs) for c in range(channels) if _has(file, c))
     named = chosen_channels(told, channels, picked.chosen.get("channel"))
     sources = {**chosen.sources, "axes": picked.told(chosen.sources["axes"])}
-    chosen = replace(chosen, identity=identity, channels=named, sources=sources)
+    now = partial(file_identity, path)
+    chosen = replace(chosen, identity=identity, current_identity=now, channels=named, sources=sources)
     if not picked.series:
         return chosen
     return replace(

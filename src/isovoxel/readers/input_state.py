@@ -107,12 +107,13 @@ class InputWatch:
     Raises
     ------
     InputError
-        If one of its files cannot be looked at.
+        If one of its files cannot be looked at, or is another than when the volume was opened.
     """
 
     def __init__(self, volume: Volume) -> None:
         self._given = volume
         self._state = _state_of(volume)
+        _check_unchanged(volume)
         self.volume = volume.identified()
         if volume.files is not None and "size" not in volume.identity:
             identity = {**self.volume.identity, CHUNKS: f"{self._state.written:016x}"}
@@ -128,6 +129,20 @@ class InputWatch:
         """
         tag = self.volume.identity.get("tag")
         return self._state.is_changed(_state_of(self._given)) or tag != self._given.identified().identity.get("tag")
+
+
+def _check_unchanged(volume: Volume) -> None:
+    """Check that an input's files are those that it was opened from: where voxels lie in them was read then."""
+    if volume.current_identity is None:
+        return
+    try:
+        now = volume.current_identity()
+    except OSError as error:
+        if isinstance(error, InputError):
+            raise
+        raise unavailable(f"{volume.name} cannot be looked at", error) from error
+    if any(volume.identity.get(key) != value for key, value in now.items()):
+        raise InputError(f"{volume.name} has changed since it was opened; open it again, or run the command again")
 
 
 def _state_of(volume: Volume) -> FilesState:

@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -192,6 +193,7 @@ def open_n5(path: Path, name: str) -> Volume:
         unit=calibration.unit,
         sources=sources,
         identity=metadata_identity(home, metadata),
+        current_identity=partial(metadata_identity, home, metadata),
         files=files,
         missing=calibration.missing,
         counted=calibration.counted,

@@ -11,6 +11,7 @@ import math
 import struct
 import zlib
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,7 @@ def _open(header: Any, path: Path, name: str) -> Volume:
         unit=calibration.unit,
         sources=sources,
         identity=file_identity(path),
+        current_identity=partial(file_identity, path),
         files=FileList((str(path.resolve()),)),
         missing=calibration.missing,
         counted=calibration.counted,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -59,6 +60,7 @@ def open_npy(path: Path, name: str, selection: Selection) -> Volume:
         read_overhead=reader.overhead,
         sources={"shape": ".npy header", "axes": UNNAMED[len(shape)]},
         identity=file_identity(path),
+        current_identity=partial(file_identity, path),
         files=FileList((str(path.resolve()),)),
         missing="a .npy file has none",
     )
@@ -90,6 +92,7 @@ def _open_named(
         read_overhead=planes(tuple(0 for _ in picked.series)).overhead,
         sources={"shape": ".npy header", "axes": picked.told(GIVEN)},
         identity={**file_identity(path), **picked.chosen, **selection.identity("axes")},
+        current_identity=partial(file_identity, path),
         missing="a .npy file has none",
         series=picked.axes(),
     )

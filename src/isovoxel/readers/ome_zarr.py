@@ -103,6 +103,7 @@ def _open_level(
         labels,
         voxels.notes,
         cached=voxels.cached,
+        current_identity=partial(metadata_identity, path, files),
         files=None if voxels.files is None else partial(_files, voxels.files, _absolute(path)),
         series=voxels.picked.axes(time_step_of(level)),
         channels=_channels(attributes, axes, array.shape, voxels.picked),

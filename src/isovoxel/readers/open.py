@@ -155,12 +155,17 @@ def _open_path(text: str | os.PathLike[str] | os.PathLike[bytes], selection: Sel
     if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
         raise InputError(f"{name} is neither a file nor a folder; isovoxel reads {known_formats()}")
     try:
-        return _open_local(Location(path, name, "folder" if stat.S_ISDIR(mode) else "file", inner), selection)
+        before = path.stat()
+        volume = _open_local(Location(path, name, "folder" if stat.S_ISDIR(mode) else "file", inner), selection)
     except IsovoxelError:
         raise
     except Exception as error:
         # Whatever a broken file makes a library raise, its reader gets one sentence.
         raise unreadable(name, "a volume", error) from error
+    stamp = {"size": before.st_size, "mtime_ns": before.st_mtime_ns}
+    if stat.S_ISREG(mode) and any(volume.identity.get(key, value) != value for key, value in stamp.items()):
+        raise InputError(f"{name} was written while it was opened; open it again once it is whole")
+    return volume
 
 
 def _open_address(place: ObjectPlace, selection: Selection) -> Volume:

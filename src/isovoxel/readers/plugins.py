@@ -160,6 +160,7 @@ def open_foreign(one: ForeignFormat, at: Location, selection: Selection) -> Volu
         read=checked(volume.read),
         cached=None if volume.cached is None else partial(_cached, volume.cached, checked),
         identity={**itself, **volume.identity, **selection.identity(*one.format.selects)},
+        current_identity=volume.current_identity or (partial(file_identity, path) if is_file else None),
         files=volume.files or (FileList((str(path),)) if is_file else FolderFiles(str(path))),
     )
 

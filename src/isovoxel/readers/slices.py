@@ -20,6 +20,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,7 @@ def open_slices(files: Sequence[str], where: str, name: str) -> Volume:
         kind=f"{volume.kind} slices",
         sources=sources,
         identity=_identity(ordered, where),
+        current_identity=partial(_identity, tuple(ordered), where),
         files=FileList(tuple(ordered)),
         notes=(note,) if note else (),
     )

@@ -12,6 +12,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,6 +93,7 @@ def open_tiff(path: Path, name: str, selection: Selection) -> Volume:
         raise
     except Exception as error:
         raise unreadable(name, "TIFF", error) from error
+    now = partial(_identity_of, path, reader.files[1:])
     named = _AXES_SOURCES.get(stack.kind, "unnamed pages, taken as z") if selection.axes is None else GIVEN
     sources = {"shape": "TIFF pages", "axes": picked.told(named)}
     full = [image for image in images if not image.stack.page.is_reduced]
@@ -113,16 +115,17 @@ def open_tiff(path: Path, name: str, selection: Selection) -> Volume:
         unit=calibration.unit,
         sources=sources,
         files=FileList((str(path.resolve()), *reader.files)),
-        identity={
-            **file_identity(path),
-            "files": [file_identity(Path(file)) for file in reader.files[1:]],
-            **picked.chosen,
-            **selection.identity("axes"),
-        },
+        identity={**now(), **picked.chosen, **selection.identity("axes")},
+        current_identity=now,
         missing=calibration.missing,
         series=axes,
         channels=channels,
     )
+
+
+def _identity_of(path: Path, others: Sequence[str]) -> dict[str, Any]:
+    """Return what tells a file, and the others that pages of it lie in, from later ones."""
+    return {**file_identity(path), "files": [file_identity(Path(file)) for file in others]}
 
 
 def _chosen(tif: tifffile.TiffFile, own: Directories, name: str, selection: Selection) -> tuple[list[Image], _Found]:

@@ -16,7 +16,7 @@ import math
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from gzip import BadGzipFile
@@ -279,11 +279,11 @@ def open_zarr_array(path: Place, name: str, selection: Selection) -> Volume:
         If zarr cannot read it, or it has other axes than z, y and x, is empty, or has an unsupported dtype.
     """
     array = open_path(path, name)
-    identity = metadata_identity(path, files_of_node(path, ARRAY_FILES))
-    return _volume(array, name, identity, selection)
+    now = partial(metadata_identity, path, files_of_node(path, ARRAY_FILES))
+    return replace(_volume(array, name, now(), selection), current_identity=now)
 
 
-def _volume(array: zarr.Array[Any], name: str, identity: dict[str, Any], selection: Selection) -> Volume:
+def _volume(array: zarr.Array[Any], name: str, identity: Mapping[str, Any], selection: Selection) -> Volume:
     axes = axis_names(array)
     voxels = zarr_voxels(array, name, axes, selection)
     named = "zarr dimension names" if any(axes) else UNNAMED[3 - (voxels.picked.zyx[0] is None)]
