@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,13 @@ import pytest
 import zarr
 
 import isovoxel
-from isovoxel.errors import InterruptedJobError, IsovoxelError, JobError, OutputError
+from isovoxel.errors import InterruptedJobError, IsovoxelError, JobError, OutputBusyError, OutputError
 from isovoxel.execution.events import BlockDone, Event, Retried
 from isovoxel.execution.output import OutputState, output_state
 from isovoxel.object_store import retries
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.output import lock, object_shard_store
+from isovoxel.output.object_lock import ObjectLock
 from small_store import ROOTS, Fault, SmallStore, small_store
 
 TURNS = 5
@@ -251,3 +254,17 @@ def test_a_store_needs_a_folder_for_temporary_files(store: SmallStore, monkeypat
     with pytest.raises(OutputError, match=r"waits for its upload in a folder for temporary files, .* set TMPDIR"):
         scale(store)
     assert set(store.objects) == before
+
+
+@pytest.mark.parametrize("store", ROOTS, indirect=True)
+def test_a_lock_without_signs_of_life_is_taken_over(store: SmallStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each store: one that a process on another machine left, once it has given no sign for long enough."""
+    place = ObjectPlace(ROOTS[store.kind], "lab.zarr/lock")
+    left = asdict(replace(lock.Holder.own(), host="elsewhere")) | {"machine": "another", "word": "x"}
+    place.write(json.dumps(left).encode())
+    with pytest.raises(OutputBusyError, match="its lock ends"), ObjectLock(place, place):
+        pass
+    monkeypatch.setattr(lock, "DEAD_SECONDS", -5.0)
+    with ObjectLock(place, place) as held:
+        assert json.loads(place.read_bytes())["word"] == held.word != "x"
+    assert not place.is_file()
