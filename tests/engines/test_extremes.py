@@ -16,8 +16,9 @@ from isovoxel import open_volume
 from isovoxel.engines.base import Engine
 from isovoxel.engines.open import open_engine
 from isovoxel.engines.reference import as_dtype, expected
+from isovoxel.execution.comparison import LEAST_FLOAT, TEXTURE_BITS
 from isovoxel.execution.recipe import Recipe
-from isovoxel.execution.verify import LEAST_FLOAT, TEXTURE_BITS, Verdict, verify
+from isovoxel.execution.verify import Verdict, verify
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import Float3
 from isovoxel.geometry.tables import accumulator

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 import isovoxel
 from isovoxel import cli
 from isovoxel.errors import DoesNotFitError, InputError, InputMissingError, IsovoxelError, OptionError
+from isovoxel.execution.comparison import SIDE, bytes_of
 from isovoxel.execution.recipe import Recipe
-from isovoxel.execution.verify import SIDE, _boxes, _bytes_of, verify, verify_levels
+from isovoxel.execution.verify import _boxes, verify, verify_levels
 from isovoxel.geometry.box import Box
 from isovoxel.output.provenance import read_provenance
 from isovoxel.planning.limits import HostLimits
@@ -408,7 +409,7 @@ def test_a_small_budget_changes_nothing_of_what_is_found(tmp_path: Path, interpo
     assert usual.holds
     source, result = isovoxel.open_volume(tmp_path / "in.npy", voxel_size=(1, 1, 1)), isovoxel.open_volume(out)
     recipe = Recipe.from_provenance(read_provenance(out), "out")
-    takes = [_bytes_of(source, recipe, side) for side in (8, 4, 1)]
+    takes = [bytes_of(source, recipe, side) for side in (8, 4, 1)]
     assert takes == sorted(takes, reverse=True)
     beside = source.read_overhead + result.read_overhead
     for room in takes:
