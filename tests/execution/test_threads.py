@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import re
@@ -221,12 +222,12 @@ def test_a_full_disk_is_called_a_full_disk() -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_an_interrupt_waits_for_the_blocks_in_flight_and_starts_no_other(mode: str) -> None:
     """A signal in the middle of a job ends it with what is written, and no block is left half-way."""
-    plan, counter = planned(mode), Counter()
+    plan, counter, turn = planned(mode), Counter(), itertools.count(1)
     writer = MemoryWriter(plan)
 
     def interrupt(_: Block) -> None:
         counter.enter()
-        if counter.begun == 7:
+        if next(turn) == 7:
             signal.raise_signal(signal.SIGINT)
         time.sleep(0.01)
         counter.leave()
