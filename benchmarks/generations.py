@@ -40,8 +40,7 @@ from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import Float3, VoxelGrid
 from isovoxel.planning.chunking import Storage
-from isovoxel.planning.limits import HostLimits
-from isovoxel.planning.model import Block, Source
+from isovoxel.planning.model import Block, HostLimits, Source
 from isovoxel.planning.optimizer import make_plan
 from isovoxel.planning.plan import Plan
 

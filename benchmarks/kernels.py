@@ -30,8 +30,7 @@ from isovoxel.engines.reference import reference
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import Float3, VoxelGrid
 from isovoxel.planning.chunking import Storage
-from isovoxel.planning.limits import HostLimits
-from isovoxel.planning.model import Source
+from isovoxel.planning.model import HostLimits, Source
 from isovoxel.planning.optimizer import make_plan
 from isovoxel.planning.plan import Plan
 

@@ -36,8 +36,7 @@ from benchmarks.machine import cores, print_header, print_row, write_json
 from isovoxel.execution.distributed.submit import BlockOutcome, OutcomeKind, Submission
 from isovoxel.geometry.grid import VoxelGrid
 from isovoxel.planning.chunking import default_storage
-from isovoxel.planning.limits import DeviceLimits, HostLimits
-from isovoxel.planning.model import Source
+from isovoxel.planning.model import DeviceLimits, HostLimits, Source
 from isovoxel.planning.optimizer import make_plan
 from isovoxel.planning.plan import Plan
 

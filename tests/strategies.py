@@ -18,8 +18,7 @@ from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import VoxelGrid
 from isovoxel.output.shard import ShardReceipt
 from isovoxel.planning.chunking import Storage
-from isovoxel.planning.limits import DeviceLimits, HostLimits
-from isovoxel.planning.model import Source
+from isovoxel.planning.model import DeviceLimits, HostLimits, Source
 from isovoxel.planning.optimizer import make_plan
 from isovoxel.planning.plan import Plan
 

@@ -28,9 +28,9 @@ from isovoxel.execution.output import OutputState, output_state
 from isovoxel.object_store import clients
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.output.ledger import JOB, ledger_of
-from isovoxel.planning import chunking, pyramid, revisions
-from isovoxel.planning.plan import Plan
-from isovoxel.planning.revisions import Change
+from isovoxel.planning import chunking, pyramid
+from isovoxel.planning import plan as planned
+from isovoxel.planning.plan import Change, Plan
 from isovoxel.planning.serialization import plan_from_json
 from store_server import contents, serving, upload
 
@@ -223,7 +223,7 @@ def check_without_checksums(output: Path) -> None:
 
 def raised(monkeypatch: pytest.MonkeyPatch, concerns: Callable[[Plan], bool]) -> None:
     """Let the bits of some plans be others than those of 0.1."""
-    monkeypatch.setattr(revisions, "CHANGES", (Change("they are others", concerns),))
+    monkeypatch.setattr(planned, "CHANGES", (Change("they are others", concerns),))
 
 
 @pytest.mark.parametrize("at", ["done", "half"])

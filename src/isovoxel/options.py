@@ -19,7 +19,7 @@ from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import Float3, check_positive
 from isovoxel.keywords import CropLike, Opening
 from isovoxel.planning.chunking import CODECS, OME_ZARR
-from isovoxel.planning.options import BOUNDARIES, ENGINES, HALO_MODES, MOVES
+from isovoxel.planning.model import BOUNDARIES, ENGINES, HALO_MODES, MOVES
 from isovoxel.readers.selection import Selection, parse_crop
 
 SCALING = ("plan", "scale")

@@ -17,9 +17,7 @@ from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import Float3, VoxelGrid, factor_for_voxel_size, factor_for_zoom, finest
 from isovoxel.object_store.place import Place
 from isovoxel.options import Options
-from isovoxel.planning.limits import DeviceLimits, HostLimits
-from isovoxel.planning.model import Source
-from isovoxel.planning.options import ENGINES, MOVES
+from isovoxel.planning.model import ENGINES, MOVES, DeviceLimits, HostLimits, Source
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.base import Volume
 from isovoxel.readers.selection import moved
@@ -30,7 +28,7 @@ class Sampling:
     """How voxels are made."""
 
     interpolation: str
-    """One of `isovoxel.planning.options`."""
+    """One of `isovoxel.planning.model`."""
     antialias: bool
     """Whether kernels widen on axes that shrink."""
     labels: bool

@@ -22,7 +22,7 @@ from scipy import ndimage
 from isovoxel.engines.open import open_engine
 from isovoxel.engines.reference import reference
 from isovoxel.geometry.box import Box
-from isovoxel.geometry.tables import Table
+from isovoxel.geometry.resampling import Table
 from strategies import cut, read_from
 
 Float3 = tuple[float, float, float]

@@ -25,7 +25,7 @@ from isovoxel.engines.reference import as_dtype, reference, reference_labels
 from isovoxel.geometry.axis import Axis
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import VoxelGrid
-from isovoxel.geometry.tables import Table, accumulator, outputs_of, pass_order, passes_at_once
+from isovoxel.geometry.resampling import Table, accumulator, outputs_of, pass_order, passes_at_once
 from isovoxel.planning.optimizer import too_thin
 from isovoxel.planning.plan import Plan
 from repeat import thread_run

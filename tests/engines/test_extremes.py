@@ -21,7 +21,7 @@ from isovoxel.execution.recipe import Recipe
 from isovoxel.execution.verify import Verdict, verify
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import Float3
-from isovoxel.geometry.tables import accumulator
+from isovoxel.geometry.resampling import accumulator
 from isovoxel.planning.plan import Plan
 from strategies import cle_precision, cut, one_kernel_for_all_shapes, padded_lengths, read_from
 

@@ -18,7 +18,7 @@ from isovoxel.engines.open import open_engine
 from isovoxel.engines.reference import reference
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import Float3
-from isovoxel.planning.options import ENGINES
+from isovoxel.planning.model import ENGINES
 from isovoxel.planning.plan import Plan
 from repeat import thread_run
 from strategies import MemoryWriter, cut, one_kernel_for_all_shapes, read_from

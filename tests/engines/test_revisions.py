@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 import isovoxel
 from isovoxel.engines.devices import find_device
-from isovoxel.planning.options import BOUNDARIES, ENGINES, FILTERS, MOVES
+from isovoxel.planning.model import BOUNDARIES, ENGINES, FILTERS, MOVES
 from isovoxel.planning.plan import Plan
 from strategies import cut
 
@@ -101,7 +101,7 @@ def plan(engine: str, interpolation: str, boundary: str, dtype: str, *, antialia
 @pytest.mark.skipif(find_device().kind != "cpu", reason="the bits of a GPU's texture unit are its own")
 @pytest.mark.parametrize(("engine", "interpolation", "antialias", "boundary"), CASES)
 def test_bits_are_those_of_their_revision(engine: str, interpolation: str, boundary: str, *, antialias: bool) -> None:
-    """Whoever makes others raises the revision: by a `Change` in `isovoxel.planning.revisions`."""
+    """Whoever makes others raises the revision: by a `Change` in `isovoxel.planning.plan`."""
     key = f"{engine} {interpolation}{' antialias' * antialias} {boundary}"
     for dtype, pinned in zip(dtypes(engine, interpolation), BITS[key].split(), strict=True):
         digests = pinned.split("/")
@@ -109,7 +109,7 @@ def test_bits_are_those_of_their_revision(engine: str, interpolation: str, bound
         found, revision = bits(*options, antialias=antialias), plan(*options, antialias=antialias).revision
         assert (found, revision) == (digests[-1], len(digests)), (
             f"{key} makes other bits of {dtype}: unless that is a mistake, append a Change to "
-            f"isovoxel.planning.revisions.CHANGES, and /{found} to what is pinned here"
+            f"isovoxel.planning.plan.CHANGES, and /{found} to what is pinned here"
         )
 
 

@@ -29,7 +29,7 @@ from isovoxel.output.ledger import BLOCKS, JOB, Ledger, ledger_of
 from isovoxel.output.lock import Holder
 from isovoxel.output.provenance import read_provenance
 from isovoxel.output.writer import OmeZarrWriter
-from isovoxel.planning.continued import makes_the_same
+from isovoxel.planning.optimizer import makes_the_same
 from isovoxel.planning.plan import Plan
 
 MUTATIONS = int(os.environ.get("MUTATIONS", "300"))

@@ -17,7 +17,7 @@ from isovoxel.errors import InterruptedJobError
 from isovoxel.execution import blocks
 from isovoxel.execution.events import BlockDone, Event, LevelBegun
 from isovoxel.execution.host import host_limits
-from isovoxel.geometry.halving import Halver
+from isovoxel.geometry.downsampling import Halver
 from isovoxel.planning import pyramid
 from isovoxel.planning.plan import Plan
 

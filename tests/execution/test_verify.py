@@ -24,7 +24,7 @@ from isovoxel.execution.recipe import Recipe
 from isovoxel.execution.verify import _boxes, verify, verify_levels
 from isovoxel.geometry.box import Box
 from isovoxel.output.provenance import read_provenance
-from isovoxel.planning.limits import HostLimits
+from isovoxel.planning.model import HostLimits
 from isovoxel.readers.base import Volume
 
 SHAPE = (16, 50, 54)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from isovoxel.planning.limits import DeviceLimits
 from isovoxel.planning.memory import cle_cost, exact_cost, human_bytes
+from isovoxel.planning.model import DeviceLimits
 from strategies import GIB, device_limits
 
 PRIMES = {"read": (2, 3, 5), "padded": (3, 5, 7), "written": (7, 11, 13), "decode": 1009, "encode": 2003}

@@ -21,7 +21,7 @@ from isovoxel.errors import CorruptInputError, InterruptedJobError, OptionError
 from isovoxel.execution.events import BlockDone, Event
 from isovoxel.geometry.axis import Axis
 from isovoxel.geometry.box import Box
-from isovoxel.geometry.tables import Table
+from isovoxel.geometry.resampling import Table
 from isovoxel.planning.optimizer import _candidates
 from isovoxel.readers.base import Volume
 from isovoxel.readers.open import open_volume

@@ -22,7 +22,7 @@ from isovoxel.doctor.engines import CHOICE, look_at_engines
 from isovoxel.doctor.faults import Fault, Section
 from isovoxel.doctor.machine import Machine, python_facts, system_facts
 from isovoxel.doctor.opencl import NOT_TRIED, TRIED, look_at_opencl
-from isovoxel.planning.options import GENERATIONS
+from isovoxel.planning.model import GENERATIONS
 from isovoxel.version import __version__
 
 SPARE = 2**30

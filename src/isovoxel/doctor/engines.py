@@ -9,7 +9,7 @@ from isovoxel.doctor.children import Answer
 from isovoxel.doctor.faults import Fault, Section
 from isovoxel.doctor.machine import Machine
 from isovoxel.doctor.packages import Packages, installed
-from isovoxel.planning.options import GENERATIONS
+from isovoxel.planning.model import GENERATIONS
 
 CHOICE = "ISOVOXEL_CLE"
 

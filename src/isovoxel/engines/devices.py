@@ -14,8 +14,8 @@ from isovoxel.engines.forks import check_process, note_use
 from isovoxel.engines.kernel_caches import prepare_caches
 from isovoxel.errors import DeviceError, OptionError
 from isovoxel.geometry.box import Index3
-from isovoxel.planning.limits import LANES, DeviceLimits
 from isovoxel.planning.memory import human_bytes
+from isovoxel.planning.model import LANES, DeviceLimits
 
 POCL = "Portable Computing Language"
 """What PoCL calls its platform."""

@@ -1,4 +1,4 @@
-// Scaling by tables: the rows of geometry/tables.py, applied on the device.
+// Scaling by tables: the rows of geometry/resampling.py, applied on the device.
 //
 // Arrays are C-contiguous z, y, x. Positions are 64-bit. Macros set by the host for each build:
 //   IN, OUT   voxel types read and written          ACC      type of weights and sums, float or double

@@ -26,9 +26,8 @@ from isovoxel.engines.opencl import C_TYPES, build_kernels, grid_of
 from isovoxel.engines.staging import StagedEngine
 from isovoxel.geometry.axis import ceil_div, round_up
 from isovoxel.geometry.box import Index3
-from isovoxel.geometry.tables import SPAN, Rows, Table, accumulator, outputs_of, pass_order, passes_at_once
-from isovoxel.planning.model import Block
-from isovoxel.planning.options import MOVES
+from isovoxel.geometry.resampling import SPAN, Rows, Table, accumulator, outputs_of, pass_order, passes_at_once
+from isovoxel.planning.model import MOVES, Block
 from isovoxel.planning.plan import Plan
 
 KEPT_WEIGHTS = 2**14

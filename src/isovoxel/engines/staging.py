@@ -39,9 +39,8 @@ from isovoxel.engines.host_buffers import HostBufferPool, HostPair
 from isovoxel.engines.memory import Buffers, Lane, Lanes
 from isovoxel.engines.pieces import Fit, device_bytes, halves
 from isovoxel.errors import DeviceError, DeviceFullError, DeviceLostError
-from isovoxel.planning.limits import LANES
 from isovoxel.planning.memory import human_bytes
-from isovoxel.planning.model import Block
+from isovoxel.planning.model import LANES, Block
 from isovoxel.planning.plan import Plan
 
 T = TypeVar("T")

@@ -23,7 +23,7 @@ from isovoxel.execution.executor import Task
 from isovoxel.execution.flushing import Flusher
 from isovoxel.execution.retry import BlockFailed, clause, retry_transient
 from isovoxel.geometry.box import Box
-from isovoxel.geometry.halving import Halver
+from isovoxel.geometry.downsampling import Halver
 from isovoxel.object_store.retries import patience
 from isovoxel.output.shard import ShardReceipt
 from isovoxel.output.shard_store import PendingShard

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from isovoxel.engines.reference import Expected, expected, reference_labels
 from isovoxel.execution.recipe import Recipe
 from isovoxel.geometry.box import Box, Index3
-from isovoxel.geometry.tables import accumulator
-from isovoxel.planning.options import MOVES
+from isovoxel.geometry.resampling import accumulator
+from isovoxel.planning.model import MOVES
 from isovoxel.readers.base import Volume
 
 Floats = NDArray[np.float64]

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from isovoxel.geometry.axis import round_up
-from isovoxel.planning.limits import HostLimits
+from isovoxel.planning.model import HostLimits
 
 MIB = 2**20
 

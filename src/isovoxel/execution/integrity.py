@@ -24,8 +24,8 @@ from isovoxel.output.provenance import RECEIPTS, read_provenance
 from isovoxel.output.shard import ShardReceipt
 from isovoxel.output.shard_store import level_path
 from isovoxel.output.writer import OmeZarrWriter, missing_shards
-from isovoxel.planning.limits import HostLimits
 from isovoxel.planning.memory import human_bytes
+from isovoxel.planning.model import HostLimits
 from isovoxel.readers.base import Volume
 from isovoxel.readers.files import unavailable
 from isovoxel.readers.open import open_part, open_volume

@@ -45,7 +45,7 @@ from isovoxel.output.lock import Attempt, Holder, OutputLock, end_attempt, read_
 from isovoxel.output.object_lock import ObjectLock, read_object_holder
 from isovoxel.output.provenance import RECEIPTS, read_provenance
 from isovoxel.output.replacing import needs_settling, put_back, settle
-from isovoxel.planning.continued import continued, makes_the_same
+from isovoxel.planning.optimizer import continued, makes_the_same
 from isovoxel.planning.plan import Plan
 
 

@@ -15,7 +15,7 @@ from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import Float3, number_text
 from isovoxel.output.provenance import RECEIPTS
 from isovoxel.planning.chunking import Storage
-from isovoxel.planning.options import GENERATIONS, check_options
+from isovoxel.planning.model import GENERATIONS, check_options
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.base import Volume
 from isovoxel.readers.input_state import CHUNKS

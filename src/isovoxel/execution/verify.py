@@ -27,8 +27,8 @@ from isovoxel.execution.comparison import SIDE, bytes_of, compare_in_pieces, err
 from isovoxel.execution.recipe import Recipe
 from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Box, Index3
-from isovoxel.planning.limits import HostLimits
 from isovoxel.planning.memory import human_bytes
+from isovoxel.planning.model import HostLimits
 from isovoxel.readers.base import Volume
 
 Floats = NDArray[np.float64]

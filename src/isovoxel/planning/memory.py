@@ -37,7 +37,7 @@ from typing import NamedTuple
 
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import AXES
-from isovoxel.planning.limits import LANES, DeviceLimits
+from isovoxel.planning.model import LANES, DeviceLimits
 
 FLOAT = 4
 """Bytes of a voxel on the device: cle computes in float32."""

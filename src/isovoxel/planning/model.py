@@ -1,4 +1,4 @@
-"""Parts of a plan: what it knows of its input, and blocks, each computed from its index."""
+"""Parts of a plan: names of engines and kernels, limits, what it knows of its input, and blocks."""
 
 from __future__ import annotations
 
@@ -9,8 +9,64 @@ from typing import Any
 
 import numpy as np
 
+from isovoxel.errors import OptionError
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.geometry.grid import VoxelGrid
+
+ENGINES = {"cle": ("linear", "nearest"), "exact": ("linear", "nearest", "cubic", "area", "mode")}
+"""Engines, and the interpolations that each has."""
+GENERATIONS = {"prototype": "pyclesperanto-prototype", "pyclesperanto": "pyclesperanto"}
+"""Generations of clEsperanto, as ``ISOVOXEL_CLE`` calls them, and their packages, in the order of trying them."""
+MOVES = ("nearest", "mode")
+"""Interpolations that move voxels and make no new values: those for labels."""
+FILTERS = ("linear", "cubic")
+"""Interpolations that anti-aliasing widens."""
+BOUNDARIES = ("nearest", "constant")
+HALO_MODES = ("auto", "map_overlap", "direct")
+
+BUFFER_VOXELS = 2**31 - 1
+"""Most voxels in one buffer: cle's kernels count them in 32 bits, and beyond it the process' context dies."""
+
+LANES = {"gpu": 2, "cpu": 1}
+"""How many blocks' voxels lie on a device at a time: a GPU copies those of one while the kernels of another run."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceLimits:
+    """What one OpenCL device has, and how much of it isovoxel may take. Sizes in bytes."""
+
+    name: str
+    """The device's name as OpenCL reports it."""
+    kind: str
+    """"gpu" or "cpu"."""
+    memory: int
+    """All of the device's memory."""
+    allowed: int
+    """How much of it isovoxel may hold at a time."""
+    largest_allocation: int
+    """Largest single buffer or image."""
+    image_shape: Index3
+    """Largest 3-D image, z, y, x voxels."""
+    shares_host_memory: bool
+    """Whether what is allocated on the device lies in the host's memory (a CPU, an integrated GPU)."""
+    buffer_voxels: int = BUFFER_VOXELS
+    """Most voxels in one buffer."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostLimits:
+    """What the host lets isovoxel use. Sizes in bytes."""
+
+    allowed: int
+    """How much memory this process may hold, all in all."""
+    baseline: int
+    """How much is kept for what is no block's: interpreter, libraries, driver, kernels, and what a caller holds."""
+    threads: int
+    """How many blocks may be in flight: each is read, scaled and written by one thread."""
+    helpers: int = 0
+    """How many threads may help them to encode while cores are idle."""
+    workers: int = 1
+    """How many such processes share the blocks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,3 +138,32 @@ class Block:
         """Shape of what the device gets: the read box with its pads."""
         n, a, b = self.read_box.shape, self.pad_before, self.pad_after
         return (n[0] + a[0] + b[0], n[1] + a[1] + b[1], n[2] + a[2] + b[2])
+
+
+def check_options(
+    *,
+    interpolation: str,
+    engine: str = "cle",
+    antialias: bool = False,
+    boundary: str = "nearest",
+    halo: str = "auto",
+) -> None:
+    """Raise an `OptionError` for a choice that does not exist, or that the engine does not have."""
+    everything = tuple(dict.fromkeys(name for names in ENGINES.values() for name in names))
+    for name, value, choices in (
+        ("engine", engine, tuple(ENGINES)),
+        ("interpolation", interpolation, everything),
+        ("boundary", boundary, BOUNDARIES),
+        ("halo", halo, HALO_MODES),
+    ):
+        if value not in choices:
+            raise OptionError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+    if interpolation not in ENGINES[engine]:
+        raise OptionError(
+            f"interpolation with engine {engine} must be one of {', '.join(ENGINES[engine])}, not {interpolation!r}; "
+            "engine exact has it"
+        )
+    if antialias and engine != "exact":
+        raise OptionError(f"engine {engine} has no anti-aliasing; use engine exact")
+    if antialias and interpolation not in FILTERS:
+        raise OptionError(f"anti-aliasing widens {' and '.join(FILTERS)} interpolation, not {interpolation}")

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from isovoxel.errors import OptionError
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import VoxelGrid, factor_for_zoom
-from isovoxel.planning.limits import DeviceLimits
 from isovoxel.planning.memory import cle_allocations, human_bytes
-from isovoxel.planning.options import check_options
+from isovoxel.planning.model import DeviceLimits, check_options
 
 STEPS = 60
 """Bisections: enough for neighbouring float64 zooms to meet."""

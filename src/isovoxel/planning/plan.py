@@ -2,6 +2,11 @@
 
 A `Plan` is a frozen value made of numbers and names: it can be printed, compared, stored as JSON and sent to a worker.
 Blocks are computed on demand from their index, so a plan of a petabyte is as small as that of a thumbnail.
+
+A fingerprint holds the revision of what makes a plan's voxels, not the version of isovoxel. So a release resumes the
+jobs of those before, and recognises their outputs, unless it would make other bits. Whoever changes the bits of an
+algorithm appends a `Change` to `CHANGES`, which says of which plans. The revision of a plan is 1, that of version 0.1,
+and one more for each change that concerns it. `tests/engines/test_revisions.py` pins the bits of every algorithm.
 """
 
 from __future__ import annotations
@@ -9,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import accumulate, cycle
@@ -19,16 +24,13 @@ import numpy as np
 
 from isovoxel.geometry.axis import Axis, Sampler, ceil_div, halo, longest, round_up
 from isovoxel.geometry.box import Box, Index3
+from isovoxel.geometry.downsampling import scratch_bytes
 from isovoxel.geometry.grid import AXES, Float3, VoxelGrid
-from isovoxel.geometry.halving import scratch_bytes
-from isovoxel.geometry.tables import Table, accumulator, passes_at_once
-from isovoxel.geometry.texture import Texture
+from isovoxel.geometry.resampling import Table, Texture, accumulator, passes_at_once
 from isovoxel.notebook import InNotebooks
 from isovoxel.planning.chunking import Storage, helper_overhead, seal_overhead, write_overhead
-from isovoxel.planning.limits import DeviceLimits, HostLimits
 from isovoxel.planning.memory import BlockCost, cle_cost, exact_cost
-from isovoxel.planning.model import Block, Source
-from isovoxel.planning.options import FILTERS, MOVES
+from isovoxel.planning.model import FILTERS, MOVES, Block, DeviceLimits, HostLimits, Source
 
 
 class Largest(NamedTuple):
@@ -53,7 +55,7 @@ class Plan(InNotebooks):
     factor: Float3
     """Output samples per input sample, z, y, x."""
     interpolation: str
-    """One that the engine has, see `isovoxel.planning.options`."""
+    """One that the engine has, see `isovoxel.planning.model`."""
     boundary: str
     """"nearest": the rim repeats. "constant": 0 lies around the volume, as ``cle.scale`` has it."""
     engine: str
@@ -83,7 +85,7 @@ class Plan(InNotebooks):
     along: bool = False
     """Whether its blocks are those of the level before, halved, and are made while these are in memory."""
     revision: int = 1
-    """Revision of the algorithm that makes its voxels, see `isovoxel.planning.revisions`."""
+    """Revision of the algorithm that makes its voxels, see `CHANGES`."""
     library: str = ""
     """Package and version of the clEsperanto that scales, where engine cle does."""
     further: tuple[Plan, ...] = ()
@@ -386,6 +388,25 @@ class Plan(InNotebooks):
 
 _HOW_IT_IS_READ = {"name": "", "read_overhead": 0, "chunks": [], "caches": False, "notes": [], "beside": []}
 """What a plan knows of its source that changes no result."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of the bits that some plans make."""
+
+    what: str
+    """What is other than before, in a clause."""
+    concerns: Callable[[Plan], bool]
+    """Tells whether a plan makes other bits since: by engine, interpolation, boundary, dtype, factor."""
+
+
+CHANGES: tuple[Change, ...] = ()
+"""All changes since 0.1, in their order; one is never removed."""
+
+
+def revision_of(plan: Plan) -> int:
+    """Return the revision of what makes a plan's voxels today."""
+    return 1 + sum(change.concerns(plan) for change in CHANGES)
 
 
 def held_bytes(plan: Plan) -> int:

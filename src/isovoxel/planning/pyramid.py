@@ -28,8 +28,7 @@ from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import Float3, VoxelGrid
 from isovoxel.planning.chunking import CHUNK, Storage, default_storage
-from isovoxel.planning.limits import DeviceLimits, HostLimits
-from isovoxel.planning.model import Source
+from isovoxel.planning.model import DeviceLimits, HostLimits, Source
 from isovoxel.planning.optimizer import make_plan
 from isovoxel.planning.plan import Plan
 
@@ -117,8 +116,8 @@ def with_levels(
 def _along(before: Plan, made: Plan, *, fixed: bool) -> Plan:
     """Return the plan of the first further level with the blocks of the full one, halved, where it can have them.
 
-    It can where means are made of integers that `isovoxel.geometry.halving` adds, each block covers whole shards of it,
-    in smaller shards than it would have unless the user has `fixed` them, and the host's memory suffices.
+    It can where means are made of integers that `isovoxel.geometry.downsampling` adds, each block covers whole shards
+    of it, in smaller shards than it would have unless the user has `fixed` them, and the host's memory suffices.
     """
     if made.interpolation != "area" or before.source.dtype not in HALVED:
         return made

@@ -15,7 +15,7 @@ from functools import cache
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from isovoxel.geometry.axis import ceil_div
-from isovoxel.planning.options import HALO_MODES, check_options
+from isovoxel.planning.model import HALO_MODES, check_options
 from isovoxel.planning.plan import Plan
 
 LARGEST = 2**63

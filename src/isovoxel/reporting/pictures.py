@@ -26,8 +26,8 @@ from isovoxel.errors import DoesNotFitError, OptionError
 from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.grid import AXES
 from isovoxel.metadata.series import told_place
-from isovoxel.planning.limits import HostLimits
 from isovoxel.planning.memory import human_bytes
+from isovoxel.planning.model import HostLimits
 from isovoxel.readers.base import Volume
 from isovoxel.reporting.figures import Canvas, draw_rect, drawing, png
 from isovoxel.reporting.files import MARK, check_own, write_own

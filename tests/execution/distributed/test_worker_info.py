@@ -10,7 +10,7 @@ import pytest
 from isovoxel.errors import ClusterError, DeviceError
 from isovoxel.execution.distributed import worker_info
 from isovoxel.execution.distributed.worker_info import WorkerInfo, WorkerPool, pool_of, versions
-from isovoxel.planning.limits import DeviceLimits, HostLimits
+from isovoxel.planning.model import DeviceLimits, HostLimits
 
 GIB = 2**30
 GPU = DeviceLimits("H100", "gpu", 80 * GIB, 70 * GIB, 20 * GIB, (16384, 16384, 16384), shares_host_memory=False)

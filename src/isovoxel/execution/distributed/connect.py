@@ -17,7 +17,7 @@ from isovoxel.execution.events import Connected, Listener, Waiting
 from isovoxel.execution.flushing import FLUSHING
 from isovoxel.execution.retry import clause
 from isovoxel.object_store.files import read_small
-from isovoxel.planning.limits import DeviceLimits, HostLimits
+from isovoxel.planning.model import DeviceLimits, HostLimits
 
 CONNECT_SECONDS = 10
 """How long a scheduler may take to answer."""

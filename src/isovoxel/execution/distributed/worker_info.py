@@ -23,7 +23,7 @@ from isovoxel.execution.distributed.device_pinning import DEVICE, held_device
 from isovoxel.execution.distributed.rpc import ask_workers
 from isovoxel.execution.host import host_limits
 from isovoxel.execution.retry import clause
-from isovoxel.planning.limits import DeviceLimits, HostLimits
+from isovoxel.planning.model import DeviceLimits, HostLimits
 from isovoxel.version import __version__
 
 ANSWER_SECONDS = 120.0
