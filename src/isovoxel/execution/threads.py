@@ -36,10 +36,9 @@ from numpy.typing import NDArray
 from isovoxel.engines.base import Cancelled, Engine
 from isovoxel.engines.open import open_engine
 from isovoxel.errors import DeviceLostError
-from isovoxel.execution.blocks import BlockMaker
+from isovoxel.execution.blocks import FLUSHING, BlockMaker, Flusher
 from isovoxel.execution.events import BlockDone, Listener, Retried, Slowed
 from isovoxel.execution.executor import Elapsed, InterruptedAgain, LevelProgress, Task
-from isovoxel.execution.flushing import FLUSHING, Flusher
 from isovoxel.execution.host import return_freed_memory
 from isovoxel.execution.retry import BlockFailed, clause
 from isovoxel.execution.subprocess import SubprocessExecutor

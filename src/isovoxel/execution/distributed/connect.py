@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from isovoxel.errors import ClusterError, InterruptedJobError, OptionError
+from isovoxel.execution.blocks import FLUSHING
 from isovoxel.execution.distributed.worker_info import WorkerOptions, WorkerPool, same_clesperanto, survey
 from isovoxel.execution.events import Connected, Listener, Waiting
-from isovoxel.execution.flushing import FLUSHING
 from isovoxel.execution.retry import clause
 from isovoxel.object_store.files import read_small
 from isovoxel.planning.model import DeviceLimits, HostLimits

@@ -20,8 +20,8 @@ from typing import Any
 
 from isovoxel.engines.devices import Device, list_devices
 from isovoxel.errors import ClusterError, OptionError
+from isovoxel.execution.blocks import FLUSHING
 from isovoxel.execution.distributed.device_pinning import DEVICE
-from isovoxel.execution.flushing import FLUSHING
 from isovoxel.execution.host import FEWEST_THREADS, MOST_THREADS
 from isovoxel.execution.retry import clause
 
