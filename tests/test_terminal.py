@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isovoxel.execution.events import Connected, Filled, Restarted, Retried, WorkerJoined, WorkerLeft
-from isovoxel.execution.logs import log_event
+from isovoxel.execution.events import Connected, Filled, Restarted, Retried, WorkerJoined, WorkerLeft, log_event
 from isovoxel.reporting.progress import ProgressView
 from isovoxel.terminal import plain, put, say
 

@@ -88,10 +88,10 @@ def run_job(
         As `isovoxel.scale` does.
     """
     from isovoxel.engines.devices import find_device
+    from isovoxel.execution.events import log_event
     from isovoxel.execution.executor import VolumeSource
     from isovoxel.execution.host import peak_bytes
     from isovoxel.execution.job import Job
-    from isovoxel.execution.logs import log_event
     from isovoxel.execution.output import is_made_already
     from isovoxel.execution.result import Tally
     from isovoxel.output.destination import output_place
@@ -207,8 +207,8 @@ def scale_into(
         As `isovoxel.scale`.
     """
     from isovoxel.execution.distributed.choice import open_cluster
+    from isovoxel.execution.events import log_event
     from isovoxel.execution.input_check import check_apart, folders_of, read_as
-    from isovoxel.execution.logs import log_event
     from isovoxel.execution.retry import clause
     from isovoxel.object_store.retries import patience
 

@@ -27,8 +27,8 @@ from isovoxel.execution.events import (
     Waiting,
     WorkerJoined,
     WorkerLeft,
+    log_event,
 )
-from isovoxel.execution.logs import log_event
 
 SAID: list[tuple[Event, int, str]] = [
     (BlockDone(3, 10, 0, 0, 0, 0, 0, worker="w1"), logging.DEBUG, "block 3 is done by w1"),
@@ -90,7 +90,7 @@ def test_a_job_logs_its_beginning_blocks_and_end(tmp_path: Path, caplog: pytest.
 def test_nothing_is_printed_by_default() -> None:
     """Not even warnings, which Python prints of loggers that nobody handles."""
     program = (
-        "from isovoxel.execution.logs import log_event; "
+        "from isovoxel.execution.events import log_event; "
         "from isovoxel.execution.events import Slowed; log_event(Slowed(1));"
         "import logging; logging.basicConfig(); log_event(Slowed(2))"
     )
