@@ -115,7 +115,7 @@ def _check_apart(
     source: str, output: str | None, options: Options, config: str | None, files: Mapping[str, str | None]
 ) -> None:
     """Raise where a command would write one of its files over one that it reads, or over another that it writes."""
-    from isovoxel.execution.input_check import Named, check_apart, folders_of, read_as
+    from isovoxel.execution.inputs import Named, check_apart, folders_of, read_as
     from isovoxel.jobs import name_of
 
     labels = options.with_labels

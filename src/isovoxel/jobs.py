@@ -168,7 +168,7 @@ def foreseen(volume: Volume, source: Any, output: str | Path, options: Options, 
     IsovoxelError
         As `isovoxel.scale` does before anything is written.
     """
-    from isovoxel.execution.input_check import check_apart, folders_of, read_as
+    from isovoxel.execution.inputs import check_apart, folders_of, read_as
     from isovoxel.execution.output import foresee
     from isovoxel.output.destination import output_place
 
@@ -208,7 +208,7 @@ def scale_into(
     """
     from isovoxel.execution.distributed.choice import open_cluster
     from isovoxel.execution.events import log_event
-    from isovoxel.execution.input_check import check_apart, folders_of, read_as
+    from isovoxel.execution.inputs import check_apart, folders_of, read_as
     from isovoxel.execution.retry import clause
     from isovoxel.object_store.retries import patience
 

@@ -17,8 +17,7 @@ import zarr
 import isovoxel as package
 from command_line import Isovoxel, check_refused
 from isovoxel.errors import IsovoxelError, OutputError
-from isovoxel.execution.input_check import check_apart, folders_of, read_as
-from isovoxel.execution.inputs import places_of
+from isovoxel.execution.inputs import check_apart, folders_of, places_of, read_as
 from isovoxel.object_store.objects import ObjectPlace
 from small_jobs import OPTIONS, VOXELS, save_input
 from snapshots import snapshot

@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from isovoxel.errors import InterruptedJobError, IsovoxelError, JobError, OptionError, OutputError
-from isovoxel.execution.input_check import Named, check_apart, folders_of, read_as
+from isovoxel.execution.inputs import Named, check_apart, folders_of, read_as
 from isovoxel.keywords import Opening, checked_keywords
 from isovoxel.object_store.address import is_address
 from isovoxel.planning.memory import human_bytes

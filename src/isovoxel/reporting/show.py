@@ -10,7 +10,7 @@ from typing import Unpack
 
 from isovoxel.api import open_volume
 from isovoxel.execution.host import peak_bytes, reading_limits
-from isovoxel.execution.input_check import Named, check_apart, read_as
+from isovoxel.execution.inputs import Named, check_apart, read_as
 from isovoxel.keywords import Opening, checked_keywords
 from isovoxel.options import parse_size
 from isovoxel.reporting.files import check_own
