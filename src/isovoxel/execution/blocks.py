@@ -287,8 +287,6 @@ def _sealed(
     return seals, event
 
 
-T = TypeVar("T")
-
 FLUSHING = 2
 """How many shards may wait for the disk for each block that is in flight."""
 
