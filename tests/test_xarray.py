@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import isovoxel
+from isovoxel.dask_array import between
 from isovoxel.errors import InputError
-from isovoxel.execution.xarrays import between
 from isovoxel.geometry.axis import Axis
 from isovoxel.geometry.grid import VoxelGrid
 
