@@ -31,11 +31,9 @@ from benchmarks.kernels import resident
 from benchmarks.machine import best, describe, print_header, print_row, sentence, write_json
 from benchmarks.stage import carry, plan_of
 from isovoxel.engines.cle import CleEngine
-from isovoxel.engines.clesperanto import CHOICE
+from isovoxel.engines.clesperanto import CHOICE, Prototype, Successor
 from isovoxel.engines.devices import find_device
-from isovoxel.engines.prototype import Prototype
 from isovoxel.engines.reference import reference
-from isovoxel.engines.successor import Successor
 from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import Float3, VoxelGrid

@@ -25,8 +25,8 @@ from benchmarks.cases import FACTORS, three
 from benchmarks.copies import device_bandwidth
 from benchmarks.machine import best, describe, print_header, print_row, write_json
 from isovoxel.engines.devices import find_device, opencl_device
-from isovoxel.engines.open import open_engine
 from isovoxel.engines.reference import reference
+from isovoxel.engines.registry import open_engine
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import Float3, VoxelGrid
 from isovoxel.planning.chunking import Storage

@@ -23,7 +23,7 @@ from benchmarks.data import STORAGE, voxels_of
 from benchmarks.machine import describe, print_header, print_row, sentence, write_json
 from isovoxel.engines.base import Engine
 from isovoxel.engines.devices import find_device
-from isovoxel.engines.open import open_engine
+from isovoxel.engines.registry import open_engine
 from isovoxel.execution.host import host_limits
 from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.grid import Float3, VoxelGrid

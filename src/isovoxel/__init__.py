@@ -6,7 +6,7 @@ What it exports is loaded when it is first used: the command line has to take Ct
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from isovoxel.engines import forks as _forks  # noqa: F401 - which looks from now on
+from isovoxel.engines import registry as _registry  # noqa: F401 - which looks at forks from now on
 from isovoxel.notebook import draw_with
 from isovoxel.version import __version__
 

@@ -19,8 +19,8 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from isovoxel.engines.open import open_engine
 from isovoxel.engines.reference import reference
+from isovoxel.engines.registry import open_engine
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.resampling import Table
 from strategies import cut, read_from

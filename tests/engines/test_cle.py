@@ -26,9 +26,9 @@ from isovoxel.engines.base import Cancelled
 from isovoxel.engines.cle import CleEngine
 from isovoxel.engines.clesperanto import clesperanto
 from isovoxel.engines.devices import find_device
-from isovoxel.engines.open import open_engine
 from isovoxel.engines.opencl import rows_of
 from isovoxel.engines.reference import as_dtype, reference
+from isovoxel.engines.registry import open_engine
 from isovoxel.errors import DeviceError
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import VoxelGrid
@@ -565,7 +565,7 @@ def test_an_image_that_cannot_be_made_is_an_error(code: str, monkeypatch: pytest
 TWO_DEVICES = """
 import numpy as np
 from isovoxel.engines.devices import list_devices
-from isovoxel.engines.open import open_engine
+from isovoxel.engines.registry import open_engine
 from strategies import cut
 devices = [str(device.index) for device in list_devices()]
 assert len(devices) == 2, devices

@@ -17,9 +17,9 @@ from isovoxel.engines import clesperanto as module
 from isovoxel.engines.cle import CleEngine
 from isovoxel.engines.clesperanto import clesperanto, why_missing
 from isovoxel.engines.devices import find_device
-from isovoxel.engines.failures import DriverError
-from isovoxel.engines.open import _opened
+from isovoxel.engines.opencl import DriverError
 from isovoxel.engines.reference import as_dtype, reference
+from isovoxel.engines.registry import _opened
 from isovoxel.errors import DeviceError, OptionError
 from isovoxel.job_file import NO_OPTION
 from strategies import cut

@@ -18,10 +18,10 @@ import pytest
 from isovoxel import scale_array
 from isovoxel.engines import exact
 from isovoxel.engines.base import Cancelled, Engine
-from isovoxel.engines.contexts import TURN
 from isovoxel.engines.exact import ExactEngine
-from isovoxel.engines.open import open_engine
+from isovoxel.engines.opencl import TURN
 from isovoxel.engines.reference import as_dtype, reference, reference_labels
+from isovoxel.engines.registry import open_engine
 from isovoxel.geometry.axis import Axis
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import VoxelGrid

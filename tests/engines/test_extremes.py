@@ -14,8 +14,8 @@ import pytest
 
 from isovoxel import open_volume
 from isovoxel.engines.base import Engine
-from isovoxel.engines.open import open_engine
 from isovoxel.engines.reference import as_dtype, expected
+from isovoxel.engines.registry import open_engine
 from isovoxel.execution.comparison import LEAST_FLOAT, TEXTURE_BITS
 from isovoxel.execution.recipe import Recipe
 from isovoxel.execution.verify import Verdict, verify

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from isovoxel.engines.base import Engine
-from isovoxel.engines.open import open_engine
 from isovoxel.engines.reference import reference
+from isovoxel.engines.registry import open_engine
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import Float3
 from isovoxel.planning.model import ENGINES

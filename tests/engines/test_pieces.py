@@ -24,15 +24,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyopencl import _cl
 
-from isovoxel.engines import pieces
+from isovoxel.engines import pipeline
 from isovoxel.engines.base import Cancelled, Scaled
+from isovoxel.engines.buffers import Lane
 from isovoxel.engines.cle import CleEngine
 from isovoxel.engines.devices import find_device
 from isovoxel.engines.exact import ExactEngine
-from isovoxel.engines.failures import is_lost, is_out_of_memory
-from isovoxel.engines.memory import Lane
-from isovoxel.engines.pieces import Fit, halves
-from isovoxel.engines.staging import Stage, StagedEngine
+from isovoxel.engines.opencl import is_lost, is_out_of_memory
+from isovoxel.engines.pipeline import Fit, StagedBlock, StagedEngine, halves
 from isovoxel.errors import DeviceFullError, DeviceLostError
 from isovoxel.geometry.box import Box
 from isovoxel.planning.model import Block
@@ -54,7 +53,7 @@ WAYS = [
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let blocks of a test's size be halved."""
-    monkeypatch.setattr(pieces, "SMALLEST", 2**10)
+    monkeypatch.setattr(pipeline, "SMALLEST", 2**10)
     with one_kernel_for_all_shapes():
         yield
 
@@ -185,7 +184,7 @@ def test_pieces_tile_a_block_and_read_inside_it(plan: Plan, kernel: str, depth: 
         plan = replace(plan, engine="exact", interpolation=kernel, antialias=kernel == "cubic")
     block = plan.block(data.draw(st.integers(0, plan.n_blocks - 1)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pieces, "SMALLEST", 0)
+        patch.setattr(pipeline, "SMALLEST", 0)
         parts = cut_down(block, plan, depth)
     times = np.zeros(block.write_box.shape, int)
     for part in parts:
@@ -200,12 +199,12 @@ def test_halves_are_cut_along_the_longest_axis_and_not_without_end() -> None:
     """A block is halved where it is longest; what takes little, and a single voxel, is not."""
     plan = cut((4, 9, 6), (1.0, 1.0, 1.0), WHOLE, engine="exact")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pieces, "SMALLEST", 0)
+        patch.setattr(pipeline, "SMALLEST", 0)
         first, second = halves(plan.block(0), plan)
         assert first.write_box == Box((0, 0, 0), (4, 5, 6))
         assert second.write_box == Box((0, 5, 0), (4, 9, 6))
         assert not halves(plan.block_of(0, Box((1, 1, 1), (2, 2, 2))), plan)
-        patch.setattr(pieces, "SMALLEST", 2 * 2 * 4 * 9 * 6)
+        patch.setattr(pipeline, "SMALLEST", 2 * 2 * 4 * 9 * 6)
         assert not halves(plan.block(0), plan)
 
 
@@ -346,14 +345,14 @@ def test_no_error_keeps_memory_on_the_device(kind: str, driver: Driver, monkeypa
 def attempts() -> Iterator[list[Block]]:
     """Keep every try to scale a piece."""
     tried: list[Block] = []
-    original = Stage._attempt
+    original = StagedBlock._attempt
 
-    def attempt(self: Stage, piece: Block, *rest: Any) -> str:
+    def attempt(self: StagedBlock, piece: Block, *rest: Any) -> str:
         tried.append(piece)
         return original(self, piece, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Stage, "_attempt", attempt)
+        patch.setattr(StagedBlock, "_attempt", attempt)
         yield tried
 
 
@@ -540,7 +539,7 @@ def test_what_fits_is_remembered_until_it_is_forgotten(driver: Driver) -> None:
 def test_what_fits_only_alone_again_and_again_is_halved() -> None:
     """Once is chance; a device that never has room for two blocks at a time gets smaller ones."""
     fit, plan = Fit(), planned(WAYS[2])
-    for _ in range(pieces.OFTEN):
+    for _ in range(pipeline.OFTEN):
         assert fit.depth(plan) == 0
         fit.fits_alone(plan, 0)
     assert fit.depth(plan) == 1

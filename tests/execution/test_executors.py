@@ -17,7 +17,7 @@ import pytest
 import isovoxel
 from execution.distributed.clusters import files
 from isovoxel.engines.base import Scaled
-from isovoxel.engines.staging import Stage
+from isovoxel.engines.pipeline import StagedBlock
 from isovoxel.errors import DeviceLostError, InterruptedJobError, JobError
 from isovoxel.execution.events import (
     BlockDone,
@@ -220,16 +220,16 @@ def kill_process_apart() -> bool:
 @contextlib.contextmanager
 def lost_device() -> Iterator[None]:
     """Let the device of this process be lost after some blocks."""
-    scale, left = Stage.scale, [3]
+    scale, left = StagedBlock.scale, [3]
 
-    def lose(self: Stage, cancelled: Any = None) -> Scaled:
+    def lose(self: StagedBlock, cancelled: Any = None) -> Scaled:
         left[0] -= 1
         if left[0] < 0:
             raise DeviceLostError("the card no longer answers this process")
         return scale(self, cancelled)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Stage, "scale", lose)
+        patch.setattr(StagedBlock, "scale", lose)
         yield
 
 

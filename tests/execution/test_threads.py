@@ -273,11 +273,11 @@ def test_ctrl_c_ends_the_command_long_before_its_last_block(mode: str, tmp_path:
 
 ENDLESS = """
 import sys, threading
-from isovoxel.engines.staging import Stage
+from isovoxel.engines.pipeline import StagedBlock
 def slowly(*words):
     print("scaling", flush=True)
     threading.Event().wait()
-Stage.scale = slowly
+StagedBlock.scale = slowly
 from isovoxel.cli import main
 main()
 """

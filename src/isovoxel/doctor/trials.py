@@ -56,7 +56,7 @@ def host(folders: dict[str, str]) -> dict[str, Any]:
     """Return free memory, and of folders, those of the caches included, what is free and why they cannot be used."""
     import shutil
 
-    from isovoxel.engines.kernel_caches import cache_folders, unusable
+    from isovoxel.engines.opencl import cache_folders, unusable
     from isovoxel.execution.host import available_bytes, host_limits
 
     found: list[dict[str, Any]] = []
@@ -74,7 +74,7 @@ def host(folders: dict[str, str]) -> dict[str, Any]:
 def devices() -> dict[str, Any]:
     """Return platforms and devices of OpenCL, those that isovoxel can use and those that it cannot."""
     from isovoxel.engines.devices import list_devices
-    from isovoxel.engines.kernel_caches import prepare_caches
+    from isovoxel.engines.opencl import prepare_caches
 
     caches = prepare_caches()
     import pyopencl as cl

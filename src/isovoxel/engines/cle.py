@@ -22,10 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.engines.clesperanto import Clesperanto, clesperanto
-from isovoxel.engines.contexts import TURN
 from isovoxel.engines.devices import Device, opencl_device
-from isovoxel.engines.opencl import C_TYPES, build_kernels, quiet_compiler, rows_of
-from isovoxel.engines.staging import StagedEngine
+from isovoxel.engines.opencl import C_TYPES, TURN, build_kernels, quiet_compiler, rows_of
+from isovoxel.engines.pipeline import StagedEngine
 from isovoxel.errors import DeviceError
 from isovoxel.geometry.axis import Axis
 from isovoxel.geometry.box import Index3

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from isovoxel.engines.forks import check_process, note_use
-from isovoxel.engines.kernel_caches import prepare_caches
+from isovoxel.engines.opencl import prepare_caches
+from isovoxel.engines.registry import check_process, note_use
 from isovoxel.errors import DeviceError, OptionError
 from isovoxel.geometry.box import Index3
 from isovoxel.planning.memory import human_bytes

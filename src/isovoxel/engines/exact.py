@@ -20,10 +20,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from isovoxel.engines.contexts import TURN, queue_of
 from isovoxel.engines.devices import Device, opencl_device
-from isovoxel.engines.opencl import C_TYPES, build_kernels, grid_of
-from isovoxel.engines.staging import StagedEngine
+from isovoxel.engines.opencl import C_TYPES, TURN, build_kernels, grid_of, queue_of
+from isovoxel.engines.pipeline import StagedEngine
 from isovoxel.geometry.axis import ceil_div, round_up
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.resampling import SPAN, Rows, Table, accumulator, outputs_of, pass_order, passes_at_once

@@ -26,7 +26,7 @@ from dask.base import normalize_token, tokenize
 from dask.highlevelgraph import HighLevelGraph
 from numpy.typing import NDArray
 
-from isovoxel.engines.open import open_engine
+from isovoxel.engines.registry import open_engine
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.planning.model import Block
 from isovoxel.planning.optimizer import too_thin

@@ -178,7 +178,7 @@ def serve() -> None:
 
 
 def _make(task: Task, device: str, done: bytearray, tell: Callable[[str, Any], None]) -> Elapsed:
-    from isovoxel.engines.open import open_engine
+    from isovoxel.engines.registry import open_engine
     from isovoxel.execution.blocks import BlockMaker
     from isovoxel.execution.threads import ThreadRun
 

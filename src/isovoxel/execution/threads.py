@@ -12,7 +12,7 @@ Not every failure ends a job:
 ==========================  =====================================================================================
 a read or a write           tried again, where that may help (`isovoxel.object_store.retries`)
 too little host memory      half as many blocks in flight; where there is one only, a shard of it at a time
-too little device memory    the engine scales the block in pieces (`isovoxel.engines.pieces`); with no room for the
+too little device memory    the engine scales the block in pieces (`isovoxel.engines.pipeline`); with no room for the
                             smallest piece it is tried again
 a device that is lost       the rest of the job, further levels included, is done in a process apart
                             (`isovoxel.execution.subprocess`)
@@ -34,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.engines.base import Cancelled, Engine
-from isovoxel.engines.open import open_engine
+from isovoxel.engines.registry import open_engine
 from isovoxel.errors import DeviceLostError
 from isovoxel.execution.blocks import FLUSHING, BlockMaker, Flusher
 from isovoxel.execution.events import BlockDone, Listener, Retried, Slowed

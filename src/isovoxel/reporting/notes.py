@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from isovoxel.engines.kernel_caches import prepare_caches
+from isovoxel.engines.opencl import prepare_caches
 from isovoxel.execution.events import (
     BlockDone,
     Connected,

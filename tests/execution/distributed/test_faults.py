@@ -17,7 +17,7 @@ from distributed import WorkerPlugin
 
 import isovoxel
 from execution.distributed.clusters import OPTIONS, Foreign, files, stack
-from isovoxel.engines.staging import Stage, StagedEngine
+from isovoxel.engines.pipeline import StagedBlock, StagedEngine
 from isovoxel.errors import ClusterError, DeviceLostError, JobError
 from isovoxel.execution.blocks import BlockMaker
 from isovoxel.execution.distributed import executor, in_flight, submit
@@ -126,7 +126,7 @@ class Breaks(WorkerPlugin):
     def setup(self, worker: Any) -> None:
         """Break it."""
         if str(worker.name) == "1":
-            Stage.scale = _lose  # type: ignore[method-assign]
+            StagedBlock.scale = _lose  # type: ignore[method-assign]
 
 
 def _lose(*_: object) -> None:

@@ -127,7 +127,7 @@ class WorkerSession:
     """
 
     def __init__(self, task: Task, device: str, worker: str) -> None:
-        from isovoxel.engines.open import open_engine
+        from isovoxel.engines.registry import open_engine
 
         self.plan, self._worker = task.plan, worker
         self._here = threading.local()

@@ -1,20 +1,30 @@
-"""Stage blocks: those that wait for the device, and results that wait for the disk.
+"""Pipeline of blocks through a device: host memory, transfers and kernels, in pieces where a block does not fit.
 
-In host memory that the device reaches by itself, allocated once and used for block after block: pinned pages, which a
-GPU copies at the full rate of its bus, or, on a CPU, memory that kernels work on where it lies::
+Voxels lie in host memory that the device reaches by itself, allocated once and used for block after block: pinned
+pages, which a GPU copies at the full rate of its bus, or, on a CPU, memory that kernels work on where it lies::
 
     read ──▶ input ══upload══▶ ┌──────┐         ┌──────┐ ══download══▶ output ──▶ write
              (host)            │ lane │ kernels │ lane │               (host)
                                └──────┘         └──────┘
 
-1. A block in flight has a `Stage`: one host buffer for its input and one for its output.
+1. A block in flight has a `StagedBlock`: one host buffer for its input and one for its output.
 2. To be scaled it takes a `Lane`: a queue for transfers and, on a GPU, buffers for input and output on the device.
    A GPU has two, so that one block is uploaded or downloaded while the kernels of another run.
 3. Kernels run one block after another on cle's own queue; a block's first kernel waits for its upload, its download
    for its last kernel.
 
-All buffers are as large as the plan's largest block needs, so a plan allocates nothing after its first blocks. Where
-the device does not give what the plan counts on, a block goes this way in pieces; see `isovoxel.engines.pieces`.
+All buffers are as large as the plan's largest block needs, so a plan allocates nothing after its first blocks.
+
+A plan counts on memory that another program may take while it is carried out, or that a driver told of and does not
+give. Then a block is halved along its longest axis until the pieces fit. Neither reading nor writing knows of pieces: a
+block keeps its memory on the host, of which a piece uploads a part and into a part of which its result is put.
+
+1. A piece is a block of its own: its rows, read box and pads follow from its place in the volume. So the exact engine
+   has the same bits however a block is cut; cle agrees within its texture precision, and nearest with 0 around the
+   volume up to ties, about which float32 decides in a block at the volume's start (see `isovoxel.engines.cle`).
+2. A piece for which memory runs out is tried again while no other block is on the device and nothing is kept there.
+   Only what fails then is halved.
+3. What was learnt of a plan's blocks holds for those to come (`Fit`).
 """
 
 from __future__ import annotations
@@ -25,19 +35,17 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.engines.base import Cancelled, Engine, Scaled
-from isovoxel.engines.contexts import TURN
+from isovoxel.engines.buffers import Buffers, HostBufferPool, HostPair, Lane, Lanes
 from isovoxel.engines.devices import Device, opencl_device
-from isovoxel.engines.failures import DriverError, driver_reason, is_lost, is_out_of_memory, let_go_of
-from isovoxel.engines.forks import check_process
-from isovoxel.engines.host_buffers import HostBufferPool, HostPair
-from isovoxel.engines.memory import Buffers, Lane, Lanes
-from isovoxel.engines.pieces import Fit, device_bytes, halves
+from isovoxel.engines.opencl import TURN, DriverError, driver_reason, is_lost, is_out_of_memory, let_go_of
+from isovoxel.engines.registry import check_process
 from isovoxel.errors import DeviceError, DeviceFullError, DeviceLostError
 from isovoxel.planning.memory import human_bytes
 from isovoxel.planning.model import LANES, Block
@@ -46,7 +54,7 @@ from isovoxel.planning.plan import Plan
 T = TypeVar("T")
 
 
-class Stage:
+class StagedBlock:
     """One block on its way: where its input is read to, and where its result lies."""
 
     def __init__(self, engine: StagedEngine, block: Block, plan: Plan, hosts: HostPair) -> None:
@@ -243,11 +251,11 @@ class StagedEngine(ABC):
         return len(taken)
 
     @contextmanager
-    def staged(self, block: Block, plan: Plan) -> Iterator[Stage]:
+    def staged(self, block: Block, plan: Plan) -> Iterator[StagedBlock]:
         """Lend a block its host memory; see `isovoxel.engines.base.Engine`."""
         hosts = self.hosts.take(plan)
         try:
-            yield Stage(self, block, plan, hosts)
+            yield StagedBlock(self, block, plan, hosts)
         finally:
             self.hosts.give(hosts)
 
@@ -339,3 +347,73 @@ class StagedEngine(ABC):
                 queue.finish()
         if not self.answers():
             raise self.lost("it fails to fill 64 bytes after it ran out of memory")
+
+
+SMALLEST = 2**22
+"""Bytes on the device that halving goes down to: about 64³ voxels. Drivers give memory in pages of 2 MiB, so that
+smaller pieces hardly take less."""
+
+OFTEN = 3
+"""So many pieces may fit only while they are alone on the device before those to come are halved. Two are one event
+for a GPU's two lanes."""
+
+
+def halves(block: Block, plan: Plan) -> tuple[Block, ...]:
+    """Return both halves of a block along the longest axis of its write box, or none where it is small enough."""
+    box = block.write_box
+    if box.size == 1 or device_bytes(block, plan) <= SMALLEST:
+        return ()
+    axis = box.shape.index(max(box.shape))
+    middle = (box.start[axis] + box.stop[axis] + 1) // 2
+    stop, start = list(box.stop), list(box.start)
+    stop[axis] = start[axis] = middle
+    parts = replace(box, stop=(stop[0], stop[1], stop[2])), replace(box, start=(start[0], start[1], start[2]))
+    return tuple(plan.block_of(block.index, part) for part in parts)
+
+
+def device_bytes(block: Block, plan: Plan) -> int:
+    """Return the projected bytes of a block or a piece that is alone on the device."""
+    cost = plan.cost_of(read=block.read_box.shape, padded=block.padded_shape, written=block.write_box.shape)
+    return cost.device - cost.pinned  # as many are pinned as the voxels in a GPU's other lane take
+
+
+class Fit:
+    """How often the blocks of a plan are halved before they fit, as far as it is known. Threads share it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.forget()
+
+    def depth(self, plan: Plan) -> int:
+        """Return how often blocks of this plan are halved; of another plan nothing is known."""
+        with self._lock:
+            self._begin(plan)
+            return self._depth
+
+    def too_large(self, plan: Plan, depth: int) -> None:
+        """Learn that a piece that was halved so often does not fit."""
+        with self._lock:
+            self._begin(plan)
+            self._halve_more(depth)
+
+    def fits_alone(self, plan: Plan, depth: int) -> None:
+        """Learn that a piece that was halved so often fitted only while it was alone on the device."""
+        with self._lock:
+            self._begin(plan)
+            self._crowded += 1
+            if self._crowded >= OFTEN:
+                self._halve_more(depth)
+
+    def forget(self) -> None:
+        """Begin anew."""
+        with self._lock:
+            self._plan: Plan | None = None
+            self._depth = self._crowded = 0
+
+    def _begin(self, plan: Plan) -> None:
+        if plan is not self._plan and plan != self._plan:
+            self._plan, self._depth, self._crowded = plan, 0, 0
+
+    def _halve_more(self, depth: int) -> None:
+        if depth >= self._depth:
+            self._depth, self._crowded = depth + 1, 0

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from isovoxel.engines import devices, kernel_caches
-from isovoxel.engines.kernel_caches import LEAST_FREE, prepare_caches, unusable
+from isovoxel.engines import devices, opencl
+from isovoxel.engines.opencl import LEAST_FREE, prepare_caches, unusable
 from isovoxel.errors import DeviceError
 
 VARIABLES = ("POCL_CACHE_DIR", "XDG_CACHE_HOME", "HOME", "PYOPENCL_NO_CACHE")
@@ -23,9 +23,9 @@ def _afresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     for name in VARIABLES:
         monkeypatch.setenv(name, str(tmp_path / name))
     monkeypatch.delenv("PYOPENCL_NO_CACHE")
-    kernel_caches.prepare_caches.cache_clear()
+    opencl.prepare_caches.cache_clear()
     yield
-    kernel_caches.prepare_caches.cache_clear()
+    opencl.prepare_caches.cache_clear()
 
 
 def a_file(folder: Path) -> Path:
@@ -58,9 +58,9 @@ def test_a_folder_that_cannot_be_written_gets_a_substitute(
     assert any(part in caches.note for part in why.split("|"))
     made = Path(os.environ["POCL_CACHE_DIR"])
     assert (made.is_dir(), unusable(made)) == (True, "")
-    kernel_caches._remove(str(made), os.getpid() + 1)
+    opencl._remove(str(made), os.getpid() + 1)
     assert made.is_dir()
-    kernel_caches._remove(str(made), os.getpid())
+    opencl._remove(str(made), os.getpid())
     assert not made.exists()
     assert ("PYOPENCL_NO_CACHE" in os.environ) == (variable != "POCL_CACHE_DIR")
 

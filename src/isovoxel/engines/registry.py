@@ -1,7 +1,8 @@
-"""Forks of processes that use OpenCL: drivers hang there for ever, so an error says to spawn processes instead.
+"""Engines of this process: one of each name for each device, made when first asked for, and never in a fork.
 
+Drivers of OpenCL hang for ever in a fork of a process that has used them, so an error says to spawn processes instead.
 Python calls `_look` in each fork. A driver was loaded before if isovoxel has asked for devices, or if the memory map
-lists one, whichever library has loaded it (Linux).
+lists one, whichever library has loaded it (Linux). `isovoxel` imports this module, which therefore loads little.
 """
 
 from __future__ import annotations
@@ -9,9 +10,48 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from isovoxel.errors import DeviceError
+
+if TYPE_CHECKING:
+    from isovoxel.engines.base import Engine
+
+
+def open_engine(name: str = "cle", device: str = "auto") -> Engine:
+    """Return this process' engine of that name on a device.
+
+    Parameters
+    ----------
+    name
+        "cle" or "exact".
+    device
+        "auto", "gpu", "cpu", a number or a name, as `isovoxel.engines.devices.find_device` takes it.
+
+    Raises
+    ------
+    DeviceError
+        If there is no such device, or this process is a fork of one that had used OpenCL.
+    """
+    check_process()
+    return _opened(name, device)
+
+
+@lru_cache
+def _opened(name: str, device: str) -> Engine:
+    from isovoxel.engines.devices import find_device
+
+    found = find_device(device)
+    if name == "exact":
+        from isovoxel.engines.exact import ExactEngine
+
+        return ExactEngine(found)
+    from isovoxel.engines.cle import CleEngine
+
+    return CleEngine(found)
+
 
 _DRIVER = re.compile(r"(?:pocl|nvidia-opencl|amdocl|intelocl|igdrcl|rusticl|mali)[^/]*\.so", re.IGNORECASE)
 """Files of OpenCL drivers; the loader, libOpenCL, does no harm."""

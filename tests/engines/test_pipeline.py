@@ -11,9 +11,9 @@ import numpy as np
 import pyopencl as cl
 import pytest
 
+from isovoxel.engines.buffers import Lane
 from isovoxel.engines.exact import ExactEngine
-from isovoxel.engines.memory import Lane
-from isovoxel.engines.open import open_engine
+from isovoxel.engines.registry import open_engine
 from isovoxel.errors import DeviceError
 from strategies import Live, cut
 

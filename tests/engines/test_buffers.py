@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from isovoxel.engines import host_buffers as module
-from isovoxel.engines.host_buffers import HostBufferPool
+from isovoxel.engines import buffers as module
+from isovoxel.engines.buffers import HostBufferPool
 
 
 class _Plan:
