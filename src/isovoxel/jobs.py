@@ -24,7 +24,7 @@ from isovoxel.output.membership import LABELS
 from isovoxel.planner import choose_sampling, how_far, open_input, plan_volume
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.base import Volume
-from isovoxel.readers.input_state import InputWatch
+from isovoxel.readers.files import InputWatch
 
 if TYPE_CHECKING:
     from isovoxel.execution.distributed.connect import Cluster

@@ -23,7 +23,7 @@ from isovoxel import jobs
 from isovoxel.errors import InputError, InterruptedJobError, JobError, OutputExistsError
 from isovoxel.execution.events import BlockDone, Event
 from isovoxel.readers import tiff as tiff_module
-from isovoxel.readers.input_state import InputWatch
+from isovoxel.readers.files import InputWatch
 from isovoxel.readers.open import open_volume
 
 VOXELS = np.random.default_rng(8).integers(1, 999, (24, 32, 32)).astype("uint16")
@@ -330,7 +330,7 @@ def test_a_file_that_cannot_be_looked_at_is_told(tmp_path: Path, monkeypatch: py
     def refuse(*_: Any) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("isovoxel.readers.input_state.os.stat", refuse)
+    monkeypatch.setattr("isovoxel.readers.files.os.stat", refuse)
     with pytest.raises(InputError, match="cannot be looked at: Permission denied"):
         InputWatch(volume)
 

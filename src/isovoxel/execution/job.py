@@ -52,7 +52,7 @@ from isovoxel.output.shard import ShardReceipt
 from isovoxel.planning.plan import Plan
 from isovoxel.planning.pyramid import reading
 from isovoxel.readers.base import Volume
-from isovoxel.readers.input_state import InputWatch
+from isovoxel.readers.files import InputWatch
 
 
 @dataclass(frozen=True)

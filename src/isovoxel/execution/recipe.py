@@ -18,7 +18,7 @@ from isovoxel.planning.chunking import Storage
 from isovoxel.planning.model import GENERATIONS, check_options
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.base import Volume
-from isovoxel.readers.input_state import CHUNKS
+from isovoxel.readers.files import CHUNKS
 from isovoxel.readers.selection import Selection
 from isovoxel.version import __version__
 

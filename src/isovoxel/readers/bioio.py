@@ -25,8 +25,7 @@ from isovoxel.metadata.calibration import Length, calibrate
 from isovoxel.metadata.series import Channel, chosen_channels, time_step
 from isovoxel.readers.axes import Picked, pick
 from isovoxel.readers.base import Volume, check_voxels
-from isovoxel.readers.files import file_identity, needs_extra, unreadable
-from isovoxel.readers.input_state import FileList
+from isovoxel.readers.files import FileList, file_identity, needs_extra, unreadable
 from isovoxel.readers.selection import Selection, SeriesReader
 from isovoxel.readers.tiled import Stored, TiledReader
 

@@ -26,8 +26,7 @@ from isovoxel.metadata.calibration import Calibration
 from isovoxel.metadata.hdf5 import read_hdf5, text_of
 from isovoxel.readers.axes import zyx_positions
 from isovoxel.readers.base import ReadBox, Volume, check_voxels
-from isovoxel.readers.files import check_complete, file_identity, unreadable
-from isovoxel.readers.input_state import FileList
+from isovoxel.readers.files import FileList, check_complete, file_identity, unreadable
 from isovoxel.readers.raw import RawReader, contiguous_offsets
 from isovoxel.readers.selection import GIVEN, Selection
 

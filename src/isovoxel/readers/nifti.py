@@ -25,9 +25,8 @@ from isovoxel.metadata.nifti import read_affine, read_zooms
 from isovoxel.planning.memory import human_bytes
 from isovoxel.readers.axes import zyx_positions
 from isovoxel.readers.base import Volume, check_voxels, room_for
-from isovoxel.readers.files import check_complete, file_identity, unreadable
+from isovoxel.readers.files import FileList, check_complete, file_identity, unreadable
 from isovoxel.readers.gzip_stream import LARGEST_RATIO, MARK_BYTES, MOST_MARKS, STREAM_BYTES, GzipMarks
-from isovoxel.readers.input_state import FileList
 from isovoxel.readers.raw import RawReader, contiguous_offsets
 
 GZIP_MAGIC = b"\x1f\x8b"

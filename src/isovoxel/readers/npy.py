@@ -13,8 +13,7 @@ import numpy as np
 from isovoxel.errors import InputError
 from isovoxel.readers.axes import UNNAMED, Picked, pick, plain_zyx
 from isovoxel.readers.base import ReadBox, Volume, check_voxels
-from isovoxel.readers.files import check_complete, file_identity, reason_of, unreadable
-from isovoxel.readers.input_state import FileList
+from isovoxel.readers.files import FileList, check_complete, file_identity, reason_of, unreadable
 from isovoxel.readers.raw import RawReader, contiguous_offsets
 from isovoxel.readers.selection import GIVEN, Selection, SeriesReader
 

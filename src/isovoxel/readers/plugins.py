@@ -26,8 +26,7 @@ from isovoxel.errors import InputError, IsovoxelError
 from isovoxel.geometry.box import Box
 from isovoxel.readers import bioio
 from isovoxel.readers.base import ReadBox, Volume
-from isovoxel.readers.files import file_identity, reason_of, unreadable
-from isovoxel.readers.input_state import FileList, FolderFiles
+from isovoxel.readers.files import FileList, FolderFiles, file_identity, reason_of, unreadable
 from isovoxel.readers.registry import FORMATS, Format, Location, open_by
 from isovoxel.readers.selection import Selection
 

@@ -36,8 +36,7 @@ from isovoxel.metadata.imagej import parse_description
 from isovoxel.metadata.ome_xml import read_ome_xml, read_pixels
 from isovoxel.readers.axes import zyx_positions
 from isovoxel.readers.base import ReadBox, Volume, check_voxels, room_for
-from isovoxel.readers.files import TIFF_MAGIC, unreadable
-from isovoxel.readers.input_state import FileList
+from isovoxel.readers.files import TIFF_MAGIC, FileList, unreadable
 from isovoxel.readers.selection import Selection
 from isovoxel.readers.tiff import calibration_of, decoded_at_once, open_tiff
 from isovoxel.readers.tiff_directories import Directories, read_directories

@@ -27,7 +27,7 @@ from isovoxel.object_store.zarr_nodes import ARRAY_FILES
 from isovoxel.planning.chunking import CHECKSUM_BYTES, Storage
 from isovoxel.readers.axes import ZYX, Picked
 from isovoxel.readers.base import Files
-from isovoxel.readers.input_state import FolderFiles, places
+from isovoxel.readers.files import FolderFiles, places
 from isovoxel.readers.zarr_codecs import DECODED_COPIES, DECODER_BYTES
 
 if TYPE_CHECKING:

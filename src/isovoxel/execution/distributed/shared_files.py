@@ -20,7 +20,7 @@ from isovoxel.execution.executor import Task
 from isovoxel.execution.retry import clause
 from isovoxel.object_store.place import Place, absolute, put
 from isovoxel.output.ledger import ledger_of
-from isovoxel.readers.input_state import CHUNKS
+from isovoxel.readers.files import CHUNKS
 
 PROBE = "probe"
 """How the names of files begin that show whether a folder is the same everywhere."""
