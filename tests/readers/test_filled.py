@@ -21,8 +21,8 @@ from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, TransposeCodec, Zstd
 from isovoxel.errors import CorruptInputError, InputError, InputUnavailableError
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.readers.base import Volume
-from isovoxel.readers.filled import FilledReader, around
 from isovoxel.readers.open import open_volume
+from isovoxel.readers.tiled import FilledReader, around
 from isovoxel.readers.zarr_array import ZarrReader
 from strategies import boxes
 

@@ -34,7 +34,7 @@ from isovoxel.output.shard_store import PendingShard
 from isovoxel.planning.model import Block
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.base import ReadBox, Volume
-from isovoxel.readers.filled import FilledReader
+from isovoxel.readers.tiled import FilledReader
 
 FILL = 0
 """What damaged voxels become."""
