@@ -19,8 +19,7 @@ from isovoxel.object_store.place import Place
 from isovoxel.options import Options
 from isovoxel.planning.model import ENGINES, MOVES, DeviceLimits, HostLimits, Source
 from isovoxel.planning.plan import Plan
-from isovoxel.readers.base import Volume
-from isovoxel.readers.selection import moved
+from isovoxel.readers.base import Volume, moved
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,9 +23,9 @@ from isovoxel.geometry.axis import Axis
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.resampling import Table
 from isovoxel.planning.optimizer import _candidates
-from isovoxel.readers.base import Volume
+from isovoxel.readers.base import Volume, cropped
 from isovoxel.readers.open import open_volume
-from isovoxel.readers.selection import Crop, Selection, box_of, cropped, parse_crop
+from isovoxel.readers.selection import Crop, Selection, box_of, parse_crop
 
 DATA = np.random.default_rng(0).integers(0, 60_000, (11, 23, 29)).astype(np.uint16)
 SIZE = (2.0, 0.5, 0.25)

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from isovoxel.errors import CorruptInputError, InputError, InputUnavailableError
 from isovoxel.geometry.box import Box
-from isovoxel.readers.tiled import Stored, TiledReader, chunk_of, damage_moved
+from isovoxel.readers.base import damage_moved
+from isovoxel.readers.tiled import Stored, TiledReader, chunk_of
 from strategies import boxes
 
 VOXELS = np.arange(5 * 7 * 9, dtype=">u2").reshape(5, 7, 9)

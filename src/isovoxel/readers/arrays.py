@@ -18,10 +18,9 @@ from isovoxel.errors import InputError
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import AXES
 from isovoxel.metadata.units import canonical_unit
-from isovoxel.readers.axes import UNNAMED, Picked, pick, plain_zyx
-from isovoxel.readers.base import ReadBox, Volume, check_voxels, room_for
+from isovoxel.readers.base import ReadBox, SeriesReader, Volume, check_voxels, room_for
 from isovoxel.readers.files import reason_of
-from isovoxel.readers.selection import EVERYTHING, GIVEN, Selection, SeriesReader
+from isovoxel.readers.selection import EVERYTHING, GIVEN, UNNAMED, Picked, Selection, pick, plain_zyx
 from isovoxel.readers.tiled import Stored, TiledReader
 
 GRAPH_BYTES = 1 << 20

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isovoxel.errors import InputError
+from isovoxel.errors import CorruptInputError, InputError
 from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.geometry.grid import Float3, VoxelGrid
-from isovoxel.metadata.series import Channel, SeriesAxis
+from isovoxel.metadata.series import Channel, SeriesAxis, place_of_volume, told_place
 from isovoxel.notebook import InNotebooks
 from isovoxel.object_store.objects import ObjectPlace
+from isovoxel.readers.selection import Crop, box_of
 
 SUPPORTED_DTYPES = tuple(
     np.dtype(name) for name in ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float32")
@@ -194,3 +197,146 @@ def check_voxels(name: str, shape: Index3, dtype: np.dtype[Any]) -> None:
     if dtype.newbyteorder("=") not in SUPPORTED_DTYPES:
         names = ", ".join(str(d) for d in SUPPORTED_DTYPES)
         raise InputError(f"{name} holds {dtype}, which isovoxel does not scale; convert it to {names}")
+
+
+# ---- a part of a volume --------------------------------------------------------------------------------------------
+
+# A crop copies nothing: what the whole volume decodes in one go is decoded for the part, too, also where that reaches
+# beyond the part. Each volume of a series is read by a reader of its own, which is made when a box needs it.
+
+
+@contextmanager
+def damage_moved(by: Index3, within: Box) -> Iterator[None]:
+    """Tell of damage where it lies in a volume that another one is a part of, or that is a part of another one.
+
+    Parameters
+    ----------
+    by
+        How far its voxels lie behind where the reader counts them.
+    within
+        Which of them are a part of the volume, as the reader counts them.
+    """
+    try:
+        yield
+    except CorruptInputError as error:
+        box = (Box(error.start, error.stop) & within).shifted(by)
+        raise CorruptInputError(error.name, error.chunk, box.start, box.stop, error.reason) from error
+
+
+@dataclass(frozen=True)
+class CroppedReader:
+    """Reads boxes of a part of a volume; safe to call from many threads where the whole's reader is."""
+
+    read: ReadBox
+    """Reads boxes of the whole."""
+    part: Box
+    """Which part of the whole."""
+
+    def __call__(self, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Return a box as a new array, or in `out`.
+
+        Raises
+        ------
+        CorruptInputError
+            If voxels of it are damaged: those of them that lie in the part are told, as the part counts.
+        """
+        z, y, x = self.part.start
+        with damage_moved((-z, -y, -x), self.part):
+            return self.read(box.shifted(self.part.start), out)
+
+
+def moved(origin: Float3, start: Index3, voxel_size: Float3, sign: int = 1) -> Float3:
+    """Return the position of the voxel `start`, seen from the voxel that lies at `origin`; back with a sign of -1."""
+    z, y, x = (o + sign * i * size for o, i, size in zip(origin, start, voxel_size, strict=True))
+    return (z, y, x)
+
+
+def _cached(cached: Callable[[int], ReadBox], part: Box, capacity: int) -> CroppedReader:
+    return CroppedReader(cached(capacity), part)
+
+
+def _files(files: Files, part: Box, box: Box) -> Iterable[str | ObjectPlace]:
+    return files(box.shifted(part.start))
+
+
+def cropped(volume: Volume, crop: Crop) -> Volume:
+    """Return a part of a volume as a volume: a view, which lies where it did.
+
+    Parameters
+    ----------
+    volume
+        The whole, or a part of it already.
+    crop
+        Which of its voxels.
+
+    Raises
+    ------
+    OptionError
+        If the crop holds nothing, or reaches beyond the volume.
+    """
+    part = box_of(crop, volume.shape, volume.name)
+    if part == Box.whole(volume.shape):
+        return volume
+    origin = volume.origin
+    if volume.voxel_size is not None:
+        origin = moved(origin, part.start, volume.voxel_size)
+    of_all = part.shifted(volume.start)
+    text = ",".join(f"{a}:{b}" for a, b in zip(of_all.start, of_all.stop, strict=True))
+    whole = volume.whole or volume.shape
+    return replace(
+        volume,
+        shape=part.shape,
+        read=CroppedReader(volume.read, part),
+        cached=None if volume.cached is None else partial(_cached, volume.cached, part),
+        files=None if volume.files is None else partial(_files, volume.files, part),
+        array=None if volume.array is None else volume.array[part.slices],
+        origin=origin,
+        start=of_all.start,
+        whole=whole,
+        coarser=(),  # which are the whole's
+        identity={**volume.identity, "crop": text},
+        sources={**volume.sources, "shape": f"{text} of {' x '.join(map(str, whole))}"},
+    )
+
+
+# ---- a volume of a series ------------------------------------------------------------------------------------------
+
+
+KEPT = 64
+"""How many readers are kept: more than volumes are at work at a time."""
+
+
+class SeriesReader:
+    """Reads boxes of the volumes of a series; safe to call from many threads.
+
+    Parameters
+    ----------
+    axes
+        Name and length of each axis along which the volumes are counted.
+    member
+        Returns the reader of a volume by its place along these axes.
+    """
+
+    def __init__(self, axes: Sequence[tuple[str, int]], member: Callable[[tuple[int, ...]], ReadBox]) -> None:
+        self._axes, self._member = tuple(axes), member
+        self._reader = lru_cache(KEPT)(member)
+
+    def __reduce__(self) -> tuple[type[SeriesReader], tuple[Any, ...]]:
+        return (SeriesReader, (self._axes, self._member))
+
+    def __call__(self, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Return a box as a new array, or in `out`.
+
+        Raises
+        ------
+        CorruptInputError
+            If voxels of it are damaged: the volume's place is told.
+        """
+        place = place_of_volume([length for _, length in self._axes], box.volume)
+        try:
+            return self._reader(place)(box.of(0), out)
+        except CorruptInputError as error:
+            where = told_place([name for name, _ in self._axes], place)
+            raise CorruptInputError(
+                error.name, f"{where}, {error.chunk}", error.start, error.stop, error.reason
+            ) from error

@@ -23,10 +23,9 @@ from isovoxel.errors import InputError, IsovoxelError
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.metadata.calibration import Length, calibrate
 from isovoxel.metadata.series import Channel, chosen_channels, time_step
-from isovoxel.readers.axes import Picked, pick
-from isovoxel.readers.base import Volume, check_voxels
+from isovoxel.readers.base import SeriesReader, Volume, check_voxels
 from isovoxel.readers.files import FileList, file_identity, needs_extra, unreadable
-from isovoxel.readers.selection import Selection, SeriesReader
+from isovoxel.readers.selection import Picked, Selection, pick
 from isovoxel.readers.tiled import Stored, TiledReader
 
 CHUNK_COPIES = 4

@@ -24,11 +24,10 @@ from isovoxel.geometry.grid import Float3
 from isovoxel.metadata import n5
 from isovoxel.metadata.calibration import Calibration
 from isovoxel.metadata.hdf5 import read_hdf5, text_of
-from isovoxel.readers.axes import zyx_positions
 from isovoxel.readers.base import ReadBox, Volume, check_voxels
 from isovoxel.readers.files import FileList, check_complete, file_identity, unreadable
 from isovoxel.readers.raw import RawReader, contiguous_offsets
-from isovoxel.readers.selection import GIVEN, Selection
+from isovoxel.readers.selection import GIVEN, Selection, zyx_positions
 
 if TYPE_CHECKING:
     import h5py

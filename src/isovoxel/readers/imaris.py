@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 from isovoxel.errors import InputError, InputMissingError
 from isovoxel.metadata.imaris import image_shape, read_channel, read_extent
 from isovoxel.metadata.series import chosen_channels
-from isovoxel.readers.axes import Picked, pick, plain_zyx
-from isovoxel.readers.base import ReadBox, Volume
+from isovoxel.readers.base import ReadBox, SeriesReader, Volume
 from isovoxel.readers.files import file_identity
 from isovoxel.readers.hdf5 import volume_of_dataset
-from isovoxel.readers.selection import Selection, SeriesReader
+from isovoxel.readers.selection import Picked, Selection, pick, plain_zyx
 
 if TYPE_CHECKING:
     import h5py

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from isovoxel.errors import InputError
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.metadata.n5 import FINEST, Surroundings, level_of, read_n5
-from isovoxel.readers.axes import zyx_positions
 from isovoxel.readers.base import Volume, check_voxels
 from isovoxel.readers.files import check_stored, metadata_identity, places, reason_of, unreadable
+from isovoxel.readers.selection import zyx_positions
 from isovoxel.readers.tiled import Stored, TiledReader, chunk_of
 
 if TYPE_CHECKING:

@@ -23,11 +23,11 @@ from isovoxel.geometry.box import Box, Index3
 from isovoxel.metadata.hdf5 import ORIGIN
 from isovoxel.metadata.nifti import read_affine, read_zooms
 from isovoxel.planning.memory import human_bytes
-from isovoxel.readers.axes import zyx_positions
 from isovoxel.readers.base import Volume, check_voxels, room_for
 from isovoxel.readers.files import FileList, check_complete, file_identity, unreadable
 from isovoxel.readers.gzip_stream import LARGEST_RATIO, MARK_BYTES, MOST_MARKS, STREAM_BYTES, GzipMarks
 from isovoxel.readers.raw import RawReader, contiguous_offsets
+from isovoxel.readers.selection import zyx_positions
 
 GZIP_MAGIC = b"\x1f\x8b"
 """What gzip begins with."""

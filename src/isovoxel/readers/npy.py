@@ -11,11 +11,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from isovoxel.errors import InputError
-from isovoxel.readers.axes import UNNAMED, Picked, pick, plain_zyx
-from isovoxel.readers.base import ReadBox, Volume, check_voxels
+from isovoxel.readers.base import ReadBox, SeriesReader, Volume, check_voxels
 from isovoxel.readers.files import FileList, check_complete, file_identity, reason_of, unreadable
 from isovoxel.readers.raw import RawReader, contiguous_offsets
-from isovoxel.readers.selection import GIVEN, Selection, SeriesReader
+from isovoxel.readers.selection import GIVEN, UNNAMED, Picked, Selection, pick, plain_zyx
 
 # NumPy does not type these functions.
 _FORMAT: Any = np.lib.format

@@ -26,10 +26,9 @@ from isovoxel.metadata.units import canonical_unit, convert_length
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.place import Place
 from isovoxel.object_store.zarr_nodes import ARRAY_FILES, GROUP_FILES, files_of_node, kind_of_node, read_group
-from isovoxel.readers.axes import ZYX, Picked
 from isovoxel.readers.base import Files, Volume
 from isovoxel.readers.files import metadata_identity, unreadable
-from isovoxel.readers.selection import Selection
+from isovoxel.readers.selection import ZYX, Picked, Selection
 from isovoxel.readers.zarr_array import axis_names, open_path, zarr_voxels
 
 

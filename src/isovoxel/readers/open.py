@@ -20,10 +20,10 @@ from isovoxel.object_store.address import is_address
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.place import place_of
 from isovoxel.object_store.zarr_nodes import ATTRIBUTES, TOP
-from isovoxel.readers.base import Volume
+from isovoxel.readers.base import Volume, cropped, moved
 from isovoxel.readers.files import unreadable
 from isovoxel.readers.registry import Location, find_format, known_formats, no_inner, open_by
-from isovoxel.readers.selection import EVERYTHING, Selection, cropped, moved
+from isovoxel.readers.selection import EVERYTHING, Selection
 
 _GIVEN = "given by the caller"
 

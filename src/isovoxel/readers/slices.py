@@ -34,14 +34,12 @@ from isovoxel.geometry.box import Box, Index3
 from isovoxel.metadata.calibration import Calibration
 from isovoxel.metadata.imagej import parse_description
 from isovoxel.metadata.ome_xml import read_ome_xml, read_pixels
-from isovoxel.readers.axes import zyx_positions
-from isovoxel.readers.base import ReadBox, Volume, check_voxels, room_for
+from isovoxel.readers.base import ReadBox, Volume, check_voxels, damage_moved, room_for
 from isovoxel.readers.files import TIFF_MAGIC, FileList, unreadable
-from isovoxel.readers.selection import Selection
+from isovoxel.readers.selection import Selection, zyx_positions
 from isovoxel.readers.tiff import calibration_of, decoded_at_once, open_tiff
 from isovoxel.readers.tiff_directories import Directories, read_directories
 from isovoxel.readers.tiff_layout import Stack, planes_reader
-from isovoxel.readers.tiled import damage_moved
 
 ENDINGS = (".tif", ".tiff")
 """Names of slices end in one of these; other files of their folder are passed over."""

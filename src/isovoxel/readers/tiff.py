@@ -26,10 +26,9 @@ from isovoxel.metadata.imagej import Rational, parse_description, read_imagej
 from isovoxel.metadata.ome_xml import read_ome_xml, read_pixels
 from isovoxel.metadata.series import Channel, SeriesAxis, chosen_channels
 from isovoxel.metadata.tiff_tags import read_lsm, read_stk, read_tiff_tags
-from isovoxel.readers.axes import Picked, pick
 from isovoxel.readers.base import Volume, check_voxels
 from isovoxel.readers.files import FileList, check_complete, file_identity, unreadable
-from isovoxel.readers.selection import GIVEN, Selection
+from isovoxel.readers.selection import GIVEN, Picked, Selection, pick
 from isovoxel.readers.tiff_directories import Directories, read_directories
 from isovoxel.readers.tiff_layout import Stack, reader_of
 from isovoxel.readers.tiff_reader import PlaneReader

@@ -21,11 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.errors import InputError
-from isovoxel.readers.axes import Picked
-from isovoxel.readers.base import ReadBox
+from isovoxel.readers.base import ReadBox, SeriesReader
 from isovoxel.readers.files import check_complete
 from isovoxel.readers.raw import RawReader
-from isovoxel.readers.selection import SeriesReader
+from isovoxel.readers.selection import Picked
 from isovoxel.readers.tiff_directories import COUNTS, OFFSETS, Directories, Tags
 from isovoxel.readers.tiff_reader import MixedReader, PlaneReader, SegmentReader
 from isovoxel.readers.tiff_storage import JPEG, PageStorage, check_alike, check_codec, storage_of

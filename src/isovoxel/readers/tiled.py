@@ -126,24 +126,6 @@ def chunk_of(what: str, tile: Box, chunk: Index3, shape: Index3) -> Stored:
     return Stored(f"{what} {place}", box)
 
 
-@contextmanager
-def damage_moved(by: Index3, within: Box) -> Iterator[None]:
-    """Tell of damage where it lies in a volume that another one is a part of, or that is a part of another one.
-
-    Parameters
-    ----------
-    by
-        How far its voxels lie behind where the reader counts them.
-    within
-        Which of them are a part of the volume, as the reader counts them.
-    """
-    try:
-        yield
-    except CorruptInputError as error:
-        box = (Box(error.start, error.stop) & within).shifted(by)
-        raise CorruptInputError(error.name, error.chunk, box.start, box.stop, error.reason) from error
-
-
 # ---- damaged parts filled ------------------------------------------------------------------------------------------
 
 # Read a volume on where parts of it are damaged: these are filled, and what lies around them is read.
