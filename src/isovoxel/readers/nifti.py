@@ -25,8 +25,15 @@ from isovoxel.metadata.nifti import read_affine, read_zooms
 from isovoxel.planning.memory import human_bytes
 from isovoxel.readers.base import Volume, check_voxels, room_for
 from isovoxel.readers.files import FileList, check_complete, file_identity, unreadable
-from isovoxel.readers.gzip_stream import LARGEST_RATIO, MARK_BYTES, MOST_MARKS, STREAM_BYTES, GzipMarks
-from isovoxel.readers.raw import RawReader, contiguous_offsets
+from isovoxel.readers.raw import (
+    LARGEST_RATIO,
+    MARK_BYTES,
+    MOST_MARKS,
+    STREAM_BYTES,
+    GzipMarks,
+    RawReader,
+    contiguous_offsets,
+)
 from isovoxel.readers.selection import zyx_positions
 
 GZIP_MAGIC = b"\x1f\x8b"
