@@ -492,7 +492,7 @@ def test_what_a_disk_does_not_give_is_not_corrupt(kind: str, tmp_path: Path, mon
 
     with monkeypatch.context() as patch:
         if kind.startswith("zarr"):
-            patch.setattr("isovoxel.readers.byte_sources._read_at", fail)
+            patch.setattr("isovoxel.readers.zarr_files._read_at", fail)
         else:
             patch.setattr("isovoxel.readers.raw.FileIO", type("Failing", (FileIO,), {"readinto": fail, "read": fail}))
         with pytest.raises(InputUnavailableError, match="Input/output error") as raised:
