@@ -19,7 +19,7 @@ import isovoxel
 from command_line import Isovoxel
 from isovoxel.errors import CorruptInputError
 from isovoxel.geometry.box import Box
-from isovoxel.readers import byte_sources
+from isovoxel.readers import zarr_files
 from isovoxel.readers.open import open_volume
 
 OPTIONS: dict[str, Any] = {
@@ -131,14 +131,14 @@ def test_shards_that_the_system_does_not_give_are_no_verdict(
     made: Path, monkeypatch: pytest.MonkeyPatch, isovoxel: Isovoxel, number: int, level: int
 ) -> None:
     """Nobody knows whether such an output holds, so nothing is said of that."""
-    at_once, unreadable = byte_sources._open_at_once, {str(path) for path in shards(made / "0.5.zarr", level)}
+    at_once, unreadable = zarr_files._open_at_once, {str(path) for path in shards(made / "0.5.zarr", level)}
 
     def refuse(path: str, flags: int) -> int:
         if str(path) in unreadable:
             raise OSError(number, os.strerror(number), path)
         return at_once(path, flags)
 
-    monkeypatch.setattr(byte_sources, "_open_at_once", refuse)
+    monkeypatch.setattr(zarr_files, "_open_at_once", refuse)
     ran = isovoxel("verify", str(made / "0.5.zarr"), "--samples", "60")
     assert (ran.code, ran.out) == (2, "")
     where = made / "0.5.zarr" / "1" if level else made / "0.5.zarr"

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isovoxel.readers.chunk_cache import CHUNK_COST, CachedChunk, ChunkCache
+from isovoxel.readers.chunks import CHUNK_COST, CachedChunk, ChunkCache
 
 BYTES = 1000
 

@@ -22,7 +22,7 @@ from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, Sharding
 
 from isovoxel.errors import CorruptInputError, InputUnavailableError
 from isovoxel.geometry.box import Box, Index3
-from isovoxel.readers.chunk_cache import CHUNK_COST
+from isovoxel.readers.chunks import CHUNK_COST
 from isovoxel.readers.open import open_volume
 from isovoxel.readers.zarr_chunks import ChunkReader
 from isovoxel.readers.zarr_files import ChunkFile

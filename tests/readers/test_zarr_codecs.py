@@ -16,7 +16,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from isovoxel.readers.zarr_codecs import DECODERS, zstd_content_size
+from isovoxel.readers.chunks import DECODERS, zstd_content_size
 
 VOXELS = (np.arange(3000, dtype="uint16") // 7).view("u1")
 GUARD = 4096

@@ -31,11 +31,10 @@ from isovoxel.errors import InputError
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.metadata.hdf5 import text_of
 from isovoxel.readers.base import SUPPORTED_DTYPES
-from isovoxel.readers.chunk_cache import CHUNK_COST, ChunkCache
+from isovoxel.readers.chunks import CHUNK_COST, ChunkCache, decode_nothing, decode_zlib
 from isovoxel.readers.files import number_of, reason_of, unavailable, unreadable
 from isovoxel.readers.raw import open_file, read_into
 from isovoxel.readers.tiled import Stored, TiledReader, chunk_of
-from isovoxel.readers.zarr_codecs import decode_nothing, decode_zlib
 
 if TYPE_CHECKING:
     import h5py

@@ -32,10 +32,10 @@ from isovoxel.object_store.place import Place
 from isovoxel.object_store.retries import is_transient
 from isovoxel.object_store.zarr_nodes import ARRAY_FILES, NODE, V2_ARRAY, files_of_node
 from isovoxel.readers.base import Files, ReadBox, SeriesReader, Volume, check_voxels, room_for
+from isovoxel.readers.chunks import DECODED_COPIES, DECODER_BYTES
 from isovoxel.readers.files import check_stored, metadata_identity, reason_of, unavailable, unreadable
 from isovoxel.readers.selection import GIVEN, UNNAMED, Picked, Selection, pick
 from isovoxel.readers.zarr_chunks import ChunkReader
-from isovoxel.readers.zarr_codecs import DECODED_COPIES, DECODER_BYTES
 from isovoxel.readers.zarr_layout import array_files, chunk_layout, local_folder
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """Decode by zarr-python what isovoxel does not, without trusting a chunk's bytes.
 
 Its codecs believe what a chunk says of itself: one cut short makes blosc read whatever lies behind it in memory, and
-a small one may decode to any size. So the codec that compresses the chunks is replaced by one of `zarr_codecs`, which
+a small one may decode to any size. So the codec that compresses the chunks is replaced by one of `chunks`, which
 knows how many bytes must come out. Codecs that do not stand next to the voxels' bytes, and those of other names, stay.
 """
 
@@ -22,7 +22,7 @@ from zarr.abc.codec import BytesBytesCodec
 from zarr.codecs import BytesCodec, ShardingCodec
 from zarr.core.codec_pipeline import BatchedCodecPipeline
 
-from isovoxel.readers.zarr_codecs import DECODERS
+from isovoxel.readers.chunks import DECODERS
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from isovoxel.geometry.box import Box, Index3
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.retries import carried
 from isovoxel.readers.base import room_for
-from isovoxel.readers.chunk_cache import CHUNK_COST, CachedChunk, ChunkCache
+from isovoxel.readers.chunks import CHUNK_COST, CachedChunk, ChunkCache
 from isovoxel.readers.files import is_ours, reason_of, unavailable
 from isovoxel.readers.zarr_files import ChunkFile, IndexCache, ShardIndexError
 from isovoxel.readers.zarr_layout import AT_ONCE, ChunkLayout

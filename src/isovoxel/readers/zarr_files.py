@@ -2,7 +2,7 @@
 
 A file is a chunk, or a shard of many: then its index says where each of them begins and how long it is. It is
 opened when the first of its chunks is wanted, and closed when the reading has passed it; the last indices are
-kept. Sizes are checked before they are believed. Where bytes come from, `isovoxel.readers.zarr_files` knows.
+kept. Sizes are checked before they are believed.
 """
 
 from __future__ import annotations
@@ -24,9 +24,8 @@ from isovoxel.geometry.box import Index3
 from isovoxel.object_store.failures import BucketMissingError, ChangedError
 from isovoxel.object_store.objects import Found, ObjectPlace
 from isovoxel.planning.chunking import CHECKSUM_BYTES
-from isovoxel.readers.chunk_cache import Place
+from isovoxel.readers.chunks import DECODERS, Place
 from isovoxel.readers.files import NoFileError, no_file
-from isovoxel.readers.zarr_codecs import DECODERS
 from isovoxel.readers.zarr_layout import INDEX_CACHE_BYTES, INDEX_COST, ChunkLayout
 
 _NO_CHUNK = 2**64 - 1

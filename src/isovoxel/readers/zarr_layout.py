@@ -26,9 +26,9 @@ from isovoxel.object_store.place import Place
 from isovoxel.object_store.zarr_nodes import ARRAY_FILES
 from isovoxel.planning.chunking import CHECKSUM_BYTES, Storage
 from isovoxel.readers.base import Files
+from isovoxel.readers.chunks import DECODED_COPIES, DECODER_BYTES
 from isovoxel.readers.files import FolderFiles, places
 from isovoxel.readers.selection import ZYX, Picked
-from isovoxel.readers.zarr_codecs import DECODED_COPIES, DECODER_BYTES
 
 if TYPE_CHECKING:
     import zarr
