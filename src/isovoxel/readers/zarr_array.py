@@ -163,7 +163,7 @@ def open_path(path: Place, name: str) -> zarr.Array[Any]:
                     # Absolute: from another working directory, every chunk would be absent, and read as zeros.
                     where: dict[str, Any] = {"store": str(path.resolve())}
                     if isinstance(path, ObjectPlace):
-                        from isovoxel.readers.zarr_store import RootStore
+                        from isovoxel.readers.zarr_python import RootStore
 
                         where = {"store": RootStore(path.root), "path": path.key}
                     return zarr.open_array(**where, mode="r", zarr_format=3 if zarr_format == 3 else 2)
@@ -220,7 +220,7 @@ def zarr_voxels(array: zarr.Array[Any], name: str, axes: list[str], selection: S
     index_bytes = 0
     if array.shards is not None:
         index_bytes = 16 * math.prod(-(-shard // chunk) for shard, chunk in zip(array.shards, whole, strict=True))
-    from isovoxel.readers.zarr_checked import checked, codec_name
+    from isovoxel.readers.zarr_python import checked, codec_name
 
     names = [codec_name(codec) for codec in array.compressors]
     copies = CHUNK_COPIES + len(array.filters) + sum(1 + DECODED_COPIES.get(name, 0) for name in names)

@@ -213,7 +213,7 @@ def local_folder(where: Any) -> str | ObjectPlace | None:
     if type(where.store) is LocalStore:
         return str((Path(where.store.root) / where.path).resolve())
     # One of ours, or zarr-python would not have been told to load the module.
-    ours = sys.modules.get("isovoxel.readers.zarr_store")
+    ours = sys.modules.get("isovoxel.readers.zarr_python")
     if ours is not None and type(where.store) is ours.RootStore:
         return ObjectPlace(where.store.root, where.path)
     return None
