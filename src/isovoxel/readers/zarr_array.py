@@ -220,14 +220,14 @@ def zarr_voxels(array: zarr.Array[Any], name: str, axes: list[str], selection: S
     index_bytes = 0
     if array.shards is not None:
         index_bytes = 16 * math.prod(-(-shard // chunk) for shard, chunk in zip(array.shards, whole, strict=True))
-    from isovoxel.readers.zarr_python import checked, codec_name
+    from isovoxel.readers.zarr_python import codec_name, with_bounded_decoders
 
     names = [codec_name(codec) for codec in array.compressors]
     copies = CHUNK_COPIES + len(array.filters) + sum(1 + DECODED_COPIES.get(name, 0) for name in names)
     overhead = copies * math.prod(whole) * dtype.itemsize + INDEX_COPIES * index_bytes + FIXED_BYTES
     overhead += sum(DECODER_BYTES.get(name, 0) for name in names)
     folder = local_folder(array.store_path)
-    first = ZarrReader(name, checked(array), picked, chunks, folder if isinstance(folder, str) else None)
+    first = ZarrReader(name, with_bounded_decoders(array), picked, chunks, folder if isinstance(folder, str) else None)
     read = SeriesReader(picked.lengths, partial(_slow_member, first, picked)) if picked.series else first
     return ZarrVoxels(picked, shape, dtype, read, chunks, overhead, notes=notes, files=files)
 

@@ -32,7 +32,7 @@ from isovoxel.readers.chunks import DECODERS
 
 
 @dataclass(frozen=True)
-class CheckedCodec(BytesBytesCodec):
+class BoundedCodec(BytesBytesCodec):
     """A compressor of zarr v3 that decodes to as many bytes as the chunk has, or fails."""
 
     codec: str
@@ -49,7 +49,7 @@ class CheckedCodec(BytesBytesCodec):
         raise NotImplementedError
 
 
-class CheckedCompressor(Codec):  # type: ignore[misc]
+class BoundedCompressor(Codec):  # type: ignore[misc]
     """A compressor of zarr v2 that decodes to as many bytes as a chunk has, or fails."""
 
     def __init__(self, codec_id: str, size: int) -> None:
@@ -65,8 +65,8 @@ class CheckedCompressor(Codec):  # type: ignore[misc]
         return _decoded(self.codec_id, buf, self._size)
 
 
-def checked(array: zarr.Array[Any]) -> zarr.Array[Any]:
-    """Return the same array, to be read only, whose chunks are decoded with care where that is possible."""
+def with_bounded_decoders(array: zarr.Array[Any]) -> zarr.Array[Any]:
+    """Return the same array, read-only, with decoders that stop at the size of a chunk, where it has such a codec."""
     inner = array.async_array
     if type(inner.codec_pipeline) is not BatchedCodecPipeline:
         return array  # of the user's own choice, which may not know our codecs
@@ -77,9 +77,9 @@ def checked(array: zarr.Array[Any]) -> zarr.Array[Any]:
         if codec not in DECODERS or metadata.filters or getattr(compressor, "format", 1) == 3:
             return array
         size = math.prod(array.chunks) * np.dtype(array.dtype).itemsize
-        object.__setattr__(metadata, "compressor", CheckedCompressor(codec, size))
+        object.__setattr__(metadata, "compressor", BoundedCompressor(codec, size))
     else:
-        object.__setattr__(metadata, "codecs", _checked_codecs(metadata.codecs))
+        object.__setattr__(metadata, "codecs", _bounded_codecs(metadata.codecs))
     # zarr-python from 3.2 on warns of the name that it had before.
     config = getattr(inner, "config" if hasattr(inner, "config") else "_config")
     return zarr.Array(type(inner)(metadata, array.store_path, config))
@@ -90,15 +90,15 @@ def codec_name(codec: Any) -> str:
     return str(getattr(codec, "codec_id", "") or codec.to_dict()["name"])
 
 
-def _checked_codecs(codecs: tuple[Any, ...]) -> tuple[Any, ...]:
+def _bounded_codecs(codecs: tuple[Any, ...]) -> tuple[Any, ...]:
     """Replace the compressor that stands behind the voxels' bytes, inside shards too."""
     found: list[Any] = []
     for codec in codecs:
         name = codec_name(codec)
         if isinstance(codec, ShardingCodec):
-            found.append(replace(codec, codecs=_checked_codecs(codec.codecs)))
+            found.append(replace(codec, codecs=_bounded_codecs(codec.codecs)))
         elif found and isinstance(found[-1], BytesCodec) and name in DECODERS:
-            found.append(CheckedCodec(name))
+            found.append(BoundedCodec(name))
         else:
             found.append(codec)
     return tuple(found)
