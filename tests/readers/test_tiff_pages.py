@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from isovoxel.errors import CorruptInputError, InputError
 from isovoxel.geometry.box import Box
 from isovoxel.readers.open import open_volume
-from isovoxel.readers.tiff_directories import read_directories
+from isovoxel.readers.tiff_pages import read_directories
 
 N, ROWS, COLUMNS = 20, 24, 32
 STACK = (np.arange(N * ROWS * COLUMNS).reshape(N, ROWS, COLUMNS) * 7 % 4000).astype("uint16")

@@ -38,8 +38,8 @@ from isovoxel.readers.base import ReadBox, Volume, check_voxels, damage_moved, r
 from isovoxel.readers.files import TIFF_MAGIC, FileList, unreadable
 from isovoxel.readers.selection import Selection, zyx_positions
 from isovoxel.readers.tiff import calibration_of, decoded_at_once, open_tiff
-from isovoxel.readers.tiff_directories import Directories, read_directories
 from isovoxel.readers.tiff_layout import Stack, planes_reader
+from isovoxel.readers.tiff_pages import Directories, read_directories
 
 ENDINGS = (".tif", ".tiff")
 """Names of slices end in one of these; other files of their folder are passed over."""

@@ -29,8 +29,8 @@ from isovoxel.metadata.tiff_tags import read_lsm, read_stk, read_tiff_tags
 from isovoxel.readers.base import Volume, check_voxels
 from isovoxel.readers.files import FileList, check_complete, file_identity, unreadable
 from isovoxel.readers.selection import GIVEN, Picked, Selection, pick
-from isovoxel.readers.tiff_directories import Directories, read_directories
 from isovoxel.readers.tiff_layout import Stack, reader_of
+from isovoxel.readers.tiff_pages import Directories, read_directories
 from isovoxel.readers.tiff_reader import PlaneReader
 from isovoxel.readers.tiff_stacks import (
     AS_ONE,

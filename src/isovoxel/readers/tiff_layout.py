@@ -25,9 +25,18 @@ from isovoxel.readers.base import ReadBox, SeriesReader
 from isovoxel.readers.files import check_complete
 from isovoxel.readers.raw import RawReader
 from isovoxel.readers.selection import Picked
-from isovoxel.readers.tiff_directories import COUNTS, OFFSETS, Directories, Tags
+from isovoxel.readers.tiff_pages import (
+    COUNTS,
+    JPEG,
+    OFFSETS,
+    Directories,
+    PageStorage,
+    Tags,
+    check_alike,
+    check_codec,
+    storage_of,
+)
 from isovoxel.readers.tiff_reader import MixedReader, PlaneReader, SegmentReader
-from isovoxel.readers.tiff_storage import JPEG, PageStorage, check_alike, check_codec, storage_of
 
 if TYPE_CHECKING:
     import tifffile

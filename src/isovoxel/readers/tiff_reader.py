@@ -21,7 +21,7 @@ from isovoxel.geometry.box import Box, Index3
 from isovoxel.readers.base import damage_moved, room_for
 from isovoxel.readers.image_headers import header_of
 from isovoxel.readers.raw import in_file, open_file, read_bytes
-from isovoxel.readers.tiff_storage import DECODER_BYTES, IMAGES, LERC_COMPRESSION, PageStorage
+from isovoxel.readers.tiff_pages import DECODER_BYTES, IMAGES, LERC_COMPRESSION, PageStorage
 from isovoxel.readers.tiled import Stored, TiledReader
 
 

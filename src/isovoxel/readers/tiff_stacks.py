@@ -21,9 +21,15 @@ from numpy.typing import NDArray
 from isovoxel.errors import InputError
 from isovoxel.metadata import ome_xml
 from isovoxel.readers.files import check_complete
-from isovoxel.readers.tiff_directories import OFFSETS, Directories, read_directories
 from isovoxel.readers.tiff_layout import Stack
-from isovoxel.readers.tiff_storage import PageStorage, difference, storage_of
+from isovoxel.readers.tiff_pages import (
+    OFFSETS,
+    Directories,
+    PageStorage,
+    difference,
+    read_directories,
+    storage_of,
+)
 
 _TOLD = (
     *("shaped", "lsm", "mmstack", "ome", "imagej", "ndtiff", "fluoview", "stk", "sis", "svs", "scn", "qpi", "ndpi"),
