@@ -19,8 +19,8 @@ from isovoxel.execution.blocks import BlockMaker
 from isovoxel.execution.executor import LevelProgress, Task
 from isovoxel.execution.subprocess import SubprocessExecutor
 from isovoxel.object_store import clients, zarr_nodes
+from isovoxel.object_store.addresses import Place, place_of
 from isovoxel.object_store.objects import ObjectPlace
-from isovoxel.object_store.place import Place, place_of
 from isovoxel.output import ledger, lock
 from isovoxel.output.ledger import LOCK, Ledger, ledger_of
 from isovoxel.output.lines import FileLines, ObjectLines

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from isovoxel.errors import InputError, OutputError, OutputExistsError
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import Float3
-from isovoxel.object_store.files import why, write_whole
+from isovoxel.object_store.files import refusal_reason, write_whole
 from isovoxel.output.provenance import read_provenance
 
 SHAPE = (86, 396, 393)
@@ -124,7 +124,7 @@ def write_blastocyst(path: str | os.PathLike[str]) -> None:
     try:
         write_whole(path, file.getvalue())
     except OSError as error:
-        raise OutputError(f"the demo stack {path} cannot be written: {why(error)}") from error
+        raise OutputError(f"the demo stack {path} cannot be written: {refusal_reason(error)}") from error
 
 
 def is_of_demo(result: Path, stack: Path) -> bool:

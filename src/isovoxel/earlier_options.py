@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from isovoxel.errors import InputError, IsovoxelError, OutputExistsError
-from isovoxel.object_store.place import place_of
+from isovoxel.object_store.addresses import place_of
 from isovoxel.options import HOW_FAR, Options
 from isovoxel.planner import open_input
 from isovoxel.readers.base import Volume

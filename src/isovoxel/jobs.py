@@ -18,7 +18,7 @@ from isovoxel.earlier_options import as_begun, open_as_begun
 from isovoxel.errors import InputError, IsovoxelError, JobError, OptionError
 from isovoxel.execution.events import Event, Listener, Retried
 from isovoxel.execution.result import ScaleResult
-from isovoxel.object_store.place import Place, place_of, shown
+from isovoxel.object_store.addresses import Place, place_of, shown
 from isovoxel.options import Options
 from isovoxel.output.membership import LABELS
 from isovoxel.planner import choose_sampling, how_far, open_input, plan_volume

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from isovoxel.errors import DeviceError, InputError, OptionError
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import Float3, VoxelGrid, factor_for_voxel_size, factor_for_zoom, finest
-from isovoxel.object_store.place import Place
+from isovoxel.object_store.addresses import Place
 from isovoxel.options import Options
 from isovoxel.planning.model import ENGINES, MOVES, DeviceLimits, HostLimits, Source
 from isovoxel.planning.plan import Plan

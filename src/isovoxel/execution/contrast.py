@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Box
 from isovoxel.metadata.omero import DisplayWindow
-from isovoxel.object_store.place import Place
+from isovoxel.object_store.addresses import Place
 from isovoxel.output.shard_store import level_path
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.open import open_volume

@@ -23,7 +23,7 @@ from isovoxel.errors import DeviceLostError, InputChangedError, JobError
 from isovoxel.execution.events import BlockDone, Listener
 from isovoxel.execution.retry import GO_ON, BlockFailed, changed, clause, missing
 from isovoxel.geometry.grid import Float3
-from isovoxel.object_store.place import Place
+from isovoxel.object_store.addresses import Place
 from isovoxel.output.lock import Attempt
 from isovoxel.output.shard import ShardReceipt
 from isovoxel.output.shard_store import level_path

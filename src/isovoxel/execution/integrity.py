@@ -17,8 +17,7 @@ from isovoxel.execution.host import reading_limits
 from isovoxel.execution.recipe import Recipe
 from isovoxel.execution.verify import Verdict, verify_levels
 from isovoxel.geometry.box import Box
-from isovoxel.object_store.address import has_place
-from isovoxel.object_store.place import Place, place_of
+from isovoxel.object_store.addresses import Place, has_place, place_of
 from isovoxel.output.ledger import Ledger, ledger_of
 from isovoxel.output.provenance import RECEIPTS, read_provenance
 from isovoxel.output.shard import ShardReceipt

@@ -35,8 +35,8 @@ from isovoxel.execution.blocks import FLUSHING
 from isovoxel.execution.events import started
 from isovoxel.execution.recipe import differences
 from isovoxel.execution.retry import kept
+from isovoxel.object_store.addresses import Place, absolute, place_of
 from isovoxel.object_store.objects import ObjectPlace
-from isovoxel.object_store.place import Place, absolute, place_of
 from isovoxel.output.destination import check_destination
 from isovoxel.output.fence import end_attempts
 from isovoxel.output.ledger import BLOCKS, JOB, LOCK, REPLACED, Ledger, ledger_of, remove_ledger

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from isovoxel.object_store.place import Place
+from isovoxel.object_store.addresses import Place
 
 LARGEST = 2**20
 """Bytes that a file may have that an option names."""
@@ -92,10 +92,10 @@ def has_no_inodes(error: OSError) -> bool:
 def refusal(error: OSError, place: Place) -> str:
     """Say which file the system does not let isovoxel write, where it says, else which output; and why."""
     file = error.filename if isinstance(error.filename, str) else place
-    return f"{file} cannot be written: {why(error)}"
+    return f"{file} cannot be written: {refusal_reason(error)}"
 
 
-def why(error: OSError) -> str:
+def refusal_reason(error: OSError) -> str:
     """Return why the system does not let isovoxel write, as a clause."""
     if has_no_inodes(error):
         return "the disk has no inodes left for another file; remove files"

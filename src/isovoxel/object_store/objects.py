@@ -18,20 +18,28 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.errors import AddressError
-from isovoxel.object_store.address import Address
-from isovoxel.object_store.clients import client, is_read_only, sought
-from isovoxel.object_store.failures import ChangedError, told
+from isovoxel.object_store.clients import (
+    ChangedError,
+    Found,
+    Version,
+    client,
+    found_of,
+    is_read_only,
+    sought,
+    told,
+    version_of,
+)
 from isovoxel.object_store.retries import carried, interruptible, is_transient, retry
 
 if TYPE_CHECKING:
-    from obstore import GetOptions, GetResult, ObjectMeta, PutMode, PutResult
+    from obstore import GetOptions, GetResult, PutMode, PutResult
 
 T = TypeVar("T")
 
@@ -49,48 +57,14 @@ LISTED = 1000
 """Objects that are listed, or deleted, by one request: as many as S3 allows."""
 
 
-class Found(NamedTuple):
-    """What a store knows of an object."""
-
-    size: int
-    """Its bytes."""
-    tag: str
-    """What tells it from another one of this name: its ETag, or where the store has none, when it was written."""
-    etag: str | None
-    """The ETag, to ask for this very object."""
-    written_ns: int
-    """When it was written, by the store's clock, in nanoseconds since 1970."""
-    generation: str | None = None
-    """What Google Cloud Storage numbers it by, where it is that; obstore calls it ``version``."""
-
-    @property
-    def version(self) -> Version:
-        """What a conditional write names it by."""
-        return Version(self.etag, self.generation)
-
-
-class Version(NamedTuple):
-    """What a store tells an object from a later one of its name by: conditional writes name all that there is."""
-
-    etag: str | None
-    """The ETag."""
-    generation: str | None = None
-    """As `Found` has it."""
-
-
 @dataclass(frozen=True)
 class ObjectPlace:
     """A place in an object store. It holds no client and no credentials, so it can be sent to other processes."""
 
     root: str
-    """The store, as `isovoxel.object_store.address.Address` has it."""
+    """The store, as `isovoxel.object_store.addresses.Address` has it."""
     key: str
     """Path in it."""
-
-    @classmethod
-    def at(cls, address: Address) -> Self:
-        """Return the place of an address."""
-        return cls(*address)
 
     def __str__(self) -> str:
         key = quote(self.key) if self.read_only else self.key
@@ -160,7 +134,7 @@ class ObjectPlace:
 
         def head() -> Found | None:
             try:
-                return _found(obstore.head(client(self.root), self.key))
+                return found_of(obstore.head(client(self.root), self.key))
             except FileNotFoundError:
                 return None
 
@@ -278,7 +252,7 @@ class ObjectPlace:
         while (found := self._ask(partial(interruptible, batch))) is not None:
             for meta in found:
                 last = meta["path"]
-                yield last[skipped:], _found(meta)
+                yield last[skipped:], found_of(meta)
 
     @property
     def _inside(self) -> str | None:
@@ -317,7 +291,7 @@ class ObjectPlace:
         def put() -> PutResult:
             return obstore.put(client(self.root), self.key, data, mode=mode, use_multipart=False)
 
-        return _version(self._ask(put, new=new))
+        return version_of(self._ask(put, new=new))
 
     def upload(self, file: Path, check: Callable[[], None] = lambda: None) -> str:
         """Make an object of a file, however large, and return its tag.
@@ -352,7 +326,7 @@ class ObjectPlace:
             how: Any = {"chunk_size": PART_BYTES, "max_concurrency": PARTS_AT_ONCE}
             return obstore.put(client(self.root), self.key, pieces(), **how)
 
-        return _version(self._ask(put)).etag or ""
+        return version_of(self._ask(put)).etag or ""
 
     def _put_if_unchanged(self, data: bytes, check: Callable[[], None]) -> str:
         """Put a small object; whoever changes it meanwhile lets `check` be asked again."""
@@ -396,7 +370,7 @@ class ObjectPlace:
         return retry(once, _may_pass)
 
     def told(self, *, new: bool = False) -> AbstractContextManager[None]:
-        """Raise in our words what fails inside; see `isovoxel.object_store.failures`."""
+        """Raise in our words what fails inside; see `isovoxel.object_store.clients`."""
         if not self.key and self.read_only:
             raise AddressError(f"{self} names a server and nothing on it; give the address of a zarr")
         client(self.root)  # which may be what fails
@@ -431,7 +405,7 @@ class Body:
         place = self._place
         with place.told():
             self._got = interruptible(lambda: obstore.get(client(place.root), place.key, options=options))
-        return _found(self._got.meta)
+        return found_of(self._got.meta)
 
     def pieces(self) -> Iterator[Any]:
         """Yield the bytes as they come, a piece at a time; raises as obstore does."""
@@ -465,14 +439,3 @@ class Body:
 def _may_pass(error: Exception) -> bool:
     """Return whether asking the same once more may help: not where another object is there than the one meant."""
     return is_transient(error) and not isinstance(error, ChangedError)
-
-
-def _version(put: PutResult) -> Version:
-    return Version(put["e_tag"], put["version"])
-
-
-def _found(meta: ObjectMeta) -> Found:
-    modified, etag = meta["last_modified"], meta["e_tag"]
-    return Found(
-        meta["size"], etag or modified.isoformat(), etag, int(modified.timestamp() * 1e6) * 1000, meta["version"]
-    )

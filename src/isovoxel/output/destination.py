@@ -13,9 +13,8 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from isovoxel.errors import OutputError, OutputExistsError
-from isovoxel.object_store.address import is_address
+from isovoxel.object_store.addresses import Place, is_address, place_of
 from isovoxel.object_store.objects import ObjectPlace
-from isovoxel.object_store.place import Place, place_of
 from isovoxel.output.image_contents import bytes_on_disk, check_image, check_zarr
 from isovoxel.output.ledger import ledger_for
 from isovoxel.output.ledger_folder import NEW, NOW, REPLACED, check_folder

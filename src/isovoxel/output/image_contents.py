@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from isovoxel.errors import OutputError
+from isovoxel.object_store.addresses import Place
 from isovoxel.object_store.objects import ObjectPlace
-from isovoxel.object_store.place import Place
 from isovoxel.object_store.zarr_nodes import ATTRIBUTES, NODE, V2_ARRAY, V2_GROUP, is_zarr, read_attributes
 from isovoxel.output.membership import LABELS
 from isovoxel.output.provenance import PROVENANCE

@@ -21,9 +21,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from isovoxel.errors import OutputError
+from isovoxel.object_store.addresses import Place
 from isovoxel.object_store.files import parse_json, write_all
 from isovoxel.object_store.objects import ObjectPlace
-from isovoxel.object_store.place import Place
 from isovoxel.object_store.retries import gave_up
 from isovoxel.planning.serialization import plan_from_json
 

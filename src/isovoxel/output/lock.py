@@ -27,9 +27,9 @@ from typing import Any, Self
 import psutil
 
 from isovoxel.errors import OutputBusyError, OutputError
+from isovoxel.object_store.addresses import Place
 from isovoxel.object_store.files import parse_json, refusal, write_all
 from isovoxel.object_store.objects import ObjectPlace
-from isovoxel.object_store.place import Place
 from isovoxel.output.ledger_folder import claim, open_own, read_own, unclaim
 
 fcntl: Any

@@ -22,9 +22,9 @@ from types import TracebackType
 from typing import Self
 
 from isovoxel.errors import OutputBusyError, OutputError
-from isovoxel.object_store.failures import ChangedError
-from isovoxel.object_store.objects import Found, ObjectPlace, Version
-from isovoxel.object_store.place import Place
+from isovoxel.object_store.addresses import Place
+from isovoxel.object_store.clients import ChangedError, Found, Version
+from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.retries import patience
 from isovoxel.output import lock
 from isovoxel.output.lock import Holder, end_attempt, note_beat, process_lives, said, word_of

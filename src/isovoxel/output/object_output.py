@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from isovoxel.errors import AddressError, OutputError, OutputExistsError
+from isovoxel.object_store.addresses import place_of
 from isovoxel.object_store.objects import ObjectPlace
-from isovoxel.object_store.place import place_of
 from isovoxel.object_store.zarr_nodes import TOP, is_zarr
 from isovoxel.output.image_contents import check_image
 from isovoxel.output.ledger_folder import NEW, NOW, REPLACED, check_folder

@@ -6,8 +6,8 @@ import os
 from typing import Any
 
 from isovoxel.errors import InputError, InputUnavailableError
+from isovoxel.object_store.addresses import Place, place_of
 from isovoxel.object_store.objects import ObjectPlace
-from isovoxel.object_store.place import Place, place_of
 from isovoxel.object_store.zarr_nodes import read_attributes
 
 PROVENANCE = "isovoxel"

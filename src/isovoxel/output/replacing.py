@@ -19,9 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from isovoxel.errors import OutputError
+from isovoxel.object_store.addresses import Place
 from isovoxel.object_store.files import sync_folder
 from isovoxel.object_store.objects import ObjectPlace
-from isovoxel.object_store.place import Place
 from isovoxel.object_store.zarr_nodes import read_attributes
 from isovoxel.output.image_contents import check_image
 from isovoxel.output.ledger_folder import BLOCKS, DISCARDED, JOB, REPLACED, SAVED, discard, read_own

@@ -24,9 +24,9 @@ from zarr.storage import LocalStore, MemoryStore
 from isovoxel.errors import OutputExistsError
 from isovoxel.geometry.grid import AXES, VoxelGrid
 from isovoxel.metadata.series import SeriesAxis
+from isovoxel.object_store.addresses import Place, write_small
 from isovoxel.object_store.files import sync_folder
 from isovoxel.object_store.objects import ObjectPlace
-from isovoxel.object_store.place import Place, put
 from isovoxel.output.chunk import BLOSC_LEVELS
 from isovoxel.output.membership import membership_of
 from isovoxel.output.object_output import place_metadata
@@ -148,7 +148,7 @@ def create_objects(target: ObjectPlace, by_way_of: Place | None, skeleton: Skele
         skeleton.make_group(MemoryStore(group))
         for key, value in _bytes(group).items():
             with contextlib.suppress(FileExistsError):  # another process has just made it
-                put(folder / key, value, new=True)
+                write_small(folder / key, value, new=True)
     made: dict[str, Any] = {}
     skeleton.make(MemoryStore(made))
     place_metadata(target, _bytes(made), by_way_of if isinstance(by_way_of, ObjectPlace) else None)

@@ -23,9 +23,9 @@ from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import VoxelGrid
 from isovoxel.metadata.ome import image_attributes, read_levels
 from isovoxel.metadata.series import SeriesAxis, place_of_volume
+from isovoxel.object_store.addresses import Place, place_of
 from isovoxel.object_store.files import sync_folder
 from isovoxel.object_store.objects import ObjectPlace
-from isovoxel.object_store.place import Place, place_of
 from isovoxel.object_store.zarr_nodes import change_attributes, read_array, read_attributes
 from isovoxel.output.fence import end_attempts, make_folders
 from isovoxel.output.lock import Attempt

@@ -30,8 +30,8 @@ import numpy as np
 from isovoxel.errors import InputError, InputUnavailableError
 from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Box, Index3
+from isovoxel.object_store.addresses import Place
 from isovoxel.object_store.objects import ObjectPlace
-from isovoxel.object_store.place import Place
 from isovoxel.object_store.retries import carried
 from isovoxel.readers.base import Volume
 

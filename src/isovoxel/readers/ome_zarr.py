@@ -23,8 +23,8 @@ from isovoxel.metadata.ome import Level, is_label_image, read_channels, read_lev
 from isovoxel.metadata.series import Channel, chosen_channels
 from isovoxel.metadata.texts import stays_inside
 from isovoxel.metadata.units import canonical_unit, convert_length
+from isovoxel.object_store.addresses import Place
 from isovoxel.object_store.objects import ObjectPlace
-from isovoxel.object_store.place import Place
 from isovoxel.object_store.zarr_nodes import ARRAY_FILES, GROUP_FILES, files_of_node, kind_of_node, read_group
 from isovoxel.readers.base import Files, Volume
 from isovoxel.readers.files import metadata_identity, unreadable

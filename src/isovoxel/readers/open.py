@@ -16,9 +16,8 @@ import numpy as np
 from isovoxel.errors import InputError, InputMissingError, IsovoxelError, OptionError
 from isovoxel.geometry.grid import Float3, check_positive, number_text, numbers_text
 from isovoxel.metadata.units import METERS, checked_unit, convert_length
-from isovoxel.object_store.address import is_address
+from isovoxel.object_store.addresses import is_address, place_of
 from isovoxel.object_store.objects import ObjectPlace
-from isovoxel.object_store.place import place_of
 from isovoxel.object_store.zarr_nodes import ATTRIBUTES, TOP
 from isovoxel.readers.base import Volume, cropped, moved
 from isovoxel.readers.files import unreadable

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Literal
 
 from isovoxel.errors import InputError
+from isovoxel.object_store.addresses import Place
 from isovoxel.object_store.objects import ObjectPlace
-from isovoxel.object_store.place import Place
 from isovoxel.object_store.zarr_nodes import kind_of_node
 from isovoxel.readers.base import Volume
 from isovoxel.readers.files import TIFF_MAGIC, needs_extra

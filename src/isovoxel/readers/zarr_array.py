@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 
 from isovoxel.errors import CorruptInputError, InputError
 from isovoxel.geometry.box import Box, Index3
+from isovoxel.object_store.addresses import Place
 from isovoxel.object_store.objects import ObjectPlace
-from isovoxel.object_store.place import Place
 from isovoxel.object_store.retries import is_transient
 from isovoxel.object_store.zarr_nodes import ARRAY_FILES, NODE, V2_ARRAY, files_of_node
 from isovoxel.readers.base import Files, ReadBox, SeriesReader, Volume, check_voxels, room_for

@@ -21,8 +21,8 @@ from crc32c import crc32c
 from numpy.typing import NDArray
 
 from isovoxel.geometry.box import Index3
-from isovoxel.object_store.failures import BucketMissingError, ChangedError
-from isovoxel.object_store.objects import Found, ObjectPlace
+from isovoxel.object_store.clients import BucketMissingError, ChangedError, Found
+from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.planning.chunking import CHECKSUM_BYTES
 from isovoxel.readers.chunks import DECODERS, Place
 from isovoxel.readers.files import NoFileError, no_file

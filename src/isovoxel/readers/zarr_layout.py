@@ -21,8 +21,8 @@ import numpy as np
 
 from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Box, Index3
+from isovoxel.object_store.addresses import Place
 from isovoxel.object_store.objects import PIECE_BYTES, ObjectPlace
-from isovoxel.object_store.place import Place
 from isovoxel.object_store.zarr_nodes import ARRAY_FILES
 from isovoxel.planning.chunking import CHECKSUM_BYTES, Storage
 from isovoxel.readers.base import Files

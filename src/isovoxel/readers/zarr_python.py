@@ -25,8 +25,7 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.core.codec_pipeline import BatchedCodecPipeline
 from zarr.storage import ObjectStore
 
-from isovoxel.object_store.clients import client, sought
-from isovoxel.object_store.failures import told
+from isovoxel.object_store.clients import client, sought, told
 from isovoxel.object_store.retries import Attempts
 from isovoxel.readers.chunks import DECODERS
 
@@ -121,7 +120,7 @@ class RootStore(ObjectStore[Any]):
     Parameters
     ----------
     root
-        The store, as `isovoxel.object_store.address.Address` has it.
+        The store, as `isovoxel.object_store.addresses.Address` has it.
     """
 
     def __init__(self, root: str) -> None:

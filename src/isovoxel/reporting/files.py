@@ -12,7 +12,7 @@ import stat
 from pathlib import Path
 
 from isovoxel.errors import OutputError, OutputExistsError
-from isovoxel.object_store.files import why, write_whole
+from isovoxel.object_store.files import refusal_reason, write_whole
 
 MARK = "made by isovoxel"
 """What is found in the first bytes of everything that isovoxel draws."""
@@ -91,4 +91,4 @@ def write_own(path: Path, data: bytes, what: str) -> None:
     try:
         write_whole(path, data)
     except OSError as error:
-        raise OutputError(f"the {what} {path} cannot be written: {why(error)}") from error
+        raise OutputError(f"the {what} {path} cannot be written: {refusal_reason(error)}") from error

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 from isovoxel.errors import InterruptedJobError, IsovoxelError, JobError, OptionError, OutputError
 from isovoxel.execution.inputs import Named, check_apart, folders_of, read_as
 from isovoxel.keywords import Opening, checked_keywords
-from isovoxel.object_store.address import is_address
+from isovoxel.object_store.addresses import is_address
 from isovoxel.planning.memory import human_bytes
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.base import Volume

@@ -48,7 +48,7 @@ from isovoxel.execution.events import Listener, WorkerJoined
 from isovoxel.execution.executor import Elapsed, LevelProgress, Task
 from isovoxel.execution.host import return_freed_memory
 from isovoxel.execution.retry import BlockFailed, clause, is_full
-from isovoxel.object_store.place import absolute
+from isovoxel.object_store.addresses import absolute
 from isovoxel.planning.memory import human_bytes
 from isovoxel.readers.base import Volume
 from isovoxel.terminal import trace

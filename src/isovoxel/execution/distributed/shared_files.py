@@ -18,7 +18,7 @@ from isovoxel.execution.distributed.rpc import ask_workers
 from isovoxel.execution.distributed.worker_info import ANSWER_SECONDS, WorkerInfo
 from isovoxel.execution.executor import Task
 from isovoxel.execution.retry import clause
-from isovoxel.object_store.place import Place, absolute, put
+from isovoxel.object_store.addresses import Place, absolute, write_small
 from isovoxel.output.ledger import ledger_of
 from isovoxel.readers.files import CHUNKS
 
@@ -31,7 +31,7 @@ def probe(folder: Place) -> Iterator[tuple[Place, str]]:
     """Write a file into the ledger's folder for as long as workers look for it; return its path and what it says."""
     token = uuid.uuid4().hex
     path = absolute(folder) / f"{PROBE}-{token}"
-    put(path, token.encode())
+    write_small(path, token.encode())
     try:
         yield path, token
     finally:
@@ -58,7 +58,7 @@ def _sees(task: Task, identity: Mapping[str, Any], path: Place, token: str) -> s
         if path.read_text() != token:
             return f"sees another one where {where} is"
         own = path.with_name(f"{path.name}-{os.getpid()}")
-        put(own, token.encode())
+        write_small(own, token.encode())
         own.unlink()
     except FileNotFoundError:
         return f"does not see {where}"

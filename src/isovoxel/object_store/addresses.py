@@ -1,4 +1,4 @@
-"""Addresses that are understood, and how they are shown without secrets.
+"""Addresses of object stores and local paths, parsed from what a user gives, and shown without secrets.
 
 An address names a scheme, a bucket or host, and a path: "s3://bucket/volumes/a.zarr". Whatever stands in it ends up in
 plans, logs and the attributes of outputs. So credentials have no place there: an address that carries a password or a
@@ -7,6 +7,7 @@ signature is refused, without repeating it.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,8 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from urllib.request import url2pathname
 
 from isovoxel.errors import AddressError
+from isovoxel.object_store.clients import READ_ONLY
+from isovoxel.object_store.objects import ObjectPlace
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
@@ -28,9 +31,6 @@ SCHEMES = {
     "https": "https",
 }
 """Schemes of object stores, and the one name that each goes by here."""
-
-READ_ONLY = ("http", "https")
-"""Servers of which nothing is known but how to read them."""
 
 
 class Address(NamedTuple):
@@ -103,3 +103,67 @@ def _split(text: str) -> SplitResult:
         return urlsplit(text)
     except ValueError as error:  # such as half a pair of brackets
         raise AddressError(f"this is no address: {error}") from None
+
+
+# ---- places --------------------------------------------------------------------------------------------------------
+
+# A place is a local path, or lies in an object store. Both kinds read alike (`name`, ``/``, `is_file`, `read_bytes`,
+# `iterdir`, `resolve`). What writing takes differs too much for that: files are flushed and renamed, objects are put.
+
+
+Place = Path | ObjectPlace
+"""Where something lies."""
+
+
+def place_of(text: str | os.PathLike[str] | ObjectPlace) -> Place:
+    """Return the place that a text names; nothing is looked for there.
+
+    Raises
+    ------
+    AddressError
+        If it is an address that isovoxel cannot use.
+
+    Examples
+    --------
+    >>> str(place_of("s3a://bucket/a.zarr/"))
+    's3://bucket/a.zarr'
+    """
+    if isinstance(text, ObjectPlace):
+        return text
+    name = os.fspath(text)
+    if not isinstance(text, str) or not is_address(name):
+        return Path(name)
+    found = parse_address(name)
+    return found if isinstance(found, Path) else ObjectPlace(*found)
+
+
+def absolute(place: Place) -> Place:
+    """Return a place as processes find it whose working folders are others."""
+    return place.absolute() if isinstance(place, Path) else place
+
+
+def path_from(folder: Place, inner: Place) -> str:
+    """Return the way from a folder to what lies in it, with ``/`` between names.
+
+    Examples
+    --------
+    >>> path_from(Path("out.zarr"), Path("out.zarr/labels/cells"))
+    'labels/cells'
+    """
+    if isinstance(folder, ObjectPlace):
+        return str(inner)[len(str(folder)) :].strip("/")
+    return Path(str(inner)).relative_to(folder).as_posix()
+
+
+def write_small(place: Place, data: bytes, *, new: bool = False) -> None:
+    """Write a small file or object: in place of any other, or where it must be new, raise a `FileExistsError`."""
+    if isinstance(place, Path):
+        with place.open("xb" if new else "wb") as file:
+            file.write(data)
+    else:
+        place.write(data, new=new)
+
+
+def shown(place: Place) -> Path | str:
+    """Return a place as results name it: a local one as a path, any other as its address."""
+    return place if isinstance(place, Path) else str(place)
