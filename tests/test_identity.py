@@ -21,6 +21,7 @@ IMAGES: dict[str, list[dict[str, Any]]] = {
         {"interpolation": "area"},
         {"interpolation": "linear", "antialias": True},
         {"interpolation": "cubic", "antialias": True},
+        {"interpolation": "lanczos3"},
     ],
     "cle": [{"interpolation": "nearest"}, {"interpolation": "linear"}],
 }

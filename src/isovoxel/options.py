@@ -105,12 +105,13 @@ class Options:
     interpolation: str | None = _option(
         "Default: linear, and nearest for labels; mode is a majority vote.", commands=SCALING, choices=ENGINES["exact"]
     )
-    """"linear" (default), "nearest" (default for labels), and with engine exact "cubic", "area" (the mean) and "mode"
-    (the most frequent label)."""
+    """"linear" (default), "nearest" (default for labels), and with engine exact "cubic", "lanczos3",
+    "area" (the mean) and "mode" (the most frequent label)."""
     antialias: bool | None = _option(
         "Average where an axis shrinks, in place of skipping voxels.", commands=SCALING, new=False
     )
-    """Whether linear and cubic kernels widen on axes that shrink, so that nothing is skipped; engine exact."""
+    """Whether linear, cubic and lanczos3 kernels widen on axes that shrink, so that nothing is skipped; engine exact.
+    """
     labels: bool | None = _option(
         "Voxels are labels: moved, never mixed. Default: what the input says.", flags="--labels/--no-labels"
     )

@@ -38,7 +38,10 @@ WHOLE = (9999, 9999, 9999)
 """The shape of a block that no volume here is larger than."""
 DTYPES = ("uint8", "uint16", "uint32", "int8", "int16", "int32", "float32")
 INTEGERS = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
-KERNELS = (("linear", False), ("cubic", False), ("area", False), ("linear", True), ("cubic", True))
+KERNELS = (
+    *(("linear", False), ("cubic", False), ("lanczos3", False), ("area", False)),
+    *(("linear", True), ("cubic", True), ("lanczos3", True)),
+)
 """Interpolations that compute, and whether they are anti-aliased."""
 
 FLOAT_ERROR = 2e-6
@@ -512,7 +515,7 @@ SIZES: list[tuple[Index3, Float3, Index3]] = [
 
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize("kind", ["cpu", "gpu"])
-@pytest.mark.parametrize("interpolation", ["linear", "cubic", "area", "nearest", "mode"])
+@pytest.mark.parametrize("interpolation", ["linear", "cubic", "lanczos3", "area", "nearest", "mode"])
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32"])
 @pytest.mark.parametrize(("shape", "factor", "block"), SIZES)
 def test_device_bytes_are_projected(

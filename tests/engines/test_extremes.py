@@ -34,6 +34,8 @@ KINDS = [
     ("exact", "linear", True),
     ("exact", "cubic", False),
     ("exact", "cubic", True),
+    ("exact", "lanczos3", False),
+    ("exact", "lanczos3", True),
     ("exact", "area", False),
     ("exact", "nearest", False),
     ("cle", "linear", False),

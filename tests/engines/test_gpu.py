@@ -147,6 +147,7 @@ KERNELS = [
     ("linear", True),
     ("cubic", False),
     ("cubic", True),
+    ("lanczos3", True),
     ("area", False),
 ]
 

@@ -83,9 +83,9 @@ def within_reach(plan: Plan, mask: np.ndarray) -> np.ndarray:
     for axis, (along, factor) in enumerate(zip(plan.axes, plan.factor, strict=True)):
         if factor == 1 and (not textured(plan) or plan.identity):
             continue
-        radius = {"nearest": 0.5, "linear": 1, "cubic": 2, "area": 0.5 + 0.5 / factor}[plan.interpolation]
+        radii = {"nearest": 0.5, "linear": 1, "cubic": 2, "lanczos3": 3, "area": 0.5 + 0.5 / factor}
         at = (np.arange(along.m) + 0.5) / factor - 0.5
-        near = np.abs(at[:, None] - np.arange(SHAPE[axis])) <= radius + 2**-10
+        near = np.abs(at[:, None] - np.arange(SHAPE[axis])) <= radii[plan.interpolation] + 2**-10
         reached = np.moveaxis(np.tensordot(near.astype(int), reached, (1, axis)), 0, axis)
     return reached > 0
 

@@ -102,6 +102,8 @@ KERNELS = [
     ("exact", "mode", False),
     ("exact", "linear", True),
     ("exact", "cubic", True),
+    ("exact", "lanczos3", False),
+    ("exact", "lanczos3", True),
 ]
 
 

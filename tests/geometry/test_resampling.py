@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from isovoxel.errors import OptionError
 from isovoxel.geometry.axis import Axis, halo, longest
 from isovoxel.geometry.resampling import Table, Texture, accumulator, pass_order
+from isovoxel.planning.model import FILTERS
 from strategies import boundaries, factor, interpolations
 
-KERNELS = ["nearest", "linear", "cubic", "area", "mode"]
+KERNELS = ["nearest", "linear", "cubic", "lanczos3", "area", "mode"]
 
 special = st.sampled_from([0.001, 0.01, 0.1, 0.2, 0.25, 1 / 3, 0.5, 0.75, 1.0, 1.1, 1.5, 2.0, 2.3, 3.0, 10.0, 1000.0])
 any_factor = special | st.floats(math.log(0.001), math.log(1000)).map(math.exp)
@@ -38,7 +39,7 @@ def tables(
     factor = draw(factors)
     axis = axis_of(draw(st.integers(1, max(1, min(2000, int(3000 / factor))))), factor)
     kernel = draw(st.sampled_from(kernels))
-    wide = draw(antialias) and kernel in ("linear", "cubic")
+    wide = draw(antialias) and kernel in FILTERS
     assume(axis.m * axis.n * max(1, 1 / factor) < 3e6)
     return Table(axis, kernel, wide, draw(st.sampled_from(["nearest", "constant"])))
 
@@ -75,7 +76,7 @@ def test_weights_sum_to_1(table: Table) -> None:
     inside = (position - table.radius >= -0.5) & (position + table.radius <= table.axis.n - 0.5)
     where = slice(None) if table.boundary == "nearest" else inside
     np.testing.assert_allclose(sums[where], 1, rtol=0, atol=1e-12)
-    if table.interpolation != "cubic":
+    if table.interpolation not in ("cubic", "lanczos3"):
         assert (sums <= 1 + 1e-12).all()
 
 
@@ -120,7 +121,7 @@ def test_rows_do_not_depend_on_what_they_are_asked_with(table: Table, data: st.D
     np.testing.assert_array_equal(backwards.weights[::-1], part.weights)
 
 
-@given(tables(["linear", "cubic"], any_factor.filter(lambda f: f >= 1)))
+@given(tables(list(FILTERS), any_factor.filter(lambda f: f >= 1)))
 def test_antialiasing_leaves_axes_that_grow_alone(table: Table) -> None:
     """The kernel widens by 1 / factor on axes that shrink, and on no other."""
     plain, wide = (Table(table.axis, table.interpolation, flag, table.boundary) for flag in (False, True))
@@ -176,11 +177,13 @@ def test_an_axis_that_stays_is_its_own_table(table: Table) -> None:
     ("linear", 0.1, True, 20),
     ("cubic", 3.0, True, 4),
     ("cubic", 0.25, True, 16),
+    ("lanczos3", 3.0, False, 6),
+    ("lanczos3", 0.5, True, 12),
     ("area", 0.2, False, 6),
     ("area", 2.5, False, 2),
 ])  # fmt: skip
 def test_widths_are_those_of_the_kernels(kernel: str, factor: float, antialias: bool, width: int) -> None:
-    """2 weights for linear, 4 for cubic, those over the factor where anti-aliased, and the footprint's for area."""
+    """2 weights for linear, 4 for cubic, 6 for lanczos3, over the factor if anti-aliased; the footprint's for area."""
     assert Table(axis_of(1000, factor), kernel, antialias).width == width
     assert Table(axis_of(1, factor), kernel, antialias).width == 1
 
@@ -194,6 +197,23 @@ def test_a_straight_line_stays_straight(kernel: str, factor: float) -> None:
     inner = (position > table.radius) & (position < 199 - table.radius)
     # Positions below 200 in float64, and as many roundings as weights.
     np.testing.assert_allclose((dense(table) @ np.arange(200.0))[inner], position[inner], rtol=0, atol=1e-10)
+
+
+@given(tables(["lanczos3"], any_factor.filter(lambda f: f != 1), st.just(False)))
+def test_lanczos3_is_a_sinc_in_the_window_of_a_sinc(table: Table) -> None:
+    """Inside the volume weights are sinc(d) sinc(d / 3) over their sum, whatever sine the processor has."""
+    outputs = everything(table)
+    distance = table.axis.position(outputs)[:, None] - np.arange(table.axis.n)
+    inside = (table.axis.position(outputs) > 2) & (table.axis.position(outputs) < table.axis.n - 3)
+    weights = np.where(np.abs(distance) < 3, np.sinc(distance) * np.sinc(distance / 3), 0.0)[inside]
+    np.testing.assert_allclose(dense(table)[inside], weights / weights.sum(1, keepdims=True), rtol=0, atol=1e-11)
+
+
+def test_lanczos3_keeps_a_sample_that_an_output_falls_on() -> None:
+    """Its other weights are 0 there, so that a NaN beside it does not spread."""
+    table = Table(axis_of(20, 3.0), "lanczos3")
+    on_samples = np.arange(10, 50, 3)
+    np.testing.assert_array_equal(dense(table)[on_samples], np.eye(20)[(on_samples - 1) // 3])
 
 
 # ---- footprints ----------------------------------------------------------------------------------------------------
@@ -268,7 +288,9 @@ def test_sums_are_wide_where_float32_has_too_few_digits(dtypes: list[str], work:
     assert accumulator(*map(np.dtype, dtypes)) == np.dtype(work)
 
 
-@pytest.mark.parametrize(("interpolation", "antialias"), [("area", False), ("linear", True), ("cubic", True)])
+@pytest.mark.parametrize(
+    ("interpolation", "antialias"), [("area", False), ("linear", True), ("cubic", True), ("lanczos3", True)]
+)
 def test_a_kernel_of_millions_of_samples_is_refused(interpolation: str, antialias: bool) -> None:
     """A factor of a billionth would average a billion samples for each voxel, and fill the memory with weights."""
     with pytest.raises(OptionError, match="would average 1,000,000,000 voxels into one"):

@@ -186,7 +186,7 @@ def test_small_budgets_get_smaller_shards_unless_the_user_chose_them() -> None:
     [
         (
             {"interpolation": "lanczos"},
-            "interpolation must be one of linear, nearest, cubic, area, mode, not 'lanczos'",
+            "interpolation must be one of linear, nearest, cubic, lanczos3, area, mode, not 'lanczos'",
         ),
         (
             {"interpolation": "cubic"},
@@ -196,7 +196,7 @@ def test_small_budgets_get_smaller_shards_unless_the_user_chose_them() -> None:
         ({"antialias": True}, "engine cle has no anti-aliasing; use engine exact"),
         (
             {"engine": "exact", "interpolation": "area", "antialias": True},
-            "anti-aliasing widens linear and cubic interpolation, not area",
+            "anti-aliasing widens linear, cubic and lanczos3 interpolation, not area",
         ),
         ({"boundary": "mirror"}, "boundary must be one of nearest, constant"),
         ({"halo_mode": "mpi"}, "halo must be one of auto, map_overlap, direct"),

@@ -7,8 +7,9 @@ Output sample o lies at ``position = (o + 0.5) / factor - 0.5`` of its axis. Of 
 it takes the mean weighted by a kernel of their distance to the position:
 
 - nearest: the sample in whose cell [i - 0.5, i + 0.5) the position lies;
-- linear: ``1 - distance``; cubic: Keys' with a = -1/2; where 0 beyond 1 and 2 samples;
-- anti-aliased linear and cubic: the same of ``distance * factor`` where the axis shrinks;
+- linear: ``1 - distance``; cubic: Keys' with a = -1/2; lanczos3: ``sinc(distance) * sinc(distance / 3)``; 0 beyond 1, 2
+  and 3 samples;
+- anti-aliased linear, cubic and lanczos3: the same of ``distance * factor`` where the axis shrinks;
 - area: the length that the cell of i shares with the output voxel's cell, ``1 / factor`` long;
 - mode: not a mean, but the label that most samples within the output voxel's cell have.
 
@@ -80,11 +81,11 @@ def expected(
     box
         Which output voxels to compute.
     interpolation
-        "nearest", "linear", "cubic" or "area".
+        "nearest", "linear", "cubic", "lanczos3" or "area".
     boundary
         "nearest": samples outside the volume are those of its rim. "constant": they are 0.
     antialias
-        Whether linear and cubic kernels widen on shrinking axes.
+        Whether linear, cubic and lanczos3 kernels widen on shrinking axes.
     """
     axes = [
         [_weights(o, n, f, interpolation, boundary, antialias=antialias) for o in range(start, stop)]
@@ -183,15 +184,13 @@ def _weights(o: int, n: int, factor: float, interpolation: str, boundary: str, *
     else:
         half = 0.5 / factor
         shrink = min(1.0, factor) if antialias else 1.0
-        reach = half + 0.5 if interpolation == "area" else 2 / shrink
+        reach = half + 0.5 if interpolation == "area" else 3 / shrink
         found = {}
         for i in range(math.floor(position - reach), math.ceil(position + reach) + 1):
             if interpolation == "area":
                 weight = max(0.0, min(i + 0.5, position + half) - max(i - 0.5, position - half))
-            elif interpolation == "linear":
-                weight = max(0.0, 1 - abs(i - position) * shrink)
             else:
-                weight = _cubic(abs(i - position) * shrink)
+                weight = _KERNELS[interpolation](abs(i - position) * shrink)
             # What float64 leaves of a 0 is none: a NaN must not spread by it.
             if abs(weight) > 2.0**-50 * (1 + abs(position)):
                 found[i] = weight
@@ -215,6 +214,21 @@ def _cubic(distance: float) -> float:
     if distance < 1:
         return 1.5 * distance**3 - 2.5 * distance**2 + 1
     return -0.5 * distance**3 + 2.5 * distance**2 - 4 * distance + 2 if distance < 2 else 0.0
+
+
+def _lanczos3(distance: float) -> float:
+    return _sinc(distance) * _sinc(distance / 3) if distance < 3 else 0.0
+
+
+def _sinc(x: float) -> float:
+    return math.sin(math.pi * x) / (math.pi * x) if x else 1.0
+
+
+_KERNELS: dict[str, Callable[[float], float]] = {
+    "linear": lambda distance: max(0.0, 1 - distance),
+    "cubic": _cubic,
+    "lanczos3": _lanczos3,
+}
 
 
 def _cell(o: int, n: int, factor: float) -> tuple[int, int, int]:

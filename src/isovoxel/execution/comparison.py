@@ -96,7 +96,7 @@ def bytes_of(source: Volume, recipe: Recipe, side: int) -> int:
     """Return the most bytes that computing a cube of so many output voxels holds, all kernels' support included."""
     voxels = 1
     for n, f in zip(source.shape, recipe.factor, strict=True):
-        support = math.ceil(2 / min(1.0, f)) + 1
+        support = math.ceil(3 / min(1.0, f)) + 1
         voxels *= min(n, math.ceil(side / f) + 2 * support)
     return voxels * (VOXEL_BYTES + source.dtype.itemsize)
 

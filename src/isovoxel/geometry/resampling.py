@@ -6,7 +6,7 @@ Scaling is separable: along each axis, output sample o is a weighted sum of K ne
 
     output[o] = sum of weights[o, k] * input[first[o] + k]   for k = 0 .. K - 1
 
-Nearest, linear, cubic, area and anti-aliased kernels differ in their rows only; K is the same for all rows.
+Nearest, linear, cubic, lanczos3, area and anti-aliased kernels differ in their rows only; K is the same for all rows.
 
 1. A kernel centred at ``source(o) = (o + 0.5) / factor - 0.5`` gives each sample within its radius a weight; weights
    are divided by their sum. Anti-aliasing widens the kernel by 1 / factor on axes that shrink.
@@ -17,7 +17,8 @@ Nearest, linear, cubic, area and anti-aliased kernels differ in their rows only;
 A row depends on the volume and its own index alone, so blocks that take their rows of it agree in every bit.
 
 The cubic kernel is that of Keys (1981), Cubic Convolution Interpolation for Digital Image Processing, with a = -1/2
-(Catmull-Rom). Area is the mean over the output voxel's footprint, [o / factor, (o + 1) / factor).
+(Catmull-Rom). That of lanczos3 is sinc(d) sinc(d / 3) for distances d below 3 (Duchon, 1979, Lanczos Filtering in One
+and Two Dimensions). Area is the mean over the output voxel's footprint, [o / factor, (o + 1) / factor).
 
 Engine cle reads through a `Texture` unit, or truncates a float32 position, and 0 lies around what it is given. So a
 span holds what a position may be rounded to, and where the rim shall repeat it is padded with the rim. On an axis of
@@ -76,7 +77,7 @@ class Table:
     axis: Axis
     """The axis."""
     interpolation: str
-    """"nearest", "linear", "cubic", "area", or "mode", whose rows are those of nearest."""
+    """"nearest", "linear", "cubic", "lanczos3", "area", or "mode", whose rows are those of nearest."""
     antialias: bool = False
     """Whether the kernel widens where the axis shrinks."""
     boundary: str = "nearest"
@@ -119,7 +120,7 @@ class Table:
     def _unfolded_width(self) -> int:
         if self.interpolation == "area" and math.frexp(self.axis.factor)[0] == 0.5 and self.axis.factor <= 1:
             return int(1 / self.axis.factor)  # whole samples, of which float64 tells no part of a neighbour
-        # An open interval of length L holds at most ceil(L) integers: 2 for linear, 4 for cubic.
+        # An open interval of length L holds at most ceil(L) integers: 2 for linear, 4 for cubic, 6 for lanczos3.
         return max(1, math.ceil(2 * self.radius))
 
     def rows(self, outputs: Indices) -> Rows:
@@ -301,5 +302,26 @@ def _cubic(distance: Floats) -> Floats:
     return np.where(distance <= 1, near, np.where(distance < 2, far, 0.0))
 
 
-_RADIUS = {"nearest": 0.5, "linear": 1.0, "cubic": 2.0}
-_WEIGHT: dict[str, Callable[[Floats], Floats]] = {"linear": _linear, "cubic": _cubic}
+def _lanczos3(distance: Floats) -> Floats:
+    beside = np.clip(distance, 2.0**-30, 3.0)  # nearer than that it is 1
+    return np.where(distance < 3, 3 * _sin_pi(beside) * _sin_pi(beside / 3) / (math.pi * beside) ** 2, 0.0)
+
+
+def _sin_pi(x: Floats) -> Floats:
+    """Return sin(pi x), by sums and products alone.
+
+    The last bits of a library's sine depend on the processor; those of a table must not.
+    """
+    whole = np.round(x)
+    angle = math.pi * (x - whole)
+    series = np.zeros_like(angle)
+    for coefficient in _SINE:
+        series = series * angle**2 + coefficient
+    sine: Floats = series * angle * (1 - 2 * (whole % 2))
+    return sine
+
+
+_SINE = [(-1) ** k / math.factorial(2 * k + 1) for k in reversed(range(12))]
+"""The Taylor series of sin(x) / x, of which up to pi / 2 no more shows in float64, the highest power first."""
+_RADIUS = {"nearest": 0.5, "linear": 1.0, "cubic": 2.0, "lanczos3": 3.0}
+_WEIGHT: dict[str, Callable[[Floats], Floats]] = {"linear": _linear, "cubic": _cubic, "lanczos3": _lanczos3}

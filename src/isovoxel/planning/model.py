@@ -13,13 +13,13 @@ from isovoxel.errors import OptionError
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.geometry.grid import VoxelGrid
 
-ENGINES = {"cle": ("linear", "nearest"), "exact": ("linear", "nearest", "cubic", "area", "mode")}
+ENGINES = {"cle": ("linear", "nearest"), "exact": ("linear", "nearest", "cubic", "lanczos3", "area", "mode")}
 """Engines, and the interpolations that each has."""
 GENERATIONS = {"prototype": "pyclesperanto-prototype", "pyclesperanto": "pyclesperanto"}
 """Generations of clEsperanto, as ``ISOVOXEL_CLE`` calls them, and their packages, in the order of trying them."""
 MOVES = ("nearest", "mode")
 """Interpolations that move voxels and make no new values: those for labels."""
-FILTERS = ("linear", "cubic")
+FILTERS = ("linear", "cubic", "lanczos3")
 """Interpolations that anti-aliasing widens."""
 BOUNDARIES = ("nearest", "constant")
 HALO_MODES = ("auto", "map_overlap", "direct")
@@ -166,4 +166,6 @@ def check_options(
     if antialias and engine != "exact":
         raise OptionError(f"engine {engine} has no anti-aliasing; use engine exact")
     if antialias and interpolation not in FILTERS:
-        raise OptionError(f"anti-aliasing widens {' and '.join(FILTERS)} interpolation, not {interpolation}")
+        raise OptionError(
+            f"anti-aliasing widens {', '.join(FILTERS[:-1])} and {FILTERS[-1]} interpolation, not {interpolation}"
+        )
