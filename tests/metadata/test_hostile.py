@@ -14,13 +14,11 @@ from hypothesis import strategies as st
 
 from isovoxel.errors import InputError
 from isovoxel.geometry.grid import VoxelGrid
-from isovoxel.metadata.calibration import Calibration, Length, calibrate
-from isovoxel.metadata.imagej import read_imagej
 from isovoxel.metadata.ome import image_attributes, is_label_image, read_levels
 from isovoxel.metadata.ome_xml import MOST_PLANES, read_ome_xml, read_pixels
-from isovoxel.metadata.texts import stays_inside
-from isovoxel.metadata.tiff_tags import read_tiff_tags
-from isovoxel.metadata.units import METERS
+from isovoxel.metadata.series import stays_inside
+from isovoxel.metadata.tiff import read_imagej, read_tiff_tags
+from isovoxel.metadata.units import METERS, Calibration, Length, calibrate
 
 SHAPE = (6, 20, 24)
 IMAGEJ = "ImageJ=1.53t\nimages=6\nslices=6\nunit=\\u00B5m\nspacing=2.0\nloop=false\nmin=0.0\nmax=255.0\nzunit=nm\n"

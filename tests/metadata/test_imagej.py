@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isovoxel.metadata.imagej import parse_description, read_imagej
+from isovoxel.metadata.tiff import parse_description, read_imagej
 from isovoxel.metadata.units import METERS
 
 RESOLUTION = (45527587, 1_000_000)

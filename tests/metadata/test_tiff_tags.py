@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isovoxel.metadata.tiff_tags import read_tiff_tags
+from isovoxel.metadata.tiff import read_tiff_tags
 from isovoxel.metadata.units import METERS
 
 NONE, INCH, CENTIMETER = 1, 2, 3

@@ -18,7 +18,7 @@ import zarr
 import isovoxel
 from isovoxel.errors import InputError
 from isovoxel.geometry.box import Box
-from isovoxel.metadata.calibration import Length, calibrate
+from isovoxel.metadata.units import Length, calibrate
 from isovoxel.readers.open import open_volume
 
 VOXELS = np.random.default_rng(4).integers(0, 999, (6, 12, 16)).astype("uint16")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Box
-from isovoxel.metadata.omero import DisplayWindow
+from isovoxel.metadata.ome import DisplayWindow
 from isovoxel.object_store.addresses import Place
 from isovoxel.output.shard_store import level_path
 from isovoxel.planning.plan import Plan

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.geometry.grid import Float3
-from isovoxel.metadata.calibration import Calibration, Length, calibrate
 from isovoxel.metadata.hdf5 import ORIGIN
+from isovoxel.metadata.units import Calibration, Length, calibrate
 
 TURNED = "its affine turns or flips the axes, which is not carried over: voxels keep the order of the file"
 """What is said where that is so."""

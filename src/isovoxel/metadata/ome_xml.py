@@ -13,9 +13,8 @@ from xml.parsers import expat
 
 from isovoxel.errors import InputError
 from isovoxel.geometry.box import Index3
-from isovoxel.metadata.calibration import Calibration, Length, calibrate
-from isovoxel.metadata.series import Channel, time_step
-from isovoxel.metadata.texts import stays_inside
+from isovoxel.metadata.series import Channel, stays_inside, time_step
+from isovoxel.metadata.units import Calibration, Length, calibrate
 
 _WHAT = "the OME-XML"
 _SOURCE = "OME-XML PhysicalSizeZ, PhysicalSizeY and PhysicalSizeX"
@@ -116,7 +115,7 @@ def read_files(xml: str, name: str) -> tuple[str, list[tuple[str, str]]]:
     return own[0], list(dict.fromkeys((file, "".join(uuid).strip()) for file, uuid in found))
 
 
-def read_channels(xml: str, name: str) -> list[tuple[Channel, ...]]:
+def read_ome_xml_channels(xml: str, name: str) -> list[tuple[Channel, ...]]:
     """Return what the document says of the channels of every image, in its order; `read_pixels` has taken it.
 
     Parameters
@@ -145,7 +144,7 @@ def _color(text: str | None) -> str | None:
         return None
 
 
-def read_step(pixels: Mapping[str, str]) -> tuple[float, str | None]:
+def read_ome_xml_step(pixels: Mapping[str, str]) -> tuple[float, str | None]:
     """Return the time between two time points and its unit; 1 without a unit where the document does not say."""
     try:
         step = float(pixels.get("TimeIncrement", ""))

@@ -1,4 +1,4 @@
-r"""Units of length and time: their texts, and factors between them.
+r"""Units of length and time, and voxel sizes in them.
 
 Units are spelled as OME-Zarr and UDUNITS spell them ("micrometer"); everything that microscopes write for the
 same length ("um", "µm", "micron", "\u00B5m") is read as that name.
@@ -6,10 +6,13 @@ same length ("um", "µm", "micron", "\u00B5m") is read as that name.
 
 from __future__ import annotations
 
+import math
 import re
+from dataclasses import dataclass
 from fractions import Fraction
 
 from isovoxel.errors import OptionError
+from isovoxel.geometry.grid import AXES, Float3
 
 _PREFIXES = {
     "yotta": ("Y", 24),
@@ -153,3 +156,128 @@ def checked_unit(text: str) -> str:
             f"{text!r} is no unit of length; give one such as micrometer, nanometer, millimeter, angstrom or inch"
         )
     return unit
+
+
+# ---- voxel sizes ---------------------------------------------------------------------------------------------------
+
+# A file may state each axis by itself, in units of its own, or not at all. Every reader of metadata states per axis
+# what it found as a `Length`; `calibrate` makes one voxel size of the three, or says why there is none. Nothing is
+# filled in: an axis of which the file says nothing sensible leaves the size unknown. A size of 1 x 1 x 1 without a
+# unit is none, either: programs write it where nothing was calibrated.
+
+
+SMALLEST, LARGEST = 1e-12, 1e6
+"""A voxel is real between a picometre and a thousand kilometres; without a unit, the same numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Length:
+    """What a file says of the voxel's length along one axis."""
+
+    value: float | None
+    """The number, or None where there is none."""
+    unit: str | None = None
+    """The unit's text as the file has it, or None where it has none."""
+    absent: str = "no voxel size"
+    """What is absent where `value` is None, as it fits behind "has" ("no spacing")."""
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """The voxel size that a file's metadata state, or why they state none."""
+
+    voxel_size: Float3 | None = None
+    """Physical voxel size, z, y, x, in `unit`."""
+    unit: str | None = None
+    """The unit as OME-Zarr spells it, or None where the file has none."""
+    source: str = ""
+    """Where it was read from, for people."""
+    missing: str = ""
+    """Why `voxel_size` is None, as a clause."""
+    counted: bool = False
+    """Whether lengths are counted in voxels, of which each is 1 long, without a unit; then `voxel_size` is None."""
+
+    @property
+    def placed(self) -> bool:
+        """Whether a position beside the size means anything."""
+        return self.counted or self.voxel_size is not None
+
+
+def calibrate(what: str, source: str, lengths: tuple[Length, Length, Length], *, flat: bool = False) -> Calibration:
+    """Make one voxel size in one unit of what a file says of z, y and x.
+
+    Parameters
+    ----------
+    what
+        The part of the file that speaks, as messages name it ("the ImageJ description").
+    source
+        Where a voxel size was read from, for people.
+    lengths
+        What it says of z, y and x.
+    flat
+        Whether there is one plane only: where nothing is said of z, or nothing that can be so, as 0, it counts as thick
+        as its pixels are high.
+
+    Returns
+    -------
+    Calibration
+        In the unit of x; without a unit where none of the axes has one.
+    """
+    if flat and _problem(lengths[0]):
+        lengths = (lengths[1], *lengths[1:])
+    problems = [_problem(length) for length in lengths]
+    if any(problems):
+        return Calibration(missing=_missing(what, lengths, problems))
+    values = [length.value for length in lengths if length.value is not None]
+    units = [None if length.unit is None else canonical_unit(length.unit) for length in lengths]
+    target = units[2]
+    if target is None or None in units:
+        if any(unit is not None for unit in units):
+            axes = _names([axis for axis, unit in zip(AXES, units, strict=True) if unit is None])
+            return Calibration(missing=f"{what} has no unit for {axes}, but one for the rest")
+        if all(value == 1 for value in values):
+            why = "has the size 1 for z, y and x and no unit, which is what programs write where nothing was calibrated"
+            return Calibration(missing=f"{what} {why}", counted=True)
+        return Calibration((values[0], values[1], values[2]), None, source)
+    z, y, x = (
+        convert_length(value, unit, target) for value, unit in zip(values, units, strict=True) if unit is not None
+    )
+    return Calibration((z, y, x), target, source)
+
+
+def _problem(length: Length) -> str:
+    """Say what is wrong with one axis' length, as it fits behind "has"; empty where nothing is."""
+    if length.value is None:
+        return length.absent
+    shown = f"{length.value:g}" + (f" {length.unit!r}" if length.unit is not None else "")
+    if not (math.isfinite(length.value) and length.value > 0):
+        return f"the size {shown}, not a finite number above 0,"
+    scale = 1.0
+    if length.unit is not None:
+        unit = canonical_unit(length.unit)
+        if unit is None:
+            return f"the size {shown}, whose unit is no known length,"
+        scale = convert_length(1.0, unit, "meter")
+    if not SMALLEST <= length.value * scale <= LARGEST:
+        return f"the size {shown}, which no voxel has,"
+    return ""
+
+
+def _missing(what: str, lengths: tuple[Length, Length, Length], problems: list[str]) -> str:
+    """Say what is known and what is not: "y and x are 0.2 micrometer, but the TIFF has no spacing for z"."""
+    known: dict[str, list[str]] = {}
+    unknown: dict[str, list[str]] = {}
+    for axis, length, problem in zip(AXES, lengths, problems, strict=True):
+        if problem:
+            unknown.setdefault(problem, []).append(axis)
+        else:
+            unit = "" if length.unit is None else f" {canonical_unit(length.unit)}"
+            known.setdefault(f"{length.value:.4g}{unit}", []).append(axis)
+    facts = " and ".join(f"{_names(axes)} {'is' if len(axes) == 1 else 'are'} {size}" for size, axes in known.items())
+    gaps = " and ".join(f"{problem} for {_names(axes)}" for problem, axes in unknown.items())
+    return f"{facts}, but {what} has {gaps}" if facts else f"{what} has {gaps}"
+
+
+def _names(axes: list[str]) -> str:
+    """List axes as people do: "z", "y and x", "z, y and x"."""
+    return axes[0] if len(axes) == 1 else f"{', '.join(axes[:-1])} and {axes[-1]}"

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from isovoxel.errors import InputError, IsovoxelError
 from isovoxel.geometry.box import Box, Index3
-from isovoxel.metadata.calibration import Length, calibrate
 from isovoxel.metadata.series import Channel, chosen_channels, time_step
+from isovoxel.metadata.units import Length, calibrate
 from isovoxel.readers.base import SeriesReader, Volume, check_voxels
 from isovoxel.readers.files import FileList, file_identity, needs_extra, unreadable
 from isovoxel.readers.selection import Picked, Selection, pick

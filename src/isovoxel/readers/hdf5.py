@@ -22,8 +22,8 @@ from isovoxel.errors import InputError, InputMissingError, IsovoxelError
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import Float3
 from isovoxel.metadata import n5
-from isovoxel.metadata.calibration import Calibration
 from isovoxel.metadata.hdf5 import read_hdf5, text_of
+from isovoxel.metadata.units import Calibration
 from isovoxel.readers.base import ReadBox, Volume, check_voxels
 from isovoxel.readers.files import FileList, check_complete, file_identity, unreadable
 from isovoxel.readers.raw import RawReader, contiguous_offsets

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isovoxel.errors import InputError, InputMissingError
-from isovoxel.metadata.imaris import image_shape, read_channel, read_extent
+from isovoxel.metadata.hdf5 import image_shape, read_channel, read_extent
 from isovoxel.metadata.series import chosen_channels
 from isovoxel.readers.base import ReadBox, SeriesReader, Volume
 from isovoxel.readers.files import file_identity

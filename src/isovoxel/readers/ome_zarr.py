@@ -18,11 +18,9 @@ from typing import Any, NoReturn
 from isovoxel.errors import InputError
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import Float3
-from isovoxel.metadata.calibration import Calibration, Length, calibrate
 from isovoxel.metadata.ome import Level, is_label_image, read_channels, read_levels, time_step_of
-from isovoxel.metadata.series import Channel, chosen_channels
-from isovoxel.metadata.texts import stays_inside
-from isovoxel.metadata.units import canonical_unit, convert_length
+from isovoxel.metadata.series import Channel, chosen_channels, stays_inside
+from isovoxel.metadata.units import Calibration, Length, calibrate, canonical_unit, convert_length
 from isovoxel.object_store.addresses import Place
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.zarr_nodes import ARRAY_FILES, GROUP_FILES, files_of_node, kind_of_node, read_group

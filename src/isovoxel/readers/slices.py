@@ -31,9 +31,9 @@ from numpy.typing import NDArray
 
 from isovoxel.errors import InputError, InputMissingError, IsovoxelError
 from isovoxel.geometry.box import Box, Index3
-from isovoxel.metadata.calibration import Calibration
-from isovoxel.metadata.imagej import parse_description
 from isovoxel.metadata.ome_xml import read_ome_xml, read_pixels
+from isovoxel.metadata.tiff import parse_description
+from isovoxel.metadata.units import Calibration
 from isovoxel.readers.base import ReadBox, Volume, check_voxels, damage_moved, room_for
 from isovoxel.readers.files import TIFF_MAGIC, FileList, unreadable
 from isovoxel.readers.selection import Selection, zyx_positions

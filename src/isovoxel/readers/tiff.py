@@ -20,12 +20,25 @@ import tifffile
 
 from isovoxel.errors import InputError, IsovoxelError, OptionError
 from isovoxel.geometry.box import Index3
-from isovoxel.metadata import imagej, ome_xml
-from isovoxel.metadata.calibration import Calibration
-from isovoxel.metadata.imagej import Rational, parse_description, read_imagej
-from isovoxel.metadata.ome_xml import read_ome_xml, read_pixels
+from isovoxel.metadata.ome_xml import (
+    read_companion,
+    read_ome_xml,
+    read_ome_xml_channels,
+    read_ome_xml_step,
+    read_pixels,
+)
 from isovoxel.metadata.series import Channel, SeriesAxis, chosen_channels
-from isovoxel.metadata.tiff_tags import read_lsm, read_stk, read_tiff_tags
+from isovoxel.metadata.tiff import (
+    Rational,
+    parse_description,
+    read_imagej,
+    read_imagej_channels,
+    read_imagej_step,
+    read_lsm,
+    read_stk,
+    read_tiff_tags,
+)
+from isovoxel.metadata.units import Calibration
 from isovoxel.readers.base import Volume, check_voxels
 from isovoxel.readers.files import FileList, check_complete, file_identity, unreadable
 from isovoxel.readers.selection import GIVEN, Picked, Selection, pick
@@ -173,10 +186,10 @@ def _series_of(
     step: tuple[float, str | None] = (1.0, None)
     channels: Sequence[Channel] = ()
     if stack.kind == "ome" and pixels:
-        step, channels = ome_xml.read_step(pixels), ome_xml.read_channels(tif.ome_metadata or "", str(tif))[index]
+        step, channels = read_ome_xml_step(pixels), read_ome_xml_channels(tif.ome_metadata or "", str(tif))[index]
     elif stack.kind == "imagej":
-        step = imagej.read_step(stack.page.imagej_description or "")
-        channels = imagej.read_channels((tif.imagej_metadata or {}).get("LUTs"))
+        step = read_imagej_step(stack.page.imagej_description or "")
+        channels = read_imagej_channels((tif.imagej_metadata or {}).get("LUTs"))
     count = dict(zip(stack.axes, stack.shape, strict=True)).get("C", 1)
     axes = picked.axes(step)
     return axes, chosen_channels(channels, count, picked.chosen.get("channel"))
@@ -237,7 +250,7 @@ def _check_plain(tif: tifffile.TiffFile, own: Directories, name: str) -> None:
         if images.isdecimal() and page.dataoffsets:
             check_complete(name, page.dataoffsets[0] + int(images) * page.nbytes, own.path.stat().st_size)
     _check_chain(own, name)
-    companion = ome_xml.read_companion(tif.ome_metadata or "", name) if tif.is_ome else None
+    companion = read_companion(tif.ome_metadata or "", name) if tif.is_ome else None
     if companion is not None:
         raise InputError(
             f"{name} is one file of several, and what its pages are stands in another, {companion[:100]!r}, which "

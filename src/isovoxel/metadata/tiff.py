@@ -1,0 +1,252 @@
+r"""Voxel size, time step and channels of a TIFF that is not OME's.
+
+ImageJ keeps the voxel size in two places. The image description, lines of ``key=value``, has `spacing` for z and the
+`unit` of all axes (`yunit` and `zunit` where they differ); the TIFF's resolution tags have pixels per
+unit for x and y. A character outside ASCII is written as ``\uXXXX``. With a unit in the description, the
+resolution tags' own unit has no meaning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from math import isfinite
+from typing import Any
+
+import numpy as np
+
+from isovoxel.metadata.series import Channel, time_step
+from isovoxel.metadata.units import Calibration, Length, calibrate, canonical_unit, unescaped
+
+Rational = tuple[int, int]
+"""Numerator and denominator, as TIFF stores a resolution."""
+
+NO_UNIT = 1
+"""The TIFF's ResolutionUnit where pixels are counted per nothing in particular."""
+
+_IMAGEJ = "the ImageJ description"
+_IMAGEJ_SOURCE = "ImageJ spacing and resolution tags"
+_NO_SPACING = "no spacing (ImageJ leaves out a spacing of exactly 1)"
+_UNCALIBRATED = ("pixel", "pixels", "pix", "px")
+
+
+def parse_description(description: str) -> dict[str, str]:
+    r"""Return the ``key=value`` lines of an ImageJ description; the first of equal keys counts, as in ImageJ.
+
+    Examples
+    --------
+    >>> parse_description("ImageJ=1.53f\nimages=21\nunit=\\u00B5m\n")["unit"]
+    'µm'
+    """
+    values: dict[str, str] = {}
+    for line in description.splitlines():
+        key, equals, value = line.partition("=")
+        if equals:
+            values.setdefault(key.strip(), unescaped(value).strip())
+    return values
+
+
+def read_imagej(
+    description: str,
+    x_resolution: Rational | None,
+    y_resolution: Rational | None,
+    resolution_unit: int | None,
+    *,
+    flat: bool = False,
+) -> Calibration:
+    """Return the voxel size that an ImageJ TIFF states.
+
+    Parameters
+    ----------
+    description
+        The image description, which begins with ``ImageJ=``.
+    x_resolution, y_resolution
+        The TIFF's XResolution and YResolution, pixels per unit, or None where the tag is absent.
+    resolution_unit
+        The TIFF's ResolutionUnit, or None where the tag is absent.
+    flat
+        As in `calibrate`.
+
+    Returns
+    -------
+    Calibration
+        In the description's `unit`; `voxel_size` is None where an axis is not stated or makes no sense.
+    """
+    values = parse_description(description)
+    unit = values.get("unit") or None
+    if unit is not None and unit.lower() in _UNCALIBRATED:
+        return Calibration(missing=f"{_IMAGEJ} counts in pixels, so the stack is not calibrated")
+    y, x = length_per_pixel(y_resolution), length_per_pixel(x_resolution)
+    # Where nothing was calibrated, programs write 1 pixel per unit, or 72 per inch.
+    if unit is None and (resolution_unit != NO_UNIT or (y == 1 and x == 1)):
+        return Calibration(missing=f"{_IMAGEJ} has no unit, so its resolution tags mean nothing")
+    return calibrate(
+        _IMAGEJ,
+        _IMAGEJ_SOURCE,
+        (
+            _imagej_spacing(values, values.get("zunit") or unit),
+            Length(y, values.get("yunit") or unit, "no usable resolution tag"),
+            Length(x, unit, "no usable resolution tag"),
+        ),
+        flat=flat,
+    )
+
+
+def read_imagej_step(description: str) -> tuple[float, str | None]:
+    """Return the time between two time points and its unit; 1 without a unit where the description does not say."""
+    values = parse_description(description)
+    try:
+        return time_step(float(values["finterval"]), values.get("tunit", "sec"))
+    except (KeyError, ValueError):
+        return 1.0, None
+
+
+def read_imagej_channels(tables: object) -> tuple[Channel, ...]:
+    """Return the colours of an ImageJ TIFF's channels, each the brightest of its lookup table.
+
+    Parameters
+    ----------
+    tables
+        The tables as tifffile has them, each three rows of 256 bytes: red, green and blue.
+    """
+    if not isinstance(tables, Sequence):
+        return ()
+    ends = [[int(row[-1]) for row in table] for table in tables if np.shape(table) == (3, 256)]
+    return tuple(Channel(color=f"{red:02X}{green:02X}{blue:02X}") for red, green, blue in ends)
+
+
+def length_per_pixel(resolution: Rational | None) -> float | None:
+    """Return the length of a pixel where a TIFF states pixels per length; None where that is not usable."""
+    if resolution is None:
+        return None
+    pixels, lengths = resolution
+    return lengths / pixels if pixels and lengths else None
+
+
+def _imagej_spacing(values: Mapping[str, str], unit: str | None) -> Length:
+    text = values.get("spacing")
+    if text is None:
+        return Length(None, unit, _NO_SPACING)
+    try:
+        return Length(float(text), unit)
+    except ValueError:
+        return Length(None, unit, f"the spacing {text!r}, which is no number,")
+
+
+# ---- tags of others ------------------------------------------------------------------------------------------------
+
+# Voxel size of a TIFF that is neither ImageJ's nor OME's.
+#
+# Its resolution tags have pixels per inch or centimetre for x and y, and nothing for z. Only the JSON
+# description that tifffile writes may add a `spacing` for z, and a `unit` for it and for resolution tags
+# that count per no unit.
+
+
+_INCH = 2
+_UNITS = {NO_UNIT: None, _INCH: "inch", 3: "cm"}
+
+
+def read_tiff_tags(
+    description: Mapping[str, Any],
+    x_resolution: Rational | None,
+    y_resolution: Rational | None,
+    resolution_unit: int | None,
+    *,
+    flat: bool = False,
+) -> Calibration:
+    """Return the voxel size that resolution tags and tifffile's JSON description state together.
+
+    Parameters
+    ----------
+    description
+        The JSON object that tifffile wrote as image description; empty where there is none.
+    x_resolution, y_resolution
+        The TIFF's XResolution and YResolution, pixels per unit, or None where the tag is absent.
+    resolution_unit
+        The TIFF's ResolutionUnit, or None where the tag is absent: then it is inch, as TIFF specifies.
+    flat
+        As in `calibrate`.
+    """
+    y, x = length_per_pixel(y_resolution), length_per_pixel(x_resolution)
+    unit = description.get("unit")
+    unit = unit if isinstance(unit, str) and unit else None
+    tag_unit = _UNITS.get(_INCH if resolution_unit is None else resolution_unit)
+    # tifffile says inch where its caller gave a resolution without a unit, whatever the caller meant.
+    if unit is not None and tag_unit == "inch" and canonical_unit(unit) != "inch":
+        return Calibration(missing=f"its description counts in {unit!r}, but its resolution tags per inch")
+    if tag_unit is None and y == 1 and x == 1 and unit is None:
+        y = x = None  # what writers put where nothing was calibrated
+    plane_unit = tag_unit or unit
+    return calibrate(
+        "the TIFF",
+        "tifffile's spacing, and resolution tags",
+        (
+            _spacing(description, unit),
+            Length(y, plane_unit, "no resolution tag that tells a size"),
+            Length(x, plane_unit, "no resolution tag that tells a size"),
+        ),
+        flat=flat,
+    )
+
+
+def _spacing(description: Mapping[str, Any], unit: str | None) -> Length:
+    spacing = description.get("spacing")
+    if spacing is None:
+        return Length(None, unit, "no spacing")
+    if isinstance(spacing, bool) or not isinstance(spacing, int | float) or abs(spacing) > 1e300:
+        return Length(None, unit, f"the spacing {str(spacing)[:40]!r}, which is no number,")
+    return Length(float(spacing), unit)
+
+
+def read_lsm(info: Mapping[str, Any], *, flat: bool = False) -> Calibration:
+    """Return the voxel size that an LSM states, in micrometres.
+
+    Parameters
+    ----------
+    info
+        Its CZ_LSMINFO.
+    flat
+        As in `calibrate`.
+    """
+    sizes = [_number(info.get(f"VoxelSize{axis}")) for axis in "ZYX"]
+    # By the digits that it prints, so that 2e-7 becomes 0.2.
+    z, y, x = (None if size is None or not isfinite(size) else float(Decimal(repr(size)).scaleb(6)) for size in sizes)
+    lengths = (Length(z, "micrometer"), Length(y, "micrometer"), Length(x, "micrometer"))
+    return calibrate("CZ_LSMINFO", "CZ_LSMINFO VoxelSizeZ, VoxelSizeY and VoxelSizeX", lengths, flat=flat)
+
+
+def read_stk(metadata: Mapping[str, Any], *, flat: bool = False) -> Calibration:
+    """Return the voxel size that a MetaMorph STK states.
+
+    Parameters
+    ----------
+    metadata
+        Its UIC tags: distances between planes of every plane, calibrations of x and y, and their unit.
+    flat
+        As in `calibrate`.
+    """
+    unit = metadata.get("CalibrationUnits")
+    unit = unit if isinstance(unit, str) and unit else None
+    distances = np.asarray(metadata.get("ZDistance", ()), float).reshape(-1)
+    # The first plane's is how far it is from nothing; some programs leave it 0.
+    steps = sorted({abs(distance) for distance in distances[1:].tolist()})
+    z = Length(steps[0], unit) if len(steps) == 1 else Length(None, unit, "no distance between planes")
+    if len(steps) > 1:
+        z = Length(None, unit, f"distances between planes from {steps[0]:g} to {steps[-1]:g}, not one,")
+    calibrated = bool(metadata.get("SpatialCalibration", True))
+    y, x = (_number(metadata.get(f"{axis}Calibration")) if calibrated else None for axis in "YX")
+    lengths = (z, Length(y, unit, "no calibration"), Length(x, unit, "no calibration"))
+    return calibrate("MetaMorph's UIC tags", "MetaMorph's UIC tags", lengths, flat=flat)
+
+
+def _number(value: Any) -> float | None:
+    """Return a number that a tag has, also as a fraction; None where it is none."""
+    match value:
+        case (int() as above, int() as below) if below:
+            return above / below
+        case bool():
+            return None
+        case int() | float():
+            return float(value)
+        case _:
+            return None
