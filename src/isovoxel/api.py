@@ -110,7 +110,7 @@ def plan(
         If the input, an option or the device cannot serve, or no block fits; see `isovoxel.errors`. With an output,
         also where `scale` would raise before anything is written.
     """
-    from isovoxel.execution.distributed.choice import open_cluster
+    from isovoxel.execution.distributed.connect import open_cluster
 
     given = Options(overwrite=overwrite, workers=workers, scheduler=scheduler, **options)
     if output is None:
@@ -339,7 +339,7 @@ def workers(
     IsovoxelError
         If none is given, or they cannot be used.
     """
-    from isovoxel.execution.distributed.choice import open_cluster
+    from isovoxel.execution.distributed.connect import open_cluster
 
     with open_cluster(Options(workers=workers, scheduler=scheduler), client) as cluster:
         if cluster is None:

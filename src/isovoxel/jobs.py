@@ -206,7 +206,7 @@ def scale_into(
     IsovoxelError, JobError
         As `isovoxel.scale`.
     """
-    from isovoxel.execution.distributed.choice import open_cluster
+    from isovoxel.execution.distributed.connect import open_cluster
     from isovoxel.execution.events import log_event
     from isovoxel.execution.inputs import check_apart, folders_of, read_as
     from isovoxel.execution.retry import clause
@@ -294,7 +294,7 @@ def labels_beside(
     IsovoxelError
         If they do not lie on the image's voxels, are none, or no block of them fits.
     """
-    from isovoxel.execution.distributed.choice import check_reachable
+    from isovoxel.execution.distributed.connect import check_reachable
 
     labels = given.with_labels
     if cluster is not None:

@@ -6,18 +6,24 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from isovoxel.errors import ClusterError, InterruptedJobError, OptionError
 from isovoxel.execution.blocks import FLUSHING
-from isovoxel.execution.distributed.worker_info import WorkerOptions, WorkerPool, same_clesperanto, survey
-from isovoxel.execution.events import Connected, Listener, Waiting
+from isovoxel.execution.events import Connected, Event, Listener, Waiting
 from isovoxel.execution.retry import clause
 from isovoxel.object_store.files import read_small
+from isovoxel.options import Options
 from isovoxel.planning.model import DeviceLimits, HostLimits
+
+if TYPE_CHECKING:  # loaded where there are workers, as distributed is
+    from isovoxel.execution.distributed.worker_info import WorkerOptions, WorkerPool
 
 CONNECT_SECONDS = 10
 """How long a scheduler may take to answer."""
@@ -43,6 +49,8 @@ class Cluster:
 
     def clesperanto(self) -> tuple[str, str]:
         """Return package and version of the clEsperanto that all workers have, or nothing and why they have none."""
+        from isovoxel.execution.distributed.worker_info import same_clesperanto
+
         return same_clesperanto(self.client, self.fleet)
 
     @property
@@ -50,6 +58,70 @@ class Cluster:
         """Address of the scheduler's dashboard, or nothing where it has none."""
         services = self.client.scheduler_info(n_workers=0)["services"]
         return str(self.client.dashboard_link) if "dashboard" in services else ""
+
+
+def open_cluster(
+    options: Options, client: Any, *, source: Any = None, listeners: Sequence[Listener] = ()
+) -> AbstractContextManager[Cluster | None]:
+    """Lend the workers that options or a client name for a while, or None where nothing names any.
+
+    Parameters
+    ----------
+    options
+        Which workers, and what is asked of each.
+    client
+        A ``distributed.Client`` in place of the options that name workers, or None.
+    source
+        As in `isovoxel.scale`.
+    listeners
+        Told which workers there are, and where the job has to wait for one.
+
+    Raises
+    ------
+    OptionError
+        If the options do not go together.
+    IsovoxelError
+        If the workers cannot be used.
+    """
+    ways = {"workers": options.workers, "scheduler": options.scheduler, "client": client}
+    names = [name for name, value in ways.items() if value is not None]
+    if len(names) > 1:
+        raise OptionError(f"{' and '.join(names)} each say which workers there are; give only one of them")
+    if not names:
+        return nullcontext()
+    if options.isolate:
+        raise OptionError(
+            f"isolate and {names[0]} do not go together: workers are processes of their own; leave it out"
+        )
+    if options.or_new("device") != "auto":
+        raise OptionError(
+            f"device says where this process computes, and with {names[0]} each worker holds a device of its own; "
+            "leave it out, and choose with ISOVOXEL_DEVICE in the worker's environment"
+        )
+    check_reachable(source)
+    from isovoxel.execution.distributed.worker_info import WorkerOptions
+
+    def tell(event: Event) -> None:
+        for listener in listeners:
+            listener(event)
+
+    wishes = WorkerOptions(options.memory_bytes, options.device_memory_bytes, options.threads)
+    return connected(**ways, wishes=wishes, listener=tell)
+
+
+def check_reachable(source: Any) -> None:
+    """Refuse an input that no worker can open.
+
+    Raises
+    ------
+    OptionError
+        If it is an array in this process' memory.
+    """
+    if isinstance(source, np.ndarray) or isinstance(getattr(source, "data", None), np.ndarray):  # a DataArray of one
+        raise OptionError(
+            "an array in this process' memory is not there for workers; write it to a file that they see, such as .npy "
+            "or zarr, and give its path"
+        )
 
 
 @contextlib.contextmanager
@@ -83,6 +155,8 @@ def connected(
     OptionError
         If an option makes no sense.
     """
+    from isovoxel.execution.distributed.worker_info import WorkerOptions
+
     with contextlib.ExitStack() as stack:
         stack.enter_context(_quiet())
         try:
@@ -105,6 +179,8 @@ def _connect(
 ) -> Cluster:
     """Return the cluster that one of the options names; what has to be ended goes onto the stack."""
     import distributed
+
+    from isovoxel.execution.distributed.worker_info import survey
 
     if client is not None:
         if not isinstance(client, distributed.Client) or client.asynchronous:
