@@ -1,6 +1,6 @@
 """Preload of a dask worker: ``dask worker ADDRESS --preload isovoxel.worker``.
 
-It takes its device (see `isovoxel.execution.distributed.device_pinning`), says in its log which one, and loads what
+It takes its device (see `isovoxel.execution.distributed.worker_info`), says in its log which one, and loads what
 takes time: the engines' libraries. Without the preload the first question of a client does it, and all works the same.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from isovoxel.engines.clesperanto import why_missing
 from isovoxel.errors import DeviceError
-from isovoxel.execution.distributed.device_pinning import held_device
+from isovoxel.execution.distributed.worker_info import held_device
 from isovoxel.version import __version__
 
 log = logging.getLogger("distributed.worker.isovoxel")

@@ -19,9 +19,8 @@ from command_line import Isovoxel, check_refused
 from execution.distributed.clusters import OPTIONS, VOXELS, Foreign, gpus, stack
 from isovoxel.engines.devices import Device
 from isovoxel.errors import ClusterError, DeviceError, IsovoxelError, OptionError
-from isovoxel.execution.distributed import connect, device_pinning, local_workers
-from isovoxel.execution.distributed.local_workers import environments
-from isovoxel.execution.distributed.quiet_workers import OwnNanny
+from isovoxel.execution.distributed import connect, local_workers, worker_info
+from isovoxel.execution.distributed.local_workers import OwnNanny, environments
 
 
 @pytest.mark.parametrize(
@@ -140,17 +139,17 @@ def test_a_worker_holds_the_device_that_it_is_told_to(
     monkeypatch: pytest.MonkeyPatch, wanted: str, worker: str, index: int
 ) -> None:
     """By kind, UUID, PCI bus id, number or name in its environment, or by the number in its own name."""
-    monkeypatch.setattr(device_pinning, "list_devices", lambda: gpus(3))
-    monkeypatch.setattr(device_pinning, "_held", {})
+    monkeypatch.setattr(worker_info, "list_devices", lambda: gpus(3))
+    monkeypatch.setattr(worker_info, "_held", {})
     monkeypatch.setenv("ISOVOXEL_DEVICE", wanted)
-    assert device_pinning.held_device(worker).index == index
+    assert worker_info.held_device(worker).index == index
     monkeypatch.setenv("ISOVOXEL_DEVICE", "GPU-9")
-    assert device_pinning.held_device(worker).index == index  # as long as the process lives
+    assert worker_info.held_device(worker).index == index  # as long as the process lives
     with pytest.raises(
         DeviceError,
         match=r"no OpenCL device is called 'GPU-9'; known .* 3 = 'Processor' \(ISOVOXEL_DEVICE asks for it\)",
     ):
-        device_pinning.held_device("another")
+        worker_info.held_device("another")
 
 
 @pytest.mark.parametrize("name", ["{}", "host-{}", "tcp://10.0.0.1:400{}"])
@@ -163,16 +162,16 @@ def test_workers_of_dask_cuda_hold_one_gpu_each(monkeypatch: pytest.MonkeyPatch,
         order = [*(found[i] for i in visible), found[-1]]
         return [dataclasses.replace(device, index=i) for i, device in enumerate(order)]
 
-    monkeypatch.setattr(device_pinning, "list_devices", listed)
+    monkeypatch.setattr(worker_info, "list_devices", listed)
     monkeypatch.delenv("ISOVOXEL_DEVICE", raising=False)
 
     def held(rotated: bool) -> list[str]:
-        monkeypatch.setattr(device_pinning, "_held", {})
+        monkeypatch.setattr(worker_info, "_held", {})
         uuids = []
         for worker in range(4):
             visible[:] = [(i + worker * rotated) % 4 for i in range(4)]
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(map(str, visible)))
-            uuids.append(device_pinning.held_device(name.format(worker)).uuid)
+            uuids.append(worker_info.held_device(name.format(worker)).uuid)
         return uuids
 
     each = ["GPU-0", "GPU-1", "GPU-2", "GPU-3"]

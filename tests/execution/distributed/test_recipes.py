@@ -172,7 +172,7 @@ def test_a_slurm_worker_without_a_gpu_is_refused(tmp_path: Path) -> None:
     """The device that the job script asks for is a GPU, and nothing stands in for it."""
     said = slurm("--print", cwd=tmp_path)
     (line,) = (line for line in said.stdout.splitlines() if "ISOVOXEL_DEVICE" in line)
-    held = "from isovoxel.execution.distributed.device_pinning import held_device; held_device('x')"
+    held = "from isovoxel.execution.distributed.worker_info import held_device; held_device('x')"
     shell = f"{line}\n{shlex.join([sys.executable, '-c', held])}"
     hidden = environment(tmp_path, CUDA_VISIBLE_DEVICES="", ISOVOXEL_DEVICE="")
     done = subprocess.run(["bash", "-c", shell], env=hidden, capture_output=True, text=True, check=False)

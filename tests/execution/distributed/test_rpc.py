@@ -90,7 +90,7 @@ def test_what_a_killed_worker_leaves_is_removed_without_a_word() -> None:
     """Python's own tracker would warn of it on standard error, in the middle of what a job says."""
     script = (
         "from multiprocessing import resource_tracker\n"
-        "from isovoxel.execution.distributed.quiet_workers import start_tracker\n"
+        "from isovoxel.execution.distributed.local_workers import start_tracker\n"
         "start_tracker()\n"
         "resource_tracker.register('/isovoxel-test-none', 'semaphore')\n"
     )

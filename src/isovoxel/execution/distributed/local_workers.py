@@ -6,22 +6,29 @@ forked. distributed's nannies, in this process, watch them and start another one
 A scheduler runs whatever anybody sends it, and other users of the machine reach its port. So it answers those alone who
 have a key (TLS), which is made for this cluster and kept in the memory of its processes.
 
-They leave Ctrl-C to this process, see `isovoxel.execution.distributed.quiet_workers`, and end with it, even where that
+They leave Ctrl-C to this process, which a terminal sends to all of its processes, and so do those that a nanny starts
+in place of one that died. What they log is kept for the client to ask for. They end with this process, even where that
 is killed: each waits for the end of a pipe that it holds.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
 from typing import Any
+
+import dask
+from distributed import Nanny, Scheduler, SpecCluster, Worker
+from distributed.security import Security
 
 from isovoxel.engines.devices import Device, list_devices
 from isovoxel.errors import ClusterError, OptionError
 from isovoxel.execution.blocks import FLUSHING
-from isovoxel.execution.distributed.device_pinning import DEVICE
+from isovoxel.execution.distributed.worker_info import DEVICE
 from isovoxel.execution.host import FEWEST_THREADS, MOST_THREADS
 from isovoxel.execution.retry import clause
 
@@ -30,6 +37,8 @@ MOST_ON_A_CORE = 16
 """Most workers for each core: more is a mistake, and would fill memory and process table before anything is done."""
 KEPT_MESSAGES = 20
 """How many messages to a worker a scheduler keeps, for whoever looks for errors in it."""
+_TERMINAL = [getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name)]
+"""Signals that a terminal sends to all of its processes."""
 
 
 def environments(workers: str) -> list[dict[str, str]]:
@@ -85,14 +94,6 @@ def start(workers: str, threads: int | None) -> Any:
         As `environments`.
     """
     given = environments(workers)
-    import logging
-
-    import dask
-    from distributed import Scheduler, SpecCluster
-    from distributed.security import Security
-
-    from isovoxel.execution.distributed.quiet_workers import OwnNanny, OwnWorker, start_tracker
-
     start_tracker()
     _check_semaphores()
     in_flight = threads or min(MOST_THREADS, max(FEWEST_THREADS, len(_cores()) // len(given)))
@@ -183,3 +184,76 @@ def _number(digits: str) -> int:
 
 def _short(text: str) -> str:
     return text if len(text) <= 40 else f"{text[:20]}...{text[-5:]}"
+
+
+class OwnWorker(Worker):
+    """A worker that leaves the terminal to the client: its signals, and what is written there.
+
+    What it logs is kept for the client to ask for.
+    """
+
+    def __init__(self, *words: Any, **options: Any) -> None:
+        for handler in logging.getLogger("distributed").handlers:
+            handler.setLevel(logging.CRITICAL + 1)
+        for number in _TERMINAL:
+            signal.signal(number, signal.SIG_IGN)
+        super().__init__(*words, **options)
+
+
+class _SafePath:
+    """Sets PYTHONSAFEPATH while processes are being started, any number at once, of one event loop.
+
+    What Python spawns begins with ``python -c``, which looks for modules in the working folder first. The variable is
+    not left there, where it would change what else a caller starts.
+    """
+
+    NAME = "PYTHONSAFEPATH"
+
+    def __init__(self) -> None:
+        self._starting = 0
+        self._before: str | None = None
+
+    def __enter__(self) -> None:
+        if not self._starting:
+            self._before = os.environ.get(self.NAME)
+        self._starting += 1
+        os.environ[self.NAME] = "1"
+
+    def __exit__(self, *_: object) -> None:
+        self._starting -= 1
+        if not self._starting:
+            os.environ.pop(self.NAME, None)
+            if self._before is not None:
+                os.environ[self.NAME] = self._before
+
+
+_safe_path = _SafePath()
+
+
+def start_tracker() -> None:
+    """Start multiprocessing's tracker of resources, which removes what a worker leaves that is killed, without a word.
+
+    It would warn of that on standard error, in words of Python's own.
+    """
+    name, quiet = "PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker"
+    before = os.environ.get(name)
+    os.environ[name] = f"{before},{quiet}" if before else quiet
+    try:
+        with _safe_path:
+            resource_tracker.ensure_running()
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
+
+
+class OwnNanny(Nanny):
+    """A nanny whose workers hear no signal of the terminal while they start, and import nothing of the folder."""
+
+    async def instantiate(self) -> Any:
+        """Start the worker's process, which begins with the mask of signals that this thread, the loop's, has."""
+        with _safe_path:
+            if hasattr(signal, "pthread_sigmask"):
+                start_tracker()  # started later, it would unblock SIGINT in this thread
+                signal.pthread_sigmask(signal.SIG_BLOCK, _TERMINAL)
+            return await super().instantiate()

@@ -1,8 +1,15 @@
 """What workers have: a plan is made from their devices and memory, not from the client's.
 
-1. Every worker is asked which device it holds, what that and its host have, and which versions it runs.
-2. Of each limit the smallest binds: any block must fit any worker.
-3. What a host has is shared by the workers on it.
+1. A worker holds one device, which it finds once and keeps for as long as its process lives: the one that
+   ``ISOVOXEL_DEVICE`` names, as ``--device`` does ("gpu" or "cpu", a GPU's UUID or PCI bus id, a number of `isovoxel
+   devices`, or a name). Without it, where several GPUs are seen, the number that the worker's name ends with chooses:
+   workers of one host that are called "gpu-0" and "gpu-1" take the first and the second.
+2. Every worker is asked which device it holds, what that and its host have, and which versions it runs.
+3. Of each limit the smallest binds: any block must fit any worker.
+4. What a host has is shared by the workers on it.
+
+dask-cuda shows each of its workers all GPUs, in ``CUDA_VISIBLE_DEVICES``, and its own one first ("1,2,3,0" for the
+second of four); NVIDIA's OpenCL lists them in that order. There the first counts, whatever the worker is called.
 """
 
 from __future__ import annotations
@@ -11,25 +18,34 @@ import asyncio
 import importlib.metadata
 import os
 import platform
+import re
 import socket
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from isovoxel.engines.clesperanto import scales_with
+from isovoxel.engines.devices import Device, choose, list_devices
 from isovoxel.errors import ClusterError, DeviceError, OptionError
-from isovoxel.execution.distributed.device_pinning import DEVICE, held_device
 from isovoxel.execution.distributed.rpc import ask_workers
 from isovoxel.execution.host import host_limits
 from isovoxel.execution.retry import clause
 from isovoxel.planning.model import DeviceLimits, HostLimits
 from isovoxel.version import __version__
 
+DEVICE = "ISOVOXEL_DEVICE"
+"""The variable of the environment that says which device a worker holds."""
+DASK_CUDA = "dask_cuda.initialize"
+"""The module that dask-cuda lets its workers load before anything of them is set up."""
 ANSWER_SECONDS = 120.0
 """How long workers may take to load OpenCL and answer."""
 LIMIT_SHARE = 0.6
 """How much of the memory that distributed gives a worker is planned with: from there on it would write to the disk."""
+
+_held: dict[str, Device] = {}
+"""The device of this process' worker, by the worker's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +154,35 @@ class WorkerPool:
         if len(count) == 1:
             return ()
         return (f"devices differ ({', '.join(f'{n} x {name}' for name, n in sorted(count.items()))}); the least binds",)
+
+
+def held_device(worker: str) -> Device:
+    """Return the device that this process holds as the worker of that name.
+
+    Raises
+    ------
+    DeviceError
+        If there is none, or not the one that is asked for.
+    """
+    if worker not in _held:
+        _held[worker] = _choose(worker, os.environ.get(DEVICE, ""))
+    return _held[worker]
+
+
+def _choose(worker: str, wanted: str) -> Device:
+    found = list_devices()
+    if wanted:
+        try:
+            return choose(found, wanted)
+        except DeviceError as error:
+            raise DeviceError(f"{error} ({DEVICE} asks for it)") from error
+    gpus = [d for d in found if d.kind == "gpu"]
+    if gpus and DASK_CUDA in sys.modules:
+        return gpus[0]
+    number = re.search(r"\d+$", worker)
+    if len(gpus) > 1 and number and "://" not in worker:  # an address ends with its port
+        return gpus[int(number[0]) % len(gpus)]
+    return choose(found, "auto")
 
 
 def versions() -> tuple[tuple[str, str], ...]:

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from isovoxel.engines.base import Cancelled
 from isovoxel.errors import DeviceLostError
 from isovoxel.execution.blocks import FLUSHING, BlockMaker, Flusher
-from isovoxel.execution.distributed.device_pinning import held_device
+from isovoxel.execution.distributed.worker_info import held_device
 from isovoxel.execution.events import BlockDone, Event, Slowed
 from isovoxel.execution.executor import Task
 from isovoxel.execution.host import return_freed_memory
