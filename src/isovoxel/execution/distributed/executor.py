@@ -1,7 +1,8 @@
 """Make the blocks of a level on the workers of a cluster; this process assigns blocks, and keeps lock and ledger.
 
-1. Before anything is written, every worker is asked whether it sees input and output, and is told of the job, which
-   ends what a job of before has left running for the same output.
+1. Before anything is written, every worker must see the client's input, and the folder that the output goes to: the
+   client writes a file beside the ledger, each worker reads that and writes one of its own. Then it is told of the job,
+   which ends what a job of before has left running for the same output.
 2. Blocks go to workers (`isovoxel.execution.distributed.submit`), are made there
    (`isovoxel.execution.distributed.worker_session`), and are noted here as they come back.
 
@@ -16,11 +17,13 @@ no worker, or no scheduler     the job ends after a while, and can be resumed
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import os
 import pickle
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
@@ -31,10 +34,15 @@ from typing import Any, Self
 from isovoxel.errors import ClusterError, CorruptInputError, DeviceError, OptionError
 from isovoxel.execution.distributed.connect import Cluster
 from isovoxel.execution.distributed.rpc import add_plugin, ask_workers, remove_plugin, waiting
-from isovoxel.execution.distributed.shared_files import blind
 from isovoxel.execution.distributed.submit import WINDOW, BlockOutcome, OutcomeKind, Submission
 from isovoxel.execution.distributed.windows import Windows
-from isovoxel.execution.distributed.worker_info import WorkerInfo, WorkerPool, same_clesperanto, survey
+from isovoxel.execution.distributed.worker_info import (
+    ANSWER_SECONDS,
+    WorkerInfo,
+    WorkerPool,
+    same_clesperanto,
+    survey,
+)
 from isovoxel.execution.distributed.worker_session import (
     JobPlugin,
     Made,
@@ -48,9 +56,11 @@ from isovoxel.execution.events import Listener, WorkerJoined
 from isovoxel.execution.executor import Elapsed, LevelProgress, Task
 from isovoxel.execution.host import return_freed_memory
 from isovoxel.execution.retry import BlockFailed, clause, is_full
-from isovoxel.object_store.addresses import absolute
+from isovoxel.object_store.addresses import Place, absolute, write_small
+from isovoxel.output.ledger import ledger_of
 from isovoxel.planning.memory import human_bytes
 from isovoxel.readers.base import Volume
+from isovoxel.readers.files import CHUNKS
 from isovoxel.terminal import trace
 
 MOST_PICKLED = 16 * 2**20
@@ -61,6 +71,8 @@ PREPARE_SECONDS = 300.0
 """How long they may take to build kernels, and to pin memory: seconds for gigabytes."""
 BYE_SECONDS = 20.0
 """How long they may take to end it: one that is silent, though connected, does not hold up a job that is done."""
+PROBE = "probe"
+"""How the names of files begin that show whether a folder is the same everywhere."""
 
 
 class DistributedExecutor:
@@ -241,6 +253,65 @@ class DistributedExecutor:
 def _absolute(source: Any) -> Any:
     """Return the input as workers find it, whose working directories are others."""
     return str(Path(source).absolute()) if isinstance(source, str | Path) and "://" not in str(source) else source
+
+
+@contextlib.contextmanager
+def probe(folder: Place) -> Iterator[tuple[Place, str]]:
+    """Write a file into the ledger's folder for as long as workers look for it; return its path and what it says."""
+    token = uuid.uuid4().hex
+    path = absolute(folder) / f"{PROBE}-{token}"
+    write_small(path, token.encode())
+    try:
+        yield path, token
+    finally:
+        for left in folder.iterdir():
+            if left.name.startswith(PROBE):
+                with contextlib.suppress(FileNotFoundError):  # its worker was about to
+                    left.unlink()
+
+
+async def sees(task: Task, identity: Mapping[str, Any], path: Place, token: str) -> str:
+    """Return what is wrong with how a worker sees input and output, or nothing; runs there."""
+    return await asyncio.to_thread(_sees, task, identity, path, token)
+
+
+def _sees(task: Task, identity: Mapping[str, Any], path: Place, token: str) -> str:
+    try:
+        volume = task.open().identified()
+    except Exception as error:  # noqa: BLE001 - whatever it is, the worker cannot read it
+        return f"cannot open the input: {clause(error)}"
+    if changed := [key for key, value in identity.items() if key != CHUNKS and volume.identity.get(key) != value]:
+        return f"sees another input: its {' and '.join(changed)} differ"
+    where = f"the output's folder {path.parent.parent}" if isinstance(path, Path) else f"the output {task.output}"
+    try:
+        if path.read_text() != token:
+            return f"sees another one where {where} is"
+        own = path.with_name(f"{path.name}-{os.getpid()}")
+        write_small(own, token.encode())
+        own.unlink()
+    except FileNotFoundError:
+        return f"does not see {where}"
+    except OSError as error:
+        return f"cannot write to {where}: {error.strerror}"
+    return ""
+
+
+def blind(client: Any, task: Task, identity: Mapping[str, Any], members: Sequence[WorkerInfo]) -> dict[str, str]:
+    """Return what is wrong with how workers see input and output, by their addresses; all is well where it is empty.
+
+    Raises
+    ------
+    ClusterError
+        If workers do not answer.
+    """
+    with probe(ledger_of(task.output)) as (path, token):
+        addresses = [member.address for member in members]
+        found = ask_workers(client, sees, task, identity, path, token, workers=addresses, seconds=ANSWER_SECONDS)
+    return {
+        address: said if isinstance(said, str) else f"does not say what it sees: {clause(said)}"
+        for address, said in found.items()
+        if said
+    }
 
 
 class BlockResults:
