@@ -86,7 +86,8 @@ def test_a_worker_that_is_lost_on_one_level_is_not_missed_on_the_next(tmp_path: 
             os.kill(pids.popitem()[1], signal.SIGKILL)
             pids.clear()
 
-    with dask.config.set({"distributed.comm.timeouts.connect": "5s"}):  # to one that is dead; else 30 s, and twice
+    # Whoever waited for a connection to the one that is dead would wait longer than any of our limits.
+    with dask.config.set({"distributed.comm.timeouts.connect": "600s"}):
         result = isovoxel.scale(source, out, client=own, listeners=[kill], **options)
     blocks = [(event.level, event.index) for event in events if isinstance(event, BlockDone)]
     assert sorted(blocks) == [(p.level, i) for p in result.plan.levels for i in range(p.n_blocks)]

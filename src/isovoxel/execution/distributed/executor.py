@@ -99,7 +99,9 @@ class DistributedExecutor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._end_level()
+        if self._name:
+            with contextlib.suppress(Exception), self._waiting("workers to end their part", BYE_SECONDS):
+                remove_plugin(self.client, self._name, seconds=BYE_SECONDS)  # who does not answer is not there
 
     def prepare(self, task: Task, volume: Volume, listener: Listener) -> None:
         """Tell the workers of a level, and let them build kernels; see `Executor`.
@@ -112,7 +114,6 @@ class DistributedExecutor:
             If the input cannot be sent to them.
         """
         is_first = not self._name
-        self._end_level()  # workers end what they do for one level before they are told of the next
         self._task, self._identity, self._array, self._listener = task, volume.identity, volume.array, listener
         self._check_size()
         if is_first:
@@ -162,6 +163,7 @@ class DistributedExecutor:
             )
 
     def _register(self) -> None:
+        """Send the level to all workers, each of which first ends what it does for a level before."""
         source = replace(self._task.source, given=_absolute(self._task.source.given))
         task = replace(self._task, output=absolute(self._task.output), source=source)
         self._name, self._token = job_plugin_of(task.output), uuid.uuid4().hex
@@ -237,12 +239,6 @@ class DistributedExecutor:
         if excess := plan.cost.excess(member.device, 1):
             return f"a block takes {excess}"
         return ""
-
-    def _end_level(self) -> None:
-        """Take the plugin back from all workers, if they have been given one."""
-        if self._name:
-            with contextlib.suppress(Exception), self._waiting("workers to end their part", BYE_SECONDS):
-                remove_plugin(self.client, self._name, seconds=BYE_SECONDS)  # who does not answer is not there
 
     def stop(self, addresses: Sequence[str]) -> None:
         """Let blocks in flight finish or give up."""

@@ -1,14 +1,14 @@
-"""Calls to a cluster that return, even if a machine was cut off.
+"""Calls to a cluster that return, even where a machine was cut off.
 
-distributed's client does so in `Client.sync`, given the coroutine behind what it offers to all: here they are, each
-with a limit, and nowhere else.
+distributed's client offers them without a limit. Here each is a coroutine that `Client.sync` runs with one.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from isovoxel.errors import ClusterError
@@ -17,23 +17,23 @@ from isovoxel.execution.retry import clause
 
 SILENT_SECONDS = 5.0
 """After how long it is said that somebody is waited for."""
+LOOK_SECONDS = 0.5
+"""How often it is looked whether the workers that are asked are all there still."""
 
 
 def ask_workers(
     client: Any, function: Callable[..., Any], *words: Any, workers: Sequence[str] | None = None, seconds: float
 ) -> dict[str, Any]:
-    """Run a function on workers, beside their blocks, and return what each says, or the error that it raised.
-
-    One that the scheduler has lost is not asked, for who asks it would wait for its connection half a minute.
+    """Run a function on workers, concurrently with blocks; return each result or exception.
 
     Parameters
     ----------
     client
         A ``distributed.Client``.
     function, words
-        What to call, with what.
+        What to call, with what. Where a worker is lost meanwhile the others are asked again.
     workers
-        Their addresses; by default all.
+        Their addresses; by default all. One that the scheduler has lost is not asked.
     seconds
         How long they may take.
 
@@ -42,19 +42,13 @@ def ask_workers(
     ClusterError
         If one does not answer.
     """
-    chosen = None if workers is None else list(workers)
+
+    async def ask(there: Collection[str]) -> Any:
+        chosen = [address for address in (there if workers is None else workers) if address in there]
+        return await client.run(function, *words, workers=chosen, on_error="return")
+
     try:
-        if chosen is not None:
-            there = identity(client, seconds=seconds)["workers"]
-            chosen = [address for address in chosen if address in there]
-        found: dict[str, Any] = client.sync(
-            client._run,  # noqa: SLF001
-            function,
-            *words,
-            workers=chosen,
-            on_error="return",
-            callback_timeout=seconds,
-        )
+        found: dict[str, Any] = client.sync(_ask_those_there, client, ask, callback_timeout=seconds)
     except Exception as error:
         raise ClusterError(f"not all workers answer ({clause(error)}); end those that hang, and try again") from error
     return found
@@ -62,18 +56,54 @@ def ask_workers(
 
 def add_plugin(client: Any, plugin: Any, name: str, *, seconds: float) -> None:
     """Give all workers a plugin, those that come later too, in place of any other of its name."""
-    client.sync(
-        client._register_worker_plugin,  # noqa: SLF001
-        plugin=plugin,
-        name=name,
-        idempotent=False,
-        callback_timeout=seconds,
-    )
+
+    async def add(_: Collection[str]) -> None:
+        await client.register_plugin(plugin, name=name)
+
+    client.sync(_ask_those_there, client, add, callback_timeout=seconds)
 
 
 def remove_plugin(client: Any, name: str, *, seconds: float) -> None:
     """Take a plugin back from all workers."""
-    client.sync(client._unregister_worker_plugin, name=name, callback_timeout=seconds)  # noqa: SLF001
+
+    async def remove() -> None:
+        await client.unregister_worker_plugin(name)
+
+    client.sync(remove, callback_timeout=seconds)
+
+
+async def _ask_those_there(client: Any, ask: Callable[[Collection[str]], Awaitable[Any]]) -> Any:
+    """Ask workers by a coroutine that takes those that are there; ask again where one of them is lost meanwhile.
+
+    The scheduler would try for half a minute to connect to that one, and then answer for none.
+    """
+
+    def begin() -> asyncio.Future[Any]:
+        asked = asyncio.ensure_future(ask(there))
+        asked.add_done_callback(lambda done: done.cancelled() or done.exception())  # nothing is said of what is dropped
+        return asked
+
+    there = await _there(client)
+    asked = begin()
+    try:
+        while True:
+            await asyncio.wait([asked], timeout=LOOK_SECONDS)
+            if asked.done() and asked.exception() is None:
+                return asked.result()
+            before, there = there, await _there(client)
+            if not before.keys() <= there.keys():
+                asked.cancel()
+                asked = begin()
+            elif asked.done():
+                return asked.result()
+    finally:
+        asked.cancel()
+
+
+async def _there(client: Any) -> Mapping[str, Any]:
+    """Return what the scheduler knows of its workers, by their addresses."""
+    known: Mapping[str, Any] = (await client.scheduler.identity(n_workers=-1))["workers"]
+    return known
 
 
 def gather(client: Any, keys: Iterable[Any], *, seconds: float) -> dict[Any, Any]:
@@ -108,13 +138,17 @@ def waiting(tell: Callable[[Event], None], what: str, seconds: float) -> Iterato
         timer.cancel()
 
 
-def identity(client: Any, *, seconds: float) -> dict[str, Any]:
-    """Return what the scheduler knows of itself and its workers."""
-    found: dict[str, Any] = client.sync(client.scheduler.identity, n_workers=-1, callback_timeout=seconds)
-    return found
+def identity(client: Any, *, seconds: float) -> Mapping[str, Any]:
+    """Return what the scheduler knows of its workers, by their addresses."""
+    known: Mapping[str, Any] = client.sync(_there, client, callback_timeout=seconds)
+    return known
 
 
 def worker_log(client: Any, address: str, lines: int, *, seconds: float) -> tuple[str, ...]:
     """Return the last lines that a worker has logged, oldest first."""
-    said = client.sync(client.scheduler.worker_logs, n=lines, workers=[address], nanny=False, callback_timeout=seconds)
+
+    async def ask() -> Any:
+        return await client.get_worker_logs(lines, workers=[address])
+
+    said = client.sync(ask, callback_timeout=seconds)
     return tuple(line for _, text in reversed(said[address]) for line in text.splitlines()[:2])

@@ -265,7 +265,7 @@ class Submission:
                 raise SchedulerGoneError(f"the scheduler does not answer ({clause(error)})") from error
             return
         self._heard = now
-        there = info["workers"]
+        there = info
         # The newest sign of life is as good a clock as the scheduler's own: heartbeats are seconds apart.
         newest = max((w["last_seen"] for w in there.values()), default=0.0)
         for address in list(self._workers):
@@ -375,7 +375,7 @@ class Submission:
                 if not (keys := self._flights.ended()):
                     self._watched = time.monotonic()
                     if not self._wait():
-                        self._flights.drop_all(rpc.identity(self.client, seconds=ANSWER_SECONDS)["workers"])
+                        self._flights.drop_all(rpc.identity(self.client, seconds=ANSWER_SECONDS))
                 self._take_last(keys)
         self._flights.drop_all()
 

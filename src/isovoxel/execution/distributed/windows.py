@@ -158,7 +158,7 @@ class Windows:
             raise SchedulerGoneError(f"the scheduler has gone, to which the client is {self.client.status}")
         now = time.monotonic()
         try:
-            there = rpc.identity(self.client, seconds=ANSWER_SECONDS)["workers"]
+            there = rpc.identity(self.client, seconds=ANSWER_SECONDS)
         except Exception as error:
             if now - self._heard > GONE_SECONDS:
                 raise SchedulerGoneError(f"the scheduler does not answer ({clause(error)})") from error
