@@ -63,9 +63,9 @@ def __dir__() -> list[str]:
 
 
 def _html(value: object) -> str:
-    from isovoxel.reporting.notebook import html
+    from isovoxel.reporting.report import notebook_html
 
-    return html(value)
+    return notebook_html(value)
 
 
 draw_with(_html)

@@ -26,7 +26,7 @@ def main() -> NoReturn:
     # Shells have what runs in the background ignore it.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, leave)
-    from isovoxel.doctor import command as doctor
+    from isovoxel.doctor import diagnosis as doctor
     from isovoxel.terminal import exit_code, open_streams, say, show_cursor, trace
 
     open_streams()

@@ -172,7 +172,7 @@ def plan(
     With OUTPUT, its place is checked as scale does. Nothing is written but what --picture and --save name.
     """
     from isovoxel import api
-    from isovoxel.reporting.notes import hints
+    from isovoxel.reporting.progress import hints
     from isovoxel.reporting.records import plan_record
     from isovoxel.reporting.text import plan_lines
 
@@ -328,9 +328,9 @@ def doctor(as_json: parameters.Json = False) -> None:
 
     Trial jobs are done with each engine. Exit code 2 where no job can run; --json is for bug reports.
     """
-    from isovoxel.doctor.command import show
+    from isovoxel.doctor.diagnosis import print_diagnosis
 
-    raise typer.Exit(show(as_json=as_json))
+    raise typer.Exit(print_diagnosis(as_json=as_json))
 
 
 @app.command()

@@ -7,7 +7,7 @@ import sys
 import time
 from typing import NoReturn
 
-from isovoxel.doctor.children import tell
+from isovoxel.doctor.trials import tell
 from isovoxel.errors import DeviceError
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from command_line import Isovoxel
-from isovoxel.doctor import command
+from isovoxel.doctor import diagnosis
 from isovoxel.doctor.diagnosis import Diagnosis
-from isovoxel.doctor.faults import Fault
+from isovoxel.doctor.machine import Fault
 from isovoxel.version import __version__
 
-SOURCES = str(Path(command.__file__).parents[2])
+SOURCES = str(Path(diagnosis.__file__).parents[2])
 PYTHON = [sys.executable, "-m", "isovoxel"]
 
 
@@ -36,7 +36,7 @@ PYTHON = [sys.executable, "-m", "isovoxel"]
 )
 def test_words_that_need_no_parser_are_known(words: list[str], *, asked: bool) -> None:
     """All others are left to it."""
-    assert command.is_asked(words) == asked
+    assert diagnosis.is_asked(words) == asked
 
 
 @pytest.mark.parametrize("fatal", [False, True])
@@ -45,7 +45,7 @@ def test_the_exit_code_says_whether_jobs_run(
 ) -> None:
     """A warning is none; each fault stands with what mends it."""
     faults = [Fault("it is off", "switch it on", fatal)]
-    monkeypatch.setattr(command, "diagnose", lambda: Diagnosis([("a", "b")], {"c": 1}, faults))
+    monkeypatch.setattr(diagnosis, "diagnose", lambda: Diagnosis([("a", "b")], {"c": 1}, faults))
     said = isovoxel("doctor")
     assert said.code == (2 if fatal else 0)
     assert f"\n{'fault' if fatal else 'warning'}" in said.out
@@ -111,7 +111,7 @@ def test_the_doctor_itself_loads_nothing_that_may_be_broken() -> None:
     """Other processes do."""
     code = """
 import sys
-from isovoxel.doctor.children import Answer
+from isovoxel.doctor.trials import Answer
 from isovoxel.doctor.diagnosis import diagnose
 diagnose(question=lambda *_, **__: Answer(reason="no"))
 print(*{name.partition(".")[0] for name in sys.modules})

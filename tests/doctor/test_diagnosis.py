@@ -10,13 +10,10 @@ from typing import Any
 
 import pytest
 
-from isovoxel.doctor import diagnosis, packages
-from isovoxel.doctor.children import Answer
-from isovoxel.doctor.command import lines
-from isovoxel.doctor.diagnosis import Diagnosis, diagnose
-from isovoxel.doctor.faults import Fault
-from isovoxel.doctor.machine import CONDA, Machine
-from isovoxel.doctor.packages import Package, Packages
+from isovoxel.doctor import diagnosis
+from isovoxel.doctor.diagnosis import Diagnosis, diagnose, lines
+from isovoxel.doctor.machine import CONDA, Fault, Machine, Package, Packages
+from isovoxel.doctor.trials import Answer
 
 GIB = 2**30
 
@@ -64,7 +61,7 @@ GONE = Answer(reason="engine cle needs clEsperanto, which cannot be imported; pi
 CRASHED = Answer(reason="its process was ended by SIGSEGV", ended=True)
 HUNG = Answer(reason="it did not answer within 120 s", ended=True)
 WELL: dict[str, Answer] = {
-    "devices": devices(device()),
+    "opencl_devices": devices(device()),
     "imports": Answer(),
     "command_line": Answer(),
     "host": host(folder("temporary files"), folder("working folder")),
@@ -94,9 +91,11 @@ def examine(
     def version(name: str) -> str | None:
         return "1.0" if name in installed else None
 
-    monkeypatch.setattr(packages, "look", lambda _: Packages(needed.core, needed.extras, "", list(needed.faults)))
+    monkeypatch.setattr(
+        diagnosis, "look_at_packages", lambda _: Packages(needed.core, needed.extras, "", list(needed.faults))
+    )
     monkeypatch.setattr("isovoxel.doctor.opencl.installed", version)
-    monkeypatch.setattr("isovoxel.doctor.engines.installed", version)
+    monkeypatch.setattr("isovoxel.doctor.diagnosis.installed", version)
     monkeypatch.setattr(Machine, "pip", lambda _, *words: f"pip install {' '.join(words)}")
     told = {"system": "linux", "processor": "x86_64", "root": tmp_path, "is_root": False} | machine
     return diagnose(Machine(environment=variables or {}, **told), ask)
@@ -143,60 +142,60 @@ FATAL: dict[str, tuple[dict[str, Any], str, str]] = {
         "pip install isovoxel",
     ),
     "no device, Linux": (
-        {"answers": {"devices": NONE}},
+        {"answers": {"opencl_devices": NONE}},
         "there is no OpenCL device (PLATFORM_NOT_FOUND_KHR)",
         "pip install pyopencl[pocl]",
     ),
     "no device, PoCL's wheel": (
-        {"answers": {"devices": NONE}, "installed": ("pocl-binary-distribution",)},
+        {"answers": {"opencl_devices": NONE}, "installed": ("pocl-binary-distribution",)},
         "there is no OpenCL device (PLATFORM_NOT_FOUND_KHR)",
         "pip install --force-reinstall pyopencl pocl-binary-distribution",
     ),
     "no device, Debian on ARM": (
-        {"answers": {"devices": NONE}, "processor": "aarch64", "release": DEBIAN},
+        {"answers": {"opencl_devices": NONE}, "processor": "aarch64", "release": DEBIAN},
         "there is no OpenCL device (PLATFORM_NOT_FOUND_KHR)",
         "sudo apt install pocl-opencl-icd",
     ),
     "no device, Linux on ARM": (
-        {"answers": {"devices": NONE}, "processor": "aarch64"},
+        {"answers": {"opencl_devices": NONE}, "processor": "aarch64"},
         "there is no OpenCL device (PLATFORM_NOT_FOUND_KHR)",
         "conda install -c conda-forge pyopencl pocl, in a conda environment",
     ),
     "no device, macOS": (
-        {"answers": {"devices": NONE}, "system": "darwin", "processor": "arm64"},
+        {"answers": {"opencl_devices": NONE}, "system": "darwin", "processor": "arm64"},
         "there is no OpenCL device (PLATFORM_NOT_FOUND_KHR)",
         "conda install -c conda-forge pyopencl pocl ocl_icd_wrapper_apple, in a conda environment",
     ),
     "no device, Windows": (
-        {"answers": {"devices": NONE}, "system": "win32", "processor": "amd64"},
+        {"answers": {"opencl_devices": NONE}, "system": "win32", "processor": "amd64"},
         "there is no OpenCL device (PLATFORM_NOT_FOUND_KHR)",
         f"install the graphics card's driver, which brings OpenCL; or {CONDA}, in a conda environment",
     ),
     "PoCL's devices hidden": (
-        {"answers": {"devices": devices()}, "variables": {"POCL_DEVICES": "basic4"}},
+        {"answers": {"opencl_devices": devices()}, "variables": {"POCL_DEVICES": "basic4"}},
         "there is no OpenCL device, and POCL_DEVICES is 'basic4', which may hide PoCL's",
         "unset POCL_DEVICES",
     ),
     "no folder for kernels": (
-        {"answers": {"devices": devices(no_cache=NO_CACHE)}},
+        {"answers": {"opencl_devices": devices(no_cache=NO_CACHE)}},
         "PoCL cannot build kernels, for it can write nowhere",
         "set POCL_CACHE_DIR to a folder with 32.0 MiB free",
     ),
     "a driver crashes": (
-        {"answers": {"devices": CRASHED}},
+        {"answers": {"opencl_devices": CRASHED}},
         "a driver of OpenCL crashes or hangs: its process was ended by SIGSEGV",
         "install that driver anew, or remove it",
     ),
     "a driver hangs": (
         {
-            "answers": {"devices": Answer(reason=HUNG.reason, ended=True, told=[["begun", "Fast GPUs"]])},
+            "answers": {"opencl_devices": Answer(reason=HUNG.reason, ended=True, told=[["begun", "Fast GPUs"]])},
             "installed": ("pocl-binary-distribution",),
         },
         "OpenCL's driver 'Fast GPUs' crashes or hangs: it did not answer within 120 s",
         "mkdir -p no-drivers && export OCL_ICD_VENDORS=$PWD/no-drivers, which leaves PoCL; or install that driver anew",
     ),
     "pyopencl is broken": (
-        {"answers": {"devices": Answer(reason="ImportError: libOpenCL.so.1: cannot open shared object file")}},
+        {"answers": {"opencl_devices": Answer(reason="ImportError: libOpenCL.so.1: cannot open shared object file")}},
         "OpenCL cannot be used: ImportError: libOpenCL.so.1: cannot open shared object file",
         "pip install --force-reinstall pyopencl",
     ),
@@ -218,7 +217,7 @@ FATAL: dict[str, tuple[dict[str, Any], str, str]] = {
     "a GPU computes nonsense": (
         {
             "answers": {
-                "devices": devices(device(kind="gpu"), device()),
+                "opencl_devices": devices(device(kind="gpu"), device()),
                 "job exact": Answer(reason="ArithmeticError: 7 voxels are wrong"),
                 "job prototype": FAILS,
             }
@@ -404,7 +403,7 @@ def test_devices_say_whether_isovoxel_was_tried_on_them(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, changes: Mapping[str, Any], processor: str, *, tried: bool
 ) -> None:
     """H100 and H200 of NVIDIA, and PoCL on x86-64."""
-    found = examine(monkeypatch, tmp_path, {"devices": devices(device(**changes))}, processor=processor)
+    found = examine(monkeypatch, tmp_path, {"opencl_devices": devices(device(**changes))}, processor=processor)
     [text] = [text for label, text in found.rows if label == "device 0"]
     assert text.endswith("; tried" if tried else "; isovoxel was not tried on it: check results with isovoxel verify")
 
@@ -416,7 +415,7 @@ def test_devices_that_cannot_be_used_say_why(monkeypatch: pytest.MonkeyPatch, tm
         {"name": "One", "version": "1", "devices": [off], "error": ""},
         {"name": "Two", "version": "1", "devices": [], "error": "DEVICE_NOT_FOUND"},
     ]
-    found = examine(monkeypatch, tmp_path, {"devices": devices(device(), platforms=platforms)})
+    found = examine(monkeypatch, tmp_path, {"opencl_devices": devices(device(), platforms=platforms)})
     texts = [text for _, text in found.rows]
     assert "One: 1 device; Old is not available, and is left out; Old has no images, and is left out" in texts
     assert "Two: no devices, because DEVICE_NOT_FOUND" in texts

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from isovoxel.doctor.children import Answer
-from isovoxel.doctor.graphics import LIBRARY, count_cards, why_not_shown
 from isovoxel.doctor.machine import Machine
+from isovoxel.doctor.opencl import LIBRARY, count_cards, why_not_shown
+from isovoxel.doctor.trials import Answer
 
 NVIDIA, AMD, INTEL = "0x10de", "0x1002", "0x8086"
 UBUNTU = {"etc/os-release": 'ID=ubuntu\nID_LIKE=debian\nPRETTY_NAME="Ubuntu 24.04"\n'}

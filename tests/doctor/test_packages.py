@@ -9,11 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from isovoxel.doctor import packages
-from isovoxel.doctor.children import Asker
-from isovoxel.doctor.faults import Fault
-from isovoxel.doctor.machine import Machine
-from isovoxel.doctor.packages import Package, Packages, broken, look
+from isovoxel.doctor import machine as module
+from isovoxel.doctor.machine import Fault, Machine, Package, Packages, broken_packages, look_at_packages
+from isovoxel.doctor.trials import Asker
 from isovoxel.version import __version__
 
 LINUX = Machine(system="linux", processor="x86_64")
@@ -42,7 +40,7 @@ def install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Install:
 def needing(install: Install, *lines: str, version: str = __version__) -> Packages:
     """Return what is found where isovoxel needs this."""
     install("isovoxel", version, *lines)
-    return look(LINUX, Path("/no/checkout"))
+    return look_at_packages(LINUX, Path("/no/checkout"))
 
 
 NEEDS: dict[str, tuple[Sequence[str], Sequence[Fault]]] = {
@@ -107,7 +105,7 @@ def test_without_metadata_that_is_said(monkeypatch: pytest.MonkeyPatch, install:
         raise metadata.PackageNotFoundError
 
     monkeypatch.setattr(metadata, "metadata", gone)
-    [fault] = look(LINUX, Path("/no/checkout")).faults
+    [fault] = look_at_packages(LINUX, Path("/no/checkout")).faults
     what = "isovoxel is run from /no/checkout and is not installed, so that what it needs is not known"
     assert fault == Fault(what, "pip install isovoxel")
 
@@ -137,8 +135,8 @@ def test_a_checkout_says_what_it_needs_itself(
     """Whatever metadata there are; without any, one fault is all of it."""
     install("there", "1.5")
     (tmp_path / "pyproject.toml").write_text(CHECKOUT.format(more=more))
-    monkeypatch.setattr(packages, "installed", lambda name: "1.5" if name == "there" else None)
-    found = look(LINUX, tmp_path)
+    monkeypatch.setattr(module, "installed", lambda name: "1.5" if name == "there" else None)
+    found = look_at_packages(LINUX, tmp_path)
     what = f"isovoxel is run from {tmp_path} and is not installed, {ending}"
     assert found.faults == [Fault(what, f"pip install -e {tmp_path}", fatal)]
     assert {name: [p.name for p in extra] for name, extra in found.extras.items()} == {
@@ -149,7 +147,7 @@ def test_a_checkout_says_what_it_needs_itself(
 
 def test_the_checkout_of_these_tests_is_read() -> None:
     """All that it needs is known."""
-    found = look(LINUX)
+    found = look_at_packages(LINUX)
     assert {"numpy", "zarr", "pyopencl"} <= {package.name for package in found.core}
     assert "hdf5" in found.extras
 
@@ -200,7 +198,7 @@ def test_packages_that_cannot_be_imported_are_named(install: Install, case: str)
     names = ["iv_first", "iv_bad", "iv_user", "iv_other", "iv_last"]
     needed = [Package(name, name, "1.0", fits=True) for name in names]
     needed.append(Package("iv-missing", "iv-missing", None, fits=False))
-    found = broken(needed, Asker(), LINUX)
+    found = broken_packages(needed, Asker(), LINUX)
     assert found == [
         Fault(
             f"iv_bad is installed, but cannot be imported: {reason}", "pip install --force-reinstall iv_bad", fatal=True

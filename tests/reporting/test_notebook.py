@@ -14,7 +14,7 @@ import pytest
 import isovoxel
 from isovoxel.geometry.box import Box
 from isovoxel.readers.base import Volume
-from isovoxel.reporting.notebook import html
+from isovoxel.reporting.report import notebook_html
 from isovoxel.reporting.text import plan_lines, result_lines, volume_lines
 
 NAME = "<b>a & b</b>.tif"
@@ -81,7 +81,7 @@ def test_a_result_is_both(tmp_path: Path) -> None:
 def test_nothing_else_is_shown() -> None:
     """A slip is an error and not an empty page."""
     with pytest.raises(TypeError, match="a dict is not shown"):
-        html({})
+        notebook_html({})
 
 
 def test_importing_isovoxel_loads_no_views() -> None:

@@ -19,11 +19,10 @@ from isovoxel.errors import OptionError, OutputError
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.geometry.grid import Float3
 from isovoxel.readers.base import Volume
-from isovoxel.reporting import projections
+from isovoxel.reporting import views as module
 from isovoxel.reporting.figures import drawing, round_length, text_width
-from isovoxel.reporting.layout import LABEL_FONT, MAGNIFIED, ViewPlace, arrange
 from isovoxel.reporting.pictures import ACCENT, before_after, picture
-from isovoxel.reporting.projections import maximum_projections
+from isovoxel.reporting.views import LABEL_FONT, MAGNIFIED, ViewPlace, arrange, maximum_projections
 
 YELLOW = tuple(bytes.fromhex(ACCENT[1:]))
 """Red, green and blue of scale bars and frames."""
@@ -72,7 +71,7 @@ def part(pixels: NDArray[np.uint8], place: ViewPlace) -> NDArray[np.uint8]:
 )
 def test_projections_are_numpys_maxima(array: NDArray[Any], chunks: Index3, tile_bytes: int) -> None:
     """However a volume is chunked and tiled, its projections are NumPy's; only what is all NaN stays NaN."""
-    with mock.patch.object(projections, "TILE_BYTES", tile_bytes):
+    with mock.patch.object(module, "TILE_BYTES", tile_bytes):
         projected = maximum_projections(volume_of(array, chunks=chunks))
     for axis in range(3):
         assert projected.along[axis].dtype == array.dtype
@@ -91,8 +90,8 @@ def test_long_axes_are_binned_by_their_maxima(
     """A projection longer than allowed shows the largest voxel of each bin, wherever tiles end."""
     volume = volume_of(array, chunks=chunks)
     with (
-        mock.patch.object(projections, "TILE_BYTES", tile_bytes),
-        mock.patch.object(projections, "LARGEST", largest),
+        mock.patch.object(module, "TILE_BYTES", tile_bytes),
+        mock.patch.object(module, "LARGEST", largest),
     ):
         projected = maximum_projections(volume)
     for axis, image in enumerate(projected.along):
@@ -120,7 +119,7 @@ def test_a_read_is_bounded_and_wastes_no_chunk(chunks: Index3, shape: Index3, ti
         boxes.append(box)
         return array[box.slices]
 
-    with mock.patch.object(projections, "TILE_BYTES", tile_bytes):
+    with mock.patch.object(module, "TILE_BYTES", tile_bytes):
         maximum_projections(volume_of(array, chunks=chunks, read=read))
     assert max(box.size for box in boxes) * 2 <= tile_bytes
     assert sum(box.size for box in boxes) == array.size
@@ -148,8 +147,8 @@ def test_planes_are_left_out_only_where_that_saves_reading(
 
     told: list[tuple[int, int]] = []
     with (
-        mock.patch.object(projections, "LARGEST", largest),
-        mock.patch.object(projections, "ALL_BYTES", all_bytes),
+        mock.patch.object(module, "LARGEST", largest),
+        mock.patch.object(module, "ALL_BYTES", all_bytes),
     ):
         volume = volume_of(array, chunks=(thick, *array.shape[1:]), read=keep)
         projected = maximum_projections(volume, lambda done, total: told.append((done, total)))

@@ -26,10 +26,9 @@ from isovoxel.planning.memory import human_bytes
 from isovoxel.readers.base import Volume
 from isovoxel.reporting import report as report_module
 from isovoxel.reporting.figures import NAMESPACE
-from isovoxel.reporting.files import MARK
+from isovoxel.reporting.files import MARK, redacted_command, without_secrets
 from isovoxel.reporting.plan_picture import plan_svg
 from isovoxel.reporting.recorder import MOST_NOTES, Recorder
-from isovoxel.reporting.redaction import redacted_command, without_secrets
 from isovoxel.reporting.report import Report
 from isovoxel.reporting.show import default_name
 

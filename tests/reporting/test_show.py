@@ -17,9 +17,9 @@ from rich.console import Console
 from command_line import Isovoxel, check_refused, listing
 from isovoxel.api import open_volume
 from isovoxel.reporting.files import MARK
-from isovoxel.reporting.layout import arrange
 from isovoxel.reporting.pictures import draw, label_colours
 from isovoxel.reporting.progress import ReadingView
+from isovoxel.reporting.views import arrange
 
 
 @pytest.fixture

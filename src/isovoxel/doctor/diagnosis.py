@@ -1,4 +1,4 @@
-"""The diagnosis: all that is looked at becomes a table for people, a record for bug reports, and faults.
+"""The command ``isovoxel doctor``: what is looked at becomes a table for people, a record for bug reports, and faults.
 
 1. Packages are compared with isovoxel's metadata.
 2. Beside each other, processes import them, load the command line, look at folders and memory, list the devices, and do
@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -16,15 +17,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from isovoxel.doctor import packages
-from isovoxel.doctor.children import Answer, Ask, Asker
-from isovoxel.doctor.engines import CHOICE, look_at_engines
-from isovoxel.doctor.faults import Fault, Section
-from isovoxel.doctor.machine import Machine, python_facts, system_facts
+from isovoxel.doctor.machine import (
+    NAME,
+    Fault,
+    Machine,
+    Packages,
+    Section,
+    as_record,
+    broken_packages,
+    installed,
+    look_at_packages,
+    python_facts,
+    system_facts,
+)
 from isovoxel.doctor.opencl import NOT_TRIED, TRIED, look_at_opencl
-from isovoxel.planning.model import GENERATIONS
+from isovoxel.doctor.trials import Answer, Ask, Asker
+from isovoxel.engines.registry import GENERATIONS
+from isovoxel.terminal import DEBUG, columns, put, say, switched_on
 from isovoxel.version import __version__
 
+REPORT = "isovoxel doctor --json > doctor.json, and report it with that file"
+CHOICE = "ISOVOXEL_CLE"
 SPARE = 2**30
 """Free bytes of a disk, or of memory, below which it is said that they are few."""
 VARIABLES = (
@@ -77,11 +90,11 @@ def diagnose(machine: Machine | None = None, question: Ask | None = None) -> Dia
         What asks other processes; by default processes that have two minutes each.
     """
     machine, question = machine or Machine(), question or Asker()
-    needed = packages.look(machine)
+    needed = look_at_packages(machine)
     places = {TEMPORARY: _temporary_folder(), WORKING: _working_folder()}
     with ThreadPoolExecutor(8) as pool:
-        devices = pool.submit(question, "devices")
-        broken = pool.submit(packages.broken, needed.core, question, machine)
+        devices = pool.submit(question, "opencl_devices")
+        broken = pool.submit(broken_packages, needed.core, question, machine)
         commands = pool.submit(question, "command_line")
         host = question("host", {name: place for name, place in places.items() if place})
         where = _writable(host, places)
@@ -118,7 +131,7 @@ def diagnose(machine: Machine | None = None, question: Ask | None = None) -> Dia
     return found
 
 
-def _about(machine: Machine, needed: packages.Packages) -> Section:
+def _about(machine: Machine, needed: Packages) -> Section:
     """Return which isovoxel, Python and system these are."""
     folder, python, system = Path(__file__).parents[1], python_facts(), system_facts(machine)
     in_ = f" in a {python['environment']} environment" if python["environment"] else ""
@@ -132,14 +145,14 @@ def _about(machine: Machine, needed: packages.Packages) -> Section:
             ("system", f"{system['system']} {system['release']} on {system['processor']}{more}{cores}"),
         ],
         record={
-            "isovoxel": {"version": __version__, "installed": packages.installed(packages.NAME), "path": str(folder)},
+            "isovoxel": {"version": __version__, "installed": installed(NAME), "path": str(folder)},
             "python": python | {"needed": needed.python},
             "system": system,
         },
     )
 
 
-def _of_packages(needed: packages.Packages, broken: Sequence[Fault]) -> Section:
+def _of_packages(needed: Packages, broken: Sequence[Fault]) -> Section:
     """Return what isovoxel needs, and what of that is there."""
     faults = [*needed.faults, *broken]
     fit = [p for p in needed.core if p.fits]
@@ -158,8 +171,8 @@ def _of_packages(needed: packages.Packages, broken: Sequence[Fault]) -> Section:
         lacking = f"; not installed: {', '.join(partly)}" if partly else ""
         rows.append(("extras", f"{', '.join(complete) or 'none'}{lacking}"))
     record = {
-        "packages": packages.as_record(needed.core),
-        "extras": {name: packages.as_record(extra) for name, extra in needed.extras.items()},
+        "packages": as_record(needed.core),
+        "extras": {name: as_record(extra) for name, extra in needed.extras.items()},
     }
     return Section(rows, record, faults)
 
@@ -172,9 +185,6 @@ def _of_commands(answer: Answer) -> list[Fault]:
     if answer.known:
         return [Fault(what or answer.reason, mend, fatal=True)]
     return [Fault(f"the command line cannot be loaded: {what}", REPORT, fatal=True)]
-
-
-REPORT = "isovoxel doctor --json > doctor.json, and report it with that file"
 
 
 # ---- folders and memory ------------------------------------------------------------------------------------------
@@ -254,3 +264,150 @@ def _of_temporary(place: str, machine: Machine, mend: str) -> list[Fault]:
     if wanted and os.path.realpath(wanted) != os.path.realpath(place):
         return [Fault(f"TMPDIR is {wanted}, which cannot be written, so that {place} is used", mend)]
     return []
+
+
+def look_at_engines(
+    exact: Answer, cle: Mapping[str, Answer], machine: Machine, needed: Packages, opencl: Mapping[str, Any]
+) -> Section:
+    """Return whether trial jobs succeeded.
+
+    Parameters
+    ----------
+    exact, cle
+        What processes found that did a job: with engine exact, and with each generation of clEsperanto.
+    machine, needed, opencl
+        Where, what isovoxel needs, and what OpenCL shows.
+    """
+    found = Section()
+    scales = any(not answer.reason for answer in cle.values())
+    found.rows.append(("engine exact", _how(exact)))
+    chosen = machine.environment.get(CHOICE, "")
+    order = [chosen] if chosen in GENERATIONS else list(GENERATIONS)
+    # A process that crashes tries no other; one that cannot import it does.
+    used = next((name for name in order if not cle[name].reason or _opened(cle[name]) or cle[name].ended), None)
+    found.rows.append(("engine cle", _cle(used, cle)))
+    told = [f"{package}: {_generation(name, cle[name], used, chosen)}" for name, package in GENERATIONS.items()]
+    found.rows += [("clEsperanto" if i == 0 else "", text) for i, text in enumerate(told)]
+    if exact.reason:
+        found.faults.append(_exact_fault(exact, machine, opencl, fatal=not scales))
+    if chosen and chosen not in GENERATIONS:
+        what = f"{CHOICE} is {chosen!r}, but must be {' or '.join(GENERATIONS)}"
+        found.faults.append(Fault(what, machine.unset(CHOICE)))
+    else:
+        found.faults += _cle_faults(used, cle, machine, needed)
+    found.record["engines"] = {"exact": _record(exact)} | {
+        "cle": {"generation": used, "chosen": chosen}
+        | {name: _record(answer) | {"installed": installed(GENERATIONS[name])} for name, answer in cle.items()}
+    }
+    return found
+
+
+def _opened(answer: Answer) -> str:
+    """Return the version of the clEsperanto that was imported, or nothing."""
+    return next((told[2] for told in answer.told if told[0] == "opened"), "")
+
+
+def _how(answer: Answer) -> str:
+    if answer.reason:
+        return f"does not scale: {answer.reason}"
+    return f"scales: a trial job on {answer.value['device']} was verified"
+
+
+def _cle(used: str | None, cle: Mapping[str, Answer]) -> str:
+    if used is None:
+        return "does not scale, because no clEsperanto can be imported; exact scales in its place"
+    version = _opened(cle[used])
+    return f"{_how(cle[used])} ({GENERATIONS[used]}{f' {version}' if version else ''})"
+
+
+def _generation(name: str, answer: Answer, used: str | None, chosen: str) -> str:
+    """Return whether a generation of clEsperanto is used, or why not."""
+    have, version = installed(GENERATIONS[name]), _opened(answer)
+    if name == used:
+        why = f"{CHOICE} chooses it" if chosen else "it is the first that can be imported"
+        return f"{version or have or ''}, used, since {why}".removeprefix(", ")
+    if answer.reason and not version:
+        return f"not used, since it {'cannot be imported: ' + answer.reason if have else 'is not installed'}"
+    if answer.reason:
+        return f"{version}, not used; it does not scale: {answer.reason}"
+    why = f"{CHOICE} chooses the other one" if chosen else "the other one comes first"
+    return f"{version}, not used, since {why}; it scales too"
+
+
+def _exact_fault(answer: Answer, machine: Machine, opencl: Mapping[str, Any], *, fatal: bool) -> Fault:
+    what, _, mend = answer.reason.rpartition("; ") if answer.known else ("", "", "")
+    if what:
+        return Fault(f"a trial job failed: {what}", mend, fatal)
+    what = f"a trial job with engine exact failed: {answer.reason}"
+    devices = opencl["devices"]
+    if any(device["kind"] == "gpu" for device in devices) and any(device["kind"] == "cpu" for device in devices):
+        mend = "isovoxel scale ... --device cpu, and install the graphics card's driver anew"
+    elif machine.has_pocl_wheel and answer.ended:
+        mend = machine.pip("--force-reinstall", "pyopencl[pocl]")
+    else:
+        mend = REPORT
+    return Fault(what, mend, fatal)
+
+
+def _cle_faults(used: str | None, cle: Mapping[str, Answer], machine: Machine, needed: Packages) -> list[Fault]:
+    """Return why engine cle does not scale, where it could."""
+    if used is not None and not cle[used].reason:
+        return []
+    other = next((name for name, answer in cle.items() if name != used and not answer.reason), None)
+    if used is not None:
+        what = f"engine cle does not scale with {GENERATIONS[used]}: {cle[used].reason}"
+        return [Fault(what, machine.export(CHOICE, other) if other else "isovoxel scale ... --engine exact")]
+    offered = [*needed.core, *(package for extra in needed.extras.values() for package in extra)]
+    names = {p.name.lower().replace("_", "-"): p.needed for p in offered}
+    wanted = next((names[package] for package in reversed(GENERATIONS.values()) if package in names), None)
+    if wanted is None:
+        return []  # there is none for this Python or machine
+    there = [package for package in GENERATIONS.values() if installed(package)]
+    if there:
+        what = f"{there[0]} is installed, but cannot be imported: {_reason(there[0], cle)}"
+        return [Fault(what, machine.pip("--force-reinstall", "--no-deps", there[0]))]
+    return [Fault("no clEsperanto is installed, so that engine cle does not scale", machine.pip(wanted))]
+
+
+def _reason(package: str, cle: Mapping[str, Answer]) -> str:
+    return next(cle[name].reason for name, each in GENERATIONS.items() if each == package)
+
+
+def _record(answer: Answer) -> dict[str, Any]:
+    return {"scales": not answer.reason, "reason": answer.reason, "version": _opened(answer)} | (answer.value or {})
+
+
+COMMAND = "doctor"
+JSON = "--json"
+
+
+def is_asked(words: Sequence[str]) -> bool:
+    """Return whether a command line asks for the doctor, in words that need no parser."""
+    return COMMAND in words and not set(words) - {COMMAND, JSON, "--debug"} and words.count(COMMAND) == 1
+
+
+def run(words: Sequence[str]) -> int:
+    """Run the command without the command line's parser, which may be what is broken."""
+    if "--debug" in words:
+        os.environ[DEBUG] = "1"
+    return print_diagnosis(as_json=JSON in words or switched_on("ISOVOXEL_JSON"))
+
+
+def print_diagnosis(*, as_json: bool) -> int:
+    """Print a diagnosis, and return the exit code: 2 where no job can run."""
+    if not as_json:
+        say("trying packages, drivers and engines, which takes some seconds")
+    found = diagnose()
+    put([json.dumps(found.record)] if as_json else lines(found))
+    return 0 if found.jobs_run else 2
+
+
+def lines(found: Diagnosis) -> list[str]:
+    """Return a diagnosis as lines: the table, each fault with what mends it, and what that means."""
+    told: list[tuple[str, str]] = []
+    for fault in found.faults:
+        told += [("", ""), ("fault" if fault.fatal else "warning", fault.what), ("to mend it", fault.mend)]
+    verdict = "jobs run here" if found.jobs_run else "no job can run here before the faults are mended"
+    if found.jobs_run and found.faults:
+        verdict += ", but see the warnings" if len(found.faults) > 1 else ", but see the warning"
+    return [line.rstrip() for line in columns([*found.rows, *told, ("", ""), ("verdict", verdict)])]

@@ -53,6 +53,9 @@ def _opened(name: str, device: str) -> Engine:
     return CleEngine(found)
 
 
+GENERATIONS = {"prototype": "pyclesperanto-prototype", "pyclesperanto": "pyclesperanto"}
+"""Generations of clEsperanto, as ``ISOVOXEL_CLE`` calls them, and their packages, in the order of trying them."""
+
 _DRIVER = re.compile(r"(?:pocl|nvidia-opencl|amdocl|intelocl|igdrcl|rusticl|mali)[^/]*\.so", re.IGNORECASE)
 """Files of OpenCL drivers; the loader, libOpenCL, does no harm."""
 

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from isovoxel.engines.registry import GENERATIONS
 from isovoxel.errors import InputError
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import Float3, number_text
 from isovoxel.output.provenance import RECEIPTS
 from isovoxel.planning.chunking import Storage
-from isovoxel.planning.model import GENERATIONS, check_options
+from isovoxel.planning.model import check_options
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.base import Volume
 from isovoxel.readers.files import CHUNKS

@@ -15,8 +15,6 @@ from isovoxel.geometry.grid import VoxelGrid
 
 ENGINES = {"cle": ("linear", "nearest"), "exact": ("linear", "nearest", "cubic", "lanczos3", "area", "mode")}
 """Engines, and the interpolations that each has."""
-GENERATIONS = {"prototype": "pyclesperanto-prototype", "pyclesperanto": "pyclesperanto"}
-"""Generations of clEsperanto, as ``ISOVOXEL_CLE`` calls them, and their packages, in the order of trying them."""
 MOVES = ("nearest", "mode")
 """Interpolations that move voxels and make no new values: those for labels."""
 FILTERS = ("linear", "cubic", "lanczos3")

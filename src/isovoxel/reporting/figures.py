@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.errors import OutputError
-from isovoxel.reporting.redaction import printable
+from isovoxel.reporting.files import printable
 from isovoxel.reporting.text import clock
 
 _LOCK = threading.RLock()

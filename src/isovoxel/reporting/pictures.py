@@ -31,7 +31,7 @@ from isovoxel.planning.model import HostLimits
 from isovoxel.readers.base import Volume
 from isovoxel.reporting.figures import Canvas, draw_rect, drawing, png
 from isovoxel.reporting.files import MARK, check_own, write_own
-from isovoxel.reporting.layout import (
+from isovoxel.reporting.views import (
     LABEL,
     LABEL_FONT,
     MAGNIFIED,
@@ -40,10 +40,13 @@ from isovoxel.reporting.layout import (
     TITLE_ROW,
     Layout,
     Pixels,
+    Projections,
     ViewPlace,
     arrange,
+    bytes_to_read,
+    held_while_reading,
+    maximum_projections,
 )
-from isovoxel.reporting.projections import Projections, bytes_to_read, held_while_reading, maximum_projections
 
 PERCENTILES = (0.1, 99.9)
 """Share of darker pixels, in percent, at which a picture is black, and at which it is white."""

@@ -21,8 +21,7 @@ from isovoxel.planning.model import Block
 from isovoxel.planning.plan import Plan
 from isovoxel.reporting import figures
 from isovoxel.reporting.figures import VIEWS, Canvas, draw_lines, draw_rect, drawing, text_width, wrapped
-from isovoxel.reporting.files import MARK, check_own, write_own
-from isovoxel.reporting.redaction import printable
+from isovoxel.reporting.files import MARK, check_own, printable, write_own
 from isovoxel.reporting.text import count
 from isovoxel.version import __version__
 

@@ -1,4 +1,4 @@
-"""Progress of jobs, and of reading volumes that are drawn: bars on a terminal.
+"""Progress of jobs, and of reading volumes that are drawn: bars on a terminal, and notes on what else happens.
 
 Where nobody watches (a log file, a pipe) it writes whole lines instead: one at the start, then one each 30
 seconds at most, one at the end. Speed and time left count output voxels, since blocks at the rim are smaller, and
@@ -12,27 +12,103 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from isovoxel.engines.opencl import prepare_caches
 from isovoxel.execution.events import (
     BlockDone,
+    Connected,
     Event,
+    Filled,
     JobFinished,
     JobStarted,
     JobStopped,
     LevelBegun,
+    Restarted,
+    Retried,
+    Slowed,
+    Waiting,
     WorkerJoined,
     WorkerLeft,
 )
-from isovoxel.reporting.notes import Notes
+from isovoxel.planning.plan import Plan
 from isovoxel.reporting.text import count, duration
 from isovoxel.terminal import plain, say
 
-if TYPE_CHECKING:  # rich is loaded where there is a terminal to draw on
+if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
+
+
+class Notes:
+    """Makes lines of events; what happens to many blocks is said once."""
+
+    def __init__(self) -> None:
+        self._blocks = 0
+        self._pieces = 1
+        self._gone: set[str] = set()
+
+    def of(self, event: Event) -> Iterator[str]:
+        """Yield what there is to say of an event."""
+        match event:
+            case JobStarted(plan=plan, done=done):
+                self._blocks = plan.all_blocks
+                if plan.device.kind == "cpu":
+                    yield f"note: the CPU scales, not a GPU ({plan.device.name})"
+                if done:
+                    yield f"note: resuming: {done} of {plan.all_blocks} blocks already done"
+                yield from hints(plan)
+            case BlockDone(pieces=pieces) if pieces > self._pieces:
+                self._pieces = pieces
+                yield f"note: the device has too little memory for a block; {pieces} pieces of one fit"
+            case Retried(level=level):
+                block = "" if event.index is None else f" block {event.index}" + (f" of level {level}" if level else "")
+                yield (f"note: {event.doing}{block} failed ({event.reason}); it is tried again in {event.pause:g} s")
+            case Filled(part=part):
+                yield f"note: filled with 0, because it is damaged: {part}"
+            case Slowed(in_flight=in_flight):
+                yield f"note: the host has too little memory; from now on {in_flight} blocks are in flight"
+            case Restarted(reason=reason):
+                yield f"note: {reason}; the job goes on in a fresh process"
+            case Connected() | WorkerJoined() | WorkerLeft() | Waiting():
+                yield from self._of_workers(event)
+
+    def _of_workers(self, event: Event) -> Iterator[str]:
+        """Yield what there is to say of workers; of those that are there from the beginning the summary tells."""
+        match event:
+            case Connected(dashboard=dashboard, notes=notes):
+                if dashboard:
+                    yield f"dashboard: {dashboard}"
+                for note in notes:
+                    yield f"note: {note}"
+            case WorkerJoined(name=name, host=host, device=device) if name in self._gone:
+                self._gone.remove(name)
+                yield f"note: worker {name} on {host} is there again, with {device}"
+            case WorkerLeft(name=name, reason=reason, log=log):
+                self._gone.add(name)
+                yield f"note: worker {name} does no more blocks: {reason}"
+                for line in log:
+                    yield f"  {name}: {line}"
+            case Waiting(seconds=seconds, what=what) if what:
+                yield f"note: the job waits for {what}, for up to {seconds:g} s"
+            case Waiting(seconds=seconds):
+                yield f"note: no worker is there; the job waits for one, for up to {seconds:g} s"
+
+
+def hints(plan: Plan) -> Iterator[str]:
+    """Yield what a user may not know of a plan."""
+    yield from (f"note: {note}" for note in (*plan.source.notes, prepare_caches().note) if note)
+    if plan.coarse:
+        yield (
+            f"hint: between two voxels cle.scale takes 256 steps on a GPU, coarser than {plan.source.dtype}; "
+            "--engine exact has no steps"
+        )
+    if plan.aliases:
+        axes = " and ".join(plan.aliases)
+        yield f"hint: shrinking along {axes} skips voxels, which aliases; --antialias averages them"
+
 
 LOG_SECONDS = 30.0
 """Least time between two lines where there is no terminal."""

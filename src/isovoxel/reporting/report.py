@@ -1,8 +1,8 @@
-"""Report of a job: one page of HTML that tells what was done, how, and how it went, and needs nothing beside itself.
+"""HTML: the report of a job, one page that tells how it went, and what notebooks show of volumes, plans and results.
 
-Nothing in it is fetched, nothing runs; light or dark is what the reader's system says. It is written when a job ends,
-however that ends, once anything was begun. What is drawn in it, input and output, is read when the job's own memory is
-free again, tile by tile; of a job that has failed only the plan is drawn.
+Nothing in a report is fetched, nothing runs; light or dark is what the reader's system says. It is written when a job
+ends, however that ends, once anything was begun. What is drawn in it, input and output, is read when the job's own
+memory is free again, tile by tile; of a job that has failed only the plan is drawn.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from isovoxel.errors import InterruptedJobError, IsovoxelError, JobError, OptionError, OutputError
 from isovoxel.execution.inputs import Named, check_apart, folders_of, read_as
+from isovoxel.execution.result import ScaleResult
 from isovoxel.keywords import Opening, checked_keywords
 from isovoxel.object_store.addresses import is_address
 from isovoxel.planning.memory import human_bytes
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.base import Volume
-from isovoxel.reporting.files import MARK, check_own, write_own
-from isovoxel.reporting.projections import held_while_reading
+from isovoxel.reporting.files import MARK, check_own, printable, redacted_command, without_secrets, write_own
 from isovoxel.reporting.recorder import Recorder, process_bytes
-from isovoxel.reporting.redaction import printable, redacted_command, without_secrets
-from isovoxel.reporting.text import STAGES, Line, clock, count, job_lines, plan_lines, volume_lines
+from isovoxel.reporting.text import STAGES, Line, clock, count, job_lines, plan_lines, result_lines, volume_lines
+from isovoxel.reporting.views import held_while_reading
 from isovoxel.version import __version__
 
 if TYPE_CHECKING:
-    from isovoxel.api import ScaleResult
     from isovoxel.reporting.pictures import Reading
+
 
 ENDINGS = (".html", ".htm")
 MOST_READ = 64 * 2**30
@@ -378,3 +378,29 @@ def _short_bytes(held: float) -> str:
         if held >= 1024**power:
             return f"{held / 1024**power:.4g} {unit}"
     return f"{held:.0f}"
+
+
+def notebook_html(value: object) -> str:
+    """Return a value as HTML: tables, and what a plan looks like. No voxel is read for it.
+
+    Parameters
+    ----------
+    value
+        A `Volume`, a `Plan` or a `ScaleResult`.
+
+    Raises
+    ------
+    TypeError
+        If it is none of them.
+    """
+    from isovoxel.reporting.plan_picture import plan_svg
+
+    match value:
+        case Volume():
+            return table(volume_lines(value))
+        case Plan():
+            return f"<div>{table(plan_lines(value))}{plan_svg(value)}</div>"
+        case ScaleResult():
+            return f"<div>{table([*result_lines(value), *plan_lines(value.plan)])}{plan_svg(value.plan)}</div>"
+        case _:
+            raise TypeError(f"a {type(value).__name__} is not shown as HTML")

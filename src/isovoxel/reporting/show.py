@@ -13,10 +13,9 @@ from isovoxel.execution.host import peak_bytes, reading_limits
 from isovoxel.execution.inputs import Named, check_apart, read_as
 from isovoxel.keywords import Opening, checked_keywords
 from isovoxel.options import parse_size
-from isovoxel.reporting.files import check_own
+from isovoxel.reporting.files import HIDDEN, check_own, without_secrets
 from isovoxel.reporting.pictures import Reading, draw, save
 from isovoxel.reporting.records import Record
-from isovoxel.reporting.redaction import HIDDEN, without_secrets
 from isovoxel.reporting.text import Line
 
 LONGEST_NAME = 40

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from isovoxel.doctor import children
-from isovoxel.doctor.children import Asker
+from isovoxel.doctor import trials
+from isovoxel.doctor.trials import Asker
 
 ASK = Asker()
 
@@ -23,7 +23,7 @@ def _trials(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_process_has_the_path_of_the_one_that_asks_and_the_variables_that_it_is_given() -> None:
     """What it returns is told, whatever drivers print before."""
-    assert ASK("odd_trials:add", 2, 3) == children.Answer(value=5)
+    assert ASK("odd_trials:add", 2, 3) == trials.Answer(value=5)
     assert ASK("odd_trials:variable", ODD="yes").value == "yes"
     assert ASK("odd_trials:path").value == sys.path
 
@@ -73,7 +73,7 @@ def test_whatever_ends_a_trial_is_a_reason(trial: str, reason: str, *, ended: bo
 @pytest.mark.skipif(sys.platform == "win32", reason="it has other signals")
 def test_ends_are_told_as_each_system_has_them(code: int, how: str) -> None:
     """Signals by name, Windows' codes in hexadecimal."""
-    assert children._end_of(code) == how
+    assert trials._end_of(code) == how
 
 
 def test_where_no_process_can_be_started_that_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
