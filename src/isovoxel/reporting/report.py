@@ -31,7 +31,6 @@ from isovoxel.readers.base import Volume
 from isovoxel.reporting.files import MARK, check_own, printable, redacted_command, without_secrets, write_own
 from isovoxel.reporting.recorder import Recorder, process_bytes
 from isovoxel.reporting.text import STAGES, Line, clock, count, job_lines, plan_lines, result_lines, volume_lines
-from isovoxel.reporting.views import held_while_reading
 from isovoxel.version import __version__
 
 if TYPE_CHECKING:
@@ -348,6 +347,7 @@ def _row(*figures: str) -> str:
 def _too_large(volumes: Sequence[Volume], allowed: int) -> str | None:
     """Return why volumes are not drawn, or None if time and the memory that the job was allowed suffice."""
     from isovoxel.reporting.pictures import bytes_to_draw
+    from isovoxel.reporting.views import held_while_reading
 
     if (read := bytes_to_draw(volumes)) > MOST_READ:
         return f"They are not drawn: {human_bytes(read)} would be read for that; isovoxel show draws them."
