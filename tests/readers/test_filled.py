@@ -23,7 +23,7 @@ from isovoxel.geometry.box import Box, Index3
 from isovoxel.readers.base import Volume
 from isovoxel.readers.open import open_volume
 from isovoxel.readers.tiled import FilledReader, around
-from isovoxel.readers.zarr_array import ZarrReader
+from isovoxel.readers.zarr_python import ZarrReader
 from strategies import boxes
 
 SHAPE, CHUNK = (9, 22, 31), (4, 8, 10)

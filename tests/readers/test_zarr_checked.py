@@ -22,7 +22,7 @@ from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, Sharding
 from isovoxel.errors import CorruptInputError
 from isovoxel.geometry.box import Box
 from isovoxel.readers.open import open_volume
-from isovoxel.readers.zarr_array import ZarrReader
+from isovoxel.readers.zarr_python import ZarrReader
 
 VOXELS = np.random.default_rng(1).integers(0, 60_000, (8, 16, 16)).astype("uint16")
 WHOLE = Box.whole(VOXELS.shape)

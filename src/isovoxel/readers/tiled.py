@@ -98,18 +98,35 @@ class TiledReader(ABC):
 
     def failure(self, tile: Box, error: Exception) -> InputError:
         """Return what a reader raises where a part cannot be read."""
-        what, box = self.stored(tile)
-        where = f"{self.name} cannot be read, in {what}"
-        number = number_of(error)
-        if isinstance(error, OSError) and number is not None:
-            return unavailable(where, OSError(number, error.strerror or os.strerror(number)))
-        if isinstance(error, OSError) and is_transient(error):
-            return unavailable(where, error)
-        if is_ours(error):
-            return InputError(f"{what} of {self.name} cannot be decoded here: {limit_of(error)}; {WAY_ON}")
-        if self.is_damage(error):
-            return CorruptInputError(self.name, what, box.start, box.stop, reason_of(error))
-        return InputError(f"{where}: {reason_of(error)}")
+        return failure_in(self.stored(tile), self.name, error, self.is_damage)
+
+
+def failure_in(stored: Stored, name: str, error: Exception, is_damage: Callable[[Exception], bool]) -> InputError:
+    """Return what a reader raises where something that is decoded in one go cannot be read.
+
+    Parameters
+    ----------
+    stored
+        What cannot be read.
+    name
+        What the user called the input.
+    error
+        Why it cannot.
+    is_damage
+        Returns whether an error that is neither the system's nor a library's is one of bytes that are damaged.
+    """
+    what, box = stored
+    where = f"{name} cannot be read, in {what}"
+    number = number_of(error)
+    if isinstance(error, OSError) and number is not None:
+        return unavailable(where, OSError(number, error.strerror or os.strerror(number)))
+    if isinstance(error, OSError) and is_transient(error):
+        return unavailable(where, error)
+    if is_ours(error):
+        return InputError(f"{what} of {name} cannot be decoded here: {limit_of(error)}; {WAY_ON}")
+    if is_damage(error):
+        return CorruptInputError(name, what, box.start, box.stop, reason_of(error))
+    return InputError(f"{where}: {reason_of(error)}")
 
 
 def chunk_of(what: str, tile: Box, chunk: Index3, shape: Index3) -> Stored:

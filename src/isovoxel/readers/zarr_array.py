@@ -1,123 +1,35 @@
 """Read a zarr array box by box: one at a path, of a caller, or of an OME-Zarr group.
 
-Most arrays in local folders and in object stores by `ChunkReader`, which is several times faster, and everything else
-by zarr-python.
-Then, too, chunk by chunk, one after another in the thread that reads: zarr-python would decode all chunks of a
-box at once and hold them all. What it holds for one chunk was measured: the encoded bytes, the decoded chunk,
-the part of it that was asked for, and with shards that part once more, and the shard's index.
+Most arrays in local folders and in object stores are read by `ChunkReader`, which is several times faster, and all
+others through zarr-python; see `isovoxel.readers.zarr_python`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import lzma
 import math
-import struct
 import warnings
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from gzip import BadGzipFile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from isovoxel.errors import CorruptInputError, InputError
-from isovoxel.geometry.box import Box, Index3
+from isovoxel.errors import InputError
+from isovoxel.geometry.box import Index3
 from isovoxel.object_store.addresses import Place
 from isovoxel.object_store.objects import ObjectPlace
-from isovoxel.object_store.retries import is_transient
 from isovoxel.object_store.zarr_nodes import ARRAY_FILES, NODE, V2_ARRAY, files_of_node
-from isovoxel.readers.base import Files, ReadBox, SeriesReader, Volume, check_voxels, room_for
-from isovoxel.readers.chunks import DECODED_COPIES, DECODER_BYTES
-from isovoxel.readers.files import check_stored, metadata_identity, reason_of, unavailable, unreadable
+from isovoxel.readers.base import Files, ReadBox, SeriesReader, Volume, check_voxels
+from isovoxel.readers.files import metadata_identity, unreadable
 from isovoxel.readers.selection import GIVEN, UNNAMED, Picked, Selection, pick
 from isovoxel.readers.zarr_chunks import ChunkReader
-from isovoxel.readers.zarr_layout import array_files, chunk_layout, local_folder
+from isovoxel.readers.zarr_layout import array_files, chunk_layout
 
 if TYPE_CHECKING:
     import zarr
-
-CHUNK_COPIES = 4
-"""How many times one chunk is held, at most, beside the returned array; and once more for each codec."""
-
-INDEX_COPIES = 4
-"""Likewise for a shard's index, 16 bytes a chunk."""
-
-FIXED_BYTES = 1 << 18
-"""What zarr holds whatever the chunk's size: its event loop's tasks, and the headers of encoded chunks."""
-
-DECODING_ERRORS = (ValueError, RuntimeError, EOFError, zlib.error, lzma.LZMAError, BadGzipFile, struct.error)
-"""What zarr-python's codecs raise of bytes that they cannot decode."""
-
-
-@dataclass(frozen=True)
-class ZarrReader:
-    """Reads boxes of any zarr array through zarr-python; safe to call from many threads."""
-
-    name: str
-    """What the user called the input, for messages."""
-    array: zarr.Array[Any]
-    """The array."""
-    picked: Picked
-    """Which of its axes are z, y and x, and where along the others."""
-    chunks: Index3
-    """Shape of a chunk, z, y, x."""
-    folder: str | None = None
-    """Where the array is, in a local folder."""
-
-    def __call__(self, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Return a box as a new array, or in `out`.
-
-        Raises
-        ------
-        CorruptInputError
-            If a chunk cannot be decoded.
-        InputError
-            If it cannot be read for another reason, which is the error's cause.
-        """
-        out = room_for(box, np.dtype(self.array.dtype).newbyteorder("="), out)
-        index: list[int | slice] = [self.picked.others.get(axis, 0) for axis in range(self.array.ndim)]
-        for tile in box.tiles(self.chunks):
-            for axis, part in zip(self.picked.zyx, tile.slices, strict=True):
-                if axis is not None:
-                    index[axis] = part
-            try:
-                if self.folder is not None:
-                    check_stored(f"{self.folder}/{self._key(index)}")
-                # No name for the part, which would keep it while the next one is read.
-                out[tile.relative_to(box.start).slices] = self.array[tuple(index)]
-            except MemoryError:
-                raise
-            except Exception as error:
-                raise self._failure(tile, error) from error
-        return out
-
-    def _key(self, index: Sequence[int | slice]) -> str:
-        """Return the key of the chunk, or the shard, that a part of the array lies in."""
-        starts = (part.start if isinstance(part, slice) else part for part in index)
-        grid = self.array.shards or self.array.chunks
-        return self.array.metadata.encode_chunk_key(tuple(at // n for at, n in zip(starts, grid, strict=True)))
-
-    def _failure(self, tile: Box, error: Exception) -> InputError:
-        """Say whose fault it was: only what decoders raise is the chunk's."""
-        z, y, x = place = tuple(a // n for a, n in zip(tile.start, self.chunks, strict=True))
-        if is_transient(error) or not isinstance(error, DECODING_ERRORS):
-            what = f"{self.name} cannot be read, in chunk {place}"
-            return unavailable(what, error) if isinstance(error, OSError) else InputError(f"{what}: {reason_of(error)}")
-        depth, rows, columns = self.chunks
-        ends = ((z + 1) * depth, (y + 1) * rows, (x + 1) * columns)
-        stop = [min(n, length) for n, length in zip(ends, self.picked.shape(self.array.shape), strict=True)]
-        return CorruptInputError(
-            self.name,
-            f"chunk {place}",
-            (z * depth, y * rows, x * columns),
-            (stop[0], stop[1], stop[2]),
-            reason_of(error),
-        )
 
 
 @dataclass(frozen=True)
@@ -217,18 +129,9 @@ def zarr_voxels(array: zarr.Array[Any], name: str, axes: list[str], selection: S
             every, cached = _series_reader(picked, reader), partial(_series_reader, picked, reader)
             return ZarrVoxels(picked, shape, dtype, every, chunks, layout.read_overhead, cached, files=files)
         return ZarrVoxels(picked, shape, dtype, reader, chunks, layout.read_overhead, reader.cached, files=files)
-    index_bytes = 0
-    if array.shards is not None:
-        index_bytes = 16 * math.prod(-(-shard // chunk) for shard, chunk in zip(array.shards, whole, strict=True))
-    from isovoxel.readers.zarr_python import codec_name, with_bounded_decoders
+    from isovoxel.readers.zarr_python import slow_voxels
 
-    names = [codec_name(codec) for codec in array.compressors]
-    copies = CHUNK_COPIES + len(array.filters) + sum(1 + DECODED_COPIES.get(name, 0) for name in names)
-    overhead = copies * math.prod(whole) * dtype.itemsize + INDEX_COPIES * index_bytes + FIXED_BYTES
-    overhead += sum(DECODER_BYTES.get(name, 0) for name in names)
-    folder = local_folder(array.store_path)
-    first = ZarrReader(name, with_bounded_decoders(array), picked, chunks, folder if isinstance(folder, str) else None)
-    read = SeriesReader(picked.lengths, partial(_slow_member, first, picked)) if picked.series else first
+    read, overhead = slow_voxels(array, name, picked, chunks)
     return ZarrVoxels(picked, shape, dtype, read, chunks, overhead, notes=notes, files=files)
 
 
@@ -239,10 +142,6 @@ def _series_reader(picked: Picked, reader: ChunkReader, capacity: int = 0) -> Se
 
 def _member(reader: ChunkReader, picked: Picked, place: Sequence[int]) -> ChunkReader:
     return reader.at(picked.at(place).others)
-
-
-def _slow_member(reader: ZarrReader, picked: Picked, place: Sequence[int]) -> ZarrReader:
-    return replace(reader, picked=picked.at(place))
 
 
 def axis_names(array: zarr.Array[Any]) -> list[str]:

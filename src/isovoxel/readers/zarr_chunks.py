@@ -27,14 +27,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from isovoxel.errors import CorruptInputError, InputError, InputUnavailableError
+from isovoxel.errors import InputUnavailableError
 from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.retries import carried
 from isovoxel.readers.base import room_for
 from isovoxel.readers.chunks import CHUNK_COST, CachedChunk, ChunkCache
-from isovoxel.readers.files import is_ours, reason_of, unavailable
+from isovoxel.readers.files import reason_of
+from isovoxel.readers.tiled import chunk_of, failure_in
 from isovoxel.readers.zarr_files import ChunkFile, IndexCache, ShardIndexError
 from isovoxel.readers.zarr_layout import AT_ONCE, ChunkLayout
 
@@ -259,21 +260,15 @@ class ChunkReader:
         """Return what a chunk's reader is told: whose fault it was, and of which voxels."""
         if isinstance(error, MemoryError):
             return MemoryError(*error.args)
-        if isinstance(error, OSError):
-            return unavailable(f"{self.name} cannot be read, in chunk {place}", error)
         if not isinstance(error, Exception):
             return InputUnavailableError(
                 errno.EINTR, f"reading chunk {place} of {self.name} ended by {reason_of(error)}"
             )
-        if is_ours(error):
-            return InputError(f"{self.name} cannot be read, in chunk {place}: {reason_of(error)}")
-        what, shape = "chunk", self.layout.chunk
-        if isinstance(error, ShardIndexError):
-            z, y, x = (p // n for p, n in zip(place, self.layout.per_shard, strict=True))
-            what, place, shape = "shard", (z, y, x), self.layout.file
-        z, y, x = (p * n for p, n in zip(place, shape, strict=True))
-        box = Box((z, y, x), (z + shape[0], y + shape[1], x + shape[2])) & Box.whole(self.layout.shape)
-        return CorruptInputError(self.name, f"{what} {place}", box.start, box.stop, reason_of(error))
+        layout = self.layout
+        what, shape = ("shard", layout.file) if isinstance(error, ShardIndexError) else ("chunk", layout.chunk)
+        z, y, x = (at * n for at, n in zip(place, layout.chunk, strict=True))
+        stored = chunk_of(what, Box((z, y, x), (z + 1, y + 1, x + 1)), shape, layout.shape)
+        return failure_in(stored, self.name, error, lambda error: not isinstance(error, OSError))
 
 
 def _room_for_chunk(layout: ChunkLayout) -> NDArray[Any]:

@@ -1,16 +1,20 @@
-"""Decode by zarr-python what isovoxel does not, without trusting a chunk's bytes.
+"""Read zarr arrays through zarr-python: those that `zarr_chunks` does not read.
 
-Its codecs believe what a chunk says of itself: one cut short makes blosc read whatever lies behind it in memory, and
-a small one may decode to any size. So the codec that compresses the chunks is replaced by one of `chunks`, which
-knows how many bytes must come out. Codecs that do not stand next to the voxels' bytes, and those of other names, stay.
+Object stores are reached by a store of isovoxel's own, which raises what its other readers of objects raise.
 """
 
 from __future__ import annotations
 
 import asyncio
 import copy
+import lzma
 import math
+import struct
+import zlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from gzip import BadGzipFile
 from typing import Any
 
 import numpy as np
@@ -25,9 +29,107 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.core.codec_pipeline import BatchedCodecPipeline
 from zarr.storage import ObjectStore
 
+from isovoxel.geometry.box import Box, Index3
 from isovoxel.object_store.clients import client, sought, told
-from isovoxel.object_store.retries import Attempts
-from isovoxel.readers.chunks import DECODERS
+from isovoxel.object_store.retries import Attempts, is_transient
+from isovoxel.readers.base import ReadBox, SeriesReader
+from isovoxel.readers.chunks import DECODED_COPIES, DECODER_BYTES, DECODERS
+from isovoxel.readers.files import check_stored
+from isovoxel.readers.selection import Picked
+from isovoxel.readers.tiled import Stored, TiledReader, chunk_of
+from isovoxel.readers.zarr_layout import local_folder
+
+CHUNK_COPIES = 4
+"""How many times one chunk is held, at most, beside the returned array; and once more for each codec."""
+
+INDEX_COPIES = 4
+"""Likewise for a shard's index, 16 bytes a chunk."""
+
+FIXED_BYTES = 1 << 18
+"""What zarr holds whatever the chunk's size: its event loop's tasks, and the headers of encoded chunks."""
+
+DECODING_ERRORS = (ValueError, RuntimeError, EOFError, zlib.error, lzma.LZMAError, BadGzipFile, struct.error)
+"""What zarr-python's codecs raise of bytes that they cannot decode."""
+
+
+@dataclass(frozen=True)
+class ZarrReader(TiledReader):
+    """Reads boxes of any zarr array through zarr-python; safe to call from many threads.
+
+    Chunk by chunk: zarr-python would decode all chunks of a box at once, and hold them all.
+    """
+
+    name: str
+    """What the user called the input, for messages."""
+    array: zarr.Array[Any]
+    """The array."""
+    picked: Picked
+    """Which of its axes are z, y and x, and where along the others."""
+    chunks: Index3
+    """Shape of a chunk, z, y, x."""
+    folder: str | None = None
+    """Where the array is, in a local folder."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Data type of the voxels."""
+        return np.dtype(self.array.dtype)
+
+    def tiles(self, box: Box) -> Iterable[Box]:
+        """Cut a box along the chunks."""
+        return box.tiles(self.chunks)
+
+    def read_tile(self, tile: Box, out: NDArray[Any], _source: Any) -> None:
+        """Read a part of a chunk."""
+        index = self.picked.index(tile.slices)
+        if self.folder is not None:
+            check_stored(f"{self.folder}/{self._key(index)}")
+        # No name for the part, which would keep it while the next one is read.
+        out[...] = self.array[index]
+
+    def _key(self, index: Sequence[int | slice]) -> str:
+        """Return the key of the chunk, or the shard, that a part of the array lies in."""
+        starts = (part.start if isinstance(part, slice) else part for part in index)
+        grid = self.array.shards or self.array.chunks
+        return self.array.metadata.encode_chunk_key(tuple(at // n for at, n in zip(starts, grid, strict=True)))
+
+    def stored(self, tile: Box) -> Stored:
+        """Return the chunk that a part lies in."""
+        return chunk_of("chunk", tile, self.chunks, self.picked.shape(self.array.shape))
+
+    def is_damage(self, error: Exception) -> bool:
+        """Return whether an error is what decoders raise: anything else is the store's, or the network's."""
+        return isinstance(error, DECODING_ERRORS) and not is_transient(error)
+
+
+def slow_voxels(array: zarr.Array[Any], name: str, picked: Picked, chunks: Index3) -> tuple[ReadBox, int]:
+    """Return what reads boxes of an array through zarr-python, and the bytes that it holds beside what it returns.
+
+    What zarr-python holds for one chunk was measured: the encoded bytes, the decoded chunk, the part of it that was
+    asked for, and with shards that part once more, and the shard's index.
+    """
+    names = [codec_name(codec) for codec in array.compressors]
+    copies = CHUNK_COPIES + len(array.filters) + sum(1 + DECODED_COPIES.get(codec, 0) for codec in names)
+    overhead = copies * math.prod(array.chunks) * np.dtype(array.dtype).itemsize + FIXED_BYTES
+    overhead += sum(DECODER_BYTES.get(codec, 0) for codec in names)
+    if array.shards is not None:
+        inner = (-(-shard // chunk) for shard, chunk in zip(array.shards, array.chunks, strict=True))
+        overhead += INDEX_COPIES * 16 * math.prod(inner)
+    folder = local_folder(array.store_path)
+    first = ZarrReader(name, with_bounded_decoders(array), picked, chunks, folder if isinstance(folder, str) else None)
+    return (SeriesReader(picked.lengths, partial(_member, first)) if picked.series else first), overhead
+
+
+def _member(first: ZarrReader, place: Sequence[int]) -> ZarrReader:
+    return replace(first, picked=first.picked.at(place))
+
+
+# ---- codecs --------------------------------------------------------------------------------------------------------
+
+# zarr-python's codecs believe what a chunk says of itself: one cut short makes blosc read whatever lies behind it in
+# memory, and a small one may decode to any size. So the codec that compresses the chunks is replaced by one of
+# `chunks`, which knows how many bytes must come out. Codecs that do not stand next to the voxels' bytes, and those of
+# other names, stay.
 
 
 @dataclass(frozen=True)
