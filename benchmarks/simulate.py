@@ -33,7 +33,7 @@ from typing import Any
 import psutil
 
 from benchmarks.machine import cores, print_header, print_row, write_json
-from isovoxel.execution.distributed.submit import BlockOutcome, OutcomeKind, Submission
+from isovoxel.execution.distributed.submission import BlockOutcome, OutcomeKind, Submission
 from isovoxel.geometry.grid import VoxelGrid
 from isovoxel.planning.chunking import default_storage
 from isovoxel.planning.model import DeviceLimits, HostLimits, Source

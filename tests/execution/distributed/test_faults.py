@@ -20,7 +20,7 @@ from execution.distributed.clusters import OPTIONS, Foreign, files, stack
 from isovoxel.engines.pipeline import StagedBlock, StagedEngine
 from isovoxel.errors import ClusterError, DeviceLostError, JobError
 from isovoxel.execution.blocks import BlockMaker
-from isovoxel.execution.distributed import executor, in_flight, submit
+from isovoxel.execution.distributed import executor, submission
 from isovoxel.execution.distributed.worker_session import WorkerSession
 from isovoxel.execution.events import BlockDone, Event, JobFinished, JobStarted, Waiting, WorkerLeft
 from isovoxel.execution.output import OutputState, output_state
@@ -93,8 +93,8 @@ def test_a_worker_that_falls_silent_is_done_without(
     tmp_path: Path, out: Path, own: Any, monkeypatch: pytest.MonkeyPatch, again: bool
 ) -> None:
     """It is connected still: its blocks go elsewhere, and the end does not wait for it. Nothing counts twice."""
-    monkeypatch.setattr(submit, "QUIET_SECONDS", 3.0)
-    monkeypatch.setattr(in_flight, "ANSWER_SECONDS", 1.0)  # a result that it has is asked for in vain
+    monkeypatch.setattr(submission, "QUIET_SECONDS", 3.0)
+    monkeypatch.setattr(submission, "ANSWER_SECONDS", 1.0)  # a result that it has is asked for in vain
     monkeypatch.setattr(executor, "BYE_SECONDS", 1.0)
     silent = next(address for address, known in own.scheduler_info()["workers"].items() if known["name"] == 1)
     pid = own.run(os.getpid, workers=[silent])[silent]

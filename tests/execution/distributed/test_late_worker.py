@@ -8,7 +8,7 @@ import pytest
 
 import isovoxel
 from execution.distributed.clusters import OPTIONS, Foreign, stack
-from isovoxel.execution.distributed import submit
+from isovoxel.execution.distributed import submission
 from isovoxel.execution.events import BlockDone, Event, WorkerJoined, WorkerLeft
 from isovoxel.execution.output import OutputState, output_state
 
@@ -23,7 +23,7 @@ def test_a_late_worker_takes_part_only_with_the_same_clesperanto(
         pytest.importorskip(package)
     from distributed import Client
 
-    monkeypatch.setattr(submit, "WATCH_SECONDS", 0.0)
+    monkeypatch.setattr(submission, "WATCH_SECONDS", 0.0)
     events = list[Event]()
     foreign.worker("first", ISOVOXEL_CLE="prototype")
 

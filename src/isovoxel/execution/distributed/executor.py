@@ -3,7 +3,7 @@
 1. Before anything is written, every worker must see the client's input, and the folder that the output goes to: the
    client writes a file beside the ledger, each worker reads that and writes one of its own. Then it is told of the job,
    which ends what a job of before has left running for the same output.
-2. Blocks go to workers (`isovoxel.execution.distributed.submit`), are made there
+2. Blocks go to workers (`isovoxel.execution.distributed.submission`), are made there
    (`isovoxel.execution.distributed.worker_session`), and are noted here as they come back.
 
 =============================  ===================================================================================
@@ -34,7 +34,7 @@ from typing import Any, Self
 from isovoxel.errors import ClusterError, CorruptInputError, DeviceError, OptionError
 from isovoxel.execution.distributed.connect import Cluster
 from isovoxel.execution.distributed.rpc import add_plugin, ask_workers, remove_plugin, waiting
-from isovoxel.execution.distributed.submit import WINDOW, BlockOutcome, OutcomeKind, Submission
+from isovoxel.execution.distributed.submission import WINDOW, BlockOutcome, OutcomeKind, Submission
 from isovoxel.execution.distributed.windows import Windows
 from isovoxel.execution.distributed.worker_info import (
     ANSWER_SECONDS,

@@ -7,18 +7,66 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import queue
 import threading
+import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from isovoxel.errors import ClusterError
+from isovoxel.errors import ClusterError, JobError
 from isovoxel.execution.events import Event, Waiting
 from isovoxel.execution.retry import clause
 
+ANSWER_SECONDS = 20.0
+"""How long the scheduler may take to answer, or to pass a result on, before it is asked again."""
+GONE_SECONDS = 60.0
+"""How long it may not answer at all."""
 SILENT_SECONDS = 5.0
 """After how long it is said that somebody is waited for."""
 LOOK_SECONDS = 0.5
 """How often it is looked whether the workers that are asked are all there still."""
+
+
+class SchedulerGoneError(JobError):
+    """The scheduler does not answer any more; says why, in a clause."""
+
+
+class SchedulerWatch:
+    """Asks the scheduler which workers there are, as long as it answers.
+
+    Parameters
+    ----------
+    client
+        A ``distributed.Client`` that is synchronous.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._client, self._heard = client, time.monotonic()
+
+    def workers(self) -> Mapping[str, Any] | None:
+        """Return what the scheduler knows of its workers, by their addresses, or None where it does not answer now.
+
+        Raises
+        ------
+        SchedulerGoneError
+            If it has not answered for a while, or has gone.
+        """
+        self.check()
+        asked = time.monotonic()
+        try:
+            there = identity(self._client, seconds=ANSWER_SECONDS)
+        except Exception as error:
+            self.check()
+            if asked - self._heard > GONE_SECONDS:
+                raise SchedulerGoneError(f"the scheduler does not answer ({clause(error)})") from error
+            return None
+        self._heard = asked
+        return there
+
+    def check(self) -> None:
+        """Raise where the client has no connection to the scheduler any more; see `workers`."""
+        if self._client.status != "running":
+            raise SchedulerGoneError(f"the scheduler has gone, to which the client is {self._client.status}")
 
 
 def ask_workers(
@@ -124,6 +172,16 @@ def gather(client: Any, keys: Iterable[Any], *, seconds: float) -> dict[Any, Any
 
     results: dict[Any, Any] = client.sync(ask, callback_timeout=seconds)
     return results
+
+
+def some(arrived: queue.SimpleQueue[Any], seconds: float) -> list[Any]:
+    """Return all that has arrived, once something has; nothing where nothing does for so long."""
+    found = []
+    with contextlib.suppress(queue.Empty):
+        found.append(arrived.get(timeout=max(0.001, seconds)))
+        while True:
+            found.append(arrived.get_nowait())
+    return found
 
 
 @contextlib.contextmanager

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import queue
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,11 +20,9 @@ from dask.base import normalize_token
 from numpy.typing import NDArray
 
 from isovoxel.execution.distributed import rpc
-from isovoxel.execution.distributed.in_flight import ANSWER_SECONDS
-from isovoxel.execution.distributed.submit import GONE_SECONDS, SchedulerGoneError
+from isovoxel.execution.distributed.rpc import ANSWER_SECONDS, SchedulerGoneError, SchedulerWatch
 from isovoxel.execution.distributed.worker_session import Made, Outcome, make_block, membership
 from isovoxel.execution.map_overlap import OverlapWindow
-from isovoxel.execution.retry import clause
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.planning.model import Block
 from isovoxel.planning.plan import Plan
@@ -89,9 +86,6 @@ class Windows:
     stop: Callable[[Sequence[str]], None]
     """Called where the job ends before its time: blocks in flight finish or give up."""
 
-    def __post_init__(self) -> None:
-        self._heard = time.monotonic()
-
     def run(self) -> None:
         """Do windows as long as all goes well.
 
@@ -102,11 +96,13 @@ class Windows:
         Exception
             What `take` raises.
         """
+        self._scheduler = SchedulerWatch(self.client)
         for places in self.plan.windows():
             if not self._do(OverlapWindow(self.plan, places)):
                 return
 
     def _do(self, window: OverlapWindow) -> bool:
+        """Do the blocks of a window; False where not all of them are done."""
         from distributed import futures_of
 
         array = (
@@ -118,32 +114,37 @@ class Windows:
         persisted = self.client.persist(signs, workers=list(self.workers), allow_other_workers=False)
         futures = {future.key: future for future in futures_of(persisted)}  # type: ignore[no-untyped-call]
         del persisted
-        landed: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        for key, future in futures.items():
-            future.add_done_callback(lambda _future, key=key: landed.put(key))
+        back: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for future in futures.values():
+            future.add_done_callback(back.put)
         try:
             well = True
             while futures and well:
-                keys = _some(landed, WATCH_SECONDS)
-                well = self._taken(futures, keys) if keys else self._there()
+                came = rpc.some(back, WATCH_SECONDS)
+                well = self._taken(futures, came) if came else self._is_any_there()
         except SchedulerGoneError:
             raise
         except BaseException:
             with contextlib.suppress(Exception):  # why the job ends is known already
                 self.stop(self.workers)
-                while keys := _some(landed, QUIET_SECONDS):
-                    self._taken(futures, keys)
+                while came := rpc.some(back, QUIET_SECONDS):
+                    self._taken(futures, came)
             raise
+        finally:
+            for future in futures.values():
+                future.release()  # what waits for it does not keep its task at the scheduler
         return well
 
-    def _taken(self, futures: dict[Any, Any], keys: Sequence[Any]) -> bool:
+    def _taken(self, futures: dict[Any, Any], came: Sequence[Any]) -> bool:
         """Take what came back; False where not all of it is blocks that are done."""
-        came = {key: future for key in keys if (future := futures.pop(key)).status == "finished"}
+        whole = [future.key for future in came if future.status == "finished"]
         results: dict[Any, Any] = {}
         # Whatever it was, direct reads do these blocks again, and look at the scheduler.
         with contextlib.suppress(Exception):
-            results = rpc.gather(self.client, came, seconds=ANSWER_SECONDS) if came else {}
-        well = len(results) == len(keys)
+            results = rpc.gather(self.client, whole, seconds=ANSWER_SECONDS)
+        well = len(results) == len(came)
+        for future in came:
+            futures.pop(future.key).release()
         for result in results.values():
             index, outcome = result[0, 0, 0]
             if isinstance(outcome, Made):
@@ -152,26 +153,7 @@ class Windows:
                 well = False
         return well
 
-    def _there(self) -> bool:
-        """Tell whether a worker is there that may do what is left."""
-        if self.client.status != "running":
-            raise SchedulerGoneError(f"the scheduler has gone, to which the client is {self.client.status}")
-        now = time.monotonic()
-        try:
-            there = rpc.identity(self.client, seconds=ANSWER_SECONDS)
-        except Exception as error:
-            if now - self._heard > GONE_SECONDS:
-                raise SchedulerGoneError(f"the scheduler does not answer ({clause(error)})") from error
-            return True
-        self._heard = now
-        return any(address in there for address in self.workers)
-
-
-def _some(landed: queue.SimpleQueue[Any], seconds: float) -> list[Any]:
-    """Return what has come back, once something has; nothing where nothing does for so long."""
-    keys = []
-    with contextlib.suppress(queue.Empty):
-        keys.append(landed.get(timeout=seconds))
-        while True:
-            keys.append(landed.get_nowait())
-    return keys
+    def _is_any_there(self) -> bool:
+        """Return whether a worker is there that may do what is left."""
+        there = self._scheduler.workers()
+        return there is None or any(address in there for address in self.workers)
