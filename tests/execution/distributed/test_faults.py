@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from distributed import WorkerPlugin
+from distributed import Client, WorkerPlugin
 
 import isovoxel
 from execution.distributed.clusters import OPTIONS, Foreign, files, stack
@@ -341,6 +341,57 @@ def test_workers_of_a_cluster_serve_the_command_line(tmp_path: Path, out: Path, 
     assert '"done_before": 0' not in said.stdout
     isovoxel.scale(tmp_path / "in.npy", tmp_path / "whole.zarr", **EXACT)
     assert files(out) == files(tmp_path / "whole.zarr")
+
+
+def test_a_worker_that_outlives_the_lock_of_its_job_writes_nothing_more(
+    tmp_path: Path, out: Path, foreign: Foreign
+) -> None:
+    """Its client is killed, another job completes the output, and only then it comes to put its shard in place."""
+    stack(tmp_path)
+    held, go = tmp_path / "held", tmp_path / "go"
+    os.mkfifo(go)
+
+    class Holds(WorkerPlugin):  # defined here, it travels with its code: the worker does not see this module
+        def setup(self, worker: Any) -> None:
+            del worker
+            from isovoxel.output.shard import Unsealed
+
+            seal = Unsealed.seal
+
+            def wait(shard: Unsealed) -> Any:
+                try:
+                    held.touch(exist_ok=False)
+                except FileExistsError:
+                    return seal(shard)
+                go.read_bytes()  # until somebody has written there
+                return seal(shard)
+
+            Unsealed.seal = wait  # type: ignore[method-assign]
+
+    foreign.worker("a")
+    with Client(foreign.address, set_as_default=False) as client:
+        client.wait_for_workers(1, timeout=60)
+        client.register_plugin(Holds(), name="holds")
+    with subprocess.Popen(command(out, "--scheduler", foreign.address), stderr=subprocess.DEVNULL) as job:
+        deadline = time.monotonic() + 300
+        while not held.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        job.kill()
+    isovoxel.scale(tmp_path / "in.npy", out, **EXACT)
+    assert output_state(out) == OutputState(complete=True)
+
+    def found() -> dict[str, tuple[int, int, bytes]]:
+        paths = [path for path in out.parent.glob(f"{out.name}*/**/*") if path.is_file()]
+        return {str(path): (path.stat().st_ino, path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
+
+    before = found()
+    go.write_bytes(b"")
+    while "is not locked by this job any more" not in foreign.logs:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert found() == before
+    assert not [path for path in out.rglob("*") if "isovoxel-" in path.name]
 
 
 def test_a_worker_that_sees_something_else_is_named(tmp_path: Path, foreign: Foreign) -> None:
