@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import dask
 import numpy as np
 import psutil
 import pytest
@@ -20,9 +21,9 @@ from execution.distributed.clusters import OPTIONS, Foreign, files, stack
 from isovoxel.engines.pipeline import StagedBlock, StagedEngine
 from isovoxel.errors import ClusterError, DeviceLostError, JobError
 from isovoxel.execution.blocks import BlockMaker
-from isovoxel.execution.distributed import executor, submission
+from isovoxel.execution.distributed import executor, local_workers, submission
 from isovoxel.execution.distributed.worker_session import WorkerSession
-from isovoxel.execution.events import BlockDone, Event, JobFinished, JobStarted, Waiting, WorkerLeft
+from isovoxel.execution.events import BlockDone, Event, JobFinished, JobStarted, LevelBegun, Waiting, WorkerLeft
 from isovoxel.execution.output import OutputState, output_state
 from isovoxel.execution.retry import BlockFailed
 from isovoxel.planning.model import Block
@@ -118,6 +119,32 @@ def test_a_worker_that_falls_silent_is_done_without(
     check(events, out)
     (left,) = (event for event in events if isinstance(event, WorkerLeft))
     assert (left.name, left.reason) == ("1", "it has not been heard of for 3 s")
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_between_levels_is_replaced(
+    tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It cannot be told of the next level: the scheduler of own workers kills it, and its nanny starts another."""
+    monkeypatch.setattr(local_workers, "HUNG_SECONDS", 3.0)
+    pids, events = dict[str, int](), list[Event]()
+
+    def stop(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, LevelBegun) and pids:
+            os.kill(pids.popitem()[1], signal.SIGSTOP)
+            pids.clear()
+
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "2s"}),  # sooner than it counts as lost
+        local_workers.start("cpu:2", 2) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        pids |= client.run(os.getpid)
+        result = isovoxel.scale(stack(tmp_path), out, client=client, listeners=[stop], **EXACT | {"levels": 2})
+    blocks = [(event.level, event.index) for event in events if isinstance(event, BlockDone)]
+    assert sorted(blocks) == [(plan.level, i) for plan in result.plan.levels for i in range(plan.n_blocks)]
+    assert isovoxel.verify(out, samples=16).holds
 
 
 class Breaks(WorkerPlugin):

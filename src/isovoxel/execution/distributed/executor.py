@@ -69,7 +69,7 @@ TELL_SECONDS = 120.0
 """How long workers may take to be told of a job, the end of what they did before included."""
 PREPARE_SECONDS = 300.0
 """How long they may take to build kernels, and to pin memory: seconds for gigabytes."""
-BYE_SECONDS = 20.0
+BYE_SECONDS = 10.0
 """How long they may take to end it: one that is silent, though connected, does not hold up a job that is done."""
 PROBE = "probe"
 """How the names of files begin that show whether a folder is the same everywhere."""

@@ -37,6 +37,8 @@ MOST_ON_A_CORE = 16
 """Most workers for each core: more is a mistake, and would fill memory and process table before anything is done."""
 KEPT_MESSAGES = 20
 """How many messages to a worker a scheduler keeps, for whoever looks for errors in it."""
+HUNG_SECONDS = 30.0
+"""After how long without a sign of life the scheduler lets a worker's nanny start another process in its place."""
 _TERMINAL = [getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name)]
 """Signals that a terminal sends to all of its processes."""
 
@@ -120,6 +122,7 @@ def start(workers: str, threads: int | None) -> Any:
             "protocol": "tls://",
             "host": LOOPBACK,
             "port": 0,
+            "worker_ttl": HUNG_SECONDS,
             "dashboard": find_spec("bokeh") is not None,
             "dashboard_address": f"{LOOPBACK}:0",
         },

@@ -17,7 +17,7 @@ from isovoxel.errors import ClusterError, JobError
 from isovoxel.execution.events import Event, Waiting
 from isovoxel.execution.retry import clause
 
-ANSWER_SECONDS = 20.0
+ANSWER_SECONDS = 10.0
 """How long the scheduler may take to answer, or to pass a result on, before it is asked again."""
 GONE_SECONDS = 60.0
 """How long it may not answer at all."""
@@ -123,7 +123,8 @@ def remove_plugin(client: Any, name: str, *, seconds: float) -> None:
 async def _ask_those_there(client: Any, ask: Callable[[Collection[str]], Awaitable[Any]]) -> Any:
     """Ask workers by a coroutine that takes those that are there; ask again where one of them is lost meanwhile.
 
-    The scheduler would try for half a minute to connect to that one, and then answer for none.
+    The scheduler tries for half a minute to connect to that one, and then answers for none. One that hangs it loses
+    after its ``worker-ttl``.
     """
 
     def begin() -> asyncio.Future[Any]:
@@ -143,7 +144,10 @@ async def _ask_those_there(client: Any, ask: Callable[[Collection[str]], Awaitab
                 asked.cancel()
                 asked = begin()
             elif asked.done():
-                return asked.result()
+                if not isinstance(asked.exception(), OSError):
+                    return asked.result()
+                await asyncio.sleep(LOOK_SECONDS)  # no connection to one that is not lost, or not yet
+                asked = begin()
     finally:
         asked.cancel()
 
