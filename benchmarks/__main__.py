@@ -23,6 +23,7 @@ NAMES = (
     "generations",
     "pairs",
     "conformance",
+    "whole",
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ LIMIT = "#c2273d"
 COLOURS = {"read": "#3b76b5", "wait": "#e8c268", "scale": "#e07b39", "write": "#4f9d69", "idle": "#c9ccd3"}
 OTHERS = ("#8c6bb1", "#56a3a6", "#b5651d", "#7a7a7a")
 """Colours of stages that have none of their own."""
+PHASE_COLOURS = ("#7a7a7a", "#8c6bb1", "#56a3a6", "#e8c268", "#e07b39", "#b5651d", "#c9ccd3", "#1f2430")
+"""Colours of what a whole run does, one after the other."""
 REST = "#e3e5ea"
 ROW, HEAD, FOOT = 0.36, 0.62, 0.5
 """Height of a bar, of what stands above some of them and below them, in inches."""
@@ -63,6 +66,50 @@ def draw_time(record: dict[str, Any], path: Path) -> None:
         write_title(figure, "Where the time of a job goes", record["machine"])
         figure.savefig(path)
         plt.close(figure)
+
+
+def draw_whole(record: dict[str, Any], phases: Sequence[str], path: Path) -> None:
+    """Draw what each whole run does when, and its limit below it: what ``whole --json`` has, as a PNG."""
+    rows = record["rows"]
+    parts = {"python": PHASE_COLOURS[0], "decode": COLOURS["read"], "encode": COLOURS["write"]}
+    longest = max(max(row["seconds"], row["limit"]["seconds"]) for row in rows)
+    with plt.rc_context(STYLE):
+        figure = plt.figure(figsize=(9.2, 2 * ROW * len(rows) + 1.7), dpi=110)
+        height = figure.get_figheight()
+        axes = figure.add_axes((0.22, 0.6 / height, 0.74, (height - 1.6) / height))
+        for i, row in enumerate(rows):
+            for y, spent, colours in (
+                (i - 0.2, [row["phases"][phase] for phase in phases], PHASE_COLOURS),
+                (i + 0.2, [row["limit"][part] for part in parts], parts.values()),
+            ):
+                left = 0.0
+                for seconds, colour in zip(spent, colours, strict=True):
+                    axes.barh(y, seconds, left=left, color=colour, height=0.36)
+                    left += seconds
+            label = f"  {row['seconds']:.3g} s, {row['limit']['seconds'] / row['seconds']:.2f} of the limit"
+            axes.text(row["seconds"], i - 0.2, label, va="center", fontsize=8)
+            axes.text(row["limit"]["seconds"], i + 0.2, "  limit", va="center", fontsize=8, color=LIMIT)
+        axes.set_yticks(range(len(rows)), [_name(row) for row in rows])
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(len(rows) - 0.45, -0.55)
+        axes.set_xlim(0, longest * 1.35)
+        axes.set_xlabel("seconds from the start of the process", fontsize=8)
+        colours = dict(zip(phases, PHASE_COLOURS, strict=True)) | {f"limit: {part}": parts[part] for part in parts}
+        handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in colours.values()]
+        place = {"loc": "upper left", "bbox_to_anchor": (0.02, 1 - 0.34 / height)}
+        figure.legend(handles, list(colours), ncols=6, frameon=False, handlelength=1, fontsize=8, **place)
+        write_title(figure, "Where the time of a whole run goes", record["machine"])
+        figure.savefig(path)
+        plt.close(figure)
+
+
+def _name(row: dict[str, Any]) -> str:
+    """Return how a run differs from others: its size, and what is not as by default."""
+    size = row["size"] if row["size"] == "stack" else f"{row['size']} Gvoxel"
+    usual = {"device": "auto", "engine": "default", "workers": "none", "memory": "default", "kernels": "warm"}
+    said = [f"{row[name]} {name}" for name, value in usual.items() if row[name] != value]
+    levels = "levels" if row["levels"] == "auto" else f"levels {row['levels']}"
+    return "\n".join([", ".join([size, row["files"], levels]), *([", ".join(said)] if said else [])])
 
 
 def write_title(figure: Figure, title: str, machine: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tifffile import imread
 
 import isovoxel
 from benchmarks.cases import add_options, cases_of, run_job, scratch
@@ -93,7 +94,7 @@ def job_limit(source: Path, output: Path, said: dict[str, Any], folder: Path) ->
     result = isovoxel.open_volume(output)
     voxels = result.read(Box.whole(result.shape))
     decode = read_seconds(source)
-    encode = write_seconds(output, voxels, said["output"], folder)
+    encode = write_seconds(output / "0", voxels, said["output"], folder)
     reader, writer = min(decode, key=decode.__getitem__), min(encode, key=encode.__getitem__)
     volume = isovoxel.open_volume(source)
     return {
@@ -104,20 +105,22 @@ def job_limit(source: Path, output: Path, said: dict[str, Any], folder: Path) ->
 
 
 def read_seconds(source: Path) -> Seconds:
-    """Return how long decoding a whole OME-Zarr takes, by each reader."""
+    """Return how long decoding a whole OME-Zarr, or a TIFF, takes, by each reader."""
     volume = isovoxel.open_volume(source)
     voxels = np.empty(volume.shape, volume.dtype)
     voxels.fill(1)  # so that no page is touched for the first time later
     found = {}
     for threads in (cores(), 2 * cores()):
-        if HAS_TENSORSTORE:
+        if source.is_file():
+            found[f"tifffile, {threads} threads"] = best(lambda n=threads: imread(source, maxworkers=n, out=voxels))
+        elif HAS_TENSORSTORE:
             found[f"tensorstore, {threads} threads"] = best(_tensorstore_reading(source / "0", voxels, threads))
         found[f"isovoxel, {threads} threads"] = best(lambda n=threads: _decode(source, n))
     return found
 
 
-def write_seconds(result: Path, voxels: NDArray[Any], said: dict[str, Any], folder: Path) -> Seconds:
-    """Return how long encoding and writing an array takes, stored as a job's result is, by each writer."""
+def write_seconds(array: Path, voxels: NDArray[Any], said: dict[str, Any], folder: Path) -> Seconds:
+    """Return how long encoding and writing voxels takes, stored as an array that a job has made, by each writer."""
     target = folder / "written.zarr"
     found = {}
 
@@ -131,7 +134,7 @@ def write_seconds(result: Path, voxels: NDArray[Any], said: dict[str, Any], fold
     storage = Storage(tuple(said["chunk"]), tuple(said["shard"]), said["codec"])
     for threads in (cores(), 2 * cores()):
         if HAS_TENSORSTORE:
-            write = _tensorstore_writing(result / "0" / "zarr.json", target, voxels, threads)
+            write = _tensorstore_writing(array / "zarr.json", target, voxels, threads)
             found[f"tensorstore, {threads} threads"] = best(write, reset=clear)
         found[f"isovoxel, {threads} threads"] = best(
             lambda n=threads: _write_shards(target, voxels, storage, n), reset=clear

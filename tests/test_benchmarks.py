@@ -16,7 +16,7 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 NAMES = (
     *("kernels", "limits", "job", "stage", "scaling", "peers", "startup", "roofline", "aliasing", "writers"),
-    *("workers", "simulate", "budgets", "generations", "pairs", "conformance"),
+    *("workers", "simulate", "budgets", "generations", "pairs", "conformance", "whole"),
 )
 
 
@@ -236,6 +236,26 @@ def test_the_startup_benchmark_compares_a_small_job_with_a_script(tmp_path: Path
     names = ["a script with cle.scale", "scale", "plan", "plan of a petabyte", "--help"]
     assert [name.removeprefix("isovoxel ") for name in commands] == names
     assert all(found["seconds"] > 0 and found["cpu_seconds"] > 0 for found in commands.values())
+
+
+@pytest.mark.slow
+def test_the_whole_benchmark_measures_runs_from_start_to_exit(tmp_path: Path) -> None:
+    """Phases add up to a run, parts to its limit; a stack and a volume each have a row, and are drawn."""
+    run(
+        *("whole", "--sizes", "stack 0.0003", "--levels", "1", "--repeat", 1, "--folder", tmp_path / "files"),
+        *("--json", tmp_path / "whole.json", "--figure", tmp_path / "whole.png"),
+    )
+    rows = numbers(tmp_path / "whole.json")["rows"]
+    assert [row["size"] for row in rows] == ["stack", "0.0003"]
+    for row in rows:
+        phases, limit = row["phases"], row["limit"]
+        assert sum(phases.values()) == pytest.approx(row["seconds"])
+        assert all(phases[name] > 0 for name in ("imports", "preparing", "first block", "end"))
+        assert limit["python"] + limit["decode"] + limit["encode"] == pytest.approx(limit["seconds"])
+        assert row["peak_bytes"] <= row["projected_bytes"]
+    assert list((tmp_path / "files").iterdir()) == []
+    with Image.open(tmp_path / "whole.png") as picture:
+        assert picture.width > 800
 
 
 def test_the_writers_benchmark_compares_both() -> None:
