@@ -17,12 +17,11 @@ import zarr
 
 import isovoxel as api
 from command_line import Isovoxel, check_refused
-from isovoxel import earlier_options
+from isovoxel import jobs
 from isovoxel.engines import devices
 from isovoxel.errors import JobError, OutputExistsError
 from isovoxel.execution.events import BlockDone, Event
-from isovoxel.keywords import ScalingOptions
-from isovoxel.options import Options
+from isovoxel.options import Options, ScalingOptions
 from isovoxel.output.provenance import read_provenance
 
 SMALL: dict[str, Any] = {"chunk": (8, 8, 8), "shard": (8, 8, 8), "threads": 1, "device_memory": "20kB"}
@@ -198,7 +197,7 @@ def test_a_device_that_is_not_given_is_that_of_the_bits(
     device = devices.find_device()
     others = [replace(device, name="another", index=0), replace(device, index=1)]
     monkeypatch.setattr(devices, "list_devices", lambda: others)
-    assert earlier_options.as_begun(out, Options()).device == "1"
-    assert earlier_options.as_begun(out, Options(device="0")).device == "0"
-    assert earlier_options.as_begun(out, Options(), here=False).device is None
-    assert earlier_options.as_begun(out, Options(overwrite=True)).device is None
+    assert jobs.as_begun(out, Options()).device == "1"
+    assert jobs.as_begun(out, Options(device="0")).device == "0"
+    assert jobs.as_begun(out, Options(), here=False).device is None
+    assert jobs.as_begun(out, Options(overwrite=True)).device is None

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import isovoxel
-from isovoxel.keywords import Opening, ScalingOptions
+from isovoxel.options import Opening, ScalingOptions
 from isovoxel.reporting.report import Report
 from isovoxel.reporting.show import show
 

@@ -11,8 +11,7 @@ from isovoxel.errors import OptionError
 from isovoxel.execution.events import Listener
 from isovoxel.execution.result import ScaleResult
 from isovoxel.geometry.grid import Float3
-from isovoxel.keywords import CropLike, ScalingOptions, checked_keywords
-from isovoxel.options import CONVERTING, Options
+from isovoxel.options import CONVERTING, CropLike, Options, ScalingOptions, checked_keywords
 from isovoxel.planner import open_input, plan_volume
 from isovoxel.planning.one_piece import WholeLimits
 from isovoxel.planning.plan import Plan
@@ -117,8 +116,7 @@ def plan(
         volume = open_input(source, given)
         with open_cluster(given, client, source=source) as cluster:
             return plan_volume(volume, given, cluster)
-    from isovoxel.earlier_options import as_begun, open_as_begun
-    from isovoxel.jobs import foreseen
+    from isovoxel.jobs import as_begun, foreseen, open_as_begun
 
     here = client is None and workers is None and scheduler is None
     volume, begun = open_as_begun(source, as_begun(output, given, here=here), given)

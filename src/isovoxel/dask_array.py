@@ -18,8 +18,7 @@ from isovoxel.errors import InputError
 from isovoxel.geometry.axis import Axis
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import AXES, Float3
-from isovoxel.keywords import checked_keywords
-from isovoxel.options import Options, parse_factor
+from isovoxel.options import Options, checked_keywords, parse_factor
 from isovoxel.planner import choose_engine, choose_sampling, source_of
 
 

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 from isovoxel.errors import InterruptedJobError, IsovoxelError, JobError, OptionError, OutputError
 from isovoxel.execution.inputs import Named, check_apart, folders_of, read_as
 from isovoxel.execution.result import ScaleResult
-from isovoxel.keywords import Opening, checked_keywords
 from isovoxel.object_store.addresses import is_address
+from isovoxel.options import Opening, checked_keywords
 from isovoxel.planning.memory import human_bytes
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.base import Volume

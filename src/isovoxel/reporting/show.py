@@ -11,8 +11,7 @@ from typing import Unpack
 from isovoxel.api import open_volume
 from isovoxel.execution.host import peak_bytes, reading_limits
 from isovoxel.execution.inputs import Named, check_apart, read_as
-from isovoxel.keywords import Opening, checked_keywords
-from isovoxel.options import parse_size
+from isovoxel.options import Opening, checked_keywords, parse_size
 from isovoxel.reporting.files import HIDDEN, check_own, without_secrets
 from isovoxel.reporting.pictures import Reading, draw, save
 from isovoxel.reporting.records import Record
