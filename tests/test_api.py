@@ -323,7 +323,6 @@ def test_auto_is_decided_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         return find(name)
 
     monkeypatch.setattr(devices, "find_device", watched)
-    monkeypatch.setattr("isovoxel.engines.registry.find_device", watched)
     isovoxel.scale(np.ones((4, 4, 4), np.uint8), tmp_path / "out.zarr", factor=(2, 1, 1))
     assert wanted[0] == "auto"
     assert all(name.isdecimal() for name in wanted[1:])
