@@ -342,7 +342,7 @@ def workers(
     with open_cluster(Options(workers=workers, scheduler=scheduler), client) as cluster:
         if cluster is None:
             raise OptionError("no workers are named; give one of workers, scheduler and client")
-        return cluster.fleet.members
+        return cluster.pool.members
 
 
 def output_state(path: str | Path) -> OutputState | None:

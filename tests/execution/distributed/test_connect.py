@@ -20,7 +20,7 @@ from execution.distributed.clusters import OPTIONS, VOXELS, Foreign, gpus, stack
 from isovoxel.engines.devices import Device
 from isovoxel.errors import ClusterError, DeviceError, IsovoxelError, OptionError
 from isovoxel.execution.distributed import connect, local_workers, worker_info
-from isovoxel.execution.distributed.local_workers import OwnNanny, environments
+from isovoxel.execution.distributed.local_workers import QuietNanny, environments
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_workers_that_do_not_start_say_the_first_cause(
     async def fail(_: Any) -> None:
         raise OSError(errno.EAGAIN, "no more processes")
 
-    monkeypatch.setattr(OwnNanny, "instantiate", fail)
+    monkeypatch.setattr(QuietNanny, "instantiate", fail)
     with pytest.raises(ClusterError, match=r"do not start: BlockingIOError: \[Errno 11\] no more processes"):
         isovoxel.scale(stack(tmp_path), out, workers="cpu:1", **OPTIONS)
     assert not list(tmp_path.glob("out*"))

@@ -96,7 +96,7 @@ def test_a_worker_that_falls_silent_is_done_without(
     """It is connected still: its blocks go elsewhere, and the end does not wait for it. Nothing counts twice."""
     monkeypatch.setattr(submission, "QUIET_SECONDS", 3.0)
     monkeypatch.setattr(submission, "ANSWER_SECONDS", 1.0)  # a result that it has is asked for in vain
-    monkeypatch.setattr(executor, "BYE_SECONDS", 1.0)
+    monkeypatch.setattr(executor, "LEAVE_SECONDS", 1.0)
     silent = next(address for address, known in own.scheduler_info()["workers"].items() if known["name"] == 1)
     pid = own.run(os.getpid, workers=[silent])[silent]
     events: list[Event] = []

@@ -25,7 +25,7 @@ EXACT = OPTIONS | {"engine": "exact"}
 
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("halo", ["direct", "map_overlap"])
-@pytest.mark.parametrize("lost", ["gather", "identity"])
+@pytest.mark.parametrize("lost", ["gather", "known_workers"])
 def test_a_reply_that_is_lost_ends_no_job(
     tmp_path: Path, out: Path, client: Any, monkeypatch: pytest.MonkeyPatch, halo: str, lost: str
 ) -> None:

@@ -149,13 +149,13 @@ def test_a_late_block_is_given_to_a_second_worker(
 
 def test_a_bounded_number_of_blocks_is_out(threads: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many there are, the scheduler knows of a window for each worker."""
-    most, land = [0], Submission._land
+    most, land = [0], Submission._receive
 
     def watch(self: Submission, keys: Any) -> None:
         most.append(len(self._blocks))
         land(self, keys)
 
-    monkeypatch.setattr(Submission, "_land", watch)
+    monkeypatch.setattr(Submission, "_receive", watch)
     run(threads, 300)
     assert max(most) <= WINDOW * 4
 

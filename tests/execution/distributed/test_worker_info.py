@@ -39,10 +39,10 @@ def member(number: int, **changes: Any) -> WorkerInfo:
 
 def test_workers_of_a_host_share_its_memory_and_cores() -> None:
     """Three of four on one host: each has a third of that, and the one that is alone elsewhere does not count."""
-    fleet = WorkerPool((member(1), member(2), member(3), member(4, host="b")))
-    assert fleet.host == HostLimits(allowed=64 * GIB // 3, baseline=GIB, threads=8, helpers=4, workers=4)
-    assert fleet.share(fleet.members[3]).allowed == 64 * GIB
-    assert fleet.notes == ()
+    pool = WorkerPool((member(1), member(2), member(3), member(4, host="b")))
+    assert pool.host == HostLimits(allowed=64 * GIB // 3, baseline=GIB, threads=8, helpers=4, workers=4)
+    assert pool.share(pool.members[3]).allowed == 64 * GIB
+    assert pool.notes == ()
 
 
 def test_what_distributed_allows_a_worker_binds() -> None:
@@ -53,17 +53,17 @@ def test_what_distributed_allows_a_worker_binds() -> None:
 def test_the_least_of_each_limit_binds() -> None:
     """Different GPUs are named; none of their limits is passed by any block."""
     small = replace(GPU, name="A100", memory=40 * GIB, allowed=36 * GIB, image_shape=(2048, 16384, 16384))
-    fleet = WorkerPool((member(1), member(2, device=small), member(3)))
-    assert fleet.device("cle") == replace(small, name="A100 and H100")
-    assert fleet.notes == ("devices differ (1 x A100, 2 x H100); the least binds",)
+    pool = WorkerPool((member(1), member(2, device=small), member(3)))
+    assert pool.device("cle") == replace(small, name="A100 and H100")
+    assert pool.notes == ("devices differ (1 x A100, 2 x H100); the least binds",)
 
 
 def test_gpus_and_cpus_go_together_under_exact_only() -> None:
     """Cle gives other bits on each."""
-    fleet = WorkerPool((member(1), member(2, device=CPU)))
-    assert (fleet.device("exact").kind, fleet.device("exact").shares_host_memory) == ("cpu", True)
+    pool = WorkerPool((member(1), member(2, device=CPU)))
+    assert (pool.device("exact").kind, pool.device("exact").shares_host_memory) == ("cpu", True)
     with pytest.raises(DeviceError, match=r"some on CPUs \(2\), and engine cle gives other bits .* use --engine exact"):
-        fleet.device("cle")
+        pool.device("cle")
 
 
 @pytest.mark.parametrize(
@@ -110,10 +110,10 @@ def test_all_workers_have_the_same_clesperanto(
     monkeypatch: pytest.MonkeyPatch, answers: list[Any], library: str, why: str
 ) -> None:
     """Or none that engine cle can use."""
-    fleet = WorkerPool((member(1), member(2)))
-    given = {one.address: answer for one, answer in zip(fleet.members, answers, strict=True)}
+    pool = WorkerPool((member(1), member(2)))
+    given = {one.address: answer for one, answer in zip(pool.members, answers, strict=True)}
     monkeypatch.setattr(worker_info, "ask_workers", lambda *_, **__: given)
-    found, why_not = worker_info.same_clesperanto(None, fleet)
+    found, why_not = worker_info.same_clesperanto(None, pool)
     assert found == library
     assert why in why_not
     assert bool(why_not) == bool(why)

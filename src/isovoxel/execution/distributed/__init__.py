@@ -1,1 +1,1 @@
-"""Carrying a plan out on many workers: one volume, one client, dask's distributed scheduler between them."""
+"""Executor on workers: one volume, one client, dask's distributed scheduler between them."""

@@ -22,7 +22,7 @@ from isovoxel.object_store.files import read_small
 from isovoxel.options import Options
 from isovoxel.planning.model import DeviceLimits, HostLimits
 
-if TYPE_CHECKING:  # loaded where there are workers, as distributed is
+if TYPE_CHECKING:  # jobs without workers load neither this nor distributed
     from isovoxel.execution.distributed.worker_info import WorkerOptions, WorkerPool
 
 CONNECT_SECONDS = 10
@@ -38,20 +38,20 @@ class Cluster:
 
     client: Any
     """A ``distributed.Client``."""
-    fleet: WorkerPool
+    pool: WorkerPool
     """The workers, as they were when the job was planned."""
-    wishes: WorkerOptions
-    """What was asked of each of them."""
+    requested: WorkerOptions
+    """What the user requested of each of them."""
 
     def limits(self, engine: str) -> tuple[DeviceLimits, HostLimits]:
         """Return what every worker keeps, for an engine; see `WorkerPool.device`."""
-        return self.fleet.device(engine), self.fleet.host
+        return self.pool.device(engine), self.pool.host
 
     def clesperanto(self) -> tuple[str, str]:
-        """Return package and version of the clEsperanto that all workers have, or nothing and why they have none."""
+        """Return package and version of the clEsperanto that all workers have, or nothing and the reason."""
         from isovoxel.execution.distributed.worker_info import same_clesperanto
 
-        return same_clesperanto(self.client, self.fleet)
+        return same_clesperanto(self.client, self.pool)
 
     @property
     def dashboard(self) -> str:
@@ -63,7 +63,7 @@ class Cluster:
 def open_cluster(
     options: Options, client: Any, *, source: Any = None, listeners: Sequence[Listener] = ()
 ) -> AbstractContextManager[Cluster | None]:
-    """Lend the workers that options or a client name for a while, or None where nothing names any.
+    """Return a context manager of the workers that options or a client name, or of None where nothing names any.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ def open_cluster(
     source
         As in `isovoxel.scale`.
     listeners
-        Told which workers there are, and where the job has to wait for one.
+        Receives which workers there are, and that the job waits for one.
 
     Raises
     ------
@@ -105,8 +105,8 @@ def open_cluster(
         for listener in listeners:
             listener(event)
 
-    wishes = WorkerOptions(options.memory_bytes, options.device_memory_bytes, options.threads)
-    return connected(**ways, wishes=wishes, listener=tell)
+    requested = WorkerOptions(options.memory_bytes, options.device_memory_bytes, options.threads)
+    return connected(**ways, requested=requested, listener=tell)
 
 
 def check_reachable(source: Any) -> None:
@@ -130,10 +130,10 @@ def connected(
     workers: str | int | None = None,
     scheduler: str | Path | None = None,
     client: Any = None,
-    wishes: WorkerOptions | None = None,
+    requested: WorkerOptions | None = None,
     listener: Listener = lambda _event: None,
 ) -> Iterator[Cluster]:
-    """Lend the workers that exactly one of three options names, and what they have.
+    """Connect to the workers that exactly one of three options names, and survey them; a context manager.
 
     Parameters
     ----------
@@ -143,10 +143,10 @@ def connected(
         Address of a scheduler, or path of its scheduler file.
     client
         A ``distributed.Client``, which stays open.
-    wishes
-        What the user asks of each worker.
+    requested
+        What the user requests of each worker.
     listener
-        Told which workers there are, and where the job has to wait for one.
+        Receives which workers there are, and that the job waits for one.
 
     Raises
     ------
@@ -160,12 +160,12 @@ def connected(
     with contextlib.ExitStack() as stack:
         stack.enter_context(_quiet())
         try:
-            cluster = _connect(stack, workers, scheduler, client, wishes or WorkerOptions(), listener)
+            cluster = _connect(stack, workers, scheduler, client, requested or WorkerOptions(), listener)
         except InterruptedJobError:
             raise
         except KeyboardInterrupt as stop:  # here too processes that were started have to end
             raise InterruptedJobError("interrupted before the job began", getattr(stop, "signal", None)) from None
-        listener(Connected(cluster.dashboard, cluster.fleet.notes))
+        listener(Connected(cluster.dashboard, cluster.pool.notes))
         yield cluster
 
 
@@ -174,10 +174,10 @@ def _connect(
     workers: str | int | None,
     scheduler: str | Path | None,
     client: Any,
-    wishes: WorkerOptions,
+    requested: WorkerOptions,
     listener: Listener,
 ) -> Cluster:
-    """Return the cluster that one of the options names; what has to be ended goes onto the stack."""
+    """Return the cluster that one of the options names; the stack closes what this starts."""
     import distributed
 
     from isovoxel.execution.distributed.worker_info import survey
@@ -192,10 +192,10 @@ def _connect(
     else:
         from isovoxel.execution.distributed.local_workers import start
 
-        started = stack.enter_context(start(str(workers), wishes.threads))
-        client, wishes = stack.enter_context(_client(started)), replace(wishes, flushing=FLUSHING)
+        started = stack.enter_context(start(str(workers), requested.threads))
+        client, requested = stack.enter_context(_client(started)), replace(requested, flushing=FLUSHING)
     _await_worker(client, listener)
-    return Cluster(client, survey(client, wishes), wishes)
+    return Cluster(client, survey(client, requested), requested)
 
 
 def _address(scheduler: str | Path) -> str:
@@ -217,7 +217,7 @@ def _address(scheduler: str | Path) -> str:
 
 @contextlib.contextmanager
 def _client(where: Any) -> Iterator[Any]:
-    """Lend a client of the scheduler at an address, or of a cluster's."""
+    """Connect a client to the scheduler at an address, or to a cluster's; a context manager."""
     import warnings
 
     from distributed import Client
@@ -251,7 +251,7 @@ def _await_worker(client: Any, listener: Listener) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what distributed logs of lost connections, which the job says in its own words, off the terminal."""
+    """Keep distributed's log of lost connections off the terminal: the job reports them itself."""
     handlers = [(handler, handler.level) for handler in logging.getLogger("distributed").handlers]
     for handler, _ in handlers:
         handler.setLevel(logging.CRITICAL + 1)

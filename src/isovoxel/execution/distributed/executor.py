@@ -1,15 +1,15 @@
-"""Make the blocks of a level on the workers of a cluster; this process assigns blocks, and keeps lock and ledger.
+"""Executor on the workers of a cluster: this process assigns blocks, and keeps lock and ledger.
 
 1. Before anything is written, every worker must see the client's input, and the folder that the output goes to: the
-   client writes a file beside the ledger, each worker reads that and writes one of its own. Then it is told of the job,
-   which ends what a job of before has left running for the same output.
+   client writes a file beside the ledger, each worker reads it and writes one of its own. Then it gets the job as a
+   plugin, which ends what an earlier job has left running for the same output.
 2. Blocks go to workers (`isovoxel.execution.distributed.submission`), are made there
-   (`isovoxel.execution.distributed.worker_session`), and are noted here as they come back.
+   (`isovoxel.execution.distributed.worker_session`), and are recorded here as they come back.
 
 =============================  ===================================================================================
 a worker is lost               its blocks go to others; one that comes takes part
 a worker's device is lost      its process is started again; where that does not help it is set aside
-a worker cannot begin          it is set aside, as long as another one does blocks
+a worker cannot begin          it is set aside, as long as another one makes blocks
 a block fails                  another worker tries; where it fails there too, or there is none, the job ends
 no worker, or no scheduler     the job ends after a while, and can be resumed
 =============================  ===================================================================================
@@ -48,8 +48,8 @@ from isovoxel.execution.distributed.worker_session import (
     Made,
     Outcome,
     cancel_blocks,
-    job_plugin_of,
     make_block,
+    plugin_name,
     prepare,
 )
 from isovoxel.execution.events import Listener, WorkerJoined
@@ -66,13 +66,13 @@ from isovoxel.terminal import trace
 MOST_PICKLED = 16 * 2**20
 """Most bytes that a job may be when it is sent to workers: each of them gets all of it."""
 TELL_SECONDS = 120.0
-"""How long workers may take to be told of a job, the end of what they did before included."""
+"""How long workers may take to receive a level, including the end of what they did before."""
 PREPARE_SECONDS = 300.0
 """How long they may take to build kernels, and to pin memory: seconds for gigabytes."""
-BYE_SECONDS = 10.0
-"""How long they may take to end it: one that is silent, though connected, does not hold up a job that is done."""
+LEAVE_SECONDS = 10.0
+"""How long workers may take to end a job; one that hangs does not delay a job that is done for longer."""
 PROBE = "probe"
-"""How the names of files begin that show whether a folder is the same everywhere."""
+"""Prefix of the files by which workers check that a folder is the same everywhere."""
 
 
 class DistributedExecutor:
@@ -86,10 +86,10 @@ class DistributedExecutor:
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster, self.client = cluster, cluster.client
-        self.members = {member.address: member for member in cluster.fleet.members}
+        self.members = {member.address: member for member in cluster.pool.members}
         """The workers that take part, by their addresses; those that came later too."""
         self._introduced: set[str] = set()
-        """Addresses of workers that were told of."""
+        """Addresses of workers that were reported."""
         self._name = ""
         """Name of the plugin that workers have been given, or nothing."""
 
@@ -100,11 +100,11 @@ class DistributedExecutor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._name:
-            with contextlib.suppress(Exception), self._waiting("workers to end their part", BYE_SECONDS):
-                remove_plugin(self.client, self._name, seconds=BYE_SECONDS)  # who does not answer is not there
+            with contextlib.suppress(Exception), self._waiting("workers to end their part", LEAVE_SECONDS):
+                remove_plugin(self.client, self._name, seconds=LEAVE_SECONDS)  # one that does not answer has gone
 
     def prepare(self, task: Task, volume: Volume, listener: Listener) -> None:
-        """Tell the workers of a level, and let them build kernels; see `Executor`.
+        """Send a level to the workers, and let them build kernels; see `Executor`.
 
         Raises
         ------
@@ -117,7 +117,7 @@ class DistributedExecutor:
         self._task, self._identity, self._array, self._listener = task, volume.identity, volume.array, listener
         self._check_size()
         if is_first:
-            self._check_sight()
+            self._check_files()
         else:
             return_freed_memory()  # of the level before
             # Those that have gone are not asked for again; those that come will be.
@@ -151,12 +151,12 @@ class DistributedExecutor:
         except Exception as failure:  # noqa: BLE001 - raised again
             progress.fail(failure, self._task.free_bytes)
         seconds = time.perf_counter() - began
-        threads = plan.in_flight * len(self.cluster.fleet.members)
+        threads = plan.in_flight * len(self.cluster.pool.members)
         return Elapsed(seconds, max(0.0, threads * seconds - results.busy))
 
-    def _check_sight(self) -> None:
+    def _check_files(self) -> None:
         members = tuple(self.members.values())
-        for address, what in blind(self.client, self._task, self._identity, members).items():
+        for address, what in file_faults(self.client, self._task, self._identity, members).items():
             member = self.members[address]
             raise ClusterError(
                 f"the worker {member.name} on {member.host} {what}; give paths that all workers see, the same"
@@ -166,7 +166,7 @@ class DistributedExecutor:
         """Send the level to all workers, each of which first ends what it does for a level before."""
         source = replace(self._task.source, given=_absolute(self._task.source.given))
         task = replace(self._task, output=absolute(self._task.output), source=source)
-        self._name, self._token = job_plugin_of(task.output), uuid.uuid4().hex
+        self._name, self._token = plugin_name(task.output), uuid.uuid4().hex
         try:
             with self._waiting("workers to take the job", TELL_SECONDS):
                 add_plugin(self.client, JobPlugin(self._name, self._token, task), self._name, seconds=TELL_SECONDS)
@@ -174,7 +174,7 @@ class DistributedExecutor:
             raise ClusterError(f"cannot send the job to the workers: {clause(error)}") from error
 
     def _build(self) -> None:
-        """Let the workers build kernels and allocate; one that cannot shows at its first block, and is set aside."""
+        """Let the workers build kernels and allocate; one that cannot is set aside at its first block."""
         with self._waiting("workers to build kernels and take memory", PREPARE_SECONDS):
             said = ask_workers(
                 self.client, prepare, self._name, self._token, workers=list(self.members), seconds=PREPARE_SECONDS
@@ -204,13 +204,13 @@ class DistributedExecutor:
         """Return why a worker that came later must not take part, or nothing."""
         if (member := self.members.get(address)) is None:
             try:
-                found = survey(self.client, self.cluster.wishes, [address]).members
+                found = survey(self.client, self.cluster.requested, [address]).members
                 if not found:
                     return "it has gone again"
                 (member,) = found
                 if other := self._other_clesperanto(member):
                     return f"it cannot take part: {other}"
-                said = blind(self.client, self._task, self._identity, [member])
+                said = file_faults(self.client, self._task, self._identity, [member])
             except (ClusterError, DeviceError) as error:
                 return str(error)
             if reason := said.get(address) or self._unfit(member):
@@ -247,13 +247,13 @@ class DistributedExecutor:
 
 
 def _absolute(source: Any) -> Any:
-    """Return the input as workers find it, whose working directories are others."""
+    """Return the input by a path that does not depend on the working directory."""
     return str(Path(source).absolute()) if isinstance(source, str | Path) and "://" not in str(source) else source
 
 
 @contextlib.contextmanager
-def probe(folder: Place) -> Iterator[tuple[Place, str]]:
-    """Write a file into the ledger's folder for as long as workers look for it; return its path and what it says."""
+def probe_file(folder: Place) -> Iterator[tuple[Place, str]]:
+    """Write a file into the ledger's folder while workers look for it; yield its path and content."""
     token = uuid.uuid4().hex
     path = absolute(folder) / f"{PROBE}-{token}"
     write_small(path, token.encode())
@@ -262,16 +262,16 @@ def probe(folder: Place) -> Iterator[tuple[Place, str]]:
     finally:
         for left in folder.iterdir():
             if left.name.startswith(PROBE):
-                with contextlib.suppress(FileNotFoundError):  # its worker was about to
+                with contextlib.suppress(FileNotFoundError):  # its worker deleted it just now
                     left.unlink()
 
 
-async def sees(task: Task, identity: Mapping[str, Any], path: Place, token: str) -> str:
-    """Return what is wrong with how a worker sees input and output, or nothing; runs there."""
-    return await asyncio.to_thread(_sees, task, identity, path, token)
+async def file_fault(task: Task, identity: Mapping[str, Any], path: Place, token: str) -> str:
+    """Return why a worker does not share the files of input and output, or nothing; runs on the worker."""
+    return await asyncio.to_thread(_file_fault, task, identity, path, token)
 
 
-def _sees(task: Task, identity: Mapping[str, Any], path: Place, token: str) -> str:
+def _file_fault(task: Task, identity: Mapping[str, Any], path: Place, token: str) -> str:
     try:
         volume = task.open().identified()
     except Exception as error:  # noqa: BLE001 - whatever it is, the worker cannot read it
@@ -292,17 +292,17 @@ def _sees(task: Task, identity: Mapping[str, Any], path: Place, token: str) -> s
     return ""
 
 
-def blind(client: Any, task: Task, identity: Mapping[str, Any], members: Sequence[WorkerInfo]) -> dict[str, str]:
-    """Return what is wrong with how workers see input and output, by their addresses; all is well where it is empty.
+def file_faults(client: Any, task: Task, identity: Mapping[str, Any], members: Sequence[WorkerInfo]) -> dict[str, str]:
+    """Return why workers do not share the files of input and output, by their addresses; empty where all do.
 
     Raises
     ------
     ClusterError
         If workers do not answer.
     """
-    with probe(ledger_of(task.output)) as (path, token):
+    with probe_file(ledger_of(task.output)) as (path, token):
         addresses = [member.address for member in members]
-        found = ask_workers(client, sees, task, identity, path, token, workers=addresses, seconds=ANSWER_SECONDS)
+        found = ask_workers(client, file_fault, task, identity, path, token, workers=addresses, seconds=ANSWER_SECONDS)
     return {
         address: said if isinstance(said, str) else f"does not say what it sees: {clause(said)}"
         for address, said in found.items()
@@ -311,7 +311,7 @@ def blind(client: Any, task: Task, identity: Mapping[str, Any], members: Sequenc
 
 
 class BlockResults:
-    """Takes what comes back from workers, and says what becomes of each block.
+    """Records what comes back from workers, and decides what becomes of each block.
 
     Parameters
     ----------
@@ -321,12 +321,12 @@ class BlockResults:
 
     def __init__(self, progress: LevelProgress) -> None:
         self.busy = 0.0
-        """Seconds in which threads had a block, all together."""
+        """Seconds in which a thread had a block, summed over threads."""
         self._progress = progress
         self._failed: set[int] = set()
 
     def judge(self, index: int, _worker: str, outcome: Outcome) -> BlockOutcome:
-        """Take what a worker made of a block."""
+        """Record what a worker made of a block, and return what that means."""
         for event in outcome.events:
             self._progress.tell(event)
         if isinstance(outcome, Made):

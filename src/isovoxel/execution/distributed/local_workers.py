@@ -1,10 +1,10 @@
 """Start and end workers of this machine: a process for each device, which ends with this one.
 
-Each is told in its environment which device it holds, before anything of OpenCL is loaded: processes are spawned, not
-forked. distributed's nannies, in this process, watch them and start another one where one dies.
+A worker's environment names the device that it holds before OpenCL is loaded: processes are spawned, not forked.
+distributed's nannies, in this process, watch them and start another one where one dies.
 
-A scheduler runs whatever anybody sends it, and other users of the machine reach its port. So it answers those alone who
-have a key (TLS), which is made for this cluster and kept in the memory of its processes.
+A scheduler runs whatever it receives, and other users of the machine reach its port. So connections need a key (TLS),
+which is made for this cluster and kept in the memory of its processes.
 
 They leave Ctrl-C to this process, which a terminal sends to all of its processes, and so do those that a nanny starts
 in place of one that died. What they log is kept for the client to ask for. They end with this process, even where that
@@ -36,7 +36,7 @@ LOOPBACK = "127.0.0.1"
 MOST_ON_A_CORE = 16
 """Most workers for each core: more is a mistake, and would fill memory and process table before anything is done."""
 KEPT_MESSAGES = 20
-"""How many messages to a worker a scheduler keeps, for whoever looks for errors in it."""
+"""How many messages to a worker a scheduler keeps for debugging."""
 HUNG_SECONDS = 30.0
 """After how long without a sign of life the scheduler lets a worker's nanny start another process in its place."""
 _TERMINAL = [getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name)]
@@ -79,7 +79,7 @@ def environments(workers: str) -> list[dict[str, str]]:
 
 
 def start(workers: str, threads: int | None) -> Any:
-    """Return a ``distributed.SpecCluster`` of workers of this machine, which all are there.
+    """Start workers of this machine; return their ``distributed.SpecCluster`` once all have joined.
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ def start(workers: str, threads: int | None) -> Any:
     options: dict[str, Any] = {
         "security": security,
         "protocol": "tls://",
-        "worker_class": OwnWorker,
+        "worker_class": QuietWorker,
         "nthreads": in_flight * (1 + FLUSHING),
         "memory_limit": 0,  # the plan keeps the budget, and nothing is kept between blocks that could be spilled
         "host": LOOPBACK,
@@ -113,7 +113,8 @@ def start(workers: str, threads: int | None) -> Any:
         "preload_argv": [[]],
     }
     workers_of = {
-        number: {"cls": OwnNanny, "options": options | {"env": environment}} for number, environment in enumerate(given)
+        number: {"cls": QuietNanny, "options": options | {"env": environment}}
+        for number, environment in enumerate(given)
     }
     scheduler = {
         "cls": Scheduler,
@@ -144,7 +145,7 @@ def start(workers: str, threads: int | None) -> Any:
 
 
 def _check_semaphores() -> None:
-    """Raise where the system has no semaphores left, of which the process of each worker takes some."""
+    """Raise where the system has no semaphores left: each worker's process takes some."""
     try:
         get_context("spawn").Lock()
     except OSError as error:
@@ -172,7 +173,7 @@ def _cpu_environment(workers: int) -> dict[str, str]:
 
 
 def _gpu_environment(gpu: Device) -> dict[str, str]:
-    """Return the environment that shows a worker exactly one GPU, by what nobody else is called."""
+    """Return the environment that shows a worker exactly one GPU, by its UUID where it has one."""
     return {DEVICE: gpu.uuid, "CUDA_VISIBLE_DEVICES": gpu.uuid} if gpu.uuid else {DEVICE: str(gpu.index)}
 
 
@@ -181,7 +182,7 @@ def _cores() -> set[int] | range:
 
 
 def _number(digits: str) -> int:
-    """Return a number, one of more than 18 digits as the largest of them: Python refuses those of thousands."""
+    """Return a number, at most 10^18: Python refuses to convert thousands of digits."""
     return int(digits) if len(digits.lstrip("0")) <= 18 else 10**18
 
 
@@ -189,10 +190,10 @@ def _short(text: str) -> str:
     return text if len(text) <= 40 else f"{text[:20]}...{text[-5:]}"
 
 
-class OwnWorker(Worker):
-    """A worker that leaves the terminal to the client: its signals, and what is written there.
+class QuietWorker(Worker):
+    """A worker that ignores the terminal's signals and does not write there.
 
-    What it logs is kept for the client to ask for.
+    distributed keeps what it logs for the client.
     """
 
     def __init__(self, *words: Any, **options: Any) -> None:
@@ -234,9 +235,9 @@ _safe_path = _SafePath()
 
 
 def start_tracker() -> None:
-    """Start multiprocessing's tracker of resources, which removes what a worker leaves that is killed, without a word.
+    """Start multiprocessing's resource tracker, so that it removes silently what a killed worker leaves.
 
-    It would warn of that on standard error, in words of Python's own.
+    By itself it warns of that on standard error.
     """
     name, quiet = "PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker"
     before = os.environ.get(name)
@@ -250,11 +251,11 @@ def start_tracker() -> None:
             os.environ[name] = before
 
 
-class OwnNanny(Nanny):
-    """A nanny whose workers hear no signal of the terminal while they start, and import nothing of the folder."""
+class QuietNanny(Nanny):
+    """A nanny whose workers ignore the terminal while they start, and import nothing from the working folder."""
 
     async def instantiate(self) -> Any:
-        """Start the worker's process, which begins with the mask of signals that this thread, the loop's, has."""
+        """Start the worker's process, which inherits the signal mask of this thread, the event loop's."""
         with _safe_path:
             if hasattr(signal, "pthread_sigmask"):
                 start_tracker()  # started later, it would unblock SIGINT in this thread

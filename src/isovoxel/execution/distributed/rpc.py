@@ -1,4 +1,4 @@
-"""Calls to a cluster that return, even where a machine was cut off.
+"""Calls to a cluster with time limits: they return even where a machine was cut off.
 
 distributed's client offers them without a limit. Here each is a coroutine that `Client.sync` runs with one.
 """
@@ -20,11 +20,11 @@ from isovoxel.execution.retry import clause
 ANSWER_SECONDS = 10.0
 """How long the scheduler may take to answer, or to pass a result on, before it is asked again."""
 GONE_SECONDS = 60.0
-"""How long it may not answer at all."""
+"""For how long the scheduler may not answer at all."""
 SILENT_SECONDS = 5.0
-"""After how long it is said that somebody is waited for."""
+"""After how long a wait is reported."""
 LOOK_SECONDS = 0.5
-"""How often it is looked whether the workers that are asked are all there still."""
+"""How often to check that the workers that were asked are still connected."""
 
 
 class SchedulerGoneError(JobError):
@@ -54,7 +54,7 @@ class SchedulerWatch:
         self.check()
         asked = time.monotonic()
         try:
-            there = identity(self._client, seconds=ANSWER_SECONDS)
+            there = known_workers(self._client, seconds=ANSWER_SECONDS)
         except Exception as error:
             self.check()
             if asked - self._heard > GONE_SECONDS:
@@ -70,7 +70,7 @@ class SchedulerWatch:
 
 
 def ask_workers(
-    client: Any, function: Callable[..., Any], *words: Any, workers: Sequence[str] | None = None, seconds: float
+    client: Any, function: Callable[..., Any], *args: Any, workers: Sequence[str] | None = None, seconds: float
 ) -> dict[str, Any]:
     """Run a function on workers, concurrently with blocks; return each result or exception.
 
@@ -78,8 +78,8 @@ def ask_workers(
     ----------
     client
         A ``distributed.Client``.
-    function, words
-        What to call, with what. Where a worker is lost meanwhile the others are asked again.
+    function, args
+        What to call, with which arguments; it is called again on the others where a worker is lost meanwhile.
     workers
         Their addresses; by default all. One that the scheduler has lost is not asked.
     seconds
@@ -93,7 +93,7 @@ def ask_workers(
 
     async def ask(there: Collection[str]) -> Any:
         chosen = [address for address in (there if workers is None else workers) if address in there]
-        return await client.run(function, *words, workers=chosen, on_error="return")
+        return await client.run(function, *args, workers=chosen, on_error="return")
 
     try:
         found: dict[str, Any] = client.sync(_ask_those_there, client, ask, callback_timeout=seconds)
@@ -129,7 +129,9 @@ async def _ask_those_there(client: Any, ask: Callable[[Collection[str]], Awaitab
 
     def begin() -> asyncio.Future[Any]:
         asked = asyncio.ensure_future(ask(there))
-        asked.add_done_callback(lambda done: done.cancelled() or done.exception())  # nothing is said of what is dropped
+        asked.add_done_callback(
+            lambda done: done.cancelled() or done.exception()
+        )  # silences asyncio about one that is dropped
         return asked
 
     there = await _there(client)
@@ -159,9 +161,9 @@ async def _there(client: Any) -> Mapping[str, Any]:
 
 
 def gather(client: Any, keys: Iterable[Any], *, seconds: float) -> dict[Any, Any]:
-    """Return the results of tasks that are finished, by their keys; without those that a lost worker took along.
+    """Return the results of finished tasks, by their keys, except those that were lost with their worker.
 
-    distributed's client would wait until those have been done again, which nobody may do but the worker that is lost.
+    distributed's own `gather` would wait until these are computed again, which only the lost worker may do.
     """
 
     async def ask() -> dict[Any, Any]:
@@ -178,8 +180,8 @@ def gather(client: Any, keys: Iterable[Any], *, seconds: float) -> dict[Any, Any
     return results
 
 
-def some(arrived: queue.SimpleQueue[Any], seconds: float) -> list[Any]:
-    """Return all that has arrived, once something has; nothing where nothing does for so long."""
+def drain(arrived: queue.SimpleQueue[Any], seconds: float) -> list[Any]:
+    """Wait for the first item at most so long, then return all items that have arrived."""
     found = []
     with contextlib.suppress(queue.Empty):
         found.append(arrived.get(timeout=max(0.001, seconds)))
@@ -190,7 +192,7 @@ def some(arrived: queue.SimpleQueue[Any], seconds: float) -> list[Any]:
 
 @contextlib.contextmanager
 def waiting(tell: Callable[[Event], None], what: str, seconds: float) -> Iterator[None]:
-    """Say what is waited for, and for how long at most, where that takes a while; from a thread of its own."""
+    """Report a wait and its limit where it takes a while, from a separate thread."""
     timer = threading.Timer(SILENT_SECONDS, tell, [Waiting(seconds, what)])
     timer.daemon = True
     timer.start()
@@ -200,7 +202,7 @@ def waiting(tell: Callable[[Event], None], what: str, seconds: float) -> Iterato
         timer.cancel()
 
 
-def identity(client: Any, *, seconds: float) -> Mapping[str, Any]:
+def known_workers(client: Any, *, seconds: float) -> Mapping[str, Any]:
     """Return what the scheduler knows of its workers, by their addresses."""
     known: Mapping[str, Any] = client.sync(_there, client, callback_timeout=seconds)
     return known

@@ -3,8 +3,8 @@
 1. What is left is cut into one contiguous run for each worker.
 2. A worker takes blocks from the front of its own run, so what it has decoded is still warm.
 3. One whose run has come to its end takes a run that nobody has, or else the back half of the longest. So a slow
-   worker just does less, and nobody plans for it.
-4. A block that is given back is taken before all others, by any worker but the one that shall not have it.
+   worker does less, without any planning.
+4. A block that is given back is taken before all others, by any worker except the excluded one.
 
 Runs are pairs of numbers; what of them is done already, a byte for each block tells. However many blocks there are,
 nothing is kept for a block by itself.
@@ -20,7 +20,7 @@ Run = tuple[int, int]
 
 
 class Runs:
-    """What is left to be given to workers; a value that knows of no network.
+    """Blocks that are left to assign, in contiguous ranges; independent of any network.
 
     Parameters
     ----------

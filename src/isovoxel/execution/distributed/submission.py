@@ -8,12 +8,12 @@
 3. Where no block is left to be given, an idle worker also gets those that take several times as long as others did.
    What comes first counts.
 
-A block is a task of distributed that is bound to its worker, because the scheduler knows nothing of source chunks:
-tasks of 4 to 16 neighbours that it places itself make 8 workers decode each chunk 3 to 4 times, runs 1.6 times. Results
-come through a queue and not by ``as_completed``, which has one deadline for all that it yields, and no pause to look at
-workers in.
+A block is a task of distributed that is bound to its worker, because the scheduler knows nothing of source chunks: with
+tasks of 4 to 16 neighbours that it places itself, 8 workers decode each chunk 3 to 4 times, with runs 1.6 times
+(simulated for 768 blocks, each worker with a cache of 2 GB). Results come through a queue and not by ``as_completed``,
+which has one deadline for all that it yields, and so no pause in which to check workers.
 
-It knows nothing of volumes: what a result means, whoever calls says.
+It does not depend on volumes: its caller judges what a result means.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ DEATHS = 3
 LATE = 3.0
 """A block is late when it takes so many times as long as the median of those before."""
 LATE_SECONDS = 1.0
-"""And not before."""
+"""A block is not late before."""
 END_SECONDS = 60.0
 """How long blocks in flight may take to come to their end when a job ends before its time."""
 LOG_LINES = 6
 """How many lines of a worker's log are shown when it fails."""
 LOG_SECONDS = 5.0
-"""How long it may take to say them."""
+"""How long a worker may take to return its log."""
 
 
 class OutcomeKind(enum.Enum):
@@ -120,7 +120,7 @@ class _InFlight:
 
 @dataclass
 class Submission:
-    """Blocks on their way to workers and back.
+    """Assigns blocks to workers and collects their results.
 
     Call `run` once.
     """
@@ -134,9 +134,9 @@ class Submission:
     judge: Callable[[int, str, Any], BlockOutcome]
     """Called with a block, the name of the worker that had it, and what came back. What it raises ends the job."""
     tell: Callable[[Event], None] = lambda _event: None
-    """Told what happens."""
+    """Receives events."""
     admit: Callable[[str, str], str] = lambda _address, _name: ""
-    """Asked about each worker, by address and name, that is there or comes; returns why it must not take part."""
+    """Called with address and name of each worker; returns why it must not take part, or nothing."""
     stop: Callable[[Sequence[str]], None] = lambda _addresses: None
     """Called where the job ends before its time: blocks in flight on these workers finish or give up."""
     at_once: int = 0
@@ -174,17 +174,17 @@ class Submission:
         try:
             self._scheduler = SchedulerWatch(self.client)
             self._last_worker, self._waiting = time.monotonic(), False
-            self._look_around()
+            self._check_workers()
             self._runs = Runs(self.done, list(self._workers))
             while self._runs or self._blocks:
                 self._fill()
-                self._land(self._wait())
+                self._receive(self._wait())
                 if time.monotonic() - self._watched >= self._pause:
-                    self._look_around()
+                    self._check_workers()
         except rpc.SchedulerGoneError:
             raise
         except BaseException:
-            self._come_to_an_end()
+            self._finish_early()
             raise
         finally:
             for sent in list(self._blocks.values()):
@@ -192,7 +192,7 @@ class Submission:
 
     @property
     def _pause(self) -> float:
-        """Seconds between two looks around: what the scheduler tells of many workers takes it long to say."""
+        """Seconds between two questions for workers: the scheduler takes long to describe many."""
         return WATCH_SECONDS * (1 + len(self._workers) / 100)
 
     # ---- blocks go -------------------------------------------------------------------------------------------
@@ -216,7 +216,7 @@ class Submission:
                 self._send(worker, [twin.block for twin in twins], twins)
 
     def _send(self, worker: _Worker, blocks: Sequence[int], twins: Sequence[_InFlight] = ()) -> None:
-        """Give a worker blocks, which other workers have as well where those are named."""
+        """Give a worker blocks; `twins` are the same blocks on other workers."""
         keys = [next(self._keys) for _ in blocks]
         futures = self.client.map(
             self.function, blocks, key=keys, workers=[worker.address], allow_other_workers=False, pure=False, retries=0
@@ -230,7 +230,7 @@ class Submission:
             future.add_done_callback(self._back.put)
 
     def _late(self) -> list[_InFlight]:
-        """Return what takes long and one worker alone has: first those that took longest."""
+        """Return blocks that are late and in flight on one worker only, the oldest first."""
         if not self._took:
             return []
         limit = time.monotonic() - max(LATE_SECONDS, LATE * statistics.median(self._took))
@@ -238,17 +238,17 @@ class Submission:
 
     @property
     def _alone(self) -> bool:
-        """Whether no second worker is there for what one has failed with."""
+        """Whether only one worker takes blocks."""
         return sum(not worker.leaving for worker in self._workers.values()) == 1
 
     # ---- blocks come back ------------------------------------------------------------------------------------
 
     def _wait(self) -> list[str]:
-        """Return the keys of what has come back, once something has or it is time to look around."""
+        """Wait for results until workers must be checked; return the keys of what has come back."""
         pause = self._pause - (time.monotonic() - self._watched)
-        return [future.key for future in rpc.some(self._back, pause) if future.key in self._blocks]
+        return [future.key for future in rpc.drain(self._back, pause) if future.key in self._blocks]
 
-    def _land(self, keys: Sequence[str]) -> None:
+    def _receive(self, keys: Sequence[str]) -> None:
         """Judge what has come back."""
         for sent, result, error in self._results(keys):
             if self.done[sent.block]:
@@ -263,17 +263,17 @@ class Submission:
                 self._give_back(sent)
 
     def _results(self, keys: Sequence[str]) -> Iterator[tuple[_InFlight, Any, Exception | None]]:
-        """Yield what is in flight no more, each with its result, or None and what its task raised, if it did."""
+        """Yield blocks that came back, each with its result, or None and the exception of its task."""
         whole = [key for key in keys if self._blocks[key].future.status == "finished"]
-        results = self._gathered(whole) if whole else {}
+        results = self._gather(whole) if whole else {}
         for key in keys:
             if (sent := self._blocks.get(key)) is not None:  # else its twin came with it
                 error = sent.future.exception() if sent.future.status == "error" else None
                 self._drop(sent)
                 yield sent, results.get(key), error
 
-    def _gathered(self, keys: Sequence[str]) -> dict[str, Any]:
-        """Return the results that could be had; blocks without one are done again."""
+    def _gather(self, keys: Sequence[str]) -> dict[str, Any]:
+        """Return the results that arrive in time; blocks without one are done again."""
         names = sorted({self._blocks[key].worker.name for key in keys})
         what = f"the results of {'worker' if len(names) == 1 else 'workers'} {', '.join(names)}"
         results: dict[str, Any] = {}
@@ -282,8 +282,8 @@ class Submission:
         return results
 
     def _drop(self, sent: _InFlight) -> None:
-        """Let a block be in flight with its worker no more."""
-        sent.future.release()  # what waits for it does not keep its task at the scheduler
+        """Remove a block from what is in flight, and its task from the scheduler."""
+        sent.future.release()  # its callback refers to it, so deleting it is not enough
         del self._blocks[sent.key], sent.worker.blocks[sent.key]
         if sent.twin is not None:
             sent.twin.twin = None
@@ -299,7 +299,7 @@ class Submission:
                 self._give_back(sent)
             case OutcomeKind.ELSEWHERE:
                 if self._alone:
-                    self._say_log(worker, outcome.reason)
+                    self._report_log(worker, outcome.reason)
                     raise outcome.failure or NoWorkersLeftError(outcome.reason)
                 self._give_back(sent, shun=worker.address)
             case OutcomeKind.BROKEN:
@@ -311,15 +311,15 @@ class Submission:
                     self._restart(worker, outcome.reason)
 
     def _give_back(self, sent: _InFlight, shun: str = "") -> None:
-        """Let a block be given again, unless it is done or its twin is in flight."""
+        """Return a block to the queue, unless it is done or its twin is in flight."""
         if not self.done[sent.block] and (sent.twin is None or sent.twin.key not in self._blocks):
             self._runs.give_back(sent.block, shun)
             self._left += 1
 
     # ---- workers come and go ---------------------------------------------------------------------------------
 
-    def _look_around(self) -> None:
-        """Ask the scheduler which workers there are."""
+    def _check_workers(self) -> None:
+        """Add workers that have come, and remove those that have gone."""
         self._watched = time.monotonic()
         there = self._scheduler.workers()
         if there is None:
@@ -335,11 +335,11 @@ class Submission:
             name = str(known["name"])
             new = address not in self._workers and address not in self._refused and name not in self._aside
             if new and newest - known["last_seen"] <= QUIET_SECONDS and known["status"] == "running":
-                self._welcome(_Worker(address, name, known["nthreads"]))
-        self._raise_errors()
-        self._check_anybody()
+                self._add(_Worker(address, name, known["nthreads"]))
+        self._set_failed_restarts_aside()
+        self._await_worker()
 
-    def _welcome(self, worker: _Worker) -> None:
+    def _add(self, worker: _Worker) -> None:
         if reason := self.admit(worker.address, worker.name):
             self._refused.add(worker.address)
             self.tell(WorkerLeft(worker.name, reason))
@@ -347,7 +347,7 @@ class Submission:
             self._workers[worker.address] = worker
 
     def _lose(self, worker: _Worker, reason: str) -> None:
-        """Give what a worker had to others."""
+        """Remove a worker, and return its blocks to the queue."""
         del self._workers[worker.address]
         self._runs.leave(worker.address)
         lost = list(worker.blocks.values())
@@ -355,7 +355,7 @@ class Submission:
             self._drop(sent)
         if not worker.leaving:
             self.tell(WorkerLeft(worker.name, reason))
-            for sent in lost[: worker.threads]:  # those that it may have begun with
+            for sent in lost[: worker.threads]:  # those that it may have begun
                 self._deaths[sent.block] += 1
                 if self._deaths[sent.block] == DEATHS and not self.done[sent.block]:
                     raise NoWorkersLeftError(
@@ -365,18 +365,18 @@ class Submission:
             self._give_back(sent)
 
     def _set_aside(self, worker: _Worker, reason: str) -> None:
-        """Give a worker no more blocks; what it has begun with may still come."""
+        """Give a worker no more blocks; results of those that it has begun still count."""
         if worker.name in self._aside:
             return
         self._aside.add(worker.name)
         worker.leaving = True
         self._runs.leave(worker.address)
-        self._say_log(worker, reason)
+        self._report_log(worker, reason)
         if all(other.leaving for other in self._workers.values()):
             raise NoWorkersLeftError(f"no worker can go on: {worker.name} says that {reason}")
 
     def _restart(self, worker: _Worker, reason: str) -> None:
-        """Let the worker's nanny start a fresh process; once, until that has done a block."""
+        """Let the worker's nanny start a fresh process: once, until that process has done a block."""
         self._restarts[worker.name] += 1
         if self._restarts[worker.name] > 1:
             self._set_aside(worker, f"{reason}, and again in a fresh process")
@@ -395,14 +395,14 @@ class Submission:
 
         threading.Thread(target=restart, name="isovoxel-restart", daemon=True).start()
 
-    def _raise_errors(self) -> None:
-        """Set those aside that could not be restarted."""
+    def _set_failed_restarts_aside(self) -> None:
+        """Set workers aside that could not be restarted."""
         while not self._errors.empty():
             name, reason = self._errors.get()
             for worker in [worker for worker in self._workers.values() if worker.name == name]:
                 self._set_aside(worker, reason)
 
-    def _check_anybody(self) -> None:
+    def _await_worker(self) -> None:
         """Wait a while for a worker where none is left."""
         if any(not worker.leaving for worker in self._workers.values()):
             self._last_worker, self._waiting = self._watched, False
@@ -412,8 +412,8 @@ class Submission:
         elif self._watched - self._last_worker > NO_WORKER_SECONDS:
             raise NoWorkersLeftError(f"all workers have gone, and none came for {NO_WORKER_SECONDS:g} s")
 
-    def _say_log(self, worker: _Worker, reason: str) -> None:
-        """Tell why a worker does no more, and what it logged."""
+    def _report_log(self, worker: _Worker, reason: str) -> None:
+        """Report why a worker gets no more blocks, with the end of its log."""
         lines: tuple[str, ...] = ()
         with contextlib.suppress(Exception):  # it may not answer: then there is nothing to show
             lines = rpc.worker_log(self.client, worker.address, LOG_LINES, seconds=LOG_SECONDS)
@@ -421,8 +421,8 @@ class Submission:
 
     # ---- the end ---------------------------------------------------------------------------------------------
 
-    def _come_to_an_end(self) -> None:
-        """Let blocks in flight finish or give up, and count those that are done."""
+    def _finish_early(self) -> None:
+        """Let blocks in flight finish or give up, and record those that are done."""
         with contextlib.suppress(Exception):  # why the job ends is known already
             self.stop(list(self._workers))
             deadline = time.monotonic() + END_SECONDS
@@ -439,7 +439,7 @@ class Submission:
                             self.judge(sent.block, sent.worker.name, result)
 
     def _drop_lost(self) -> None:
-        """Drop what workers had that have gone."""
-        there = rpc.identity(self.client, seconds=ANSWER_SECONDS)
+        """Drop the blocks of workers that have gone."""
+        there = rpc.known_workers(self.client, seconds=ANSWER_SECONDS)
         for sent in [sent for sent in self._blocks.values() if sent.worker.address not in there]:
             self._drop(sent)

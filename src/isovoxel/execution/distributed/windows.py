@@ -1,7 +1,7 @@
-"""Exchange halos between workers: dask does it, one window of blocks after the other.
+"""Halo exchange between workers by dask's `map_overlap`, one window of blocks after the other.
 
-Each input block is read once, by whoever is free, and goes to the workers that need parts of it. A block's result is
-what its worker says of it, and is taken as it comes; voxels never reach this process.
+Each input block is read once, by any worker, and goes to the workers that need parts of it. A block's result is its
+`Outcome`, which is recorded as it comes; voxels never reach this process.
 
 What does not go well here (a worker that is lost again and again, memory that is short) is left for direct reads, which
 know what to do about it: `run` returns, and the blocks are not done.
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from isovoxel.execution.distributed import rpc
 from isovoxel.execution.distributed.rpc import ANSWER_SECONDS, SchedulerGoneError, SchedulerWatch
-from isovoxel.execution.distributed.worker_session import Made, Outcome, make_block, membership
+from isovoxel.execution.distributed.worker_session import Made, Outcome, job_plugin, make_block
 from isovoxel.execution.map_overlap import OverlapWindow
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.planning.model import Block
@@ -30,12 +30,12 @@ from isovoxel.planning.plan import Plan
 WATCH_SECONDS = 1.0
 """How often the scheduler is asked whether the workers are still there, while no block comes back."""
 QUIET_SECONDS = 2.0
-"""How long nothing has to come back, when the job ends before its time, until nothing more is waited for."""
+"""How long to wait for another result when the job ends before its time."""
 
 
 @dataclass(frozen=True)
 class _OnWorker:
-    """Something that is done by the membership of the worker that it happens to run on."""
+    """A callable that uses the `JobPlugin` of the worker that it runs on."""
 
     name: str
     token: str
@@ -49,8 +49,8 @@ class ReadOnWorker(_OnWorker):
 
     def __call__(self, place: Index3, box: Box) -> NDArray[Any]:
         """Return the voxels of a box, for the block at that place of the plan."""
-        found: NDArray[Any] = membership(self.name, self.token).do(
-            lambda member: member.read(member.plan.block_at(place, box.volume), box)
+        found: NDArray[Any] = job_plugin(self.name, self.token).do(
+            lambda session: session.read(session.plan.block_at(place, box.volume), box)
         )
         return found
 
@@ -67,7 +67,7 @@ class MakeOnWorker(_OnWorker):
 
 @dataclass
 class Windows:
-    """The blocks of a plan, window by window."""
+    """Makes the blocks of a plan, window by window."""
 
     client: Any
     """A ``distributed.Client`` that is synchronous."""
@@ -76,9 +76,9 @@ class Windows:
     array: Any
     """The source as a dask array, or None where workers read it."""
     name: str
-    """Name of the workers' membership."""
+    """Name of the workers' `JobPlugin`."""
     token: str
-    """Its run."""
+    """The token of this run of the job."""
     workers: Sequence[str]
     """Addresses of the workers that take part."""
     take: Callable[[int, str, Outcome], object]
@@ -120,19 +120,19 @@ class Windows:
         try:
             well = True
             while futures and well:
-                came = rpc.some(back, WATCH_SECONDS)
+                came = rpc.drain(back, WATCH_SECONDS)
                 well = self._taken(futures, came) if came else self._is_any_there()
         except SchedulerGoneError:
             raise
         except BaseException:
             with contextlib.suppress(Exception):  # why the job ends is known already
                 self.stop(self.workers)
-                while came := rpc.some(back, QUIET_SECONDS):
+                while came := rpc.drain(back, QUIET_SECONDS):
                     self._taken(futures, came)
             raise
         finally:
             for future in futures.values():
-                future.release()  # what waits for it does not keep its task at the scheduler
+                future.release()  # its callback refers to it, so deleting it is not enough
         return well
 
     def _taken(self, futures: dict[Any, Any], came: Sequence[Any]) -> bool:

@@ -50,7 +50,7 @@ _held: dict[str, Device] = {}
 
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
-    """What the user asks of each worker; None where nothing is said."""
+    """What the user requests of each worker; None where nothing is requested."""
 
     memory: int | None = None
     """Bytes that the workers of one host may hold together."""
@@ -69,7 +69,7 @@ class WorkerInfo:
     address: str
     """Where the scheduler reaches it."""
     name: str
-    """What the scheduler calls it."""
+    """Its name at the scheduler."""
     host: str
     """The machine that it runs on."""
     pid: int
@@ -81,15 +81,15 @@ class WorkerInfo:
     pci: str
     """PCI bus id of its device, or nothing where it has none."""
     uuid: str
-    """What NVML calls the GPU with that PCI bus id: the proof of which one it is."""
+    """UUID by NVML of the GPU with that PCI bus id, which proves which one it is."""
     device: DeviceLimits
-    """What its device has."""
+    """Limits of its device."""
     limits: HostLimits
     """What its host lets all its workers use together, and how many blocks this one may have in flight."""
     memory_limit: int | None
     """Where distributed stops it, if it does."""
     versions: tuple[tuple[str, str], ...]
-    """What it runs, and in which version."""
+    """Packages that must be the same on client and workers, with versions."""
 
 
 @dataclass(frozen=True)
@@ -186,23 +186,23 @@ def _choose(worker: str, wanted: str) -> Device:
 
 
 def versions() -> tuple[tuple[str, str], ...]:
-    """Return what must be the same on both sides."""
+    """Return packages and versions that must be the same on client and workers."""
     packages = tuple((name, importlib.metadata.version(name)) for name in ("numpy", "dask", "distributed"))
     return (("isovoxel", __version__), ("python", ".".join(platform.python_version_tuple()[:2])), *packages)
 
 
-async def look(wishes: WorkerOptions, dask_worker: Any = None) -> WorkerInfo | str:
-    """Return what a worker has, or why it cannot serve; runs there, beside its event loop."""
+async def describe(requested: WorkerOptions, dask_worker: Any = None) -> WorkerInfo | str:
+    """Return what a worker has, or why it cannot serve; runs on the worker, beside its event loop."""
     try:
-        return await asyncio.to_thread(_look, wishes, dask_worker)
+        return await asyncio.to_thread(_describe, requested, dask_worker)
     except Exception as error:  # noqa: BLE001 - the client says so; not every error of a driver can be sent
         return str(error) if isinstance(error, DeviceError | ValueError) else clause(error)
 
 
-def _look(wishes: WorkerOptions, worker: Any) -> WorkerInfo:
+def _describe(requested: WorkerOptions, worker: Any) -> WorkerInfo:
     device = held_device(str(worker.name))
-    limits = host_limits(wishes.memory, device_kind=device.kind)
-    threads = max(1, worker.state.nthreads // (1 + wishes.flushing))
+    limits = host_limits(requested.memory, device_kind=device.kind)
+    threads = max(1, worker.state.nthreads // (1 + requested.flushing))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return WorkerInfo(
         address=worker.address,
@@ -213,22 +213,22 @@ def _look(wishes: WorkerOptions, worker: Any) -> WorkerInfo:
         index=device.index,
         pci=device.pci,
         uuid=device.uuid,
-        device=device.limits(wishes.device_memory),
-        limits=replace(limits, threads=min(threads, wishes.threads or threads)),
+        device=device.limits(requested.device_memory),
+        limits=replace(limits, threads=min(threads, requested.threads or threads)),
         memory_limit=worker.memory_manager.memory_limit,
         versions=versions(),
     )
 
 
-def survey(client: Any, wishes: WorkerOptions, workers: Sequence[str] | None = None) -> WorkerPool:
+def survey(client: Any, requested: WorkerOptions, workers: Sequence[str] | None = None) -> WorkerPool:
     """Ask workers what they have.
 
     Parameters
     ----------
     client
         A ``distributed.Client``.
-    wishes
-        What the user asks of each worker.
+    requested
+        What the user requests of each worker.
     workers
         Their addresses; by default all.
 
@@ -239,7 +239,7 @@ def survey(client: Any, wishes: WorkerOptions, workers: Sequence[str] | None = N
     DeviceError
         If a worker has no device.
     """
-    return pool_of(ask_workers(client, look, wishes, workers=workers, seconds=ANSWER_SECONDS))
+    return pool_of(ask_workers(client, describe, requested, workers=workers, seconds=ANSWER_SECONDS))
 
 
 def pool_of(found: dict[str, Any]) -> WorkerPool:
@@ -253,20 +253,20 @@ def pool_of(found: dict[str, Any]) -> WorkerPool:
             raise DeviceError(f"the worker at {address} cannot serve: {answer}")
         if not isinstance(answer, WorkerInfo):
             raise ClusterError(f"the worker at {address} does not say what it has: {clause(answer)}")
-    members = tuple(sorted(found.values(), key=lambda m: (_natural(m.name), m.address)))
+    members = tuple(sorted(found.values(), key=lambda m: (_natural_key(m.name), m.address)))
     _check_versions(members)
     _check_devices(members)
     return WorkerPool(members)
 
 
-def same_clesperanto(client: Any, fleet: WorkerPool) -> tuple[str, str]:
+def same_clesperanto(client: Any, pool: WorkerPool) -> tuple[str, str]:
     """Return package and version of the clEsperanto that all workers have, or nothing and why it is none.
 
     Parameters
     ----------
     client
         A ``distributed.Client``.
-    fleet
+    pool
         The workers.
 
     Raises
@@ -274,10 +274,10 @@ def same_clesperanto(client: Any, fleet: WorkerPool) -> tuple[str, str]:
     ClusterError
         If a worker does not answer.
     """
-    addresses = [member.address for member in fleet.members]
+    addresses = [member.address for member in pool.members]
     answers = ask_workers(client, _clesperanto, workers=addresses, seconds=ANSWER_SECONDS)
     found: dict[str, WorkerInfo] = {}
-    for member in fleet.members:
+    for member in pool.members:
         answer = answers.get(member.address)
         if not isinstance(answer, tuple):
             why = "it is gone" if answer is None else clause(answer)
@@ -295,7 +295,7 @@ def same_clesperanto(client: Any, fleet: WorkerPool) -> tuple[str, str]:
 
 
 async def _clesperanto() -> tuple[str, str]:
-    """Return what this worker has; beside its event loop, for the import takes its time."""
+    """Return the clEsperanto of this worker, imported beside its event loop, because that takes seconds."""
     try:
         return await asyncio.to_thread(scales_with)
     except OptionError as error:
@@ -326,6 +326,6 @@ def _check_devices(members: Iterable[WorkerInfo]) -> None:
             )
 
 
-def _natural(name: str) -> tuple[int, str]:
-    """Return what sorts names by their numbers, where they are numbers."""
+def _natural_key(name: str) -> tuple[int, str]:
+    """Return the key that sorts names by number where they are numbers."""
     return (int(name), "") if name.isdecimal() else (0, name)

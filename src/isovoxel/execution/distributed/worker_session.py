@@ -1,9 +1,8 @@
-"""A worker's part of a job: it keeps volume, engine and writer open, and makes the blocks that it is given.
+"""A worker's part of a job: a session that keeps volume, engine and writer open, and makes blocks.
 
-A `JobPlugin` travels to every worker as a plugin, to those that come later too. It opens what it needs when it is
-asked to, before anything is written, or else at the first block. Its name follows from the output: a job that is
-started again finds what the last one left running, and ends it before it begins, so that nothing from before writes
-into an output of today.
+A `JobPlugin` is sent to every worker, and to those that come later. It opens its session when the client asks for it,
+before anything is written, or else at the first block. Its name follows from the output: a job that is started again
+replaces, and so ends, what an earlier one left running for the same output.
 
 As many blocks as the plan allows hold memory at a time; threads beyond them wait for the disk.
 """
@@ -43,9 +42,9 @@ from isovoxel.terminal import carry_trace
 log = logging.getLogger("distributed.worker.isovoxel")
 
 MOST_EVENTS = 100
-"""How many events are kept that threads beside those of blocks tell of, until the next block carries them."""
+"""How many events of threads without a block are kept until the next block carries them."""
 END_SECONDS = 60.0
-"""How long blocks in flight may take to come to their end when a job ends."""
+"""How long blocks in flight may take to finish when a job ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +54,7 @@ class Made:
     receipts: tuple[ShardReceipt, ...]
     """Those of its shards."""
     done: BlockDone
-    """What it took."""
+    """Its times and sizes."""
     events: tuple[Event, ...]
     """What else happened meanwhile."""
 
@@ -78,13 +77,13 @@ class NotMade:
 Outcome = Made | NotMade
 
 
-def job_plugin_of(output: Place) -> str:
+def plugin_name(output: Place) -> str:
     """Return the name of the plugin that makes an output: the same whenever its job is started."""
     return f"isovoxel-{hashlib.sha256(os.fsencode(str(absolute(output)))).hexdigest()[:16]}"
 
 
 class ResizableSemaphore:
-    """Lets so many blocks hold memory at a time; a context manager."""
+    """Limits how many blocks hold memory at a time; a context manager."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -104,7 +103,7 @@ class ResizableSemaphore:
             self._free.notify()
 
     def halve(self, number: int) -> bool:
-        """Take half of so many seats away, unless somebody did meanwhile; False where there is one only."""
+        """Halve the slots, unless another thread did so since there were `number`; False where there is only one."""
         with self._free:
             if self.number == 1:
                 return False
@@ -114,7 +113,7 @@ class ResizableSemaphore:
 
 
 class WorkerSession:
-    """A worker's part of one job: opened by the first block, closed when all have come to their end.
+    """A worker's part of one level: opened by the first block, released when all have finished.
 
     Parameters
     ----------
@@ -133,8 +132,8 @@ class WorkerSession:
         self._here = threading.local()
         self._elsewhere: deque[Event] = deque(maxlen=MOST_EVENTS)
         volume, engine = task.open(), open_engine(task.plan.engine, device)
-        self.seats = ResizableSemaphore(engine.prepare(task.plan))
-        waiting = FLUSHING * self.seats.number
+        self.slots = ResizableSemaphore(engine.prepare(task.plan))
+        waiting = FLUSHING * self.slots.number
         self._flushing = ThreadPoolExecutor(waiting, thread_name_prefix="flush")
         self._maker = BlockMaker.of_task(task, volume, engine, self._tell)
         self._flusher = Flusher(self._flushing, waiting, self._maker.patient)
@@ -157,43 +156,43 @@ class WorkerSession:
     def read(self, block: Block, box: Box) -> NDArray[Any]:
         """Return voxels that several blocks need (map_overlap)."""
         self._here.events = []
-        with self.seats:
+        with self.slots:
             return self._maker.read(block, box)
 
     def cancel(self) -> None:
-        """Let blocks that wait for the device, or for another attempt, give up."""
+        """Let blocks give up that wait for the device or for another attempt."""
         self._maker.cancelled.set()
 
     def release(self) -> None:
-        """Let go of memory and threads, when no block is in flight."""
+        """Free memory and threads, once no block is in flight."""
         self._flushing.shutdown()
         self._maker.close()
 
     def _made(self, block: Block, voxels: NDArray[Any] | None) -> tuple[list[ShardReceipt], BlockDone]:
         """Make a block: with fewer in flight where memory is short, and where it is the only one, shard by shard."""
         while True:
-            number = self.seats.number
+            number = self.slots.number
             try:
-                return self._maker.make(block, self._flusher, voxels, self.seats)
+                return self._maker.make(block, self._flusher, voxels, self.slots)
             except BlockFailed as failure:
                 if not failure.short_of_memory:
                     raise
-            if not self.seats.halve(number):
-                return self._maker.make_by_shards(block, self._flusher, self.seats)
+            if not self.slots.halve(number):
+                return self._maker.make_by_shards(block, self._flusher, self.slots)
             self._maker.engine.release()
-            self._tell(Slowed(self.seats.number))
+            self._tell(Slowed(self.slots.number))
 
     def _tell(self, event: Event) -> None:
         getattr(self._here, "events", self._elsewhere).append(event)
 
 
 class JobPlugin(WorkerPlugin):
-    """Carries a job to a worker, and keeps its `WorkerSession` there: a plugin of distributed's.
+    """Plugin of distributed that carries a level to a worker, and keeps its `WorkerSession` there.
 
     Parameters
     ----------
     name
-        As `job_plugin_of` returns it.
+        As `plugin_name` returns it.
     token
         Tells this run of the job from others.
     task
@@ -204,34 +203,34 @@ class JobPlugin(WorkerPlugin):
         self.name, self.token, self._task = name, token, task
 
     async def setup(self, worker: Any) -> None:
-        """Be at a worker; distributed calls it there."""
+        """Begin on a worker; distributed calls it there."""
         self._worker = str(worker.name)
         # It looks at each thread a hundred times a second, which takes ninety threads most of the interpreter.
         self._profiling = worker.periodic_callbacks.get("profile")
         if self._profiling is not None:
             self._profiling.stop()
         self._changed = threading.Condition()
-        self._member: WorkerSession | None = None
+        self._session: WorkerSession | None = None
         self._busy, self._ended = 0, False
 
     async def teardown(self, worker: Any) -> None:
-        """End here; distributed calls it when the job ends, another of this name comes, or the worker ends."""
+        """End on a worker; distributed calls it when the job ends, a plugin replaces this one, or the worker ends."""
         del worker
         await asyncio.to_thread(self.end)
         if self._profiling is not None:
             self._profiling.start()
 
     def do(self, work: Callable[[WorkerSession], Any]) -> Any:
-        """Let the member do something, which is opened if need be.
+        """Call a function with the session, which is opened if need be.
 
         Raises
         ------
         Cancelled
             If the job has ended here.
         """
-        member = self._enter()
+        session = self._enter()
         try:
-            return work(member)
+            return work(session)
         finally:
             with self._changed:
                 self._busy -= 1
@@ -241,36 +240,36 @@ class JobPlugin(WorkerPlugin):
         with self._changed:
             if self._ended:
                 raise Cancelled
-            if self._member is None:
+            if self._session is None:
                 device = held_device(self._worker)
-                self._member = WorkerSession(self._task, str(device.index), self._worker)
+                self._session = WorkerSession(self._task, str(device.index), self._worker)
             self._busy += 1
-            return self._member
+            return self._session
 
     def prepare(self) -> None:
         """Open what the first block would open: volume, engine and writer."""
-        self.do(lambda _member: None)
+        self.do(lambda _session: None)
 
     def cancel(self) -> None:
         """Let blocks in flight finish or give up, and begin no other."""
         with self._changed:
             self._ended = True
-            if self._member is not None:
-                self._member.cancel()
+            if self._session is not None:
+                self._session.cancel()
 
     def end(self) -> None:
-        """Cancel, wait for the blocks in flight, and let go of everything."""
+        """Cancel, wait for the blocks in flight, and free everything."""
         self.cancel()
         with self._changed:
             idle = self._changed.wait_for(lambda: not self._busy, END_SECONDS)
-            if idle and self._member is not None:
-                self._member.release()
-                self._member = None
+            if idle and self._session is not None:
+                self._session.release()
+                self._session = None
         return_freed_memory()
 
 
-def membership(name: str, token: str) -> JobPlugin:
-    """Return this worker's membership of that name and run.
+def job_plugin(name: str, token: str) -> JobPlugin:
+    """Return this worker's plugin of that name and run.
 
     Raises
     ------
@@ -286,7 +285,7 @@ def membership(name: str, token: str) -> JobPlugin:
 def make_block(name: str, token: str, index: int, voxels: NDArray[Any] | None = None) -> Outcome:
     """Make a block on the worker that this runs on; every failure is a value."""
     try:
-        outcome: Outcome = membership(name, token).do(lambda member: member.make(index, voxels))
+        outcome: Outcome = job_plugin(name, token).do(lambda session: session.make(index, voxels))
     except Cancelled as error:
         return NotMade("cancelled", "", error)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is the worker's
@@ -322,7 +321,7 @@ async def cancel_blocks(name: str, token: str, dask_worker: Any = None) -> None:
 
 
 def portable(error: Exception) -> Exception:
-    """Return an error that reaches another process: itself, or one that says the same."""
+    """Return an error that can be pickled: itself, or one of the same text."""
     carry_trace(error, error)
     try:
         again = pickle.loads(pickle.dumps(error))  # noqa: S301 - of our own making
