@@ -25,6 +25,7 @@ from isovoxel.metadata.series import Channel, chosen_channels, time_step
 from isovoxel.metadata.units import Length, calibrate
 from isovoxel.readers.base import SeriesReader, Volume, check_voxels
 from isovoxel.readers.files import FileList, file_identity, needs_extra, unreadable
+from isovoxel.readers.registry import Location
 from isovoxel.readers.selection import Picked, Selection, pick
 from isovoxel.readers.tiled import Stored, TiledReader
 
@@ -110,7 +111,12 @@ def reader_for(point: EntryPoint, path: Path) -> Any:
     return reader if reader.is_supported_image(str(path.resolve())) else None
 
 
-def open_bioio(path: Path, name: str, kind: str, selection: Selection) -> Volume:
+def is_microscope(kind: str, at: Location) -> bool:
+    """Return whether a file begins as those of a format of `SIGNATURES`."""
+    return SIGNATURES[kind](at.first)
+
+
+def open_bioio(kind: str, at: Location, selection: Selection) -> Volume:
     """Open the one 3-D image of a microscope's file, of one of the formats of `SIGNATURES`.
 
     Raises
@@ -118,7 +124,7 @@ def open_bioio(path: Path, name: str, kind: str, selection: Selection) -> Volume
     InputError
         If the format's reader is not installed or cannot read the file, or it holds several images.
     """
-    package = _package(kind)
+    path, name, package = at.path, at.name, _package(kind)
     try:
         point = next((one for one in entry_points(group=GROUP) if one.name == package), None)
         if point is None:

@@ -27,6 +27,7 @@ from isovoxel.metadata.units import Calibration
 from isovoxel.readers.base import ReadBox, Volume, check_voxels
 from isovoxel.readers.files import FileList, check_complete, file_identity, unreadable
 from isovoxel.readers.raw import RawReader, contiguous_offsets
+from isovoxel.readers.registry import Location
 from isovoxel.readers.selection import GIVEN, Selection, zyx_positions
 
 if TYPE_CHECKING:
@@ -49,9 +50,9 @@ MOST_VISITED = 10_000
 _TAGS = "axistags"
 
 
-def is_hdf5(path: Path) -> bool:
+def is_hdf5(at: Location) -> bool:
     """Tell whether a file is HDF5."""
-    with path.open("rb") as file:
+    with at.path.open("rb") as file:
         for offset in USER_BLOCKS:
             file.seek(offset)
             if file.read(len(MAGIC)) == MAGIC:
@@ -59,17 +60,13 @@ def is_hdf5(path: Path) -> bool:
     return False
 
 
-def open_hdf5(path: Path, inner: str | None, name: str, selection: Selection) -> Volume:
+def open_hdf5(at: Location, selection: Selection) -> Volume:
     """Open a dataset of an HDF5 file, or an image of an Imaris file.
 
     Parameters
     ----------
-    path
-        The file.
-    inner
-        Path of the dataset in it, or of a group that holds it; None for the only one.
-    name
-        What the user called it.
+    at
+        The file, and in it the path of the dataset, or of a group that holds it, where it is not the only one.
     selection
         Which channel and which time point are meant, of an Imaris file.
 
@@ -80,6 +77,7 @@ def open_hdf5(path: Path, inner: str | None, name: str, selection: Selection) ->
     """
     from isovoxel.readers.hdf5_reader import open_unlocked, why_not
 
+    path, inner, name = at.path, at.inner, at.name
     try:
         file = open_unlocked(str(path.resolve()))
     except OSError as error:

@@ -25,7 +25,8 @@ from isovoxel.geometry.box import Box, Index3
 from isovoxel.metadata.n5 import FINEST, Surroundings, level_of, read_n5
 from isovoxel.readers.base import Volume, check_voxels
 from isovoxel.readers.files import check_stored, metadata_identity, places, reason_of, unreadable
-from isovoxel.readers.selection import zyx_positions
+from isovoxel.readers.registry import Location
+from isovoxel.readers.selection import Selection, zyx_positions
 from isovoxel.readers.tiled import Stored, TiledReader, chunk_of
 
 if TYPE_CHECKING:
@@ -133,12 +134,12 @@ class N5Files:
             yield "/".join((self.folder, *reversed(numbers)))
 
 
-def is_n5(path: Path) -> bool:
+def is_n5(at: Location) -> bool:
     """Tell whether a folder is an N5 dataset, or a group that says so or has a finest level."""
-    return (path / METADATA).is_file() or (path / FINEST / METADATA).is_file()
+    return (at.path / METADATA).is_file() or (at.path / FINEST / METADATA).is_file()
 
 
-def open_n5(path: Path, name: str) -> Volume:
+def open_n5(at: Location, _selection: Selection) -> Volume:
     """Open an N5 dataset, the finest level of a group of levels, or the only dataset of a group.
 
     Raises
@@ -146,6 +147,7 @@ def open_n5(path: Path, name: str) -> Volume:
     InputError
         If metadata or axes are none that can be read, or several datasets could be meant.
     """
+    path, name = at.path, at.name
     home = _only_dataset(path, name)
     attributes = _attributes(home, name)
     groups = [_attributes(home.parent, name), _attributes(home.parent.parent, name)]

@@ -34,7 +34,8 @@ from isovoxel.readers.raw import (
     RawReader,
     contiguous_offsets,
 )
-from isovoxel.readers.selection import zyx_positions
+from isovoxel.readers.registry import Location
+from isovoxel.readers.selection import Selection, zyx_positions
 
 GZIP_MAGIC = b"\x1f\x8b"
 """What gzip begins with."""
@@ -87,12 +88,12 @@ class ScaledReader:
         return out
 
 
-def is_nifti(path: Path) -> bool:
+def is_nifti(at: Location) -> bool:
     """Tell whether a file begins with a NIfTI header, compressed or not."""
-    return _version(_first_bytes(path)) > 0
+    return _version(_first_bytes(at.path)) > 0
 
 
-def open_nifti(path: Path, name: str) -> Volume:
+def open_nifti(at: Location, _selection: Selection) -> Volume:
     """Open the one 3-D image of a NIfTI file, ``.nii`` or ``.nii.gz``.
 
     Raises
@@ -102,6 +103,7 @@ def open_nifti(path: Path, name: str) -> Volume:
     """
     import nibabel
 
+    path, name = at.path, at.name
     data = _first_bytes(path)
     first = _version(data) == 1
     if data[slice(344, 348) if first else slice(4, 8)] in _PAIR:

@@ -14,13 +14,14 @@ from isovoxel.errors import InputError
 from isovoxel.readers.base import ReadBox, SeriesReader, Volume, check_voxels
 from isovoxel.readers.files import FileList, check_complete, file_identity, reason_of, unreadable
 from isovoxel.readers.raw import RawReader, contiguous_offsets
+from isovoxel.readers.registry import Location
 from isovoxel.readers.selection import GIVEN, UNNAMED, Picked, Selection, pick, plain_zyx
 
 # NumPy does not type these functions.
 _FORMAT: Any = np.lib.format
 
 
-def open_npy(path: Path, name: str, selection: Selection) -> Volume:
+def open_npy(at: Location, selection: Selection) -> Volume:
     """Open a 3-D or 2-D array in a ``.npy`` file, in C or Fortran order and any byte order.
 
     Or one of more axes in C order, where the selection names them.
@@ -30,6 +31,7 @@ def open_npy(path: Path, name: str, selection: Selection) -> Volume:
     InputError
         If the header is broken or of another kind, or voxels are missing.
     """
+    path, name = at.path, at.name
     with path.open("rb") as file:
         shape, fortran, dtype = _header(file, name)
         start = file.tell()

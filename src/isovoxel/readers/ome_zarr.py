@@ -26,11 +26,12 @@ from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.zarr_nodes import ARRAY_FILES, GROUP_FILES, files_of_node, kind_of_node, read_group
 from isovoxel.readers.base import Files, Volume
 from isovoxel.readers.files import metadata_identity, unreadable
+from isovoxel.readers.registry import Location
 from isovoxel.readers.selection import ZYX, Picked, Selection
 from isovoxel.readers.zarr_array import axis_names, open_path, zarr_voxels
 
 
-def open_ome_zarr(path: Place, name: str, selection: Selection) -> Volume:
+def open_ome_zarr(at: Location, selection: Selection) -> Volume:
     """Open one level of an OME-Zarr 0.4 or 0.5 image, which knows how the coarser ones are opened.
 
     Raises
@@ -40,6 +41,7 @@ def open_ome_zarr(path: Place, name: str, selection: Selection) -> Volume:
     OptionError
         If it has no such level.
     """
+    path, name = at.place, at.name
     attributes = attributes_of(path, name)
     refuse_group(path, attributes, name)
     levels = read_levels(attributes, name)

@@ -21,7 +21,15 @@ from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.zarr_nodes import ATTRIBUTES, TOP
 from isovoxel.readers.base import Volume, cropped, moved
 from isovoxel.readers.files import unreadable
-from isovoxel.readers.registry import Location, find_format, known_formats, no_inner, open_by
+from isovoxel.readers.registry import (
+    Location,
+    find_format,
+    known_formats,
+    no_inner,
+    open_by,
+    open_foreign,
+    recognised,
+)
 from isovoxel.readers.selection import EVERYTHING, Selection
 
 _GIVEN = "given by the caller"
@@ -216,8 +224,6 @@ def _open_local(at: Location, selection: Selection) -> Volume:
         raise InputError(f"{at.name} is empty (0 bytes)")
     if (own := find_format(at)) is not None:
         return open_by(own, at, selection)
-    from isovoxel.readers.plugins import open_foreign, recognised
-
     faults: list[str] = []
     if (other := recognised(at, faults)) is None:
         selection.check_kind(at.name)

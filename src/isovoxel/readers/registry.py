@@ -1,26 +1,31 @@
 """Formats of input: how each is recognised, what opens it, and which package brings its library.
 
 1. Content decides, not a name's ending: the first format of `FORMATS` whose `sniff` recognises an input opens it.
-2. What none of these recognises is shown to the formats of other distributions; see `isovoxel.readers.plugins`.
+2. What none of these recognises is shown to the formats of other distributions.
 
-What a format needs (tifffile, zarr, h5py) is imported only once an input is of that format.
+What a format needs (tifffile, zarr, h5py) is imported only once an input is of that format. A new format is a module
+with a function that opens it, and a line of `FORMATS`.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
-from isovoxel.errors import InputError
+import numpy as np
+from numpy.typing import NDArray
+
+from isovoxel.errors import InputError, IsovoxelError
+from isovoxel.geometry.box import Box
 from isovoxel.object_store.addresses import Place
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.zarr_nodes import kind_of_node
-from isovoxel.readers.base import Volume
-from isovoxel.readers.files import TIFF_MAGIC, needs_extra
+from isovoxel.readers.base import ReadBox, Volume
+from isovoxel.readers.files import TIFF_MAGIC, FileList, FolderFiles, file_identity, needs_extra, reason_of, unreadable
 from isovoxel.readers.selection import Selection
 
 SELECTABLE = frozenset({"level", "channel", "time", "axes"})
@@ -28,6 +33,9 @@ SELECTABLE = frozenset({"level", "channel", "time", "axes"})
 
 FIRST_BYTES = 256
 """So many bytes of a file are read to recognise it."""
+
+Kind = Literal["file", "folder", "address"]
+"""What an input can be."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,7 @@ class Location:
     """Where it is."""
     name: str
     """What the user called it, for messages."""
-    kind: Literal["file", "folder", "address"]
+    kind: Kind
     """What it is; of an address nothing is known yet."""
     inner: str | None = None
     """Path of what is meant in the file (``file.h5:/path/to/dataset``); None where none is given."""
@@ -78,7 +86,7 @@ class Format:
     """The extra of isovoxel's that brings `libraries`."""
     libraries: tuple[str, ...] = ()
     """Modules that are imported before the input is opened."""
-    kinds: tuple[Literal["file", "folder", "address"], ...] = ("file",)
+    kinds: tuple[Kind, ...] = ("file",)
     """What an input of this format can be; addresses are not shown to plug-ins."""
     selects: tuple[str, ...] = ()
     """Those of `SELECTABLE` that `open` regards. A crop is cut out of what it returns."""
@@ -97,116 +105,61 @@ class Format:
 # ---- formats of isovoxel's own -------------------------------------------------------------------------------------
 
 
-def _open_ome_zarr(at: Location, selection: Selection) -> Volume:
-    from isovoxel.readers.ome_zarr import open_ome_zarr
+def _late(module: str, function: str, *first: str) -> Callable[..., Any]:
+    """Return a function of a module of this package, which is imported when that is called.
 
-    return open_ome_zarr(at.place, at.name, selection)
+    Parameters
+    ----------
+    module, function
+        Their names.
+    first
+        What the function is given before what it is called with.
+    """
 
+    def call(*given: Any) -> Any:
+        return getattr(importlib.import_module(f"isovoxel.readers.{module}"), function)(*first, *given)
 
-def _open_zarr_array(at: Location, selection: Selection) -> Volume:
-    from isovoxel.readers.zarr_array import open_zarr_array
-
-    return open_zarr_array(at.place, at.name, selection)
-
-
-def _is_n5(at: Location) -> bool:
-    from isovoxel.readers.n5 import is_n5
-
-    return is_n5(at.path)
-
-
-def _open_n5(at: Location, _selection: Selection) -> Volume:
-    from isovoxel.readers.n5 import open_n5
-
-    return open_n5(at.path, at.name)
-
-
-def _is_slices(at: Location) -> bool:
-    from isovoxel.readers.slices import slices_in
-
-    return any(slices_in(at.path))
-
-
-def _open_slices(at: Location, _selection: Selection) -> Volume:
-    from isovoxel.readers.slices import open_slices, slices_in
-
-    return open_slices(list(slices_in(at.path)), str(at.path.resolve()), at.name)
-
-
-def _open_tiff(at: Location, selection: Selection) -> Volume:
-    from isovoxel.readers.tiff import open_tiff
-
-    return open_tiff(at.path, at.name, selection)
-
-
-def _is_hdf5(at: Location) -> bool:
-    from isovoxel.readers.hdf5 import is_hdf5
-
-    return is_hdf5(at.path)
-
-
-def _open_hdf5(at: Location, selection: Selection) -> Volume:
-    from isovoxel.readers.hdf5 import open_hdf5
-
-    return open_hdf5(at.path, at.inner, at.name, selection)
-
-
-def _open_npy(at: Location, selection: Selection) -> Volume:
-    from isovoxel.readers.npy import open_npy
-
-    return open_npy(at.path, at.name, selection)
-
-
-def _is_nifti(at: Location) -> bool:
-    from isovoxel.readers.nifti import is_nifti
-
-    return is_nifti(at.path)
-
-
-def _open_nifti(at: Location, _selection: Selection) -> Volume:
-    from isovoxel.readers.nifti import open_nifti
-
-    return open_nifti(at.path, at.name)
-
-
-def _is_microscope(kind: str, at: Location) -> bool:
-    from isovoxel.readers.bioio import SIGNATURES
-
-    return SIGNATURES[kind](at.first)
-
-
-def _open_microscope(kind: str, at: Location, selection: Selection) -> Volume:
-    from isovoxel.readers.bioio import open_bioio
-
-    return open_bioio(at.path, at.name, kind, selection)
+    return call
 
 
 _PLANES = ("channel", "time")
 _ARRAYS = ("channel", "time", "axes")
+_ZARR: tuple[Kind, ...] = ("folder", "address")
 
 FORMATS = (
-    Format("TIFF", lambda at: at.first[:4] in TIFF_MAGIC, _open_tiff, selects=_ARRAYS),
+    Format("TIFF", lambda at: at.first[:4] in TIFF_MAGIC, _late("tiff", "open_tiff"), selects=_ARRAYS),
     Format(
         "OME-Zarr",
         lambda at: at.zarr_node == "group",
-        _open_ome_zarr,
-        kinds=("folder", "address"),
+        _late("ome_zarr", "open_ome_zarr"),
+        kinds=_ZARR,
         selects=("level", *_PLANES),
     ),
     Format(
         "zarr arrays",
         lambda at: at.zarr_node == "array",
-        _open_zarr_array,
-        kinds=("folder", "address"),
+        _late("zarr_array", "open_zarr_array"),
+        kinds=_ZARR,
         selects=_ARRAYS,
     ),
-    Format("N5", _is_n5, _open_n5, "n5", ("tensorstore",), kinds=("folder",)),
-    Format("folders of TIFF slices", _is_slices, _open_slices, kinds=("folder",)),
-    Format("HDF5", _is_hdf5, _open_hdf5, "hdf5", ("h5py",), selects=_ARRAYS, inner=True, also=("Imaris",)),
-    Format(".npy", lambda at: at.first.startswith(b"\x93NUMPY"), _open_npy, selects=_ARRAYS),
-    Format("NIfTI", _is_nifti, _open_nifti, "nifti", ("nibabel",)),
+    Format("N5", _late("n5", "is_n5"), _late("n5", "open_n5"), "n5", ("tensorstore",), kinds=("folder",)),
+    Format("folders of TIFF slices", _late("slices", "has_slices"), _late("slices", "open_folder"), kinds=("folder",)),
+    Format(
+        "HDF5",
+        _late("hdf5", "is_hdf5"),
+        _late("hdf5", "open_hdf5"),
+        "hdf5",
+        ("h5py",),
+        selects=_ARRAYS,
+        inner=True,
+        also=("Imaris",),
+    ),
+    Format(".npy", lambda at: at.first.startswith(b"\x93NUMPY"), _late("npy", "open_npy"), selects=_ARRAYS),
+    Format("NIfTI", _late("nifti", "is_nifti"), _late("nifti", "open_nifti"), "nifti", ("nibabel",)),
     *(
-        Format(kind, partial(_is_microscope, kind), partial(_open_microscope, kind), "bioio", selects=_PLANES)
+        Format(
+            kind, _late("bioio", "is_microscope", kind), _late("bioio", "open_bioio", kind), "bioio", selects=_PLANES
+        )
         for kind in ("CZI", "LIF", "ND2", "DV")
     ),
 )
@@ -265,3 +218,204 @@ def open_by(one: Format, at: Location, selection: Selection) -> Volume:
         except ImportError as error:
             raise needs_extra(at.name, one.name, one.extra, error) from error
     return one.open(at, selection)
+
+
+# ---- formats of other distributions --------------------------------------------------------------------------------
+
+# Formats of input that other distributions bring: plug-ins of isovoxel, and readers of bioio.
+#
+# 1. A distribution adds a format by an entry point that leads to a `Format`::
+#
+#        [project.entry-points."isovoxel.readers"]
+#        photons = "photons.isovoxel:FORMAT"
+#
+# 2. Plug-ins are asked only for what no format of isovoxel's own recognises, so that none takes one of these over. An
+#    input that two of them recognise is refused.
+# 3. What no plug-in recognises is shown to the readers that register at bioio, by the ending of its name.
+# 4. A plug-in that fails is named in a note, or in the error where nothing opens the input; it stops no other format.
+
+
+GROUP = "isovoxel.readers"
+"""The entry points of plug-ins."""
+
+
+class ForeignFormat(NamedTuple):
+    """A format that another distribution brings."""
+
+    format: Format
+    """The format."""
+    by: str
+    """The distribution, for messages."""
+
+    @property
+    def what(self) -> str:
+        """The format, and what brings it, for messages."""
+        return f"{self.format.name}, by {self.by}"
+
+
+def recognised(at: Location, faults: list[str]) -> ForeignFormat | None:
+    """Return the format of another distribution that recognises a file or a folder; None where none does.
+
+    Parameters
+    ----------
+    at
+        The file or folder.
+    faults
+        Gets a clause for each plug-in that cannot be used.
+
+    Raises
+    ------
+    InputError
+        If several plug-ins recognise it.
+    """
+    found = [one for one in _plugins(faults) if _recognises(one, at, faults)]
+    if len(found) > 1:
+        names = " and ".join(f"{one.format.name} by {one.by}" for one in found)
+        raise InputError(f"{at.name} is recognised by several reader plug-ins, {names}; uninstall all but one of them")
+    if found:
+        return found[0]
+    return _bioio_reader(at, faults) if at.kind == "file" else None
+
+
+def _plugins(faults: list[str]) -> list[ForeignFormat]:
+    """Return the formats that plug-ins of isovoxel register."""
+    from importlib.metadata import entry_points
+
+    own = {name.casefold() for one in FORMATS for name in (one.name, *one.also)}
+    found = []
+    for point in sorted(entry_points(group=GROUP), key=lambda point: (point.name, point.value)):
+        by = _distribution(point)
+        try:
+            loaded = point.load()
+        except Exception as error:  # noqa: BLE001 - an import may raise anything
+            faults.append(_fault(point.name, by, error))
+            continue
+        if not isinstance(loaded, Format):
+            faults.append(_fault(point.name, by, f"its entry point leads to a {type(loaded).__name__} and no Format"))
+        elif loaded.name.casefold() in own:
+            faults.append(_fault(point.name, by, f"isovoxel itself has a format of the name {loaded.name}"))
+        else:
+            found.append(ForeignFormat(loaded, by))
+    return found
+
+
+def _recognises(one: ForeignFormat, at: Location, faults: list[str]) -> bool:
+    try:
+        return at.kind in one.format.kinds and bool(one.format.sniff(at))
+    except Exception as error:  # noqa: BLE001 - as above
+        faults.append(_fault(one.format.name, one.by, error))
+        return False
+
+
+def _bioio_reader(at: Location, faults: list[str]) -> ForeignFormat | None:
+    """Return the first reader of bioio's that takes files of this ending, and this one."""
+    from isovoxel.readers import bioio
+
+    for point in bioio.reader_points():
+        try:
+            reader = bioio.reader_for(point, at.path)
+        except Exception as error:  # noqa: BLE001 - as above
+            faults.append(_fault(point.name, _distribution(point), error))
+            continue
+        if reader is not None:
+            opened = partial(_open_bioio, reader, point.name)
+            return ForeignFormat(
+                Format(point.name, lambda _: True, opened, selects=("channel", "time")), _distribution(point)
+            )
+    return None
+
+
+def _open_bioio(reader: Any, kind: str, at: Location, selection: Selection) -> Volume:
+    from isovoxel.readers.bioio import volume_of_reader
+
+    return volume_of_reader(reader(str(at.path.resolve())), at.path, at.name, kind, selection)
+
+
+def _fault(name: str, by: str, reason: str | Exception) -> str:
+    if isinstance(reason, Exception):
+        reason = f"{type(reason).__name__}: {reason_of(reason)}"
+    return f"the reader plug-in {name} of {by} cannot be used ({reason})"
+
+
+def _distribution(point: Any) -> str:
+    """Return the name and the version of the distribution that registers an entry point, for messages."""
+    return f"{point.dist.name} {point.dist.version}" if point.dist is not None else point.value
+
+
+def open_foreign(one: ForeignFormat, at: Location, selection: Selection) -> Volume:
+    """Open a file or a folder by a plug-in.
+
+    Its volume gets what tells it from others, where it does not say so, and a reader whose boxes are checked.
+
+    Raises
+    ------
+    InputError
+        If the plug-in fails, or gives no `Volume`.
+    """
+    try:
+        volume = open_by(one.format, at, selection)
+    except (IsovoxelError, MemoryError):
+        raise
+    except Exception as error:
+        raise unreadable(at.name, one.what, error) from error
+    if not isinstance(volume, Volume):
+        raise InputError(f"{at.name} cannot be read as {one.what}: it gave a {type(volume).__name__} and no Volume")
+    path = at.path.resolve()
+    is_file = at.kind == "file"
+    itself: dict[str, Any] = file_identity(path) if is_file else {"path": str(path)}
+    reader = partial(CheckedReader, name=at.name, what=one.what, dtype=volume.dtype)
+    return replace(
+        volume,
+        name=at.name,
+        read=reader(volume.read),
+        cached=None if volume.cached is None else partial(_cached, volume.cached, reader),
+        identity={**itself, **volume.identity, **selection.identity(*one.format.selects)},
+        current_identity=volume.current_identity or (partial(file_identity, path) if is_file else None),
+        files=volume.files or (FileList((str(path),)) if is_file else FolderFiles(str(path))),
+    )
+
+
+def _cached(
+    cached: Callable[[int], ReadBox], reader: Callable[[ReadBox], CheckedReader], capacity: int
+) -> CheckedReader:
+    return reader(cached(capacity))
+
+
+@dataclass(frozen=True)
+class CheckedReader:
+    """Reads boxes by a plug-in's reader, and checks that these are what a `ReadBox` returns."""
+
+    read: ReadBox
+    """The plug-in's."""
+    name: str
+    """What the user called the input, for messages."""
+    what: str
+    """The format, and what brings it, for messages."""
+    dtype: np.dtype[Any]
+    """Of the voxels."""
+
+    def __call__(self, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Return a box as a new array, or in `out`.
+
+        Raises
+        ------
+        InputError
+            If the reader fails, or returns anything else.
+        """
+        try:
+            found = self.read(box, out)
+        except (IsovoxelError, MemoryError):
+            raise
+        except Exception as error:
+            raise unreadable(self.name, self.what, error) from error
+        if found is not out and (
+            out is not None
+            or not isinstance(found, np.ndarray)
+            or (found.shape, found.dtype, found.flags.c_contiguous) != (box.shape, self.dtype, True)
+        ):
+            where = "in the array that it was given" if out is not None else "as a C-contiguous array"
+            raise InputError(
+                f"{self.name} cannot be read as {self.what}: its reader did not return a box {where}, of shape "
+                f"{box.shape} and dtype {self.dtype}"
+            )
+        return found

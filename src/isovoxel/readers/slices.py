@@ -36,6 +36,7 @@ from isovoxel.metadata.tiff import parse_description
 from isovoxel.metadata.units import Calibration
 from isovoxel.readers.base import ReadBox, Volume, check_voxels, damage_moved, room_for
 from isovoxel.readers.files import TIFF_MAGIC, FileList, unreadable
+from isovoxel.readers.registry import Location
 from isovoxel.readers.selection import Selection, zyx_positions
 from isovoxel.readers.tiff import calibration_of, decoded_at_once, open_tiff
 from isovoxel.readers.tiff_layout import Stack, planes_reader
@@ -51,6 +52,22 @@ def slices_in(folder: Path) -> Iterator[str]:
         for entry in entries:
             if entry.name.lower().endswith(ENDINGS) and not entry.name.startswith(".") and entry.is_file():
                 yield entry.path
+
+
+def has_slices(at: Location) -> bool:
+    """Tell whether a folder holds TIFF slices."""
+    return any(slices_in(at.path))
+
+
+def open_folder(at: Location, _selection: Selection) -> Volume:
+    """Open the slices in a folder.
+
+    Raises
+    ------
+    InputError
+        If they are not the slices of one volume.
+    """
+    return open_slices(list(slices_in(at.path)), str(at.path.resolve()), at.name)
 
 
 def open_pattern(pattern: str) -> Volume:
@@ -232,7 +249,11 @@ def _several_pages_each(files: Sequence[str], name: str) -> Volume:
     volumes = []
     for file in files:
         # The last one may have a single plane left.
-        volume = _one_page_each([file], file) if _is_plane(file) else open_tiff(Path(file), file, Selection())
+        volume = (
+            _one_page_each([file], file)
+            if _is_plane(file)
+            else open_tiff(Location(Path(file), file, "file"), Selection())
+        )
         volumes.append(volume)
         for what in ("dtype", "shape"):
             _check_alike(what, volume, volumes[0])

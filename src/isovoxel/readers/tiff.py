@@ -41,6 +41,7 @@ from isovoxel.metadata.tiff import (
 from isovoxel.metadata.units import Calibration
 from isovoxel.readers.base import Volume, check_voxels
 from isovoxel.readers.files import FileList, check_complete, file_identity, unreadable
+from isovoxel.readers.registry import Location
 from isovoxel.readers.selection import GIVEN, Picked, Selection, pick
 from isovoxel.readers.tiff_layout import Stack, reader_of
 from isovoxel.readers.tiff_pages import Directories, read_directories
@@ -73,7 +74,7 @@ class _Found(NamedTuple):
     shape: Index3
 
 
-def open_tiff(path: Path, name: str, selection: Selection) -> Volume:
+def open_tiff(at: Location, selection: Selection) -> Volume:
     """Open the one 3-D image of a TIFF or BigTIFF file; where it has none, the one plane.
 
     Raises
@@ -84,6 +85,7 @@ def open_tiff(path: Path, name: str, selection: Selection) -> Volume:
     OptionError
         If it has no such channel or time point.
     """
+    path, name = at.path, at.name
     own = read_directories(path)
     if not len(own):
         raise InputError(f"{name} is truncated or no TIFF: the file does not hold all of its first directory")

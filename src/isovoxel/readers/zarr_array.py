@@ -24,6 +24,7 @@ from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.zarr_nodes import ARRAY_FILES, NODE, V2_ARRAY, files_of_node
 from isovoxel.readers.base import Files, ReadBox, SeriesReader, Volume, check_voxels
 from isovoxel.readers.files import metadata_identity, unreadable
+from isovoxel.readers.registry import Location
 from isovoxel.readers.selection import GIVEN, UNNAMED, Picked, Selection, pick
 from isovoxel.readers.zarr_chunks import ChunkReader
 from isovoxel.readers.zarr_layout import array_files, chunk_layout
@@ -168,7 +169,7 @@ def from_array(array: zarr.Array[Any], selection: Selection) -> Volume:
     return _volume(array, name, identity, selection)
 
 
-def open_zarr_array(path: Place, name: str, selection: Selection) -> Volume:
+def open_zarr_array(at: Location, selection: Selection) -> Volume:
     """Open a folder, on a disk or in an object store, that is a zarr array, v2 or v3.
 
     Raises
@@ -176,9 +177,9 @@ def open_zarr_array(path: Place, name: str, selection: Selection) -> Volume:
     InputError
         If zarr cannot read it, or it has other axes than z, y and x, is empty, or has an unsupported dtype.
     """
-    array = open_path(path, name)
-    now = partial(metadata_identity, path, files_of_node(path, ARRAY_FILES))
-    return replace(_volume(array, name, now(), selection), current_identity=now)
+    array = open_path(at.place, at.name)
+    now = partial(metadata_identity, at.place, files_of_node(at.place, ARRAY_FILES))
+    return replace(_volume(array, at.name, now(), selection), current_identity=now)
 
 
 def _volume(array: zarr.Array[Any], name: str, identity: Mapping[str, Any], selection: Selection) -> Volume:
