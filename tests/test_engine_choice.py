@@ -20,7 +20,7 @@ from isovoxel.execution.events import BlockDone, Event
 from isovoxel.geometry.box import Box
 from isovoxel.options import Options
 from isovoxel.output.provenance import read_provenance
-from isovoxel.planner import EngineChoice, Limits, Sampling, ThisProcess, choose_engine, plan_volume
+from isovoxel.planner import EngineChoice, Limits, Sampling, ThisProcess, choose_engine, choose_sampling, plan_volume
 from isovoxel.reporting.progress import hints
 
 VOXELS = np.random.default_rng(3).integers(0, 65536, (12, 20, 18)).astype("uint16")
@@ -89,7 +89,7 @@ def test_steps_of_a_gpu_are_told(dtype: str, told: bool) -> None:
         (Options(engine="exact"), False),
         (Options(interpolation="nearest"), False),
     ):
-        plan = plan_volume(volume, options, Gpu(options))
+        plan = plan_volume(volume, options, choose_sampling(volume, options), Gpu(options))
         assert plan.engine == (options.engine or "cle")
         assert any("256 steps" in line and "--engine exact" in line for line in hints(plan)) == steps
 
@@ -193,7 +193,7 @@ def test_a_wrong_choice_is_refused(isovoxel: Isovoxel, tmp_path: Path, monkeypat
         said = isovoxel("scale", tmp_path / "in.npy", tmp_path / "out.zarr", "--factor", "2,1,1", "--engine", "cle")
         check_refused(said, "ISOVOXEL_CLE must be prototype or pyclesperanto, not 'clij'")
         with pytest.raises(OptionError):
-            plan_volume(package.open_volume(VOXELS, voxel_size=(2, 1, 1)), Options(), Gpu(Options()))
+            plan_volume(package.open_volume(VOXELS, voxel_size=(2, 1, 1)), Options(), PLAIN, Gpu(Options()))
     finally:
         for remembered in (generations.clesperanto, generations._tried):
             remembered.cache_clear()

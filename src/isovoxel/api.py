@@ -12,7 +12,7 @@ from isovoxel.execution.events import Listener
 from isovoxel.execution.result import ScaleResult
 from isovoxel.geometry.grid import Float3
 from isovoxel.options import CONVERTING, CropLike, Options, ScalingOptions, checked_keywords
-from isovoxel.planner import open_input, plan_volume
+from isovoxel.planner import choose_sampling, open_input, plan_volume
 from isovoxel.planning.one_piece import WholeLimits
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.base import Volume
@@ -115,7 +115,7 @@ def plan(
     if output is None:
         volume = open_input(source, given)
         with open_cluster(given, client, source=source) as cluster:
-            return plan_volume(volume, given, cluster)
+            return plan_volume(volume, given, choose_sampling(volume, given), cluster)
     from isovoxel.jobs import as_begun, foreseen, open_as_begun
 
     here = client is None and workers is None and scheduler is None

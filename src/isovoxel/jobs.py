@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -24,7 +23,7 @@ from isovoxel.execution.result import ScaleResult
 from isovoxel.object_store.addresses import Place, place_of, shown
 from isovoxel.options import HOW_FAR, Options
 from isovoxel.output.membership import LABELS
-from isovoxel.planner import choose_sampling, how_far, open_input, plan_volume
+from isovoxel.planner import Sampling, choose_sampling, how_far, open_input, plan_volume
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.base import Volume
 from isovoxel.readers.files import InputWatch
@@ -77,15 +76,12 @@ def as_begun(
         del was["factor"]
     options = given.filled({**(defaults or {}), **was})
     if here and options.engine == "cle" and options.or_new("device") == "auto":
-        with contextlib.suppress(StopIteration):  # its bits depend on the device
-            options = replace(options, device=_device_called(made["device"]["name"]))
+        from isovoxel.engines.devices import list_devices
+
+        # Its bits depend on the device.
+        same = [str(device.index) for device in list_devices() if device.name == made["device"]["name"]]
+        return replace(options, device=same[0]) if same else options
     return options
-
-
-def _device_called(name: Any) -> str:
-    from isovoxel.engines.devices import list_devices
-
-    return next(str(device.index) for device in list_devices() if device.name == name)
 
 
 def open_as_begun(source: Any, options: Options, given: Options) -> tuple[Volume, Options]:
@@ -161,7 +157,7 @@ class Order:
 
 
 def run_job(
-    opened: Volume | InputWatch, source: Any, output: str | Path, options: Options, order: Order
+    opened: Volume | InputWatch, source: Any, output: str | Path, options: Options, sampling: Sampling, order: Order
 ) -> ScaleResult:
     """Scale a volume and write the result, or what is left of it.
 
@@ -173,7 +169,7 @@ def run_job(
         What the user gave for it, which workers open by the options.
     output
         Path or address of the OME-Zarr.
-    options, order
+    options, sampling, order
         How it is scaled, and how the job is run.
 
     Raises
@@ -198,12 +194,12 @@ def run_job(
     if cluster is None:
         # "auto" is decided once: by the time the engine opens, another device may have more memory free.
         device = str(find_device(device).index)
-    planned = plan_volume(volume, replace(options, device=device), cluster, place)
+    planned = plan_volume(volume, replace(options, device=device), sampling, cluster, place)
     # Its files are looked at only now: a volume that nothing can plan may have any number of them.
     watch = opened if isinstance(opened, InputWatch) else InputWatch(volume)
     volume = watch.volume
     planned = replace(planned, source=replace(planned.source, identity=dict(volume.identity)))
-    request = output_request(volume, planned, place, options)
+    request = output_request(volume, planned, place, options, sampling)
     if is_made_already(request):
         tally.done_before = planned.all_blocks
         return ScaleResult(shown(place), planned, 0.0, tally.stages | {"idle": 0.0}, peak_bytes(), tally)
@@ -227,19 +223,14 @@ def _executor(options: Options, cluster: Cluster | None, device: str) -> Executo
     return SubprocessExecutor(device) if options.isolate else ThreadExecutor(device)
 
 
-def output_request(volume: Volume, planned: Plan, place: Place, options: Options) -> OutputRequest:
+def output_request(volume: Volume, planned: Plan, place: Place, options: Options, sampling: Sampling) -> OutputRequest:
     """Return the output that a user asks for, of a volume that is identified."""
     from isovoxel.execution.output import OutputRequest
     from isovoxel.execution.recipe import provenance
 
     return OutputRequest(
         path=place,
-        made=provenance(
-            planned,
-            volume,
-            labels=choose_sampling(volume, options).labels,
-            receipts=options.keep_receipts is True,
-        ),
+        made=provenance(planned, volume, labels=sampling.labels, receipts=options.keep_receipts is True),
         source_path=volume.identity.get("path"),
         overwrite=options.overwrite,
         cut=tuple(name for name in ("chunk", "shard") if name in options.given),
@@ -253,7 +244,7 @@ def foreseen(volume: Volume, source: Any, output: str | Path, options: Options, 
     Parameters
     ----------
     volume, source, output, options
-        As in `run_job`.
+        The input, what the user gave for it, where it is written, and how it is scaled.
     cluster
         The workers that would do it.
 
@@ -268,8 +259,9 @@ def foreseen(volume: Volume, source: Any, output: str | Path, options: Options, 
 
     check_apart(read_as("input", source, volume), folders_of(output))
     place, volume = output_place(output), InputWatch(volume).volume
-    planned = plan_volume(volume, options, cluster, place)
-    plan, note = foresee(planned, output_request(volume, planned, place, options))
+    sampling = choose_sampling(volume, options)
+    planned = plan_volume(volume, options, sampling, cluster, place)
+    plan, note = foresee(planned, output_request(volume, planned, place, options, sampling))
     if not note:
         return plan
     return replace(plan, source=replace(plan.source, notes=(*plan.source.notes, note)))
@@ -324,12 +316,15 @@ def scale_into(
         cluster = stack.enter_context(open_cluster(given, client, source=source, listeners=told))
         if cluster is not None:  # for whose workers one may have waited long
             volume, options = open_as_begun(source, options, given)
+        sampling = choose_sampling(volume, options)
         order = Order(listeners, cluster, relay)
         if labels is None:
-            return run_job(volume, source, output, options, order)
+            return run_job(volume, source, output, options, sampling, order)
+        if sampling.labels:
+            raise OptionError(f"{volume.name} is to be scaled as labels itself; leave out --labels or --with-labels")
         beside = labels_beside(volume, output, options, given, cluster)
         check_apart(read_as("labels", labels, beside.watch.volume), folders)
-        result = run_job(volume, source, output, options, order)
+        result = run_job(volume, source, output, options, sampling, order)
         return replace(result, labels=beside.run(order))
 
 
@@ -345,6 +340,8 @@ class Beside:
     """Where they are written."""
     options: Options
     """How they are scaled."""
+    sampling: Sampling
+    """The kernel for them."""
 
     def run(self, order: Order) -> ScaleResult:
         """Scale them, once the image is complete.
@@ -357,7 +354,7 @@ class Beside:
         try:
             if self.watch.is_changed():
                 raise InputError(f"{self.watch.volume.name} has changed since it was opened")
-            return run_job(self.watch, self.source, self.output, self.options, order)
+            return run_job(self.watch, self.source, self.output, self.options, self.sampling, order)
         except JobError:
             raise
         except IsovoxelError as error:
@@ -393,8 +390,6 @@ def labels_beside(
     labels = given.with_labels
     if cluster is not None:
         check_reachable(labels)
-    if choose_sampling(image, options).labels:
-        raise OptionError(f"{image.name} is to be scaled as labels itself; leave out --labels or --with-labels")
     part: dict[str, Any] = {"time": options.time, "crop": options.crop}
     if image.voxel_size is not None:
         part |= {"input_voxel_size": image.voxel_size, "unit": image.unit}
@@ -417,8 +412,9 @@ def labels_beside(
         here=cluster is None,
     )
     placed = replace(volume, voxel_size=image.voxel_size, origin=image.origin, unit=image.unit, missing=image.missing)
-    plan_volume(placed, chosen, cluster)
-    return Beside(InputWatch(placed), labels, where, chosen)
+    sampling = choose_sampling(placed, chosen)
+    plan_volume(placed, chosen, sampling, cluster)
+    return Beside(InputWatch(placed), labels, where, chosen, sampling)
 
 
 _OWN = (

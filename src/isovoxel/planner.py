@@ -2,7 +2,7 @@
 
 1. The options say how far the volume is scaled (`how_far`) and with which kernel (`choose_sampling`).
 2. The kernel, the device and what is installed decide the engine (`choose_engine`).
-3. `plan_job` makes the plan of the full level, and of the levels that follow it, within the limits of those who scale.
+3. `plan_volume` makes the plan of the full level, and of the levels that follow it, within the limits of what scales.
 """
 
 from __future__ import annotations
@@ -174,27 +174,13 @@ def choose_engine(
 
 
 def plan_volume(
-    volume: Volume, options: Options, resources: Resources | None = None, output: Place | None = None
+    volume: Volume,
+    options: Options,
+    sampling: Sampling,
+    resources: Resources | None = None,
+    output: Place | None = None,
 ) -> Plan:
     """Return how a volume would be scaled by an engine that suits it, within the limits of device and host.
-
-    Parameters
-    ----------
-    volume, options, output
-        As in `plan_job`.
-    resources
-        What scales; by default this process.
-    """
-    resources = resources or ThisProcess(options)
-    kind = resources.limits(options.engine or "exact")[0].kind
-    choice = choose_engine(choose_sampling(volume, options), options.engine, kind, resources.clesperanto)
-    return plan_job(volume, options, choice, resources.limits(choice.engine), output)
-
-
-def plan_job(
-    volume: Volume, options: Options, choice: EngineChoice, limits: Limits, output: Place | None = None
-) -> Plan:
-    """Return how a volume would be scaled, within the limits of device and host.
 
     Parameters
     ----------
@@ -202,10 +188,10 @@ def plan_job(
         The input.
     options
         What the user says.
-    choice
-        The engine.
-    limits
-        What may be used, by each process that scales.
+    sampling
+        As `choose_sampling` returns it for both.
+    resources
+        What scales; by default this process.
     output
         Where it is written, if that is known; by default a local disk.
     """
@@ -213,8 +199,11 @@ def plan_job(
     from isovoxel.planning.optimizer import make_plan
     from isovoxel.planning.pyramid import with_levels
 
+    resources = resources or ThisProcess(options)
+    kind = resources.limits(options.engine or "exact")[0].kind
+    choice = choose_engine(sampling, options.engine, kind, resources.clesperanto)
+    device, host = resources.limits(choice.engine)
     grid, factor = how_far(volume, options)
-    sampling = choose_sampling(volume, options)
     storage = default_storage(
         grid.scaled(factor).shape,
         volume.dtype.itemsize,
@@ -223,7 +212,6 @@ def plan_job(
         shard=options.shard,
         ome_zarr=options.or_new("ome_zarr"),
     )
-    device, host = limits
     source, halo = source_of(volume, grid), options.or_new("halo")
     full = make_plan(
         replace(source, notes=(*source.notes, *choice.notes)),
