@@ -18,7 +18,7 @@ from isovoxel.errors import InputError
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import AXES
 from isovoxel.metadata.units import canonical_unit
-from isovoxel.readers.base import ReadBox, SeriesReader, Volume, check_voxels, room_for
+from isovoxel.readers.base import ReadBox, SeriesReader, Volume, check_voxels, output_array
 from isovoxel.readers.files import reason_of
 from isovoxel.readers.selection import EVERYTHING, GIVEN, UNNAMED, Picked, Selection, pick, plain_zyx
 from isovoxel.readers.tiled import Stored, TiledReader
@@ -51,7 +51,7 @@ def from_numpy(array: NDArray[Any], selection: Selection = EVERYTHING) -> Volume
     dtype = array.dtype.newbyteorder("=")
 
     def read(box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
-        out = room_for(box, dtype, out)
+        out = output_array(box, dtype, out)
         out[...] = array[box.slices]
         return out
 

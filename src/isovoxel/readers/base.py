@@ -166,7 +166,7 @@ class Volume(InNotebooks):
         return VoxelGrid(self.shape, self.voxel_size, self.origin, self.unit)
 
 
-def room_for(box: Box, dtype: np.dtype[Any], out: NDArray[Any] | None) -> NDArray[Any]:
+def output_array(box: Box, dtype: np.dtype[Any], out: NDArray[Any] | None) -> NDArray[Any]:
     """Return `out`, or a new array for a box where it is None.
 
     Raises

@@ -23,7 +23,7 @@ from isovoxel.geometry.box import Box, Index3
 from isovoxel.metadata.hdf5 import ORIGIN
 from isovoxel.metadata.nifti import read_affine, read_zooms
 from isovoxel.planning.memory import human_bytes
-from isovoxel.readers.base import Volume, check_voxels, room_for
+from isovoxel.readers.base import Volume, check_voxels, output_array
 from isovoxel.readers.files import FileList, check_complete, file_identity, unreadable
 from isovoxel.readers.raw import (
     LARGEST_RATIO,
@@ -73,7 +73,7 @@ class ScaledReader:
         CorruptInputError, InputUnavailableError
             As the reader of the numbers does.
         """
-        out = room_for(box, np.dtype(np.float32), out)
+        out = output_array(box, np.dtype(np.float32), out)
         flat = out.reshape(-1)
         dtype = self.read.dtype.newbyteorder("=")
         # They are read into the end of the room for the result, and each is used before its bytes are written on.

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from isovoxel.errors import CorruptInputError, InputError
 from isovoxel.geometry.box import Box, Index3
-from isovoxel.readers.base import room_for
+from isovoxel.readers.base import output_array
 from isovoxel.readers.files import unavailable
 
 BUFFER_BYTES = 1 << 20
@@ -83,7 +83,7 @@ class RawReader:
         InputUnavailableError
             If the system cannot read it.
         """
-        planes = out = room_for(box, self.dtype.newbyteorder("="), out)
+        planes = out = output_array(box, self.dtype.newbyteorder("="), out)
         if self.reverse:
             box = Box(box.start[::-1], box.stop[::-1])
             planes = out.transpose(2, 1, 0)

@@ -34,7 +34,7 @@ from isovoxel.geometry.box import Box, Index3
 from isovoxel.metadata.ome_xml import read_ome_xml, read_pixels
 from isovoxel.metadata.tiff import parse_description
 from isovoxel.metadata.units import Calibration
-from isovoxel.readers.base import ReadBox, Volume, check_voxels, damage_moved, room_for
+from isovoxel.readers.base import ReadBox, Volume, check_voxels, damage_moved, output_array
 from isovoxel.readers.files import TIFF_MAGIC, FileList, unreadable
 from isovoxel.readers.registry import Location
 from isovoxel.readers.selection import Selection, zyx_positions
@@ -234,7 +234,7 @@ class StackReader:
         CorruptInputError, InputUnavailableError
             As the reader of the volume does that cannot be read.
         """
-        out = room_for(box, self.dtype, out)
+        out = output_array(box, self.dtype, out)
         index = bisect_right(self.starts, box.start[0]) - 1
         while out.size and index < len(self.readers) and self.starts[index] < box.stop[0]:
             first = self.starts[index]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Box, Index3
-from isovoxel.readers.base import damage_moved, room_for
+from isovoxel.readers.base import damage_moved, output_array
 from isovoxel.readers.image_headers import header_of
 from isovoxel.readers.raw import in_file, open_file, read_bytes
 from isovoxel.readers.tiff_pages import DECODER_BYTES, IMAGES, LERC_COMPRESSION, PageStorage
@@ -101,7 +101,7 @@ class MixedReader:
         CorruptInputError, InputUnavailableError
             As the reader of the plane does that cannot be read.
         """
-        out = room_for(box, self.dtype, out)
+        out = output_array(box, self.dtype, out)
         z = box.start[0]
         while z < box.stop[0] and out.size:
             n = self._run(z, box.stop[0])

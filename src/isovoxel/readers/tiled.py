@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from isovoxel.errors import CorruptInputError, InputError
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.object_store.retries import is_transient
-from isovoxel.readers.base import ReadBox, room_for
+from isovoxel.readers.base import ReadBox, output_array
 from isovoxel.readers.files import WAY_ON, is_ours, limit_of, number_of, reason_of, unavailable
 
 
@@ -57,7 +57,7 @@ class TiledReader(ABC):
         InputError
             If it cannot be read for another reason, which is the error's cause.
         """
-        out = room_for(box, self.dtype.newbyteorder("="), out)
+        out = output_array(box, self.dtype.newbyteorder("="), out)
         if out.size:
             with self.opened() as source:
                 for tile in self.tiles(box):
@@ -181,7 +181,7 @@ class FilledReader:
 
     def __call__(self, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Return a box as a new array, or in `out`."""
-        out = room_for(box, self._dtype, out)
+        out = output_array(box, self._dtype, out)
         left = [box]
         while left:
             piece = left.pop()

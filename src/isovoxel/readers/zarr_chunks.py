@@ -32,7 +32,7 @@ from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.retries import carried
-from isovoxel.readers.base import room_for
+from isovoxel.readers.base import output_array
 from isovoxel.readers.chunks import CHUNK_COST, CachedChunk, ChunkCache
 from isovoxel.readers.files import reason_of
 from isovoxel.readers.tiled import chunk_of, failure_in
@@ -141,7 +141,7 @@ class ChunkReader:
         InputUnavailableError
             If the system cannot read a file.
         """
-        whole = room_for(box, self.layout.dtype.newbyteorder("="), out)
+        whole = output_array(box, self.layout.dtype.newbyteorder("="), out)
         files = self._files(box, whole)
         if isinstance(self.layout.folder, ObjectPlace):
             self._read_at_once(files)
