@@ -19,7 +19,7 @@ import contextlib
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,7 @@ from isovoxel.readers.base import SUPPORTED_DTYPES
 from isovoxel.readers.chunks import CHUNK_COST, ChunkCache, decode_nothing, decode_zlib
 from isovoxel.readers.files import number_of, reason_of, unavailable, unreadable
 from isovoxel.readers.raw import open_file, read_into
+from isovoxel.readers.selection import along_axes
 from isovoxel.readers.tiled import Stored, TiledReader, chunk_of
 
 if TYPE_CHECKING:
@@ -197,11 +198,8 @@ class Hdf5Reader(TiledReader):
             self._read_chunk(*source, tile, out)
 
     def _read_by_hdf5(self, dataset: h5py.Dataset, tile: Box, out: NDArray[Any]) -> None:
-        index: list[int | slice] = [0] * self.ndim
-        for axis, part in zip(self.zyx, tile.slices, strict=True):
-            index[axis] = part
         # Integers of one size, for the type that is meant need not be the one that is stored.
-        out[...] = dataset[tuple(index)].astype(out.dtype, copy=False)
+        out[...] = dataset[self._along_axes(tile.slices)].astype(out.dtype, copy=False)
 
     def cached(self, capacity: int) -> Hdf5Reader:
         """Return a reader of the same dataset that keeps at most so many bytes of decoded chunks."""
@@ -225,10 +223,8 @@ class Hdf5Reader(TiledReader):
 
     def _decode_chunk(self, dataset: h5py.Dataset, place: Index3, out: NDArray[np.uint8]) -> bool:
         """Decode a chunk into its bytes, or return False where it is not stored."""
-        coordinates = [0] * self.ndim
-        for axis, number, length in zip(self.zyx, place, self.chunk, strict=True):
-            coordinates[axis] = number * length
-        where = dataset.id.get_chunk_info_by_coord(tuple(coordinates))
+        start = [number * length for number, length in zip(place, self.chunk, strict=True)]
+        where = dataset.id.get_chunk_info_by_coord(self._along_axes(start))
         if where.byte_offset is None:
             return False
         if self.filters and where.size == out.size and not where.filter_mask and self._at_edge(place):
@@ -246,11 +242,13 @@ class Hdf5Reader(TiledReader):
         """Let HDF5 decode a chunk, as far as the array reaches."""
         start = tuple(p * c for p, c in zip(place, self.chunk, strict=True))
         stop = tuple(min(a + c, n) for a, c, n in zip(start, self.chunk, self.whole, strict=True))
-        index: list[int | slice] = [0] * self.ndim
-        for axis, first, last in zip(self.zyx, start, stop, strict=True):
-            index[axis] = slice(first, last)
+        index = self._along_axes([slice(first, last) for first, last in zip(start, stop, strict=True)])
         part = tuple(slice(0, last - first) for first, last in zip(start, stop, strict=True))
-        out.view(self.dtype).reshape(self.chunk)[part] = dataset[tuple(index)]
+        out.view(self.dtype).reshape(self.chunk)[part] = dataset[index]
+
+    def _along_axes(self, values: Sequence[int | slice]) -> tuple[int | slice, ...]:
+        """Return an index into the array, of what it is along z, y and x."""
+        return along_axes(self.zyx, values, [0] * self.ndim)
 
     def _place(self, tile: Box) -> Index3:
         """Return the place of the chunk that a tile lies in."""

@@ -26,7 +26,7 @@ from isovoxel.metadata.n5 import FINEST, Surroundings, level_of, read_n5
 from isovoxel.readers.base import Volume, check_voxels
 from isovoxel.readers.files import check_stored, metadata_identity, places, reason_of, unreadable
 from isovoxel.readers.registry import Location
-from isovoxel.readers.selection import Selection, zyx_positions
+from isovoxel.readers.selection import Selection, along_axes, zyx_positions
 from isovoxel.readers.tiled import Stored, TiledReader, chunk_of
 
 if TYPE_CHECKING:
@@ -85,13 +85,12 @@ class N5Reader(TiledReader):
 
     def read_tile(self, tile: Box, out: NDArray[Any], _source: Any) -> None:
         """Read a part of a block; tensorstore tells by the first word of an error whose fault it was."""
-        index: list[int | slice] = [0] * self.store.rank
-        for axis, part in zip(self.zyx, tile.slices, strict=True):
-            index[axis] = part
+        others: list[int | slice] = [0] * self.store.rank
+        index = along_axes(self.zyx, tile.slices, others)
         for file in self.files.blocks(tile):
             check_stored(file)
         try:
-            out[...] = self.store[tuple(index)].read().result()
+            out[...] = self.store[index].read().result()
         except MemoryError:
             raise
         except Exception as error:
@@ -128,9 +127,7 @@ class N5Files:
     def blocks(self, box: Box) -> Iterator[str]:
         """Yield those of the blocks that hold voxels of a box."""
         for place in places(box, self.block):
-            numbers = ["0"] * self.rank
-            for axis, number in zip(self.zyx, place, strict=True):
-                numbers[axis] = str(number)
+            numbers = along_axes(self.zyx, [str(number) for number in place], ["0"] * self.rank)
             yield "/".join((self.folder, *reversed(numbers)))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from isovoxel.errors import InputError, OptionError
 from isovoxel.geometry.box import Box, Index3
@@ -234,6 +234,20 @@ NAME_THEM = "; name them with --axes, such as --axes tczyx"
 
 ZYX = tuple[int | None, int, int]
 """Which axes of an array are z, y and x; z is None where it has none."""
+
+T = TypeVar("T")
+
+
+def along_axes(zyx: ZYX, values: Sequence[T], others: Sequence[T]) -> tuple[T, ...]:
+    """Return what an array has for each of its axes: a value for z, y and x, and `others` for all others.
+
+    Examples
+    --------
+    >>> along_axes((1, 2, 3), (7, 8, 9), [0] * 4)
+    (0, 7, 8, 9)
+    """
+    given = dict(zip(zyx, values, strict=True))
+    return tuple(given.get(axis, other) for axis, other in enumerate(others))
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from isovoxel.planning.chunking import CHECKSUM_BYTES, Storage
 from isovoxel.readers.base import Files
 from isovoxel.readers.chunks import DECODED_COPIES, DECODER_BYTES
 from isovoxel.readers.files import FolderFiles, places
-from isovoxel.readers.selection import ZYX, Picked
+from isovoxel.readers.selection import ZYX, Picked, along_axes
 
 if TYPE_CHECKING:
     import zarr
@@ -129,10 +129,8 @@ class ChunkLayout:
 
     def path(self, place: Index3) -> str | ObjectPlace:
         """Return where a file is, by its place in the grid of files."""
-        numbers = [str(self.others.get(axis, 0)) for axis in range(self.ndim)]
-        for axis, number in zip(self.zyx, place, strict=True):
-            if axis is not None:
-                numbers[axis] = str(number)
+        others = [str(self.others.get(axis, 0)) for axis in range(self.ndim)]
+        numbers = along_axes(self.zyx, [str(number) for number in place], others)
         name = f"{self.prefix}{self.separator.join(numbers)}"
         return self.folder / name if isinstance(self.folder, ObjectPlace) else f"{self.folder}/{name}"
 
