@@ -67,6 +67,13 @@ def test_scaling_without_a_terminal_loads_nothing_that_draws(stack: str, tmp_pat
     assert loaded_by(*words) & DRAWS == set()
 
 
+def test_scaling_a_stack_does_without_zarr_python(stack: str, tmp_path: Path) -> None:
+    """What it writes, it describes and reads back itself, further levels and display windows included."""
+    words = ("scale", stack, str(tmp_path / "out.zarr"), "--engine", "exact", "--levels", "1")
+    loaded = loaded_by(*words)
+    assert loaded & {"asyncio", "dask", "fsspec", "zarr"} == set()
+
+
 def test_figures_open_no_window(stack: str, tmp_path: Path) -> None:
     """A picture takes matplotlib, and not the part of it that chooses a backend and keeps figures."""
     code = RUN.replace('sorted({name.partition(".")[0] for name in sys.modules})', "sorted(sys.modules)")

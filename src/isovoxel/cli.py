@@ -11,7 +11,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from errno import EPIPE
 from pathlib import Path
 from signal import SIGINT
@@ -76,14 +76,13 @@ def _do(
     from isovoxel import api
     from isovoxel.reporting.progress import ProgressView
     from isovoxel.reporting.records import job_record
-    from isovoxel.reporting.report import reporting
     from isovoxel.reporting.text import job_lines
 
     with _notes(quiet=quiet):
         _check_apart(source, output, options, config, {"report": report})
     with (
         _notes(quiet=quiet),
-        reporting(report, source, output, quiet=quiet or as_json, **options.opening) as told,
+        _reporting(report, source, output, quiet=quiet or as_json, **options.opening) as told,
         ProgressView(bar=not quiet and not as_json, notes=not quiet) as progress,
     ):
         listeners = (progress, *([told.recorder] if told else []))
@@ -99,6 +98,15 @@ def _do(
     _show(record, lines, as_json=as_json)
     if (error := lost()) is not None and error.errno != EPIPE:
         say(f"note: {output} is complete, but what was done cannot be printed: {error.strerror}")
+
+
+def _reporting(path: str | None, source: str, output: str, **how: Any) -> AbstractContextManager[Any]:
+    """Return a context in which a report is written; it takes a while to load, and most jobs have none."""
+    if path is None:
+        return nullcontext()
+    from isovoxel.reporting.report import reporting
+
+    return reporting(path, source, output, **how)
 
 
 def _note_attempt(error: Exception, pause: float) -> None:

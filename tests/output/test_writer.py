@@ -241,7 +241,7 @@ def test_an_output_is_at_its_place_whole_or_not_at_all(tmp_path: Path, monkeypat
     """Made elsewhere, it is moved to its place at the end; what an earlier process left half made there is no harm."""
     path, by_way_of = tmp_path / "out.zarr", tmp_path / "new"
     with monkeypatch.context() as patch:
-        patch.setattr(zarr.Group, "create_array", lambda *_, **__: (_ for _ in ()).throw(OSError("disk")))
+        patch.setattr(Path, "open", lambda *_, **__: (_ for _ in ()).throw(OSError("disk")))
         with pytest.raises(OSError, match="disk"):
             open_writer(path, by_way_of=by_way_of)
     assert not path.exists()

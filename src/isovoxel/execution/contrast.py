@@ -21,7 +21,7 @@ from isovoxel.metadata.ome import DisplayWindow
 from isovoxel.object_store.addresses import Place
 from isovoxel.output.shard_store import level_path
 from isovoxel.planning.plan import Plan
-from isovoxel.readers.open import open_volume
+from isovoxel.readers.zarr_array import open_written
 
 MOST_CHUNKS = 16
 """How many chunks are read for a channel."""
@@ -53,7 +53,8 @@ def display_windows(output: Place, plan: Plan, attempt: Attempt) -> list[Display
     InputError
         If a chunk cannot be read back.
     """
-    volume = open_volume(output / level_path(plan.level))
+    place, source = output / level_path(plan.level), plan.source
+    volume = open_written(place, plan.output.shape, np.dtype(source.dtype), plan.storage, source.series)
     channels = dict(plan.source.series).get("c", 1)
     return [
         _window(lambda chunk: attempt(lambda: volume.read(chunk)), _some_chunks(plan, channel, channels))

@@ -19,6 +19,8 @@ from signal import SIGINT
 from types import TracebackType
 from typing import Any, NamedTuple, NoReturn, Protocol, Self
 
+import numpy as np
+
 from isovoxel.errors import DeviceLostError, InputChangedError, JobError
 from isovoxel.execution.events import BlockDone, Listener
 from isovoxel.execution.retry import GO_ON, BlockFailed, changed, clause, missing
@@ -27,6 +29,7 @@ from isovoxel.object_store.addresses import Place
 from isovoxel.output.lock import Attempt
 from isovoxel.output.shard import ShardReceipt
 from isovoxel.output.shard_store import level_path
+from isovoxel.planning.chunking import Storage
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.base import Volume
 from isovoxel.readers.open import open_volume
@@ -63,6 +66,8 @@ class VolumeSource:
     """Which part of it is meant."""
     fill: bool = False
     """Whether damaged parts of it are filled."""
+    written: Storage | None = None
+    """How it is stored, where it is a level of the job's own output."""
 
     def open(self) -> Volume:
         """Open it."""
@@ -90,6 +95,11 @@ class Task:
         JobError
             If it is not the one that was planned.
         """
+        if self.source.written is not None:
+            from isovoxel.readers.zarr_array import open_written
+
+            of = self.plan.source
+            return open_written(self.source.given, of.grid.shape, np.dtype(of.dtype), self.source.written, of.series)
         volume = self.source.open()
         planned = self.plan.source.identity
         if any(planned[key] != volume.identity[key] for key in volume.identity if key in planned and key != "tag"):
@@ -102,10 +112,11 @@ class Task:
 
         return shelf_of(self.output).free_bytes()
 
-    def further(self, plan: Plan) -> Task:
+    def further(self, plan: Plan, before: Plan) -> Task:
         """Return the task of a further level, whose input is the level before."""
         # Damage in a file of our own is not filled: the file can be made again.
-        return replace(self, plan=plan, source=VolumeSource(self.output / level_path(plan.level - 1)))
+        source = VolumeSource(self.output / level_path(before.level), written=before.storage)
+        return replace(self, plan=plan, source=source)
 
 
 class LevelProgress:

@@ -205,7 +205,7 @@ class Job:
                 continue
             self._check_shards(plan.levels[level.level - 1])
             self._tell(LevelBegun(level.level, len(plan.further)))
-            further = task.further(level)
+            further = task.further(level, plan.levels[level.level - 1])
             try:
                 with self._patient(f"opening level {level.level}"):
                     executor.prepare(further, retry(further.open), listen)

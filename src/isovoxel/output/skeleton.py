@@ -1,4 +1,6 @@
-"""Create an output's group and arrays by zarr-python, whole or not at all, before its first voxel.
+"""Create an output's group and arrays, whole or not at all, before its first voxel.
+
+Their metadata are those that zarr-python writes, which takes longer to load than a small stack takes to scale.
 
 On a disk they are made elsewhere and moved to their place. Groups above the output that are not there, since it is a
 member of a zarr, are made and moved with it. In an object store, which moves nothing, these groups come first, the
@@ -8,6 +10,7 @@ outermost before all, so that none is without one above it, and the output's own
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -16,10 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
-from zarr.abc.store import Store
-from zarr.codecs import BloscCodec, Crc32cCodec
-from zarr.storage import LocalStore, MemoryStore
 
 from isovoxel.errors import OutputExistsError
 from isovoxel.geometry.grid import AXES, VoxelGrid
@@ -36,7 +35,7 @@ from isovoxel.planning.chunking import Storage
 
 @dataclass(frozen=True)
 class Skeleton:
-    """The group of an output with the array of each level, in whichever store of zarr's it is made."""
+    """The group of an output with the array of each level."""
 
     levels: Sequence[tuple[VoxelGrid, Storage]]
     """Shape and storage of each level, the full one first."""
@@ -47,32 +46,99 @@ class Skeleton:
     series: Sequence[SeriesAxis]
     """Axes along which there are several volumes."""
 
-    def make(self, store: Store) -> None:
-        """Make the group and the arrays."""
-        group = self.make_group(store, self.attributes)
-        ones, names = (1,) * len(self.series), (*(axis.name for axis in self.series), *AXES)
+    def documents(self) -> dict[str, bytes]:
+        """Return the metadata of the group and of its arrays, by their keys below the group."""
+        made = self.group(self.attributes)
         for level, (grid, storage) in enumerate(self.levels):
-            of_version: dict[str, Any] = {"shards": (*ones, *storage.shard), "dimension_names": names}
-            if storage.zarr_format == 2:  # which has no names for axes: where xarray looks for them, we do as well
-                of_version = {
-                    "chunk_key_encoding": {"name": "v2", "separator": "/"},
-                    "attributes": {"_ARRAY_DIMENSIONS": names},
-                }
-            group.create_array(
-                level_path(level),
-                shape=(*(axis.length for axis in self.series), *grid.shape),
-                dtype=self.dtype,
-                chunks=(*ones, *storage.chunk),
-                filters=None,
-                compressors=_codecs(storage, self.dtype),
-                fill_value=0,
-                **of_version,
-            )
+            described = self._array_2(grid, storage) if self._format == 2 else self._array_3(grid, storage)
+            made |= {f"{level_path(level)}/{key}": value for key, value in described.items()}
+        return made
 
-    def make_group(self, store: Store, attributes: dict[str, Any] | None = None) -> zarr.Group:
-        """Make a group of the same format."""
-        storage = self.levels[0][1]
-        return zarr.create_group(store, zarr_format=3 if storage.zarr_format == 3 else 2, attributes=attributes)
+    def group(self, attributes: dict[str, Any] | None = None) -> dict[str, bytes]:
+        """Return the metadata of a group of the same format."""
+        if self._format == 2:
+            return {".zgroup": _json({"zarr_format": 2}), ".zattrs": _json(attributes or {})}
+        return {"zarr.json": _json({"attributes": attributes or {}, "zarr_format": 3, "node_type": "group"})}
+
+    @property
+    def _format(self) -> int:
+        return self.levels[0][1].zarr_format
+
+    @property
+    def _lengths(self) -> list[int]:
+        return [axis.length for axis in self.series]
+
+    @property
+    def _names(self) -> list[str]:
+        return [*(axis.name for axis in self.series), *AXES]
+
+    def _array_3(self, grid: VoxelGrid, storage: Storage) -> dict[str, bytes]:
+        ones = [1] * len(self.series)
+        little = {"name": "bytes", "configuration": {"endian": "little"}}
+        checksum = {"name": "crc32c"}
+        inner = [little if self.dtype.itemsize > 1 else {"name": "bytes"}]
+        if storage.codec in BLOSC_LEVELS:
+            blosc = {
+                "typesize": self.dtype.itemsize,
+                "cname": storage.codec,
+                "clevel": BLOSC_LEVELS[storage.codec],
+                "shuffle": "bitshuffle",
+                "blocksize": 0,
+            }
+            inner.append({"name": "blosc", "configuration": blosc})
+        sharding = {
+            "chunk_shape": [*ones, *storage.chunk],
+            "codecs": [*inner, *([checksum] if storage.checksum else [])],
+            "index_codecs": [little, checksum],
+            "index_location": "end",
+        }
+        grid_of_shards = {"name": "regular", "configuration": {"chunk_shape": [*ones, *storage.shard]}}
+        array = {
+            "shape": [*self._lengths, *grid.shape],
+            "data_type": self.dtype.name,
+            "chunk_grid": grid_of_shards,
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+            "fill_value": self.dtype.type(0).item(),
+            "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
+            "attributes": {},
+            "dimension_names": self._names,
+            "zarr_format": 3,
+            "node_type": "array",
+            "storage_transformers": [],
+        }
+        return {"zarr.json": _json(array)}
+
+    def _array_2(self, grid: VoxelGrid, storage: Storage) -> dict[str, bytes]:
+        blosc = None
+        if storage.codec in BLOSC_LEVELS:  # bits are shuffled by its number 2
+            level = BLOSC_LEVELS[storage.codec]
+            blosc = {"id": "blosc", "cname": storage.codec, "clevel": level, "shuffle": 2, "blocksize": 0}
+        array = {
+            "shape": [*self._lengths, *grid.shape],
+            "chunks": [*([1] * len(self.series)), *storage.chunk],
+            "dtype": self.dtype.newbyteorder("<").str,
+            "fill_value": self.dtype.type(0).item(),
+            "order": "C",
+            "filters": None,
+            "dimension_separator": "/",
+            "compressor": blosc,
+            "zarr_format": 2,
+        }
+        # This format has no names for axes: where xarray looks for them, we do as well.
+        return {".zarray": _json(array), ".zattrs": _json({"_ARRAY_DIMENSIONS": self._names})}
+
+
+def _json(document: dict[str, Any]) -> bytes:
+    """Return metadata as zarr-python writes them."""
+    return json.dumps(document, indent=2).encode()
+
+
+def _write(folder: Path, documents: dict[str, bytes]) -> None:
+    for key, text in documents.items():
+        file = folder / key
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("xb") as opened:
+            opened.write(text)
 
 
 def create_files(target: Path, by_way_of: Place | None, skeleton: Skeleton) -> None:
@@ -110,8 +176,8 @@ def _made(target: Path, by_way_of: Place | None, skeleton: Skeleton) -> bool:
     if made != top:
         shutil.rmtree(made, ignore_errors=True)
     for folder in folders:
-        skeleton.make_group(LocalStore(made / folder.relative_to(top)))
-    skeleton.make(LocalStore(made / output.relative_to(top)))
+        _write(made / folder.relative_to(top), skeleton.group())
+    _write(made / output.relative_to(top), skeleton.documents())
     if made != top:
         try:
             made.rename(top)
@@ -144,28 +210,7 @@ def create_objects(target: ObjectPlace, by_way_of: Place | None, skeleton: Skele
     """
     store = membership_of(target)
     for folder in store.missing if store is not None else ():
-        group: dict[str, Any] = {}
-        skeleton.make_group(MemoryStore(group))
-        for key, value in _bytes(group).items():
+        for key, value in skeleton.group().items():
             with contextlib.suppress(FileExistsError):  # another process has just made it
                 write_small(folder / key, value, new=True)
-    made: dict[str, Any] = {}
-    skeleton.make(MemoryStore(made))
-    place_metadata(target, _bytes(made), by_way_of if isinstance(by_way_of, ObjectPlace) else None)
-
-
-def _bytes(made: dict[str, Any]) -> dict[str, bytes]:
-    return {key: value.to_bytes() for key, value in made.items()}
-
-
-def _codecs(storage: Storage, dtype: np.dtype[Any]) -> list[Any] | dict[str, Any] | None:
-    """Return how zarr describes what `ShardEncoder` makes of a chunk."""
-    checksum = [Crc32cCodec()] if storage.checksum else []
-    # zarr below 3.2 takes names or members of an enumeration, later ones names only, and neither types the other's.
-    cname: Any = storage.codec
-    if cname not in BLOSC_LEVELS:
-        return checksum or None
-    if storage.zarr_format == 2:  # bits are shuffled by its number 2
-        return {"id": "blosc", "cname": cname, "clevel": BLOSC_LEVELS[cname], "shuffle": 2, "blocksize": 0}
-    blosc = BloscCodec(cname=cname, clevel=BLOSC_LEVELS[cname], shuffle="bitshuffle", typesize=dtype.itemsize)
-    return [blosc, *checksum]
+    place_metadata(target, skeleton.documents(), by_way_of if isinstance(by_way_of, ObjectPlace) else None)

@@ -22,12 +22,13 @@ from isovoxel.geometry.box import Index3
 from isovoxel.object_store.addresses import Place
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.zarr_nodes import ARRAY_FILES, NODE, V2_ARRAY, files_of_node
+from isovoxel.planning.chunking import Storage
 from isovoxel.readers.base import Files, ReadBox, SeriesReader, Volume, check_voxels
 from isovoxel.readers.files import metadata_identity, unreadable
 from isovoxel.readers.registry import Location
 from isovoxel.readers.selection import GIVEN, UNNAMED, Picked, Selection, pick
 from isovoxel.readers.zarr_chunks import ChunkReader
-from isovoxel.readers.zarr_layout import array_files, chunk_layout
+from isovoxel.readers.zarr_layout import ZarrFiles, array_files, chunk_layout, written_layout
 
 if TYPE_CHECKING:
     import zarr
@@ -180,6 +181,44 @@ def open_zarr_array(at: Location, selection: Selection) -> Volume:
     array = open_path(at.place, at.name)
     now = partial(metadata_identity, at.place, files_of_node(at.place, ARRAY_FILES))
     return replace(_volume(array, at.name, now(), selection), current_identity=now)
+
+
+def open_written(
+    place: Place, shape: Index3, dtype: np.dtype[Any], storage: Storage, series: Sequence[tuple[str, int]] = ()
+) -> Volume:
+    """Open an array that isovoxel has written, of which it knows all that its metadata say; nothing is read.
+
+    Parameters
+    ----------
+    place
+        Where the array lies.
+    shape, dtype, storage
+        Of one volume, and how it is stored.
+    series
+        Name and length of each axis along which there are several volumes.
+    """
+    n = len(series)
+    picked = Picked(
+        zyx=(n, n + 1, n + 2),
+        others=dict.fromkeys(range(n), 0),
+        chosen={},
+        series=tuple((axis, name, length) for axis, (name, length) in enumerate(series)),
+    )
+    layout = written_layout(place, shape, dtype, storage, (n, n + 1, n + 2))
+    reader = ChunkReader(str(place), layout)
+    z, y, x = (min(c, m) for c, m in zip(storage.chunk, shape, strict=True))
+    return Volume(
+        str(place),
+        f"zarr v{storage.zarr_format} array",
+        shape,
+        np.dtype(dtype),
+        _series_reader(picked, reader) if series else reader,
+        (z, y, x),
+        layout.read_overhead,
+        cached=partial(_series_reader, picked, reader) if series else reader.cached,
+        files=ZarrFiles(layout, picked),
+        series=picked.axes(),
+    )
 
 
 def _volume(array: zarr.Array[Any], name: str, identity: Mapping[str, Any], selection: Selection) -> Volume:

@@ -217,32 +217,41 @@ def local_folder(where: Any) -> str | ObjectPlace | None:
     return None
 
 
-def written_layout(output: Place | None, shape: Index3, dtype: np.dtype[Any], storage: Storage) -> ChunkLayout:
-    """Return the layout of an array that is still to be written, as `chunk_layout` will find it.
+def written_layout(
+    output: Place | None,
+    shape: Index3,
+    dtype: np.dtype[Any],
+    storage: Storage,
+    zyx: tuple[int, int, int] = (0, 1, 2),
+) -> ChunkLayout:
+    """Return the layout of an array as isovoxel writes it, as `chunk_layout` finds it then.
 
     Parameters
     ----------
     output
-        Where: in an object store, or on a local disk, which is what None stands for.
+        Where the array lies or will lie: in an object store, or on a local disk, which is what None stands for.
     shape, dtype
         Of the array, z, y, x.
     storage
         Chunks, shards and codec.
+    zyx
+        Which of its axes are z, y and x; before them come those along which there are several volumes.
     """
     return ChunkLayout(
-        folder=output if isinstance(output, ObjectPlace) else str(output or ""),
+        folder=output if isinstance(output, ObjectPlace) else "" if output is None else str(output.resolve()),
         prefix="c/" if storage.zarr_format == 3 else "",
         separator="/",
-        ndim=3,
-        zyx=(0, 1, 2),
+        ndim=zyx[0] + 3,
+        zyx=zyx,
         shape=shape,
-        dtype=dtype,
+        dtype=np.dtype(dtype).newbyteorder("<"),
         chunk=storage.chunk,
         file=storage.shard,
         index="end" if storage.sharded else None,
         codec="none" if storage.codec == "none" else "blosc",
         checksum=storage.checksum,
         fill=0,
+        others=dict.fromkeys(range(zyx[0]), 0),
     )
 
 

@@ -273,10 +273,8 @@ class Report:
 
 
 @contextlib.contextmanager
-def reporting(
-    path: str | None, source: str, output: str, *, quiet: bool, **opening: Unpack[Opening]
-) -> Iterator[Report | None]:
-    """Write a report of this process' command when its job ends; without a path, none.
+def reporting(path: str, source: str, output: str, *, quiet: bool, **opening: Unpack[Opening]) -> Iterator[Report]:
+    """Write a report of this process' command when its job ends.
 
     Parameters
     ----------
@@ -292,9 +290,6 @@ def reporting(
     IsovoxelError
         As `Report`.
     """
-    if path is None:
-        yield None
-        return
     from isovoxel.reporting.progress import ReadingView
 
     words = ["isovoxel", *sys.argv[1:]]

@@ -1,0 +1,99 @@
+"""The metadata of an output's group and arrays are those that zarr-python writes, document by document."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.storage import MemoryStore
+
+from isovoxel.geometry.grid import AXES, VoxelGrid
+from isovoxel.metadata.series import SeriesAxis
+from isovoxel.output.skeleton import Skeleton
+from isovoxel.planning.chunking import Storage
+
+ATTRIBUTES = {"ome": {"version": "0.5", "name": "Zürich"}, "isovoxel": {"complete": False, "factor": [2.0, 0.404]}}
+TIME = (SeriesAxis("t", 3, 1.5, "second"), SeriesAxis("c", 2))
+
+
+def written(skeleton: Skeleton) -> dict[str, Any]:
+    """Return what zarr-python writes for the same group and arrays."""
+    made: dict[str, Any] = {}
+    level, storage = skeleton.levels[0]
+    group = zarr.create_group(
+        MemoryStore(made), zarr_format=3 if storage.zarr_format == 3 else 2, attributes=skeleton.attributes
+    )
+    names = (*(axis.name for axis in skeleton.series), *AXES)
+    ones = (1,) * len(skeleton.series)
+    for number, (level, storage) in enumerate(skeleton.levels):
+        how: dict[str, Any]
+        codecs: list[Any] = []
+        if storage.zarr_format == 2:
+            how = {
+                "chunk_key_encoding": {"name": "v2", "separator": "/"},
+                "attributes": {"_ARRAY_DIMENSIONS": names},
+                "compressors": None,
+            }
+            if storage.codec != "none":
+                clevel = {"lz4": 5, "zstd": 1}[storage.codec]
+                how["compressors"] = {
+                    "id": "blosc",
+                    "cname": storage.codec,
+                    "clevel": clevel,
+                    "shuffle": 2,
+                    "blocksize": 0,
+                }
+        else:
+            if storage.codec != "none":
+                cname: Any = storage.codec
+                clevel = {"lz4": 5, "zstd": 1}[storage.codec]
+                codecs.append(
+                    BloscCodec(cname=cname, clevel=clevel, shuffle="bitshuffle", typesize=skeleton.dtype.itemsize)
+                )
+            codecs += [Crc32cCodec()] if storage.checksum else []
+            how = {"shards": (*ones, *storage.shard), "dimension_names": names, "compressors": codecs or None}
+        group.create_array(
+            str(number),
+            shape=(*(axis.length for axis in skeleton.series), *level.shape),
+            dtype=skeleton.dtype,
+            chunks=(*ones, *storage.chunk),
+            filters=None,
+            fill_value=0,
+            **how,
+        )
+    return {key: json.loads(value.to_bytes()) for key, value in made.items()}
+
+
+@pytest.mark.parametrize("series", [(), TIME], ids=["a volume", "a series"])
+@pytest.mark.parametrize(
+    ("version", "checksum", "codec"),
+    [("0.5", True, "lz4"), ("0.5", False, "zstd"), ("0.5", True, "none"), ("0.5", False, "none")]
+    + [("0.4", False, codec) for codec in ("lz4", "zstd", "none")],
+)
+def test_the_metadata_are_those_of_zarr_python(
+    version: str, checksum: bool, codec: str, series: tuple[SeriesAxis, ...]
+) -> None:
+    """Of each dtype, codec and version; every document and no other, with the same values."""
+    shard = (8, 8, 16) if version == "0.5" else (4, 8, 8)
+    storage = Storage((4, 8, 8), shard, codec, version, checksum)
+    levels = [(VoxelGrid((9, 20, 30)), storage), (VoxelGrid((9, 10, 15)), storage)]
+    for name in ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64"):
+        skeleton = Skeleton(levels, np.dtype(name), ATTRIBUTES, series)
+        made = {key: json.loads(text) for key, text in skeleton.documents().items()}
+        assert made == written(skeleton)
+
+
+@pytest.mark.parametrize("version", ["0.5", "0.4"])
+def test_a_group_alone_is_that_of_zarr_python(version: str) -> None:
+    """As those above an output that is a member of a zarr are."""
+    storage = Storage((4, 8, 8), (4, 8, 8), "lz4", version)
+    skeleton = Skeleton([(VoxelGrid((9, 20, 30)), storage)], np.dtype("uint16"), {}, ())
+    made: dict[str, Any] = {}
+    zarr.create_group(MemoryStore(made), zarr_format=3 if version == "0.5" else 2)
+    assert {key: json.loads(text) for key, text in skeleton.group().items()} == {
+        key: json.loads(value.to_bytes()) for key, value in made.items()
+    }
