@@ -159,6 +159,7 @@ def test_the_kernels_benchmark_measures_both_engines(tmp_path: Path) -> None:
     assert first["bytes_per_voxel"] == pytest.approx(2.5)
 
 
+@pytest.mark.slow
 def test_the_limits_benchmark_tries_all_readers_and_writers(tmp_path: Path) -> None:
     """Each has its seconds, the fastest makes the limit, and every way that bytes go has its speed."""
     run("limits", "--factors", "2,1,1", "--voxels", 3e5, "--copied", 1e6, "--json", tmp_path / "limits.json")
@@ -171,6 +172,7 @@ def test_the_limits_benchmark_tries_all_readers_and_writers(tmp_path: Path) -> N
     assert all(rate > 0 for rate in record["bytes_per_second"].values())
 
 
+@pytest.mark.slow
 def test_the_stage_benchmark_brings_blocks_to_the_device_and_back(tmp_path: Path) -> None:
     """Both engines have a rate beside that of copies."""
     run(
@@ -203,6 +205,7 @@ def test_the_scaling_benchmark_measures_growth_and_the_cost_of_a_block(tmp_path:
         assert found["many"]["blocks"] >= 27 > found["few"]["blocks"]
 
 
+@pytest.mark.slow
 def test_the_peers_benchmark_compares_results_too(tmp_path: Path) -> None:
     """Others give isovoxel's voxels but for rounding."""
     run(
@@ -258,6 +261,7 @@ def test_the_whole_benchmark_measures_runs_from_start_to_exit(tmp_path: Path) ->
         assert picture.width > 800
 
 
+@pytest.mark.slow
 def test_the_writers_benchmark_compares_both() -> None:
     """It prints a row for each writer, after reading back what each wrote."""
     said = run("writers", "--side", 32, "--shards", 2)
@@ -265,6 +269,7 @@ def test_the_writers_benchmark_compares_both() -> None:
     assert rows == ["isovoxel", "zarr-python"]
 
 
+@pytest.mark.slow
 def test_the_workers_benchmark_compares_every_file(tmp_path: Path) -> None:
     """A row without a cluster, and one with a worker, of the same bits."""
     words = ["--workers", "cpu:1", "--engines", "exact", "--halos", "direct", "--voxels", 1e5]
@@ -275,6 +280,7 @@ def test_the_workers_benchmark_compares_every_file(tmp_path: Path) -> None:
     assert sum(one["shares"]) > 0
 
 
+@pytest.mark.slow
 def test_the_simulation_does_all_blocks(tmp_path: Path) -> None:
     """Workers that only sleep, a real scheduler, and what both ends hold and compute."""
     said = run("simulate", "--blocks", 60, "--workers", 2, "--faster", 1e4, "--json", tmp_path / "simulate.json")

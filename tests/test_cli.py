@@ -666,6 +666,7 @@ def run_alone(*words: object, **environment: str) -> subprocess.CompletedProcess
     return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | environment)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("command", ["devices", "plan", "limits", "scale", "demo"])
 def test_no_device_is_refused(bad: Path, tmp_path: Path, command: str) -> None:
     """Where there is no OpenCL driver the message says what to install; only the demo's stack may be there."""

@@ -23,7 +23,7 @@ def killed(*words: object) -> dict[str, Any]:
     return said
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("halo", ["direct", "map_overlap"])
 @pytest.mark.parametrize("engine", ["cle", "exact"])
 def test_a_job_that_is_killed_again_and_again(engine: str, halo: str, tmp_path: Path) -> None:
@@ -38,7 +38,6 @@ def test_a_job_that_is_killed_again_and_again(engine: str, halo: str, tmp_path: 
     assert "direct" in said["modes"]  # a job that goes on reads no neighbours of what is done
 
 
-@pytest.mark.slow
 def test_labels_of_an_image_that_are_killed_again_and_again(tmp_path: Path) -> None:
     """In OME-Zarr 0.4, in a group that is made with them: the same, and they are listed once."""
     said = killed("exact", "direct", tmp_path, 8, "labels")

@@ -80,6 +80,7 @@ def broken(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_package_that_ends_processes_does_not_end_the_doctor(broken: Path) -> None:
     """It is named as the cause."""
     done = run(broken, "doctor", "--json")

@@ -209,6 +209,7 @@ LABELS = [
 """64 cases."""
 
 
+@pytest.mark.sampled(43)
 @pytest.mark.parametrize("case", LABELS, ids=name)
 @pytest.mark.parametrize("few", [False, True], ids=["many", "few"])
 def test_labels_equal_the_reference_to_the_bit(engine: ExactEngine, case: Case, few: bool) -> None:
@@ -297,6 +298,7 @@ SPREAD: list[tuple[Float3, str, bool]] = [
 ]
 
 
+@pytest.mark.sampled(23)
 @pytest.mark.parametrize("values", [[np.nan], [np.inf], [-np.inf], [np.inf, -np.inf]], ids=str)
 @pytest.mark.parametrize("block", [WHOLE, (4, 3, 5)], ids=["one block", "blocks"])
 @pytest.mark.parametrize(("factor", "interpolation", "antialias"), SPREAD)

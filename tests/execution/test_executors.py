@@ -127,6 +127,7 @@ def test_every_block_is_noted_and_told_once_in_order(
     assert result.tally.voxels == result.plan.all_voxels
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("level", [0, 2])
 @pytest.mark.parametrize("how", [interrupt, fail], ids=["Ctrl-C", "failure"])
 def test_what_ends_in_the_middle_resumes(
@@ -164,6 +165,7 @@ def test_what_ends_in_the_middle_resumes(
     assert not set(made) & set(blocks_of(before))
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("k", [2, 9, 17])
 def test_counts_agree(tmp_path: Path, executor: dict[str, Any], k: int, capsys: Any) -> None:
     """Blocks of the next level that were made along with others count too, for whoever made those."""

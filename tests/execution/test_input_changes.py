@@ -165,6 +165,7 @@ def made(output: Path) -> dict[str, Any]:
     return attributes
 
 
+@pytest.mark.sampled(13)
 @pytest.mark.parametrize("how", ["replaced", "overwritten"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_output_of_two_inputs_is_never_complete(kind: str, how: str, tmp_path: Path) -> None:

@@ -74,6 +74,7 @@ INSIDE: dict[str, str] = {
 """Inputs that lie in the output, or in its ledger's folder."""
 
 
+@pytest.mark.sampled(19)
 @pytest.mark.parametrize("way", INSIDE)
 @pytest.mark.parametrize("command", ["scale", "convert", "labels", "plan"])
 def test_an_input_in_the_output_is_refused_by_every_command(

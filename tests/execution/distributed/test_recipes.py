@@ -151,6 +151,7 @@ mv "$JOBS/$1.pid" "$JOBS/$1.ended"
 """
 
 
+@pytest.mark.slow
 def test_slurm_with_a_shell_in_its_place(tmp_path: Path, stack: Path) -> None:
     """The whole recipe: its jobs are submitted, start workers that join, do the job, and are cancelled."""
     (tmp_path / "bin").mkdir()

@@ -49,6 +49,7 @@ def test_two_workers_make_the_bits_of_one_process(
     assert all(share.scale_seconds > 0 and share.read_bytes > 0 for share in result.workers.values())
 
 
+@pytest.mark.slow
 def test_four_workers_make_the_bits_of_one_process(tmp_path: Path, out: Path) -> None:
     """Started for the job, and gone with it."""
     import psutil
