@@ -273,9 +273,8 @@ def limits(
     from isovoxel.reporting.records import limits_record
     from isovoxel.reporting.text import limits_lines
 
-    volume = api.open_volume(source, **options.opening)
     del config  # its options are among these
-    found = api.limits(volume, interpolation=interpolation, device=device)
+    found = api.limits(source, interpolation=interpolation, device=device, **options.keywords("limits"))
     _show(limits_record(found), limits_lines(found), as_json=as_json)
 
 

@@ -398,9 +398,6 @@ Picture = Annotated[
     str | None, typer.Option(metavar="SVG", help="Draw blocks, shards and halo on the output's three faces.")
 ]
 Save = Annotated[str | None, typer.Option(metavar="FILE", help="Save all this as a job file, for scale --config FILE.")]
-Isolate = Annotated[
-    bool, typer.Option("--isolate", help="Scale in a process of its own, in case the device's driver crashes.")
-]
 Written = Annotated[str, typer.Argument(metavar="OUTPUT", help="OME-Zarr that isovoxel has written.")]
 Against = Annotated[str | None, typer.Option(metavar="INPUT", help="Its source, where that is no longer where it was.")]
 EveryChunk = Annotated[

@@ -13,7 +13,6 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -62,21 +61,13 @@ VARIABLES = (
 TEMPORARY, WORKING = "temporary files", "working folder"
 
 
-@dataclass
-class Diagnosis:
-    """What was found."""
-
-    rows: list[tuple[str, str]] = field(default_factory=list)
-    """What was looked at, and what it is like."""
-    record: dict[str, Any] = field(default_factory=dict)
-    """The same as JSON values, with the faults."""
-    faults: list[Fault] = field(default_factory=list)
-    """What is wrong, what no job runs without first."""
+class Diagnosis(Section):
+    """What was found about everything; of the faults those come first without which no job runs."""
 
     @property
     def jobs_run(self) -> bool:
         """Whether jobs can run here."""
-        return not any(fault.fatal for fault in self.faults)
+        return not self.is_fatal
 
 
 def diagnose(machine: Machine | None = None, question: Ask | None = None) -> Diagnosis:
