@@ -197,6 +197,17 @@ class Calibration:
     counted: bool = False
     """Whether lengths are counted in voxels, of which each is 1 long, without a unit; then `voxel_size` is None."""
 
+    def sources(self, unit: str | None = None) -> dict[str, str]:
+        """Return where voxel size and unit were read from, for people; of each only where it is known.
+
+        Parameters
+        ----------
+        unit
+            Where the unit was read from, if not from where the voxel size was.
+        """
+        found = {} if self.voxel_size is None else {"voxel size": self.source}
+        return found if self.unit is None else {**found, "unit": unit or self.source}
+
     @property
     def placed(self) -> bool:
         """Whether a position beside the size means anything."""

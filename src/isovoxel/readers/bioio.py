@@ -193,8 +193,7 @@ def volume_of_reader(reader: Any, path: Path, name: str, kind: str, selection: S
     sz, sy, sx = lengths
     calibration = calibrate(f"the {kind} file", f"{kind} metadata, by bioio", (sz, sy, sx), flat=picked.zyx[0] is None)
     sources = {"shape": f"{kind} metadata", "axes": picked.told(f"{kind} metadata")}
-    if calibration.voxel_size is not None:
-        sources |= {"voxel size": calibration.source, "unit": "micrometers, as bioio has them"}
+    sources |= calibration.sources("micrometers, as bioio has them")
     return Volume(
         name,
         kind,

@@ -172,11 +172,6 @@ def volume_of_dataset(
     """
     reader = _reader_of(dataset, path, name, zyx, shape)
     calibration, origin = measured
-    sources = dict(told)
-    if calibration.voxel_size is not None:
-        sources["voxel size"] = calibration.source
-    if calibration.unit is not None:
-        sources["unit"] = calibration.source
     return Volume(
         name,
         kind,
@@ -188,7 +183,7 @@ def volume_of_dataset(
         voxel_size=calibration.voxel_size,
         origin=origin,
         unit=calibration.unit,
-        sources=sources,
+        sources={**told, **calibration.sources()},
         identity=_identity_of(path, dataset.name),
         current_identity=partial(_identity_of, path, dataset.name),
         files=FileList((str(path.resolve()),)),

@@ -174,10 +174,6 @@ def open_n5(at: Location, _selection: Selection) -> Volume:
         "shape": f"N5 attributes of {home.relative_to(path) if home != path else home.name}",
         "axes": "N5 axes" if named else "N5's order, x first",
     }
-    if calibration.voxel_size is not None:
-        sources["voxel size"] = calibration.source
-    if calibration.unit is not None:
-        sources["unit"] = calibration.source
     return Volume(
         name,
         "N5",
@@ -189,7 +185,7 @@ def open_n5(at: Location, _selection: Selection) -> Volume:
         voxel_size=calibration.voxel_size,
         origin=origin,
         unit=calibration.unit,
-        sources=sources,
+        sources={**sources, **calibration.sources()},
         identity=metadata_identity(home, metadata),
         current_identity=partial(metadata_identity, home, metadata),
         files=files,

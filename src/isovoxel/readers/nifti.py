@@ -140,10 +140,7 @@ def _open(header: Any, path: Path, name: str) -> Volume:
     sources = {"shape": "NIfTI header", "axes": "NIfTI's order, x first"}
     if scaled:
         sources["shape"] += f"; voxels are {slope:g} times what is stored, and {inter:g}, as it says"
-    if calibration.voxel_size is not None:
-        sources["voxel size"] = calibration.source
-    if calibration.unit is not None:
-        sources["unit"] = "NIfTI xyzt_units"
+    sources |= calibration.sources("NIfTI xyzt_units")
     notes = [turned] if turned else []
     if compressed:
         spacing = human_bytes(GzipMarks(_end(header, shape, stored)).spacing)

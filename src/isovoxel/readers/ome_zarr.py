@@ -76,10 +76,7 @@ def _open_level(
     if (finest := _calibration(first, voxels.picked.zyx)).counted:
         calibration = replace(finest, counted=first is level)  # of which all others are multiples
     sources = {"shape": f"zarr metadata of array {level.path!r}", "axes": voxels.picked.told("OME-Zarr axes")}
-    if calibration.voxel_size is not None:
-        sources["voxel size"] = calibration.source
-    if calibration.unit is not None:
-        sources["unit"] = "OME-Zarr axes"
+    sources |= calibration.sources("OME-Zarr axes")
     made = attributes.get("isovoxel")
     incomplete = isinstance(made, Mapping) and made.get("complete") is False
     files = files_of_node(path, GROUP_FILES) + files_of_node(home, ARRAY_FILES)

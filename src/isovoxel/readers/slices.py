@@ -142,10 +142,7 @@ def _one_page_each(files: Sequence[str], name: str) -> Volume:
         stack = Stack("plain", "IYX", shape, keyframe, tuple(every), np.arange(len(files)), index)
         reader = planes_reader(stack, name)
     sources = {"axes": "one file after another, taken as z"}
-    if calibration.voxel_size is not None:
-        sources["voxel size"] = f"{calibration.source}, of the first file"
-    if calibration.unit is not None:
-        sources["unit"] = f"{calibration.source}, of the first file"
+    sources |= {what: f"{source}, of the first file" for what, source in calibration.sources().items()}
     return Volume(
         name,
         "TIFF",

@@ -112,10 +112,7 @@ def open_tiff(at: Location, selection: Selection) -> Volume:
     full = [image for image in images if not image.stack.page.is_reduced]
     if len(full) > 1:
         sources["shape"] += f" (image {index} of {len(images)}, the only {3 if picked.zyx[0] is not None else 2}-D one)"
-    if calibration.voxel_size is not None:
-        sources["voxel size"] = calibration.source
-    if calibration.unit is not None:
-        sources["unit"] = _UNIT_SOURCES.get(stack.kind, calibration.source)
+    sources |= calibration.sources(_UNIT_SOURCES.get(stack.kind))
     return Volume(
         name,
         kind,
