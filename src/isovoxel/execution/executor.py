@@ -25,7 +25,7 @@ from isovoxel.errors import DeviceLostError, InputChangedError, JobError
 from isovoxel.execution.events import BlockDone, Listener
 from isovoxel.execution.retry import GO_ON, BlockFailed, changed, clause, missing
 from isovoxel.geometry.grid import Float3
-from isovoxel.object_store.addresses import Place
+from isovoxel.object_store.addresses import Place, place_of
 from isovoxel.output.lock import Attempt
 from isovoxel.output.shard import ShardReceipt
 from isovoxel.output.shard_store import level_path
@@ -99,7 +99,9 @@ class Task:
             from isovoxel.readers.zarr_array import open_written
 
             of = self.plan.source
-            return open_written(self.source.given, of.grid.shape, np.dtype(of.dtype), self.source.written, of.series)
+            return open_written(
+                place_of(self.source.given), of.grid.shape, np.dtype(of.dtype), self.source.written, of.series
+            )
         volume = self.source.open()
         planned = self.plan.source.identity
         if any(planned[key] != volume.identity[key] for key in volume.identity if key in planned and key != "tag"):
