@@ -22,6 +22,7 @@ NAMES = (
     "budgets",
     "generations",
     "pairs",
+    "encoding",
     "conformance",
     "whole",
 )

@@ -53,6 +53,7 @@ WORDS: dict[str, tuple[str, Any]] = {
     "chunk": ("8,8,8", (8, 8, 8)),
     "shard": ("16,8,8", (16, 8, 8)),
     "codec": ("zstd", "zstd"),
+    "encode": ("cpu", "cpu"),
     "ome_zarr": ("0.5", "0.5"),
     "keep_receipts": ("", True),
     "levels": ("1", "1"),

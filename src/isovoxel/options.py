@@ -20,6 +20,7 @@ from isovoxel.errors import OptionError
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import Float3, check_positive
 from isovoxel.planning.chunking import CODECS, OME_ZARR
+from isovoxel.planning.encoding import ENCODERS
 from isovoxel.planning.model import BOUNDARIES, ENGINES, HALO_MODES, MOVES
 from isovoxel.readers.selection import Selection, parse_crop
 
@@ -76,6 +77,7 @@ class ScalingOptions(TypedDict, total=False):
     chunk: Index3 | None
     shard: Index3 | None
     codec: str | None
+    encode: str | None
     ome_zarr: str | None
     keep_receipts: bool | None
     levels: int | str | None
@@ -251,8 +253,15 @@ class Options:
     """Voxels per chunk of the output, z, y, x."""
     shard: Index3 | None = _option("Voxels per file of the output.", "Z,Y,X", example="256,256,256")
     """Voxels per shard (file) of the output, z, y, x: whole chunks. OME-Zarr 0.4 has none."""
-    codec: str | None = _option("Compression of the output; default: lz4.", choices=CODECS, new="lz4")
-    """"lz4" (default), "zstd" or "none"."""
+    codec: str | None = _option(
+        "Compression of the output; default: lz4, and zstd where the GPU encodes.", choices=CODECS
+    )
+    """"lz4" (default), "zstd" (default where the GPU encodes) or "none"."""
+    encode: str | None = _option(
+        "What compresses; default: auto, the GPU where it can and is faster.", choices=ENCODERS, new="auto"
+    )
+    """"auto" (default), "cpu", or "gpu", which takes an NVIDIA GPU and the extra ``nvidia-cu13`` or ``nvidia-cu12``.
+    The voxels are the same; the files differ in length."""
     ome_zarr: str | None = _option(
         "Version of the output; default: 0.5. 0.4 has no shards: it is one file a chunk.",
         choices=tuple(OME_ZARR),

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -196,21 +197,23 @@ def plan_volume(
         Where it is written, if that is known; by default a local disk.
     """
     from isovoxel.planning.chunking import Storage, default_storage
+    from isovoxel.planning.encoding import with_encoder
     from isovoxel.planning.optimizer import make_plan
     from isovoxel.planning.pyramid import with_levels
 
     resources = resources or ThisProcess(options)
     kind = resources.limits(options.engine or "exact")[0].kind
     choice = choose_engine(sampling, options.engine, kind, resources.clesperanto)
-    device, host = resources.limits(choice.engine)
     grid, factor = how_far(volume, options)
-    storage = default_storage(
-        grid.scaled(factor).shape,
-        volume.dtype.itemsize,
-        codec=options.or_new("codec"),
-        chunk=options.chunk,
-        shard=options.shard,
-        ome_zarr=options.or_new("ome_zarr"),
+    shape, itemsize = grid.scaled(factor).shape, volume.dtype.itemsize
+    storage, (device, host) = with_encoder(
+        options.or_new("encode"),
+        options.codec,
+        lambda codec: default_storage(
+            shape, itemsize, codec=codec, chunk=options.chunk, shard=options.shard, ome_zarr=options.or_new("ome_zarr")
+        ),
+        (math.prod(shape) * math.prod(axis.length for axis in volume.series), itemsize),
+        resources.limits(choice.engine),
     )
     source, halo = source_of(volume, grid), options.or_new("halo")
     full = make_plan(

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 from numpy.typing import NDArray
 
+from isovoxel.codecs.gpu import GpuEncoder
 from isovoxel.planning.model import Block
 from isovoxel.planning.plan import Plan
 
@@ -91,6 +92,16 @@ class Engine(Protocol):
             If the device does not build it, or gives no memory for a single block.
         DeviceLostError
             If the device no longer answers this process.
+        """
+        ...
+
+    def encoder(self, plan: Plan) -> GpuEncoder | None:
+        """Return what encodes a plan's chunks on the device, None where the processor does; kept until `release`.
+
+        Raises
+        ------
+        ImportError, MemoryError, GpuEncodingError
+            If the device shall encode, and cannot.
         """
         ...
 

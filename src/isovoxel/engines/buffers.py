@@ -12,13 +12,14 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from isovoxel.codecs.gpu import Registration
 from isovoxel.geometry.box import Box
 from isovoxel.planning.plan import Plan
 
@@ -38,9 +39,13 @@ class HostBuffer:
         A queue of the device.
     nbytes
         How large.
+    register
+        Lets what encodes reach it as well, for as long as it is there.
     """
 
-    def __init__(self, queue: Any, nbytes: int) -> None:
+    def __init__(
+        self, queue: Any, nbytes: int, register: Callable[[NDArray[Any]], Registration | None] | None = None
+    ) -> None:
         import pyopencl as cl
 
         flags = cl.mem_flags.READ_WRITE | cl.mem_flags.ALLOC_HOST_PTR
@@ -49,7 +54,9 @@ class HostBuffer:
         self._queue = queue
         self._mapped: Any = None
         # The first touch of memory costs more than a kernel: here, and not in the middle of a job.
-        self._bytes()[...] = 0
+        memory = self._bytes()
+        memory[...] = 0
+        self._registration = None if register is None else register(memory)
 
     @contextmanager
     def lent(self) -> Iterator[None]:
@@ -238,6 +245,8 @@ class HostBufferPool:
         self._sizes = (0, 0)
         self._projected = 0  # the largest projection of the plans that these served
         self._lock = threading.Lock()
+        self.register: Callable[[NDArray[Any]], Registration | None] | None = None
+        """Lets what encodes reach the output's memory of new pairs, where a GPU encodes."""
 
     def take(self, plan: Plan) -> HostPair:
         """Return a pair with room for the largest block of a plan; those of another size are let go of."""
@@ -249,7 +258,7 @@ class HostBufferPool:
             if self._free:
                 return self._free.pop()
             read, written = self._sizes
-        return HostBuffer(self._queue, read), HostBuffer(self._queue, written)
+        return HostBuffer(self._queue, read), HostBuffer(self._queue, written, self.register)
 
     def give(self, hosts: HostPair) -> None:
         """Take a pair back."""

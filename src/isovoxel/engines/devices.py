@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from isovoxel.codecs.gpu import can_encode
 from isovoxel.engines.opencl import prepare_caches
 from isovoxel.engines.registry import check_process, note_use
 from isovoxel.errors import DeviceError, OptionError
@@ -80,6 +81,7 @@ class Device:
             largest_allocation=self.largest_allocation,
             image_shape=self.image_shape,
             shares_host_memory=self.shares_host_memory,
+            encoders=self.compute_units if self.pci and can_encode() else 0,
         )
 
 

@@ -34,19 +34,23 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from isovoxel.codecs.blosc import ContainerLayout
+from isovoxel.codecs.gpu import GpuEncoder, GpuEncodingError
 from isovoxel.engines.base import Cancelled, Engine, Scaled
 from isovoxel.engines.buffers import Buffers, HostBufferPool, HostPair, Lane, Lanes
 from isovoxel.engines.devices import Device, opencl_device
 from isovoxel.engines.opencl import TURN, DriverError, driver_reason, is_lost, is_out_of_memory, let_go_of
 from isovoxel.engines.registry import check_process
 from isovoxel.errors import DeviceError, DeviceFullError, DeviceLostError
+from isovoxel.planning.chunking import CHECKSUM_BYTES
+from isovoxel.planning.encoding import HOSTS, Batches
 from isovoxel.planning.memory import human_bytes
 from isovoxel.planning.model import LANES, Block
 from isovoxel.planning.plan import Plan
@@ -195,6 +199,7 @@ class StagedEngine(ABC):
         self.fit = Fit()
         self.hosts = HostBufferPool(queue)
         self._built_for: Plan | None = None
+        self._encoder: GpuEncoder | None = None
 
     # ---- what an engine adds ---------------------------------------------------------------------------------
 
@@ -230,6 +235,10 @@ class StagedEngine(ABC):
         with TURN:
             self.build(plan)
         self._built_for = plan
+        self.hosts.register = None
+        with suppress(ImportError, MemoryError, GpuEncodingError):  # whoever wants the encoder is told
+            encoder = self.encoder(plan)
+            self.hosts.register = None if encoder is None else encoder.register
         taken: list[HostPair] = []
         try:
             while len(taken) < plan.in_flight:
@@ -270,10 +279,41 @@ class StagedEngine(ABC):
             scaled = stage.scale(cancelled)
             return scaled._replace(data=scaled.data.copy())
 
+    def encoder(self, plan: Plan) -> GpuEncoder | None:
+        """Return what encodes a plan's chunks on the device; see `isovoxel.engines.base.Engine`."""
+        if not plan.device.encoding:
+            return None
+        layout = ContainerLayout(plan.chunk_bytes, plan.source.itemsize, plan.storage.codec)
+        gap = CHECKSUM_BYTES if plan.storage.checksum else 0
+        if self._encoder is None or (self._encoder.layout, self._encoder.chunk, self._encoder.gap) != (
+            layout,
+            plan.storage.chunk,
+            gap,
+        ):
+            self._close_encoder()
+            batches = Batches(layout.chunk_bytes, layout.codec)
+            lanes = batches.lanes_within(plan.device)
+            self._encoder = GpuEncoder(
+                self.device.pci,
+                layout,
+                plan.storage.chunk,
+                batch=batches.chunks,
+                lanes=lanes,
+                hosts=lanes * HOSTS,
+                gap=gap,
+            )
+        return self._encoder
+
+    def _close_encoder(self) -> None:
+        if self._encoder is not None:
+            self._encoder.close()
+            self._encoder = None
+
     def release(self, *, keep_hosts: bool = False) -> None:
         """Let go of all memory that is not in use, on host and device; see `isovoxel.engines.base.Engine`."""
         if not keep_hosts:
             self.hosts.forget()
+            self._close_encoder()
         with TURN:
             self._buffers.clear()
             self.lanes.clear()

@@ -21,9 +21,10 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from isovoxel.codecs.gpu import GpuEncodingError
 from isovoxel.engines.base import Cancelled, Engine, Stage
 from isovoxel.errors import CorruptInputError
-from isovoxel.execution.events import BlockDone, Event, Filled, Retried
+from isovoxel.execution.events import BlockDone, EncodedByProcessor, Event, Filled, Retried
 from isovoxel.execution.executor import Task
 from isovoxel.execution.retry import BlockFailed, clause, retry_transient
 from isovoxel.geometry.box import Box
@@ -109,8 +110,19 @@ class BlockMaker:
 
         plan, fill = task.plan, FILL if task.source.fill else None
         read = volume.cached(plan.cache) if volume.cached and plan.cache else volume.read
-        writer = OmeZarrWriter.of_plan(task.output, plan, plan.helpers, task.attempt)
-        return cls(plan, read, engine, writer, tell, next_writer(task.output, plan, task.attempt), fill)
+
+        def on_processor(reason: str) -> None:
+            tell(EncodedByProcessor(reason))
+
+        gpu, smaller = None, plan.next_along
+        try:
+            gpu = engine.encoder(plan)
+        except (ImportError, MemoryError, GpuEncodingError) as error:
+            on_processor(str(error))
+        writer = OmeZarrWriter.of_plan(task.output, plan, plan.helpers, task.attempt, gpu, on_processor)
+        # A level that is smaller than a chunk of this one has chunks of its own, few enough for the processor.
+        shared = gpu if smaller is not None and smaller.storage.chunk == plan.storage.chunk else None
+        return cls(plan, read, engine, writer, tell, next_writer(task.output, plan, task.attempt, shared), fill)
 
     def spare_cores(self, blocks: int) -> None:
         """Tell the writer how many cores are left while so many blocks are encoded."""

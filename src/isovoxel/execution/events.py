@@ -102,6 +102,14 @@ class Slowed:
 
 
 @dataclass(frozen=True, slots=True)
+class EncodedByProcessor:
+    """The GPU does not encode chunks, although the plan says so: the processor does it."""
+
+    reason: str
+    """Why, in a clause."""
+
+
+@dataclass(frozen=True, slots=True)
 class Restarted:
     """The job goes on in a fresh process."""
 
@@ -200,6 +208,7 @@ Event = (
     | Retried
     | Filled
     | Slowed
+    | EncodedByProcessor
     | Restarted
     | Connected
     | WorkerJoined
@@ -237,14 +246,23 @@ def log_event(event: Event) -> None:
             logger.warning("%s failed (%s); %s", what, event.reason, again)
         case Filled(part=part):
             logger.warning("filled, because it is damaged: %s", part)
-        case Slowed(in_flight=in_flight):
-            logger.warning("the host has too little memory; from now on %d blocks are in flight", in_flight)
-        case Restarted(reason=reason):
-            logger.warning("%s; the job goes on in a fresh process", reason)
+        case Slowed() | EncodedByProcessor() | Restarted():
+            logger.warning("%s", hindrance(event))
         case Connected() | WorkerJoined() | WorkerLeft() | Waiting():
             _log_worker(event)
         case JobStopped() | JobFinished():
             _log_end(event)
+
+
+def hindrance(event: Slowed | EncodedByProcessor | Restarted) -> str:
+    """Return what is said of an event after which a job goes on in another way."""
+    match event:
+        case Slowed(in_flight=in_flight):
+            return f"the host has too little memory; from now on {in_flight} blocks are in flight"
+        case EncodedByProcessor(reason=reason):
+            return f"the processor compresses in the GPU's place: {reason}"
+        case Restarted(reason=reason):
+            return f"{reason}; the job goes on in a fresh process"
 
 
 def _log_end(event: JobStopped | JobFinished) -> None:

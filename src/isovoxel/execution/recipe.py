@@ -33,6 +33,7 @@ def provenance(planned: Plan, volume: Volume, *, labels: bool, receipts: bool = 
         "engine": planned.engine,
         **({"clesperanto": planned.library} if planned.library else {}),
         "device": {"name": planned.device.name, "kind": planned.device.kind},
+        "encoder": "gpu" if planned.device.encoding else "cpu",
         "interpolation": planned.interpolation,
         "antialias": planned.antialias,
         "boundary": planned.boundary,

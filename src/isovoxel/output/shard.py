@@ -11,6 +11,7 @@ is.
 2. A thread leaves what it has encoded with the shard. If the chunk whose turn it is is there and nobody else
    appends, the thread appends all that are in turn; otherwise it goes on with another buffer. Buffers are
    counted: who finds none waits until one has been appended. Same voxels, same file, whoever was faster.
+   Where a GPU encodes, the thread gives it batches of chunks in turn, and appends each as it comes back.
 3. When all threads have left it, the index is appended; a chunk of Zarr 2, which has no shards, is a file without one.
    `Unsealed.seal` flushes the file to the disk, looks at the output's lock, and renames it: it
    is there completely or not at all. That takes time and no processor, so whoever writes many seals them elsewhere.
@@ -36,6 +37,7 @@ import numpy as np
 from crc32c import crc32c
 from numpy.typing import NDArray
 
+from isovoxel.codecs.gpu import EncodedChunks, GpuEncoder, GpuEncodingError
 from isovoxel.errors import OutputError
 from isovoxel.geometry.box import Box
 from isovoxel.output.chunk import Bytes, ChunkEncoder
@@ -141,9 +143,21 @@ class ShardEncoder:
     helpers
         Threads that may encode beside those that call `encode`. They do while no more than this number and one
         are at it, both kinds together.
+    gpu
+        What encodes batches of chunks; None for the processor's threads.
+    on_processor
+        Called with why, where the processor encodes although there is a GPU.
     """
 
-    def __init__(self, storage: Storage, dtype: np.dtype[Any], helpers: int) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        dtype: np.dtype[Any],
+        helpers: int,
+        gpu: GpuEncoder | None = None,
+        on_processor: Callable[[str], None] | None = None,
+    ) -> None:
+        self._gpu, self._on_processor = gpu, on_processor
         self.storage = storage
         self.dtype = np.dtype(dtype)
         self._chunks = ChunkEncoder(storage, dtype)
@@ -176,7 +190,8 @@ class ShardEncoder:
         try:
             with path.open("xb", buffering=0) as file:
                 shard = _Shard(self.storage, file.fileno(), data, self._lock)
-                self._encode(shard)
+                if self._gpu is None or not self._encode_on(self._gpu, shard):
+                    self._encode(shard)
                 if self.storage.sharded:
                     shard.append_index()
         except BaseException:
@@ -196,6 +211,22 @@ class ShardEncoder:
         self._pool.shutdown()
         self._scratch.clear()
         self._buffers.clear()
+
+    # ---- the GPU ---------------------------------------------------------------------------------------------
+
+    def _encode_on(self, gpu: GpuEncoder, shard: _Shard) -> bool:
+        """Append all chunks of a shard; False where the GPU has not done the rest of them."""
+        try:
+            while shard.turn < shard.chunks:
+                gpu.encode(shard.data, shard.turn, shard.append_batch)
+        except (MemoryError, GpuEncodingError) as error:
+            shard.taken = shard.turn
+            if isinstance(error, GpuEncodingError):
+                self._gpu = None  # it would fail again
+            if self._on_processor is not None:
+                self._on_processor(str(error))
+            return False
+        return True
 
     # ---- threads ---------------------------------------------------------------------------------------------
 
@@ -317,7 +348,7 @@ class _Shard:
     def __init__(self, storage: Storage, descriptor: int, data: NDArray[Any], lock: threading.Lock) -> None:
         z, y, x = data.shape
         self._descriptor = descriptor
-        self._data = data
+        self.data = data
         self._chunk = storage.chunk
         self._boxes = list(Box.whole((z, y, x)).tiles(storage.chunk))
         places = (s // c for s, c in zip(storage.shard, storage.chunk, strict=True))
@@ -339,13 +370,18 @@ class _Shard:
         """What went wrong first, if anything; then nobody begins or appends another chunk."""
 
     @property
+    def chunks(self) -> int:
+        """Number of chunks."""
+        return len(self._boxes)
+
+    @property
     def untaken(self) -> int:
         """Chunks that a thread may still begin with."""
         return 0 if self.error is not None else len(self._boxes) - self.taken
 
     def voxels(self, number: int) -> NDArray[Any]:
         """Return the voxels of a chunk."""
-        return self._data[self._boxes[number].slices]
+        return self.data[self._boxes[number].slices]
 
     def append(self, encoded: Bytes) -> None:
         """Append the chunk whose turn it is."""
@@ -355,6 +391,17 @@ class _Shard:
         # imagecodecs takes arrays, though its types do not say so, and other threads go on.
         self.crc = imagecodecs.deflate_crc32(encoded, self.crc)  # type: ignore[arg-type]
         _write_all(self._descriptor, encoded.data)
+
+    def append_batch(self, batch: EncodedChunks) -> None:
+        """Append chunks, the first of which has its turn."""
+        for size in batch.sizes.tolist():
+            place = tuple(a // c for a, c in zip(self._boxes[self.turn].start, self._chunk, strict=True))
+            self._index[place] = self.size, size
+            self.size += size
+            self.turn += 1
+        # imagecodecs takes arrays, though its types do not say so, and other threads go on.
+        self.crc = imagecodecs.deflate_crc32(batch.body, self.crc)  # type: ignore[arg-type]
+        _write_all(self._descriptor, batch.body.data)
 
     def append_index(self) -> None:
         """Append where the chunks are, and the checksum of that."""

@@ -11,13 +11,14 @@ written last, are what makes it an output.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from isovoxel.codecs.gpu import GpuEncoder
 from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import VoxelGrid
@@ -144,20 +145,29 @@ class OmeZarrWriter:
         series: Sequence[int] = (),
         helpers: int | None = None,
         attempt: Attempt | None = None,
+        gpu: GpuEncoder | None = None,
+        on_processor: Callable[[str], None] | None = None,
     ) -> OmeZarrWriter:
         """Return a writer into a level of what `create` made, as it was made; the parameters are the same.
 
         Of a series, lengths are enough. Where there is an `attempt`, its holder has called `begin_attempt`, and
         nothing is written once another process has taken the output over.
         """
-        encoder = ShardEncoder(storage, dtype, default_helpers() if helpers is None else helpers)
+        helpers = default_helpers() if helpers is None else helpers
+        encoder = ShardEncoder(storage, dtype, helpers, gpu, on_processor)
         return cls(shelf_of(place_of(path), level, storage.zarr_format, attempt), encoder, grid, series)
 
     @classmethod
     def of_plan(
-        cls, path: Place, plan: Plan, helpers: int | None = None, attempt: Attempt | None = None
+        cls,
+        path: Place,
+        plan: Plan,
+        helpers: int | None = None,
+        attempt: Attempt | None = None,
+        gpu: GpuEncoder | None = None,
+        on_processor: Callable[[str], None] | None = None,
     ) -> OmeZarrWriter:
-        """Return a writer of what a plan makes, a level of what `create` made."""
+        """Return a writer of what a plan makes, a level of what `create` made; `gpu` as in `ShardEncoder`."""
         return cls.open(
             path,
             grid=plan.output,
@@ -167,6 +177,8 @@ class OmeZarrWriter:
             series=[length for _, length in plan.source.series],
             helpers=helpers,
             attempt=attempt,
+            gpu=gpu,
+            on_processor=on_processor,
         )
 
     def write(self, box: Box, data: NDArray[Any]) -> list[ShardReceipt]:
@@ -237,9 +249,11 @@ class OmeZarrWriter:
         return (*place_of_volume(self._series, shard.volume), *inside)
 
 
-def next_writer(path: Place, plan: Plan, attempt: Attempt | None = None) -> OmeZarrWriter | None:
+def next_writer(
+    path: Place, plan: Plan, attempt: Attempt | None = None, gpu: GpuEncoder | None = None
+) -> OmeZarrWriter | None:
     """Return a writer of the next level, where its blocks are made of a plan's while these are in memory."""
-    return None if plan.next_along is None else OmeZarrWriter.of_plan(path, plan.next_along, 0, attempt)
+    return None if plan.next_along is None else OmeZarrWriter.of_plan(path, plan.next_along, 0, attempt, gpu)
 
 
 def shelf_of(output: Place, level: int = 0, zarr_format: int = 3, attempt: Attempt | None = None) -> ShardStore:

@@ -49,6 +49,10 @@ class DeviceLimits:
     """Whether what is allocated on the device lies in the host's memory (a CPU, an integrated GPU)."""
     buffer_voxels: int = BUFFER_VOXELS
     """Most voxels in one buffer."""
+    encoders: int = 0
+    """Its multiprocessors, where chunks can be encoded on it, else 0."""
+    encoding: int = 0
+    """How much of what is allowed is held to encode chunks; 0 where the processor does."""
 
 
 @dataclass(frozen=True, slots=True)

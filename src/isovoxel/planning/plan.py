@@ -303,9 +303,14 @@ class Plan(InNotebooks):
         )
 
     @property
+    def chunk_bytes(self) -> int:
+        """Bytes of the voxels of a chunk of the output."""
+        return math.prod(self.storage.chunk) * self.source.itemsize
+
+    @property
     def projected_device(self) -> int:
         """Projected bytes on the device at any one time."""
-        return self.cost.on_device(self.in_flight)
+        return self.device.encoding + self.cost.on_device(self.in_flight)
 
     @property
     def held(self) -> int:

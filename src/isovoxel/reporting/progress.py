@@ -20,6 +20,7 @@ from isovoxel.engines.opencl import prepare_caches
 from isovoxel.execution.events import (
     BlockDone,
     Connected,
+    EncodedByProcessor,
     Event,
     Filled,
     JobFinished,
@@ -32,6 +33,7 @@ from isovoxel.execution.events import (
     Waiting,
     WorkerJoined,
     WorkerLeft,
+    hindrance,
 )
 from isovoxel.planning.plan import Plan
 from isovoxel.reporting.text import count, duration
@@ -48,6 +50,7 @@ class Notes:
     def __init__(self) -> None:
         self._blocks = 0
         self._pieces = 1
+        self._said: set[str] = set()
         self._gone: set[str] = set()
 
     def of(self, event: Event) -> Iterator[str]:
@@ -68,12 +71,17 @@ class Notes:
                 yield (f"note: {event.doing}{block} failed ({event.reason}); it is tried again in {event.pause:g} s")
             case Filled(part=part):
                 yield f"note: filled with 0, because it is damaged: {part}"
-            case Slowed(in_flight=in_flight):
-                yield f"note: the host has too little memory; from now on {in_flight} blocks are in flight"
-            case Restarted(reason=reason):
-                yield f"note: {reason}; the job goes on in a fresh process"
+            case Slowed() | EncodedByProcessor() | Restarted():
+                yield from self._of_hindrance(event)
             case Connected() | WorkerJoined() | WorkerLeft() | Waiting():
                 yield from self._of_workers(event)
+
+    def _of_hindrance(self, event: Slowed | EncodedByProcessor | Restarted) -> Iterator[str]:
+        """Yield what there is to say of an event after which the job goes on in another way."""
+        if not isinstance(event, EncodedByProcessor) or event.reason not in self._said:  # by another worker
+            yield f"note: {hindrance(event)}"
+        if isinstance(event, EncodedByProcessor):
+            self._said.add(event.reason)
 
     def _of_workers(self, event: Event) -> Iterator[str]:
         """Yield what there is to say of workers; of those that are there from the beginning the summary tells."""

@@ -64,6 +64,7 @@ def plan_record(plan: Plan) -> Record:
             "chunk": list(plan.storage.chunk),
             "shard": list(plan.storage.shard),
             "codec": plan.storage.codec,
+            "encoder": "gpu" if plan.device.encoding else "cpu",
             "ome_zarr": plan.storage.ome_zarr,
         },
         "factors": list(plan.factor),

@@ -125,6 +125,7 @@ class WorkerPool:
             image_shape=(z, y, x),
             shares_host_memory=any(d.shares_host_memory for d in devices),
             buffer_voxels=min(d.buffer_voxels for d in devices),
+            encoders=min(d.encoders for d in devices),
         )
 
     @property

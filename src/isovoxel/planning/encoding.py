@@ -1,0 +1,150 @@
+"""Where chunks are encoded: on the processor's cores or on the GPU, by which is faster; and what that takes.
+
+A GPU encodes in batches, some of them in flight. Each takes on the device, beside what the codec works in, its voxels,
+these with their bits shuffled, the streams, and the containers; and on the host one buffer for voxels and result, of
+which there are more, for they are filled and written while others are encoded.
+
+The rates were measured on an H200 with 16 cores (benchmarks/RESULTS.md, "Encoding on the GPU").
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from isovoxel.errors import OptionError
+from isovoxel.planning.chunking import BLOSC_MARGIN, CHECKSUM_BYTES, Storage
+from isovoxel.planning.model import DeviceLimits, HostLimits
+
+ENCODERS = ("auto", "gpu", "cpu")
+"""What encodes: the GPU where that is faster, the GPU, or the processor."""
+
+CORE_RATES = {"lz4": 0.40e9, "zstd": 0.30e9}
+"""Bytes of voxels that blosc encodes in a second on one core."""
+GPU_RATE = 0.12e9
+"""Bytes that nvCOMP encodes in a second for each multiprocessor."""
+
+BATCH_BYTES = 2**25
+"""Bytes of voxels of a batch, where a chunk is not longer."""
+LANES = 4
+"""Batches on the device at a time, at most; with fewer, it waits for copies."""
+HOSTS = 4
+"""Buffers on the host for each batch on the device."""
+SHARE = 0.4
+"""How much of the allowed device memory encoding may take."""
+
+_START = 1.5
+"""Seconds until CUDA and its libraries are loaded."""
+_CONTEXT = 640 * 2**20
+"""Bytes that CUDA holds on the device for a process."""
+_HOST_CONTEXT = 640 * 2**20
+"""Bytes of the host that CUDA's and nvCOMP's libraries hold."""
+_SCRATCH = {"lz4": 0, "zstd": 9 * 2**20}
+"""Bytes that nvCOMP works in, for each multiprocessor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batches:
+    """Batches in which a GPU encodes the chunks of an array.
+
+    Parameters
+    ----------
+    chunk_bytes
+        Bytes of a chunk's voxels.
+    codec
+        "lz4" or "zstd".
+    """
+
+    chunk_bytes: int
+    codec: str
+
+    @property
+    def chunks(self) -> int:
+        """How many chunks a batch has at most."""
+        return max(1, BATCH_BYTES // self.chunk_bytes)
+
+    @property
+    def host_bytes(self) -> int:
+        """Bytes of a buffer on the host."""
+        return self.chunks * (self.chunk_bytes + BLOSC_MARGIN + CHECKSUM_BYTES)
+
+    def device_bytes(self, multiprocessors: int) -> int:
+        """Bytes of a batch on the device: four times its voxels, an eighth for addresses and lengths, and scratch."""
+        return 4 * self.host_bytes + self.host_bytes // 8 + _SCRATCH[self.codec] * multiprocessors
+
+    def lanes(self, device: DeviceLimits) -> int:
+        """Return how many batches have room on a device beside blocks, 0 where none has."""
+        room = int(SHARE * device.allowed) - _CONTEXT
+        return max(0, min(LANES, room // self.device_bytes(device.encoders)))
+
+    def lanes_within(self, device: DeviceLimits) -> int:
+        """Return how many batches have room in what a device's limits hold for encoding; at least one is tried."""
+        return max(1, min(LANES, (device.encoding - _CONTEXT) // self.device_bytes(device.encoders)))
+
+
+def with_encoder(
+    given: str,
+    codec: str | None,
+    storage_of: Callable[[str], Storage],
+    voxels: tuple[int, int],
+    limits: tuple[DeviceLimits, HostLimits],
+) -> tuple[Storage, tuple[DeviceLimits, HostLimits]]:
+    """Return the output's storage, and the limits with what its encoder takes.
+
+    Parameters
+    ----------
+    given
+        One of `ENCODERS`.
+    codec
+        What the user wants; None for zstd where a GPU encodes, whose files are smaller than those of a core's lz4, and
+        for lz4 elsewhere.
+    storage_of
+        Returns the storage with a codec.
+    voxels
+        How many the output has, and bytes of one.
+    limits
+        Of each process that scales.
+
+    Raises
+    ------
+    OptionError
+        If the GPU is asked for, and cannot encode this output.
+    """
+    device, host = limits
+    number, itemsize = voxels
+    cpu, gpu = storage_of(codec or "lz4"), storage_of(codec or "zstd")
+    if given == "cpu":
+        return cpu, limits
+    if why := _refusal(gpu, device):
+        if given == "gpu":
+            raise OptionError(f"the GPU cannot encode: {why}; leave out --encode gpu")
+        return cpu, limits
+    batches = Batches(math.prod(gpu.chunk) * itemsize, gpu.codec)
+    lanes = batches.lanes(device)
+    pinned = _HOST_CONTEXT + lanes * HOSTS * batches.host_bytes
+    if not lanes or host.baseline + pinned > host.allowed / 2:
+        if given == "gpu":
+            raise OptionError(
+                "the GPU cannot encode: too little memory is allowed; choose more --device-memory or --memory"
+            )
+        return cpu, limits
+    share = number * itemsize / host.workers
+    on_gpu = _START + share / (GPU_RATE * device.encoders)
+    if given == "auto" and on_gpu > share / (CORE_RATES[cpu.codec] * (host.helpers + 1)):
+        return cpu, limits
+    taken = _CONTEXT + lanes * batches.device_bytes(device.encoders)
+    return gpu, (replace(device, encoding=taken), replace(host, baseline=host.baseline + pinned))
+
+
+def _refusal(storage: Storage, device: DeviceLimits) -> str:
+    """Say why a GPU cannot encode an output; nothing where it can."""
+    if not device.encoders:
+        return (
+            f"{device.name} has no encoder; an NVIDIA GPU has one with isovoxel[nvidia-cu13] or isovoxel[nvidia-cu12]"
+        )
+    if storage.codec not in CORE_RATES:
+        return f"the output has codec {storage.codec}; choose --codec lz4 or zstd"
+    if not storage.sharded:
+        return "OME-Zarr 0.4 has no shards, and a chunk alone is too little for a GPU"
+    return ""

@@ -1,0 +1,133 @@
+"""What a GPU encodes, made on a machine without one: its kernels run on OpenCL's CPU, a CPU's codecs compress."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import pyopencl as cl
+from crc32c import crc32c
+from numpy.typing import NDArray
+
+from isovoxel.codecs import blosc
+from isovoxel.codecs.blosc import ContainerLayout
+from isovoxel.codecs.gpu import EncodedChunks
+from isovoxel.geometry.box import Index3
+
+GAP = 4
+GROUP = 64
+
+
+@functools.cache
+def kernels() -> tuple[Any, dict[str, Any]]:
+    """Return a context of a CPU, and the kernels built for it."""
+    context = cl.create_some_context(interactive=False)
+    built = cl.Program(context, blosc.kernels()).build().all_kernels()
+    return context, {kernel.function_name: kernel for kernel in built}
+
+
+def containers(chunks: NDArray[Any], codec: str) -> list[bytes]:
+    """Return the containers of chunks, one a row, as the kernels make them on an OpenCL device."""
+    number, voxels = len(chunks), chunks.view(np.uint8).reshape(len(chunks), -1)
+    layout = ContainerLayout(voxels.shape[1], chunks.dtype.itemsize, codec)
+    context, kernel = kernels()
+    queue, flags = cl.CommandQueue(context), cl.mem_flags.READ_WRITE
+    cut, width = (np.uint32(layout.chunk_bytes), np.uint32(layout.block_bytes)), np.uint32(layout.itemsize)
+    device = {"voxels": cl.Buffer(context, flags | cl.mem_flags.COPY_HOST_PTR, hostbuf=voxels)}
+    device["shuffled"] = cl.Buffer(context, flags, voxels.nbytes)
+    items = layout.shuffling_items(number)
+    between = device["voxels"], device["shuffled"]
+    kernel["shuffle_bits"](queue, (items,), None, *between, *cut, width, np.uint64(items))
+    shuffled = np.empty_like(voxels)
+    cl.enqueue_copy(queue, shuffled, device["shuffled"])
+    stride = 2 * layout.block_bytes + 64
+    streams = np.zeros((number * layout.blocks, stride), np.uint8)
+    lengths = np.zeros(number * layout.blocks, np.uint64)
+    for chunk in range(number):
+        at = 0
+        for block, nbytes in enumerate(layout.block_lengths()):
+            raw = shuffled[chunk, at : at + nbytes].tobytes()
+            encoded = imagecodecs.zstd_encode(raw, 1) if codec == "zstd" else imagecodecs.lz4_encode(raw)
+            streams[chunk * layout.blocks + block, : len(encoded)] = np.frombuffer(encoded, np.uint8)
+            lengths[chunk * layout.blocks + block] = len(encoded)
+            at += nbytes
+    for name, array in {"streams": streams, "lengths": lengths}.items():
+        device[name] = cl.Buffer(context, flags | cl.mem_flags.COPY_HOST_PTR, hostbuf=array)
+    device["places"] = cl.Buffer(context, flags, 4 * len(lengths))
+    device["sizes"] = cl.Buffer(context, flags, 8 * number)
+    packed = np.full(number * (layout.longest + GAP), 0xAA, np.uint8)
+    device["packed"] = cl.Buffer(context, flags | cl.mem_flags.COPY_HOST_PTR, hostbuf=packed)
+    laid = [device[name] for name in ("lengths", "places", "sizes")]
+    kernel["lay_out"](queue, (number,), None, *laid, *cut, np.uint32(number))
+    device["begins"] = cl.Buffer(context, flags, 8 * number)
+    base = np.uint64(1 << 40)  # as an address is
+    rest = device["begins"], base, np.uint64(stride), *cut, width, np.uint32(layout.flags), np.uint32(GAP)
+    arrays = [*between, device["streams"], *laid, device["packed"], *rest]
+    kernel["pack"](queue, (GROUP * len(lengths),), (GROUP,), *arrays)
+    sizes = np.empty(number, np.uint64)
+    cl.enqueue_copy(queue, packed, device["packed"])
+    cl.enqueue_copy(queue, sizes, device["sizes"])
+    ends = np.cumsum(sizes + np.uint64(GAP)).astype(int)
+    starts = ends - GAP - sizes.astype(int)
+    begins = np.empty(number, np.uint64)
+    cl.enqueue_copy(queue, begins, device["begins"])
+    np.testing.assert_array_equal(begins - base, starts.astype(np.uint64))
+    made = [packed[start : end - GAP].tobytes() for start, end in zip(starts, ends, strict=True)]
+    sums = np.array([crc32c(one) for one in made], np.uint32)
+    device["sums"] = cl.Buffer(context, flags | cl.mem_flags.COPY_HOST_PTR, hostbuf=sums)
+    sealed = device["packed"], device["begins"], base, device["sizes"], device["sums"], np.uint32(number)
+    kernel["seal"](queue, (number,), None, *sealed)
+    cl.enqueue_copy(queue, packed, device["packed"])
+    for start, end, one, total in zip(starts, ends, made, sums, strict=True):
+        assert packed[start:end].tobytes() == one + int(total).to_bytes(GAP, "little")
+    return made
+
+
+def gathered(array: NDArray[Any], part: tuple[slice, ...], chunk: Index3, first: int, chunks: int) -> NDArray[Any]:
+    """Return chunks of a part of an array, one a row, as the kernel cuts them out."""
+    context, kernel = kernels()
+    queue, flags = cl.CommandQueue(context), cl.mem_flags.READ_WRITE
+    view = array[part]
+    begin = view.ctypes.data - array.ctypes.data
+    source = cl.Buffer(context, flags | cl.mem_flags.COPY_HOST_PTR, hostbuf=array)
+    cut = np.empty((chunks, math.prod(chunk)), array.dtype)
+    device, items = cl.Buffer(context, flags, cut.nbytes), cut.size
+    shapes = [np.uint32(n) for n in (*view.shape, *chunk, first, view.itemsize)]
+    strides = np.uint64(begin), np.uint64(view.strides[0]), np.uint64(view.strides[1])
+    kernel["gather"](queue, (items,), None, source, device, *strides, *shapes, np.uint64(items))
+    cl.enqueue_copy(queue, cut, device)
+    return cut
+
+
+class EncoderOnCpu:
+    """Stands for a `GpuEncoder`."""
+
+    def __init__(self, layout: ContainerLayout, chunk: Index3, *, batch: int = 3, gap: int = GAP) -> None:
+        self.layout, self.chunk, self.batch, self.gap = layout, chunk, batch, gap
+        self.batches = 0
+        self.failure: Exception | None = None
+        """What the next batch raises."""
+
+    def encode(self, voxels: NDArray[Any], first: int, take: Callable[[EncodedChunks], None]) -> None:
+        """Encode a batch of chunks."""
+        if self.failure is not None:
+            raise self.failure
+        self.batches += 1
+        grid = [-(-n // c) for n, c in zip(voxels.shape, self.chunk, strict=True)]
+        chunks = min(self.batch, math.prod(grid) - first)
+        cut = gathered(voxels.copy(), (slice(None),) * 3, self.chunk, first, chunks)
+        made = containers(cut, self.layout.codec)
+        sealed = [one + crc32c(one).to_bytes(GAP, "little")[: self.gap] for one in made]
+        body = np.frombuffer(b"".join(sealed), np.uint8)
+        take(EncodedChunks(body, np.array([len(one) for one in sealed], np.int64)))
+
+    @staticmethod
+    def register(_: NDArray[Any]) -> None:
+        """Nothing is registered: all memory is reached."""
+
+    def close(self) -> None:
+        """Nothing is kept."""

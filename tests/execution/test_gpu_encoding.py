@@ -1,0 +1,132 @@
+"""Jobs whose chunks a GPU encodes: the voxels are those of the processor's, whatever becomes of the GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorstore
+import zarr
+
+import isovoxel
+from codecs_on_cpu import EncoderOnCpu
+from isovoxel.codecs.blosc import ContainerLayout
+from isovoxel.codecs.gpu import GpuEncodingError
+from isovoxel.engines.pipeline import StagedEngine
+from isovoxel.execution.events import EncodedByProcessor, Event
+from isovoxel.planning.plan import Plan
+
+OPTIONS: dict[str, Any] = {
+    "factor": (2.0, 1.5, 1.0),
+    "chunk": (16, 16, 32),
+    "shard": (32, 32, 64),
+    "levels": 2,
+    "codec": "zstd",
+    "threads": 2,
+    "engine": "exact",
+    "input_voxel_size": (2.0, 1.5, 1.0),
+}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Voxels of which some chunks do not compress, some are one value, and the last are cut off by the volume's end."""
+    rng = np.random.default_rng(0)
+    voxels = rng.integers(0, 65536, (24, 40, 70)).astype(np.uint16)
+    voxels[:, 20:] = 300 + rng.integers(0, 9, (24, 20, 70))
+    voxels[:12, :10] = 0
+    np.save(tmp_path / "in.npy", voxels)
+    return tmp_path / "in.npy"
+
+
+@pytest.fixture
+def encoders(monkeypatch: pytest.MonkeyPatch) -> list[EncoderOnCpu]:
+    """Let jobs encode by what stands for a GPU; what they have made."""
+    made: list[EncoderOnCpu] = []
+
+    def encoder(_: StagedEngine, plan: Plan) -> EncoderOnCpu:
+        layout = ContainerLayout(plan.chunk_bytes, plan.source.itemsize, plan.storage.codec)
+        made.append(EncoderOnCpu(layout, plan.storage.chunk))
+        return made[-1]
+
+    monkeypatch.setattr(StagedEngine, "encoder", encoder)
+    return made
+
+
+def voxels_of(path: Path) -> list[np.ndarray[Any, Any]]:
+    """Return the voxels of all levels, read by zarr-python, once tensorstore has read the same."""
+    read = [np.asarray(zarr.open_array(path / level)[...]) for level in "012"]
+    for level, voxels in zip("012", read, strict=True):
+        spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path / level)}}
+        np.testing.assert_array_equal(tensorstore.open(spec).result().read().result(), voxels)
+    return read
+
+
+@pytest.mark.parametrize("codec", ["lz4", "zstd"])
+def test_the_voxels_are_those_of_the_processor(
+    tmp_path: Path, source: Path, encoders: list[EncoderOnCpu], codec: str
+) -> None:
+    """Levels too; every reader reads them, and `verify` finds what it expects, chunk by chunk."""
+    isovoxel.scale(source, tmp_path / "gpu.zarr", **OPTIONS | {"codec": codec})
+    assert sum(encoder.batches for encoder in encoders) > 9
+    isovoxel.verify(tmp_path / "gpu.zarr", every_chunk=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StagedEngine, "encoder", lambda *_: None)
+        isovoxel.scale(source, tmp_path / "cpu.zarr", **OPTIONS | {"codec": codec})
+    for gpu, cpu in zip(voxels_of(tmp_path / "gpu.zarr"), voxels_of(tmp_path / "cpu.zarr"), strict=True):
+        np.testing.assert_array_equal(gpu, cpu)
+
+
+@pytest.mark.usefixtures("encoders")
+@pytest.mark.parametrize("failure", [MemoryError("too little memory"), GpuEncodingError("illegal address")])
+def test_the_processor_encodes_what_the_gpu_does_not(tmp_path: Path, source: Path, failure: Exception) -> None:
+    """From the middle of a shard on; it is told, and the voxels are the same."""
+    isovoxel.scale(source, tmp_path / "whole.zarr", **OPTIONS)
+    events: list[Event] = []
+    encode = EncoderOnCpu.encode
+
+    def fail(encoder: EncoderOnCpu, *parts: Any) -> None:
+        encoder.failure = failure if encoder.batches == 2 else None
+        if encoder.failure is not None:
+            encoder.batches += 1
+        encode(encoder, *parts)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EncoderOnCpu, "encode", fail)
+        isovoxel.scale(source, tmp_path / "part.zarr", listeners=[events.append], **OPTIONS)
+    told = [event for event in events if isinstance(event, EncodedByProcessor)]
+    assert {event.reason for event in told} == {str(failure)}
+    for part, whole in zip(voxels_of(tmp_path / "part.zarr"), voxels_of(tmp_path / "whole.zarr"), strict=True):
+        np.testing.assert_array_equal(part, whole)
+
+
+@pytest.mark.usefixtures("encoders")
+def test_a_gpu_that_fails_is_asked_no_more(tmp_path: Path, source: Path) -> None:
+    """Its failure would be the same for every shard; too little memory need not be."""
+    asked: dict[str, int] = {}
+    for failure in (MemoryError("too little memory"), GpuEncodingError("illegal address")):
+
+        def fail(_: EncoderOnCpu, *__: Any, failure: Exception = failure) -> None:
+            asked[str(failure)] = asked.get(str(failure), 0) + 1
+            raise failure
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(EncoderOnCpu, "encode", fail)
+            isovoxel.scale(source, tmp_path / f"{len(asked)}.zarr", **OPTIONS | {"levels": 0, "threads": 1})
+    assert asked["too little memory"] > asked["illegal address"] == 1
+
+
+def test_what_is_not_installed_is_told(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that was planned where the GPU's encoder is goes on where it is not."""
+
+    def encoder(*_: Any) -> None:
+        raise ImportError("No module named 'cupy'")
+
+    monkeypatch.setattr(StagedEngine, "encoder", encoder)
+    events: list[Event] = []
+    isovoxel.scale(source, tmp_path / "out.zarr", listeners=[events.append], **OPTIONS)
+    reasons = [event.reason for event in events if isinstance(event, EncodedByProcessor)]
+    assert reasons
+    assert set(reasons) == {"No module named 'cupy'"}

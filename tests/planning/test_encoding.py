@@ -1,0 +1,83 @@
+"""Which encoder a plan takes, and what it holds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+
+from isovoxel.errors import OptionError
+from isovoxel.planning.chunking import default_storage
+from isovoxel.planning.encoding import HOSTS, LANES, Batches, with_encoder
+from isovoxel.planning.model import DeviceLimits, HostLimits
+
+GIB = 2**30
+SHAPE = (2000, 2000, 2000)
+H200 = DeviceLimits("H200", "gpu", 140 * GIB, 126 * GIB, 35 * GIB, (16384,) * 3, False, encoders=132)
+HOST = HostLimits(64 * GIB, GIB, threads=16, helpers=15)
+
+
+def chosen(
+    given: str = "auto", codec: str | None = None, device: DeviceLimits = H200, host: HostLimits = HOST, **more: Any
+) -> tuple[str, bool]:
+    """Return codec and whether the GPU encodes."""
+    storage_of = partial(default_storage, SHAPE, 2, **more)
+    voxels = 16 * 10**9, 2
+    storage, (limits, process) = with_encoder(given, codec, lambda c: storage_of(codec=c), voxels, (device, host))
+    assert (limits.encoding > 0) == (process.baseline > host.baseline)
+    return storage.codec, limits.encoding > 0
+
+
+def test_auto_is_what_is_faster() -> None:
+    """A GPU beats some cores; many cores, few voxels, or a small GPU do not need it."""
+    assert chosen() == ("zstd", True)
+    assert chosen(codec="lz4") == ("lz4", True)
+    assert chosen("cpu") == ("lz4", False)
+    assert chosen(host=replace(HOST, helpers=63)) == ("lz4", False)
+    assert chosen(device=replace(H200, encoders=8)) == ("lz4", False)
+    assert chosen(device=replace(H200, encoders=0)) == ("lz4", False)
+
+
+def test_few_voxels_do_not_wait_for_cuda() -> None:
+    """It takes longer to load than they take."""
+    storage = partial(default_storage, (100, 500, 500), 2)
+    _, (device, _) = with_encoder("auto", None, lambda c: storage(codec=c), (25_000_000, 2), (H200, HOST))
+    assert device.encoding == 0
+    _, (device, _) = with_encoder("gpu", None, lambda c: storage(codec=c), (25_000_000, 2), (H200, HOST))
+    assert device.encoding > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"device": replace(H200, encoders=0)}, r"H200 has no encoder; .*nvidia-cu13"),
+        ({"codec": "none"}, r"codec none; choose --codec lz4 or zstd"),
+        ({"ome_zarr": "0.4"}, r"OME-Zarr 0.4 has no shards"),
+        ({"device": replace(H200, allowed=GIB)}, r"more --device-memory"),
+        ({"host": replace(HOST, allowed=2 * GIB)}, r"more --device-memory or --memory"),
+    ],
+)
+def test_what_cannot_be_is_refused_where_it_is_asked_for(change: dict[str, Any], says: str) -> None:
+    """By itself the processor takes its place."""
+    assert chosen(**change)[1] is False
+    with pytest.raises(OptionError, match=says):
+        chosen("gpu", **change)
+
+
+def test_batches_shrink_with_the_memory() -> None:
+    """On a device with less memory fewer are in flight, and all that is held is counted."""
+    batches = Batches(2 * 128**3, "zstd")
+    assert batches.chunks == 8
+    assert batches.lanes(H200) == LANES
+    few = batches.lanes(replace(H200, allowed=8 * GIB))
+    assert 0 < few < LANES
+    storage = partial(default_storage, SHAPE, 2)
+    for allowed in (8 * GIB, 126 * GIB):
+        device = replace(H200, allowed=allowed)
+        _, (limits, host) = with_encoder("gpu", None, lambda c: storage(codec=c), (10**9, 2), (device, HOST))
+        lanes = batches.lanes_within(limits)
+        assert limits.encoding >= lanes * batches.device_bytes(132)
+        assert limits.encoding <= 0.4 * allowed
+        assert host.baseline - HOST.baseline >= lanes * HOSTS * batches.host_bytes
