@@ -1,1 +1,1 @@
-"""What files say about lengths: units, ImageJ and OME metadata, as pure functions of text and mappings."""
+"""Voxel sizes, positions and channels from files' metadata, as pure functions of text and mappings."""

@@ -1,6 +1,6 @@
 """Shape, voxel size and channels of each image of an OME-TIFF, from its OME-XML.
 
-Only the attributes of every image's Pixels and Channels are read. What could do harm to whoever reads the rest is
+Only the attributes of every image's Pixels and Channels are read. What could harm a program that reads the rest is
 refused: a document type definition, before anything in it is expanded, for entities can fill the memory or read other
 files; files outside the folder; and more planes than there can be.
 """
@@ -172,7 +172,7 @@ def _parse(
 
 
 def _product(numbers: Iterable[str]) -> float:
-    """Multiply the numbers; what is none counts as 1, and is left to whoever needs it."""
+    """Multiply the numbers; anything else counts as 1, and is left to the caller."""
     product = 1.0
     for number in numbers:
         with contextlib.suppress(ValueError):

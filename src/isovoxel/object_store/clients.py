@@ -81,7 +81,7 @@ def client(root: str) -> ObjectStore:
         if (root, settings) not in _clients:
             options: dict[str, Any] = {"timeout": f"{REQUEST_SECONDS}s", "connect_timeout": f"{CONNECT_SECONDS}s"}
             if root.startswith("http:") or any("http://" in v for k, v in settings if k.upper().endswith(_SERVERS)):
-                options["allow_http"] = True  # whoever names such a server wants it
+                options["allow_http"] = True  # a user who names such a server wants it
             provided: dict[str, Any] = {}
             if root.startswith("s3:") and (provider := _profile()) is not None:
                 provided["credential_provider"] = provider
@@ -198,7 +198,7 @@ def found_of(meta: ObjectMeta) -> Found:
 
 # Turn failures of an object store into what Python raises for a disk: `OSError` with the system's number.
 #
-# So whoever reads or writes need not ask where: what may pass is told from what stays by the same numbers. The
+# So code that reads or writes need not know where: what may pass is told from what stays by the same numbers. The
 # libraries' own messages are not passed on, for they hold what a server sent, keys and signatures among it.
 #
 # =======================  ===================================================================================

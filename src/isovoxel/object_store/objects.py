@@ -1,6 +1,6 @@
 """`ObjectPlace`: an object, or all objects whose keys begin alike, in a store reached by address.
 
-An `ObjectPlace` has those of `pathlib.Path`'s methods that reading metadata takes, so that whoever reads a zarr need
+An `ObjectPlace` has those of `pathlib.Path`'s methods that reading metadata takes, so that code which reads a zarr need
 not know where it lies; and what an output takes beside them. An object is there whole or not at all, and never changed
 in part. A "folder" is nothing but a beginning that keys share. Everything is asked by the retry policy
 (`isovoxel.object_store.retries`).
@@ -52,7 +52,7 @@ PIECE_BYTES = 1 << 20
 LARGEST_METADATA = 64 << 20
 """Most bytes that are taken for metadata; what is longer is none."""
 CHANGES = 8
-"""How often an object may change while it is put, which nobody else ought to change."""
+"""How often another process may change an object while it is put, which none should."""
 LISTED = 1000
 """Objects that are listed, or deleted, by one request: as many as S3 allows."""
 
@@ -329,7 +329,7 @@ class ObjectPlace:
         return version_of(self._ask(put)).etag or ""
 
     def _put_if_unchanged(self, data: bytes, check: Callable[[], None]) -> str:
-        """Put a small object; whoever changes it meanwhile lets `check` be asked again."""
+        """Put a small object; where another process has changed it meanwhile, call `check` again and retry."""
         found: Found | None = None
         for _ in range(CHANGES):
             try:

@@ -1,4 +1,4 @@
-"""Retry policy for everything remote: what may pass is tried again after pauses that grow.
+"""Retry policy for everything remote: retry transient failures after pauses that grow.
 
 Reads and writes over a network, and of disks that others share, fail for a moment and work the next time. The first
 pauses are short ones for hiccups, the later ones are for a server that is being restarted. Together they last about a
@@ -91,7 +91,7 @@ def _log(error: Exception, pause: float) -> None:
 
 @dataclass(frozen=True)
 class Patience:
-    """How long whoever fails tries again, and who is notified."""
+    """How long failures are retried, and what is notified of them."""
 
     told: Callable[[Exception, float], None] = _log
     """Called with the error and the seconds until the next attempt."""

@@ -169,7 +169,7 @@ def read_array(array: Place) -> tuple[dict[str, Any], int]:
 
 
 def change_attributes(group: Place, change: Change, check: Callable[[], None] = lambda: None) -> None:
-    """Change the attributes of a zarr group that nobody else changes, whole or not at all, and nothing else of it.
+    """Change the attributes of a zarr group that no other process changes, whole or not at all, and nothing else of it.
 
     No lock is taken on a disk: a process that was stopped while it had one would hold up its successor for ever.
 
@@ -202,7 +202,7 @@ def change_attributes(group: Place, change: Change, check: Callable[[], None] = 
 
 
 def change_json(file: Place, change: Change, check: Callable[[], None] = lambda: None) -> None:
-    """Change a file or an object of JSON that others of us may be changing too: nobody's change is lost.
+    """Change a file or an object of JSON that other processes may be changing, too: no change is lost.
 
     Parameters
     ----------

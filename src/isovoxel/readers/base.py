@@ -97,7 +97,7 @@ class Volume(InNotebooks):
 
     files: Files | None = field(default=None, repr=False)
     """Returns paths of the files that hold what a box of it needs, of all its volumes, and its metadata; some of them
-    may not be there. None where it lies in none, or nobody knows in which."""
+    may not be there. None where it lies in none, or in unknown ones."""
     checksum: Callable[[], str] | None = field(default=None, repr=False)
     """Returns a checksum of all voxels, where nothing else tells this input from another: an array in memory."""
     current_identity: Callable[[], Mapping[str, Any]] | None = field(default=None, repr=False)

@@ -161,7 +161,7 @@ class ChunkCache:
             self.settle(place, chunk, stored=stored, failure=failed)
 
     def _room(self) -> NDArray[Any] | None:
-        """Return a buffer that nobody uses; the lock is held."""
+        """Return a buffer that no thread uses; the lock is held."""
         if self._free:
             return self._free.pop()
         if self._unmade > 0:

@@ -1,4 +1,4 @@
-"""Read boxes from the chunks of an HDF5 dataset, though HDF5 lets one thread in at a time.
+"""Read boxes from the chunks of an HDF5 dataset, decoded outside of HDF5, which lets one thread in at a time.
 
 Chunk by chunk in the thread that reads:
 
@@ -111,7 +111,7 @@ def why_not(name: str, error: OSError) -> InputError:
 
 
 def open_unlocked(path: str) -> h5py.File:
-    """Open an HDF5 file that nobody has locked for writing, as HDF5 does where it can; see `open_for_reading`."""
+    """Open an HDF5 file that no process has locked for writing, as HDF5 does where it can; see `open_for_reading`."""
     locked = False
     with contextlib.suppress(ImportError, OSError):  # Windows, and file systems without locks
         import fcntl

@@ -1,4 +1,4 @@
-"""What size an encoded image will have, read from its header before it is decoded, for decoders believe it.
+"""Size of an encoded image by its header, read before it is decoded, because decoders believe it.
 
 Strips and tiles of a TIFF may be whole images in formats of their own, which say their size. One that says more than
 its tile has would take that much memory only to be refused. What is not certain counts as what takes most.

@@ -105,7 +105,7 @@ def _open(source: Any, selection: Selection) -> Volume:
         return _open_address(source, selection)
     if isinstance(source, str | os.PathLike):
         return _open_path(source, selection)
-    zarr = sys.modules.get("zarr")  # whoever holds an array of its has imported it
+    zarr = sys.modules.get("zarr")  # a caller that holds an array of its has imported it
     if zarr is not None and isinstance(source, zarr.Array):
         from isovoxel.readers.zarr_array import from_array
 

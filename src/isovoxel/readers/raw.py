@@ -211,12 +211,12 @@ def contiguous_offsets(start: int, shape: Index3, dtype: np.dtype[Any]) -> NDArr
 
 # Read the middle of a gzip file, which can only be decompressed from its front.
 #
-# 1. Whoever decompresses past a mark leaves a copy of the decompressor there: its window of 32 KiB, and where it was.
+# 1. A read that decompresses past a mark leaves a copy of the decompressor there: its window of 32 KiB, its position.
 # 2. A read begins at the last copy before what it wants, and throws away what lies between.
 #
 # Marks are a fixed share of the whole apart, so that there are never more than `MOST_MARKS`, and reads of many threads
-# run side by side. The first read of the end decompresses everything before it, once. Whoever reads the last byte that
-# matters goes on to gzip's checksum, which covers all before it, for every copy of the decompressor knows of it.
+# run side by side. The first read of the end decompresses everything before it, once. A read of the last byte that
+# matters continues to gzip's checksum, which covers all before it, for every copy of the decompressor knows of it.
 
 
 MOST_MARKS = 256
@@ -342,7 +342,7 @@ class GzipStream:
         EndOfFileError
             If the stream ends here, or is damaged.
         InputError
-            If its checksum is wrong: then nobody knows what is damaged.
+            If its checksum is wrong: it does not tell what is damaged.
         """
         piece = self._next(len(buffer)) if len(buffer) else b""
         buffer[: len(piece)] = piece

@@ -2,7 +2,7 @@
 
 1. Their order is that of the numbers in their names, as people count: img2 comes before img10. All names must be alike
    but for their numbers, of which one must count the slices. Where two vary without order (channels and planes, say),
-   nobody can know what z is, and a wrong guess would look like an image all the same.
+   z cannot be known, and a wrong guess would look like an image all the same.
 2. The first file is looked at as a TIFF by itself is. Of one page, every file must have its size and dtype; they are
    read as pages of one image, each as its own tags say.
 3. Of several pages, each file is a volume, and z runs through them.

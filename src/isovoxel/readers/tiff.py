@@ -1,4 +1,4 @@
-"""TIFF as a volume, whoever wrote it: ImageJ, OME, tifffile, a microscope, or a program that tells nothing.
+"""Open a TIFF as a volume, written by ImageJ, as OME-TIFF, by tifffile, a microscope, or any other program.
 
 1. Every directory is read: how its page is stored, and where its voxels lie.
 2. Where the file tells what its pages are, tifffile understands it; of a plain file, alike pages make an image.

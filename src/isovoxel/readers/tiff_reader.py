@@ -126,7 +126,7 @@ class MixedReader:
 
 
 MOST_SURPLUS = 2
-"""Some writers encode a few rows or columns more than a segment has; nobody encodes so many times its bytes,"""
+"""Some writers encode a few rows or columns more than a segment has; none encodes so many times its bytes,"""
 SURPLUS_BYTES = 1 << 16
 """or so many bytes more, as segments of a row or two may have."""
 

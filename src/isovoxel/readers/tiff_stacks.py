@@ -1,4 +1,4 @@
-"""Which pages of a TIFF make which image, and whether one is left over.
+"""Find the images of a TIFF and the pages of each, and check that no page is left over.
 
 Of files whose metadata tell, tifffile finds the images; it takes the tags of one page for those of the others, so each
 page is found again among the directories, and what tifffile cannot take together is given to it page by page. Of plain

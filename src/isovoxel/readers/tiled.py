@@ -1,7 +1,7 @@
-"""Read a box from tiles: chunks, blocks, strips or pages, one after another in the thread that reads.
+"""Read a box from tiles (chunks, blocks, strips or pages), one after another in the calling thread.
 
 1. The box is cut along the tiles, and each part is read into its place in the result; so one tile is held beside it.
-2. What fails is told once for all formats. What the system did not give may pass, so it is an `InputUnavailableError`.
+2. Failures are mapped here for all formats. What the system did not give may pass, so it is an `InputUnavailableError`.
    What an installed library cannot do is no fault of the file. All else is damage where the format can tell, a
    `CorruptInputError` that says which voxels are lost, and an `InputError` where it cannot.
 """

@@ -1,4 +1,4 @@
-"""Read boxes from the chunks of a zarr at the speed of decoding them.
+"""Read boxes from the chunks of a zarr, decoded straight into the result or a shared cache.
 
 Shard by shard and chunk by chunk in the thread that reads; any number of threads read at once. From an object store,
 which takes its time for every answer, a few chunks of a box are read at once.

@@ -64,7 +64,7 @@ class IndexCache:
             self._drop(place)
 
     def put(self, place: Place, stamp: Stamp, index: NDArray[np.uint64]) -> None:
-        """Keep an index, and let go of those that were not used for longest."""
+        """Keep an index, and drop those that were not used for longest."""
         with self._lock:
             self._drop(place)
             self._kept[place] = (stamp, index)
@@ -215,7 +215,7 @@ def _checked(data: NDArray[np.uint8], what: str = "it") -> NDArray[np.uint8]:
 # Sources of the bytes of a chunk: files of this system, and objects in a store.
 #
 # The index of a shard is kept with its object's ETag. Later reads ask for that very object, so that an index is never
-# used for another; whoever meets another raises an `OSError` that may pass, for the next attempt reads the new index.
+# used for another. A read that meets another raises a transient `OSError`: the next attempt reads the new index.
 
 
 Stamp = tuple[Any, ...]
@@ -235,7 +235,7 @@ class ByteSource(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close it."""
         ...
 
 

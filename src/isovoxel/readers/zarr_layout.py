@@ -155,7 +155,7 @@ class ZarrFiles:
 
 
 def array_files(array: zarr.Array[Any], layout: ChunkLayout | None, picked: Picked) -> Files | None:
-    """Return what names the files of an array, or None where nobody knows them."""
+    """Return what names the files of an array, or None where they are not known."""
     if layout is not None:
         return ZarrFiles(layout, picked)
     folder = local_folder(array.store_path)
