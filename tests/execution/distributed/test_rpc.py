@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import signal
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import dask
 import psutil
 import pytest
 
@@ -57,6 +59,22 @@ def test_a_worker_that_has_gone_is_not_asked(client: Any) -> None:
         began = time.monotonic()
         assert set(rpc.ask_workers(client, lambda: 1, workers=[*there, gone], seconds=600)) == set(there)
     assert time.monotonic() - began < 25
+
+
+def kill(pid: int) -> int:
+    """End another process; runs on a worker."""
+    with contextlib.suppress(ProcessLookupError):  # it was ended when this was asked before
+        os.kill(pid, signal.SIGKILL)
+    return 7
+
+
+def test_a_worker_that_is_lost_while_it_is_asked_is_not_waited_for(own: Any) -> None:
+    """It hangs until the other one, which is asked too, ends it; then that one is asked again, without it."""
+    pids = own.run(os.getpid)
+    kept, lost = pids
+    os.kill(pids[lost], signal.SIGSTOP)
+    with dask.config.set({"distributed.comm.timeouts.connect": "600s"}):
+        assert rpc.ask_workers(own, kill, pids[lost], workers=[kept, lost], seconds=120) == {kept: 7}
 
 
 def test_results_of_a_worker_that_is_killed_are_not_waited_for(own: Any) -> None:

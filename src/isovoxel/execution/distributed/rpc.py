@@ -90,10 +90,15 @@ def ask_workers(
     ClusterError
         If one does not answer.
     """
+    from distributed.comm.core import CommClosedError
 
-    async def ask(there: Collection[str]) -> Any:
+    async def ask(there: Collection[str]) -> dict[str, Any]:
         chosen = [address for address in (there if workers is None else workers) if address in there]
-        return await client.run(function, *args, workers=chosen, on_error="return")
+        answers: dict[str, Any] = await client.run(function, *args, workers=chosen, on_error="return")
+        for answer in answers.values():
+            if isinstance(answer, CommClosedError):  # its worker is about to be lost
+                raise answer
+        return answers
 
     try:
         found: dict[str, Any] = client.sync(_ask_those_there, client, ask, callback_timeout=seconds)
