@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,11 @@ from isovoxel.execution.subprocess import SubprocessExecutor
 from isovoxel.object_store import clients, zarr_nodes
 from isovoxel.object_store.addresses import Place, place_of
 from isovoxel.object_store.objects import ObjectPlace
-from isovoxel.output import ledger, lock
+from isovoxel.output import attempt, ledger, lock
+from isovoxel.output.attempt import Attempt
 from isovoxel.output.ledger import LOCK, Ledger, ledger_of
 from isovoxel.output.lines import FileLines, ObjectLines
-from isovoxel.output.lock import Attempt
-from isovoxel.output.object_lock import ObjectLock
+from isovoxel.output.lock import ObjectLock
 from isovoxel.output.object_shard_store import ObjectShardStore
 from isovoxel.output.shard_store import FileShardStore
 from store_server import Server, contents, serving
@@ -234,8 +235,9 @@ def test_a_process_that_was_taken_for_dead_writes_nothing_more(
             (TAKEN_FILES if kind == "file" else TAKEN_OBJECTS)[stage](patch, gate)
             thread.start()
             assert gate.arrived.wait(60)
-            clock = lock.now
-            monkeypatch.setattr(lock, "now", lambda: clock() + lock.DEAD_SECONDS)
+            later = partial(lambda clock: clock() + attempt.DEAD_SECONDS, attempt.now)
+            for module in (attempt, lock):
+                monkeypatch.setattr(module, "now", later)
             patch.setattr(lock, "_lock", lambda _file: False)
             patch.setattr(lock, "_lives", lambda *_: False)
             patch.setattr(ObjectLock, "_lives", lambda *_: False)
@@ -279,6 +281,6 @@ def test_a_second_interrupt_gives_the_lock_back(tmp_path: Path) -> None:
         with pytest.raises(KeyboardInterrupt):
             isovoxel.scale(FIRST, out, **OPTIONS)
     assert lock.read_holder(tmp_path / "out.zarr.isovoxel" / LOCK) is None
-    with lock.OutputLock(tmp_path / "out.zarr.isovoxel" / LOCK, out) as held:
+    with lock.FileLock(tmp_path / "out.zarr.isovoxel" / LOCK, out) as held:
         Attempt(tmp_path / "out.zarr.isovoxel" / LOCK, held.word, out).check()
     gate.open.set()

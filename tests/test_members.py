@@ -20,7 +20,7 @@ from isovoxel.execution.output import OutputState
 from isovoxel.object_store import zarr_nodes
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.output.ledger import LOCK, ledger_of
-from isovoxel.output.lock import OutputLock
+from isovoxel.output.lock import FileLock
 from isovoxel.output.membership import membership_of
 from store_server import Server, contents, serving, upload
 
@@ -146,7 +146,7 @@ def test_the_ledger_lies_beside_the_store(source: Path, store: Path, version: st
     assert ledger_of(link / "b") == found
     assert ledger_of(store.parent / "b") == store.parent / "b.isovoxel"
     assert ledger_of(store / "notes" / "b") == store / "notes" / "b.isovoxel"
-    with OutputLock(found / LOCK, store), pytest.raises(OutputBusyError):
+    with FileLock(found / LOCK, store), pytest.raises(OutputBusyError):
         package.scale(source, store / "raw" / "b", **options(version))
 
 

@@ -23,7 +23,8 @@ from isovoxel.execution.output import OutputState, output_state
 from isovoxel.object_store import retries
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.output import lock, object_shard_store
-from isovoxel.output.object_lock import ObjectLock
+from isovoxel.output.attempt import Holder
+from isovoxel.output.lock import ObjectLock
 from small_store import ROOTS, Fault, SmallStore, small_store
 
 TURNS = 5
@@ -260,7 +261,7 @@ def test_a_store_needs_a_folder_for_temporary_files(store: SmallStore, monkeypat
 def test_a_lock_without_signs_of_life_is_taken_over(store: SmallStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of each store: one that a process on another machine left, once it has given no sign for long enough."""
     place = ObjectPlace(ROOTS[store.kind], "lab.zarr/lock")
-    left = asdict(replace(lock.Holder.own(), host="elsewhere")) | {"machine": "another", "word": "x"}
+    left = asdict(replace(Holder.own(), host="elsewhere")) | {"machine": "another", "word": "x"}
     place.write(json.dumps(left).encode())
     with pytest.raises(OutputBusyError, match="its lock ends"), ObjectLock(place, place):
         pass

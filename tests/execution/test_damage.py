@@ -25,8 +25,8 @@ from isovoxel.execution import job as running
 from isovoxel.execution.events import BlockDone, Event
 from isovoxel.execution.output import OutputRequest, _find, is_made_already, output_state
 from isovoxel.execution.recipe import Recipe
+from isovoxel.output.attempt import Holder
 from isovoxel.output.ledger import BLOCKS, JOB, Ledger, ledger_of
-from isovoxel.output.lock import Holder
 from isovoxel.output.provenance import read_provenance
 from isovoxel.output.writer import OmeZarrWriter
 from isovoxel.planning.optimizer import makes_the_same

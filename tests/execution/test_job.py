@@ -21,7 +21,7 @@ from isovoxel.execution import threads
 from isovoxel.execution.events import BlockDone, Event, JobStarted
 from isovoxel.execution.output import OutputState, output_state
 from isovoxel.output.ledger import LOCK, ledger_of
-from isovoxel.output.lock import OutputLock
+from isovoxel.output.lock import FileLock
 from isovoxel.output.provenance import read_provenance
 
 VOXELS = np.random.default_rng(0).integers(0, 65536, (16, 24, 20)).astype(np.uint16)
@@ -129,7 +129,7 @@ def test_a_ledger_that_is_left_beside_a_finished_output_goes(source: Path, out: 
     shutil.copytree(ledger_of(out), out.with_name("kept"))
     isovoxel.scale(source, out, **options)
     out.with_name("kept").rename(ledger_of(out))
-    with OutputLock(ledger_of(out) / LOCK, out):
+    with FileLock(ledger_of(out) / LOCK, out):
         assert made(source, out, options)[1] == set()
         assert ledger_of(out).exists()
     assert made(source, out, options)[1] == set()

@@ -16,14 +16,15 @@ import pytest
 
 from isovoxel.errors import OutputBusyError, OutputError
 from isovoxel.output import lock as module
+from isovoxel.output.attempt import DEAD_SECONDS, Holder
 from isovoxel.output.ledger_folder import claim
-from isovoxel.output.lock import DEAD_SECONDS, Holder, OutputLock, read_holder
+from isovoxel.output.lock import FileLock, read_holder
 
 HOLD = """
 import sys
 from pathlib import Path
-from isovoxel.output.lock import OutputLock
-with OutputLock(Path(sys.argv[1]), Path("out.zarr")):
+from isovoxel.output.lock import FileLock
+with FileLock(Path(sys.argv[1]), Path("out.zarr")):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -37,7 +38,7 @@ def file(tmp_path: Path) -> Path:
 
 def take(file: Path) -> None:
     """Take the lock and give it back."""
-    with OutputLock(file, Path("out.zarr")):
+    with FileLock(file, Path("out.zarr")):
         pass
 
 
@@ -64,7 +65,7 @@ def test_a_second_process_is_told_who_holds_it_and_since_when(file: Path) -> Non
 
 def test_one_process_does_not_hold_it_twice(file: Path) -> None:
     """Two jobs in two threads are two jobs."""
-    with OutputLock(file, Path("out.zarr")):
+    with FileLock(file, Path("out.zarr")):
         with pytest.raises(OutputBusyError, match=f"process {os.getpid()}"):
             take(file)
         holder = read_holder(file)
@@ -95,7 +96,7 @@ def test_a_holder_on_another_host_lives_while_it_touches_the_file(file: Path) ->
 def test_the_holder_touches_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As long as it lives, at its beat."""
     monkeypatch.setattr(module, "BEAT_SECONDS", 0.01)
-    with OutputLock(file, Path("out.zarr")):
+    with FileLock(file, Path("out.zarr")):
         os.utime(file, (1, 1))
         deadline = time.monotonic() + 5
         while file.stat().st_mtime < 2:
@@ -114,7 +115,7 @@ def test_where_there_are_no_locks_the_file_decides(file: Path, monkeypatch: pyte
             raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr(module, "fcntl", None if without == "fcntl" else Useless())
-    with OutputLock(file, Path("out.zarr")), pytest.raises(OutputBusyError):
+    with FileLock(file, Path("out.zarr")), pytest.raises(OutputBusyError):
         take(file)
     write_holder(file, pid=2**22 + 1)
     take(file)
@@ -133,9 +134,9 @@ def test_half_a_name_is_none(file: Path, content: str) -> None:
 
 def test_a_lock_whose_folder_goes_is_taken_anew(file: Path) -> None:
     """Who waited for a job that finished, and took its folder along, holds the new file and not the old one."""
-    with OutputLock(file, Path("out.zarr")):
+    with FileLock(file, Path("out.zarr")):
         shutil.rmtree(file.parent)
-        with OutputLock(file, Path("out.zarr")):
+        with FileLock(file, Path("out.zarr")):
             assert read_holder(file) is not None
 
 

@@ -20,10 +20,10 @@ from isovoxel.geometry.grid import VoxelGrid
 from isovoxel.object_store import clients
 from isovoxel.object_store.objects import PART_BYTES, ObjectPlace
 from isovoxel.output import lines, lock, object_shard_store
+from isovoxel.output.attempt import Attempt, Holder, forget
 from isovoxel.output.destination import check_destination
 from isovoxel.output.ledger import BLOCKS, JOB, NEW, Ledger, ledger_of, remove_ledger
-from isovoxel.output.lock import Attempt, Holder
-from isovoxel.output.object_lock import ObjectLock, read_object_holder
+from isovoxel.output.lock import ObjectLock, read_holder
 from isovoxel.output.provenance import read_provenance
 from isovoxel.output.replacing import set_aside
 from isovoxel.output.shard import ShardReceipt
@@ -171,7 +171,7 @@ def test_an_upload_ends_where_the_lock_is_lost(
             if lost == "before" or asked:
                 leave(out / "lock")
                 place.write(b"theirs")
-                lock.forget(held.word)
+                forget(held.word)
             asked.append(1)
             attempt.check()
 
@@ -438,8 +438,8 @@ def test_one_process_at_a_time(out: ObjectPlace) -> None:
             OutputBusyError, match=r"being written by process \d+ on .* since 20.*; if it died, its lock ends 60"
         ):
             take(out)
-        assert read_object_holder(out) is not None
-    assert read_object_holder(out) is None
+        assert read_holder(out) is not None
+    assert read_holder(out) is None
     take(out)
     assert contents(BUCKET) == {}
 
@@ -473,7 +473,7 @@ def test_a_process_of_this_machine_that_is_gone_holds_nothing(out: ObjectPlace) 
     with ObjectLock(out, out):
         text = json.loads(out.read_bytes())
     out.write(json.dumps(text | {"began": 1.0}).encode())
-    assert read_object_holder(out) is None
+    assert read_holder(out) is None
     take(out)
 
 
@@ -485,12 +485,12 @@ def test_a_holder_on_another_machine_holds_it_as_long_as_it_gives_signs(
         leave(out, **changes)
         with pytest.raises(OutputBusyError, match="its lock ends"):
             take(out)
-        assert read_object_holder(out) is not None
+        assert read_holder(out) is not None
     out.write(b"{")
     with pytest.raises(OutputBusyError, match="another process"):
         take(out)
     monkeypatch.setattr(lock, "DEAD_SECONDS", -5.0)
-    assert read_object_holder(out) is None
+    assert read_holder(out) is None
     take(out)
     assert contents(BUCKET) == {}  # no probe is left either
 

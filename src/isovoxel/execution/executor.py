@@ -26,7 +26,7 @@ from isovoxel.execution.events import BlockDone, Listener
 from isovoxel.execution.retry import GO_ON, BlockFailed, changed, clause, missing
 from isovoxel.geometry.grid import Float3
 from isovoxel.object_store.addresses import Place, place_of
-from isovoxel.output.lock import Attempt
+from isovoxel.output.attempt import Attempt
 from isovoxel.output.shard import ShardReceipt
 from isovoxel.output.shard_store import level_path
 from isovoxel.planning.chunking import Storage
@@ -44,7 +44,7 @@ class InterruptedAgain(KeyboardInterrupt):
     """A second signal during shutdown: stop without waiting for blocks in flight.
 
     Their threads end when the device has answered. They cannot write any more once the lock is given back, see
-    `isovoxel.output.fence`, so the same job may resume at once, also in this process.
+    `isovoxel.output.attempt`, so the same job may resume at once, also in this process.
     """
 
     def __init__(self, number: int | None) -> None:

@@ -36,13 +36,11 @@ from isovoxel.execution.events import started
 from isovoxel.execution.recipe import differences
 from isovoxel.execution.retry import kept
 from isovoxel.object_store.addresses import Place, absolute, place_of
-from isovoxel.object_store.objects import ObjectPlace
+from isovoxel.output.attempt import Attempt, end_attempt, end_attempts
 from isovoxel.output.destination import check_destination
-from isovoxel.output.fence import end_attempts
 from isovoxel.output.ledger import BLOCKS, JOB, LOCK, REPLACED, Ledger, ledger_of, remove_ledger
 from isovoxel.output.ledger_folder import check_folder
-from isovoxel.output.lock import Attempt, Holder, OutputLock, end_attempt, read_holder
-from isovoxel.output.object_lock import ObjectLock, read_object_holder
+from isovoxel.output.lock import lock_output, read_holder
 from isovoxel.output.provenance import RECEIPTS, read_provenance
 from isovoxel.output.replacing import needs_settling, put_back, settle
 from isovoxel.planning.optimizer import continued, makes_the_same
@@ -109,7 +107,7 @@ def output_state(path: str | os.PathLike[str]) -> OutputState | None:
     if made.get("complete"):
         return OutputState(complete=True)
     folder = ledger_of(place)
-    holder = str(_holder(folder / LOCK) or "")
+    holder = str(read_holder(folder / LOCK) or "")
     if (ledger := _ledger(folder, made)) is None:
         return OutputState(complete=False, holder=holder)
     return OutputState(complete=False, done=ledger.count(), blocks=ledger.plan.all_blocks, holder=holder)
@@ -133,7 +131,7 @@ def is_made_already(request: OutputRequest) -> bool:
     # Of a process that died between its last two steps.
     left = folder.exists() if isinstance(folder, Path) else folder.is_dir()
     if left and not getattr(folder, "read_only", False):
-        with contextlib.suppress(OutputError), _lock(folder / LOCK, request.path):
+        with contextlib.suppress(OutputError), lock_output(folder / LOCK, request.path):
             _clear(request.path, folder)
     return True
 
@@ -177,7 +175,7 @@ def foresee(plan: Plan, request: OutputRequest) -> tuple[Plan, str]:
     path, folder = request.path, ledger_of(request.path)
     if not request.overwrite and _is_made(request, path):
         return plan, f"{path} is complete, and was made in this way: nothing is left to do"
-    if holder := _holder(folder / LOCK):
+    if holder := read_holder(folder / LOCK):
         raise OutputBusyError(f"{path} is being written by {holder}; wait for it, end it, or give another output")
     gone = isinstance(path, Path) and isinstance(folder, Path) and not os.path.lexists(path)
     if gone and os.path.lexists(str(folder / REPLACED)) and not request.overwrite:
@@ -205,7 +203,7 @@ def claim_output(plan: Plan, request: OutputRequest) -> Iterator[OutputClaim]:
     """
     folder = ledger_of(request.path)
     _find(plan, request, folder)  # before anything is written, the lock's file too
-    with _lock(folder / LOCK, request.path) as lock:
+    with lock_output(folder / LOCK, request.path) as lock:
         attempt = Attempt(absolute(folder / LOCK), lock.word, request.path)
         claim: OutputClaim | None = None
         ours = False
@@ -258,7 +256,7 @@ def _settle(path: Place, folder: Place, *, locked: bool = False) -> None:
     """Put an old output back whose replacement a process had begun that died before the new one was there."""
     if isinstance(path, Path) and isinstance(folder, Path) and needs_settling(path, folder):
         check_folder(folder)
-        with contextlib.nullcontext() if locked else _lock(folder / LOCK, path):
+        with contextlib.nullcontext() if locked else lock_output(folder / LOCK, path):
             try:
                 settle(path, folder)
             except OSError as error:
@@ -339,14 +337,6 @@ def _waiting(plan: Plan) -> int:
     return max(
         (1 + FLUSHING) * level.in_flight * math.prod(level.block_shape) * level.source.itemsize for level in plan.levels
     )
-
-
-def _lock(file: Place, output: Place) -> OutputLock | ObjectLock:
-    return ObjectLock(file, output) if isinstance(file, ObjectPlace) else OutputLock(file, output)
-
-
-def _holder(file: Place) -> Holder | None:
-    return read_object_holder(file) if isinstance(file, ObjectPlace) else read_holder(file)
 
 
 def made_by(path: Place) -> dict[str, Any] | None:

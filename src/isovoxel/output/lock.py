@@ -1,35 +1,55 @@
 """Output lock: one writer at a time; a second gets an error naming the holder.
 
-1. The system's own lock on a file (flock) ends with the process that holds it, however that ends. It decides between
+On a disk it is a file:
+
+1. The system's own lock on it (flock) ends with the process that holds it, however that ends. It decides between
    processes of one host, and of several where the file system passes locks on.
 2. The file says who holds it: host, process, since when. That is for people, and for file systems that keep the locks
    of other hosts to themselves, or have none: there the holder touches the file each few seconds, as a sign of life.
 3. The file also has a word that no other hold of the lock ever has. All that write for the holder know it (threads,
-   other processes, workers): see `Attempt`.
+   other processes, workers): see `isovoxel.output.attempt.Attempt`.
+
+In an object store it is an object that says the same, and that only one process can create:
+
+1. The lock is put on the condition that there is none (If-None-Match).
+2. The holder puts it again each few seconds, on the condition that it is still its own (If-Match), as a sign of life.
+3. A lock whose holder was a process of this very machine that is gone, or that had no sign of life for a minute by the
+   store's own clock, is taken over, on the condition that it is still as it was found. Its holder, should it wake up,
+   finds that out at its next sign of life, and stops.
 """
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import json
-import math
 import os
 import socket
 import threading
 import time
 import uuid
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import psutil
-
 from isovoxel.errors import OutputBusyError, OutputError
 from isovoxel.object_store.addresses import Place
-from isovoxel.object_store.files import parse_json, refusal, write_all
+from isovoxel.object_store.clients import ChangedError, Found, Version
+from isovoxel.object_store.files import refusal, write_all
 from isovoxel.object_store.objects import ObjectPlace
+from isovoxel.object_store.retries import patience
+from isovoxel.output.attempt import (
+    DEAD_SECONDS,
+    Holder,
+    end_attempt,
+    forget,
+    note_beat,
+    now,
+    process_lives,
+    said,
+    word_of,
+)
 from isovoxel.output.ledger_folder import claim, open_own, read_own, unclaim
 
 fcntl: Any
@@ -40,127 +60,13 @@ except ImportError:  # Windows: the file alone says who holds it
 
 BEAT_SECONDS = 5.0
 """How often the holder touches the file."""
-DEAD_SECONDS = 60.0
-"""After how long without a touch a holder on another host counts as dead; its clock may be off, but not its beat."""
-ASK_SECONDS = 1.0
-"""How often a process that writes for a holder elsewhere asks a store for the lock."""
-CLOCK_SECONDS = 2.0
-"""How far the start of one process may be off between two readings, where the host's clock was set meanwhile."""
-
-_ended: set[str] = set()
-"""Words of locks that this process held, and does no more."""
-_beats: dict[str, float] = {}
-"""Until when nobody takes locks in a store over that this process holds, by their words and `now`."""
-_asked: dict[str, float] = {}
-"""When the store was asked last for locks that other processes hold."""
 
 
-@dataclass(frozen=True)
-class Holder:
-    """Who holds an output."""
-
-    host: str
-    """Name of the machine."""
-    pid: int
-    """Process there."""
-    began: float
-    """When that process was started, in its host's seconds since 1970: process numbers come again."""
-    since: str
-    """Since when it holds the output, ISO 8601."""
-
-    @classmethod
-    def own(cls) -> Holder:
-        """Return this process."""
-        since = datetime.now(UTC).astimezone().isoformat(" ", "seconds")
-        return cls(socket.gethostname(), os.getpid(), psutil.Process().create_time(), since)
-
-    @classmethod
-    def from_json(cls, text: bytes) -> Holder | None:
-        """Return who is named in a file, or None where nobody is, or half a name."""
-        try:
-            named = parse_json(text)
-            holder = cls(str(named["host"]), int(named["pid"]), float(named["began"]), str(named["since"]))
-        except (ValueError, KeyError, TypeError, OverflowError):
-            return None
-        return holder if 0 < holder.pid < 2**31 and math.isfinite(holder.began) else None
-
-    def __str__(self) -> str:
-        return f"process {self.pid} on {self.host} since {self.since}"
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One hold of an output's lock, as all know it that write for the holder, in other processes too."""
-
-    lock: Place
-    """The lock's file or object."""
-    word: str
-    """What it says as long as it is held."""
-    output: Place
-    """What the user called the output."""
-
-    def check(self) -> None:
-        """Do nothing while the lock is held; a store is asked for it only now and then.
-
-        Raises
-        ------
-        OutputBusyError
-            If it is not, or another process has taken it over.
-        OSError
-            If nobody can tell at this moment.
-        """
-        if self.word in _ended:
-            raise OutputBusyError(
-                f"this process has ended its job of {self.output}, and writes nothing into it any more"
-            )
-        asked = now()
-        if asked < _beats.get(self.word, _asked.get(self.word, -math.inf) + ASK_SECONDS):
-            return
-        try:
-            text = self.lock.read_bytes()
-        except FileNotFoundError:
-            text = b""
-        if word_of(text) == self.word:
-            if isinstance(self.lock, ObjectPlace):
-                _asked[self.word] = asked
-            return
-        if not text:
-            raise OutputBusyError(f"{self.output} is not locked by this job any more: {self.lock} is gone, or empty")
-        raise OutputBusyError(
-            f"{self.output} was taken over by {Holder.from_json(text) or 'another process'}, because this one gave no "
-            f"sign of life for {DEAD_SECONDS:.0f} seconds"
-        )
-
-
-def end_attempt(word: str) -> None:
-    """Let nothing more be written in this process by whoever knows this word."""
-    _ended.add(word)
-    _beats.pop(word, None)
-    _asked.pop(word, None)
-
-
-def forget(word: str) -> None:
-    """Let the store be asked for a lock that this process held."""
-    _beats[word] = -math.inf
-
-
-def note_beat(word: str, asked: float) -> None:
-    """Note that a lock in a store was held at this time, and a sign of life was given: nobody takes it over so soon."""
-    _beats[word] = asked + DEAD_SECONDS / 2
-
-
-def now() -> float:
-    """Return seconds of a clock that goes on while the machine sleeps."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
-
-
-class OutputLock:
-    """Held by the one process that writes an output; a context manager.
+class OutputLock(abc.ABC):
+    """Held by the one process that writes an output; a context manager, which `lock_output` returns.
 
     Parameters
     ----------
-    path
-        The file to lock; its folder is made.
     output
         What the user called the output.
 
@@ -169,31 +75,19 @@ class OutputLock:
     OutputBusyError
         On entering, if another process holds it.
     OutputError
-        On entering, if the file system refuses.
+        On entering, if the file system or the store refuses.
     """
 
-    def __init__(self, path: Path, output: Place) -> None:
-        self._path = path
+    def __init__(self, output: Place) -> None:
         self._output = output
         self.word = uuid.uuid4().hex
-        """What the file says as long as the lock is held."""
-        self._file = -1
+        """What the file or object says as long as the lock is held."""
         self._ended = threading.Event()
         self._beat: threading.Thread | None = None
 
     def __enter__(self) -> Self:
-        new = not os.path.lexists(self._path.parent)
-        try:
-            while not self._take():
-                pass
-        except OutputError:
-            raise
-        except OSError as error:
-            if new:
-                unclaim(self._path.parent)
-            raise OutputError(refusal(error, self._path)) from error
-        self._ended.clear()
-        self._beat = threading.Thread(target=self._touch, name="isovoxel-lock", daemon=True)
+        self._acquire()
+        self._beat = threading.Thread(target=self._give_signs, name="isovoxel-lock", daemon=True)
         self._beat.start()
         return self
 
@@ -206,12 +100,54 @@ class OutputLock:
             if self._beat is not None:
                 self._beat.join()
         finally:  # also where an impatient user interrupts that
-            file, self._file = self._file, -1
-            with contextlib.suppress(OSError):
-                if self._is_ours(file):
-                    os.ftruncate(file, 0)  # nobody holds it
-            _unlock(file)
-            os.close(file)
+            self._release()
+
+    @abc.abstractmethod
+    def _acquire(self) -> None:
+        """Take the lock."""
+
+    @abc.abstractmethod
+    def _release(self) -> None:
+        """Give it back, where it is still ours."""
+
+    @abc.abstractmethod
+    def _beat_once(self) -> bool:
+        """Give a sign of life; return False where the lock is another's by now."""
+
+    def _give_signs(self) -> None:
+        going = True
+        while going and not self._ended.wait(BEAT_SECONDS):
+            with contextlib.suppress(OSError):  # the next one may get through
+                going = self._beat_once()
+
+
+class FileLock(OutputLock):
+    """The lock of an output on a disk: a file, whose folder is made."""
+
+    def __init__(self, path: Path, output: Place) -> None:
+        super().__init__(output)
+        self._path = path
+        self._file = -1
+
+    def _acquire(self) -> None:
+        new = not os.path.lexists(self._path.parent)
+        try:
+            while not self._take():
+                pass
+        except OutputError:
+            raise
+        except OSError as error:
+            if new:
+                unclaim(self._path.parent)
+            raise OutputError(refusal(error, self._path)) from error
+
+    def _release(self) -> None:
+        file, self._file = self._file, -1
+        with contextlib.suppress(OSError):
+            if self._is_ours(file):
+                os.ftruncate(file, 0)  # nobody holds it
+        _unlock(file)
+        os.close(file)
 
     def _take(self) -> bool:
         """Take the lock, or return False where its file was removed meanwhile by who held it before."""
@@ -263,36 +199,11 @@ class OutputLock:
         os.lseek(file, 0, os.SEEK_SET)
         return word_of(os.read(file, 4096)) == self.word
 
-    def _touch(self) -> None:
-        file = self._file
-        while not self._ended.wait(BEAT_SECONDS):
-            with contextlib.suppress(OSError):
-                if not self._is_ours(file):
-                    return
-                os.utime(file if os.utime in os.supports_fd else self._path)
-
-
-def word_of(text: bytes) -> str:
-    """Return the word of a lock's text; empty where it has none."""
-    return said(text, "word")
-
-
-def said(text: bytes, key: str) -> str:
-    """Return what a lock's text says beside its holder."""
-    try:
-        named: Any = parse_json(text)
-        return str(named[key])
-    except (ValueError, KeyError, TypeError):
-        return ""
-
-
-def read_holder(path: Path) -> Holder | None:
-    """Return who holds an output by its lock file, or None where nobody does who lives."""
-    try:
-        holder = Holder.from_json(read_own(path))
-        return holder if holder is not None and _lives(holder, path.stat().st_mtime) else None
-    except OSError:
-        return None
+    def _beat_once(self) -> bool:
+        if not self._is_ours(self._file):
+            return False
+        os.utime(self._file if os.utime in os.supports_fd else self._path)
+        return True
 
 
 def _lock(file: int) -> bool | None:
@@ -322,9 +233,144 @@ def _lives(holder: Holder, touched: float) -> bool:
     return process_lives(holder)
 
 
-def process_lives(holder: Holder) -> bool:
-    """Tell whether a process of this machine lives that is named in a lock."""
+_held: set[str] = set()
+"""Words of the locks that this process holds; one that it could not delete, for the store was gone, it holds not."""
+
+
+class ObjectLock(OutputLock):
+    """The lock of an output in a store: an object."""
+
+    def __init__(self, place: ObjectPlace, output: Place) -> None:
+        super().__init__(output)
+        self._place = place
+        self._holder = Holder.own()
+        self._beats = 0
+        self._version = Version(None)
+
+    def _acquire(self) -> None:
+        _held.add(self.word)  # before anybody can see it
+        try:
+            asked = now()
+            while not self._take():
+                asked = now()
+        except OSError as error:
+            _held.discard(self.word)
+            if isinstance(error, OutputError):
+                raise
+            raise OutputError(f"{self._output} cannot be written: {error.strerror}") from error
+        note_beat(self.word, asked)
+
+    def _release(self) -> None:
+        _held.discard(self.word)
+        with contextlib.suppress(OSError):  # then it goes stale
+            if self._is_ours() is not None:
+                self._place.unlink()
+
+    def _take(self) -> bool:
+        """Take the lock, or return False where it has just changed."""
+        try:
+            self._version = self._place.write(self._text(), new=True)
+        except FileExistsError:
+            pass
+        else:
+            return True
+        try:
+            text, found = self._place.read()
+        except FileNotFoundError:
+            return False
+        if word_of(text) == self.word:  # it was put by a request whose answer was lost
+            self._version = found.version
+            return True
+        if self._lives(text, found):
+            holder = Holder.from_json(text)
+            raise OutputBusyError(
+                f"{self._output} is being written by {holder or 'another process'}; wait for it, end it, or give "
+                f"another output; if it died, its lock ends {DEAD_SECONDS:.0f} seconds after its last sign of life"
+            )
+        try:
+            self._version = self._place.write(self._text(), of=found.version)
+        except ChangedError:
+            return False
+        return True
+
+    def _lives(self, text: bytes, found: Found) -> bool:
+        """Tell whether who is named in a lock still holds it."""
+        return not _is_dead(text) and self._now_ns() - found.written_ns < DEAD_SECONDS * 1e9
+
+    def _now_ns(self) -> int:
+        """Return what the store's clock says, which is the one by which locks were written."""
+        probe = self._place.with_name(f"{self._place.name}-{self.word}")
+        probe.write(b"")
+        try:
+            found = probe.find()
+        finally:
+            probe.unlink()
+        if found is None:
+            raise OutputError(f"{self._output} cannot be written: what was just put there is gone")
+        return found.written_ns
+
+    def _text(self) -> bytes:
+        self._beats += 1  # every sign of life is another object
+        known = {"machine": _machine(), "word": self.word, "beat": self._beats}
+        return json.dumps(asdict(self._holder) | known).encode()
+
+    def _is_ours(self) -> Found | None:
+        """Return what the store knows of the lock, if it is ours."""
+        with contextlib.suppress(FileNotFoundError):
+            text, found = self._place.read()
+            return found if word_of(text) == self.word else None
+        return None
+
+    def _beat_once(self) -> bool:
+        with patience(tries=False):
+            asked = now()
+            try:
+                self._version = self._place.write(self._text(), of=self._version)
+            except ChangedError:
+                # By us, where the answer to a request was lost; else by another.
+                found = self._is_ours()
+                if found is None:
+                    forget(self.word)
+                    return False
+                self._version = found.version
+            note_beat(self.word, asked)
+        return True
+
+
+def _machine() -> str:
+    """Return what tells this machine and its container from all others, as process numbers are known in it.
+
+    Empty where the system does not say: host names come again, in containers above all.
+    """
     try:
-        return bool(abs(psutil.Process(holder.pid).create_time() - holder.began) < CLOCK_SECONDS)
-    except psutil.Error:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
+
+
+def _is_dead(text: bytes) -> bool:
+    """Tell whether a lock's holder was a process of this machine that is gone, or was in this one and let go of it."""
+    holder = Holder.from_json(text)
+    if holder is None or not said(text, "machine") == _machine() != "":
         return False
+    return not process_lives(holder) or (holder.pid == os.getpid() and word_of(text) not in _held)
+
+
+def lock_output(place: Place, output: Place) -> OutputLock:
+    """Return the lock of an output: the file or object that says who holds it, and what the user called the output."""
+    return ObjectLock(place, output) if isinstance(place, ObjectPlace) else FileLock(place, output)
+
+
+def read_holder(place: Place) -> Holder | None:
+    """Return who holds an output by its lock, or None where nobody does who lives."""
+    try:
+        if isinstance(place, ObjectPlace):
+            text, found = place.read()
+            # Whoever only asks writes nothing, not even to learn what the store's clock says.
+            lives = not _is_dead(text) and time.time() - found.written_ns / 1e9 < DEAD_SECONDS
+            return Holder.from_json(text) if lives else None
+        holder = Holder.from_json(read_own(place))
+        return holder if holder is not None and _lives(holder, place.stat().st_mtime) else None
+    except OSError:
+        return None

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from isovoxel.errors import OutputError
 from isovoxel.object_store.objects import ObjectPlace
-from isovoxel.output.lock import Attempt
+from isovoxel.output.attempt import Attempt
 from isovoxel.output.shard import ShardEncoder, ShardReceipt
 from isovoxel.output.shard_store import ShardPlace, shard_key
 

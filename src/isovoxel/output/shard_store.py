@@ -12,8 +12,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from isovoxel.output.fence import end_attempts, unsealed_folder
-from isovoxel.output.lock import Attempt
+from isovoxel.output.attempt import Attempt, end_attempts, unsealed_folder
 from isovoxel.output.shard import PARTIAL, ShardEncoder, ShardReceipt, Unsealed, gone, holds
 
 ShardPlace = tuple[int, ...]

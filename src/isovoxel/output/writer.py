@@ -28,8 +28,7 @@ from isovoxel.object_store.addresses import Place, place_of
 from isovoxel.object_store.files import sync_folder
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.zarr_nodes import change_attributes, read_array, read_attributes
-from isovoxel.output.fence import end_attempts, make_folders
-from isovoxel.output.lock import Attempt
+from isovoxel.output.attempt import Attempt, end_attempts, make_folders
 from isovoxel.output.membership import membership_of
 from isovoxel.output.object_shard_store import ObjectShardStore
 from isovoxel.output.provenance import PROVENANCE, RECEIPTS
