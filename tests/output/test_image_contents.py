@@ -19,7 +19,7 @@ from isovoxel.errors import OutputError
 from isovoxel.geometry.grid import VoxelGrid
 from isovoxel.metadata.ome import image_attributes
 from isovoxel.object_store.objects import ObjectPlace
-from isovoxel.output.image_contents import check_image
+from isovoxel.output.replacing import check_image
 from small_jobs import OPTIONS, VOXELS, save_input
 from snapshots import snapshot
 from store_server import contents, serving, upload

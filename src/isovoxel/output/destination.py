@@ -1,7 +1,8 @@
 """Check whether an output may be written at a place, before anything is; the answer is nothing, or one sentence.
 
 What must not happen is that `--overwrite` replaces something else than an old output: that is an image by its own
-metadata and nothing else, never reached through a link, and never holds the input or lies in it.
+metadata and nothing else, never reached through a link, and never holds the input or lies in it. In an object store,
+which cannot keep an old output until the new one is complete, one that is complete goes only if the user says so.
 """
 
 from __future__ import annotations
@@ -12,16 +13,16 @@ import shutil
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
-from isovoxel.errors import OutputError, OutputExistsError
+from isovoxel.errors import AddressError, OutputError, OutputExistsError
 from isovoxel.object_store.addresses import Place, is_address, place_of
 from isovoxel.object_store.objects import ObjectPlace
-from isovoxel.output.image_contents import bytes_on_disk, check_image, check_zarr
+from isovoxel.object_store.zarr_nodes import is_zarr
 from isovoxel.output.ledger import ledger_for
 from isovoxel.output.ledger_folder import NEW, NOW, REPLACED, check_folder
 from isovoxel.output.membership import Membership, membership_of
-from isovoxel.output.object_output import check_object_destination, check_writable
 from isovoxel.output.object_shard_store import spool_folder
-from isovoxel.output.replacing import check_kept
+from isovoxel.output.provenance import is_unfinished
+from isovoxel.output.replacing import bytes_on_disk, check_image, check_kept, check_zarr, is_noted
 from isovoxel.planning.memory import human_bytes
 
 
@@ -73,7 +74,7 @@ def check_destination(
         store = membership_of(target)
         objects = ledger_for(target, store)
         assert isinstance(objects, ObjectPlace)  # noqa: S101 - for type checkers
-        check_object_destination(
+        _check_object_destination(
             target,
             overwrite=overwrite,
             source=source_identity_path,
@@ -130,7 +131,7 @@ def output_place(path: str | os.PathLike[str] | ObjectPlace) -> Place:
     """
     target = place_of(path)
     if isinstance(target, ObjectPlace):
-        check_writable(target)
+        _check_writable(target)
     elif not str(path) or "\0" in str(path) or target.name in ("", ".."):
         raise OutputError(f"{os.fspath(target)!r} is no name for an output; give the path of a new folder")
     return target
@@ -225,3 +226,90 @@ def _check_place(target: Path, folders: list[Path], ledger: Path, *, overwrite: 
         if not os.access(folder, os.W_OK | os.X_OK):
             raise OutputError(f"{target} cannot be written, because writing to {folder} is not permitted")
     return old
+
+
+def _check_object_destination(
+    target: ObjectPlace,
+    *,
+    overwrite: bool | str,
+    source: str | None,
+    nbytes: int,
+    free: int,
+    goes_on: bool,
+    note: ObjectPlace,
+) -> None:
+    """Raise unless an output may be written to a place in a store; nothing is changed.
+
+    Parameters
+    ----------
+    target
+        Where the output shall be.
+    overwrite, goes_on
+        As `isovoxel.output.destination.check_destination` has it.
+    source
+        Path or address of the input, or None where it has none.
+    nbytes
+        Most bytes that wait for their upload on the disk of this machine at a time.
+    free
+        Bytes that are free there.
+    note
+        Where it is noted that the output is being made.
+    """
+    _check_objects_apart(target, source)
+    try:
+        check_folder(note.parent)
+        _check_object_place(target, note, overwrite=overwrite, goes_on=goes_on)
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(f"{target} cannot be written: {error.strerror}") from error
+    if nbytes > free:
+        raise OutputError(
+            f"up to {human_bytes(nbytes)} wait for their upload at a time, but the disk of {spool_folder()} has "
+            f"{human_bytes(free)} free; make room, name another folder in TMPDIR, or give less --memory"
+        )
+
+
+def _check_writable(target: ObjectPlace) -> None:
+    """Raise an `OutputError` where no output could be, whatever lies there; the store is not asked."""
+    if target.read_only:
+        raise OutputError(f"{target} can only be read; give a path, or an address such as s3://bucket/out.zarr")
+    if not target.key:
+        raise OutputError(f"{target} is a whole bucket; give the address of a new zarr in it, {target}/out.zarr")
+
+
+def _check_objects_apart(target: ObjectPlace, source: str | None) -> None:
+    """Refuse an output that is the input, holds it, or lies inside it."""
+    try:
+        there = None if source is None else place_of(source)
+    except AddressError:  # of an array of the caller's, which has no address
+        return
+    if not isinstance(there, ObjectPlace):
+        return
+    if there == target:
+        raise OutputError(f"{target} is the input itself; give another output")
+    for inner, outer in (("input", "output"), ("output", "input")):
+        where = {"input": there, "output": target}
+        if where[inner].is_relative_to(where[outer]):
+            raise OutputError(f"the {inner} {where[inner]} lies inside the {outer} {where[outer]}; give another output")
+
+
+def _check_object_place(target: ObjectPlace, note: ObjectPlace, *, overwrite: bool | str, goes_on: bool) -> None:
+    """Refuse a place where something is that must not be replaced."""
+    if not target.is_dir():
+        if target.is_file():
+            raise OutputExistsError(f"{target} is an object and no zarr; give another output")
+        return
+    if not is_zarr(target) and is_noted(note):
+        return
+    if not overwrite and not goes_on:
+        raise OutputExistsError(f"{target} exists; give --overwrite or another output")
+    check_zarr(target)
+    if goes_on:
+        return
+    check_image(target)
+    if overwrite != NOW and not is_unfinished(target):
+        raise OutputError(
+            f"{target} lies in an object store, which cannot keep it elsewhere until the new one is complete; give "
+            "--overwrite now to delete it first, or another output"
+        )

@@ -16,7 +16,7 @@ seal that does not match its file (torn, missing, from elsewhere) makes the bloc
 marked complete, the folder goes; where its receipts are to be kept, `job.json` and `blocks` stay.
 
 In an object store the same lies beside the output under the same names; `blocks` are several objects
-(`isovoxel.output.lines`), and `new` and `replaced` notes only (`isovoxel.output.object_output`).
+(`isovoxel.output.lines`), and `new` and `replaced` notes only (`isovoxel.output.destination`).
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,11 @@ from isovoxel.metadata.series import SeriesAxis
 from isovoxel.object_store.addresses import Place, write_small
 from isovoxel.object_store.files import sync_folder
 from isovoxel.object_store.objects import ObjectPlace
+from isovoxel.object_store.zarr_nodes import TOP, is_zarr
 from isovoxel.output.chunk import BLOSC_LEVELS
+from isovoxel.output.ledger_folder import NEW, REPLACED
 from isovoxel.output.membership import membership_of
-from isovoxel.output.object_output import place_metadata
+from isovoxel.output.replacing import is_noted
 from isovoxel.output.shard_store import level_path
 from isovoxel.planning.chunking import Storage
 
@@ -213,4 +215,36 @@ def create_objects(target: ObjectPlace, by_way_of: Place | None, skeleton: Skele
         for key, value in skeleton.group().items():
             with contextlib.suppress(FileExistsError):  # another process has just made it
                 write_small(folder / key, value, new=True)
-    place_metadata(target, skeleton.documents(), by_way_of if isinstance(by_way_of, ObjectPlace) else None)
+    _place_metadata(target, skeleton.documents(), by_way_of if isinstance(by_way_of, ObjectPlace) else None)
+
+
+def _place_metadata(target: ObjectPlace, metadata: Mapping[str, bytes], note: ObjectPlace | None) -> None:
+    """Make an output without voxels of its metadata, those at its top last.
+
+    Parameters
+    ----------
+    target
+        The output.
+    metadata
+        What its objects hold, by their path.
+    note
+        Where it is noted that it is being made; a remainder of which none tells is not touched.
+
+    Raises
+    ------
+    OutputExistsError
+        If something is there.
+    OSError
+        If the store refuses.
+    """
+    if target.is_dir():
+        if note is None or is_zarr(target) or not is_noted(note):
+            raise OutputExistsError(f"{target} exists; give --overwrite or another output")
+        target.delete_tree()
+    if note is not None:
+        note.write(b"")
+    for path in sorted(metadata, key=lambda path: (-path.count("/"), path in TOP)):
+        (target / path).write(metadata[path])
+    if note is not None:
+        for name in (NEW, REPLACED):
+            note.with_name(name).unlink()
