@@ -33,6 +33,7 @@ WORDS: dict[str, tuple[str, Any]] = {
     "zoom": ("2", 2.0),
     "voxel_size": ("0.5", 0.5),
     "factor": ("2,1,1", (2.0, 1.0, 1.0)),
+    "like": ("other.npy", "other.npy"),
     "input_voxel_size": ("3,1,1", (3.0, 1.0, 1.0)),
     "unit": ("nm", "nm"),
     "level": ("0", 0),
@@ -155,6 +156,7 @@ def test_a_field_is_said_anywhere(
 
 
 ALONE = {
+    "like",
     "zoom",
     "voxel_size",
     "level",

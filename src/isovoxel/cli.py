@@ -127,7 +127,8 @@ def _check_apart(
     from isovoxel.jobs import name_of
 
     labels = options.with_labels
-    read = {"input": source, "labels": labels, "job file": config, "scheduler's file": options.scheduler}
+    read = {"input": source, "labels": labels, "other volume": options.like}
+    read |= {"job file": config, "scheduler's file": options.scheduler}
     check_apart(
         [place for what, where in read.items() if where for place in read_as(what, where)],
         folders_of(output, labels and name_of(labels)) if output else (),

@@ -23,7 +23,7 @@ from isovoxel.execution.result import ScaleResult
 from isovoxel.object_store.addresses import Place, place_of, shown
 from isovoxel.options import HOW_FAR, Options
 from isovoxel.output.membership import LABELS
-from isovoxel.planner import Sampling, choose_sampling, how_far, open_input, plan_volume
+from isovoxel.planner import Sampling, choose_sampling, find_target, open_input, plan_volume
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.base import Volume
 from isovoxel.readers.files import InputWatch
@@ -73,7 +73,8 @@ def as_begun(
     if changed := asked_otherwise(was, given.given):
         raise made_otherwise(place, made, changed)
     if not given.given.keys().isdisjoint(HOW_FAR):
-        del was["factor"]
+        for name in ("factor", "like"):
+            was.pop(name, None)
     options = given.filled({**(defaults or {}), **was})
     if here and options.engine == "cle" and options.or_new("device") == "auto":
         from isovoxel.engines.devices import list_devices
@@ -257,7 +258,7 @@ def foreseen(volume: Volume, source: Any, output: str | Path, options: Options, 
     from isovoxel.execution.output import foresee
     from isovoxel.output.destination import output_place
 
-    check_apart(read_as("input", source, volume), folders_of(output))
+    check_apart([*read_as("input", source, volume), *read_as("other volume", options.like)], folders_of(output))
     place, volume = output_place(output), InputWatch(volume).volume
     sampling = choose_sampling(volume, options)
     planned = plan_volume(volume, options, sampling, cluster, place)
@@ -310,7 +311,7 @@ def scale_into(
         here = client is None and given.workers is None and given.scheduler is None
         options = as_begun(output, given, defaults=defaults, here=here)
         volume, options = open_as_begun(source, options, given)
-        read = read_as("input", source, volume)
+        read = [*read_as("input", source, volume), *read_as("other volume", given.like)]
         folders = folders_of(output, None if labels is None else name_of(labels))
         check_apart(read if labels is None else [*read, *read_as("labels", labels)], folders)
         cluster = stack.enter_context(open_cluster(given, client, source=source, listeners=told))
@@ -400,11 +401,12 @@ def labels_beside(
             f"{volume.name} holds {_extent(volume)}, but {image.name} {_extent(image)}: labels must lie on the voxels "
             "of the image, at each of its time points"
         )
-    _, factor = how_far(image, options)
-    by = ("mode" if min(factor) < 1 else "nearest") if given.labels_by == "auto" else given.labels_by
+    target = find_target(image, options)
+    by = ("mode" if min(target.factor) < 1 else "nearest") if given.labels_by == "auto" else given.labels_by
     where = str(place_of(output) / LABELS / name_of(labels))
     own: dict[str, Any] = {**dict.fromkeys(_OWN), "labels_by": "auto"}
-    said = replace(given, **own | part | {"labels": True, "factor": factor})
+    onto = {"factor": target.factor} if options.like is None else {"like": target.output}
+    said = replace(given, **own | part | onto | {"labels": True})
     chosen = as_begun(
         where,
         said if given.labels_by == "auto" else replace(said, interpolation=by),
@@ -421,6 +423,7 @@ _OWN = (
     "with_labels",
     "zoom",
     "voxel_size",
+    "like",
     "interpolation",
     "antialias",
     "boundary",

@@ -50,13 +50,14 @@ class ScalingOptions(TypedDict, total=False):
     None has to be given, and None is not given. Defaults are for new outputs. For a job that was begun, or an output
     that is finished, what is not given is taken from there; what is given and differs is refused.
 
-    At most one of `zoom`, `voxel_size` and `factor` says how far; without them the finest of the three voxel sizes
-    becomes the size of all. A single plane stays one, unless `factor` says otherwise.
+    At most one of `zoom`, `voxel_size`, `factor` and `like` says how far; without them the finest of the three voxel
+    sizes becomes the size of all. A single plane stays one, unless `factor` says otherwise.
     """
 
     zoom: float | None
     voxel_size: float | None
     factor: Float3 | None
+    like: Any
     input_voxel_size: Float3 | None
     unit: str | None
     level: int | None
@@ -134,7 +135,7 @@ JOBS = (*SCALING, "convert")
 DOING = ("scale", "convert")
 OPENING = ("info", *JOBS, "limits", "show")
 
-HOW_FAR = ("zoom", "voxel_size", "factor")
+HOW_FAR = ("zoom", "voxel_size", "factor", "like")
 """Options of which one says how far to scale."""
 
 
@@ -184,6 +185,14 @@ class Options:
     """Side of the output's cubic voxels, in the volume's unit."""
     factor: Float3 | None = _option("Output voxels per input voxel.", "FZ,FY,FX", commands=SCALING, example="5,1,1")
     """Output samples per input sample, z, y, x."""
+    like: Any = _option(
+        "Volume whose shape, voxel size and origin the output gets; IMAGE/N is level N of an OME-Zarr.",
+        "OTHER",
+        commands=SCALING,
+    )
+    """Another volume, as in `isovoxel.open_volume`, or a `VoxelGrid`: the output gets its shape, voxel size and origin.
+    Engine exact samples at its voxels, and the boundary's rule holds where they lie outside. "IMAGE/N" is level N of an
+    OME-Zarr image."""
     input_voxel_size: Float3 | None = _option(
         "Voxel size of the input; overrides its metadata.", "Z,Y,X", commands=OPENING, example="1,0.2,0.2"
     )
@@ -403,8 +412,8 @@ class Options:
         OptionError
             If an option is for scaling.
         """
-        made = ("zoom", "voxel_size", "antialias", "boundary", "factor", *CONVERTING)
-        given = [name.replace("_", " ") for name in made if getattr(self, name)]
+        made = ("zoom", "voxel_size", "antialias", "boundary", "factor", "like", *CONVERTING)
+        given = [name.replace("_", " ") for name in made if getattr(self, name) not in (None, False)]
         if given:
             raise OptionError(f"converting keeps every voxel as it is; {' and '.join(given)} are for scaling")
         return replace(self, factor=(1.0, 1.0, 1.0))

@@ -1,6 +1,6 @@
 """Plan a job: a volume, options and limits in, a `Plan` out.
 
-1. The options say how far the volume is scaled (`how_far`) and with which kernel (`choose_sampling`).
+1. The options say onto which voxels the volume is scaled (`find_target`) and with which kernel (`choose_sampling`).
 2. The kernel, the device and what is installed decide the engine (`choose_engine`).
 3. `plan_volume` makes the plan of the full level, and of the levels that follow it, within the limits of what scales.
 """
@@ -15,7 +15,15 @@ from typing import Any, Protocol
 
 from isovoxel.errors import DeviceError, InputError, OptionError
 from isovoxel.geometry.box import Index3
-from isovoxel.geometry.grid import Float3, VoxelGrid, factor_for_voxel_size, factor_for_zoom, finest
+from isovoxel.geometry.grid import (
+    AXES,
+    Float3,
+    VoxelGrid,
+    factor_for_voxel_size,
+    factor_for_zoom,
+    finest,
+    number_text,
+)
 from isovoxel.object_store.addresses import Place
 from isovoxel.options import Options
 from isovoxel.planning.model import ENGINES, MOVES, DeviceLimits, HostLimits, Source
@@ -38,6 +46,22 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class Target:
+    """Which voxels an output gets, and how they lie on those of its input."""
+
+    source: VoxelGrid
+    """Where the input's voxels lie."""
+    output: VoxelGrid
+    """Where the output's lie."""
+    factor: Float3
+    """Output samples per input sample, z, y, x."""
+    shift: Float3 = (0.0, 0.0, 0.0)
+    """Output samples from where the input begins to where the output does, z, y, x."""
+    notes: tuple[str, ...] = ()
+    """What a user should know of it."""
+
+
+@dataclass(frozen=True, slots=True)
 class EngineChoice:
     """Which engine scales."""
 
@@ -48,6 +72,9 @@ class EngineChoice:
     notes: tuple[str, ...] = ()
     """What a user should know who has not chosen it."""
 
+
+OUTSIDE = 1e-6
+"""Output voxels that a sample may lie beyond the edge of the input, and count as inside: positions are rounded."""
 
 Limits = tuple[DeviceLimits, HostLimits]
 """What a device has, and what its host lets a process use."""
@@ -131,9 +158,12 @@ def choose_sampling(volume: Volume, options: Options) -> Sampling:
         raise InputError(
             f"{volume.name} holds {volume.dtype}, which is scaled as labels only; give --labels, or convert it"
         )
-    needs_exact = labels or antialias or interpolation not in ENGINES["cle"] or volume.dtype.itemsize == 8
+    onto = options.like is not None
+    needs_exact = labels or antialias or onto or interpolation not in ENGINES["cle"] or volume.dtype.itemsize == 8
     if options.engine == "cle" and volume.dtype.itemsize == 8:
         raise OptionError(f"engine cle computes in float32, which does not hold {volume.dtype}; use engine exact")
+    if options.engine == "cle" and onto:
+        raise OptionError("engine cle cannot scale onto the voxels of another volume (like); use engine exact")
     return Sampling(interpolation, antialias, labels, needs_exact)
 
 
@@ -204,8 +234,8 @@ def plan_volume(
     resources = resources or ThisProcess(options)
     kind = resources.limits(options.engine or "exact")[0].kind
     choice = choose_engine(sampling, options.engine, kind, resources.clesperanto)
-    grid, factor = how_far(volume, options)
-    shape, itemsize = grid.scaled(factor).shape, volume.dtype.itemsize
+    target = find_target(volume, options)
+    shape, itemsize = target.output.shape, volume.dtype.itemsize
     storage, (device, host) = with_encoder(
         options.or_new("encode"),
         options.codec,
@@ -215,10 +245,14 @@ def plan_volume(
         (math.prod(shape) * math.prod(axis.length for axis in volume.series), itemsize),
         resources.limits(choice.engine),
     )
-    source, halo = source_of(volume, grid), options.or_new("halo")
+    source, halo = source_of(volume, target.source), options.or_new("halo")
+    if options.like is not None and halo == "map_overlap":
+        raise OptionError("halo map_overlap cannot scale onto the voxels of another volume (like); use halo direct")
     full = make_plan(
-        replace(source, notes=(*source.notes, *choice.notes)),
-        factor,
+        replace(source, notes=(*source.notes, *target.notes, *choice.notes)),
+        target.factor,
+        output=target.output,
+        shift=target.shift,
         storage=storage,
         device=device,
         host=host,
@@ -227,7 +261,7 @@ def plan_volume(
         antialias=sampling.antialias,
         boundary=options.or_new("boundary"),
         # Only a dask array brings chunks that its graph has made already; a file's are read where they are needed.
-        halo_mode="direct" if halo == "auto" and volume.array is None else halo,
+        halo_mode="direct" if halo == "auto" and (volume.array is None or options.like is not None) else halo,
         fixed_storage=options.shard is not None,
     )
 
@@ -250,18 +284,87 @@ def plan_volume(
     )
 
 
-def how_far(volume: Volume, options: Options) -> tuple[VoxelGrid, Float3]:
-    """Return the input's grid and the factor that the options ask for."""
+def find_target(volume: Volume, options: Options) -> Target:
+    """Return onto which voxels the options ask a volume to be scaled.
+
+    Raises
+    ------
+    IsovoxelError
+        If the voxel size of the volume, or of the one that it is scaled onto, is not known; if the two share no voxel.
+    """
+    if options.like is not None:
+        return _like(volume, options)
     if options.factor is not None:
-        # Without a voxel size lengths are counted in input voxels, and have no unit.
-        if volume.voxel_size is not None:
-            return volume.grid, options.factor
-        before = volume.origin if volume.counted else (0.0, 0.0, 0.0)
-        return VoxelGrid(volume.shape, origin=moved(before, volume.start, (1.0, 1.0, 1.0))), options.factor
-    grid = volume.grid
-    if options.zoom is not None:
-        return grid, factor_for_zoom(grid, options.zoom)
-    return grid, factor_for_voxel_size(grid, finest(grid) if options.voxel_size is None else options.voxel_size)
+        grid, factor = _counted(volume) if volume.voxel_size is None else volume.grid, options.factor
+    elif options.zoom is not None:
+        grid = volume.grid
+        factor = factor_for_zoom(grid, options.zoom)
+    else:
+        grid = volume.grid
+        factor = factor_for_voxel_size(grid, finest(grid) if options.voxel_size is None else options.voxel_size)
+    return Target(grid, grid.scaled(factor), factor)
+
+
+def _counted(volume: Volume) -> VoxelGrid:
+    """Return the grid of a volume without a voxel size, whose lengths are counted in voxels and have no unit."""
+    before = volume.origin if volume.counted else (0.0, 0.0, 0.0)
+    return VoxelGrid(volume.shape, origin=moved(before, volume.start, (1.0, 1.0, 1.0)))
+
+
+def _like(volume: Volume, options: Options) -> Target:
+    """Return the voxels of the volume that `Options.like` names, and how they lie on those of the input."""
+    name, output, notes = _grid_of(options.like)
+    if volume.voxel_size is None and output.unit is not None:
+        volume.grid  # noqa: B018 - says that the voxel size is not known
+    source = _counted(volume) if volume.voxel_size is None else volume.grid
+    factor, shift = output.placed_on(_in_unit_of(output, source, name, volume.name))
+    for axis, n, m, f, s in zip(AXES, source.shape, output.shape, factor, shift, strict=True):
+        first, last = (s + 0.5) / f - 0.5, (s + m - 0.5) / f - 0.5  # where the outermost samples lie
+        if last + 0.5 / f <= -0.5 or first - 0.5 / f >= n - 0.5:
+            raise OptionError(
+                f"{name} and {volume.name} share no voxel: along {axis} the first lies from {number_text(first)} to "
+                f"{number_text(last)} in voxels of the second, which has {n}; isovoxel info shows their origins"
+            )
+        sides = (-s - 0.5, s + m - 0.5 - f * n)
+        beyond = sum(min(m, max(0, math.ceil(side - OUTSIDE))) for side in sides)
+        if beyond:
+            what = "0" if options.or_new("boundary") == "constant" else "what the edge of the input is"
+            notes += (f"{beyond:,} of {m:,} output voxels along {axis} lie outside of the input, and become {what}",)
+    return Target(source, output, factor, shift, notes)
+
+
+def _grid_of(like: Any) -> tuple[str, VoxelGrid, tuple[str, ...]]:
+    """Return the name of a volume that an output shall be like, its grid, and what is assumed of it."""
+    from isovoxel.readers.open import open_like
+
+    if isinstance(like, VoxelGrid):
+        return "the given grid", like, ()
+    other = open_like(like)
+    if other.voxel_size is not None:
+        return other.name, other.grid, ()
+    if other.unit is not None:
+        raise InputError(f"the voxel size of {other.name} is not known: {other.missing}; like needs it")
+    note = f"the voxel size of {other.name} is not known; its voxels are taken for 1 x 1 x 1 without a unit"
+    return other.name, _counted(other), (note,)
+
+
+def _in_unit_of(output: VoxelGrid, source: VoxelGrid, name: str, source_name: str) -> VoxelGrid:
+    """Return the grid of an input with its lengths in the unit of an output's."""
+    from isovoxel.metadata.units import convert_length
+
+    if source.unit == output.unit:
+        return source
+    if source.unit is None or output.unit is None:
+        lengths = [
+            f"{who} has lengths {'without a unit' if grid.unit is None else f'in {grid.unit}'}"
+            for who, grid in ((source_name, source), (name, output))
+        ]
+        raise OptionError(f"{' and '.join(lengths)}, so where they lie is not known; give the unit of the first (unit)")
+    unit, target = source.unit, output.unit
+    size, origin = (
+        tuple(convert_length(value, unit, target) for value in values) for values in (source.voxel_size, source.origin)
+    )
+    return VoxelGrid(source.shape, (size[0], size[1], size[2]), (origin[0], origin[1], origin[2]), target)
 
 
 def source_of(volume: Volume, grid: VoxelGrid) -> Source:

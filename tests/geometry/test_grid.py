@@ -1,6 +1,7 @@
 """Voxel grids and their scaling."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -8,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isovoxel.errors import OptionError
+from isovoxel.geometry.axis import Axis
 from isovoxel.geometry.grid import VoxelGrid, factor_for_voxel_size, factor_for_zoom
+from isovoxel.geometry.resampling import Table
 from strategies import factors, shapes, triples
 
 BLASTOCYST = VoxelGrid((86, 396, 393), (1.0, 0.202, 0.202), unit="micrometer")
@@ -70,3 +73,67 @@ def test_an_empty_volume_is_refused() -> None:
     """A grid has a voxel at least."""
     with pytest.raises(OptionError, match="at least one voxel"):
         VoxelGrid((0, 3, 3))
+
+
+# ---- onto another grid ---------------------------------------------------------------------------------------------
+
+grids = st.builds(
+    VoxelGrid, shapes(300), triples(st.floats(0.05, 20)), triples(st.floats(-1e4, 1e4) | st.sampled_from([0.0, 0.1]))
+)
+
+
+def axes_onto(source: VoxelGrid, output: VoxelGrid) -> list[Axis]:
+    """Return the axes of a scaling of one grid onto the voxels of another."""
+    factor, shift = output.placed_on(source)
+    return [Axis(*axis) for axis in zip(source.shape, output.shape, factor, shift, strict=True)]
+
+
+@given(grids, grids)
+def test_positions_on_another_grid_follow_from_both_origins(source: VoxelGrid, output: VoxelGrid) -> None:
+    """Within 1e-9 of a voxel, against exact arithmetic, as far as the origins have digits."""
+    for i, axis in enumerate(axes_onto(source, output)):
+        size, other = Fraction(source.voxel_size[i]), Fraction(output.voxel_size[i])
+        apart = Fraction(output.origin[i]) - Fraction(source.origin[i])
+        ends = [0, axis.m // 2, axis.m - 1]
+        exact = [float((apart + o * other) / size) for o in ends]
+        digits = 2.0**-49 * max(abs(source.origin[i]), abs(output.origin[i])) / source.voxel_size[i]
+        np.testing.assert_allclose(axis.position(np.array(ends)), exact, rtol=1e-14, atol=1e-9 + digits)
+
+
+@given(grids, factors)
+def test_a_scaled_grid_has_the_positions_of_the_scaling(grid: VoxelGrid, factor: tuple[float, float, float]) -> None:
+    """To the bit, if its factors are whole or the inverses of whole ones."""
+    whole = tuple(float(round(f)) if f >= 1 else 1 / round(1 / f) for f in factor)
+    scaled = grid.scaled(whole)
+    assert scaled.placed_on(grid) == (whole, (0.0, 0.0, 0.0))
+    for axis, f in zip(axes_onto(scaled, grid), whole, strict=True):
+        assert (axis.factor, axis.shift) == (1 / f, 0.0)
+
+
+@given(grids, triples(st.integers(1, 7)), triples(st.integers(0, 400)), shapes(40))
+def test_a_crop_of_a_scaled_grid_begins_a_whole_number_of_samples_later(
+    grid: VoxelGrid, by: tuple[int, int, int], start: tuple[int, int, int], shape: tuple[int, int, int]
+) -> None:
+    """So its voxels are those of the whole result."""
+    factor = (float(by[0]), float(by[1]), float(by[2]))
+    whole = grid.scaled(factor)
+    origin = tuple(o + k * s for o, k, s in zip(whole.origin, start, whole.voxel_size, strict=True))
+    crop = VoxelGrid(shape, whole.voxel_size, origin)
+    assert crop.placed_on(grid) == (factor, tuple(map(float, start)))
+
+
+@given(grids, triples(st.integers(1, 7)))
+def test_labels_that_grew_by_whole_factors_come_back_by_nearest(grid: VoxelGrid, by: tuple[int, int, int]) -> None:
+    """Each voxel takes a sample that was made of itself, wherever the grid lies."""
+    larger = grid.scaled((float(by[0]), float(by[1]), float(by[2])))
+    for there, back in zip(axes_onto(grid, larger), axes_onto(larger, grid), strict=True):
+        grown = Table(there, "nearest").rows(np.arange(there.m)).first
+        returned = Table(back, "nearest").rows(np.arange(back.m)).first
+        np.testing.assert_array_equal(grown[returned], np.arange(there.n))
+
+
+@pytest.mark.parametrize(("size", "origin"), [(1e-300, 0.0), (1.0, 1e17), (1e300, 0.0)])
+def test_grids_that_float64_cannot_place_are_refused(size: float, origin: float) -> None:
+    """Positions beyond 2^53 voxels have no fractions left."""
+    with pytest.raises(OptionError):
+        VoxelGrid((4, 4, 4), (1.0, 1.0, size), (0.0, 0.0, origin)).placed_on(VoxelGrid((4, 4, 4), (1.0, 1.0, 1e-10)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import permutations
 
 import numpy as np
@@ -44,6 +45,15 @@ def tables(
     return Table(axis, kernel, wide, draw(st.sampled_from(["nearest", "constant"])))
 
 
+@st.composite
+def placed(draw: st.DrawFn) -> Table:
+    """Tables whose outputs begin elsewhere than the input, and may lie outside of it."""
+    table = draw(tables())
+    m = draw(st.integers(1, 200))
+    shift = draw(st.integers(-300, 300).map(float) | st.floats(-300, 300))
+    return replace(table, axis=replace(table.axis, m=m, shift=shift))
+
+
 def everything(table: Table) -> np.ndarray:
     """All outputs of an axis."""
     return np.arange(table.axis.m)
@@ -58,7 +68,7 @@ def dense(table: Table) -> np.ndarray:
     return matrix
 
 
-@given(tables())
+@given(tables() | placed())
 def test_rows_lie_inside_the_volume_and_have_the_width_they_say(table: Table) -> None:
     """No row begins before the first sample or ends after the last, and all are as wide as the table."""
     first, weights = table.rows(everything(table))
@@ -68,7 +78,7 @@ def test_rows_lie_inside_the_volume_and_have_the_width_they_say(table: Table) ->
     assert (first + table.width <= table.axis.n).all()
 
 
-@given(tables())
+@given(tables() | placed())
 def test_weights_sum_to_1(table: Table) -> None:
     """A volume of one value stays so; with 0 around it, a row whose support is inside sums to 1 as well."""
     sums = table.rows(everything(table)).weights.sum(1)
@@ -80,7 +90,7 @@ def test_weights_sum_to_1(table: Table) -> None:
         assert (sums <= 1 + 1e-12).all()
 
 
-@given(tables())
+@given(tables() | placed())
 def test_first_never_decreases_and_is_that_of_the_rows(table: Table) -> None:
     """The first sample of a row can be had without its weights, and rows follow each other."""
     first = table.first(everything(table))
@@ -88,7 +98,7 @@ def test_first_never_decreases_and_is_that_of_the_rows(table: Table) -> None:
     assert (np.diff(first) >= 0).all()
 
 
-@given(tables(), st.data())
+@given(tables() | placed(), st.data())
 def test_spans_hold_what_their_rows_take(table: Table, data: st.DataObject) -> None:
     """Any interval's span holds every sample that one of its rows or footprints has, and begins where one does."""
     start = data.draw(st.integers(0, table.axis.m - 1))
@@ -108,7 +118,7 @@ def test_spans_hold_what_their_rows_take(table: Table, data: st.DataObject) -> N
         assert (first, last) == (rows.first.min(), rows.first.max() + table.width)
 
 
-@given(tables(), st.data())
+@given(tables() | placed(), st.data())
 def test_rows_do_not_depend_on_what_they_are_asked_with(table: Table, data: st.DataObject) -> None:
     """Rows of an interval, or in any order, are those of the whole axis to the bit."""
     start = data.draw(st.integers(0, table.axis.m - 1))
@@ -229,13 +239,25 @@ def test_footprints_of_an_axis_that_shrinks_tile_the_input(table: Table) -> None
     assert stop[-1] == reach
 
 
-@given(tables(["mode"]))
+@given(tables(["mode"]) | placed())
 def test_footprints_are_never_empty_and_hold_the_nearest_sample(table: Table) -> None:
     """Every output voxel has somebody to ask, even one between two samples."""
     start, stop = table.footprints(everything(table))
     nearest = np.clip(table.axis.nearest(everything(table)), 0, table.axis.n - 1)
     assert ((start >= 0) & (stop <= table.axis.n)).all()
     assert ((start <= nearest) & (nearest < stop)).all()
+
+
+@given(placed())
+def test_a_shifted_row_is_that_of_the_longer_output(table: Table) -> None:
+    """Shifted by whole samples, an output is a part of one that begins with the input."""
+    assume(table.axis.shift.is_integer() and table.axis.shift >= 0)
+    start = int(table.axis.shift)
+    longer = replace(table, axis=replace(table.axis, m=start + table.axis.m, shift=0.0))
+    assume(longer.identity == table.identity)
+    mine, its = table.rows(everything(table)), longer.rows(start + everything(table))
+    np.testing.assert_array_equal(mine.weights, its.weights)
+    np.testing.assert_array_equal(mine.first, its.first)
 
 
 # ---- passes --------------------------------------------------------------------------------------------------------

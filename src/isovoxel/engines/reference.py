@@ -3,8 +3,8 @@
 Written from the formula alone, without the tables, spans and blocks that the other engines share, so that it cannot
 share their mistakes. Slow: it looks at every output sample by itself.
 
-Output sample o lies at ``position = (o + 0.5) / factor - 0.5`` of its axis. Of the input samples i, all integers,
-it takes the mean weighted by a kernel of their distance to the position:
+Output sample o lies at ``position = (o + shift + 0.5) / factor - 0.5`` of its axis. Of the input samples i, all
+integers, it takes the mean weighted by a kernel of their distance to the position:
 
 - nearest: the sample in whose cell [i - 0.5, i + 0.5) the position lies;
 - linear: ``1 - distance``; cubic: Keys' with a = -1/2; lanczos3: ``sinc(distance) * sinc(distance / 3)``; 0 beyond 1, 2
@@ -33,6 +33,9 @@ Weights = list[dict[int, float]]
 """For each output sample along an axis, the weight of each input sample inside the volume that has one."""
 
 
+NO_SHIFT: Float3 = (0.0, 0.0, 0.0)
+
+
 class Expected(NamedTuple):
     """What output voxels should be."""
 
@@ -53,9 +56,10 @@ def reference(
     boundary: str = "nearest",
     *,
     antialias: bool = False,
+    shift: Float3 = NO_SHIFT,
 ) -> NDArray[np.float64]:
     """Return the output voxels of `box`, neither rounded nor saturated; see `expected`."""
-    return expected(read, shape, factor, box, interpolation, boundary, antialias=antialias).values
+    return expected(read, shape, factor, box, interpolation, boundary, antialias=antialias, shift=shift).values
 
 
 def expected(
@@ -67,6 +71,7 @@ def expected(
     boundary: str = "nearest",
     *,
     antialias: bool = False,
+    shift: Float3 = NO_SHIFT,
 ) -> Expected:
     """Return what the output voxels of `box` should be.
 
@@ -86,10 +91,12 @@ def expected(
         "nearest": samples outside the volume are those of its rim. "constant": they are 0.
     antialias
         Whether linear, cubic and lanczos3 kernels widen on shrinking axes.
+    shift
+        Output samples from where the input begins to where the output does, z, y, x.
     """
     axes = [
-        [_weights(o, n, f, interpolation, boundary, antialias=antialias) for o in range(start, stop)]
-        for start, stop, n, f in zip(box.start, box.stop, shape, factor, strict=True)
+        [_weights(o + s, n, f, interpolation, boundary, antialias=antialias) for o in range(start, stop)]
+        for start, stop, n, f, s in zip(box.start, box.stop, shape, factor, shift, strict=True)
     ]
     # Read once what all of them need; a sample that lies wholly in the 0 around the volume needs nothing.
     used = [sorted({i for row in axis for i in row} or {0}) for axis in axes]
@@ -131,6 +138,8 @@ def reference_labels(
     box: Box,
     interpolation: str,
     boundary: str = "nearest",
+    *,
+    shift: Float3 = NO_SHIFT,
 ) -> NDArray[Any]:
     """Return the labels of `box`, in their own dtype: the nearest, or the most frequent within each output voxel.
 
@@ -138,8 +147,8 @@ def reference_labels(
     The parameters are those of `reference`; the interpolation is "nearest" or "mode".
     """
     cells = [
-        [_cell(o, n, f) for o in range(start, stop)]
-        for start, stop, n, f in zip(box.start, box.stop, shape, factor, strict=True)
+        [_cell(o + s, n, f) for o in range(start, stop)]
+        for start, stop, n, f, s in zip(box.start, box.stop, shape, factor, shift, strict=True)
     ]
     first = [min(min(start, middle) for start, _, middle in axis) for axis in cells]
     last = [max(max(stop, middle + 1) for _, stop, middle in axis) for axis in cells]
@@ -174,11 +183,13 @@ def as_dtype(values: NDArray[np.float64], dtype: np.dtype[Any]) -> NDArray[Any]:
 
 
 @lru_cache(2**12)
-def _weights(o: int, n: int, factor: float, interpolation: str, boundary: str, *, antialias: bool) -> dict[int, float]:
+def _weights(
+    o: float, n: int, factor: float, interpolation: str, boundary: str, *, antialias: bool
+) -> dict[int, float]:
     """Return the weights of one output sample along one axis; not to be changed, for boxes side by side share them."""
     position = (o + 0.5) / factor - 0.5
-    if factor == 1:
-        found = {o: 1.0}
+    if factor == 1 and position.is_integer():
+        found = {int(position): 1.0}
     elif interpolation == "nearest":
         found = {_holding(position): 1.0}
     else:
@@ -231,7 +242,7 @@ _KERNELS: dict[str, Callable[[float], float]] = {
 }
 
 
-def _cell(o: int, n: int, factor: float) -> tuple[int, int, int]:
+def _cell(o: float, n: int, factor: float) -> tuple[int, int, int]:
     """Return the samples [start, stop) inside the volume whose centres lie in an output voxel, and the middle one."""
     middle = _holding((o + 0.5) / factor - 0.5)
     inside = [

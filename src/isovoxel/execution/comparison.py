@@ -44,14 +44,23 @@ def _compare(source: Volume, got: NDArray[Any], recipe: Recipe, box: Box) -> tup
     All of it by what the voxel itself is made of: beside one of 3e38 a wrong one of 3 still shows.
     """
     if recipe.interpolation in MOVES:
-        labels = reference_labels(source.read, source.shape, recipe.factor, box, recipe.interpolation, recipe.boundary)
+        labels = reference_labels(
+            source.read, source.shape, recipe.factor, box, recipe.interpolation, recipe.boundary, shift=recipe.shift
+        )
         # Labels are right or wrong; how far two of them are apart means nothing, but that they differ must show.
         same = _same(got, labels) | _tied(source, got, recipe, box)
         with np.errstate(invalid="ignore"):
             apart = np.maximum(1.0, np.abs(np.nan_to_num(got.astype(np.float64) - labels.astype(np.float64))))
         return np.where(same, 0.0, apart), np.zeros(box.shape), 0.0
     wanted = expected(
-        source.read, source.shape, recipe.factor, box, recipe.interpolation, recipe.boundary, antialias=recipe.antialias
+        source.read,
+        source.shape,
+        recipe.factor,
+        box,
+        recipe.interpolation,
+        recipe.boundary,
+        antialias=recipe.antialias,
+        shift=recipe.shift,
     )
     real = _saturated(wanted.values, got.dtype)
     with np.errstate(invalid="ignore"):  # of NaN that signal

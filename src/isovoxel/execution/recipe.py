@@ -13,7 +13,7 @@ import numpy as np
 from isovoxel.engines.registry import GENERATIONS
 from isovoxel.errors import InputError
 from isovoxel.geometry.box import Index3
-from isovoxel.geometry.grid import Float3, number_text
+from isovoxel.geometry.grid import MAX_SAMPLES, Float3, VoxelGrid, number_text
 from isovoxel.output.provenance import RECEIPTS
 from isovoxel.planning.chunking import Storage
 from isovoxel.planning.model import check_options
@@ -38,6 +38,7 @@ def provenance(planned: Plan, volume: Volume, *, labels: bool, receipts: bool = 
         "antialias": planned.antialias,
         "boundary": planned.boundary,
         "factor": list(planned.factor),
+        **({"like": asdict(planned.output) | {"shift": list(planned.shift)}} if planned.regrids else {}),
         "labels": labels,
         "block": list(planned.block_shape),
         "storage": {
@@ -78,6 +79,7 @@ _NAMES = {
     "antialias": "antialias",
     "boundary": "boundary",
     "factor": "factor",
+    "like": "voxels of another volume",
     "labels": "labels",
     "storage.codec": "codec",
     "storage.ome_zarr": "OME-Zarr version",
@@ -182,8 +184,7 @@ def made_with(made: Mapping[str, Any], name: str) -> dict[str, Any]:
     """
     recipe = Recipe.from_provenance(made, name)
     source: Mapping[str, Any] = made["input"]
-    found = {
-        "factor": recipe.factor,
+    found: dict[str, Any] = {
         "interpolation": recipe.interpolation,
         "antialias": recipe.antialias,
         "boundary": recipe.boundary,
@@ -196,12 +197,21 @@ def made_with(made: Mapping[str, Any], name: str) -> dict[str, Any]:
         "unit": source.get("unit"),
     }
     try:
+        found |= _onto(made, recipe)
         z, y, x = (float(size) for size in source["voxel_size"])
         Storage((1, 1, 1), (1, 1, 1), found["codec"], found["ome_zarr"])
         selection = asdict(Selection.of_identity(recipe.identity))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{name} does not say in its attributes how isovoxel made it: {error}") from error
     return found | selection | {"input_voxel_size": (z, y, x)}
+
+
+def _onto(made: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """Return the option that says onto which voxels an output was made."""
+    if "like" not in made:
+        return {"factor": recipe.factor}
+    shape, size, origin = (tuple(made["like"][name]) for name in ("shape", "voxel_size", "origin"))
+    return {"like": VoxelGrid(shape, size, origin, made["like"]["unit"])}
 
 
 def asked_otherwise(was: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
@@ -234,6 +244,9 @@ def _text(value: Any) -> str:
         return f"({', '.join(map(_text, value))})"
     if value is None:
         return "none"
+    if isinstance(value, Mapping):  # of `like`
+        shape, size, origin = (_text(value.get(name)) for name in ("shape", "voxel_size", "origin"))
+        return f"{shape} of {size} from {origin}"
     return number_text(value) if isinstance(value, float) else str(value)
 
 
@@ -281,6 +294,8 @@ class Recipe:
     """Whether the result was written to its end."""
     series: tuple[tuple[str, int], ...] = ()
     """Name and length of each axis along which the source has several volumes."""
+    shift: Float3 = (0.0, 0.0, 0.0)
+    """Output samples from where the source begins to where the result does, z, y, x."""
     further: tuple[Recipe, ...] = ()
     """What made the further levels, each of the one before."""
 
@@ -297,6 +312,7 @@ class Recipe:
             fz, fy, fx = (float(f) for f in made["factor"])
             z, y, x = (int(n) for n in made["block"])
             nz, ny, nx = (int(n) for n in made["input"]["shape"])
+            sz, sy, sx = (float(s) for s in made.get("like", {}).get("shift", (0, 0, 0)))
             recipe = cls(
                 factor=(fz, fy, fx),
                 interpolation=str(made["interpolation"]),
@@ -310,6 +326,7 @@ class Recipe:
                 identity=dict(made["input"]["identity"]),
                 complete=made["complete"] is True,
                 series=tuple((str(axis), int(n)) for axis, n in made["input"].get("series", ())),
+                shift=(sz, sy, sx),
             )
             recipe = replace(recipe, further=tuple(_further(recipe, dict(made.get("levels", {})))))
             for level in (recipe, *recipe.further):
@@ -326,6 +343,8 @@ class Recipe:
         )
         if not all(0 < f < math.inf for f in self.factor):
             raise ValueError(f"its factor is {self.factor}")
+        if not all(abs(shift) < MAX_SAMPLES for shift in self.shift):
+            raise ValueError(f"its shift is {self.shift}")
         if min(*self.block, *self.shape, *(n for _, n in self.series)) < 1:
             raise ValueError(f"its blocks are {self.block} of {self.shape} voxels")
         if not isinstance(self.identity.get("path"), str | None):
@@ -361,4 +380,5 @@ def _further(recipe: Recipe, made: Mapping[str, Any]) -> Iterator[Recipe]:
             engine="exact",
             block=(z, y, x),
             identity={},
+            shift=(0.0, 0.0, 0.0),
         )

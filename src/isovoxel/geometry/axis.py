@@ -1,6 +1,7 @@
 """Support of output samples along one axis: which input samples an interval of them needs.
 
-Sampling is ``source = (output + 0.5) / factor - 0.5`` in float64 from global output indices. A kernel
+Sampling is ``source = (output + shift + 0.5) / factor - 0.5`` in float64 from global output indices; the shift is 0
+unless the output has the voxels of another volume. A kernel
 reads, for every output sample, the input samples within its support; an interval of output samples therefore reads
 one interval of input samples, clipped to the volume. What that adds to the interval it maps back to is its halo.
 """
@@ -47,17 +48,19 @@ class Axis:
     """Number of output samples."""
     factor: float
     """Output samples per input sample."""
+    shift: float = 0.0
+    """Output samples from where the input begins to where the output does; below 0 where that begins earlier."""
 
     def position(self, output: Indices) -> NDArray[np.float64]:
         """Return the positions, in input samples, of output samples."""
-        position: NDArray[np.float64] = (output.astype(np.float64) + 0.5) / self.factor - 0.5
+        position: NDArray[np.float64] = (output + (self.shift + 0.5)) / self.factor - 0.5
         return position
 
     def source(self, output: Indices) -> NDArray[np.float64]:
         """Return the positions, in input samples, that output samples take their value from.
 
-        Only an axis that shrinks to less than half a sample, and is kept as one, has a position more than half a
-        sample beyond the volume. It is drawn back to the first position at which no kernel sees the volume.
+        One that lies far beyond the volume is drawn back to the first position at which no kernel sees the volume: that
+        of an axis that shrinks to less than half a sample, and is kept as one, or of a grid that reaches further.
         """
         return np.minimum(self.position(output), self.n)
 
@@ -79,7 +82,7 @@ class Axis:
         stops
             Ends of consecutive output intervals, ascending; the last is `m`.
         """
-        back: Indices = np.clip(np.round(stops / self.factor), 0, self.n).astype(np.int64)
+        back: Indices = np.clip(np.round((stops + self.shift) / self.factor), 0, self.n).astype(np.int64)
         back[-1] = self.n
         return back
 

@@ -1,4 +1,4 @@
-"""`VoxelGrid`: where the voxels of a volume lie in the world, and those of its scaled image.
+"""`VoxelGrid`: where the voxels of a volume lie in the world, and those of its scaled image, or of another volume.
 
 A `VoxelGrid` is shape, voxel size, origin and unit. Scaling is edge-aligned: the outer faces of the volume stay
 where they are (up to the rounding of the shape), so the centre of voxel 0 moves by half the change of voxel size.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,6 +23,18 @@ AXES = ("z", "y", "x")
 
 MAX_SAMPLES = 2**53
 """Longest axis: beyond it float64 cannot tell neighbouring samples apart."""
+
+CLOSE = 2.0**-32
+"""How near to a whole number of samples, in input samples, a position counts as one: origins in float64 are rounded."""
+
+
+class Placement(NamedTuple):
+    """How the samples of an output lie on those of an input: ``(output + shift + 0.5) / factor - 0.5``, per axis."""
+
+    factor: Float3
+    """Output samples per input sample, z, y, x."""
+    shift: Float3
+    """Output samples from where the input begins to where the output does, z, y, x."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +96,53 @@ class VoxelGrid:
         size = _float3(v / f for v, f in zip(self.voxel_size, factor, strict=True))
         origin = _float3(o + (new - old) / 2 for o, new, old in zip(self.origin, size, self.voxel_size, strict=True))
         return VoxelGrid((shape[0], shape[1], shape[2]), size, origin, self.unit)
+
+    def placed_on(self, source: VoxelGrid) -> Placement:
+        """Return how the voxels of this grid lie on those of another one, whose lengths have the same unit.
+
+        Output sample o lies at ``o * size + origin`` in the world, which is ``o / factor + (origin - source.origin) /
+        source.size`` in samples of the source. What is nearer than `CLOSE` to a whole factor, its inverse, or a whole
+        number of samples is that: so grids that a scaling made have its positions again, to the bit.
+
+        Raises
+        ------
+        OptionError
+            If float64 does not hold the positions.
+
+        Examples
+        --------
+        >>> stack = VoxelGrid((86, 396, 393), (1.0, 0.202, 0.202))
+        >>> stack.placed_on(stack.scaled((5.0, 1.0, 1.0)))
+        Placement(factor=(0.2, 1.0, 1.0), shift=(0.0, 0.0, 0.0))
+        """
+        axes = [
+            _placed(m, ours, theirs, start, begin)
+            for m, ours, theirs, start, begin in zip(
+                self.shape, self.voxel_size, source.voxel_size, self.origin, source.origin, strict=True
+            )
+        ]
+        return Placement(_float3(factor for factor, _ in axes), _float3(shift for _, shift in axes))
+
+
+def _placed(m: int, size: float, source_size: float, origin: float, source_origin: float) -> tuple[float, float]:
+    """Return factor and shift of an axis of m samples of this size on samples of the source's size."""
+    factor, apart = source_size / size, (origin - source_origin) / source_size
+    check_positive("factor", (factor,))
+    if not max(abs(apart) * factor, abs(apart), m / factor, factor) < MAX_SAMPLES:
+        raise OptionError(
+            f"voxels of {number_text(size)} at {number_text(origin)} and of {number_text(source_size)} at "
+            f"{number_text(source_origin)} lie too far apart, or differ too much"
+        )
+    whole = float(round(factor)) if factor >= 1 else 1 / round(1 / factor)
+    if m * abs(1 / whole - 1 / factor) < CLOSE / 2:
+        factor = whole
+    ahead = apart + 0.5 - 0.5 / factor  # between the faces where input and output begin, in input samples
+    # What the rounding of the origins hides is no more than close.
+    close = CLOSE / 2 + 2.0**-50 * (abs(origin) + abs(source_origin)) / source_size
+    if abs(ahead - round(ahead)) < close:
+        return factor, round(ahead) * factor
+    shift = ahead * factor
+    return factor, float(round(shift)) if abs(shift - round(shift)) < close * factor else shift
 
 
 def factor_for_zoom(grid: VoxelGrid, zoom: float) -> Float3:

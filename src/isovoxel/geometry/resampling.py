@@ -8,11 +8,11 @@ Scaling is separable: along each axis, output sample o is a weighted sum of K ne
 
 Nearest, linear, cubic, lanczos3, area and anti-aliased kernels differ in their rows only; K is the same for all rows.
 
-1. A kernel centred at ``source(o) = (o + 0.5) / factor - 0.5`` gives each sample within its radius a weight; weights
-   are divided by their sum. Anti-aliasing widens the kernel by 1 / factor on axes that shrink.
+1. A kernel centred at ``source(o) = (o + shift + 0.5) / factor - 0.5`` gives each sample within its radius a weight;
+   weights are divided by their sum. Anti-aliasing widens the kernel by 1 / factor on axes that shrink.
 2. What a row reaches beyond the volume is folded in: onto the rim's sample (boundary "nearest"), or dropped, as if
    0 lay there ("constant"). A row therefore never leaves the volume, and nothing has to be padded.
-3. An axis of factor 1 is its own table of width 1: interpolating kernels leave it as it is.
+3. An axis of factor 1 whose samples fall on the input's is a table of width 1: kernels leave its samples as they are.
 
 A row depends on the volume and its own index alone, so blocks that take their rows of it agree in every bit.
 
@@ -92,8 +92,9 @@ class Table:
 
     @property
     def identity(self) -> bool:
-        """Whether the axis stays as it is, so that its pass can be left out."""
-        return self.axis.factor == 1
+        """Whether each output sample is an input sample, in their order, so that the axis' pass can be left out."""
+        axis = self.axis
+        return axis.factor == 1 and axis.shift.is_integer() and 0 <= axis.shift <= axis.n - axis.m
 
     @property
     def stretch(self) -> float:
@@ -118,7 +119,8 @@ class Table:
 
     @property
     def _unfolded_width(self) -> int:
-        if self.interpolation == "area" and math.frexp(self.axis.factor)[0] == 0.5 and self.axis.factor <= 1:
+        halved = math.frexp(self.axis.factor)[0] == 0.5 and self.axis.factor <= 1
+        if self.interpolation == "area" and halved and (self.axis.shift / self.axis.factor).is_integer():
             return int(1 / self.axis.factor)  # whole samples, of which float64 tells no part of a neighbour
         # An open interval of length L holds at most ceil(L) integers: 2 for linear, 4 for cubic, 6 for lanczos3.
         return max(1, math.ceil(2 * self.radius))
@@ -126,7 +128,7 @@ class Table:
     def rows(self, outputs: Indices) -> Rows:
         """Return the rows of these output samples."""
         if self.identity:
-            return Rows(outputs, np.ones((len(outputs), 1)))
+            return Rows(outputs + int(self.axis.shift), np.ones((len(outputs), 1)))
         if self.interpolation in ("nearest", "mode"):
             index = self.axis.nearest(outputs)
             outside = (index < 0) | (index >= self.axis.n)
@@ -156,8 +158,9 @@ class Table:
         An axis that grows has voxels without a centre; their footprint is the nearest sample.
         """
         nearest = np.clip(self.axis.nearest(outputs), 0, self.axis.n - 1)
-        start = np.ceil(outputs / self.axis.factor - 0.5).astype(np.int64)
-        stop = np.ceil((outputs + 1) / self.axis.factor - 0.5).astype(np.int64)
+        begin = outputs + self.axis.shift
+        start = np.ceil(begin / self.axis.factor - 0.5).astype(np.int64)
+        stop = np.ceil((begin + 1) / self.axis.factor - 0.5).astype(np.int64)
         start = np.clip(np.minimum(start, nearest), 0, self.axis.n - 1)
         return start, np.clip(np.maximum(stop, nearest + 1), 1, self.axis.n)
 

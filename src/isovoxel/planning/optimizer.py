@@ -86,6 +86,7 @@ def make_plan(
     halo_mode: str = "auto",
     fixed_storage: bool = False,
     output: VoxelGrid | None = None,
+    shift: Float3 = (0.0, 0.0, 0.0),
 ) -> Plan:
     """Plan how `source` is scaled by `factor` within the limits.
 
@@ -105,6 +106,8 @@ def make_plan(
         Whether the user chose the shards, so that smaller ones must not be tried.
     output
         Where the output's voxels lie; by default `source.grid.scaled(factor)`.
+    shift
+        As in `Plan`; only engine exact has one, and reads directly.
 
     Raises
     ------
@@ -122,6 +125,7 @@ def make_plan(
         boundary=boundary,
         engine=engine,
         antialias=antialias,
+        shift=shift,
         storage=storage,
         block_shape=storage.shard,
         in_flight=host.threads,

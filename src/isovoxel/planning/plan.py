@@ -76,6 +76,8 @@ class Plan(InNotebooks):
     """The host it was made for."""
     antialias: bool = False
     """Whether kernels are widened by 1 / factor on axes that shrink."""
+    shift: Float3 = (0.0, 0.0, 0.0)
+    """Output samples from where the input begins to where the output does, z, y, x: 0 for a scaling."""
     cache: int = 0
     """Bytes of decoded chunks that the source's reader keeps for blocks to come."""
     helpers: int = 0
@@ -97,7 +99,8 @@ class Plan(InNotebooks):
     def axes(self) -> tuple[Axis, Axis, Axis]:
         """The map between input and output samples of each axis, z, y, x."""
         z, y, x = (
-            Axis(n, m, f) for n, m, f in zip(self.source.grid.shape, self.output.shape, self.factor, strict=True)
+            Axis(n, m, f, shift)
+            for n, m, f, shift in zip(self.source.grid.shape, self.output.shape, self.factor, self.shift, strict=True)
         )
         return (z, y, x)
 
@@ -105,6 +108,11 @@ class Plan(InNotebooks):
     def identity(self) -> bool:
         """Whether no axis is scaled, so that voxels are copied."""
         return self.factor == (1.0, 1.0, 1.0)
+
+    @property
+    def regrids(self) -> bool:
+        """Whether the output has the voxels of another volume, which a scaling by its factors would not give."""
+        return self.level == 0 and self.source.grid.scaled(self.factor) != self.output
 
     @cached_property
     def samplers(self) -> tuple[Sampler, Sampler, Sampler]:
@@ -370,6 +378,7 @@ class Plan(InNotebooks):
             del storage["checksum"]
         what = {
             "source": asdict(self.source) | _HOW_IT_IS_READ,
+            **({"shift": self.shift} if any(self.shift) else {}),
             "output": asdict(self.output),
             "factor": self.factor,
             "interpolation": self.interpolation,

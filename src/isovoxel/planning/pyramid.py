@@ -1,6 +1,7 @@
 """Further levels of an output, and how each is made of the one before.
 
-1. Level k lies where the input would lie if it were scaled by 1 / 2^k of the factor: its shape is rounded once, half to
+1. Level k lies where the input would lie if it were scaled by 1 / 2^k of the factor (where the output has the voxels of
+   another volume, that by 1 / 2^k): its shape is rounded once, half to
    even, so that its extent is the input's to within half a voxel of its own. Rounding at each level, as others do, down
    or up, adds up to a whole one.
 2. So where an axis has an odd number of samples, the next level either leaves the last one out, or has a last voxel
@@ -77,7 +78,8 @@ def with_levels(
         If not even one shard of a level fits.
     """
     further: list[Plan] = []
-    for level, (output, factor) in enumerate(level_grids(plan.source.grid, plan.factor, count), start=1):
+    base, by = (plan.output, (1.0, 1.0, 1.0)) if plan.regrids else (plan.source.grid, plan.factor)
+    for level, (output, factor) in enumerate(level_grids(base, by, count), start=1):
         before = (further or [plan])[-1]
         source = Source(
             name=f"level {level - 1}",

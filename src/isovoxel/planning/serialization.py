@@ -15,6 +15,7 @@ from functools import cache
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from isovoxel.geometry.axis import ceil_div
+from isovoxel.geometry.grid import MAX_SAMPLES
 from isovoxel.planning.model import HALO_MODES, check_options
 from isovoxel.planning.plan import Plan
 
@@ -98,6 +99,8 @@ def _check(plan: Plan, number: int, full: Plan) -> None:
         and (number == 0 or not plan.further)
         and plan.halo_mode in HALO_MODES[1:]
         and all(0 < f < math.inf for f in plan.factor)
+        and all(abs(shift) < MAX_SAMPLES for shift in plan.shift)
+        and not (any(plan.shift) and (plan.engine != "exact" or plan.halo_mode != "direct"))
         and all(b > 0 and (b % s == 0 or b >= n) for b, s, n in lengths)
         and min(*plan.source.chunks, *plan.window, plan.in_flight, plan.revision) > 0
         and min(*plan.source.beside[0], *plan.source.beside[1], plan.source.read_overhead, plan.cache, plan.helpers)

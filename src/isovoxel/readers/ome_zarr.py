@@ -10,6 +10,7 @@ Source: https://ngff.openmicroscopy.org/0.5/, "plate", "well" and "bioformats2ra
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import islice, takewhile
@@ -48,6 +49,17 @@ def open_ome_zarr(at: Location, selection: Selection) -> Volume:
     chosen = selection.among("level", len(levels), name)
     opened = partial(_open_level, path, name, attributes, selection=selection, first=levels[0])
     return replace(opened(levels[chosen]), coarser=tuple(partial(opened, level) for level in levels[chosen + 1 :]))
+
+
+def image_of_level(array: Place) -> tuple[Place, int] | None:
+    """Return the OME-Zarr image of which an array is a level, and which level, or None where it is none."""
+    for group in (array.parent, array.parent.parent):  # some writers give each level a group of its own
+        if kind_of_node(group) != "group":
+            continue
+        with suppress(InputError):
+            levels = read_levels(attributes_of(group, str(group)), str(group))
+            return next(((group, n) for n, level in enumerate(levels) if group / level.path == array), None)
+    return None
 
 
 def _open_level(

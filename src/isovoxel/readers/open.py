@@ -95,6 +95,18 @@ def open_volume(
     return volume if selection.crop is None else cropped(volume, selection.crop)
 
 
+def open_like(source: Any) -> Volume:
+    """Open a volume whose voxels another one shall get; "IMAGE/N" is a level of an OME-Zarr image."""
+    volume = open_volume(source)
+    if volume.voxel_size is None and isinstance(source, str | os.PathLike | ObjectPlace) and "zarr" in volume.kind:
+        from isovoxel.readers.ome_zarr import image_of_level
+
+        if (found := image_of_level(place_of(source))) is not None:
+            image, level = found
+            return replace(open_volume(image, selection=Selection(level=level)), name=volume.name)
+    return volume
+
+
 def open_part(source: Any, identity: Mapping[str, Any]) -> Volume:
     """Open the part of a source that an input with this identity was; an open `Volume` is that part already."""
     return open_volume(source, selection=EVERYTHING if isinstance(source, Volume) else Selection.of_identity(identity))

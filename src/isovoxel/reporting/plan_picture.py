@@ -183,11 +183,11 @@ def _draw_face(canvas: Canvas, face: Face, block: Block) -> None:
         gid="iv-block",
     )
     draw_rect(axes, whole, edgecolor=figures.EDGE, linewidth=1.5)
-    read = [
-        (max(0.0, block.read_box.start[a] * f), min(float(plan.output.shape[a]), block.read_box.stop[a] * f))
-        for a, f in ((right, plan.factor[right]), (down, plan.factor[down]))
-    ]
-    box = _box(*read)
+    starts, stops = (
+        [min(max(0.0, end[a] * plan.factor[a] - plan.shift[a]), plan.output.shape[a]) for a in (right, down)]
+        for end in (block.read_box.start, block.read_box.stop)
+    )
+    box = _box((starts[0], stops[0]), (starts[1], stops[1]))
     # Dashes around what is smaller than they are would not be seen as such.
     dashed = min(box[2] * face.box[2] / columns, box[3] * face.box[3] / rows) > SMALLEST_DASHED
     draw_rect(axes, box, name="iv-read", **(_DASHED if dashed else {"edgecolor": figures.RED, "linewidth": 2.0}))
@@ -330,9 +330,9 @@ def _sides(plan: Plan, block: Block, axes: tuple[int, int]) -> tuple[float, floa
 def _halo_pixels(plan: Plan, block: Block) -> tuple[tuple[int, int], list[tuple[float, float]], bool]:
     """Return the face on which most of a block's halo shows, its width there in pixels, and whether to scale."""
     halos = []
-    for axis, f in enumerate(plan.factor):
-        before = block.write_box.start[axis] / f - block.read_box.start[axis]
-        after = block.read_box.stop[axis] - block.write_box.stop[axis] / f
+    for axis, (f, shift) in enumerate(zip(plan.factor, plan.shift, strict=True)):
+        before = (block.write_box.start[axis] + shift) / f - block.read_box.start[axis]
+        after = block.read_box.stop[axis] - (block.write_box.stop[axis] + shift) / f
         # What is less than a millionth of a voxel is rounding.
         halos.append((before if before > 1e-6 else 0.0, after if after > 1e-6 else 0.0))
     axes = max(VIEWS, key=lambda view: sum(sum(halos[axis]) > 0 for axis in view))

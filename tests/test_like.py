@@ -1,0 +1,229 @@
+"""Onto the voxels of another volume: ``like`` and ``--like``, from files to files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+import zarr
+from numpy.typing import NDArray
+
+import isovoxel as api
+from command_line import Isovoxel, check_refused
+from isovoxel.engines.reference import as_dtype, reference, reference_labels
+from isovoxel.errors import IsovoxelError, JobError, OptionError, OutputExistsError
+from isovoxel.execution.events import BlockDone, Event
+from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import VoxelGrid
+from strategies import read_from
+
+RNG = np.random.default_rng(8)
+LABELS = RNG.integers(0, 2**62, (9, 20, 22)).astype(np.uint64)
+SIZE = (2.0, 0.404, 0.404)
+CUT: dict[str, Any] = {"chunk": (8, 8, 8), "shard": (8, 8, 8), "device_memory": "150kB", "levels": 1}
+
+
+def voxels(path: Path, level: int = 0) -> NDArray[Any]:
+    """Return the voxels of a level."""
+    return np.asarray(zarr.open_array(path / str(level), mode="r")[...])
+
+
+def datasets(path: Path) -> Any:
+    """Return what the metadata of an image say of its levels."""
+    return json.loads((path / "zarr.json").read_text())["attributes"]["ome"]["multiscales"][0]["datasets"]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Labels with a voxel size, and the same grown to cubes, by nearest."""
+    monkeypatch.chdir(tmp_path)
+    given: dict[str, Any] = {"input_voxel_size": SIZE, "unit": "um", "labels": True, "levels": 1}
+    api.scale(LABELS, "labels.zarr", factor=(1, 1, 1), **given)
+    api.scale("labels.zarr", "grown.zarr", factor=(5, 2, 1), levels=0)
+    return tmp_path
+
+
+def test_labels_come_back_to_the_voxels_that_they_had(isovoxel: Isovoxel, home: Path) -> None:
+    """All of them, on the grid of the first file, and verified; a job file and Python say the same."""
+    said = isovoxel("scale", "grown.zarr", "back.zarr", "--like", "labels.zarr", "--levels", 1, "--json")
+    assert said.json["output"]["shape"] == list(LABELS.shape)
+    np.testing.assert_array_equal(voxels(home / "back.zarr"), LABELS)
+    np.testing.assert_array_equal(voxels(home / "back.zarr", 1), voxels(home / "labels.zarr", 1))
+    assert datasets(home / "back.zarr")[0] == datasets(home / "labels.zarr")[0]
+    assert isovoxel("verify", "back.zarr").code == 0
+    assert isovoxel("plan", "grown.zarr", "--like", "labels.zarr", "--save", "job.toml").code == 0
+    assert 'like = "labels.zarr"' in (home / "job.toml").read_text()
+    assert isovoxel("scale", "grown.zarr", "again.zarr", "--config", "job.toml").code == 0
+    np.testing.assert_array_equal(voxels(home / "again.zarr"), LABELS)
+
+
+def test_a_level_of_an_image_is_a_grid_too(home: Path) -> None:
+    """IMAGE/N names it, as an address of its array does."""
+    result = api.scale("grown.zarr", "back.zarr", like="labels.zarr/1", interpolation="nearest", **CUT)
+    level = api.open_volume("labels.zarr", level=1)
+    assert api.open_volume("back.zarr").grid == level.grid == result.plan.output
+    whole = Box.whole(level.shape)
+    grown = voxels(home / "grown.zarr")
+    where = (read_from(grown), grown.shape, result.plan.factor, whole, "nearest")
+    np.testing.assert_array_equal(voxels(home / "back.zarr"), reference_labels(*where, shift=result.plan.shift))
+
+
+@pytest.mark.parametrize("boundary", ["nearest", "constant"])
+def test_a_second_camera_is_put_onto_the_first(tmp_path: Path, boundary: str) -> None:
+    """Other voxels, another unit, from before the volume to beyond it: what lies outside is the boundary's."""
+    first = VoxelGrid((11, 60, 50), (900.0, 210.0, 180.0), (-2000.0, -500.0, 300.0), "nanometer")
+    second = RNG.integers(0, 60_000, (6, 24, 20)).astype(np.uint16)
+    given: dict[str, Any] = {
+        "input_voxel_size": (1.6, 0.5, 0.45),
+        "unit": "um",
+        "engine": "exact",
+        "boundary": boundary,
+    }
+    result = api.scale(
+        second, tmp_path / "out.zarr", like=first, interpolation="cubic", **given, **CUT | {"device_memory": "60kB"}
+    )
+    plan = result.plan
+    assert plan.n_blocks > 1
+    assert (plan.output, plan.halo_mode) == (first, "direct")
+    assert api.open_volume(tmp_path / "out.zarr").grid == first
+    position = (np.arange(11) * 0.9 - 2.0) / 1.6
+    np.testing.assert_allclose(plan.axes[0].position(np.arange(11)), position, rtol=0, atol=1e-9)
+    outside = int(((position < -0.5) | (position > 5.5)).sum())
+    what = "0" if boundary == "constant" else "what the edge of the input is"
+    assert f"{outside} of 11 output voxels along z lie outside of the input, and become {what}" in plan.source.notes
+    where = (read_from(second), second.shape, plan.factor, Box.whole(first.shape), "cubic", boundary)
+    wanted = as_dtype(reference(*where, shift=plan.shift), second.dtype)
+    assert np.abs(voxels(tmp_path / "out.zarr").astype(int) - wanted).max() <= 1
+    assert api.verify(tmp_path / "out.zarr", against=second).holds
+
+
+def test_a_crop_of_a_result_is_what_that_has_there(tmp_path: Path) -> None:
+    """To the bit: positions count from where the whole begins."""
+    image = RNG.random((8, 18, 16), np.float32)
+    whole = api.scale(image, tmp_path / "whole.zarr", factor=(3, 1.3, 2), input_voxel_size=SIZE, engine="exact")
+    grid = whole.plan.output
+    origin = tuple(o + k * s for o, k, s in zip(grid.origin, (5, 4, 7), grid.voxel_size, strict=True))
+    crop = VoxelGrid((11, 9, 13), grid.voxel_size, (origin[0], origin[1], origin[2]))
+    api.scale(image, tmp_path / "crop.zarr", like=crop, input_voxel_size=SIZE, **CUT)
+    np.testing.assert_array_equal(voxels(tmp_path / "crop.zarr"), voxels(tmp_path / "whole.zarr")[5:16, 4:13, 7:20])
+
+
+def test_a_job_resumes_onto_the_same_voxels(home: Path) -> None:
+    """Without being told again, nor by a volume that may have gone; another one is refused."""
+    api.scale("labels.zarr", "part.zarr", factor=(1, 1, 1), crop="1:,:,2:", levels=0)
+
+    def stop(event: Event) -> None:
+        assert not isinstance(event, BlockDone), "stopped from within"
+
+    with pytest.raises(JobError):
+        api.scale("grown.zarr", "back.zarr", like="part.zarr", listeners=[stop], threads=1, **CUT)
+    (home / "part.zarr").rename(home / "moved.zarr")
+    for other, now in (({"factor": (0.2, 0.5, 1)}, "none"), ({"like": "labels.zarr"}, "none")):
+        with pytest.raises(OutputExistsError, match=rf"voxels of another volume \(8, 20, 20\) of .*, now {now}"):
+            api.scale("grown.zarr", "back.zarr", **other)
+    assert api.scale("grown.zarr", "back.zarr").seconds > 0
+    np.testing.assert_array_equal(voxels(home / "back.zarr"), LABELS[1:, :, 2:])
+    assert api.scale("grown.zarr", "back.zarr", like="moved.zarr").seconds == 0
+
+
+@pytest.mark.usefixtures("home")
+def test_an_image_takes_its_labels_along() -> None:
+    """Onto the same voxels."""
+    image = RNG.integers(0, 999, (45, 40, 22)).astype(np.uint16)
+    api.scale(image, "image.zarr", factor=(1, 1, 1), input_voxel_size=(0.4, 0.202, 0.404), unit="um", levels=0)
+    result = api.scale("image.zarr", "both.zarr", like="labels.zarr", with_labels="grown.zarr", labels_by="nearest")
+    assert result.labels is not None
+    assert result.labels.plan.output.shape == result.plan.output.shape == LABELS.shape
+    # The image begins where its first voxel does, by which the labels lie on it.
+    placed = api.open_volume("both.zarr/labels/grown")
+    assert placed.grid == api.open_volume("both.zarr").grid == api.open_volume("labels.zarr").grid
+
+
+def test_both_without_a_voxel_size_count_voxels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a job by factors does; a note says so."""
+    monkeypatch.chdir(tmp_path)
+    small = RNG.integers(0, 255, (4, 5, 6)).astype(np.uint8)
+    np.save("small.npy", small)
+    api.scale("small.npy", "large.zarr", factor=(4, 3, 1), labels=True)
+    result = api.scale("large.zarr", "back.zarr", like="small.npy")
+    np.testing.assert_array_equal(voxels(tmp_path / "back.zarr"), small)
+    assert any("its voxels are taken for 1 x 1 x 1" in note for note in result.plan.source.notes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [{"isolate": True}, {"workers": "cpu:2"}], ids=str)
+def test_other_processes_make_the_same(home: Path, how: dict[str, Any]) -> None:
+    """Isolated, and workers."""
+    api.scale("grown.zarr", "back.zarr", like="labels.zarr", **{**CUT, "device_memory": None}, **how)
+    np.testing.assert_array_equal(voxels(home / "back.zarr"), LABELS)
+
+
+REFUSED = {
+    "--engine cle": "which does not hold uint64; use engine exact",
+    "--halo map_overlap": "halo map_overlap cannot scale onto the voxels of another volume",
+    "--zoom 2": "zoom and like each say how far to scale; give only one of them",
+    "--antialias": "anti-aliasing widens",
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_what_cannot_be_is_refused(isovoxel: Isovoxel, home: Path, words: str) -> None:
+    """In one sentence, and nothing is written."""
+    check_refused(isovoxel("scale", "grown.zarr", "out.zarr", "--like", "labels.zarr", *words.split()), REFUSED[words])
+    assert not (home / "out.zarr").exists()
+
+
+@pytest.mark.parametrize(
+    ("like", "why"),
+    [
+        ("missing.tif", "missing.tif is not there"),
+        ("plain.npy", "grown.zarr has lengths in micrometer and plain.npy has lengths without a unit"),
+        ("unit.tif", "has lengths in micrometer and unit.tif has lengths without a unit"),
+        ("out.zarr", "out.zarr"),
+    ],
+)
+def test_a_volume_that_is_no_grid_for_it_is_refused(isovoxel: Isovoxel, home: Path, like: str, why: str) -> None:
+    """It is not there, says nothing of its size, lies elsewhere, or is the output."""
+    np.save(home / "plain.npy", np.zeros((3, 3, 3), np.uint8))
+    tifffile.imwrite(
+        home / "unit.tif",
+        np.zeros((3, 3, 3), np.uint8),
+        imagej=True,
+        resolution=(2, 2),
+        metadata={"spacing": 2.0, "axes": "ZYX"},
+    )
+    if like == "out.zarr":
+        zarr.open_group(home / "out.zarr", mode="w")
+    check_refused(isovoxel("scale", "grown.zarr", "out.zarr", "--like", like), why)
+
+
+@pytest.mark.usefixtures("home")
+def test_what_an_engine_cannot_or_nothing_can_is_refused() -> None:
+    """No engine takes another's place in silence, nor are volumes taken that share no voxel."""
+    image, given = RNG.random((4, 5, 6), np.float32), {"input_voxel_size": (1, 1, 1), "unit": "um"}
+    grid = VoxelGrid((3, 3, 3), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), "micrometer")
+    with pytest.raises(OptionError, match="engine cle cannot scale onto the voxels of another volume"):
+        api.plan(image, like=grid, engine="cle", **given)
+    with pytest.raises(OptionError, match="share no voxel: along x the first lies from 6 to 8 in voxels of the second"):
+        api.plan(image, like=replace(grid, origin=(0.0, 0.0, 6.0)), **given)
+    assert api.plan(image, like=replace(grid, origin=(0.0, 0.0, 5.5)), **given).engine == "exact"
+
+
+def test_a_voxel_that_is_changed_does_not_verify(home: Path) -> None:
+    """Positions of the second grid are those that are computed again."""
+    api.scale("grown.zarr", "back.zarr", like="labels.zarr", codec="none")
+    array = zarr.open_array(home / "back.zarr" / "0", mode="r+")
+    array[4, 7, 9] = 5
+    assert not api.verify("back.zarr", samples=4000).holds
+
+
+@pytest.mark.usefixtures("home")
+def test_like_is_not_for_converting() -> None:
+    """Which keeps every voxel."""
+    with pytest.raises(IsovoxelError, match="like are for scaling"):
+        api.convert("grown.zarr", "out.zarr", like="labels.zarr")
