@@ -123,6 +123,6 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     demo.write_blastocyst(path)
     assert path.stat().st_mtime_ns == before
     path.write_bytes(b"old")
-    with pytest.raises(OutputError, match="holds other voxels than the demo makes here; give another folder"):
+    with pytest.raises(OutputError, match="exists and is not what the demo makes here; give another folder"):
         demo.write_blastocyst(path)
     assert path.read_bytes() == b"old"

@@ -108,9 +108,7 @@ def write_blastocyst(path: str | os.PathLike[str]) -> None:
     path, voxels, file = Path(path), blastocyst(), BytesIO()
     if os.path.lexists(path):
         if not _holds(path, voxels):
-            raise OutputExistsError(
-                f"{path} exists and holds other voxels than the demo makes here; give another folder"
-            )
+            raise OutputExistsError(f"{path} exists and is not what the demo makes here; give another folder")
         return
     z, y, x = VOXEL_SIZE
     tifffile.imwrite(
