@@ -372,7 +372,7 @@ def test_it_is_said_in_one_line(name: str, house: Path, isovoxel: Isovoxel) -> N
         assert "blocks are done and kept" in said.err
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "name",
     [

@@ -138,6 +138,7 @@ def test_the_aliasing_benchmark_shows_what_antialiasing_is_for(tmp_path: Path) -
         assert picture.width > 2 * 80
 
 
+@pytest.mark.slow
 def test_the_kernels_benchmark_measures_both_engines(tmp_path: Path) -> None:
     """On tiny sizes each engine and dtype has its numbers, and integers are off by little more than rounding."""
     run("kernels", "--voxels", 30000, "--json", tmp_path / "kernels.json")

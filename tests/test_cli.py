@@ -264,6 +264,7 @@ HINTED = [
 ]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("options", "hinted"), HINTED, ids=[options for options, _ in HINTED])
 def test_skipped_voxels_are_hinted_at_once(
     isovoxel: Isovoxel, stack: Path, tmp_path: Path, options: str, hinted: bool
@@ -666,7 +667,7 @@ def run_alone(*words: object, **environment: str) -> subprocess.CompletedProcess
     return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | environment)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("command", ["devices", "plan", "limits", "scale", "demo"])
 def test_no_device_is_refused(bad: Path, tmp_path: Path, command: str) -> None:
     """Where there is no OpenCL driver the message says what to install; only the demo's stack may be there."""

@@ -72,6 +72,7 @@ def test_options_for_scaling_are_refused(tmp_path: Path, isovoxel: Isovoxel) -> 
     check_refused(isovoxel("convert", tmp_path / "a.tif", tmp_path / "a.zarr", "--zoom", "2"), "No such option")
 
 
+@pytest.mark.slow
 def test_workers_convert_too(tmp_path: Path, isovoxel: Isovoxel) -> None:
     """The bits are those of one process, and who made how many blocks is said."""
     data = np.random.default_rng(2).integers(-(2**62), 2**62, (32, 64, 64))

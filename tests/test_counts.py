@@ -101,13 +101,14 @@ def check_counts(source: Path, k: int, how: Callable[[], None], capsys: Any, **p
         assert sum(share["voxels"] for share in record["workers"].values()) == result.tally.voxels
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("k", range(1, 18))
 def test_counts_agree_after_any_block(source: Path, k: int, capsys: Any) -> None:
     """Of the full level, of the next one that is made along with it, of the last, and after all."""
     check_counts(source, k, interrupt, capsys)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("k", [1, 6, 17])
 def test_counts_agree_after_a_failure(source: Path, k: int, capsys: Any) -> None:
     """As after an interruption."""

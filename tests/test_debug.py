@@ -28,6 +28,7 @@ def damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return ["scale", "in.zarr", "out.zarr", "--factor", "1,1,1", "--engine", "exact", "--quiet"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("apart", [[], ["--isolate"]], ids=["here", "isolated"])
 def test_debug_shows_where_a_job_fails(isovoxel: Isovoxel, damaged: list[str], apart: list[str]) -> None:
     """The sentence is the last line; before it stands the traceback, of another process too."""

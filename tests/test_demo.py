@@ -25,6 +25,7 @@ def autocorrelation(values: NDArray[np.float64], axis: int, lag: int) -> float:
     return float((a * b).mean())
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_stack(stack: NDArray[np.uint8]) -> None:
     """Two calls agree in every voxel, another seed does not."""
     small = (12, 60, 50)
@@ -86,6 +87,7 @@ def test_memory_is_little_more_than_the_stack() -> None:
     assert peak - result.nbytes < 50e6
 
 
+@pytest.mark.slow
 def test_the_file_reads_as_one_of_fijis(tmp_path: Path, stack: NDArray[np.uint8]) -> None:
     """An ImageJ TIFF, big-endian, with spacing, unit and resolution; nothing else is left beside it."""
     path = tmp_path / "blastocyst.tif"

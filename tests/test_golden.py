@@ -146,6 +146,7 @@ def test_options_that_are_not_given_are_those_of_a_finished_output(
     assert listing(tmp_path) == before
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", CASES)
 def test_a_finished_output_is_verified_and_left_alone(
     name: str, isovoxel: Isovoxel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -176,6 +177,7 @@ def test_a_job_that_was_begun_is_finished(
     finish(name, words_of(name, "half"), tmp_path, isovoxel)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.usefixtures("_other_defaults")
 def test_options_that_are_not_given_are_those_of_the_job_that_was_begun(
@@ -263,6 +265,7 @@ def test_other_bits_are_refused_and_no_others(
         assert said.code == 0
 
 
+@pytest.mark.slow
 def test_a_job_in_an_object_store_is_finished(tmp_path: Path) -> None:
     """Of an array in memory: nothing of what 0.1 has written is changed for the test."""
     unpacked(STORE, tmp_path)

@@ -95,7 +95,7 @@ def test_factor_1_writes_the_same_bits(engine: str, dtype: str, ome_zarr: str, h
     assert isovoxel.verify(tmp_path / "out.zarr", against=voxels).holds
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("axis", range(3))
 @pytest.mark.parametrize("dtype", ["float32", "uint32", "int8"])
 def test_an_axis_of_factor_1_mixes_no_planes(dtype: str, axis: int) -> None:
@@ -115,6 +115,7 @@ def test_an_axis_of_factor_1_mixes_no_planes(dtype: str, axis: int) -> None:
             check_bits(whole.take([place], axis=still), alone)
 
 
+@pytest.mark.slow
 def test_no_warning_comes_of_nan_that_signals(tmp_path: Path) -> None:
     """NumPy warns where it converts them: not in a job, its levels, `verify`, or what is drawn."""
     from isovoxel.reporting.show import show

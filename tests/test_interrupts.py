@@ -71,6 +71,7 @@ def stack(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("words", "step"), [(["info"], 19), (["plan"], 29)])
 def test_an_interrupt_at_any_import_is_one_word(stack: Path, words: list[str], step: int) -> None:
     """The exit code is 130, whatever was being loaded, and no traceback is seen."""

@@ -103,6 +103,7 @@ def members(path: Path, version: str) -> list[str]:
     return sorted(name for name, _ in group.members(max_depth=None))
 
 
+@pytest.mark.slow
 def test_a_member_in_groups_that_are_made_with_it(source: Path, store: Path, version: str) -> None:
     """All of them of the store's format; its neighbours keep every byte, through an interruption and an --overwrite."""
     (store / "notes" / "readme.txt").unlink()
@@ -192,6 +193,7 @@ def listed(image: Path, version: str) -> Any:
     return found if version == "0.4" else found["attributes"]
 
 
+@pytest.mark.sampled(1)
 def test_labels_of_an_image_are_listed(source: Path, image: Path, version: str) -> None:
     """When they are complete, and once; what else the group says stays, and so does every other file."""
     before = files(image)
@@ -217,6 +219,7 @@ def test_labels_of_an_image_are_listed(source: Path, image: Path, version: str) 
     assert package.open_volume(out).labels
 
 
+@pytest.mark.sampled(2)
 def test_an_image_has_no_other_members(isovoxel: Isovoxel, source: Path, image: Path, version: str) -> None:
     """Neither in place of a level, nor beside them, nor as labels what is none; nothing is written."""
     before = files(image.parent)
@@ -240,6 +243,7 @@ def test_an_image_has_no_other_members(isovoxel: Isovoxel, source: Path, image: 
         check_refused(said, "does not list its labels as OME-Zarr does")
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.filterwarnings("ignore:Consolidated metadata")
 def test_consolidated_metadata_know_the_member(source: Path, image: Path, version: str) -> None:
     """When it is complete, of its own level and above; not while it is made anew; and nothing else in them changes."""
@@ -276,6 +280,7 @@ def test_consolidated_metadata_know_the_member(source: Path, image: Path, versio
     assert (known(image), known(home)) == before
 
 
+@pytest.mark.sampled(1)
 def test_metadata_that_nobody_can_change(source: Path, image: Path, version: str) -> None:
     """What comes to be damaged while a job runs costs no block; what was damaged in a copy before stays as it is."""
     (image / ".zmetadata").write_text("no json")

@@ -169,6 +169,7 @@ def stop_after(blocks: int, level: int = 0) -> Callable[[Event], None]:
     return listen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", [0, 1])
 def test_a_job_goes_on(source: Path, tmp_path: Path, level: int) -> None:
     """It does what is left, a chunk that is torn again, and makes the same files."""
@@ -193,6 +194,7 @@ def test_a_job_goes_on(source: Path, tmp_path: Path, level: int) -> None:
     assert not ledger_of(out).exists()
 
 
+@pytest.mark.slow
 def test_workers_make_it(source: Path, tmp_path: Path) -> None:
     """The same bits as one process."""
     options = OPTIONS | {"engine": "exact", "levels": 1, "device_memory": "300kB", "ome_zarr": "0.4"}

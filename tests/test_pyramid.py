@@ -92,6 +92,7 @@ def check_levels(levels: list[np.ndarray], plan: isovoxel.plan, kind: str) -> No
                 assert value == np.rint(voxels.astype(np.float64).mean())
 
 
+@pytest.mark.slow
 @settings(max_examples=16, deadline=None)
 @given(
     shapes(14),
@@ -359,6 +360,7 @@ def _text(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
+@pytest.mark.slow
 def test_another_number_of_levels_is_another_output(source: Path, out: Path) -> None:
     """Named and refused, whether the output is complete or not; replaced if asked."""
     isovoxel.scale(source, out, **OPTIONS)
@@ -379,6 +381,7 @@ def test_all_levels_must_have_room(source: Path, out: Path, monkeypatch: pytest.
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_a_level_that_cannot_be_begun_says_what_is_kept(
     source: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

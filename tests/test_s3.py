@@ -258,6 +258,7 @@ def test_a_store_that_is_overloaded_is_survived(server: Server, folder: Path, mo
     check_bits(folder, "exact")
 
 
+@pytest.mark.slow
 def test_a_store_that_refuses_half_way_is_a_job_to_go_on_with(server: Server, folder: Path) -> None:
     """What was done is kept; the message says what the store said."""
     turn = itertools.count()
@@ -269,6 +270,7 @@ def test_a_store_that_refuses_half_way_is_a_job_to_go_on_with(server: Server, fo
     check_bits(folder, "exact")
 
 
+@pytest.mark.slow
 def test_a_store_that_goes_away_is_a_job_to_go_on_with(
     server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

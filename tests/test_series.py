@@ -52,6 +52,7 @@ def check(output: Path) -> None:
         np.testing.assert_array_equal(array[t, c], expected(t, c))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("axes", ["TCZYX", "TZCYX", "CTZYX", "ZCTYX"])
 @pytest.mark.parametrize("compression", [None, "zlib"])
 def test_ome_tiff_of_any_order(tmp_path: Path, axes: str, compression: str | None) -> None:
@@ -88,6 +89,7 @@ def test_imagej_hyperstack(tmp_path: Path) -> None:
     check(tmp_path / "out.zarr")
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("chunks", [(1, 1, 4, 8, 8), (1, 2, 4, 8, 8)])
 @pytest.mark.parametrize("order", ["tczyx", "ctzyx"])
 def test_zarr_arrays(tmp_path: Path, chunks: tuple[int, ...], order: str) -> None:
@@ -147,6 +149,7 @@ def test_planes_are_no_series(tmp_path: Path) -> None:
         isovoxel.open_volume(ome_tiff(tmp_path / "five.ome.tif"), time=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("halo", ["direct", "map_overlap"])
 def test_a_job_goes_on_in_the_middle_of_a_series(tmp_path: Path, halo: str) -> None:
     """Interrupted after some volumes, it does the others only."""
@@ -169,6 +172,7 @@ def test_a_job_goes_on_in_the_middle_of_a_series(tmp_path: Path, halo: str) -> N
     check(output)
 
 
+@pytest.mark.slow
 def test_workers_do_a_series(tmp_path: Path) -> None:
     """The same bits as in one process, with levels."""
     source = ome_tiff(tmp_path / "in.ome.tif")

@@ -202,6 +202,7 @@ def test_a_store_that_is_gone_is_asked_for_one_time_only(store: SmallStore, monk
     assert {event.pause for event in told} == {0.001, 0.002, 0.004}
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_pause(store: SmallStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the shards of a level are counted, or "complete" is written: nobody waits for a minute."""
     monkeypatch.setattr(retries, "PAUSES", (600.0,))

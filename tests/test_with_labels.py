@@ -140,6 +140,7 @@ def test_of_every_time_point(files: Path) -> None:
         isovoxel.scale("t.ome.tif", "other.zarr", with_labels=labels[0], **OPTIONS)
 
 
+@pytest.mark.slow
 def test_by_workers_as_zarr_v2(files: Path) -> None:
     """The same workers do both, and 0.4 has labels too."""
     options = {key: value for key, value in OPTIONS.items() if key != "shard"}

@@ -84,6 +84,7 @@ def test_snakemake_plans_and_scales(folder: Path) -> None:
     assert listing(folder / "out.zarr") == before
 
 
+@pytest.mark.slow
 def test_snakemake_stops_at_a_plan_that_is_refused(folder: Path) -> None:
     """With isovoxel's sentence, before anything is written."""
     done = snakemake(folder, "--factor 2,1")
@@ -98,6 +99,7 @@ def scripts(values: dict[str, object]) -> list[str]:
     return [re.sub(r"\$\{([\w.]+)\}", lambda match: str(values[match[1]]), script) for script in found]
 
 
+@pytest.mark.slow
 def test_what_nextflow_runs_plans_and_scales(folder: Path) -> None:
     """Each process' script in a folder of its own, as Nextflow has it, with the files that it is given."""
     values = {"stack": folder / "a stack.npy", "result": folder / "out.zarr", "options": OPTIONS}

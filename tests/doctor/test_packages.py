@@ -185,6 +185,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no signals")
 @pytest.mark.parametrize("case", BROKEN)
 def test_packages_that_cannot_be_imported_are_named(install: Install, case: str) -> None:

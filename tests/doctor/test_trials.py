@@ -36,6 +36,7 @@ def test_a_crash_names_its_signal_and_what_was_begun() -> None:
     assert (answer.value, answer.ended, answer.told) == (None, True, [["begun", "a driver"]])
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_is_ended() -> None:
     """After the patience of who asks, with what it had begun, if it came that far."""
     answer = Asker(patience=2)("odd_trials:hang")

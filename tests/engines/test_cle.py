@@ -208,6 +208,7 @@ def test_a_single_constant_block_is_cle_scale_voxel_for_voxel(
     np.testing.assert_array_equal(found, whole_scale(volume, factor, linear=interpolation == "linear"))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("shape", "factor", "block"),
     [
@@ -273,7 +274,7 @@ def test_blocks_equal_the_reference(engine: CleEngine, plan: Plan, seed: int, da
             np.testing.assert_array_equal(found, as_dtype(real, volume.dtype))
 
 
-@pytest.mark.sampled(9)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("factor", [1.1, 1.15, 2.3, 0.55, 1 / 1.1, 41 / 8, 61 / 4])
 @pytest.mark.parametrize("block", [9, 16, 27, 10_000])
 def test_nearest_equals_the_reference_on_ties(engine: CleEngine, factor: float, block: int) -> None:
@@ -285,7 +286,7 @@ def test_nearest_equals_the_reference_on_ties(engine: CleEngine, factor: float, 
     np.testing.assert_array_equal(run(engine, plan, volume), real)
 
 
-@pytest.mark.sampled(7)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dtype", ["uint32", "int32"])
 @pytest.mark.parametrize("factor", [(2.0, 3.0, 1.0), (0.5, 0.404, 1.1), (2.3, 0.7, 4.0)])
 @pytest.mark.parametrize("block", [(999, 999, 999), (6, 7, 8)])
@@ -340,7 +341,7 @@ def test_halves_between_voxels_go_to_the_even_integer(engine: CleEngine) -> None
     assert engine.scale(volume, plan.block(0), plan).data.ravel().tolist() == [0, 2, 2, 254]
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "int8", "int16", "int32", "float32"])
 @pytest.mark.parametrize("interpolation", ["linear", "nearest"])
 def test_the_default_boundary_has_no_dark_rim(engine: CleEngine, dtype: str, interpolation: str) -> None:
@@ -366,7 +367,7 @@ def test_the_constant_boundary_has_the_rim_of_cle_scale(engine: CleEngine) -> No
     np.testing.assert_allclose(found[1:-1, 1:-1, 1:-1], 1000, atol=0.01)
 
 
-@pytest.mark.sampled(7)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("factor", [(1.0, 1.0, 1.0), (2.0, 1.0, 3.0), (1.5, 0.5, 2.3)])
 @pytest.mark.parametrize("block", [(99, 99, 99), (4, 3, 5)])
@@ -489,6 +490,7 @@ def test_staging_is_reused(engine: CleEngine, live: Live) -> None:
 # ---- one at a time -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_threads_take_turns(engine: CleEngine) -> None:
     """Many threads at once get what one after the other would."""
     volume = random_volume(11, (20, 30, 40), "uint16")
@@ -585,6 +587,7 @@ assert len(contexts) == 2, contexts  # some drivers refuse a kernel of one conte
 """
 
 
+@pytest.mark.slow
 def test_devices_of_one_process_take_turns() -> None:
     """One device is cle's current one, and each has a context of its own: blocks go from one device to the other."""
     done = subprocess.run(

@@ -168,7 +168,7 @@ def test_the_variable_is_no_unknown_one() -> None:
     assert module.CHOICE in NO_OPTION
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", GENERATIONS)
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 5, 6), (5, 1, 6), (5, 6, 1), (1, 7, 1), (7, 1, 1), (1, 1, 7)])
 def test_volumes_of_one_voxel_across_are_volumes(

@@ -298,7 +298,7 @@ SPREAD: list[tuple[Float3, str, bool]] = [
 ]
 
 
-@pytest.mark.sampled(23)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("values", [[np.nan], [np.inf], [-np.inf], [np.inf, -np.inf]], ids=str)
 @pytest.mark.parametrize("block", [WHOLE, (4, 3, 5)], ids=["one block", "blocks"])
 @pytest.mark.parametrize(("factor", "interpolation", "antialias"), SPREAD)

@@ -201,7 +201,7 @@ def verified(plan: Plan, volume: np.ndarray, found: np.ndarray, samples: int) ->
     return verify(source, result, recipe, samples=samples)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("boundary", ["nearest", "constant"])
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_verify_holds_at_the_edges(kind: tuple[str, str, bool], boundary: str) -> None:

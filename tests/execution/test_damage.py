@@ -264,6 +264,7 @@ def test_a_damaged_plan_is_none_or_the_same(job: Job, number: int) -> None:
             job.check(ledger, plan)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("number", range(BATCHES))
 def test_damaged_attributes_of_a_job_are_refused(job: Job, number: int) -> None:
     """Or are not those that say how it is made."""
@@ -299,6 +300,7 @@ def test_a_holder_is_named_or_not() -> None:
         Holder.from_json(mutated(random.Random(index), text))  # noqa: S311
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("index", range(12))
 def test_a_damaged_job_ends_with_the_right_voxels_or_one_sentence(job: Job, tmp_path: Path, index: int) -> None:
     """From its beginning to its end, whichever file was damaged."""

@@ -165,7 +165,7 @@ def test_what_ends_in_the_middle_resumes(
     assert not set(made) & set(blocks_of(before))
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("k", [2, 9, 17])
 def test_counts_agree(tmp_path: Path, executor: dict[str, Any], k: int, capsys: Any) -> None:
     """Blocks of the next level that were made along with others count too, for whoever made those."""
@@ -173,6 +173,7 @@ def test_counts_agree(tmp_path: Path, executor: dict[str, Any], k: int, capsys: 
     check_counts(tmp_path / "in.npy", k, interrupt, capsys, **executor)
 
 
+@pytest.mark.sampled(1)
 def test_damage_ends_the_job_in_one_sentence(tmp_path: Path, out: Path, executor: dict[str, Any]) -> None:
     """It names block, chunk and remedy; with that the job resumes, and fills the part."""
     import zarr
@@ -191,6 +192,7 @@ def test_damage_ends_the_job_in_one_sentence(tmp_path: Path, out: Path, executor
     assert output_state(out) == OutputState(complete=True)
 
 
+@pytest.mark.sampled(1)
 def test_a_shard_that_cannot_be_written_ends_the_job_in_one_sentence(
     source: Path, out: Path, executor: dict[str, Any], whole: dict[str, dict[str, bytes]]
 ) -> None:
@@ -235,6 +237,7 @@ def lost_device() -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [*KINDS[:2], pytest.param("workers", marks=pytest.mark.slow)])
 def test_what_is_lost_is_replaced(
     source: Path, out: Path, kind: str, whole: dict[str, dict[str, bytes]], request: pytest.FixtureRequest

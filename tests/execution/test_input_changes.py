@@ -165,7 +165,7 @@ def made(output: Path) -> dict[str, Any]:
     return attributes
 
 
-@pytest.mark.sampled(13)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("how", ["replaced", "overwritten"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_output_of_two_inputs_is_never_complete(kind: str, how: str, tmp_path: Path) -> None:
@@ -236,6 +236,7 @@ def test_chunks_that_are_not_wanted_may_change(tmp_path: Path) -> None:
     assert made(tmp_path / "out.zarr")["complete"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [{"isolate": True}, {"workers": "cpu:1"}])
 def test_other_processes_read_no_other_input(how: dict[str, Any], tmp_path: Path) -> None:
     """They open it themselves, and it is compared by the process that marks the output complete."""

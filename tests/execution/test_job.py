@@ -148,6 +148,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("begun", [True, False], ids=["begun", "finished"])
 @pytest.mark.parametrize("name", [*CHANGES, "engine"])
 def test_another_option_is_named_and_refused(

@@ -112,7 +112,7 @@ RAGGED: list[tuple[tuple[int, ...], object, tuple[float, ...], tuple[int, ...] |
 """Shapes, input chunks, factors and output chunks whose halo map_overlap cannot exchange."""
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("shape", "given", "factor", "chunks"), RAGGED)
 @pytest.mark.parametrize("interpolation", ["nearest", "lanczos3"])
 def test_chunks_thinner_than_their_halo_are_read_from_further_chunks(

@@ -108,6 +108,7 @@ def test_the_same_as_read_back(
         np.testing.assert_array_equal(level(tmp_path / "along.zarr", number), level(tmp_path / "after.zarr", number))
 
 
+@pytest.mark.slow
 def test_of_a_series_by_workers(tmp_path: Path) -> None:
     """Each volume's level 1 is made with it."""
     source: Any = zarr.create_array(
@@ -149,6 +150,7 @@ def test_a_job_goes_on_with_what_was_made(tmp_path: Path) -> None:
         np.testing.assert_array_equal(level(tmp_path / "out.zarr", number), level(tmp_path / "one.zarr", number))
 
 
+@pytest.mark.slow
 def test_what_was_not_made_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of blocks that are made shard by shard, for want of memory, nothing is made of a part."""
     monkeypatch.setattr(blocks.BlockMaker, "_encode_next", lambda *_: None)

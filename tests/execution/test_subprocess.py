@@ -87,6 +87,7 @@ def test_a_worker_that_dies_is_replaced(out: Path) -> None:
     assert reasons == ["the process that scales was ended by SIGKILL"] * 2
 
 
+@pytest.mark.slow
 def test_a_device_that_was_lost_before_takes_the_job_to_another_process(
     out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,6 +133,7 @@ isovoxel.scale(sys.argv[1], sys.argv[2], isolate=True, listeners=[tell], engine=
 """
 
 
+@pytest.mark.slow
 def test_a_worker_ends_with_the_process_that_watches_it(out: Path) -> None:
     """Even where that is killed and can tell nobody."""
     np.save(out.with_name("in.npy"), np.zeros((64, 64, 64), np.uint8))

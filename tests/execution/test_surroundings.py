@@ -164,6 +164,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_a_fork_of_a_process_that_asked_a_store_is_told_to_spawn(tmp_path: Path) -> None:
     """Its client's threads are not in the fork, where a request would wait for them for ever."""

@@ -240,6 +240,7 @@ def test_an_interrupt_waits_for_the_blocks_in_flight_and_starts_no_other(mode: s
     assert writer.times.sum() == sum(job.progress.done) * 4 * 12 * 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_ctrl_c_ends_the_command_long_before_its_last_block(mode: str, tmp_path: Path) -> None:
     """Exit code 130, one sentence, no traceback, and an output that says it is incomplete."""

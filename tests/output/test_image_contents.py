@@ -170,6 +170,7 @@ REFUSED: dict[str, tuple[Maker, str]] = {
 """What lies at the output's place, and is not, and how that is said."""
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("word", ["", "now"])
 @pytest.mark.parametrize("kind", REFUSED)
 def test_what_is_no_image_or_more_than_one_is_refused_and_kept(

@@ -129,6 +129,7 @@ def test_a_file_is_read_plane_by_plane(opened: Volume) -> None:
         assert read.flags.owndata
 
 
+@pytest.mark.slow
 def test_threads_take_turns(opened: Volume) -> None:
     """All get their own voxels."""
     tiles = list(Box.whole(STACK.shape).tiles((2, 20, 25)))

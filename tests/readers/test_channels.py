@@ -122,6 +122,7 @@ def test_what_is_not_selected_of_planes_is_refused_with_the_options(isovoxel: Is
     assert isovoxel("info", tmp_path / "a.tif", "--channel", 0, "--time", 0).code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tif", "zarr"])
 def test_a_channel_is_scaled_verified_and_gone_on_with(kind: str, isovoxel: Isovoxel, tmp_path: Path) -> None:
     """As its voxels by themselves would be; the first one too is only one of them."""

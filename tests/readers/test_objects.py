@@ -210,7 +210,7 @@ def test_a_chunk_too_long_is_not_received(place: ObjectPlace, tmp_path: Path) ->
         volume.read(Box.whole(volume.shape))
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("status", "passes"), [(503, True), (500, True), (429, True), (403, False), (400, False)])
 @pytest.mark.parametrize("kind", ["raw", "by zarr-python"])
 def test_what_a_server_refuses_may_pass_or_not(

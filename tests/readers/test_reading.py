@@ -278,6 +278,7 @@ def test_a_box_is_read_into_the_array_that_is_given(opened: tuple[Volume, np.nda
             volume.read(box, wrong)
 
 
+@pytest.mark.sampled(2)
 def test_threads_do_not_disturb_each_other(opened: tuple[Volume, np.ndarray]) -> None:
     """Many threads that read at once all get their own voxels."""
     volume, whole = opened

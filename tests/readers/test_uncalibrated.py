@@ -170,6 +170,7 @@ def test_an_uncalibrated_image_keeps_its_place(tmp_path: Path) -> None:
     assert part.output.origin == (11, 22, 33)
 
 
+@pytest.mark.slow
 def test_an_uncalibrated_image_is_converted_shown_and_verified(tmp_path: Path) -> None:
     """None of that takes a voxel size, and neither does its own output."""
     path = ome_zarr(tmp_path / "a.zarr", (1.0, 1.0, 1.0), None)

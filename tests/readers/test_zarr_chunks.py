@@ -109,7 +109,7 @@ def test_boxes_are_what_zarr_python_reads(written: tuple[ChunkReader, np.ndarray
             np.testing.assert_array_equal(reader(box, out), whole[box.slices])
 
 
-@pytest.mark.sampled(22)
+@pytest.mark.sampled(2)
 def test_threads_read_what_zarr_python_reads(written: tuple[ChunkReader, np.ndarray]) -> None:
     """Many threads that share a reader, and its cache, all get their own voxels."""
     direct, whole = written
@@ -311,7 +311,7 @@ def test_failures_give_all_buffers_back(tmp_path: Path) -> None:
     np.testing.assert_array_equal(cached(Box.whole(SHAPE)), whole)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("chunks", [(11, 101, 211), (4, 25, 32)])
 @pytest.mark.parametrize("share", [0.0, 0.3, 2.0])
 def test_a_cache_holds_no_more_than_it_is_given(chunks: Index3, share: float, tmp_path: Path) -> None:

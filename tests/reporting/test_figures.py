@@ -112,6 +112,7 @@ SAY = "from isovoxel.cli import main; import sys; sys.argv[0] = 'isovoxel'; main
 NO_FOLDER = "import tempfile; tempfile.mkdtemp = lambda *_, **__: open('/dev/null/nothing')"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("first", "code"), [("", 0), (NO_FOLDER, 2)])
 def test_a_home_that_cannot_be_written_is_no_matter(tmp_path: Path, first: str, code: int) -> None:
     """Nothing is said of it, whatever matplotlib would say; where no folder is left, one sentence is."""

@@ -127,6 +127,7 @@ def test_each_block_has_its_lines() -> None:
     assert "z 96 to 192, y 128 to 192, x 128 to 256 of the output" in words
 
 
+@pytest.mark.slow
 def test_a_million_blocks_are_as_many_lines_as_can_be_seen() -> None:
     """The drawing stays small, no two lines are nearer than can be told apart, and it says what it leaves out."""
     plan = plan_of((20_000, 60_000, 60_000), blocks=(320, 320, 320))

@@ -169,6 +169,7 @@ def test_it_shows_the_channel_and_time_that_were_scaled(isovoxel: Isovoxel) -> N
     assert shown[0].links == shown[1].links
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("folder")
 def test_further_levels_count(isovoxel: Isovoxel) -> None:
     """Blocks, voxels and bytes are those of all levels, which the job makes; memory is the most that one takes."""

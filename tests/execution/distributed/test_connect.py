@@ -57,6 +57,7 @@ def test_an_array_in_memory_is_refused(out: Path) -> None:
         isovoxel.scale(VOXELS, out, workers="cpu:2", **OPTIONS)
 
 
+@pytest.mark.slow
 def test_a_large_graph_is_refused(out: Path, client: Any) -> None:
     """A dask array that holds its voxels would be sent to each worker."""
     import dask.array as da

@@ -258,6 +258,7 @@ class Short(WorkerPlugin):
         BlockMaker.encode = short  # type: ignore[method-assign]
 
 
+@pytest.mark.slow
 def test_a_worker_with_too_little_memory_makes_do(tmp_path: Path, out: Path, own: Any) -> None:
     """With fewer blocks in flight, and at last shard by shard."""
     own.register_plugin(Short(), name="short")
@@ -421,6 +422,7 @@ def test_a_worker_that_outlives_the_lock_of_its_job_writes_nothing_more(
     assert not [path for path in out.rglob("*") if "isovoxel-" in path.name]
 
 
+@pytest.mark.slow
 def test_a_worker_that_sees_something_else_is_named(tmp_path: Path, foreign: Foreign) -> None:
     """Before anything is written; here every process sees its own folder under the same path."""
     stack(tmp_path)

@@ -77,6 +77,7 @@ def test_a_worker_that_is_lost_while_it_is_asked_is_not_waited_for(own: Any) -> 
         assert rpc.ask_workers(own, kill, pids[lost], workers=[kept, lost], seconds=120) == {kept: 7}
 
 
+@pytest.mark.slow
 def test_results_of_a_worker_that_is_killed_are_not_waited_for(own: Any) -> None:
     """Those of the others come, also where it dies just then: nobody would make the lost ones again."""
     there = own.scheduler_info()["workers"]

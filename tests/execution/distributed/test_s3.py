@@ -113,6 +113,7 @@ def test_a_client_that_is_killed_goes_on(hired: str, server: Server, tmp_path: P
     assert [path for path in local if local[path] != found[path]] == ["zarr.json"]  # which names the input
 
 
+@pytest.mark.slow
 def test_a_worker_without_credentials_is_named(server: Server, foreign: Foreign, isovoxel: Isovoxel) -> None:
     """Before anything is written, though the client and another worker have some."""
     foreign.worker("rich", **server.environment)
@@ -132,6 +133,7 @@ def test_a_worker_without_credentials_is_named(server: Server, foreign: Foreign,
     assert not [text for text in (said.out, said.err, foreign.logs) if KEY in text or SECRET in text]
 
 
+@pytest.mark.slow
 def test_secrets_are_nowhere(
     server: Server, cluster: Foreign, isovoxel: Isovoxel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

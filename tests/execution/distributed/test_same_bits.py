@@ -63,6 +63,7 @@ def test_four_workers_make_the_bits_of_one_process(tmp_path: Path, out: Path) ->
     assert files(out) == files(tmp_path / "whole.zarr")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("halo", ["direct", "auto"])
 def test_a_dask_array_is_computed_by_the_workers(tmp_path: Path, out: Path, client: Any, halo: str) -> None:
     """Its graph travels; its voxels do not come through this process."""
@@ -76,6 +77,7 @@ def test_a_dask_array_is_computed_by_the_workers(tmp_path: Path, out: Path, clie
     assert files(out) == files(tmp_path / "whole.zarr")
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_lost_on_one_level_is_not_missed_on_the_next(tmp_path: Path, out: Path, own: Any) -> None:
     """The last block of the full level is its end; whom its nanny starts in its place takes part in the others."""
     source, options = stack(tmp_path), OPTIONS | {"engine": "exact", "levels": 2}
@@ -95,6 +97,7 @@ def test_a_worker_that_is_lost_on_one_level_is_not_missed_on_the_next(tmp_path: 
     assert isovoxel.verify(out, samples=16).holds
 
 
+@pytest.mark.slow
 def test_workers_open_the_part_that_is_meant(tmp_path: Path, out: Path, client: Any) -> None:
     """A crop of a level of an image, as this process does."""
     source = pyramid(tmp_path / "in.zarr", halved(VOXELS, 2))

@@ -79,6 +79,7 @@ def slow_on_one(block: int) -> int:
     return 2 * block
 
 
+@pytest.mark.slow
 def test_a_slow_worker_does_fewer(threads: Any) -> None:
     """Nobody waits for it long, and what it has and others could do is given to them as well."""
     judge, _ = run(threads, 300, slow_on_one)
@@ -253,6 +254,7 @@ def test_a_worker_that_comes_takes_part(one: Any) -> None:
     assert len(judge.by) == 2
 
 
+@pytest.mark.slow
 def test_nobody_is_waited_for_for_ever(one: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where all workers go, others may come; the job says that it waits, and ends when none does."""
     monkeypatch.setattr(submission, "NO_WORKER_SECONDS", 0.5)
