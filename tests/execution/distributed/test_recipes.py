@@ -6,6 +6,7 @@ import importlib.resources
 import itertools
 import json
 import os
+import re
 import shlex
 import signal
 import stat
@@ -181,29 +182,94 @@ def test_a_slurm_worker_without_a_gpu_is_refused(tmp_path: Path) -> None:
     assert "no OpenCL device is called 'gpu'; known devices: " in done.stderr
 
 
-STEP = """#!/bin/sh
-# What stands for srun: it runs the step here, and the first time a preempted one in its place.
-if [ -e preempted ]; then exec "$@"; fi
-touch preempted
-exit 143
+STEP = """
+import os, signal, sys
+from isovoxel.output.ledger import Ledger
+number = {"0": signal.SIGTERM, "1": signal.SIGKILL}.get(os.environ.get("SLURM_RESTART_COUNT", "0"))
+added, add = [], Ledger.add
+def add_and_stop(self, *words, **options):
+    add(self, *words, **options)
+    added.append(self)
+    if number and len(added) == 3:
+        os.killpg(0, number)
+Ledger.add = add_and_stop
+from isovoxel.cli import main
+if __name__ == "__main__":
+    main()
 """
+"""The command line; after three blocks Slurm ends its whole step: with a word at the first time, then without one."""
+
+
+def job(
+    folder: Path, *words: str | Path, srun: str, scontrol: str = "true", **more: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the recipe's script as Slurm does, with commands in the place of Slurm's."""
+    (folder / "bin").mkdir(exist_ok=True)
+    for name, text in {"srun": srun, "scontrol": scontrol}.items():
+        (folder / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / "bin" / name).chmod(stat.S_IRWXU)
+    there = environment(folder, SLURM_JOB_ID="17", SLURM_CPUS_PER_TASK="6", **more)
+    command = ["bash", str(RECIPES / "job.sbatch"), *map(str, words)]
+    return subprocess.run(command, cwd=folder, env=there, capture_output=True, text=True, check=False, timeout=200)
 
 
 @pytest.mark.slow
-def test_one_slurm_job_is_requeued_until_it_is_done(tmp_path: Path, stack: Path) -> None:
-    """Where its step is ended by SIGTERM the job queues itself again, and the next run does the work."""
-    (tmp_path / "bin").mkdir()
-    requeue = f'#!/bin/sh\necho "$@" >{shlex.quote(str(tmp_path / "queued"))}\n'
-    command = f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m isovoxel "$@"\n'
-    for name, text in {"srun": STEP, "scontrol": requeue, "isovoxel": command}.items():
-        (tmp_path / "bin" / name).write_text(text)
-        (tmp_path / "bin" / name).chmod(stat.S_IRWXU)
-    words = ["bash", str(RECIPES / "job.sbatch"), str(stack), str(tmp_path / "out.zarr")]
-    there = environment(tmp_path, SLURM_JOB_ID="17", ISOVOXEL_WORKERS="cpu:1")
-    codes = [subprocess.run(words, cwd=tmp_path, env=there, check=False, timeout=120).returncode for _ in range(2)]
-    assert codes == [143, 0]
+def test_a_slurm_job_that_is_preempted_goes_on_by_itself(tmp_path: Path, stack: Path) -> None:
+    """Stopped in the middle, by a signal that it hears and by one that it does not, it resumes to the same bits."""
+    (tmp_path / "step.py").write_text(STEP)
+    options = ["--chunk", "64,64,64", "--shard", "64,64,64", "--device-memory", "2MB"]
+    out = tmp_path / "out.zarr"
+    step = f'shift; exec setsid --wait {shlex.quote(sys.executable)} step.py "$@"'
+    more = {"ISOVOXEL_WORKERS": "cpu:1", "srun": step, "scontrol": 'echo "$@" >>queued'}
+    ran = [job(tmp_path, stack, out, *options, **more, SLURM_RESTART_COUNT=str(restarts)) for restarts in range(3)]
+    assert (ran[0].returncode, ran[2].returncode) == (143, 0), [each.stderr for each in ran]
+    assert ran[1].returncode not in (0, 143)  # Slurm queues again what it killed itself
     assert (tmp_path / "queued").read_text() == "requeue 17\n"
-    check_bits(stack, tmp_path / "out.zarr")
+    resumed = [re.search(r"resuming: (\d+) of \d+ blocks already done", each.stderr) for each in ran]
+    assert [int(found[1]) >= 3 * run if found else None for run, found in enumerate(resumed)] == [None, True, True], ran
+    isovoxel.scale(stack, tmp_path / "whole.zarr", chunk=(64, 64, 64), shard=(64, 64, 64))
+    assert files(out) == files(tmp_path / "whole.zarr")
+
+
+def test_the_slurm_job_has_one_node_and_hears_of_its_end() -> None:
+    """GPUs of one node, a signal to the step before the time is up, a log that grows, and a place in the queue."""
+    lines = (RECIPES / "job.sbatch").read_text().splitlines()
+    directives = {line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH")}
+    assert directives >= {"--nodes=1", "--ntasks=1", "--requeue", "--open-mode=append", "--signal=TERM@120"}
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 130, 137, 143])
+def test_a_slurm_job_ends_with_the_code_of_its_step(tmp_path: Path, code: int) -> None:
+    """It is queued again where the step was told to end, and nowhere else; srun gets words and cores of the job."""
+    step = f'echo "$SRUN_CPUS_PER_TASK $ISOVOXEL_WORKERS" "$@"; exit {code}'
+    done = job(tmp_path, "a stack.tif", "out.zarr", srun=step, scontrol='echo "$@" >queued')
+    assert (done.returncode, done.stderr) == (code, "")
+    assert done.stdout == "6 auto isovoxel scale a stack.tif out.zarr\n"
+    assert (tmp_path / "queued").exists() is (code == 143)
+
+
+@pytest.mark.parametrize(
+    ("more", "scontrol", "said"),
+    [({"SLURM_RESTART_COUNT": "100"}, "touch queued", "after 100 restarts"), ({}, "exit 1", "scontrol failed")],
+)
+def test_a_slurm_job_that_is_not_queued_again_says_so(
+    tmp_path: Path, more: dict[str, str], scontrol: str, said: str
+) -> None:
+    """With the way on, and the code of its step."""
+    done = job(tmp_path, "in.tif", "out.zarr", srun="exit 143", scontrol=scontrol, **more)
+    assert done.returncode == 143
+    assert said in done.stderr
+    assert done.stderr.endswith("; to resume, submit the same command\n")
+    assert not (tmp_path / "queued").exists()
+
+
+@pytest.mark.parametrize("word", ["--overwrite", "--overwrite=now"])
+def test_a_slurm_job_does_not_start_again_and_again(tmp_path: Path, word: str) -> None:
+    """`--overwrite` would do that whenever the job is requeued: it is refused before the step."""
+    done = job(tmp_path, "in.tif", "out.zarr", word, srun="touch ran")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --overwrite would start again after each requeue")
+    assert not (tmp_path / "ran").exists()
 
 
 def kubernetes(*words: str) -> dict[str, Any]:
