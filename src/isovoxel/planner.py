@@ -7,13 +7,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
 
-from isovoxel.errors import DeviceError, InputError, OptionError
+from isovoxel.errors import DeviceError, DoesNotFitError, InputError, OptionError
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import (
     AXES,
@@ -229,7 +230,7 @@ def plan_volume(
     from isovoxel.planning.chunking import Storage, default_storage
     from isovoxel.planning.encoding import with_encoder
     from isovoxel.planning.optimizer import make_plan
-    from isovoxel.planning.pyramid import with_levels
+    from isovoxel.planning.pyramid import halved_axes, with_levels
 
     resources = resources or ThisProcess(options)
     kind = resources.limits(options.engine or "exact")[0].kind
@@ -248,22 +249,6 @@ def plan_volume(
     source, halo = source_of(volume, target.source), options.or_new("halo")
     if options.like is not None and halo == "map_overlap":
         raise OptionError("halo map_overlap cannot scale onto the voxels of another volume (like); use halo direct")
-    full = make_plan(
-        replace(source, notes=(*source.notes, *target.notes, *choice.notes)),
-        target.factor,
-        output=target.output,
-        shift=target.shift,
-        storage=storage,
-        device=device,
-        host=host,
-        engine=choice.engine,
-        interpolation=sampling.interpolation,
-        antialias=sampling.antialias,
-        boundary=options.or_new("boundary"),
-        # Only a dask array brings chunks that its graph has made already; a file's are read where they are needed.
-        halo_mode="direct" if halo == "auto" and (volume.array is None or options.like is not None) else halo,
-        fixed_storage=options.shard is not None,
-    )
 
     def overhead(shape: Index3, storage: Storage) -> int:
         from isovoxel.readers.zarr_layout import written_layout  # which loads decoders: only for levels that there are
@@ -272,16 +257,44 @@ def plan_volume(
 
     # Integers of 64 bits are labels, or nothing is to be computed with them.
     moves = sampling.labels or sampling.interpolation == "mode" or volume.dtype.itemsize == 8
-    return with_levels(
-        replace(full, library=choice.library),
-        options.further_levels,
-        interpolation="mode" if moves else "area",
-        device=device,
-        host=host,
-        chunk=options.chunk,
-        shard=options.shard,
-        read_overhead=overhead,
-    )
+
+    def planned(halved: tuple[bool, bool, bool]) -> Plan:
+        full = make_plan(
+            replace(source, notes=(*source.notes, *target.notes, *choice.notes)),
+            target.factor,
+            output=target.output,
+            shift=target.shift,
+            storage=storage,
+            device=device,
+            host=host,
+            engine=choice.engine,
+            interpolation=sampling.interpolation,
+            antialias=sampling.antialias,
+            boundary=options.or_new("boundary"),
+            # Only a dask array brings chunks that its graph has made already; a file's are read where they are needed.
+            halo_mode="direct" if halo == "auto" and (volume.array is None or options.like is not None) else halo,
+            fixed_storage=options.shard is not None,
+            halved=halved,
+        )
+        return with_levels(
+            replace(full, library=choice.library),
+            options.further_levels,
+            interpolation="mode" if moves else "area",
+            device=device,
+            host=host,
+            chunk=options.chunk,
+            shard=options.shard,
+            read_overhead=overhead,
+        )
+
+    plan = planned((False, False, False))
+    if (halved := halved_axes(plan)) is not None:
+        with contextlib.suppress(DoesNotFitError):
+            larger = planned(halved)
+            # Reading the full level back takes longer than its blocks, which are fewer, take to come to an end.
+            if larger.next_along is not None and larger.in_flight == plan.in_flight:
+                return larger
+    return plan
 
 
 def find_target(volume: Volume, options: Options) -> Target:

@@ -187,3 +187,18 @@ def test_default_shards_make_way() -> None:
     assert all(
         b % s == 0 or b == m for b, s, m in zip(first.block_shape, first.storage.shard, first.output.shape, strict=True)
     )
+
+
+def test_blocks_make_way() -> None:
+    """Where half a block would be no whole chunks of level 1, larger blocks are taken, if they fit."""
+    volume = isovoxel.open_volume(np.zeros((157, 630, 630), np.uint16), voxel_size=(4, 1, 1))
+    how: dict[str, Any] = {"zoom": 1, "engine": "exact", "device_memory": "1GB", "threads": 3}
+    memory = host_limits().baseline + (1 << 30)
+    first, alone = (isovoxel.plan(volume, memory=memory, levels=levels, **how) for levels in (None, 0))
+    assert first.next_along is not None
+    assert first.block_shape != alone.block_shape
+    assert first.in_flight == alone.in_flight
+    assert first.projected_host <= first.host.allowed
+    little = isovoxel.plan(volume, memory=alone.projected_host + (1 << 20), **how)
+    assert little.next_along is None
+    assert little.block_shape == alone.block_shape

@@ -2,7 +2,8 @@
 
 They are large, so that little is read twice, and not so few that some threads have nothing left to do.
 
-1. Along each axis, a block is a whole number of shards: candidates are the counts that cut the axis evenly.
+1. Along each axis, a block is a whole number of shards: candidates are the counts that cut the axis evenly. Where a
+   block of the next level is to be made of it, half of it is a whole number of chunks, too.
 2. For every candidate and axis, count what its blocks read: the longest span (for memory) and the sum of all spans
    rounded out to the source's chunks (for what is decoded). Both are products over the axes.
 3. Where the source keeps decoded chunks, memory saves decoding. Blocks go z slowest, so what neighbours along x
@@ -87,6 +88,7 @@ def make_plan(
     fixed_storage: bool = False,
     output: VoxelGrid | None = None,
     shift: Float3 = (0.0, 0.0, 0.0),
+    halved: tuple[bool, bool, bool] = (False, False, False),
 ) -> Plan:
     """Plan how `source` is scaled by `factor` within the limits.
 
@@ -108,6 +110,8 @@ def make_plan(
         Where the output's voxels lie; by default `source.grid.scaled(factor)`.
     shift
         As in `Plan`; only engine exact has one, and reads directly.
+    halved
+        Along which axes half a block must be whole chunks too, so that a block of the next level is made of it.
 
     Raises
     ------
@@ -143,7 +147,7 @@ def make_plan(
                 f"the output would have {ceil_div(m, s):,} {files} along {name}, more than {MAX_SHARDS:,}; "
                 f"choose a smaller zoom or larger {files}"
             )
-    fitted = _fit(draft, fixed_storage=fixed_storage)
+    fitted = _fit(draft, halved, fixed_storage=fixed_storage)
     if halo_mode == "direct":
         return fitted
     if halo_mode == "auto":
@@ -280,12 +284,12 @@ def continued(begun: Plan, planned: Plan) -> Plan:
     )
 
 
-def _fit(draft: Plan, *, fixed_storage: bool) -> Plan:
+def _fit(draft: Plan, halved: tuple[bool, bool, bool], *, fixed_storage: bool) -> Plan:
     """Return the draft with the best storage, number of blocks in flight and block shape that fit."""
     while True:
         storage: Storage | None = draft.storage
         while storage is not None:
-            if found := _best(replace(draft, storage=storage)):
+            if found := _best(replace(draft, storage=storage), halved):
                 return found
             storage = None if fixed_storage else smaller(storage)
         if draft.in_flight == 1:
@@ -294,12 +298,12 @@ def _fit(draft: Plan, *, fixed_storage: bool) -> Plan:
         draft = replace(draft, in_flight=in_flight, helpers=min(draft.helpers, in_flight - 1))
 
 
-def _best(draft: Plan) -> Plan | None:
+def _best(draft: Plan, halved: tuple[bool, bool, bool]) -> Plan | None:
     """Return the draft with the block shape and cache of the least score that fits, or None where no shard fits."""
     z, y, x = axes = tuple(
-        _candidates(sampler, chunk, shard, before, after)
-        for sampler, chunk, shard, before, after in zip(
-            draft.samplers, draft.source.chunks, draft.storage.shard, *draft.source.beside, strict=True
+        _candidates(sampler, chunk, step, before, after)
+        for sampler, chunk, step, before, after in zip(
+            draft.samplers, draft.source.chunks, _steps(draft.storage, halved), *draft.source.beside, strict=True
         )
     )
     # As float64, which holds counts that overflow 64-bit integers; whether one fits is checked in exact integers.
@@ -365,15 +369,24 @@ def _fits(draft: Plan, axes: tuple[_Candidates, ...], at: Index3, shape: Index3,
     return not cost.excess(draft.device, in_flight) and host <= draft.host.allowed
 
 
-def _candidates(sampler: Sampler, chunk: int, shard: int, before: int = 0, after: int = 0) -> _Candidates:
-    """Return the block lengths worth trying along one axis, longest first.
+def _steps(storage: Storage, halved: tuple[bool, bool, bool]) -> Index3:
+    """Return of what each side of a block is a multiple: whole shards, and two chunks where it is halved."""
+    z, y, x = (
+        math.lcm(shard, 2 * chunk) if half else shard
+        for shard, chunk, half in zip(storage.shard, storage.chunk, halved, strict=True)
+    )
+    return (z, y, x)
+
+
+def _candidates(sampler: Sampler, chunk: int, step: int, before: int = 0, after: int = 0) -> _Candidates:
+    """Return the block lengths worth trying along one axis, longest first: multiples of a step.
 
     The first chunk has so many voxels before the volume, and the last so many after it, which are decoded as well.
     """
     axis = sampler.axis
-    shards = ceil_div(axis.m, shard)
-    counts = np.unique(np.geomspace(1, shards, CANDIDATES).round().astype(np.int64))
-    lengths = sorted({min(axis.m, ceil_div(shards, int(n)) * shard) for n in counts}, reverse=True)
+    steps = ceil_div(axis.m, step)
+    counts = np.unique(np.geomspace(1, steps, CANDIDATES).round().astype(np.int64))
+    lengths = sorted({min(axis.m, ceil_div(steps, int(n)) * step) for n in counts}, reverse=True)
     read, padded, chunked, decoded, blocks, sizes = [], [], [], [], [], []
     for length in lengths:
         span = sampler.spans(*axis.intervals(length))

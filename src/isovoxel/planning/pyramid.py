@@ -115,13 +115,29 @@ def with_levels(
     return replace(plan, further=tuple(further))
 
 
+def halved_axes(plan: Plan) -> tuple[bool, bool, bool] | None:
+    """Return along which axes blocks are to be halved, so that level 1 can be made of them, or None.
+
+    None where it is made of them already, or cannot be, however the full level is cut.
+    """
+    if not plan.further or plan.further[0].along or not _adds(plan, plan.further[0]):
+        return None
+    z, y, x = (f == 0.5 for f in plan.further[0].factor)
+    return (z, y, x)
+
+
+def _adds(before: Plan, made: Plan) -> bool:
+    """Return whether a level is made of sums that `isovoxel.geometry.downsampling` adds."""
+    return made.interpolation == "area" and before.source.dtype in HALVED
+
+
 def _along(before: Plan, made: Plan, *, fixed: bool) -> Plan:
     """Return the plan of the first further level with the blocks of the full one, halved, where it can have them.
 
     It can where means are made of integers that `isovoxel.geometry.downsampling` adds, each block covers whole shards
     of it, in smaller shards than it would have unless the user has `fixed` them, and the host's memory suffices.
     """
-    if made.interpolation != "area" or before.source.dtype not in HALVED:
+    if not _adds(before, made):
         return made
     blocks, shards = [], []
     for f, b, n, m, s, c in zip(
