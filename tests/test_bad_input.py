@@ -90,7 +90,6 @@ CASES: dict[str, Case] = {
         bad.tagged("TileWidth", 0, tile=(16, 16)), "its strips or tiles have the shape (1, 0, 24)"
     ),
     "TIFF: colour": Case(bad.stack(np.zeros((20, 24, 3), "u1"), photometric="rgb"), "3 colour samples"),
-    "TIFF: double precision": Case(bad.stack(np.zeros((6, 20, 24)), photometric="minisblack"), "holds float64"),
     "ImageJ: a billion images": Case(
         bad.described("ImageJ=1.53\nimages=1000000000\nslices=1000000000\n"), "bytes are missing"
     ),
@@ -148,13 +147,13 @@ CASES: dict[str, Case] = {
     "npy: a header of code": Case(bad.npy_header("__import__('os').abort()"), "broken .npy header"),
     "npy: a header of 4 GB": Case(bad.npy_header(bad.says("(6, 20, 24)"), b"\2\0", 2**32 - 1), "broken .npy header"),
     "npy: version 9": Case(bad.npy_header(bad.says("(6, 20, 24)"), b"\x09\0"), "which has no plain numbers"),
-    "npy: half precision": Case(bad.npy(np.zeros((6, 20, 24), "f2")), "holds float16"),
+    "npy: complex numbers": Case(bad.npy(np.zeros((6, 20, 24), "c8")), "holds complex64"),
     "npy: records": Case(bad.npy_header(bad.says("(6, 20, 24)", "[('a', '<u2')]")), "holds"),
     # ---- HDF5
     "HDF5: its first bytes": Case(bad.file(b"\x89HDF\r\n\x1a\n", "a.h5"), "cannot be read as HDF5"),
     "HDF5: cut": Case(bad.cut(0.5, bad.hdf5()), "cannot be read as HDF5"),
     "HDF5: no such dataset": Case(bad.within("/b", bad.hdf5()), "is not there: the file has /a"),
-    "HDF5: double precision": Case(bad.hdf5(bad.VOXELS * 1.0), "holds float64"),
+    "HDF5: complex numbers": Case(bad.hdf5(bad.VOXELS * 1j), "holds complex128"),
     "HDF5: text": Case(bad.hdf5(np.full((2, 2, 2), b"voxel")), "holds |S5"),
     "HDF5: no voxels": Case(bad.within("/a", bad.hdf5(bad.VOXELS[:, :0])), "is empty"),
     "HDF5: flat": Case(bad.hdf5(bad.VOXELS[0]), "no 3-D dataset"),
@@ -165,11 +164,10 @@ CASES: dict[str, Case] = {
     "N5: vast blocks": Case(bad.n5(blockSize=[2**20, 2**20, 2**20]), "cannot be read as N5"),
     "N5: compression unknown": Case(bad.n5(compression={"type": "gif"}), "gif"),
     "N5: a shape of words": Case(bad.n5(dimensions=["many", 2, 3]), "cannot be read as N5"),
-    "N5: double precision": Case(bad.n5(bad.VOXELS * 1.0), "holds float64"),
     "N5: its metadata": Case(lambda folder: bad.n5()(folder) / "attributes.json", "is a part of an N5"),
     # ---- NIfTI
     "NIfTI: cut": Case(bad.cut(0.5, bad.nifti()), "bytes are missing"),
-    "NIfTI: double precision": Case(bad.nifti(data=bad.VOXELS * 1.0), "holds float64"),
+    "NIfTI: complex numbers": Case(bad.nifti(data=bad.VOXELS * 1j), "holds complex128"),
     "NIfTI: vast": Case(bad.nifti(42, "<3h", 32767, 32767, 32767), "bytes are missing"),
     "NIfTI: vast, gzip": Case(bad.nifti(42, "<3h", 32767, 32767, 32767, ending="nii.gz"), "bytes are missing"),
     "NIfTI: a dtype unknown": Case(bad.nifti(70, "<h", 9999), "cannot be read as NIfTI"),
@@ -217,7 +215,7 @@ CASES: dict[str, Case] = {
     "zarr: fill value too large": Case(bad.array(fill_value=70_000), "its data type does not hold its fill value"),
     "zarr: objects": Case(bad.array(data_type="object"), "cannot be read as a zarr array"),
     "zarr: text": Case(bad.array(data_type="string", fill_value=""), "cannot be read as a zarr array"),
-    "zarr: double precision": Case(bad.array(data_type="float64"), "holds float64"),
+    "zarr: complex numbers": Case(bad.array(data_type="complex64", fill_value=[0, 0]), "holds complex64"),
     "zarr: names of two axes": Case(bad.array(dimension_names=["z", "y"]), "cannot be read as a zarr array"),
     "zarr: other axes than the image": Case(bad.array(dimension_names=["x", "y", "z"]), "contradicts itself"),
     "zarr v2: objects": Case(bad.array_v2(dtype="|O"), "cannot be read as a zarr array"),

@@ -408,11 +408,10 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "photo.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40))
     np.save(folder / "line.npy", data[0, 0])
     tifffile.imwrite(folder / "rgb.tif", np.zeros((20, 24, 3), np.uint8), photometric="rgb")
-    tifffile.imwrite(folder / "double.tif", data.astype(np.float64))
     tifffile.imwrite(folder / "movie.tif", np.zeros((2, 20, 24), np.uint8), imagej=True, metadata={"axes": "TYX"})
     tifffile.imwrite(folder / "bare.tif", data)
     np.save(folder / "nothing.npy", np.zeros((0, 4, 4), np.uint8))
-    np.save(folder / "truth.npy", np.zeros((4, 4, 4), np.bool_))
+    np.save(folder / "complex.npy", np.zeros((4, 4, 4), np.complex64))
     np.save(folder / "cut.npy", data)
     os.truncate(folder / "cut.npy", (folder / "cut.npy").stat().st_size - 100)
     (folder / "folder").mkdir()
@@ -433,10 +432,9 @@ BAD_INPUTS = {
     "photo.png": "is of a kind that isovoxel does not read, PNG; save it as TIFF",
     "line.npy": "is 1-D",
     "rgb.tif": "3 colour samples",
-    "double.tif": "holds float64",
     "movie.tif": "2 time points",
     "nothing.npy": "is empty: its shape is (0, 4, 4)",
-    "truth.npy": "holds bool",
+    "complex.npy": "holds complex64",
     "cut.npy": "100 bytes are missing",
     "folder": "is a folder but no zarr",
     "nothing.zarr": "is empty: its shape is (4, 0, 4)",

@@ -309,10 +309,6 @@ def test_what_the_system_does_not_give_is_not_damage(tmp_path: Path, monkeypatch
             "gif",
         ),
         (
-            '{"dimensions": [4, 4, 4], "blockSize": [4, 4, 4], "dataType": "float64", "compression": {"type": "raw"}}',
-            "holds float64",
-        ),
-        (
             '{"dimensions": [4, 0, 4], "blockSize": [4, 4, 4], "dataType": "uint8", "compression": {"type": "raw"}}',
             "empty",
         ),

@@ -145,7 +145,7 @@ def changed(path: Path, offset: int, code: str, *values: Any) -> Path:
         (42, "<3h", (32767, 32767, 32767), "bytes are missing"),
         (42, "<h", (-5,), "is empty"),
         (42, "<h", (0,), "is empty"),
-        (70, "<h", (64,), "holds float64"),
+        (70, "<h", (32,), "holds complex64"),
         (70, "<h", (128,), "holds"),
         (70, "<h", (9999,), "NIfTI"),
         (108, "<f", (12.0,), "inside its header"),

@@ -193,7 +193,7 @@ ODD: dict[str, tuple[Any, dict[str, Any], str]] = {
     "white as 0": (STACK[0], {"photometric": "miniswhite"}, r"photometric interpretation 0 \(white as 0\), not 1"),
     "several pages": (STACK[:2], {}, "has 2 pages, where the first slice has one"),
     "colour": (np.zeros((30, 40, 3), "u1"), {"photometric": "rgb"}, "3 colour samples"),
-    "another depth": (STACK[0].astype("f8"), {}, "holds float64"),
+    "another depth": (STACK[0].astype("f8"), {}, "it has the dtype float64, not uint16, as"),
 }
 
 

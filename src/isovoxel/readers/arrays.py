@@ -18,7 +18,8 @@ from isovoxel.errors import InputError
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import AXES
 from isovoxel.metadata.units import canonical_unit
-from isovoxel.readers.base import ReadBox, SeriesReader, Volume, check_voxels, output_array
+from isovoxel.readers.base import CONVERTED, ReadBox, SeriesReader, Volume, check_voxels, output_array
+from isovoxel.readers.converted import convert, note_of
 from isovoxel.readers.files import reason_of
 from isovoxel.readers.selection import EVERYTHING, GIVEN, UNNAMED, Picked, Selection, pick, plain_zyx
 from isovoxel.readers.tiled import Stored, TiledReader
@@ -87,9 +88,15 @@ def from_dask(array: Any, selection: Selection = EVERYTHING) -> Volume:
     shape = plain_zyx(name, array.shape)
     sources = _sources(array.ndim)
     array = array[None] if array.ndim == 2 else array
-    dtype = np.dtype(array.dtype).newbyteorder("=")
-    check_voxels(name, shape, dtype)
+    stored = np.dtype(array.dtype).newbyteorder("=")
+    check_voxels(name, shape, stored)
     z, y, x = (max(sizes) for sizes in array.chunks)
+    dtype, tag = CONVERTED.get(stored, stored), str(array.name)
+    notes: tuple[str, ...] = ()
+    held = 2 * dtype.itemsize
+    if dtype != stored:  # by dask itself, whose chunks may be of unequal size
+        array = array.map_blocks(partial(_converted, name, dtype), dtype=dtype)
+        notes, held = (note_of(stored),), held + stored.itemsize
     return Volume(
         name,
         "dask array",
@@ -97,12 +104,20 @@ def from_dask(array: Any, selection: Selection = EVERYTHING) -> Volume:
         dtype,
         ComputedReader(name, array, dtype),
         chunks=(z, y, x),
-        read_overhead=2 * z * y * x * dtype.itemsize + GRAPH_BYTES,
+        read_overhead=held * z * y * x + GRAPH_BYTES,
         sources=sources,
-        identity={"kind": "dask array", "shape": list(shape), "dtype": str(dtype), "tag": str(array.name)},
+        identity={"kind": "dask array", "shape": list(shape), "dtype": str(stored), "tag": tag},
         missing="a dask array has none",
+        notes=notes,
         array=array,
     )
+
+
+def _converted(name: str, dtype: np.dtype[Any], values: NDArray[Any]) -> NDArray[Any]:
+    """Return a chunk in the type that isovoxel scales."""
+    out = np.empty(values.shape, dtype)
+    convert(name, values, out)
+    return out
 
 
 @dataclass(frozen=True)

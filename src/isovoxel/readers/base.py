@@ -25,6 +25,13 @@ SUPPORTED_DTYPES = tuple(
     np.dtype(name) for name in ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float32")
 )
 
+CONVERTED: dict[np.dtype[Any], np.dtype[Any]] = {
+    np.dtype("float64"): np.dtype("float32"),
+    np.dtype("float16"): np.dtype("float32"),
+    np.dtype("bool"): np.dtype("uint8"),
+}
+"""What voxels of other types are read as, by `isovoxel.readers.converted`."""
+
 
 class ReadBox(Protocol):
     """Reads one box inside the volume.
@@ -66,7 +73,8 @@ class Volume(InNotebooks):
     shape: Index3
     """Number of voxels, z, y, x."""
     dtype: np.dtype[Any]
-    """One of `SUPPORTED_DTYPES`, in native byte order. Integers of 64 bits can be scaled as labels only."""
+    """One of `SUPPORTED_DTYPES`, in native byte order, or of `CONVERTED`, which `open_volume` converts. Integers of 64
+    bits can be scaled as labels only."""
     read: ReadBox = field(repr=False)
     """Reads one box, as `ReadBox` says."""
     chunks: Index3 = (1, 1, 1)
@@ -194,7 +202,7 @@ def check_voxels(name: str, shape: Index3, dtype: np.dtype[Any]) -> None:
     """
     if any(n < 1 for n in shape):
         raise InputError(f"{name} is empty: its shape is {shape}")
-    if dtype.newbyteorder("=") not in SUPPORTED_DTYPES:
+    if dtype.newbyteorder("=") not in (*SUPPORTED_DTYPES, *CONVERTED):
         names = ", ".join(str(d) for d in SUPPORTED_DTYPES)
         raise InputError(f"{name} holds {dtype}, which isovoxel does not scale; convert it to {names}")
 

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from isovoxel.errors import InputError
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.metadata.hdf5 import text_of
-from isovoxel.readers.base import SUPPORTED_DTYPES
+from isovoxel.readers.base import CONVERTED, SUPPORTED_DTYPES
 from isovoxel.readers.chunks import CHUNK_COST, ChunkCache, decode_nothing, decode_zlib
 from isovoxel.readers.files import number_of, reason_of, unavailable, unreadable
 from isovoxel.readers.raw import open_file, read_into
@@ -354,7 +354,7 @@ def stored_dtype(dataset: h5py.Dataset, name: str) -> np.dtype[Any]:
     stored = np.dtype(dataset.dtype)
     bare = np.dtype(stored.str) if stored.kind in "iuf" else stored  # of an enumeration, the numbers
     if (
-        bare.newbyteorder("=") in SUPPORTED_DTYPES
+        bare.newbyteorder("=") in (*SUPPORTED_DTYPES, *CONVERTED)
         and h5py.h5t.find(_type_of(dataset), h5py.h5t.py_create(bare)) is None
     ):
         kind = dataset.id.get_type()
@@ -368,7 +368,9 @@ def has_plain_type(dataset: h5py.Dataset) -> bool:
     """Tell whether a dataset's bytes, decoded, are its voxels: all bits of whole numbers, or IEEE's floats."""
     import h5py
 
-    return bool(_type_of(dataset) == h5py.h5t.py_create(np.dtype(np.dtype(dataset.dtype).str)))
+    own = np.dtype(np.dtype(dataset.dtype).str)
+    # h5py stores bool as an enumeration of bytes.
+    return bool(_type_of(dataset) == h5py.h5t.py_create(np.dtype(np.int8) if own.kind == "b" else own))
 
 
 def as_declared(value: Any, stored: np.dtype[Any], declared: np.dtype[Any]) -> Any:

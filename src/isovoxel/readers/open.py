@@ -20,6 +20,7 @@ from isovoxel.object_store.addresses import is_address, place_of
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.zarr_nodes import ATTRIBUTES, TOP
 from isovoxel.readers.base import Volume, cropped, moved
+from isovoxel.readers.converted import converted
 from isovoxel.readers.files import unreadable
 from isovoxel.readers.registry import (
     Location,
@@ -91,7 +92,7 @@ def open_volume(
         voxel_size = _checked_size(voxel_size)
     if unit is not None:
         unit = checked_unit(unit)
-    volume = _with_overrides(_open(source, selection), voxel_size, unit)
+    volume = _with_overrides(converted(_open(source, selection)), voxel_size, unit)
     return volume if selection.crop is None else cropped(volume, selection.crop)
 
 
