@@ -26,7 +26,7 @@ from isovoxel.geometry.grid import (
     number_text,
 )
 from isovoxel.object_store.addresses import Place
-from isovoxel.options import Options
+from isovoxel.options import Opening, Options
 from isovoxel.planning.model import ENGINES, MOVES, DeviceLimits, HostLimits, Source
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.base import Volume, moved
@@ -133,6 +133,18 @@ def open_input(source: Any, options: Options) -> Volume:
     from isovoxel.readers.open import open_volume
 
     return open_volume(source, voxel_size=options.input_voxel_size, unit=options.unit, selection=options.selection)
+
+
+def open_by(source: Any, opening: Opening) -> Volume:
+    """Open an input by the keywords of `isovoxel.open_volume`.
+
+    Raises
+    ------
+    IsovoxelError
+        As `isovoxel.open_volume`.
+    """
+    part: dict[str, Any] = {name: value for name, value in opening.items() if name != "voxel_size"}
+    return open_input(source, Options(input_voxel_size=opening.get("voxel_size"), **part))
 
 
 def choose_sampling(volume: Volume, options: Options) -> Sampling:

@@ -25,6 +25,7 @@ from isovoxel.execution.inputs import Named, check_apart, folders_of, read_as
 from isovoxel.execution.result import ScaleResult
 from isovoxel.object_store.addresses import is_address
 from isovoxel.options import Opening, checked_keywords
+from isovoxel.planner import open_by
 from isovoxel.planning.memory import human_bytes
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.base import Volume
@@ -176,12 +177,11 @@ class Report:
         """Return input and output side by side, or why they are not."""
         if self.result is None:
             return _paragraph("The result is not complete: not drawn.")
-        from isovoxel.api import open_volume
         from isovoxel.reporting.pictures import draw
 
         try:
-            before = open_volume(self._source, **self._opening)
-            after = open_volume(self._output)
+            before = open_by(self._source, self._opening)
+            after = open_by(self._output, {})
             if (short := _too_large([before, after], plan.host.allowed)) is not None:
                 return _paragraph(short)
             drawn = draw([before, after], ["before: ", "after: "], labels=after.labels, reading=self._reading)
@@ -252,9 +252,7 @@ class Report:
     def _lines(self, plan: Plan) -> list[Line]:
         lines = job_lines(self.result) if self.result else []
         try:
-            from isovoxel.api import open_volume
-
-            volume = open_volume(self._source, **self._opening)
+            volume = open_by(self._source, self._opening)
             known = [line for line in volume_lines(volume) if line[0] != "input"]
         except IsovoxelError:  # said where it should be drawn
             known = []

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Unpack
 
-from isovoxel.api import open_volume
 from isovoxel.execution.host import peak_bytes, reading_limits
 from isovoxel.execution.inputs import Named, check_apart, read_as
 from isovoxel.options import Opening, checked_keywords, parse_size
+from isovoxel.planner import open_by
 from isovoxel.reporting.files import HIDDEN, check_own, without_secrets
 from isovoxel.reporting.pictures import Reading, draw, save
 from isovoxel.reporting.records import Record
@@ -78,7 +78,7 @@ def show(
     path = check_own(default_name(sources) if output is None else output, "picture")
     check_apart([where for source in sources for where in read_as("input", source)], files=[Named("picture", path)])
     host = reading_limits(parse_size("memory", memory))
-    volumes = [open_volume(sources[0], **opening), *map(open_volume, sources[1:])]
+    volumes = [open_by(sources[0], opening), *(open_by(source, {}) for source in sources[1:])]
     drawn = draw(
         volumes,
         [f"{_short(PurePath(without_secrets(v.name)).name)}: " for v in volumes],
