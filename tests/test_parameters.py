@@ -27,7 +27,18 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "devices": api.workers,
 }
 """Public functions, by the commands that call them and have their options."""
-PYTHON_ONLY = {"source", "output", "client", "listeners", "against", "samples", "seed", "every_chunk", "return"}
+PYTHON_ONLY = {
+    "source",
+    "output",
+    "client",
+    "listeners",
+    "progress",
+    "against",
+    "samples",
+    "seed",
+    "every_chunk",
+    "return",
+}
 
 WORDS: dict[str, tuple[str, Any]] = {
     "zoom": ("2", 2.0),

@@ -138,6 +138,7 @@ def scale(
     scheduler: str | Path | None = None,
     client: Any = None,
     listeners: Sequence[Listener] = (),
+    progress: bool = False,
     **options: Unpack[ScalingOptions],
 ) -> ScaleResult:
     """Scale a volume and write the result as OME-Zarr, block by block.
@@ -180,6 +181,9 @@ def scale(
         A ``distributed.Client`` whose workers do them. Of these three at most one is given.
     listeners
         Called with each `isovoxel.execution.events.Event`.
+    progress
+        Whether a bar on standard error or in a notebook's cell shows blocks, speed and time left, with notes on what
+        else a user should know. Where standard error is no terminal, and no notebook is there, nothing is shown.
     **options
         As in `ScalingOptions`.
 
@@ -192,6 +196,7 @@ def scale(
         If the job fails or is interrupted half-way.
     """
     from isovoxel.jobs import scale_into
+    from isovoxel.reporting.progress import job_progress
 
     given = Options(
         overwrite=overwrite,
@@ -203,7 +208,8 @@ def scale(
         scheduler=scheduler,
         **options,
     )
-    return scale_into(source, output, given, client=client, listeners=listeners)
+    with job_progress(progress) as view:
+        return scale_into(source, output, given, client=client, listeners=[*listeners, view])
 
 
 @checked_keywords(ScalingOptions)
@@ -217,13 +223,14 @@ def convert(
     scheduler: str | Path | None = None,
     client: Any = None,
     listeners: Sequence[Listener] = (),
+    progress: bool = False,
     **options: Unpack[ScalingOptions],
 ) -> ScaleResult:
     """Write a volume as OME-Zarr, bit by bit as it is: `scale` by the factors (1, 1, 1).
 
     Parameters
     ----------
-    source, output, overwrite, on_corrupt, workers, scheduler, client, listeners
+    source, output, overwrite, on_corrupt, workers, scheduler, client, listeners, progress
         As in `scale`.
     **options
         As in `ScalingOptions`, but for those that say how far and how a volume is scaled.
@@ -234,9 +241,12 @@ def convert(
         As `scale` does, and an `OptionError` where an option is for scaling.
     """
     from isovoxel.jobs import scale_into
+    from isovoxel.reporting.progress import job_progress
 
     given = Options(overwrite=overwrite, on_corrupt=on_corrupt, workers=workers, scheduler=scheduler, **options)
-    return scale_into(source, output, given.converting(), client=client, listeners=listeners, defaults=CONVERTING)
+    with job_progress(progress) as view:
+        told: list[Listener] = [*listeners, view]
+        return scale_into(source, output, given.converting(), client=client, listeners=told, defaults=CONVERTING)
 
 
 @checked_keywords()
@@ -280,6 +290,7 @@ def verify(
     seed: int = 0,
     every_chunk: bool = False,
     memory: int | str | None = None,
+    progress: bool = False,
 ) -> Verdict:
     """Compute sampled boxes of a result again from its source, in float64, and compare.
 
@@ -299,6 +310,8 @@ def verify(
         Whether every chunk is read as well, and so its checksum compared where it has one.
     memory
         Host memory to stay within, in bytes or as text such as "2GiB"; by default half of what is free.
+    progress
+        Whether a bar shows how much is compared, where it takes longer than a moment; as in `scale`.
 
     Raises
     ------
@@ -310,15 +323,18 @@ def verify(
         If a single voxel takes more than `memory`.
     """
     from isovoxel.execution.integrity import verify_output
+    from isovoxel.reporting.progress import reading_progress
 
-    return verify_output(
-        output,
-        against,
-        samples=samples,
-        seed=seed,
-        every_chunk=every_chunk,
-        memory=Options(memory=memory).memory_bytes,
-    )
+    with reading_progress(progress) as view:
+        return verify_output(
+            output,
+            against,
+            samples=samples,
+            seed=seed,
+            every_chunk=every_chunk,
+            memory=Options(memory=memory).memory_bytes,
+            reading=view,
+        )
 
 
 @checked_keywords()

@@ -253,7 +253,14 @@ def verify(
     from isovoxel.reporting.records import verdict_record
     from isovoxel.reporting.text import verdict_lines
 
-    found = api.verify(output, against=against, samples=samples, every_chunk=every_chunk, memory=options.memory)
+    found = api.verify(
+        output,
+        against=against,
+        samples=samples,
+        every_chunk=every_chunk,
+        memory=options.memory,
+        progress=not as_json,
+    )
     _show(verdict_record(found), verdict_lines(found), as_json=as_json)
     if not found.holds:
         raise typer.Exit(1)

@@ -219,6 +219,9 @@ Event = (
 )
 Listener = Callable[[Event], None]
 
+Reading = Callable[[str, int, int], None]
+"""Told what is read, in a clause, how much of it is, and of how much: voxels, boxes or chunks."""
+
 
 def _harmless(record: logging.LogRecord) -> bool:
     """Leave no control character in a message: most handlers write to a terminal."""

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from isovoxel.errors import DoesNotFitError, InputError, InputMissingError, InputUnavailableError, OptionError
+from isovoxel.execution.events import Reading
 from isovoxel.execution.host import reading_limits
 from isovoxel.execution.recipe import Recipe
 from isovoxel.execution.verify import Verdict, verify_levels
+from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Box
 from isovoxel.object_store.addresses import Place, has_place, place_of
 from isovoxel.output.ledger import Ledger, ledger_of
@@ -31,7 +33,14 @@ from isovoxel.readers.open import open_part, open_volume
 
 
 def verify_output(
-    output: str | Path, against: Any, *, samples: int, seed: int, every_chunk: bool, memory: int | None
+    output: str | Path,
+    against: Any,
+    *,
+    samples: int,
+    seed: int,
+    every_chunk: bool,
+    memory: int | None,
+    reading: Reading = lambda _what, _done, _total: None,
 ) -> Verdict:
     """Compare an output with its source, in samples, and with the checksums that were kept.
 
@@ -41,6 +50,8 @@ def verify_output(
         As in `isovoxel.verify`.
     memory
         Bytes of host memory to stay within, or None.
+    reading
+        Told how many boxes, blocks and chunks are looked at.
 
     Raises
     ------
@@ -71,9 +82,10 @@ def verify_output(
         missing_shards=missing,
         source_changes=recipe.changes(source, elsewhere=against is not None),
         host=host,
+        reading=reading,
     )
-    found = with_receipts(found, place_of(output), made)
-    return with_every_chunk(found, levels, host) if every_chunk else found
+    found = with_receipts(found, place_of(output), made, reading)
+    return with_every_chunk(found, levels, host, reading) if every_chunk else found
 
 
 def _source_of(output: str | Path, recipe: Recipe, against: Any) -> Volume:
@@ -96,7 +108,12 @@ def _source_of(output: str | Path, recipe: Recipe, against: Any) -> Volume:
     return source
 
 
-def with_receipts(found: Verdict, output: Place, made: Mapping[str, Any]) -> Verdict:
+def with_receipts(
+    found: Verdict,
+    output: Place,
+    made: Mapping[str, Any],
+    reading: Reading = lambda _what, _done, _total: None,
+) -> Verdict:
     """Return a verdict that knows whether all shards are as their receipts say, where these were kept.
 
     Parameters
@@ -107,6 +124,8 @@ def with_receipts(found: Verdict, output: Place, made: Mapping[str, Any]) -> Ver
         The output.
     made
         What its attributes say of what made it.
+    reading
+        Told how many blocks are compared.
 
     Raises
     ------
@@ -119,21 +138,24 @@ def with_receipts(found: Verdict, output: Place, made: Mapping[str, Any]) -> Ver
     if ledger is None or ledger.plan.fingerprint != made.get("fingerprint"):
         return replace(found, receipts=0)
     levels = ledger.plan.levels
-    compared = 0
+    compared = blocks = 0
+    doing = f"comparing shards of {output} with their receipts"
     with contextlib.ExitStack() as stack:
         writers = [OmeZarrWriter.of_plan(output, plan, 0) for plan in levels]
         for writer in writers:
             stack.callback(writer.close)
 
         def holds(level: int, index: int, receipts: list[ShardReceipt]) -> bool:
-            nonlocal compared
-            compared += len(receipts)
+            nonlocal compared, blocks
+            reading(doing, blocks, ledger.plan.all_blocks)
+            compared, blocks = compared + len(receipts), blocks + 1
             return writers[level].holds(levels[level].block(index).write_box, receipts, read=True)
 
         try:
             parts = ledger.plan.split(ledger.done(holds))
         except OSError as error:
             raise unavailable(f"the shards of {output} cannot be compared with their receipts", error) from error
+    reading(doing, ledger.plan.all_blocks, ledger.plan.all_blocks)
     first = ""
     for plan, part in zip(levels, parts, strict=True):
         if not first and 0 in part:
@@ -143,7 +165,12 @@ def with_receipts(found: Verdict, output: Place, made: Mapping[str, Any]) -> Ver
     return _damaged(replace(found, receipts=compared), sum(part.count(0) for part in parts), first)
 
 
-def with_every_chunk(found: Verdict, levels: Sequence[Volume], host: HostLimits) -> Verdict:
+def with_every_chunk(
+    found: Verdict,
+    levels: Sequence[Volume],
+    host: HostLimits,
+    reading: Reading = lambda _what, _done, _total: None,
+) -> Verdict:
     """Return a verdict that knows whether every chunk of all levels can be read.
 
     Parameters
@@ -154,6 +181,8 @@ def with_every_chunk(found: Verdict, levels: Sequence[Volume], host: HostLimits)
         The levels of the output.
     host
         Memory that the process may hold and holds.
+    reading
+        Told how many chunks are read.
 
     Raises
     ------
@@ -170,11 +199,14 @@ def with_every_chunk(found: Verdict, levels: Sequence[Volume], host: HostLimits)
             f"reading a chunk takes {human_bytes(takes)} of host memory, of which {human_bytes(host.allowed)} are "
             "allowed; choose more --memory"
         )
+    total = sum(level.n_volumes * math.prod(map(ceil_div, level.shape, level.chunks)) for level in levels)
+    doing = f"reading every chunk of {levels[0].name}"
     chunks = damaged = 0
     first = ""
     for level in levels:
         for volume in range(level.n_volumes):
             for chunk in Box.whole(level.shape).of(volume).tiles(level.chunks):
+                reading(doing, chunks, total)
                 chunks += 1
                 try:
                     level.read(chunk)
@@ -182,6 +214,7 @@ def with_every_chunk(found: Verdict, levels: Sequence[Volume], host: HostLimits)
                     raise  # the disk's doing, not the result's
                 except InputError as error:
                     damaged, first = damaged + 1, first or str(error)
+    reading(doing, chunks, total)
     return _damaged(replace(found, chunks=chunks, projected=max(found.projected, takes)), damaged, first)
 
 

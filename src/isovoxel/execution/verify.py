@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from isovoxel.errors import DoesNotFitError, InputError, InputUnavailableError
 from isovoxel.execution.comparison import SIDE, bytes_of, compare_in_pieces, error_jumps
+from isovoxel.execution.events import Reading
 from isovoxel.execution.recipe import Recipe
 from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Box, Index3
@@ -138,6 +139,7 @@ def verify_levels(
     missing_shards: int = 0,
     source_changes: tuple[str, ...] = (),
     host: HostLimits | None = None,
+    reading: Reading = lambda _what, _done, _total: None,
 ) -> Verdict:
     """Compare sampled boxes of all levels of a result with the reference.
 
@@ -153,6 +155,8 @@ def verify_levels(
         How many boxes of the full level.
     host
         Memory that the process may hold and holds, where it is limited.
+    reading
+        Told how many boxes are compared.
 
     Raises
     ------
@@ -180,10 +184,12 @@ def verify_levels(
         missing_shards=missing_shards,
         source_changes=source_changes,
         room=room,
+        reading=reading,
     )
     for before, level, made in pairs[1:]:
         fewer = ceil_div(samples, FURTHER_SHARE)
-        found = found.with_level(verify(before, level, made, samples=fewer, seed=seed, room=room, is_level=True))
+        further = verify(before, level, made, samples=fewer, seed=seed, room=room, is_level=True, reading=reading)
+        found = found.with_level(further)
     return replace(found, projected=(host.baseline if host else 0) + beside + room, allowed=host.allowed if host else 0)
 
 
@@ -198,6 +204,7 @@ def verify(
     source_changes: tuple[str, ...] = (),
     room: int | None = None,
     is_level: bool = False,
+    reading: Reading = lambda _what, _done, _total: None,
 ) -> Verdict:
     """Compare sampled boxes of a result with the reference.
 
@@ -217,13 +224,17 @@ def verify(
         Bytes that computing a box may hold; boxes that take more are computed in pieces. None for as many as it takes.
     is_level
         Whether the input is a level of the same output, whose damage is the result's too.
+    reading
+        Told how many boxes are compared.
     """
     rng = np.random.default_rng(seed)
     worst = total = face = inner = allowed_jump = 0.0
     voxels = off = wrong = count = unreadable = faces = 0
     first_wrong: Index3 | None = None
     first_unreadable = ""
+    doing = f"comparing boxes of {result.name}"
     for place in itertools.islice(_boxes(result.shape, recipe.block, rng), samples):
+        reading(doing, count, samples)
         box = place.of(int(rng.integers(result.n_volumes))) if result.n_volumes > 1 else place
         count += 1
         try:
@@ -248,6 +259,7 @@ def verify(
         face, inner = max(face, across or 0.0), max(inner, within)
         allowed_jump = max(allowed_jump, 2 * float((rounding + precise).max()))
         voxels += box.size
+    reading(doing, count, samples)
     return Verdict(
         samples=count,
         voxels=voxels,

@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.errors import DoesNotFitError, OptionError
+from isovoxel.execution.events import Reading
 from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.grid import AXES
 from isovoxel.metadata.series import told_place
@@ -62,9 +63,6 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 """2^64 over the golden ratio: in arithmetic modulo 2^64, the fraction is what is left."""
 _TONES = np.array([(0.62, 1.0), (0.9, 0.78), (0.32, 0.94)])
 """Saturation and value of labels whose number leaves 0, 1 and 2 when divided by three."""
-
-Reading = Callable[[str, int, int], None]
-"""Told what is read, how many voxels of it are, and of how many."""
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,8 @@ from isovoxel.execution.events import (
     hindrance,
 )
 from isovoxel.planning.plan import Plan
-from isovoxel.reporting.text import count, duration
-from isovoxel.terminal import plain, say
+from isovoxel.reporting.text import count, duration, shortened
+from isovoxel.terminal import plain, put, say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -124,6 +124,8 @@ MOST_LINES = 16
 """Most workers that get a line of their own below the bar."""
 
 
+LONGEST = 60
+"""Most characters of what stands before a bar, so that 80 columns have room for the share that is done."""
 MOMENT = 1.0
 """Seconds after which a bar appears."""
 
@@ -154,6 +156,8 @@ class ProgressView:
         Whether to show how far the job is.
     notes
         Whether to say what else happens.
+    cell
+        Whether to draw in the output of a notebook's cell in place of standard error.
     clock
         Returns seconds.
 
@@ -169,9 +173,11 @@ class ProgressView:
         *,
         bar: bool = True,
         notes: bool = True,
+        cell: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._console = console if console is not None or not (bar or notes) else terminal()
+        self._console = console if console is not None or cell or not (bar or notes) else terminal()
+        self._cell = cell
         self._quiet = not bar
         self._notes = Notes() if notes else None
         self._clock = clock
@@ -264,23 +270,12 @@ class ProgressView:
         self._started = self._last_block = self._last_line = self._clock()
         if self._quiet:
             return
-        if self._console is None or not self._console.is_interactive:
+        if not self._cell and (self._console is None or not self._console.is_interactive):
             self._write(f"scaling {count(self._blocks, 'block')}, {self._voxels / 1e6:,.1f} Mvoxel")
             return
-        from rich.progress import BarColumn, Progress, TextColumn
-        from rich.table import Column
+        from isovoxel.reporting.bars import job_bars
 
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            # Asks `__str__` whenever the bar is redrawn: the time left runs down during long blocks too.
-            TextColumn("{task.fields[view]}", table_column=Column(no_wrap=True)),
-            console=self._console,
-            expand=True,
-            get_time=self._clock,
-            # What others print to standard output belongs there, not where the bar is.
-            redirect_stdout=False,
-        )
+        self._bar = job_bars(self._console, self._clock)
         self._bar.add_task("scaling", total=self._voxels, completed=self._voxels_done, view=self)
         self._bar.start()
 
@@ -304,7 +299,9 @@ class ProgressView:
             self._write(f"{word}: {self}")
 
     def _write(self, line: str) -> None:
-        if self._console is None:
+        if self._cell:
+            put([line])  # notebooks show standard error as if something had failed
+        elif self._console is None:
             say(line)
         else:
             self._console.print(plain(line), markup=False, highlight=False, soft_wrap=True)
@@ -319,6 +316,8 @@ class ReadingView:
         Where to draw; by default standard error, drawn on if it is a terminal and else written to.
     quiet
         Whether nothing is shown.
+    cell
+        Whether to draw in the output of a notebook's cell in place of standard error.
     clock
         Returns seconds.
 
@@ -329,10 +328,15 @@ class ReadingView:
     """
 
     def __init__(
-        self, console: Console | None = None, *, quiet: bool = False, clock: Callable[[], float] = time.monotonic
+        self,
+        console: Console | None = None,
+        *,
+        quiet: bool = False,
+        cell: bool = False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._console = console if console is not None or quiet else terminal()
-        self._quiet, self._clock = quiet, clock
+        self._console = console if console is not None or cell or quiet else terminal()
+        self._quiet, self._cell, self._clock = quiet, cell, clock
         self._began = self._last_line = clock()
         self._bar: Progress | None = None
 
@@ -347,14 +351,14 @@ class ReadingView:
                 self._bar.stop()
 
     def __call__(self, doing: str, done: int, total: int) -> None:
-        """Show that of `total` voxels `done` are read.
+        """Show how much is done.
 
         Parameters
         ----------
         doing
             What is read, in a clause.
         done, total
-            Numbers of voxels.
+            How much of it is, and of how much: voxels, boxes or chunks.
         """
         try:
             self._show(doing, done, total)
@@ -365,16 +369,18 @@ class ReadingView:
         now = self._clock()
         if self._quiet or now - self._began < MOMENT:
             return
-        if self._console is None or not self._console.is_interactive:
+        if not self._cell and (self._console is None or not self._console.is_interactive):
             if now - self._last_line >= LOG_SECONDS:
                 self._last_line = now
                 say(f"{doing}: {100 * done // total} %")
             return
         if self._bar is None:
-            self._bar = _bar(self._console, self._clock)
+            from isovoxel.reporting.bars import reading_bars
+
+            self._bar = reading_bars(self._console, self._clock)
             self._bar.start()
         (task,) = self._bar.task_ids or [self._bar.add_task("")]
-        self._bar.update(task, description=plain(doing), total=total, completed=done)
+        self._bar.update(task, description=shortened(plain(doing), LONGEST), total=total, completed=done)
 
 
 def terminal() -> Console | None:
@@ -387,17 +393,32 @@ def terminal() -> Console | None:
     return Console(stderr=True, force_terminal=True)
 
 
-def _bar(console: Console, clock: Callable[[], float]) -> Progress:
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+def in_cell() -> bool:
+    """Return whether this process is a notebook's kernel, whose cells display more than text."""
+    ipython = sys.modules.get("IPython")  # a kernel has imported it
+    return getattr(ipython and ipython.get_ipython(), "kernel", None) is not None
 
-    return Progress(
-        # A name may hold what rich would take for markup.
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=None),
-        TaskProgressColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        expand=True,
-        get_time=clock,
-        redirect_stdout=False,
-    )
+
+def job_progress(progress: bool) -> ProgressView:
+    """Return a view of a job for a caller of a public function.
+
+    Parameters
+    ----------
+    progress
+        Whether progress is asked for. It is shown on a terminal and in a notebook; a log file gets nothing, because
+        the program that writes it has not asked for lines in it.
+    """
+    cell, shown = _seen(progress)
+    return ProgressView(bar=shown, notes=shown, cell=cell)
+
+
+def reading_progress(progress: bool) -> ReadingView:
+    """Return a view of reading for a caller of a public function; the parameter as of `job_progress`."""
+    cell, shown = _seen(progress)
+    return ReadingView(quiet=not shown, cell=cell)
+
+
+def _seen(progress: bool) -> tuple[bool, bool]:
+    """Return whether progress is shown in a notebook's cell, and whether it is shown at all."""
+    cell = progress and in_cell()
+    return cell, cell or (progress and sys.stderr is not None and sys.stderr.isatty())

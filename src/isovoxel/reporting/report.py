@@ -18,9 +18,10 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import Any, Self, Unpack
 
 from isovoxel.errors import InterruptedJobError, IsovoxelError, JobError, OptionError, OutputError
+from isovoxel.execution.events import Reading
 from isovoxel.execution.inputs import Named, check_apart, folders_of, read_as
 from isovoxel.execution.result import ScaleResult
 from isovoxel.object_store.addresses import is_address
@@ -33,10 +34,6 @@ from isovoxel.reporting.files import MARK, check_own, printable, redacted_comman
 from isovoxel.reporting.recorder import Recorder, process_bytes
 from isovoxel.reporting.text import STAGES, Line, clock, count, job_lines, plan_lines, result_lines, volume_lines
 from isovoxel.version import __version__
-
-if TYPE_CHECKING:
-    from isovoxel.reporting.pictures import Reading
-
 
 ENDINGS = (".html", ".htm")
 MOST_READ = 64 * 2**30

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Unpack
 
+from isovoxel.execution.events import Reading
 from isovoxel.execution.host import peak_bytes, reading_limits
 from isovoxel.execution.inputs import Named, check_apart, read_as
 from isovoxel.options import Opening, checked_keywords, parse_size
 from isovoxel.planner import open_by
 from isovoxel.reporting.files import HIDDEN, check_own, without_secrets
-from isovoxel.reporting.pictures import Reading, draw, save
+from isovoxel.reporting.pictures import draw, save
 from isovoxel.reporting.records import Record
-from isovoxel.reporting.text import Line
+from isovoxel.reporting.text import Line, shortened
 
 LONGEST_NAME = 40
 """Most characters of a name that stand above a picture."""
@@ -81,7 +82,7 @@ def show(
     volumes = [open_by(sources[0], opening), *(open_by(source, {}) for source in sources[1:])]
     drawn = draw(
         volumes,
-        [f"{_short(PurePath(without_secrets(v.name)).name)}: " for v in volumes],
+        [f"{shortened(PurePath(without_secrets(v.name)).name, LONGEST_NAME)}: " for v in volumes],
         labels=labels,
         reading=reading,
         host=host,
@@ -129,9 +130,3 @@ def shown_lines(found: Shown) -> list[Line]:
         *(("drawn", f"{name}   {what}") for name, what in found.drawn),
         ("picture", f"{found.path}   {width} x {height} pixels"),
     ]
-
-
-def _short(name: str) -> str:
-    """Return a name that fits above a picture: its beginning and its end."""
-    half = (LONGEST_NAME - 3) // 2
-    return name if len(name) <= LONGEST_NAME else f"{name[:half]}...{name[-half:]}"

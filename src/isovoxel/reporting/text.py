@@ -396,3 +396,15 @@ def shape_text(shape: Sequence[int]) -> str:
 
 def _numbers(values: Sequence[float]) -> str:
     return " x ".join(map(number_text, values))
+
+
+def shortened(words: str, longest: int) -> str:
+    """Return text of at most so many characters: of a longer one the beginning and the end.
+
+    Examples
+    --------
+    >>> shortened("comparing boxes of /a/long/path/out.zarr", 25)
+    'comparing b...th/out.zarr'
+    """
+    half = (longest - 3) // 2
+    return words if len(words) <= longest else f"{words[:half]}...{words[-half:]}"
