@@ -18,7 +18,7 @@ class _Plan:
 
 
 class _Buffer:
-    def __init__(self, _queue: Any, nbytes: int) -> None:
+    def __init__(self, _queue: Any, nbytes: int, _register: Any = None) -> None:
         self.nbytes = nbytes
 
 

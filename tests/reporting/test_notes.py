@@ -11,6 +11,7 @@ import pytest
 from isovoxel.execution.events import (
     BlockDone,
     Connected,
+    EncodedByProcessor,
     Event,
     Filled,
     JobFinished,
@@ -58,6 +59,8 @@ EVENTS: list[Event] = [
     Retried(17, "reading", "OSError: broken cable", 0.2),
     Filled("chunk (1, 2, 3): torn"),
     Slowed(4),
+    EncodedByProcessor("no room"),
+    EncodedByProcessor("no room"),
     Restarted("the card no longer answers this process"),
     JobFinished(1.0),
 ]
@@ -75,6 +78,7 @@ def test_each_event_is_said_in_a_line() -> None:
         "note: reading block 17 failed (OSError: broken cable); it is tried again in 0.2 s",
         "note: filled with 0, because it is damaged: chunk (1, 2, 3): torn",
         "note: the host has too little memory; from now on 4 blocks are in flight",
+        "note: the processor compresses in the GPU's place: no room",
         "note: the card no longer answers this process; the job goes on in a fresh process",
     ]
 
@@ -86,7 +90,9 @@ def test_the_summary_adds_up() -> None:
         tally(event)
     went_on = (
         "13 blocks done before, 3 blocks in up to 4 pieces, for the device's memory, "
-        "4 blocks in flight in the end, for the host's memory, 1 attempt that failed, and then did not, 1 fresh process"
+        "4 blocks in flight in the end, for the host's memory, "
+        "the processor compressed in the GPU's place (no room), "
+        "1 attempt that failed, and then did not, 1 fresh process"
     )
     assert _happened(tally) == [("went on", went_on), ("filled", "chunk (1, 2, 3): torn: they are 0")]
     assert _happened(Tally()) == []
@@ -102,7 +108,7 @@ def test_notes_are_said_only_if_wanted(capsys: pytest.CaptureFixture[str], *, no
             view(event)
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.count("\n") == (9 if notes else 0)
+    assert captured.err.count("\n") == (10 if notes else 0)
 
 
 def test_a_terminal_that_is_closed_ends_no_job(monkeypatch: pytest.MonkeyPatch) -> None:

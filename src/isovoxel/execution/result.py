@@ -7,6 +7,7 @@ from pathlib import Path
 
 from isovoxel.execution.events import (
     BlockDone,
+    EncodedByProcessor,
     Event,
     Filled,
     JobStarted,
@@ -69,6 +70,8 @@ class Tally:
     """Fresh processes that the job went on in."""
     slowed_to: int | None = None
     """Blocks in flight at the end, where the host had too little memory for more."""
+    encoded_by_processor: str = ""
+    """Why the processor compressed where the GPU should have, if it did."""
     workers: dict[str, Share] = field(default_factory=dict)
     """What each worker did, by its name, where there are several."""
 
@@ -88,6 +91,8 @@ class Tally:
                     self.filled.append(part)
             case Slowed(in_flight=in_flight):
                 self.slowed_to = in_flight
+            case EncodedByProcessor(reason=reason):
+                self.encoded_by_processor = reason
             case Restarted():
                 self.restarts += 1
 

@@ -197,6 +197,8 @@ def _happened(tally: Tally) -> list[Line]:
         said.append(f"{count(tally.split, 'block')} in up to {tally.pieces} pieces, for the device's memory")
     if tally.slowed_to:
         said.append(f"{count(tally.slowed_to, 'block')} in flight in the end, for the host's memory")
+    if tally.encoded_by_processor:
+        said.append(f"the processor compressed in the GPU's place ({tally.encoded_by_processor})")
     if tally.retries:
         said.append(f"{count(tally.retries, 'attempt')} that failed, and then did not")
     if tally.restarts:
