@@ -238,7 +238,6 @@ CASES: dict[str, Case] = {
     "OME-Zarr: scale of two": Case(bad.scaled(1, 1), "a list of 3 numbers"),
     "OME-Zarr: scale of words": Case(bad.scaled("a", "b", "c"), "must hold finite numbers"),
     "OME-Zarr: scale no voxel has": Case(bad.scaled(1e-30, 1e-30, 1e-30), "which no voxel has"),
-    "OME-Zarr: axes x, y, z": Case(bad.axes("x", "y", "z"), "transpose them to z, y, x"),
     "OME-Zarr: z twice": Case(bad.axes("z", "z", "x"), "two axes are called 'z'"),
     "OME-Zarr: time": Case(bad.axes("t", "y", "x"), "6 time points"),
     "OME-Zarr: unit unknown": Case(bad.axes("z", "y", "x", units=("parsnip",) * 3), "is no known length"),

@@ -94,27 +94,16 @@ class ConvertedReader:
             If a value does not fit, or the voxels cannot be read.
         """
         out = output_array(box, CONVERTED[self.stored], out)
-        for part in self._parts(box):
+        for part in parts_of(box, self.tile, self.first):
             convert(self.name, self.read(part), out[part.relative_to(box.start).slices])
         return out
-
-    def _parts(self, box: Box) -> Iterator[Box]:
-        along = [
-            [
-                (max(a, at * n - first), min(b, (at + 1) * n - first))
-                for at in range((a + first) // n, ceil_div(b + first, n))
-            ]
-            for a, b, n, first in zip(box.start, box.stop, self.tile, self.first, strict=True)
-        ]
-        for z, y, x in product(*along):
-            yield Box((z[0], y[0], x[0]), (z[1], y[1], x[1]), box.volume)
 
 
 def converted(volume: Volume) -> Volume:
     """Return a volume of a type that isovoxel scales; one that has such a type is returned itself."""
     if (dtype := CONVERTED.get(volume.dtype)) is None:
         return volume
-    tile = _tile(volume.chunks, volume.shape, volume.dtype.itemsize)
+    tile = part_shape(volume.chunks, volume.shape, volume.dtype.itemsize)
     z, y, x = (start % n for start, n in zip(volume.start, tile, strict=True))
     wrapped = partial(ConvertedReader, volume.name, stored=volume.dtype, tile=tile, first=(z, y, x))
     return replace(
@@ -138,7 +127,32 @@ def _opened(level: Callable[[], Volume]) -> Volume:
     return converted(level())
 
 
-def _tile(chunks: Index3, shape: Index3, itemsize: int) -> Index3:
+def parts_of(box: Box, shape: Index3, first: Index3 = (0, 0, 0)) -> Iterator[Box]:
+    """Cut a box along a regular grid.
+
+    Parameters
+    ----------
+    box
+        What is cut.
+    shape
+        Of the grid's cells.
+    first
+        Voxels between a border of these and voxel 0.
+
+    Examples
+    --------
+    >>> [part.start for part in parts_of(Box((1, 0, 2), (5, 3, 4)), (4, 4, 4))]
+    [(1, 0, 2), (4, 0, 2)]
+    """
+    along = [
+        [(max(a, at * n - f), min(b, (at + 1) * n - f)) for at in range((a + f) // n, ceil_div(b + f, n))]
+        for a, b, n, f in zip(box.start, box.stop, shape, first, strict=True)
+    ]
+    for z, y, x in product(*along):
+        yield Box((z[0], y[0], x[0]), (z[1], y[1], x[1]), box.volume)
+
+
+def part_shape(chunks: Index3, shape: Index3, itemsize: int) -> Index3:
     """Return a shape of whole chunks that has about `PART_BYTES`, longest along x."""
     tile = list(chunks)
     for axis in (2, 1, 0):

@@ -19,14 +19,17 @@ import numpy as np
 
 from isovoxel.errors import InputError
 from isovoxel.geometry.box import Index3
+from isovoxel.geometry.grid import AXES
 from isovoxel.object_store.addresses import Place
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.zarr_nodes import ARRAY_FILES, NODE, V2_ARRAY, files_of_node
 from isovoxel.planning.chunking import Storage
 from isovoxel.readers.base import Files, ReadBox, SeriesReader, Volume, check_voxels
+from isovoxel.readers.converted import part_shape
 from isovoxel.readers.files import metadata_identity, unreadable
 from isovoxel.readers.registry import Location
 from isovoxel.readers.selection import GIVEN, UNNAMED, Picked, Selection, pick
+from isovoxel.readers.transposed import TransposedFiles, TransposedReader, cached_transposed, stored_order, to_zyx
 from isovoxel.readers.zarr_chunks import ChunkReader
 from isovoxel.readers.zarr_layout import ZarrFiles, array_files, chunk_layout, written_layout
 
@@ -111,6 +114,9 @@ def zarr_voxels(array: zarr.Array[Any], name: str, axes: list[str], selection: S
     OptionError
         If it has no such channel or time point.
     """
+    named = selection.named(name, axes, array.shape)
+    if (order := stored_order(named)) is not None:
+        return _transposed(array, name, named, selection, order)
     picked = pick(name, axes, array.shape, selection)
     shape = picked.shape(array.shape)
     dtype = np.dtype(array.dtype).newbyteorder("=")
@@ -135,6 +141,38 @@ def zarr_voxels(array: zarr.Array[Any], name: str, axes: list[str], selection: S
 
     read, overhead = slow_voxels(array, name, picked, chunks)
     return ZarrVoxels(picked, shape, dtype, read, chunks, overhead, notes=notes, files=files)
+
+
+def _transposed(
+    array: zarr.Array[Any], name: str, axes: Sequence[str], selection: Selection, order: Index3
+) -> ZarrVoxels:
+    """Return how the voxels of an array are read whose space axes are in another order than z, y, x."""
+    space = [index for index, axis in enumerate(axes) if axis in AXES]
+    called = dict(zip(space, AXES[-len(space) :], strict=True))
+    renamed = [called.get(index, axis) for index, axis in enumerate(axes)]
+    selection = replace(selection, axes=None)
+    try:
+        pick(name, renamed, array.shape, selection)
+    except InputError:
+        pick(name, axes, array.shape, selection)  # which says the same of the names that the axes have
+        raise
+    stored = zarr_voxels(array, name, renamed, selection)
+    part = part_shape(stored.chunks, stored.shape, stored.dtype.itemsize)
+    zyx = (axes.index("z") if "z" in axes else None, axes.index("y"), axes.index("x"))
+    return replace(
+        stored,
+        picked=replace(stored.picked, zyx=zyx),
+        shape=to_zyx(order, stored.shape),
+        read=TransposedReader(stored.read, order, part, stored.dtype),
+        chunks=to_zyx(order, stored.chunks),
+        read_overhead=stored.read_overhead + math.prod(part) * stored.dtype.itemsize,
+        cached=None if stored.cached is None else partial(cached_transposed, stored.cached, order, part, stored.dtype),
+        notes=(
+            *stored.notes,
+            f"its axes {', '.join(axes[index] for index in space)} are turned into z, y, x as it is read",
+        ),
+        files=None if stored.files is None else TransposedFiles(stored.files, order),
+    )
 
 
 def _series_reader(picked: Picked, reader: ChunkReader, capacity: int = 0) -> SeriesReader:
