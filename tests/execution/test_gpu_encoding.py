@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from codecs_on_cpu import EncoderOnCpu
 from isovoxel.codecs.blosc import ContainerLayout
 from isovoxel.codecs.gpu import GpuEncodingError
 from isovoxel.engines.pipeline import StagedEngine
+from isovoxel.errors import CorruptInputError
 from isovoxel.execution.events import EncodedByProcessor, Event
+from isovoxel.geometry.box import Box
 from isovoxel.planning.plan import Plan
 
 OPTIONS: dict[str, Any] = {
@@ -77,6 +80,45 @@ def test_the_voxels_are_those_of_the_processor(
         isovoxel.scale(source, tmp_path / "cpu.zarr", **OPTIONS | {"codec": codec})
     for gpu, cpu in zip(voxels_of(tmp_path / "gpu.zarr"), voxels_of(tmp_path / "cpu.zarr"), strict=True):
         np.testing.assert_array_equal(gpu, cpu)
+
+
+@pytest.mark.usefixtures("encoders")
+def test_zarrs_reads_them(tmp_path: Path, source: Path) -> None:
+    """The Rust library, in the place of zarr-python's codecs."""
+    zarrs = pytest.importorskip("zarrs", reason="zarrs is not installed; its wheels lag behind zarr-python")
+    isovoxel.scale(source, tmp_path / "out.zarr", **OPTIONS)
+    expected = voxels_of(tmp_path / "out.zarr")
+    assert zarrs.__version__
+    with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}):
+        for level, voxels in zip("012", expected, strict=True):
+            np.testing.assert_array_equal(np.asarray(zarr.open_array(tmp_path / "out.zarr" / level)[...]), voxels)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("encoders")
+@pytest.mark.parametrize("codec", ["lz4", "zstd"])
+def test_damage_is_never_taken_for_voxels(tmp_path: Path, source: Path, codec: str) -> None:
+    """Bytes that changed, or an end that is gone: each is an error that names chunk or shard, or does no harm."""
+    isovoxel.scale(source, tmp_path / "out.zarr", **OPTIONS | {"codec": codec, "levels": 0})
+    expected = isovoxel.open_volume(tmp_path / "out.zarr")
+    whole = Box.whole(expected.shape)
+    voxels = expected.read(whole)
+    shards = sorted(path for path in (tmp_path / "out.zarr" / "0" / "c").rglob("*") if path.is_file())
+    rng, said = np.random.default_rng(0), list[str]()
+    for turn in range(500):
+        path = shards[turn % len(shards)]
+        healthy = path.read_bytes()
+        damaged = bytearray(healthy)
+        for _ in range(int(rng.integers(1, 4))):
+            damaged[int(rng.integers(len(damaged)))] = int(rng.integers(256))
+        path.write_bytes(damaged[: int(rng.integers(len(damaged)))] if turn % 5 == 0 else damaged)
+        try:
+            np.testing.assert_array_equal(isovoxel.open_volume(tmp_path / "out.zarr").read(whole), voxels)
+        except CorruptInputError as error:
+            said.append(str(error))
+        path.write_bytes(healthy)
+    assert len(said) > 450
+    assert all(re.match(r"(chunk|shard) \(\d+, \d+, \d+\) of .* is corrupt: ", one) for one in said)
 
 
 @pytest.mark.usefixtures("encoders")
