@@ -118,12 +118,10 @@ def test_an_axis_of_factor_1_mixes_no_planes(dtype: str, axis: int) -> None:
 @pytest.mark.slow
 def test_no_warning_comes_of_nan_that_signals(tmp_path: Path) -> None:
     """NumPy warns where it converts them: not in a job, its levels, `verify`, or what is drawn."""
-    from isovoxel.reporting.show import show
-
     voxels = np.tile(volume("float32"), (2, 2, 2))
     for factor in ((1.0, 1.0, 1.0), (2.0, 1.0, 0.7)):
         for engine in IMAGES:
             out = tmp_path / f"{engine} {factor[0]}.zarr"
             isovoxel.scale(voxels, out, factor=factor, input_voxel_size=(1.0, 1.0, 1.0), engine=engine, levels=1)
             assert isovoxel.verify(out, against=voxels).holds
-            show([out], tmp_path / "picture.png")
+            isovoxel.show(out)

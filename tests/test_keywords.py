@@ -13,7 +13,6 @@ import pytest
 import isovoxel
 from isovoxel.options import Opening, ScalingOptions
 from isovoxel.reporting.report import Report
-from isovoxel.reporting.show import show
 
 ARRAY = np.zeros((4, 5, 6), np.uint8)
 
@@ -26,7 +25,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "verify": lambda **given: isovoxel.verify("out.zarr", **given),
     "workers": isovoxel.workers,
     "scale_array": lambda **given: isovoxel.scale_array(ARRAY, 2, **given),
-    "show": lambda **given: show(["a.npy"], **given),
+    "show": lambda **given: isovoxel.show(ARRAY, **given),
     "Report": lambda **given: Report("r.html", "a.npy", "out.zarr", **given),
 }
 

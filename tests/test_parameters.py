@@ -84,7 +84,7 @@ OTHERS_OWN = {("limits", "interpolation"), ("limits", "device"), ("demo", "devic
 
 def keywords(function: Callable[..., Any]) -> dict[str, Any]:
     """Return the types of a function's keywords, those that its ``**options`` takes among them."""
-    results = dict.fromkeys(("Verdict", "WorkerInfo"), object)  # which are there for type checkers only
+    results = dict.fromkeys(("Verdict", "WorkerInfo", "Figure"), object)  # which are there for type checkers only
     hints = get_type_hints(function, vars(api) | results)
     if hints.pop("options", None) is not None:
         hints |= get_type_hints(ScalingOptions)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         plan,
         scale,
         scale_array,
+        show,
         verify,
         workers,
     )
@@ -38,6 +39,7 @@ __all__ = [
     "plan",
     "scale",
     "scale_array",
+    "show",
     "verify",
     "workers",
 ]

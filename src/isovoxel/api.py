@@ -1,4 +1,4 @@
-"""Public functions: open a volume, plan its scaling, do it, verify it, and ask where one piece would stop."""
+"""Public functions: open a volume, plan its scaling, do it, verify and draw it, and ask where one piece would stop."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from isovoxel.errors import OptionError
 from isovoxel.execution.events import Listener
 from isovoxel.execution.result import ScaleResult
 from isovoxel.geometry.grid import Float3
-from isovoxel.options import CONVERTING, CropLike, Options, ScalingOptions, checked_keywords
+from isovoxel.options import CONVERTING, CropLike, Opening, Options, ScalingOptions, checked_keywords
 from isovoxel.planner import choose_sampling, open_input, plan_volume
 from isovoxel.planning.one_piece import WholeLimits
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.base import Volume
 
-if TYPE_CHECKING:  # pyopencl, dask and zarr are loaded by what needs them
+if TYPE_CHECKING:  # pyopencl, dask, zarr and matplotlib are loaded by what needs them
+    from matplotlib.figure import Figure
+
     from isovoxel.engines.devices import Device
     from isovoxel.execution.distributed.worker_info import WorkerInfo
     from isovoxel.execution.output import OutputState
@@ -34,6 +36,7 @@ __all__ = [
     "plan",
     "scale",
     "scale_array",
+    "show",
     "verify",
     "workers",
 ]
@@ -335,6 +338,57 @@ def verify(
             memory=Options(memory=memory).memory_bytes,
             reading=view,
         )
+
+
+@checked_keywords(Opening)
+def show(
+    source: Any,
+    other: Any = None,
+    *,
+    labels: bool | None = None,
+    memory: int | str | None = None,
+    progress: bool = False,
+    **opening: Unpack[Opening],
+) -> Figure:
+    """Draw maximum projections along z, y and x of a volume, or of two side by side, at one scale and one contrast.
+
+    Of an image with levels the coarsest is read that still has a voxel for each pixel.
+
+    Parameters
+    ----------
+    source, other
+        What to draw, each as in `open_volume`; `other` is opened as it is.
+    labels
+        Whether voxels are labels, each of its own colour; by default what each input says.
+    memory
+        Host memory to stay within, in bytes or as text such as "2GiB"; by default half of what is free.
+    progress
+        Whether a bar shows how far the inputs are read, where that takes longer than a moment; as in `scale`.
+    **opening
+        How `source` is opened: voxel_size, unit, level, channel, time, axes and crop, as in `open_volume`.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        In true proportions, with scale bars. Notebooks show it; ``savefig`` writes it. No window is opened, and pyplot
+        does not know it.
+
+    Raises
+    ------
+    InputError
+        If one cannot be opened or read.
+    OptionError
+        If they cannot be drawn at one scale, or as labels.
+    DoesNotFitError
+        If drawing takes more than `memory`.
+    """
+    from isovoxel.reporting.progress import reading_progress
+    from isovoxel.reporting.show import drawing_of
+
+    with reading_progress(progress) as view:
+        sources = [source] if other is None else [source, other]
+        drawn, _, _ = drawing_of(sources, opening, labels=labels, memory=memory, reading=view)
+    return drawn.figure
 
 
 @checked_keywords()

@@ -305,13 +305,13 @@ def show(
     from isovoxel.reporting.progress import ReadingView
 
     with _notes(quiet=quiet), ReadingView(quiet=quiet or as_json) as reading:
-        found = views.show(
+        found = views.save_drawing(
             [source] if other is None else [source, other],
             output,
+            options.opening,
             labels=labels,
             memory=options.memory,
             reading=reading,
-            **options.opening,
         )
     if as_json or not quiet:
         _show(views.shown_record(found), views.shown_lines(found), as_json=as_json)

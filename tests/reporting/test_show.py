@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,15 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 
+import isovoxel as package
 from command_line import Isovoxel, check_refused, listing
 from isovoxel.api import open_volume
+from isovoxel.errors import DoesNotFitError, OptionError
 from isovoxel.reporting.files import MARK
 from isovoxel.reporting.pictures import draw, label_colours
 from isovoxel.reporting.progress import ReadingView
@@ -187,3 +192,67 @@ def test_long_reads_are_lines_in_a_log(capsys: pytest.CaptureFixture[str]) -> No
                 now[0] = float(second)
                 view("reading a.tif", second, 100)
     assert capsys.readouterr().err == "".join(f"reading a.tif: {n} %\n" for n in (30, 60, 90))
+
+
+def pixels_of(png: bytes) -> NDArray[np.uint8]:
+    """Return the RGB voxels of a PNG file."""
+    with Image.open(io.BytesIO(png)) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+@pytest.mark.usefixtures("folder")
+def test_python_gets_a_figure_of_what_the_command_draws(isovoxel: Isovoxel) -> None:
+    """Of a path, an array or a volume; no window is opened, and nothing is written."""
+    assert isovoxel("show", "stack.tif", "-o", "one.png").code == 0
+    figure = package.show("stack.tif")
+    assert isinstance(figure, Figure)
+    np.testing.assert_array_equal(pixels_of(figure._repr_png_()), pixels_of(Path("one.png").read_bytes()))
+
+    bright = tifffile.imread("stack.tif")
+    of_array = package.show(bright, voxel_size=(2.0, 0.5, 0.5), unit="um", crop="5:10,:,:")
+    of_volume = package.show(package.open_volume("stack.tif", crop="5:10,:,:"))
+    assert of_array.get_size_inches().tolist() == of_volume.get_size_inches().tolist()
+    assert sorted(file.name for file in Path.cwd().iterdir()) == ["one.png", "stack.tif"]
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_figure_shows_two_volumes_at_one_scale(isovoxel: Isovoxel) -> None:
+    """As the command does; and what cannot be drawn is an error."""
+    write_tiff(Path("small.tif"), np.ones((10, 20, 30), np.uint8))
+    assert isovoxel("show", "stack.tif", "small.tif", "-o", "two.png").code == 0
+    figure = package.show("stack.tif", "small.tif")
+    np.testing.assert_array_equal(pixels_of(figure._repr_png_()), pixels_of(Path("two.png").read_bytes()))
+    with pytest.raises(OptionError, match="one scale cannot show both"):
+        package.show("stack.tif", np.ones((4, 5, 6), np.uint8))
+    with pytest.raises(OptionError, match="labels are integers"):
+        package.show(np.ones((4, 5, 6), np.float32), labels=True)
+    with pytest.raises(DoesNotFitError, match="drawing takes"):
+        package.show("stack.tif", memory="1MB")
+
+
+def test_a_figure_has_any_resolution() -> None:
+    """At twice as many pixels each of a view's is a square of four: it lies where it lay, and nothing is smoothed."""
+    volume = package.open_volume(np.arange(60, dtype=np.uint8).reshape(3, 4, 5), voxel_size=(1, 1, 1))
+    figure = package.show(volume)
+    file = io.BytesIO()
+    figure.savefig(file, dpi=2 * figure.dpi)
+    once, twice = pixels_of(figure._repr_png_()), pixels_of(file.getvalue())
+    (layout,) = arrange([volume], ["the NumPy array: "])
+    assert len(layout.views) == 3
+    for place in layout.views:
+        left, top, width, height = place.image
+        small = once[top : top + height, left : left + width]
+        large = twice[2 * top : 2 * (top + height), 2 * left : 2 * (left + width)]
+        assert len(np.unique(small)) > 8
+        # But for the frame around what the detail shows, which is a line.
+        assert np.mean(large == small.repeat(2, axis=0).repeat(2, axis=1)) > 0.999
+
+
+def test_figures_load_no_pyplot() -> None:
+    """Which would choose a backend, keep every figure, and open windows."""
+    code = (
+        "import sys, numpy, isovoxel; isovoxel.show(numpy.ones((4, 5, 6), 'uint8'));"
+        "print('matplotlib.figure' in sys.modules, 'matplotlib.pyplot' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]

@@ -153,6 +153,16 @@ def wrapped(words: str, size: float, width: float) -> list[str]:
     return lines
 
 
+class Drawing(Figure):
+    """A figure that notebooks show as the value of a cell, whether pyplot is loaded or not."""
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        with drawing():
+            self.savefig(file, format="png")
+        return file.getvalue()
+
+
 class Canvas:
     """A figure whose coordinates are pixels, y downwards. Use it within `drawing`.
 
@@ -166,7 +176,8 @@ class Canvas:
 
     def __init__(self, width: float, height: float, paper: str = PAPER) -> None:
         self.width, self.height = width, height
-        self._figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor=paper)
+        self.figure = Drawing(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor=paper)
+        """What is drawn on."""
         self.whole = self.part((0, 0, width, height), (0, width), (height, 0))
         """All of it, in pixels."""
         self.whole.set_zorder(1)  # what is written stands above what is drawn in parts
@@ -183,7 +194,7 @@ class Canvas:
         """
         left, top, width, height = box
         place = (left / self.width, 1 - (top + height) / self.height, width / self.width, height / self.height)
-        axes = self._figure.add_axes(place, xlim=x, ylim=y)
+        axes = self.figure.add_axes(place, xlim=x, ylim=y)
         axes.set_axis_off()
         return axes
 
@@ -205,7 +216,11 @@ class Canvas:
 
     def image(self, left: int, top: int, pixels: NDArray[np.uint8]) -> None:
         """Place an RGB image, each of whose pixels is one of the canvas, behind all else."""
-        self._figure.figimage(pixels, left, round(self.height) - top - len(pixels), origin="upper", zorder=-1)
+        height, width, _ = pixels.shape
+        axes = self.part((left, top, width, height), (0, width), (height, 0))
+        axes.set_zorder(-1)
+        # Neither smoothed nor bound to the resolution, as a figure's own image would be.
+        axes.imshow(pixels, extent=(0, width, height, 0), aspect="auto", interpolation="nearest", resample=False)
 
     def svg(self, title: str) -> str:
         """Return the canvas as an SVG element, which can stand in a page or alone, and shrinks in proportion.
@@ -217,7 +232,7 @@ class Canvas:
         """
         file = io.StringIO()
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        self._figure.savefig(file, format="svg", dpi=_DPI, metadata=nothing)
+        self.figure.savefig(file, format="svg", dpi=_DPI, metadata=nothing)
         root = ET.fromstring(file.getvalue())  # noqa: S314 - our own
         for element in root.iter():
             _simplify(element)
@@ -236,7 +251,7 @@ class Canvas:
     def pixels(self) -> NDArray[np.uint8]:
         """Return the canvas as RGB."""
         file = io.BytesIO()
-        self._figure.savefig(file, format="rgba", dpi=_DPI)
+        self.figure.savefig(file, format="rgba", dpi=_DPI)
         pixels = np.frombuffer(file.getbuffer(), np.uint8)
         return pixels.reshape(round(self.height), round(self.width), 4)[..., :3]
 

@@ -30,7 +30,7 @@ from isovoxel.metadata.series import told_place
 from isovoxel.planning.memory import human_bytes
 from isovoxel.planning.model import HostLimits
 from isovoxel.readers.base import Volume
-from isovoxel.reporting.figures import Canvas, draw_rect, drawing, png
+from isovoxel.reporting.figures import Canvas, Drawing, draw_rect, drawing, png
 from isovoxel.reporting.files import MARK, check_own, write_own
 from isovoxel.reporting.views import (
     LABEL,
@@ -97,6 +97,8 @@ class Picture:
     """Where each volume lies in it."""
     captions: tuple[str, ...]
     """What is drawn of each."""
+    figure: Drawing
+    """The same, at any resolution."""
     projected: int = 0
     """Projected bytes of drawing, with the memory that the process held before, where it was limited."""
 
@@ -292,7 +294,7 @@ def _drawn(
             _draw_bar(canvas, layout.detail)
             _draw_frame(canvas, layout.detail.image)
             _draw_frame(canvas, (xz.image[0] + chosen[0], xz.image[1] + chosen[1], side, side))
-    return Picture(canvas.pixels(), tuple(parts), captions)
+    return Picture(canvas.pixels(), tuple(parts), captions, canvas.figure)
 
 
 def _view(subject: _Subject, place: ViewPlace) -> NDArray[Any]:

@@ -1,4 +1,4 @@
-"""The command `isovoxel show`: draw one or two files, and say what was drawn and where."""
+"""Draw one or two volumes, as a figure or a PNG file, and say what was drawn and where."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Unpack
+from typing import Any
 
 from isovoxel.execution.events import Reading
 from isovoxel.execution.host import peak_bytes, reading_limits
 from isovoxel.execution.inputs import Named, check_apart, read_as
-from isovoxel.options import Opening, checked_keywords, parse_size
+from isovoxel.options import Opening, parse_size
 from isovoxel.planner import open_by
+from isovoxel.planning.model import HostLimits
+from isovoxel.readers.base import Volume
 from isovoxel.reporting.files import HIDDEN, check_own, without_secrets
-from isovoxel.reporting.pictures import draw, save
+from isovoxel.reporting.pictures import Picture, draw, save
 from isovoxel.reporting.records import Record
 from isovoxel.reporting.text import Line, shortened
 
@@ -38,15 +40,14 @@ class Shown:
     """Bytes that it may take."""
 
 
-@checked_keywords(Opening)
-def show(
+def save_drawing(
     sources: Sequence[str],
-    output: str | None = None,
+    output: str | None,
+    opening: Opening,
     *,
-    labels: bool | None = None,
-    memory: int | str | None = None,
-    reading: Reading = lambda _what, _done, _total: None,
-    **opening: Unpack[Opening],
+    labels: bool | None,
+    memory: int | str | None,
+    reading: Reading,
 ) -> Shown:
     """Draw one file, or two side by side at one scale, as a PNG file.
 
@@ -56,14 +57,46 @@ def show(
         As in `isovoxel.open_volume`: what to draw.
     output
         The PNG file; by default one in the working folder, named after what is drawn.
+    opening, labels, memory, reading
+        As in `drawing_of`.
+
+    Raises
+    ------
+    IsovoxelError
+        As `drawing_of`.
+    OutputError
+        If the picture must not or cannot be written.
+    """
+    path = check_own(default_name(sources) if output is None else output, "picture")
+    check_apart([where for source in sources for where in read_as("input", source)], files=[Named("picture", path)])
+    drawn, volumes, host = drawing_of(sources, opening, labels=labels, memory=memory, reading=reading)
+    save(drawn, path)
+    return Shown(
+        path,
+        drawn.size,
+        tuple(zip((v.name for v in volumes), drawn.captions, strict=True)),
+        drawn.projected,
+        host.allowed,
+    )
+
+
+def drawing_of(
+    sources: Sequence[Any], opening: Opening, *, labels: bool | None, memory: int | str | None, reading: Reading
+) -> tuple[Picture, list[Volume], HostLimits]:
+    """Draw one volume, or two side by side at one scale; return that, the volumes, and the memory that was allowed.
+
+    Parameters
+    ----------
+    sources
+        As in `isovoxel.open_volume`: what to draw.
+    opening
+        How the first is opened: voxel_size, unit, level, channel, time and crop, as in `isovoxel.open_volume`.
     labels
         Whether voxels are labels; by default what each file says.
     memory
         Host memory to stay within, in bytes or as text such as "2GiB"; by default half of what is free.
     reading
         Told how far files are read.
-    **opening
-        How the first is opened: voxel_size, unit, level, channel, time and crop, as in `isovoxel.open_volume`.
 
     Raises
     ------
@@ -73,28 +106,11 @@ def show(
         If the files cannot be drawn at one scale, or as labels.
     DoesNotFitError
         If drawing takes more than `memory`.
-    OutputError
-        If the picture must not or cannot be written.
     """
-    path = check_own(default_name(sources) if output is None else output, "picture")
-    check_apart([where for source in sources for where in read_as("input", source)], files=[Named("picture", path)])
     host = reading_limits(parse_size("memory", memory))
     volumes = [open_by(sources[0], opening), *(open_by(source, {}) for source in sources[1:])]
-    drawn = draw(
-        volumes,
-        [f"{shortened(PurePath(without_secrets(v.name)).name, LONGEST_NAME)}: " for v in volumes],
-        labels=labels,
-        reading=reading,
-        host=host,
-    )
-    save(drawn, path)
-    return Shown(
-        path,
-        drawn.size,
-        tuple(zip((v.name for v in volumes), drawn.captions, strict=True)),
-        drawn.projected,
-        host.allowed,
-    )
+    names = [f"{shortened(PurePath(without_secrets(v.name)).name, LONGEST_NAME)}: " for v in volumes]
+    return draw(volumes, names, labels=labels, reading=reading, host=host), volumes, host
 
 
 def default_name(sources: Sequence[str]) -> str:
