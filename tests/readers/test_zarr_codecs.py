@@ -16,6 +16,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from isovoxel.readers import chunks
 from isovoxel.readers.chunks import DECODERS, zstd_content_size
 
 VOXELS = (np.arange(3000, dtype="uint16") // 7).view("u1")
@@ -72,6 +73,19 @@ def test_bytes_come_back(kind: str) -> None:
         pytest.skip("this numcodecs decodes none")
     codec, encode = ENCODERS[kind]
     np.testing.assert_array_equal(decode(codec, encode(VOXELS.tobytes()), VOXELS.size), VOXELS)
+
+
+@pytest.mark.parametrize("kind", ["gzip", "zlib"])
+def test_one_member_is_decoded_by_libdeflate(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever follows it is for zlib: an empty member is nothing, other bytes are an error."""
+    codec, encode = ENCODERS[kind]
+    encoded = encode(VOXELS.tobytes())
+    np.testing.assert_array_equal(decode(codec, encoded + encode(b""), VOXELS.size), VOXELS)
+    for more in (b"x", bytes(20), encode(b"x"), encoded):
+        with pytest.raises(ERRORS):
+            decode(codec, encoded + more, VOXELS.size)
+    monkeypatch.setattr(chunks, "_decode_streams", None)
+    np.testing.assert_array_equal(decode(codec, encoded, VOXELS.size), VOXELS)
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
