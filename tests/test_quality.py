@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -48,3 +49,24 @@ def test_wheel_holds_the_package_and_its_types(tmp_path: Path) -> None:
     assert packaged == modules | {f"isovoxel/{name}" for name in others}
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert "isovoxel = isovoxel.__main__:main" in commands
+
+
+@pytest.mark.slow
+def test_the_sdist_builds_the_same_wheel(tmp_path: Path) -> None:
+    """Unpacked elsewhere, with its tests; what the index reads of both is in order."""
+    pytest.importorskip("hatchling", reason="the build backend is not installed")
+    done = run_python("-m", "hatchling", "build", "-d", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    (sdist,), (wheel,) = tmp_path.glob("*.tar.gz"), tmp_path.glob("*.whl")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    unpacked = tmp_path / sdist.name.removesuffix(".tar.gz")
+    again = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path / "again")]
+    subprocess.run(again, cwd=unpacked, check=True, capture_output=True)
+    assert (tmp_path / "again" / wheel.name).read_bytes() == wheel.read_bytes()
+    tracked = subprocess.run(["git", "ls-files"], cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    there = {str(path.relative_to(unpacked)) for path in unpacked.rglob("*") if path.is_file()}
+    assert set(tracked.stdout.split()) - there == set()
+    pytest.importorskip("twine", reason="twine is not installed")
+    checked = run_python("-m", "twine", "check", "--strict", str(sdist), str(wheel))
+    assert checked.returncode == 0, checked.stdout
