@@ -3,9 +3,11 @@
 What it loads takes a while, so that Ctrl-C and the standard streams are seen to before.
 """
 
+import atexit
 import os
 import signal
 import sys
+import threading
 from types import FrameType
 from typing import NoReturn
 
@@ -43,7 +45,22 @@ def main() -> NoReturn:
     except Abandoned as end:  # threads may still run, for which nobody wants to wait
         show_cursor()
         os._exit(end.exit_code)
-    sys.exit(code)
+    end_process(code)
+
+
+def end_process(code: int) -> NoReturn:
+    """End the process once its threads are done, its exit handlers have run, and its streams are flushed.
+
+    The system frees its memory: for Python to take every module apart takes 0.15 s more, when all is on the disk.
+    """
+    others = [thread for thread in threading.enumerate() if thread is not threading.current_thread()]
+    if any(not thread.daemon for thread in others):  # Python knows how to end those of a pool
+        sys.exit(code)
+    atexit._run_exitfuncs()  # noqa: SLF001 - no public name runs them
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":
