@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 import zarr
 
 import isovoxel
@@ -21,6 +22,7 @@ from isovoxel.execution.events import BlockDone, Event
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SNAKEFILE = EXAMPLES / "snakemake" / "Snakefile"
+MODULE = EXAMPLES / "nextflow" / "modules" / "isovoxel" / "scale"
 NEXTFLOW = EXAMPLES / "nextflow" / "main.nf"
 VOXELS = np.random.default_rng(0).integers(0, 60_000, (6, 30, 40)).astype(np.uint16)
 OPTIONS = "--factor 2,1.5,1 --engine exact --chunk 8,8,8 --shard 8,8,8 --device-memory 20kB"
@@ -121,3 +123,39 @@ def test_nextflow_plans_and_scales(folder: Path) -> None:
     done = run("nextflow", "run", NEXTFLOW, *values, folder=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     check(folder / "out.zarr")
+
+
+def module_scripts(values: dict[str, object]) -> list[str]:
+    """Return what the module runs, and what its stub runs, as Nextflow makes them with these values."""
+    text = (MODULE / "main.nf").read_text()
+    scripts = []
+    for found in re.findall(r'"""\n(.*?)"""', text, re.DOTALL):
+        lines = [line.removeprefix("    ") for line in found.splitlines()]  # which Nextflow takes off
+        filled = re.sub(r"(?<!\\)\$\{?([\w.]+)\}?", lambda match: str(values[match[1]]), "\n".join(lines))
+        scripts.append(filled.replace("\\$", "$").replace("\\\\", "\\"))
+    return scripts
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["script", "stub"])
+def test_what_the_nextflow_module_runs_makes_its_outputs(folder: Path, which: int) -> None:
+    """Those that its metadata list, in the process' folder, with the version in the form that pipelines collect."""
+    values = {"args": OPTIONS, "task.cpus": 2, "image": "stack.npy", "prefix": "sample"}
+    (folder / "a stack.npy").rename(folder / "stack.npy")
+    done = run("bash", "-ue", "-c", module_scripts(values | {"task.process": "A:B"})[which], folder=folder)
+    assert done.returncode == 0, done.stderr
+    listed = yaml.safe_load((MODULE / "meta.yml").read_text())["output"]
+    assert list(listed["zarr"][0][1]) == ["${prefix}.ome.zarr"]
+    assert (folder / "sample.ome.zarr" / "zarr.json").exists()
+    (versions,) = listed["versions"][0]
+    assert yaml.safe_load((folder / versions).read_text()) == {"A:B": {"isovoxel": isovoxel.__version__}}
+    if which == 0:
+        check(folder / "sample.ome.zarr")
+
+
+def test_the_nextflow_module_is_of_this_version() -> None:
+    """Its environment installs what this checkout is, and its metadata name the inputs that it takes."""
+    *_, pip = yaml.safe_load((MODULE / "environment.yml").read_text())["dependencies"]
+    assert pip == {"pip": [f"isovoxel=={isovoxel.__version__}"]}
+    meta = yaml.safe_load((MODULE / "meta.yml").read_text())
+    assert [name for entry in meta["input"][0] for name in entry] == ["meta", "image"]
+    assert meta["name"].upper() in (MODULE / "main.nf").read_text()
