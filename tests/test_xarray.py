@@ -10,6 +10,7 @@ import pytest
 import xarray
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 import isovoxel
 from isovoxel.dask_array import between
@@ -81,12 +82,37 @@ def test_uneven_coordinates_grow_as_they_did(steps: list[float], factor: float, 
     np.testing.assert_allclose(found[after], values[-1] + (position[after] - n + 1) * steps[-1], atol=1e-6)
 
 
+def test_time_points_and_channels_are_selected_as_before() -> None:
+    """By their dimensions' names; their coordinates are kept, and what is selected is all that is computed."""
+    computed: list[tuple[int, ...]] = []
+
+    def note(block: NDArray[np.uint16], block_id: tuple[int, ...]) -> NDArray[np.uint16]:
+        computed.append(block_id)
+        return block
+
+    voxels = np.stack([[VOXELS, VOXELS + 1], [VOXELS + 2, VOXELS + 3], [VOXELS + 4, VOXELS + 5]])
+    lazy = da.from_array(voxels, chunks=(1, 1, 3, 10, 12)).map_blocks(note, dtype=VOXELS.dtype, meta=voxels[:0])
+    times = np.array(["2026-01-01", "2026-01-02", "2026-01-04"], "datetime64[ns]")
+    coordinates = {"time": times, "channel": ["DAPI", "GFP"], "z": 2.0 * np.arange(6)}
+    series = xarray.DataArray(lazy, dims=("time", "channel", "z", "y", "x"), coords=coordinates)
+    scaled = isovoxel.scale_array(series, (4, 1, 1), engine="exact", chunks=(6, 10, 12))
+    assert (scaled.dims, scaled.shape, computed) == (series.dims, (3, 2, 24, 10, 12), [])
+    np.testing.assert_allclose(scaled.z, -0.75 + 0.5 * np.arange(24))
+    found = scaled.sel(time="2026-01-04", channel="GFP").sel(z=-0.75, method="nearest").compute(scheduler="synchronous")
+    assert computed == [(2, 1, 0, 0, 0)]
+    np.testing.assert_array_equal(found, isovoxel.scale_array(voxels[2, 1], (4, 1, 1), engine="exact")[0])
+    places = series.rename(time="place", channel="tile")
+    assert isovoxel.scale_array(places, (2, 1, 1), engine="exact").dims == ("place", "tile", "z", "y", "x")
+    with pytest.raises(InputError, match=r"the DataArray is 5-D; name its axes, such as axes='tczyx'"):
+        isovoxel.scale_array(places.rename(z="depth"), (2, 1, 1))
+    assert isovoxel.scale_array(places.rename(z="depth"), (2, 1, 1), axes="tczyx", engine="exact").shape[2] == 12
+
+
 def test_other_orders_are_refused() -> None:
     """Where the names tell."""
     with pytest.raises(InputError, match=r"the dimensions x, y, z; give it transposed: array\.transpose"):
         isovoxel.scale_array(stack().transpose("x", "y", "z"), (1, 1, 2))
-    with pytest.raises(InputError, match="is 2-D"):
-        isovoxel.scale_array(stack()[0], (1, 1, 2))
+    assert isovoxel.scale_array(stack()[0], (1, 1, 2), engine="exact").dims == ("y", "x")
     named = isovoxel.scale_array(stack().rename(z="plane_number", y="v", x="u"), (2, 1, 1), engine="exact")
     assert named.dims == ("plane_number", "v", "u")
 

@@ -1,5 +1,11 @@
 """Scaling as a step of a dask pipeline: a lazy array, whose chunks are scaled where dask computes them.
 
+Each chunk of the result is one block, and one task of the graph. It gets those chunks of the array that hold what the
+block reads, copies that out of them, and scales it on the device of the process that it runs in. So the array may be
+cut anyhow, nothing is computed but what a slice of the result needs, and a chunk of it costs one task more.
+
+An array may have further axes, such as t and c: a block lies at one index of each of them.
+
 An ``xarray.DataArray`` keeps its name, attributes, dimensions and coordinates. Along an axis the coordinate of an
 output sample is that of the position in the input which it takes its value from: between two input samples in
 proportion, and beyond the outer ones by the last step. This needs numbers; coordinates of other kinds, and of more than
@@ -8,18 +14,26 @@ one dimension, are kept only where none of their axes changes.
 
 from __future__ import annotations
 
+import operator
 import sys
-from typing import Any
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, product
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isovoxel.errors import InputError
+from isovoxel.engines.registry import open_engine
+from isovoxel.errors import InputError, OptionError
 from isovoxel.geometry.axis import Axis
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import AXES, Float3
 from isovoxel.options import Options, checked_keywords, parse_factor
 from isovoxel.planner import choose_engine, choose_sampling, source_of
+from isovoxel.planning.plan import Plan
+from isovoxel.readers.selection import LONG_NAMES, NAMES, ZYX, Selection, along_axes
 
 
 @checked_keywords()
@@ -27,6 +41,7 @@ def scale_array(
     array: Any,
     factor: Float3 | float,
     *,
+    axes: str | None = None,
     interpolation: str | None = None,
     antialias: bool = False,
     labels: bool = False,
@@ -35,32 +50,41 @@ def scale_array(
     device: str = "auto",
     chunks: Index3 | None = None,
 ) -> Any:
-    """Return a 3-D dask array scaled, lazily: each chunk of it from its own voxels of the array and their halo.
+    """Return a dask array scaled, lazily: each chunk of it from its own voxels of the array and their halo.
 
     Parameters
     ----------
     array
-        A 3-D dask array (or what `dask.array.asarray` takes), z, y, x; or an ``xarray.DataArray`` of one.
+        A dask array (or what `dask.array.asarray` takes) of the axes z, y, x, or y, x of one plane, in chunks of any
+        shape; or an ``xarray.DataArray`` of one. It may have further axes, each index of which is scaled by itself.
     factor
-        Output samples per input sample, for all axes or for z, y, x.
+        Output samples per input sample, for z, y, x, or a number for all of them that the array has.
+    axes
+        Names of the array's axes in their order, such as "tczyx": of t, c, z, y, x. By default those of a DataArray's
+        dimensions, or z, y, x, or y, x.
     interpolation, antialias, labels, engine, boundary, device
         As in `ScalingOptions`. The device is looked for in the process that computes a block.
     chunks
-        Shape of the result's chunks, each scaled in one piece; by default as dask's ``array.chunk-size`` has it,
-        smaller where the device takes less.
+        Shape of the result's chunks along z, y and x, each scaled in one piece; by default as dask's
+        ``array.chunk-size`` has it, smaller where the device takes less. Along further axes each is of length 1.
 
     Returns
     -------
     dask.array.Array
-        Of shape ``np.around(n * factor)`` (at least 1) and of the same dtype. Of a DataArray a DataArray, with the same
-        dimensions, name and attributes, and coordinates where the new samples are.
+        Of the array's axes and dtype, ``np.around(n * factor)`` samples (at least 1) along z, y and x. Of a DataArray
+        a DataArray, with the same dimensions, name and attributes, and coordinates where the new samples are.
 
     Raises
     ------
     OptionError, InputError
-        If a factor or an option makes no sense, or the array is not 3-D or of another dtype.
+        If a factor or an option makes no sense, or the array has other axes or another dtype.
     DoesNotFitError
         If a chunk fits the device no more.
+
+    Notes
+    -----
+    A chunk of the result adds one task to the graph, and no other. It depends on the array's chunks that hold what it
+    reads; a slice of the result computes these and no others.
 
     Examples
     --------
@@ -68,32 +92,30 @@ def scale_array(
     >>> stack = da.ones((10, 20, 30), chunks=10, dtype="uint8")
     >>> scale_array(stack, (4, 1, 1), chunks=(16, 16, 16))
     dask.array<..., shape=(40, 20, 30), dtype=uint8, chunksize=(16, 16, 16), chunktype=numpy.ndarray>
+    >>> series = da.ones((5, 2, 10, 20, 30), chunks=10, dtype="uint8")
+    >>> scale_array(series, (4, 1, 1), axes="tczyx").shape
+    (5, 2, 40, 20, 30)
     """
     import dask.array as da
 
     from isovoxel.engines.clesperanto import scales_with
     from isovoxel.engines.devices import find_device
     from isovoxel.execution.host import host_limits
-    from isovoxel.execution.map_overlap import scale_lazily
     from isovoxel.planning.optimizer import plan_chunks
     from isovoxel.readers.open import open_volume
 
     xarray = sys.modules.get("xarray")  # whoever holds an array of its has imported it
     named = array if xarray is not None and isinstance(array, xarray.DataArray) else None
-    if named is not None:
-        _check_dims(named)
     array = da.asarray(array if named is None else named.data)
-    if array.ndim != 3:
-        raise InputError(f"the array is {array.ndim}-D; isovoxel scales arrays of z, y and x, such as array[None]")
-    volume = open_volume(array, voxel_size=(1.0, 1.0, 1.0))
-    factors = parse_factor((factor,) * 3 if isinstance(factor, int | float) else factor)
+    names = _axes_of(array, () if named is None else named.dims, axes)
+    first = array[tuple(slice(None) if name in AXES else 0 for name in names)]  # all volumes are alike
+    volume = open_volume(first, voxel_size=(1.0, 1.0, 1.0))
+    factors = _factors(factor, names)
     shape = volume.grid.scaled(factors).shape
+    fixed = chunks is not None
     if chunks is None:
         largest = da.core.normalize_chunks("auto", shape=shape, dtype=volume.dtype)
         chunks = (largest[0][0], largest[1][0], largest[2][0])
-        fixed = False
-    else:
-        fixed = True
     sampling = choose_sampling(
         volume, Options(interpolation=interpolation, antialias=antialias, labels=labels, engine=engine)
     )
@@ -101,7 +123,7 @@ def scale_array(
     planned = plan_chunks(
         source_of(volume, volume.grid),
         factors,
-        chunks=chunks,
+        chunks=_checked_chunks(chunks),
         fixed=fixed,
         device=limits,
         host=host_limits(),
@@ -110,38 +132,210 @@ def scale_array(
         antialias=sampling.antialias,
         boundary=boundary,
     )
-    scaled = scale_lazily(volume.array, planned, device)
-    return scaled if named is None else _like(named, scaled, factors)
+    scaled = _scaled(array, names, planned, device)
+    return scaled if named is None else _labelled(named, scaled, names, planned)
 
 
-def _check_dims(array: Any) -> None:
-    """Refuse a DataArray whose dimensions are called z, y and x, but in another order.
+# ---- axes ----------------------------------------------------------------------------------------------------------
+
+
+def _axes_of(array: Any, dims: Sequence[Any], axes: str | None) -> list[str]:
+    """Return the name of each axis of an array: as the user or its dimensions say, or else z, y, x, or y, x.
+
+    Parameters
+    ----------
+    array
+        The dask array.
+    dims
+        Its dimensions, where it is one of a DataArray.
+    axes
+        What the user calls them.
 
     Raises
     ------
-    InputError
-        With what to write.
+    OptionError, InputError
+        If the names are others, or not known, or not in this order; if the array is empty, or the sizes of its chunks
+        are not known.
     """
-    dims = tuple(str(dim).lower() for dim in array.dims)
-    if sorted(dims) == sorted(AXES) and dims != AXES:
+    what = "the DataArray" if dims else "the array"
+    if any(np.isnan(n) for n in array.shape):
+        raise InputError(f"{what} has chunks of unknown size; call its compute_chunk_sizes() first")
+    if 0 in array.shape:
+        raise InputError(f"{what} is empty: its shape is {array.shape}")
+    names = [LONG_NAMES.get(str(dim).lower(), str(dim).lower()) for dim in dims]
+    if axes is None and names and set(names) <= set(NAMES):
+        axes = "".join(names)
+    if axes is not None:
+        names = Selection(axes=axes).named(what, names, array.shape)
+    elif array.ndim in (2, 3):
+        names = list(AXES[-array.ndim :])
+    elif not set(AXES) <= set(names):
+        raise InputError(f"{what} is {array.ndim}-D; name its axes, such as axes='tczyx'")
+    spatial = [names.index(axis) for axis in AXES if axis in names]
+    if spatial != sorted(spatial):
+        called = list(dims or range(array.ndim))
+        order = [axis for axis in range(array.ndim) if axis not in spatial] + spatial
         raise InputError(
-            f"the DataArray has the dimensions {', '.join(dims)}; give it transposed: array.transpose('z', 'y', 'x')"
+            f"{what} has the dimensions {', '.join(map(str, dims or names))}; give it transposed: "
+            f"array.transpose({', '.join(repr(called[axis]) for axis in order)})"
         )
+    return names
 
 
-def _like(array: Any, scaled: Any, factor: Float3) -> Any:
+def _factors(factor: Float3 | float, names: Sequence[str]) -> Float3:
+    """Return the factors along z, y, x of an array with these axes.
+
+    Raises
+    ------
+    OptionError
+        If one makes no sense, or is of an axis z that the array does not have.
+    """
+    if isinstance(factor, int | float | np.number):
+        factor = (float(factor) if "z" in names else 1.0, float(factor), float(factor))
+    factors = parse_factor(factor)
+    if "z" not in names and factors[0] != 1:
+        raise OptionError(
+            f"the array has no axis z, so its factor along z must be 1, not {factors[0]:g}; "
+            "if it has planes along an axis, name that axis z"
+        )
+    return factors
+
+
+def _checked_chunks(chunks: Index3) -> Index3:
+    try:
+        z, y, x = map(operator.index, chunks)
+    except (TypeError, ValueError):
+        z = y = x = 0
+    if min(z, y, x) < 1:
+        raise OptionError(f"chunks must be three whole numbers above 0, z, y, x, not {chunks!r}")
+    return (z, y, x)
+
+
+# ---- the graph -----------------------------------------------------------------------------------------------------
+
+
+class _Reads(NamedTuple):
+    """What the blocks at one place along an axis read."""
+
+    chunks: range
+    """Numbers of the array's chunks that hold it."""
+    parts: tuple[tuple[slice, slice], ...]
+    """For each of them, where its part lies in what is read, and where in the chunk."""
+
+
+@dataclass(frozen=True)
+class ScaledBlock:
+    """Makes a chunk of a scaled array of those chunks of the array that hold what it reads."""
+
+    plan: Plan
+    """How."""
+    device: str
+    """On which device of the process that it runs in, as ``--device`` takes it."""
+    zyx: ZYX
+    """Which axes of the array are z, y and x."""
+
+    def __call__(
+        self, place: tuple[int, ...], parts: tuple[tuple[tuple[slice, slice], ...], ...], *chunks: NDArray[Any]
+    ) -> NDArray[Any]:
+        """Return the chunk of the result at this place in the grid of its chunks.
+
+        Parameters
+        ----------
+        place
+            The place.
+        parts
+            For each axis, the parts that it reads along it; see `_Reads`.
+        chunks
+            The array's chunks that hold them, the last axis fastest.
+        """
+        z, y, x = (0 if axis is None else place[axis] for axis in self.zyx)
+        block = self.plan.block_at((z, y, x))
+        voxels = _joined(parts, chunks, self.plan.source.dtype).reshape(block.read_box.shape)
+        scaled = open_engine(self.plan.engine, self.device).scale(voxels, block, self.plan).data
+        return scaled.reshape(along_axes(self.zyx, block.write_box.shape, [1] * len(place)))
+
+    def __dask_tokenize__(self) -> tuple[Any, ...]:
+        """Return what tells one result from another, which the memory free at this moment does not."""
+        return (self.plan.fingerprint, self.device, self.zyx)
+
+
+def _joined(
+    parts: tuple[tuple[tuple[slice, slice], ...], ...], chunks: Sequence[NDArray[Any]], dtype: str
+) -> NDArray[Any]:
+    """Return what a block reads, of the chunks that hold it; a view where one chunk does."""
+    if len(chunks) == 1:
+        return np.asarray(chunks[0][tuple(part for ((_, part),) in parts)], dtype)
+    joined = np.empty([along[-1][0].stop for along in parts], dtype)
+    for part, chunk in zip(product(*parts), chunks, strict=True):
+        joined[tuple(to for to, _ in part)] = chunk[tuple(of for _, of in part)]
+    return joined
+
+
+def _scaled(array: Any, names: Sequence[str], plan: Plan, device: str) -> Any:
+    """Return the scaled dask array that a plan makes of each volume of a dask array with these axes."""
+    from dask.array import Array
+    from dask.base import tokenize
+    from dask.highlevelgraph import HighLevelGraph
+    from dask.task_spec import Task, TaskRef
+
+    axes = dict(zip(AXES, zip(plan.axes, plan.block_shape, plan.samplers, strict=True), strict=True))
+    reads, lengths = [], []
+    for name, n, sizes in zip(names, array.shape, array.chunks, strict=True):
+        if name in axes:
+            axis, length, sampler = axes[name]
+            starts, stops = axis.intervals(length)
+            span = sampler.spans(starts, stops)
+            reads.append(_reads(sizes, span.first.tolist(), span.last.tolist()))
+            lengths.append(tuple((stops - starts).tolist()))
+        else:
+            reads.append(_reads(sizes, range(n), range(1, n + 1)))
+            lengths.append((1,) * n)
+    zyx = (names.index("z") if "z" in names else None, names.index("y"), names.index("x"))
+    scale = ScaledBlock(plan, device, zyx)
+    name = f"isovoxel-{tokenize(array, scale)}"
+    # One reference for all tasks that need a chunk: pickled, each but the first takes three bytes.
+    chunks = {numbers: TaskRef((array.name, *numbers)) for numbers in np.ndindex(*array.numblocks)}
+    tasks: dict[Any, Any] = {}
+    for place in np.ndindex(*map(len, reads)):
+        along = [axis[i] for axis, i in zip(reads, place, strict=True)]
+        needed = (chunks[numbers] for numbers in product(*(one.chunks for one in along)))
+        key = (name, *place)
+        tasks[key] = Task(key, scale, place, tuple(one.parts for one in along), *needed)
+    graph = HighLevelGraph.from_collections(name, tasks, dependencies=[array])
+    return Array(graph, name, tuple(lengths), meta=np.empty((0,) * array.ndim, plan.source.dtype))
+
+
+def _reads(sizes: Iterable[int], firsts: Iterable[int], lasts: Iterable[int]) -> list[_Reads]:
+    """Return what blocks read along an axis that is cut into chunks of these sizes: each the samples [first, last)."""
+    edges = [0, *accumulate(sizes)]
+    found = []
+    for first, last in zip(firsts, lasts, strict=True):
+        numbers = range(bisect_right(edges, first) - 1, bisect_left(edges, last))
+        inside = [(max(first, edges[i]), min(last, edges[i + 1]), edges[i]) for i in numbers]
+        parts = tuple((slice(a - first, b - first), slice(a - edge, b - edge)) for a, b, edge in inside)
+        found.append(_Reads(numbers, parts))
+    return found
+
+
+# ---- coordinates ---------------------------------------------------------------------------------------------------
+
+
+def _labelled(array: Any, scaled: Any, names: Sequence[str], plan: Plan) -> Any:
     """Return scaled voxels as a DataArray like the one that they were made of.
 
     Parameters
     ----------
     array
-        The ``xarray.DataArray`` of three dimensions that was scaled.
+        The ``xarray.DataArray`` that was scaled.
     scaled
         What became of its voxels: a dask array.
-    factor
-        Output samples per input sample, z, y, x.
+    names
+        Names of its axes.
+    plan
+        How each of its volumes was scaled.
     """
-    axes = {d: Axis(n, m, f) for d, n, m, f in zip(array.dims, array.shape, scaled.shape, factor, strict=True)}
+    found = dict(zip(AXES, plan.axes, strict=True))
+    axes = {dim: found[name] for dim, name in zip(array.dims, names, strict=True) if name in found}
     changed = {dim for dim, axis in axes.items() if axis.factor != 1}
     coordinates = {}
     for name, coordinate in array.coords.items():

@@ -217,9 +217,7 @@ def test_a_plane_stays_one_by_zoom_and_voxel_size() -> None:
     assert cut.output.origin == (4.0, 0.0, 0.0)
 
 
-def test_a_lazy_array_has_three_axes() -> None:
-    """A pipeline's arrays keep the number of their axes, so a plane is for its caller to make one."""
-    with pytest.raises(InputError, match="is 2-D"):
-        isovoxel.scale_array(PLANE, (1, 2, 2))
+def test_a_number_of_a_channel_is_whole() -> None:
+    """As are those of time points and levels."""
     with pytest.raises(OptionError, match="channel must be a whole number"):
         isovoxel.open_volume(PLANE, channel=1.5)  # type: ignore[arg-type]

@@ -199,12 +199,11 @@ def plan_chunks(
             storage=storage,
             block_shape=storage.shard,
             in_flight=host.threads,
-            halo_mode="map_overlap",
+            halo_mode="direct",
             window=(1, 1, 1),
             device=device,
             host=host,
         )
-        plan = replace(plan, window=plan.block_grid)
         excess = plan.cost.excess(device)
         if not excess:
             break

@@ -225,7 +225,7 @@ _WORDS = {
 }
 _SELECTED = {"t": "time", "c": "channel"}
 """What is selected along an axis, as `Selection` and its options have it."""
-_LONG_NAMES = {"time": "t", "channel": "c"}
+LONG_NAMES = {"time": "t", "channel": "c"}
 
 UNNAMED = {2: "two unnamed axes, taken as y, x of one plane", 3: "three unnamed axes, taken as z, y, x"}
 """How the axes of an array are found that have no names, for people, by their number."""
@@ -324,7 +324,7 @@ def pick(name: str, axes: Sequence[str], shape: Sequence[int], selection: Select
     (('t', 4), ('c', 2))
     """
     axes = selection.named(name, axes, shape)
-    names = [_LONG_NAMES.get(axis, axis) for axis in axes]
+    names = [LONG_NAMES.get(axis, axis) for axis in axes]
     for axis, option in _SELECTED.items():
         if axis not in names:
             selection.among(option, 1, name)  # the one that it has

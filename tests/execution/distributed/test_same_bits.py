@@ -9,6 +9,7 @@ from typing import Any
 
 import dask
 import dask.array as da
+import numpy as np
 import pytest
 
 import isovoxel
@@ -75,6 +76,19 @@ def test_a_dask_array_is_computed_by_the_workers(tmp_path: Path, out: Path, clie
     check(events, out, 2)
     isovoxel.scale(VOXELS + 1, tmp_path / "whole.zarr", **options)
     assert files(out) == files(tmp_path / "whole.zarr")
+
+
+def test_a_lazy_array_is_computed_by_the_workers(client: Any) -> None:
+    """Its tasks travel, each finds the device of its worker, and what persists stays there."""
+    series = np.stack([VOXELS, VOXELS[::-1]])
+    lazy = isovoxel.scale_array(
+        da.from_array(series, chunks=(1, 5, 8, 9)), (2.3, 1, 1), axes="czyx", engine="exact", chunks=(9, 8, 10)
+    )
+    alone = lazy.compute(scheduler="synchronous")
+    kept = client.persist(lazy)
+    np.testing.assert_array_equal(client.compute(kept).result(), alone)
+    doubled = kept.map_blocks(lambda block: block // 2, dtype=kept.dtype)[1, ::3]
+    np.testing.assert_array_equal(client.compute(doubled).result(), alone[1, ::3] // 2)
 
 
 @pytest.mark.slow
