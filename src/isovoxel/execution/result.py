@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
 
 from isovoxel.execution.events import (
     BlockDone,
@@ -19,6 +20,9 @@ from isovoxel.execution.events import (
 )
 from isovoxel.notebook import InNotebooks
 from isovoxel.planning.plan import Plan
+
+if TYPE_CHECKING:  # a worker loads no readers for what it tells
+    from isovoxel.readers.base import Volume
 
 STAGES = ("read", "wait", "scale", "write", "flush")
 """Stages of a block, in their order."""
@@ -137,6 +141,68 @@ class ScaleResult(InNotebooks):
     """What else happened: blocks that were done before or scaled in pieces, attempts, parts that were filled."""
     labels: ScaleResult | None = None
     """What the job of its labels did, where they were scaled with it."""
+
+    def open(self, level: int = 0) -> Any:
+        """Return the voxels that were written as a dask array.
+
+        Parameters
+        ----------
+        level
+            Resolution level: 0 is the finest, of `plan.output.shape`; each further one is about half as large.
+
+        Returns
+        -------
+        dask.array.Array
+            Axes z, y, x; before them t and c, where the image has several time points or channels. Nothing is read
+            until it is computed, and of a slice no more than it needs.
+
+        Raises
+        ------
+        InputError
+            If the output is not there any more.
+        OptionError
+            If it has no such level.
+        """
+        from isovoxel.readers.lazy import as_dask
+
+        return as_dask(self._volume(level))
+
+    def to_xarray(self, level: int = 0) -> Any:
+        """Return the voxels that were written as an ``xarray.DataArray`` with the positions of their centres.
+
+        Parameters
+        ----------
+        level
+            Resolution level, as of `open`.
+
+        Returns
+        -------
+        xarray.DataArray
+            As lazy as `open`. Coordinates z, y and x are in the unit of the image, which their attribute "units" names;
+            positions of all levels are in the same world. Where the input's voxel size was not known they count its
+            voxels, without a unit. The array is called as the output's folder without endings.
+
+        Raises
+        ------
+        InputError
+            If the output is not there any more.
+        OptionError
+            If it has no such level.
+        ImportError
+            If xarray is not installed.
+        """
+        from isovoxel.readers.lazy import as_xarray
+
+        return as_xarray(self._volume(level), PurePath(str(self.path)).name.split(".")[0])
+
+    def _volume(self, level: int) -> Volume:
+        """Return a level of the output, by a path that is the same in processes whose working folders are others."""
+        from isovoxel.object_store.addresses import absolute, place_of
+        from isovoxel.readers.open import open_volume
+        from isovoxel.readers.selection import Selection
+
+        place = absolute(place_of(self.path))
+        return open_volume(place, selection=Selection(level=level))
 
     @property
     def workers(self) -> dict[str, Share]:
