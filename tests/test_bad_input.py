@@ -158,7 +158,7 @@ CASES: dict[str, Case] = {
     "HDF5: no voxels": Case(bad.within("/a", bad.hdf5(bad.VOXELS[:, :0])), "is empty"),
     "HDF5: flat": Case(bad.hdf5(bad.VOXELS[0]), "no 3-D dataset"),
     "HDF5: five axes": Case(bad.hdf5(bad.VOXELS.reshape(2, 3, 4, 5, 24)), "is 5-D"),
-    "a path in a TIFF": Case(bad.within("/a", bad.good), "which only files of HDF5 and Imaris have"),
+    "a path in a TIFF": Case(bad.within("/a", bad.good), "which only files of HDF5, Imaris and zipped zarr have"),
     # ---- N5
     "N5: block size 0": Case(bad.n5(blockSize=[0, 16, 16]), "cannot be read as N5"),
     "N5: vast blocks": Case(bad.n5(blockSize=[2**20, 2**20, 2**20]), "cannot be read as N5"),

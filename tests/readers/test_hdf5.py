@@ -362,7 +362,7 @@ def test_without_h5py_one_sentence_says_what_brings_it(tmp_path: Path, monkeypat
 def test_only_hdf5_has_paths_inside(tmp_path: Path) -> None:
     """A path behind a colon is refused for other files."""
     np.save(tmp_path / "a.npy", STACK)
-    with pytest.raises(InputError, match="which only files of HDF5 and Imaris have"):
+    with pytest.raises(InputError, match="which only files of HDF5, Imaris and zipped zarr have"):
         open_volume(f"{tmp_path}/a.npy:/data")
     with pytest.raises(InputMissingError):
         open_volume(f"{tmp_path}/b.h5:/data")

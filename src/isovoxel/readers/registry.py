@@ -154,6 +154,13 @@ FORMATS = (
         inner=True,
         also=("Imaris",),
     ),
+    Format(
+        "zipped zarr",
+        _late("zipped", "is_zip"),
+        _late("zipped", "open_zip"),
+        selects=("level", *_ARRAYS),
+        inner=True,
+    ),
     Format(".npy", lambda at: at.first.startswith(b"\x93NUMPY"), _late("npy", "open_npy"), selects=_ARRAYS),
     Format("NIfTI", _late("nifti", "is_nifti"), _late("nifti", "open_nifti"), "nifti", ("nibabel",)),
     *(

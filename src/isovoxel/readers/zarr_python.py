@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from gzip import BadGzipFile
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import zarr
@@ -48,7 +49,16 @@ INDEX_COPIES = 4
 FIXED_BYTES = 1 << 18
 """What zarr holds whatever the chunk's size: its event loop's tasks, and the headers of encoded chunks."""
 
-DECODING_ERRORS = (ValueError, RuntimeError, EOFError, zlib.error, lzma.LZMAError, BadGzipFile, struct.error)
+DECODING_ERRORS = (
+    ValueError,
+    RuntimeError,
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    BadGzipFile,
+    BadZipFile,
+    struct.error,
+)
 """What zarr-python's codecs raise of bytes that they cannot decode."""
 
 
