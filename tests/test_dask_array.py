@@ -384,6 +384,24 @@ def test_voxels_of_either_byte_order_become_native() -> None:
     np.testing.assert_array_equal(found, VOLUME)
 
 
+@pytest.mark.parametrize(("dtype", "becomes"), [("float64", "float32"), ("float16", "float32"), ("bool", "uint8")])
+def test_voxels_of_other_types_become_what_a_job_makes_of_them(dtype: str, becomes: str) -> None:
+    """Those that do not fit are refused when they are computed."""
+    voxels = (SERIES % 2).astype(dtype)
+    scaled = scale_array(da.from_array(voxels, chunks=2), (1, 2, 1), axes="tczyx", engine="exact")
+    assert scaled.dtype == becomes
+    np.testing.assert_array_equal(
+        scaled.compute(), scale_array(voxels.astype(becomes), (1, 2, 1), axes="tczyx", engine="exact").compute()
+    )
+
+
+def test_a_number_that_float32_does_not_hold_is_refused() -> None:
+    """When its chunk is computed."""
+    scaled = scale_array(da.full((2, 3, 4), 1e300, chunks=2), 2, engine="exact")
+    with pytest.raises(InputError, match="float32"):
+        scaled.compute(scheduler="synchronous")
+
+
 # ---- refused -------------------------------------------------------------------------------------------------------
 
 
@@ -392,7 +410,7 @@ def test_voxels_of_either_byte_order_become_native() -> None:
     [
         (VOLUME, 0.0, OptionError),
         (VOLUME, (1.0, -2.0, 1.0), OptionError),
-        (VOLUME.astype("float64"), 2.0, InputError),
+        (VOLUME.astype("complex64"), 2.0, InputError),
         (VOLUME[:0], 2.0, InputError),
     ],
 )

@@ -71,8 +71,9 @@ def scale_array(
     Returns
     -------
     dask.array.Array
-        Of the array's axes and dtype, ``np.around(n * factor)`` samples (at least 1) along z, y and x. Of a DataArray
-        a DataArray, with the same dimensions, name and attributes, and coordinates where the new samples are.
+        Of the array's axes and dtype (float32 of other floats, uint8 of bool), ``np.around(n * factor)`` samples (at
+        least 1) along z, y and x. Of a DataArray a DataArray, with the same dimensions, name and attributes, and
+        coordinates where the new samples are.
 
     Raises
     ------
@@ -102,6 +103,7 @@ def scale_array(
     from isovoxel.engines.devices import find_device
     from isovoxel.execution.host import host_limits
     from isovoxel.planning.optimizer import plan_chunks
+    from isovoxel.readers.arrays import converted_chunks
     from isovoxel.readers.open import open_volume
 
     xarray = sys.modules.get("xarray")  # whoever holds an array of its has imported it
@@ -132,7 +134,7 @@ def scale_array(
         antialias=sampling.antialias,
         boundary=boundary,
     )
-    scaled = _scaled(array, names, planned, device)
+    scaled = _scaled(converted_chunks("the array", array), names, planned, device)
     return scaled if named is None else _labelled(named, scaled, names, planned)
 
 

@@ -95,7 +95,7 @@ def from_dask(array: Any, selection: Selection = EVERYTHING) -> Volume:
     notes: tuple[str, ...] = ()
     held = 2 * dtype.itemsize
     if dtype != stored:  # by dask itself, whose chunks may be of unequal size
-        array = array.map_blocks(partial(_converted, name, dtype), dtype=dtype)
+        array = converted_chunks(name, array)
         notes, held = (note_of(stored),), held + stored.itemsize
     return Volume(
         name,
@@ -111,6 +111,12 @@ def from_dask(array: Any, selection: Selection = EVERYTHING) -> Volume:
         notes=notes,
         array=array,
     )
+
+
+def converted_chunks(name: str, array: Any) -> Any:
+    """Return a dask array whose chunks are of the type that `CONVERTED` has for those of one, or are these."""
+    dtype = CONVERTED.get(np.dtype(array.dtype).newbyteorder("="))
+    return array if dtype is None else array.map_blocks(partial(_converted, name, dtype), dtype=dtype)
 
 
 def _converted(name: str, dtype: np.dtype[Any], values: NDArray[Any]) -> NDArray[Any]:
