@@ -24,6 +24,7 @@ NAMES = (
     "pairs",
     "encoding",
     "conformance",
+    "smooth",
     "whole",
 )
 

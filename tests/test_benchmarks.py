@@ -16,7 +16,7 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 NAMES = (
     *("kernels", "limits", "job", "stage", "scaling", "peers", "startup", "roofline", "aliasing", "writers"),
-    *("workers", "simulate", "budgets", "generations", "pairs", "conformance", "whole"),
+    *("workers", "simulate", "budgets", "generations", "pairs", "conformance", "smooth", "whole"),
 )
 
 

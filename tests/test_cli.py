@@ -482,7 +482,7 @@ BAD_OPTIONS = [
     ("--zoom 2 --voxel-size 1 --factor 1,1,1", "give only one of them"),
     (
         "--interpolation lanczos",
-        "interpolation must be one of linear, nearest, cubic, lanczos3, area, mode, not 'lanczos'",
+        "interpolation must be one of linear, nearest, cubic, lanczos3, area, mode, smooth, not 'lanczos'",
     ),
     ("--interpolation cubic --engine cle", "must be one of linear, nearest, not 'cubic'; engine exact has it"),
     ("--engine magic", "engine must be one of cle, exact, not 'magic'"),

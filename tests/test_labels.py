@@ -153,7 +153,7 @@ def test_no_kernel_for_labels_makes_new_ones() -> None:
         ("uint8", {"labels": True, "interpolation": "area"}, OptionError, "not area"),
         ("uint8", {"labels": True, "antialias": True}, OptionError, "not nearest"),
         ("float32", {"labels": True}, OptionError, "labels are integers, but the NumPy array holds float32"),
-        ("float32", {"interpolation": "mode"}, OptionError, "leave out labels and mode"),
+        ("float32", {"interpolation": "mode"}, OptionError, "leave out labels, mode and smooth"),
         ("uint64", {}, InputError, "holds uint64, which is scaled as labels only; give --labels, or convert it"),
         ("int64", {"interpolation": "cubic"}, InputError, "holds int64, which is scaled as labels only"),
         ("int64", {"labels": True, "engine": "cle"}, OptionError, "does not hold int64; use engine exact"),

@@ -172,7 +172,8 @@ def scale(
         Labels of the same voxels, as in `open_volume`: they are scaled onto the same output voxels, and written into
         the image's group, as ``OUTPUT/labels/NAME``, by the name of their file.
     labels_by
-        "nearest", "mode" for the label that most of an output voxel has, or "auto" (default): mode where an axis
+        "nearest", "mode" for the label that most of an output voxel has, "smooth" for the one with the largest linearly
+        interpolated share, where no axis shrinks, or "auto" (default): mode where an axis
         shrinks.
     workers
         Worker processes of this machine that do the blocks: "auto" for one on each GPU, a number for as many GPUs, or

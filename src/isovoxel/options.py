@@ -218,10 +218,13 @@ class Options:
     """Which voxels of the input: "z0:z1,y0:y1,x0:x1", or three slices or pairs. As in Python's slices an open end is
     the volume's, and a number below 0 counts from its end; beyond the volume nothing may lie."""
     interpolation: str | None = _option(
-        "Default: linear, and nearest for labels; mode is a majority vote.", commands=SCALING, choices=ENGINES["exact"]
+        "Default: linear, and nearest for labels; mode is a majority vote, smooth rounds labels that grow.",
+        commands=SCALING,
+        choices=ENGINES["exact"],
     )
     """"linear" (default), "nearest" (default for labels), and with engine exact "cubic", "lanczos3",
-    "area" (the mean) and "mode" (the most frequent label)."""
+    "area" (the mean), "mode" (the most frequent label) and "smooth", for labels that grow: the label whose linearly
+    interpolated share is the largest, and of equal ones the smallest. Where only one axis grows that is the nearest."""
     antialias: bool | None = _option(
         "Average where an axis shrinks, in place of skipping voxels.", commands=SCALING, new=False
     )

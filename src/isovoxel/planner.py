@@ -165,8 +165,10 @@ def choose_sampling(volume: Volume, options: Options) -> Sampling:
     if labels and interpolation not in MOVES:
         says = "labels" if given else f"{volume.name} says that its voxels are labels (--no-labels if not): they"
         raise OptionError(f"{says} must not be mixed; use interpolation {' or '.join(MOVES)}, not {interpolation}")
-    if not integers and (labels or interpolation == "mode"):
-        raise OptionError(f"labels are integers, but {volume.name} holds {volume.dtype}; leave out labels and mode")
+    if not integers and (labels or interpolation in ("mode", "smooth")):
+        raise OptionError(
+            f"labels are integers, but {volume.name} holds {volume.dtype}; leave out labels, mode and smooth"
+        )
     if volume.dtype.itemsize == 8 and interpolation not in MOVES:
         raise InputError(
             f"{volume.name} holds {volume.dtype}, which is scaled as labels only; give --labels, or convert it"
@@ -268,11 +270,11 @@ def plan_volume(
         return written_layout(output, shape, volume.dtype, storage).read_overhead
 
     # Integers of 64 bits are labels, or nothing is to be computed with them.
-    moves = sampling.labels or sampling.interpolation == "mode" or volume.dtype.itemsize == 8
+    moves = sampling.labels or sampling.interpolation in ("mode", "smooth") or volume.dtype.itemsize == 8
 
     def planned(halved: tuple[bool, bool, bool]) -> Plan:
         full = make_plan(
-            replace(source, notes=(*source.notes, *target.notes, *choice.notes)),
+            replace(source, notes=(*source.notes, *target.notes, *_of_sampling(sampling, target), *choice.notes)),
             target.factor,
             output=target.output,
             shift=target.shift,
@@ -307,6 +309,16 @@ def plan_volume(
             if larger.next_along is not None and larger.in_flight == plan.in_flight:
                 return larger
     return plan
+
+
+def _of_sampling(sampling: Sampling, target: Target) -> tuple[str, ...]:
+    """Return what a user should know of an interpolation at these factors."""
+    between = sum(f != 1 or not s.is_integer() for f, s in zip(target.factor, target.shift, strict=True))
+    if sampling.interpolation != "smooth" or between > 1:
+        return ()
+    return (
+        "where only one axis grows, the label with the largest share is the nearest: smooth gives what nearest does",
+    )
 
 
 def find_target(volume: Volume, options: Options) -> Target:

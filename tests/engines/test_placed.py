@@ -72,6 +72,10 @@ def test_voxels_are_those_of_the_oracle_however_cut(
     name: str, interpolation: str, boundary: str, *, antialias: bool
 ) -> None:
     """In one block or in many: to the bit the same, and as far from the oracle as float32 explains."""
+    if interpolation == "smooth" and name.startswith("coarser"):
+        with pytest.raises(OptionError, match="smooth is for labels that grow"):
+            planned(GRIDS[name], (99, 99, 99), "uint8", interpolation=interpolation)
+        return
     output, moves = GRIDS[name], interpolation in MOVES
     dtype = "uint64" if moves else "float32"
     rng = np.random.default_rng(3)

@@ -50,13 +50,15 @@ BITS = {
     "exact area constant": "850c5b1c 9a25238d 36fdec93 fe05f7dc dfa4ab5b 8fad470d c9fa77c7",
     "exact mode nearest": "b7898d45 971cc438 f91b2ea1 cdb919ea 7243f5cf aed268c6 dbb349f7 272ea407",
     "exact mode constant": "b7898d45 971cc438 f91b2ea1 cdb919ea 7243f5cf aed268c6 dbb349f7 272ea407",
+    "exact smooth nearest": "3b668ba1 0a5d309c e7f88f91 a23c839b e84f481e d504a10d f57d937b 1f284a61",
+    "exact smooth constant": "ddc5f3b9 1e27f8f1 cbd4ffb9 26a47fa3 6ea75900 08bfb89f 8ed18667 dec5849c",
 }
 """Digests of what each algorithm makes of its dtypes, in order: of several revisions, "one/another", today's last."""
 
 
 def dtypes(engine: str, interpolation: str) -> tuple[str, ...]:
     """Return the dtypes that an algorithm takes."""
-    integers = DTYPES[:-1] if interpolation == "mode" else DTYPES
+    integers = DTYPES[:-1] if interpolation in ("mode", "smooth") else DTYPES
     return integers + (("uint64", "int64") if engine == "exact" and interpolation in MOVES else ())
 
 
@@ -64,14 +66,21 @@ def voxels(dtype: str, interpolation: str) -> NDArray[Any]:
     """Return voxels that are multiples of 16, or of 64: so what is made of them by halves and quarters is whole."""
     step, most = (16, 16) if np.dtype(dtype).itemsize == 1 else (64, 500)
     data = np.random.default_rng(5).integers(0, most, (6, 9, 10))
-    if interpolation == "mode":  # few labels, or none has a majority
+    if interpolation in ("mode", "smooth"):  # few labels, or none has a majority
         data %= 3
     return ((data - (0 if np.dtype(dtype).kind == "u" else most // 2)) * step).astype(dtype)
 
 
+def by(interpolation: str) -> tuple[float, float, float]:
+    """Return factors that an algorithm takes: powers of 2."""
+    return (2.0, 4.0, 1.0) if interpolation == "smooth" else (2.0, 0.5, 1.0)
+
+
 def bits(engine: str, interpolation: str, boundary: str, dtype: str, *, antialias: bool) -> str:
     """Return a digest of some voxels that are scaled; integers by exact also by factors that are no powers of 2."""
-    factors = [(2.0, 0.5, 1.0)] + ([(1.7, 1.3, 0.6)] if np.dtype(dtype).kind != "f" and engine == "exact" else [])
+    factors = [by(interpolation)]
+    if np.dtype(dtype).kind != "f" and engine == "exact":
+        factors.append((1.7, 1.3, 1.6 if interpolation == "smooth" else 0.6))
     digest = hashlib.sha256()
     for factor in factors:
         scaled = isovoxel.scale_array(
@@ -91,7 +100,7 @@ def plan(engine: str, interpolation: str, boundary: str, dtype: str, *, antialia
     """Return a plan that this algorithm carries out."""
     return cut(
         (6, 9, 10),
-        (2.0, 0.5, 1.0),
+        by(interpolation),
         (12, 5, 10),
         dtype,
         engine=engine,

@@ -17,7 +17,7 @@ from isovoxel.geometry.resampling import Table, Texture, accumulator, pass_order
 from isovoxel.planning.model import FILTERS
 from strategies import boundaries, factor, interpolations
 
-KERNELS = ["nearest", "linear", "cubic", "lanczos3", "area", "mode"]
+KERNELS = ["nearest", "linear", "cubic", "lanczos3", "area", "mode", "smooth"]
 
 special = st.sampled_from([0.001, 0.01, 0.1, 0.2, 0.25, 1 / 3, 0.5, 0.75, 1.0, 1.1, 1.5, 2.0, 2.3, 3.0, 10.0, 1000.0])
 any_factor = special | st.floats(math.log(0.001), math.log(1000)).map(math.exp)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from isovoxel.geometry.box import Index3
 from isovoxel.planning.memory import cle_cost, exact_cost, human_bytes
 from isovoxel.planning.model import DeviceLimits
 from strategies import GIB, device_limits
@@ -72,12 +73,12 @@ def test_an_exact_block_counts_what_each_pass_leaves(
 
 
 @pytest.mark.parametrize("itemsize", [1, 8])
-def test_an_exact_block_that_moves_voxels_has_one_pass(itemsize: int) -> None:
-    """Nearest and mode hold input, output, and at most three indices for each row of an axis."""
-    cost = exact_cost(
-        **EXACT, passes=((1, 2), (0,)), itemsize=itemsize, sum_bytes=8, moves=True, device=GPU, overlap=False
-    )
-    assert cost.device == 2 * (itemsize * READ + itemsize * WRITTEN + 3 * 4 * (7 + 11 + 13))
+@pytest.mark.parametrize(("widths", "row"), [((1, 1, 1), 3 * 4), ((2, 2, 2), 4 + 2 * 8)])
+def test_an_exact_block_that_moves_voxels_has_one_pass(itemsize: int, widths: Index3, row: int) -> None:
+    """Input, output, and for each row of an axis three indices (mode) or an index and the weights (smooth)."""
+    own = EXACT | {"passes": ((1, 2), (0,)), "widths": widths, "itemsize": itemsize}
+    cost = exact_cost(**own, sum_bytes=8, moves=True, device=GPU, overlap=False)
+    assert cost.device == 2 * (itemsize * READ + itemsize * WRITTEN + row * (7 + 11 + 13))
 
 
 def test_an_exact_block_with_no_pass_has_no_table() -> None:

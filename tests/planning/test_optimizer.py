@@ -186,7 +186,7 @@ def test_small_budgets_get_smaller_shards_unless_the_user_chose_them() -> None:
     [
         (
             {"interpolation": "lanczos"},
-            "interpolation must be one of linear, nearest, cubic, lanczos3, area, mode, not 'lanczos'",
+            "interpolation must be one of linear, nearest, cubic, lanczos3, area, mode, smooth, not 'lanczos'",
         ),
         (
             {"interpolation": "cubic"},

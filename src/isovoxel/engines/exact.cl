@@ -262,6 +262,55 @@ __kernel void mode(__global const IN *in, __global IN *out,
 }
 #endif
 
+#ifdef SMOOTHED
+// Smooth: the label whose samples have the largest sum of linear weights, and of those that have the smallest label. 0
+// has what the weights lack of 1, for it lies around the volume. Sums that differ by less than TIE are equal, so that
+// rounding decides nothing. A table is one array, weights and then first samples; along x weights of a k lie side by side.
+#pragma OPENCL FP_CONTRACT OFF
+#define TIE 0x1p-40
+__kernel void smooth(__global const IN *in, __global IN *out, __global const double *wz, __global const double *wy,
+                     __global const double *wx, const ulong ny, const ulong nx, const ulong mx, const ulong mz,
+                     const ulong my)
+{
+    const ulong x = get_global_id(0), y = get_global_id(1), z = get_global_id(2);
+    if (x >= mx)
+        return;
+    const int z0 = ((__global const int *)(wz + mz * KZ))[z], y0 = ((__global const int *)(wy + my * KY))[y],
+              x0 = ((__global const int *)(wx + mx * KX))[x];
+    in += ((ulong)z0 * ny + y0) * nx + x0;
+    out += (z * my + y) * mx + x;
+    IN labels[KZ * KY * KX + 1];
+    double shares[KZ * KY * KX + 1], all = 0;
+    int n = 0, other = 0;
+    for (int a = 0; a < KZ; a++)
+        for (int b = 0; b < KY; b++)
+            for (int c = 0; c < KX; c++, n++) {
+                labels[n] = in[(a * ny + b) * nx + c];
+                shares[n] = wz[z * KZ + a] * wy[y * KY + b] * wx[c * mx + x];
+                all += shares[n];
+                other |= labels[n] != labels[0];
+            }
+    if (1 - all > TIE) {
+        labels[n] = 0;
+        shares[n] = 1 - all;
+        other |= labels[0] != 0;
+        n++;
+    }
+    IN best = labels[0];
+    double most = 0;
+    for (int i = 0; i < n && other; i++) {
+        double share = 0;
+        for (int j = 0; j < n; j++)
+            share += labels[j] == labels[i] ? shares[j] : 0;
+        if (share > most + TIE || (share >= most - TIE && labels[i] < best)) {
+            best = labels[i];
+            most = fmax(share, most);
+        }
+    }
+    *out = best;
+}
+#endif
+
 #ifdef MENDED
 // Sums that left the range of float32 on their way, although what they come to may be inside: again, from the samples,
 // in numbers so much smaller that none can. What ends beyond the range is saturated. NaN and infinities among the samples

@@ -74,7 +74,7 @@ class ExactEngine(StagedEngine):
         """Build the kernels of a plan; a device without float64 does not build those for integers of 32 bits."""
         kind = np.dtype(plan.source.dtype)
         if plan.interpolation in MOVES:
-            self._picking(kind)
+            self._picking(kind) if plan.interpolation != "smooth" else self._smoothing(kind, *_all_widths(plan.tables))
             return
         steps = passes_at_once(plan.tables)
         for step, axes in enumerate(steps):
@@ -87,6 +87,8 @@ class ExactEngine(StagedEngine):
         moves = plan.interpolation in MOVES
         kind = None if moves else accumulator(np.dtype(plan.source.dtype))
         arrays: dict[str, NDArray[Any]] = {}
+        if plan.interpolation == "smooth":
+            kind = np.dtype(np.float64)
         for axis in range(3) if moves else pass_order(plan.tables):
             table, base = plan.tables[axis], block.read_box.start[axis]
             start, stop = block.write_box.start[axis], block.write_box.stop[axis]
@@ -171,11 +173,17 @@ class ExactEngine(StagedEngine):
         return _CPU if self._queue.device.type & cl.device_type.CPU else _GPU
 
     def _pick(self, source: Any, target: Any, small: dict[str, Any], block: Block, plan: Plan) -> None:
-        """Give the kernel that moves bits to the queue: the nearest voxel, or the most frequent label."""
+        """Give the kernel that moves bits to the queue: nearest voxel, most frequent label, or largest share."""
         ny, nx = (np.uint64(n) for n in block.read_box.shape[1:])
-        kernels = self._picking(np.dtype(plan.source.dtype))
+        kind = np.dtype(plan.source.dtype)
         z, y, x = block.write_box.shape
         sizes, extent = grid_of((z, y, x)), (ny, nx, np.uint64(x))
+        if plan.interpolation == "smooth":
+            tables = [small[f"table {axis}"] for axis in range(3)]
+            kernel = self._smoothing(kind, *_all_widths(plan.tables))["smooth"]
+            kernel(self._queue, *sizes, source, target, *tables, *extent, *map(np.uint64, (z, y)))
+            return
+        kernels = self._picking(kind)
         if plan.interpolation == "mode":
             per_axis = [small[f"{name} {axis}"] for axis in range(3) for name in ("from", "to", "nearest")]
             kernels["mode"](self._queue, *sizes, source, target, *per_axis, *extent)
@@ -218,6 +226,11 @@ class ExactEngine(StagedEngine):
         return self._build("PICKED", IN=C_TYPES[moved])
 
     @lru_cache(maxsize=16)  # noqa: B019
+    def _smoothing(self, kind: np.dtype[Any], width_z: int, width_y: int, width_x: int) -> dict[str, Any]:
+        """Build the kernel that takes the label with the largest share, for these table widths."""
+        return self._build("SMOOTHED", IN=C_TYPES[kind.name], KZ=width_z, KY=width_y, KX=width_x)
+
+    @lru_cache(maxsize=16)  # noqa: B019
     def _mending(self, width_z: int, width_y: int, width_x: int) -> dict[str, Any]:
         """Build the kernel that makes sums again, for these table widths."""
         widths = {"KZ": width_z, "KY": width_y, "KX": width_x}
@@ -258,6 +271,12 @@ def _arrays(
 def _widths(tables: Sequence[Table], axes: tuple[int, ...]) -> tuple[int, int]:
     """Return the weights per row of a pass' axis, and of x if that comes with it."""
     return tables[axes[0]].width, tables[2].width if len(axes) == 2 else 0
+
+
+def _all_widths(tables: Sequence[Table]) -> tuple[int, int, int]:
+    """Return the weights per row of each axis' table."""
+    z, y, x = (table.width for table in tables)
+    return (z, y, x)
 
 
 def _weighed(tables: Sequence[Table]) -> tuple[int, int, int]:

@@ -11,7 +11,8 @@ integers, it takes the mean weighted by a kernel of their distance to the positi
   and 3 samples;
 - anti-aliased linear, cubic and lanczos3: the same of ``distance * factor`` where the axis shrinks;
 - area: the length that the cell of i shares with the output voxel's cell, ``1 / factor`` long;
-- mode: not a mean, but the label that most samples within the output voxel's cell have.
+- mode: not a mean, but the label that most samples within the output voxel's cell have;
+- smooth: the label whose samples have the largest sum of linear's weights, the smallest of those that have.
 
 Samples beyond the volume are those of its rim, or 0.
 """
@@ -21,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,6 +35,8 @@ Weights = list[dict[int, float]]
 """For each output sample along an axis, the weight of each input sample inside the volume that has one."""
 
 
+TIE = 2.0**-40
+"""Shares of an output voxel that differ by less are equal: float64 rounds them by 2^-52."""
 NO_SHIFT: Float3 = (0.0, 0.0, 0.0)
 
 
@@ -144,8 +148,11 @@ def reference_labels(
     """Return the labels of `box`, in their own dtype: the nearest, or the most frequent within each output voxel.
 
     Of labels that are as frequent, the one nearest to the voxel's centre wins if it is among them, else the smallest.
-    The parameters are those of `reference`; the interpolation is "nearest" or "mode".
+    Or the smallest of those whose weights by linear interpolation, added up, are the largest but for `TIE`. The
+    parameters are those of `reference`; the interpolation is "nearest", "mode" or "smooth".
     """
+    if interpolation == "smooth":
+        return _smooth(read, shape, factor, box, boundary, shift)
     cells = [
         [_cell(o + s, n, f) for o in range(start, stop)]
         for start, stop, n, f, s in zip(box.start, box.stop, shape, factor, shift, strict=True)
@@ -170,6 +177,31 @@ def reference_labels(
         labels, counts = np.unique(inside, return_counts=True)
         most = labels[counts == counts.max()]
         result[place] = middle if middle in most else most.min()
+    return result
+
+
+def _smooth(
+    read: Callable[[Box], NDArray[Any]], shape: Index3, factor: Float3, box: Box, boundary: str, shift: Float3
+) -> NDArray[Any]:
+    """Return the labels of `box` by the shares that they have in each output voxel."""
+    axes = [
+        [_weights(o + s, n, f, "linear", boundary, antialias=False) for o in range(start, stop)]
+        for start, stop, n, f, s in zip(box.start, box.stop, shape, factor, shift, strict=True)
+    ]
+    used = [sorted({i for row in axis for i in row} or {0}) for axis in axes]
+    low = [axis[0] for axis in used]
+    data = read(Box((low[0], low[1], low[2]), (used[0][-1] + 1, used[1][-1] + 1, used[2][-1] + 1), box.volume))
+    result = np.empty(box.shape, data.dtype)
+    for place in np.ndindex(*box.shape):
+        z, y, x = (axis[i] for axis, i in zip(axes, place, strict=True))
+        shares: dict[int, float] = {}
+        for (a, of_z), (b, of_y), (c, of_x) in product(z.items(), y.items(), x.items()):
+            label = int(data[a - low[0], b - low[1], c - low[2]])
+            shares[label] = shares.get(label, 0.0) + of_z * of_y * of_x
+        if (around := 1 - sum(shares.values())) > TIE:  # of the 0 around the volume
+            shares[0] = shares.get(0, 0.0) + around
+        most = max(shares.values())
+        result[place] = min(label for label, share in shares.items() if share >= most - TIE)
     return result
 
 

@@ -339,7 +339,11 @@ class Recipe:
     def check(self) -> None:
         """Raise a `ValueError` or a `TypeError` where a value makes no sense."""
         check_options(
-            engine=self.engine, interpolation=self.interpolation, antialias=self.antialias, boundary=self.boundary
+            engine=self.engine,
+            interpolation=self.interpolation,
+            antialias=self.antialias,
+            boundary=self.boundary,
+            factor=self.factor,
         )
         if not all(0 < f < math.inf for f in self.factor):
             raise ValueError(f"its factor is {self.factor}")

@@ -77,7 +77,8 @@ class Table:
     axis: Axis
     """The axis."""
     interpolation: str
-    """"nearest", "linear", "cubic", "lanczos3", "area", or "mode", whose rows are those of nearest."""
+    """"nearest", "linear", "cubic", "lanczos3", "area"; "mode", whose rows are those of nearest; or "smooth", with
+    those of linear."""
     antialias: bool = False
     """Whether the kernel widens where the axis shrinks."""
     boundary: str = "nearest"
@@ -326,5 +327,10 @@ def _sin_pi(x: Floats) -> Floats:
 
 _SINE = [(-1) ** k / math.factorial(2 * k + 1) for k in reversed(range(12))]
 """The Taylor series of sin(x) / x, of which up to pi / 2 no more shows in float64, the highest power first."""
-_RADIUS = {"nearest": 0.5, "linear": 1.0, "cubic": 2.0, "lanczos3": 3.0}
-_WEIGHT: dict[str, Callable[[Floats], Floats]] = {"linear": _linear, "cubic": _cubic, "lanczos3": _lanczos3}
+_RADIUS = {"nearest": 0.5, "linear": 1.0, "smooth": 1.0, "cubic": 2.0, "lanczos3": 3.0}
+_WEIGHT: dict[str, Callable[[Floats], Floats]] = {
+    "linear": _linear,
+    "smooth": _linear,
+    "cubic": _cubic,
+    "lanczos3": _lanczos3,
+}

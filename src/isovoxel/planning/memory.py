@@ -207,7 +207,7 @@ def exact_cost(
     itemsize, sum_bytes
         Bytes of a voxel, and of a weight or sum.
     moves
-        Whether voxels are moved, not summed (nearest, mode): then there is one pass for all axes.
+        Whether voxels are moved, not summed (nearest, mode, smooth): then there is one pass for all axes.
     device, decode, encode, overlap
         As in `cle_cost`.
     """
@@ -217,7 +217,8 @@ def exact_cost(
             shape[axis] = written[axis]
         sums.append(Allocation(f"sums after {AXES[axes[-1]]}", sum_bytes * math.prod(shape)))
     if moves:
-        tables = [3 * INDEX * n for n in written]
+        # Nearest and mode have up to three indices a row, smooth an index and weights.
+        tables = [max(3 * INDEX, INDEX + sum_bytes * width) * n for n, width in zip(written, widths, strict=True)]
     else:
         tables = [written[axis] * (INDEX + sum_bytes * widths[axis]) for axes in passes for axis in axes]
     return BlockCost(

@@ -11,11 +11,11 @@ import numpy as np
 
 from isovoxel.errors import OptionError
 from isovoxel.geometry.box import Box, Index3
-from isovoxel.geometry.grid import VoxelGrid
+from isovoxel.geometry.grid import AXES, Float3, VoxelGrid
 
-ENGINES = {"cle": ("linear", "nearest"), "exact": ("linear", "nearest", "cubic", "lanczos3", "area", "mode")}
+ENGINES = {"cle": ("linear", "nearest"), "exact": ("linear", "nearest", "cubic", "lanczos3", "area", "mode", "smooth")}
 """Engines, and the interpolations that each has."""
-MOVES = ("nearest", "mode")
+MOVES = ("nearest", "mode", "smooth")
 """Interpolations that move voxels and make no new values: those for labels."""
 FILTERS = ("linear", "cubic", "lanczos3")
 """Interpolations that anti-aliasing widens."""
@@ -149,8 +149,9 @@ def check_options(
     antialias: bool = False,
     boundary: str = "nearest",
     halo: str = "auto",
+    factor: Float3 = (1.0, 1.0, 1.0),
 ) -> None:
-    """Raise an `OptionError` for a choice that does not exist, or that the engine does not have."""
+    """Raise an `OptionError` for a choice that does not exist, or that the engine does not have, for these factors."""
     everything = tuple(dict.fromkeys(name for names in ENGINES.values() for name in names))
     for name, value, choices in (
         ("engine", engine, tuple(ENGINES)),
@@ -164,6 +165,11 @@ def check_options(
         raise OptionError(
             f"interpolation with engine {engine} must be one of {', '.join(ENGINES[engine])}, not {interpolation!r}; "
             "engine exact has it"
+        )
+    if interpolation == "smooth" and min(factor) < 1:
+        axis, f = next((axis, f) for axis, f in zip(AXES, factor, strict=True) if f < 1)
+        raise OptionError(
+            f"smooth is for labels that grow, but along {axis} the factor is {f:g}; use interpolation mode"
         )
     if antialias and engine != "exact":
         raise OptionError(f"engine {engine} has no anti-aliasing; use engine exact")

@@ -120,7 +120,8 @@ def make_plan(
     DoesNotFitError
         If not even one shard fits; the message says what it takes, what is allowed, and what would help.
     """
-    check_options(engine=engine, interpolation=interpolation, antialias=antialias, boundary=boundary, halo=halo_mode)
+    chosen = {"engine": engine, "interpolation": interpolation, "boundary": boundary, "halo": halo_mode}
+    check_options(**chosen, antialias=antialias, factor=factor)
     draft = Plan(
         source=source,
         output=output or source.grid.scaled(factor),
@@ -183,7 +184,7 @@ def plan_chunks(
     DoesNotFitError
         If `chunks` are `fixed` and do not fit the device.
     """
-    check_options(engine=engine, interpolation=interpolation, antialias=antialias, boundary=boundary)
+    check_options(engine=engine, interpolation=interpolation, antialias=antialias, boundary=boundary, factor=factor)
     output = source.grid.scaled(factor)
     # A chunk of its own length is one storage chunk and one shard: nothing is stored here.
     storage = Storage(_clipped(chunks, output.shape), _clipped(chunks, output.shape))

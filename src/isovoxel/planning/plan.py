@@ -291,7 +291,7 @@ class Plan(InNotebooks):
                 passes=passes_at_once(self.tables),
                 widths=(z, y, x),
                 itemsize=itemsize,
-                sum_bytes=accumulator(np.dtype(self.source.dtype)).itemsize,
+                sum_bytes=8 if self.interpolation == "smooth" else accumulator(np.dtype(self.source.dtype)).itemsize,
                 moves=self.interpolation in MOVES,
                 device=self.device,
                 decode=self.source.read_overhead,

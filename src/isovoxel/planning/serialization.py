@@ -92,6 +92,7 @@ def _check(plan: Plan, number: int, full: Plan) -> None:
         antialias=plan.antialias,
         boundary=plan.boundary,
         halo=plan.halo_mode,
+        factor=plan.factor,
     )
     lengths = zip(plan.block_shape, plan.storage.shard, plan.output.shape, strict=True)
     sound = (
