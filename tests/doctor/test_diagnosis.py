@@ -204,6 +204,18 @@ FATAL: dict[str, tuple[dict[str, Any], str, str]] = {
         "a trial job with engine exact failed: its process was ended by SIGSEGV",
         "pip install --force-reinstall pyopencl[pocl]",
     ),
+    "kernels are not linked": (
+        {
+            "answers": {
+                "job exact": Answer(
+                    reason="its process was ended by SIGABRT (Final linking of kernel f failed.)", ended=True
+                ),
+                "job prototype": FAILS,
+            },
+        },
+        "a trial job with engine exact failed: its process was ended by SIGABRT (Final linking of kernel f failed.)",
+        "apt install gcc libc6-dev, or your system's packages with ld, libc and libgcc",
+    ),
     "too little memory": (
         {
             "answers": {

@@ -37,6 +37,8 @@ from isovoxel.version import __version__
 
 REPORT = "isovoxel doctor --json > doctor.json, and report it with that file"
 CHOICE = "ISOVOXEL_CLE"
+NO_LINKER = "Final linking of kernel"
+"""What PoCL prints before it aborts where the system has no linker, or not the libraries that it links."""
 SPARE = 2**30
 """Free bytes of a disk, or of memory, below which it is said that they are few."""
 VARIABLES = (
@@ -333,6 +335,8 @@ def _exact_fault(answer: Answer, machine: Machine, opencl: Mapping[str, Any], *,
     devices = opencl["devices"]
     if any(device["kind"] == "gpu" for device in devices) and any(device["kind"] == "cpu" for device in devices):
         mend = "isovoxel scale ... --device cpu, and install the graphics card's driver anew"
+    elif NO_LINKER in answer.reason:
+        mend = "apt install gcc libc6-dev, or your system's packages with ld, libc and libgcc"
     elif machine.has_pocl_wheel and answer.ended:
         mend = machine.pip("--force-reinstall", "pyopencl[pocl]")
     else:
