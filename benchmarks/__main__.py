@@ -26,6 +26,7 @@ NAMES = (
     "conformance",
     "smooth",
     "whole",
+    "pipelines",
 )
 
 

