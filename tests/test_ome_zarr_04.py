@@ -87,9 +87,9 @@ def test_the_same_voxels_in_the_other_format(source: Path, tmp_path: Path, engin
 
 
 def test_what_the_files_are(source: Path, tmp_path: Path) -> None:
-    """Metadata of zarr v2 and nothing else, and a file for each chunk, those at the rim and those of zeros too."""
+    """Metadata of zarr v2 and nothing else, and a file for each chunk, those at the rim and, if asked, of zeros too."""
     np.save(source, VOXELS * (np.arange(35) < 8))
-    _, old = both(source, tmp_path, engine="exact", codec="none", levels=0)
+    _, old = both(source, tmp_path, engine="exact", codec="none", levels=0, empty="write")
     array = json.loads((old / "0" / ".zarray").read_text())
     assert array == {
         "zarr_format": 2,

@@ -67,6 +67,7 @@ WORDS: dict[str, tuple[str, Any]] = {
     "codec": ("zstd", "zstd"),
     "encode": ("cpu", "cpu"),
     "ome_zarr": ("0.5", "0.5"),
+    "empty": ("write", "write"),
     "keep_receipts": ("", True),
     "levels": ("1", "1"),
     "workers": ("cpu:1", "cpu:1"),

@@ -19,7 +19,7 @@ from typing import Any, ParamSpec, TypedDict, TypeVar
 from isovoxel.errors import OptionError
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import Float3, check_positive
-from isovoxel.planning.chunking import CODECS, OME_ZARR
+from isovoxel.planning.chunking import CODECS, EMPTY, OME_ZARR
 from isovoxel.planning.encoding import ENCODERS
 from isovoxel.planning.model import BOUNDARIES, ENGINES, HALO_MODES, MOVES
 from isovoxel.readers.selection import Selection, parse_crop
@@ -80,6 +80,7 @@ class ScalingOptions(TypedDict, total=False):
     codec: str | None
     encode: str | None
     ome_zarr: str | None
+    empty: str | None
     keep_receipts: bool | None
     levels: int | str | None
 
@@ -280,6 +281,11 @@ class Options:
         new="0.5",
     )
     """Version of OME-Zarr: "0.5" (default), or "0.4", which makes a file of each chunk."""
+    empty: str | None = _option(
+        "Chunks of nothing but zeros; default: skip, which does not store them.", choices=EMPTY, new="skip"
+    )
+    """"skip" (default): chunks that hold nothing but zeros, the fill value, are not stored, and shards of nothing but
+    them are no files. "write" stores them as any other. The voxels are the same."""
     keep_receipts: bool | None = _option(
         "Keep size and checksum of each file beside the output, in OUTPUT.isovoxel, for verify."
     )

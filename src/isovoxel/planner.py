@@ -255,7 +255,13 @@ def plan_volume(
         options.or_new("encode"),
         options.codec,
         lambda codec: default_storage(
-            shape, itemsize, codec=codec, chunk=options.chunk, shard=options.shard, ome_zarr=options.or_new("ome_zarr")
+            shape,
+            itemsize,
+            codec=codec,
+            chunk=options.chunk,
+            shard=options.shard,
+            ome_zarr=options.or_new("ome_zarr"),
+            skip_empty=options.or_new("empty") == "skip",
         ),
         (math.prod(shape) * math.prod(axis.length for axis in volume.series), itemsize),
         resources.limits(choice.engine),

@@ -207,7 +207,8 @@ def test_damage_to_one_block_of_64_is_found(
 def test_a_missing_file_is_found_where_no_box_lies(tmp_path: Path, command: Run) -> None:
     """A file of nothing but zeros that is not there is work not done, though its voxels read as they should."""
     np.save(tmp_path / "stack.npy", np.zeros(SHAPE, np.uint8))
-    isovoxel.scale(tmp_path / "stack.npy", tmp_path / "out.zarr", factor=(1, 1, 1), **(CUT | {"device_memory": None}))
+    options = CUT | {"device_memory": None, "empty": "write"}
+    isovoxel.scale(tmp_path / "stack.npy", tmp_path / "out.zarr", factor=(1, 1, 1), **options)
     (tmp_path / "out.zarr" / "0" / "c" / "0" / "2" / "1").unlink()
     code, out, _ = command("verify", tmp_path / "out.zarr", "--samples", 1)
     assert code == 1

@@ -203,7 +203,7 @@ class Job:
         for level, part in zip(plan.further, parts[1:], strict=True):
             if all(part):
                 continue
-            self._check_shards(plan.levels[level.level - 1])
+            self._check_shards(ledger, plan.levels[level.level - 1])
             self._tell(LevelBegun(level.level, len(plan.further)))
             further = task.further(level, plan.levels[level.level - 1])
             try:
@@ -244,18 +244,19 @@ class Job:
 
         plan = claim.plan
         try:
-            self._check_shards(*plan.levels)
+            self._check_shards(ledger, *plan.levels)
             with self._patient("marking the output complete"):
                 omero = None if self.output.labels else self._shown(plan)
-                receipts = RECEIPTS in self.output.made
-                retry(partial(mark_complete, self.output.path, ledger.filled, omero, claim.attempt, receipts=receipts))
+                receipts = {RECEIPTS: True} if RECEIPTS in self.output.made else {}
+                more = receipts | ledger.empty.to_json()
+                retry(partial(mark_complete, self.output.path, ledger.filled, omero, claim.attempt, more=more))
         except (OSError, InputError) as error:
             if isinstance(error, OSError) and isinstance(error.filename, str):
                 raise JobError(f"marking the output complete failed: {refusal(error, self.output.path)}") from error
             reason = getattr(error, "strerror", None) or error
             raise JobError(f"marking the output complete failed: {reason}") from error
 
-    def _check_shards(self, *levels: Plan) -> None:
+    def _check_shards(self, ledger: Ledger, *levels: Plan) -> None:
         """Raise a `JobError` where shards are not there that were: readers would take them for zeros."""
         from isovoxel.output.writer import missing_of_plan
 
@@ -263,7 +264,9 @@ class Job:
         for level in levels:
             try:
                 with self._patient("counting shards"):
-                    gone, key = retry(partial(missing_of_plan, self.output.path, level))
+                    gone, key = retry(
+                        partial(missing_of_plan, self.output.path, level, ledger.empty.of_level(level.level))
+                    )
             except OSError as error:
                 raise JobError(f"the shards cannot be counted: {error.strerror or error}") from error
             missing, first = missing + gone, first or key

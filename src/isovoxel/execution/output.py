@@ -38,6 +38,7 @@ from isovoxel.execution.retry import kept
 from isovoxel.object_store.addresses import Place, absolute, place_of
 from isovoxel.output.attempt import Attempt, end_attempt, end_attempts
 from isovoxel.output.destination import check_destination
+from isovoxel.output.empty_shards import count_empty
 from isovoxel.output.ledger import BLOCKS, JOB, LOCK, REPLACED, Ledger, ledger_of, remove_ledger
 from isovoxel.output.ledger_folder import check_folder
 from isovoxel.output.lock import lock_output, read_holder
@@ -59,6 +60,8 @@ class OutputState:
     """Blocks of the job; 0 where nobody knows any more."""
     holder: str = ""
     """Who is writing it: a process, its host, and since when."""
+    empty: int = 0
+    """Shards of a complete one that are empty, and so no files."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ def output_state(path: str | os.PathLike[str]) -> OutputState | None:
     if made is None:
         return None
     if made.get("complete"):
-        return OutputState(complete=True)
+        return OutputState(complete=True, empty=count_empty(made))
     folder = ledger_of(place)
     holder = str(read_holder(folder / LOCK) or "")
     if (ledger := _ledger(folder, made)) is None:

@@ -15,7 +15,7 @@ from isovoxel.errors import InputError
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import MAX_SAMPLES, Float3, VoxelGrid, number_text
 from isovoxel.output.provenance import RECEIPTS
-from isovoxel.planning.chunking import Storage
+from isovoxel.planning.chunking import EMPTY, Storage
 from isovoxel.planning.model import check_options
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.base import Volume
@@ -46,6 +46,7 @@ def provenance(planned: Plan, volume: Volume, *, labels: bool, receipts: bool = 
             "shard": list(planned.storage.shard),
             "codec": planned.storage.codec,
             "ome_zarr": planned.storage.ome_zarr,
+            "empty": "skip" if planned.storage.skip_empty else "write",
         },
         "levels": {
             "further": len(planned.further),
@@ -83,6 +84,7 @@ _NAMES = {
     "labels": "labels",
     "storage.codec": "codec",
     "storage.ome_zarr": "OME-Zarr version",
+    "storage.empty": "empty chunks",
     "levels.further": "further levels",
     "input.identity.path": "input",
     "input.identity.level": "level",
@@ -192,6 +194,7 @@ def made_with(made: Mapping[str, Any], name: str) -> dict[str, Any]:
         "labels": made.get("labels") is True,
         "codec": _at(made, "storage.codec"),
         "ome_zarr": _at(made, "storage.ome_zarr"),
+        "empty": _at(made, "storage.empty"),
         "keep_receipts": made.get(RECEIPTS) is True,
         "levels": len(recipe.further),
         "unit": source.get("unit"),
@@ -200,6 +203,8 @@ def made_with(made: Mapping[str, Any], name: str) -> dict[str, Any]:
         found |= _onto(made, recipe)
         z, y, x = (float(size) for size in source["voxel_size"])
         Storage((1, 1, 1), (1, 1, 1), found["codec"], found["ome_zarr"])
+        if found["empty"] not in EMPTY:
+            raise ValueError(f"its empty chunks are {found['empty']!r:.80}")  # noqa: TRY301 - one of several refusals
         selection = asdict(Selection.of_identity(recipe.identity))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{name} does not say in its attributes how isovoxel made it: {error}") from error
@@ -220,7 +225,7 @@ def asked_otherwise(was: Mapping[str, Any], given: Mapping[str, Any]) -> list[st
     Only those that say so by themselves; what others come to depends on the input.
     """
     names = {place.rpartition(".")[2]: name for place, name in _NAMES.items()}
-    plain = ("engine", "interpolation", "antialias", "boundary", "labels", "codec", "ome_zarr")
+    plain = ("engine", "interpolation", "antialias", "boundary", "labels", "codec", "ome_zarr", "empty")
     return [f"{names[key]} {was[key]}, now {given[key]}" for key in plain if given.get(key, was[key]) != was[key]]
 
 
@@ -229,7 +234,7 @@ def _identity(made: Mapping[str, Any]) -> Mapping[str, Any]:
     return identity if isinstance(identity, Mapping) else {}
 
 
-_UNSAID = {"levels.further": 0, "input.series": [], "storage.ome_zarr": "0.5"}
+_UNSAID = {"levels.further": 0, "input.series": [], "storage.ome_zarr": "0.5", "storage.empty": "write"}
 """What outputs of before there was more do not say."""
 
 

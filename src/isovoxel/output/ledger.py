@@ -4,8 +4,8 @@ Of an output that is a member of a zarr, it lies beside that one.
 
 - `job.json` says by which plan the output is made; what makes it stands in its attributes.
 - `blocks` gets a line for each block when all its shards are files that were flushed to the disk: its level, where that
-  is a further one, its number, and the seal of each shard. Lines are only ever appended, and copied when another
-  process goes on, which cuts one off that was torn when the process died.
+  is a further one, its number, and the seal of each shard: of 0 bytes where it is empty, and so no file. Lines are only
+  ever appended, and copied when another process goes on, which cuts one off that was torn when the process died.
 - `lock` is held by the process that writes, see `isovoxel.output.lock`; `made-by-isovoxel` is the folder's mark, see
   `isovoxel.output.ledger_folder`.
 - `new` is an output for a moment: it is made here and moved to its place. `replaced` is an old output until the new one
@@ -31,6 +31,7 @@ from isovoxel.errors import OutputError
 from isovoxel.object_store.addresses import Place
 from isovoxel.object_store.files import parse_json, write_whole
 from isovoxel.object_store.retries import gave_up, retry
+from isovoxel.output.empty_shards import EmptyShards
 from isovoxel.output.ledger_folder import (
     BLOCKS,
     JOB,
@@ -81,6 +82,8 @@ class Ledger:
         """The plan that the output was begun by."""
         self.filled: list[str] = []
         """Damaged parts of the input that were filled."""
+        self.empty = EmptyShards(plan)
+        """Which shards of what is done are no files."""
         self._check: Callable[[], None] = lambda: None
         self._blocks = [level.n_blocks for level in plan.levels]
         blocks = folder / BLOCKS
@@ -159,8 +162,10 @@ class Ledger:
         OSError
             If the file system refuses; then nothing is noted.
         """
+        seals = list(seals)
         line = {"block": block, "shards": [list(seal) for seal in seals]}
         self._append({"level": level} | line if level else line)
+        self._note_empty(level, block, seals)
 
     def add_filled(self, part: str) -> None:
         """Note that a damaged part of the input was filled; once for each."""
@@ -181,7 +186,9 @@ class Ledger:
             match line:
                 case Noted(level, block, seals):
                     # A block that was done again has a later line, which is the one that counts.
-                    done[self._place(line)] = holds(level, block, seals)
+                    done[self._place(line)] = held = holds(level, block, seals)
+                    if held:
+                        self._note_empty(level, block, seals)
                 case str() if line not in self.filled:
                     self.filled.append(line)
         return done
@@ -223,6 +230,9 @@ class Ledger:
     def _place(self, line: Noted) -> int:
         """Return which block a line is about, counted from level to level."""
         return sum(self._blocks[: line.level]) + line.block
+
+    def _note_empty(self, level: int, block: int, seals: list[ShardReceipt]) -> None:
+        self.empty.note(level, self.plan.levels[level].block(block).write_box, seals)
 
     def _append(self, line: Mapping[str, Any]) -> None:
         self._check()

@@ -19,7 +19,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 from isovoxel.errors import OutputError
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.output.attempt import Attempt
-from isovoxel.output.shard import ShardEncoder, ShardReceipt
-from isovoxel.output.shard_store import ShardPlace, shard_key
+from isovoxel.output.shard import NoShard, ShardEncoder, ShardReceipt, empty_receipt
+from isovoxel.output.shard_store import Flags, PendingShard, ShardPlace, shard_key
 
 fcntl: Any
 try:
@@ -142,14 +142,18 @@ class ObjectShardStore:
         self._spool_lock: int | None = None
         self._row = lru_cache(ROWS)(self._listed)
 
-    def write(self, encoder: ShardEncoder, shard: ShardPlace, data: NDArray[Any]) -> Upload:
-        """Encode a shard into a file.
+    def write(self, encoder: ShardEncoder, shard: ShardPlace, data: NDArray[Any]) -> PendingShard:
+        """Encode a shard into a file; one that is empty into none.
 
         Raises
         ------
         OutputError
             If the disk with that file is full.
         """
+        key = shard_key(self._level, shard, self._format)
+        place = self._output / key
+        if encoder.is_empty(data):
+            return NoShard(key, self._check, partial(_remove, place))
         spool = self._spooling()
         file = spool / uuid.uuid4().hex
         try:
@@ -161,11 +165,12 @@ class ObjectShardStore:
                     "make room there, or name another folder in TMPDIR"
                 ) from error
             raise
-        place = self._output / shard_key(self._level, shard, self._format)
         return Upload(place, file, size, crc, self._turns, self._check)
 
     def holds(self, shard: ShardPlace, seal: ShardReceipt, *, read: bool = False) -> bool:
         """Tell whether a shard is the object that was sealed; it is read where its ETag is another, or that is asked.
+
+        One that is empty is none.
 
         The store is asked row by row, and an answer is kept: ask before anything is written.
 
@@ -175,14 +180,15 @@ class ObjectShardStore:
             If the store cannot be asked: that says nothing of the shard.
         """
         *row, x = shard
+        key = shard_key(self._level, shard, self._format)
         found = self._row(tuple(row)).get(str(x))
+        if seal.is_empty:
+            return found is None and seal == empty_receipt(key)
         if found is None or found[0] != seal.size:
             return False
-        return (found[1] == seal.stamp and not read) or (
-            self._output / shard_key(self._level, shard, self._format)
-        ).checksum() == seal.crc
+        return (found[1] == seal.stamp and not read) or (self._output / key).checksum() == seal.crc
 
-    def missing(self, counts: Sequence[int]) -> tuple[int, str]:
+    def missing(self, counts: Sequence[int], empty: Flags | None = None) -> tuple[int, str]:
         """Return how many objects are not there, and the key of the first: the level is listed once.
 
         Raises
@@ -191,7 +197,7 @@ class ObjectShardStore:
             If the store cannot be asked.
         """
         home = self._output / shard_key(self._level, (), self._format)
-        there = np.zeros(counts, np.bool_)
+        there = np.zeros(counts, np.bool_) if empty is None else empty.copy()
         for path, _ in home.walk():
             names = path.split("/")
             if len(names) == len(counts) and all(name.isdecimal() and len(name) < 16 for name in names):
@@ -236,6 +242,12 @@ class ObjectShardStore:
         """Return size and tag of the shards in a row along x."""
         home = self._output / shard_key(self._level, row, self._format)
         return {path: (found.size, found.tag) for path, found in home.walk()}
+
+
+def _remove(place: ObjectPlace) -> None:
+    """Delete an object, if there is one: asking costs less than deleting, which a bucket with versions notes."""
+    if place.is_file():
+        place.unlink()
 
 
 def _locked(folder: Path) -> int | None:

@@ -15,6 +15,10 @@ PROVENANCE = "isovoxel"
 RECEIPTS = "receipts"
 """Says there that the receipts of all shards are kept, in the ledger's folder, when the output is complete."""
 
+EMPTY_SHARDS = "empty_shards"
+"""Says there, by the levels that have any, which shards are empty, and so no files: how many, and bits, as
+`isovoxel.output.empty_shards` makes them."""
+
 
 def read_provenance(path: str | os.PathLike[str] | ObjectPlace) -> dict[str, Any]:
     """Return what an output's attributes say of what made it, and whether it is complete.

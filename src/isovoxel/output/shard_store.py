@@ -6,15 +6,28 @@ import os
 import shutil
 import uuid
 from collections.abc import Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.output.attempt import Attempt, end_attempts, unsealed_folder
-from isovoxel.output.shard import PARTIAL, ShardEncoder, ShardReceipt, Unsealed, gone, holds
+from isovoxel.output.shard import (
+    PARTIAL,
+    NoShard,
+    ShardEncoder,
+    ShardReceipt,
+    Unsealed,
+    empty_receipt,
+    gone,
+    holds,
+)
 
+Flags = NDArray[np.bool_]
+"""Something that holds for a shard or not, for each in the grid of shards."""
 ShardPlace = tuple[int, ...]
 """Where a shard lies in the grid of shards: z, y, x, and before them what tells its volume from others."""
 
@@ -47,8 +60,11 @@ class ShardStore(Protocol):
         """Tell whether a shard is there as it was sealed; with `read`, it is read even where its stamp says so."""
         ...
 
-    def missing(self, counts: Sequence[int]) -> tuple[int, str]:
-        """Return how many shards of a grid of so many are not there, and the key of the first of them."""
+    def missing(self, counts: Sequence[int], empty: Flags | None = None) -> tuple[int, str]:
+        """Return how many shards of a grid of so many are not there, and the key of the first of them.
+
+        Those that are `empty`, where that is given, are not to be there.
+        """
         ...
 
     def sweep(self) -> None:
@@ -83,28 +99,32 @@ class FileShardStore:
         self._output, self._level, self._format = output, level, zarr_format
         self._attempt = attempt
 
-    def write(self, encoder: ShardEncoder, shard: ShardPlace, data: NDArray[Any]) -> Unsealed:
-        """Encode a shard into a file of the attempt's.
+    def write(self, encoder: ShardEncoder, shard: ShardPlace, data: NDArray[Any]) -> PendingShard:
+        """Encode a shard into a file of the attempt's; one that is empty into none.
 
         Raises
         ------
         OutputError
             If the output is another process' by now, or was deleted.
         """
+        if encoder.is_empty(data):
+            return NoShard(self._key(shard), self._check, partial(self._file(shard).unlink, missing_ok=True))
         folder = unsealed_folder(self._output / level_path(self._level), self._attempt)
-        partial = folder / f"{uuid.uuid4().hex}{PARTIAL}"
+        unsealed = folder / f"{uuid.uuid4().hex}{PARTIAL}"
         try:
-            size, crc = encoder.encode(partial, data)
+            size, crc = encoder.encode(unsealed, data)
         except FileNotFoundError as error:
             self._check()
             raise gone(folder) from error
-        return Unsealed(self._file(shard), partial, size, crc, self._check)
+        return Unsealed(self._file(shard), unsealed, size, crc, self._check)
 
     def holds(self, shard: ShardPlace, seal: ShardReceipt, *, read: bool = False) -> bool:
-        """Tell whether a shard is a file as it was sealed."""
+        """Tell whether a shard is a file as it was sealed; one that is empty is none."""
+        if seal.is_empty:
+            return seal == empty_receipt(self._key(shard)) and not os.path.lexists(self._file(shard))
         return holds(self._file(shard), seal, read=read)
 
-    def missing(self, counts: Sequence[int]) -> tuple[int, str]:
+    def missing(self, counts: Sequence[int], empty: Flags | None = None) -> tuple[int, str]:
         """Return how many files are not there, and the key of the first: folders are listed, no file is looked at."""
         missing, first = 0, ""
         for row in product(*map(range, counts[:-1])):
@@ -113,7 +133,8 @@ class FileShardStore:
                     found = {entry.name for entry in listed if _is_file(entry)}
             except (FileNotFoundError, NotADirectoryError):
                 found = set()
-            gone = [x for x in range(counts[-1]) if str(x) not in found]
+            no_files = set() if empty is None else set(np.flatnonzero(empty[row]).tolist())
+            gone = [x for x in range(counts[-1]) if x not in no_files and str(x) not in found]
             if gone and not missing:
                 first = shard_key(self._level, (*row, gone[0]), self._format)
             missing += len(gone)
@@ -136,7 +157,10 @@ class FileShardStore:
             self._attempt.check()
 
     def _file(self, shard: ShardPlace) -> Path:
-        return self._output.joinpath(*shard_key(self._level, shard, self._format).split("/"))
+        return self._output.joinpath(*self._key(shard).split("/"))
+
+    def _key(self, shard: ShardPlace) -> str:
+        return shard_key(self._level, shard, self._format)
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:

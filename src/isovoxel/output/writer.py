@@ -1,7 +1,8 @@
 """How do blocks become OME-Zarr? Shard by shard: a shard is one file, written once, by one task.
 
 A block is a union of whole shards, so no file is ever read back to change a part of it, and tasks never meet
-in one. Every shard is written, one of nothing but zeros too: a missing file means work not done, nothing else.
+in one. A shard of nothing but zeros is no file where empty chunks are skipped, and the ledger and then the output's
+attributes say which these are: any other file that is missing means work not done.
 
 `isovoxel.output.skeleton` makes the group and the arrays; `isovoxel.output.shard` encodes the shards;
 `isovoxel.output.shard_store` knows where they lie. In an object store they are objects, and the group's metadata,
@@ -29,11 +30,20 @@ from isovoxel.object_store.files import sync_folder
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.zarr_nodes import change_attributes, read_array, read_attributes
 from isovoxel.output.attempt import Attempt, end_attempts, make_folders
+from isovoxel.output.empty_shards import empty_of_level, shard_counts
 from isovoxel.output.membership import membership_of
 from isovoxel.output.object_shard_store import ObjectShardStore
-from isovoxel.output.provenance import PROVENANCE, RECEIPTS
+from isovoxel.output.provenance import PROVENANCE
 from isovoxel.output.shard import ShardEncoder, ShardReceipt, default_helpers
-from isovoxel.output.shard_store import FileShardStore, PendingShard, ShardPlace, ShardStore, level_path, sweep_files
+from isovoxel.output.shard_store import (
+    FileShardStore,
+    Flags,
+    PendingShard,
+    ShardPlace,
+    ShardStore,
+    level_path,
+    sweep_files,
+)
 from isovoxel.output.skeleton import Skeleton, create_files, create_objects
 from isovoxel.planning.chunking import Storage
 from isovoxel.planning.plan import Plan
@@ -295,7 +305,7 @@ def mark_complete(
     omero: Mapping[str, Any] | None = None,
     attempt: Attempt | None = None,
     *,
-    receipts: bool = False,
+    more: Mapping[str, Any] | None = None,
 ) -> None:
     """Remove what is half written, and note in an output's attributes that it is complete.
 
@@ -309,8 +319,8 @@ def mark_complete(
         How the image is shown, where it is to be.
     attempt
         The hold of the output's lock that this is done for; None where nobody else can be writing.
-    receipts
-        Whether the ledger keeps the receipts of all shards.
+    more
+        What else is said of what made it: `RECEIPTS` and `EMPTY_SHARDS` of `isovoxel.output.provenance`.
 
     Raises
     ------
@@ -321,8 +331,7 @@ def mark_complete(
     def completed(attributes: dict[str, Any]) -> dict[str, Any]:
         made = attributes[PROVENANCE] | {"complete": True} | ({"filled": list(filled)} if filled else {})
         made.pop(_ATTEMPT, None)
-        if receipts:
-            made[RECEIPTS] = True
+        made |= more or {}
         found = attributes | {PROVENANCE: made}
         if omero is None:
             return found
@@ -347,28 +356,36 @@ def mark_complete(
 
 
 def missing_shards(path: str | os.PathLike[str] | ObjectPlace) -> int:
-    """Return how many shards of an output's levels are not there; all are written, those of nothing but zeros too."""
+    """Return how many shards of an output's levels are not there, but for those that its attributes say are empty."""
     place = place_of(path)
-    return sum(_missing(place, level) for level in range(len(read_levels(read_attributes(place), str(place)))))
+    attributes = read_attributes(place)
+    made = attributes.get(PROVENANCE)
+    levels = range(len(read_levels(attributes, str(place))))
+    return sum(_missing(place, level, made if isinstance(made, dict) else {}) for level in levels)
 
 
-def _missing(output: Place, level: int) -> int:
-    """Return how many shards of a level are not there, as its metadata cut it."""
+def _missing(output: Place, level: int, made: Mapping[str, Any]) -> int:
+    """Return how many shards of a level are not there that should be, as its metadata cut it."""
     home = output / level_path(level)
     array, zarr_format = read_array(home)
     shard: list[int] = array["chunk_grid"]["configuration"]["chunk_shape"] if zarr_format == 3 else array["chunks"]
     counts = [ceil_div(n, s) for n, s in zip(array["shape"], shard, strict=True)]
-    return shelf_of(output, level, zarr_format).missing(counts)[0]
+    return shelf_of(output, level, zarr_format).missing(counts, empty_of_level(made, level, counts))[0]
 
 
-def missing_of_plan(output: Place, plan: Plan) -> tuple[int, str]:
+def missing_of_plan(output: Place, plan: Plan, empty: Flags | None = None) -> tuple[int, str]:
     """Return how many shards of what a plan makes are not there, and the key of the first in the output's group.
+
+    Parameters
+    ----------
+    output, plan
+        The output, and what makes the level.
+    empty
+        Which shards are no files.
 
     Raises
     ------
     OSError
         If the store cannot be asked.
     """
-    series = [length for _, length in plan.source.series]
-    counts = [ceil_div(n, s) for n, s in zip(plan.output.shape, plan.storage.shard, strict=True)]
-    return shelf_of(output, plan.level, plan.storage.zarr_format).missing([*series, *counts])
+    return shelf_of(output, plan.level, plan.storage.zarr_format).missing(shard_counts(plan), empty)

@@ -17,6 +17,9 @@ from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import AXES
 
+EMPTY = ("skip", "write")
+"""What becomes of chunks that hold nothing but zeros, the fill value: they are not stored, or stored as any other."""
+
 CODECS = ("lz4", "zstd", "none")
 """Names of the codecs: blosc lz4, blosc zstd level 1 (smaller, slower), and no compression."""
 
@@ -74,6 +77,9 @@ class Storage:
     checksum: bool = False
     """Whether a CRC-32C follows each chunk, as Zarr 3's codec ``crc32c`` has it. New outputs have it where the version
     does; plans that say nothing of it are those of outputs that were begun without."""
+    skip_empty: bool = False
+    """Whether chunks of nothing but zeros are not stored, and shards of nothing but them are no files. Plans that say
+    nothing of it are those of outputs that were begun when all were stored."""
 
     def __post_init__(self) -> None:
         for name, lengths in (("chunk", self.chunk), ("shard", self.shard)):
@@ -120,6 +126,7 @@ def default_storage(
     chunk: Index3 | None = None,
     shard: Index3 | None = None,
     ome_zarr: str = "0.5",
+    skip_empty: bool = False,
 ) -> Storage:
     """Choose chunks and shards for an output; what the user gives is kept.
 
@@ -135,6 +142,8 @@ def default_storage(
         What the user wants, or None. Neither gets longer than the axis needs.
     ome_zarr
         One of `OME_ZARR`. Where it has no shards, a shard is a chunk.
+    skip_empty
+        As `Storage` has it.
 
     Returns
     -------
@@ -164,12 +173,12 @@ def default_storage(
             f"can compress; choose smaller chunks, or --codec none"
         )
     if shard is not None:
-        return Storage(chunk, _fitted(shape, chunk, shard), codec, checksum=True)
+        return Storage(chunk, _fitted(shape, chunk, shard), codec, checksum=True, skip_empty=skip_empty)
     if not sharded:
-        return Storage(chunk, chunk, codec, ome_zarr)
+        return Storage(chunk, chunk, codec, ome_zarr, skip_empty=skip_empty)
     shards = ((_grown(shape, chunk, itemsize, side), fewest) for side, fewest in _SIDES)
     return next(
-        Storage(chunk, shard, codec, checksum=True)
+        Storage(chunk, shard, codec, checksum=True, skip_empty=skip_empty)
         for shard, fewest in shards
         if math.prod(ceil_div(n, s) for n, s in zip(shape, shard, strict=True)) >= fewest
     )

@@ -374,8 +374,9 @@ class Plan(InNotebooks):
     def makes(self) -> dict[str, Any]:
         """Everything that can change what this level's voxels are, and nothing else, as JSON values."""
         storage = asdict(self.storage)
-        if not storage["checksum"]:  # as outputs were hashed before chunks had checksums
-            del storage["checksum"]
+        for name in ("checksum", "skip_empty"):
+            if not storage[name]:  # as outputs were hashed before storage had these
+                del storage[name]
         what = {
             "source": asdict(self.source) | _HOW_IT_IS_READ,
             **({"shift": self.shift} if any(self.shift) else {}),

@@ -174,6 +174,7 @@ def _storages(shape: Index3, plan: Plan, chunk: Index3 | None, shard: Index3 | N
             chunk=chunk,
             shard=shard,
             ome_zarr=plan.storage.ome_zarr,
+            skip_empty=plan.storage.skip_empty,
         )
         z, y, x = chunk or (CHUNK, CHUNK, CHUNK)
         if max(z, y, x) <= LEAST_CHUNK:

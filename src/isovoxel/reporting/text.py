@@ -91,7 +91,8 @@ def _state_lines(state: OutputState | None) -> list[Line]:
     if state is None:
         return []
     if state.complete:
-        return [("written", "by isovoxel, complete")]
+        empty = f"; {count(state.empty, 'shard')} of nothing but zeros, stored as no files" if state.empty else ""
+        return [("written", f"by isovoxel, complete{empty}")]
     known = (
         f"{state.done:,} of {count(state.blocks, 'block')} done" if state.blocks else "how much is done is not known"
     )

@@ -1,0 +1,271 @@
+"""Empty chunks are not stored: the voxels are the same, and a shard that was lost is told from one that is empty."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorstore
+import zarr
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+import isovoxel
+from codecs_on_cpu import EncoderOnCpu
+from isovoxel.codecs.blosc import ContainerLayout
+from isovoxel.engines.pipeline import StagedEngine
+from isovoxel.errors import JobError, OutputExistsError
+from isovoxel.execution.events import BlockDone, Event
+from isovoxel.output.empty_shards import flags_from_text, flags_to_text
+from isovoxel.output.provenance import EMPTY_SHARDS, read_provenance
+from isovoxel.planning.plan import Plan
+from isovoxel.reporting.text import volume_lines
+from small_jobs import interrupt
+from small_store import ROOTS, small_store
+
+OPTIONS: dict[str, Any] = {
+    "factor": (2.0, 1.0, 1.0),
+    "input_voxel_size": (2.0, 1.0, 1.0),
+    "chunk": (8, 8, 8),
+    "shard": (16, 16, 16),
+    "threads": 2,
+    "device_memory": "80kB",
+    "levels": 2,
+}
+WAYS: dict[str, dict[str, Any]] = {
+    "linear": {"engine": "exact"},
+    "cubic, constant": {"engine": "exact", "interpolation": "cubic", "boundary": "constant"},
+    "cle": {"engine": "cle", "boundary": "constant"},
+    "labels": {"labels": True},
+    "0.4": {"engine": "exact", "interpolation": "nearest", "ome_zarr": "0.4", "shard": None},
+    "none": {"engine": "exact", "codec": "none"},
+}
+
+
+def sparse(dtype: str = "uint16", shape: tuple[int, int, int] = (20, 40, 36)) -> NDArray[Any]:
+    """Return voxels most of which are zeros; of floats, some are minus zero, and some no number."""
+    voxels = np.zeros(shape, dtype)
+    voxels[3:5, 5:7, 17:30] = np.random.default_rng(0).integers(1, 99, (2, 2, 13))
+    if voxels.dtype.kind == "f":
+        voxels[12:20, 16:40, :] = -0.0
+        voxels[15, 30, 30] = np.nan
+    voxels[17:19, 30:38, 2:6] = 5
+    return voxels
+
+
+def shards(output: Path) -> list[Path]:
+    """Return the files of an output that hold voxels."""
+    return sorted(file for file in output.rglob("*") if file.is_file() and file.name.isdecimal())
+
+
+def levels_of(output: Path, levels: int = 3) -> list[NDArray[Any]]:
+    """Return the voxels of all levels, read by zarr-python, once tensorstore has read the same."""
+    read = [np.asarray(zarr.open_array(output / str(level), mode="r")[...]) for level in range(levels)]
+    for level, voxels in enumerate(read):
+        driver = "zarr3" if (output / "zarr.json").exists() else "zarr"
+        spec = {"driver": driver, "kvstore": {"driver": "file", "path": str(output / str(level))}}
+        assert tensorstore.open(spec).result().read().result().tobytes() == voxels.tobytes()
+    return read
+
+
+def same(one: Path, other: Path) -> bool:
+    """Tell whether two outputs hold the same bits."""
+    both = zip(levels_of(one), levels_of(other), strict=True)
+    return all(a.shape == b.shape and a.tobytes() == b.tobytes() for a, b in both)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_skip_gives_what_write_gives(way: str, tmp_path: Path) -> None:
+    """Bit for bit, of all levels, in fewer files; `verify` counts no empty shard, and finds one that was deleted."""
+    voxels = sparse("uint32" if way == "labels" else "float32")
+    np.save(tmp_path / "in.npy", voxels)
+    skip, write = tmp_path / "skip.zarr", tmp_path / "write.zarr"
+    isovoxel.scale(tmp_path / "in.npy", skip, **OPTIONS | WAYS[way])  # the default of a new output
+    isovoxel.scale(tmp_path / "in.npy", write, empty="write", **OPTIONS | WAYS[way])
+    assert same(skip, write)
+    assert 0 < len(shards(skip)) < len(shards(write))
+    assert EMPTY_SHARDS not in read_provenance(write)
+    assert set(read_provenance(skip)[EMPTY_SHARDS]) >= {"0"}
+    state = isovoxel.output_state(skip)
+    assert state is not None
+    assert state.empty == len(shards(write)) - len(shards(skip))
+    assert (
+        f"{state.empty} shards of nothing but zeros" in dict(volume_lines(isovoxel.open_volume(skip), state))["written"]
+    )
+    found = isovoxel.verify(skip, samples=9, every_chunk=True)
+    assert (found.holds, found.missing_shards) == (True, 0)
+    shards(skip)[-1].unlink()
+    shards(skip)[0].unlink()
+    shards(write)[0].unlink()
+    assert [isovoxel.verify(path, samples=1).missing_shards for path in (skip, write)] == [2, 1]
+
+
+@given(
+    st.sampled_from(["uint8", "int16", "float32", "uint64"]),
+    st.lists(st.tuples(*[st.integers(0, n - 1) for n in (9, 21, 17)]), max_size=5),
+    st.integers(0, 1),
+)
+def test_any_voxel_that_is_set_is_stored(dtype: str, places: list[tuple[int, int, int]], levels: int) -> None:
+    """Whichever few voxels are set, minus zero among them."""
+    voxels = np.zeros((9, 21, 17), dtype)
+    for number, place in enumerate(places):
+        voxels[place] = number if dtype != "float32" else [-0.0, np.nan, -1e-45, 7, np.inf][number]
+    options = {**OPTIONS, "factor": (1, 1, 1), "engine": "exact", "interpolation": "nearest", "levels": levels}
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        np.save(folder / "in.npy", voxels)
+        isovoxel.scale(folder / "in.npy", folder / "out.zarr", **options)
+        read = levels_of(folder / "out.zarr", 1 + levels)
+        assert read[0].tobytes() == voxels.tobytes()
+        assert len(list((folder / "out.zarr" / "0").rglob("*/c/*/*/*"))) <= len(places)
+
+
+def test_a_job_that_goes_on_knows_its_empty_shards(tmp_path: Path) -> None:
+    """They are not done again; a stored one that is gone is, and one that should be empty and is not; then it holds."""
+    np.save(tmp_path / "in.npy", sparse())
+    out, whole = tmp_path / "out.zarr", tmp_path / "whole.zarr"
+    options = OPTIONS | {"engine": "exact", "threads": 1}
+    isovoxel.scale(tmp_path / "in.npy", whole, **options)
+    done: list[tuple[int, int]] = []
+
+    def note(event: Event) -> None:
+        if isinstance(event, BlockDone):
+            done.append((event.level, event.index))
+
+    def stop(event: Event) -> None:
+        note(event)
+        if isinstance(event, BlockDone) and len(done) == 4:
+            raise RuntimeError("stopped")
+
+    with pytest.raises(JobError):
+        isovoxel.scale(tmp_path / "in.npy", out, listeners=[stop], **options)
+    first, before = len(done), set(done)
+    isovoxel.scale(tmp_path / "in.npy", out, listeners=[note], **options)
+    assert not before & set(done[first:])
+    assert same(out, whole)
+    assert read_provenance(out)[EMPTY_SHARDS] == read_provenance(whole)[EMPTY_SHARDS]
+    assert isovoxel.verify(out, samples=3).holds
+
+
+def test_what_lies_where_a_shard_is_empty_is_removed(tmp_path: Path) -> None:
+    """A file of an earlier attempt; its block, which was noted without it, is done again."""
+    np.save(tmp_path / "in.npy", np.zeros((8, 24, 16), np.uint16))
+    out = tmp_path / "out.zarr"
+    interrupt(tmp_path / "in.npy", out, input_voxel_size=(2.0, 1.0, 1.0))
+    stray = out / "0" / "c" / "0" / "0" / "0"
+    stray.parent.mkdir(parents=True)
+    stray.write_bytes(b"of another input")
+    interrupt(tmp_path / "in.npy", out, input_voxel_size=(2.0, 1.0, 1.0))
+    assert not stray.exists()
+
+
+def test_a_shard_that_vanishes_is_missed_beside_empty_ones(tmp_path: Path) -> None:
+    """By its name: those that are empty are not counted."""
+    np.save(tmp_path / "in.npy", sparse())
+
+    def remove(event: Event) -> None:
+        if isinstance(event, BlockDone) and event.level == 2:
+            for file in shards(tmp_path / "out.zarr" / "0"):
+                file.unlink()
+
+    with pytest.raises(JobError, match=r"3 shards that were written are not there any more, .* at .*/0/c/0/0/1:"):
+        isovoxel.scale(tmp_path / "in.npy", tmp_path / "out.zarr", listeners=[remove], **OPTIONS, engine="exact")
+
+
+def test_an_output_keeps_what_it_was_begun_with(tmp_path: Path) -> None:
+    """One that says nothing of it has all its shards; to ask for something else is refused."""
+    np.save(tmp_path / "in.npy", sparse())
+    source, old, new = tmp_path / "in.npy", tmp_path / "old.zarr", tmp_path / "new.zarr"
+    options = OPTIONS | {"engine": "exact"}
+    isovoxel.scale(source, old, empty="write", **options)
+    metadata = json.loads((old / "zarr.json").read_text())
+    del metadata["attributes"]["isovoxel"]["storage"]["empty"]  # as it was before there was the option
+    (old / "zarr.json").write_text(json.dumps(metadata))
+    isovoxel.scale(source, new, **options)
+    for output, other, said in ((old, "skip", "write, now skip"), (new, "write", "skip, now write")):
+        files = shards(output)
+        assert isovoxel.scale(source, output, **options).tally.done_before
+        assert shards(output) == files
+        with pytest.raises(OutputExistsError, match=f"empty chunks {said}"):
+            isovoxel.scale(source, output, empty=other, **options)
+
+
+def test_receipts_that_are_kept_tell_of_empty_shards(tmp_path: Path) -> None:
+    """All shards are compared; a file where one is empty is not as it was written."""
+    np.save(tmp_path / "in.npy", sparse())
+    out = tmp_path / "out.zarr"
+    isovoxel.scale(tmp_path / "in.npy", out, **OPTIONS, engine="exact", keep_receipts=True)
+    found = isovoxel.verify(out, samples=1)
+    assert (found.holds, found.damaged) == (True, 0)
+    assert found.receipts is not None
+    assert found.receipts > len(shards(out))
+    stray = out / "0" / "c" / "2" / "2" / "2"
+    assert not stray.exists()
+    stray.parent.mkdir(parents=True, exist_ok=True)
+    stray.write_bytes(shards(out)[0].read_bytes())
+    assert isovoxel.verify(out, samples=1).damaged == 1
+
+
+@pytest.mark.parametrize("kind", ["s3", "gs"])
+def test_in_a_store_an_empty_shard_is_no_object(kind: str, tmp_path: Path) -> None:
+    """A job that was interrupted goes on; one that is deleted is found."""
+    np.save(tmp_path / "in.npy", sparse())
+    with small_store(kind) as store:
+        out = f"{ROOTS[kind]}/out.zarr"
+        options = OPTIONS | {"engine": "exact", "levels": 1, "device_memory": "80kB"}
+        seen: list[Event] = []
+
+        def stop(event: Event) -> None:
+            if isinstance(event, BlockDone):
+                seen.append(event)
+                if len(seen) == 5:
+                    raise RuntimeError("stopped")
+
+        with pytest.raises(JobError):
+            isovoxel.scale(tmp_path / "in.npy", out, listeners=[stop], **options)
+        isovoxel.scale(tmp_path / "in.npy", out, **options)
+        stored = [key for key in store.objects if "out.zarr/" in key and key.rpartition("/")[2].isdecimal()]
+        isovoxel.scale(tmp_path / "in.npy", tmp_path / "out.zarr", **options)
+        assert len(stored) == len(shards(tmp_path / "out.zarr"))
+        assert isovoxel.verify(out, samples=3).holds
+        del store.objects[stored[0]]
+        assert isovoxel.verify(out, samples=1).missing_shards == 1
+
+
+def test_chunks_of_a_gpu_are_left_out_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a batch that are empty; the voxels are those of the processor."""
+
+    def encoder(_: StagedEngine, plan: Plan) -> EncoderOnCpu:
+        layout = ContainerLayout(plan.chunk_bytes, plan.source.itemsize, plan.storage.codec)
+        return EncoderOnCpu(layout, plan.storage.chunk)
+
+    np.save(tmp_path / "in.npy", sparse("float32"))
+    options = OPTIONS | {"engine": "exact", "codec": "zstd"}
+    isovoxel.scale(tmp_path / "in.npy", tmp_path / "cpu.zarr", **options)
+    monkeypatch.setattr(StagedEngine, "encoder", encoder)
+    isovoxel.scale(tmp_path / "in.npy", tmp_path / "gpu.zarr", **options)
+    assert same(tmp_path / "cpu.zarr", tmp_path / "gpu.zarr")
+    outputs = tmp_path / "cpu.zarr", tmp_path / "gpu.zarr"
+    names = [[str(file.relative_to(out)) for file in shards(out)] for out in outputs]
+    assert names[0] == names[1]
+    indices = [(out / "0/c/0/0/1").read_bytes()[-8 * 16 - 4 :] for out in outputs]
+    empty = [np.frombuffer(index[:-4], "<u8") == 2**64 - 1 for index in indices]
+    assert empty[0].any()
+    assert not empty[0].all()
+    np.testing.assert_array_equal(*empty)
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=40))
+def test_flags_are_what_their_text_says(flags: list[bool]) -> None:
+    """And text of another grid, or that is damaged, says nothing."""
+    made = np.array(flags)
+    text = flags_to_text(made)
+    np.testing.assert_array_equal(flags_from_text(text, made.shape), made)
+    for wrong in (text[:-4], "%", flags_to_text(np.zeros(len(flags) + 8, np.bool_))):
+        with pytest.raises(ValueError, match=r"flags|base64|padding|Invalid|discouraged|Only"):
+            flags_from_text(wrong, made.shape)
