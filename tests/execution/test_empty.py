@@ -21,9 +21,11 @@ from isovoxel.codecs.blosc import ContainerLayout
 from isovoxel.engines.pipeline import StagedEngine
 from isovoxel.errors import JobError, OutputExistsError
 from isovoxel.execution.events import BlockDone, Event
+from isovoxel.geometry.box import Box
 from isovoxel.output.empty_shards import flags_from_text, flags_to_text
 from isovoxel.output.provenance import EMPTY_SHARDS, read_provenance
 from isovoxel.planning.plan import Plan
+from isovoxel.readers.zarr_chunks import ChunkReader
 from isovoxel.reporting.text import volume_lines
 from small_jobs import interrupt
 from small_store import ROOTS, small_store
@@ -269,3 +271,136 @@ def test_flags_are_what_their_text_says(flags: list[bool]) -> None:
     for wrong in (text[:-4], "%", flags_to_text(np.zeros(len(flags) + 8, np.bool_))):
         with pytest.raises(ValueError, match=r"flags|base64|padding|Invalid|discouraged|Only"):
             flags_from_text(wrong, made.shape)
+
+
+INPUTS: dict[str, dict[str, Any]] = {
+    "v3": {"zarr_format": 3},
+    "sharded": {"zarr_format": 3, "shards": (8, 16, 16)},
+    "v2": {"zarr_format": 2},
+}
+
+
+def input_with_missing_chunks(path: Path, voxels: NDArray[Any], how: str, fill: float = 0) -> Path:
+    """Write an array whose chunks are not stored where they hold the fill value alone."""
+    made: Any = zarr.create_array(
+        path, shape=voxels.shape, chunks=(4, 8, 8), dtype=voxels.dtype, fill_value=fill, **INPUTS[how]
+    )
+    made[...] = voxels
+    return path
+
+
+@pytest.fixture
+def read_boxes(monkeypatch: pytest.MonkeyPatch) -> list[Box]:
+    """The boxes that are read of chunks in files."""
+    found: list[Box] = []
+    read = ChunkReader.__call__
+
+    def noted(reader: ChunkReader, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        found.append(box)
+        return read(reader, box, out)
+
+    monkeypatch.setattr(ChunkReader, "__call__", noted)
+    return found
+
+
+@pytest.mark.parametrize("boundary", ["nearest", "constant"])
+@pytest.mark.parametrize(
+    ("how", "interpolation", "factor"),
+    [
+        ("v3", "linear", (2, 1, 1)),
+        ("sharded", "linear", (1.7, 1.3, 1)),
+        ("v2", "nearest", (2, 1, 1)),
+        ("sharded", "area", (1, 0.5, 0.5)),
+        ("v3", "mode", (1, 0.5, 0.5)),
+    ],
+)
+def test_blocks_of_missing_chunks_are_not_read(
+    how: str,
+    interpolation: str,
+    factor: tuple[float, float, float],
+    boundary: str,
+    tmp_path: Path,
+    read_boxes: list[Box],
+) -> None:
+    """The voxels are those of a job that reads all, to the bit, and so are the files."""
+    voxels = sparse("int32" if interpolation == "mode" else "float32", (20, 64, 60))
+    source = input_with_missing_chunks(tmp_path / "in.zarr", voxels, how)
+    options = OPTIONS | {"engine": "exact", "interpolation": interpolation, "factor": factor, "boundary": boundary}
+    options |= {"shard": (16, 8, 8)} if factor[1] < 1 else {}
+    skip, write = tmp_path / "skip.zarr", tmp_path / "write.zarr"
+    isovoxel.scale(source, write, **options, empty="write")
+    every = len(read_boxes)
+    read_boxes.clear()
+    isovoxel.scale(source, skip, **options)
+    assert 0 < len(read_boxes) < every
+    assert same(skip, write)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ChunkReader, "is_empty", lambda *_: False)
+        isovoxel.scale(source, tmp_path / "read.zarr", **options)
+    assert [file.relative_to(skip) for file in shards(skip)] == [
+        file.relative_to(tmp_path / "read.zarr") for file in shards(tmp_path / "read.zarr")
+    ]
+    assert isovoxel.verify(skip, samples=5).holds
+
+
+@pytest.mark.parametrize(
+    ("fill", "options"),
+    [
+        (7, {}),
+        (-0.0, {}),
+        (np.nan, {}),
+        (0, {"interpolation": "cubic"}),
+        (0, {"interpolation": "lanczos3"}),
+        (0, {"engine": "cle"}),
+        (0, {"empty": "write"}),
+    ],
+)
+def test_what_is_not_proven_to_be_zeros_is_made(
+    fill: float, options: dict[str, Any], tmp_path: Path, read_boxes: list[Box]
+) -> None:
+    """Other fills, kernels with weights below 0, cle, and outputs of which all is stored; the bits are the same."""
+    voxels = np.full((16, 32, 32), fill, np.float32)
+    voxels[9, 20, 20] = 3
+    source = input_with_missing_chunks(tmp_path / "in.zarr", voxels, "v3", fill)
+    options = OPTIONS | {"engine": "exact", "levels": 0} | options
+    made = isovoxel.scale(source, tmp_path / "out.zarr", **options)
+    assert len(read_boxes) >= made.plan.n_blocks
+    isovoxel.scale(voxels, tmp_path / "whole.zarr", **options | {"empty": "write"})
+    both = [levels_of(tmp_path / name, 1)[0].tobytes() for name in ("out.zarr", "whole.zarr")]
+    assert both[0] == both[1]
+
+
+def test_damage_is_no_missing_chunk(tmp_path: Path) -> None:
+    """A shard whose index is damaged is told of, and filled where that is asked."""
+    voxels = np.zeros((16, 32, 32), np.uint16)
+    voxels[0, 0, 0] = 1
+    source = input_with_missing_chunks(tmp_path / "in.zarr", voxels, "sharded")
+    damaged = source / "c" / "1" / "1" / "1"
+    damaged.parent.mkdir(parents=True, exist_ok=True)
+    damaged.write_bytes(b"no shard")
+    options = OPTIONS | {"engine": "exact", "levels": 0}
+    with pytest.raises(JobError, match="index"):
+        isovoxel.scale(source, tmp_path / "out.zarr", **options)
+    result = isovoxel.scale(source, tmp_path / "out.zarr", **options, on_corrupt="fill")
+    assert result.tally.filled
+
+
+def test_parts_and_series_of_missing_chunks_are_not_read(tmp_path: Path, read_boxes: list[Box]) -> None:
+    """Of a crop, of several time points, and of an array whose type is converted."""
+    for name, dtype, shape, more in (
+        ("crop", "uint16", (16, 32, 32), {"crop": "2:,:,:"}),
+        ("series", "uint16", (2, 16, 32, 32), {"axes": "tzyx"}),
+        ("converted", "float64", (16, 32, 32), {}),
+    ):
+        voxels = np.zeros(shape, dtype)
+        voxels[..., 12, 30, 30] = 9
+        source = tmp_path / f"{name}.zarr"
+        made: Any = zarr.create_array(source, shape=shape, chunks=(1,) * (len(shape) - 3) + (4, 8, 8), dtype=dtype)
+        made[...] = voxels
+        read = {}
+        for empty in ("skip", "write"):
+            read_boxes.clear()
+            isovoxel.scale(source, tmp_path / f"{name}.{empty}.zarr", **OPTIONS | more, engine="exact", empty=empty)
+            read[empty] = len(read_boxes)
+        assert 0 < read["skip"] < read["write"]
+        assert same(tmp_path / f"{name}.skip.zarr", tmp_path / f"{name}.write.zarr")

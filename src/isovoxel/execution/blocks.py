@@ -1,5 +1,8 @@
 """Make one block: read, scale and encode it, and flush its shards on background threads while others are encoded.
 
+A block whose input is known to be zeros before a voxel is read, for no chunk of it is stored, is left out where that is
+proven to change no bit.
+
 What fails is tried again where that may help, at the place where it failed. Only what could not be flushed to the disk
 must be made anew, for its memory has been given to another block, and flushing once more would say that all is well.
 
@@ -34,7 +37,7 @@ from isovoxel.output.shard import ShardReceipt
 from isovoxel.output.shard_store import PendingShard
 from isovoxel.planning.model import Block
 from isovoxel.planning.plan import Plan
-from isovoxel.readers.base import ReadBox, Volume
+from isovoxel.readers.base import ReadBox, Volume, is_known_empty
 from isovoxel.readers.tiled import FilledReader
 
 FILL = 0
@@ -48,6 +51,10 @@ class Writer(Protocol):
 
     def encode(self, box: Box, data: NDArray[Any]) -> PendingShard:
         """Encode the voxels of a shard; several threads do different ones at the same time."""
+        ...
+
+    def leave_out(self, box: Box) -> PendingShard:
+        """Make no file of a shard that is empty."""
         ...
 
     def spare(self, cores: int) -> None:
@@ -175,6 +182,8 @@ class BlockMaker:
         Cancelled
             If the job was cancelled meanwhile.
         """
+        if voxels is None and self.plan.leaves_out_empty and is_known_empty(self._read, block.read_box):
+            return self._leave_out(block, flush)
         with self._at_work(), self.engine.staged(block, self.plan) as stage:
             began = time.perf_counter()
             if voxels is None:
@@ -243,12 +252,29 @@ class BlockMaker:
             level=block.level,
         )
 
-    def _encode_next(self, block: Block, voxels: NDArray[Any], flush: Callable[[PendingShard], None]) -> None:
-        """Make a block of the next level of a whole one, its shards after those of this level."""
+    def _leave_out(self, block: Block, flush: Callable[[PendingShard], None]) -> BlockDone:
+        """Make no file of a block that reads nothing but zeros, nor of that of the next level which is made of it."""
+        with self._at_work():
+            for box in block.write_box.tiles(self.plan.storage.shard):
+                flush(self._writer.leave_out(box))
+            if (following := self._next(block)) is not None:
+                made, plan, writer = following
+                for box in made.tiles(plan.storage.shard):
+                    flush(writer.leave_out(box))
+        return BlockDone(block.index, block.write_box.size, 0, 0, 0, 0, 0, level=block.level)
+
+    def _next(self, block: Block) -> tuple[Box, Plan, Writer] | None:
+        """Return the block of the next level that is made of a whole one, with that level's plan and writer."""
         plan, writer = self.plan.next_along, self._next_writer
         if plan is None or writer is None or block.write_box != self.plan.block(block.index).write_box:
+            return None
+        return plan.block(block.index).write_box, plan, writer
+
+    def _encode_next(self, block: Block, voxels: NDArray[Any], flush: Callable[[PendingShard], None]) -> None:
+        """Make a block of the next level of a whole one, its shards after those of this level."""
+        if (following := self._next(block)) is None:
             return
-        made = plan.block(block.index).write_box
+        made, plan, writer = following
         if not hasattr(self._kept, "halver"):
             self._kept.halver = Halver()
         smaller = self._kept.halver(voxels, plan.factor, made.shape)

@@ -150,10 +150,8 @@ class ObjectShardStore:
         OutputError
             If the disk with that file is full.
         """
-        key = shard_key(self._level, shard, self._format)
-        place = self._output / key
         if encoder.is_empty(data):
-            return NoShard(key, self._check, partial(_remove, place))
+            return self.leave_out(shard)
         spool = self._spooling()
         file = spool / uuid.uuid4().hex
         try:
@@ -165,7 +163,13 @@ class ObjectShardStore:
                     "make room there, or name another folder in TMPDIR"
                 ) from error
             raise
+        place = self._output / shard_key(self._level, shard, self._format)
         return Upload(place, file, size, crc, self._turns, self._check)
+
+    def leave_out(self, shard: ShardPlace) -> NoShard:
+        """Make no object of a shard that is empty."""
+        key = shard_key(self._level, shard, self._format)
+        return NoShard(key, self._check, partial(_remove, self._output / key))
 
     def holds(self, shard: ShardPlace, seal: ShardReceipt, *, read: bool = False) -> bool:
         """Tell whether a shard is the object that was sealed; it is read where its ETag is another, or that is asked.

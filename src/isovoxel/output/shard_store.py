@@ -56,6 +56,10 @@ class ShardStore(Protocol):
         """Encode a shard, by its place in the grid of shards."""
         ...
 
+    def leave_out(self, shard: ShardPlace) -> NoShard:
+        """Make no file of a shard that is empty."""
+        ...
+
     def holds(self, shard: ShardPlace, seal: ShardReceipt, *, read: bool = False) -> bool:
         """Tell whether a shard is there as it was sealed; with `read`, it is read even where its stamp says so."""
         ...
@@ -108,7 +112,7 @@ class FileShardStore:
             If the output is another process' by now, or was deleted.
         """
         if encoder.is_empty(data):
-            return NoShard(self._key(shard), self._check, partial(self._file(shard).unlink, missing_ok=True))
+            return self.leave_out(shard)
         folder = unsealed_folder(self._output / level_path(self._level), self._attempt)
         unsealed = folder / f"{uuid.uuid4().hex}{PARTIAL}"
         try:
@@ -117,6 +121,10 @@ class FileShardStore:
             self._check()
             raise gone(folder) from error
         return Unsealed(self._file(shard), unsealed, size, crc, self._check)
+
+    def leave_out(self, shard: ShardPlace) -> NoShard:
+        """Make no file of a shard that is empty."""
+        return NoShard(self._key(shard), self._check, partial(self._file(shard).unlink, missing_ok=True))
 
     def holds(self, shard: ShardPlace, seal: ShardReceipt, *, read: bool = False) -> bool:
         """Tell whether a shard is a file as it was sealed; one that is empty is none."""

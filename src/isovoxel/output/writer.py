@@ -215,6 +215,10 @@ class OmeZarrWriter:
         self._check(box, data)
         return self._shelf.write(self._encoder, self._place(box), data)
 
+    def leave_out(self, box: Box) -> PendingShard:
+        """Make no file of a shard that is empty; see `encode`."""
+        return self._shelf.leave_out(self._place(box))
+
     def holds(self, box: Box, seals: Sequence[ShardReceipt], *, read: bool = False) -> bool:
         """Tell whether all shards of a box are there with these seals; with `read`, whatever their time says."""
         shards = list(box.tiles(self._encoder.storage.shard))

@@ -336,6 +336,16 @@ class Plan(InNotebooks):
         return self.further[0] if self.further and self.further[0].along else None
 
     @property
+    def leaves_out_empty(self) -> bool:
+        """Whether a block that reads nothing but zeros needs no work: it is zeros to the bit, and they are not stored.
+
+        Sums of zeros with weights from 0 on are zeros, whatever the boundary. A weight below 0 makes minus zero of one,
+        and of cle's arithmetic nothing is proven here.
+        """
+        proven = self.engine == "exact" and self.interpolation in ("nearest", "linear", "area", "mode")
+        return proven and self.storage.skip_empty
+
+    @property
     def halving(self) -> int:
         """Projected bytes of making and encoding a block of the next level, for each block in flight."""
         plan = self.next_along

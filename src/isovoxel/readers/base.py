@@ -52,6 +52,16 @@ class ReadBox(Protocol):
         ...
 
 
+def is_known_empty(read: ReadBox, box: Box) -> bool:
+    """Return whether a box is known to hold nothing but zeros, without a bit set, before a voxel of it is read.
+
+    Readers that can tell have a method ``is_empty``. It says no where it cannot know, and raises nothing: whoever reads
+    the box learns what is wrong.
+    """
+    knows: Callable[[Box], bool] | None = getattr(read, "is_empty", None)
+    return knows is not None and knows(box)
+
+
 Files = Callable[[Box], Iterable[str | ObjectPlace]]
 """Returns the paths of files that hold what a box needs."""
 
@@ -252,6 +262,10 @@ class CroppedReader:
         with damage_moved((-z, -y, -x), self.part):
             return self.read(box.shifted(self.part.start), out)
 
+    def is_empty(self, box: Box) -> bool:
+        """Return whether a box is known to hold nothing but zeros."""
+        return is_known_empty(self.read, box.shifted(self.part.start))
+
 
 def moved(origin: Float3, start: Index3, voxel_size: Float3, sign: int = 1) -> Float3:
     """Return the position of the voxel `start`, seen from the voxel that lies at `origin`; back with a sign of -1."""
@@ -348,3 +362,8 @@ class SeriesReader:
             raise CorruptInputError(
                 error.name, f"{where}, {error.chunk}", error.start, error.stop, error.reason
             ) from error
+
+    def is_empty(self, box: Box) -> bool:
+        """Return whether a box is known to hold nothing but zeros."""
+        place = place_of_volume([length for _, length in self._axes], box.volume)
+        return is_known_empty(self._reader(place), box.of(0))

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from isovoxel.errors import InputError
 from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Box, Index3
-from isovoxel.readers.base import CONVERTED, ReadBox, Volume, output_array
+from isovoxel.readers.base import CONVERTED, ReadBox, Volume, is_known_empty, output_array
 
 PART_BYTES = 1 << 20
 """A part has so many bytes in its own type, or is one chunk where that has more."""
@@ -97,6 +97,10 @@ class ConvertedReader:
         for part in parts_of(box, self.tile, self.first):
             convert(self.name, self.read(part), out[part.relative_to(box.start).slices])
         return out
+
+    def is_empty(self, box: Box) -> bool:
+        """Return whether a box is known to hold nothing but zeros, which are zeros of either type."""
+        return is_known_empty(self.read, box)
 
 
 def converted(volume: Volume) -> Volume:

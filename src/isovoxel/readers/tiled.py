@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from isovoxel.errors import CorruptInputError, InputError
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.object_store.retries import is_transient
-from isovoxel.readers.base import ReadBox, output_array
+from isovoxel.readers.base import ReadBox, is_known_empty, output_array
 from isovoxel.readers.files import WAY_ON, is_ours, limit_of, number_of, reason_of, unavailable
 
 
@@ -178,6 +178,10 @@ class FilledReader:
         self._tell = tell
         self._told: set[tuple[int, Index3, Index3]] = set()
         self._lock = threading.Lock()
+
+    def is_empty(self, box: Box) -> bool:
+        """Return whether a box is known to hold nothing but zeros."""
+        return is_known_empty(self._read, box)
 
     def __call__(self, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Return a box as a new array, or in `out`."""

@@ -149,6 +149,25 @@ class ChunkReader:
             self._read_files(files)
         return whole
 
+    def is_empty(self, box: Box) -> bool:
+        """Return whether no chunk of a box is stored, and what is not has no bit set; no voxel is read.
+
+        False where a file is damaged or out of reach, and where each chunk is an object of its own: a store would be
+        asked for one after the other.
+        """
+        layout = self.layout
+        in_objects = isinstance(layout.folder, ObjectPlace) and layout.index is None
+        if in_objects or any(np.array(layout.fill, layout.dtype).tobytes()):
+            return False
+        try:
+            for place, parts in self._files(box, np.broadcast_to(np.zeros((), layout.dtype), box.shape)):
+                with ChunkFile(layout, self._indices, place, self._key(place)) as file:
+                    if any(file.stores(part.chunk) for part in parts):
+                        return False
+        except Exception:  # noqa: BLE001 - whoever reads the box is told
+            return False
+        return True
+
     def _read_at_once(self, files: Iterable[tuple[Index3, Iterable[Part]]]) -> None:
         """Read a few parts at a time, each in a thread of its own: from a store they are mostly waited for."""
         read_files = carried(self._read_files)

@@ -136,9 +136,7 @@ class ChunkFile:
         Exception
             Of any other kind, where the chunk is damaged.
         """
-        if not self._opened:
-            self._open()
-            self._opened = True
+        self._open_once()
         file = self._file
         span = None if file is None else self._span(chunk, file.size)
         if file is None or span is None:
@@ -157,6 +155,16 @@ class ChunkFile:
         if not layout.dtype.isnative:
             out.byteswap(inplace=True)
         return True
+
+    def stores(self, chunk: Index3) -> bool:
+        """Return whether there is such a chunk; raises as `read` does, but for what is in the chunk."""
+        self._open_once()
+        return self._file is not None and self._span(chunk, self._file.size) is not None
+
+    def _open_once(self) -> None:
+        if not self._opened:
+            self._open()
+            self._opened = True
 
     def _open(self) -> None:
         """Open the file, and find its index; without a file, its chunks are not stored."""
