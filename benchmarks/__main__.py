@@ -27,6 +27,7 @@ NAMES = (
     "smooth",
     "whole",
     "pipelines",
+    "empty",
 )
 
 

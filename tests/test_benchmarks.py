@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 NAMES = (
     *("kernels", "limits", "job", "stage", "scaling", "peers", "startup", "roofline", "aliasing", "writers"),
     *("workers", "simulate", "budgets", "generations", "pairs", "conformance", "smooth", "whole", "pipelines"),
+    "empty",
 )
 
 
