@@ -26,7 +26,7 @@ from isovoxel.output.ledger import BLOCKS, JOB, NEW, Ledger, ledger_of, remove_l
 from isovoxel.output.lock import ObjectLock, read_holder
 from isovoxel.output.provenance import read_provenance
 from isovoxel.output.replacing import set_aside
-from isovoxel.output.shard import ShardReceipt
+from isovoxel.output.shard_receipt import ShardReceipt
 from isovoxel.output.writer import OmeZarrWriter, mark_complete, missing_shards
 from isovoxel.planning.chunking import Storage
 from isovoxel.planning.plan import Plan

@@ -27,7 +27,7 @@ from isovoxel.execution.retry import GO_ON, BlockFailed, changed, clause, missin
 from isovoxel.geometry.grid import Float3
 from isovoxel.object_store.addresses import Place, place_of
 from isovoxel.output.attempt import Attempt
-from isovoxel.output.shard import ShardReceipt
+from isovoxel.output.shard_receipt import ShardReceipt
 from isovoxel.output.shard_store import level_path
 from isovoxel.planning.chunking import Storage
 from isovoxel.planning.plan import Plan

@@ -29,7 +29,8 @@ from numpy.typing import NDArray
 from isovoxel.errors import OutputError
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.output.attempt import Attempt
-from isovoxel.output.shard import NoShard, ShardEncoder, ShardReceipt, empty_receipt
+from isovoxel.output.shard import ShardEncoder
+from isovoxel.output.shard_receipt import NoShard, ShardReceipt, empty_receipt
 from isovoxel.output.shard_store import Flags, PendingShard, ShardPlace, shard_key
 
 fcntl: Any

@@ -15,16 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.output.attempt import Attempt, end_attempts, unsealed_folder
-from isovoxel.output.shard import (
-    PARTIAL,
-    NoShard,
-    ShardEncoder,
-    ShardReceipt,
-    Unsealed,
-    empty_receipt,
-    gone,
-    holds,
-)
+from isovoxel.output.shard import PARTIAL, ShardEncoder
+from isovoxel.output.shard_receipt import NoShard, ShardReceipt, Unsealed, empty_receipt, gone, holds
 
 Flags = NDArray[np.bool_]
 """Something that holds for a shard or not, for each in the grid of shards."""

@@ -34,7 +34,8 @@ from isovoxel.output.empty_shards import empty_of_level, shard_counts
 from isovoxel.output.membership import membership_of
 from isovoxel.output.object_shard_store import ObjectShardStore
 from isovoxel.output.provenance import PROVENANCE
-from isovoxel.output.shard import ShardEncoder, ShardReceipt, default_helpers
+from isovoxel.output.shard import ShardEncoder, default_helpers
+from isovoxel.output.shard_receipt import ShardReceipt
 from isovoxel.output.shard_store import (
     FileShardStore,
     Flags,

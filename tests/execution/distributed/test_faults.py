@@ -382,7 +382,7 @@ def test_a_worker_that_outlives_the_lock_of_its_job_writes_nothing_more(
     class Holds(WorkerPlugin):  # defined here, it travels with its code: the worker does not see this module
         def setup(self, worker: Any) -> None:
             del worker
-            from isovoxel.output.shard import Unsealed
+            from isovoxel.output.shard_receipt import Unsealed
 
             seal = Unsealed.seal
 
