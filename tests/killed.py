@@ -81,7 +81,9 @@ def main(engine: str, halo: str, folder: Path, kills: int, kind: str = "") -> di
     """Kill the job so many times, whenever it is complete begin it anew, and return what happened."""
     rng = np.random.default_rng(len(engine) * len(halo))
     source, out, log = folder / "in.npy", folder / "out.zarr", folder / "log"
-    np.save(source, np.random.default_rng(0).integers(0, 65536, (32, 50, 64)).astype(np.uint16))
+    voxels = np.random.default_rng(0).integers(0, 65536, (32, 50, 64)).astype(np.uint16)
+    voxels[:, 20:40] = 0  # of which some shards hold nothing else, and are no files
+    np.save(source, voxels)
     room = {"cle": "80kB", "exact": "30kB"}[engine]  # on the device, for a shard
     options = OPTIONS | {"engine": engine, "halo": halo, "input_voxel_size": (1.0, 1.0, 1.0), "device_memory": room}
     if kind == "labels":
