@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import json
@@ -297,8 +298,11 @@ def test_a_second_signal_ends_the_command_at_once(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         with pytest.raises(subprocess.TimeoutExpired):  # it waits for the block in flight
             process.wait(timeout=0.5)
-        process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=300)
+        while process.poll() is None:  # where the machine is busy, the first may not have arrived
+            process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=10)
+        _, said = process.communicate()
     assert process.returncode == 143
     assert said == "interrupted\n"
     state = isovoxel.output_state(out)

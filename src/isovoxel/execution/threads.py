@@ -157,7 +157,7 @@ class ThreadRun:
         # Flush on separate threads, so that encoders keep their memory warm.
         waiting = FLUSHING * threads
         try:
-            with self._threads(waiting, "flush") as pool:
+            with self._threads(waiting, "flush", ends=True) as pool:
                 flusher = Flusher(pool, waiting, self._maker.patient)
                 if self.plan.halo_mode == "map_overlap":
                     self._run_windows(flusher)
@@ -259,8 +259,11 @@ class ThreadRun:
         self.progress.tell(Slowed(self.in_flight))
 
     @contextmanager
-    def _threads(self, number: int, name: str) -> Iterator[ThreadPoolExecutor]:
-        """Threads for blocks; whatever ends them, blocks in flight come to their end or give up, and count."""
+    def _threads(self, number: int, name: str, *, ends: bool = False) -> Iterator[ThreadPoolExecutor]:
+        """Lend threads for blocks; whatever ends them, blocks in flight come to their end or give up, and count.
+
+        With `ends`, all that was given to them comes to its end, even where no thread has begun with it yet.
+        """
         with patience(ended=self._maker.cancelled):  # after which a pool's threads try everything once
             pool = ThreadPoolExecutor(number, name, carried(lambda: None))
         try:
@@ -271,7 +274,7 @@ class ThreadRun:
         except BaseException:
             self._maker.cancelled.set()
             try:
-                pool.shutdown(cancel_futures=True)
+                pool.shutdown(cancel_futures=not ends)
             except KeyboardInterrupt as again:
                 raise InterruptedAgain(getattr(again, "signal", None)) from again
             raise
