@@ -439,3 +439,18 @@ def test_what_is_free_at_the_moment_does_not_change_the_name(monkeypatch: pytest
         monkeypatch.setattr("isovoxel.execution.host.available_bytes", lambda free=free: free)
         names.append(scale_array(da.ones((8, 8, 8), chunks=8, dtype="uint8"), 2.0, chunks=(8, 8, 8)).name)
     assert names[0] == names[1]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_masked_array_is_refused(tmp_path: Path, *, known: bool) -> None:
+    """Its hidden voxels are no voxels; where dask does not know that its chunks are masked, computing them says so."""
+    hidden = np.ma.masked_greater(VOLUME, 60_000)
+    array = da.from_array(hidden, chunks=8)
+    if not known:
+        array = da.from_array(VOLUME, chunks=8).map_blocks(lambda part: np.ma.masked_greater(part, 60_000))
+        array._meta = np.empty((0, 0, 0), VOLUME.dtype)
+    with pytest.raises(InputError, match=r"masked, which a volume cannot be; give dask\.array\.ma\.filled"):
+        scale_array(array, 2.0, engine="exact").compute(scheduler="synchronous")
+    with pytest.raises(IsovoxelError, match=r"masked, which a volume cannot be; give dask\.array\.ma\.filled"):
+        isovoxel.scale(array, tmp_path / "out.zarr", factor=(2.0, 1.0, 1.0), engine="exact")
+    assert scale_array(da.ma.filled(array, 0), 2.0, engine="exact").compute().max() <= 60_000

@@ -33,6 +33,7 @@ from isovoxel.geometry.grid import AXES, Float3
 from isovoxel.options import Options, checked_keywords, parse_factor
 from isovoxel.planner import choose_engine, choose_sampling, source_of
 from isovoxel.planning.plan import Plan
+from isovoxel.readers.arrays import unmasked
 from isovoxel.readers.selection import LONG_NAMES, NAMES, ZYX, Selection, along_axes
 
 
@@ -253,7 +254,8 @@ class ScaledBlock:
         """
         z, y, x = (0 if axis is None else place[axis] for axis in self.zyx)
         block = self.plan.block_at((z, y, x))
-        voxels = _joined(parts, chunks, self.plan.source.dtype).reshape(block.read_box.shape)
+        whole = [unmasked(chunk) for chunk in chunks]
+        voxels = _joined(parts, whole, self.plan.source.dtype).reshape(block.read_box.shape)
         scaled = open_engine(self.plan.engine, self.device).scale(voxels, block, self.plan).data
         return scaled.reshape(along_axes(self.zyx, block.write_box.shape, [1] * len(place)))
 

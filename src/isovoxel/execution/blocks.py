@@ -37,6 +37,7 @@ from isovoxel.output.shard_receipt import ShardReceipt
 from isovoxel.output.shard_store import PendingShard
 from isovoxel.planning.model import Block
 from isovoxel.planning.plan import Plan
+from isovoxel.readers.arrays import unmasked
 from isovoxel.readers.base import ReadBox, Volume, is_known_empty
 from isovoxel.readers.tiled import FilledReader
 
@@ -189,7 +190,7 @@ class BlockMaker:
             if voxels is None:
                 self._attempt("reading", block, lambda: self._read(block.read_box, stage.input))
             else:
-                stage.input[...] = voxels
+                stage.input[...] = unmasked(voxels)
             seconds = time.perf_counter() - began + self._read_seconds.pop(block.index, 0.0)
             return self._scale_and_encode(stage, block, flush, seconds)
 

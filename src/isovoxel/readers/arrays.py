@@ -44,8 +44,7 @@ def from_numpy(array: NDArray[Any], selection: Selection = EVERYTHING) -> Volume
     if selection.axes is not None:
         return _named(name, array, selection, from_numpy)
     selection.check_kind(name)
-    if isinstance(array, np.ma.MaskedArray):
-        raise InputError(f"{name} is masked, which a volume cannot be; give array.filled(value)")
+    check_unmasked(name, array, "array.filled(value)")
     shape = plain_zyx(name, array.shape)
     sources = _sources(array.ndim)
     array = array[None] if array.ndim == 2 else array
@@ -77,12 +76,13 @@ def from_dask(array: Any, selection: Selection = EVERYTHING) -> Volume:
     Raises
     ------
     InputError
-        If it is neither 3-D nor 2-D, and its axes are not named, or its chunks' sizes are not known.
+        If it is neither 3-D nor 2-D, and its axes are not named, or its chunks' sizes are not known, or masked.
     """
     name = "the dask array"
     if selection.axes is not None:
         return _named(name, array, selection, from_dask)
     selection.check_kind(name)
+    check_unmasked(name, array._meta, "dask.array.ma.filled(array, value)")  # noqa: SLF001 - dask has no other word for it
     if any(np.isnan(n) for n in array.shape):
         raise InputError(f"{name} has chunks of unknown size; call its compute_chunk_sizes() first")
     shape = plain_zyx(name, array.shape)
@@ -111,6 +111,18 @@ def from_dask(array: Any, selection: Selection = EVERYTHING) -> Volume:
         notes=notes,
         array=array,
     )
+
+
+def check_unmasked(name: str, array: Any, instead: str) -> None:
+    """Raise an `InputError` for a masked array, whose hidden voxels would be taken for voxels."""
+    if isinstance(array, np.ma.MaskedArray):
+        raise InputError(f"{name} is masked, which a volume cannot be; give {instead}")
+
+
+def unmasked(chunk: Any) -> Any:
+    """Return a chunk that was computed; a masked one is an error, even where dask did not know that it would be."""
+    check_unmasked("a chunk of the dask array", chunk, "dask.array.ma.filled(array, value)")
+    return chunk
 
 
 def converted_chunks(name: str, array: Any) -> Any:
@@ -144,7 +156,7 @@ class ComputedReader(TiledReader):
     def read_tile(self, tile: Box, out: NDArray[Any], _source: Any) -> None:
         """Compute a part of a chunk."""
         # No name for the chunk, which would keep it while the next one is computed.
-        out[...] = self.array[tile.slices].compute(scheduler="synchronous")
+        out[...] = unmasked(self.array[tile.slices].compute(scheduler="synchronous"))
 
     def stored(self, tile: Box) -> Stored:
         """Return the part itself."""
