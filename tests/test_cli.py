@@ -492,7 +492,10 @@ BAD_OPTIONS = [
         "anti-aliasing widens linear, cubic and lanczos3 interpolation, not nearest",
     ),
     ("--antialias --interpolation area", "anti-aliasing widens linear, cubic and lanczos3 interpolation, not area"),
-    ("--labels --interpolation linear", "labels must not be mixed; use interpolation nearest or mode, not linear"),
+    (
+        "--labels --interpolation linear",
+        "labels must not be mixed; use interpolation nearest, mode or smooth, not linear",
+    ),
     ("--labels --antialias", "anti-aliasing widens linear, cubic and lanczos3 interpolation, not nearest"),
     ("--boundary mirror", "boundary must be one of nearest, constant"),
     ("--halo saint", "halo must be one of auto, map_overlap, direct"),

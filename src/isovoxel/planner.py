@@ -164,7 +164,9 @@ def choose_sampling(volume: Volume, options: Options) -> Sampling:
     integers = volume.dtype.kind in "iu"
     if labels and interpolation not in MOVES:
         says = "labels" if given else f"{volume.name} says that its voxels are labels (--no-labels if not): they"
-        raise OptionError(f"{says} must not be mixed; use interpolation {' or '.join(MOVES)}, not {interpolation}")
+        raise OptionError(
+            f"{says} must not be mixed; use interpolation {', '.join(MOVES[:-1])} or {MOVES[-1]}, not {interpolation}"
+        )
     if not integers and (labels or interpolation in ("mode", "smooth")):
         raise OptionError(
             f"labels are integers, but {volume.name} holds {volume.dtype}; leave out labels, mode and smooth"

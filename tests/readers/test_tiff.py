@@ -328,7 +328,7 @@ def test_left_out_tiles_are_empty(tmp_path: Path) -> None:
     assert read.sum() == array.size - 256
 
 
-@pytest.mark.parametrize("dtype", ["float64", "complex64", "float16", "bool"])
+@pytest.mark.parametrize("dtype", ["complex64", "complex128"])
 def test_other_dtypes_are_refused(dtype: str, tmp_path: Path) -> None:
     """A dtype that isovoxel does not scale is refused with those that it does."""
     path = write(tmp_path / "a.tif", np.zeros((3, 4, 8), dtype))
