@@ -12,7 +12,7 @@ import isovoxel as package
 from command_line import Isovoxel
 from isovoxel.readers.registry import FORMATS, Format, known_formats
 
-ROOT = Path(package.__file__).parents[2]
+ROOT = Path(__file__).parents[2]
 SHORT = {"folders of TIFF slices": "slices", "zarr arrays": "zarr"}
 """What single inputs of a format are called where its name is a plural."""
 NAMES = [(SHORT.get(name, name), one.extra) for one in FORMATS for name in (one.name, *one.also)]
