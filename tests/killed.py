@@ -24,7 +24,7 @@ import zarr
 
 import isovoxel
 from isovoxel.execution.events import BlockDone, Event, JobStarted
-from isovoxel.execution.output import OutputState, output_state
+from isovoxel.execution.output import output_state
 from isovoxel.output.ledger import Ledger, ledger_of
 
 EARLY = 0.2
@@ -125,7 +125,8 @@ def main(engine: str, halo: str, folder: Path, kills: int, kind: str = "") -> di
             shutil.rmtree(out)
         else:
             said["killed"] += 1
-            said["lost"] += not (done <= noted(out) or output_state(out) == OutputState(complete=True))
+            state = output_state(out)
+            said["lost"] += not (done <= noted(out) or (state is not None and state.complete))
     return said | {"modes": sorted(modes), "seconds": [undisturbed, at_work]}
 
 

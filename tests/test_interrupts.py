@@ -20,7 +20,7 @@ from isovoxel.execution.events import BlockDone, Event, JobFinished, JobStarted,
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked at each import")
 
 AT_EACH_IMPORT = """
-import os, signal, sys, threading
+import atexit, os, signal, sys, threading
 signal.signal(signal.SIGINT, signal.default_int_handler)
 step, points, parent = int(sys.argv.pop(1)), 0, os.getpid()
 ended = {}
@@ -51,14 +51,17 @@ class Interrupting:
 from isovoxel.__main__ import main
 sys.meta_path.insert(0, Interrupting())
 sys.argv[0] = "isovoxel"
-try:
-    main()
-finally:
+
+def report():
+    global ended
     found, ended = ended, None
     if os.getpid() == parent:
         print(points, flush=True)
     for (code, said), names in found.items() if os.getpid() == parent else ():
         print(code, repr(said), len(names), names[:5], flush=True)
+
+atexit.register(report)  # which runs before the process ends
+main()
 """
 
 

@@ -245,7 +245,7 @@ def test_an_interrupt_waits_for_the_blocks_in_flight_and_starts_no_other(mode: s
 @pytest.mark.parametrize("mode", MODES)
 def test_ctrl_c_ends_the_command_long_before_its_last_block(mode: str, tmp_path: Path) -> None:
     """Exit code 130, one sentence, no traceback, and an output that says it is incomplete."""
-    np.save(tmp_path / "stack.npy", np.zeros((200, 256, 256), np.uint8))
+    np.save(tmp_path / "stack.npy", np.ones((200, 256, 256), np.uint8))
     out = tmp_path / "out.zarr"
     options = ["--factor", "6,4,4", "--shard", "128,128,128", "--halo", mode, "--memory", "2GiB", "--quiet"]
     command = [sys.executable, "-m", "isovoxel", "scale", str(tmp_path / "stack.npy"), str(out), *options]
