@@ -48,7 +48,7 @@ INDEX_CACHE_BYTES = 1 << 20
 INDEX_COST = 1 << 10
 """What keeping an index takes beside its entries."""
 
-FIXED_BYTES = 1 << 17
+FIXED_BYTES = 5 << 15
 """What a read holds whatever the chunk's size."""
 
 AT_ONCE = 6
