@@ -163,7 +163,7 @@ class ScaleResult(InNotebooks):
         OptionError
             If it has no such level.
         """
-        from isovoxel.readers.lazy import as_dask
+        from isovoxel.readers.arrays import as_dask
 
         return as_dask(self._volume(level))
 
@@ -191,7 +191,7 @@ class ScaleResult(InNotebooks):
         ImportError
             If xarray is not installed.
         """
-        from isovoxel.readers.lazy import as_xarray
+        from isovoxel.readers.arrays import as_xarray
 
         return as_xarray(self._volume(level), PurePath(str(self.path)).name.split(".")[0])
 
