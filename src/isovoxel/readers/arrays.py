@@ -21,7 +21,7 @@ from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import AXES
 from isovoxel.metadata.units import canonical_unit
 from isovoxel.readers.base import CONVERTED, ReadBox, SeriesReader, Volume, check_voxels, output_array
-from isovoxel.readers.converted import convert, note_of
+from isovoxel.readers.converted import convert_voxels, note_of
 from isovoxel.readers.files import reason_of
 from isovoxel.readers.selection import EVERYTHING, GIVEN, UNNAMED, Picked, Selection, pick, plain_zyx
 from isovoxel.readers.tiled import Stored, TiledReader
@@ -136,7 +136,7 @@ def converted_chunks(name: str, array: Any) -> Any:
 def _converted(name: str, dtype: np.dtype[Any], values: NDArray[Any]) -> NDArray[Any]:
     """Return a chunk in the type that isovoxel scales."""
     out = np.empty(values.shape, dtype)
-    convert(name, values, out)
+    convert_voxels(name, values, out)
     return out
 
 

@@ -1,16 +1,17 @@
-"""Read voxels of types that isovoxel does not scale as another: float64 and float16 as float32, bool as uint8.
+"""Read voxels of another type, or in another order of axes, as isovoxel scales them.
 
 1. A box is cut into parts of whole chunks, each of about `PART_BYTES`, so that no chunk is decoded twice and what is
    held beside the result does not grow with the box.
-2. Each part is read in its own type, and converted into its place in the result.
+2. Each part is read as it is stored, and converted or turned into its place in the result.
 
-A number that float32 does not hold, beyond 3.4e38, is an error: it would become infinite.
+float64 and float16 become float32, and bool uint8. A number that float32 does not hold, beyond 3.4e38, is an error: it
+would become infinite.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -19,10 +20,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isovoxel.errors import InputError
+from isovoxel.errors import CorruptInputError, InputError
 from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Box, Index3
-from isovoxel.readers.base import CONVERTED, ReadBox, Volume, is_known_empty, output_array
+from isovoxel.geometry.grid import AXES
+from isovoxel.object_store.objects import ObjectPlace
+from isovoxel.readers.base import CONVERTED, Files, ReadBox, Volume, is_known_empty, output_array
 
 PART_BYTES = 1 << 20
 """A part has so many bytes in its own type, or is one chunk where that has more."""
@@ -34,7 +37,7 @@ _NOTES = {
 }
 
 
-def convert(name: str, values: NDArray[Any], out: NDArray[Any]) -> None:
+def convert_voxels(name: str, values: NDArray[Any], out: NDArray[Any]) -> None:
     """Convert voxels into an array of the type that `CONVERTED` has for theirs.
 
     Parameters
@@ -95,7 +98,7 @@ class ConvertedReader:
         """
         out = output_array(box, CONVERTED[self.stored], out)
         for part in parts_of(box, self.tile, self.first):
-            convert(self.name, self.read(part), out[part.relative_to(box.start).slices])
+            convert_voxels(self.name, self.read(part), out[part.relative_to(box.start).slices])
         return out
 
     def is_empty(self, box: Box) -> bool:
@@ -163,3 +166,98 @@ def part_shape(chunks: Index3, shape: Index3, itemsize: int) -> Index3:
         fit = max(1, PART_BYTES // (math.prod(tile) * itemsize))
         tile[axis] *= min(fit, ceil_div(shape[axis], tile[axis]))
     return (tile[0], tile[1], tile[2])
+
+
+# ---- another order of axes -----------------------------------------------------------------------------------------
+
+
+def stored_order(axes: Sequence[str]) -> Index3 | None:
+    """Return which of an array's space axes are z, y and x; None where they are in this order, or not all named.
+
+    Parameters
+    ----------
+    axes
+        Name of every axis, in lower case; z may be missing, and counts as the first then.
+
+    Examples
+    --------
+    >>> stored_order("tcxyz")
+    (2, 1, 0)
+    >>> stored_order("tczyx") is None
+    True
+    """
+    found = [axis for axis in axes if axis in AXES]
+    found = found if "z" in found else ["z", *found]
+    if sorted(found, reverse=True) != list(AXES) or found == list(AXES):
+        return None
+    return (found.index("z"), found.index("y"), found.index("x"))
+
+
+def to_zyx(order: Index3, stored: Index3) -> Index3:
+    """Return for z, y and x what is given for the axes as they are stored."""
+    z, y, x = (stored[axis] for axis in order)
+    return (z, y, x)
+
+
+def to_stored(order: Index3, zyx: Index3) -> Index3:
+    """Return for the axes as they are stored what is given for z, y and x."""
+    a, b, c = (zyx[order.index(axis)] for axis in range(3))
+    return (a, b, c)
+
+
+def _stored_box(order: Index3, box: Box) -> Box:
+    return Box(to_stored(order, box.start), to_stored(order, box.stop), box.volume)
+
+
+@dataclass(frozen=True)
+class TransposedReader:
+    """Reads boxes as z, y, x; safe to call from many threads where the reader of what is stored is."""
+
+    read: ReadBox
+    """Reads boxes as they are stored."""
+    order: Index3
+    """Which axis, as they are stored, are z, y and x."""
+    part: Index3
+    """Shape of what is read at a time, as stored: whole chunks."""
+    dtype: np.dtype[Any]
+    """Of the voxels, in native byte order."""
+
+    def __call__(self, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Return a box as a new array, or in `out`.
+
+        Raises
+        ------
+        CorruptInputError
+            If voxels of it are damaged: they are told as z, y, x.
+        """
+        out = output_array(box, self.dtype, out)
+        stored = _stored_box(self.order, box)
+        turned = out.transpose(to_stored(self.order, (0, 1, 2)))
+        for part in parts_of(stored, self.part):
+            try:
+                turned[part.relative_to(stored.start).slices] = self.read(part)
+            except CorruptInputError as error:
+                start, stop = to_zyx(self.order, error.start), to_zyx(self.order, error.stop)
+                raise CorruptInputError(error.name, error.chunk, start, stop, error.reason) from error
+        return out
+
+
+@dataclass(frozen=True)
+class TransposedFiles:
+    """The files of a volume, by boxes of z, y, x."""
+
+    files: Files
+    """Those by boxes as they are stored."""
+    order: Index3
+    """As `TransposedReader` has it."""
+
+    def __call__(self, box: Box) -> Iterable[str | ObjectPlace]:
+        """Return the files that hold what a box needs."""
+        return self.files(_stored_box(self.order, box))
+
+
+def cached_transposed(
+    cached: Callable[[int], ReadBox], order: Index3, part: Index3, dtype: np.dtype[Any], capacity: int
+) -> TransposedReader:
+    """Return a `TransposedReader` over one that keeps at most so many bytes of decoded chunks."""
+    return TransposedReader(cached(capacity), order, part, dtype)

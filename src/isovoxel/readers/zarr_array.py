@@ -25,11 +25,17 @@ from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.zarr_nodes import ARRAY_FILES, NODE, V2_ARRAY, files_of_node
 from isovoxel.planning.chunking import Storage
 from isovoxel.readers.base import Files, ReadBox, SeriesReader, Volume, check_voxels
-from isovoxel.readers.converted import part_shape
+from isovoxel.readers.converted import (
+    TransposedFiles,
+    TransposedReader,
+    cached_transposed,
+    part_shape,
+    stored_order,
+    to_zyx,
+)
 from isovoxel.readers.files import metadata_identity, unreadable
 from isovoxel.readers.registry import Location
 from isovoxel.readers.selection import GIVEN, UNNAMED, Picked, Selection, pick
-from isovoxel.readers.transposed import TransposedFiles, TransposedReader, cached_transposed, stored_order, to_zyx
 from isovoxel.readers.zarr_chunks import ChunkReader
 from isovoxel.readers.zarr_layout import ZarrFiles, array_files, chunk_layout, written_layout
 
