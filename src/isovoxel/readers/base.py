@@ -62,6 +62,17 @@ def is_known_empty(read: ReadBox, box: Box) -> bool:
     return knows is not None and knows(box)
 
 
+def cached_through(
+    cached: Callable[[int], ReadBox] | None, reader: Callable[[ReadBox], ReadBox]
+) -> Callable[[int], ReadBox] | None:
+    """Return `Volume.cached` of a volume that is read through a reader around another one's, if that one has it."""
+    return None if cached is None else partial(_cached_through, cached, reader)
+
+
+def _cached_through(cached: Callable[[int], ReadBox], reader: Callable[[ReadBox], ReadBox], capacity: int) -> ReadBox:
+    return reader(cached(capacity))
+
+
 Files = Callable[[Box], Iterable[str | ObjectPlace]]
 """Returns the paths of files that hold what a box needs."""
 
@@ -273,10 +284,6 @@ def moved(origin: Float3, start: Index3, voxel_size: Float3, sign: int = 1) -> F
     return (z, y, x)
 
 
-def _cached(cached: Callable[[int], ReadBox], part: Box, capacity: int) -> CroppedReader:
-    return CroppedReader(cached(capacity), part)
-
-
 def _files(files: Files, part: Box, box: Box) -> Iterable[str | ObjectPlace]:
     return files(box.shifted(part.start))
 
@@ -305,11 +312,12 @@ def cropped(volume: Volume, crop: Crop) -> Volume:
     of_all = part.shifted(volume.start)
     text = ",".join(f"{a}:{b}" for a, b in zip(of_all.start, of_all.stop, strict=True))
     whole = volume.whole or volume.shape
+    reader = partial(CroppedReader, part=part)
     return replace(
         volume,
         shape=part.shape,
-        read=CroppedReader(volume.read, part),
-        cached=None if volume.cached is None else partial(_cached, volume.cached, part),
+        read=reader(volume.read),
+        cached=cached_through(volume.cached, reader),
         files=None if volume.files is None else partial(_files, volume.files, part),
         array=None if volume.array is None else volume.array[part.slices],
         origin=origin,

@@ -25,7 +25,7 @@ from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.geometry.grid import AXES
 from isovoxel.object_store.objects import ObjectPlace
-from isovoxel.readers.base import CONVERTED, Files, ReadBox, Volume, is_known_empty, output_array
+from isovoxel.readers.base import CONVERTED, Files, ReadBox, Volume, cached_through, is_known_empty, output_array
 
 PART_BYTES = 1 << 20
 """A part has so many bytes in its own type, or is one chunk where that has more."""
@@ -112,22 +112,16 @@ def converted(volume: Volume) -> Volume:
         return volume
     tile = part_shape(volume.chunks, volume.shape, volume.dtype.itemsize)
     z, y, x = (start % n for start, n in zip(volume.start, tile, strict=True))
-    wrapped = partial(ConvertedReader, volume.name, stored=volume.dtype, tile=tile, first=(z, y, x))
+    reader = partial(ConvertedReader, volume.name, stored=volume.dtype, tile=tile, first=(z, y, x))
     return replace(
         volume,
         dtype=dtype,
-        read=wrapped(volume.read),
+        read=reader(volume.read),
         read_overhead=volume.read_overhead + math.prod(tile) * volume.dtype.itemsize,
-        cached=None if volume.cached is None else partial(_cached, volume.cached, wrapped),
+        cached=cached_through(volume.cached, reader),
         coarser=tuple(partial(_opened, level) for level in volume.coarser),
         notes=(*volume.notes, note_of(volume.dtype)),
     )
-
-
-def _cached(
-    cached: Callable[[int], ReadBox], wrapped: Callable[[ReadBox], ConvertedReader], capacity: int
-) -> ConvertedReader:
-    return wrapped(cached(capacity))
 
 
 def _opened(level: Callable[[], Volume]) -> Volume:
@@ -254,10 +248,3 @@ class TransposedFiles:
     def __call__(self, box: Box) -> Iterable[str | ObjectPlace]:
         """Return the files that hold what a box needs."""
         return self.files(_stored_box(self.order, box))
-
-
-def cached_transposed(
-    cached: Callable[[int], ReadBox], order: Index3, part: Index3, dtype: np.dtype[Any], capacity: int
-) -> TransposedReader:
-    """Return a `TransposedReader` over one that keeps at most so many bytes of decoded chunks."""
-    return TransposedReader(cached(capacity), order, part, dtype)

@@ -24,7 +24,7 @@ from isovoxel.geometry.box import Box
 from isovoxel.object_store.addresses import Place
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.zarr_nodes import kind_of_node
-from isovoxel.readers.base import ReadBox, Volume
+from isovoxel.readers.base import ReadBox, Volume, cached_through
 from isovoxel.readers.files import TIFF_MAGIC, FileList, FolderFiles, file_identity, needs_extra, reason_of, unreadable
 from isovoxel.readers.selection import Selection
 
@@ -375,17 +375,11 @@ def open_foreign(one: ForeignFormat, at: Location, selection: Selection) -> Volu
         volume,
         name=at.name,
         read=reader(volume.read),
-        cached=None if volume.cached is None else partial(_cached, volume.cached, reader),
+        cached=cached_through(volume.cached, reader),
         identity={**itself, **volume.identity, **selection.identity(*one.format.selects)},
         current_identity=volume.current_identity or (partial(file_identity, path) if is_file else None),
         files=volume.files or (FileList((str(path),)) if is_file else FolderFiles(str(path))),
     )
-
-
-def _cached(
-    cached: Callable[[int], ReadBox], reader: Callable[[ReadBox], CheckedReader], capacity: int
-) -> CheckedReader:
-    return reader(cached(capacity))
 
 
 @dataclass(frozen=True)

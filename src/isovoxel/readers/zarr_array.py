@@ -24,11 +24,10 @@ from isovoxel.object_store.addresses import Place
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.zarr_nodes import ARRAY_FILES, NODE, V2_ARRAY, files_of_node
 from isovoxel.planning.chunking import Storage
-from isovoxel.readers.base import Files, ReadBox, SeriesReader, Volume, check_voxels
+from isovoxel.readers.base import Files, ReadBox, SeriesReader, Volume, cached_through, check_voxels
 from isovoxel.readers.converted import (
     TransposedFiles,
     TransposedReader,
-    cached_transposed,
     part_shape,
     stored_order,
     to_zyx,
@@ -167,14 +166,15 @@ def _transposed(
     stored = zarr_voxels(array, name, renamed, selection)
     part = part_shape(stored.chunks, stored.shape, stored.dtype.itemsize)
     zyx = (axes.index("z") if "z" in axes else None, axes.index("y"), axes.index("x"))
+    reader = partial(TransposedReader, order=order, part=part, dtype=stored.dtype)
     return replace(
         stored,
         picked=replace(stored.picked, zyx=zyx),
         shape=to_zyx(order, stored.shape),
-        read=TransposedReader(stored.read, order, part, stored.dtype),
+        read=reader(stored.read),
         chunks=to_zyx(order, stored.chunks),
         read_overhead=stored.read_overhead + math.prod(part) * stored.dtype.itemsize,
-        cached=None if stored.cached is None else partial(cached_transposed, stored.cached, order, part, stored.dtype),
+        cached=cached_through(stored.cached, reader),
         notes=(
             *stored.notes,
             f"its axes {', '.join(axes[index] for index in space)} are turned into z, y, x as it is read",
