@@ -161,7 +161,7 @@ FORMATS = (
         selects=("level", *_ARRAYS),
         inner=True,
     ),
-    Format(".npy", lambda at: at.first.startswith(b"\x93NUMPY"), _late("npy", "open_npy"), selects=_ARRAYS),
+    Format(".npy", lambda at: at.first.startswith(b"\x93NUMPY"), _late("raw", "open_npy"), selects=_ARRAYS),
     Format("NIfTI", _late("nifti", "is_nifti"), _late("nifti", "open_nifti"), "nifti", ("nibabel",)),
     *(
         Format(
