@@ -28,6 +28,7 @@ ELSEWHERE = (
     "halo",
     "files",
     "host",
+    "disk",
     "time",
 )
 """How lines begin that tell of the machine or of time."""

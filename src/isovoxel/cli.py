@@ -181,6 +181,8 @@ def plan(
     With OUTPUT, its place is checked as scale does. Nothing is written but what --picture and --save name.
     """
     from isovoxel import api
+    from isovoxel.execution.forecast import forecast
+    from isovoxel.object_store.addresses import place_of
     from isovoxel.reporting.progress import hints
     from isovoxel.reporting.records import plan_record
     from isovoxel.reporting.text import plan_lines
@@ -196,7 +198,8 @@ def plan(
     planned = api.plan(source, wanted, **options.keywords("plan"))
     if save is not None:
         save_job(context, save)
-    record, lines = plan_record(planned), plan_lines(planned)
+    cost = forecast(planned, None if output is None else place_of(output))
+    record, lines = plan_record(planned, cost), plan_lines(planned, cost)
     if picture is not None:
         save_plan_svg(planned, picture)
         record, lines = record | {"picture": picture}, [*lines, ("picture", picture)]

@@ -181,6 +181,7 @@ def run_job(
     from isovoxel.engines.devices import find_device
     from isovoxel.execution.events import log_event
     from isovoxel.execution.executor import VolumeSource
+    from isovoxel.execution.forecast import forecast, keep_rate
     from isovoxel.execution.host import peak_bytes
     from isovoxel.execution.job import Job
     from isovoxel.execution.output import is_made_already
@@ -209,7 +210,10 @@ def run_job(
     told: tuple[Listener, ...] = (tally, log_event, *order.listeners)
     plan, elapsed = Job(planned, given, request, watch, told).run(_executor(options, cluster, device))
     stages = tally.stages | {"idle": elapsed.idle}
-    return ScaleResult(shown(place), plan, elapsed.seconds, stages, peak_bytes(), tally)
+    expected = None if tally.done_before else forecast(plan, place)
+    if tally.as_planned:
+        keep_rate(plan, place, elapsed.seconds)
+    return ScaleResult(shown(place), plan, elapsed.seconds, stages, peak_bytes(), tally, expected)
 
 
 def _executor(options: Options, cluster: Cluster | None, device: str) -> Executor:

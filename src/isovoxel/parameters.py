@@ -51,8 +51,9 @@ NOT_KEPT = frozenset(
 NO_VARIABLE = frozenset(name for name, surface in SURFACES.items() if not surface.variable)
 """Options that the environment does not have."""
 
-NO_OPTION = frozenset({DEBUG, f"{PREFIX}CLE"})
-"""Variables that are no options: tracebacks, and which clEsperanto scales (`isovoxel.engines.clesperanto.CHOICE`)."""
+NO_OPTION = frozenset({DEBUG, f"{PREFIX}CLE", f"{PREFIX}RATES"})
+"""Variables that are no options: tracebacks, which clEsperanto scales (`isovoxel.engines.clesperanto.CHOICE`), and the
+file of how long jobs took (`isovoxel.execution.forecast.RATES`)."""
 
 
 def variable(option: str) -> str | None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import isovoxel
+from isovoxel.execution.forecast import forecast
 from isovoxel.geometry.box import Box
 from isovoxel.readers.base import Volume
 from isovoxel.reporting.report import notebook_html
@@ -63,7 +64,7 @@ def test_a_plan_is_a_table_and_a_picture() -> None:
     shown = plan._repr_html_()
     assert shown is not None
     found = Cells(shown)
-    assert found.cells == [cell for line in plan_lines(plan) for cell in line]
+    assert found.cells == [cell for line in plan_lines(plan, forecast(plan)) for cell in line]
     assert found.tags.count("svg") == 1
     assert "<b>" not in shown
 

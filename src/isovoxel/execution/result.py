@@ -18,6 +18,7 @@ from isovoxel.execution.events import (
     WorkerJoined,
     WorkerLeft,
 )
+from isovoxel.execution.forecast import Forecast
 from isovoxel.notebook import InNotebooks
 from isovoxel.planning.plan import Plan
 
@@ -79,6 +80,11 @@ class Tally:
     workers: dict[str, Share] = field(default_factory=dict)
     """What each worker did, by its name, where there are several."""
 
+    @property
+    def as_planned(self) -> bool:
+        """Whether the whole job was done in one go, and nothing was done twice or in another way than planned."""
+        return not (self.done_before or self.retries or self.restarts or self.slowed_to or self.encoded_by_processor)
+
     def __call__(self, event: Event) -> None:
         """Take note of an event."""
         match event:
@@ -139,6 +145,8 @@ class ScaleResult(InNotebooks):
     """Most memory that this process has held since it began."""
     tally: Tally
     """What else happened: blocks that were done before or scaled in pieces, attempts, parts that were filled."""
+    expected: Forecast | None = None
+    """What the job was expected to cost, by earlier ones; None where a part was done before, or all."""
     labels: ScaleResult | None = None
     """What the job of its labels did, where they were scaled with it."""
 

@@ -14,6 +14,7 @@ from isovoxel.readers.base import Volume
 if TYPE_CHECKING:
     from isovoxel.engines.devices import Device
     from isovoxel.execution.distributed.worker_info import WorkerInfo
+    from isovoxel.execution.forecast import Forecast
     from isovoxel.execution.output import OutputState
     from isovoxel.execution.result import ScaleResult, Share
     from isovoxel.execution.verify import Verdict
@@ -52,8 +53,8 @@ def grid_record(grid: VoxelGrid) -> Record:
     }
 
 
-def plan_record(plan: Plan) -> Record:
-    """Return what a plan would do, and what it takes."""
+def plan_record(plan: Plan, cost: Forecast | None = None) -> Record:
+    """Return what a plan would do, and what it takes and costs."""
     return {
         "input": grid_record(plan.source.grid)
         | {"name": plan.source.name, "dtype": plan.source.dtype, "series": dict(plan.source.series)},
@@ -87,6 +88,7 @@ def plan_record(plan: Plan) -> Record:
             "device_bytes": max(level.projected_device for level in plan.levels),
         },
         "allowed": {"host_bytes": plan.host.allowed, "device_bytes": plan.device.allowed},
+        "expected": None if cost is None else {"seconds": cost.seconds, "bytes": cost.nbytes, "files": cost.files},
         "fingerprint": plan.fingerprint,
     }
 
@@ -104,7 +106,7 @@ def _level_record(plan: Plan) -> Record:
 
 def result_record(result: ScaleResult) -> Record:
     """Return what a job did."""
-    return plan_record(result.plan) | {
+    return plan_record(result.plan, result.expected) | {
         "path": str(result.path),
         "seconds": result.seconds,
         "voxels_per_second": result.voxels_per_second,

@@ -383,13 +383,14 @@ def notebook_html(value: object) -> str:
     TypeError
         If it is none of them.
     """
+    from isovoxel.execution.forecast import forecast
     from isovoxel.reporting.plan_picture import plan_svg
 
     match value:
         case Volume():
             return table(volume_lines(value))
         case Plan():
-            return f"<div>{table(plan_lines(value))}{plan_svg(value)}</div>"
+            return f"<div>{table(plan_lines(value, forecast(value)))}{plan_svg(value)}</div>"
         case ScaleResult():
             return f"<div>{table([*result_lines(value), *plan_lines(value.plan)])}{plan_svg(value.plan)}</div>"
         case _:

@@ -16,6 +16,7 @@ from isovoxel.readers.base import Volume
 if TYPE_CHECKING:
     from isovoxel.engines.devices import Device
     from isovoxel.execution.distributed.worker_info import WorkerInfo
+    from isovoxel.execution.forecast import Forecast
     from isovoxel.execution.output import OutputState
     from isovoxel.execution.result import ScaleResult, Tally
     from isovoxel.execution.verify import Verdict
@@ -108,8 +109,8 @@ def _chunks(chunks: Sequence[int]) -> str:
 # ---- plan ------------------------------------------------------------------------------------------------------------
 
 
-def plan_lines(plan: Plan) -> list[Line]:
-    """Return what a plan would do, and what it takes."""
+def plan_lines(plan: Plan, cost: Forecast | None = None) -> list[Line]:
+    """Return what a plan would do, and what it takes and costs."""
     host = max(level.projected_host for level in plan.levels)
     device = max(level.projected_device for level in plan.levels)
     source, output = plan.source.grid, plan.output
@@ -129,7 +130,18 @@ def plan_lines(plan: Plan) -> list[Line]:
         *_level_lines(plan),
         ("host", _memory(host, plan.host.allowed, "--memory")),
         ("device", _memory(device, plan.device.allowed, "--device-memory")),
+        *_cost_lines(cost),
     ]
+
+
+def _cost_lines(cost: Forecast | None) -> list[Line]:
+    """Return what a job costs beside memory."""
+    if cost is None:
+        return []
+    known = "unknown, for no job like it was done here before"
+    if cost.seconds is not None:
+        known = f"about {_seconds(cost.seconds)}, as earlier jobs here took"
+    return [("disk", f"at most {human_bytes(cost.nbytes)} in {count(cost.files, 'file')}"), ("time", known)]
 
 
 def _engine(plan: Plan) -> str:
@@ -175,10 +187,12 @@ def result_lines(result: ScaleResult) -> list[Line]:
         return [("complete", f"{result.path}   {what}; it was there already, made in this way: nothing was done")]
     stages = ", ".join(f"{STAGES[name]} {seconds:.1f} s" for name, seconds in result.stages.items())
     speed = f"{result.voxels_per_second / 1e6:,.1f} Mvoxel/s"
+    seconds = None if result.expected is None else result.expected.seconds
+    took = f"{result.seconds:.1f} s" + ("" if seconds is None else f" (expected: {_seconds(seconds)})")
     return [
         ("written", f"{result.path}   {grid_text(plan.output)}, {plan.source.dtype}"),
         *_level_lines(plan),
-        ("time", f"{result.seconds:.1f} s, {speed}, {count(plan.all_blocks, 'block')} on {plan.device.name}"),
+        ("time", f"{took}, {speed}, {count(plan.all_blocks, 'block')} on {plan.device.name}"),
         ("threads", f"{_threads(plan)}; summed time: {stages}"),
         ("host peak", f"{human_bytes(result.peak_host_bytes)}; limit {human_bytes(plan.host.allowed)} (--memory)"),
         *_happened(result.tally),
@@ -377,6 +391,11 @@ def clock(seconds: float) -> str:
     ('0 s', '0.25 s', '1:15', '3:01:00')
     """
     return f"{seconds:g} s" if seconds < 60 else duration(seconds)
+
+
+def _seconds(seconds: float) -> str:
+    """Return a time that is known roughly: in tenths, seconds, or minutes and seconds."""
+    return f"{seconds:.1f} s" if seconds < 9.95 else clock(round(seconds))
 
 
 def duration(seconds: float) -> str:
