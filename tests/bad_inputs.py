@@ -8,7 +8,6 @@ import os
 import pickle
 import socket
 import struct
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -427,8 +426,7 @@ def chunk(data: bytes, codec: str = "blosc", **options: Any) -> Make:
     return make
 
 
-GZIP_BOMB = zlib.compressobj(9, zlib.DEFLATED, 31)
-GZIP_BOMB = GZIP_BOMB.compress(bytes(60_000_000)) + GZIP_BOMB.flush()
+GZIP_BOMB = gzip.compress(bytes(20_000_000))
 BLOSC_BOMB = struct.pack("<BBBBIII", 2, 1, 0x33, 2, 2**31 - 1, 2**31 - 1, 16 + 40) + bytes(40)
 ZSTD_BOMB = b"\x28\xb5\x2f\xfd\xe0" + struct.pack("<Q", 2**40) + bytes(40)
 PICKLE = pickle.dumps(VOXELS)

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections import defaultdict
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
@@ -36,10 +37,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker("slow")
 
 
+def pytest_configure() -> None:
+    """Collect no garbage among what is loaded, which stays."""
+    gc.disable()
+
+
 def pytest_collection_finish() -> None:
     """Leave the thousands of tests out of garbage collections, which jobs run after each level."""
-    gc.collect()
     gc.freeze()
+    gc.enable()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """Let files be flushed to the system alone: no test cuts the power, and thousands of jobs wait for the disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", os.fstat)
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")
