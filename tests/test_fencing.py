@@ -27,8 +27,7 @@ from isovoxel.output.attempt import Attempt
 from isovoxel.output.ledger import LOCK, Ledger, ledger_of
 from isovoxel.output.lines import FileLines, ObjectLines
 from isovoxel.output.lock import ObjectLock
-from isovoxel.output.object_shard_store import ObjectShardStore
-from isovoxel.output.shard_store import FileShardStore
+from isovoxel.output.shard import ShardWriter
 from store_server import Server, contents, serving
 
 FIRST, SECOND = (np.random.default_rng(n).integers(0, 65536, (24, 16, 12)).astype(np.uint16) for n in range(2))
@@ -104,7 +103,7 @@ def puts_shard(_store: Any, key: str, *_: Any, **_options: Any) -> bool:
 Stage = Callable[[pytest.MonkeyPatch, Gate], None]
 
 FILES: dict[str, Stage] = {
-    "encoded": lambda patch, gate: watch(patch, FileShardStore, "write", gate, after=True),
+    "encoded": lambda patch, gate: watch(patch, ShardWriter, "finish", gate, after=True),
     "flushed": lambda patch, gate: watch(patch, os, "fsync", gate, after=True, only=in_flusher),
     "before rename": lambda patch, gate: watch(patch, Path, "replace", gate, only=in_flusher),
     "renamed": lambda patch, gate: watch(patch, Path, "replace", gate, after=True, only=in_flusher),
@@ -112,7 +111,7 @@ FILES: dict[str, Stage] = {
     "before line": lambda patch, gate: watch(patch, FileLines, "add", gate),
 }
 OBJECTS: dict[str, Stage] = {
-    "encoded": lambda patch, gate: watch(patch, ObjectShardStore, "write", gate, after=True),
+    "encoded": lambda patch, gate: watch(patch, ShardWriter, "finish", gate, after=True),
     "before upload": lambda patch, gate: watch(patch, ObjectPlace, "upload", gate),
     "before put": lambda patch, gate: watch(patch, __import__("obstore"), "put", gate, only=puts_shard),
     "before ledger": lambda patch, gate: watch(patch, Ledger, "add", gate),

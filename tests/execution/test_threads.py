@@ -26,7 +26,7 @@ from isovoxel.execution.blocks import FLUSHING
 from isovoxel.execution.events import BlockDone, Retried
 from isovoxel.geometry.box import Box
 from isovoxel.object_store import retries
-from isovoxel.output.shard_receipt import ShardReceipt
+from isovoxel.output.shard import ShardReceipt
 from isovoxel.planning.model import Block
 from isovoxel.planning.plan import Plan
 from repeat import EXPECTED, MODES, VOLUME, Repeat, planned, thread_run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 import urllib.request
@@ -19,14 +20,14 @@ from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import VoxelGrid
 from isovoxel.object_store import clients
 from isovoxel.object_store.objects import PART_BYTES, ObjectPlace
-from isovoxel.output import lines, lock, object_shard_store
+from isovoxel.output import lines, lock, shard_store
 from isovoxel.output.attempt import Attempt, Holder, forget
 from isovoxel.output.destination import check_destination
 from isovoxel.output.ledger import BLOCKS, JOB, NEW, Ledger, ledger_of, remove_ledger
 from isovoxel.output.lock import ObjectLock, read_holder
 from isovoxel.output.provenance import read_provenance
 from isovoxel.output.replacing import set_aside
-from isovoxel.output.shard_receipt import ShardReceipt
+from isovoxel.output.shard import ShardReceipt
 from isovoxel.output.writer import OmeZarrWriter, mark_complete, missing_shards
 from isovoxel.planning.chunking import Storage
 from isovoxel.planning.plan import Plan
@@ -145,7 +146,7 @@ def test_a_large_shard_goes_in_parts_and_appears_at_once(server: Server, out: Ob
         writer.write(whole, noise)
     assert missing_shards(out) == 1
     server.let_be()
-    spool = writer._shelf._spool
+    spool = writer._store._spool
     assert [path.name for path in spool.iterdir()] == ["lock"]
     (seal,) = writer.write(whole, noise)
     assert seal.size > 8 * 2**20
@@ -210,12 +211,12 @@ def test_what_a_killed_process_left_in_the_spool_is_swept(
     out: ObjectPlace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And nothing of a process that lives."""
-    monkeypatch.setattr(object_shard_store, "spool_folder", lambda: tmp_path)
-    monkeypatch.setattr(object_shard_store, "YOUNG_SECONDS", -1)
+    monkeypatch.setattr(shard_store, "spool_folder", lambda: tmp_path)
+    monkeypatch.setattr(shard_store, "YOUNG_SECONDS", -1)
     writer = create(out)
     first = next(Box.whole(SHAPE).tiles(STORAGE.shard))
     encoded = writer.encode(first, VOXELS[first.slices])
-    dead = tmp_path / f"{object_shard_store.SPOOL}-dead"
+    dead = tmp_path / f"{shard_store.SPOOL}-dead"
     dead.mkdir()
     (dead / "shard").touch()
     (tmp_path / "thesis").mkdir()
@@ -230,10 +231,10 @@ def test_a_full_disk_here_is_named(out: ObjectPlace, monkeypatch: pytest.MonkeyP
     """It is not the store that is full."""
     writer = create(out)
 
-    def full(*_: object) -> tuple[int, int]:
+    def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(writer._encoder, "encode", full)
+    monkeypatch.setattr(os, "write", full)
     with pytest.raises(OutputError, match=r"where shards wait for their upload, is full; .* TMPDIR"):
         writer.write(Box.whole(SHAPE), VOXELS)
     writer.close()

@@ -33,8 +33,7 @@ from isovoxel.execution.retry import BlockFailed, clause, retry_transient
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.downsampling import Halver
 from isovoxel.object_store.retries import patience
-from isovoxel.output.shard_receipt import ShardReceipt
-from isovoxel.output.shard_store import PendingShard
+from isovoxel.output.shard import PendingShard, ShardReceipt
 from isovoxel.planning.model import Block
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.arrays import unmasked

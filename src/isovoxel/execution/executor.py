@@ -27,8 +27,8 @@ from isovoxel.execution.retry import GO_ON, BlockFailed, changed, clause, missin
 from isovoxel.geometry.grid import Float3
 from isovoxel.object_store.addresses import Place, place_of
 from isovoxel.output.attempt import Attempt
-from isovoxel.output.shard_receipt import ShardReceipt
-from isovoxel.output.shard_store import level_path
+from isovoxel.output.shard import ShardReceipt
+from isovoxel.output.shard_store import level_path, store_of
 from isovoxel.planning.chunking import Storage
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.base import Volume
@@ -110,9 +110,7 @@ class Task:
 
     def free_bytes(self) -> int:
         """Return how much room the output's disk has."""
-        from isovoxel.output.writer import shelf_of
-
-        return shelf_of(self.output).free_bytes()
+        return store_of(self.output).free_bytes()
 
     def further(self, plan: Plan, before: Plan) -> Task:
         """Return the task of a further level, whose input is the level before."""

@@ -22,7 +22,7 @@ from isovoxel.geometry.box import Box
 from isovoxel.object_store.addresses import Place, has_place, place_of
 from isovoxel.output.ledger import Ledger, ledger_of
 from isovoxel.output.provenance import RECEIPTS, read_provenance
-from isovoxel.output.shard_receipt import ShardReceipt
+from isovoxel.output.shard import ShardReceipt
 from isovoxel.output.shard_store import level_path
 from isovoxel.output.writer import OmeZarrWriter, missing_shards
 from isovoxel.planning.memory import human_bytes

@@ -48,7 +48,7 @@ from isovoxel.output.ledger import NEW, Ledger
 from isovoxel.output.ledger_folder import NOW
 from isovoxel.output.provenance import RECEIPTS, read_provenance
 from isovoxel.output.replacing import save_ledger, set_aside
-from isovoxel.output.shard_receipt import ShardReceipt
+from isovoxel.output.shard import ShardReceipt
 from isovoxel.planning.plan import Plan
 from isovoxel.planning.pyramid import reading
 from isovoxel.readers.base import Volume

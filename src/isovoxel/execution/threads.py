@@ -44,7 +44,7 @@ from isovoxel.execution.retry import BlockFailed, clause
 from isovoxel.execution.subprocess import SubprocessExecutor
 from isovoxel.object_store import retries
 from isovoxel.object_store.retries import carried, is_transient, patience
-from isovoxel.output.shard_receipt import ShardReceipt
+from isovoxel.output.shard import ShardReceipt
 from isovoxel.planning.model import Block
 from isovoxel.readers.base import Volume
 

@@ -20,9 +20,9 @@ from isovoxel.object_store.zarr_nodes import is_zarr
 from isovoxel.output.ledger import ledger_for
 from isovoxel.output.ledger_folder import NEW, NOW, REPLACED, check_folder
 from isovoxel.output.membership import Membership, membership_of
-from isovoxel.output.object_shard_store import spool_folder
 from isovoxel.output.provenance import is_unfinished
 from isovoxel.output.replacing import bytes_on_disk, check_image, check_kept, check_zarr, is_noted
+from isovoxel.output.shard_store import spool_folder
 from isovoxel.planning.memory import human_bytes
 
 

@@ -19,7 +19,7 @@ from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Box
 from isovoxel.metadata.series import place_of_volume
 from isovoxel.output.provenance import EMPTY_SHARDS
-from isovoxel.output.shard_receipt import ShardReceipt
+from isovoxel.output.shard import ShardReceipt
 from isovoxel.output.shard_store import Flags
 from isovoxel.planning.plan import Plan
 

@@ -47,8 +47,7 @@ from isovoxel.output.ledger_folder import (
 )
 from isovoxel.output.lines import FileLines, Lines, ObjectLines
 from isovoxel.output.membership import Membership, membership_of
-from isovoxel.output.shard import PARTIAL
-from isovoxel.output.shard_receipt import ShardReceipt
+from isovoxel.output.shard import PARTIAL, ShardReceipt
 from isovoxel.planning.plan import Plan
 from isovoxel.planning.serialization import plan_from_json, plan_to_json
 

@@ -27,7 +27,7 @@ from isovoxel.object_store.addresses import Place, write_small
 from isovoxel.object_store.files import sync_folder
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.zarr_nodes import TOP, is_zarr
-from isovoxel.output.chunk import BLOSC_LEVELS
+from isovoxel.output.encoder import BLOSC_LEVELS
 from isovoxel.output.ledger_folder import NEW, REPLACED
 from isovoxel.output.membership import membership_of
 from isovoxel.output.replacing import is_noted

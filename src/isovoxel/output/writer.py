@@ -4,7 +4,7 @@ A block is a union of whole shards, so no file is ever read back to change a par
 in one. A shard of nothing but zeros is no file where empty chunks are skipped, and the ledger and then the output's
 attributes say which these are: any other file that is missing means work not done.
 
-`isovoxel.output.skeleton` makes the group and the arrays; `isovoxel.output.shard` encodes the shards;
+`isovoxel.output.skeleton` makes the group and the arrays; `isovoxel.output.encoder` encodes the shards;
 `isovoxel.output.shard_store` knows where they lie. In an object store they are objects, and the group's metadata,
 written last, are what makes it an output.
 """
@@ -31,20 +31,11 @@ from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.zarr_nodes import change_attributes, read_array, read_attributes
 from isovoxel.output.attempt import Attempt, end_attempts, make_folders
 from isovoxel.output.empty_shards import empty_of_level, shard_counts
+from isovoxel.output.encoder import ShardEncoder, default_helpers
 from isovoxel.output.membership import membership_of
-from isovoxel.output.object_shard_store import ObjectShardStore
 from isovoxel.output.provenance import PROVENANCE
-from isovoxel.output.shard import ShardEncoder, default_helpers
-from isovoxel.output.shard_receipt import ShardReceipt
-from isovoxel.output.shard_store import (
-    FileShardStore,
-    Flags,
-    PendingShard,
-    ShardPlace,
-    ShardStore,
-    level_path,
-    sweep_files,
-)
+from isovoxel.output.shard import PendingShard, ShardReceipt
+from isovoxel.output.shard_store import Flags, ShardPlace, ShardStore, level_path, store_of, sweep_files
 from isovoxel.output.skeleton import Skeleton, create_files, create_objects
 from isovoxel.planning.chunking import Storage
 from isovoxel.planning.plan import Plan
@@ -59,8 +50,8 @@ class OmeZarrWriter:
     `write` may be called from several threads at once for boxes that share no voxel.
     """
 
-    def __init__(self, shelf: ShardStore, encoder: ShardEncoder, grid: VoxelGrid, series: Sequence[int] = ()) -> None:
-        self._shelf = shelf
+    def __init__(self, store: ShardStore, encoder: ShardEncoder, grid: VoxelGrid, series: Sequence[int] = ()) -> None:
+        self._store = store
         self._encoder = encoder
         self._shape = grid.shape
         self._series = tuple(series)
@@ -108,7 +99,7 @@ class OmeZarrWriter:
             A path on the same file system where it is made, before it is moved to its place: then it is there whole
             or not at all. In an object store, where the ledger notes that it is being made.
         helpers
-            Threads that may encode beside those that call `write`, see `isovoxel.output.shard.ShardEncoder`;
+            Threads that may encode beside those that call `write`, see `isovoxel.output.encoder.ShardEncoder`;
             by default all cores but one.
         attempt
             The hold of the output's lock that this is done for, which `begin_attempt` lets write.
@@ -165,7 +156,7 @@ class OmeZarrWriter:
         """
         helpers = default_helpers() if helpers is None else helpers
         encoder = ShardEncoder(storage, dtype, helpers, gpu, on_processor)
-        return cls(shelf_of(place_of(path), level, storage.zarr_format, attempt), encoder, grid, series)
+        return cls(store_of(place_of(path), level, storage.zarr_format, attempt), encoder, grid, series)
 
     @classmethod
     def of_plan(
@@ -214,22 +205,26 @@ class OmeZarrWriter:
             If the file system refuses, such as a disk that is full. Nothing is left of the shard then.
         """
         self._check(box, data)
-        return self._shelf.write(self._encoder, self._place(box), data)
+        if self._encoder.is_empty(data):
+            return self.leave_out(box)
+        shard = self._store.begin(self._place(box), self._encoder.storage)
+        self._encoder.encode(shard, data)
+        return shard
 
     def leave_out(self, box: Box) -> PendingShard:
         """Make no file of a shard that is empty; see `encode`."""
-        return self._shelf.leave_out(self._place(box))
+        return self._store.leave_out(self._place(box))
 
     def holds(self, box: Box, seals: Sequence[ShardReceipt], *, read: bool = False) -> bool:
         """Tell whether all shards of a box are there with these seals; with `read`, whatever their time says."""
         shards = list(box.tiles(self._encoder.storage.shard))
         return len(shards) == len(seals) and all(
-            self._shelf.holds(self._place(shard), seal, read=read) for shard, seal in zip(shards, seals, strict=True)
+            self._store.holds(self._place(shard), seal, read=read) for shard, seal in zip(shards, seals, strict=True)
         )
 
     def sweep(self) -> None:
         """Remove what processes that were killed have left half written; no other process may be writing."""
-        self._shelf.sweep()
+        self._store.sweep()
 
     def spare(self, cores: int) -> None:
         """Say how many cores nobody else needs; threads that help to encode take no more."""
@@ -237,12 +232,12 @@ class OmeZarrWriter:
 
     def free_bytes(self) -> int:
         """Return how much room the disk has."""
-        return self._shelf.free_bytes()
+        return self._store.free_bytes()
 
     def close(self) -> None:
         """End the writer's threads and let go of their memory; what is incomplete stays marked so."""
         self._encoder.close()
-        self._shelf.close()
+        self._store.close()
 
     def _check(self, box: Box, data: NDArray[Any]) -> None:
         shard, dtype = self._encoder.storage.shard, self._encoder.dtype
@@ -270,13 +265,6 @@ def next_writer(
     return None if plan.next_along is None else OmeZarrWriter.of_plan(path, plan.next_along, 0, attempt, gpu)
 
 
-def shelf_of(output: Place, level: int = 0, zarr_format: int = 3, attempt: Attempt | None = None) -> ShardStore:
-    """Return where the shards of a level of an output lie."""
-    if isinstance(output, ObjectPlace):
-        return ObjectShardStore(output, level, zarr_format, attempt)
-    return FileShardStore(output, level, zarr_format, attempt)
-
-
 def _named(output: Place, attempt: Attempt | None) -> dict[str, str]:
     """Return what an output says of who makes it."""
     return {_ATTEMPT: attempt.word} if attempt is not None and isinstance(output, ObjectPlace) else {}
@@ -297,7 +285,7 @@ def begin_attempt(output: Place, attempt: Attempt) -> None:
     def claimed(attributes: dict[str, Any]) -> dict[str, Any]:
         return attributes | {PROVENANCE: attributes[PROVENANCE] | _named(output, attempt)}
 
-    shelf_of(output).sweep()
+    store_of(output).sweep()
     if isinstance(output, ObjectPlace):
         change_attributes(output, claimed, attempt.check)
     else:
@@ -375,7 +363,7 @@ def _missing(output: Place, level: int, made: Mapping[str, Any]) -> int:
     array, zarr_format = read_array(home)
     shard: list[int] = array["chunk_grid"]["configuration"]["chunk_shape"] if zarr_format == 3 else array["chunks"]
     counts = [ceil_div(n, s) for n, s in zip(array["shape"], shard, strict=True)]
-    return shelf_of(output, level, zarr_format).missing(counts, empty_of_level(made, level, counts))[0]
+    return store_of(output, level, zarr_format).missing(counts, empty_of_level(made, level, counts))[0]
 
 
 def missing_of_plan(output: Place, plan: Plan, empty: Flags | None = None) -> tuple[int, str]:
@@ -393,4 +381,4 @@ def missing_of_plan(output: Place, plan: Plan, empty: Flags | None = None) -> tu
     OSError
         If the store cannot be asked.
     """
-    return shelf_of(output, plan.level, plan.storage.zarr_format).missing(shard_counts(plan), empty)
+    return store_of(output, plan.level, plan.storage.zarr_format).missing(shard_counts(plan), empty)

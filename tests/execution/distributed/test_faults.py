@@ -382,11 +382,11 @@ def test_a_worker_that_outlives_the_lock_of_its_job_writes_nothing_more(
     class Holds(WorkerPlugin):  # defined here, it travels with its code: the worker does not see this module
         def setup(self, worker: Any) -> None:
             del worker
-            from isovoxel.output.shard_receipt import Unsealed
+            from isovoxel.output.shard import FileShardWriter
 
-            seal = Unsealed.seal
+            seal = FileShardWriter.seal
 
-            def wait(shard: Unsealed) -> Any:
+            def wait(shard: FileShardWriter) -> Any:
                 try:
                     held.touch(exist_ok=False)
                 except FileExistsError:
@@ -394,7 +394,7 @@ def test_a_worker_that_outlives_the_lock_of_its_job_writes_nothing_more(
                 go.read_bytes()  # until somebody has written there
                 return seal(shard)
 
-            Unsealed.seal = wait  # type: ignore[method-assign]
+            FileShardWriter.seal = wait  # type: ignore[method-assign]
 
     foreign.worker("a")
     with Client(foreign.address, set_as_default=False) as client:

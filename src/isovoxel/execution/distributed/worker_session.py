@@ -35,7 +35,7 @@ from isovoxel.execution.host import return_freed_memory
 from isovoxel.execution.retry import BlockFailed, clause
 from isovoxel.geometry.box import Box
 from isovoxel.object_store.addresses import Place, absolute
-from isovoxel.output.shard_receipt import ShardReceipt
+from isovoxel.output.shard import ShardReceipt
 from isovoxel.planning.model import Block
 from isovoxel.terminal import carry_trace
 
