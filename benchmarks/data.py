@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.geometry.grid import Float3, VoxelGrid
-from isovoxel.output.writer import OmeZarrWriter, mark_complete
+from isovoxel.output.ome_zarr import create_output, mark_complete
+from isovoxel.output.writer import OmeZarrWriter
 from isovoxel.planning.chunking import Storage
 
 GRAIN = (6, 24, 24)
@@ -26,13 +27,10 @@ STORAGE = Storage((64, 128, 128), (128, 512, 512), "lz4")
 
 def write_volume(path: Path, shape: Index3, voxel_size: Float3, *, threads: int, seed: int = 0) -> None:
     """Write a uint16 volume as OME-Zarr in chunks of (32, 128, 128), shard by shard on several threads."""
-    writer = OmeZarrWriter.create(
-        path,
-        grid=VoxelGrid(shape, voxel_size, unit="micrometer"),
-        dtype=np.dtype("uint16"),
-        storage=STORAGE,
-        provenance={"made by": "benchmarks.data", "seed": seed},
-    )
+    grid, dtype = VoxelGrid(shape, voxel_size, unit="micrometer"), np.dtype("uint16")
+    made = {"made by": "benchmarks.data", "seed": seed}
+    create_output(path, levels=[(grid, STORAGE)], dtype=dtype, provenance=made)
+    writer = OmeZarrWriter(path, grid=grid, dtype=dtype, storage=STORAGE)
     knots = _knots(shape, seed)
 
     def make(box: Box) -> None:

@@ -32,6 +32,7 @@ from benchmarks.copies import device_bandwidth, disk_write, host_device_copies
 from benchmarks.machine import best, cores, describe, in_memory, print_header, print_row, sentence, write_json
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import VoxelGrid
+from isovoxel.output.ome_zarr import create_output
 from isovoxel.output.writer import OmeZarrWriter
 from isovoxel.planning.chunking import Storage
 
@@ -197,7 +198,8 @@ def _write_shards(target: Path, voxels: NDArray[Any], storage: Storage, threads:
     """Write an OME-Zarr with isovoxel, shard by shard."""
     z, y, x = voxels.shape
     grid = VoxelGrid((z, y, x))
-    writer = OmeZarrWriter.create(target, grid=grid, dtype=voxels.dtype, storage=storage, provenance={})
+    create_output(target, levels=[(grid, storage)], dtype=voxels.dtype, provenance={})
+    writer = OmeZarrWriter(target, grid=grid, dtype=voxels.dtype, storage=storage)
     with ThreadPoolExecutor(threads) as pool:
         boxes = Box.whole(grid.shape).tiles(storage.shard)
         list(pool.map(lambda box: writer.write(box, voxels[box.slices]), boxes))

@@ -25,6 +25,7 @@ from benchmarks.data import voxels_of
 from isovoxel.execution.host import peak_bytes
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import VoxelGrid
+from isovoxel.output.ome_zarr import create_output
 from isovoxel.output.writer import OmeZarrWriter
 from isovoxel.planning.chunking import Storage
 
@@ -65,19 +66,14 @@ def measure(chosen: argparse.Namespace) -> dict[str, float]:
     """Write all shards three times with one writer."""
     side, shards = chosen.side, chosen.shards
     data = voxels_of((side, side, side))
-    shape = (side * shards, side, side)
+    grid = VoxelGrid((side * shards, side, side))
     storage = Storage((side // 2,) * 3, (side,) * 3, chosen.codecs)
     durations, processor = [], []
     with tempfile.TemporaryDirectory(dir=chosen.folder) as folder, ThreadPoolExecutor(chosen.threads) as pool:
-        writer = OmeZarrWriter.create(
-            Path(folder) / "a",
-            grid=VoxelGrid(shape),
-            dtype=data.dtype,
-            storage=storage,
-            provenance={},
-            helpers=chosen.helpers,
-        )
-        array = zarr.open_array(Path(folder) / "a" / "0", mode="r+")
+        path = Path(folder) / "a"
+        create_output(path, levels=[(grid, storage)], dtype=data.dtype, provenance={})
+        writer = OmeZarrWriter(path, grid=grid, dtype=data.dtype, storage=storage, helpers=chosen.helpers)
+        array = zarr.open_array(path / "0", mode="r+")
 
         def ours(i: int) -> None:
             writer.write(Box((i * side, 0, 0), ((i + 1) * side, side, side)), data)
@@ -96,7 +92,7 @@ def measure(chosen: argparse.Namespace) -> dict[str, float]:
         if not np.array_equal(array[:side], data):
             raise RuntimeError("what was written is not what is read")
         writer.close()
-        encoded = sum(file.stat().st_size for file in Path(folder, "a", "0", "c").rglob("*") if file.is_file())
+        encoded = sum(file.stat().st_size for file in (path / "0" / "c").rglob("*") if file.is_file())
     nbytes = data.nbytes * shards
     return {
         "rate": nbytes / min(durations),

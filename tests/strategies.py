@@ -281,3 +281,12 @@ class Live:
     def remove(self, nbytes: int) -> None:
         """Count a release."""
         self.now -= nbytes
+
+
+def new_output(path: Any, *, grid: VoxelGrid, dtype: Any, storage: Storage, helpers: int | None = None, **options: Any):  # noqa: ANN201
+    """Make an output of one level, and return its writer."""
+    from isovoxel.output.ome_zarr import create_output
+    from isovoxel.output.writer import OmeZarrWriter
+
+    create_output(path, levels=[(grid, storage)], dtype=np.dtype(dtype), **{"provenance": {}} | options)
+    return OmeZarrWriter(path, grid=grid, dtype=np.dtype(dtype), storage=storage, helpers=helpers)

@@ -29,7 +29,7 @@ from isovoxel.execution.events import BlockDone, Event, JobFinished, JobStarted,
 from isovoxel.execution.output import OutputState, output_state
 from isovoxel.metadata.ome import read_levels
 from isovoxel.output.ledger import Ledger, ledger_of
-from isovoxel.output.writer import missing_shards
+from isovoxel.output.ome_zarr import missing_shards
 from strategies import factors_up_to, shapes, triples
 
 VOXELS = np.random.default_rng(0).integers(0, 65536, (20, 50, 64)).astype(np.uint16)

@@ -18,8 +18,8 @@ import isovoxel
 from isovoxel.errors import CorruptInputError
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.geometry.grid import VoxelGrid
-from isovoxel.output.writer import OmeZarrWriter
 from isovoxel.planning.chunking import CODECS, Storage, default_storage
+from strategies import new_output
 
 SHAPE = (17, 13, 23)
 CHUNK, SHARD = (8, 6, 10), (16, 12, 20)
@@ -48,7 +48,7 @@ READERS = {"isovoxel": by_isovoxel, "zarr": by_zarr, "tensorstore": by_tensorsto
 def written(path: Path, storage: Storage) -> NDArray[Any]:
     """Write an output of noise, and return its voxels."""
     data = np.random.default_rng(1).integers(0, 4000, SHAPE, np.uint16)
-    writer = OmeZarrWriter.create(path, grid=VoxelGrid(SHAPE), dtype=data.dtype, storage=storage, provenance={})
+    writer = new_output(path, grid=VoxelGrid(SHAPE), dtype=data.dtype, storage=storage)
     writer.write(Box.whole(SHAPE), data)
     writer.close()
     return data

@@ -25,14 +25,16 @@ from isovoxel.output.attempt import Attempt, Holder, forget
 from isovoxel.output.destination import check_destination
 from isovoxel.output.ledger import BLOCKS, JOB, NEW, Ledger, ledger_of, remove_ledger
 from isovoxel.output.lock import ObjectLock, read_holder
+from isovoxel.output.ome_zarr import mark_complete, missing_shards
 from isovoxel.output.provenance import read_provenance
 from isovoxel.output.replacing import set_aside
 from isovoxel.output.shard import ShardReceipt
-from isovoxel.output.writer import OmeZarrWriter, mark_complete, missing_shards
+from isovoxel.output.shard_store import store_of
+from isovoxel.output.writer import OmeZarrWriter
 from isovoxel.planning.chunking import Storage
 from isovoxel.planning.plan import Plan
 from store_server import Server, contents, serving, upload
-from strategies import cut
+from strategies import cut, new_output
 
 SEALS = [ShardReceipt(100, 2**32 - 1, '"tag"'), ShardReceipt(0, 0, '""')]
 BUCKET = ObjectPlace("s3://bucket", "")
@@ -65,7 +67,7 @@ def plan() -> Plan:
 
 def create(out: ObjectPlace, by_way_of: ObjectPlace | None = None) -> OmeZarrWriter:
     """Make an output."""
-    return OmeZarrWriter.create(
+    return new_output(
         out,
         grid=VoxelGrid(SHAPE, (1.0, 1.0, 1.0)),
         dtype=np.dtype("uint16"),
@@ -85,7 +87,7 @@ def check(out: ObjectPlace | str, *, overwrite: bool = False, source: str | None
 
 def test_the_same_objects_as_files(out: ObjectPlace, tmp_path: Path) -> None:
     """Byte for byte, metadata too; their seals hold until they are others, and a copy is known by its checksum."""
-    local = OmeZarrWriter.create(
+    local = new_output(
         tmp_path / "out.zarr",
         grid=VoxelGrid(SHAPE, (1.0, 1.0, 1.0)),
         dtype=np.dtype("uint16"),
@@ -105,7 +107,7 @@ def test_the_same_objects_as_files(out: ObjectPlace, tmp_path: Path) -> None:
     assert read_provenance(out)["complete"] is True
 
     def holds() -> bool:
-        return OmeZarrWriter.open(
+        return OmeZarrWriter(
             out, grid=VoxelGrid(SHAPE, (1.0, 1.0, 1.0)), dtype=np.dtype("uint16"), storage=STORAGE, helpers=0
         ).holds(whole, seals)
 
@@ -132,12 +134,11 @@ def test_the_same_objects_as_files(out: ObjectPlace, tmp_path: Path) -> None:
 def test_a_large_shard_goes_in_parts_and_appears_at_once(server: Server, out: ObjectPlace, tmp_path: Path) -> None:
     """Above 8 MiB; where a part is refused, there is no object, and no file is left."""
     noise = np.random.default_rng(1).integers(0, 65536, (160, 160, 180)).astype("uint16")
-    writer = OmeZarrWriter.create(
+    writer = new_output(
         out,
         grid=VoxelGrid(noise.shape, (1.0, 1.0, 1.0)),
         dtype=noise.dtype,
         storage=Storage((64, 64, 64), (192, 192, 192), "none"),
-        provenance={},
     )
     whole = Box.whole(noise.shape)
     server.asked.clear()
@@ -220,7 +221,7 @@ def test_what_a_killed_process_left_in_the_spool_is_swept(
     dead.mkdir()
     (dead / "shard").touch()
     (tmp_path / "thesis").mkdir()
-    writer.sweep()
+    store_of(out).sweep()
     assert not dead.exists()
     assert (tmp_path / "thesis").exists()
     assert encoded.seal().size

@@ -24,9 +24,12 @@ from isovoxel.errors import InputError, OutputExistsError
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.geometry.grid import VoxelGrid
 from isovoxel.metadata.ome import read_levels
+from isovoxel.output.ome_zarr import mark_complete
 from isovoxel.output.provenance import read_provenance
-from isovoxel.output.writer import OmeZarrWriter, mark_complete
+from isovoxel.output.shard_store import store_of
+from isovoxel.output.writer import OmeZarrWriter
 from isovoxel.planning.chunking import CODECS, Storage, default_storage
+from strategies import new_output
 
 SMALL = Storage((4, 3, 5), (8, 6, 10), "lz4")
 SHAPE = (17, 13, 23)
@@ -38,9 +41,7 @@ def open_writer(
     """Return a writer for a volume of half a micrometre, with its origin off zero."""
     grid = VoxelGrid(shape, (0.5, 0.5, 0.5), (0.25, 0.0, -1.5), "micrometer")
     provenance = {"version": "1", "factor": [5.0, 1.0, 1.0]}
-    return OmeZarrWriter.create(
-        path, grid=grid, dtype=np.dtype(dtype), storage=storage, provenance=provenance, **options
-    )
+    return new_output(path, grid=grid, dtype=dtype, storage=storage, provenance=provenance, **options)
 
 
 def noise(shape: Index3, dtype: str) -> NDArray[Any]:
@@ -277,7 +278,7 @@ def test_what_was_half_written_is_swept(tmp_path: Path) -> None:
     writer.write(Box.whole(SHAPE), noise(SHAPE, "uint16"))
     before = files(tmp_path / "out")
     (tmp_path / "out" / "0" / "c" / "1" / "1" / "1.abc.partial").touch()
-    writer.sweep()
+    store_of(tmp_path / "out").sweep()
     assert files(tmp_path / "out") == before
 
 
@@ -323,21 +324,25 @@ import numpy as np
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import VoxelGrid
 from isovoxel.planning.chunking import Storage, helper_overhead, write_overhead
+from isovoxel.output.ome_zarr import create_output
 from isovoxel.output.writer import OmeZarrWriter
 
 def status(key):
     with open("/proc/self/status") as lines:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 
+def make(name, shape, storage, helpers):
+    path, grid = sys.argv[1] + "/" + name, VoxelGrid(shape)
+    create_output(path, levels=[(grid, storage)], dtype=dtype, provenance={})
+    return OmeZarrWriter(path, grid=grid, dtype=dtype, storage=storage, helpers=helpers)
+
 shape, dtype, chunk, shard, codec = eval(sys.argv[2])
 storage, dtype, helpers = Storage(chunk, shard, codec), np.dtype(dtype), int(sys.argv[3])
 data = np.random.default_rng(0).bytes(int(np.prod(shape)) * dtype.itemsize)
 data = np.frombuffer(data, dtype).reshape(shape)
-first = OmeZarrWriter.create(sys.argv[1] + "/a", grid=VoxelGrid((8, 8, 8)), dtype=dtype,
-                             storage=Storage((4, 4, 4), (8, 8, 8), codec), provenance={}, helpers=1)
+first = make("a", (8, 8, 8), Storage((4, 4, 4), (8, 8, 8), codec), 1)
 first.write(Box.whole((8, 8, 8)), np.zeros((8, 8, 8), dtype))
-writer = OmeZarrWriter.create(sys.argv[1] + "/b", grid=VoxelGrid(shape), dtype=dtype, storage=storage,
-                              provenance={}, helpers=helpers)
+writer = make("b", shape, storage, helpers)
 with open("/proc/self/clear_refs", "w") as file:
     file.write("5")
 before = status("VmRSS")

@@ -113,7 +113,7 @@ class BlockMaker:
     @classmethod
     def of_task(cls, task: Task, volume: Volume, engine: Engine, tell: Callable[[Event], None]) -> Self:
         """Return what makes the blocks of a task, of its input and engine, which are open and prepared."""
-        from isovoxel.output.writer import OmeZarrWriter, next_writer
+        from isovoxel.output.writer import OmeZarrWriter
 
         plan, fill = task.plan, FILL if task.source.fill else None
         read = volume.cached(plan.cache) if volume.cached and plan.cache else volume.read
@@ -129,7 +129,8 @@ class BlockMaker:
         writer = OmeZarrWriter.of_plan(task.output, plan, plan.helpers, task.attempt, gpu, on_processor)
         # A level that is smaller than a chunk of this one has chunks of its own, few enough for the processor.
         shared = gpu if smaller is not None and smaller.storage.chunk == plan.storage.chunk else None
-        return cls(plan, read, engine, writer, tell, next_writer(task.output, plan, task.attempt, shared), fill)
+        following = None if smaller is None else OmeZarrWriter.of_plan(task.output, smaller, 0, task.attempt, shared)
+        return cls(plan, read, engine, writer, tell, following, fill)
 
     def spare_cores(self, blocks: int) -> None:
         """Tell the writer how many cores are left while so many blocks are encoded."""

@@ -21,10 +21,11 @@ from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Box
 from isovoxel.object_store.addresses import Place, has_place, place_of
 from isovoxel.output.ledger import Ledger, ledger_of
+from isovoxel.output.ome_zarr import missing_shards
 from isovoxel.output.provenance import RECEIPTS, read_provenance
 from isovoxel.output.shard import ShardReceipt
 from isovoxel.output.shard_store import level_path
-from isovoxel.output.writer import OmeZarrWriter, missing_shards
+from isovoxel.output.writer import OmeZarrWriter
 from isovoxel.planning.memory import human_bytes
 from isovoxel.planning.model import HostLimits
 from isovoxel.readers.base import Volume

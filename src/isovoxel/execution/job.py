@@ -44,11 +44,13 @@ from isovoxel.execution.retry import changed, clause, kept
 from isovoxel.metadata.ome import omero_attribute
 from isovoxel.object_store.files import refusal
 from isovoxel.object_store.retries import patience, retry
+from isovoxel.output.empty_shards import shard_counts
 from isovoxel.output.ledger import NEW, Ledger
 from isovoxel.output.ledger_folder import NOW
 from isovoxel.output.provenance import RECEIPTS, read_provenance
 from isovoxel.output.replacing import save_ledger, set_aside
 from isovoxel.output.shard import ShardReceipt
+from isovoxel.output.shard_store import store_of
 from isovoxel.planning.plan import Plan
 from isovoxel.planning.pyramid import reading
 from isovoxel.readers.base import Volume
@@ -130,7 +132,7 @@ class Job:
 
     def _begin(self, claim: OutputClaim) -> Ledger:
         """Make the output, with nothing in it yet."""
-        from isovoxel.output.writer import OmeZarrWriter, begin_attempt
+        from isovoxel.output.ome_zarr import begin_attempt, create_output
 
         request, plan = self.output, claim.plan
         check = claim.attempt.check
@@ -141,19 +143,17 @@ class Job:
             ledger = Ledger.begin(claim.folder, plan, check)
             if request.overwrite:
                 set_aside(request.path, claim.folder, now=request.overwrite == NOW, check=check)
-            OmeZarrWriter.create(
+            create_output(
                 request.path,
-                grid=plan.output,
+                levels=[(level.output, level.storage) for level in plan.levels],
                 dtype=self.volume.dtype,
-                storage=plan.storage,
-                further=[(level.output, level.storage) for level in plan.further],
                 method={"area": "mean"}.get(plan.further[0].interpolation, "mode") if plan.further else None,
                 provenance=request.made,
                 labels=request.labels,
                 series=self.volume.series,
                 by_way_of=claim.folder / NEW,
                 attempt=claim.attempt,
-            ).close()
+            )
             begin_attempt(request.path, claim.attempt)
         except IsovoxelError:
             raise
@@ -163,7 +163,8 @@ class Job:
 
     def _resume(self, claim: OutputClaim) -> tuple[Ledger, bytearray]:
         """Return the ledger and what is done, once nothing is left of what was half written."""
-        from isovoxel.output.writer import OmeZarrWriter, begin_attempt
+        from isovoxel.output.ome_zarr import begin_attempt
+        from isovoxel.output.writer import OmeZarrWriter
 
         assert claim.ledger is not None  # noqa: S101 - for type checkers
         path, levels = self.output.path, claim.plan.levels
@@ -240,7 +241,7 @@ class Job:
             raise InputChangedError(changed(self.volume.name))
 
     def _finish(self, claim: OutputClaim, ledger: Ledger) -> None:
-        from isovoxel.output.writer import mark_complete
+        from isovoxel.output.ome_zarr import mark_complete
 
         plan = claim.plan
         try:
@@ -258,15 +259,12 @@ class Job:
 
     def _check_shards(self, ledger: Ledger, *levels: Plan) -> None:
         """Raise a `JobError` where shards are not there that were: readers would take them for zeros."""
-        from isovoxel.output.writer import missing_of_plan
-
         missing, first = 0, ""
         for level in levels:
             try:
                 with self._patient("counting shards"):
-                    gone, key = retry(
-                        partial(missing_of_plan, self.output.path, level, ledger.empty.of_level(level.level))
-                    )
+                    store = store_of(self.output.path, level.level, level.storage.zarr_format)
+                    gone, key = retry(partial(store.missing, shard_counts(level), ledger.empty.of_level(level.level)))
             except OSError as error:
                 raise JobError(f"the shards cannot be counted: {error.strerror or error}") from error
             missing, first = missing + gone, first or key

@@ -109,7 +109,9 @@ class ThreadExecutor:
                 self._engine.take_over(before)
         with ThreadPoolExecutor(1) as compiling:
             prepared = compiling.submit(self._engine.prepare, task.plan)
-            import isovoxel.output.writer  # noqa: F401 - takes as long to load as kernels take to build
+            # They take as long to load as kernels take to build.
+            import isovoxel.output.ome_zarr
+            import isovoxel.output.writer  # noqa: F401
 
             self._in_flight = prepared.result()
 

@@ -11,7 +11,7 @@ to look at the lock before a file is renamed to its place:
 3. Between two steps it looks at the lock as well: that costs little, and says why it must end.
 
 A store renames nothing. There, what an attempt puts is put on a condition that its successor makes untrue, see
-`isovoxel.object_store.objects.ObjectPlace.upload` and `isovoxel.output.writer.begin_attempt`.
+`isovoxel.object_store.objects.ObjectPlace.upload` and `isovoxel.output.ome_zarr.begin_attempt`.
 """
 
 from __future__ import annotations

@@ -13,23 +13,26 @@ from zarr.storage import MemoryStore
 
 from isovoxel.geometry.grid import AXES, VoxelGrid
 from isovoxel.metadata.series import SeriesAxis
-from isovoxel.output.skeleton import Skeleton
+from isovoxel.output.ome_zarr import array_documents, group_documents
 from isovoxel.planning.chunking import Storage
 
 ATTRIBUTES = {"ome": {"version": "0.5", "name": "Zürich"}, "isovoxel": {"complete": False, "factor": [2.0, 0.404]}}
 TIME = (SeriesAxis("t", 3, 1.5, "second"), SeriesAxis("c", 2))
 
 
-def written(skeleton: Skeleton) -> dict[str, Any]:
+Levels = list[tuple[VoxelGrid, Storage]]
+
+
+def written(levels: Levels, dtype: np.dtype[Any], series: tuple[SeriesAxis, ...]) -> dict[str, Any]:
     """Return what zarr-python writes for the same group and arrays."""
     made: dict[str, Any] = {}
-    level, storage = skeleton.levels[0]
+    level, storage = levels[0]
     group = zarr.create_group(
-        MemoryStore(made), zarr_format=3 if storage.zarr_format == 3 else 2, attributes=skeleton.attributes
+        MemoryStore(made), zarr_format=3 if storage.zarr_format == 3 else 2, attributes=ATTRIBUTES
     )
-    names = (*(axis.name for axis in skeleton.series), *AXES)
-    ones = (1,) * len(skeleton.series)
-    for number, (level, storage) in enumerate(skeleton.levels):
+    names = (*(axis.name for axis in series), *AXES)
+    ones = (1,) * len(series)
+    for number, (level, storage) in enumerate(levels):
         how: dict[str, Any]
         codecs: list[Any] = []
         if storage.zarr_format == 2:
@@ -51,15 +54,13 @@ def written(skeleton: Skeleton) -> dict[str, Any]:
             if storage.codec != "none":
                 cname: Any = storage.codec
                 clevel = {"lz4": 5, "zstd": 1}[storage.codec]
-                codecs.append(
-                    BloscCodec(cname=cname, clevel=clevel, shuffle="bitshuffle", typesize=skeleton.dtype.itemsize)
-                )
+                codecs.append(BloscCodec(cname=cname, clevel=clevel, shuffle="bitshuffle", typesize=dtype.itemsize))
             codecs += [Crc32cCodec()] if storage.checksum else []
             how = {"shards": (*ones, *storage.shard), "dimension_names": names, "compressors": codecs or None}
         group.create_array(
             str(number),
-            shape=(*(axis.length for axis in skeleton.series), *level.shape),
-            dtype=skeleton.dtype,
+            shape=(*(axis.length for axis in series), *level.shape),
+            dtype=dtype,
             chunks=(*ones, *storage.chunk),
             filters=None,
             fill_value=0,
@@ -82,18 +83,19 @@ def test_the_metadata_are_those_of_zarr_python(
     storage = Storage((4, 8, 8), shard, codec, version, checksum)
     levels = [(VoxelGrid((9, 20, 30)), storage), (VoxelGrid((9, 10, 15)), storage)]
     for name in ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64"):
-        skeleton = Skeleton(levels, np.dtype(name), ATTRIBUTES, series)
-        made = {key: json.loads(text) for key, text in skeleton.documents().items()}
-        assert made == written(skeleton)
+        made = group_documents(storage.zarr_format, ATTRIBUTES)
+        for number, (grid, how) in enumerate(levels):
+            described = array_documents(grid, how, np.dtype(name), series)
+            made |= {f"{number}/{key}": text for key, text in described.items()}
+        assert {key: json.loads(text) for key, text in made.items()} == written(levels, np.dtype(name), series)
 
 
 @pytest.mark.parametrize("version", ["0.5", "0.4"])
 def test_a_group_alone_is_that_of_zarr_python(version: str) -> None:
     """As those above an output that is a member of a zarr are."""
-    storage = Storage((4, 8, 8), (4, 8, 8), "lz4", version)
-    skeleton = Skeleton([(VoxelGrid((9, 20, 30)), storage)], np.dtype("uint16"), {}, ())
+    zarr_format = 3 if version == "0.5" else 2
     made: dict[str, Any] = {}
-    zarr.create_group(MemoryStore(made), zarr_format=3 if version == "0.5" else 2)
-    assert {key: json.loads(text) for key, text in skeleton.group().items()} == {
+    zarr.create_group(MemoryStore(made), zarr_format=zarr_format)
+    assert {key: json.loads(text) for key, text in group_documents(zarr_format).items()} == {
         key: json.loads(value.to_bytes()) for key, value in made.items()
     }
