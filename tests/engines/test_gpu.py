@@ -14,10 +14,10 @@ import pytest
 
 from hog import hog
 from isovoxel.engines.base import Engine
+from isovoxel.engines.buffers import device_bytes
 from isovoxel.engines.cle import CleEngine
 from isovoxel.engines.devices import Device, find_device, list_devices
 from isovoxel.engines.exact import ExactEngine
-from isovoxel.engines.pipeline import device_bytes
 from isovoxel.engines.reference import as_dtype, reference, reference_labels
 from isovoxel.errors import DeviceLostError
 from isovoxel.geometry.axis import round_up

@@ -24,14 +24,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyopencl import _cl
 
-from isovoxel.engines import pipeline
+from isovoxel.engines import buffers
 from isovoxel.engines.base import Cancelled, Scaled
-from isovoxel.engines.buffers import Lane
+from isovoxel.engines.buffers import Fit, Lane, halves
 from isovoxel.engines.cle import CleEngine
 from isovoxel.engines.devices import find_device
 from isovoxel.engines.exact import ExactEngine
 from isovoxel.engines.opencl import is_lost, is_out_of_memory
-from isovoxel.engines.pipeline import Fit, StagedBlock, StagedEngine, halves
+from isovoxel.engines.pipeline import StagedBlock, StagedEngine
 from isovoxel.errors import DeviceFullError, DeviceLostError
 from isovoxel.geometry.box import Box
 from isovoxel.planning.model import Block
@@ -53,7 +53,7 @@ WAYS = [
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let blocks of a test's size be halved."""
-    monkeypatch.setattr(pipeline, "SMALLEST", 2**10)
+    monkeypatch.setattr(buffers, "SMALLEST", 2**10)
     with one_kernel_for_all_shapes():
         yield
 
@@ -184,7 +184,7 @@ def test_pieces_tile_a_block_and_read_inside_it(plan: Plan, kernel: str, depth: 
         plan = replace(plan, engine="exact", interpolation=kernel, antialias=kernel == "lanczos3")
     block = plan.block(data.draw(st.integers(0, plan.n_blocks - 1)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "SMALLEST", 0)
+        patch.setattr(buffers, "SMALLEST", 0)
         parts = cut_down(block, plan, depth)
     times = np.zeros(block.write_box.shape, int)
     for part in parts:
@@ -199,12 +199,12 @@ def test_halves_are_cut_along_the_longest_axis_and_not_without_end() -> None:
     """A block is halved where it is longest; what takes little, and a single voxel, is not."""
     plan = cut((4, 9, 6), (1.0, 1.0, 1.0), WHOLE, engine="exact")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "SMALLEST", 0)
+        patch.setattr(buffers, "SMALLEST", 0)
         first, second = halves(plan.block(0), plan)
         assert first.write_box == Box((0, 0, 0), (4, 5, 6))
         assert second.write_box == Box((0, 5, 0), (4, 9, 6))
         assert not halves(plan.block_of(0, Box((1, 1, 1), (2, 2, 2))), plan)
-        patch.setattr(pipeline, "SMALLEST", 2 * 2 * 4 * 9 * 6)
+        patch.setattr(buffers, "SMALLEST", 2 * 2 * 4 * 9 * 6)
         assert not halves(plan.block(0), plan)
 
 
@@ -539,7 +539,7 @@ def test_what_fits_is_remembered_until_it_is_forgotten(driver: Driver) -> None:
 def test_what_fits_only_alone_again_and_again_is_halved() -> None:
     """Once is chance; a device that never has room for two blocks at a time gets smaller ones."""
     fit, plan = Fit(), planned(WAYS[2])
-    for _ in range(pipeline.OFTEN):
+    for _ in range(buffers.OFTEN):
         assert fit.depth(plan) == 0
         fit.fits_alone(plan, 0)
     assert fit.depth(plan) == 1

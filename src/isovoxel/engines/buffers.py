@@ -4,6 +4,8 @@ Whatever is allocated is kept for the blocks to come: allocating and first touch
 Getting memory that a GPU reaches takes a quarter of a second for a GiB, and giving it back as long (measured), longer
 than a small level takes. So a level may use the larger host buffers of the level before, but only as far as the job
 holds no more memory for it than it was projected to hold.
+
+`Fit` remembers how small the pieces of a block must be where the device has less than was projected.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +24,7 @@ from numpy.typing import NDArray
 
 from isovoxel.codecs.gpu import Registration
 from isovoxel.geometry.box import Box
+from isovoxel.planning.model import Block
 from isovoxel.planning.plan import Plan
 
 POLL_SECONDS = 1e-4
@@ -285,3 +289,76 @@ class HostBufferPool:
         more = sum(self._sizes) - sum(plan.staging)
         enough = all(there >= needed for there, needed in zip(self._sizes, plan.staging, strict=True))
         return enough and plan.projected_host + plan.in_flight * more <= self._projected
+
+
+# ---- how small a piece must be to fit ------------------------------------------------------------------------------
+
+
+SMALLEST = 2**22
+"""Bytes on the device that halving goes down to: about 64³ voxels. Drivers give memory in pages of 2 MiB, so that
+smaller pieces hardly take less."""
+
+OFTEN = 3
+"""So many pieces may fit only while they are alone on the device before those to come are halved. Two are one event
+for a GPU's two lanes."""
+
+
+def halves(block: Block, plan: Plan) -> tuple[Block, ...]:
+    """Return both halves of a block along the longest axis of its write box, or none where it is small enough."""
+    box = block.write_box
+    if box.size == 1 or device_bytes(block, plan) <= SMALLEST:
+        return ()
+    axis = box.shape.index(max(box.shape))
+    middle = (box.start[axis] + box.stop[axis] + 1) // 2
+    stop, start = list(box.stop), list(box.start)
+    stop[axis] = start[axis] = middle
+    parts = replace(box, stop=(stop[0], stop[1], stop[2])), replace(box, start=(start[0], start[1], start[2]))
+    return tuple(plan.block_of(block.index, part) for part in parts)
+
+
+def device_bytes(block: Block, plan: Plan) -> int:
+    """Return the projected bytes of a block or a piece that is alone on the device."""
+    cost = plan.cost_of(read=block.read_box.shape, padded=block.padded_shape, written=block.write_box.shape)
+    return cost.device - cost.pinned  # as many are pinned as the voxels in a GPU's other lane take
+
+
+class Fit:
+    """How often the blocks of a plan are halved before they fit, as far as it is known. Threads share it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.forget()
+
+    def depth(self, plan: Plan) -> int:
+        """Return how often blocks of this plan are halved; of another plan nothing is known."""
+        with self._lock:
+            self._begin(plan)
+            return self._depth
+
+    def too_large(self, plan: Plan, depth: int) -> None:
+        """Learn that a piece that was halved so often does not fit."""
+        with self._lock:
+            self._begin(plan)
+            self._halve_more(depth)
+
+    def fits_alone(self, plan: Plan, depth: int) -> None:
+        """Learn that a piece that was halved so often fitted only while it was alone on the device."""
+        with self._lock:
+            self._begin(plan)
+            self._crowded += 1
+            if self._crowded >= OFTEN:
+                self._halve_more(depth)
+
+    def forget(self) -> None:
+        """Begin anew."""
+        with self._lock:
+            self._plan: Plan | None = None
+            self._depth = self._crowded = 0
+
+    def _begin(self, plan: Plan) -> None:
+        if plan is not self._plan and plan != self._plan:
+            self._plan, self._depth, self._crowded = plan, 0, 0
+
+    def _halve_more(self, depth: int) -> None:
+        if depth >= self._depth:
+            self._depth, self._crowded = depth + 1, 0

@@ -35,7 +35,6 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -44,7 +43,7 @@ from numpy.typing import NDArray
 from isovoxel.codecs.blosc import ContainerLayout
 from isovoxel.codecs.gpu import GpuEncoder, GpuEncodingError
 from isovoxel.engines.base import Cancelled, Engine, Scaled
-from isovoxel.engines.buffers import Buffers, HostBufferPool, HostPair, Lane, Lanes
+from isovoxel.engines.buffers import Buffers, Fit, HostBufferPool, HostPair, Lane, Lanes, device_bytes, halves
 from isovoxel.engines.devices import Device, opencl_device
 from isovoxel.engines.opencl import TURN, DriverError, driver_reason, is_lost, is_out_of_memory, let_go_of
 from isovoxel.engines.registry import check_process
@@ -387,73 +386,3 @@ class StagedEngine(ABC):
                 queue.finish()
         if not self.answers():
             raise self.lost("it fails to fill 64 bytes after it ran out of memory")
-
-
-SMALLEST = 2**22
-"""Bytes on the device that halving goes down to: about 64³ voxels. Drivers give memory in pages of 2 MiB, so that
-smaller pieces hardly take less."""
-
-OFTEN = 3
-"""So many pieces may fit only while they are alone on the device before those to come are halved. Two are one event
-for a GPU's two lanes."""
-
-
-def halves(block: Block, plan: Plan) -> tuple[Block, ...]:
-    """Return both halves of a block along the longest axis of its write box, or none where it is small enough."""
-    box = block.write_box
-    if box.size == 1 or device_bytes(block, plan) <= SMALLEST:
-        return ()
-    axis = box.shape.index(max(box.shape))
-    middle = (box.start[axis] + box.stop[axis] + 1) // 2
-    stop, start = list(box.stop), list(box.start)
-    stop[axis] = start[axis] = middle
-    parts = replace(box, stop=(stop[0], stop[1], stop[2])), replace(box, start=(start[0], start[1], start[2]))
-    return tuple(plan.block_of(block.index, part) for part in parts)
-
-
-def device_bytes(block: Block, plan: Plan) -> int:
-    """Return the projected bytes of a block or a piece that is alone on the device."""
-    cost = plan.cost_of(read=block.read_box.shape, padded=block.padded_shape, written=block.write_box.shape)
-    return cost.device - cost.pinned  # as many are pinned as the voxels in a GPU's other lane take
-
-
-class Fit:
-    """How often the blocks of a plan are halved before they fit, as far as it is known. Threads share it."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self.forget()
-
-    def depth(self, plan: Plan) -> int:
-        """Return how often blocks of this plan are halved; of another plan nothing is known."""
-        with self._lock:
-            self._begin(plan)
-            return self._depth
-
-    def too_large(self, plan: Plan, depth: int) -> None:
-        """Learn that a piece that was halved so often does not fit."""
-        with self._lock:
-            self._begin(plan)
-            self._halve_more(depth)
-
-    def fits_alone(self, plan: Plan, depth: int) -> None:
-        """Learn that a piece that was halved so often fitted only while it was alone on the device."""
-        with self._lock:
-            self._begin(plan)
-            self._crowded += 1
-            if self._crowded >= OFTEN:
-                self._halve_more(depth)
-
-    def forget(self) -> None:
-        """Begin anew."""
-        with self._lock:
-            self._plan: Plan | None = None
-            self._depth = self._crowded = 0
-
-    def _begin(self, plan: Plan) -> None:
-        if plan is not self._plan and plan != self._plan:
-            self._plan, self._depth, self._crowded = plan, 0, 0
-
-    def _halve_more(self, depth: int) -> None:
-        if depth >= self._depth:
-            self._depth, self._crowded = depth + 1, 0
