@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from isovoxel.dask_array import scale_array
-from isovoxel.errors import OptionError
+from isovoxel.errors import OptionError, checked_keywords
 from isovoxel.execution.events import Listener
 from isovoxel.execution.result import ScaleResult
 from isovoxel.geometry.grid import Float3
-from isovoxel.options import CONVERTING, CropLike, Opening, Options, ScalingOptions, checked_keywords
+from isovoxel.options import CONVERTING, CropLike, Opening, Options, ScalingOptions
 from isovoxel.planner import choose_sampling, open_input, plan_volume
 from isovoxel.planning.one_piece import WholeLimits
 from isovoxel.planning.plan import Plan

@@ -26,11 +26,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.engines.registry import open_engine
-from isovoxel.errors import InputError, OptionError
+from isovoxel.errors import InputError, OptionError, checked_keywords
 from isovoxel.geometry.axis import Axis
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import AXES, Float3
-from isovoxel.options import Options, checked_keywords, parse_factor
+from isovoxel.options import Options, parse_factor
 from isovoxel.planner import choose_engine, choose_sampling, source_of
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.arrays import unmasked

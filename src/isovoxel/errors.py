@@ -1,11 +1,17 @@
 """One tree of errors: each is an `IsovoxelError` and also the built-in error a Python user would expect.
 
-Every message is one sentence or two: what is wrong, with the numbers, and what to do about it.
+Every message is one sentence or two: what is wrong, with the numbers, and what to do about it. A name that is not
+known, such as a keyword, is answered with the one that is most like it.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class IsovoxelError(Exception):
@@ -144,3 +150,53 @@ class InterruptedJobError(KeyboardInterrupt):
     def __init__(self, message: str, signal: int | None = None) -> None:
         super().__init__(message)
         self.exit_code = 128 + (signal or 2)
+
+
+# ---- names that are not known --------------------------------------------------------------------------------------
+
+
+def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """Return a clause that names what is most like an unknown name, or nothing; a prefix of all names does not count.
+
+    Examples
+    --------
+    >>> did_you_mean("zom", ["zoom", "unit"]), did_you_mean("x", ["zoom"])
+    ('; did you mean zoom?', '')
+    """
+    from difflib import get_close_matches
+
+    names = {each.removeprefix(prefix).lower(): each for each in known}
+    nearest = get_close_matches(name.removeprefix(prefix).lower(), names, n=1)
+    return f"; did you mean {names[nearest[0]]}?" if nearest else ""
+
+
+def checked_keywords(options: type | None = None) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Let a function refuse keywords that it does not have, by a TypeError that names the nearest.
+
+    Parameters
+    ----------
+    options
+        A TypedDict of those that its ``**options`` takes, which Python does not look at.
+    """
+
+    def check(function: Callable[P, T]) -> Callable[P, T]:
+        import inspect  # only here: it takes its time, and errors are loaded first of all
+
+        kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        known = [
+            p.name for p in inspect.signature(function).parameters.values() if p.kind in kinds and p.name != "self"
+        ]
+        known += getattr(options, "__annotations__", {})
+        name = function.__qualname__.removesuffix(".__init__")
+
+        @functools.wraps(function)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+            for given in kwargs:
+                if given not in known:
+                    hint = did_you_mean(given, known)
+                    raise TypeError(f"{name}() got an unexpected keyword argument {given!r}{hint}")
+            return function(*args, **kwargs)
+
+        return checked
+
+    return check

@@ -8,13 +8,11 @@ commands that have it, its help, and whether a variable and a job file have it. 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ParamSpec, TypedDict, TypeVar
+from typing import Any, TypedDict
 
 from isovoxel.errors import OptionError
 from isovoxel.geometry.box import Index3
@@ -23,9 +21,6 @@ from isovoxel.planning.chunking import CODECS, EMPTY, OME_ZARR
 from isovoxel.planning.encoding import ENCODERS
 from isovoxel.planning.model import BOUNDARIES, ENGINES, HALO_MODES, MOVES
 from isovoxel.readers.selection import Selection, parse_crop
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 CropLike = str | Sequence[slice | Sequence[int | None]]
 """A box of voxels: "z0:z1,y0:y1,x0:x1", or three slices or pairs."""
@@ -83,51 +78,6 @@ class ScalingOptions(TypedDict, total=False):
     empty: str | None
     keep_receipts: bool | None
     levels: int | str | None
-
-
-def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
-    """Return a clause that names what is most like an unknown name, or nothing; a prefix of all names does not count.
-
-    Examples
-    --------
-    >>> did_you_mean("zom", ["zoom", "unit"]), did_you_mean("x", ["zoom"])
-    ('; did you mean zoom?', '')
-    """
-    from difflib import get_close_matches
-
-    names = {each.removeprefix(prefix).lower(): each for each in known}
-    nearest = get_close_matches(name.removeprefix(prefix).lower(), names, n=1)
-    return f"; did you mean {names[nearest[0]]}?" if nearest else ""
-
-
-def checked_keywords(options: type | None = None) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Let a function refuse keywords that it does not have, by a TypeError that names the nearest.
-
-    Parameters
-    ----------
-    options
-        A TypedDict of those that its ``**options`` takes, which Python does not look at.
-    """
-
-    def check(function: Callable[P, T]) -> Callable[P, T]:
-        kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-        known = [
-            p.name for p in inspect.signature(function).parameters.values() if p.kind in kinds and p.name != "self"
-        ]
-        known += getattr(options, "__annotations__", {})
-        name = function.__qualname__.removesuffix(".__init__")
-
-        @functools.wraps(function)
-        def checked(*args: P.args, **kwargs: P.kwargs) -> T:
-            for given in kwargs:
-                if given not in known:
-                    hint = did_you_mean(given, known)
-                    raise TypeError(f"{name}() got an unexpected keyword argument {given!r}{hint}")
-            return function(*args, **kwargs)
-
-        return checked
-
-    return check
 
 
 SCALING = ("plan", "scale")

@@ -31,10 +31,10 @@ from typing import Annotated, Any, get_args, get_type_hints
 import typer
 from typer.core import TyperCommand
 
-from isovoxel.errors import OptionError, OutputError, OutputExistsError
+from isovoxel.errors import OptionError, OutputError, OutputExistsError, did_you_mean
 from isovoxel.geometry.box import Index3
 from isovoxel.object_store.files import read_small
-from isovoxel.options import HOW_FAR, SURFACES, Options, did_you_mean
+from isovoxel.options import HOW_FAR, SURFACES, Options
 from isovoxel.terminal import DEBUG
 
 # ---- from a job file and the environment, and to a job file ----------------------------------------------------

@@ -20,12 +20,12 @@ from string import Template
 from types import TracebackType
 from typing import Any, Self, Unpack
 
-from isovoxel.errors import InterruptedJobError, IsovoxelError, JobError, OptionError, OutputError
+from isovoxel.errors import InterruptedJobError, IsovoxelError, JobError, OptionError, OutputError, checked_keywords
 from isovoxel.execution.events import Reading
 from isovoxel.execution.inputs import Named, check_apart, folders_of, read_as
 from isovoxel.execution.result import ScaleResult
 from isovoxel.object_store.addresses import is_address
-from isovoxel.options import Opening, checked_keywords
+from isovoxel.options import Opening
 from isovoxel.planner import open_by
 from isovoxel.planning.memory import human_bytes
 from isovoxel.planning.plan import Plan
