@@ -31,7 +31,7 @@ from isovoxel.output.ledger import JOB, ledger_of
 from isovoxel.planning import chunking, pyramid
 from isovoxel.planning import plan as planned
 from isovoxel.planning.plan import Change, Plan
-from isovoxel.planning.serialization import plan_from_json
+from isovoxel.planning.resume import plan_from_json
 from store_server import contents, serving, upload
 
 ARCHIVES = Path(__file__).with_name("golden") / "0.1"

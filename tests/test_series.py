@@ -17,7 +17,7 @@ from isovoxel.errors import InputError, InterruptedJobError, OptionError
 from isovoxel.execution.events import BlockDone, Event
 from isovoxel.geometry.box import Box
 from isovoxel.metadata.series import Channel, SeriesAxis
-from isovoxel.planning.serialization import plan_from_json, plan_to_json
+from isovoxel.planning.resume import plan_from_json, plan_to_json
 from isovoxel.reporting.records import plan_record
 
 SHAPE = (3, 2, 9, 20, 24)

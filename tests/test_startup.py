@@ -90,7 +90,7 @@ def test_a_petabyte_is_planned_in_little_memory(tmp_path: Path) -> None:
     zarr.create_array(array, shape=(20_000, 158_114, 158_114), chunks=(128,) * 3, shards=(512,) * 3, dtype="uint16")
     plan = f"""
 from isovoxel import plan
-from isovoxel.planning.serialization import plan_to_json
+from isovoxel.planning.resume import plan_to_json
 from isovoxel.execution.host import peak_bytes
 planned = plan({str(array)!r}, factor=(5, 2, 2), engine="exact")
 block = planned.block(planned.n_blocks - 1)

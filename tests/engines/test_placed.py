@@ -17,7 +17,7 @@ from isovoxel.planning.chunking import Storage
 from isovoxel.planning.model import ENGINES, FILTERS, MOVES
 from isovoxel.planning.optimizer import make_plan
 from isovoxel.planning.plan import Plan
-from isovoxel.planning.serialization import plan_from_json, plan_to_json
+from isovoxel.planning.resume import plan_from_json, plan_to_json
 from repeat import thread_run
 from strategies import MemoryWriter, device_limits, host_limits, read_from, source
 

@@ -29,8 +29,8 @@ from isovoxel.output.attempt import Holder
 from isovoxel.output.ledger import BLOCKS, JOB, Ledger, ledger_of
 from isovoxel.output.provenance import read_provenance
 from isovoxel.output.writer import OmeZarrWriter
-from isovoxel.planning.optimizer import makes_the_same
 from isovoxel.planning.plan import Plan
+from isovoxel.planning.resume import makes_the_same
 
 MUTATIONS = int(os.environ.get("MUTATIONS", "300"))
 BATCHES = 4

@@ -13,7 +13,7 @@ from isovoxel.geometry.grid import VoxelGrid, factor_for_zoom
 from isovoxel.planning.chunking import Storage, default_storage
 from isovoxel.planning.optimizer import make_plan, plan_chunks
 from isovoxel.planning.plan import Plan
-from isovoxel.planning.serialization import plan_to_json
+from isovoxel.planning.resume import plan_to_json
 from strategies import GIB, device_limits, dtypes, factors, host_limits, shapes, source
 
 MIB = 2**20

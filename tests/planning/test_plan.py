@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from isovoxel.geometry.grid import VoxelGrid
 from isovoxel.planning.plan import Plan
-from isovoxel.planning.serialization import plan_from_json, plan_to_json
+from isovoxel.planning.resume import plan_from_json, plan_to_json
 from strategies import cut, places, plans
 
 

@@ -13,10 +13,10 @@ from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import VoxelGrid
 from isovoxel.planning.chunking import Storage, default_storage
-from isovoxel.planning.optimizer import continued, make_plan
+from isovoxel.planning.optimizer import make_plan
 from isovoxel.planning.plan import Plan
 from isovoxel.planning.pyramid import LARGEST_SIDE, level_grids, with_levels
-from isovoxel.planning.serialization import plan_from_json, plan_to_json
+from isovoxel.planning.resume import continued, plan_from_json, plan_to_json
 from strategies import device_limits, factors, host_limits, source, triples
 
 sizes = triples(st.floats(0.01, 100, allow_nan=False))

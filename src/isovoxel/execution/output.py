@@ -44,8 +44,8 @@ from isovoxel.output.ledger_folder import check_folder
 from isovoxel.output.lock import lock_output, read_holder
 from isovoxel.output.provenance import RECEIPTS, read_provenance
 from isovoxel.output.replacing import needs_settling, put_back, settle
-from isovoxel.planning.optimizer import continued, makes_the_same
 from isovoxel.planning.plan import Plan
+from isovoxel.planning.resume import continued, makes_the_same
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ from isovoxel.output.lines import FileLines, Lines, ObjectLines
 from isovoxel.output.membership import Membership, membership_of
 from isovoxel.output.shard import PARTIAL, ShardReceipt
 from isovoxel.planning.plan import Plan
-from isovoxel.planning.serialization import plan_from_json, plan_to_json
+from isovoxel.planning.resume import plan_from_json, plan_to_json
 
 __all__ = ["BLOCKS", "JOB", "LOCK", "NEW", "REPLACED", "Ledger", "ledger_for", "ledger_of", "remove_ledger"]
 

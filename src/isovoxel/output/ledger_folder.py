@@ -25,7 +25,7 @@ from isovoxel.object_store.addresses import Place
 from isovoxel.object_store.files import parse_json, write_all
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.retries import gave_up
-from isovoxel.planning.serialization import plan_from_json
+from isovoxel.planning.resume import plan_from_json
 
 JOB, BLOCKS, LOCK, MARK = "job.json", "blocks", "lock", "made-by-isovoxel"
 """Files of a ledger."""

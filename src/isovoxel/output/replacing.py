@@ -39,7 +39,7 @@ from isovoxel.object_store.zarr_nodes import ATTRIBUTES, NODE, TOP, V2_ARRAY, V2
 from isovoxel.output.ledger_folder import BLOCKS, DISCARDED, JOB, NEW, REPLACED, SAVED, discard, read_own
 from isovoxel.output.membership import LABELS, membership_of
 from isovoxel.output.provenance import PROVENANCE, has_receipts, is_complete, is_unfinished, read_provenance
-from isovoxel.planning.serialization import plan_from_json
+from isovoxel.planning.resume import plan_from_json
 
 
 def check_kept(target: Path, folder: Path) -> None:

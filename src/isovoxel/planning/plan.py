@@ -322,8 +322,17 @@ class Plan(InNotebooks):
 
     @property
     def held(self) -> int:
-        """Projected bytes of the input blocks that dask may keep for their neighbours' halo (map_overlap)."""
-        return held_bytes(self) if self.halo_mode == "map_overlap" else 0
+        """Projected bytes of the input blocks that dask may keep for their neighbours' halo: those of a full window."""
+        if self.halo_mode != "map_overlap":
+            return 0
+        lengths = []
+        for axis, b, w, depth in zip(self.axes, self.block_shape, self.window, self.halo, strict=True):
+            _, stops = axis.intervals(b)
+            cuts = np.concatenate([[0], axis.cuts(stops)])
+            ends = np.minimum(np.arange(len(stops)) + w, len(stops))
+            spans = cuts[ends] - cuts[:-1] + depth[0] + depth[1]
+            lengths.append(min(axis.n, int(spans.max())))
+        return math.prod(lengths) * self.source.itemsize
 
     @property
     def helping(self) -> int:
@@ -432,18 +441,6 @@ CHANGES: tuple[Change, ...] = ()
 def revision_of(plan: Plan) -> int:
     """Return the revision of what makes a plan's voxels today."""
     return 1 + sum(change.concerns(plan) for change in CHANGES)
-
-
-def held_bytes(plan: Plan) -> int:
-    """Return the bytes of a full window's input: the upper bound of what dask keeps for halo exchange."""
-    lengths = []
-    for axis, b, w, depth in zip(plan.axes, plan.block_shape, plan.window, plan.halo, strict=True):
-        _, stops = axis.intervals(b)
-        cuts = np.concatenate([[0], axis.cuts(stops)])
-        ends = np.minimum(np.arange(len(stops)) + w, len(stops))
-        spans = cuts[ends] - cuts[:-1] + depth[0] + depth[1]
-        lengths.append(min(axis.n, int(spans.max())))
-    return math.prod(lengths) * plan.source.itemsize
 
 
 def _triple(values: list[int]) -> Index3:

@@ -1,7 +1,7 @@
-"""Store a plan as JSON, and read it back strictly: an equal plan, or a `ValueError`, whatever the text is.
+"""Plan of a job that was begun: stored as JSON, read back strictly, compared with today's, and resumed.
 
 A plan that is read back may come from a file that is damaged. So each value must be of its field's type, and numbers
-that no fingerprint protects must make sense by themselves.
+that no fingerprint protects must make sense by themselves; any text gives an equal plan or a `ValueError`.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ import json
 import math
 import types
 from collections.abc import Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, is_dataclass, replace
 from functools import cache
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from isovoxel.errors import DoesNotFitError
 from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.grid import MAX_SAMPLES
+from isovoxel.planning.memory import human_bytes
 from isovoxel.planning.model import HALO_MODES, check_options
 from isovoxel.planning.plan import Plan
 
@@ -115,3 +117,74 @@ def _check(plan: Plan, number: int, full: Plan) -> None:
 def _grid(plan: Plan) -> list[int]:
     """Return how many blocks lie along each axis."""
     return [ceil_div(n, b) for n, b in zip(plan.output.shape, plan.block_shape, strict=True)]
+
+
+# ---- compared with the plan of today -------------------------------------------------------------------------------
+
+
+def makes_the_same(begun: Plan, planned: Plan) -> bool:
+    """Return whether a plan makes the same voxels as one that a job was begun by, cut into the blocks of that one."""
+    if len(begun.levels) != len(planned.levels):
+        return False
+    # Not by their hashes: 1 and 1.0 are the same.
+    both = zip(begun.levels, _cut_alike(begun, planned).levels, strict=True)
+    return all(then.makes == now.makes for then, now in both)
+
+
+def _cut_alike(begun: Plan, planned: Plan) -> Plan:
+    """Return a plan with the blocks and shards of another one, at all levels."""
+    further = tuple(
+        replace(_cut_alike(then, now), source=then.source)
+        for then, now in zip(begun.further, planned.further, strict=True)
+    )
+    return replace(planned, further=further, storage=begun.storage, block_shape=begun.block_shape, along=begun.along)
+
+
+def continued(begun: Plan, planned: Plan) -> Plan:
+    """Return the plan of a job that was begun earlier: its blocks and shards, within the limits of today.
+
+    Blocks are read directly, for neighbours of those that are done need not be read. So it is for each level; a
+    further one reads the level before as that was begun.
+
+    Parameters
+    ----------
+    begun
+        The plan that the job was begun by.
+    planned
+        The plan that would be made now; what it makes is the same.
+
+    Raises
+    ------
+    DoesNotFitError
+        If a block does not fit the limits of today.
+    """
+    further = tuple(
+        continued(then, replace(now, source=then.source))
+        for then, now in zip(begun.further, planned.further, strict=True)
+    )
+    draft = replace(
+        planned,
+        further=further,
+        storage=begun.storage,
+        along=begun.along,
+        block_shape=begun.block_shape,
+        halo_mode="direct",
+        window=(1, 1, 1),
+        in_flight=min(planned.host.threads, begun.n_blocks),
+        helpers=planned.host.helpers,
+    )
+    while True:
+        for kept in (begun.cache, 0):
+            plan = replace(draft, cache=kept)
+            excess = plan.cost.excess(plan.device, plan.in_flight)
+            if not excess and plan.projected_host <= plan.host.allowed:
+                return plan
+        if draft.in_flight == 1:
+            break
+        in_flight = draft.in_flight // 2
+        draft = replace(draft, in_flight=in_flight, helpers=min(draft.helpers, in_flight - 1))
+    much = f"{human_bytes(plan.projected_host)} of host memory, of which {human_bytes(plan.host.allowed)} are allowed"
+    raise DoesNotFitError(
+        f"the job was begun with blocks of {begun.block_shape} voxels, of which one takes {excess or much}; "
+        "choose more memory, or begin anew with --overwrite"
+    )
