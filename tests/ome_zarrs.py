@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tifffile
 import zarr
 
 KINDS = {"t": "time", "c": "channel"}
@@ -51,3 +52,39 @@ def halved(data: np.ndarray, count: int) -> list[np.ndarray]:
     while len(levels) < count:
         levels.append(levels[-1][..., ::2, ::2, ::2])
     return levels
+
+
+RNG = np.random.default_rng(7)
+FIELDS = {path: RNG.integers(0, 999, (4, 8, 8)).astype(np.uint16) for path in ("A/1/0", "A/1/1", "B/2/0", "B/2/1")}
+
+
+def plate(path: Path, version: str = "0.5") -> Path:
+    """Write a plate of two wells with two fields each."""
+    wells = [{"path": "A/1", "rowIndex": 0, "columnIndex": 0}, {"path": "B/2", "rowIndex": 1, "columnIndex": 1}]
+    names: dict[str, Any] = {"rows": [{"name": "A"}, {"name": "B"}], "columns": [{"name": "1"}, {"name": "2"}]}
+    put_attributes(path, version, {"plate": names | {"wells": wells}})
+    for well in wells:
+        put_attributes(path / str(well["path"]), version, {"well": {"images": [{"path": "0"}, {"path": "1"}]}})
+    for field, voxels in FIELDS.items():
+        pyramid(path / field, [voxels], version)
+    return path
+
+
+def collection(path: Path, version: str = "0.5", listed: bool = True) -> Path:
+    """Write what bioformats2raw makes of a file of two images."""
+    put_attributes(path, version, {"bioformats2raw.layout": 3})
+    if listed:
+        put_attributes(path / "OME", version, {"series": ["0", "1"]})
+    for n, voxels in enumerate(list(FIELDS.values())[:2]):
+        pyramid(path / str(n), [voxels], version)
+    return path
+
+
+def positions(path: Path, shapes: int = 2) -> Path:
+    """Write an OME-TIFF of several positions."""
+    with tifffile.TiffWriter(path, ome=True) as tif:
+        for voxels in list(FIELDS.values())[:shapes]:
+            tif.write(
+                voxels, metadata={"axes": "ZYX", "PhysicalSizeZ": 2.0, "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5}
+            )
+    return path

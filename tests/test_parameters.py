@@ -52,6 +52,7 @@ WORDS: dict[str, tuple[str, Any]] = {
     "time": ("0", 0),
     "axes": ("zyx", "zyx"),
     "crop": ("1:,:,:", "1:,:,:"),
+    "image": ("A/1/0", "A/1/0"),
     "interpolation": ("mode", "mode"),
     "antialias": ("", True),
     "labels": ("", True),
@@ -168,6 +169,7 @@ def test_a_field_is_said_anywhere(
 
 
 ALONE = {
+    "image",
     "like",
     "zoom",
     "voxel_size",
@@ -215,6 +217,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"device_memory": "8"}, "device memory needs a unit"),
     ({"channel": -1}, "channel must be a whole number from 0 on"),
     ({"crop": "1:2"}, "a crop is z0:z1"),
+    ({"image": -1}, "image must be a path, a number from 0 on, a name or a pattern, not '-1'"),
+    ({"image": "/"}, "image must be a path"),
     ({"labels_by": "mode"}, "give them with --with-labels"),
 ]
 

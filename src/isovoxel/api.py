@@ -53,6 +53,7 @@ def open_volume(
     time: int | None = None,
     axes: str | None = None,
     crop: CropLike | None = None,
+    image: str | int | None = None,
 ) -> Volume:
     """Open a volume lazily; a single plane is a volume too.
 
@@ -66,7 +67,7 @@ def open_volume(
         coordinates are lengths; or a `Volume`.
     voxel_size, unit
         Voxel size z, y, x and its unit, in place of what the metadata say.
-    level, channel, time, axes, crop
+    level, channel, time, axes, crop, image
         Which part of it, as in `ScalingOptions`.
 
     Raises
@@ -77,7 +78,14 @@ def open_volume(
         If the voxel size or the unit makes no sense, or it has no such part.
     """
     given = Options(
-        input_voxel_size=voxel_size, unit=unit, level=level, channel=channel, time=time, axes=axes, crop=crop
+        input_voxel_size=voxel_size,
+        unit=unit,
+        level=level,
+        channel=channel,
+        time=time,
+        axes=axes,
+        crop=crop,
+        image=image,
     )
     return open_input(source, given)
 
@@ -265,6 +273,7 @@ def limits(
     time: int | None = None,
     axes: str | None = None,
     crop: CropLike | None = None,
+    image: str | int | None = None,
     interpolation: str = "linear",
     device: str = "auto",
 ) -> WholeLimits:
@@ -274,14 +283,22 @@ def limits(
     ----------
     source
         As in `open_volume`.
-    input_voxel_size, unit, level, channel, time, axes, crop, interpolation, device
+    input_voxel_size, unit, level, channel, time, axes, crop, image, interpolation, device
         As in `ScalingOptions`.
     """
     from isovoxel.engines.devices import find_device
     from isovoxel.planning.one_piece import whole_limits
 
     volume = open_volume(
-        source, voxel_size=input_voxel_size, unit=unit, level=level, channel=channel, time=time, axes=axes, crop=crop
+        source,
+        voxel_size=input_voxel_size,
+        unit=unit,
+        level=level,
+        channel=channel,
+        time=time,
+        axes=axes,
+        crop=crop,
+        image=image,
     )
     return whole_limits(volume.grid, find_device(device).limits(), interpolation)
 
@@ -367,7 +384,7 @@ def show(
     progress
         Whether a bar shows how far the inputs are read, where that takes longer than a moment; as in `scale`.
     **opening
-        How `source` is opened: voxel_size, unit, level, channel, time, axes and crop, as in `open_volume`.
+        How `source` is opened: voxel_size, unit, level, channel, time, axes, crop and image, as in `open_volume`.
 
     Returns
     -------

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 _SIZES = ("input_voxel_size", "unit")
-_PART = ("level", "channel", "time", "crop", "axes")
+_PART = ("image", "level", "channel", "time", "crop", "axes")
 
 
 def as_begun(
@@ -433,6 +433,7 @@ _OWN = (
     "boundary",
     "engine",
     "channel",
+    "image",
     "level",
     "axes",
 )

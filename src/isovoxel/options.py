@@ -37,6 +37,7 @@ class Opening(TypedDict, total=False):
     time: int | None
     axes: str | None
     crop: CropLike | None
+    image: str | int | None
 
 
 class ScalingOptions(TypedDict, total=False):
@@ -60,6 +61,7 @@ class ScalingOptions(TypedDict, total=False):
     time: int | None
     axes: str | None
     crop: CropLike | None
+    image: str | int | None
     interpolation: str | None
     antialias: bool | None
     labels: bool | None
@@ -168,6 +170,13 @@ class Options:
     )
     """Which voxels of the input: "z0:z1,y0:y1,x0:x1", or three slices or pairs. As in Python's slices an open end is
     the volume's, and a number below 0 counts from its end; beyond the volume nothing may lie."""
+    image: str | int | None = _option(
+        "Which of several images: a path in a plate, a number, a name, a pattern such as 'A/*/0', or all.",
+        "PATH|N|PATTERN|all",
+        commands=OPENING,
+    )
+    """Which image of a plate, a collection or a file of several: its path, such as "A/1/0", its number in their order,
+    or its name. "all" and patterns of `fnmatch`, such as "A/*/0", are for jobs."""
     interpolation: str | None = _option(
         "Default: linear, and nearest for labels; mode is a majority vote, smooth rounds labels that grow.",
         commands=SCALING,
@@ -333,12 +342,14 @@ class Options:
             "time": self.time,
             "axes": self.axes,
             "crop": self.crop,
+            "image": self.image,
         }
 
     @property
     def selection(self) -> Selection:
         """Which part of the input is meant."""
-        return Selection(self.level, self.channel, self.time, self.axes, parse_crop(self.crop))
+        image = str(self.image) if isinstance(self.image, int) else self.image
+        return Selection(self.level, self.channel, self.time, self.axes, parse_crop(self.crop), image)
 
     @property
     def memory_bytes(self) -> int | None:

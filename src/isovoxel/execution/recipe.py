@@ -87,6 +87,7 @@ _NAMES = {
     "storage.empty": "empty chunks",
     "levels.further": "further levels",
     "input.identity.path": "input",
+    "input.identity.image": "image",
     "input.identity.level": "level",
     "input.identity.channel": "channel",
     "input.identity.time": "time point",

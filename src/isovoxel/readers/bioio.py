@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,9 +25,12 @@ from isovoxel.metadata.series import Channel, chosen_channels, time_step
 from isovoxel.metadata.units import Length, calibrate
 from isovoxel.readers.base import SeriesReader, Volume, check_voxels
 from isovoxel.readers.files import FileList, file_identity, needs_extra, unreadable
+from isovoxel.readers.images import Collection, ImageEntry, find_image, listed
 from isovoxel.readers.registry import Location
 from isovoxel.readers.selection import Picked, Selection, pick
 from isovoxel.readers.tiled import Stored, TiledReader
+
+T = TypeVar("T")
 
 CHUNK_COPIES = 4
 """How many times a chunk is held beside the returned array: as the file has it, decoded, arranged, and cut."""
@@ -124,6 +127,11 @@ def open_bioio(kind: str, at: Location, selection: Selection) -> Volume:
     InputError
         If the format's reader is not installed or cannot read the file, or it holds several images.
     """
+    return _with_reader(kind, at, lambda reader: volume_of_reader(reader, at.path, at.name, kind, selection))
+
+
+def _with_reader(kind: str, at: Location, call: Callable[[Any], T]) -> T:
+    """Call a function with the reader of a file; whatever fails becomes one sentence."""
     path, name, package = at.path, at.name, _package(kind)
     try:
         point = next((one for one in entry_points(group=GROUP) if one.name == package), None)
@@ -136,11 +144,21 @@ def open_bioio(kind: str, at: Location, selection: Selection) -> Volume:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             reader = module.Reader(str(path.resolve()), **_OPTIONS.get(kind, {}))
-            return volume_of_reader(reader, path, name, kind, selection)
+            return call(reader)
     except IsovoxelError:
         raise
     except Exception as error:
         raise unreadable(name, kind, error) from error
+
+
+def images_of_bioio(kind: str, at: Location) -> Collection:
+    """Return the images of a microscope's file; the parameters and errors are those of `open_bioio`."""
+    return _with_reader(kind, at, images_of_reader)
+
+
+def images_of_reader(reader: Any) -> Collection:
+    """Return the images that a bioio reader has, which it calls scenes."""
+    return Collection(tuple(ImageEntry(str(n), str(scene)) for n, scene in enumerate(reader.scenes)))
 
 
 def _package(kind: str) -> str:
@@ -168,17 +186,22 @@ def volume_of_reader(reader: Any, path: Path, name: str, kind: str, selection: S
     kind
         What people call its format.
     selection
-        Which channel and which time point are meant.
+        Which image, which channel and which time point are meant.
 
     Raises
     ------
     InputError
         If it holds several images, or other axes than z, y and x.
     """
-    scenes = tuple(reader.scenes)
-    if len(scenes) > 1:
-        listed = ", ".join(map(str, scenes[:8])) + (f" and {len(scenes) - 8} more" if len(scenes) > 8 else "")
-        raise InputError(f"{name} holds {len(scenes)} images ({listed}); save the one you mean as a file of its own")
+    images, chosen = images_of_reader(reader).images, {}
+    if selection.image is not None:
+        image = find_image(images, selection.image, name)
+        reader.set_scene(int(image.path))
+        chosen = {"image": image.path} if len(images) > 1 else {}
+    elif len(images) > 1:
+        raise InputError(
+            f"{name} holds {len(images)} images ({listed(images)}); give --image 0 to {len(images) - 1} for one of them"
+        )
     array = reader.dask_data
     axes = [str(axis).lower() for axis in reader.dims.order]
     picked = pick(name, axes, array.shape, selection)
@@ -205,7 +228,7 @@ def volume_of_reader(reader: Any, path: Path, name: str, kind: str, selection: S
         voxel_size=calibration.voxel_size,
         unit=calibration.unit,
         sources=sources,
-        identity={**file_identity(path), **picked.chosen},
+        identity={**file_identity(path), **chosen, **picked.chosen},
         current_identity=partial(file_identity, path),
         files=FileList((str(path.resolve()),)),
         missing=calibration.missing,

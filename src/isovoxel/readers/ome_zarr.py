@@ -1,8 +1,8 @@
 """Open an OME-Zarr image, a zarr group of resolution levels, at one of its levels, and at the coarser ones.
 
 Its attributes are read as JSON and understood by `isovoxel.metadata.ome`; its voxels are those of a zarr array. Plates
-of images have wells, wells have images; bioformats2raw makes collections, a folder for each image of a file. None of
-them is a volume, so each is answered with the paths of the images in it.
+of images have wells, wells have images; bioformats2raw makes collections, a folder for each image of a file. Of none of
+them a volume is opened but where one of their images is selected; else the answer names some.
 
 Source: https://ngff.openmicroscopy.org/0.5/, "plate", "well" and "bioformats2raw.layout".
 """
@@ -13,10 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from itertools import islice, takewhile
+from itertools import count, islice, takewhile
 from typing import Any, NoReturn
 
-from isovoxel.errors import InputError
+from isovoxel.errors import InputError, InputUnavailableError
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import Float3
 from isovoxel.metadata.ome import Level, is_label_image, read_channels, read_levels, time_step_of
@@ -27,6 +27,7 @@ from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.zarr_nodes import ARRAY_FILES, GROUP_FILES, files_of_node, kind_of_node, read_group
 from isovoxel.readers.base import Files, Volume
 from isovoxel.readers.files import metadata_identity, unreadable
+from isovoxel.readers.images import Collection, ImageEntry, find_image
 from isovoxel.readers.registry import Location
 from isovoxel.readers.selection import ZYX, Picked, Selection
 from isovoxel.readers.zarr_array import axis_names, open_path, zarr_voxels
@@ -42,6 +43,8 @@ def open_ome_zarr(at: Location, selection: Selection) -> Volume:
     OptionError
         If it has no such level.
     """
+    if selection.image is not None:
+        at, selection = _image_in(at, selection.image), replace(selection, image=None)
     path, name = at.place, at.name
     attributes = attributes_of(path, name)
     refuse_group(path, attributes, name)
@@ -157,6 +160,66 @@ def _origin(level: Level, zyx: ZYX, unit: str | None) -> Float3:
 # ---- groups that are no image --------------------------------------------------------------------------------------
 
 
+def images_of_group(at: Location) -> Collection:
+    """Return the images of a plate, a well, a collection, or of any group in which images lie.
+
+    Raises
+    ------
+    InputError
+        If the group is one image itself, or its metadata cannot be read.
+    """
+    path, name = at.place, at.name
+    home = _home(attributes_of(path, name))
+    if "multiscales" in home:
+        raise InputError(f"{name} is one image itself; leave out --image")
+    if "plate" in home:
+        wells = {well: _well_of(path, well) for well in _paths(home["plate"], "wells")}
+        images = [image for well, metadata in wells.items() for image in _fields(well, metadata)]
+        return Collection(_entries(images), home["plate"], wells)
+    if "well" in home:
+        return Collection(_entries(_paths(home["well"], "images")), wells={"": home["well"]})
+    if "bioformats2raw.layout" in home:
+        return Collection(_entries(_series(path)))
+    folders = sorted(folder.name for folder in path.iterdir() if folder.is_dir() and kind_of_node(folder) == "group")
+    return Collection(_entries(one for one in folders if "multiscales" in _home(_sound_attributes(path / one))))
+
+
+def _entries(paths: Iterable[str]) -> tuple[ImageEntry, ...]:
+    return tuple(ImageEntry(path) for path in dict.fromkeys(paths))
+
+
+def _well_of(plate: Place, well: str) -> Mapping[str, Any]:
+    """Return what a well says; nothing where it is not there, or says nothing that is sound."""
+    found = _home(_sound_attributes(plate / well)).get("well")
+    return found if isinstance(found, Mapping) else {}
+
+
+def _sound_attributes(group: Place) -> Mapping[str, Any]:
+    """Return the attributes of a group; none where they cannot be read."""
+    try:
+        return attributes_of(group, str(group)) if kind_of_node(group) == "group" else {}
+    except InputError as error:
+        if isinstance(error, InputUnavailableError):
+            raise
+        return {}
+
+
+def _fields(well: str, metadata: Mapping[str, Any]) -> list[str]:
+    """Return the paths of a well's images; its own where it has none, so that opening that says what is wrong."""
+    return [f"{well}/{image}" for image in _paths(metadata, "images")] or [well]
+
+
+def _image_in(at: Location, wanted: str) -> Location:
+    """Return where an image of a group is; by its path it is found without looking at the others."""
+    if not (stays_inside(wanted) and kind_of_node(at.place / wanted) == "group"):
+        wanted = find_image(images_of_group(at).images, wanted, at.name).path
+    place = at.place / wanted
+    name = f"{at.name.rstrip('/')}/{wanted}"
+    if kind_of_node(place) is None:
+        raise InputError(f"{name} is not there, although {at.name} lists it")
+    return replace(at, place=place, name=name)
+
+
 MOST_NAMED = 8
 """How many members of a group a message lists."""
 
@@ -252,7 +315,7 @@ def _series(path: Place) -> list[str]:
         series = _home(attributes_of(path / "OME", str(path / "OME"))).get("series")
         if isinstance(series, list):
             return [image for image in series if isinstance(image, str) and stays_inside(image)]
-    return [str(n) for n in takewhile(lambda n: kind_of_node(path / str(n)) == "group", range(MOST_NAMED + 1))]
+    return [str(n) for n in takewhile(lambda n: kind_of_node(path / str(n)) == "group", count())]
 
 
 def _home(attributes: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -22,9 +22,11 @@ from isovoxel.object_store.zarr_nodes import ATTRIBUTES, TOP
 from isovoxel.readers.base import Volume, cropped, moved
 from isovoxel.readers.converted import converted
 from isovoxel.readers.files import unreadable
+from isovoxel.readers.images import Collection, means_several
 from isovoxel.readers.registry import (
     Location,
     find_format,
+    images_by,
     known_formats,
     no_inner,
     open_by,
@@ -88,12 +90,49 @@ def open_volume(
     OptionError
         If the voxel size or the unit makes no sense, or the input has no such part.
     """
+    if means_several(selection.image):
+        raise OptionError(f"image {selection.image} means several images, of which this takes one; name one of them")
     if voxel_size is not None:
         voxel_size = _checked_size(voxel_size)
     if unit is not None:
         unit = checked_unit(unit)
     volume = _with_overrides(converted(_open(source, selection)), voxel_size, unit)
     return volume if selection.crop is None else cropped(volume, selection.crop)
+
+
+def images_of(source: Any) -> Collection:
+    """Return the images of an input that may hold several.
+
+    Parameters
+    ----------
+    source
+        A path or an address, as in `open_volume`.
+
+    Raises
+    ------
+    InputError
+        If there is nothing, or it cannot be read; or if its kind holds one image.
+    """
+    if not isinstance(source, str | os.PathLike | ObjectPlace):
+        raise InputError(f"a {type(source).__name__} is one image; leave out image")
+    name = str(source) if isinstance(source, ObjectPlace) else os.fsdecode(source)
+    place = source if isinstance(source, ObjectPlace) else place_of(source) if isinstance(source, str) else Path(name)
+    if isinstance(place, ObjectPlace):
+        at = Location(place, name, "address")
+    else:
+        path, inner, mode = _located(name, str(place) if is_address(name) else name)
+        at = Location(path, name, "folder" if stat.S_ISDIR(mode) else "file", inner)
+    try:
+        if (own := find_format(at)) is not None:
+            return images_by(own, at)
+        other = None if at.kind == "address" else recognised(at, [])
+        if other is not None:
+            return images_by(other.format, at)
+    except (IsovoxelError, MemoryError):
+        raise
+    except Exception as error:
+        raise unreadable(name, "a volume", error) from error
+    raise InputError(f"{name} holds no images that isovoxel knows")
 
 
 def open_like(source: Any) -> Volume:

@@ -26,9 +26,10 @@ from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.zarr_nodes import kind_of_node
 from isovoxel.readers.base import ReadBox, Volume, cached_through
 from isovoxel.readers.files import TIFF_MAGIC, FileList, FolderFiles, file_identity, needs_extra, reason_of, unreadable
+from isovoxel.readers.images import Collection
 from isovoxel.readers.selection import Selection
 
-SELECTABLE = frozenset({"level", "channel", "time", "axes"})
+SELECTABLE = frozenset({"image", "level", "channel", "time", "axes"})
 """Fields of a `Selection` that an opener may regard."""
 
 FIRST_BYTES = 256
@@ -94,6 +95,8 @@ class Format:
     """Whether a file of it holds several inputs, of which the user names one by its path in the file."""
     also: tuple[str, ...] = ()
     """Other formats that are recognised as this one first, for lists."""
+    images: Callable[[Location], Collection] | None = None
+    """Returns the images of an input that may hold several; None of a format whose inputs hold one."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not callable(self.sniff) or not callable(self.open):
@@ -127,13 +130,20 @@ _ARRAYS = ("channel", "time", "axes")
 _ZARR: tuple[Kind, ...] = ("folder", "address")
 
 FORMATS = (
-    Format("TIFF", lambda at: at.first[:4] in TIFF_MAGIC, _late("tiff", "open_tiff"), selects=_ARRAYS),
+    Format(
+        "TIFF",
+        lambda at: at.first[:4] in TIFF_MAGIC,
+        _late("tiff", "open_tiff"),
+        selects=("image", *_ARRAYS),
+        images=_late("tiff", "images_of_tiff"),
+    ),
     Format(
         "OME-Zarr",
         lambda at: at.zarr_node == "group",
         _late("ome_zarr", "open_ome_zarr"),
         kinds=_ZARR,
-        selects=("level", *_PLANES),
+        selects=("image", "level", *_PLANES),
+        images=_late("ome_zarr", "images_of_group"),
     ),
     Format(
         "zarr arrays",
@@ -158,14 +168,20 @@ FORMATS = (
         "zipped zarr",
         _late("zipped", "is_zip"),
         _late("zipped", "open_zip"),
-        selects=("level", *_ARRAYS),
+        selects=("image", "level", *_ARRAYS),
         inner=True,
+        images=_late("zipped", "images_of_zip"),
     ),
     Format(".npy", lambda at: at.first.startswith(b"\x93NUMPY"), _late("raw", "open_npy"), selects=_ARRAYS),
     Format("NIfTI", _late("nifti", "is_nifti"), _late("nifti", "open_nifti"), "nifti", ("nibabel",)),
     *(
         Format(
-            kind, _late("bioio", "is_microscope", kind), _late("bioio", "open_bioio", kind), "bioio", selects=_PLANES
+            kind,
+            _late("bioio", "is_microscope", kind),
+            _late("bioio", "open_bioio", kind),
+            "bioio",
+            selects=("image", *_PLANES),
+            images=_late("bioio", "images_of_bioio", kind),
         )
         for kind in ("CZI", "LIF", "ND2", "DV")
     ),
@@ -217,6 +233,26 @@ def open_by(one: Format, at: Location, selection: Selection) -> Volume:
         If the format does not know what is selected.
     """
     selection.check_kind(at.name, *one.selects)
+    _check_inner(one, at)
+    return one.open(at, selection)
+
+
+def images_by(one: Format, at: Location) -> Collection:
+    """Return the images of an input by a format that recognises it.
+
+    Raises
+    ------
+    InputError
+        As `open_by`; or if inputs of the format hold one image.
+    """
+    _check_inner(one, at)
+    if one.images is None:
+        raise InputError(f"{at.name} is of a kind that holds one image; leave out --image")
+    return one.images(at)
+
+
+def _check_inner(one: Format, at: Location) -> None:
+    """Check that a format has its libraries, and that its files have paths in them where one is given."""
     if at.inner is not None and not one.inner:
         raise no_inner(at)
     for library in one.libraries:
@@ -224,7 +260,6 @@ def open_by(one: Format, at: Location, selection: Selection) -> Volume:
             importlib.import_module(library)
         except ImportError as error:
             raise needs_extra(at.name, one.name, one.extra, error) from error
-    return one.open(at, selection)
 
 
 # ---- formats of other distributions --------------------------------------------------------------------------------
@@ -326,10 +361,18 @@ def _bioio_reader(at: Location, faults: list[str]) -> ForeignFormat | None:
             continue
         if reader is not None:
             opened = partial(_open_bioio, reader, point.name)
+            selects = ("image", "channel", "time")
+            images = partial(_images_of_bioio, reader)
             return ForeignFormat(
-                Format(point.name, lambda _: True, opened, selects=("channel", "time")), _distribution(point)
+                Format(point.name, lambda _: True, opened, selects=selects, images=images), _distribution(point)
             )
     return None
+
+
+def _images_of_bioio(reader: Any, at: Location) -> Collection:
+    from isovoxel.readers.bioio import images_of_reader
+
+    return images_of_reader(reader(str(at.path.resolve())))
 
 
 def _open_bioio(reader: Any, kind: str, at: Location, selection: Selection) -> Volume:

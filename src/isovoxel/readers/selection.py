@@ -1,4 +1,4 @@
-"""Selection of a part of an input: a level, channels, time points, and a box of voxels.
+"""Selection of a part of an input: an image, a level, channels, time points, and a box of voxels.
 
 Whatever is not named stays as the input has it. A selection is a part of an input's identity: another part of the same
 file is another input.
@@ -6,6 +6,7 @@ file is another input.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -124,12 +125,19 @@ class Selection:
     """Names of the input's axes in their order, such as "tczyx", in place of what it says; None where nothing is."""
     crop: Crop | None = None
     """Which voxels of that level, as `isovoxel.readers.selection.parse_crop` returns it; None for all of them."""
+    image: str | None = None
+    """Which of several images, by its path, its number or its name; None where nothing is said."""
 
     def __post_init__(self) -> None:
         for name in _WHICH:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
                 raise OptionError(f"{name} must be a whole number from 0 on, not {value!r}")
+        if self.image is not None:
+            wanted = self.image.strip("/") if isinstance(self.image, str) else ""
+            if not wanted or re.fullmatch(r"-\d+", wanted):
+                raise OptionError(f"image must be a path, a number from 0 on, a name or a pattern, not {self.image!r}")
+            object.__setattr__(self, "image", wanted)
         if self.axes is not None:
             axes = self.axes.lower() if isinstance(self.axes, str) else ""
             if not {"y", "x"} <= set(axes) <= set(NAMES) or len(set(axes)) < len(axes):
@@ -154,7 +162,7 @@ class Selection:
         OptionError
             If anything else is.
         """
-        for what, many in _WHICH.items():
+        for what, many in {**_WHICH, "image": "images"}.items():
             if getattr(self, what) is not None and what not in known:
                 raise OptionError(f"{name} is of a kind of which isovoxel selects no {many}; leave out --{what}")
         if self.axes is not None and "axes" not in known:
@@ -200,7 +208,8 @@ class Selection:
     def of_identity(cls, identity: Mapping[str, Any]) -> Selection:
         """Return the selection that an input's identity has."""
         numbers = {name: identity[name] for name in _WHICH if name in identity}
-        return cls(**numbers, axes=identity.get("axes"), crop=parse_crop(identity.get("crop")))
+        texts = {name: identity.get(name) for name in ("image", "axes")}
+        return cls(**numbers, **texts, crop=parse_crop(identity.get("crop")))
 
 
 EVERYTHING = Selection()

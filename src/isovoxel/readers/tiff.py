@@ -41,8 +41,9 @@ from isovoxel.metadata.tiff import (
 from isovoxel.metadata.units import Calibration
 from isovoxel.readers.base import Volume, check_voxels
 from isovoxel.readers.files import FileList, check_complete, file_identity, unreadable
+from isovoxel.readers.images import Collection, ImageEntry, find_image
 from isovoxel.readers.registry import Location
-from isovoxel.readers.selection import GIVEN, Picked, Selection, pick
+from isovoxel.readers.selection import EVERYTHING, GIVEN, Picked, Selection, pick
 from isovoxel.readers.tiff_layout import Stack, reader_of
 from isovoxel.readers.tiff_pages import Directories, read_directories
 from isovoxel.readers.tiff_reader import PlaneReader
@@ -109,8 +110,11 @@ def open_tiff(at: Location, selection: Selection) -> Volume:
     now = partial(_identity_of, path, reader.files[1:])
     named = _AXES_SOURCES.get(stack.kind, "unnamed pages, taken as z") if selection.axes is None else GIVEN
     sources = {"shape": "TIFF pages", "axes": picked.told(named)}
-    full = [image for image in images if not image.stack.page.is_reduced]
-    if len(full) > 1:
+    identity = {**now(), **picked.chosen, **selection.identity("axes")}
+    if selection.image is not None and len(images) > 1:
+        sources["shape"] += f" (image {index} of {len(images)})"
+        identity["image"] = str(index)
+    elif sum(not image.stack.page.is_reduced for image in images) > 1:
         sources["shape"] += f" (image {index} of {len(images)}, the only {3 if picked.zyx[0] is not None else 2}-D one)"
     sources |= calibration.sources(_UNIT_SOURCES.get(stack.kind))
     return Volume(
@@ -125,12 +129,37 @@ def open_tiff(at: Location, selection: Selection) -> Volume:
         unit=calibration.unit,
         sources=sources,
         files=FileList((str(path.resolve()), *reader.files)),
-        identity={**now(), **picked.chosen, **selection.identity("axes")},
+        identity=identity,
         current_identity=now,
         missing=calibration.missing,
         series=axes,
         channels=channels,
     )
+
+
+def images_of_tiff(at: Location) -> Collection:
+    """Return the images of a file that could be meant, by their numbers: its volumes, or else its planes.
+
+    Raises
+    ------
+    InputError
+        As `open_tiff`.
+    """
+    own = read_directories(at.path)
+    try:
+        with tifffile.TiffFile(at.path) as tif:
+            if tif.is_ome:
+                read_pixels(tif.ome_metadata or "", at.name)  # before tifffile parses it, as above
+            images = _images(tif, own, at.name)
+    except IsovoxelError:
+        raise
+    except Exception as error:
+        raise unreadable(at.name, "TIFF", error) from error
+    found, _ = _possible(images, at.name, EVERYTHING)
+    planes = {one.image for one in found if one.picked.zyx[0] is None}
+    left_out = planes if len(planes) < len(found) else ()
+    # What cannot be a volume is listed too: opening it says why.
+    return Collection(tuple(ImageEntry(str(number)) for number in _full(images) if number not in left_out))
 
 
 def _identity_of(path: Path, others: Sequence[str]) -> dict[str, Any]:
@@ -202,6 +231,9 @@ def decoded_at_once(reader: PlaneReader, shape: Index3) -> Index3:
 
 def _only_volume(images: Sequence[Image], own: Directories, name: str, selection: Selection) -> _Found:
     """Find which one image is a volume; where none is, which one is a plane."""
+    if selection.image is not None:
+        chosen = find_image([ImageEntry(str(number)) for number in _full(images)], selection.image, name)
+        return _found_in(images, int(chosen.path), name, selection)
     every_found, refusals = _possible(images, name, selection)
     found = [one for one in every_found if one.picked.zyx[0] is not None]
     if not found and not refusals:
@@ -213,7 +245,7 @@ def _only_volume(images: Sequence[Image], own: Directories, name: str, selection
         return found[0]
     if found:
         shapes = ", ".join(f"{index}: {' x '.join(map(str, shape))}" for index, _, shape in found)
-        raise InputError(f"{name} holds {len(found)} volumes ({shapes}); save the one you mean as a file of its own")
+        raise InputError(f"{name} holds {len(found)} volumes ({shapes}); give --image and its number for one of them")
     _check_chain(own, name)  # before what is left of a volume is called something else
     if refusals:
         raise max(refusals, key=lambda refusal: refusal[0])[1]
@@ -229,16 +261,24 @@ def _possible(
     """
     found: list[_Found] = []
     refusals: list[tuple[int, IsovoxelError]] = []
-    full = [index for index, image in enumerate(images) if not image.stack.page.is_reduced]
-    for index in full or range(len(images)):
-        stack = images[index].stack
+    for index in _full(images):
         try:
-            picked = pick(name, [_UNNAMED.get(a, a.lower()) for a in stack.axes], stack.shape, selection)
+            found.append(_found_in(images, index, name, selection))
         except (InputError, OptionError) as error:
-            refusals.append((math.prod(stack.shape), error))
-        else:
-            found.append(_Found(index, picked, picked.shape(stack.shape)))
+            refusals.append((math.prod(images[index].stack.shape), error))
     return found, refusals
+
+
+def _full(images: Sequence[Image]) -> Sequence[int]:
+    """Return the numbers of the images that are no smaller pictures of others; where all are, those of all."""
+    return [index for index, image in enumerate(images) if not image.stack.page.is_reduced] or range(len(images))
+
+
+def _found_in(images: Sequence[Image], index: int, name: str, selection: Selection) -> _Found:
+    """Return what of an image is a volume."""
+    stack = images[index].stack
+    picked = pick(name, [_UNNAMED.get(a, a.lower()) for a in stack.axes], stack.shape, selection)
+    return _Found(index, picked, picked.shape(stack.shape))
 
 
 def _check_plain(tif: tifffile.TiffFile, own: Directories, name: str) -> None:

@@ -22,6 +22,7 @@ from isovoxel.errors import InputError
 from isovoxel.object_store.zarr_nodes import TOP, kind_of_node
 from isovoxel.readers.base import Volume
 from isovoxel.readers.files import FileList, file_identity, unreadable
+from isovoxel.readers.images import Collection
 from isovoxel.readers.registry import Location
 from isovoxel.readers.selection import Selection
 
@@ -145,6 +146,29 @@ def open_zip(at: Location, selection: Selection) -> Volume:
     from isovoxel.readers.zarr_array import open_zarr_array
 
     name = at.name
+    place, count = _opened(at)
+    inside, inner = Location(place, name, "folder"), at.inner
+    if kind_of_node(place) == "array":
+        selection.check_kind(name, "channel", "time", "axes")
+        volume = open_zarr_array(inside, selection)
+    else:
+        selection.check_kind(name, "image", "level", "channel", "time")
+        volume = open_ome_zarr(inside, selection)
+        if selection.image is not None:
+            inner = "/" + volume.identity["path"].rpartition(":/")[2]
+    return _of_zip(volume, at.path.resolve(), inner, count)
+
+
+def images_of_zip(at: Location) -> Collection:
+    """Return the images of a plate or a collection in a zip; the errors are those of `open_zip`."""
+    from isovoxel.readers.ome_zarr import images_of_group
+
+    return images_of_group(Location(_opened(at)[0], at.name, "folder"))
+
+
+def _opened(at: Location) -> tuple[Any, int]:
+    """Return where the zarr in a zip is, and how many members the zip has."""
+    name = at.name
     try:
         count = _count(at.path)
         if count > MOST_MEMBERS:
@@ -163,14 +187,7 @@ def open_zip(at: Location, selection: Selection) -> Volume:
         raise unreadable(name, "a zip", error) from error
     if kind is None:
         raise InputError(f"{name} holds no zarr" + (f" at {at.inner}" if at.inner else ""))
-    inside = Location(place, name, "folder")
-    if kind == "array":
-        selection.check_kind(name, "channel", "time", "axes")
-        volume = open_zarr_array(inside, selection)
-    else:
-        selection.check_kind(name, "level", "channel", "time")
-        volume = open_ome_zarr(inside, selection)
-    return _of_zip(volume, at.path.resolve(), at.inner, count)
+    return place, count
 
 
 def _of_zip(volume: Volume, path: Path, inner: str | None, count: int) -> Volume:
