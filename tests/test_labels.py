@@ -149,7 +149,7 @@ def test_no_kernel_for_labels_makes_new_ones() -> None:
     ("dtype", "options", "error", "says"),
     [
         ("uint8", {"labels": True, "interpolation": "linear"}, OptionError, "labels must not be mixed"),
-        ("uint8", {"labels": True, "interpolation": "cubic"}, OptionError, "use interpolation nearest or mode"),
+        ("uint8", {"labels": True, "interpolation": "cubic"}, OptionError, "use interpolation nearest, mode or smooth"),
         ("uint8", {"labels": True, "interpolation": "area"}, OptionError, "not area"),
         ("uint8", {"labels": True, "antialias": True}, OptionError, "not nearest"),
         ("float32", {"labels": True}, OptionError, "labels are integers, but the NumPy array holds float32"),

@@ -31,9 +31,23 @@ def finalize_and_wait(number: int) -> None:
 def test_a_signal_in_a_finalizer_is_not_lost(name: str) -> None:
     """It comes again, until something is interrupted that can be."""
     number = getattr(signal, name)
-    with signals(), pytest.raises(Stopped) as stop:
-        finalize_and_wait(number)
+    before = signal.signal(number, signal.SIG_DFL)  # under nohup it is ignored, and stays so
+    try:
+        with signals(), pytest.raises(Stopped) as stop:
+            finalize_and_wait(number)
+    finally:
+        signal.signal(number, before)
     assert stop.value.signal == number
+
+
+def test_a_signal_that_was_ignored_stays_ignored() -> None:
+    """Whoever starts a job by nohup wants it to go on."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals():
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_handlers_are_given_back() -> None:
