@@ -15,8 +15,9 @@ import pytest
 
 import isovoxel
 from command_line import Isovoxel
-from isovoxel.errors import CorruptInputError, InputError
+from isovoxel.errors import CorruptInputError, InputError, InputMissingError
 from isovoxel.geometry.box import Box
+from isovoxel.readers.files import InputWatch
 from isovoxel.readers.open import open_volume
 
 STACK = np.random.default_rng(3).integers(0, 999, (13, 47, 61)).astype("uint16")
@@ -171,11 +172,23 @@ def test_sizes_that_no_voxel_has_are_unknown(value: float, tmp_path: Path) -> No
     assert volume.voxel_size is None
 
 
-def test_one_file_of_a_pair_is_refused(tmp_path: Path) -> None:
-    """Both at once cannot be named."""
-    nibabel.save(nibabel.Nifti1Pair(STACK.T, AFFINE), tmp_path / "a.hdr")
-    with pytest.raises(InputError, match="one of two files"):
-        open_volume(tmp_path / "a.hdr")
+@pytest.mark.parametrize("ending", ["", ".gz"])
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Pair, nibabel.Nifti2Pair])
+def test_a_pair_is_named_by_its_header(ending: str, kind: Any, tmp_path: Path) -> None:
+    """The voxels lie in the other file, which is watched too."""
+    header, image = tmp_path / f"a.hdr{ending}", tmp_path / f"a.img{ending}"
+    write(header, kind=kind)
+    volume = open_volume(header)
+    np.testing.assert_array_equal(volume.read(Box.whole(STACK.shape)), STACK)
+    assert (volume.voxel_size, volume.origin) == ((2.0, 0.3, 0.2), (30.5, -20.0, 10.0))
+    watch = InputWatch(volume)
+    image.write_bytes(image.read_bytes())
+    assert watch.is_changed()
+    with pytest.raises(InputError, match=r"holds voxels only; give a.hdr"):
+        open_volume(image)
+    image.unlink()
+    with pytest.raises(InputMissingError, match=r"a.img, which holds the voxels of .*a.hdr.*, is not there; it must"):
+        open_volume(header)
 
 
 def test_a_file_cut_short_is_refused_or_named(tmp_path: Path) -> None:
@@ -207,7 +220,7 @@ def test_gzip_that_is_damaged_is_found_out(tmp_path: Path) -> None:
         volume = open_volume(path)
         np.testing.assert_array_equal(volume.read(Box((0, 0, 0), (12, 47, 61))), STACK[:12])
         for box in (Box((0, 0, 0), STACK.shape), Box((12, 46, 60), STACK.shape)):
-            with pytest.raises(InputError, match="the checksum that gzip stored") as raised:
+            with pytest.raises(InputError, match="the checksum that was stored") as raised:
                 volume.read(box)
             assert not isinstance(raised.value, CorruptInputError)
 

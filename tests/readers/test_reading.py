@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from io import FileIO
@@ -11,6 +12,7 @@ from typing import Any
 
 import dask.array
 import h5py
+import mrcfile
 import nibabel
 import numcodecs
 import numpy as np
@@ -110,6 +112,33 @@ def nifti(ending: str = "nii") -> Make:
         return folder / f"a.{ending}"
 
     return make
+
+
+def by_nrrd(encoding: str = "raw", endian: str = "little") -> Make:
+    """Return a maker of NRRD files, which have x first."""
+
+    def make(folder: Path, array: np.ndarray) -> Path:
+        fields = {
+            "type": {"float32": "float"}.get(array.dtype.name, array.dtype.name),
+            "dimension": 3,
+            "sizes": " ".join(map(str, array.shape[::-1])),
+        }
+        fields |= {"encoding": encoding, "endian": endian}
+        data = array.astype(array.dtype.newbyteorder("<" if endian == "little" else ">")).tobytes()
+        header = "".join(f"{key}: {value}\n" for key, value in fields.items())
+        data = gzip.compress(data, 1) if encoding == "gzip" else data
+        (folder / "a.nrrd").write_bytes(f"NRRD0004\n{header}\n".encode() + data)
+        return folder / "a.nrrd"
+
+    return make
+
+
+def mrc(folder: Path, array: np.ndarray) -> Path:
+    """Make an MRC whose columns are along z and whose sections are along x."""
+    with mrcfile.new(folder / "a.mrc") as file:
+        file.set_data(np.ascontiguousarray(array.T))
+        file.header.mapc, file.header.maps = 3, 1
+    return folder / "a.mrc"
 
 
 def npy(order: str = "C", byteorder: str = "=") -> Make:
@@ -233,6 +262,9 @@ MAKERS: dict[str, Make] = {
     "OME-Zarr": ome_zarr,
     "NIfTI": nifti(),
     "NIfTI, gzip": nifti("nii.gz"),
+    "NRRD": by_nrrd(),
+    "NRRD, gzip, big-endian": by_nrrd("gzip", "big"),
+    "MRC, turned": mrc,
     "N5": n5((5, 16, 32)),
     "N5, raw": n5((5, 16, 32), "raw"),
     "HDF5": hdf5(),
@@ -306,7 +338,17 @@ def test_chunks_fit_the_volume(opened: tuple[Volume, np.ndarray]) -> None:
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "int8", "int16", "int32", "float32"])
 @pytest.mark.parametrize(
     "kind",
-    ["npy, big-endian", "TIFF, strips", "TIFF, big-endian", "TIFF slices", "zarr v3, shards", "HDF5", "N5", "NIfTI"],
+    [
+        "npy, big-endian",
+        "TIFF, strips",
+        "TIFF, big-endian",
+        "TIFF slices",
+        "zarr v3, shards",
+        "HDF5",
+        "N5",
+        "NIfTI",
+        "NRRD",
+    ],
 )
 def test_every_supported_dtype_is_read_exactly(kind: str, dtype: str, tmp_path: Path) -> None:
     """Voxels of every supported dtype come back bit by bit."""
@@ -336,6 +378,8 @@ LARGE: dict[str, Make] = {
     "TIFF slices": slices(metadata=None),
     "TIFF slices, big-endian, predictor": slices(metadata=None, byteorder=">", compression="lzw", predictor=True),
     "TIFF slices of several planes": slices(8, compression="zlib"),
+    "NRRD, gzip, big-endian": by_nrrd("gzip", "big"),
+    "MRC, turned": mrc,
     "N5": n5((17, 157, 211)),
     "NIfTI": nifti(),
     "NIfTI, gzip": nifti("nii.gz"),

@@ -13,11 +13,9 @@ import numpy as np
 
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import Float3
+from isovoxel.metadata.affine import ORIGIN
 from isovoxel.metadata.series import Channel, checked_color
 from isovoxel.metadata.units import Calibration, Length, calibrate
-
-ORIGIN: Float3 = (0.0, 0.0, 0.0)
-"""Where voxel 0 lies if nothing else is said."""
 
 _IN_MICROMETERS = "element_size_um"
 _IN_UNITS = ("voxel_size", "resolution")

@@ -1,8 +1,4 @@
-"""Voxel size and position in a NIfTI header, whose fields count x, y, z and whose lengths are float32.
-
-Its affine says where x, y and z point. What is carried over is the position of voxel 0 where they point along the axes
-of the world, each in its direction; turned or flipped axes are not, for the output has none.
-"""
+"""Voxel size and position in a NIfTI header, whose fields count x, y, z and whose lengths are float32."""
 
 from __future__ import annotations
 
@@ -12,14 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.geometry.grid import Float3
-from isovoxel.metadata.hdf5 import ORIGIN
+from isovoxel.metadata.affine import ORIGIN, TURNED, is_upright
 from isovoxel.metadata.units import Calibration, Length, calibrate
-
-TURNED = "its affine turns or flips the axes, which is not carried over: voxels keep the order of the file"
-"""What is said where that is so."""
-
-_SLANT = 1e-4
-"""What float32 and rounding leave beside the diagonal, relative to it."""
 
 
 def read_zooms(zooms: Sequence[float], unit: str) -> Calibration:
@@ -51,10 +41,7 @@ def read_affine(affine: NDArray[np.float64]) -> tuple[Float3, str]:
     affine
         4 x 4, from voxel x, y, z to world x, y, z.
     """
-    matrix = affine[:3, :3]
-    sizes = np.diagonal(matrix)
-    slant = np.abs(matrix - np.diag(sizes))
-    if not np.isfinite(affine).all() or not (sizes > 0).all() or not (slant <= _SLANT * sizes.min()).all():
+    if not np.isfinite(affine).all() or not is_upright(affine[:3, :3]):
         return ORIGIN, TURNED
     x, y, z = (float(str(np.float32(value))) for value in affine[:3, 3])
     return (z, y, x), ""

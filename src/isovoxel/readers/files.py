@@ -54,6 +54,12 @@ def file_identity(path: Path) -> dict[str, Any]:
     return {"path": str(path.resolve()), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
 
 
+def pair_identity(header: Path, voxels: Path) -> dict[str, Any]:
+    """Return the identity of a header's file, and of the file that holds its voxels where that is another."""
+    identity = file_identity(header)
+    return identity if voxels == header.resolve() else {**identity, "voxels": file_identity(voxels)}
+
+
 def metadata_identity(path: Place, files: Iterable[Place]) -> dict[str, Any]:
     """Return path and a hash over the metadata files of a zarr, as JSON values.
 

@@ -47,9 +47,6 @@ _PACKERS = {
 }
 """How files begin that hold others, by whose program, and what unpacks them."""
 _OTHERS = {
-    "NRRD": (0, b"NRRD000"),
-    "MetaImage": (0, b"ObjectType"),
-    "MRC": (208, b"MAP "),
     "PNG": (0, b"\x89PNG\r\n\x1a\n"),
     "JPEG": (0, b"\xff\xd8\xff"),
     "DICOM": (128, b"DICM"),
@@ -67,8 +64,9 @@ def open_volume(
     source
         Path of a TIFF (ImageJ, OME-TIFF, BigTIFF), a folder or a pattern (``*.tif``) of TIFF slices, a zarr array, an
         OME-Zarr image, a zipped zarr (``.ozx``), an N5 dataset, an HDF5 (``file.h5:/path/to/dataset``), Imaris, NIfTI,
-        CZI, LIF, ND2, DV or ``.npy`` file; or the address of a zarr array or an OME-Zarr image in an object store, such
-        as "s3://bucket/a.zarr"; or a NumPy array, a dask array, a zarr array or an open `Volume`. Always z, y, x.
+        NRRD, MetaImage, MRC, CZI, LIF, ND2, DV or ``.npy`` file; or the address of a zarr array or an OME-Zarr image in
+        an object store, such as "s3://bucket/a.zarr"; or a NumPy array, a dask array, a zarr array or an open `Volume`.
+        Always z, y, x.
     voxel_size
         Physical voxel size, z, y, x; overrides what the input says.
     unit
@@ -297,19 +295,26 @@ def _unknown(at: Location, faults: Sequence[str]) -> InputError:
     if at.path.name in (*TOP, ATTRIBUTES, N5_ATTRIBUTES):
         what = "an N5" if at.path.name == N5_ATTRIBUTES else "a zarr"
         return InputError(f"{at.name} is a part of {what}; give the folder that it lies in")
-    for begins, packer in _PACKERS.items():
-        if at.first.startswith(begins):
-            return InputError(
-                f"{at.name} is of no kind that isovoxel knows, packed by {packer[0]}; unpack it first, as {packer[1]} "
-                f"does{beside}"
-            )
-    for kind, (start, sign) in _OTHERS.items():
-        if at.first[start:].startswith(sign):
-            return InputError(
-                f"{at.name} is of a kind that isovoxel does not read, {kind}; save it as TIFF, NIfTI or OME-Zarr, or "
-                f"pass it from Python as an array{beside}"
-            )
+    stem = at.path.name.removesuffix(".gz")
+    if stem.endswith(".img") and (header := at.path.with_name(at.path.name.replace(".img", ".hdr"))).is_file():
+        return InputError(f"{at.name} holds voxels only; give {header.name}, which lies beside it")
+    if named := _named_kind(at.first):
+        return InputError(f"{at.name} is {named}{beside}")
     return InputError(f"{at.name} is of no kind that isovoxel knows; {known}{beside}")
+
+
+def _named_kind(first: bytes) -> str:
+    """Return what a file is that begins with these bytes, and what helps, as a clause, or nothing."""
+    for begins, (packer, unpack) in _PACKERS.items():
+        if first.startswith(begins):
+            return f"of no kind that isovoxel knows, packed by {packer}; unpack it first, as {unpack} does"
+    for kind, (start, sign) in _OTHERS.items():
+        if first[start:].startswith(sign):
+            return (
+                f"of a kind that isovoxel does not read, {kind}; save it as TIFF, NIfTI or OME-Zarr, or pass it from "
+                "Python as an array"
+            )
+    return ""
 
 
 def _checked_size(voxel_size: Sequence[float]) -> Float3:

@@ -172,8 +172,17 @@ FORMATS = (
         inner=True,
         images=_late("zipped", "images_of_zip"),
     ),
-    Format(".npy", lambda at: at.first.startswith(b"\x93NUMPY"), _late("raw", "open_npy"), selects=_ARRAYS),
+    Format(".npy", lambda at: at.first.startswith(b"\x93NUMPY"), _late("raw_headers", "open_npy"), selects=_ARRAYS),
     Format("NIfTI", _late("nifti", "is_nifti"), _late("nifti", "open_nifti"), "nifti", ("nibabel",)),
+    *(
+        Format(
+            kind,
+            _late("raw_headers", "is_raw_header", kind),
+            _late("raw_headers", "open_raw_header", kind),
+            selects=_ARRAYS,
+        )
+        for kind in ("NRRD", "MetaImage", "MRC")
+    ),
     *(
         Format(
             kind,

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from isovoxel.readers.nifti import MOST_MARKS, GzipMarks, GzipStream
 from isovoxel.readers.raw import EndOfFileError
+from isovoxel.readers.raw_volume import MOST_MARKS, GzipMarks, GzipStream
 
 DATA = np.random.default_rng(5).integers(0, 40, 3_000_000, np.uint8).tobytes()
 
