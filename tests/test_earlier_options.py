@@ -17,10 +17,10 @@ import zarr
 
 import isovoxel as api
 from command_line import Isovoxel, check_refused
-from isovoxel import jobs
 from isovoxel.engines import devices
 from isovoxel.errors import JobError, OutputExistsError
 from isovoxel.execution.events import BlockDone, Event
+from isovoxel.execution.output import as_begun
 from isovoxel.options import Options, ScalingOptions
 from isovoxel.output.provenance import read_provenance
 
@@ -197,7 +197,7 @@ def test_a_device_that_is_not_given_is_that_of_the_bits(
     device = devices.find_device()
     others = [replace(device, name="another", index=0), replace(device, index=1)]
     monkeypatch.setattr(devices, "list_devices", lambda: others)
-    assert jobs.as_begun(out, Options()).device == "1"
-    assert jobs.as_begun(out, Options(device="0")).device == "0"
-    assert jobs.as_begun(out, Options(), here=False).device is None
-    assert jobs.as_begun(out, Options(overwrite=True)).device is None
+    assert as_begun(out, Options()).device == "1"
+    assert as_begun(out, Options(device="0")).device == "0"
+    assert as_begun(out, Options(), here=False).device is None
+    assert as_begun(out, Options(overwrite=True)).device is None

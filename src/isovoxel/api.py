@@ -128,7 +128,8 @@ def plan(
         volume = open_input(source, given)
         with open_cluster(given, client, source=source) as cluster:
             return plan_volume(volume, given, choose_sampling(volume, given), cluster)
-    from isovoxel.jobs import as_begun, foreseen, open_as_begun
+    from isovoxel.execution.output import as_begun
+    from isovoxel.jobs import foreseen, open_as_begun
 
     here = client is None and workers is None and scheduler is None
     volume, begun = open_as_begun(source, as_begun(output, given, here=here), given)

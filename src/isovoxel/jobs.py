@@ -1,8 +1,6 @@
 """The jobs of one output: begun or resumed, the image first, then its labels.
 
-1. Defaults may be others in a later version, on another machine, or for another command; they are for new outputs only.
-   What an output was made with stands in its attributes, and is taken from there where the user does not give it. What
-   is given is compared with it, and refused where it differs.
+1. What the user does not give is taken from the output, where there is one (`isovoxel.execution.output.as_begun`).
 2. An image is one job, its labels are another: of the same voxels, by the same factor, into the image's group. So they
    resume as any job does, and nothing of the image is made again for them. What can be wrong with the labels is checked
    before the image is begun.
@@ -17,11 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from isovoxel.errors import InputError, IsovoxelError, JobError, OptionError, OutputExistsError
+from isovoxel.errors import InputError, IsovoxelError, JobError, OptionError
 from isovoxel.execution.events import Event, Listener, Retried
 from isovoxel.execution.result import ScaleResult
 from isovoxel.object_store.addresses import Place, place_of, shown
-from isovoxel.options import HOW_FAR, Options
+from isovoxel.options import Options
 from isovoxel.output.membership import LABELS
 from isovoxel.planner import Sampling, choose_sampling, find_target, open_input, plan_volume
 from isovoxel.planning.plan import Plan
@@ -36,53 +34,6 @@ if TYPE_CHECKING:
 
 _SIZES = ("input_voxel_size", "unit")
 _PART = ("image", "level", "channel", "time", "crop", "axes")
-
-
-def as_begun(
-    output: str | Path, given: Options, *, defaults: Mapping[str, Any] | None = None, here: bool = True
-) -> Options:
-    """Return the options of a job: what is given, and else what its output was made with, if it is there.
-
-    Parameters
-    ----------
-    output
-        Path or address of the output.
-    given
-        Options that the user gives.
-    defaults
-        What the command does where nothing is given, and nothing is there.
-    here
-        Whether a device of this process does it.
-
-    Raises
-    ------
-    OutputExistsError
-        If something is given that differs.
-    """
-    from isovoxel.execution.output import made_by, made_otherwise
-    from isovoxel.execution.recipe import asked_otherwise, made_with
-
-    place = place_of(output)
-    made = None if given.overwrite else made_by(place)
-    if made is None:
-        return given.filled(defaults or {})
-    try:
-        was = made_with(made, str(output))
-    except InputError as error:
-        raise OutputExistsError(f"{error}; give --overwrite or another output") from error
-    if changed := asked_otherwise(was, given.given):
-        raise made_otherwise(place, made, changed)
-    if not given.given.keys().isdisjoint(HOW_FAR):
-        for name in ("factor", "like"):
-            was.pop(name, None)
-    options = given.filled({**(defaults or {}), **was})
-    if here and options.engine == "cle" and options.or_new("device") == "auto":
-        from isovoxel.engines.devices import list_devices
-
-        # Its bits depend on the device.
-        same = [str(device.index) for device in list_devices() if device.name == made["device"]["name"]]
-        return replace(options, device=same[0]) if same else options
-    return options
 
 
 def open_as_begun(source: Any, options: Options, given: Options) -> tuple[Volume, Options]:
@@ -208,24 +159,22 @@ def run_job(
     fill = options.on_corrupt == "fill"
     given = VolumeSource(source, options.input_voxel_size, options.unit, options.selection, fill)
     told: tuple[Listener, ...] = (tally, log_event, *order.listeners)
-    plan, elapsed = Job(planned, given, request, watch, told).run(_executor(options, cluster, device))
+    executor: Executor
+    if cluster is not None:  # which jobs of this process do not load
+        from isovoxel.execution.distributed.executor import DistributedExecutor
+
+        executor = DistributedExecutor(cluster)
+    else:
+        from isovoxel.execution.subprocess import SubprocessExecutor
+        from isovoxel.execution.threads import ThreadExecutor
+
+        executor = SubprocessExecutor(device) if options.isolate else ThreadExecutor(device)
+    plan, elapsed = Job(planned, given, request, watch, told).run(executor)
     stages = tally.stages | {"idle": elapsed.idle}
     expected = None if tally.done_before else forecast(plan, place)
     if tally.as_planned:
         keep_rate(plan, place, elapsed.seconds)
     return ScaleResult(shown(place), plan, elapsed.seconds, stages, peak_bytes(), tally, expected)
-
-
-def _executor(options: Options, cluster: Cluster | None, device: str) -> Executor:
-    """Return what makes a job's blocks; distributed is only loaded by jobs that need it."""
-    if cluster is not None:
-        from isovoxel.execution.distributed.executor import DistributedExecutor
-
-        return DistributedExecutor(cluster)
-    from isovoxel.execution.subprocess import SubprocessExecutor
-    from isovoxel.execution.threads import ThreadExecutor
-
-    return SubprocessExecutor(device) if options.isolate else ThreadExecutor(device)
 
 
 def output_request(volume: Volume, planned: Plan, place: Place, options: Options, sampling: Sampling) -> OutputRequest:
@@ -300,6 +249,7 @@ def scale_into(
     from isovoxel.execution.distributed.connect import open_cluster
     from isovoxel.execution.events import log_event
     from isovoxel.execution.inputs import check_apart, folders_of, read_as
+    from isovoxel.execution.output import as_begun
     from isovoxel.execution.retry import clause
     from isovoxel.object_store.retries import patience
 
@@ -391,6 +341,7 @@ def labels_beside(
         If they do not lie on the image's voxels, are none, or no block of them fits.
     """
     from isovoxel.execution.distributed.connect import check_reachable
+    from isovoxel.execution.output import as_begun
 
     labels = given.with_labels
     if cluster is not None:

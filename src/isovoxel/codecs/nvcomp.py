@@ -31,7 +31,7 @@ class _Options(ctypes.Structure):
 
 
 @cache
-def library() -> Any:
+def nvcomp_library() -> Any:
     """Return nvCOMP's library.
 
     Raises
@@ -80,11 +80,11 @@ class BatchCompressor:
         name = f"nvcompBatched{NAMES[codec]}Compress"
         self._block_bytes = block_bytes
         size, address = ctypes.c_size_t, ctypes.c_void_p
-        self._longest = getattr(library(), f"{name}GetMaxOutputChunkSize")
+        self._longest = getattr(nvcomp_library(), f"{name}GetMaxOutputChunkSize")
         self._longest.argtypes = size, _Options, ctypes.POINTER(size)
-        self._scratch = getattr(library(), f"{name}GetTempSize")
+        self._scratch = getattr(nvcomp_library(), f"{name}GetTempSize")
         self._scratch.argtypes = size, size, _Options, ctypes.POINTER(size), size, address
-        self._compress = getattr(library(), f"{name}Async")
+        self._compress = getattr(nvcomp_library(), f"{name}Async")
         self._compress.argtypes = (
             *(address, address, size, size),
             *(address, size),
@@ -162,13 +162,13 @@ class BatchChecksum:
 
     def __init__(self, pieces: int, longest: int) -> None:
         size, address = ctypes.c_size_t, ctypes.c_void_p
-        advise = library().nvcompBatchedCRC32GetHeuristicConf
+        advise = nvcomp_library().nvcompBatchedCRC32GetHeuristicConf
         advise.argtypes = address, size, ctypes.POINTER(_ChecksumKernel), size, address
         kernel = _ChecksumKernel()
         _check(advise(None, pieces, kernel, longest, None))
         kind = _ChecksumKind(0x1EDC6F41, 0xFFFFFFFF, True, True, 0xFFFFFFFF)
         self._options = _ChecksumOptions(kind, kernel)
-        self._sum = library().nvcompBatchedCRC32Async
+        self._sum = nvcomp_library().nvcompBatchedCRC32Async
         self._sum.argtypes = address, address, size, address, _ChecksumOptions, ctypes.c_int, address, address
 
     def __call__(self, begins: int, lengths: int, pieces: int, sums: int, statuses: int, stream: int) -> None:

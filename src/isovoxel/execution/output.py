@@ -17,7 +17,7 @@ import contextlib
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,10 @@ from isovoxel.errors import (
 )
 from isovoxel.execution.blocks import FLUSHING
 from isovoxel.execution.events import started
-from isovoxel.execution.recipe import differences
+from isovoxel.execution.recipe import asked_otherwise, differences, made_with
 from isovoxel.execution.retry import kept
 from isovoxel.object_store.addresses import Place, absolute, place_of
+from isovoxel.options import HOW_FAR, Options
 from isovoxel.output.attempt import Attempt, end_attempt, end_attempts
 from isovoxel.output.destination import check_destination
 from isovoxel.output.empty_shards import count_empty
@@ -356,3 +357,51 @@ def _ledger(folder: Place, made: Mapping[str, Any]) -> Ledger | None:
     """Return the ledger of an output, or None where it is gone or another's."""
     ledger = Ledger.read(folder)
     return ledger if ledger is not None and ledger.plan.fingerprint == made.get("fingerprint") else None
+
+
+def as_begun(
+    output: str | Path, given: Options, *, defaults: Mapping[str, Any] | None = None, here: bool = True
+) -> Options:
+    """Return the options of a job: what is given, and else what its output was made with, if it is there.
+
+    Defaults may be others in a later version, on another machine, or for another command; they are for new outputs
+    only. What an output was made with stands in its attributes. What is given is compared with it, and refused where
+    it differs.
+
+    Parameters
+    ----------
+    output
+        Path or address of the output.
+    given
+        Options that the user gives.
+    defaults
+        What the command does where nothing is given, and nothing is there.
+    here
+        Whether a device of this process does it.
+
+    Raises
+    ------
+    OutputExistsError
+        If something is given that differs.
+    """
+    place = place_of(output)
+    made = None if given.overwrite else made_by(place)
+    if made is None:
+        return given.filled(defaults or {})
+    try:
+        was = made_with(made, str(output))
+    except InputError as error:
+        raise OutputExistsError(f"{error}; give --overwrite or another output") from error
+    if changed := asked_otherwise(was, given.given):
+        raise made_otherwise(place, made, changed)
+    if not given.given.keys().isdisjoint(HOW_FAR):
+        for name in ("factor", "like"):
+            was.pop(name, None)
+    options = given.filled({**(defaults or {}), **was})
+    if here and options.engine == "cle" and options.or_new("device") == "auto":
+        from isovoxel.engines.devices import list_devices
+
+        # Its bits depend on the device.
+        same = [str(device.index) for device in list_devices() if device.name == made["device"]["name"]]
+        return replace(options, device=same[0]) if same else options
+    return options

@@ -29,8 +29,8 @@ from isovoxel.readers.registry import (
     images_by,
     known_formats,
     no_inner,
-    open_by,
     open_foreign,
+    open_with,
     recognised,
 )
 from isovoxel.readers.selection import EVERYTHING, Selection
@@ -230,7 +230,7 @@ def _open_address(place: ObjectPlace, selection: Selection) -> Volume:
     try:
         at = Location(place, name, "address")
         if (found := find_format(at)) is not None:
-            return open_by(found, at, selection)
+            return open_with(found, at, selection)
         there = place.is_file()
     except (IsovoxelError, MemoryError):
         raise
@@ -273,7 +273,7 @@ def _open_local(at: Location, selection: Selection) -> Volume:
     if at.kind == "file" and not at.first:
         raise InputError(f"{at.name} is empty (0 bytes)")
     if (own := find_format(at)) is not None:
-        return open_by(own, at, selection)
+        return open_with(own, at, selection)
     faults: list[str] = []
     if (other := recognised(at, faults)) is None:
         selection.check_kind(at.name)

@@ -231,7 +231,7 @@ def find_format(at: Location) -> Format | None:
     return next((one for one in FORMATS if at.kind in one.kinds and one.sniff(at)), None)
 
 
-def open_by(one: Format, at: Location, selection: Selection) -> Volume:
+def open_with(one: Format, at: Location, selection: Selection) -> Volume:
     """Open an input by a format that recognises it.
 
     Raises
@@ -412,7 +412,7 @@ def open_foreign(one: ForeignFormat, at: Location, selection: Selection) -> Volu
         If the plug-in fails, or gives no `Volume`.
     """
     try:
-        volume = open_by(one.format, at, selection)
+        volume = open_with(one.format, at, selection)
     except (IsovoxelError, MemoryError):
         raise
     except Exception as error:
