@@ -13,7 +13,7 @@ from isovoxel.errors import AddressError, OutputError, OutputExistsError
 from isovoxel.geometry.grid import VoxelGrid
 from isovoxel.metadata.ome import image_attributes
 from isovoxel.output.destination import check_destination
-from isovoxel.output.ledger_folder import REPLACED, claim
+from isovoxel.output.files import REPLACED, claim
 from isovoxel.output.replacing import set_aside
 
 

@@ -20,7 +20,7 @@ from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import VoxelGrid
 from isovoxel.object_store import clients
 from isovoxel.object_store.objects import PART_BYTES, ObjectPlace
-from isovoxel.output import lines, lock, shard_store
+from isovoxel.output import files, lock, shard_store
 from isovoxel.output.attempt import Attempt, Holder, forget
 from isovoxel.output.destination import check_destination
 from isovoxel.output.ledger import BLOCKS, JOB, NEW, Ledger, ledger_of, remove_ledger
@@ -374,7 +374,7 @@ def test_many_lines_take_few_objects(
     server: Server, out: ObjectPlace, plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those that come while a put is under way go together, and objects are filled; threads do not wait for them."""
-    monkeypatch.setattr(lines, "SEGMENT_BYTES", 5000)
+    monkeypatch.setattr(files, "SEGMENT_BYTES", 5000)
     monkeypatch.setattr(server, "instead", lambda method, _: time.sleep(0.02 * (method == "PUT")) or 0)
     ledger = Ledger.begin(ledger_of(out), plan)
     before = len(server.asked)
@@ -402,7 +402,7 @@ def test_lines_that_cannot_be_put_are_kept_and_said(
 ) -> None:
     """The next line says so; when the store is back, none is missing."""
     monkeypatch.setattr(clients, "RETRIES", 0)
-    monkeypatch.setattr(lines, "AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(files, "AGAIN_SECONDS", 0.01)
     clients._clients.clear()
     ledger = Ledger.begin(ledger_of(out), plan)
     server.instead = lambda method, _: 403 * (method == "PUT")

@@ -44,10 +44,9 @@ from isovoxel.execution.retry import changed, clause, kept
 from isovoxel.metadata.ome import omero_attribute
 from isovoxel.object_store.files import refusal
 from isovoxel.object_store.retries import patience, retry
-from isovoxel.output.empty_shards import shard_counts
+from isovoxel.output.files import NOW
 from isovoxel.output.ledger import NEW, Ledger
-from isovoxel.output.ledger_folder import NOW
-from isovoxel.output.provenance import RECEIPTS, read_provenance
+from isovoxel.output.provenance import RECEIPTS, read_provenance, shard_counts
 from isovoxel.output.replacing import save_ledger, set_aside
 from isovoxel.output.shard import ShardReceipt
 from isovoxel.output.shard_store import store_of

@@ -17,8 +17,8 @@ from isovoxel.errors import AddressError, OutputError, OutputExistsError
 from isovoxel.object_store.addresses import Place, is_address, place_of
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.zarr_nodes import is_zarr
+from isovoxel.output.files import NEW, NOW, REPLACED, check_folder
 from isovoxel.output.ledger import ledger_for
-from isovoxel.output.ledger_folder import NEW, NOW, REPLACED, check_folder
 from isovoxel.output.membership import Membership, membership_of
 from isovoxel.output.provenance import is_unfinished
 from isovoxel.output.replacing import bytes_on_disk, check_image, check_kept, check_zarr, is_noted

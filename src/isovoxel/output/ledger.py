@@ -7,7 +7,7 @@ Of an output that is a member of a zarr, it lies beside that one.
   is a further one, its number, and the seal of each shard: of 0 bytes where it is empty, and so no file. Lines are only
   ever appended, and copied when another process goes on, which cuts one off that was torn when the process died.
 - `lock` is held by the process that writes, see `isovoxel.output.lock`; `made-by-isovoxel` is the folder's mark, see
-  `isovoxel.output.ledger_folder`.
+  `isovoxel.output.files`.
 - `new` is an output for a moment: it is made here and moved to its place. `replaced` is an old output until the new one
   is complete, and `discarded` one that is being deleted, see `isovoxel.output.replacing`.
 
@@ -16,7 +16,7 @@ seal that does not match its file (torn, missing, from elsewhere) makes the bloc
 marked complete, the folder goes; where its receipts are to be kept, `job.json` and `blocks` stay.
 
 In an object store the same lies beside the output under the same names; `blocks` are several objects
-(`isovoxel.output.lines`), and `new` and `replaced` notes only (`isovoxel.output.destination`).
+(`isovoxel.output.files`), and `new` and `replaced` notes only (`isovoxel.output.destination`).
 """
 
 from __future__ import annotations
@@ -31,8 +31,7 @@ from isovoxel.errors import OutputError
 from isovoxel.object_store.addresses import Place
 from isovoxel.object_store.files import parse_json, write_whole
 from isovoxel.object_store.retries import gave_up, retry
-from isovoxel.output.empty_shards import EmptyShards
-from isovoxel.output.ledger_folder import (
+from isovoxel.output.files import (
     BLOCKS,
     JOB,
     LOCK,
@@ -40,13 +39,16 @@ from isovoxel.output.ledger_folder import (
     NEW,
     REPLACED,
     SAVED,
+    FileLines,
+    Lines,
+    ObjectLines,
     check_folder,
     claim,
     discard,
     read_own,
 )
-from isovoxel.output.lines import FileLines, Lines, ObjectLines
 from isovoxel.output.membership import Membership, membership_of
+from isovoxel.output.provenance import EmptyShards
 from isovoxel.output.shard import PARTIAL, ShardReceipt
 from isovoxel.planning.plan import Plan
 from isovoxel.planning.resume import plan_from_json, plan_to_json
