@@ -345,7 +345,7 @@ def verify(
     DoesNotFitError
         If a single voxel takes more than `memory`.
     """
-    from isovoxel.execution.integrity import verify_output
+    from isovoxel.execution.verify import verify_output
     from isovoxel.reporting.progress import reading_progress
 
     with reading_progress(progress) as view:
