@@ -25,14 +25,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.codecs.gpu import GpuEncodingError
-from isovoxel.engines.base import Cancelled, Engine, Stage
+from isovoxel.engines.base import Cancelled, Engine
 from isovoxel.errors import CorruptInputError
 from isovoxel.execution.events import BlockDone, EncodedByProcessor, Event, Filled, Retried
 from isovoxel.execution.executor import Task
-from isovoxel.execution.retry import BlockFailed, clause, retry_transient
+from isovoxel.execution.retry import BlockFailed, clause, may_pass
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.downsampling import Halver
-from isovoxel.object_store.retries import patience
+from isovoxel.object_store.retries import patience, retry
 from isovoxel.output.shard import PendingShard, ShardReceipt
 from isovoxel.planning.model import Block
 from isovoxel.planning.plan import Plan
@@ -157,7 +157,7 @@ class BlockMaker:
         """Return a box that is read for a block before that is made (map_overlap)."""
         with self._at_work():
             began = time.perf_counter()
-            voxels = self._attempt("reading", block, lambda: self._read(box))
+            voxels = self._attempt("reading", block, partial(self._read, box))
             self._read_seconds[block.index] = time.perf_counter() - began
         return voxels
 
@@ -188,11 +188,29 @@ class BlockMaker:
         with self._at_work(), self.engine.staged(block, self.plan) as stage:
             began = time.perf_counter()
             if voxels is None:
-                self._attempt("reading", block, lambda: self._read(block.read_box, stage.input))
+                self._attempt("reading", block, partial(self._read, block.read_box, stage.input))
             else:
                 stage.input[...] = unmasked(voxels)
-            seconds = time.perf_counter() - began + self._read_seconds.pop(block.index, 0.0)
-            return self._scale_and_encode(stage, block, flush, seconds)
+            read_seconds = time.perf_counter() - began + self._read_seconds.pop(block.index, 0.0)
+            began = time.perf_counter()
+            scaled = self._attempt("scaling", block, partial(stage.scale, self.cancelled))
+            between = time.perf_counter()
+            for box in block.write_box.tiles(self.plan.storage.shard):
+                shard = scaled.data[box.relative_to(block.write_box.start).slices]
+                flush(self._attempt("writing", block, partial(self._writer.encode, box, shard)))
+            self._encode_next(block, scaled.data, flush)
+            return BlockDone(
+                index=block.index,
+                voxels=block.write_box.size,
+                read_seconds=read_seconds,
+                wait_seconds=scaled.waited,
+                scale_seconds=between - began - scaled.waited,
+                write_seconds=time.perf_counter() - between,
+                flush_seconds=0.0,
+                pieces=scaled.pieces,
+                read_bytes=block.read_box.size * self.plan.source.itemsize,
+                level=block.level,
+            )
 
     def make(
         self,
@@ -215,7 +233,7 @@ class BlockMaker:
 
         def once() -> tuple[list[ShardReceipt], BlockDone]:
             with seat or nullcontext():
-                shards = flusher.begin(block, _sealed)
+                shards = Flushing(flusher, block, _sealed)
                 event = self.encode(block, shards.add, voxels)
             return shards.end(event).result()
 
@@ -229,29 +247,6 @@ class BlockMaker:
         for box in block.write_box.tiles(self.plan.storage.shard):
             seals += self.make(self.plan.block_of(block.index, box), flusher, seat=seat)[0]
         return seals, BlockDone(block.index, block.write_box.size, 0, 0, 0, 0, 0, level=block.level)
-
-    def _scale_and_encode(
-        self, stage: Stage, block: Block, flush: Callable[[PendingShard], None], read_seconds: float
-    ) -> BlockDone:
-        began = time.perf_counter()
-        scaled = self._attempt("scaling", block, partial(stage.scale, self.cancelled))
-        between = time.perf_counter()
-        for box in block.write_box.tiles(self.plan.storage.shard):
-            voxels = scaled.data[box.relative_to(block.write_box.start).slices]
-            flush(self._attempt("writing", block, partial(self._writer.encode, box, voxels)))
-        self._encode_next(block, scaled.data, flush)
-        return BlockDone(
-            index=block.index,
-            voxels=block.write_box.size,
-            read_seconds=read_seconds,
-            wait_seconds=scaled.waited,
-            scale_seconds=between - began - scaled.waited,
-            write_seconds=time.perf_counter() - between,
-            flush_seconds=0.0,
-            pieces=scaled.pieces,
-            read_bytes=block.read_box.size * self.plan.source.itemsize,
-            level=block.level,
-        )
 
     def _leave_out(self, block: Block, flush: Callable[[PendingShard], None]) -> BlockDone:
         """Make no file of a block that reads nothing but zeros, nor of that of the next level which is made of it."""
@@ -308,12 +303,15 @@ class BlockMaker:
         self._tell(Retried(block.index, doing, clause(error), pause, block.level))
 
     def _attempt(self, doing: str, block: Block, do: Callable[[], T]) -> T:
-        """Read, scale or write, and try again where that may help."""
+        """Read, scale or write, and again after each pause where that may help, the device's memory included."""
         try:
-            return retry_transient(do, partial(self._told, doing, block), self.cancelled)
+            with patience(partial(self._told, doing, block), self.cancelled):
+                return retry(do, may_pass)
         except (Cancelled, BlockFailed):
             raise
         except Exception as error:
+            if self.cancelled.is_set() and may_pass(error):
+                raise Cancelled from error
             raise BlockFailed(doing, block, error) from error
 
 
@@ -350,13 +348,19 @@ class Flusher:
         self.pool, self.patient = pool, patient
         self.free = threading.BoundedSemaphore(threads)
 
-    def begin(self, block: Block, conclude: Conclude[T]) -> Flushing[T]:
-        """Take a block whose shards will come, and what is done with it when all are on the disk."""
-        return Flushing(self, block, conclude)
-
 
 class Flushing(Generic[T]):
-    """A block whose shards are on their way to the disk; one thread adds them and ends."""
+    """A block whose shards are on their way to the disk; one thread adds them and ends.
+
+    Parameters
+    ----------
+    flusher
+        Waits for the disk.
+    block
+        Whose shards will come.
+    conclude
+        What is done with it when all are on the disk.
+    """
 
     def __init__(self, flusher: Flusher, block: Block, conclude: Conclude[T]) -> None:
         self._flusher, self._block, self._conclude = flusher, block, conclude
