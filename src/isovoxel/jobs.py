@@ -185,7 +185,6 @@ def output_request(volume: Volume, planned: Plan, place: Place, options: Options
     return OutputRequest(
         path=place,
         made=provenance(planned, volume, labels=sampling.labels, receipts=options.keep_receipts is True),
-        source_path=volume.identity.get("path"),
         overwrite=options.overwrite,
         cut=tuple(name for name in ("chunk", "shard") if name in options.given),
         said=next((name for name in ("zoom", "factor") if name in options.given), "voxel_size"),

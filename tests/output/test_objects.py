@@ -77,9 +77,9 @@ def create(out: ObjectPlace, by_way_of: ObjectPlace | None = None) -> OmeZarrWri
     )
 
 
-def check(out: ObjectPlace | str, *, overwrite: bool = False, source: str | None = None, waiting: int = 1) -> None:
+def check(out: ObjectPlace | str, *, overwrite: bool = False, waiting: int = 1) -> None:
     """Ask for a destination with little to say about it."""
-    check_destination(out, overwrite=overwrite, source_identity_path=source, nbytes=2**50, waiting=waiting)
+    check_destination(out, overwrite=overwrite, nbytes=2**50, waiting=waiting)
 
 
 # ---- shards ------------------------------------------------------------------------------------------------------
@@ -249,8 +249,8 @@ def test_a_full_disk_here_is_named(out: ObjectPlace, monkeypatch: pytest.MonkeyP
 def test_a_new_place_may_be_written_and_asking_writes_nothing(server: Server, out: ObjectPlace) -> None:
     """Any key will do; folders need not exist."""
     server.asked.clear()
-    check(out, source="s3://bucket/lab/in.zarr")
-    check(str(out), overwrite=True, source="/local/in.tif")
+    check(out)
+    check(str(out), overwrite=True)
     assert {asked.split()[0] for asked in server.asked} <= {"GET", "HEAD"}
 
 
@@ -289,19 +289,6 @@ def test_an_image_is_deleted_and_what_lies_beside_it_is_not(out: ObjectPlace, pl
     assert not out.is_dir()
     assert all(place.is_file() for place in beside)
     check(out)
-
-
-def test_input_and_output_do_not_lie_in_each_other(out: ObjectPlace) -> None:
-    """Whatever the scheme is called."""
-    create(out).close()
-    for source in (f"{out}", f"s3a://bucket/{out.key}/"):
-        with pytest.raises(OutputError, match="is the input itself"):
-            check(out, overwrite=True, source=source)
-    with pytest.raises(OutputError, match=r"the input .* lies inside the output"):
-        check(out, overwrite=True, source=f"{out}/0")
-    with pytest.raises(OutputError, match=r"the output .* lies inside the input"):
-        check(out / "new", source=str(out))
-    check(out.with_name("out.zarr2"), source=str(out))
 
 
 @pytest.mark.sampled(4)

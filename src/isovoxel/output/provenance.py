@@ -63,35 +63,38 @@ def read_provenance(path: str | os.PathLike[str] | ObjectPlace) -> dict[str, Any
     return provenance | {"complete": provenance.get("complete") is True}
 
 
-def is_complete(path: Place) -> bool:
-    """Tell whether an output is isovoxel's and complete."""
-    return _said_complete(path) is True
-
-
-def has_receipts(path: Place) -> bool:
-    """Tell whether an output is complete and the receipts of its shards were kept."""
-    return is_complete(path) and read_provenance(path).get(RECEIPTS) is True
-
-
-def is_unfinished(path: Place) -> bool:
-    """Tell whether an output is isovoxel's and not complete.
+def made_by(path: Place) -> dict[str, Any] | None:
+    """Return what an output's attributes say of what made it, or None where it is none of isovoxel's.
 
     Raises
     ------
     InputUnavailableError
         If a store does not say.
     """
-    return _said_complete(path) is False
-
-
-def _said_complete(path: Place) -> bool | None:
-    """Return whether an output says that it is complete; None where it is none of isovoxel's."""
     try:
-        return bool(read_provenance(path).get("complete"))
+        return read_provenance(path)
     except InputUnavailableError:
         raise
     except InputError:
         return None
+
+
+def is_complete(path: Place) -> bool:
+    """Return whether an output is isovoxel's and complete."""
+    made = made_by(path)
+    return made is not None and made["complete"]
+
+
+def is_unfinished(path: Place) -> bool:
+    """Return whether an output is isovoxel's and not complete."""
+    made = made_by(path)
+    return made is not None and not made["complete"]
+
+
+def has_receipts(path: Place) -> bool:
+    """Return whether an output is complete and the receipts of its shards were kept."""
+    made = made_by(path)
+    return made is not None and made["complete"] and made.get(RECEIPTS) is True
 
 
 def shard_counts(plan: Plan) -> tuple[int, ...]:
