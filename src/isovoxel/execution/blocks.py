@@ -243,10 +243,10 @@ class BlockMaker:
         self, block: Block, flusher: Flusher, seat: AbstractContextManager[Any] | None = None
     ) -> tuple[list[ShardReceipt], BlockDone]:
         """Make a block that is too large for the host's memory, one shard after the other; see `make`."""
-        seals: list[ShardReceipt] = []
+        receipts: list[ShardReceipt] = []
         for box in block.write_box.tiles(self.plan.storage.shard):
-            seals += self.make(self.plan.block_of(block.index, box), flusher, seat=seat)[0]
-        return seals, BlockDone(block.index, block.write_box.size, 0, 0, 0, 0, 0, level=block.level)
+            receipts += self.make(self.plan.block_of(block.index, box), flusher, seat=seat)[0]
+        return receipts, BlockDone(block.index, block.write_box.size, 0, 0, 0, 0, 0, level=block.level)
 
     def _leave_out(self, block: Block, flush: Callable[[PendingShard], None]) -> BlockDone:
         """Make no file of a block that reads nothing but zeros, nor of that of the next level which is made of it."""
@@ -316,12 +316,12 @@ class BlockMaker:
 
 
 def _sealed(
-    _block: Block, seals: list[ShardReceipt] | Exception, event: BlockDone
+    _block: Block, receipts: list[ShardReceipt] | Exception, event: BlockDone
 ) -> tuple[list[ShardReceipt], BlockDone]:
     """Pass on what became of a block's shards."""
-    if isinstance(seals, Exception):
-        raise seals
-    return seals, event
+    if isinstance(receipts, Exception):
+        raise receipts
+    return receipts, event
 
 
 FLUSHING = 2
@@ -366,7 +366,7 @@ class Flushing(Generic[T]):
         self._flusher, self._block, self._conclude = flusher, block, conclude
         self._future: Future[T] = Future()
         self._lock = threading.Lock()
-        self._seals: list[ShardReceipt | None] = []
+        self._receipts: list[ShardReceipt | None] = []
         self._error: Exception | None = None
         self._left = 1  # until `end`
         self._event: BlockDone | None = None
@@ -376,8 +376,8 @@ class Flushing(Generic[T]):
         """Begin to flush the next shard of the block, once fewer wait than may."""
         self._flusher.free.acquire()  # so that none is queued, and forgotten when the job fails
         with self._lock:
-            number = len(self._seals)
-            self._seals.append(None)
+            number = len(self._receipts)
+            self._receipts.append(None)
             self._left += 1
         try:
             self._flusher.pool.submit(self._seal, number, shard)
@@ -402,7 +402,7 @@ class Flushing(Generic[T]):
         try:
             if self._error is None:
                 with self._flusher.patient(self._block):
-                    self._seals[number] = shard.seal()
+                    self._receipts[number] = shard.seal()
             else:
                 shard.drop()
         except Exception as error:  # noqa: BLE001 - kept for whoever concludes
@@ -416,11 +416,11 @@ class Flushing(Generic[T]):
             if self._left:
                 return
         assert self._event is not None  # noqa: S101 - for type checkers: `end` was called
-        seals = [seal for seal in self._seals if seal is not None]
-        seconds, stored = time.perf_counter() - self._began, sum(seal.size for seal in seals)
+        receipts = [receipt for receipt in self._receipts if receipt is not None]
+        seconds, stored = time.perf_counter() - self._began, sum(receipt.size for receipt in receipts)
         event = replace(self._event, flush_seconds=seconds, stored_bytes=stored)
         try:
-            done = self._conclude(self._block, self._error or seals, event)
+            done = self._conclude(self._block, self._error or receipts, event)
         except BaseException as error:  # noqa: BLE001 - whoever waits for the future raises it
             self._future.set_exception(error)
         else:
