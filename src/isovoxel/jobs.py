@@ -133,9 +133,9 @@ def run_job(
     from isovoxel.execution.events import log_event
     from isovoxel.execution.executor import VolumeSource
     from isovoxel.execution.forecast import forecast, keep_rate
-    from isovoxel.execution.host import peak_bytes
     from isovoxel.execution.job import Job
     from isovoxel.execution.output import is_made_already
+    from isovoxel.execution.resources import peak_bytes
     from isovoxel.execution.result import Tally
     from isovoxel.output.destination import output_place
 

@@ -39,7 +39,7 @@ from isovoxel.errors import DeviceLostError
 from isovoxel.execution.blocks import FLUSHING, BlockMaker, Flusher, Flushing
 from isovoxel.execution.events import BlockDone, Listener, Retried, Slowed
 from isovoxel.execution.executor import Elapsed, InterruptedAgain, LevelProgress, Task
-from isovoxel.execution.host import return_freed_memory
+from isovoxel.execution.resources import return_freed_memory
 from isovoxel.execution.retry import BlockFailed, clause
 from isovoxel.execution.subprocess import SubprocessExecutor
 from isovoxel.object_store import retries

@@ -26,8 +26,8 @@ import numpy as np
 from isovoxel.errors import DoesNotFitError, InputError, InputMissingError, InputUnavailableError, OptionError
 from isovoxel.execution.comparison import SIDE, bytes_of, compare_in_pieces, error_jumps, sample_boxes
 from isovoxel.execution.events import Reading
-from isovoxel.execution.host import reading_limits
 from isovoxel.execution.recipe import Recipe
+from isovoxel.execution.resources import reading_limits
 from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.object_store.addresses import Place, has_place, place_of
