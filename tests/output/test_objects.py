@@ -23,7 +23,8 @@ from isovoxel.object_store.objects import PART_BYTES, ObjectPlace
 from isovoxel.output import files, lock, shard_store
 from isovoxel.output.attempt import Attempt, Holder, forget
 from isovoxel.output.destination import check_destination
-from isovoxel.output.ledger import BLOCKS, JOB, NEW, Ledger, ledger_of, remove_ledger
+from isovoxel.output.files import BLOCKS, JOB, NEW
+from isovoxel.output.ledger import Ledger, ledger_of, remove_ledger
 from isovoxel.output.lock import ObjectLock, read_holder
 from isovoxel.output.ome_zarr import mark_complete, missing_shards
 from isovoxel.output.provenance import read_provenance

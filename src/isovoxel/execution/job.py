@@ -43,8 +43,8 @@ from isovoxel.execution.retry import changed, clause, kept
 from isovoxel.metadata.ome import omero_attribute
 from isovoxel.object_store.files import refusal
 from isovoxel.object_store.retries import patience, retry
-from isovoxel.output.files import NOW
-from isovoxel.output.ledger import NEW, Ledger
+from isovoxel.output.files import NEW, NOW
+from isovoxel.output.ledger import Ledger
 from isovoxel.output.provenance import RECEIPTS, read_provenance, shard_counts
 from isovoxel.output.replacing import save_ledger, set_aside
 from isovoxel.output.shard import ShardReceipt

@@ -39,8 +39,8 @@ from isovoxel.object_store.addresses import Place, absolute, place_of
 from isovoxel.options import HOW_FAR, Options
 from isovoxel.output.attempt import Attempt, end_attempt, end_attempts
 from isovoxel.output.destination import check_destination
-from isovoxel.output.files import check_folder
-from isovoxel.output.ledger import BLOCKS, JOB, LOCK, REPLACED, Ledger, ledger_of, remove_ledger
+from isovoxel.output.files import BLOCKS, JOB, LOCK, REPLACED, check_folder
+from isovoxel.output.ledger import Ledger, ledger_of, remove_ledger
 from isovoxel.output.lock import lock_output, read_holder
 from isovoxel.output.provenance import RECEIPTS, count_empty, made_by
 from isovoxel.output.replacing import needs_settling, put_back, settle

@@ -53,8 +53,6 @@ from isovoxel.output.shard import PARTIAL, ShardReceipt
 from isovoxel.planning.plan import Plan
 from isovoxel.planning.resume import plan_from_json, plan_to_json
 
-__all__ = ["BLOCKS", "JOB", "LOCK", "NEW", "REPLACED", "Ledger", "ledger_for", "ledger_of", "remove_ledger"]
-
 
 def ledger_of(output: Place) -> Place:
     """Return the folder that knows what of an output is done.
