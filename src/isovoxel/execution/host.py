@@ -1,4 +1,4 @@
-"""Resources of this machine for a job: its memory and cores, and the memory that this process holds."""
+"""Memory and cores of this machine, and the memory that this process holds."""
 
 from __future__ import annotations
 

@@ -1,0 +1,332 @@
+"""Layers of napari as inputs and results of jobs: what of a layer is scaled, and where its result lies.
+
+1. A layer that shows a file is scaled from the file, so that the command line can resume its job, and memory does not
+   have to hold it. Whether a file, or which level and channel of it, is what the layer shows is decided by voxels: some
+   are compared before a plan is made. Where none is, the layer's array is scaled.
+2. The voxel size is that of the layer, where it says one, else that of the file.
+3. The result lies in the layer's world: at its scale divided by the factors, moved so that the outer faces of the
+   volume stay where they are.
+
+Nothing here needs napari or Qt: a layer is what has the attributes of one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from isovoxel.api import ScaleResult, open_volume
+from isovoxel.errors import InputError, IsovoxelError
+from isovoxel.geometry.grid import AXES, Float3
+from isovoxel.object_store.addresses import is_address
+from isovoxel.options import Opening
+from isovoxel.readers.arrays import as_dask
+from isovoxel.readers.base import Volume
+from isovoxel.readers.open import images_of
+
+NAMES = "tczyx"
+"""Names that axes of a layer may have, in the order of OME-Zarr."""
+UNNAMED = {2: "yx", 3: "zyx", 4: "tzyx", 5: "tczyx"}
+"""What the axes of an array are taken for that nothing names, by their number."""
+SAMPLED = 256
+"""Voxels along y and x of a part that is compared."""
+PLACES = (0.5, 0.25, 0.75)
+"""Where in the volume parts are compared, as shares of what lies before them along each axis."""
+MOST_IMAGES = 100
+"""Images of a file of several that are looked at."""
+WRITTEN = "isovoxel"
+"""The key of a result layer's metadata that has the path of its OME-Zarr."""
+LOOK = {
+    "image": ("colormap", "contrast_limits", "gamma", "blending", "opacity", "rendering"),
+    "labels": ("colormap", "blending", "opacity"),
+}
+"""What a result layer takes over from its input, by its kind."""
+
+
+@dataclass(frozen=True)
+class LayerInput:
+    """What of a layer is scaled."""
+
+    source: Any
+    """A path or an address, or the layer's array."""
+    opening: Opening
+    """Which part of the source it is."""
+    volume: Volume
+    """The part, opened."""
+    axes: str
+    """The name of each axis of the layer."""
+    voxel_size: Float3
+    """Voxel size, z, y, x, as far as layer and file say it."""
+    unit: str | None
+    """Its unit, where one of them says it."""
+    sized: bool
+    """Whether one of them says the voxel size."""
+    labels: bool
+    """Whether voxels are labels."""
+    why: str = ""
+    """Why the layer's file is not what is scaled, as a clause, where it has one."""
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is read from a file, which the command line opens too."""
+        return isinstance(self.source, str)
+
+
+# ---- from a layer to a volume ----------------------------------------------------------------------------------------
+
+
+def find_input(layer: Any, axes: str = "", *, file: bool = True) -> LayerInput:
+    """Return what of a layer is scaled.
+
+    Parameters
+    ----------
+    layer
+        An image or labels layer.
+    axes
+        Names of its axes, such as "tzyx", where the user gives them.
+    file
+        Whether its file may be taken.
+
+    Raises
+    ------
+    InputError
+        If it is RGB, or neither its file nor its array is a volume.
+    """
+    if getattr(layer, "rgb", False):
+        raise InputError(
+            f"{layer.name} is an RGB image; split it into one layer for each colour (right click, Split RGB)"
+        )
+    array = finest(layer)
+    named = axes or _named(layer)
+    why = ""
+    if file and (path := _path(layer)):
+        for source, opening in _openings(path, layer, named, len(array.shape)):
+            try:
+                found = list(_matching(source, opening, array, named))
+            except IsovoxelError as error:
+                why = why or str(error)
+                continue
+            if len(found) == 1:
+                return _input(layer, source, *found[0])
+            if found:
+                why = f"several parts of {source} hold the same voxels"
+        why = why or f"{path} holds other voxels"
+    names = named or UNNAMED.get(len(array.shape), "")
+    given: Opening = {"axes": names} if len(array.shape) > len(AXES) else {}
+    return _input(layer, array, given, open_volume(array, **given), names, why)
+
+
+def finest(layer: Any) -> Any:
+    """Return the array of a layer: of one with several resolution levels, that of the finest."""
+    return layer.data[0] if getattr(layer, "multiscale", False) else layer.data
+
+
+def _path(layer: Any) -> str:
+    """Return the path or the address of what a layer shows, or nothing."""
+    path = layer.metadata.get(WRITTEN) or layer.source.path
+    if not path:
+        return ""
+    return str(path) if is_address(str(path)) else str(Path(path).absolute())
+
+
+def _named(layer: Any) -> str:
+    """Return the names of a layer's axes, or nothing where some have none that is known."""
+    names = "".join(name.lower()[:1] if name.lower() in WORDS else name.lower() for name in map(str, layer.axis_labels))
+    known = {"y", "x"} <= set(names) <= set(NAMES) and len(set(names)) == len(names)
+    return names if known and len(names) == len(layer.axis_labels) else ""
+
+
+WORDS = ("time", "channel")
+"""Axes that some readers name by a word, which begins with the letter of the axis."""
+
+
+def _openings(path: str, layer: Any, named: str, ndim: int) -> Iterator[tuple[str, Opening]]:
+    """Yield what a layer may show of a path, as the keywords that open it."""
+    place = Path(path)
+    if place.name.isdecimal():  # a level of an OME-Zarr, which by itself has no voxel size
+        yield str(place.parent), {"level": int(place.name)}
+    yield path, {}
+    if ndim > len(AXES):
+        yield path, {"axes": named or UNNAMED[ndim]}
+    if _kind(layer) == "labels" and not is_address(path):
+        for labels in sorted((place / "labels").glob("*/")):
+            yield str(labels), {}
+    with contextlib.suppress(IsovoxelError):  # of a kind that holds one image
+        for image in images_of(path).images[:MOST_IMAGES]:
+            yield path, {"image": image.path}
+
+
+def _matching(source: str, opening: Opening, array: Any, named: str) -> Iterator[tuple[Opening, Volume, str]]:
+    """Yield the parts of a source that hold an array's voxels, with the names of the array's axes."""
+    volume = open_volume(source, **opening)
+    parts: list[Opening] = [opening]
+    if "level" not in opening:
+        parts += [{**opening, "level": level} for level in range(1, 1 + len(volume.coarser))]
+    channels = next((axis.length for axis in volume.series if axis.name == "c"), 0)
+    parts += [{**part, "channel": channel} for part in parts for channel in range(channels)]
+    for part in parts:
+        one = volume if part is opening else open_volume(source, **part)
+        for axes in [named] if named else _possible_axes(array.shape, one):
+            if _lengths(one, axes) == tuple(array.shape) and _holds(one, axes, array):
+                yield part, one, axes
+                break
+
+
+def _possible_axes(shape: Sequence[int], volume: Volume) -> Iterator[str]:
+    """Yield the names that the axes of an array may have if it holds a volume, those in the usual order first."""
+    for axes in permutations(NAMES, min(len(shape), len(NAMES))):
+        if {"y", "x"} <= set(axes) and _lengths(volume, "".join(axes)) == tuple(shape):
+            yield "".join(axes)
+
+
+def _lengths(volume: Volume, axes: str) -> tuple[int, ...]:
+    """Return a volume's shape, its axes in an order; nothing where one is missing that has several entries."""
+    lengths = dict.fromkeys(NAMES, 1) | {axis.name: axis.length for axis in volume.series}
+    lengths |= dict(zip(AXES, volume.shape, strict=True))
+    found = tuple(lengths[name] for name in axes)
+    return found if math.prod(found) == math.prod(lengths.values()) else ()
+
+
+def _holds(volume: Volume, axes: str, array: Any) -> bool:
+    """Return whether some parts of a volume are the same as those of an array."""
+    voxels = _in_order(volume, axes)
+    wide = [SAMPLED if name in "yx" else 1 for name in axes]
+    for place in PLACES:
+        starts = [max(0, int(place * (n - w))) for n, w in zip(array.shape, wide, strict=True)]
+        if not _equal(voxels, array, tuple(slice(a, a + w) for a, w in zip(starts, wide, strict=True))):
+            return False
+    return True
+
+
+def _in_order(volume: Volume, axes: str) -> Any:
+    """Return a volume as a dask array whose axes are in an order."""
+    return arranged(as_dask(volume), [*(axis.name for axis in volume.series), *AXES], axes)
+
+
+def _equal(voxels: Any, array: Any, part: tuple[slice, ...]) -> bool:
+    """Return whether a part of two arrays is the same, once one has the type that the other was converted to."""
+    theirs = np.asarray(array[part])
+    return np.array_equal(np.asarray(voxels[part]), theirs.astype(voxels.dtype), equal_nan=voxels.dtype.kind == "f")
+
+
+def arranged(array: Any, names: Sequence[str], axes: str) -> Any:
+    """Return an array with its axes in an order.
+
+    Parameters
+    ----------
+    array
+        What can be transposed and indexed.
+    names
+        The name of each of its axes.
+    axes
+        Names of the axes that are wanted: what is not there has length 1, and of what is not wanted the first is taken.
+
+    Examples
+    --------
+    >>> arranged(np.ones((2, 3, 4, 5)), "czyx", "tzcyx").shape
+    (1, 3, 2, 4, 5)
+    """
+    array = array[tuple(slice(None) if name in axes else 0 for name in names)]
+    kept = [name for name in names if name in axes]
+    array = array.transpose([kept.index(name) for name in axes if name in kept])
+    return array[tuple(slice(None) if name in kept else None for name in axes)]
+
+
+def is_unchanged(found: LayerInput, layer: Any) -> bool:
+    """Return whether a file holds all voxels of a layer that lies in memory, where they may have been edited."""
+    from dask.array.core import slices_from_chunks
+
+    array = finest(layer)
+    if not found.is_file or not isinstance(array, np.ndarray):
+        return True
+    voxels = _in_order(found.volume, found.axes)
+    return all(_equal(voxels, array, part) for part in slices_from_chunks(voxels.chunks))
+
+
+def _input(layer: Any, source: Any, opening: Opening, volume: Volume, axes: str, why: str = "") -> LayerInput:
+    """Return what of a layer is scaled, with the voxel size that it has."""
+    scale = {name: abs(float(size)) for name, size in zip(axes, layer.scale, strict=True)}
+    units = {name: str(unit) for name, unit in zip(axes, layer.units, strict=True)}
+    unit = units["x"]
+    known = [unit != "pixel", *(scale[name] != 1 for name in AXES if name in scale)]
+    size, sized = volume.voxel_size or (1.0, 1.0, 1.0), volume.voxel_size is not None
+    if any(known) and len({units[name] for name in AXES if name in units}) == 1:
+        z, y, x = (scale.get(name, own) for name, own in zip(AXES, size, strict=True))
+        size, sized = (z, y, x), True
+    told = unit if unit != "pixel" else volume.unit
+    labels = _kind(layer) == "labels" or volume.labels
+    return LayerInput(source, opening, volume, axes, size, told, sized, labels, why)
+
+
+def _kind(layer: Any) -> str:
+    """Return "image" or "labels"."""
+    return "labels" if "Labels" in {each.__name__ for each in type(layer).__mro__} else "image"
+
+
+def default_output(layer: Any) -> str:
+    """Return the path of a new OME-Zarr beside a layer's file, or in the user's folder."""
+    path = _path(layer)
+    folder = Path.home() if not path or is_address(path) else Path(path).parent
+    name = re.sub(r"[^\w.-]+", "_", layer.name).strip("_.") or "layer"
+    return str(folder / f"{name}_isotropic.zarr")
+
+
+# ---- from a result to a layer ----------------------------------------------------------------------------------------
+
+
+def new_scale(layer: Any, axes: str, voxel_size: Float3, unit: str | None) -> dict[str, Any]:
+    """Return scale, translation and units that a layer has with a voxel size; nothing where it has that one."""
+    sizes = dict(zip(AXES, voxel_size, strict=True))
+    scale = [sizes.get(name, own) for name, own in zip(axes, layer.scale, strict=True)]
+    had = [str(unit) for unit in layer.units]
+    units = [unit or own if name in AXES else own for name, own in zip(axes, had, strict=True)]
+    if np.allclose(scale, layer.scale, rtol=1e-9, atol=0) and units == had:
+        return {}
+    # Without a unit the layer lies in its own voxels, and so does its translation.
+    counted = set(had) == {"pixel"}
+    moved = np.asarray(layer.translate) * (np.asarray(scale) / layer.scale if counted else 1)
+    return {"scale": scale, "translate": list(moved), "units": units}
+
+
+def result_layer(layer: Any, found: LayerInput, result: ScaleResult) -> tuple[Any, dict[str, Any], str]:
+    """Return the layer that shows a result, as napari takes it: its levels, lazy; its arguments; its kind.
+
+    Parameters
+    ----------
+    layer
+        The layer that was scaled, in whose world the result lies.
+    found
+        What of it was.
+    result
+        What was made of that.
+    """
+    plan = result.plan
+    names = [*(name for name, _ in plan.source.series), *AXES]
+    levels = [arranged(result.open(level), names, found.axes) for level in range(1 + len(plan.further))]
+    factors = dict(zip(AXES, plan.factor, strict=True))
+    factor = np.array([factors.get(name, 1.0) for name in found.axes])
+    # Voxel 0 of the result in voxels of the layer; what lies behind it in the world, but for the layer's own affine.
+    first = (1 / factor - 1) / 2
+    kind = "labels" if found.labels else "image"
+    arguments = {name: getattr(layer, name) for name in LOOK[kind] if kind == _kind(layer)}
+    arguments |= {
+        "name": f"{layer.name} isotropic",
+        "scale": np.asarray(layer.scale) / factor,
+        "translate": layer.affine.inverse(layer.data_to_world(first)),
+        "rotate": layer.rotate,
+        "shear": layer.shear,
+        "affine": layer.affine,
+        "units": layer.units,
+        "axis_labels": layer.axis_labels,
+        "multiscale": len(levels) > 1,
+        "metadata": {WRITTEN: str(result.path)},
+    }
+    return levels if len(levels) > 1 else levels[0], arguments, kind
