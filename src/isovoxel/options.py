@@ -235,11 +235,12 @@ class Options:
     """"auto" (default), "cpu", or "gpu", which takes an NVIDIA GPU and the extra ``nvidia-cu13`` or ``nvidia-cu12``.
     The voxels are the same; the files differ in length."""
     ome_zarr: str | None = _option(
-        "Version of the output; default: 0.5. 0.4 has no shards: it is one file a chunk.",
+        "Version of the output; default: 0.5. 0.4 has no shards: it is one file a chunk. 0.6 is experimental.",
         choices=tuple(OME_ZARR),
         new="0.5",
     )
-    """Version of OME-Zarr: "0.5" (default), or "0.4", which makes a file of each chunk."""
+    """Version of OME-Zarr: "0.5" (default); "0.4", which makes a file of each chunk; or "0.6", which is experimental
+    as long as the specification (RFC-5) is not final: outputs may have to be written again."""
     empty: str | None = _option(
         "Chunks of nothing but zeros; default: skip, which does not store them.", choices=EMPTY, new="skip"
     )

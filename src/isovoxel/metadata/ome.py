@@ -5,9 +5,13 @@ may have a scale and a translation of its own, applied after the level's: ``worl
 What does not touch the geometry (names, unknown keys, rendering) is not looked at, so files with small sins
 open; what does touch it is checked to the last number, for a wrong guess would be a wrong voxel size.
 
-Writing: an image of OME-Zarr 0.5 or 0.4, built with yaozarrs' models, which follow the specification.
+In 0.6, which is still being made, axes belong to a coordinate system, and a level's transforms, which may be put
+together as a sequence, lead to it. Transforms from there to other systems are not regarded; a note tells of them.
 
-Source: https://ngff.openmicroscopy.org/0.4/ and https://ngff.openmicroscopy.org/0.5/, "multiscales".
+Writing: an image of OME-Zarr 0.5 or 0.4, built with yaozarrs' models, which follow the specification; that of 0.6 is
+made of one of 0.5.
+
+Source: https://ngff.openmicroscopy.org/0.4/ and https://ngff.openmicroscopy.org/0.5/, "multiscales"; RFC-5 for 0.6.
 """
 
 from __future__ import annotations
@@ -26,6 +30,12 @@ from isovoxel.metadata.series import Channel, SeriesAxis, checked_color, encodab
 
 TIME = ("t", "time")
 """What the time axis is called."""
+RFC5 = "0.6"
+"""The version with coordinate systems; files say which state of its making they follow, such as 0.6.dev4."""
+RFC5_WRITTEN = "0.6.dev4"
+"""What an image says that is written."""
+INTRINSIC = "physical"
+"""What the coordinate system is called of an image of 0.6 that is written."""
 _WITHOUT_SIZES = ("0.1", "0.2", "0.3")
 """Versions of OME-Zarr of before there were scales."""
 _SHOWN = 60
@@ -47,7 +57,9 @@ class Level:
     units: tuple[str | None, ...]
     """Unit of each axis as the file spells it, or None where it gives none."""
     version: str
-    """Version of OME-Zarr, "0.4" or "0.5"."""
+    """Version of OME-Zarr, "0.4", "0.5" or "0.6"."""
+    note: str = ""
+    """What of the metadata is not regarded, as a clause, or nothing."""
 
 
 def read_levels(attributes: Mapping[str, Any], name: str) -> list[Level]:
@@ -56,7 +68,7 @@ def read_levels(attributes: Mapping[str, Any], name: str) -> list[Level]:
     Parameters
     ----------
     attributes
-        Attributes of a zarr group: OME-Zarr 0.5 under the key "ome", 0.4 with "multiscales" at the top.
+        Attributes of a zarr group: OME-Zarr 0.5 and 0.6 under the key "ome", 0.4 with "multiscales" at the top.
     name
         What the user called the input; messages begin with it.
 
@@ -72,6 +84,9 @@ def read_levels(attributes: Mapping[str, Any], name: str) -> list[Level]:
     """
     reader = _Reader(name)
     multiscale, version = reader.multiscale(attributes)
+    note = ""
+    if version == RFC5:
+        multiscale, note = reader.of_rfc5(multiscale)
     axes, units = reader.axes(multiscale.get("axes"))
     spatial = [axis.lower() in AXES for axis in axes]
     # A missing or empty list is the identity: unlike a level's, the image's own scale is optional.
@@ -97,7 +112,7 @@ def read_levels(attributes: Mapping[str, Any], name: str) -> list[Level]:
             reader.fail(f"{where} has no scale, so its voxel size is not known")
         scale, translation = _combined(scale, translation, *outer)
         reader.check(scale, translation, spatial, where)
-        levels.append(Level(path, axes, scale, translation, units, version))
+        levels.append(Level(path, axes, scale, translation, units, version, note))
     return levels
 
 
@@ -159,18 +174,19 @@ def image_attributes(
     series
         Axes along which there are several volumes; they come before z, y and x.
     version
-        Of OME-Zarr, "0.5" or "0.4".
+        Of OME-Zarr, "0.5", "0.4" or "0.6".
 
     Returns
     -------
     dict
-        Of plain JSON values, in 0.5 ``{"ome": {...}}``; `read_levels` gives the grid's numbers back to the last bit.
+        Of plain JSON values, in 0.5 and 0.6 ``{"ome": {...}}``; `read_levels` gives the grid's numbers back to the
+        last bit.
     """
     # Only who writes waits for pydantic.
     import yaozarrs
 
     # The models of both versions have the same names, though no common type.
-    models: Any = yaozarrs.v05 if version == "0.5" else yaozarrs.v04
+    models: Any = yaozarrs.v04 if version == "0.4" else yaozarrs.v05
     with warnings.catch_warnings():
         # A unit beyond the specification's list is legal ("SHOULD"), and dropping it would lose it.
         warnings.simplefilter("ignore")
@@ -206,7 +222,33 @@ def image_attributes(
             label = models.ImageLabel().model_dump(mode="json", exclude_none=True)
             models.LabelImage.model_validate(attributes | {"image-label": label})
             attributes["image-label"] = label
-        return {"ome": attributes} if version == "0.5" else attributes
+        if version == RFC5:
+            attributes = _as_rfc5(attributes)
+        return attributes if version == "0.4" else {"ome": attributes}
+
+
+def _as_rfc5(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the attributes of an image of 0.5 as 0.6 has them."""
+    images = []
+    for image in attributes["multiscales"]:
+        datasets = [
+            {
+                **dataset,
+                "coordinateTransformations": [
+                    {
+                        "type": "sequence",
+                        "input": {"path": dataset["path"]},
+                        "output": {"name": INTRINSIC},
+                        "transformations": dataset["coordinateTransformations"],
+                    }
+                ],
+            }
+            for dataset in image["datasets"]
+        ]
+        systems = [{"name": INTRINSIC, "axes": image["axes"]}]
+        rest = {key: value for key, value in image.items() if key != "axes"}
+        images.append({**rest, "coordinateSystems": systems, "datasets": datasets})
+    return {**attributes, "version": RFC5_WRITTEN, "multiscales": images}
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +282,8 @@ class _Reader:
             self.fail(f"multiscales must be a list of objects, not {_shown(images)}")
         # 0.5 has the version beside the images and demands it; 0.4 has it in each image and recommends it.
         found = home.get("version") if version == "0.5" else images[0].get("version", version)
+        if version == "0.5" and isinstance(found, str) and f"{found}.".startswith(f"{RFC5}."):
+            return images[0], RFC5
         if found != version:
             if found in _WITHOUT_SIZES:
                 raise InputError(
@@ -248,9 +292,41 @@ class _Reader:
                 )
             raise InputError(
                 f"{self.name} says that its OME-Zarr version is {_shown(found)}; "
-                f"isovoxel reads 0.4, and 0.5 under the attribute 'ome'"
+                f"isovoxel reads 0.4, and 0.5 and 0.6 under the attribute 'ome'"
             )
         return images[0], version
+
+    def of_rfc5(self, image: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+        """Return an image of 0.6 as 0.5 has it, and what of it is not regarded."""
+        systems = image.get("coordinateSystems")
+        if not isinstance(systems, list) or not all(isinstance(system, Mapping) for system in systems):
+            self.fail(f"coordinateSystems must be a list of objects, not {_shown(systems)}")
+        datasets = image.get("datasets")
+        if not isinstance(datasets, list) or not all(isinstance(dataset, Mapping) for dataset in datasets):
+            self.fail(f"datasets must be a list of levels, not {_shown(datasets)}")
+        levels, outputs = [], []
+        for index, dataset in enumerate(datasets):
+            transforms = dataset.get("coordinateTransformations")
+            if not isinstance(transforms, list) or len(transforms) != 1 or not isinstance(transforms[0], Mapping):
+                self.fail(f"the coordinateTransformations of level {index} must be a list of one object")
+            outputs.append(_name_of(transforms[0].get("output")))
+            found = transforms[0].get("transformations") if transforms[0].get("type") == "sequence" else transforms
+            if isinstance(found, list) and all(isinstance(one, Mapping) for one in found):
+                # In 0.5 each level has a scale, and 0.6 lets one that is 1 along each axis be left out.
+                found = [one for one in found if one.get("type") != "identity"]
+            levels.append({**dataset, "coordinateTransformations": found})
+        home = [system for system in systems if system.get("name") in outputs]
+        if len(home) != 1 or len(set(outputs)) != 1:
+            self.fail("its levels do not all lead to one of its coordinateSystems")
+        axes = home[0].get("axes")
+        for level in levels:
+            if level["coordinateTransformations"] == [] and isinstance(axes, list):
+                level["coordinateTransformations"] = [{"type": "scale", "scale": [1.0] * len(axes)}]
+        others = [system for system in systems if system is not home[0]]
+        note = (
+            f"its voxels lie in the coordinate system {_shown(outputs[0])}; others are not regarded" if others else ""
+        )
+        return {**image, "axes": axes, "datasets": levels, "coordinateTransformations": []}, note
 
     def axes(self, axes: object) -> tuple[tuple[str, ...], tuple[str | None, ...]]:
         """Return the axes' names and their units; names are free, and some write them in capitals."""
@@ -329,6 +405,12 @@ class _Reader:
                 self.fail(f"the voxel size of {where} must be a finite number above 0, not {size:g}")
         if not all(math.isfinite(value) for value in translation):
             self.fail(f"the translation of {where} is not finite")
+
+
+def _name_of(system: object) -> str | None:
+    """Return the name of a coordinate system that a transform leads to; earlier states of 0.6 have it alone."""
+    name = system.get("name") if isinstance(system, Mapping) else system
+    return name if isinstance(name, str) else None
 
 
 def _combined(

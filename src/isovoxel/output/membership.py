@@ -127,15 +127,17 @@ class Membership:
             If a group's metadata cannot be changed; then they are as they were.
         """
         if self.image is not None:
-            home = self.image / LABELS
-            change_json(home / (NODE if self.zarr_format == 3 else ATTRIBUTES), self._with_label, check)
+            home, version = self.image / LABELS, dict(metadata.get("ome") or {}).get("version")
+            change_json(
+                home / (NODE if self.zarr_format == 3 else ATTRIBUTES), partial(self._with_label, version), check
+            )
         replace_member(self.groups, self.output, self.zarr_format, metadata, check)
 
     def forget(self, check: Callable[[], None] = lambda: None) -> None:
         """Let groups above forget what they know of an old output that is about to go; a list of labels keeps it."""
         replace_member(self.groups, self.output, self.zarr_format, None, check)
 
-    def _with_label(self, node: dict[str, Any]) -> dict[str, Any]:
+    def _with_label(self, version: str | None, node: dict[str, Any]) -> dict[str, Any]:
         """Return the metadata of the group of labels with the output in its list."""
         attributes = dict(node.get("attributes") or {}) if self.zarr_format == 3 else dict(node)
         listed = self._listed(attributes)
@@ -144,7 +146,7 @@ class Membership:
         listed = [*listed, self.output.name]
         if self.zarr_format == 2:
             return attributes | {LABELS: listed}
-        ome = {"version": "0.5"} | dict(attributes.get("ome") or {}) | {LABELS: listed}
+        ome = {"version": version or "0.5"} | dict(attributes.get("ome") or {}) | {LABELS: listed}
         return node | {"attributes": attributes | {"ome": ome}}
 
     def _listed(self, attributes: dict[str, Any]) -> list[str]:

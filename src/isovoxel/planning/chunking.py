@@ -23,7 +23,7 @@ EMPTY = ("skip", "write")
 CODECS = ("lz4", "zstd", "none")
 """Names of the codecs: blosc lz4, blosc zstd level 1 (smaller, slower), and no compression."""
 
-OME_ZARR = {"0.4": 2, "0.5": 3}
+OME_ZARR = {"0.4": 2, "0.5": 3, "0.6": 3}
 """Versions of OME-Zarr that are written, and the format of zarr that each of them is."""
 
 BLOSC_MARGIN = 16
@@ -173,12 +173,12 @@ def default_storage(
             f"can compress; choose smaller chunks, or --codec none"
         )
     if shard is not None:
-        return Storage(chunk, _fitted(shape, chunk, shard), codec, checksum=True, skip_empty=skip_empty)
+        return Storage(chunk, _fitted(shape, chunk, shard), codec, ome_zarr, checksum=True, skip_empty=skip_empty)
     if not sharded:
         return Storage(chunk, chunk, codec, ome_zarr, skip_empty=skip_empty)
     shards = ((_grown(shape, chunk, itemsize, side), fewest) for side, fewest in _SIDES)
     return next(
-        Storage(chunk, shard, codec, checksum=True, skip_empty=skip_empty)
+        Storage(chunk, shard, codec, ome_zarr, checksum=True, skip_empty=skip_empty)
         for shard, fewest in shards
         if math.prod(ceil_div(n, s) for n, s in zip(shape, shard, strict=True)) >= fewest
     )

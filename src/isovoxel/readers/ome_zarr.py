@@ -34,7 +34,7 @@ from isovoxel.readers.zarr_array import axis_names, open_path, zarr_voxels
 
 
 def open_ome_zarr(at: Location, selection: Selection) -> Volume:
-    """Open one level of an OME-Zarr 0.4 or 0.5 image, which knows how the coarser ones are opened.
+    """Open one level of an OME-Zarr 0.4, 0.5 or 0.6 image, which knows how the coarser ones are opened.
 
     Raises
     ------
@@ -112,7 +112,7 @@ def _open_level(
         {**metadata_identity(path, files), **selection.identity("level"), **voxels.picked.chosen},
         calibration.missing,
         labels,
-        voxels.notes,
+        (*voxels.notes, *([level.note] if level.note else [])),
         cached=voxels.cached,
         current_identity=partial(metadata_identity, path, files),
         files=None if voxels.files is None else partial(_files, voxels.files, _absolute(path)),
