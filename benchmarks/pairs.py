@@ -24,7 +24,7 @@ from benchmarks.machine import cores
 ONE = """
 import json, sys, time, shutil
 import isovoxel, isovoxel.output.writer
-from isovoxel.execution.host import peak_bytes
+from isovoxel.execution.resources import peak_bytes
 source, output, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 began = time.process_time()
 done = isovoxel.scale(source, output, **options)

@@ -26,7 +26,7 @@ import isovoxel
 from benchmarks.cases import add_options, case_of, scratch, three
 from benchmarks.machine import describe, print_header, print_row, sentence, write_json
 from benchmarks.peer_programs import PROGRAMS
-from isovoxel.execution.host import peak_bytes
+from isovoxel.execution.resources import peak_bytes
 from isovoxel.geometry.box import Box
 from isovoxel.planning.memory import human_bytes
 

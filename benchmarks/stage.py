@@ -24,7 +24,7 @@ from benchmarks.machine import describe, print_header, print_row, sentence, writ
 from isovoxel.engines.base import Engine
 from isovoxel.engines.devices import find_device
 from isovoxel.engines.registry import open_engine
-from isovoxel.execution.host import host_limits
+from isovoxel.execution.resources import host_limits
 from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.grid import Float3, VoxelGrid
 from isovoxel.planning.chunking import default_storage

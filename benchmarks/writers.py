@@ -22,7 +22,7 @@ import numpy as np
 import zarr
 
 from benchmarks.data import voxels_of
-from isovoxel.execution.host import peak_bytes
+from isovoxel.execution.resources import peak_bytes
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import VoxelGrid
 from isovoxel.output.ome_zarr import create_output

@@ -436,7 +436,7 @@ def test_what_is_free_at_the_moment_does_not_change_the_name(monkeypatch: pytest
     """Two equal calls make arrays of one name even if memory was taken or given back between them."""
     names = []
     for free in (2**30, 2**34):
-        monkeypatch.setattr("isovoxel.execution.host.available_bytes", lambda free=free: free)
+        monkeypatch.setattr("isovoxel.execution.resources.available_bytes", lambda free=free: free)
         names.append(scale_array(da.ones((8, 8, 8), chunks=8, dtype="uint8"), 2.0, chunks=(8, 8, 8)).name)
     assert names[0] == names[1]
 

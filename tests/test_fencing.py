@@ -24,8 +24,8 @@ from isovoxel.object_store.addresses import Place, place_of
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.output import attempt, ledger, lock
 from isovoxel.output.attempt import Attempt
-from isovoxel.output.ledger import LOCK, Ledger, ledger_of
-from isovoxel.output.lines import FileLines, ObjectLines
+from isovoxel.output.files import LOCK, FileLines, ObjectLines
+from isovoxel.output.ledger import Ledger, ledger_of
 from isovoxel.output.lock import ObjectLock
 from isovoxel.output.shard import ShardWriter
 from store_server import Server, contents, serving

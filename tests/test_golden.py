@@ -27,7 +27,8 @@ from isovoxel.execution import recipe
 from isovoxel.execution.output import OutputState, output_state
 from isovoxel.object_store import clients
 from isovoxel.object_store.objects import ObjectPlace
-from isovoxel.output.ledger import JOB, ledger_of
+from isovoxel.output.files import JOB
+from isovoxel.output.ledger import ledger_of
 from isovoxel.planning import chunking, pyramid
 from isovoxel.planning import plan as planned
 from isovoxel.planning.plan import Change, Plan

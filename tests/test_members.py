@@ -19,7 +19,8 @@ from isovoxel.execution.events import BlockDone, Event
 from isovoxel.execution.output import OutputState
 from isovoxel.object_store import zarr_nodes
 from isovoxel.object_store.objects import ObjectPlace
-from isovoxel.output.ledger import LOCK, ledger_of
+from isovoxel.output.files import LOCK
+from isovoxel.output.ledger import ledger_of
 from isovoxel.output.lock import FileLock
 from isovoxel.output.membership import membership_of
 from store_server import Server, contents, serving, upload

@@ -15,7 +15,7 @@ import isovoxel as api
 from command_line import Isovoxel, check_refused
 from isovoxel import cli, errors
 from isovoxel.execution import events
-from isovoxel.output import ledger_folder
+from isovoxel.output import files
 from public_names import public_names
 
 PAGE = (Path(__file__).parents[1] / "examples" / "stability.md").read_text(encoding="utf-8")
@@ -74,7 +74,7 @@ def test_the_page_lists_the_keys(names: dict[str, dict[str, list[str]]]) -> None
 def test_the_page_lists_the_ledgers_files() -> None:
     """By the names that a job of another version looks for."""
     listed = quoted(table("What is stable")["jobs"][0])
-    assert {ledger_folder.JOB, ledger_folder.BLOCKS, ledger_folder.LOCK, ledger_folder.MARK} == set(listed[1:])
+    assert {files.JOB, files.BLOCKS, files.LOCK, files.MARK} == set(listed[1:])
 
 
 def test_what_is_deprecated_is_said_on_both_pages() -> None:

@@ -91,7 +91,7 @@ def test_a_petabyte_is_planned_in_little_memory(tmp_path: Path) -> None:
     plan = f"""
 from isovoxel import plan
 from isovoxel.planning.resume import plan_to_json
-from isovoxel.execution.host import peak_bytes
+from isovoxel.execution.resources import peak_bytes
 planned = plan({str(array)!r}, factor=(5, 2, 2), engine="exact")
 block = planned.block(planned.n_blocks - 1)
 ends = block.write_box.stop == planned.output.shape

@@ -103,7 +103,7 @@ def scale_array(
 
     from isovoxel.engines.clesperanto import scales_with
     from isovoxel.engines.devices import find_device
-    from isovoxel.execution.host import host_limits
+    from isovoxel.execution.resources import host_limits
     from isovoxel.planning.optimizer import plan_chunks
     from isovoxel.readers.arrays import converted_chunks
     from isovoxel.readers.open import open_volume

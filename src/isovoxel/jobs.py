@@ -133,9 +133,9 @@ def run_job(
     from isovoxel.execution.events import log_event
     from isovoxel.execution.executor import VolumeSource
     from isovoxel.execution.forecast import forecast, keep_rate
-    from isovoxel.execution.host import peak_bytes
     from isovoxel.execution.job import Job
     from isovoxel.execution.output import is_made_already
+    from isovoxel.execution.resources import peak_bytes
     from isovoxel.execution.result import Tally
     from isovoxel.output.destination import output_place
 
@@ -185,7 +185,6 @@ def output_request(volume: Volume, planned: Plan, place: Place, options: Options
     return OutputRequest(
         path=place,
         made=provenance(planned, volume, labels=sampling.labels, receipts=options.keep_receipts is True),
-        source_path=volume.identity.get("path"),
         overwrite=options.overwrite,
         cut=tuple(name for name in ("chunk", "shard") if name in options.given),
         said=next((name for name in ("zoom", "factor") if name in options.given), "voxel_size"),

@@ -371,8 +371,8 @@ Input = Annotated[
     typer.Argument(
         metavar="INPUT",
         help="TIFF, folder or 'pattern*.tif' of slices, OME-Zarr, zarr array, N5, HDF5 (file.h5:/dataset), Imaris, "
-        "NIfTI, NRRD, MetaImage, MRC, CZI, LIF, ND2, DV, .npy or zipped zarr (.ozx); or a zarr in an object store "
-        "(s3://, gs://, az://, https://).",
+        "BigDataViewer (.xml), NIfTI, NRRD, MetaImage, MRC, CZI, LIF, ND2, DV, .npy or zipped zarr "
+        "(.ozx); or a zarr in an object store (s3://, gs://, az://, https://).",
     ),
 ]
 Output = Annotated[

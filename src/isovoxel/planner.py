@@ -102,7 +102,7 @@ class ThisProcess:
     @cached_property
     def _limits(self) -> Limits:
         from isovoxel.engines.devices import find_device
-        from isovoxel.execution.host import host_limits
+        from isovoxel.execution.resources import host_limits
 
         device = find_device(self.options.or_new("device"))
         return (

@@ -18,7 +18,7 @@ from isovoxel.engines.reference import as_dtype, expected
 from isovoxel.engines.registry import open_engine
 from isovoxel.execution.comparison import LEAST_FLOAT, TEXTURE_BITS
 from isovoxel.execution.recipe import Recipe
-from isovoxel.execution.verify import Verdict, verify
+from isovoxel.execution.verify import Verdict, verify_level
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import Float3
 from isovoxel.geometry.resampling import accumulator
@@ -198,7 +198,7 @@ def verified(plan: Plan, volume: np.ndarray, found: np.ndarray, samples: int) ->
         complete=True,
     )
     source, result = (open_volume(array, voxel_size=(1.0, 1.0, 1.0)) for array in (volume, found))
-    return verify(source, result, recipe, samples=samples)
+    return verify_level(source, result, recipe, samples=samples)
 
 
 @pytest.mark.sampled(2)

@@ -26,7 +26,8 @@ from isovoxel.execution.events import BlockDone, Event
 from isovoxel.execution.output import OutputRequest, _find, is_made_already, output_state
 from isovoxel.execution.recipe import Recipe
 from isovoxel.output.attempt import Holder
-from isovoxel.output.ledger import BLOCKS, JOB, Ledger, ledger_of
+from isovoxel.output.files import BLOCKS, JOB
+from isovoxel.output.ledger import Ledger, ledger_of
 from isovoxel.output.provenance import read_provenance
 from isovoxel.output.writer import OmeZarrWriter
 from isovoxel.planning.plan import Plan

@@ -22,8 +22,7 @@ from isovoxel.engines.pipeline import StagedEngine
 from isovoxel.errors import JobError, OutputExistsError
 from isovoxel.execution.events import BlockDone, Event
 from isovoxel.geometry.box import Box
-from isovoxel.output.empty_shards import flags_from_text, flags_to_text
-from isovoxel.output.provenance import EMPTY_SHARDS, read_provenance
+from isovoxel.output.provenance import EMPTY_SHARDS, flags_from_text, flags_to_text, read_provenance
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.zarr_chunks import ChunkReader
 from isovoxel.reporting.text import volume_lines

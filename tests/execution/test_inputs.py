@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +214,18 @@ def test_all_files_of_an_input_are_found(here: Path) -> None:
     assert places_of("gone.tif") == []
 
 
+def test_the_input_is_never_the_output(here: Path) -> None:
+    """By whatever path or link; nor is one in the other, but a name that begins like the input's is another place."""
+    (here / "another.zarr").symlink_to(here / "out.zarr")
+    ways = ["out.zarr", "deep/../out.zarr", f"{here}/out.zarr"]
+    for output, source in [*product(ways, ways), ("out.zarr", "another.zarr")]:
+        with pytest.raises(OutputError, match="is the input itself"):
+            check_apart(read_as("input", source), folders_of(output))
+    with pytest.raises(OutputError, match=r"the output out.zarr/new lies inside the input out.zarr"):
+        check_apart(read_as("input", "out.zarr"), folders_of("out.zarr/new"))
+    check_apart(read_as("input", "out.zarr"), folders_of("out.zarr2"))
+
+
 @pytest.fixture
 def bucket() -> Iterator[ObjectPlace]:
     """A bucket of an S3 server on this machine."""
@@ -231,6 +244,12 @@ def test_addresses_are_compared_as_paths_are(here: Path, bucket: ObjectPlace) ->
             with pytest.raises(IsovoxelError, match=r"lies inside the output s3://bucket/out.zarr"):
                 package.scale(output="s3://bucket/out.zarr", overwrite="now", **OPTIONS | given)
     assert contents(bucket) == before
+    for source in ("s3://bucket/out.zarr", "s3a://bucket/out.zarr/"):
+        with pytest.raises(OutputError, match="is the input itself"):
+            check_apart(read_as("input", source), folders_of("s3://bucket/out.zarr"))
+        with pytest.raises(OutputError, match=r"the output .* lies inside the input"):
+            check_apart(read_as("input", source), folders_of("s3://bucket/out.zarr/new"))
+        check_apart(read_as("input", source), folders_of("s3://bucket/out.zarr2"))
     assert places_of(f"{endpoint}/bucket/out.zarr") == [bucket / "out.zarr"]
     assert places_of("https://bucket.s3.eu-west-1.amazonaws.com/a/b.zarr") == [ObjectPlace("s3://bucket", "a/b.zarr")]
     assert places_of("https://storage.googleapis.com/bucket/a") == [ObjectPlace("gs://bucket", "a")]

@@ -20,7 +20,8 @@ from isovoxel.errors import DoesNotFitError, JobError, OptionError, OutputBusyEr
 from isovoxel.execution import threads
 from isovoxel.execution.events import BlockDone, Event, JobStarted
 from isovoxel.execution.output import OutputState, output_state
-from isovoxel.output.ledger import LOCK, ledger_of
+from isovoxel.output.files import LOCK
+from isovoxel.output.ledger import ledger_of
 from isovoxel.output.lock import FileLock
 from isovoxel.output.provenance import read_provenance
 

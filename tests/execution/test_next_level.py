@@ -16,7 +16,7 @@ import isovoxel
 from isovoxel.errors import InterruptedJobError
 from isovoxel.execution import blocks
 from isovoxel.execution.events import BlockDone, Event, LevelBegun
-from isovoxel.execution.host import host_limits
+from isovoxel.execution.resources import host_limits
 from isovoxel.geometry.downsampling import Halver
 from isovoxel.planning import pyramid
 from isovoxel.planning.plan import Plan

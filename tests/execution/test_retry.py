@@ -17,7 +17,7 @@ from isovoxel.engines.base import Cancelled
 from isovoxel.errors import CorruptInputError, DeviceFullError, DeviceLostError, JobError
 from isovoxel.execution.events import BlockDone, Event, Filled, Retried, Slowed
 from isovoxel.execution.result import Tally
-from isovoxel.execution.retry import BlockFailed, Room, retry_transient
+from isovoxel.execution.retry import BlockFailed, Room
 from isovoxel.execution.threads import ThreadRun
 from isovoxel.geometry.box import Box
 from isovoxel.object_store import retries
@@ -102,10 +102,12 @@ def test_what_fails_for_good_ends_the_job(mode: str) -> None:
 
 def test_what_cannot_work_is_not_tried_again() -> None:
     """A missing file stays missing."""
-    fail, told = Failing(1, lambda: FileNotFoundError(errno.ENOENT, "gone")), []
-    with pytest.raises(FileNotFoundError):
-        retry_transient(fail, lambda *args: told.append(args), threading.Event())
-    assert told == []
+    plan, events = planned("direct"), []
+    job = thread_run(plan, Failing(1, lambda: FileNotFoundError(errno.ENOENT, "gone")), None, None, [events.append])
+    with pytest.raises(BlockFailed) as failed:
+        job._maker.read(plan.block(0), plan.block(0).read_box)
+    assert isinstance(failed.value.error, FileNotFoundError)
+    assert events == []
 
 
 def test_pauses_grow_and_end_when_the_job_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,10 +116,11 @@ def test_pauses_grow_and_end_when_the_job_is_cancelled(monkeypatch: pytest.Monke
     assert list(retries.PAUSES) == sorted(retries.PAUSES)
     assert 60 < sum(retries.PAUSES) < 120
     monkeypatch.setattr(retries, "PAUSES", (1e6,))  # longer than any test may take
-    cancelled = threading.Event()
-    threading.Timer(0.05, cancelled.set).start()
+    plan = planned("direct")
+    maker = thread_run(plan, Failing(1, broken_cable), None, None)._maker
+    threading.Timer(0.05, maker.cancelled.set).start()
     with pytest.raises(Cancelled):
-        retry_transient(Failing(1, broken_cable), lambda *_: None, cancelled)
+        maker.read(plan.block(0), plan.block(0).read_box)
 
 
 @pytest.mark.parametrize("mode", MODES)

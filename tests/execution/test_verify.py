@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 import isovoxel
 from isovoxel import cli
 from isovoxel.errors import DoesNotFitError, InputError, InputMissingError, IsovoxelError, OptionError
-from isovoxel.execution.comparison import SIDE, bytes_of
+from isovoxel.execution.comparison import SIDE, bytes_of, sample_boxes
 from isovoxel.execution.recipe import Recipe
-from isovoxel.execution.verify import _boxes, verify, verify_levels
+from isovoxel.execution.verify import verify_level, verify_levels
 from isovoxel.geometry.box import Box
 from isovoxel.output.provenance import read_provenance
 from isovoxel.planning.model import HostLimits
@@ -232,7 +232,7 @@ def test_400_boxes_meet_every_corner_and_face_of_64_blocks(block: tuple[int, int
     """Those at the volume's rim are among them, and some boxes lie anywhere."""
     shape = tuple(4 * b - 3 for b in block)
     cuts = [[*range(0, n, b), n] for n, b in zip(shape, block, strict=True)]
-    boxes = list(itertools.islice(_boxes(shape, block, np.random.default_rng(7)), 400))
+    boxes = list(itertools.islice(sample_boxes(shape, block, np.random.default_rng(7)), 400))
     assert all(box.shape == (SIDE, SIDE, SIDE) and Box.whole(shape).contains(box) for box in boxes)
 
     def met(axis: int, box: Box) -> list[int]:
@@ -253,7 +253,9 @@ def test_400_boxes_meet_every_corner_and_face_of_64_blocks(block: tuple[int, int
 
 def test_the_seed_chooses_the_boxes() -> None:
     """The same seed chooses the same boxes, another one others."""
-    drawn = [list(itertools.islice(_boxes((90, 90, 90), (30, 30, 30), np.random.default_rng(s)), 9)) for s in (1, 1, 2)]
+    drawn = [
+        list(itertools.islice(sample_boxes((90, 90, 90), (30, 30, 30), np.random.default_rng(s)), 9)) for s in (1, 1, 2)
+    ]
     assert drawn[0] == drawn[1] != drawn[2]
 
 
@@ -278,7 +280,7 @@ def test_only_the_boxes_are_read() -> None:
 
     recipe = Recipe((2, 1, 1), "nearest", False, "nearest", "exact", "cpu", (512,) * 3, shape, "uint16", {}, True)
     result = volume("result", (8192, 16384, 16384), 2)
-    found = verify(volume("source", shape, 1), result, recipe, samples=200)
+    found = verify_level(volume("source", shape, 1), result, recipe, samples=200)
     assert found.holds
     assert (found.samples, found.voxels) == (200, 200 * SIDE**3)
     assert [name for name, _ in read].count("result") == [name for name, _ in read].count("source") == 200

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isovoxel.object_store.files import write_whole
-from isovoxel.output.ledger import BLOCKS, JOB, Ledger, ledger_of, remove_ledger
+from isovoxel.output.files import BLOCKS, JOB
+from isovoxel.output.ledger import Ledger, ledger_of, remove_ledger
 from isovoxel.output.shard import ShardReceipt
 from isovoxel.planning.chunking import Storage, seal_overhead
 from isovoxel.planning.plan import Plan

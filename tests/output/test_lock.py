@@ -17,7 +17,7 @@ import pytest
 from isovoxel.errors import OutputBusyError, OutputError
 from isovoxel.output import lock as module
 from isovoxel.output.attempt import DEAD_SECONDS, Holder
-from isovoxel.output.ledger_folder import claim
+from isovoxel.output.files import claim
 from isovoxel.output.lock import FileLock, read_holder
 
 HOLD = """

@@ -142,7 +142,7 @@ def test_a_notebook_shows_what_is_verified(
 
 def test_what_is_verified_is_counted_to_its_end(tmp_path: Path) -> None:
     """Each part from its first to its last, of as many as there are."""
-    from isovoxel.execution.integrity import verify_output
+    from isovoxel.execution.verify import verify_output
 
     output = tmp_path / "out.zarr"
     isovoxel.scale(save_input(tmp_path / "in.npy"), output, **OPTIONS | {"levels": 1}, keep_receipts=True)

@@ -362,7 +362,7 @@ def test_python_users_have_it_too() -> None:
 RUN = """
 import json, sys
 from isovoxel.cli import main
-from isovoxel.execution.host import peak_bytes
+from isovoxel.execution.resources import peak_bytes
 try:
     main()
 except SystemExit as done:

@@ -65,7 +65,7 @@ def host(folders: dict[str, str]) -> dict[str, Any]:
     import shutil
 
     from isovoxel.engines.opencl import cache_folders, unusable
-    from isovoxel.execution.host import available_bytes, host_limits
+    from isovoxel.execution.resources import available_bytes, host_limits
 
     found: list[dict[str, Any]] = []
     for name, folder in {**{name: Path(path) for name, path in folders.items()}, **cache_folders()}.items():

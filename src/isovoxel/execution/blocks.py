@@ -25,14 +25,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.codecs.gpu import GpuEncodingError
-from isovoxel.engines.base import Cancelled, Engine, Stage
+from isovoxel.engines.base import Cancelled, Engine
 from isovoxel.errors import CorruptInputError
 from isovoxel.execution.events import BlockDone, EncodedByProcessor, Event, Filled, Retried
 from isovoxel.execution.executor import Task
-from isovoxel.execution.retry import BlockFailed, clause, retry_transient
+from isovoxel.execution.retry import BlockFailed, clause, may_pass
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.downsampling import Halver
-from isovoxel.object_store.retries import patience
+from isovoxel.object_store.retries import patience, retry
 from isovoxel.output.shard import PendingShard, ShardReceipt
 from isovoxel.planning.model import Block
 from isovoxel.planning.plan import Plan
@@ -157,7 +157,7 @@ class BlockMaker:
         """Return a box that is read for a block before that is made (map_overlap)."""
         with self._at_work():
             began = time.perf_counter()
-            voxels = self._attempt("reading", block, lambda: self._read(box))
+            voxels = self._attempt("reading", block, partial(self._read, box))
             self._read_seconds[block.index] = time.perf_counter() - began
         return voxels
 
@@ -188,11 +188,29 @@ class BlockMaker:
         with self._at_work(), self.engine.staged(block, self.plan) as stage:
             began = time.perf_counter()
             if voxels is None:
-                self._attempt("reading", block, lambda: self._read(block.read_box, stage.input))
+                self._attempt("reading", block, partial(self._read, block.read_box, stage.input))
             else:
                 stage.input[...] = unmasked(voxels)
-            seconds = time.perf_counter() - began + self._read_seconds.pop(block.index, 0.0)
-            return self._scale_and_encode(stage, block, flush, seconds)
+            read_seconds = time.perf_counter() - began + self._read_seconds.pop(block.index, 0.0)
+            began = time.perf_counter()
+            scaled = self._attempt("scaling", block, partial(stage.scale, self.cancelled))
+            between = time.perf_counter()
+            for box in block.write_box.tiles(self.plan.storage.shard):
+                shard = scaled.data[box.relative_to(block.write_box.start).slices]
+                flush(self._attempt("writing", block, partial(self._writer.encode, box, shard)))
+            self._encode_next(block, scaled.data, flush)
+            return BlockDone(
+                index=block.index,
+                voxels=block.write_box.size,
+                read_seconds=read_seconds,
+                wait_seconds=scaled.waited,
+                scale_seconds=between - began - scaled.waited,
+                write_seconds=time.perf_counter() - between,
+                flush_seconds=0.0,
+                pieces=scaled.pieces,
+                read_bytes=block.read_box.size * self.plan.source.itemsize,
+                level=block.level,
+            )
 
     def make(
         self,
@@ -215,7 +233,7 @@ class BlockMaker:
 
         def once() -> tuple[list[ShardReceipt], BlockDone]:
             with seat or nullcontext():
-                shards = flusher.begin(block, _sealed)
+                shards = Flushing(flusher, block, _sealed)
                 event = self.encode(block, shards.add, voxels)
             return shards.end(event).result()
 
@@ -225,33 +243,10 @@ class BlockMaker:
         self, block: Block, flusher: Flusher, seat: AbstractContextManager[Any] | None = None
     ) -> tuple[list[ShardReceipt], BlockDone]:
         """Make a block that is too large for the host's memory, one shard after the other; see `make`."""
-        seals: list[ShardReceipt] = []
+        receipts: list[ShardReceipt] = []
         for box in block.write_box.tiles(self.plan.storage.shard):
-            seals += self.make(self.plan.block_of(block.index, box), flusher, seat=seat)[0]
-        return seals, BlockDone(block.index, block.write_box.size, 0, 0, 0, 0, 0, level=block.level)
-
-    def _scale_and_encode(
-        self, stage: Stage, block: Block, flush: Callable[[PendingShard], None], read_seconds: float
-    ) -> BlockDone:
-        began = time.perf_counter()
-        scaled = self._attempt("scaling", block, partial(stage.scale, self.cancelled))
-        between = time.perf_counter()
-        for box in block.write_box.tiles(self.plan.storage.shard):
-            voxels = scaled.data[box.relative_to(block.write_box.start).slices]
-            flush(self._attempt("writing", block, partial(self._writer.encode, box, voxels)))
-        self._encode_next(block, scaled.data, flush)
-        return BlockDone(
-            index=block.index,
-            voxels=block.write_box.size,
-            read_seconds=read_seconds,
-            wait_seconds=scaled.waited,
-            scale_seconds=between - began - scaled.waited,
-            write_seconds=time.perf_counter() - between,
-            flush_seconds=0.0,
-            pieces=scaled.pieces,
-            read_bytes=block.read_box.size * self.plan.source.itemsize,
-            level=block.level,
-        )
+            receipts += self.make(self.plan.block_of(block.index, box), flusher, seat=seat)[0]
+        return receipts, BlockDone(block.index, block.write_box.size, 0, 0, 0, 0, 0, level=block.level)
 
     def _leave_out(self, block: Block, flush: Callable[[PendingShard], None]) -> BlockDone:
         """Make no file of a block that reads nothing but zeros, nor of that of the next level which is made of it."""
@@ -308,22 +303,25 @@ class BlockMaker:
         self._tell(Retried(block.index, doing, clause(error), pause, block.level))
 
     def _attempt(self, doing: str, block: Block, do: Callable[[], T]) -> T:
-        """Read, scale or write, and try again where that may help."""
+        """Read, scale or write, and again after each pause where that may help, the device's memory included."""
         try:
-            return retry_transient(do, partial(self._told, doing, block), self.cancelled)
+            with patience(partial(self._told, doing, block), self.cancelled):
+                return retry(do, may_pass)
         except (Cancelled, BlockFailed):
             raise
         except Exception as error:
+            if self.cancelled.is_set() and may_pass(error):
+                raise Cancelled from error
             raise BlockFailed(doing, block, error) from error
 
 
 def _sealed(
-    _block: Block, seals: list[ShardReceipt] | Exception, event: BlockDone
+    _block: Block, receipts: list[ShardReceipt] | Exception, event: BlockDone
 ) -> tuple[list[ShardReceipt], BlockDone]:
     """Pass on what became of a block's shards."""
-    if isinstance(seals, Exception):
-        raise seals
-    return seals, event
+    if isinstance(receipts, Exception):
+        raise receipts
+    return receipts, event
 
 
 FLUSHING = 2
@@ -350,19 +348,25 @@ class Flusher:
         self.pool, self.patient = pool, patient
         self.free = threading.BoundedSemaphore(threads)
 
-    def begin(self, block: Block, conclude: Conclude[T]) -> Flushing[T]:
-        """Take a block whose shards will come, and what is done with it when all are on the disk."""
-        return Flushing(self, block, conclude)
-
 
 class Flushing(Generic[T]):
-    """A block whose shards are on their way to the disk; one thread adds them and ends."""
+    """A block whose shards are on their way to the disk; one thread adds them and ends.
+
+    Parameters
+    ----------
+    flusher
+        Waits for the disk.
+    block
+        Whose shards will come.
+    conclude
+        What is done with it when all are on the disk.
+    """
 
     def __init__(self, flusher: Flusher, block: Block, conclude: Conclude[T]) -> None:
         self._flusher, self._block, self._conclude = flusher, block, conclude
         self._future: Future[T] = Future()
         self._lock = threading.Lock()
-        self._seals: list[ShardReceipt | None] = []
+        self._receipts: list[ShardReceipt | None] = []
         self._error: Exception | None = None
         self._left = 1  # until `end`
         self._event: BlockDone | None = None
@@ -372,8 +376,8 @@ class Flushing(Generic[T]):
         """Begin to flush the next shard of the block, once fewer wait than may."""
         self._flusher.free.acquire()  # so that none is queued, and forgotten when the job fails
         with self._lock:
-            number = len(self._seals)
-            self._seals.append(None)
+            number = len(self._receipts)
+            self._receipts.append(None)
             self._left += 1
         try:
             self._flusher.pool.submit(self._seal, number, shard)
@@ -398,7 +402,7 @@ class Flushing(Generic[T]):
         try:
             if self._error is None:
                 with self._flusher.patient(self._block):
-                    self._seals[number] = shard.seal()
+                    self._receipts[number] = shard.seal()
             else:
                 shard.drop()
         except Exception as error:  # noqa: BLE001 - kept for whoever concludes
@@ -412,11 +416,11 @@ class Flushing(Generic[T]):
             if self._left:
                 return
         assert self._event is not None  # noqa: S101 - for type checkers: `end` was called
-        seals = [seal for seal in self._seals if seal is not None]
-        seconds, stored = time.perf_counter() - self._began, sum(seal.size for seal in seals)
+        receipts = [receipt for receipt in self._receipts if receipt is not None]
+        seconds, stored = time.perf_counter() - self._began, sum(receipt.size for receipt in receipts)
         event = replace(self._event, flush_seconds=seconds, stored_bytes=stored)
         try:
-            done = self._conclude(self._block, self._error or seals, event)
+            done = self._conclude(self._block, self._error or receipts, event)
         except BaseException as error:  # noqa: BLE001 - whoever waits for the future raises it
             self._future.set_exception(error)
         else:

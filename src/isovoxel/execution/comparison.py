@@ -1,10 +1,10 @@
-"""Compare a box of a result with the reference, and bound the error that an engine's precision explains."""
+"""Compare boxes of a result with the reference, and bound the error that an engine's precision explains."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,6 +36,10 @@ VOXEL_BYTES = 48
 """Bytes that computing a box holds of each input voxel beside the voxel itself: float64 values, magnitudes, sums."""
 TEXTURE_BITS = 8
 """Fractional bits of a GPU texture unit's weights."""
+MOST_DRAWN = 2**16
+"""Of how many places at most a random order is kept; of more, each is drawn by itself."""
+TURNS = (*("corner", "face", "face") * 5, "anywhere")
+"""From which stream the next boxes come."""
 
 
 def _compare(source: Volume, got: NDArray[Any], recipe: Recipe, box: Box) -> tuple[Floats, Floats, Floats | float]:
@@ -217,3 +221,48 @@ def error_jumps(error: Floats, box: Box, block: Index3) -> tuple[float | None, f
             across = max(across or 0.0, float(per_plane[at_face].max()))
         within = max(within, float(per_plane[~at_face].max(initial=0.0)))
     return across, within
+
+
+def sample_boxes(shape: Index3, block: Index3, rng: np.random.Generator) -> Iterator[Box]:
+    """Yield boxes of a volume without end, from three streams in turn, each at random and none twice.
+
+    They lie around the corners of blocks (where a box meets eight blocks and twelve faces at once) and then their
+    edges, around their faces, and anywhere. 400 boxes meet every corner and every face of 64 blocks, those at the
+    volume's rim among them.
+    """
+    corners = _lattice(shape, block, rng, (3, 2))
+    faces = _lattice(shape, block, rng, (1,))
+    anywhere: Iterator[list[int]] = ([int(rng.integers(0, n)) for n in shape] for _ in itertools.count())
+    streams = {"corner": corners, "face": faces, "anywhere": anywhere}
+    for turn in itertools.cycle(TURNS):
+        centre = next(streams[turn], None)
+        yield _around(next(anywhere) if centre is None else centre, shape)
+
+
+def _lattice(shape: Index3, block: Index3, rng: np.random.Generator, kinds: Sequence[int]) -> Iterator[list[int]]:
+    """Yield a place on each corner (3), edge (2) or face (1) of the blocks: the number says along how many axes."""
+    cuts = [[*range(0, n, b), n] for n, b in zip(shape, block, strict=True)]
+    for kind in kinds:
+        # Along the axes where a place is not at a cut it lies somewhere between two.
+        choices = [
+            [len(c) if axis in at else len(c) - 1 for axis, c in enumerate(cuts)]
+            for at in itertools.combinations(range(3), kind)
+        ]
+        ways = list(itertools.combinations(range(3), kind))
+        ends = np.cumsum([math.prod(counts) for counts in choices])
+        total = int(ends[-1])
+        order = rng.permutation(total) if total <= MOST_DRAWN else rng.integers(0, total, MOST_DRAWN)
+        for index in order:
+            way = int(np.searchsorted(ends, index, side="right"))
+            place = np.unravel_index(int(index) - (int(ends[way - 1]) if way else 0), choices[way])
+            centre = []
+            for axis, i in enumerate(place):
+                cut = cuts[axis]
+                centre.append(cut[i] if axis in ways[way] else int(rng.integers(cut[i], cut[i + 1])))
+            yield centre
+
+
+def _around(centre: list[int], shape: Index3) -> Box:
+    start = [min(max(0, c - SIDE // 2), max(0, n - SIDE)) for c, n in zip(centre, shape, strict=True)]
+    stop = [min(n, a + SIDE) for a, n in zip(start, shape, strict=True)]
+    return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from isovoxel.metadata.ome import DisplayWindow
 from isovoxel.object_store.addresses import Place
 from isovoxel.output.shard_store import level_path
 from isovoxel.planning.plan import Plan
+from isovoxel.readers.base import Volume
 from isovoxel.readers.zarr_array import open_written
 
 MOST_CHUNKS = 16
@@ -56,10 +58,7 @@ def display_windows(output: Place, plan: Plan, attempt: Attempt) -> list[Display
     place, source = output / level_path(plan.level), plan.source
     volume = open_written(place, plan.output.shape, np.dtype(source.dtype), plan.storage, source.series)
     channels = dict(plan.source.series).get("c", 1)
-    return [
-        _window(lambda chunk: attempt(lambda: volume.read(chunk)), _some_chunks(plan, channel, channels))
-        for channel in range(channels)
-    ]
+    return [_window(volume, _some_chunks(plan, channel, channels), attempt) for channel in range(channels)]
 
 
 def _some_chunks(plan: Plan, channel: int, channels: int) -> Iterator[Box]:
@@ -80,12 +79,12 @@ def _some_chunks(plan: Plan, channel: int, channels: int) -> Iterator[Box]:
         yield box & Box.whole(plan.output.shape)
 
 
-def _window(read: Callable[[Box], Voxels], chunks: Iterator[Box]) -> DisplayWindow:
+def _window(volume: Volume, chunks: Iterator[Box], attempt: Attempt) -> DisplayWindow:
     """Return what of a channel is shown; of no numbers at all, from 0 to 1."""
     kept: list[NDArray[np.float64]] = []
     low, high = math.inf, -math.inf
     for chunk in chunks:
-        voxels = read(chunk).reshape(-1)
+        voxels = attempt(partial(volume.read, chunk)).reshape(-1)
         if voxels.dtype.kind == "f":
             voxels = voxels[np.isfinite(voxels)]
         if voxels.size:

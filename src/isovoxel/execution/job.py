@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 from isovoxel.errors import (
     InputChangedError,
@@ -44,10 +43,9 @@ from isovoxel.execution.retry import changed, clause, kept
 from isovoxel.metadata.ome import omero_attribute
 from isovoxel.object_store.files import refusal
 from isovoxel.object_store.retries import patience, retry
-from isovoxel.output.empty_shards import shard_counts
-from isovoxel.output.ledger import NEW, Ledger
-from isovoxel.output.ledger_folder import NOW
-from isovoxel.output.provenance import RECEIPTS, read_provenance
+from isovoxel.output.files import NEW, NOW
+from isovoxel.output.ledger import Ledger
+from isovoxel.output.provenance import RECEIPTS, read_provenance, shard_counts
 from isovoxel.output.replacing import save_ledger, set_aside
 from isovoxel.output.shard import ShardReceipt
 from isovoxel.output.shard_store import store_of
@@ -247,7 +245,10 @@ class Job:
         try:
             self._check_shards(ledger, *plan.levels)
             with self._patient("marking the output complete"):
-                omero = None if self.output.labels else self._shown(plan)
+                omero = None
+                if not self.output.labels:  # how viewers shall show the image
+                    windows = display_windows(self.output.path, plan, retry)
+                    omero = omero_attribute(self.volume.channels, windows, plan.output.shape[0])
                 receipts = {RECEIPTS: True} if RECEIPTS in self.output.made else {}
                 more = receipts | ledger.empty.to_json()
                 retry(partial(mark_complete, self.output.path, ledger.filled, omero, claim.attempt, more=more))
@@ -274,11 +275,6 @@ class Job:
                 f"{missing} {were} not there any more, the first at {self.output.path / first}: something else has "
                 "removed them, so some blocks that are done will be made again"
             )
-
-    def _shown(self, plan: Plan) -> dict[str, Any]:
-        """Return how viewers shall show the image."""
-        windows = display_windows(self.output.path, plan, retry)
-        return omero_attribute(self.volume.channels, windows, plan.output.shape[0])
 
     def _listen(self, ledger: Ledger, event: Event) -> None:
         """Note what the ledger keeps, and pass everything on."""

@@ -39,11 +39,10 @@ from isovoxel.object_store.addresses import Place, absolute, place_of
 from isovoxel.options import HOW_FAR, Options
 from isovoxel.output.attempt import Attempt, end_attempt, end_attempts
 from isovoxel.output.destination import check_destination
-from isovoxel.output.empty_shards import count_empty
-from isovoxel.output.ledger import BLOCKS, JOB, LOCK, REPLACED, Ledger, ledger_of, remove_ledger
-from isovoxel.output.ledger_folder import check_folder
+from isovoxel.output.files import BLOCKS, JOB, LOCK, REPLACED, check_folder
+from isovoxel.output.ledger import Ledger, ledger_of, remove_ledger
 from isovoxel.output.lock import lock_output, read_holder
-from isovoxel.output.provenance import RECEIPTS, read_provenance
+from isovoxel.output.provenance import RECEIPTS, count_empty, made_by
 from isovoxel.output.replacing import needs_settling, put_back, settle
 from isovoxel.planning.plan import Plan
 from isovoxel.planning.resume import continued, makes_the_same
@@ -73,8 +72,6 @@ class OutputRequest:
     """Where."""
     made: Mapping[str, Any]
     """What makes it, for its attributes."""
-    source_path: str | None
-    """Path or address of the input, where it has one."""
     overwrite: bool | str
     """Whether an output that is there is replaced; "now" if it goes before the new one is begun."""
     cut: tuple[str, ...] = ()
@@ -129,7 +126,7 @@ def is_made_already(request: OutputRequest) -> bool:
         return False
     with contextlib.suppress(OutputError):  # of a process that is at it, or a folder that is not ours
         _settle(request.path, ledger_of(request.path))
-    if not _is_made(request, request.path):
+    if not _is_made(request):
         return False
     folder = ledger_of(request.path)
     # Of a process that died between its last two steps.
@@ -140,10 +137,10 @@ def is_made_already(request: OutputRequest) -> bool:
     return True
 
 
-def _is_made(request: OutputRequest, place: Place) -> bool:
-    """Tell whether what is at a place is complete and made as is wanted; raise where it was made another way."""
-    made = made_by(place)
-    if made is None or not made.get("complete"):
+def _is_made(request: OutputRequest) -> bool:
+    """Tell whether what is at its place is complete and made as is wanted; raise where it was made another way."""
+    made = made_by(request.path)
+    if made is None or not made["complete"]:
         return False
     if changed := differences(made, request.made, request.cut, said=request.said):
         raise made_otherwise(request.path, made, changed)
@@ -177,7 +174,7 @@ def foresee(plan: Plan, request: OutputRequest) -> tuple[Plan, str]:
         As `claim_output` does, and `is_made_already`.
     """
     path, folder = request.path, ledger_of(request.path)
-    if not request.overwrite and _is_made(request, path):
+    if not request.overwrite and _is_made(request):
         return plan, f"{path} is complete, and was made in this way: nothing is left to do"
     if holder := read_holder(folder / LOCK):
         raise OutputBusyError(f"{path} is being written by {holder}; wait for it, end it, or give another output")
@@ -297,7 +294,6 @@ def _find(plan: Plan, request: OutputRequest, folder: Place) -> tuple[Plan, Ledg
         check_destination(
             path,
             overwrite=request.overwrite,
-            source_identity_path=request.source_path,
             nbytes=plan.disk_bytes,
             waiting=_waiting(plan),
             ome_zarr=plan.storage.ome_zarr,
@@ -320,7 +316,6 @@ def _find(plan: Plan, request: OutputRequest, folder: Place) -> tuple[Plan, Ledg
     check_destination(
         path,
         overwrite=False,
-        source_identity_path=request.source_path,
         nbytes=int(left * plan.disk_bytes),
         waiting=_waiting(ledger.plan),
         goes_on=True,
@@ -341,16 +336,6 @@ def _waiting(plan: Plan) -> int:
     return max(
         (1 + FLUSHING) * level.in_flight * math.prod(level.block_shape) * level.source.itemsize for level in plan.levels
     )
-
-
-def made_by(path: Place) -> dict[str, Any] | None:
-    """Return what an output's attributes say of what made it, or None where it is none of isovoxel's."""
-    try:
-        return read_provenance(path)
-    except InputUnavailableError:
-        raise
-    except InputError:
-        return None
 
 
 def _ledger(folder: Place, made: Mapping[str, Any]) -> Ledger | None:

@@ -7,54 +7,23 @@ same pauses as a store; after the last one the job ends.
 from __future__ import annotations
 
 import errno
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeGuard, TypeVar
+from typing import NamedTuple, TypeGuard
 
-from isovoxel.engines.base import Cancelled
 from isovoxel.errors import CorruptInputError, DeviceFullError
 from isovoxel.execution.events import started
 from isovoxel.object_store.files import has_no_inodes, refusal
-from isovoxel.object_store.retries import is_transient, patience, retry
+from isovoxel.object_store.retries import is_transient
 from isovoxel.planning.memory import human_bytes
 from isovoxel.planning.model import Block
 from isovoxel.planning.plan import Plan
 
-T = TypeVar("T")
-
 GO_ON = "to resume, run the same command without --overwrite"
 
 
-def retry_transient(do: Callable[[], T], told: Callable[[Exception, float], None], cancelled: threading.Event) -> T:
-    """Call `do`, and again after each pause where it fails with what may pass, the device's memory included.
-
-    Parameters
-    ----------
-    do
-        What to do; doing it twice does no harm.
-    told
-        Called with the error and the seconds until the next attempt.
-    cancelled
-        Ends the pauses.
-
-    Raises
-    ------
-    Cancelled
-        If the job was cancelled in a pause.
-    Exception
-        The last attempt's.
-    """
-    try:
-        with patience(told, cancelled):
-            return retry(do, _may_pass)
-    except Exception as error:
-        if cancelled.is_set() and _may_pass(error):
-            raise Cancelled from error
-        raise
-
-
-def _may_pass(error: Exception) -> bool:
+def may_pass(error: Exception) -> bool:
+    """Return whether a new attempt may help, where a device may have had too little memory as well."""
     return not isinstance(error, BlockFailed) and (is_transient(error) or isinstance(error, DeviceFullError))
 
 

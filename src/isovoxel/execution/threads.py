@@ -36,10 +36,10 @@ from numpy.typing import NDArray
 from isovoxel.engines.base import Cancelled, Engine
 from isovoxel.engines.registry import open_engine
 from isovoxel.errors import DeviceLostError
-from isovoxel.execution.blocks import FLUSHING, BlockMaker, Flusher
+from isovoxel.execution.blocks import FLUSHING, BlockMaker, Flusher, Flushing
 from isovoxel.execution.events import BlockDone, Listener, Retried, Slowed
 from isovoxel.execution.executor import Elapsed, InterruptedAgain, LevelProgress, Task
-from isovoxel.execution.host import return_freed_memory
+from isovoxel.execution.resources import return_freed_memory
 from isovoxel.execution.retry import BlockFailed, clause
 from isovoxel.execution.subprocess import SubprocessExecutor
 from isovoxel.object_store import retries
@@ -237,7 +237,7 @@ class ThreadRun:
             return None
         block = self.plan.block(index)
         try:
-            shards = flusher.begin(block, self._flushed)
+            shards = Flushing(flusher, block, self._flushed)
             return shards.end(self._maker.encode(block, shards.add))
         except Cancelled:
             return None

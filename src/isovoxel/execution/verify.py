@@ -1,45 +1,50 @@
-"""Verify a result: boxes of it are computed again from the source, in float64.
+"""Verify an output: samples of its voxels, shards with the receipts that were kept, chunks with their checksums.
 
 1. Every shard must be there.
-2. Boxes come from three streams in turn, each at random and none twice: around the corners of blocks (where a box
-   meets eight blocks and twelve faces at once) and then their edges, around their faces, and anywhere. 400 boxes
-   meet every corner and every face of 64 blocks, those at the volume's rim among them.
-3. Each is computed by the `reference` engine from the source, and compared: how far off, how many voxels by more than
-   rounding, and how much the error jumps from voxel to voxel across block faces, against inside blocks.
+2. Boxes at the blocks' corners, edges and faces, and anywhere, are computed again by the `reference` engine from the
+   source, in float64, and compared: how far off, how many voxels by more than rounding, and how much the error jumps
+   from voxel to voxel across block faces, against inside blocks.
+3. So is each further level, in fewer boxes, from the level before it: what it was made from.
+4. Where receipts were kept, each shard is compared with its own; where that is asked, every chunk is read.
 
-4. So is each further level, in fewer boxes, from the level before it: what it was made from.
-
-Only the sampled boxes and the input they come from are read, so a terabyte is verified as fast as a thumbnail.
+Only the sampled boxes and the input they come from are read, so a terabyte is verified as fast as a thumbnail. Shards
+are read one after another, piece by piece, and chunks one at a time, so this takes next to no memory.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from isovoxel.errors import DoesNotFitError, InputError, InputUnavailableError
-from isovoxel.execution.comparison import SIDE, bytes_of, compare_in_pieces, error_jumps
+from isovoxel.errors import DoesNotFitError, InputError, InputMissingError, InputUnavailableError, OptionError
+from isovoxel.execution.comparison import SIDE, bytes_of, compare_in_pieces, error_jumps, sample_boxes
 from isovoxel.execution.events import Reading
 from isovoxel.execution.recipe import Recipe
+from isovoxel.execution.resources import reading_limits
 from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Box, Index3
+from isovoxel.object_store.addresses import Place, has_place, place_of
+from isovoxel.output.ledger import Ledger, ledger_of
+from isovoxel.output.ome_zarr import missing_shards
+from isovoxel.output.provenance import RECEIPTS, read_provenance
+from isovoxel.output.shard import ShardReceipt
+from isovoxel.output.shard_store import level_path
+from isovoxel.output.writer import OmeZarrWriter
 from isovoxel.planning.memory import human_bytes
 from isovoxel.planning.model import HostLimits
 from isovoxel.readers.base import Volume
-
-Floats = NDArray[np.float64]
+from isovoxel.readers.files import unavailable
+from isovoxel.readers.open import open_part, open_volume
 
 FURTHER_SHARE = 8
 """A further level is compared in one box for so many of the full one, as it has an eighth of its voxels."""
-MOST_DRAWN = 2**16
-"""Of how many places at most a random order is kept; of more, each is drawn by itself."""
-TURNS = (*("corner", "face", "face") * 5, "anywhere")
-"""From which stream the next boxes come."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,74 @@ class Verdict:
         )
 
 
+def verify_output(
+    output: str | Path,
+    against: Any,
+    *,
+    samples: int,
+    seed: int,
+    every_chunk: bool,
+    memory: int | None,
+    reading: Reading = lambda _what, _done, _total: None,
+) -> Verdict:
+    """Compare an output with its source, in samples, and with the checksums that were kept.
+
+    Parameters
+    ----------
+    output, against, samples, seed, every_chunk
+        As in `isovoxel.verify`.
+    memory
+        Bytes of host memory to stay within, or None.
+    reading
+        Told how many boxes, blocks and chunks are looked at.
+
+    Raises
+    ------
+    IsovoxelError
+        As `isovoxel.verify`.
+    """
+    if samples < 1:
+        raise OptionError(f"samples must be at least 1, not {samples}")
+    host = reading_limits(memory)
+    result = open_volume(output)
+    made = read_provenance(output)
+    recipe = Recipe.from_provenance(made, str(output))
+    if not recipe.complete:
+        raise InputError(f"{output} is incomplete: its job is running, failed or was interrupted; finish it first")
+    source = _source_of(output, recipe, against)
+    further = (place_of(output) / level_path(level) for level in range(1, len(recipe.further) + 1))
+    levels = [result, *map(open_volume, further)]
+    try:
+        missing = missing_shards(output)
+    except OSError as error:
+        raise unavailable(f"the shards of {output} cannot be counted", error) from error
+    found = verify_levels(source, levels, recipe, samples=samples, seed=seed, host=host, reading=reading)
+    changes = recipe.changes(source, elsewhere=against is not None)
+    found = replace(found, missing_shards=missing, source_changes=changes)
+    found = _with_receipts(found, place_of(output), made, reading)
+    return _with_every_chunk(found, levels, host, reading) if every_chunk else found
+
+
+def _source_of(output: str | Path, recipe: Recipe, against: Any) -> Volume:
+    """Open the source of an output: the one that its attributes name, or the one that the caller gives."""
+    where = recipe.identity.get("path") if against is None else against
+    if against is None and (where is None or not has_place(where)):
+        raise InputError(f"{output} was made from an array in memory; give its voxels as a file with --against")
+    try:
+        source = open_part(where, recipe.identity)
+    except InputMissingError:
+        if against is not None:
+            raise
+        raise InputMissingError(f"the source {where} not found; give its new path with --against") from None
+    series = tuple((axis.name, axis.length) for axis in source.series)
+    if (source.shape, source.dtype.name, series) != (recipe.shape, recipe.dtype, recipe.series):
+        raise InputError(
+            f"{source.name} holds {source.shape} voxels of {source.dtype}, but {output} was made from "
+            f"{recipe.shape} of {recipe.dtype}; give its source with --against"
+        )
+    return source
+
+
 def verify_levels(
     source: Volume,
     results: Sequence[Volume],
@@ -136,8 +209,6 @@ def verify_levels(
     *,
     samples: int,
     seed: int = 0,
-    missing_shards: int = 0,
-    source_changes: tuple[str, ...] = (),
     host: HostLimits | None = None,
     reading: Reading = lambda _what, _done, _total: None,
 ) -> Verdict:
@@ -149,8 +220,8 @@ def verify_levels(
         The input.
     results
         The levels of the output, finest first.
-    recipe, seed, missing_shards, source_changes
-        As in `verify`.
+    recipe, seed
+        As in `verify_level`.
     samples
         How many boxes of the full level.
     host
@@ -175,51 +246,37 @@ def verify_levels(
                 f"computing a voxel again takes {human_bytes(host.baseline + beside + least)} of host memory, of which "
                 f"{human_bytes(host.allowed)} are allowed; choose more --memory"
             )
-    found = verify(
-        source,
-        results[0],
-        recipe,
-        samples=samples,
-        seed=seed,
-        missing_shards=missing_shards,
-        source_changes=source_changes,
-        room=room,
-        reading=reading,
-    )
+    found = verify_level(source, results[0], recipe, samples=samples, seed=seed, room=room, reading=reading)
     for before, level, made in pairs[1:]:
         fewer = ceil_div(samples, FURTHER_SHARE)
-        further = verify(before, level, made, samples=fewer, seed=seed, room=room, is_level=True, reading=reading)
+        further = verify_level(before, level, made, samples=fewer, seed=seed, room=room, is_level=True, reading=reading)
         found = found.with_level(further)
     return replace(found, projected=(host.baseline if host else 0) + beside + room, allowed=host.allowed if host else 0)
 
 
-def verify(
+def verify_level(
     source: Volume,
     result: Volume,
     recipe: Recipe,
     *,
     samples: int,
     seed: int = 0,
-    missing_shards: int = 0,
-    source_changes: tuple[str, ...] = (),
     room: int | None = None,
     is_level: bool = False,
     reading: Reading = lambda _what, _done, _total: None,
 ) -> Verdict:
-    """Compare sampled boxes of a result with the reference.
+    """Compare sampled boxes of a level with the reference.
 
     Parameters
     ----------
     source, result
-        The input and the output.
+        What it was made of, and the level.
     recipe
         What made it.
     samples
         How many boxes.
     seed
         Chooses the boxes; the same seed chooses the same.
-    missing_shards, source_changes
-        What the caller found; part of the verdict.
     room
         Bytes that computing a box may hold; boxes that take more are computed in pieces. None for as many as it takes.
     is_level
@@ -233,7 +290,7 @@ def verify(
     first_wrong: Index3 | None = None
     first_unreadable = ""
     doing = f"comparing boxes of {result.name}"
-    for place in itertools.islice(_boxes(result.shape, recipe.block, rng), samples):
+    for place in itertools.islice(sample_boxes(result.shape, recipe.block, rng), samples):
         reading(doing, count, samples)
         box = place.of(int(rng.integers(result.n_volumes))) if result.n_volumes > 1 else place
         count += 1
@@ -273,48 +330,76 @@ def verify(
         face_jump=face,
         inner_jump=inner,
         jump_allowed=allowed_jump,
-        missing_shards=missing_shards,
+        missing_shards=0,
         unreadable=unreadable,
-        source_changes=source_changes,
+        source_changes=(),
         first_unreadable=first_unreadable,
     )
 
 
-def _boxes(shape: Index3, block: Index3, rng: np.random.Generator) -> Iterator[Box]:
-    """Yield boxes of a volume without end, in the order that the module tells."""
-    corners = _lattice(shape, block, rng, (3, 2))
-    faces = _lattice(shape, block, rng, (1,))
-    anywhere: Iterator[list[int]] = ([int(rng.integers(0, n)) for n in shape] for _ in itertools.count())
-    streams = {"corner": corners, "face": faces, "anywhere": anywhere}
-    for turn in itertools.cycle(TURNS):
-        centre = next(streams[turn], None)
-        yield _around(next(anywhere) if centre is None else centre, shape)
+def _with_receipts(found: Verdict, output: Place, made: Mapping[str, Any], reading: Reading) -> Verdict:
+    """Return a verdict that knows whether all shards are as their receipts say, where these were kept."""
+    if made.get(RECEIPTS) is not True:
+        return found
+    ledger = Ledger.read(ledger_of(output))
+    if ledger is None or ledger.plan.fingerprint != made.get("fingerprint"):
+        return replace(found, receipts=0)
+    levels = ledger.plan.levels
+    compared = blocks = 0
+    doing = f"comparing shards of {output} with their receipts"
+    with contextlib.ExitStack() as stack:
+        writers = [OmeZarrWriter.of_plan(output, plan, 0) for plan in levels]
+        for writer in writers:
+            stack.callback(writer.close)
+
+        def holds(level: int, index: int, receipts: list[ShardReceipt]) -> bool:
+            nonlocal compared, blocks
+            reading(doing, blocks, ledger.plan.all_blocks)
+            compared, blocks = compared + len(receipts), blocks + 1
+            return writers[level].holds(levels[level].block(index).write_box, receipts, read=True)
+
+        try:
+            parts = ledger.plan.split(ledger.done(holds))
+        except OSError as error:
+            raise unavailable(f"the shards of {output} cannot be compared with their receipts", error) from error
+    reading(doing, ledger.plan.all_blocks, ledger.plan.all_blocks)
+    first = ""
+    for plan, part in zip(levels, parts, strict=True):
+        if not first and 0 in part:
+            block = plan.block(part.index(0))
+            at = f"z, y, x from {block.write_box.start} to {block.write_box.stop}"
+            first = f"a shard of {block} ({at}) is not as it was written"
+    return _damaged(replace(found, receipts=compared), sum(part.count(0) for part in parts), first)
 
 
-def _lattice(shape: Index3, block: Index3, rng: np.random.Generator, kinds: Sequence[int]) -> Iterator[list[int]]:
-    """Yield a place on each corner (3), edge (2) or face (1) of the blocks: the number says along how many axes."""
-    cuts = [[*range(0, n, b), n] for n, b in zip(shape, block, strict=True)]
-    for kind in kinds:
-        # Along the axes where a place is not at a cut it lies somewhere between two.
-        choices = [
-            [len(c) if axis in at else len(c) - 1 for axis, c in enumerate(cuts)]
-            for at in itertools.combinations(range(3), kind)
-        ]
-        ways = list(itertools.combinations(range(3), kind))
-        ends = np.cumsum([math.prod(counts) for counts in choices])
-        total = int(ends[-1])
-        order = rng.permutation(total) if total <= MOST_DRAWN else rng.integers(0, total, MOST_DRAWN)
-        for index in order:
-            way = int(np.searchsorted(ends, index, side="right"))
-            place = np.unravel_index(int(index) - (int(ends[way - 1]) if way else 0), choices[way])
-            centre = []
-            for axis, i in enumerate(place):
-                cut = cuts[axis]
-                centre.append(cut[i] if axis in ways[way] else int(rng.integers(cut[i], cut[i + 1])))
-            yield centre
+def _with_every_chunk(found: Verdict, levels: Sequence[Volume], host: HostLimits, reading: Reading) -> Verdict:
+    """Return a verdict that knows whether every chunk of all levels can be read."""
+    takes = host.baseline + max(
+        level.read_overhead + math.prod(level.chunks) * level.dtype.itemsize for level in levels
+    )
+    if takes > host.allowed:
+        raise DoesNotFitError(
+            f"reading a chunk takes {human_bytes(takes)} of host memory, of which {human_bytes(host.allowed)} are "
+            "allowed; choose more --memory"
+        )
+    total = sum(level.n_volumes * math.prod(map(ceil_div, level.shape, level.chunks)) for level in levels)
+    doing = f"reading every chunk of {levels[0].name}"
+    chunks = damaged = 0
+    first = ""
+    for level in levels:
+        for volume in range(level.n_volumes):
+            for chunk in Box.whole(level.shape).of(volume).tiles(level.chunks):
+                reading(doing, chunks, total)
+                chunks += 1
+                try:
+                    level.read(chunk)
+                except InputUnavailableError:
+                    raise  # the disk's doing, not the result's
+                except InputError as error:
+                    damaged, first = damaged + 1, first or str(error)
+    reading(doing, chunks, total)
+    return _damaged(replace(found, chunks=chunks, projected=max(found.projected, takes)), damaged, first)
 
 
-def _around(centre: list[int], shape: Index3) -> Box:
-    start = [min(max(0, c - SIDE // 2), max(0, n - SIDE)) for c, n in zip(centre, shape, strict=True)]
-    stop = [min(n, a + SIDE) for a, n in zip(start, shape, strict=True)]
-    return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
+def _damaged(found: Verdict, count: int, first: str) -> Verdict:
+    return replace(found, damaged=found.damaged + count, first_damaged=found.first_damaged or first)

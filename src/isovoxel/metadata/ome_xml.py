@@ -156,19 +156,50 @@ def read_ome_xml_step(pixels: Mapping[str, str]) -> tuple[float, str | None]:
 def _parse(
     xml: str, name: str, element: Callable[[str, dict[str, str]], None], text: Callable[[str], None] | None = None
 ) -> None:
-    """Call `element` with the tag and the attributes of every element, and `text` with what stands in them."""
+    parse_xml(xml, "OME-XML", name, element, text)
+
+
+def parse_xml(
+    xml: str,
+    kind: str,
+    name: str,
+    element: Callable[[str, dict[str, str]], object],
+    text: Callable[[str], object] | None = None,
+    end: Callable[[str], object] | None = None,
+) -> None:
+    """Call functions for what an XML document holds, in its order.
+
+    Parameters
+    ----------
+    xml
+        The document.
+    kind, name
+        What it is, and what the user called the file, for messages.
+    element
+        Called with the tag and the attributes of every element.
+    text
+        Called with what stands in elements, part by part.
+    end
+        Called with the tag of every element that ends.
+
+    Raises
+    ------
+    InputError
+        If it is not well-formed, or has a document type definition.
+    """
 
     def doctype(*_: object) -> None:
-        raise InputError(f"the OME-XML of {name} has a document type definition, which OME-XML must not have")
+        raise InputError(f"the {kind} of {name} has a document type definition, which {kind} must not have")
 
     parser = expat.ParserCreate("utf-8")  # whatever its own declaration says: it is text by now
     parser.StartElementHandler = element
     parser.CharacterDataHandler = text
+    parser.EndElementHandler = end
     parser.StartDoctypeDeclHandler = doctype
     try:
         parser.Parse(xml.rstrip("\0").encode("utf-8", "replace"), True)
     except expat.ExpatError as error:
-        raise InputError(f"the OME-XML of {name} is not well-formed: {error}") from error
+        raise InputError(f"the {kind} of {name} is not well-formed: {error}") from error
 
 
 def _product(numbers: Iterable[str]) -> float:

@@ -13,12 +13,12 @@ import shutil
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
-from isovoxel.errors import AddressError, OutputError, OutputExistsError
-from isovoxel.object_store.addresses import Place, is_address, place_of
+from isovoxel.errors import OutputError, OutputExistsError
+from isovoxel.object_store.addresses import Place, place_of
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.zarr_nodes import is_zarr
+from isovoxel.output.files import NEW, NOW, REPLACED, check_folder
 from isovoxel.output.ledger import ledger_for
-from isovoxel.output.ledger_folder import NEW, NOW, REPLACED, check_folder
 from isovoxel.output.membership import Membership, membership_of
 from isovoxel.output.provenance import is_unfinished
 from isovoxel.output.replacing import bytes_on_disk, check_image, check_kept, check_zarr, is_noted
@@ -30,7 +30,6 @@ def check_destination(
     path: str | os.PathLike[str] | ObjectPlace,
     *,
     overwrite: bool | str,
-    source_identity_path: str | None,
     nbytes: int,
     waiting: int = 0,
     goes_on: bool = False,
@@ -45,8 +44,6 @@ def check_destination(
         Where the output shall be: a new folder in one that exists, or in a zarr group, or a place in an object store.
     overwrite
         Whether an old output there may be replaced; "now" if it need not be kept until the new one is complete.
-    source_identity_path
-        Path or address of the input, or None where it has none.
     nbytes
         Bytes of all voxels that are to be written. The disk must have them free before compression, for nobody
         knows how well a volume compresses before it is made.
@@ -72,23 +69,25 @@ def check_destination(
         _check_name(target)
     if isinstance(target, ObjectPlace):
         store = membership_of(target)
-        objects = ledger_for(target, store)
-        assert isinstance(objects, ObjectPlace)  # noqa: S101 - for type checkers
-        _check_object_destination(
-            target,
-            overwrite=overwrite,
-            source=source_identity_path,
-            nbytes=min(nbytes, waiting),
-            free=shutil.disk_usage(spool_folder()).free,
-            goes_on=goes_on,
-            note=objects / NEW,
-        )
+        folder = ledger_for(target, store)
+        assert isinstance(folder, ObjectPlace)  # noqa: S101 - for type checkers
+        try:
+            check_folder(folder)
+            _check_object_place(target, folder / NEW, overwrite=overwrite, goes_on=goes_on)
+        except OutputError:
+            raise
+        except OSError as error:
+            raise OutputError(f"{target} cannot be written: {error.strerror}") from error
+        waiting, free = min(nbytes, waiting), shutil.disk_usage(spool_folder()).free
+        if waiting > free:
+            raise OutputError(
+                f"up to {human_bytes(waiting)} wait for their upload at a time, but the disk of {spool_folder()} has "
+                f"{human_bytes(free)} free; make room, name another folder in TMPDIR, or give less --memory"
+            )
         if store is not None:
             store.check(ome_zarr, labels=labels)
         return
     try:
-        if source_identity_path is not None and not is_address(source_identity_path):
-            _check_apart(target, Path(source_identity_path))
         if (store := membership_of(target)) is not None:
             store.check(ome_zarr, labels=labels)
         home = _home(target, store)
@@ -154,18 +153,6 @@ def _check_name(target: Place) -> None:
         )
 
 
-def _check_apart(target: Path, source: Path) -> None:
-    """Refuse an output that is the input, holds it, or lies inside it, whatever they are called."""
-    # unlike Path.resolve, this survives links that go round in circles
-    there, here = Path(os.path.realpath(target)), Path(os.path.realpath(source))
-    if there == here or (target.exists() and source.exists() and target.samefile(source)):
-        raise OutputError(f"{target} is the input itself; give another output")
-    if here.is_relative_to(there):
-        raise OutputError(f"the input {source} lies inside the output {target}; give another output")
-    if there.is_relative_to(here):
-        raise OutputError(f"the output {target} lies inside the input {source}; give another output")
-
-
 def _home(target: Path, store: Membership | None) -> Path:
     """Return the folder in which the output, or the first group on the way to it, is made."""
     home = target.parent if store is None else Path(str(store.groups[0]))
@@ -195,17 +182,7 @@ class _Old(NamedTuple):
 
 
 def _check_place(target: Path, folders: list[Path], ledger: Path, *, overwrite: bool | str, goes_on: bool) -> _Old:
-    """Refuse a place where nothing can be made or replaced; return what replacing keeps, and what it deletes.
-
-    Parameters
-    ----------
-    target, overwrite, goes_on
-        As in `check_destination`.
-    folders
-        Those in which something must be made.
-    ledger
-        The ledger's folder.
-    """
+    """Refuse a place where nothing can be made or replaced; return what replacing keeps, and what it deletes."""
     old = _Old()
     try:
         target.lstat()
@@ -228,70 +205,12 @@ def _check_place(target: Path, folders: list[Path], ledger: Path, *, overwrite: 
     return old
 
 
-def _check_object_destination(
-    target: ObjectPlace,
-    *,
-    overwrite: bool | str,
-    source: str | None,
-    nbytes: int,
-    free: int,
-    goes_on: bool,
-    note: ObjectPlace,
-) -> None:
-    """Raise unless an output may be written to a place in a store; nothing is changed.
-
-    Parameters
-    ----------
-    target
-        Where the output shall be.
-    overwrite, goes_on
-        As `isovoxel.output.destination.check_destination` has it.
-    source
-        Path or address of the input, or None where it has none.
-    nbytes
-        Most bytes that wait for their upload on the disk of this machine at a time.
-    free
-        Bytes that are free there.
-    note
-        Where it is noted that the output is being made.
-    """
-    _check_objects_apart(target, source)
-    try:
-        check_folder(note.parent)
-        _check_object_place(target, note, overwrite=overwrite, goes_on=goes_on)
-    except OutputError:
-        raise
-    except OSError as error:
-        raise OutputError(f"{target} cannot be written: {error.strerror}") from error
-    if nbytes > free:
-        raise OutputError(
-            f"up to {human_bytes(nbytes)} wait for their upload at a time, but the disk of {spool_folder()} has "
-            f"{human_bytes(free)} free; make room, name another folder in TMPDIR, or give less --memory"
-        )
-
-
 def _check_writable(target: ObjectPlace) -> None:
     """Raise an `OutputError` where no output could be, whatever lies there; the store is not asked."""
     if target.read_only:
         raise OutputError(f"{target} can only be read; give a path, or an address such as s3://bucket/out.zarr")
     if not target.key:
         raise OutputError(f"{target} is a whole bucket; give the address of a new zarr in it, {target}/out.zarr")
-
-
-def _check_objects_apart(target: ObjectPlace, source: str | None) -> None:
-    """Refuse an output that is the input, holds it, or lies inside it."""
-    try:
-        there = None if source is None else place_of(source)
-    except AddressError:  # of an array of the caller's, which has no address
-        return
-    if not isinstance(there, ObjectPlace):
-        return
-    if there == target:
-        raise OutputError(f"{target} is the input itself; give another output")
-    for inner, outer in (("input", "output"), ("output", "input")):
-        where = {"input": there, "output": target}
-        if where[inner].is_relative_to(where[outer]):
-            raise OutputError(f"the {inner} {where[inner]} lies inside the {outer} {where[outer]}; give another output")
 
 
 def _check_object_place(target: ObjectPlace, note: ObjectPlace, *, overwrite: bool | str, goes_on: bool) -> None:

@@ -321,7 +321,7 @@ class ShardEncoder:
                     shard.appending = False
                     return
             if len(ready.encoded):
-                shard.writer.write_encoded(shard.places[shard.turn], ready.encoded)
+                shard.writer.write_encoded(tuple(map(int, np.unravel_index(shard.turn, shard.grid))), ready.encoded)
             with self._lock:
                 self._buffers.append(shard.ready.pop(shard.turn).buffer)
                 shard.turn += 1
@@ -344,9 +344,8 @@ class _Encoding:
         self.writer, self.data = writer, data
         self._skip_empty = storage.skip_empty
         self._boxes = list(_chunks(data, storage))
-        self._grid = tuple(ceil_div(n, c) for n, c in zip(data.shape, storage.chunk, strict=True))
-        self.places = list(np.ndindex(self._grid))
-        """Places of the chunks in their grid."""
+        self.grid = tuple(ceil_div(n, c) for n, c in zip(data.shape, storage.chunk, strict=True))
+        """How many chunks there are along each axis."""
         self.taken = 0
         """Chunks that a thread has begun with."""
         self.turn = 0
@@ -385,7 +384,7 @@ class _Encoding:
         numbers = np.arange(self.turn, self.turn + len(batch.sizes))
         stored = np.array([self.stores(number) for number in numbers.tolist()])
         body = batch.body if stored.all() else batch.body[np.repeat(stored, batch.sizes)]
-        self.writer.write_batch(np.unravel_index(numbers[stored], self._grid), batch.sizes[stored], body)
+        self.writer.write_batch(np.unravel_index(numbers[stored], self.grid), batch.sizes[stored], body)
         self.turn += len(numbers)
 
 

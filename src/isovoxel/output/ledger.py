@@ -4,19 +4,19 @@ Of an output that is a member of a zarr, it lies beside that one.
 
 - `job.json` says by which plan the output is made; what makes it stands in its attributes.
 - `blocks` gets a line for each block when all its shards are files that were flushed to the disk: its level, where that
-  is a further one, its number, and the seal of each shard: of 0 bytes where it is empty, and so no file. Lines are only
-  ever appended, and copied when another process goes on, which cuts one off that was torn when the process died.
+  is a further one, its number, and the receipt of each shard: of 0 bytes where it is empty, and so no file. Lines are
+  only ever appended, and copied when another process goes on, which cuts one off that was torn when the process died.
 - `lock` is held by the process that writes, see `isovoxel.output.lock`; `made-by-isovoxel` is the folder's mark, see
-  `isovoxel.output.ledger_folder`.
+  `isovoxel.output.files`.
 - `new` is an output for a moment: it is made here and moved to its place. `replaced` is an old output until the new one
   is complete, and `discarded` one that is being deleted, see `isovoxel.output.replacing`.
 
 A line may be lost with the power, for lines are not flushed one by one: then its block is done again, and the same. A
-seal that does not match its file (torn, missing, from elsewhere) makes the block count as not done. When the output is
-marked complete, the folder goes; where its receipts are to be kept, `job.json` and `blocks` stay.
+receipt that does not match its file (torn, missing, from elsewhere) makes the block count as not done. When the output
+is marked complete, the folder goes; where its receipts are to be kept, `job.json` and `blocks` stay.
 
 In an object store the same lies beside the output under the same names; `blocks` are several objects
-(`isovoxel.output.lines`), and `new` and `replaced` notes only (`isovoxel.output.destination`).
+(`isovoxel.output.files`), and `new` and `replaced` notes only (`isovoxel.output.destination`).
 """
 
 from __future__ import annotations
@@ -31,8 +31,7 @@ from isovoxel.errors import OutputError
 from isovoxel.object_store.addresses import Place
 from isovoxel.object_store.files import parse_json, write_whole
 from isovoxel.object_store.retries import gave_up, retry
-from isovoxel.output.empty_shards import EmptyShards
-from isovoxel.output.ledger_folder import (
+from isovoxel.output.files import (
     BLOCKS,
     JOB,
     LOCK,
@@ -40,18 +39,19 @@ from isovoxel.output.ledger_folder import (
     NEW,
     REPLACED,
     SAVED,
+    FileLines,
+    Lines,
+    ObjectLines,
     check_folder,
     claim,
     discard,
     read_own,
 )
-from isovoxel.output.lines import FileLines, Lines, ObjectLines
 from isovoxel.output.membership import Membership, membership_of
+from isovoxel.output.provenance import EmptyShards
 from isovoxel.output.shard import PARTIAL, ShardReceipt
 from isovoxel.planning.plan import Plan
 from isovoxel.planning.resume import plan_from_json, plan_to_json
-
-__all__ = ["BLOCKS", "JOB", "LOCK", "NEW", "REPLACED", "Ledger", "ledger_for", "ledger_of", "remove_ledger"]
 
 
 def ledger_of(output: Place) -> Place:
@@ -154,7 +154,7 @@ class Ledger:
             _sweep(self.folder)
         self._lines.hold(check)
 
-    def add(self, block: int, seals: Iterable[ShardReceipt], level: int = 0) -> None:
+    def add(self, block: int, receipts: Iterable[ShardReceipt], level: int = 0) -> None:
         """Note that a block of a level is done, whose shards are on the disk; any thread may.
 
         Raises
@@ -162,10 +162,10 @@ class Ledger:
         OSError
             If the file system refuses; then nothing is noted.
         """
-        seals = list(seals)
-        line = {"block": block, "shards": [list(seal) for seal in seals]}
+        receipts = list(receipts)
+        line = {"block": block, "shards": [list(receipt) for receipt in receipts]}
         self._append({"level": level} | line if level else line)
-        self._note_empty(level, block, seals)
+        self._note_empty(level, block, receipts)
 
     def add_filled(self, part: str) -> None:
         """Note that a damaged part of the input was filled; once for each."""
@@ -179,16 +179,16 @@ class Ledger:
         Parameters
         ----------
         holds
-            Tells whether the shards of a block, by its level and its number there, are files with these seals.
+            Tells whether the shards of a block, by its level and its number there, are files with these receipts.
         """
         done = bytearray(self.plan.all_blocks)
         for line in self._read():
             match line:
-                case Noted(level, block, seals):
+                case Noted(level, block, receipts):
                     # A block that was done again has a later line, which is the one that counts.
-                    done[self._place(line)] = held = holds(level, block, seals)
+                    done[self._place(line)] = held = holds(level, block, receipts)
                     if held:
-                        self._note_empty(level, block, seals)
+                        self._note_empty(level, block, receipts)
                 case str() if line not in self.filled:
                     self.filled.append(line)
         return done
@@ -231,8 +231,8 @@ class Ledger:
         """Return which block a line is about, counted from level to level."""
         return sum(self._blocks[: line.level]) + line.block
 
-    def _note_empty(self, level: int, block: int, seals: list[ShardReceipt]) -> None:
-        self.empty.note(level, self.plan.levels[level].block(block).write_box, seals)
+    def _note_empty(self, level: int, block: int, receipts: list[ShardReceipt]) -> None:
+        self.empty.note(level, self.plan.levels[level].block(block).write_box, receipts)
 
     def _append(self, line: Mapping[str, Any]) -> None:
         self._check()
@@ -260,19 +260,19 @@ class Noted(NamedTuple):
     """Its level."""
     block: int
     """Its number there."""
-    seals: list[ShardReceipt]
+    receipts: list[ShardReceipt]
     """Those of its shards."""
 
 
 def _noted(line: Mapping[str, Any]) -> Noted:
     """Return what a line says of a block; a `ValueError` where a value of it is not of its type."""
-    seals = []
-    for seal in line["shards"]:
-        if not (isinstance(seal, list) and len(seal) == 3):
-            raise ValueError(f"no seal: {seal!r:.80}")
-        size, crc, stamp = seal
-        seals.append(ShardReceipt(_whole(size), _whole(crc), stamp if isinstance(stamp, str) else _whole(stamp)))
-    return Noted(_whole(line.get("level", 0)), _whole(line["block"]), seals)
+    receipts = []
+    for receipt in line["shards"]:
+        if not (isinstance(receipt, list) and len(receipt) == 3):
+            raise ValueError(f"no receipt: {receipt!r:.80}")
+        size, crc, stamp = receipt
+        receipts.append(ShardReceipt(_whole(size), _whole(crc), stamp if isinstance(stamp, str) else _whole(stamp)))
+    return Noted(_whole(line.get("level", 0)), _whole(line["block"]), receipts)
 
 
 def _whole(value: Any) -> int:

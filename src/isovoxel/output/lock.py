@@ -50,7 +50,7 @@ from isovoxel.output.attempt import (
     said,
     word_of,
 )
-from isovoxel.output.ledger_folder import claim, open_own, read_own, unclaim
+from isovoxel.output.files import claim, open_own, read_own, unclaim
 
 fcntl: Any
 try:

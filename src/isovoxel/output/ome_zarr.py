@@ -29,11 +29,10 @@ from isovoxel.object_store.files import sync_folder
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.zarr_nodes import TOP, change_attributes, is_zarr, read_array, read_attributes
 from isovoxel.output.attempt import Attempt, end_attempts, make_folders
-from isovoxel.output.empty_shards import empty_of_level
 from isovoxel.output.encoder import BLOSC_LEVELS
-from isovoxel.output.ledger_folder import NEW, REPLACED
+from isovoxel.output.files import NEW, REPLACED
 from isovoxel.output.membership import membership_of
-from isovoxel.output.provenance import PROVENANCE
+from isovoxel.output.provenance import PROVENANCE, empty_of_level
 from isovoxel.output.replacing import is_noted
 from isovoxel.output.shard_store import level_path, store_of, sweep_files
 from isovoxel.planning.chunking import Storage

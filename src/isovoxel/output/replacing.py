@@ -36,7 +36,7 @@ from isovoxel.object_store.addresses import Place
 from isovoxel.object_store.files import sync_folder
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.zarr_nodes import ATTRIBUTES, NODE, TOP, V2_ARRAY, V2_GROUP, is_zarr, read_attributes
-from isovoxel.output.ledger_folder import BLOCKS, DISCARDED, JOB, NEW, REPLACED, SAVED, discard, read_own
+from isovoxel.output.files import BLOCKS, DISCARDED, JOB, NEW, REPLACED, SAVED, discard, read_own
 from isovoxel.output.membership import LABELS, membership_of
 from isovoxel.output.provenance import PROVENANCE, has_receipts, is_complete, is_unfinished, read_provenance
 from isovoxel.planning.resume import plan_from_json

@@ -127,6 +127,7 @@ class ShardWriter(PendingShard):
             entries = self._index.reshape(-1).view(np.uint8)
             checksum = np.frombuffer(crc32c(entries).to_bytes(CHECKSUM_BYTES, "little"), np.uint8)
             self._append(np.concatenate([entries, checksum]))
+            self._index = None  # many shards may wait for the disk
         self._open.close()
 
     def drop(self) -> None:

@@ -23,7 +23,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
@@ -125,6 +125,7 @@ class ShardStore(abc.ABC):
 
     def __init__(self, level: int = 0, zarr_format: int = 3, attempt: Attempt | None = None) -> None:
         self._level, self._format, self._attempt = level, zarr_format, attempt
+        self._check: Callable[[], None] = (lambda: None) if attempt is None else attempt.check
 
     @abc.abstractmethod
     def begin(self, shard: ShardPlace, storage: Storage) -> ShardWriter:
@@ -176,10 +177,6 @@ class ShardStore(abc.ABC):
 
     def close(self) -> None:  # noqa: B027 - files need nothing
         """Let go of what writing holds."""
-
-    def _check(self) -> None:
-        if self._attempt is not None:
-            self._attempt.check()
 
     def _key(self, shard: ShardPlace) -> str:
         return shard_key(self._level, shard, self._format)

@@ -103,7 +103,7 @@ class OmeZarrWriter:
         )
 
     def write(self, box: Box, data: NDArray[Any]) -> list[ShardReceipt]:
-        """Write a box of whole shards, and return their seals, in the order of `Box.tiles`; see `encode`."""
+        """Write a box of whole shards, and return their receipts, in the order of `Box.tiles`; see `encode`."""
         shards = box.tiles(self._encoder.storage.shard)
         return [self.encode(shard, data[shard.relative_to(box.start).slices]).seal() for shard in shards]
 
@@ -135,11 +135,12 @@ class OmeZarrWriter:
         """Make no file of a shard that is empty; see `encode`."""
         return self._store.leave_out(self._place(box))
 
-    def holds(self, box: Box, seals: Sequence[ShardReceipt], *, read: bool = False) -> bool:
-        """Tell whether all shards of a box are there with these seals; with `read`, whatever their time says."""
+    def holds(self, box: Box, receipts: Sequence[ShardReceipt], *, read: bool = False) -> bool:
+        """Tell whether all shards of a box are there with these receipts; with `read`, whatever their time says."""
         shards = list(box.tiles(self._encoder.storage.shard))
-        return len(shards) == len(seals) and all(
-            self._store.holds(self._place(shard), seal, read=read) for shard, seal in zip(shards, seals, strict=True)
+        return len(shards) == len(receipts) and all(
+            self._store.holds(self._place(shard), receipt, read=read)
+            for shard, receipt in zip(shards, receipts, strict=True)
         )
 
     def spare(self, cores: int) -> None:

@@ -33,7 +33,7 @@ CHECKSUM_BYTES = 4
 """Bytes of the CRC-32C behind a chunk."""
 
 SEAL_BYTES = 2**10
-"""What is held of a file until its block is noted as done: its seal, and that in the ledger's words."""
+"""What is held of a file until its block is noted as done: its receipt, and that in the ledger's words."""
 
 CHUNK = 128
 """Side of a chunk, where the volume has it and the user wants no other."""

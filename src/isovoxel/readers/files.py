@@ -57,7 +57,7 @@ def file_identity(path: Path) -> dict[str, Any]:
 def pair_identity(header: Path, voxels: Path) -> dict[str, Any]:
     """Return the identity of a header's file, and of the file that holds its voxels where that is another."""
     identity = file_identity(header)
-    return identity if voxels == header.resolve() else {**identity, "voxels": file_identity(voxels)}
+    return identity if voxels == header.resolve() else {**identity, "voxel file": file_identity(voxels)}
 
 
 def metadata_identity(path: Place, files: Iterable[Place]) -> dict[str, Any]:

@@ -154,6 +154,18 @@ FORMATS = (
     ),
     Format("N5", _late("n5", "is_n5"), _late("n5", "open_n5"), "n5", ("tensorstore",), kinds=("folder",)),
     Format("folders of TIFF slices", _late("slices", "has_slices"), _late("slices", "open_folder"), kinds=("folder",)),
+    *(
+        Format(
+            name,
+            _late("bdv", "is_bdv", f"bdv.{extra}"),
+            _late("bdv", "open_bdv"),
+            extra,
+            (library,),
+            selects=("image", *_PLANES),
+            images=_late("bdv", "images_of_bdv"),
+        )
+        for name, extra, library in (("BigDataViewer", "hdf5", "h5py"), ("BigDataViewer N5", "n5", "tensorstore"))
+    ),
     Format(
         "HDF5",
         _late("hdf5", "is_hdf5"),

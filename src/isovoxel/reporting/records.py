@@ -172,7 +172,7 @@ def job_record(result: ScaleResult) -> Record:
 
 def verdict_record(found: Verdict) -> Record:
     """Return what verifying a result found."""
-    from isovoxel.execution.host import peak_bytes
+    from isovoxel.execution.resources import peak_bytes
 
     memory = {"projected": {"host_bytes": found.projected}, "allowed": {"host_bytes": found.allowed}}
     record = asdict(found) | memory | {"peak_host_bytes": peak_bytes(), "holds": found.holds}

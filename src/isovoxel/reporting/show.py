@@ -9,8 +9,8 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from isovoxel.execution.events import Reading
-from isovoxel.execution.host import peak_bytes, reading_limits
 from isovoxel.execution.inputs import Named, check_apart, read_as
+from isovoxel.execution.resources import peak_bytes, reading_limits
 from isovoxel.options import Opening, parse_size
 from isovoxel.planner import open_by
 from isovoxel.planning.model import HostLimits

@@ -54,7 +54,7 @@ from isovoxel.execution.distributed.worker_session import (
 )
 from isovoxel.execution.events import Listener, WorkerJoined
 from isovoxel.execution.executor import Elapsed, LevelProgress, Task
-from isovoxel.execution.host import return_freed_memory
+from isovoxel.execution.resources import return_freed_memory
 from isovoxel.execution.retry import BlockFailed, clause, is_full
 from isovoxel.object_store.addresses import Place, absolute, write_small
 from isovoxel.output.ledger import ledger_of

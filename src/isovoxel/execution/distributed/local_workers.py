@@ -29,7 +29,7 @@ from isovoxel.engines.devices import Device, list_devices
 from isovoxel.errors import ClusterError, OptionError
 from isovoxel.execution.blocks import FLUSHING
 from isovoxel.execution.distributed.worker_info import DEVICE
-from isovoxel.execution.host import FEWEST_THREADS, MOST_THREADS
+from isovoxel.execution.resources import FEWEST_THREADS, MOST_THREADS
 from isovoxel.execution.retry import clause
 
 LOOPBACK = "127.0.0.1"

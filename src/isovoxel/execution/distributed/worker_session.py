@@ -31,7 +31,7 @@ from isovoxel.execution.blocks import FLUSHING, BlockMaker, Flusher
 from isovoxel.execution.distributed.worker_info import held_device
 from isovoxel.execution.events import BlockDone, Event, Slowed
 from isovoxel.execution.executor import Task
-from isovoxel.execution.host import return_freed_memory
+from isovoxel.execution.resources import return_freed_memory
 from isovoxel.execution.retry import BlockFailed, clause
 from isovoxel.geometry.box import Box
 from isovoxel.object_store.addresses import Place, absolute

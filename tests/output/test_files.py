@@ -15,7 +15,7 @@ from command_line import Isovoxel, check_refused
 from isovoxel.errors import OutputError
 from isovoxel.object_store.files import write_whole
 from isovoxel.object_store.objects import ObjectPlace
-from isovoxel.output.ledger_folder import BLOCKS, FILES, FOLDERS, JOB, LOCK, MARK, check_folder, claim
+from isovoxel.output.files import BLOCKS, FILES, FOLDERS, JOB, LOCK, MARK, check_folder, claim
 from small_jobs import OPTIONS, interrupt, save_input
 from snapshots import snapshot
 from store_server import contents, serving

@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 import isovoxel
-from isovoxel.execution import host
-from isovoxel.execution.host import MIB, available_bytes, host_limits, peak_bytes
+from isovoxel.execution import resources
+from isovoxel.execution.resources import MIB, available_bytes, host_limits, peak_bytes
 
 V1 = {"limit": "memory.limit_in_bytes", "used": "memory.usage_in_bytes", "stat": "total_inactive_file"}
 V2 = {"limit": "memory.max", "used": "memory.current", "stat": "inactive_file"}
@@ -38,7 +38,7 @@ class Groups:
     def limits(self, *lines: str) -> list[tuple[int, int]]:
         """Return what is found for a process that says it is in these groups."""
         self.own.write_text("".join(f"{line}\n" for line in lines))
-        return sorted(host._cgroup_limits(self.root, self.own))
+        return sorted(resources._cgroup_limits(self.root, self.own))
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_groups_without_files_limit_nothing(groups: Groups) -> None:
     assert groups.limits("0::/user", "4:memory:/user", "2:cpu:/") == []
     assert groups.limits() == []
     groups.own.unlink()
-    assert host._cgroup_limits(groups.root, groups.own) == []
+    assert resources._cgroup_limits(groups.root, groups.own) == []
 
 
 def test_a_group_without_statistics_still_limits(groups: Groups) -> None:
@@ -105,15 +105,15 @@ def test_a_group_without_statistics_still_limits(groups: Groups) -> None:
 def test_the_tightest_limit_is_what_is_available(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is free on the machine matters only where no group allows less."""
     free = int(psutil.virtual_memory().available)
-    monkeypatch.setattr(host, "_cgroup_limits", lambda: [(1000 * MIB, 900 * MIB), (2000 * MIB, 1000 * MIB)])
+    monkeypatch.setattr(resources, "_cgroup_limits", lambda: [(1000 * MIB, 900 * MIB), (2000 * MIB, 1000 * MIB)])
     assert available_bytes() == 100 * MIB
-    monkeypatch.setattr(host, "_cgroup_limits", lambda: [(4 * free, 0)])
+    monkeypatch.setattr(resources, "_cgroup_limits", lambda: [(4 * free, 0)])
     assert available_bytes() == pytest.approx(free, rel=0.2)
 
 
 def test_a_job_takes_half_of_what_is_available(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside what the process holds; unless it is given a budget, which is taken as it is."""
-    monkeypatch.setattr(host, "available_bytes", lambda: 10_000 * MIB)
+    monkeypatch.setattr(resources, "available_bytes", lambda: 10_000 * MIB)
     held = psutil.Process().memory_info().rss
     assert host_limits().allowed == pytest.approx(held + 5_000 * MIB, abs=50 * MIB)
     assert host_limits(budget=123, threads=7).allowed == 123
@@ -130,7 +130,7 @@ def test_the_baseline_covers_what_the_process_holds() -> None:
 
 def test_an_array_that_the_caller_holds_is_not_counted_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is planned with as much room for blocks as without it, be it larger than half of what is left free."""
-    monkeypatch.setattr(host, "available_bytes", lambda: 2_000 * MIB)
+    monkeypatch.setattr(resources, "available_bytes", lambda: 2_000 * MIB)
 
     def room() -> int:
         limits = host_limits(threads=1)
@@ -144,7 +144,7 @@ def test_an_array_that_the_caller_holds_is_not_counted_twice(monkeypatch: pytest
 
 
 PEAK = """
-from isovoxel.execution.host import peak_bytes
+from isovoxel.execution.resources import peak_bytes
 before = peak_bytes()
 held = bytearray(b"x") * 200_000_000
 full = peak_bytes()
@@ -164,7 +164,7 @@ def test_peak_grows_by_what_is_allocated_and_stays() -> None:
 def test_peak_is_of_this_process_alone() -> None:
     """A child of a process that holds much begins with a peak of its own."""
     held = bytearray(b"x") * 300_000_000
-    code = "from isovoxel.execution.host import peak_bytes; print(peak_bytes())"
+    code = "from isovoxel.execution.resources import peak_bytes; print(peak_bytes())"
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(child.stdout) < len(held) < peak_bytes()
 
@@ -173,7 +173,7 @@ FREED = """
 import gc, threading
 import numpy as np, psutil
 gc.disable()
-from isovoxel.execution.host import return_freed_memory
+from isovoxel.execution.resources import return_freed_memory
 
 def work():
     held = [np.ones(1000, np.uint8) for _ in range(20_000)]  # small enough for the thread's own heap

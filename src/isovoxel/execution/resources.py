@@ -1,4 +1,4 @@
-"""Memory and cores of this machine, and the memory that this process holds."""
+"""Resources of this machine for a job: its memory and cores, and the memory that this process holds."""
 
 from __future__ import annotations
 

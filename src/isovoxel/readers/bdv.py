@@ -1,0 +1,298 @@
+"""Open what an XML of BigDataViewer or BigStitcher describes: views in an HDF5 file, or in an N5 folder, beside it.
+
+Setups that differ by their channel only are the channels of an image; other setups (tiles, angles) are images, of which
+the user names one. The XML has voxel size and place; the voxels are read as those of HDF5 and N5 are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from isovoxel.errors import InputError, InputMissingError, IsovoxelError
+from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Float3
+from isovoxel.metadata.affine import ORIGIN
+from isovoxel.metadata.bdv import CHANNEL, KIND, BdvDataset, BdvImage, Setup, read_bdv, read_place
+from isovoxel.metadata.series import Channel, chosen_channels, stays_inside
+from isovoxel.metadata.units import Calibration
+from isovoxel.object_store.objects import ObjectPlace
+from isovoxel.readers.base import Files, ReadBox, SeriesReader, Volume
+from isovoxel.readers.files import FileList, metadata_identity, unreadable
+from isovoxel.readers.images import Collection, ImageEntry, find_image, listed
+from isovoxel.readers.registry import Location
+from isovoxel.readers.selection import EVERYTHING, Picked, Selection, pick, plain_zyx
+
+if TYPE_CHECKING:
+    import h5py
+
+HDF5, N5 = "bdv.hdf5", "bdv.n5"
+"""The loaders whose voxels are read."""
+
+_LOADER = re.compile(rb"<ImageLoader[^>]*\bformat\s*=\s*[\"']([^\"']*)")
+_LOOKED_AT = 1 << 16
+"""So many bytes of a document are looked through for its loader, which stands near its beginning."""
+
+
+def is_bdv(loader: str, at: Location) -> bool:
+    """Return whether a file is such an XML of this loader; one of another loader counts as one of HDF5."""
+    if b"<SpimData" not in at.first:
+        return False
+    with at.path.open("rb") as file:
+        found = _LOADER.search(file.read(_LOOKED_AT))
+    named = N5 if found is not None and found[1].decode("utf-8", "replace") == N5 else HDF5
+    return named == loader
+
+
+def images_of_bdv(at: Location) -> Collection:
+    """Return the images of an XML.
+
+    Raises
+    ------
+    InputError
+        If it is none that can be read.
+    """
+    return Collection(_entries(_dataset(at)))
+
+
+def open_bdv(at: Location, selection: Selection) -> Volume:
+    """Open an image of an XML, all its channels and time points.
+
+    Raises
+    ------
+    InputError
+        If it is none that can be read, its voxels are stored in another way, or views are missing or unlike.
+    OptionError
+        If there is no such image, channel or time point.
+    """
+    dataset = _dataset(at)
+    chosen, named = _chosen(dataset, at.name, selection)
+    if dataset.loader not in (HDF5, N5):
+        raise InputError(
+            f"the voxels of {at.name} are stored as {dataset.loader[:60]!r} ({dataset.file[:100]}), which isovoxel "
+            "does not read by this XML; give the path of one of its images, or save it as HDF5 or N5 with BigDataViewer"
+        )
+    views = _Views(dataset, at.path.resolve(), at.name)
+    try:
+        return _open(views, chosen, named, selection)
+    except IsovoxelError:
+        raise
+    except Exception as error:
+        raise unreadable(at.name, KIND, error) from error
+
+
+def _dataset(at: Location) -> BdvDataset:
+    try:
+        return read_bdv(at.path.read_bytes().decode("utf-8", "replace"), at.name)
+    except IsovoxelError:
+        raise
+    except Exception as error:
+        raise unreadable(at.name, KIND, error) from error
+
+
+def _entries(dataset: BdvDataset) -> tuple[ImageEntry, ...]:
+    return tuple(ImageEntry(str(number), image.label) for number, image in enumerate(dataset.images))
+
+
+def _chosen(dataset: BdvDataset, name: str, selection: Selection) -> tuple[BdvImage, dict[str, str]]:
+    """Return the image that is meant, and what of the selection tells it from the others."""
+    entries = _entries(dataset)
+    if selection.image is None:
+        if len(entries) > 1:
+            last = len(entries) - 1
+            raise InputError(
+                f"{name} holds {len(entries)} images ({listed(entries)}); give --image 0 to {last} for one of them"
+            )
+        return dataset.images[0], {}
+    found = find_image(entries, selection.image, name)
+    return dataset.images[int(found.path)], {"image": found.path} if len(entries) > 1 else {}
+
+
+@dataclass(frozen=True)
+class _Views:
+    """Opens single views."""
+
+    dataset: BdvDataset
+    path: Path
+    name: str
+
+    @property
+    def home(self) -> Path:
+        """The file or folder with the voxels."""
+        file = self.dataset.file
+        if not file or not stays_inside(file.removeprefix("./").removesuffix("/")):
+            raise InputError(
+                f"{self.name} has its voxels in {file[:100]!r}, which is not in its folder; move them beside it, and "
+                "write their path without a folder"
+            )
+        return self.path.parent / file
+
+    def open(self, time: int, setup: int) -> Volume:
+        """Open a view; where it lies in the world is not known of it."""
+        if (time, setup) in self.dataset.missing:
+            raise InputError(
+                f"{self.name} has no voxels of setup {setup} at time point {time}, as it says (MissingViews); select "
+                "others with --time, --channel or --image"
+            )
+        if not self.home.exists():
+            raise InputMissingError(f"{self.home}, which holds the voxels of {self.name}, is not there")
+        if self.dataset.loader == N5:
+            from isovoxel.readers.n5 import open_n5
+
+            folder = self.home / f"setup{setup}" / f"timepoint{time}" / "s0"
+            if not folder.is_dir():
+                raise InputMissingError(f"{folder}, which {self.name} describes, is not there")
+            return open_n5(Location(folder, self.name, "folder"), EVERYTHING)
+        return self._open_hdf5(f"t{time:05}/s{setup:02}/0/cells")
+
+    def _open_hdf5(self, inner: str) -> Volume:
+        from isovoxel.readers.hdf5 import volume_of_dataset
+        from isovoxel.readers.hdf5_reader import open_unlocked, why_not
+
+        home, place = self.home, inner
+        while True:
+            try:
+                file = open_unlocked(str(home.resolve()))
+            except OSError as error:
+                raise why_not(f"{home}, of {self.name},", error) from error
+            with file:
+                if (link := _link(file, place)) is not None:  # a partition of the voxels, in a file of its own
+                    home, place = self._partition(link.filename), link.path
+                    continue
+                dataset = file.get(place)
+                if dataset is None or not hasattr(dataset, "dtype"):
+                    raise InputMissingError(f"{home} has no {inner}, which {self.name} describes")
+                shape = plain_zyx(self.name, dataset.shape)
+                told = {"shape": f"{home.name}:/{inner}", "axes": "BigDataViewer's order, z, y, x"}
+                zyx = (dataset.ndim - 3, dataset.ndim - 2, dataset.ndim - 1)
+                measured = (Calibration(), ORIGIN)
+                return volume_of_dataset(dataset, home, self.name, "HDF5", zyx, shape, measured, told)
+
+    def _partition(self, file: str) -> Path:
+        if not stays_inside(file):
+            raise InputError(f"{self.home} leads to another file, {file[:100]!r}, outside its folder; move it there")
+        home = self.home.parent / file
+        if home == self.home or not home.is_file():
+            raise InputMissingError(f"{home}, which holds voxels of {self.name}, is not there")
+        return home
+
+
+def _link(file: h5py.File, place: str) -> h5py.ExternalLink | None:
+    """Return the link to another file that is at a path."""
+    import h5py
+
+    try:
+        link = file.get(place, getlink=True)
+    except KeyError:
+        return None
+    return link if isinstance(link, h5py.ExternalLink) else None
+
+
+@dataclass(frozen=True)
+class _Members:
+    """The views of an image, by their place along time points and channels."""
+
+    views: _Views
+    image: BdvImage
+    picked: Picked
+
+    def view(self, place: Sequence[int]) -> tuple[int, Setup]:
+        """Return time point and setup of a view."""
+        others = self.picked.at(place).others
+        return self.views.dataset.times[others[0]], self.image.setups[others[1]]
+
+    def __call__(self, place: tuple[int, ...]) -> ReadBox:
+        time, setup = self.view(place)
+        return self.views.open(time, setup.number).read
+
+
+@dataclass(frozen=True)
+class _Files:
+    """The files of all views, and the XML."""
+
+    xml: str
+    views: tuple[Files, ...]
+
+    def __call__(self, box: Box) -> Iterator[str | ObjectPlace]:
+        """Yield them all, of chunks those that hold voxels of a box."""
+        yield self.xml
+        for files in self.views:
+            yield from files(box)
+
+
+def _open(views: _Views, image: BdvImage, named: Mapping[str, str], selection: Selection) -> Volume:
+    name, dataset = views.name, views.dataset
+    time = dataset.times[selection.among("time", len(dataset.times), name)]
+    setup = image.setups[selection.among("channel", len(image.setups), name)]
+    first = views.open(time, setup.number)
+    picked = pick(name, "tczyx", (len(dataset.times), len(image.setups), *first.shape), selection)
+    lean = replace(dataset, transforms={})  # which no other process needs
+    members = _Members(replace(views, dataset=lean), image, picked)
+    chosen = [members.view(place) for place in product(*(range(n) for _, n in picked.lengths))]
+    opened = [_checked(views, time, setup, first) for time, setup in chosen]
+    found = setup.calibration
+    origin, notes = _place(dataset, chosen, found)
+    told = tuple(Channel(dataset.channels.get(one.attributes.get(CHANNEL, "")) or None) for one in image.setups)
+    own = {file for one in opened if isinstance(one.files, FileList) for file in one.files.paths}
+    others = tuple(one.files for one in opened if one.files is not None and not isinstance(one.files, FileList))
+    now = partial(_identity, views.path, tuple(one.current_identity for one in opened if one.current_identity))
+    return replace(
+        first,
+        kind=f"BigDataViewer, {first.kind}",
+        read=SeriesReader(picked.lengths, members) if picked.series else first.read,
+        cached=None if picked.series else first.cached,  # readers of many views' worth of chunks would each keep some
+        read_overhead=max(one.read_overhead for one in opened),
+        voxel_size=found.voxel_size,
+        origin=origin,
+        unit=found.unit,
+        sources={"shape": first.sources["shape"], "axes": picked.told(first.sources["axes"]), **found.sources()},
+        identity={**now(), **picked.chosen, **named},
+        current_identity=now,
+        files=_Files(str(views.path), (*others, FileList(tuple(sorted(own))))),
+        missing=found.missing,
+        counted=found.counted,
+        notes=(*first.notes, *notes),
+        series=picked.axes(),
+        channels=chosen_channels(told, len(told), picked.chosen.get("channel")),
+    )
+
+
+def _checked(views: _Views, time: int, setup: Setup, first: Volume) -> Volume:
+    """Open a view, and check that it is like the first one."""
+    one = views.open(time, setup.number)
+    if (one.shape, one.dtype) != (first.shape, first.dtype):
+        raise InputError(
+            f"{views.name} has voxels of another size or type in setup {setup.number} at time point {time} ("
+            f"{' x '.join(map(str, one.shape))} {one.dtype}, not {' x '.join(map(str, first.shape))} {first.dtype}); "
+            "select views that are alike with --time and --channel"
+        )
+    return one
+
+
+def _place(
+    dataset: BdvDataset, views: Sequence[tuple[int, Setup]], found: Calibration
+) -> tuple[Float3, tuple[str, ...]]:
+    """Return where the views lie, and a note of what of their registrations is not carried over."""
+    transforms = [dataset.transforms.get((time, setup.number)) for time, setup in views]
+    first = transforms[0]
+    if found.voxel_size is None or first is None:
+        return ORIGIN, ()
+    if any(one is None or not np.array_equal(one, first) for one in transforms):
+        return ORIGIN, ("its views are registered differently, which is not carried over: all keep their voxels",)
+    origin, note = read_place(first, found.voxel_size)
+    return origin, (note,) if note else ()
+
+
+def _identity(path: Path, views: tuple[Callable[[], Mapping[str, Any]], ...]) -> dict[str, Any]:
+    """Return what tells the XML, and the metadata of the views, from later ones."""
+    told = json.dumps([view() for view in views], sort_keys=True)
+    return {**metadata_identity(path, [path]), "view": hashlib.sha256(told.encode()).hexdigest()}
