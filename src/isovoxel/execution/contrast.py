@@ -9,9 +9,8 @@ for what few chunks tell as well; the coarsest level is at hand, but its means h
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +19,7 @@ from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Box
 from isovoxel.metadata.ome import DisplayWindow
 from isovoxel.object_store.addresses import Place
+from isovoxel.object_store.retries import retry
 from isovoxel.output.shard_store import level_path
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.base import Volume
@@ -33,12 +33,7 @@ PERCENTILES = (0.1, 99.9)
 """How many of a hundred voxels may be shown as black, and from which one on they may be shown as the brightest."""
 
 
-Voxels = NDArray[Any]
-Attempt = Callable[[Callable[[], Voxels]], Voxels]
-"""Reads, and again where that may help."""
-
-
-def display_windows(output: Place, plan: Plan, attempt: Attempt) -> list[DisplayWindow]:
+def display_windows(output: Place, plan: Plan) -> list[DisplayWindow]:
     """Return the window of each channel, or of the only one.
 
     Parameters
@@ -47,8 +42,6 @@ def display_windows(output: Place, plan: Plan, attempt: Attempt) -> list[Display
         The OME-Zarr, all shards of which are written.
     plan
         That of its full level.
-    attempt
-        Called to read each chunk.
 
     Raises
     ------
@@ -58,7 +51,7 @@ def display_windows(output: Place, plan: Plan, attempt: Attempt) -> list[Display
     place, source = output / level_path(plan.level), plan.source
     volume = open_written(place, plan.output.shape, np.dtype(source.dtype), plan.storage, source.series)
     channels = dict(plan.source.series).get("c", 1)
-    return [_window(volume, _some_chunks(plan, channel, channels), attempt) for channel in range(channels)]
+    return [_window(volume, _some_chunks(plan, channel, channels)) for channel in range(channels)]
 
 
 def _some_chunks(plan: Plan, channel: int, channels: int) -> Iterator[Box]:
@@ -79,12 +72,12 @@ def _some_chunks(plan: Plan, channel: int, channels: int) -> Iterator[Box]:
         yield box & Box.whole(plan.output.shape)
 
 
-def _window(volume: Volume, chunks: Iterator[Box], attempt: Attempt) -> DisplayWindow:
+def _window(volume: Volume, chunks: Iterator[Box]) -> DisplayWindow:
     """Return what of a channel is shown; of no numbers at all, from 0 to 1."""
     kept: list[NDArray[np.float64]] = []
     low, high = math.inf, -math.inf
     for chunk in chunks:
-        voxels = attempt(partial(volume.read, chunk)).reshape(-1)
+        voxels = retry(partial(volume.read, chunk)).reshape(-1)
         if voxels.dtype.kind == "f":
             voxels = voxels[np.isfinite(voxels)]
         if voxels.size:

@@ -247,7 +247,7 @@ class Job:
             with self._patient("marking the output complete"):
                 omero = None
                 if not self.output.labels:  # how viewers shall show the image
-                    windows = display_windows(self.output.path, plan, retry)
+                    windows = display_windows(self.output.path, plan)
                     omero = omero_attribute(self.volume.channels, windows, plan.output.shape[0])
                 receipts = {RECEIPTS: True} if RECEIPTS in self.output.made else {}
                 more = receipts | ledger.empty.to_json()

@@ -303,8 +303,10 @@ def _find(plan: Plan, request: OutputRequest, folder: Place) -> tuple[Plan, Ledg
     if changed := differences(made, request.made, request.cut, said=request.said):
         raise made_otherwise(path, made, changed)
     if (ledger := _ledger(folder, made)) is None:
+        there = (folder / JOB).is_file()
+        why = f"{folder / JOB} is damaged, or of another output" if there else f"{folder} is not there"
         raise OutputExistsError(
-            f"{path} is not complete, and what of it is done is not known, for {_ledger_state(folder)}; "
+            f"{path} is not complete, and what of it is done is not known, for {why}; "
             "give --overwrite to begin anew, or another output"
         )
     if not makes_the_same(ledger.plan, plan):
@@ -323,12 +325,6 @@ def _find(plan: Plan, request: OutputRequest, folder: Place) -> tuple[Plan, Ledg
         labels=request.labels,
     )
     return continued(ledger.plan, plan), ledger
-
-
-def _ledger_state(folder: Place) -> str:
-    """Return why a ledger cannot be used, as a clause."""
-    there = (folder / JOB).is_file()
-    return f"{folder / JOB} is damaged, or of another output" if there else f"{folder} is not there"
 
 
 def _waiting(plan: Plan) -> int:

@@ -130,7 +130,10 @@ def output_place(path: str | os.PathLike[str] | ObjectPlace) -> Place:
     """
     target = place_of(path)
     if isinstance(target, ObjectPlace):
-        _check_writable(target)
+        if target.read_only:
+            raise OutputError(f"{target} can only be read; give a path, or an address such as s3://bucket/out.zarr")
+        if not target.key:
+            raise OutputError(f"{target} is a whole bucket; give the address of a new zarr in it, {target}/out.zarr")
     elif not str(path) or "\0" in str(path) or target.name in ("", ".."):
         raise OutputError(f"{os.fspath(target)!r} is no name for an output; give the path of a new folder")
     return target
@@ -203,14 +206,6 @@ def _check_place(target: Path, folders: list[Path], ledger: Path, *, overwrite: 
         if not os.access(folder, os.W_OK | os.X_OK):
             raise OutputError(f"{target} cannot be written, because writing to {folder} is not permitted")
     return old
-
-
-def _check_writable(target: ObjectPlace) -> None:
-    """Raise an `OutputError` where no output could be, whatever lies there; the store is not asked."""
-    if target.read_only:
-        raise OutputError(f"{target} can only be read; give a path, or an address such as s3://bucket/out.zarr")
-    if not target.key:
-        raise OutputError(f"{target} is a whole bucket; give the address of a new zarr in it, {target}/out.zarr")
 
 
 def _check_object_place(target: ObjectPlace, note: ObjectPlace, *, overwrite: bool | str, goes_on: bool) -> None:

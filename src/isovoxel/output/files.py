@@ -65,7 +65,7 @@ def check_folder(folder: Place) -> None:
         If it cannot be looked into.
     """
     if isinstance(folder, ObjectPlace):
-        if folder.is_dir() and not _is_ours(lambda name: (folder / name).read_bytes()):
+        if folder.is_dir() and not _is_ours(folder):
             raise OutputError(f"objects lie in {folder}, {_PURPOSE}, and isovoxel has not put them there; {_REMEDY}")
         return
     try:
@@ -80,7 +80,7 @@ def check_folder(folder: Place) -> None:
     for name in names.intersection(FOLDERS):
         if not stat.S_ISDIR((folder / name).lstat().st_mode):
             raise OutputError(f"{folder / name}, {_PURPOSE}, is {_kind(folder / name)}; {_REMEDY}")
-    if names and not _is_ours(lambda name: read_own(folder / name)):
+    if names and not _is_ours(folder):
         raise OutputError(f"{folder}, {_PURPOSE}, is a folder that isovoxel has not made; {_REMEDY}")
 
 
@@ -148,14 +148,16 @@ def open_own(file: Path, flags: int) -> int:
     raise OutputError(f"{file}, {_PURPOSE}, is {_kind(file)}; {_REMEDY}")
 
 
-def read_own(file: Path) -> bytes:
-    """Return what a file of a ledger holds.
+def read_own(file: Place) -> bytes:
+    """Return what a file or an object of a ledger holds.
 
     Raises
     ------
     OSError
         As `open_own` does.
     """
+    if isinstance(file, ObjectPlace):
+        return file.read_bytes()
     with os.fdopen(open_own(file, os.O_RDONLY), "rb") as opened:
         return opened.read()
 
@@ -198,12 +200,12 @@ def _kind(path: Path) -> str:
     return "a file that has other names as well (hard links)" if found.st_nlink > 1 else "a file"
 
 
-def _is_ours(read: Callable[[str], bytes]) -> bool:
+def _is_ours(folder: Place) -> bool:
     """Tell whether a ledger's folder is isovoxel's, by what files in it hold."""
 
     def holds(name: str, known: Callable[[bytes], object]) -> bool:
         try:
-            return bool(known(read(name)))
+            return bool(known(read_own(folder / name)))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if gave_up(error):
                 raise

@@ -128,9 +128,7 @@ class Ledger:
         """
         try:
             check_folder(folder)
-            job = folder / JOB
-            text = read_own(job) if isinstance(job, Path) else job.read_bytes()
-            return cls(folder, plan_from_json(text.decode()))
+            return cls(folder, plan_from_json(read_own(folder / JOB).decode()))
         except (OSError, ValueError) as error:
             if gave_up(error):
                 raise OutputError(f"{folder} cannot be read: {getattr(error, 'strerror', None) or error}") from error

@@ -360,11 +360,7 @@ def _levels(group: Place) -> list[str] | None:
         found = [str(level["path"]).strip("/") for level in home["multiscales"][0]["datasets"]]
     except (FileNotFoundError, NotADirectoryError, ValueError, AttributeError, TypeError, KeyError, IndexError):
         return None
-    return found if all(_is_inside(path) for path in found) else None
-
-
-def _is_inside(path: str) -> bool:
-    return all(name not in ("", ".", "..") for name in path.split("/"))
+    return None if any(name in ("", ".", "..") for path in found for name in path.split("/")) else found
 
 
 def _above(arrays: Iterable[str]) -> Iterator[str]:
