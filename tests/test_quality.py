@@ -26,7 +26,10 @@ def run_python(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *words], cwd=CHECKOUT, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("command", CHECKS.values(), ids=CHECKS)
+@pytest.mark.parametrize(
+    "command",
+    [pytest.param(c, id=name, marks=[pytest.mark.slow] * name.startswith("mypy")) for name, c in CHECKS.items()],
+)
 def test_checkout_is_clean(command: list[str]) -> None:
     """Each tool, as pyproject.toml sets it up, has nothing to say."""
     done = run_python(*command)

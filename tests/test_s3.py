@@ -222,12 +222,19 @@ def shard_of(asked: str) -> str:
 
 def test_a_second_process_is_refused(server: Server, folder: Path, isovoxel: Isovoxel) -> None:
     """While the first writes; and told who it is, and how long its lock lasts if it died."""
-    go_on = threading.Event()
-    server.instead = lambda method, path: 0 * go_on.wait(60 * (method == "PUT" and "/c/" in path))
+    writes, go_on = threading.Event(), threading.Event()
+
+    def hold(method: str, path: str) -> int:
+        if method == "PUT" and "/c/" in path:
+            writes.set()
+            go_on.wait(60)
+        return 0
+
+    server.instead = hold
     with start(folder, "scale", SOURCE, OUT, *words("exact")) as process:
         try:
-            while process.poll() is None and not (OUT / "zarr.json").is_file():
-                time.sleep(0.01)
+            while process.poll() is None and not writes.wait(0.1):
+                pass
             said = isovoxel("scale", SOURCE, OUT, *words("exact"))
             check_refused(said, f"is being written by process {process.pid} on ")
             assert "its lock ends 60 seconds after its last sign of life" in said.err

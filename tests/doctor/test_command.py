@@ -54,6 +54,7 @@ def test_the_exit_code_says_whether_jobs_run(
     assert (said.code, json.loads(said.out), said.err) == (2 if fatal else 0, {"c": 1}, "")
 
 
+@pytest.mark.slow
 def test_on_this_machine_jobs_run(isovoxel: Isovoxel) -> None:
     """Engine exact scales, which all these tests need, and the devices are those of the other command."""
     record = isovoxel("doctor", "--json").json

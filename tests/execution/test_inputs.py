@@ -32,7 +32,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with an input and an output of it, in which files lie, and links to it."""
     monkeypatch.chdir(tmp_path)
     save_input(tmp_path / "in.npy")
-    package.scale("in.npy", "out.zarr", **OPTIONS | {"with_labels": VOXELS % 7})
+    package.scale("in.npy", "out.zarr", **OPTIONS | {"with_labels": VOXELS % 7, "device_memory": None})
     Path("other.zarr").symlink_to("out.zarr")
     Path("loop").symlink_to(".")
     Path("deep").mkdir()
@@ -75,12 +75,8 @@ INSIDE: dict[str, str] = {
 """Inputs that lie in the output, or in its ledger's folder."""
 
 
-@pytest.mark.sampled(19)
-@pytest.mark.parametrize("way", INSIDE)
 @pytest.mark.parametrize("command", ["scale", "convert", "labels", "plan"])
-def test_an_input_in_the_output_is_refused_by_every_command(
-    command: str, way: str, here: Path, isovoxel: Isovoxel
-) -> None:
+def test_an_input_in_the_output_is_refused_by_every_command(command: str, here: Path, isovoxel: Isovoxel) -> None:
     """Whether it is the input or its labels, with --overwrite as without; nothing is touched."""
     put_in(here / "out.zarr" / "x")
     put_in(here / "out.zarr.isovoxel")
@@ -88,19 +84,19 @@ def test_an_input_in_the_output_is_refused_by_every_command(
     (here / "deep" / "links").mkdir()
     for path in (here / "out.zarr" / "x" / "slices").iterdir():
         (here / "deep" / "links" / path.name).symlink_to(path)
-    source = INSIDE[way].format(here=here)
-    words = {
-        "scale": ("scale", source, "out.zarr", *WORDS),
-        "convert": ("convert", source, "out.zarr"),
-        "labels": ("scale", "in.npy", "out.zarr", *WORDS, "--with-labels", source),
-        "plan": ("plan", source, "out.zarr", *WORDS),
-    }[command]
     before = snapshot(here)
-    for overwrite in ((), ("--overwrite",), ("--overwrite", "now")):
-        said = isovoxel(*words, *overwrite)
+    for number, way in enumerate(INSIDE.values()):
+        source = way.format(here=here)
+        words = {
+            "scale": ("scale", source, "out.zarr", *WORDS),
+            "convert": ("convert", source, "out.zarr"),
+            "labels": ("scale", "in.npy", "out.zarr", *WORDS, "--with-labels", source),
+            "plan": ("plan", source, "out.zarr", *WORDS),
+        }[command]
+        said = isovoxel(*words, *((), ("--overwrite",), ("--overwrite", "now"))[number % 3])
         check_refused(said, "the labels " if command == "labels" else "the input ")
-        assert "inside the output out.zarr" in said.err or "lies in out.zarr.isovoxel, where" in said.err
-    assert snapshot(here) == before
+        assert "inside the output out.zarr" in said.err or "lies in out.zarr.isovoxel, where" in said.err, way
+        assert snapshot(here) == before, way
 
 
 WRITTEN: dict[str, tuple[tuple[str, ...], str]] = {
@@ -157,20 +153,19 @@ WRITTEN: dict[str, tuple[tuple[str, ...], str]] = {
 """Commands that would write over what they read, or over something else that they write."""
 
 
-@pytest.mark.parametrize("kind", WRITTEN)
-def test_no_file_that_is_written_is_one_that_is_read(kind: str, here: Path, isovoxel: Isovoxel) -> None:
+def test_no_file_that_is_written_is_one_that_is_read(here: Path, isovoxel: Isovoxel) -> None:
     """Also where its bytes say that isovoxel made it, for which it could be replaced otherwise."""
     for ending in ("html", "svg", "png"):  # what decides of an input is what it holds
         np.save(here / f"page.{ending}.npy", VOXELS)
         (here / f"page.{ending}.npy").rename(here / f"page.{ending}")
     (here / "hard.html").hardlink_to(here / "page.html")
     (here / "out.zarr" / "job.toml").write_text((here / "job.toml").read_text())
-    words, why = WRITTEN[kind]
     before = snapshot(here)
-    said = isovoxel(*words)
-    check_refused(said, "error: ")
-    assert why in said.err or "isovoxel's" in said.err or "folder does not exist" in said.err
-    assert snapshot(here) == before
+    for kind, (words, why) in WRITTEN.items():
+        said = isovoxel(*words)
+        check_refused(said, "error: ")
+        assert why in said.err or "isovoxel's" in said.err or "folder does not exist" in said.err, kind
+        assert snapshot(here) == before, kind
 
 
 HELD: dict[str, Callable[[Path], Any]] = {
@@ -189,20 +184,20 @@ HELD: dict[str, Callable[[Path], Any]] = {
 """Arrays that a caller holds, of files in a folder."""
 
 
-@pytest.mark.parametrize("kind", HELD)
-def test_an_array_that_lies_in_the_output_is_refused(kind: str, here: Path) -> None:
+def test_an_array_that_lies_in_the_output_is_refused(here: Path) -> None:
     """As far as it can be seen where it comes from; that it lies elsewhere is no obstacle."""
     put_in(here / "out.zarr" / "x")
     put_in(here / "elsewhere")
-    held = HELD[kind](here / "out.zarr" / "x")
     before = snapshot(here)
-    if not kind.startswith("a DataArray"):
-        with pytest.raises(OutputError, match=r"the input .* lies inside the output out.zarr"):
-            package.scale(held, "out.zarr", overwrite=True, **OPTIONS)
-    with pytest.raises(OutputError, match=r"the labels .* lies inside the output out.zarr"):
-        check_apart(read_as("labels", held), folders_of("out.zarr"))
-    check_apart(read_as("input", HELD[kind](here / "elsewhere")), folders_of("out.zarr"))
-    assert snapshot(here) == before
+    for kind, hold in HELD.items():
+        held = hold(here / "out.zarr" / "x")
+        if not kind.startswith("a DataArray"):
+            with pytest.raises(OutputError, match=r"the input .* lies inside the output out.zarr"):
+                package.scale(held, "out.zarr", overwrite=True, **OPTIONS)
+        with pytest.raises(OutputError, match=r"the labels .* lies inside the output out.zarr"):
+            check_apart(read_as("labels", held), folders_of("out.zarr"))
+        check_apart(read_as("input", hold(here / "elsewhere")), folders_of("out.zarr"))
+        assert snapshot(here) == before, kind
 
 
 def test_all_files_of_an_input_are_found(here: Path) -> None:
@@ -310,31 +305,30 @@ def test_a_plan_says_what_is_done(here: Path, isovoxel: Isovoxel) -> None:
 # ---- names -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("name", "call"),
-    [
-        ("out.tif", "out.zarr"),
-        ("OUT.TIFF", "OUT.zarr"),
-        ("a.ome.tif", "a.ome.zarr"),
-        ("a.nii.gz", "a.zarr"),
-        ("a.h5", "a.zarr"),
-        ("a.npy", "a.zarr"),
-        ("a.ims", "a.zarr"),
-        ("a.n5", "a.zarr"),
-        ("a.czi", "a.zarr"),
-        ("a.zarr.zip", "a.zarr"),
-        ("a.png", "a.zarr"),
-        (".tif", "out.zarr"),
-    ],
-)
-def test_an_output_is_not_called_like_another_kind_of_file(
-    name: str, call: str, here: Path, isovoxel: Isovoxel
-) -> None:
+NAMES = {
+    "out.tif": "out.zarr",
+    "OUT.TIFF": "OUT.zarr",
+    "a.ome.tif": "a.ome.zarr",
+    "a.nii.gz": "a.zarr",
+    "a.h5": "a.zarr",
+    "a.npy": "a.zarr",
+    "a.ims": "a.zarr",
+    "a.n5": "a.zarr",
+    "a.czi": "a.zarr",
+    "a.zarr.zip": "a.zarr",
+    "a.png": "a.zarr",
+    ".tif": "out.zarr",
+}
+"""What an output must not be called, and what it is to be called."""
+
+
+def test_an_output_is_not_called_like_another_kind_of_file(here: Path, isovoxel: Isovoxel) -> None:
     """It would be a folder of that name; the message has the name to take."""
     before = snapshot(here)
-    for command in (("scale", "in.npy", name, *WORDS), ("plan", "in.npy", f"{name}/", *WORDS)):
-        check_refused(isovoxel(*command), f"but an output is OME-Zarr, which is a folder; call it {call}")
-    assert snapshot(here) == before
+    for name, call in NAMES.items():
+        for command in (("scale", "in.npy", name, *WORDS), ("plan", "in.npy", f"{name}/", *WORDS)):
+            check_refused(isovoxel(*command), f"but an output is OME-Zarr, which is a folder; call it {call}")
+        assert snapshot(here) == before, name
 
 
 def test_an_output_of_0_1_of_such_a_name_is_gone_on_with(here: Path, isovoxel: Isovoxel) -> None:
@@ -349,26 +343,24 @@ def test_an_output_of_0_1_of_such_a_name_is_gone_on_with(here: Path, isovoxel: I
 # ---- pictures and the demo ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
+def test_a_file_that_only_speaks_of_isovoxel_is_the_users(here: Path, isovoxel: Isovoxel) -> None:
+    """What isovoxel has made says so where it says so, not somewhere."""
+    for content in (
         b"<html><p>the picture was made by isovoxel",
         b"<!DOCTYPE html>\n<title>made by isovoxel</title>",
         b"<svg><!-- made by isovoxel --></svg>",
         b"notes: made by isovoxel",
-    ],
-)
-def test_a_file_that_only_speaks_of_isovoxel_is_the_users(content: bytes, here: Path, isovoxel: Isovoxel) -> None:
-    """What isovoxel has made says so where it says so, not somewhere."""
-    for name in ("x.png", "x.svg", "x.html"):
-        (here / name).write_bytes(content)
-    before = snapshot(here)
-    check_refused(isovoxel("show", "in.npy", "-o", "x.png"), "exists and is no picture of isovoxel's")
-    check_refused(isovoxel("plan", "in.npy", *WORDS, "--picture", "x.svg"), "exists and is no picture of isovoxel's")
-    check_refused(
-        isovoxel("scale", "in.npy", "new.zarr", *WORDS, "--report", "x.html"), "exists and is no report of isovoxel's"
-    )
-    assert snapshot(here) == before
+    ):
+        for name in ("x.png", "x.svg", "x.html"):
+            (here / name).write_bytes(content)
+        before = snapshot(here)
+        for words, kind in (
+            (("show", "in.npy", "-o", "x.png"), "picture"),
+            (("plan", "in.npy", *WORDS, "--picture", "x.svg"), "picture"),
+            (("scale", "in.npy", "new.zarr", *WORDS, "--report", "x.html"), "report"),
+        ):
+            check_refused(isovoxel(*words), f"exists and is no {kind} of isovoxel's")
+        assert snapshot(here) == before
 
 
 def test_a_link_is_not_replaced_by_a_picture(here: Path, isovoxel: Isovoxel) -> None:

@@ -139,20 +139,15 @@ CHANGES_NO_RESULT = {
 }
 
 
-@pytest.mark.parametrize("change", CHANGES_A_RESULT)
-@given(plan=plans())
-def test_what_can_change_a_result_changes_the_fingerprint(change: str, plan: Plan) -> None:
-    """Law 5, one way."""
-    assert CHANGES_A_RESULT[change](plan).fingerprint != plan.fingerprint
-
-
-@pytest.mark.parametrize("change", CHANGES_NO_RESULT)
-@given(plan=plans())
-def test_what_changes_no_result_keeps_the_fingerprint(change: str, plan: Plan) -> None:
-    """Law 5, the other way."""
-    changed = CHANGES_NO_RESULT[change](plan)
-    assume(changed != plan)
-    assert changed.fingerprint == plan.fingerprint
+@given(plans())
+def test_the_fingerprint_changes_with_what_can_change_a_result_alone(plan: Plan) -> None:
+    """Law 5."""
+    for name, change in CHANGES_A_RESULT.items():
+        assert change(plan).fingerprint != plan.fingerprint, name
+    changed = {name: change(plan) for name, change in CHANGES_NO_RESULT.items()}
+    assert sum(other != plan for other in changed.values()) >= len(changed) - 2  # who has such chunks or windows
+    for name, other in changed.items():
+        assert other.fingerprint == plan.fingerprint, name
 
 
 def test_what_an_output_takes_on_the_disk() -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numcodecs
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from isovoxel.readers import chunks
@@ -109,6 +109,7 @@ def test_a_chunk_cut_short_is_an_error(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [kind for kind in ENCODERS if kind != "none"])
+@settings(max_examples=20)
 @given(data=st.data())
 def test_damage_never_leaves_the_buffer(kind: str, data: st.DataObject) -> None:
     """Whatever bytes are changed, nothing beyond the buffer is written."""

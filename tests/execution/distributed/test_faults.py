@@ -371,6 +371,7 @@ def test_workers_of_a_cluster_serve_the_command_line(tmp_path: Path, out: Path, 
     assert files(out) == files(tmp_path / "whole.zarr")
 
 
+@pytest.mark.slow
 def test_a_worker_that_outlives_the_lock_of_its_job_writes_nothing_more(
     tmp_path: Path, out: Path, foreign: Foreign
 ) -> None:

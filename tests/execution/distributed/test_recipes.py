@@ -61,6 +61,7 @@ def check_bits(stack: Path, out: Path) -> None:
     assert files(out)
 
 
+@pytest.mark.slow
 def test_plain_dask(tmp_path: Path, stack: Path, isovoxel: Isovoxel) -> None:
     """The script starts a scheduler, and a worker for each device; both end when they are told to."""
     script = RECIPES / "plain.sh"
