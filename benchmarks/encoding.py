@@ -24,10 +24,10 @@ from benchmarks.data import write_volume
 from benchmarks.machine import cores
 
 ENCODERS = {
-    "processor, lz4": ("cpu", "lz4"),
-    "processor, zstd": ("cpu", "zstd"),
-    "GPU, lz4": ("gpu", "lz4"),
-    "GPU, zstd": ("gpu", "zstd"),
+    "processor, lz4": ("cpu", "blosc-lz4"),
+    "processor, zstd": ("cpu", "blosc-zstd"),
+    "GPU, lz4": ("gpu", "blosc-lz4"),
+    "GPU, zstd": ("gpu", "blosc-zstd"),
 }
 ONE = """
 import json, sys, time

@@ -132,7 +132,7 @@ def write_seconds(array: Path, voxels: NDArray[Any], said: dict[str, Any], folde
             raise RuntimeError("what was written is not what is read")
         shutil.rmtree(target)
 
-    storage = Storage(tuple(said["chunk"]), tuple(said["shard"]), said["codec"])
+    storage = Storage(tuple(said["chunk"]), tuple(said["shard"]), said["codec"], plain=said["plain"])
     for threads in (cores(), 2 * cores()):
         if HAS_TENSORSTORE:
             write = _tensorstore_writing(array / "zarr.json", target, voxels, threads)

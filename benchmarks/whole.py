@@ -269,6 +269,7 @@ def _stored(level: Path, said: dict[str, Any]) -> dict[str, Any]:
         "chunk": sharding["configuration"]["chunk_shape"],
         "shard": array["chunk_grid"]["configuration"]["chunk_shape"],
         "codec": said["codec"],
+        "plain": said["plain"],
     }
 
 

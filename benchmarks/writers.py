@@ -27,7 +27,7 @@ from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import VoxelGrid
 from isovoxel.output.ome_zarr import create_output
 from isovoxel.output.writer import OmeZarrWriter
-from isovoxel.planning.chunking import Storage
+from isovoxel.planning.chunking import CODECS, Storage
 
 WRITERS = ("isovoxel", "zarr-python")
 
@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> None:
     options.add_argument("--threads", type=int, default=3, help="shards written at the same time")
     options.add_argument("--helpers", type=int, help="threads of ours that help them; all cores but one by default")
     options.add_argument("--folder", type=Path, help="where the files go; a temporary folder by default")
-    options.add_argument("--codecs", default="lz4", help="one or more of lz4, zstd and none, with spaces between")
+    options.add_argument("--codecs", default=" ".join(CODECS), help="some of these, with spaces between")
     options.add_argument("--writer", choices=WRITERS, help="run this one in this process")
     chosen = options.parse_args(arguments)
     if chosen.writer:
@@ -67,7 +67,8 @@ def measure(chosen: argparse.Namespace) -> dict[str, float]:
     side, shards = chosen.side, chosen.shards
     data = voxels_of((side, side, side))
     grid = VoxelGrid((side * shards, side, side))
-    storage = Storage((side // 2,) * 3, (side,) * 3, chosen.codecs)
+    codec, plain = CODECS[chosen.codecs]
+    storage = Storage((side // 2,) * 3, (side,) * 3, codec, plain=plain)
     durations, processor = [], []
     with tempfile.TemporaryDirectory(dir=chosen.folder) as folder, ThreadPoolExecutor(chosen.threads) as pool:
         path = Path(folder) / "a"

@@ -25,6 +25,7 @@ from isovoxel.engines.clesperanto import clesperanto
 from isovoxel.execution.events import BlockDone, Event
 from isovoxel.geometry.grid import Float3
 from isovoxel.output.provenance import read_provenance
+from isovoxel.planning.chunking import CODECS
 
 SHAPE = (6, 20, 24)
 PYTHON = [sys.executable, "-m", "isovoxel"]
@@ -284,15 +285,17 @@ def test_skipped_voxels_are_hinted_at_once(
     assert quiet == Outcome(0, "", "")
 
 
-@pytest.mark.parametrize("codec", ["none", "zstd", "lz4"])
+@pytest.mark.parametrize("codec", [*CODECS, "lz4"])
 def test_chunk_shard_and_codec_are_as_asked(isovoxel: Isovoxel, stack: Path, tmp_path: Path, codec: str) -> None:
     """They stand in the array's metadata, and the voxels do not depend on them."""
     out = tmp_path / "out.zarr"
     said = isovoxel("scale", stack, out, "--chunk", "4,5,6", "--shard", "8,10,12", "--codec", codec, "--json")
-    assert said.json["output"]["codec"] == codec
+    how = said.json["output"]["codec"], said.json["output"]["plain"]
+    assert how == CODECS[codec if codec in CODECS else f"blosc-{codec}"]
     array = zarr.open_array(out / "0", mode="r")
     assert (array.chunks, array.shards) == ((4, 5, 6), (8, 10, 12))
-    assert (codec in repr(array.compressors)) == (codec != "none")
+    assert (codec.removeprefix("blosc-") in repr(array.compressors).lower()) == (codec != "none")
+    assert ("Blosc" in repr(array.compressors)) == (not how[1] and codec != "none")
     np.testing.assert_allclose(np.asarray(array[:], float), interpolated(voxels(), (4, 1, 1), order=1), atol=2)
 
 
@@ -501,7 +504,7 @@ BAD_OPTIONS = [
     ("--halo saint", "halo must be one of auto, map_overlap, direct"),
     ("--device quantum", "no OpenCL device is called 'quantum'; known devices: 0 = '"),
     ("--device 99", "no OpenCL device is called '99'"),
-    ("--codec gif", "codec must be one of lz4, zstd, none, not 'gif'"),
+    ("--codec gif", "codec must be one of blosc-lz4, blosc-zstd, zstd, gzip, none, not 'gif'"),
     ("--chunk 0,1,1", "at least one voxel"),
     ("--chunk 1,1", "is not three numbers z,y,x"),
     ("--chunk 1.5,1,1", "is not three numbers z,y,x"),

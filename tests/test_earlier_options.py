@@ -45,7 +45,7 @@ OTHERS: dict[str, tuple[Any, str]] = {
     "boundary": ("nearest", "boundary constant, now nearest"),
     "engine": ("cle", "engine exact, now cle"),
     "labels": (True, "labels False, now True"),
-    "codec": ("lz4", "codec zstd, now lz4"),
+    "codec": ("lz4", "codec zstd, now blosc-lz4"),
     "ome_zarr": ("0.4", "OME-Zarr version 0.5, now 0.4"),
     "levels": (0, "further levels 1, now 0"),
     "chunk": ((4, 8, 8), "chunk (8, 8, 8), now (4, 8, 8)"),
@@ -155,7 +155,7 @@ def test_job_files_and_variables_give_options_too(
     assert isovoxel("scale", "--config", job, "--json").json["seconds"] == 0
     with monkeypatch.context() as patch:
         patch.setenv("ISOVOXEL_CODEC", "lz4")
-        check_refused(isovoxel("scale", "--config", job), "codec zstd, now lz4")
+        check_refused(isovoxel("scale", "--config", job), "codec zstd, now blosc-lz4")
     job.write_text(job.read_text() + 'boundary = "nearest"\n')
     check_refused(isovoxel("scale", "--config", job), "boundary constant, now nearest")
 

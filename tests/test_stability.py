@@ -113,6 +113,13 @@ def checksums_and_options_kept(folder: Path) -> None:
     assert api.scale(VOXELS, folder / "out.zarr").seconds == 0
 
 
+def zstd_without_blosc(folder: Path) -> None:
+    """Look for blosc in what zstd and blosc-zstd make; that outputs of 0.1 go on is shown with those of 0.1."""
+    for codec in ("zstd", "blosc-zstd"):
+        api.scale(VOXELS, folder / codec, factor=(2, 1, 1), codec=codec)
+        assert ('"blosc"' in (folder / codec / "0" / "zarr.json").read_text()) is codec.startswith("blosc")
+
+
 def voxel_size_unknown() -> None:
     """Open what says 1 x 1 x 1, and no unit."""
     import tifffile
@@ -155,6 +162,7 @@ def needs() -> list[str]:
 CHANGES: dict[str, Callable[[Isovoxel, Path], Any]] = {
     "engine on a CPU": lambda _, __: engine_on_a_cpu(),
     "clEsperanto": lambda _, __: needs().index("pyclesperanto"),
+    "--codec zstd": lambda _, folder: zstd_without_blosc(folder),
     "chunks of OME-Zarr 0.5": lambda _, folder: checksums_and_options_kept(folder),
     "options not given again": lambda _, folder: checksums_and_options_kept(folder),
     "memory size without unit": lambda _, __: refused_by_python(),

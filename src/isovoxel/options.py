@@ -226,9 +226,10 @@ class Options:
     shard: Index3 | None = _option("Voxels per file of the output.", "Z,Y,X", example="256,256,256")
     """Voxels per shard (file) of the output, z, y, x: whole chunks. OME-Zarr 0.4 has none."""
     codec: str | None = _option(
-        "Compression of the output; default: lz4, and zstd where the GPU encodes.", choices=CODECS
+        "Compression of the output; default: blosc-lz4, and blosc-zstd where the GPU encodes.", choices=tuple(CODECS)
     )
-    """"lz4" (default), "zstd" (default where the GPU encodes) or "none"."""
+    """"blosc-lz4" (default; also "lz4"), "blosc-zstd" (default where the GPU encodes), "none", or one of Zarr's own
+    codecs, "zstd" and "gzip": larger files than blosc's, which GPUs decode too."""
     encode: str | None = _option(
         "What compresses; default: auto, the GPU where it can and is faster.", choices=ENCODERS, new="auto"
     )
@@ -295,6 +296,8 @@ class Options:
     """How those are scaled."""
 
     def __post_init__(self) -> None:
+        if self.codec == "lz4":  # its name in 0.1
+            object.__setattr__(self, "codec", "blosc-lz4")
         for name, surface in SURFACES.items():
             value = getattr(self, name)
             if surface.choices and value is not None and value not in surface.choices:

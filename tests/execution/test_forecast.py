@@ -81,6 +81,7 @@ OTHERS: dict[str, Callable[[Plan], Plan]] = {
     "engine": lambda plan: replace(plan, engine="cle"),
     "kernel": lambda plan: replace(plan, interpolation="cubic"),
     "codec": lambda plan: replace(plan, storage=replace(plan.storage, codec="zstd")),
+    "codec without blosc": lambda plan: replace(plan, storage=replace(plan.storage, codec="zstd", plain=True)),
     "encoder": lambda plan: replace(plan, device=replace(plan.device, encoding=1)),
     "cores": lambda plan: replace(plan, host=replace(plan.host, helpers=7)),
     "workers": lambda plan: replace(plan, host=replace(plan.host, workers=2)),

@@ -141,7 +141,7 @@ CHANGES = {
     "factor": ({"factor": (2.0, 1.0, 1.5)}, r"factor \(2, 1, 1\), now factor \(2, 1, 1.5\)"),
     "interpolation": ({"interpolation": "nearest"}, "interpolation linear, now nearest"),
     "boundary": ({"boundary": "constant"}, "boundary nearest, now constant"),
-    "codec": ({"codec": "zstd"}, "codec lz4, now zstd"),
+    "codec": ({"codec": "zstd"}, "codec blosc-lz4, now zstd"),
     "chunk": ({"chunk": (4, 8, 8)}, r"chunk \(8, 8, 8\), now \(4, 8, 8\)"),
     "shard": ({"shard": (16, 8, 8)}, r"shard \(8, 8, 8\), now \(16, 8, 8\)"),
     "voxel size": ({"input_voxel_size": (1.0, 0.5, 0.6)}, r"input voxel size \(1, 0.5, 0.5\), now \(1, 0.5, 0.6\)"),

@@ -19,6 +19,7 @@ from isovoxel.errors import CorruptInputError
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.geometry.grid import VoxelGrid
 from isovoxel.planning.chunking import CODECS, Storage, default_storage
+from stored_as import codec_fields
 from strategies import new_output
 
 SHAPE = (17, 13, 23)
@@ -78,7 +79,7 @@ def voxels_of(chunk: Index3) -> Box:
 @pytest.mark.parametrize("codec", CODECS)
 def test_a_changed_byte_of_any_chunk_is_found_by_every_reader(tmp_path: Path, codec: str) -> None:
     """One byte anywhere in a chunk, its checksum included: that chunk cannot be read, and all others can."""
-    data = written(tmp_path / "out", Storage(CHUNK, SHARD, codec, checksum=True))
+    data = written(tmp_path / "out", Storage(CHUNK, SHARD, checksum=True, **codec_fields(codec)))
     chunks = list(stored_chunks(tmp_path / "out"))
     assert len(chunks) == 3 * 3 * 3
     rng = np.random.default_rng(2)
@@ -100,9 +101,9 @@ def test_a_changed_byte_of_any_chunk_is_found_by_every_reader(tmp_path: Path, co
 def test_new_outputs_have_checksums_and_the_metadata_say_so(tmp_path: Path, codec: str) -> None:
     """The codec stands last inside the shards, and a chunk is longer by it than without."""
     storage = default_storage(SHAPE, 2, codec=codec, chunk=CHUNK, shard=SHARD)
-    assert storage == Storage(CHUNK, SHARD, codec, checksum=True)
+    assert storage == Storage(CHUNK, SHARD, checksum=True, **codec_fields(codec))
     written(tmp_path / "out", storage)
-    written(tmp_path / "without", Storage(CHUNK, SHARD, codec))
+    written(tmp_path / "without", Storage(CHUNK, SHARD, **codec_fields(codec)))
     codecs = [
         [
             codec["name"]

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import google_crc32c
-import numcodecs
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from isovoxel.output.encoder import BLOSC_LEVELS, ChunkEncoder, ShardEncoder, default_helpers
 from isovoxel.output.shard import Bytes, FileShardWriter
 from isovoxel.planning.chunking import CODECS, Storage
+from stored_as import codec_fields, decode_chunk
 
 STORAGE = Storage((4, 5, 6), (16, 20, 24))
 CHUNKS = 64
@@ -74,7 +74,7 @@ def test_a_file_is_the_same_whoever_was_faster(
     tmp_path: Path, codec: str, shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One thread alone and many that finish in any order write the same bytes."""
-    storage, data = Storage(STORAGE.chunk, STORAGE.shard, codec), voxels(shape=shape)
+    storage, data = Storage(STORAGE.chunk, STORAGE.shard, **codec_fields(codec)), voxels(shape=shape)
     encode(ShardEncoder(storage, data.dtype, 0), tmp_path / "alone", data)
     Watched(monkeypatch)
     for helpers in (1, 3, 12):
@@ -191,15 +191,14 @@ ONE_CHUNK = (5, 7, 11)
 
 def decoded(encoded: NDArray[np.uint8], codec: str, dtype: str) -> NDArray[Any]:
     """Return the chunk that numcodecs finds in the bytes."""
-    content = encoded.tobytes() if codec == "none" else numcodecs.Blosc().decode(encoded.tobytes())
-    return np.frombuffer(content, np.dtype(dtype).newbyteorder("<")).reshape(ONE_CHUNK)
+    return np.frombuffer(decode_chunk(encoded.tobytes(), codec), np.dtype(dtype).newbyteorder("<")).reshape(ONE_CHUNK)
 
 
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", ">u2", "int32", "float32", ">f4"])
 def test_a_chunk_has_zeros_where_the_volume_ends(codec: str, dtype: str) -> None:
     """Whatever the memory held before, and whether the voxels lie contiguous or not."""
-    encoder = ChunkEncoder(Storage(ONE_CHUNK, ONE_CHUNK, codec), np.dtype(dtype))
+    encoder = ChunkEncoder(Storage(ONE_CHUNK, ONE_CHUNK, **codec_fields(codec)), np.dtype(dtype))
     scratch, buffer = encoder.scratch(), encoder.buffer()
     whole = np.arange(385).reshape(ONE_CHUNK).astype(dtype)
     for voxels in (whole, np.asfortranarray(whole), whole[:3, :, :10], whole[::2, 1:]):
@@ -233,8 +232,7 @@ def test_the_buffer_has_room_for_noise(codec: str, dtype: str, chunk: tuple[int,
     voxels = np.frombuffer(np.random.default_rng(0).bytes(math.prod(chunk) * np.dtype(dtype).itemsize), dtype)
     found = []
     for checksum in (False, True):
-        encoder = ChunkEncoder(Storage(chunk, chunk, codec, checksum=checksum), np.dtype(dtype))
+        encoder = ChunkEncoder(Storage(chunk, chunk, checksum=checksum, **codec_fields(codec)), np.dtype(dtype))
         found.append(encoder.encode(voxels.reshape(chunk), encoder.scratch(), encoder.buffer()).tobytes())
     assert found[1] == found[0] + google_crc32c.value(found[0]).to_bytes(4, "little")
-    content = found[0] if codec == "none" else numcodecs.Blosc().decode(found[0])
-    assert content == voxels.tobytes()
+    assert decode_chunk(found[0], codec) == voxels.tobytes()

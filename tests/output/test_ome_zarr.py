@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
 from isovoxel.geometry.grid import AXES, VoxelGrid
 from isovoxel.metadata.series import SeriesAxis
 from isovoxel.output.ome_zarr import array_documents, group_documents
-from isovoxel.planning.chunking import Storage
+from isovoxel.planning.chunking import CODECS, Storage
+from stored_as import codec_fields
 
 ATTRIBUTES = {"ome": {"version": "0.5", "name": "Zürich"}, "isovoxel": {"complete": False, "factor": [2.0, 0.404]}}
 TIME = (SeriesAxis("t", 3, 1.5, "second"), SeriesAxis("c", 2))
@@ -41,7 +42,12 @@ def written(levels: Levels, dtype: np.dtype[Any], series: tuple[SeriesAxis, ...]
                 "attributes": {"_ARRAY_DIMENSIONS": names},
                 "compressors": None,
             }
-            if storage.codec != "none":
+            if storage.plain:
+                how["compressors"] = {
+                    "zstd": {"id": "zstd", "level": 1},
+                    "gzip": {"id": "gzip", "level": 1},
+                }[storage.codec]
+            elif storage.codec != "none":
                 clevel = {"lz4": 5, "zstd": 1}[storage.codec]
                 how["compressors"] = {
                     "id": "blosc",
@@ -51,7 +57,9 @@ def written(levels: Levels, dtype: np.dtype[Any], series: tuple[SeriesAxis, ...]
                     "blocksize": 0,
                 }
         else:
-            if storage.codec != "none":
+            if storage.plain:
+                codecs.append({"zstd": ZstdCodec(level=1), "gzip": GzipCodec(level=1)}[storage.codec])
+            elif storage.codec != "none":
                 cname: Any = storage.codec
                 clevel = {"lz4": 5, "zstd": 1}[storage.codec]
                 codecs.append(BloscCodec(cname=cname, clevel=clevel, shuffle="bitshuffle", typesize=dtype.itemsize))
@@ -72,15 +80,16 @@ def written(levels: Levels, dtype: np.dtype[Any], series: tuple[SeriesAxis, ...]
 @pytest.mark.parametrize("series", [(), TIME], ids=["a volume", "a series"])
 @pytest.mark.parametrize(
     ("version", "checksum", "codec"),
-    [("0.5", True, "lz4"), ("0.5", False, "zstd"), ("0.5", True, "none"), ("0.5", False, "none")]
-    + [("0.4", False, codec) for codec in ("lz4", "zstd", "none")],
+    [("0.5", True, "blosc-lz4"), ("0.5", False, "blosc-zstd"), ("0.5", True, "none"), ("0.5", False, "none")]
+    + [("0.5", True, "zstd"), ("0.5", False, "gzip")]
+    + [("0.4", False, codec) for codec in CODECS],
 )
 def test_the_metadata_are_those_of_zarr_python(
     version: str, checksum: bool, codec: str, series: tuple[SeriesAxis, ...]
 ) -> None:
     """Of each dtype, codec and version; every document and no other, with the same values."""
     shard = (8, 8, 16) if version == "0.5" else (4, 8, 8)
-    storage = Storage((4, 8, 8), shard, codec, version, checksum)
+    storage = Storage((4, 8, 8), shard, ome_zarr=version, checksum=checksum, **codec_fields(codec))
     levels = [(VoxelGrid((9, 20, 30)), storage), (VoxelGrid((9, 10, 15)), storage)]
     for name in ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64"):
         made = group_documents(storage.zarr_format, ATTRIBUTES)

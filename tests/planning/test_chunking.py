@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from isovoxel.errors import OptionError
 from isovoxel.geometry.box import Index3
 from isovoxel.planning.chunking import CODECS, Storage, default_storage, helper_overhead, smaller, write_overhead
+from stored_as import codec_fields
 
 lengths = st.integers(1, 300) | st.integers(1, 10**6)
 shapes = st.tuples(lengths, lengths, lengths)
@@ -70,11 +71,11 @@ def test_what_the_user_gives_is_kept_and_clipped(chunk: Index3 | None, shard: In
 @pytest.mark.parametrize(
     ("chunk", "shard", "codec", "message"),
     [
-        ((0, 1, 1), None, "lz4", "at least one voxel, but it is \\(0, 1, 1\\)"),
-        (None, (1, -4, 1), "lz4", "every side of a shard needs at least one voxel"),
-        ((64, 64, 64), (64, 100, 64), "lz4", "along y the shard has 100 voxels and the chunk 64"),
-        (None, (128, 257, 128), "lz4", "257 voxels along y cannot be cut into chunks of 32 to 128"),
-        (None, None, "gzip", "there is no codec 'gzip'; choose one of lz4, zstd, none"),
+        ((0, 1, 1), None, "zstd", "at least one voxel, but it is \\(0, 1, 1\\)"),
+        (None, (1, -4, 1), "blosc-lz4", "every side of a shard needs at least one voxel"),
+        ((64, 64, 64), (64, 100, 64), "blosc-lz4", "along y the shard has 100 voxels and the chunk 64"),
+        (None, (128, 257, 128), "blosc-lz4", "257 voxels along y cannot be cut into chunks of 32 to 128"),
+        (None, None, "gif", "there is no codec 'gif'; choose one of blosc-lz4, blosc-zstd, zstd, gzip, none"),
         (
             (1000, 1000, 1000),
             None,
@@ -131,10 +132,10 @@ def test_the_longest_side_is_halved_in_whole_chunks() -> None:
 @pytest.mark.parametrize("codec", CODECS)
 def test_helpers_hold_what_a_writing_thread_holds_and_one_more_result(codec: str) -> None:
     """Each of them costs the same, more than a chunk beyond what encoding takes; a single chunk has no helpers."""
-    storage, chunk = Storage((40, 50, 60), (80, 50, 60), codec), 2 * 40 * 50 * 60
+    storage, chunk = Storage((40, 50, 60), (80, 50, 60), **codec_fields(codec)), 2 * 40 * 50 * 60
     assert helper_overhead(storage, 2, 0) == 0
     one = helper_overhead(storage, 2, 1)
     assert helper_overhead(storage, 2, 7) == 7 * one
     index_and_rest = 512 * storage.chunks_per_shard + 2**21
     assert one - (write_overhead(storage, 2) - index_and_rest) >= chunk
-    assert helper_overhead(Storage((40, 50, 60), (40, 50, 60), codec), 2, 7) == 0
+    assert helper_overhead(Storage((40, 50, 60), (40, 50, 60), **codec_fields(codec)), 2, 7) == 0

@@ -27,17 +27,17 @@ def chosen(
     voxels = 16 * 10**9, 2
     storage, (limits, process) = with_encoder(given, codec, lambda c: storage_of(codec=c), voxels, (device, host))
     assert (limits.encoding > 0) == (process.baseline > host.baseline)
-    return storage.codec, limits.encoding > 0
+    return storage.codec_name, limits.encoding > 0
 
 
 def test_auto_is_what_is_faster() -> None:
     """A GPU beats some cores; many cores, few voxels, or a small GPU do not need it."""
-    assert chosen() == ("zstd", True)
-    assert chosen(codec="lz4") == ("lz4", True)
-    assert chosen("cpu") == ("lz4", False)
-    assert chosen(host=replace(HOST, helpers=63)) == ("lz4", False)
-    assert chosen(device=replace(H200, encoders=8)) == ("lz4", False)
-    assert chosen(device=replace(H200, encoders=0)) == ("lz4", False)
+    assert chosen() == ("blosc-zstd", True)
+    assert chosen(codec="blosc-lz4") == ("blosc-lz4", True)
+    assert chosen("cpu") == ("blosc-lz4", False)
+    assert chosen(host=replace(HOST, helpers=63)) == ("blosc-lz4", False)
+    assert chosen(device=replace(H200, encoders=8)) == ("blosc-lz4", False)
+    assert chosen(device=replace(H200, encoders=0)) == ("blosc-lz4", False)
 
 
 def test_few_voxels_do_not_wait_for_cuda() -> None:
@@ -53,7 +53,9 @@ def test_few_voxels_do_not_wait_for_cuda() -> None:
     ("change", "says"),
     [
         ({"device": replace(H200, encoders=0)}, r"H200 has no encoder; .*nvidia-cu13"),
-        ({"codec": "none"}, r"codec none; choose --codec lz4 or zstd"),
+        ({"codec": "none"}, r"codec none; choose --codec blosc-lz4 or blosc-zstd"),
+        ({"codec": "zstd"}, r"codec zstd; choose --codec blosc-lz4 or blosc-zstd"),
+        ({"codec": "gzip"}, r"codec gzip; choose --codec blosc-lz4 or blosc-zstd"),
         ({"ome_zarr": "0.4"}, r"OME-Zarr 0.4 has no shards"),
         ({"device": replace(H200, allowed=GIB)}, r"more --device-memory"),
         ({"host": replace(HOST, allowed=2 * GIB)}, r"more --device-memory or --memory"),

@@ -113,6 +113,7 @@ CHANGES_A_RESULT = {
     "another revision": lambda p: replace(p, revision=2),
     "another engine": lambda p: replace(p, engine="other"),
     "another codec": lambda p: replace(p, storage=replace(p.storage, codec="zstd")),
+    "a codec without blosc": lambda p: replace(p, storage=replace(p.storage, codec="zstd", plain=True)),
     "checksums": lambda p: replace(p, storage=replace(p.storage, checksum=not p.storage.checksum)),
     "another version": lambda p: replace(
         p,

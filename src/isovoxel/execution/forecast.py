@@ -104,7 +104,7 @@ def _kind(plan: Plan, output: Place | None) -> list[str | int]:
         plan.device.name,
         plan.engine,
         plan.interpolation,
-        plan.storage.codec,
+        plan.storage.codec_name,
         "gpu" if plan.device.encoding else "cpu",
         plan.host.helpers + 1,
         plan.host.workers,

@@ -33,7 +33,7 @@ from isovoxel.errors import (
 )
 from isovoxel.execution.blocks import FLUSHING
 from isovoxel.execution.events import started
-from isovoxel.execution.recipe import asked_otherwise, differences, made_with
+from isovoxel.execution.recipe import as_called_then, asked_otherwise, differences, made_with
 from isovoxel.execution.retry import kept
 from isovoxel.object_store.addresses import Place, absolute, place_of
 from isovoxel.options import HOW_FAR, Options
@@ -373,6 +373,7 @@ def as_begun(
         was = made_with(made, str(output))
     except InputError as error:
         raise OutputExistsError(f"{error}; give --overwrite or another output") from error
+    given = replace(given, codec=as_called_then(made, given.codec))
     if changed := asked_otherwise(was, given.given):
         raise made_otherwise(place, made, changed)
     if not given.given.keys().isdisjoint(HOW_FAR):

@@ -15,7 +15,7 @@ from isovoxel.errors import InputError
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import MAX_SAMPLES, Float3, VoxelGrid, number_text
 from isovoxel.output.provenance import RECEIPTS
-from isovoxel.planning.chunking import EMPTY, Storage
+from isovoxel.planning.chunking import CODECS, EMPTY, Storage
 from isovoxel.planning.model import check_options
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.base import Volume
@@ -45,6 +45,8 @@ def provenance(planned: Plan, volume: Volume, *, labels: bool, receipts: bool = 
             "chunk": list(planned.storage.chunk),
             "shard": list(planned.storage.shard),
             "codec": planned.storage.codec,
+            # Outputs of before there was more than blosc do not say it; lz4 is blosc's in all.
+            **({"plain": planned.storage.plain} if planned.storage.codec not in ("lz4", "none") else {}),
             "ome_zarr": planned.storage.ome_zarr,
             "empty": "skip" if planned.storage.skip_empty else "write",
         },
@@ -82,7 +84,7 @@ _NAMES = {
     "factor": "factor",
     "like": "voxels of another volume",
     "labels": "labels",
-    "storage.codec": "codec",
+    "codec": "codec",
     "storage.ome_zarr": "OME-Zarr version",
     "storage.empty": "empty chunks",
     "levels.further": "further levels",
@@ -120,6 +122,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], cut: Sequence[s
         The option that says how far now: "zoom", "voxel_size" or "factor".
     """
     now = json.loads(json.dumps(now))  # tuples are lists there
+    then, now = ({**made, "codec": _codec_name(made)} for made in (then, now))
     names = _NAMES | {f"storage.{name}": name for name in cut}
     if now["engine"] == "cle":  # its bits depend on the device
         names["device.name"] = "device"
@@ -193,7 +196,7 @@ def made_with(made: Mapping[str, Any], name: str) -> dict[str, Any]:
         "boundary": recipe.boundary,
         "engine": recipe.engine,
         "labels": made.get("labels") is True,
-        "codec": _at(made, "storage.codec"),
+        "codec": _codec_name(made),
         "ome_zarr": _at(made, "storage.ome_zarr"),
         "empty": _at(made, "storage.empty"),
         "keep_receipts": made.get(RECEIPTS) is True,
@@ -203,7 +206,8 @@ def made_with(made: Mapping[str, Any], name: str) -> dict[str, Any]:
     try:
         found |= _onto(made, recipe)
         z, y, x = (float(size) for size in source["voxel_size"])
-        Storage((1, 1, 1), (1, 1, 1), found["codec"], found["ome_zarr"])
+        codec, plain = CODECS[found["codec"]]
+        Storage((1, 1, 1), (1, 1, 1), codec, found["ome_zarr"], plain=plain)
         if found["empty"] not in EMPTY:
             raise ValueError(f"its empty chunks are {found['empty']!r:.80}")  # noqa: TRY301 - one of several refusals
         selection = asdict(Selection.of_identity(recipe.identity))
@@ -228,6 +232,18 @@ def asked_otherwise(was: Mapping[str, Any], given: Mapping[str, Any]) -> list[st
     names = {place.rpartition(".")[2]: name for place, name in _NAMES.items()}
     plain = ("engine", "interpolation", "antialias", "boundary", "labels", "codec", "ome_zarr", "empty")
     return [f"{names[key]} {was[key]}, now {given[key]}" for key in plain if given.get(key, was[key]) != was[key]]
+
+
+def as_called_then(made: Mapping[str, Any], codec: str | None) -> str | None:
+    """Return the name of the codec that the user of an output meant: zstd was blosc's before there was another."""
+    before = codec == "zstd" == _at(made, "storage.codec") and _at(made, "storage.plain") is None
+    return "blosc-zstd" if before else codec
+
+
+def _codec_name(made: Mapping[str, Any]) -> Any:
+    """Return the name of an output's codec, or what stands there where it is none."""
+    how = _at(made, "storage.codec"), _at(made, "storage.plain") is True
+    return next((name for name, its in CODECS.items() if its == how), how[0])
 
 
 def _identity(made: Mapping[str, Any]) -> Mapping[str, Any]:

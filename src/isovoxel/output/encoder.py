@@ -6,7 +6,7 @@ clears every page at its first touch, and interrupts all cores to take it back. 
 1. The thread that writes a shard takes chunk after chunk of it, in order. So do helpers, as long as fewer threads
    than cores encode, and no more than whoever else uses the cores can spare: with a shard for each core nobody meets
    in one, and a single shard still has all cores.
-2. Voxels that are no whole, contiguous, little-endian chunk are copied to one, zeros beyond the volume's end. Blosc
+2. Voxels that are no whole, contiguous, little-endian chunk are copied to one, zeros beyond the volume's end. The codec
    compresses it into a buffer on the calling thread alone; without a codec the copy is the result. Its CRC-32C follows,
    where the output has checksums of chunks.
 3. A thread leaves what it has encoded with the shard. If the chunk whose turn it is is there and nobody else
@@ -38,7 +38,7 @@ from isovoxel.codecs.gpu import EncodedChunks, GpuEncoder, GpuEncodingError
 from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Box
 from isovoxel.output.shard import Bytes, ShardWriter
-from isovoxel.planning.chunking import BLOSC_MARGIN, CHECKSUM_BYTES, Storage
+from isovoxel.planning.chunking import CHECKSUM_BYTES, Storage, result_margin
 
 BLOSC_LEVELS = {"lz4": 5, "zstd": 1}
 """Compression level of each of blosc's compressors that is a codec of ours.
@@ -46,6 +46,9 @@ BLOSC_LEVELS = {"lz4": 5, "zstd": 1}
 Bits are shuffled for every dtype: on noisy images of 8, 16 and 32 bits that made smaller files than shuffled
 bytes, by up to a quarter.
 """
+
+PLAIN_LEVELS = {"zstd": 1, "gzip": 1}
+"""Compression level of each codec that is none of blosc's: higher ones take much longer, for a few percent."""
 
 
 class ChunkEncoder:
@@ -64,7 +67,9 @@ class ChunkEncoder:
         self._dtype = np.dtype(dtype).newbyteorder("<")
         self._nbytes = math.prod(self._shape) * self._dtype.itemsize
         self._codec = storage.codec
-        self._level = BLOSC_LEVELS.get(storage.codec)
+        self._plain = storage.plain
+        self._level = (PLAIN_LEVELS if storage.plain else BLOSC_LEVELS).get(storage.codec)
+        self._longest = self._nbytes + result_margin(storage, self._nbytes)
         self._margin = CHECKSUM_BYTES if storage.checksum else 0
 
     def scratch(self) -> Bytes:
@@ -73,7 +78,7 @@ class ChunkEncoder:
 
     def buffer(self) -> Bytes:
         """Return new memory for the longest result."""
-        return np.empty(self._nbytes + (0 if self._level is None else BLOSC_MARGIN) + self._margin, np.uint8)
+        return np.empty(self._longest + self._margin, np.uint8)
 
     def encode(self, voxels: NDArray[Any], scratch: Bytes, buffer: Bytes) -> Bytes:
         """Return a chunk as it stands in the file: the beginning of the buffer.
@@ -85,29 +90,35 @@ class ChunkEncoder:
         scratch, buffer
             As the methods of these names made them; what they held is lost.
         """
-        if self._level is None:
-            self._fill(buffer[: self._nbytes], voxels)
-            length = self._nbytes
-        else:
-            whole = voxels.shape == self._shape and voxels.dtype == self._dtype and voxels.flags.c_contiguous
-            # imagecodecs takes arrays, though its types do not say so, and from them how long a voxel is, not from
-            # `typesize`: one of bytes would be shuffled wrongly.
-            chunk: Any = voxels if whole else self._fill(scratch, voxels)
-            out: Any = buffer[: self._nbytes + BLOSC_MARGIN]  # or blosc would store noise in more bytes
-            # One thread, for callers have a thread on every core; with more, blosc's result depends on which is faster.
-            encoded = imagecodecs.blosc_encode(
-                chunk,
-                self._level,
-                compressor=self._codec,
-                shuffle="bitshuffle",
-                typesize=self._dtype.itemsize,
-                numthreads=1,
-                out=out,
-            )
-            length = len(encoded)
+        length = self._compressed(voxels, scratch, buffer)
         if self._margin:
             buffer[length : length + CHECKSUM_BYTES].view("<u4")[0] = crc32c(buffer[:length])
         return buffer[: length + self._margin]
+
+    def _compressed(self, voxels: NDArray[Any], scratch: Bytes, buffer: Bytes) -> int:
+        """Compress a chunk into the beginning of a buffer, and return its length there."""
+        if self._level is None:
+            self._fill(buffer[: self._nbytes], voxels)
+            return self._nbytes
+        whole = voxels.shape == self._shape and voxels.dtype == self._dtype and voxels.flags.c_contiguous
+        # imagecodecs takes arrays, though its types do not say so, and from them how long a voxel is, not from
+        # `typesize`: one of bytes would be shuffled wrongly.
+        chunk: Any = voxels if whole else self._fill(scratch, voxels)
+        out: Any = buffer[: self._longest]  # or blosc would store noise in more bytes
+        if self._plain:
+            encode = imagecodecs.zstd_encode if self._codec == "zstd" else imagecodecs.gzip_encode
+            return len(encode(chunk, self._level, out=out))
+        # One thread, for callers have a thread on every core; with more, blosc's result depends on which is faster.
+        encoded = imagecodecs.blosc_encode(
+            chunk,
+            self._level,
+            compressor=self._codec,
+            shuffle="bitshuffle",
+            typesize=self._dtype.itemsize,
+            numthreads=1,
+            out=out,
+        )
+        return len(encoded)
 
     def _fill(self, memory: Bytes, voxels: NDArray[Any]) -> NDArray[Any]:
         chunk = memory.view(self._dtype).reshape(self._shape)

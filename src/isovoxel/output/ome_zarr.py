@@ -29,7 +29,7 @@ from isovoxel.object_store.files import sync_folder
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.zarr_nodes import TOP, change_attributes, is_zarr, read_array, read_attributes
 from isovoxel.output.attempt import Attempt, end_attempts, make_folders
-from isovoxel.output.encoder import BLOSC_LEVELS
+from isovoxel.output.encoder import BLOSC_LEVELS, PLAIN_LEVELS
 from isovoxel.output.files import NEW, REPLACED
 from isovoxel.output.membership import membership_of
 from isovoxel.output.provenance import PROVENANCE, empty_of_level
@@ -135,7 +135,10 @@ def _array_3(grid: VoxelGrid, storage: Storage, dtype: np.dtype[Any], series: Se
     little = {"name": "bytes", "configuration": {"endian": "little"}}
     checksum = {"name": "crc32c"}
     inner = [little if dtype.itemsize > 1 else {"name": "bytes"}]
-    if storage.codec in BLOSC_LEVELS:
+    if storage.plain:
+        own = {"level": PLAIN_LEVELS[storage.codec]} | ({"checksum": False} if storage.codec == "zstd" else {})
+        inner.append({"name": storage.codec, "configuration": own})
+    elif storage.codec in BLOSC_LEVELS:
         blosc = {
             "typesize": dtype.itemsize,
             "cname": storage.codec,
@@ -169,10 +172,12 @@ def _array_3(grid: VoxelGrid, storage: Storage, dtype: np.dtype[Any], series: Se
 
 def _array_2(grid: VoxelGrid, storage: Storage, dtype: np.dtype[Any], series: Sequence[SeriesAxis]) -> dict[str, bytes]:
     """Return the metadata of an array of zarr 2, which has no names for axes: they go where xarray looks for them."""
-    blosc = None
-    if storage.codec in BLOSC_LEVELS:  # bits are shuffled by its number 2
+    compressor: dict[str, Any] | None = None
+    if storage.plain:
+        compressor = {"id": storage.codec, "level": PLAIN_LEVELS[storage.codec]}
+    elif storage.codec in BLOSC_LEVELS:  # bits are shuffled by its number 2
         level = BLOSC_LEVELS[storage.codec]
-        blosc = {"id": "blosc", "cname": storage.codec, "clevel": level, "shuffle": 2, "blocksize": 0}
+        compressor = {"id": "blosc", "cname": storage.codec, "clevel": level, "shuffle": 2, "blocksize": 0}
     array = {
         "shape": [*(axis.length for axis in series), *grid.shape],
         "chunks": [*([1] * len(series)), *storage.chunk],
@@ -181,7 +186,7 @@ def _array_2(grid: VoxelGrid, storage: Storage, dtype: np.dtype[Any], series: Se
         "order": "C",
         "filters": None,
         "dimension_separator": "/",
-        "compressor": blosc,
+        "compressor": compressor,
         "zarr_format": 2,
     }
     return {".zarray": _json(array), ".zattrs": _json({"_ARRAY_DIMENSIONS": [*(axis.name for axis in series), *AXES]})}

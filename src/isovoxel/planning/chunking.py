@@ -20,8 +20,18 @@ from isovoxel.geometry.grid import AXES
 EMPTY = ("skip", "write")
 """What becomes of chunks that hold nothing but zeros, the fill value: they are not stored, or stored as any other."""
 
-CODECS = ("lz4", "zstd", "none")
-"""Names of the codecs: blosc lz4, blosc zstd level 1 (smaller, slower), and no compression."""
+CODECS = {
+    "blosc-lz4": ("lz4", False),
+    "blosc-zstd": ("zstd", False),
+    "zstd": ("zstd", True),
+    "gzip": ("gzip", True),
+    "none": ("none", False),
+}
+"""Names of the codecs, and what `Storage` holds for each: its codec, and whether it is a Zarr codec by itself.
+
+Blosc transposes the bits of voxels first, which makes smaller files and takes less time. Zarr's own codecs are those
+that a GPU decodes too (nvCOMP, kvikio). No plain lz4: tensorstore does not read it in Zarr 3.
+"""
 
 OME_ZARR = {"0.4": 2, "0.5": 3, "0.6": 3}
 """Versions of OME-Zarr that are written, and the format of zarr that each of them is."""
@@ -44,9 +54,9 @@ _FILE_BYTES = 2**22
 _CHUNKS_PER_SHARD = 4096
 """Beyond it, zarr spends longer on its lists of chunks than on their voxels."""
 _SHARD_VOXELS = 512**3
-_BLOSC_BYTES = 2**31 - 17
-"""The longest buffer that blosc compresses (BLOSC_MAX_BUFFERSIZE)."""
-_BLOSC_STATE = {"lz4": 2**18, "zstd": 2**21}
+_LONGEST = 2**31 - 17
+"""The longest buffer that blosc compresses (BLOSC_MAX_BUFFERSIZE), and about what numcodecs takes of other codecs."""
+_STATE = {"lz4": 2**18, "zstd": 2**21, "gzip": 2**20}
 """What a compressor holds while it works, however small the chunk."""
 
 
@@ -71,7 +81,7 @@ class Storage:
     shard: Index3
     """Voxels in one file, z, y, x: a multiple of `chunk`."""
     codec: str = "lz4"
-    """One of `CODECS`."""
+    """"lz4", "zstd", "gzip" or "none"."""
     ome_zarr: str = "0.5"
     """Version of OME-Zarr, one of `OME_ZARR`."""
     checksum: bool = False
@@ -80,6 +90,9 @@ class Storage:
     skip_empty: bool = False
     """Whether chunks of nothing but zeros are not stored, and shards of nothing but them are no files. Plans that say
     nothing of it are those of outputs that were begun when all were stored."""
+    plain: bool = False
+    """Whether the codec is a Zarr codec by itself, not the compressor of a blosc container. Plans that say nothing of
+    it are those of outputs that were begun when blosc alone compressed."""
 
     def __post_init__(self) -> None:
         for name, lengths in (("chunk", self.chunk), ("shard", self.shard)):
@@ -91,8 +104,8 @@ class Storage:
                     f"a shard must be a whole number of chunks, but along {axis} the shard has {shard} "
                     f"voxels and the chunk {chunk}"
                 )
-        if self.codec not in CODECS:
-            raise OptionError(f"there is no codec {self.codec!r}; choose one of {', '.join(CODECS)}")
+        if (self.codec, self.plain) not in CODECS.values():
+            raise _no_codec(f"plain {self.codec}" if self.plain else self.codec)
         if self.ome_zarr not in OME_ZARR:
             raise OptionError(
                 f"OME-Zarr of version {self.ome_zarr!r} is not written; choose one of {', '.join(OME_ZARR)}"
@@ -106,6 +119,11 @@ class Storage:
     def zarr_format(self) -> int:
         """Format of zarr, 2 or 3."""
         return OME_ZARR[self.ome_zarr]
+
+    @property
+    def codec_name(self) -> str:
+        """Name of the codec, one of `CODECS`."""
+        return next(name for name, how in CODECS.items() if how == (self.codec, self.plain))
 
     @property
     def sharded(self) -> bool:
@@ -122,7 +140,7 @@ def default_storage(
     shape: Index3,
     itemsize: int,
     *,
-    codec: str = "lz4",
+    codec: str = "blosc-lz4",
     chunk: Index3 | None = None,
     shard: Index3 | None = None,
     ome_zarr: str = "0.5",
@@ -157,28 +175,31 @@ def default_storage(
     OptionError
         If what the user gives makes no sense, or a chunk is longer than a codec can compress.
     """
-    sharded = Storage((1, 1, 1), (1, 1, 1), codec, ome_zarr).sharded
-    if shard is not None and not sharded:
+    if codec not in CODECS:
+        raise _no_codec(codec)
+    name, plain = CODECS[codec]
+    one = Storage((1, 1, 1), (1, 1, 1), name, ome_zarr, skip_empty=skip_empty, plain=plain)
+    if shard is not None and not one.sharded:
         raise _no_shards(ome_zarr)
     if chunk is not None:
-        Storage(chunk, shard or chunk, codec)
+        replace(one, chunk=chunk, shard=shard or chunk)
     if shard is not None:
-        Storage((1, 1, 1), shard, codec)
+        replace(one, shard=shard)
         chunk = chunk or _index3(_chunk_of(axis, n, s) for axis, n, s in zip(AXES, shape, shard, strict=True))
     chunk = _index3(min(n, c) for n, c in zip(shape, chunk or (CHUNK, CHUNK, CHUNK), strict=True))
     nbytes = math.prod(chunk) * itemsize
-    if codec != "none" and nbytes > _BLOSC_BYTES:
+    if codec != "none" and nbytes > _LONGEST:
         raise OptionError(
-            f"a chunk of {chunk} voxels has {nbytes} bytes, more than the {_BLOSC_BYTES} that {codec} "
+            f"a chunk of {chunk} voxels has {nbytes} bytes, more than the {_LONGEST} that {codec} "
             f"can compress; choose smaller chunks, or --codec none"
         )
+    if not one.sharded:
+        return replace(one, chunk=chunk, shard=chunk)
     if shard is not None:
-        return Storage(chunk, _fitted(shape, chunk, shard), codec, ome_zarr, checksum=True, skip_empty=skip_empty)
-    if not sharded:
-        return Storage(chunk, chunk, codec, ome_zarr, skip_empty=skip_empty)
+        return replace(one, chunk=chunk, shard=_fitted(shape, chunk, shard), checksum=True)
     shards = ((_grown(shape, chunk, itemsize, side), fewest) for side, fewest in _SIDES)
     return next(
-        Storage(chunk, shard, codec, ome_zarr, checksum=True, skip_empty=skip_empty)
+        replace(one, chunk=chunk, shard=shard, checksum=True)
         for shard, fewest in shards
         if math.prod(ceil_div(n, s) for n, s in zip(shape, shard, strict=True)) >= fewest
     )
@@ -195,10 +216,21 @@ def smaller(storage: Storage) -> Storage | None:
     return replace(storage, shard=_index3(n * c for n, c in zip(counts, storage.chunk, strict=True)))
 
 
+def result_margin(storage: Storage, nbytes: int) -> int:
+    """Return the bytes by which a codec's result may be longer than a chunk of so many bytes.
+
+    What does not compress is stored in pieces with a header each: of zstd in 128 KiB (ZSTD_COMPRESSBOUND), of gzip in
+    5,000 bytes at least (libdeflate).
+    """
+    if storage.codec == "none":
+        return 0
+    return nbytes // 256 + 2**9 if storage.plain else BLOSC_MARGIN
+
+
 def write_overhead(storage: Storage, itemsize: int) -> int:
     """Return an upper bound of the bytes that a thread which writes shards holds beside its data.
 
-    A contiguous copy of a chunk, the codec's result, and what blosc works in stay with the writer from one shard
+    A contiguous copy of a chunk, the codec's result, and what the codec works in stay with the writer from one shard
     to the next, once for each thread that has written at the same time as others; the index comes and goes.
     """
     return _encoding(storage, itemsize, results=1) + 512 * storage.chunks_per_shard + 2**21
@@ -234,10 +266,12 @@ def _encoding(storage: Storage, itemsize: int, *, results: int) -> int:
     chunk = math.prod(storage.chunk) * itemsize
     if storage.codec == "none":  # the copy is the result
         return results * (chunk + CHECKSUM_BYTES)
+    held = chunk + results * (chunk + result_margin(storage, chunk) + CHECKSUM_BYTES)
+    if storage.plain:
+        return held + _STATE[storage.codec]
     # Four blocks, of at most 128 KiB for each byte of a voxel; the system's allocator keeps up to four times that
     # for the thread, where small pieces lie between. Measured: 4 to 7 MB for 4 bytes, now and then 8.4.
-    workspace = min(20 * chunk, 2**21 * itemsize) + _BLOSC_STATE[storage.codec]
-    return chunk + results * (chunk + BLOSC_MARGIN + CHECKSUM_BYTES) + workspace
+    return held + min(20 * chunk, 2**21 * itemsize) + _STATE[storage.codec]
 
 
 def _grown(shape: Index3, chunk: Index3, itemsize: int, side: int) -> Index3:
@@ -270,6 +304,10 @@ def _chunk_of(axis: str, n: int, shard: int) -> int:
             f"{CHUNK} voxels; give --chunk as well, or a multiple of {CHUNK}"
         )
     return chunk
+
+
+def _no_codec(name: str) -> OptionError:
+    return OptionError(f"there is no codec {name!r}; choose one of {', '.join(CODECS)}")
 
 
 def _no_shards(ome_zarr: str) -> OptionError:

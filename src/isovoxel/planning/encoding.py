@@ -97,8 +97,8 @@ def with_encoder(
     given
         One of `ENCODERS`.
     codec
-        What the user wants; None for zstd where a GPU encodes, whose files are smaller than those of a core's lz4, and
-        for lz4 elsewhere.
+        Name of a codec; None for blosc's zstd where a GPU encodes, whose files are smaller than those of a core's lz4,
+        and for its lz4 elsewhere.
     storage_of
         Returns the storage with a codec.
     voxels
@@ -113,7 +113,7 @@ def with_encoder(
     """
     device, host = limits
     number, itemsize = voxels
-    cpu, gpu = storage_of(codec or "lz4"), storage_of(codec or "zstd")
+    cpu, gpu = storage_of(codec or "blosc-lz4"), storage_of(codec or "blosc-zstd")
     if given == "cpu":
         return cpu, limits
     if why := _refusal(gpu, device):
@@ -143,8 +143,8 @@ def _refusal(storage: Storage, device: DeviceLimits) -> str:
         return (
             f"{device.name} has no encoder; an NVIDIA GPU has one with isovoxel[nvidia-cu13] or isovoxel[nvidia-cu12]"
         )
-    if storage.codec not in CORE_RATES:
-        return f"the output has codec {storage.codec}; choose --codec lz4 or zstd"
+    if storage.plain or storage.codec not in CORE_RATES:
+        return f"the output has codec {storage.codec_name}; choose --codec blosc-lz4 or blosc-zstd"
     if not storage.sharded:
         return "OME-Zarr 0.4 has no shards, and a chunk alone is too little for a GPU"
     return ""

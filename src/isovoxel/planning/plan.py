@@ -393,7 +393,7 @@ class Plan(InNotebooks):
     def makes(self) -> dict[str, Any]:
         """Everything that can change what this level's voxels are, and nothing else, as JSON values."""
         storage = asdict(self.storage)
-        for name in ("checksum", "skip_empty"):
+        for name in ("checksum", "skip_empty", "plain"):
             if not storage[name]:  # as outputs were hashed before storage had these
                 del storage[name]
         what = {

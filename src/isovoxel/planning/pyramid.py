@@ -170,7 +170,7 @@ def _storages(shape: Index3, plan: Plan, chunk: Index3 | None, shard: Index3 | N
         yield default_storage(
             shape,
             plan.source.itemsize,
-            codec=plan.storage.codec,
+            codec=plan.storage.codec_name,
             chunk=chunk,
             shard=shard,
             ome_zarr=plan.storage.ome_zarr,

@@ -248,7 +248,7 @@ def written_layout(
         chunk=storage.chunk,
         file=storage.shard,
         index="end" if storage.sharded else None,
-        codec="none" if storage.codec == "none" else "blosc",
+        codec=storage.codec if storage.plain or storage.codec == "none" else "blosc",
         checksum=storage.checksum,
         fill=0,
         others=dict.fromkeys(range(zyx[0]), 0),

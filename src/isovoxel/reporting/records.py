@@ -65,6 +65,7 @@ def plan_record(plan: Plan, cost: Forecast | None = None) -> Record:
             "chunk": list(plan.storage.chunk),
             "shard": list(plan.storage.shard),
             "codec": plan.storage.codec,
+            "plain": plan.storage.plain,
             "encoder": "gpu" if plan.device.encoding else "cpu",
             "ome_zarr": plan.storage.ome_zarr,
         },

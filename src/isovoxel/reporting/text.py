@@ -126,7 +126,7 @@ def plan_lines(plan: Plan, cost: Forecast | None = None) -> list[Line]:
         ("engine", f"{_engine(plan)} on {plan.device.name} ({plan.device.kind.upper()})"),
         ("blocks", f"{blocks}   ({volumes}{grid} along z, y, x; {plan.in_flight} in flight)"),
         ("halo", f"{halo} input voxels, by {_HALO[plan.halo_mode]}"),
-        ("files", f"{_files(plan)}, {plan.storage.codec}" + (" by the GPU" if plan.device.encoding else "")),
+        ("files", f"{_files(plan)}, {plan.storage.codec_name}" + (" by the GPU" if plan.device.encoding else "")),
         *_level_lines(plan),
         ("host", _memory(host, plan.host.allowed, "--memory")),
         ("device", _memory(device, plan.device.allowed, "--device-memory")),
