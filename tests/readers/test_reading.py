@@ -114,6 +114,23 @@ def nifti(ending: str = "nii") -> Make:
     return make
 
 
+def precomputed(folder: Path, array: np.ndarray) -> Path:
+    """Make a Neuroglancer precomputed volume."""
+    spec = {
+        "driver": "neuroglancer_precomputed",
+        "kvstore": {"driver": "file", "path": f"{folder}/a"},
+        "multiscale_metadata": {"type": "image", "data_type": array.dtype.name, "num_channels": 1},
+        "scale_metadata": {
+            "size": array.shape[::-1],
+            "encoding": "raw",
+            "chunk_size": [32, 16, 5],
+            "resolution": [1, 1, 2],
+        },
+    }
+    tensorstore.open(spec, create=True).result().write(array.T[..., None]).result()
+    return folder / "a"
+
+
 def by_nrrd(encoding: str = "raw", endian: str = "little") -> Make:
     """Return a maker of NRRD files, which have x first."""
 
@@ -265,6 +282,7 @@ MAKERS: dict[str, Make] = {
     "NRRD": by_nrrd(),
     "NRRD, gzip, big-endian": by_nrrd("gzip", "big"),
     "MRC, turned": mrc,
+    "precomputed": precomputed,
     "N5": n5((5, 16, 32)),
     "N5, raw": n5((5, 16, 32), "raw"),
     "HDF5": hdf5(),

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,9 +55,16 @@ _SPECIFIED = ("dimensions", "blockSize", "dataType", "compression")
 _DAMAGE = ("FAILED_PRECONDITION", "DATA_LOSS", "OUT_OF_RANGE", "INVALID_ARGUMENT")
 
 
+class BlockFiles(Protocol):
+    """Knows the files of blocks."""
+
+    def blocks(self, box: Box) -> Iterable[str]:
+        """Return the paths of the blocks, or of some of them, that hold voxels of a box."""
+
+
 @dataclass(frozen=True)
 class N5Reader(TiledReader):
-    """Reads boxes of an N5 dataset; safe to call from many threads."""
+    """Reads boxes of what tensorstore has opened, such as an N5 dataset; safe to call from many threads."""
 
     name: str
     """What the user called the input, for messages."""
@@ -71,8 +78,10 @@ class N5Reader(TiledReader):
     """Of the voxels, in native byte order."""
     block: Index3
     """Shape of a block, z, y, x."""
-    files: N5Files
+    files: BlockFiles
     """Its files."""
+    what: str = "block"
+    """What a block is called, for messages."""
 
     @property
     def overhead(self) -> int:
@@ -101,7 +110,7 @@ class N5Reader(TiledReader):
 
     def stored(self, tile: Box) -> Stored:
         """Return the block that a part lies in."""
-        return chunk_of("block", tile, self.block, self.shape)
+        return chunk_of(self.what, tile, self.block, self.shape)
 
 
 @dataclass(frozen=True)

@@ -63,10 +63,10 @@ def open_volume(
     ----------
     source
         Path of a TIFF (ImageJ, OME-TIFF, BigTIFF), a folder or a pattern (``*.tif``) of TIFF slices, a zarr array, an
-        OME-Zarr image, a zipped zarr (``.ozx``), an N5 dataset, an HDF5 (``file.h5:/path/to/dataset``), Imaris,
-        BigDataViewer (``.xml``), NIfTI, NRRD, MetaImage, MRC, CZI, LIF, ND2, DV or ``.npy`` file; or the address of a
-        zarr array or an OME-Zarr image in an object store, such as "s3://bucket/a.zarr"; or a NumPy array, a dask
-        array, a zarr array or an open `Volume`. Always z, y, x.
+        OME-Zarr image, a zipped zarr (``.ozx``), an N5 dataset, a Neuroglancer precomputed volume, an HDF5
+        (``file.h5:/path/to/dataset``), Imaris, BigDataViewer (``.xml``), NIfTI, NRRD, MetaImage, MRC, CZI, LIF, ND2, DV
+        or ``.npy`` file; or the address of a zarr array or an OME-Zarr image in an object store, such as
+        "s3://bucket/a.zarr"; or a NumPy array, a dask array, a zarr array or an open `Volume`. Always z, y, x.
     voxel_size
         Physical voxel size, z, y, x; overrides what the input says.
     unit

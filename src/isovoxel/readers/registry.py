@@ -153,6 +153,15 @@ FORMATS = (
         selects=_ARRAYS,
     ),
     Format("N5", _late("n5", "is_n5"), _late("n5", "open_n5"), "n5", ("tensorstore",), kinds=("folder",)),
+    Format(
+        "Neuroglancer precomputed",
+        _late("precomputed", "is_precomputed"),
+        _late("precomputed", "open_precomputed"),
+        "n5",
+        ("tensorstore",),
+        kinds=("folder",),
+        selects=("level", "channel"),
+    ),
     Format("folders of TIFF slices", _late("slices", "has_slices"), _late("slices", "open_folder"), kinds=("folder",)),
     *(
         Format(
