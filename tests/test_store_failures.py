@@ -22,7 +22,7 @@ from isovoxel.execution.events import BlockDone, Event, Retried
 from isovoxel.execution.output import OutputState, output_state
 from isovoxel.object_store import retries
 from isovoxel.object_store.objects import ObjectPlace
-from isovoxel.output import lock, object_shard_store
+from isovoxel.output import lock, shard_store
 from isovoxel.output.attempt import Holder
 from isovoxel.output.lock import ObjectLock
 from small_store import ROOTS, Fault, SmallStore, small_store
@@ -253,7 +253,7 @@ def test_a_store_needs_a_folder_for_temporary_files(store: SmallStore, monkeypat
         def gettempdir() -> str:
             raise FileNotFoundError("No usable temporary directory found")
 
-    monkeypatch.setattr(object_shard_store, "tempfile", Nowhere)
+    monkeypatch.setattr(shard_store, "tempfile", Nowhere)
     before = set(store.objects)
     with pytest.raises(OutputError, match=r"waits for its upload in a folder for temporary files, .* set TMPDIR"):
         scale(store)
