@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pyopencl as cl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pyopencl import _cl
 
@@ -176,7 +176,6 @@ def cut_down(block: Block, plan: Plan, depth: int) -> list[Block]:
     return [piece for part in parts for piece in cut_down(part, plan, depth - 1)] if parts else [block]
 
 
-@settings(max_examples=150)
 @given(plans(40), st.sampled_from(["cle", "linear", "area", "lanczos3", "mode"]), st.integers(1, 5), st.data())
 def test_pieces_tile_a_block_and_read_inside_it(plan: Plan, kernel: str, depth: int, data: st.DataObject) -> None:
     """Each output voxel is in one piece, and what a piece reads the block has read."""

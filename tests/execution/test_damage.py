@@ -33,7 +33,7 @@ from isovoxel.output.writer import OmeZarrWriter
 from isovoxel.planning.plan import Plan
 from isovoxel.planning.resume import makes_the_same
 
-MUTATIONS = int(os.environ.get("MUTATIONS", "300"))
+MUTATIONS = int(os.environ.get("MUTATIONS", "120"))
 BATCHES = 4
 VALUES = [
     *(0, 1, -1, 2, 7, 2**31, 2**63, 2**70, 10**400, 0.5, 1.0, 1e308, True, False, None, "", "x", "é\ud800"),

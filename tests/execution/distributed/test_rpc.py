@@ -68,6 +68,7 @@ def kill(pid: int) -> int:
     return 7
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_lost_while_it_is_asked_is_not_waited_for(own: Any) -> None:
     """It hangs until the other one, which is asked too, ends it; then that one is asked again, without it."""
     pids = own.run(os.getpid)
