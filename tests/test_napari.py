@@ -90,6 +90,12 @@ def test_the_layers_scale_and_units_go_before_those_of_the_file(tmp_path: Path) 
     assert keywords(found, asked(found)) == {"input_voxel_size": (3.0, 1.0, 1.0), "unit": "nanometer"}
 
 
+def test_one_of_several_layers_of_a_file_has_an_output_named_by_both(tmp_path: Path) -> None:
+    layer = shown(Image, stack(), tmp_path / "two.ome.zarr", name="image [1]")
+    assert default_output(layer) == str(tmp_path / "two_image_1_isotropic.zarr")
+    assert default_output(Image(stack(), name="a/b")) == str(Path.home() / "a_b_isotropic.zarr")
+
+
 def test_where_nothing_says_a_voxel_size_the_plan_asks_for_it() -> None:
     found = find_input(Image(stack()))
     assert (found.voxel_size, found.unit, found.sized) == ((1.0, 1.0, 1.0), None, False)

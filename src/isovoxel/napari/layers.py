@@ -106,22 +106,20 @@ def find_input(layer: Any, axes: str = "", *, file: bool = True) -> LayerInput:
         )
     array = finest(layer)
     named = axes or _named(layer)
-    why = ""
+    why = failure = ""
     if file and (path := _path(layer)):
         for source, opening in _openings(path, layer, named, len(array.shape)):
             try:
                 found = list(_matching(source, opening, array, named))
             except IsovoxelError as error:
-                why = why or str(error)
+                failure = failure or str(error)
                 continue
             if len(found) == 1:
                 return _input(layer, source, *found[0])
-            if found:
-                why = f"several parts of {source} hold the same voxels"
-        why = why or f"{path} holds other voxels"
+            why = f"several parts of {source} hold its voxels" if found else f"{source} holds other voxels"
     names = named or UNNAMED.get(len(array.shape), "")
     given: Opening = {"axes": names} if len(array.shape) > len(AXES) else {}
-    return _input(layer, array, given, open_volume(array, **given), names, why)
+    return _input(layer, array, given, open_volume(array, **given), names, why or failure)
 
 
 def finest(layer: Any) -> Any:
@@ -151,14 +149,14 @@ WORDS = ("time", "channel")
 def _openings(path: str, layer: Any, named: str, ndim: int) -> Iterator[tuple[str, Opening]]:
     """Yield what a layer may show of a path, as the keywords that open it."""
     place = Path(path)
+    if _kind(layer) == "labels" and not is_address(path):
+        for labels in sorted((place / "labels").glob("*/")):
+            yield str(labels), {}
     if place.name.isdecimal():  # a level of an OME-Zarr, which by itself has no voxel size
         yield str(place.parent), {"level": int(place.name)}
     yield path, {}
     if ndim > len(AXES):
         yield path, {"axes": named or UNNAMED[ndim]}
-    if _kind(layer) == "labels" and not is_address(path):
-        for labels in sorted((place / "labels").glob("*/")):
-            yield str(labels), {}
     with contextlib.suppress(IsovoxelError):  # of a kind that holds one image
         for image in images_of(path).images[:MOST_IMAGES]:
             yield path, {"image": image.path}
@@ -275,7 +273,9 @@ def default_output(layer: Any) -> str:
     """Return the path of a new OME-Zarr beside a layer's file, or in the user's folder."""
     path = _path(layer)
     folder = Path.home() if not path or is_address(path) else Path(path).parent
-    name = re.sub(r"[^\w.-]+", "_", layer.name).strip("_.") or "layer"
+    stem = Path(path).name.split(".")[0]
+    name = layer.name if stem in layer.name else f"{stem} {layer.name}"
+    name = re.sub(r"[^\w.-]+", "_", name).strip("_.") or "layer"
     return str(folder / f"{name}_isotropic.zarr")
 
 
