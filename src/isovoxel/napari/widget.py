@@ -17,9 +17,9 @@ from typing import Any
 from magicgui.widgets import CheckBox, ComboBox, Container, FileEdit, Label, LineEdit, PushButton, TextEdit
 from napari.layers import Image, Labels
 from napari.utils import cancelable_progress
-from qtpy.QtCore import QTimer
+from qtpy.QtCore import Qt, QTimer
 from qtpy.QtGui import QTextOption
-from qtpy.QtWidgets import QApplication, QComboBox, QLabel, QSizePolicy
+from qtpy.QtWidgets import QApplication, QComboBox, QLabel, QScrollArea, QSizePolicy
 
 from isovoxel import devices
 from isovoxel.demo import VOXEL_SIZE, blastocyst
@@ -40,6 +40,8 @@ OPTIONS = {SIZE: "voxel_size", ZOOM: "zoom"}
 """Options of the ways to scale that need a number."""
 PAUSE = 100
 """Milliseconds between two looks at what threads do."""
+LEAST_WIDTH = 300
+"""Pixels, for all fields and a scroll bar."""
 QUIET = 3
 """Looks after the last change of a field until a plan is made."""
 
@@ -99,8 +101,10 @@ class MakeIsotropic(Container):
         self._run, self._cancel = PushButton(text="Run"), PushButton(text="Cancel")
         buttons = Container(widgets=[self._run, self._cancel], layout="horizontal", labels=False)
         self._plan, self._status, self._command = _text(), _text(), _command_line()
-        super().__init__(widgets=[self._form, self._plan, buttons, self._status, self._command], labels=False)
-        self.native.layout().addStretch()
+        parts = [self._form, self._plan, buttons, self._status, self._command]
+        self._parts = Container(widgets=parts, labels=False)
+        super().__init__(labels=False)
+        self.native.layout().addWidget(_scrolled(self._parts.native))
         self._output.choose_btn.text = "..."
         for label in self._form.native.findChildren(QLabel):
             label.setMinimumWidth(label.fontMetrics().horizontalAdvance("voxel size, z"))  # all alike
@@ -282,26 +286,29 @@ class MakeIsotropic(Container):
             self._job.follower.cancelled = True
 
     def _show_progress(self, job: Job) -> None:
-        """Show how far the job is, or what became of it."""
+        """Show how far the job is, or what became of it.
+
+        The bar's number comes last: setting it lets Qt work, which may come here again, or close the window.
+        """
         follower, bar = job.follower, job.bar
         if job.future.done():
-            bar.close()
             self._job = None
             self._end(job)
             self._change()
+            bar.close()
             return
         if bar.is_canceled:
             self.stop()
         if not follower.total:
             return
-        if bar.total != follower.total:
-            bar.total = follower.total
         text = str(follower.view)
-        bar.unit = ", ".join(part for part in text.split(", ") if "voxel/s" not in part)  # as much as has room there
-        bar.update(follower.done - bar.n)
-        bar.refresh()
         stopping = ["Cancelling: blocks in flight are finished first."] if follower.cancelled else []
         self._say(f"Scaling: {text}", *stopping, *follower.notes[-1:])
+        if bar.total != follower.total:
+            bar.total = follower.total
+        bar.unit = ", ".join(part for part in text.split(", ") if "voxel/s" not in part)  # as much as has room there
+        bar.refresh()
+        bar.update(follower.done - bar.n)
 
     def _end(self, job: Job) -> None:
         """Show the result, or say why there is none and how to go on."""
@@ -378,6 +385,17 @@ def _text() -> Any:
     label.native.setWordWrap(True)
     label.native.setSizePolicy(QSizePolicy.Expanding, QSizePolicy.Minimum)
     return label
+
+
+def _scrolled(content: Any) -> Any:
+    """Return a widget that scrolls another one; of a container of magicgui that scrolls, napari takes what is in it."""
+    content.layout().addStretch()
+    scroll = QScrollArea()
+    scroll.setWidgetResizable(True)
+    scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarAlwaysOff)
+    scroll.setMinimumWidth(LEAST_WIDTH)
+    scroll.setWidget(content)
+    return scroll
 
 
 def _command_line() -> Any:
