@@ -23,6 +23,8 @@ from isovoxel.readers.base import Volume
 
 WHY = {
     "ome_zarr": "ome-zarr-py is not installed; its s3fs and CI's moto want other botocores",
+    "npy2bdv": "npy2bdv is in the extra test-all only",
+    "SimpleITK": "SimpleITK is in the extra test-all only",
     "napari_ome_zarr": "napari-ome-zarr is not installed; it brings napari, which is too large for CI",
 }
 """Why a reader may not be there."""

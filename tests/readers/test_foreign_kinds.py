@@ -1,0 +1,365 @@
+"""Each kind of input from a file that another program wrote, compared with what a reader of others sees in it.
+
+`pytest -s` prints the table; `examples/formats.md` has it.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import h5py
+import mrcfile
+import nibabel
+import nrrd
+import numpy as np
+import PIL.Image
+import pytest
+import tensorstore
+import tifffile
+import zarr
+
+from independent_readers import library
+from isovoxel.geometry.box import Box
+from isovoxel.readers.open import open_volume
+from isovoxel.readers.selection import Selection
+
+STACK = np.random.default_rng(11).integers(0, 60_000, (6, 24, 32)).astype("uint16")
+SIZE = (2.0, 0.5, 0.25)
+UNITS = dict.fromkeys("zyx", "micrometer")
+Seen = tuple[Any, tuple[float, ...] | None]
+"""Voxels, z, y, x, and the voxel size, or None where the kind has none."""
+
+
+def pillow_pages(path: Path) -> np.ndarray:
+    """Return the pages of a TIFF as Pillow reads them."""
+    with PIL.Image.open(path) as image:
+        planes = []
+        for page in range(image.n_frames):  # type: ignore[attr-defined]
+            image.seek(page)
+            planes.append(np.array(image))
+    return np.stack(planes)
+
+
+def by_pillow(path: Path) -> Path:
+    """Write a TIFF of several pages."""
+    first, *rest = (PIL.Image.fromarray(plane) for plane in STACK)
+    first.save(path, save_all=True, append_images=rest)
+    return path
+
+
+def slices_by_pillow(path: Path) -> Path:
+    """Write a folder of TIFF slices."""
+    path.mkdir()
+    for z, plane in enumerate(STACK):
+        PIL.Image.fromarray(plane).save(path / f"z{z}.tif")
+    return path
+
+
+def by_tifffile(path: Path, **options: Any) -> Path:
+    """Write a TIFF."""
+    tifffile.imwrite(path, STACK, **options)
+    return path
+
+
+def imagej_seen(path: Path) -> Seen:
+    """Read an ImageJ TIFF, whose spacing stands in its description."""
+    with PIL.Image.open(path) as image:
+        tags: Any = image.tag_v2  # type: ignore[attr-defined]
+        spacing = float(dict(line.split("=") for line in tags[270].split() if "=" in line)["spacing"])
+        return pillow_pages(path), (spacing, float(1 / tags[283]), float(1 / tags[282]))
+
+
+def ome_seen(path: Path) -> Seen:
+    """Read an OME-TIFF, whose sizes stand in its XML."""
+    with PIL.Image.open(path) as image:
+        pixels = ET.fromstring(image.tag_v2[270])[0].find("{*}Pixels")  # type: ignore[attr-defined]  # noqa: S314
+    assert pixels is not None
+    return pillow_pages(path), tuple(float(pixels.attrib[f"PhysicalSize{axis}"]) for axis in "ZYX")
+
+
+def by_ngff_zarr(version: str) -> Callable[[Path], Path]:
+    """Return what writes an OME-Zarr of a version."""
+
+    def make(path: Path) -> Path:
+        ngff_zarr = library("ngff_zarr")
+        scale, translation = dict(zip("zyx", SIZE, strict=True)), dict.fromkeys("zyx", 0.0)
+        image = ngff_zarr.to_ngff_image(STACK, dims="zyx", scale=scale, translation=translation, axes_units=UNITS)
+        ngff_zarr.to_ngff_zarr(str(path), ngff_zarr.to_multiscales(image, scale_factors=[], chunks=16), version=version)
+        return path
+
+    return make
+
+
+def ngff_seen(path: Path) -> Seen:
+    """Read an OME-Zarr's voxels with tensorstore, and its scale from the JSON."""
+    old = path / ".zattrs"
+    attributes = json.loads(old.read_text()) if old.is_file() else json.loads((path / "zarr.json").read_text())
+    home = attributes if old.is_file() else attributes["attributes"]["ome"]
+    level = home["multiscales"][0]["datasets"][0]
+    (first, *_) = level["coordinateTransformations"]
+    scale = first["transformations"][0]["scale"] if first["type"] == "sequence" else first["scale"]
+    return by_tensorstore(path / level["path"], "zarr" if old.is_file() else "zarr3"), tuple(scale)
+
+
+def by_tensorstore(path: Path, driver: str) -> np.ndarray:
+    """Return what tensorstore reads."""
+    spec = {"driver": driver, "kvstore": {"driver": "file", "path": f"{path}/"}}
+    return np.asarray(tensorstore.open(spec, read=True, open=True).result().read().result())
+
+
+def with_tensorstore(driver: str, **spec: Any) -> Callable[[Path], Path]:
+    """Return what writes an array with x first by tensorstore, N5 with what Paintera says of its size."""
+
+    def make(path: Path) -> Path:
+        whole = {"driver": driver, "kvstore": {"driver": "file", "path": f"{path}/"}, **spec}
+        data = STACK.T if driver == "n5" else STACK.T[..., None]
+        tensorstore.open(whole, create=True).result().write(data).result()
+        if driver == "n5":
+            told = json.loads((path / "attributes.json").read_text())
+            told |= {"resolution": SIZE[::-1], "units": ["um"] * 3}
+            (path / "attributes.json").write_text(json.dumps(told))
+        return path
+
+    return make
+
+
+def by_h5py(path: Path) -> Path:
+    """Write a dataset as ilastik and Fiji do."""
+    with h5py.File(path, "w") as file:
+        made = file.create_dataset("data", data=STACK, chunks=(2, 8, 16), compression="gzip", shuffle=True)
+        made.attrs["element_size_um"] = SIZE
+    return path
+
+
+def hdf5_seen(path: Path) -> Seen:
+    """Read it with h5py."""
+    with h5py.File(path) as file:
+        return file["data"][...], tuple(file["data"].attrs["element_size_um"].tolist())
+
+
+def by_npy2bdv(path: Path) -> Path:
+    """Write a BigDataViewer HDF5 and its XML."""
+    writer = library("npy2bdv").BdvWriter(str(path.with_suffix(".h5")))
+    writer.append_view(STACK, voxel_size_xyz=SIZE[::-1], voxel_units="um", calibration=SIZE[::-1])
+    writer.write_xml()
+    writer.close()
+    return path
+
+
+def bdv_seen(path: Path) -> Seen:
+    """Read it with npy2bdv."""
+    editor = library("npy2bdv").BdvEditor(str(path.with_suffix(".h5")))
+    voxels, size = editor.read_view(), editor.get_view_property("voxel_size")
+    editor.finalize()
+    return voxels, tuple(float(one) for one in size)[::-1]
+
+
+def zipped_by_zarr(path: Path) -> Path:
+    """Write a zarr array in a zip."""
+    with zarr.storage.ZipStore(path, mode="w") as store:
+        zarr.create_array(store, data=STACK, chunks=(2, 8, 16))
+    return path
+
+
+def by_nibabel(path: Path) -> Path:
+    """Write a NIfTI."""
+    image = nibabel.Nifti1Image(STACK.T, np.diag([*SIZE[::-1], 1.0]))
+    image.header.set_xyzt_units("micron")
+    nibabel.save(image, path)
+    return path
+
+
+def nibabel_seen(path: Path) -> Seen:
+    """Read it with nibabel."""
+    image: Any = nibabel.load(path)
+    return np.asarray(image.dataobj).T, tuple(float(size) for size in image.header.get_zooms())[::-1]
+
+
+def by_pynrrd(path: Path) -> Path:
+    """Write an NRRD in gzip."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        nrrd.write(str(path), STACK.T, {"spacings": SIZE[::-1], "units": ["um"] * 3}, index_order="F")
+    return path
+
+
+def pynrrd_seen(path: Path) -> Seen:
+    """Read it with pynrrd."""
+    voxels, header = nrrd.read(str(path), index_order="F")
+    return voxels.T, tuple(header["spacings"].tolist())[::-1]
+
+
+def by_mrcfile(path: Path) -> Path:
+    """Write an MRC."""
+    with mrcfile.new(path) as file:
+        file.set_data(STACK)
+        file.voxel_size = SIZE[::-1]
+    return path
+
+
+def mrcfile_seen(path: Path) -> Seen:
+    """Read it with mrcfile."""
+    with mrcfile.open(path) as file:
+        return file.data.copy(), tuple(float(file.voxel_size[axis]) for axis in "zyx")
+
+
+def by_simpleitk(path: Path) -> Path:
+    """Write what its ending says, compressed."""
+    sitk = library("SimpleITK")
+    image = sitk.GetImageFromArray(STACK)
+    image.SetSpacing(SIZE[::-1])
+    sitk.WriteImage(image, str(path), useCompression=True)
+    return path
+
+
+def simpleitk_seen(path: Path) -> Seen:
+    """Read it with SimpleITK."""
+    sitk = library("SimpleITK")
+    image = sitk.ReadImage(str(path))
+    return sitk.GetArrayFromImage(image), image.GetSpacing()[::-1]
+
+
+def nifti_seen(path: Path) -> Seen:
+    """Read a NIfTI with SimpleITK, which counts in millimetres."""
+    voxels, size = simpleitk_seen(path)
+    return voxels, tuple(1000 * one for one in size or ())
+
+
+def saved(path: Path) -> Path:
+    """Write a .npy file."""
+    np.save(path, STACK)
+    return path
+
+
+def as_zarr(zarr_format: Any) -> Callable[[Path], Path]:
+    """Return what writes a zarr array."""
+
+    def make(path: Path) -> Path:
+        zarr.create_array(path, data=STACK, chunks=(2, 8, 16), zarr_format=zarr_format)
+        return path
+
+    return make
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A kind of input."""
+
+    kind: str
+    """What the table calls it."""
+    writer: str
+    """Who writes it."""
+    reader: str
+    """Whom isovoxel is compared with."""
+    name: str
+    """Of the file or folder."""
+    make: Callable[[Path], Path]
+    """Writes it."""
+    seen: Callable[[Path], Seen]
+    """Reads it."""
+
+
+MICRONS = {"unit": "um", "spacing": SIZE[0], "axes": "ZYX"}
+OME = {f"PhysicalSize{axis}": size for axis, size in zip("ZYX", SIZE, strict=True)} | {"axes": "ZYX"}
+N5 = {"dimensions": STACK.shape[::-1], "blockSize": [16, 8, 2], "dataType": "uint16", "compression": {"type": "gzip"}}
+SCALE = {"size": STACK.shape[::-1], "encoding": "raw", "chunk_size": [16, 8, 2], "resolution": [250, 500, 2000]}
+IMAGE = {"type": "image", "data_type": "uint16", "num_channels": 1}
+
+FOREIGN = (
+    Foreign("TIFF", "Pillow", "tifffile", "a.tif", by_pillow, lambda path: (tifffile.imread(path), None)),
+    Foreign(
+        "ImageJ TIFF",
+        "tifffile",
+        "Pillow",
+        "a.tif",
+        lambda path: by_tifffile(path, imagej=True, resolution=(1 / SIZE[2], 1 / SIZE[1]), metadata=MICRONS),
+        imagej_seen,
+    ),
+    Foreign(
+        "OME-TIFF, tiled, zlib",
+        "tifffile",
+        "Pillow",
+        "a.ome.tif",
+        lambda path: by_tifffile(path, ome=True, metadata=OME, tile=(16, 16), compression="zlib"),
+        ome_seen,
+    ),
+    Foreign(
+        "TIFF slices",
+        "Pillow",
+        "tifffile",
+        "slices",
+        slices_by_pillow,
+        lambda path: (tifffile.imread(sorted(path.iterdir())), None),
+    ),
+    *(
+        Foreign(f"OME-Zarr {version}", "ngff-zarr", "tensorstore", "a.ome.zarr", by_ngff_zarr(version), ngff_seen)
+        for version in ("0.4", "0.5", "0.6")
+    ),
+    Foreign("zarr v2", "zarr-python", "tensorstore", "a.zarr", as_zarr(2), lambda p: (by_tensorstore(p, "zarr"), None)),
+    Foreign(
+        "zarr v3", "zarr-python", "tensorstore", "a.zarr", as_zarr(3), lambda p: (by_tensorstore(p, "zarr3"), None)
+    ),
+    Foreign(
+        "zipped zarr",
+        "zarr-python",
+        "zarr-python",
+        "a.zarr.zip",
+        zipped_by_zarr,
+        lambda path: (zarr.open_array(zarr.storage.ZipStore(path, mode="r"), mode="r")[...], None),
+    ),
+    Foreign(
+        "N5",
+        "tensorstore",
+        "tensorstore",
+        "a.n5",
+        with_tensorstore("n5", metadata=N5),
+        lambda path: (by_tensorstore(path, "n5").T, SIZE),
+    ),
+    Foreign(
+        "Neuroglancer precomputed",
+        "tensorstore",
+        "tensorstore",
+        "a",
+        with_tensorstore("neuroglancer_precomputed", multiscale_metadata=IMAGE, scale_metadata=SCALE),
+        lambda path: (by_tensorstore(path, "neuroglancer_precomputed")[..., 0].T, (2000, 500, 250)),
+    ),
+    Foreign("HDF5", "h5py, as ilastik", "h5py", "a.h5", by_h5py, hdf5_seen),
+    Foreign("BigDataViewer", "npy2bdv", "npy2bdv", "a.xml", by_npy2bdv, bdv_seen),
+    Foreign("NIfTI", "nibabel", "nibabel", "a.nii", by_nibabel, nibabel_seen),
+    Foreign("NIfTI, gzip", "nibabel", "SimpleITK", "a.nii.gz", by_nibabel, nifti_seen),
+    Foreign("NRRD, gzip", "pynrrd", "pynrrd", "a.nrrd", by_pynrrd, pynrrd_seen),
+    Foreign("NRRD, gzip", "SimpleITK", "SimpleITK", "b.nrrd", by_simpleitk, simpleitk_seen),
+    Foreign("MetaImage, zlib", "SimpleITK", "SimpleITK", "a.mha", by_simpleitk, simpleitk_seen),
+    Foreign("MRC", "mrcfile", "mrcfile", "a.mrc", by_mrcfile, mrcfile_seen),
+    Foreign(".npy", "NumPy", "NumPy", "a.npy", saved, lambda path: (np.load(path), None)),
+)
+
+
+@pytest.mark.parametrize("foreign", FOREIGN, ids=lambda one: f"{one.kind} by {one.writer}")
+def test_a_file_of_another_program_is_what_its_readers_see(foreign: Foreign, tmp_path: Path) -> None:
+    """Voxel by voxel, with the same voxel size; and a part of it is that part."""
+    path = foreign.make(tmp_path / foreign.name)
+    voxels, size = foreign.seen(path)
+    np.testing.assert_array_equal(voxels, STACK)
+    volume = open_volume(path)
+    np.testing.assert_array_equal(volume.read(Box.whole(volume.shape)), voxels)
+    assert volume.voxel_size == (None if size is None else pytest.approx(size))
+    part = open_volume(path, selection=Selection(crop=((1, 5), (3, -2), (4, 30))))
+    np.testing.assert_array_equal(part.read(Box.whole(part.shape)), voxels[1:5, 3:-2, 4:30])
+    shown = "none" if volume.voxel_size is None else " x ".join(f"{one:g}" for one in volume.voxel_size)
+    unit = f" {volume.unit}" if volume.unit else ""
+    shape = " x ".join(map(str, volume.shape))
+    print(f"| {foreign.kind} | {foreign.writer} | {shape} | {shown}{unit} | {foreign.reader} |")
+
+
+def test_the_page_of_formats_has_the_table() -> None:
+    """Row by row: who writes each kind, and with whom isovoxel is compared."""
+    page = (Path(__file__).parents[2] / "examples" / "formats.md").read_text("utf-8")
+    rows = {tuple(cell.strip() for cell in line.strip("| ").split("|")) for line in page.splitlines()}
+    assert {(one.kind, one.writer, one.reader) for one in FOREIGN} <= rows
