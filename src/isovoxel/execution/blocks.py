@@ -196,7 +196,7 @@ class BlockMaker:
             scaled = self._attempt("scaling", block, partial(stage.scale, self.cancelled))
             between = time.perf_counter()
             for box in block.write_box.tiles(self.plan.storage.shard):
-                shard = scaled.data[box.relative_to(block.write_box.start).slices]
+                shard = scaled.data[box.slices_from(block.write_box.start)]
                 flush(self._attempt("writing", block, partial(self._writer.encode, box, shard)))
             self._encode_next(block, scaled.data, flush)
             return BlockDone(
@@ -275,7 +275,7 @@ class BlockMaker:
             self._kept.halver = Halver()
         smaller = self._kept.halver(voxels, plan.factor, made.shape)
         for box in made.tiles(plan.storage.shard):
-            part = smaller[box.relative_to(made.start).slices]
+            part = smaller[box.slices_from(made.start)]
             flush(self._attempt("writing", block, partial(writer.encode, box, part)))
 
     @contextmanager

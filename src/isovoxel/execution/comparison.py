@@ -92,7 +92,7 @@ def compare_in_pieces(
     """Return what `_compare` does, of pieces that are small enough."""
     error, rounding, precise = (np.empty(box.shape) for _ in range(3))
     for piece in _pieces(source, recipe, box, room):
-        part = piece.relative_to(box.start).slices
+        part = piece.slices_from(box.start)
         error[part], rounding[part], precise[part] = _compare(source, got[part], recipe, piece)
     return error, rounding, precise
 

@@ -136,4 +136,4 @@ class OverlappedBlock:
         block = self.window.plan.block_at(self.window.place(block_id), self.window.places.volume)
         z, y, x = (before for before, _ in self.window.plan.halo)
         start = self.window.first_voxel(block_id, (z, y, x))
-        return self.scale(voxels[block.read_box.relative_to(start).slices], block)
+        return self.scale(voxels[block.read_box.slices_from(start)], block)

@@ -105,7 +105,7 @@ class OmeZarrWriter:
     def write(self, box: Box, data: NDArray[Any]) -> list[ShardReceipt]:
         """Write a box of whole shards, and return their receipts, in the order of `Box.tiles`; see `encode`."""
         shards = box.tiles(self._encoder.storage.shard)
-        return [self.encode(shard, data[shard.relative_to(box.start).slices]).seal() for shard in shards]
+        return [self.encode(shard, data[shard.slices_from(box.start)]).seal() for shard in shards]
 
     def encode(self, box: Box, data: NDArray[Any]) -> PendingShard:
         """Encode one shard; it is at its place when it is sealed.

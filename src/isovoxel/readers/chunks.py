@@ -78,7 +78,7 @@ class ChunkCache:
         Returns
         -------
         tuple of (CachedChunk or None, bool)
-            The chunk, and whether the caller must decode it into its buffer and call `settle`. None where no
+            The chunk, and whether the caller must `fill` it. None where no
             buffer is left for it.
         """
         with self._lock:
@@ -94,7 +94,7 @@ class ChunkCache:
             return chunk, True
 
     def settle(self, place: Place, chunk: CachedChunk, *, stored: bool, failure: Exception | None = None) -> None:
-        """Say how decoding a claimed chunk ended; one that failed or is not stored is not kept for later."""
+        """Note how decoding a claimed chunk ended; one that failed or is not stored is not kept for later."""
         chunk.stored, chunk.failure = stored, failure
         if not stored:
             with self._lock:
@@ -139,7 +139,7 @@ class ChunkCache:
             return
         try:
             if ours:
-                self._fill(place, chunk, decode)
+                self.fill(place, chunk, decode)
             chunk.ready.wait()
             if chunk.failure is not None:
                 raise copy.copy(chunk.failure)
@@ -147,16 +147,17 @@ class ChunkCache:
         finally:
             self.release(chunk)
 
-    def _fill(self, place: Place, chunk: CachedChunk, decode: Callable[[NDArray[Any]], bool]) -> None:
-        """Decode a claimed chunk, and let those go on that wait for it, however that ends."""
+    def fill(self, place: Place, chunk: CachedChunk, decode: Callable[[NDArray[Any]], bool]) -> None:
+        """Decode a chunk that `claim` left to the caller, and wake the threads that wait for it, however that ends."""
         stored = False
-        failed: Exception | None = InputUnavailableError(errno.EINTR, f"reading chunk {place} was interrupted")
+        failed: Exception | None = None
         try:
             stored = decode(chunk.buffer)
-            failed = None
-        except Exception as error:
+        except BaseException as error:
             # One that was never raised: the frames of this one would keep all arrays of this read alive.
-            failed = copy.copy(error)
+            failed = copy.copy(error) if isinstance(error, Exception) else None
+            why = f"reading chunk {place} ended by {type(error).__name__}"
+            failed = failed or InputUnavailableError(errno.EINTR, why)
             raise
         finally:
             self.settle(place, chunk, stored=stored, failure=failed)

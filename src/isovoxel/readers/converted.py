@@ -11,10 +11,9 @@ would become infinite.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -97,8 +96,8 @@ class ConvertedReader:
             If a value does not fit, or the voxels cannot be read.
         """
         out = output_array(box, CONVERTED[self.stored], out)
-        for part in parts_of(box, self.tile, self.first):
-            convert_voxels(self.name, self.read(part), out[part.relative_to(box.start).slices])
+        for part in box.tiles(self.tile, self.first):
+            convert_voxels(self.name, self.read(part), out[part.slices_from(box.start)])
         return out
 
     def is_empty(self, box: Box) -> bool:
@@ -126,31 +125,6 @@ def converted(volume: Volume) -> Volume:
 
 def _opened(level: Callable[[], Volume]) -> Volume:
     return converted(level())
-
-
-def parts_of(box: Box, shape: Index3, first: Index3 = (0, 0, 0)) -> Iterator[Box]:
-    """Cut a box along a regular grid.
-
-    Parameters
-    ----------
-    box
-        What is cut.
-    shape
-        Of the grid's cells.
-    first
-        Voxels between a border of these and voxel 0.
-
-    Examples
-    --------
-    >>> [part.start for part in parts_of(Box((1, 0, 2), (5, 3, 4)), (4, 4, 4))]
-    [(1, 0, 2), (4, 0, 2)]
-    """
-    along = [
-        [(max(a, at * n - f), min(b, (at + 1) * n - f)) for at in range((a + f) // n, ceil_div(b + f, n))]
-        for a, b, n, f in zip(box.start, box.stop, shape, first, strict=True)
-    ]
-    for z, y, x in product(*along):
-        yield Box((z[0], y[0], x[0]), (z[1], y[1], x[1]), box.volume)
 
 
 def part_shape(chunks: Index3, shape: Index3, itemsize: int) -> Index3:
@@ -227,9 +201,9 @@ class TransposedReader:
         out = output_array(box, self.dtype, out)
         stored = _stored_box(self.order, box)
         turned = out.transpose(to_stored(self.order, (0, 1, 2)))
-        for part in parts_of(stored, self.part):
+        for part in stored.tiles(self.part):
             try:
-                turned[part.relative_to(stored.start).slices] = self.read(part)
+                turned[part.slices_from(stored.start)] = self.read(part)
             except CorruptInputError as error:
                 start, stop = to_zyx(self.order, error.start), to_zyx(self.order, error.stop)
                 raise CorruptInputError(error.name, error.chunk, start, stop, error.reason) from error

@@ -209,10 +209,10 @@ class Hdf5Reader(TiledReader):
     def _read_chunk(self, dataset: h5py.Dataset, scratch: NDArray[np.uint8], tile: Box, out: NDArray[Any]) -> None:
         place = self._place(tile)
         z, y, x = (p * n for p, n in zip(place, self.chunk, strict=True))
-        there = tile.relative_to((z, y, x)).slices
+        there = tile.slices_from((z, y, x))
 
         def decode(buffer: NDArray[np.uint8]) -> bool:
-            with self.told(tile):  # to other threads too that wait for the chunk
+            with self.failures_of(tile):  # to other threads too that wait for the chunk
                 return self._decode_chunk(dataset, place, buffer)
 
         if self.cache is None:

@@ -237,7 +237,7 @@ class StackReader:
             first = self.starts[index]
             part = box & Box((first, 0, 0), (self.starts[index + 1], *self.plane))
             with damage_moved((first, 0, 0), Box.whole((self.starts[index + 1] - first, *self.plane))):
-                self.readers[index](part.relative_to((first, 0, 0)), out[part.relative_to(box.start).slices])
+                self.readers[index](part.relative_to((first, 0, 0)), out[part.slices_from(box.start)])
             index += 1
         return out
 

@@ -59,11 +59,19 @@ class TiledReader(ABC):
         """
         out = output_array(box, self.dtype.newbyteorder("="), out)
         if out.size:
-            with self.opened() as source:
-                for tile in self.tiles(box):
-                    with self.told(tile):
-                        self.read_tile(tile, out[tile.relative_to(box.start).slices], source)
+            self.read_tiles(self.tiles(box), box.start, out)
         return out
+
+    def read_tiles(self, tiles: Iterable[Box], corner: Index3, out: NDArray[Any]) -> None:
+        """Read parts of a box into the array for it, whose voxel 0 is `corner`; all else is as above."""
+        with self.opened() as source:
+            for tile in tiles:
+                try:  # and no context manager, which would take 3 % of the time of a small chunk
+                    self.read_tile(tile, out[tile.slices_from(corner)], source)
+                except (InputError, MemoryError):
+                    raise
+                except Exception as error:
+                    raise self.failure(tile, error) from error
 
     @abstractmethod
     def tiles(self, box: Box) -> Iterable[Box]:
@@ -87,7 +95,7 @@ class TiledReader(ABC):
         return True
 
     @contextmanager
-    def told(self, tile: Box) -> Iterator[None]:
+    def failures_of(self, tile: Box) -> Iterator[None]:
         """Turn whatever is raised into what a reader raises."""
         try:
             yield
@@ -189,7 +197,7 @@ class FilledReader:
         left = [box]
         while left:
             piece = left.pop()
-            view = out[piece.relative_to(box.start).slices]
+            view = out[piece.slices_from(box.start)]
             try:
                 if view.flags.c_contiguous:
                     self._read(piece, view)
@@ -199,7 +207,7 @@ class FilledReader:
                 damaged = piece & Box(error.start, error.stop)
                 if not damaged.size:
                     raise  # filling it would change nothing, and the piece would be read for ever
-                out[damaged.relative_to(box.start).slices] = self._value
+                out[damaged.slices_from(box.start)] = self._value
                 left += around(damaged, piece)
                 self._tell_once(error, piece.volume)
         return out

@@ -13,8 +13,7 @@ import stat
 import threading
 from collections import OrderedDict
 from io import FileIO
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import numpy as np
 from crc32c import crc32c
@@ -79,7 +78,7 @@ class IndexCache:
 
 
 class ChunkFile:
-    """One file of chunks; used by one thread, in a ``with`` statement.
+    """One file of chunks; used by one thread.
 
     Parameters
     ----------
@@ -89,24 +88,19 @@ class ChunkFile:
         Where the indices of its shards are kept.
     place
         Of the file in the grid of files.
-    key
-        By what its index is kept there.
     """
 
-    def __init__(self, layout: ChunkLayout, indices: IndexCache, place: Index3, key: Place) -> None:
+    def __init__(self, layout: ChunkLayout, indices: IndexCache, place: Index3) -> None:
+        self.place = place
         self._layout = layout
         self._indices = indices
-        self._place, self._key = place, key
+        self._key = layout.key(place)
         self._opened = False
         self._file: ByteSource | None = None
         self._index: NDArray[np.uint64] | None = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Close it."""
         if self._file is not None:
             self._file.close()
 
@@ -170,7 +164,7 @@ class ChunkFile:
         """Open the file, and find its index; without a file, its chunks are not stored."""
         layout = self._layout
         self._file = file = open_source(
-            layout.path(self._place), self._indices.stamp(self._key), whole=layout.index is None
+            layout.path(self.place), self._indices.stamp(self._key), whole=layout.index is None
         )
         if file is not None and layout.index is not None:
             self._index = self._indices.get(self._key, file.stamp)

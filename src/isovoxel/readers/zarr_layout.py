@@ -28,7 +28,7 @@ from isovoxel.planning.chunking import CHECKSUM_BYTES, Storage
 from isovoxel.readers.base import Files
 from isovoxel.readers.chunks import DECODED_COPIES, DECODER_BYTES
 from isovoxel.readers.files import FolderFiles, places
-from isovoxel.readers.selection import ZYX, Picked, along_axes
+from isovoxel.readers.selection import ZYX, Picked
 
 if TYPE_CHECKING:
     import zarr
@@ -127,10 +127,21 @@ class ChunkLayout:
         each = self.encoded_limit + decoded + self.index_bytes + received
         return at_once * each + kept + FIXED_BYTES + PIECE_COST * pieces
 
+    @cached_property
+    def _numbers(self) -> list[str]:
+        """Numbers in a file's name, along the axes of one entry each."""
+        return [str(self.others.get(axis, 0)) for axis in range(self.ndim)]
+
+    def key(self, place: Index3) -> tuple[int, ...]:
+        """Return what tells a chunk or a file from others, of other volumes too."""
+        return (*self.others.values(), *place)
+
     def path(self, place: Index3) -> str | ObjectPlace:
         """Return where a file is, by its place in the grid of files."""
-        others = [str(self.others.get(axis, 0)) for axis in range(self.ndim)]
-        numbers = along_axes(self.zyx, [str(number) for number in place], others)
+        numbers = list(self._numbers)
+        for axis, number in zip(self.zyx, place, strict=True):
+            if axis is not None:
+                numbers[axis] = str(number)
         name = f"{self.prefix}{self.separator.join(numbers)}"
         return self.folder / name if isinstance(self.folder, ObjectPlace) else f"{self.folder}/{name}"
 
