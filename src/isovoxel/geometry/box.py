@@ -105,8 +105,8 @@ class Box:
         """
         if not self.size:
             return
-        layers, rows, columns = map(_cut, self.start, self.stop, shape, first)
-        rows, columns = list(rows), list(columns)  # but not the layers, of which there may be any number
+        layers, *others = map(_cut, self.start, self.stop, shape, first)
+        rows, columns = map(list, others)  # but not the layers, of which there may be any number
         for az, bz in layers:
             for ay, by in rows:
                 for ax, bx in columns:

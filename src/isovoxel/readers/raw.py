@@ -6,19 +6,19 @@ mapped: mapped pages count as memory of the process for as long as the mapping l
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from io import FileIO
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isovoxel.errors import CorruptInputError
 from isovoxel.geometry.box import Box, Index3
-from isovoxel.readers.base import output_array
 from isovoxel.readers.files import unavailable
+from isovoxel.readers.tiled import Stored, TiledReader, failure_in
 
 BUFFER_BYTES = 1 << 20
 """Rows of which only a part is wanted are read through a buffer of this size."""
@@ -28,7 +28,7 @@ LARGEST_GAP = 1 << 15
 
 
 @dataclass(frozen=True)
-class RawReader:
+class RawReader(TiledReader):
     """Reads boxes of an uncompressed array in files; safe to call from many threads."""
 
     name: str
@@ -70,43 +70,48 @@ class RawReader:
             pages=None if self.pages is None else self.pages[planes],
         )
 
-    def __call__(self, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Return a box as a new array, or in `out`.
+    def tiles(self, box: Box) -> Iterator[Box]:
+        """Cut a box where its planes come from another file."""
+        axis = 2 if self.reverse else 0
+        first, last = box.start[axis], box.stop[axis]
+        borders = first + 1 + np.flatnonzero(np.diff(self.file_of_plane[first:last]))
+        for start, stop in pairwise([first, *borders.tolist(), last]):
+            yield box & self._planes(start, stop)
+
+    def read_tile(self, tile: Box, out: NDArray[Any], _source: Any) -> None:
+        """Read planes of one file.
 
         Raises
         ------
         CorruptInputError
-            If a file is shorter than it was: the first plane that is not whole is named.
-        InputUnavailableError
-            If the system cannot read it.
+            If the file is shorter than it was: the first plane that is not whole is named.
         """
-        planes = out = output_array(box, self.dtype.newbyteorder("="), out)
+        planes = out
         if self.reverse:
-            box = Box(box.start[::-1], box.stop[::-1])
-            planes = out.transpose(2, 1, 0)
-        if not out.size:
-            return out
-        z = box.start[0]
-        while z < box.stop[0]:
-            which = int(self.file_of_plane[z])
-            with (self.opener or open_file)(self.name, self.files[which]) as file:
-                while z < box.stop[0] and self.file_of_plane[z] == which:
-                    try:
-                        self._read_plane(file, int(self.offsets[z]), box, planes[z - box.start[0]])
-                    except EndOfFileError as error:
-                        raise self._corrupt(z, error) from error
-                    z += 1
+            tile, planes = Box(tile.start[::-1], tile.stop[::-1]), out.transpose(2, 1, 0)
+        first = tile.start[0]
+        with (self.opener or open_file)(self.name, self.files[self.file_of_plane[first]]) as file:
+            for z, plane in enumerate(planes, first):
+                try:
+                    self._read_plane(file, int(self.offsets[z]), tile, plane)
+                except EndOfFileError as error:
+                    raise failure_in(self._stored(z), self.name, error, self.is_damage) from error
         if not self.dtype.isnative:
             out.byteswap(inplace=True)
-        return out
 
-    def _corrupt(self, plane: int, error: EndOfFileError) -> CorruptInputError:
-        start, stop = (plane, 0, 0), (plane + 1, *self.shape[1:])
-        if self.reverse:
-            start, stop = start[::-1], stop[::-1]
+    def stored(self, tile: Box) -> Stored:
+        """Return the first plane."""
+        return self._stored(tile.start[2 if self.reverse else 0])
+
+    def _stored(self, plane: int) -> Stored:
         what = f"plane {plane}" if self.pages is None else f"page {self.pages[plane]}"
         what += f"{' along x' * self.reverse}{in_file(self.files, int(self.file_of_plane[plane]))}"
-        return CorruptInputError(self.name, what, start, stop, str(error))
+        return Stored(what, self._planes(plane, plane + 1))
+
+    def _planes(self, first: int, last: int) -> Box:
+        """Return the box of some planes, z, y, x."""
+        start, stop = (first, 0, 0), (last, *self.shape[1:])
+        return Box(start[::-1], stop[::-1]) if self.reverse else Box(start, stop)
 
     def _read_plane(self, file: FileIO, offset: int, box: Box, plane: NDArray[Any]) -> None:
         """Read the box' part of one plane, in the file's byte order."""

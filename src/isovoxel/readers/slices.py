@@ -16,31 +16,29 @@ import glob
 import hashlib
 import os
 import re
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tifffile
-from numpy.typing import NDArray
 
 from isovoxel.errors import InputError, InputMissingError, IsovoxelError
-from isovoxel.geometry.box import Box, Index3
 from isovoxel.metadata.ome_xml import read_ome_xml, read_pixels
 from isovoxel.metadata.tiff import parse_description
 from isovoxel.metadata.units import Calibration
-from isovoxel.readers.base import ReadBox, Volume, check_voxels, damage_moved, output_array
+from isovoxel.readers.base import Volume, check_voxels
 from isovoxel.readers.files import TIFF_MAGIC, FileList, unreadable
 from isovoxel.readers.registry import Location
 from isovoxel.readers.selection import Selection, zyx_positions
 from isovoxel.readers.tiff import calibration_of, decoded_at_once, open_tiff
 from isovoxel.readers.tiff_layout import Stack, planes_reader
 from isovoxel.readers.tiff_pages import Directories, read_directories
+from isovoxel.readers.tiled import MixedReader
 
 ENDINGS = (".tif", ".tiff")
 """Names of slices end in one of these; other files of their folder are passed over."""
@@ -210,38 +208,6 @@ def _calibration(
 # ---- files of several pages --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class StackReader:
-    """Reads boxes of volumes that follow one another along z; safe to call from many threads."""
-
-    readers: tuple[ReadBox, ...]
-    """What reads each volume."""
-    starts: tuple[int, ...]
-    """First plane of each volume, and the number of all planes."""
-    plane: tuple[int, int]
-    """Shape of a plane, y and x."""
-    dtype: np.dtype[Any]
-    """Of the voxels, in native byte order."""
-
-    def __call__(self, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Return a box as a new array, or in `out`.
-
-        Raises
-        ------
-        CorruptInputError, InputUnavailableError
-            As the reader of the volume does that cannot be read.
-        """
-        out = output_array(box, self.dtype, out)
-        index = bisect_right(self.starts, box.start[0]) - 1
-        while out.size and index < len(self.readers) and self.starts[index] < box.stop[0]:
-            first = self.starts[index]
-            part = box & Box((first, 0, 0), (self.starts[index + 1], *self.plane))
-            with damage_moved((first, 0, 0), Box.whole((self.starts[index + 1] - first, *self.plane))):
-                self.readers[index](part.relative_to((first, 0, 0)), out[part.slices_from(box.start)])
-            index += 1
-        return out
-
-
 def _several_pages_each(files: Sequence[str], name: str) -> Volume:
     volumes = []
     for file in files:
@@ -255,22 +221,28 @@ def _several_pages_each(files: Sequence[str], name: str) -> Volume:
         for what in ("dtype", "shape"):
             _check_alike(what, volume, volumes[0])
     first = volumes[0]
-    starts = (0, *accumulate(volume.shape[0] for volume in volumes))
-    plane = (first.shape[1], first.shape[2])
+    depths = [volume.shape[0] for volume in volumes]
+    z, y, x = (max(lengths) for lengths in zip(*(volume.chunks for volume in volumes), strict=True))
+    reader = MixedReader(
+        name,
+        tuple(volume.read for volume in volumes),
+        np.repeat(np.arange(len(depths)), depths),
+        np.concatenate([np.arange(depth) for depth in depths]),
+        first.shape[1:],
+        first.dtype,
+        tuple(files),
+        (z, y, x),
+        max(volume.read_overhead for volume in volumes),
+    )
     return replace(
         first,
         name=name,
-        shape=(starts[-1], *plane),
-        read=StackReader(tuple(volume.read for volume in volumes), starts, plane, first.dtype),
-        chunks=_largest(volume.chunks for volume in volumes),
-        read_overhead=max(volume.read_overhead for volume in volumes),
+        shape=reader.shape,
+        read=reader,
+        chunks=reader.segment_shape,
+        read_overhead=reader.overhead,
         sources={**first.sources, "axes": f"{first.sources['axes']}, and one file after another along z"},
     )
-
-
-def _largest(chunks: Iterable[Index3]) -> Index3:
-    z, y, x = (max(lengths) for lengths in zip(*chunks, strict=True))
-    return (z, y, x)
 
 
 def _check_alike(what: str, volume: Volume, first: Volume) -> None:

@@ -36,7 +36,7 @@ from isovoxel.readers.tiff_pages import (
     check_codec,
     storage_of,
 )
-from isovoxel.readers.tiff_reader import MixedReader, PlaneReader, SegmentReader
+from isovoxel.readers.tiff_reader import PlaneReader, SegmentReader, mixed
 
 if TYPE_CHECKING:
     import tifffile
@@ -269,7 +269,7 @@ def planes_reader(stack: Stack, name: str) -> PlaneReader:
         readers.append((_raw_reader if raw else _segment_reader)(way, _joined(some, order), name, files))
     if len(readers) == 1:
         return readers[0]
-    return MixedReader(tuple(readers), which.reshape(-1), place.reshape(-1), files)
+    return mixed(name, readers, which.reshape(-1), place.reshape(-1), files)
 
 
 def _parts_of(stack: Stack, group: _Group, name: str) -> Iterator[tuple[bool, _Part]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 
 from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Box, Index3
-from isovoxel.readers.base import damage_moved, output_array
 from isovoxel.readers.image_headers import header_of
 from isovoxel.readers.raw import in_file, open_file, read_bytes
 from isovoxel.readers.tiff_pages import DECODER_BYTES, IMAGES, LERC_COMPRESSION, PageStorage
-from isovoxel.readers.tiled import Stored, TiledReader
+from isovoxel.readers.tiled import MixedReader, Stored, TiledReader
 
 
 class PlaneReader(Protocol):
@@ -55,74 +54,19 @@ class PlaneReader(Protocol):
         """Return a box as a new array, or in `out`."""
 
 
-@dataclass(frozen=True)
-class MixedReader:
-    """Reads boxes of planes of which each is stored in one of several ways; safe to call from many threads."""
-
-    readers: tuple[PlaneReader, ...]
-    """One for each way, of planes of equal size and dtype."""
-    which: NDArray[np.int64]
-    """Which of them reads each plane."""
-    place: NDArray[np.int64]
-    """Which of its planes that is."""
-    files: tuple[str, ...]
-    """Paths of the files."""
-
-    @property
-    def shape(self) -> Index3:
-        """Number of planes, rows and columns."""
-        return (len(self.which), *self.readers[0].shape[1:])
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Data type of the voxels, in native byte order."""
-        return self.readers[0].dtype.newbyteorder("=")
-
-    @property
-    def overhead(self) -> int:
-        """Largest number of bytes held beside the returned array."""
-        return max(reader.overhead for reader in self.readers)
-
-    @property
-    def segment_shape(self) -> Index3:
-        """Number of voxels that are decoded in one go, at most, along each axis."""
-        z, y, x = (max(lengths) for lengths in zip(*(reader.segment_shape for reader in self.readers), strict=True))
-        return (z, y, x)
-
-    def taking(self, planes: NDArray[np.int64]) -> MixedReader:
-        """Return a reader of some of the planes, in their order."""
-        return replace(self, which=self.which[planes], place=self.place[planes])
-
-    def __call__(self, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Return a box as a new array, or in `out`.
-
-        Raises
-        ------
-        CorruptInputError, InputUnavailableError
-            As the reader of the plane does that cannot be read.
-        """
-        out = output_array(box, self.dtype, out)
-        z = box.start[0]
-        while z < box.stop[0] and out.size:
-            n = self._run(z, box.stop[0])
-            first = int(self.place[z])
-            inside = Box((first, *box.start[1:]), (first + n, *box.stop[1:]))
-            # What lies beyond these planes may be others' neighbours.
-            with damage_moved((z - first, 0, 0), Box((first, 0, 0), (first + n, *self.shape[1:]))):
-                self.readers[self.which[z]](inside, out[z - box.start[0] : z - box.start[0] + n])
-            z += n
-        return out
-
-    def _run(self, start: int, stop: int) -> int:
-        """Count the planes from `start` on that follow one another in the same reader."""
-        n = 1
-        while (
-            start + n < stop
-            and self.which[start + n] == self.which[start]
-            and self.place[start + n] == self.place[start] + n
-        ):
-            n += 1
-        return n
+def mixed(
+    name: str,
+    readers: Sequence[PlaneReader],
+    which: NDArray[np.int64],
+    place: NDArray[np.int64],
+    files: tuple[str, ...],
+) -> MixedReader:
+    """Return what reads boxes of planes of which each is stored in one of several ways; see `MixedReader`."""
+    z, y, x = (max(lengths) for lengths in zip(*(reader.segment_shape for reader in readers), strict=True))
+    overhead = max(reader.overhead for reader in readers)
+    return MixedReader(
+        name, tuple(readers), which, place, readers[0].shape[1:], readers[0].dtype, files, (z, y, x), overhead
+    )
 
 
 MOST_SURPLUS = 2
@@ -211,10 +155,10 @@ class SegmentReader(TiledReader):
         depth, rows, columns = self.storage.shape
         return (depth * len(self.offsets), rows, columns)
 
-    def taking(self, planes: NDArray[np.int64]) -> SegmentReader | MixedReader:
+    def taking(self, planes: NDArray[np.int64]) -> PlaneReader:
         """Return a reader of some of the planes, in their order."""
         if self.storage.shape[0] > 1:
-            return MixedReader((self,), np.zeros(len(planes), np.int64), planes, self.files)
+            return mixed(self.name, (self,), np.zeros(len(planes), np.int64), planes, self.files)
         return replace(
             self,
             file_of_page=self.file_of_page[planes],

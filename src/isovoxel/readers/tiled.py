@@ -13,6 +13,8 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -21,7 +23,7 @@ from numpy.typing import NDArray
 from isovoxel.errors import CorruptInputError, InputError
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.object_store.retries import is_transient
-from isovoxel.readers.base import ReadBox, is_known_empty, output_array
+from isovoxel.readers.base import ReadBox, damage_moved, is_known_empty, output_array
 from isovoxel.readers.files import WAY_ON, is_ours, limit_of, number_of, reason_of, unavailable
 
 
@@ -149,6 +151,72 @@ def chunk_of(what: str, tile: Box, chunk: Index3, shape: Index3) -> Stored:
     z, y, x = (at * n for at, n in zip(place, chunk, strict=True))
     box = Box((z, y, x), (z + chunk[0], y + chunk[1], x + chunk[2])) & Box.whole(shape)
     return Stored(f"{what} {place}", box)
+
+
+# ---- planes of several readers -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MixedReader(TiledReader):
+    """Reads boxes of planes that several readers have; safe to call from many threads where these are."""
+
+    name: str
+    """What the user called the input, for messages."""
+    readers: tuple[ReadBox, ...]
+    """Of planes of equal size."""
+    which: NDArray[np.int64]
+    """Which of them reads each plane."""
+    place: NDArray[np.int64]
+    """Which of its planes that is."""
+    plane: tuple[int, int]
+    """Shape of a plane, y and x."""
+    dtype: np.dtype[Any]
+    """Of the voxels."""
+    files: tuple[str, ...]
+    """Paths of the files."""
+    segment_shape: Index3
+    """Number of voxels that are decoded in one go, at most, along each axis."""
+    overhead: int
+    """Largest number of bytes held beside the returned array."""
+
+    @property
+    def shape(self) -> Index3:
+        """Number of planes, rows and columns."""
+        return (len(self.which), *self.plane)
+
+    def taking(self, planes: NDArray[np.int64]) -> MixedReader:
+        """Return a reader of some of the planes, in their order."""
+        return replace(self, which=self.which[planes], place=self.place[planes])
+
+    @cached_property
+    def borders(self) -> NDArray[np.int64]:
+        """Where planes begin that follow one another in one reader, and the number of all planes."""
+        breaks = (np.diff(self.which) != 0) | (np.diff(self.place) != 1)
+        return np.concatenate([[0], 1 + np.flatnonzero(breaks), [len(self.which)]])
+
+    def tiles(self, box: Box) -> Iterator[Box]:
+        """Cut a box where its planes come from another reader, or from elsewhere in one."""
+        run = int(np.searchsorted(self.borders, box.start[0], "right")) - 1
+        while self.borders[run] < box.stop[0]:
+            yield box & self._planes(run)
+            run += 1
+
+    def read_tile(self, tile: Box, out: NDArray[Any], _source: Any) -> None:
+        """Read planes that follow one another in one reader."""
+        z = tile.start[0]
+        by = z - int(self.place[z])
+        # What lies beyond these planes in the reader may be others' neighbours.
+        inside = self._planes(int(np.searchsorted(self.borders, z, "right")) - 1).shifted((-by, 0, 0))
+        with damage_moved((by, 0, 0), inside):
+            self.readers[self.which[z]](tile.shifted((-by, 0, 0)), out)
+
+    def stored(self, tile: Box) -> Stored:
+        """Return the part itself."""
+        return Stored(f"planes {tile.start[0]} to {tile.stop[0] - 1}", tile)
+
+    def _planes(self, run: int) -> Box:
+        first, last = self.borders[run : run + 2].tolist()
+        return Box((first, 0, 0), (last, *self.plane))
 
 
 # ---- damaged parts filled ------------------------------------------------------------------------------------------
