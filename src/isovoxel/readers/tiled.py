@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import threading
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -189,14 +190,14 @@ class MixedReader(TiledReader):
         return replace(self, which=self.which[planes], place=self.place[planes])
 
     @cached_property
-    def borders(self) -> NDArray[np.int64]:
+    def borders(self) -> list[int]:
         """Where planes begin that follow one another in one reader, and the number of all planes."""
         breaks = (np.diff(self.which) != 0) | (np.diff(self.place) != 1)
-        return np.concatenate([[0], 1 + np.flatnonzero(breaks), [len(self.which)]])
+        return [0, *(1 + np.flatnonzero(breaks)).tolist(), len(self.which)]
 
     def tiles(self, box: Box) -> Iterator[Box]:
         """Cut a box where its planes come from another reader, or from elsewhere in one."""
-        run = int(np.searchsorted(self.borders, box.start[0], "right")) - 1
+        run = bisect_right(self.borders, box.start[0]) - 1
         while self.borders[run] < box.stop[0]:
             yield box & self._planes(run)
             run += 1
@@ -206,7 +207,7 @@ class MixedReader(TiledReader):
         z = tile.start[0]
         by = z - int(self.place[z])
         # What lies beyond these planes in the reader may be others' neighbours.
-        inside = self._planes(int(np.searchsorted(self.borders, z, "right")) - 1).shifted((-by, 0, 0))
+        inside = self._planes(bisect_right(self.borders, z) - 1).shifted((-by, 0, 0))
         with damage_moved((by, 0, 0), inside):
             self.readers[self.which[z]](tile.shifted((-by, 0, 0)), out)
 
@@ -215,7 +216,7 @@ class MixedReader(TiledReader):
         return Stored(f"planes {tile.start[0]} to {tile.stop[0] - 1}", tile)
 
     def _planes(self, run: int) -> Box:
-        first, last = self.borders[run : run + 2].tolist()
+        first, last = self.borders[run : run + 2]
         return Box((first, 0, 0), (last, *self.plane))
 
 
