@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -184,11 +183,8 @@ LAUGHS = "".join(f"<!ENTITY {b} '{f'&{a};' * 10}'>" for a, b in zip("abcdefg", "
 )  # fmt: skip
 def test_entities_are_refused(make: Callable[[], str]) -> None:
     """A document type definition is refused as soon as it begins."""
-    text = make()
-    began = time.process_time()
     with pytest.raises(InputError, match="has a document type definition"):
-        read_pixels(text, "a")
-    assert time.process_time() - began < 1
+        read_pixels(make(), "a")
 
 
 def test_deep_xml_is_read_or_refused() -> None:

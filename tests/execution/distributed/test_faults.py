@@ -21,7 +21,7 @@ from execution.distributed.clusters import OPTIONS, Foreign, files, stack
 from isovoxel.engines.pipeline import StagedBlock, StagedEngine
 from isovoxel.errors import ClusterError, DeviceLostError, JobError
 from isovoxel.execution.blocks import BlockMaker
-from isovoxel.execution.distributed import executor, local_workers, submission
+from isovoxel.execution.distributed import executor, local_workers, rpc, submission
 from isovoxel.execution.distributed.worker_session import WorkerSession
 from isovoxel.execution.events import BlockDone, Event, JobFinished, JobStarted, LevelBegun, Waiting, WorkerLeft
 from isovoxel.execution.output import OutputState, output_state
@@ -58,9 +58,10 @@ def test_a_worker_that_is_killed_while_halos_are_exchanged_loses_nothing(tmp_pat
 
 
 def test_a_worker_that_is_killed_at_the_last_level_holds_nobody_up(
-    tmp_path: Path, out: Path, own: Any, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, out: Path, own: Any, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is named, nothing else is said of it, and the times of the job are those that passed."""
+    monkeypatch.setattr(rpc, "SILENT_SECONDS", 60.0)  # sooner than a connection to it is given up
     pids, events, times = own.run(os.getpid), list[Event](), list[float]()
 
     def kill(event: Event) -> None:
@@ -71,7 +72,8 @@ def test_a_worker_that_is_killed_at_the_last_level_holds_nobody_up(
             pids.clear()
 
     options = EXACT | {"chunk": (32, 32, 32), "shard": (32, 32, 32), "levels": 2}
-    result = isovoxel.scale(stack(tmp_path), out, client=own, listeners=[kill], **options)
+    with dask.config.set({"distributed.comm.timeouts.connect": "600s"}):
+        result = isovoxel.scale(stack(tmp_path), out, client=own, listeners=[kill], **options)
     assert not pids
     blocks = {(event.level, event.index) for event in events if isinstance(event, BlockDone)}
     assert len(blocks) == result.plan.all_blocks
@@ -82,7 +84,7 @@ def test_a_worker_that_is_killed_at_the_last_level_holds_nobody_up(
     (finished,) = (event for event in events if isinstance(event, JobFinished))
     assert done[-1] - done[0] <= finished.seconds == result.seconds <= times[-1] - begun
     assert {e.reason for e in events if isinstance(e, WorkerLeft)} <= {"the scheduler has lost it"}
-    assert not any(isinstance(event, Waiting) for event in events)  # for more than a moment
+    assert not any(isinstance(event, Waiting) for event in events)
     said = capfd.readouterr().err
     assert "Traceback" not in said
     assert "never retrieved" not in said
