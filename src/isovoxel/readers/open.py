@@ -23,15 +23,14 @@ from isovoxel.readers.base import Volume, cropped, moved
 from isovoxel.readers.converted import converted
 from isovoxel.readers.files import unreadable
 from isovoxel.readers.images import Collection, means_several
+from isovoxel.readers.plugins import open_foreign, recognised
 from isovoxel.readers.registry import (
     Location,
     find_format,
     images_by,
     known_formats,
     no_inner,
-    open_foreign,
     open_with,
-    recognised,
 )
 from isovoxel.readers.selection import EVERYTHING, Selection
 
