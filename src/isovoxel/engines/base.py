@@ -24,7 +24,7 @@ class Scaled(NamedTuple):
     """In how many pieces it was scaled: more than one where the device had no room for the whole."""
 
 
-class Cancelled(Exception):  # noqa: N818 - not an error: somebody asked for it
+class Cancelled(Exception):  # noqa: N818 - not an error: the user asked for it
     """The job was cancelled while the block waited for the device."""
 
 
@@ -106,9 +106,9 @@ class Engine(Protocol):
         ...
 
     def release(self, *, keep_hosts: bool = False) -> None:
-        """Let go of buffers that are kept from block to block; of host memory only if it is not to be kept."""
+        """Free the buffers that are kept from block to block; host memory, too, unless it is to be kept."""
         ...
 
     def take_over(self, other: Engine) -> None:
-        """Take the host memory that another engine has kept, which lets go of it."""
+        """Take over the host memory that another engine has kept."""
         ...

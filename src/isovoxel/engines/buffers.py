@@ -101,7 +101,7 @@ class Buffers:
         self._plan: Plan | None = None
 
     def begin(self, plan: Plan) -> None:
-        """Let go of what another plan needed: what was most there and what is most here may be more than projected."""
+        """Free another plan's buffers: two plans' maxima together can exceed the projection."""
         if plan is not self._plan and plan != self._plan:
             self._held.clear()
         self._plan = plan
@@ -113,12 +113,12 @@ class Buffers:
         buffer = self._held.get(name)
         if buffer is None or buffer.size < nbytes:
             self._held.pop(name, None)
-            buffer = None  # let go of the old one before the new one is there
+            buffer = None  # the old one is freed before the new one is there
             self._held[name] = buffer = cl.Buffer(self._context, cl.mem_flags.READ_WRITE, max(1, nbytes))
         return buffer
 
     def clear(self) -> None:
-        """Let go of all."""
+        """Free all of them."""
         self._held.clear()
         self._plan = None
 
@@ -140,7 +140,7 @@ class Lane:
         part, how = (data, {}) if box is None else _part(data, box)
         buffer = self.buffers.get(name, part.nbytes)
         source = data if how else part
-        # pyopencl waits for a transfer whose event nobody keeps, and Python with it.
+        # pyopencl waits for a transfer whose event is dropped, and holds the interpreter's lock.
         self._transfers.append(cl.enqueue_copy(self.queue, buffer, source, is_blocking=False, **how))
         return buffer
 
@@ -172,10 +172,9 @@ class Lane:
 
 
 class Lanes:
-    """A device's lanes, lent one by one, or all to one who has to be alone.
+    """A device's lanes, lent one by one, or all to a caller that has to be alone.
 
-    Whoever waits at the gate has no lane, and whoever has a lane does not go to the gate: so lanes become free, and
-    nobody overtakes the one who waits for all.
+    Callers queue without holding a lane, so that lanes come back and nothing overtakes a caller that waits for all.
 
     Parameters
     ----------
@@ -210,7 +209,7 @@ class Lanes:
             yield self._lanes
 
     def clear(self) -> None:
-        """Let go of the device memory of all lanes, but for what is in use at this moment."""
+        """Free the device memory of all lanes, but for what is in use at this moment."""
         for lane in self._lanes:
             lane.buffers.clear()
 
@@ -253,7 +252,7 @@ class HostBufferPool:
         """Lets what encodes reach the output's memory of new pairs, where a GPU encodes."""
 
     def take(self, plan: Plan) -> HostPair:
-        """Return a pair with room for the largest block of a plan; those of another size are let go of."""
+        """Return a pair with room for the largest block of a plan; those of another size are freed."""
         with self._lock:
             if not self._serve(plan):
                 self._free.clear()
@@ -271,12 +270,12 @@ class HostBufferPool:
                 self._free.append(hosts)
 
     def drop(self) -> None:
-        """Let go of the pairs that are free; the next ones are as large as they were."""
+        """Free the pairs that are not in use; the next ones are as large as they were."""
         with self._lock:
             self._free.clear()
 
     def forget(self) -> None:
-        """Let go of the pairs that are free, and of how large they were."""
+        """Free the pairs that are not in use, and forget how large they were."""
         with self._lock:
             self._free.clear()
             self._sizes = (0, 0)

@@ -44,7 +44,7 @@ CHOICE = "ISOVOXEL_CLE"
 
 
 class Clesperanto(Protocol):
-    """What engine `cle` needs of either generation. Whoever calls it has the turn."""
+    """What engine `cle` needs of either generation. Its callers hold the `TURN`."""
 
     package: str
     """Its name on PyPI."""
@@ -136,7 +136,7 @@ class Prototype:
 
         By itself cle makes a new context each time it goes from one device to another, in which nothing works that was
         made in the old one. It takes any reason why an image cannot be made, a lack of memory too, for one that will
-        stay: it warns, and goes on with nearest. And it waits until its matrix is on the device, behind all that the
+        stay: it warns, and computes nearest. And it waits until its matrix is on the device, behind all that the
         queue has to do before. A caller's own choice of a device is put back.
         """
         from pyclesperanto_prototype._tier0._backends import Backend
@@ -160,7 +160,7 @@ class Prototype:
         from pyclesperanto_prototype._tier0._pycl import OCLArray
 
         buffer = cl.Buffer(queue.context, cl.mem_flags.READ_ONLY, matrix.nbytes)
-        # pyopencl waits for a transfer whose event nobody keeps; with as many kept, the oldest has come to its end.
+        # pyopencl waits for a transfer whose event is dropped; with so many kept, the oldest has ended.
         self._transfers.append(cl.enqueue_copy(queue, buffer, matrix, is_blocking=False))
         return OCLArray(queue, matrix.shape, matrix.dtype, data=buffer)
 

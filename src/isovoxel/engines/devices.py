@@ -147,7 +147,7 @@ def opencl_device(device: Device) -> Any:
 
 
 def _is_called(device: Device, wanted: str) -> bool:
-    """Tell whether a device's kind, number, UUID, PCI bus id or whole name is what is wanted."""
+    """Return whether a device's kind, number, UUID, PCI bus id or whole name is what is wanted."""
     names = (device.kind, str(device.index), device.name, device.uuid)
     wanted = wanted.strip().lower()
     return wanted in {name.lower() for name in names if name} or (bool(device.pci) and _pci(wanted) == device.pci)

@@ -1,7 +1,7 @@
 """OpenCL: kernels, the queue of each device, what its errors mean, and where compilers keep what they have built.
 
 1. Engines of one context can hand host memory on from level to level, so a process has one context and queue of each
-   device, whichever engine asks. Kernel objects and queues are shared by threads; whoever uses them has the `TURN`.
+   device, whichever engine asks. Kernel objects and queues are shared by threads, which take the `TURN`.
 2. Drivers report in many ways that memory ran out, and seldom where it did: NVIDIA's gives memory on first use, so that
    a buffer is made and the command that touches it fails.
 3. PoCL builds kernels in its cache folder: without one it is no device, or builds nothing, or ends the process.
@@ -143,7 +143,7 @@ OUT_OF_MEMORY = (
     "OUT_OF_HOST_MEMORY",
     "INVALID_BUFFER_SIZE",
     "INVALID_IMAGE_SIZE",
-    # A command that waited for one that failed: why that failed nobody says, so it is tried with less.
+    # A command whose dependency failed for a reason that is not reported, so it is tried with less.
     "EXEC_STATUS_ERROR_FOR_EVENTS_IN_WAIT_LIST",
 )
 """OpenCL's names of errors after which less memory may do."""
@@ -175,14 +175,14 @@ class DriverError(RuntimeError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error may mean that memory ran out, on the device or on the host for its sake."""
+    """Return whether an error may mean that memory ran out, on the device or on the host for its sake."""
     import pyopencl as cl
 
     return isinstance(error, MemoryError | cl.MemoryError) or _is_one_of(OUT_OF_MEMORY, error)
 
 
 def is_lost(error: BaseException) -> bool:
-    """Tell whether an error means that the device answers this process no more: only a new process recovers."""
+    """Return whether an error means that the device answers this process no more: only a new process recovers."""
     return _is_one_of(LOST, error)
 
 

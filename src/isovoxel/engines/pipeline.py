@@ -141,7 +141,7 @@ class StagedBlock:
                 computed = self._compute(piece, source, target, small, lane, cancelled)
                 lane.download(target, self._output, written, computed)
         finally:
-            # Whatever went wrong: nobody gets memory that the device still works on.
+            # Whatever went wrong: no other block gets memory that the device still works on.
             lane.finish()
 
     def _compute(
@@ -235,7 +235,7 @@ class StagedEngine(ABC):
             self.build(plan)
         self._built_for = plan
         self.hosts.register = None
-        with suppress(ImportError, MemoryError, GpuEncodingError):  # whoever wants the encoder is told
+        with suppress(ImportError, MemoryError, GpuEncodingError):  # a later call for the encoder raises it
             encoder = self.encoder(plan)
             self.hosts.register = None if encoder is None else encoder.register
         taken: list[HostPair] = []
@@ -309,7 +309,7 @@ class StagedEngine(ABC):
             self._encoder = None
 
     def release(self, *, keep_hosts: bool = False) -> None:
-        """Let go of all memory that is not in use, on host and device; see `isovoxel.engines.base.Engine`."""
+        """Free all memory that is not in use, on host and device; see `isovoxel.engines.base.Engine`."""
         if not keep_hosts:
             self.hosts.forget()
             self._close_encoder()
@@ -319,7 +319,7 @@ class StagedEngine(ABC):
         self.fit.forget()
 
     def take_over(self, other: Engine) -> None:
-        """Take the host memory that another engine has kept, which lets go of it, where both are of one context."""
+        """Take over the host memory that another engine has kept, if both have one context; else free it."""
         if not isinstance(other, StagedEngine) or other is self:
             return
         if self.context == other.context:
@@ -331,7 +331,7 @@ class StagedEngine(ABC):
 
     @contextmanager
     def alone(self) -> Iterator[Lane]:
-        """Wait until no block is on the device, let go of what is kept there, and lend a lane while the others wait.
+        """Wait until no block is on the device, free what is kept there, and lend a lane while the others wait.
 
         Raises
         ------
@@ -343,7 +343,7 @@ class StagedEngine(ABC):
             yield lanes[0]
 
     def answers(self) -> bool:
-        """Tell whether the device still does what this process asks of it."""
+        """Return whether the device still does what this process asks of it."""
         import pyopencl as cl
 
         try:
@@ -375,7 +375,7 @@ class StagedEngine(ABC):
         return computed
 
     def _let_go(self, lanes: Sequence[Lane]) -> None:
-        """Give the driver back what is kept on the device. The caller has all lanes."""
+        """Free what is kept on the device. The caller holds all lanes."""
         import pyopencl as cl
 
         self.lanes.clear()

@@ -110,7 +110,7 @@ def read_n5(attributes: Mapping[str, Any], around: Surroundings = ALONE) -> tupl
 
 
 def _is_finest(own: _Found, finest: _Found | None) -> bool:
-    """Tell whether what a level says of a size is known to be that of the finest level."""
+    """Return whether what a level says of a size is known to be that of the finest level."""
     if finest is None or finest.key != own.key:
         return own.key == "pixelResolution"  # as it is specified
     return _equal(finest.calibration, own.calibration)

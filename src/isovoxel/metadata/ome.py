@@ -139,7 +139,7 @@ def _text(value: object) -> str | None:
 
 
 def is_label_image(attributes: Mapping[str, Any]) -> bool:
-    """Tell whether a group's attributes say that its image is one of labels: "image-label", in 0.4 and 0.5."""
+    """Return whether a group's attributes say that its image is one of labels: "image-label", in 0.4 and 0.5."""
     inner = attributes.get("ome")
     return "image-label" in (inner if isinstance(inner, Mapping) else attributes)
 

@@ -117,7 +117,7 @@ def encodable(text: str) -> str:
 
 
 def stays_inside(path: str) -> bool:
-    r"""Tell whether a path leads to something inside its folder, on every system.
+    r"""Return whether a path leads to something inside its folder, on every system.
 
     Examples
     --------

@@ -257,7 +257,7 @@ def calibrate(what: str, source: str, lengths: tuple[Length, Length, Length], *,
 
 
 def _problem(length: Length) -> str:
-    """Say what is wrong with one axis' length, as it fits behind "has"; empty where nothing is."""
+    """Return what is wrong with one axis' length, as it fits behind "has"; empty where nothing is."""
     if length.value is None:
         return length.absent
     shown = f"{length.value:g}" + (f" {length.unit!r}" if length.unit is not None else "")
@@ -275,7 +275,7 @@ def _problem(length: Length) -> str:
 
 
 def _missing(what: str, lengths: tuple[Length, Length, Length], problems: list[str]) -> str:
-    """Say what is known and what is not: "y and x are 0.2 micrometer, but the TIFF has no spacing for z"."""
+    """Return what is known and what is not: "y and x are 0.2 micrometer, but the TIFF has no spacing for z"."""
     known: dict[str, list[str]] = {}
     unknown: dict[str, list[str]] = {}
     for axis, length, problem in zip(AXES, lengths, problems, strict=True):

@@ -43,7 +43,7 @@ class Address(NamedTuple):
 
 
 def is_address(text: str) -> bool:
-    """Tell whether a text names a scheme, whether or not it is one of ours.
+    """Return whether a text names a scheme, whether or not it is one of ours.
 
     Examples
     --------
@@ -54,7 +54,7 @@ def is_address(text: str) -> bool:
 
 
 def has_place(text: str) -> bool:
-    """Tell whether a text is a path, or an address that can be asked: not what a library calls an array in memory."""
+    """Return whether a text is a path, or an address that can be asked: not what a library calls an array in memory."""
     return not is_address(text) or text.partition(":")[0].lower() in ("file", *SCHEMES)
 
 

@@ -119,7 +119,7 @@ def sought(root: str) -> str:
 
 
 def is_read_only(root: str) -> bool:
-    """Tell whether a store is only ever read."""
+    """Return whether a store is only ever read."""
     return root.partition(":")[0] in READ_ONLY
 
 

@@ -123,7 +123,7 @@ def read_small(path: str | os.PathLike[str]) -> str:
     UnicodeDecodeError
         If it is no UTF-8.
     """
-    # Opening a pipe waits for whoever writes to it.
+    # Opening a pipe waits for a writer.
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     with open(descriptor, "rb") as file:  # noqa: PTH123 - it is open
         mode = os.fstat(descriptor).st_mode

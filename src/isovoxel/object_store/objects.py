@@ -103,7 +103,7 @@ class ObjectPlace:
         return self
 
     def is_relative_to(self, other: ObjectPlace) -> bool:
-        """Tell whether this is the other place, or lies in it."""
+        """Return whether this is the other place, or lies in it."""
         return self.root == other.root and (
             self.key == other.key or self.key.startswith(f"{other.key}/" * bool(other.key))
         )
@@ -111,7 +111,7 @@ class ObjectPlace:
     # ---- reading ---------------------------------------------------------------------------------------------
 
     def is_file(self) -> bool:
-        """Tell whether there is an object; one that may not be seen counts as none, as stores answer either way."""
+        """Return whether there is an object; one that may not be seen counts as none, as stores answer either way."""
         client(self.root)  # without credentials, the store has not been asked
         try:
             return bool(self.key) and self.find() is not None
@@ -119,7 +119,7 @@ class ObjectPlace:
             return False
 
     def is_dir(self) -> bool:
-        """Tell whether objects lie in here."""
+        """Return whether objects lie in here."""
         return next(self.walk(), None) is not None
 
     def find(self) -> Found | None:
@@ -351,7 +351,7 @@ class ObjectPlace:
             keys = [place.key for place in batch]
             try:
                 self._ask(partial(self._delete, keys))
-            except FileNotFoundError:  # of one that somebody else has deleted, or an attempt whose answer was lost
+            except FileNotFoundError:  # another process has deleted it, or the answer to an earlier attempt was lost
                 for place in batch:
                     place.unlink()
 

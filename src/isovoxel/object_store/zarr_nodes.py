@@ -74,7 +74,7 @@ def sound_node(place: Place) -> tuple[Kind | None, int]:
 
 
 def is_zarr(place: Place) -> bool:
-    """Tell whether a place is a zarr by the metadata at its top.
+    """Return whether a place is a zarr by the metadata at its top.
 
     Raises
     ------
@@ -235,7 +235,7 @@ def change_json(file: Place, change: Change, check: Callable[[], None] = lambda:
 
 
 def _changed(file: ObjectPlace, change: Change, check: Callable[[], None]) -> bool:
-    """Change an object, or return False where somebody else has meanwhile."""
+    """Change an object, or return False where another process has changed it meanwhile."""
     try:
         data, found = file.read()
     except FileNotFoundError:

@@ -67,7 +67,7 @@ class Storage:
     Raises
     ------
     OptionError
-        If a length is below 1, a shard is no whole number of chunks, nobody knows the codec or the version, or this
+        If a length is below 1, a shard is no whole number of chunks, the codec or the version does not exist, or this
         version has no shards.
 
     Examples

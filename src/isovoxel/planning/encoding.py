@@ -138,7 +138,7 @@ def with_encoder(
 
 
 def _refusal(storage: Storage, device: DeviceLimits) -> str:
-    """Say why a GPU cannot encode an output; nothing where it can."""
+    """Return why a GPU cannot encode an output; nothing where it can."""
     if not device.encoders:
         return (
             f"{device.name} has no encoder; an NVIDIA GPU has one with isovoxel[nvidia-cu13] or isovoxel[nvidia-cu12]"

@@ -71,7 +71,7 @@ class BlockCost:
     in_place: int
     """Of the bytes on the device, those that are the host's and count there."""
     pinned: int
-    """Bytes on the device, beside the others, of one block in flight: room for what the host has pinned."""
+    """Further bytes on the device of one block in flight, which the driver keeps for pinned host memory."""
 
     @property
     def device(self) -> int:

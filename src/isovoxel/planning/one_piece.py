@@ -58,7 +58,7 @@ class WholeLimits:
         return self.crossings[0]
 
     def fits(self, zoom: float) -> bool:
-        """Tell whether `cle.scale` in one piece has room for this zoom."""
+        """Return whether `cle.scale` in one piece has room for this zoom."""
         return zoom < self.first.zoom
 
 
@@ -70,7 +70,7 @@ def whole_limits(grid: VoxelGrid, device: DeviceLimits, interpolation: str = "li
     grid
         The input's grid; its voxel size turns zoom into factors.
     device
-        The device, with all of its memory: a program of its own shares it with nobody.
+        The device, with all of its memory: no other program shares it.
     interpolation
         "linear" or "nearest".
 

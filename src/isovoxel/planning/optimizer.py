@@ -175,7 +175,7 @@ def plan_chunks(
 ) -> Plan:
     """Plan one dask graph whose blocks are `chunks`, or the largest halves of them that fit the device.
 
-    The host's memory is the business of whoever computes the graph; the other parameters are as in `make_plan`.
+    The host's memory is planned by the caller, who computes the graph; the other parameters are as in `make_plan`.
 
     Raises
     ------
@@ -290,7 +290,7 @@ def _decoded(axes: tuple[_Candidates, ...], shape: Index3, kept: int) -> NDArray
 
 
 def _fits(draft: Plan, axes: tuple[_Candidates, ...], at: Index3, shape: Index3, cache: int, in_flight: int) -> bool:
-    """Tell whether blocks of this shape fit device and host, in exact integers."""
+    """Return whether blocks of this shape fit device and host, in exact integers."""
     read, padded = (
         tuple(int(getattr(c, name)[i]) for c, i in zip(axes, at, strict=True)) for name in ("read", "padded")
     )
@@ -369,7 +369,7 @@ def _window(plan: Plan) -> Index3:
 
 
 def _refusal(draft: Plan, *, fixed_storage: bool) -> str:
-    """Say why the smallest block does not fit, with both numbers and the remedy."""
+    """Return why the smallest block does not fit, with both numbers and the remedy."""
     storage = draft.storage
     while not fixed_storage and (less := smaller(storage)):
         storage = less

@@ -4,7 +4,7 @@ A `Plan` is a frozen value made of numbers and names: it can be printed, compare
 Blocks are computed on demand from their index, so a plan of a petabyte is as small as that of a thumbnail.
 
 A fingerprint holds the revision of what makes a plan's voxels, not the version of isovoxel. So a release resumes the
-jobs of those before, and recognises their outputs, unless it would make other bits. Whoever changes the bits of an
+jobs of those before, and recognises their outputs, unless it would make other bits. A change of the bits of an
 algorithm appends a `Change` to `CHANGES`, which says of which plans. The revision of a plan is 1, that of version 0.1,
 and one more for each change that concerns it. `tests/engines/test_revisions.py` pins the bits of every algorithm.
 """
@@ -431,7 +431,7 @@ class Change:
     what: str
     """What is other than before, in a clause."""
     concerns: Callable[[Plan], bool]
-    """Tells whether a plan makes other bits since: by engine, interpolation, boundary, dtype, factor."""
+    """Returns whether a plan makes other bits since: by engine, interpolation, boundary, dtype, factor."""
 
 
 CHANGES: tuple[Change, ...] = ()

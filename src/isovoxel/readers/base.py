@@ -55,8 +55,8 @@ class ReadBox(Protocol):
 def is_known_empty(read: ReadBox, box: Box) -> bool:
     """Return whether a box is known to hold nothing but zeros, without a bit set, before a voxel of it is read.
 
-    Readers that can tell have a method ``is_empty``. It says no where it cannot know, and raises nothing: whoever reads
-    the box learns what is wrong.
+    Readers that can tell have a method ``is_empty``. It returns False where it cannot know, and raises nothing:
+    reading the box does.
     """
     knows: Callable[[Box], bool] | None = getattr(read, "is_empty", None)
     return knows is not None and knows(box)

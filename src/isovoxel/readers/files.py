@@ -103,7 +103,7 @@ def number_of(error: BaseException) -> int | None:
 
 
 def is_ours(error: BaseException) -> bool:
-    """Tell whether an error is that of what decodes, such as a library that is not there, not of what is decoded."""
+    """Return whether an error is that of what decodes, such as a library that is not there, not of what is decoded."""
     return isinstance(error, (*LIMITS, RecursionError))
 
 
@@ -259,14 +259,14 @@ class FilesState:
         return FilesState(*(getattr(self, f.name) + getattr(other, f.name) & (1 << 64) - 1 for f in fields(self)))
 
     def is_changed(self, now: FilesState) -> bool:
-        """Tell whether voxels may be others now."""
+        """Return whether voxels may be others now."""
         if (self.written, self.inodes) != (now.written, now.inodes):
             return True
         return self.noted != now.noted and self.owned == now.owned
 
 
 class InputWatch:
-    """Tells whether an input is still as it was when this was made.
+    """Returns whether an input is still as it was when this was made.
 
     Parameters
     ----------
@@ -294,7 +294,7 @@ class InputWatch:
             self.volume = replace(self.volume, identity=identity)
 
     def is_changed(self) -> bool:
-        """Tell whether anything has changed.
+        """Return whether anything has changed.
 
         Raises
         ------

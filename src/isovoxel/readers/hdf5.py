@@ -51,7 +51,7 @@ _TAGS = "axistags"
 
 
 def is_hdf5(at: Location) -> bool:
-    """Tell whether a file is HDF5."""
+    """Return whether a file is HDF5."""
     with at.path.open("rb") as file:
         for offset in USER_BLOCKS:
             file.seek(offset)

@@ -235,7 +235,7 @@ class Hdf5Reader(TiledReader):
         return True
 
     def _at_edge(self, place: Index3) -> bool:
-        """Tell whether a chunk reaches beyond the array."""
+        """Return whether a chunk reaches beyond the array."""
         return any((p + 1) * c > n for p, c, n in zip(place, self.chunk, self.whole, strict=True))
 
     def _by_hdf5_whole(self, dataset: h5py.Dataset, place: Index3, out: NDArray[np.uint8]) -> None:
@@ -365,7 +365,7 @@ def stored_dtype(dataset: h5py.Dataset, name: str) -> np.dtype[Any]:
 
 
 def has_plain_type(dataset: h5py.Dataset) -> bool:
-    """Tell whether a dataset's bytes, decoded, are its voxels: all bits of whole numbers, or IEEE's floats."""
+    """Return whether a dataset's bytes, decoded, are its voxels: all bits of whole numbers, or IEEE's floats."""
     import h5py
 
     own = np.dtype(np.dtype(dataset.dtype).str)

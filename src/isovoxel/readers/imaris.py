@@ -26,7 +26,7 @@ _DATA = re.compile(r"/?DataSet/ResolutionLevel \d+/TimePoint \d+/Channel \d+(/Da
 
 
 def is_imaris(file: h5py.File, inner: str | None) -> bool:
-    """Tell whether an HDF5 file is Imaris', and a path in it names an image or nothing."""
+    """Return whether an HDF5 file is Imaris', and a path in it names an image or nothing."""
     return _HOME in file and _INFO in file and (inner is None or not inner.strip("/") or bool(_DATA.fullmatch(inner)))
 
 

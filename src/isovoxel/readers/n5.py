@@ -141,7 +141,7 @@ class N5Files:
 
 
 def is_n5(at: Location) -> bool:
-    """Tell whether a folder is an N5 dataset, or a group that says so or has a finest level."""
+    """Return whether a folder is an N5 dataset, or a group that says so or has a finest level."""
     return (at.path / METADATA).is_file() or (at.path / FINEST / METADATA).is_file()
 
 

@@ -76,7 +76,7 @@ class ScaledReader:
 
 
 def is_nifti(at: Location) -> bool:
-    """Tell whether a file begins with a NIfTI header, compressed or not."""
+    """Return whether a file begins with a NIfTI header, compressed or not."""
     return _version(first_bytes(at.path, HEADER_BYTES)) > 0
 
 

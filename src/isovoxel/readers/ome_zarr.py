@@ -289,7 +289,7 @@ def refuse_group(path: Place, attributes: Mapping[str, Any], name: str) -> None:
 
 
 def _refuse(path: Place, what: str, images: Iterable[str]) -> NoReturn:
-    """Say what a group is, and name the first images in it."""
+    """Raise the error that says what a group is, and names the first images in it."""
     found = list(images)
     if not found:
         raise InputError(f"{what}, in which no image is found; give the path of one image in it")

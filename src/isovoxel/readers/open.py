@@ -216,7 +216,7 @@ def _open_path(text: str | os.PathLike[str] | os.PathLike[bytes], selection: Sel
     except IsovoxelError:
         raise
     except Exception as error:
-        # Whatever a broken file makes a library raise, its reader gets one sentence.
+        # Whatever a broken file makes a library raise, the user gets one sentence.
         raise unreadable(name, "a volume", error) from error
     stamp = {"size": before.st_size, "mtime_ns": before.st_mtime_ns}
     if stat.S_ISREG(mode) and any(volume.identity.get(key, value) != value for key, value in stamp.items()):

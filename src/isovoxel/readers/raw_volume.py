@@ -228,7 +228,7 @@ class GzipMarks:
             self._marks.setdefault(mark.position // self.spacing, mark)
 
     def wants(self, position: int) -> bool:
-        """Tell whether a mark should be left exactly here."""
+        """Return whether a mark should be left exactly here."""
         return position % self.spacing == 0 and position // self.spacing not in self._marks
 
 

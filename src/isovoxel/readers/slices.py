@@ -53,7 +53,7 @@ def slices_in(folder: Path) -> Iterator[str]:
 
 
 def has_slices(at: Location) -> bool:
-    """Tell whether a folder holds TIFF slices."""
+    """Return whether a folder holds TIFF slices."""
     return any(slices_in(at.path))
 
 
@@ -191,7 +191,7 @@ def _images(page: tifffile.TiffPage) -> str:
 
 
 def _is_plane(file: str) -> bool:
-    """Tell whether a file holds a single plane."""
+    """Return whether a file holds a single plane."""
     with _opened(file) as (tif, _):
         return len(tif.pages) == 1 and _images(tif.pages.first) == "1"
 
@@ -341,7 +341,7 @@ def in_order(name: str, files: Sequence[str]) -> tuple[list[str], str]:
 
 
 def _gaps(files: Sequence[str], counts: Sequence[int]) -> str:
-    """Say where numbers are left out, which are otherwise all equally far apart."""
+    """Return where numbers are left out, which are otherwise all equally far apart."""
     steps = [b - a for a, b in pairwise(counts)]
     places = [i for i, step in enumerate(steps) if step > min(steps)]
     if not places:

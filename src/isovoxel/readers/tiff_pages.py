@@ -433,7 +433,7 @@ def check_alike(places: Mapping[PageStorage, Callable[[], str]], counts: Counter
 
 
 def difference(odd: PageStorage, wanted: PageStorage) -> str:
-    """Say what tells a page from one that it should be like: "it has the dtype uint8, not uint16"."""
+    """Return what tells a page from one that it should be like: "it has the dtype uint8, not uint16"."""
     what = next(key for key, value in wanted.alike.items() if odd.alike[key] != value)
     return f"it has the {what} {_said(what, odd.alike[what])}, not {_said(what, wanted.alike[what])}"
 

@@ -177,7 +177,7 @@ class ChunkReader(TiledReader):
             with closing(Reading(layout, self._indices)) as reading:
                 places = (_place(tile, layout.chunk) for tile in self.tiles(box))
                 return not any(reading.file_of(place).stores(place) for place in places)
-        except Exception:  # noqa: BLE001 - whoever reads the box is told
+        except Exception:  # noqa: BLE001 - reading the box raises it
             return False
 
     def tiles(self, box: Box) -> Iterator[Box]:

@@ -357,7 +357,7 @@ def _open_object(place: ObjectPlace, known: Stamp | None, *, whole: bool) -> Byt
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    """Open a file; a pipe too, for which one would otherwise wait until somebody writes to it."""
+    """Open a file without waiting, a pipe, too, which otherwise waits for a writer."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
