@@ -41,7 +41,7 @@ def thread_run(
         for listener in listeners:
             listener(event)
 
-    progress = LevelProgress(plan, bytearray(plan.n_blocks) if done is None else done, record, tell)
+    progress = LevelProgress(plan, bytearray(plan.n_blocks) if done is None else done, record, tell, lambda: 0)
     return ThreadRun(progress, BlockMaker(plan, read, engine, writer, tell, fill=fill), array=array)
 
 

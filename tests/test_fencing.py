@@ -267,7 +267,7 @@ def test_a_process_apart_whose_lock_is_lost_writes_nothing(tmp_path: Path) -> No
     executor, done = SubprocessExecutor("auto"), bytearray(task.plan.n_blocks)
     executor.prepare(task, task.open(), lambda _: None)
     with pytest.raises(JobError, match=r"out.zarr is not locked by this job any more: .*lock is gone, or empty"):
-        executor.run(LevelProgress(task.plan, done, lambda *_: None, lambda _: None), last=True)
+        executor.run(LevelProgress(task.plan, done, lambda *_: None, lambda _: None, task.free_bytes), last=True)
     assert {path for path in out.rglob("*") if path.is_file()} == before
 
 

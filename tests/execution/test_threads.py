@@ -164,10 +164,6 @@ class Broken:
     def spare(self, cores: int) -> None:
         """Do without: nobody helps."""
 
-    def free_bytes(self) -> int:
-        """Say that the disk is full."""
-        return 0
-
     def close(self) -> None:
         """Note that it was let go."""
         self.writer.close()

@@ -61,10 +61,6 @@ class Writer(Protocol):
         """Learn how many cores no block uses."""
         ...
 
-    def free_bytes(self) -> int:
-        """Return how much room the disk has."""
-        ...
-
     def close(self) -> None:
         """Let go of what writing holds."""
         ...
@@ -135,10 +131,6 @@ class BlockMaker:
     def spare_cores(self, blocks: int) -> None:
         """Tell the writer how many cores are left while so many blocks are encoded."""
         self._writer.spare(max(0, self.plan.helpers + 1 - blocks))
-
-    def free_bytes(self) -> int:
-        """Return how much room the output's disk has."""
-        return self._writer.free_bytes()
 
     def close(self, *, keep_hosts: bool = False) -> None:
         """Free what writing and scaling hold, but for host memory where it is kept for a level to come."""

@@ -132,11 +132,15 @@ class LevelProgress:
         Called with each block that is done, one call at a time.
     listener
         Told what happens.
+    free_bytes
+        Returns how much room the output's disk has.
     """
 
-    def __init__(self, plan: Plan, done: bytearray, record: Record, listener: Listener) -> None:
+    def __init__(
+        self, plan: Plan, done: bytearray, record: Record, listener: Listener, free_bytes: Callable[[], int]
+    ) -> None:
         self.plan, self.done, self.tell = plan, done, listener
-        self._record = record
+        self._record, self._free_bytes = record, free_bytes
         self._lock = threading.Lock()
         self._before, self._stored = plan.voxels_of(done), 0
 
@@ -161,15 +165,8 @@ class LevelProgress:
         except OSError as error:
             raise BlockFailed("writing", self.plan.block(index), error) from error
 
-    def fail(self, failure: Exception, free_bytes: Callable[[], int]) -> NoReturn:
-        """Raise what an executor raises of a failure.
-
-        Parameters
-        ----------
-        failure
-            What ended the level.
-        free_bytes
-            Returns how much room the output's disk has.
+    def fail(self, failure: Exception) -> NoReturn:
+        """Raise what an executor raises of a failure that ended the level.
 
         Raises
         ------
@@ -185,7 +182,7 @@ class LevelProgress:
         if isinstance(failure.error, DeviceLostError):
             raise failure.error
         written = self.plan.voxels_of(self.done) - self._before
-        reason = failure.reason(lambda: missing(self.plan, self.done, written, self._stored, free_bytes()))
+        reason = failure.reason(lambda: missing(self.plan, self.done, written, self._stored, self._free_bytes()))
         raise JobError(reason) from failure
 
 

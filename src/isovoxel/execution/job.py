@@ -186,7 +186,8 @@ class Job:
         """Make all levels, one after the other, of each the blocks that are not done."""
         plan, listen = task.plan, partial(self._listen, ledger)
         try:
-            progress = LevelProgress(plan, parts[0], partial(self._record, ledger, plan, parts), listen)
+            record = partial(self._record, ledger, plan, parts)
+            progress = LevelProgress(plan, parts[0], record, listen, task.free_bytes)
             elapsed = executor.run(progress, last=not plan.further)
         except InterruptedJobError:
             raise
@@ -210,7 +211,8 @@ class Job:
                     executor.prepare(further, retry(further.open), listen)
             except IsovoxelError as error:
                 raise JobError(f"level {level.level} cannot be begun: {error}") from error
-            progress = LevelProgress(level, part, partial(ledger.add, level=level.level), listen)
+            record = partial(ledger.add, level=level.level)
+            progress = LevelProgress(level, part, record, listen, task.free_bytes)
             took = executor.run(progress, last=level is plan.further[-1])
             elapsed = Elapsed(elapsed.seconds + took.seconds, elapsed.idle + took.idle)
         return elapsed

@@ -81,7 +81,7 @@ class SubprocessExecutor:
                     raise JobError(f"{death}, {FRUITLESS} times without having done a block") from None
                 progress.tell(Restarted(str(death)))
             except Exception as failure:  # noqa: BLE001 - raised again
-                progress.fail(failure, self._task.free_bytes)
+                progress.fail(failure)
 
     def _watch(self, progress: LevelProgress) -> Elapsed:
         """Start a worker, and take what it makes until it ends."""
@@ -185,7 +185,9 @@ def _make(task: Task, device: str, done: bytearray, tell: Callable[[str, Any], N
     volume = task.open()
     engine = open_engine(task.plan.engine, device)
     in_flight = engine.prepare(task.plan)
-    progress = LevelProgress(task.plan, done, lambda *noted: tell("done", noted), lambda event: tell("event", event))
+    progress = LevelProgress(
+        task.plan, done, lambda *noted: tell("done", noted), lambda event: tell("event", event), task.free_bytes
+    )
     return ThreadRun(progress, BlockMaker.of_task(task, volume, engine, progress.tell), in_flight, volume.array).run()
 
 

@@ -168,7 +168,7 @@ class ThreadRun:
             raise  # even freeing memory waits for the device
         except Exception as failure:  # noqa: BLE001 - raised again
             self._maker.close()
-            self.progress.fail(failure, self._maker.free_bytes)
+            self.progress.fail(failure)
         except KeyboardInterrupt:
             self._maker.close()
             raise

@@ -147,10 +147,6 @@ class OmeZarrWriter:
         """Say how many cores nobody else needs; threads that help to encode take no more."""
         self._encoder.spare(cores)
 
-    def free_bytes(self) -> int:
-        """Return how much room the disk has."""
-        return self._store.free_bytes()
-
     def close(self) -> None:
         """End the writer's threads and let go of their memory; what is incomplete stays marked so."""
         self._encoder.close()

@@ -149,7 +149,7 @@ class DistributedExecutor:
                 twice=plan.engine != "cle" or len({m.device.name for m in members.values()}) == 1,
             ).run()
         except Exception as failure:  # noqa: BLE001 - raised again
-            progress.fail(failure, self._task.free_bytes)
+            progress.fail(failure)
         seconds = time.perf_counter() - began
         threads = plan.in_flight * len(self.cluster.pool.members)
         return Elapsed(seconds, max(0.0, threads * seconds - results.busy))
