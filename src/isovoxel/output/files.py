@@ -17,7 +17,6 @@ In an object store, which has no links, objects whose keys begin like the ledger
 
 from __future__ import annotations
 
-import abc
 import contextlib
 import errno
 import os
@@ -225,41 +224,11 @@ AGAIN_SECONDS = 1.0
 """Pause after a put that failed for good, which is a client's that has asked again many times."""
 
 
-class Lines(abc.ABC):
-    """Lines of text that outlast the process that added them; any thread may add some."""
+class FileLines:
+    """Lines of a file, which outlast the process that added them; any thread may add some.
 
-    @abc.abstractmethod
-    def add(self, line: bytes) -> None:
-        """Add a line, with its newline."""
-
-    @abc.abstractmethod
-    def __iter__(self) -> Iterator[bytes]:
-        """Yield all whole lines, one at a time."""
-
-    @abc.abstractmethod
-    def clear(self) -> None:
-        """Forget all lines."""
-
-    @abc.abstractmethod
-    def hold(self, check: Callable[[], None] = lambda: None) -> None:
-        """Take the lines over from whoever added some before, who adds none any more.
-
-        Parameters
-        ----------
-        check
-            Raises where they have been taken over from this process; asked before anything is kept.
-        """
-
-    @abc.abstractmethod
-    def close(self) -> None:
-        """Keep what was added, and let go of the rest."""
-
-
-class FileLines(Lines):
-    """Lines of a file: a new one for each process, with the whole lines of the one before.
-
-    So what another process still has open, which was taken for dead, is read by nobody, and one that was torn when a
-    process died is cut off.
+    Each process begins a new file, with the whole lines of the one before. So what another process still has open,
+    which was taken for dead, is read by nobody, and a line that was torn when a process died is cut off.
 
     Parameters
     ----------
@@ -274,7 +243,12 @@ class FileLines(Lines):
         self._lock = threading.Lock()
 
     def hold(self, check: Callable[[], None] = lambda: None) -> None:
-        """Begin the new file.
+        """Take the lines over from whoever added some before, who adds none any more: begin the new file.
+
+        Parameters
+        ----------
+        check
+            Raises where they have been taken over from this process; asked before anything is kept.
 
         Raises
         ------
@@ -331,8 +305,8 @@ class FileLines(Lines):
             self._file = -1
 
 
-class ObjectLines(Lines):
-    """Lines in a store.
+class ObjectLines:
+    """Lines in a store, as `FileLines` has them on a disk.
 
     Parameters
     ----------

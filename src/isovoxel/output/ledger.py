@@ -40,7 +40,6 @@ from isovoxel.output.files import (
     REPLACED,
     SAVED,
     FileLines,
-    Lines,
     ObjectLines,
     check_folder,
     claim,
@@ -87,7 +86,7 @@ class Ledger:
         self._check: Callable[[], None] = lambda: None
         self._blocks = [level.n_blocks for level in plan.levels]
         blocks = folder / BLOCKS
-        self._lines: Lines = FileLines(blocks) if isinstance(blocks, Path) else ObjectLines(blocks)
+        self._lines = FileLines(blocks) if isinstance(blocks, Path) else ObjectLines(blocks)
 
     @classmethod
     def begin(cls, folder: Place, plan: Plan, check: Callable[[], None] = lambda: None) -> Ledger:
