@@ -136,7 +136,7 @@ CASES: dict[str, Case] = {
         "it has the shape 19 x 24, not 20 x 24, as",
     ),
     "slices: one a pipe": Case(
-        bad.slices("1.tif", odd=lambda path: (path.unlink(), os.mkfifo(path))), "no TIFF slices"
+        bad.slices("1.tif", odd=lambda path: (path.unlink(), os.mkfifo(path))), "no TIFF or PNG slices"
     ),
     # ---- .npy
     "npy: objects": Case(bad.npy(np.array([[[{}]]])), "holds object"),

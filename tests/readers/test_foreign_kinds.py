@@ -54,11 +54,16 @@ def by_pillow(path: Path) -> Path:
 
 
 def slices_by_pillow(path: Path) -> Path:
-    """Write a folder of TIFF slices."""
+    """Write a folder of slices, whose ending is its name."""
     path.mkdir()
     for z, plane in enumerate(STACK):
-        PIL.Image.fromarray(plane).save(path / f"z{z}.tif")
+        PIL.Image.fromarray(plane).save(path / f"z{z}.{path.name}")
     return path
+
+
+def slices_seen(path: Path) -> Seen:
+    """Read them with Pillow."""
+    return np.stack([np.array(PIL.Image.open(file)) for file in sorted(path.iterdir())]), None
 
 
 def by_tifffile(path: Path, **options: Any) -> Path:
@@ -293,10 +298,11 @@ FOREIGN = (
         "TIFF slices",
         "Pillow",
         "tifffile",
-        "slices",
+        "tif",
         slices_by_pillow,
         lambda path: (tifffile.imread(sorted(path.iterdir())), None),
     ),
+    Foreign("PNG slices", "Pillow", "Pillow", "png", slices_by_pillow, slices_seen),
     *(
         Foreign(f"OME-Zarr {version}", "ngff-zarr", "tensorstore", "a.ome.zarr", by_ngff_zarr(version), ngff_seen)
         for version in ("0.4", "0.5", "0.6")

@@ -81,7 +81,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         ("empty", r"is empty \(0 bytes\)"),
         (
             "text",
-            "is of no kind that isovoxel knows; isovoxel reads TIFF, OME-Zarr, zarr arrays, N5, folders of TIFF slices",
+            "is of no kind that isovoxel knows; isovoxel reads TIFF, OME-Zarr, zarr arrays, N5, Neuroglancer",
         ),
         ("folder", "is a folder but no zarr"),
         ("pipe", "is neither a file nor a folder"),

@@ -16,6 +16,7 @@ import mrcfile
 import nibabel
 import numcodecs
 import numpy as np
+import PIL.Image
 import pytest
 import tensorstore
 import tifffile
@@ -74,6 +75,13 @@ def slices(planes: int = 1, **options: Any) -> Make:
         return folder
 
     return make
+
+
+def png_slices(folder: Path, array: np.ndarray) -> Path:
+    """Make a folder of PNG slices."""
+    for z, plane in enumerate(array):
+        PIL.Image.fromarray(plane).save(folder / f"z{z}.png", compress_level=1)
+    return folder
 
 
 def hdf5(**options: Any) -> Make:
@@ -268,6 +276,7 @@ MAKERS: dict[str, Make] = {
     "TIFF slices": slices(metadata=None),
     "TIFF slices, big-endian, LZW": slices(byteorder=">", compression="lzw", metadata=None),
     "TIFF slices of several planes": slices(4),
+    "PNG slices": png_slices,
     "zarr v3": zarr_array(chunks=(5, 16, 32)),
     "zarr v3, uncompressed, big-endian": zarr_array(
         chunks=(5, 16, 32), compressors=None, serializer=zarr.codecs.BytesCodec(endian="big")
@@ -396,6 +405,7 @@ LARGE: dict[str, Make] = {
     "TIFF slices": slices(metadata=None),
     "TIFF slices, big-endian, predictor": slices(metadata=None, byteorder=">", compression="lzw", predictor=True),
     "TIFF slices of several planes": slices(8, compression="zlib"),
+    "PNG slices": png_slices,
     "NRRD, gzip, big-endian": by_nrrd("gzip", "big"),
     "MRC, turned": mrc,
     "N5": n5((17, 157, 211)),

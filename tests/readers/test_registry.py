@@ -13,7 +13,12 @@ from command_line import Isovoxel
 from isovoxel.readers.registry import FORMATS, Format, known_formats
 
 ROOT = Path(__file__).parents[2]
-SHORT = {"folders of TIFF slices": "slices", "zarr arrays": "zarr", "BigDataViewer N5": "BigDataViewer"}
+SHORT = {
+    "folders of TIFF slices": "slices",
+    "zarr arrays": "zarr",
+    "PNG slices": "PNG",
+    "BigDataViewer N5": "BigDataViewer",
+}
 """What inputs of a format are called where its name is a plural, or part of another's."""
 NAMES = [(SHORT.get(name, name), one.extra) for one in FORMATS for name in (one.name, *one.also)]
 

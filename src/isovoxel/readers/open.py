@@ -46,7 +46,6 @@ _PACKERS = {
 }
 """How files begin that hold others, by whose program, and what unpacks them."""
 _OTHERS = {
-    "PNG": (0, b"\x89PNG\r\n\x1a\n"),
     "JPEG": (0, b"\xff\xd8\xff"),
     "DICOM": (128, b"DICM"),
 }
@@ -61,8 +60,8 @@ def open_volume(
     Parameters
     ----------
     source
-        Path of a TIFF (ImageJ, OME-TIFF, BigTIFF), a folder or a pattern (``*.tif``) of TIFF slices, a zarr array, an
-        OME-Zarr image, a zipped zarr (``.ozx``), an N5 dataset, a Neuroglancer precomputed volume, an HDF5
+        Path of a TIFF (ImageJ, OME-TIFF, BigTIFF), a folder or a pattern (``*.tif``) of TIFF or PNG slices, a zarr
+        array, an OME-Zarr image, a zipped zarr (``.ozx``), an N5 dataset, a Neuroglancer precomputed volume, an HDF5
         (``file.h5:/path/to/dataset``), Imaris, BigDataViewer (``.xml``), NIfTI, NRRD, MetaImage, MRC, CZI, LIF, ND2, DV
         or ``.npy`` file; or the address of a zarr array or an OME-Zarr image in an object store, such as
         "s3://bucket/a.zarr"; or a NumPy array, a dask array, a zarr array or an open `Volume`. Always z, y, x.
@@ -288,7 +287,9 @@ def _unknown(at: Location, faults: Sequence[str]) -> InputError:
     known = f"isovoxel reads {known_formats()}"
     beside = "".join(f"; {fault}" for fault in faults)
     if at.kind == "folder":
-        return InputError(f"{at.name} is a folder but no zarr, and holds no TIFF slices; {known}{beside}")
+        others = any(path.suffix.lower() in (".jpg", ".jpeg", ".bmp") for path in at.path.iterdir())
+        way_on = "save its JPEG or BMP slices as TIFF or PNG" if others else f"{known}{beside}"
+        return InputError(f"{at.name} is a folder but no zarr, and holds no TIFF or PNG slices; {way_on}")
     if at.inner is not None:
         return no_inner(at)
     if at.path.name in (*TOP, ATTRIBUTES, N5_ATTRIBUTES):

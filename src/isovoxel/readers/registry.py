@@ -159,6 +159,7 @@ FORMATS = (
         selects=("level", "channel"),
     ),
     Format("folders of TIFF slices", _late("slices", "has_slices"), _late("slices", "open_folder"), kinds=("folder",)),
+    Format("PNG slices", _late("png", "is_png"), _late("png", "open_png"), kinds=("file", "folder")),
     *(
         Format(
             name,

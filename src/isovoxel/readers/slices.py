@@ -40,15 +40,18 @@ from isovoxel.readers.tiff_layout import Stack, planes_reader
 from isovoxel.readers.tiff_pages import Directories, read_directories
 from isovoxel.readers.tiled import MixedReader
 
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+"""What a PNG begins with."""
+
 ENDINGS = (".tif", ".tiff")
 """Names of slices end in one of these; other files of their folder are passed over."""
 
 
-def slices_in(folder: Path) -> Iterator[str]:
-    """Yield the paths of the TIFF slices in a folder, absolute, in no order; those of hidden files are none."""
+def slices_in(folder: Path, endings: tuple[str, ...] = ENDINGS) -> Iterator[str]:
+    """Yield the paths of the slices in a folder, absolute, in no order; those of hidden files are none."""
     with os.scandir(folder.resolve()) as entries:
         for entry in entries:
-            if entry.name.lower().endswith(ENDINGS) and not entry.name.startswith(".") and entry.is_file():
+            if entry.name.lower().endswith(endings) and not entry.name.startswith(".") and entry.is_file():
                 yield entry.path
 
 
@@ -82,6 +85,11 @@ def open_pattern(pattern: str) -> Volume:
     files = [file for file in glob.iglob(where, recursive=True) if Path(file).is_file()]  # noqa: PTH207
     if not files:
         raise InputMissingError(f"no file's name matches {pattern}; check the pattern, and the folder that it names")
+    with Path(files[0]).open("rb") as first:
+        if first.read(len(PNG_MAGIC)) == PNG_MAGIC:
+            from isovoxel.readers.png import open_pngs
+
+            return open_pngs(files, where, pattern)
     return open_slices(files, where, pattern)
 
 
@@ -115,8 +123,8 @@ def open_slices(files: Sequence[str], where: str, name: str) -> Volume:
         name=name,
         kind=f"{volume.kind} slices",
         sources=sources,
-        identity=_identity(ordered, where),
-        current_identity=partial(_identity, tuple(ordered), where),
+        identity=slices_identity(ordered, where),
+        current_identity=partial(slices_identity, tuple(ordered), where),
         files=FileList(tuple(ordered)),
         notes=(note,) if note else (),
     )
@@ -271,7 +279,7 @@ def _check_magic(file: str) -> None:
         raise InputError(f"{file} is no TIFF, as all slices must be; leave it out by a pattern, such as '*.tif'")
 
 
-def _identity(files: Sequence[str], where: str) -> dict[str, Any]:
+def slices_identity(files: Sequence[str], where: str) -> dict[str, Any]:
     """Return what tells these files from others, as JSON values."""
     digest = hashlib.sha256()
     size = times = 0
