@@ -212,17 +212,29 @@ def test_a_job_that_fails_says_why_and_how_to_go_on(
     assert "Traceback" not in text
 
 
-def test_labels_that_were_painted_are_scaled_as_they_are_seen(viewer: Any, tmp_path: Path) -> None:
+def test_labels_that_were_painted_are_scaled_as_they_are_seen(
+    viewer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import tifffile
+
+    import isovoxel.napari.widget as module
 
     path = tmp_path / "nuclei.tif"
     metadata = {"axes": "ZYX", "spacing": 4, "unit": "micron"}
-    tifffile.imwrite(path, np.full((4, 30, 30), 3, np.uint16), imagej=True, resolution=(1, 1), metadata=metadata)
+    tifffile.imwrite(path, np.full((40, 160, 160), 3, np.uint16), imagej=True, resolution=(1, 1), metadata=metadata)
     viewer.open(str(path), plugin="napari", layer_type="labels")
     _, widget = viewer.window.add_plugin_dock_widget("isovoxel", "Make isotropic")
     assert planned(widget).startswith("File: ")
     viewer.layers[0].paint((1, 5, 6), 9)
-    assert "The layer's array was scaled" in run(widget)
+    follower = module.Follower
+    monkeypatch.setattr(module, "Follower", stopping(1, widget.stop))
+    text = run(widget)
+    assert "Run goes on with it." in text  # and no command, which would read the file
+    assert "The layer's array was scaled, because its voxels are no longer those of" in text
+    assert planned(widget).startswith("Array: ")
+    assert "the job would go on" in planned(widget)
+    monkeypatch.setattr(module, "Follower", follower)
+    assert run(widget).startswith("Written in ")
     result = viewer.layers[-1]
     assert isinstance(result, napari.layers.Labels)
     assert np.asarray(result.data)[4 * 1 + 1, 5, 6] == 9

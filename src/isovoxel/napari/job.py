@@ -147,9 +147,16 @@ def plan_layer(found: LayerInput, request: Request, output: str, *, overwrite: b
 
 
 class Follower:
-    """Listens to a job: notes how far it is, and interrupts it where the user has cancelled it."""
+    """Listens to a job: notes how far it is, and interrupts it where the user has cancelled it.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    found
+        What of a layer is scaled.
+    """
+
+    def __init__(self, found: LayerInput) -> None:
+        self.found = found
         self.view = ProgressView(bar=False, notes=False)
         self.notes: list[str] = []
         self.done = self.total = 0
@@ -175,27 +182,22 @@ class Follower:
             raise KeyboardInterrupt
 
 
-def scale_layer(
-    layer: Any, found: LayerInput, request: Request, output: str, follower: Follower, *, overwrite: bool
-) -> tuple[LayerInput, ScaleResult]:
+def scale_layer(layer: Any, follower: Follower, request: Request, output: str, *, overwrite: bool) -> ScaleResult:
     """Scale a layer: its file, or its array where that was edited since it was read from the file.
 
     Parameters
     ----------
-    layer, found, request
-        The layer, what of it is scaled, and how.
+    layer
+        The layer.
+    follower
+        Knows what of it is scaled, and from here on, what really is; told what happens.
+    request
+        How it is scaled.
     output, overwrite
         As of `isovoxel.scale`.
-    follower
-        Told what happens.
-
-    Returns
-    -------
-    found, result
-        What was scaled, and what was made of it.
     """
+    found = follower.found
     if not is_unchanged(found, layer):
         why = f"its voxels are no longer those of {found.source}"
-        found = replace(find_input(layer, found.axes, file=False), why=why)
-    options = keywords(found, request)
-    return found, scale(found.source, output, overwrite=overwrite, listeners=[follower], **options)
+        follower.found = found = replace(find_input(layer, found.axes, file=False), why=why)
+    return scale(found.source, output, overwrite=overwrite, listeners=[follower], **keywords(found, request))

@@ -58,16 +58,14 @@ class Job:
 
     layer: Any
     """What is scaled."""
-    found: LayerInput
-    """What of it."""
     request: Request
     """How."""
     output: str
     """Where the result is written."""
     follower: Follower
-    """Knows how far it is."""
-    future: Future[tuple[LayerInput, ScaleResult]]
-    """Returns what was scaled, and the result."""
+    """Knows what of the layer is scaled, and how far it is."""
+    future: Future[ScaleResult]
+    """Returns the result."""
     bar: Any
     """What napari's activity shows of it."""
 
@@ -268,15 +266,13 @@ class MakeIsotropic(Container):
         )
         if overwrite:
             self._remove_layers(output)  # whose voxels go
-        follower = Follower()
-        future = self._worker.submit(scale_layer, layer, found, request, output, follower, overwrite=overwrite)
+        follower = Follower(found)
+        future = self._worker.submit(scale_layer, layer, follower, request, output, overwrite=overwrite)
         bar = cancelable_progress(total=0, desc="isovoxel", bar_format="{desc}|{unit}", unit="")
-        self._job = Job(layer, found, request, output, follower, future, bar)
+        self._job = Job(layer, request, output, follower, future, bar)
         with self._overwrite.changed.blocked():
             self._overwrite.value = False  # so that the next run resumes
-        words = command(found.source, output, keywords(found, request)) if found.is_file else ""
-        self._command.value = words
-        self._command.visible = bool(words)
+        self._show_command(self._job)
         self._say("Preparing ...")
         self._show_buttons()
 
@@ -293,6 +289,7 @@ class MakeIsotropic(Container):
         follower, bar = job.follower, job.bar
         if job.future.done():
             self._job = None
+            self._show_command(job)
             self._end(job)
             self._change()
             bar.close()
@@ -301,6 +298,7 @@ class MakeIsotropic(Container):
             self.stop()
         if not follower.total:
             return
+        self._show_command(job)
         text = str(follower.view)
         stopping = ["Cancelling: blocks in flight are finished first."] if follower.cancelled else []
         self._say(f"Scaling: {text}", *stopping, *follower.notes[-1:])
@@ -312,28 +310,37 @@ class MakeIsotropic(Container):
 
     def _end(self, job: Job) -> None:
         """Show the result, or say why there is none and how to go on."""
-        follower = job.follower
-        go_on = "Run goes on with it" + (", as does this command without napari:" if job.found.is_file else ".")
+        follower, found = job.follower, job.follower.found
+        if self._found is not None and self._layer.value is job.layer:
+            self._found = found
+        go_on = "Run goes on with it" + (", as does this command without napari:" if found.is_file else ".")
+        array = [f"The layer's array was scaled, because {found.why}."] if found.why else []
         try:
-            found, result = job.future.result()
+            result = job.future.result()
         except KeyboardInterrupt:
-            self._say(f"Cancelled: {follower.done} of {follower.total} blocks are done and kept. {go_on}")
+            kept = f"Cancelled: {follower.done} of {follower.total} blocks are done and kept."
+            self._say(f"{kept} {go_on}", *array)
         except Exception as error:  # noqa: BLE001 - told
-            self._say(_sentence(error), *([go_on] if follower.total else []), failed=True)
+            self._say(_sentence(error), *([go_on] if follower.done else []), failed=True)
         else:
             self._command.visible = False
             self._remove_layers(job.output)
-            if self._adopt.value and (
-                scale := new_scale(job.layer, found.axes, job.request.voxel_size, job.request.unit)
-            ):
+            scale = new_scale(job.layer, found.axes, job.request.voxel_size, job.request.unit)
+            if scale and self._adopt.value:
                 for name, value in scale.items():
                     setattr(job.layer, name, value)
                 self._viewer.reset_view()
             data, arguments, kind = result_layer(job.layer, found, result)
             getattr(self._viewer, f"add_{kind}")(data, **arguments)
-            array = [f"The layer's array was scaled, because {found.why}."] if found.why and job.found.is_file else []
             took = f"in {duration(result.seconds)}" if result.seconds else "before"
             self._say(f"Written {took}: {job.output}", *array, *follower.notes)
+
+    def _show_command(self, job: Job) -> None:
+        """Show the command that does the job without napari, where it reads a file."""
+        found = job.follower.found
+        self._command.visible = found.is_file
+        if found.is_file:
+            self._command.value = command(found.source, job.output, keywords(found, job.request))
 
     def _remove_layers(self, output: str) -> None:
         """Remove layers that show an output."""
