@@ -22,7 +22,6 @@ from isovoxel.object_store.addresses import Place
 from isovoxel.object_store.retries import retry
 from isovoxel.output.shard_store import level_path
 from isovoxel.planning.plan import Plan
-from isovoxel.readers.base import Volume
 from isovoxel.readers.zarr_array import open_written
 
 MOST_CHUNKS = 16
@@ -51,7 +50,19 @@ def display_windows(output: Place, plan: Plan) -> list[DisplayWindow]:
     place, source = output / level_path(plan.level), plan.source
     volume = open_written(place, plan.output.shape, np.dtype(source.dtype), plan.storage, source.series)
     channels = dict(plan.source.series).get("c", 1)
-    return [_window(volume, _some_chunks(plan, channel, channels)) for channel in range(channels)]
+    windows = []
+    for channel in range(channels):
+        kept: list[NDArray[np.float64]] = []
+        low, high = math.inf, -math.inf
+        for chunk in _some_chunks(plan, channel, channels):
+            voxels = retry(partial(volume.read, chunk)).reshape(-1)
+            if voxels.dtype.kind == "f":
+                voxels = voxels[np.isfinite(voxels)]
+            if voxels.size:
+                low, high = min(low, float(voxels.min())), max(high, float(voxels.max()))
+                kept.append(voxels[:: ceil_div(voxels.size, MOST_VOXELS)].astype(np.float64))
+        windows.append(_window(kept, low, high))
+    return windows
 
 
 def _some_chunks(plan: Plan, channel: int, channels: int) -> Iterator[Box]:
@@ -72,17 +83,8 @@ def _some_chunks(plan: Plan, channel: int, channels: int) -> Iterator[Box]:
         yield box & Box.whole(plan.output.shape)
 
 
-def _window(volume: Volume, chunks: Iterator[Box]) -> DisplayWindow:
-    """Return what of a channel is shown; of no numbers at all, from 0 to 1."""
-    kept: list[NDArray[np.float64]] = []
-    low, high = math.inf, -math.inf
-    for chunk in chunks:
-        voxels = retry(partial(volume.read, chunk)).reshape(-1)
-        if voxels.dtype.kind == "f":
-            voxels = voxels[np.isfinite(voxels)]
-        if voxels.size:
-            low, high = min(low, float(voxels.min())), max(high, float(voxels.max()))
-            kept.append(voxels[:: ceil_div(voxels.size, MOST_VOXELS)].astype(np.float64))
+def _window(kept: list[NDArray[np.float64]], low: float, high: float) -> DisplayWindow:
+    """Return what of some voxels between two values is shown; of no numbers at all, from 0 to 1."""
     if not kept:
         return DisplayWindow(0.0, 0.0, 1.0, 1.0)
     start, end = (float(value) for value in np.percentile(np.concatenate(kept), PERCENTILES))
