@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Box
-from isovoxel.metadata.ome import DisplayWindow
+from isovoxel.metadata.series import DisplayWindow
 from isovoxel.object_store.addresses import Place
 from isovoxel.object_store.retries import retry
 from isovoxel.output.shard_store import level_path

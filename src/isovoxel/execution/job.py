@@ -40,7 +40,7 @@ from isovoxel.execution.events import (
 from isovoxel.execution.executor import Elapsed, Executor, InterruptedAgain, LevelProgress, Task, VolumeSource
 from isovoxel.execution.output import OutputClaim, OutputRequest, claim_output
 from isovoxel.execution.retry import changed, clause, kept
-from isovoxel.metadata.ome import omero_attribute
+from isovoxel.metadata.series import omero_attribute
 from isovoxel.object_store.files import refusal
 from isovoxel.object_store.retries import patience, retry
 from isovoxel.output.files import NEW, NOW

@@ -21,12 +21,11 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 from isovoxel.errors import InputError
 from isovoxel.geometry.grid import AXES, VoxelGrid
-from isovoxel.metadata.series import Channel, SeriesAxis, checked_color, encodable, stays_inside
+from isovoxel.metadata.series import SeriesAxis, encodable, stays_inside
 
 TIME = ("t", "time")
 """What the time axis is called."""
@@ -122,20 +121,6 @@ def time_step_of(level: Level) -> tuple[float, str | None]:
         if axis.lower() in TIME and step > 0:
             return (step, unit)
     return (1.0, None)
-
-
-def read_channels(attributes: Mapping[str, Any]) -> tuple[Channel, ...]:
-    """Return what a group's attributes say of the channels of its image: nothing where that is not clear."""
-    inner = attributes.get("ome")
-    omero = (inner if isinstance(inner, Mapping) else attributes).get("omero")
-    listed = omero.get("channels") if isinstance(omero, Mapping) else None
-    if not isinstance(listed, list) or not all(isinstance(channel, Mapping) for channel in listed):
-        return ()
-    return tuple(Channel(_text(channel.get("label")), checked_color(channel.get("color"))) for channel in listed)
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) and value else None
 
 
 def is_label_image(attributes: Mapping[str, Any]) -> bool:
@@ -450,62 +435,3 @@ def _shown(value: object) -> str:
         case _:
             shown = "an object"
     return shown
-
-
-# ---- channels ------------------------------------------------------------------------------------------------------
-
-# The attribute "omero" of OME-Zarr: name, colour and window of each channel.
-#
-# Source: https://ngff.openmicroscopy.org/0.5/, "omero".
-
-
-WHITE = "FFFFFF"
-"""The colour of a single channel of which none is known."""
-COLORS = ("FF00FF", "00FF00", "00FFFF", "FFFF00", "FF0000", "0000FF")
-"""Those of several, in turn: magenta and green first, which nearly everybody can tell apart."""
-
-
-class DisplayWindow(NamedTuple):
-    """Which values of a channel are shown, in grey levels."""
-
-    low: float
-    """The smallest that was found."""
-    start: float
-    """Shown as black."""
-    end: float
-    """Shown as the brightest."""
-    high: float
-    """The largest that was found."""
-
-
-def omero_attribute(channels: Sequence[Channel], windows: Sequence[DisplayWindow], depth: int) -> dict[str, Any]:
-    """Return the attribute, as plain JSON values.
-
-    Parameters
-    ----------
-    channels
-        What is known of the channels, or nothing.
-    windows
-        That of each channel.
-    depth
-        Number of planes along z.
-    """
-    from yaozarrs import v05  # 0.4 has the same attribute
-
-    colors = cycle(COLORS if len(windows) > 1 else (WHITE,))
-    known = channels if len(channels) == len(windows) else [Channel()] * len(windows)
-    listed = [
-        v05.OmeroChannel(
-            label=encodable(channel.label or f"channel {index}"),
-            color=channel.color or color,
-            window=v05.OmeroWindow(min=window.low, start=window.start, end=window.end, max=window.high),
-            active=True,
-            family="linear",
-            coefficient=1.0,
-            inverted=False,
-        )
-        for index, (channel, window, color) in enumerate(zip(known, windows, colors, strict=False))
-    ]
-    shown = v05.OmeroRenderingDefs(defaultT=0, defaultZ=depth // 2, model="color" if len(windows) > 1 else "greyscale")
-    attribute: dict[str, Any] = v05.Omero(channels=listed, rdefs=shown).model_dump(mode="json", exclude_none=True)
-    return attribute

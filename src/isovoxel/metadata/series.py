@@ -1,4 +1,4 @@
-"""`Series`: the volumes of one image beside z, y and x, and what its metadata say of them.
+"""Series: the volumes of one image beside z, y and x, and the channels that its metadata tell of.
 
 An image of several time points and channels is a series of volumes that all lie alike. They are counted with the last
 axis fastest, time before channels, whatever the order of the file.
@@ -7,10 +7,12 @@ axis fastest, time before channels, whatever the order of the file.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from math import isfinite
 from re import fullmatch
+from typing import Any, NamedTuple
 
 from isovoxel.metadata.units import canonical_time
 
@@ -127,3 +129,76 @@ def stays_inside(path: str) -> bool:
     if re.match(r"[A-Za-z]:", path) or "\0" in path:
         return False
     return all(part not in ("", ".", "..") for part in re.split(r"[/\\]", path))
+
+
+# ---- channels of OME-Zarr --------------------------------------------------------------------------------------------
+
+# The attribute "omero" of OME-Zarr: name, colour and window of each channel.
+#
+# Source: https://ngff.openmicroscopy.org/0.5/, "omero".
+
+
+WHITE = "FFFFFF"
+"""The colour of a single channel of which none is known."""
+COLORS = ("FF00FF", "00FF00", "00FFFF", "FFFF00", "FF0000", "0000FF")
+"""Those of several, in turn: magenta and green first, which nearly everybody can tell apart."""
+
+
+class DisplayWindow(NamedTuple):
+    """Which values of a channel are shown, in grey levels."""
+
+    low: float
+    """The smallest that was found."""
+    start: float
+    """Shown as black."""
+    end: float
+    """Shown as the brightest."""
+    high: float
+    """The largest that was found."""
+
+
+def read_channels(attributes: Mapping[str, Any]) -> tuple[Channel, ...]:
+    """Return what a group's attributes say of the channels of its image: nothing where that is not clear."""
+    inner = attributes.get("ome")
+    omero = (inner if isinstance(inner, Mapping) else attributes).get("omero")
+    listed = omero.get("channels") if isinstance(omero, Mapping) else None
+    if not isinstance(listed, list) or not all(isinstance(channel, Mapping) for channel in listed):
+        return ()
+    labels = [channel.get("label") for channel in listed]
+    return tuple(
+        Channel(label if isinstance(label, str) and label else None, checked_color(channel.get("color")))
+        for label, channel in zip(labels, listed, strict=True)
+    )
+
+
+def omero_attribute(channels: Sequence[Channel], windows: Sequence[DisplayWindow], depth: int) -> dict[str, Any]:
+    """Return the attribute, as plain JSON values.
+
+    Parameters
+    ----------
+    channels
+        What is known of the channels, or nothing.
+    windows
+        That of each channel.
+    depth
+        Number of planes along z.
+    """
+    from yaozarrs import v05  # 0.4 has the same attribute
+
+    colors = cycle(COLORS if len(windows) > 1 else (WHITE,))
+    known = channels if len(channels) == len(windows) else [Channel()] * len(windows)
+    listed = [
+        v05.OmeroChannel(
+            label=encodable(channel.label or f"channel {index}"),
+            color=channel.color or color,
+            window=v05.OmeroWindow(min=window.low, start=window.start, end=window.end, max=window.high),
+            active=True,
+            family="linear",
+            coefficient=1.0,
+            inverted=False,
+        )
+        for index, (channel, window, color) in enumerate(zip(known, windows, colors, strict=False))
+    ]
+    shown = v05.OmeroRenderingDefs(defaultT=0, defaultZ=depth // 2, model="color" if len(windows) > 1 else "greyscale")
+    attribute: dict[str, Any] = v05.Omero(channels=listed, rdefs=shown).model_dump(mode="json", exclude_none=True)
+    return attribute

@@ -80,7 +80,7 @@ def box_of(crop: Sequence[Sequence[int | None]], shape: Index3, name: str) -> Bo
     for axis, (first, last), n in zip(AXES, crop, shape, strict=True):
         a = 0 if first is None else first + n * (first < 0)
         b = n if last is None else last + n * (last < 0)
-        shown = f"{axis} {_text(first)}:{_text(last)}"
+        shown = f"{axis} {'' if first is None else first}:{'' if last is None else last}"
         if not (0 <= a <= n and 0 <= b <= n):
             raise OptionError(f"the crop {shown} reaches beyond {name}, which has {n} voxels along {axis}")
         if a >= b:
@@ -88,10 +88,6 @@ def box_of(crop: Sequence[Sequence[int | None]], shape: Index3, name: str) -> Bo
         start.append(a)
         stop.append(b)
     return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
-
-
-def _text(end: int | None) -> str:
-    return "" if end is None else str(end)
 
 
 # ---- what is selected ----------------------------------------------------------------------------------------------
