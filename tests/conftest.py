@@ -9,11 +9,14 @@ import sys
 import threading
 from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from command_line import Isovoxel, Outcome
+from isovoxel.object_store.objects import ObjectPlace
+from store_server import Server, serving
 
 # Tests never depend on time; a slow machine is not a failure.
 settings.register_profile("isovoxel", deadline=None, max_examples=60)
@@ -91,3 +94,23 @@ def isovoxel(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
         return Outcome(exit_.value.code, *capsys.readouterr())
 
     return run
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """Where an output shall be."""
+    return tmp_path / "out.zarr"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """Return an S3 server on this machine, for all tests of a module."""
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture
+def bucket() -> Iterator[ObjectPlace]:
+    """Return the bucket of an S3 server of a test's own."""
+    with serving():
+        yield ObjectPlace("s3://bucket", "")

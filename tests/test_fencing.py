@@ -28,7 +28,7 @@ from isovoxel.output.files import LOCK, FileLines, ObjectLines
 from isovoxel.output.ledger import Ledger, ledger_of
 from isovoxel.output.lock import ObjectLock
 from isovoxel.output.shard import ShardWriter
-from store_server import Server, contents, serving
+from store_server import Server, contents
 
 FIRST, SECOND = (np.random.default_rng(n).integers(0, 65536, (24, 16, 12)).astype(np.uint16) for n in range(2))
 OPTIONS: dict[str, Any] = {
@@ -128,13 +128,6 @@ TAKEN_OBJECTS: dict[str, Stage] = OBJECTS | {
 }
 KINDS = [("file", stage) for stage in FILES] + [("object", stage) for stage in OBJECTS]
 TAKEN = [("file", stage) for stage in TAKEN_FILES] + [("object", stage) for stage in TAKEN_OBJECTS]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    """Return a store for all tests of this module."""
-    with serving() as server:
-        yield server
 
 
 @pytest.fixture

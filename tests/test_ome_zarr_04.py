@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.output.ledger import ledger_of
 from isovoxel.output.provenance import read_provenance
 from isovoxel.planning.chunking import CODECS
-from store_server import Server, contents, serving
+from store_server import Server, contents
 
 VOXELS = np.random.default_rng(4).integers(1, 2**16, (16, 25, 35)).astype(np.uint16)
 OPTIONS: dict[str, Any] = {
@@ -261,7 +261,7 @@ def test_on_the_command_line(isovoxel: Isovoxel, source: Path, tmp_path: Path) -
     np.testing.assert_array_equal(voxels(tmp_path / "same.zarr"), VOXELS)
     words = ("scale", source, tmp_path / "no.zarr", *size, "--ome-zarr")
     check_refused(isovoxel(*words, "0.4", "--shard", "16,16,16"), "OME-Zarr 0.4 has no shards")
-    check_refused(isovoxel(*words, "0.3"), "ome_zarr must be one of 0.4, 0.5, not '0.3'")
+    check_refused(isovoxel(*words, "0.3"), "ome_zarr must be one of 0.4, 0.5, 0.6, not '0.3'")
     assert not (tmp_path / "no.zarr").exists()
 
 
@@ -272,13 +272,6 @@ def test_attributes_of_either_version_say_the_same() -> None:
     assert old["multiscales"][0].pop("version") == "0.4"
     assert old["multiscales"] == new["ome"]["multiscales"]
     assert old.keys() == {"multiscales", "image-label"}
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    """Return a store."""
-    with serving() as server:
-        yield server
 
 
 @pytest.mark.slow

@@ -52,12 +52,6 @@ def source(tmp_path: Path) -> Path:
     return tmp_path / "in.npy"
 
 
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    """Where the output shall be."""
-    return tmp_path / "out.zarr"
-
-
 def levels_of(out: Path) -> list[np.ndarray]:
     """Return the voxels of all levels, as zarr-python reads them."""
     group = zarr.open_group(out, mode="r")

@@ -77,12 +77,6 @@ def source(tmp_path: Path) -> Path:
     return tmp_path / "in.npy"
 
 
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    """Where the output shall be."""
-    return tmp_path / "out.zarr"
-
-
 def blocks_of(events: list[Event]) -> list[tuple[int, int]]:
     """Return level and number of each block that was told of."""
     return [(event.level, event.index) for event in events if isinstance(event, BlockDone)]

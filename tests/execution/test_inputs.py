@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from isovoxel.execution.inputs import check_apart, folders_of, places_of, read_a
 from isovoxel.object_store.objects import ObjectPlace
 from small_jobs import OPTIONS, VOXELS, save_input
 from snapshots import snapshot
-from store_server import contents, serving, upload
+from store_server import contents, upload
 
 WORDS = ("--factor", "2,1,1", "--engine", "exact", "--levels", "0")
 
@@ -219,13 +219,6 @@ def test_the_input_is_never_the_output(here: Path) -> None:
     with pytest.raises(OutputError, match=r"the output out.zarr/new lies inside the input out.zarr"):
         check_apart(read_as("input", "out.zarr"), folders_of("out.zarr/new"))
     check_apart(read_as("input", "out.zarr"), folders_of("out.zarr2"))
-
-
-@pytest.fixture
-def bucket() -> Iterator[ObjectPlace]:
-    """A bucket of an S3 server on this machine."""
-    with serving():
-        yield ObjectPlace("s3://bucket", "")
 
 
 def test_addresses_are_compared_as_paths_are(here: Path, bucket: ObjectPlace) -> None:

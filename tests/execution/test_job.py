@@ -49,12 +49,6 @@ def source(tmp_path: Path) -> Path:
     return tmp_path / "in.npy"
 
 
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    """Where the output shall be."""
-    return tmp_path / "out.zarr"
-
-
 def stop_after(blocks: int) -> Callable[[Event], None]:
     """Return a listener that ends the job."""
     left = [blocks]

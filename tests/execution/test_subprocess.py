@@ -33,12 +33,6 @@ OPTIONS: dict[str, Any] = {  # 64 blocks, each of which takes some milliseconds
 }
 
 
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    """Where the output shall be."""
-    return tmp_path / "out.zarr"
-
-
 def workers(pid: int | None = None) -> list[psutil.Process]:
     """Return the workers of a process, by default of this one."""
     found = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.output.files import BLOCKS, FILES, FOLDERS, JOB, LOCK, MARK, check_folder, claim
 from small_jobs import OPTIONS, interrupt, save_input
 from snapshots import snapshot
-from store_server import contents, serving
+from store_server import contents
 
 
 @pytest.fixture
@@ -178,13 +178,6 @@ def test_a_file_called_like_one_that_is_half_written_stays(tmp_path: Path, preci
         assert (tmp_path / name).read_bytes() == b"ours"
         (tmp_path / name).unlink()
     assert snapshot(tmp_path) == before
-
-
-@pytest.fixture
-def bucket() -> Iterator[ObjectPlace]:
-    """A bucket of an S3 server on this machine."""
-    with serving():
-        yield ObjectPlace("s3://bucket", "")
 
 
 def test_objects_that_are_not_isovoxels_are_refused_and_kept(bucket: ObjectPlace, source: Path) -> None:

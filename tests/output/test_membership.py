@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from isovoxel.output.files import LOCK
 from isovoxel.output.ledger import ledger_of
 from isovoxel.output.lock import FileLock
 from isovoxel.output.membership import membership_of
-from store_server import Server, contents, serving, upload
+from store_server import contents, upload
 
 VOXELS = np.random.default_rng(5).integers(0, 99, (16, 24, 20)).astype(np.uint16)
 OPTIONS: dict[str, Any] = {
@@ -343,13 +342,6 @@ def test_a_group_that_another_process_makes_meanwhile(
     group = zarr.open_group(store / "both", mode="r", zarr_format=FORMATS[version])
     assert group.attrs["first"] == 1
     assert list(group.group_keys()) == ["mine"]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    """Return a store."""
-    with serving() as server:
-        yield server
 
 
 @pytest.mark.slow

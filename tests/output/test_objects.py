@@ -34,7 +34,7 @@ from isovoxel.output.shard_store import store_of
 from isovoxel.output.writer import OmeZarrWriter
 from isovoxel.planning.chunking import Storage
 from isovoxel.planning.plan import Plan
-from store_server import Server, contents, serving, upload
+from store_server import Server, contents, upload
 from strategies import cut, new_output
 
 SEALS = [ShardReceipt(100, 2**32 - 1, '"tag"'), ShardReceipt(0, 0, '""')]
@@ -42,13 +42,6 @@ BUCKET = ObjectPlace("s3://bucket", "")
 SHAPE = (20, 30, 40)
 STORAGE = Storage((8, 8, 8), (16, 16, 16), "lz4")
 VOXELS = np.random.default_rng(0).integers(0, 9, SHAPE).astype("uint16")
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    """Return a server for all tests of this module."""
-    with serving() as server:
-        yield server
 
 
 @pytest.fixture

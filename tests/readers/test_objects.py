@@ -24,17 +24,10 @@ from isovoxel.readers.open import open_volume
 from isovoxel.readers.zarr_chunks import ChunkReader
 from isovoxel.readers.zarr_layout import AT_ONCE
 from isovoxel.readers.zarr_python import ZarrReader
-from store_server import Server, serving, upload
+from store_server import Server, upload
 
 VOXELS = np.random.default_rng(3).integers(0, 60000, (20, 33, 40)).astype("uint16")
 BOXES = [Box((0, 0, 0), (20, 33, 40)), Box((3, 5, 7), (17, 20, 33)), Box((19, 32, 39), (20, 33, 40))]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    """Return a server for all tests of this module."""
-    with serving() as server:
-        yield server
 
 
 @pytest.fixture

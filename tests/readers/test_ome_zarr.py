@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,17 +15,10 @@ from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.readers.open import open_volume
 from isovoxel.readers.selection import Selection
 from ome_zarrs import halved, put_attributes, pyramid
-from store_server import Server, serving, upload
+from store_server import upload
 
 DATA = np.random.default_rng(0).integers(0, 60_000, (8, 12, 16)).astype(np.uint16)
 VERSIONS = pytest.mark.parametrize("version", ["0.4", "0.5"])
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    """Return an S3 server."""
-    with serving() as server:
-        yield server
 
 
 def plate(path: Path, version: str, wells: int = 1) -> Path:

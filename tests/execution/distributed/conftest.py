@@ -11,12 +11,6 @@ from execution.distributed.clusters import Foreign
 
 
 @pytest.fixture
-def out(tmp_path: Path) -> Path:
-    """Where the output shall be."""
-    return tmp_path / "out.zarr"
-
-
-@pytest.fixture
 def foreign(tmp_path: Path) -> Iterator[Foreign]:
     """Return a scheduler in a process of its own, which has no worker yet."""
     folder = tmp_path / "foreign"
