@@ -290,3 +290,56 @@ def test_lerc_in_another_codec_is_read(codec: str, tmp_path: Path) -> None:
     args = {"compressionargs": {"compression": codec}}
     tifffile.imwrite(path, STACK, compression="lerc", photometric="minisblack", metadata=None, **args)
     np.testing.assert_array_equal(read_all(path)[0], STACK)
+
+
+# ---- ScanImage ---------------------------------------------------------------------------------------------------
+
+SETTINGS = {
+    "SI.VERSION_MAJOR": "'2018b'",
+    "SI.hChannels.channelSave": "1",
+    "SI.hRoiManager.imagingFovUm": "[-8 -6;8 -6;8 6;-8 6]",
+    "SI.hStackManager.actualNumSlices": "6",
+    "SI.hStackManager.actualStackZStepSize": "-2",
+}
+
+
+def scanimage(path: Path, planes: int = 6, **changes: str) -> Path:
+    """Write pages one by one, with the settings in the tag Software, as ScanImage does."""
+    settings = {**SETTINGS, **{f"SI.{key.replace('_', '.')}": value for key, value in changes.items()}}
+    software = "\n".join(f"{key} = {value}" for key, value in settings.items())
+    with tifffile.TiffWriter(path, bigtiff=True) as writer:
+        for plane in np.arange(planes * 24 * 32, dtype="int16").reshape(planes, 24, 32):
+            writer.write(plane, metadata=None, contiguous=False, software=software, photometric="minisblack")
+    return path
+
+
+def test_scanimage_states_its_field_of_view(tmp_path: Path) -> None:
+    """And the step between slices, of either sign; of a plane the step does not matter."""
+    volume = open_volume(scanimage(tmp_path / "a.tif"))
+    assert (volume.shape, volume.voxel_size, volume.unit) == ((6, 24, 32), (2, 0.5, 0.5), "micrometer")
+    plane = scanimage(tmp_path / "b.tif", 1, hStackManager_actualStackZStepSize="0", hStackManager_actualNumSlices="1")
+    assert open_volume(plane).voxel_size == (0.5, 0.5, 0.5)
+    unknown = open_volume(scanimage(tmp_path / "c.tif", hRoiManager_imagingFovUm="[]"))
+    assert (
+        unknown.missing == "z is 2 micrometer, but ScanImage's header has no field of view (imagingFovUm) for y and x"
+    )
+    broken = open_volume(scanimage(tmp_path / "d.tif", hRoiManager_imagingFovUm="[1 2;3"))
+    assert broken.voxel_size is None
+
+
+@pytest.mark.parametrize(
+    ("planes", "changes", "message"),
+    [
+        (12, {"hChannels_channelSave": "[1;2]"}, "it has 2 channels, whose pages alternate"),
+        (12, {}, "it has 6 slices, but 12 pages of each channel: volumes or frames follow one another"),
+        (6, {"hStackManager_actualNumSlices": "1"}, "it has 1 slices, but 6 pages"),
+    ],
+)
+def test_pages_of_scanimage_that_are_no_slices_are_refused(
+    planes: int, changes: dict[str, str], message: str, tmp_path: Path
+) -> None:
+    """They would look like a volume all the same; who knows better says so."""
+    path = scanimage(tmp_path / "a.tif", planes, **changes)
+    with pytest.raises(InputError, match=f"is ScanImage's, and {message}.*; write it as .*, or if .* give --axes zyx"):
+        open_volume(path)
+    assert open_volume(path, selection=Selection(axes="zyx")).shape == (planes, 24, 32)

@@ -9,6 +9,7 @@ resolution tags' own unit has no meaning.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from decimal import Decimal
 from math import isfinite
 from typing import Any
@@ -237,6 +238,56 @@ def read_stk(metadata: Mapping[str, Any], *, flat: bool = False) -> Calibration:
     y, x = (_number(metadata.get(f"{axis}Calibration")) if calibrated else None for axis in "YX")
     lengths = (z, Length(y, unit, "no calibration"), Length(x, unit, "no calibration"))
     return calibrate("MetaMorph's UIC tags", "MetaMorph's UIC tags", lengths, flat=flat)
+
+
+def read_scanimage(values: Mapping[str, Any], shape: tuple[int, int, int], *, flat: bool = False) -> Calibration:
+    """Return the voxel size that ScanImage states: its field of view and the step between slices, in micrometres.
+
+    Parameters
+    ----------
+    values
+        What its header says, by names such as "SI.hStackManager.actualStackZStepSize".
+    shape
+        Number of voxels, z, y, x.
+    flat
+        As in `calibrate`.
+    """
+    step = _stated(values, "actualStackZStepSize", "stackZStepSize")
+    sizes: list[float | None] = [None, None]
+    with suppress(TypeError, ValueError):
+        corners = np.asarray(values.get("SI.hRoiManager.imagingFovUm"), float).reshape(-1, 2)
+        sizes = [float(extent) / n for extent, n in zip(np.ptp(corners, axis=0), shape[:0:-1], strict=True)]
+    z = Length(None if step is None else abs(step), "micrometer", "no step between slices")
+    x, y = (Length(size, "micrometer", "no field of view (imagingFovUm)") for size in sizes)
+    return calibrate("ScanImage's header", "ScanImage's field of view and step between slices", (z, y, x), flat=flat)
+
+
+def scanimage_doubt(values: Mapping[str, Any], planes: int, axes: str) -> str:
+    """Return why pages cannot be the slices of one volume by what ScanImage says, as a clause, or nothing.
+
+    Parameters
+    ----------
+    values
+        As in `read_scanimage`.
+    planes
+        Number of pages that are taken as slices.
+    axes
+        Which axes are told apart, such as "zcyx".
+    """
+    saved = values.get("SI.hChannels.channelSave")
+    channels = len(saved) if isinstance(saved, list | tuple) else 1
+    slices = _stated(values, "actualNumSlices", "numSlices")
+    if channels > 1 and "c" not in axes.lower():
+        return f"it has {channels} channels, whose pages alternate"
+    if slices is not None and 1 <= slices < planes:
+        return f"it has {slices:g} slices, but {planes} pages of each channel: volumes or frames follow one another"
+    return ""
+
+
+def _stated(values: Mapping[str, Any], *names: str) -> float | None:
+    """Return the first number among settings of ScanImage's stack manager."""
+    found = (_number(values.get(f"SI.hStackManager.{name}")) for name in names)
+    return next((value for value in found if value is not None), None)
 
 
 def _number(value: Any) -> float | None:

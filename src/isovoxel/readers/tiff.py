@@ -12,6 +12,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,8 +36,10 @@ from isovoxel.metadata.tiff import (
     read_imagej_channels,
     read_imagej_step,
     read_lsm,
+    read_scanimage,
     read_stk,
     read_tiff_tags,
+    scanimage_doubt,
 )
 from isovoxel.metadata.units import Calibration
 from isovoxel.readers.base import Volume, check_voxels
@@ -100,6 +103,8 @@ def open_tiff(at: Location, selection: Selection) -> Volume:
             if stack.page.dtype is not None:
                 check_voxels(name, shape, stack.page.dtype)
             reader, read = reader_of(stack, name, picked)
+            if tif.is_scanimage and selection.axes is None:
+                _check_scanimage(tif, stack, shape[0], name)
             calibration = _calibration(tif, stack, pixels, found, len(images))
             axes, channels = _series_of(tif, stack, picked, pixels[index] if len(pixels) == len(images) else {}, index)
             kind = _KINDS.get(stack.kind, "TIFF") + (" (BigTIFF)" if tif.is_bigtiff else "")
@@ -204,7 +209,29 @@ def _calibration(
         return read_lsm(tif.lsm_metadata or {}, flat=flat)
     if stack.kind == "stk":
         return read_stk(tif.stk_metadata or {}, flat=flat)
+    if tif.is_scanimage:
+        return read_scanimage(_scanimage_values(tif), found.shape, flat=flat)
     return calibration_of(stack.page, stack.kind, flat=flat)
+
+
+def _scanimage_values(tif: tifffile.TiffFile) -> Mapping[str, Any]:
+    """Return what ScanImage says, which stands at the beginning of a BigTIFF, and in the first page's tag Software."""
+    values = None
+    with suppress(ValueError, TypeError, IndexError, KeyError, RecursionError):  # of settings that are none of MATLAB's
+        values = (tif.scanimage_metadata or {}).get("FrameData")
+        if not isinstance(values, Mapping):
+            values = tifffile.matlabstr2py(str(tif.pages.first.software or ""))
+    return values if isinstance(values, Mapping) else {}
+
+
+def _check_scanimage(tif: tifffile.TiffFile, stack: Stack, planes: int, name: str) -> None:
+    """Check that pages are the slices of one volume, as ScanImage says."""
+    doubt = scanimage_doubt(_scanimage_values(tif), planes, stack.axes)
+    if doubt:
+        raise InputError(
+            f"{name} is ScanImage's, and {doubt}; write it as OME-TIFF or OME-Zarr, or if its pages are slices all the "
+            "same, give --axes zyx"
+        )
 
 
 def _series_of(
