@@ -24,6 +24,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "limits": lambda **given: isovoxel.limits(ARRAY, **given),
     "verify": lambda **given: isovoxel.verify("out.zarr", **given),
     "workers": isovoxel.workers,
+    "images": lambda **given: isovoxel.images("plate.zarr", **given),
     "scale_array": lambda **given: isovoxel.scale_array(ARRAY, 2, **given),
     "show": lambda **given: isovoxel.show(ARRAY, **given),
     "Report": lambda **given: Report("r.html", "a.npy", "out.zarr", **given),
@@ -47,6 +48,7 @@ MISSPELT = [
     ("workers", "schedular", "scheduler"),
     ("scale_array", "interpolaton", "interpolation"),
     ("show", "croped", "crop"),
+    ("images", "imgae", "image"),
     ("Report", "croped", "crop"),
 ]
 

@@ -30,6 +30,7 @@ __all__ = [
     "ScalingOptions",
     "convert",
     "devices",
+    "images",
     "limits",
     "open_volume",
     "output_state",
@@ -88,6 +89,30 @@ def open_volume(
         image=image,
     )
     return open_input(source, given)
+
+
+@checked_keywords()
+def images(source: str | Path, image: str = "all") -> tuple[str, ...]:
+    """Return the images of a plate, a collection or a file of several, each as `open_volume` takes it for `image`.
+
+    Parameters
+    ----------
+    source
+        A path or an address, as in `open_volume`.
+    image
+        Which: "all", or a pattern of `fnmatch`, such as "A/*/0".
+
+    Raises
+    ------
+    InputError
+        If there is nothing, it cannot be read, or its kind holds one image.
+    OptionError
+        If no image matches.
+    """
+    from isovoxel.readers.images import matching_images
+    from isovoxel.readers.open import images_of
+
+    return tuple(one.path for one in matching_images(images_of(source).images, image, str(source)))
 
 
 @checked_keywords(ScalingOptions)
@@ -209,7 +234,7 @@ def scale(
     JobError
         If the job fails or is interrupted half-way.
     """
-    from isovoxel.jobs import scale_into
+    from isovoxel.image_jobs import scale_chosen
     from isovoxel.reporting.progress import job_progress
 
     given = Options(
@@ -223,7 +248,7 @@ def scale(
         **options,
     )
     with job_progress(progress) as view:
-        return scale_into(source, output, given, client=client, listeners=[*listeners, view])
+        return scale_chosen(source, output, given, client=client, listeners=[*listeners, view])
 
 
 @checked_keywords(ScalingOptions)
@@ -254,13 +279,13 @@ def convert(
     IsovoxelError, JobError
         As `scale` does, and an `OptionError` where an option is for scaling.
     """
-    from isovoxel.jobs import scale_into
+    from isovoxel.image_jobs import scale_chosen
     from isovoxel.reporting.progress import job_progress
 
     given = Options(overwrite=overwrite, on_corrupt=on_corrupt, workers=workers, scheduler=scheduler, **options)
     with job_progress(progress) as view:
         told: list[Listener] = [*listeners, view]
-        return scale_into(source, output, given.converting(), client=client, listeners=told, defaults=CONVERTING)
+        return scale_chosen(source, output, given.converting(), client=client, listeners=told, defaults=CONVERTING)
 
 
 @checked_keywords()
@@ -308,6 +333,7 @@ def limits(
 def verify(
     output: str | Path,
     *,
+    image: str | int | None = None,
     against: Any = None,
     samples: int = 400,
     seed: int = 0,
@@ -323,6 +349,8 @@ def verify(
     ----------
     output
         An OME-Zarr that isovoxel has written; its attributes say from what and how.
+    image
+        Which of an output of several images, as in `ScalingOptions`; by default all of them.
     against
         The source, where it is no longer where the attributes say: as in `open_volume`; of a file, the same part.
     samples
@@ -345,13 +373,14 @@ def verify(
     DoesNotFitError
         If a single voxel takes more than `memory`.
     """
-    from isovoxel.execution.verify import verify_output
+    from isovoxel.execution.verify_images import verify_images
     from isovoxel.reporting.progress import reading_progress
 
     with reading_progress(progress) as view:
-        return verify_output(
+        return verify_images(
             output,
             against,
+            image,
             samples=samples,
             seed=seed,
             every_chunk=every_chunk,

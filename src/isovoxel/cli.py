@@ -20,7 +20,7 @@ from typing import Any
 import typer
 
 from isovoxel import parameters
-from isovoxel.errors import InterruptedJobError, IsovoxelError
+from isovoxel.errors import InterruptedJobError, IsovoxelError, OptionError
 from isovoxel.execution.result import ScaleResult
 from isovoxel.execution.retry import clause
 from isovoxel.execution.signals import signals
@@ -34,6 +34,7 @@ from isovoxel.parameters import (
     with_options,
     without_overwrite,
 )
+from isovoxel.readers.images import means_several
 from isovoxel.reporting.records import Record
 from isovoxel.reporting.text import Line
 from isovoxel.terminal import columns, debugging, exit_code, lost, put, say, trace
@@ -76,7 +77,7 @@ def _do(
     from isovoxel import api
     from isovoxel.reporting.progress import ProgressView
     from isovoxel.reporting.records import job_record
-    from isovoxel.reporting.text import job_lines
+    from isovoxel.reporting.several import done_lines
 
     with _notes(quiet=quiet):
         _check_apart(source, output, options, config, {"report": report})
@@ -92,7 +93,7 @@ def _do(
             told.result = result
     if quiet and not as_json:
         return
-    record, lines = job_record(result), job_lines(result)
+    record, lines = job_record(result), done_lines(result)
     if report is not None:
         record, lines = record | {"report": report}, [*lines, ("report", report)]
     _show(record, lines, as_json=as_json)
@@ -104,6 +105,8 @@ def _reporting(path: str | None, source: str, output: str, **how: Any) -> Abstra
     """Return a context in which a report is written; it takes a while to load, and most jobs have none."""
     if path is None:
         return nullcontext()
+    if means_several(how.get("image")):
+        raise OptionError("a report is of one image: leave out --report, or name one image")
     from isovoxel.reporting.report import reporting
 
     return reporting(path, source, output, **how)
@@ -155,11 +158,17 @@ def info(
     as_json: parameters.Json = False,
 ) -> None:
     """Show shape, dtype, axes, voxel size and unit, and where each was read from."""
-    from isovoxel.api import open_volume, output_state
+    from isovoxel.api import output_state
+    from isovoxel.image_jobs import open_chosen
     from isovoxel.reporting.records import volume_record
     from isovoxel.reporting.text import volume_lines
 
-    volume = open_volume(source, **options.opening)
+    volume = open_chosen(source, options)
+    if isinstance(volume, dict):
+        from isovoxel.reporting.several import images_lines, images_record
+
+        _show(images_record(source, volume), images_lines(source, volume), as_json=as_json)
+        return
     state = output_state(source)
     _show(volume_record(volume, state), volume_lines(volume, state), as_json=as_json)
 
@@ -183,7 +192,7 @@ def plan(
     from isovoxel import api
     from isovoxel.execution.forecast import forecast
     from isovoxel.object_store.addresses import place_of
-    from isovoxel.reporting.progress import hints
+    from isovoxel.reporting.notes import hints
     from isovoxel.reporting.records import plan_record
     from isovoxel.reporting.text import plan_lines
 
@@ -195,6 +204,17 @@ def plan(
 
     # A job that is saved may be meant for elsewhere.
     wanted = output if save is None else None
+    if means_several(options.image):
+        from isovoxel.image_jobs import plan_images
+        from isovoxel.reporting.several import plans_lines, plans_record
+
+        if picture is not None:
+            raise OptionError("a picture is of one image: leave out --picture, or name one image")
+        plans = plan_images(source, wanted, options, client=None)
+        if save is not None:
+            save_job(context, save)
+        _show(plans_record(source, plans), plans_lines(source, plans), as_json=as_json)
+        return
     planned = api.plan(source, wanted, **options.keywords("plan"))
     if save is not None:
         save_job(context, save)
@@ -254,17 +274,18 @@ def verify(
     """Compute samples of a result again in float64, at block faces first; exit code 1 where it does not hold."""
     from isovoxel import api
     from isovoxel.reporting.records import verdict_record
-    from isovoxel.reporting.text import verdict_lines
+    from isovoxel.reporting.several import verified_lines
 
     found = api.verify(
         output,
+        image=options.image,
         against=against,
         samples=samples,
         every_chunk=every_chunk,
         memory=options.memory,
         progress=not as_json,
     )
-    _show(verdict_record(found), verdict_lines(found), as_json=as_json)
+    _show(verdict_record(found), verified_lines(found), as_json=as_json)
     if not found.holds:
         raise typer.Exit(1)
 
@@ -307,15 +328,10 @@ def show(
     from isovoxel.reporting import show as views
     from isovoxel.reporting.progress import ReadingView
 
+    sources = [source] if other is None else [source, other]
     with _notes(quiet=quiet), ReadingView(quiet=quiet or as_json) as reading:
-        found = views.save_drawing(
-            [source] if other is None else [source, other],
-            output,
-            options.opening,
-            labels=labels,
-            memory=options.memory,
-            reading=reading,
-        )
+        how: Any = {"labels": labels, "memory": options.memory, "reading": reading}
+        found = views.save_drawings(sources, output, options.opening, **how)
     if as_json or not quiet:
         _show(views.shown_record(found), views.shown_lines(found), as_json=as_json)
 

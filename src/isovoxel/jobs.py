@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
@@ -106,6 +106,10 @@ class Order:
     """The workers that do it, where it is not this process."""
     relay: Relay
     """Told of them."""
+    plan: Callable[..., Plan] = plan_volume
+    """Plans, as `isovoxel.planner.plan_volume` does."""
+    executor: Callable[[Options, Cluster | None, str], Executor] | None = None
+    """Returns what makes blocks; by default another for each job."""
 
 
 def run_job(
@@ -147,7 +151,7 @@ def run_job(
     if cluster is None:
         # "auto" is decided once: by the time the engine opens, another device may have more memory free.
         device = str(find_device(device).index)
-    planned = plan_volume(volume, replace(options, device=device), sampling, cluster, place)
+    planned = order.plan(volume, replace(options, device=device), sampling, cluster, place)
     # Its files are looked at only now: a volume that nothing can plan may have any number of them.
     watch = opened if isinstance(opened, InputWatch) else InputWatch(volume)
     volume = watch.volume
@@ -159,22 +163,26 @@ def run_job(
     fill = options.on_corrupt == "fill"
     given = VolumeSource(source, options.input_voxel_size, options.unit, options.selection, fill)
     told: tuple[Listener, ...] = (tally, log_event, *order.listeners)
-    executor: Executor
-    if cluster is not None:  # which jobs of this process do not load
-        from isovoxel.execution.distributed.executor import DistributedExecutor
-
-        executor = DistributedExecutor(cluster)
-    else:
-        from isovoxel.execution.subprocess import SubprocessExecutor
-        from isovoxel.execution.threads import ThreadExecutor
-
-        executor = SubprocessExecutor(device) if options.isolate else ThreadExecutor(device)
-    plan, elapsed = Job(planned, given, request, watch, told).run(executor)
+    plan, elapsed = Job(planned, given, request, watch, told).run(
+        (order.executor or executor_for)(options, cluster, device)
+    )
     stages = tally.stages | {"idle": elapsed.idle}
     expected = None if tally.done_before else forecast(plan, place)
     if tally.as_planned:
         keep_rate(plan, place, elapsed.seconds)
     return ScaleResult(shown(place), plan, elapsed.seconds, stages, peak_bytes(), tally, expected)
+
+
+def executor_for(options: Options, cluster: Cluster | None, device: str, whole: Place | None = None) -> Executor:
+    """Return what makes a job's blocks, or those of jobs of parts of a whole; distributed is loaded only if needed."""
+    if cluster is not None:
+        from isovoxel.execution.distributed.executor import DistributedExecutor
+
+        return DistributedExecutor(cluster, whole)
+    from isovoxel.execution.subprocess import SubprocessExecutor
+    from isovoxel.execution.threads import ThreadExecutor
+
+    return SubprocessExecutor(device) if options.isolate else ThreadExecutor(device)
 
 
 def output_request(volume: Volume, planned: Plan, place: Place, options: Options, sampling: Sampling) -> OutputRequest:

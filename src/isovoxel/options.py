@@ -173,7 +173,7 @@ class Options:
     image: str | int | None = _option(
         "Which of several images: a path in a plate, a number, a name, a pattern such as 'A/*/0', or all.",
         "PATH|N|PATTERN|all",
-        commands=OPENING,
+        commands=(*OPENING, "verify"),
     )
     """Which image of a plate, a collection or a file of several: its path, such as "A/1/0", its number in their order,
     or its name. "all" and patterns of `fnmatch`, such as "A/*/0", are for jobs."""

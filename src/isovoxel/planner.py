@@ -358,7 +358,7 @@ def _counted(volume: Volume) -> VoxelGrid:
 
 def _like(volume: Volume, options: Options) -> Target:
     """Return the voxels of the volume that `Options.like` names, and how they lie on those of the input."""
-    name, output, notes = _grid_of(options.like)
+    name, output, notes = grid_of(options.like)
     if volume.voxel_size is None and output.unit is not None:
         volume.grid  # noqa: B018 - says that the voxel size is not known
     source = _counted(volume) if volume.voxel_size is None else volume.grid
@@ -378,7 +378,7 @@ def _like(volume: Volume, options: Options) -> Target:
     return Target(source, output, factor, shift, notes)
 
 
-def _grid_of(like: Any) -> tuple[str, VoxelGrid, tuple[str, ...]]:
+def grid_of(like: Any) -> tuple[str, VoxelGrid, tuple[str, ...]]:
     """Return the name of a volume that an output shall be like, its grid, and what is assumed of it."""
     from isovoxel.readers.open import open_like
 

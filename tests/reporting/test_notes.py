@@ -25,9 +25,10 @@ from isovoxel.execution.events import (
 )
 from isovoxel.execution.result import Tally
 from isovoxel.planning.plan import Plan
-from isovoxel.reporting.progress import Notes, ProgressView
+from isovoxel.reporting.notes import Notes
+from isovoxel.reporting.progress import ProgressView
 from isovoxel.reporting.records import share_record
-from isovoxel.reporting.text import _happened, share_lines
+from isovoxel.reporting.text import happened_lines, share_lines
 
 
 def started(**changes: Any) -> JobStarted:
@@ -94,10 +95,10 @@ def test_the_summary_adds_up() -> None:
         "the processor compressed in the GPU's place (no room), "
         "1 attempt that failed, and then did not, 1 fresh process"
     )
-    assert _happened(tally) == [("went on", went_on), ("filled", "chunk (1, 2, 3): torn: they are 0")]
-    assert _happened(Tally()) == []
+    assert happened_lines(tally) == [("went on", went_on), ("filled", "chunk (1, 2, 3): torn: they are 0")]
+    assert happened_lines(Tally()) == []
     many = Tally(filled=[str(i) for i in range(20)])
-    assert _happened(many) == [("filled", "0; 1; 2; 3; 4; 5; 6; 7; and 12 more: they are 0")]
+    assert happened_lines(many) == [("filled", "0; 1; 2; 3; 4; 5; 6; 7; and 12 more: they are 0")]
 
 
 @pytest.mark.parametrize("notes", [True, False])

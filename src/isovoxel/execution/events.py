@@ -181,6 +181,54 @@ class JobFinished:
     """Wall time from when the first block could be read until the output was marked complete."""
 
 
+@dataclass(frozen=True, slots=True)
+class ImagesStarted:
+    """All images of a job of several are planned; what each image has to tell follows."""
+
+    images: int
+    """How many there are."""
+    complete: int
+    """How many of them are complete already."""
+    blocks: int
+    """Blocks of all of them."""
+    voxels: int
+    """Output voxels of all of them."""
+    blocks_done: int = 0
+    """Blocks of those that are complete."""
+    voxels_done: int = 0
+    """Output voxels of those."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageBegun:
+    """An image of several is next."""
+
+    path: str
+    """Its path in the output."""
+    number: int
+    """Which, counted from 1."""
+    images: int
+    """How many there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFailed:
+    """An image of several cannot be scaled; the job goes on with the others."""
+
+    path: str
+    """Its path in the output."""
+    reason: str
+    """Why, in a sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImagesFinished:
+    """All images are complete."""
+
+    seconds: float
+    """Wall time from when all were planned."""
+
+
 def started(plan: Plan, done: bytearray) -> JobStarted:
     """Return the start of a job of which some blocks are done: those with a 1, in the plan's order.
 
@@ -216,6 +264,10 @@ Event = (
     | Waiting
     | JobFinished
     | JobStopped
+    | ImagesStarted
+    | ImageBegun
+    | ImageFailed
+    | ImagesFinished
 )
 Listener = Callable[[Event], None]
 
@@ -255,6 +307,8 @@ def log_event(event: Event) -> None:
             _log_worker(event)
         case JobStopped() | JobFinished():
             _log_end(event)
+        case ImagesStarted() | ImageBegun() | ImageFailed() | ImagesFinished():
+            _log_images(event)
 
 
 def hindrance(event: Slowed | EncodedByProcessor | Restarted) -> str:
@@ -273,6 +327,18 @@ def _log_end(event: JobStopped | JobFinished) -> None:
         logger.info("job ends before its time: %d blocks are done", event.done)
     else:
         logger.info("job is done, in %.1f s", event.seconds)
+
+
+def _log_images(event: ImagesStarted | ImageBegun | ImageFailed | ImagesFinished) -> None:
+    match event:
+        case ImagesStarted(images=images, complete=complete, blocks=blocks):
+            logger.info("%d images, of which %d are complete, %d blocks in all", images, complete, blocks)
+        case ImageBegun(path=path, number=number, images=images):
+            logger.info("image %d of %d begins: %s", number, images, path)
+        case ImageFailed(path=path, reason=reason):
+            logger.warning("image %s is left out: %s", path, reason)
+        case ImagesFinished(seconds=seconds):
+            logger.info("all images are done, in %.1f s", seconds)
 
 
 def _block(event: BlockDone | Retried) -> str:

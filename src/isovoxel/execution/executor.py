@@ -245,3 +245,53 @@ class Executor(Protocol):
             If the user interrupts again meanwhile.
         """
         ...
+
+
+class KeptExecutors:
+    """Executors that live from job to job; a context manager, which frees what they took.
+
+    Parameters
+    ----------
+    make
+        Returns an executor of a device, given the options, the workers or None, and the device.
+    """
+
+    def __init__(self, make: Callable[[Any, Any, str], Executor]) -> None:
+        self._make = make
+        self._kept: dict[str, Executor] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for executor in self._kept.values():
+            executor.__exit__(kind, error, trace)
+
+    def __call__(self, options: Any, cluster: Any, device: str) -> Executor:
+        """Return the executor of a device, or of the workers, which its job does not end."""
+        if device not in self._kept:
+            self._kept[device] = self._make(options, cluster, device).__enter__()
+        return _Kept(self._kept[device])
+
+
+class _Kept:
+    """An executor that its job does not end."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave all to the images that follow."""
+
+    def prepare(self, task: Task, volume: Volume, listener: Listener) -> None:
+        self._executor.prepare(task, volume, listener)
+
+    def run(self, progress: LevelProgress, *, last: bool) -> Any:
+        return self._executor.run(progress, last=last)

@@ -125,7 +125,7 @@ def is_made_already(request: OutputRequest) -> bool:
     if request.overwrite:
         return False
     with contextlib.suppress(OutputError):  # of a process that is at it, or a folder that is not ours
-        _settle(request.path, ledger_of(request.path))
+        settle_output(request.path, ledger_of(request.path))
     if not _is_made(request):
         return False
     folder = ledger_of(request.path)
@@ -133,7 +133,7 @@ def is_made_already(request: OutputRequest) -> bool:
     left = folder.exists() if isinstance(folder, Path) else folder.is_dir()
     if left and not getattr(folder, "read_only", False):
         with contextlib.suppress(OutputError), lock_output(folder / LOCK, request.path):
-            _clear(request.path, folder)
+            clear_ledger(request.path, folder)
     return True
 
 
@@ -209,13 +209,13 @@ def claim_output(plan: Plan, request: OutputRequest) -> Iterator[OutputClaim]:
         claim: OutputClaim | None = None
         ours = False
         try:
-            _settle(request.path, folder, locked=True)
+            settle_output(request.path, folder, locked=True)
             try:
                 plan, ledger = _find(plan, request, folder)
                 claim = OutputClaim(folder, plan, ledger, attempt)
                 yield claim
             finally:
-                ours = _end(request.path, attempt)
+                ours = end_hold(request.path, attempt)
         except (IsovoxelError, InterruptedJobError) as error:
             if ours and claim is not None and _put_back(request.path, folder):
                 _tell_that_it_is_back(error, claim.plan, request.path)
@@ -223,11 +223,11 @@ def claim_output(plan: Plan, request: OutputRequest) -> Iterator[OutputClaim]:
         finally:
             with contextlib.suppress(InputUnavailableError, OutputError):  # the next process knows what is left to do
                 if ours:
-                    _settle(request.path, folder, locked=True)
-                    _clear(request.path, folder)
+                    settle_output(request.path, folder, locked=True)
+                    clear_ledger(request.path, folder)
 
 
-def _end(path: Place, attempt: Attempt) -> bool:
+def end_hold(path: Place, attempt: Attempt) -> bool:
     """Let no thread or worker that may still be at work write anything, before the lock is given back.
 
     Returns
@@ -246,14 +246,14 @@ def _end(path: Place, attempt: Attempt) -> bool:
     return held
 
 
-def _clear(path: Place, folder: Place) -> None:
+def clear_ledger(path: Place, folder: Place) -> None:
     """Remove the ledger where nothing was begun, or nothing is left to do; not one that keeps an old output."""
     kept_here = isinstance(folder, Path) and os.path.lexists(folder / REPLACED)
     if not kept_here and ((made := made_by(path)) is None or made.get("complete")):
         remove_ledger(folder, receipts=made is not None and made.get(RECEIPTS) is True)
 
 
-def _settle(path: Place, folder: Place, *, locked: bool = False) -> None:
+def settle_output(path: Place, folder: Place, *, locked: bool = False) -> None:
     """Put an old output back whose replacement a process had begun that died before the new one was there."""
     if isinstance(path, Path) and isinstance(folder, Path) and needs_settling(path, folder):
         check_folder(folder)
@@ -295,7 +295,7 @@ def _find(plan: Plan, request: OutputRequest, folder: Place) -> tuple[Plan, Ledg
             path,
             overwrite=request.overwrite,
             nbytes=plan.disk_bytes,
-            waiting=_waiting(plan),
+            waiting=waiting_bytes(plan),
             ome_zarr=plan.storage.ome_zarr,
             labels=request.labels,
         )
@@ -319,7 +319,7 @@ def _find(plan: Plan, request: OutputRequest, folder: Place) -> tuple[Plan, Ledg
         path,
         overwrite=False,
         nbytes=int(left * plan.disk_bytes),
-        waiting=_waiting(ledger.plan),
+        waiting=waiting_bytes(ledger.plan),
         goes_on=True,
         ome_zarr=plan.storage.ome_zarr,
         labels=request.labels,
@@ -327,7 +327,7 @@ def _find(plan: Plan, request: OutputRequest, folder: Place) -> tuple[Plan, Ledg
     return continued(ledger.plan, plan), ledger
 
 
-def _waiting(plan: Plan) -> int:
+def waiting_bytes(plan: Plan) -> int:
     """Return the bytes of all voxels that are encoded and wait until they are where they belong, at a time."""
     return max(
         (1 + FLUSHING) * level.in_flight * math.prod(level.block_shape) * level.source.itemsize for level in plan.levels

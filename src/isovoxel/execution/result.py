@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
@@ -89,7 +90,7 @@ class Tally:
         """Take note of an event."""
         match event:
             case JobStarted(done=done):
-                self.done_before = done
+                self.done_before += done
             case BlockDone():
                 self._add(event)
             case WorkerJoined() | WorkerLeft():
@@ -149,6 +150,9 @@ class ScaleResult(InNotebooks):
     """What the job was expected to cost, by earlier ones; None where a part was done before, or all."""
     labels: ScaleResult | None = None
     """What the job of its labels did, where they were scaled with it."""
+    images: Mapping[str, ScaleResult] = field(default_factory=dict)
+    """What was done of each image, by its path in the output, where the job was one of several. Then the plan is that
+    of the first of them, and times and what happened are those of all."""
 
     def open(self, level: int = 0) -> Any:
         """Return the voxels that were written as a dask array.

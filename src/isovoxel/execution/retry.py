@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeGuard
 
-from isovoxel.errors import CorruptInputError, DeviceFullError
+from isovoxel.errors import CorruptInputError, DeviceFullError, InputChangedError, InputError
 from isovoxel.execution.events import started
 from isovoxel.object_store.files import has_no_inodes, refusal
 from isovoxel.object_store.retries import is_transient
@@ -85,6 +85,18 @@ def missing(plan: Plan, done: bytearray, written: int, stored: int, free: int) -
     """
     voxels = plan.all_voxels - started(plan, done).voxels_done
     return Room(voxels * (stored / written if written else plan.source.itemsize), free)
+
+
+def is_of_input(error: BaseException) -> bool:
+    """Return whether an error, or what led to it, is the input's fault, so that another input may fare better."""
+    while True:
+        if isinstance(error, InputError | InputChangedError):
+            return True
+        if isinstance(error, BlockFailed) and error.doing == "reading" and not error.short_of_memory:
+            return True
+        if error.__cause__ is None:
+            return False
+        error = error.__cause__
 
 
 class BlockFailed(Exception):  # noqa: N818 - never seen by a user

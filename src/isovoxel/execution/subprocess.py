@@ -24,10 +24,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from isovoxel.errors import DeviceLostError, JobError
+from isovoxel.errors import DeviceLostError, InputError, JobError
 from isovoxel.execution.events import Listener, Restarted
 from isovoxel.execution.executor import Elapsed, LevelProgress, Task
-from isovoxel.execution.retry import clause
+from isovoxel.execution.retry import clause, is_of_input
 from isovoxel.readers.base import Volume
 from isovoxel.terminal import carry_trace
 
@@ -143,10 +143,10 @@ def _listen(told: IO[bytes], progress: LevelProgress) -> Elapsed:
             case "lost":
                 raise _Died(what)
             case "failed":
-                message, trace = what
+                message, trace, of_input = what
                 failure = JobError(message)
                 carry_trace(failure, trace)
-                raise failure
+                raise failure from (InputError(message) if of_input else None)
             case "end":
                 elapsed: Elapsed = what
                 return elapsed
@@ -174,7 +174,7 @@ def serve() -> None:
         tell("lost", str(error))
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the other process raises it, or one of its own
         message = str(error) if isinstance(error, JobError) else clause(error)
-        tell("failed", (message, traceback.format_exc()))
+        tell("failed", (message, traceback.format_exc(), is_of_input(error)))
 
 
 def _make(task: Task, device: str, done: bytearray, tell: Callable[[str, Any], None]) -> Elapsed:

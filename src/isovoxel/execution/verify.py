@@ -17,7 +17,7 @@ import contextlib
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,8 @@ class Verdict:
     """Blocks of which a shard is not as its receipt says, and chunks that cannot be read."""
     first_damaged: str = ""
     """What is known of the first of them."""
+    images: Mapping[str, Verdict] = field(default_factory=dict)
+    """What was found of each image, by its path, where the output has several."""
 
     @property
     def holds(self) -> bool:

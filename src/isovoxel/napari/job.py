@@ -20,7 +20,8 @@ from isovoxel.object_store.addresses import place_of
 from isovoxel.options import SURFACES
 from isovoxel.planning.memory import human_bytes
 from isovoxel.planning.plan import Plan
-from isovoxel.reporting.progress import Notes, ProgressView
+from isovoxel.reporting.notes import Notes
+from isovoxel.reporting.progress import ProgressView
 from isovoxel.reporting.text import count, grid_text, plan_lines
 
 

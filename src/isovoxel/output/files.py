@@ -212,7 +212,7 @@ def _is_ours(folder: Place) -> bool:
 
     return (
         holds(MARK, _SAID.startswith)
-        or holds(JOB, lambda text: plan_from_json(text.decode()))
+        or holds(JOB, lambda text: set(parse_json(text)) == {"fingerprint"} or plan_from_json(text.decode()))
         or holds(LOCK, lambda text: parse_json(text).keys() >= _HOLDER)
     )
 

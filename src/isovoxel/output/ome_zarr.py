@@ -25,9 +25,16 @@ from isovoxel.geometry.grid import AXES, VoxelGrid
 from isovoxel.metadata.ome import image_attributes, read_levels
 from isovoxel.metadata.series import SeriesAxis
 from isovoxel.object_store.addresses import Place, place_of, write_small
-from isovoxel.object_store.files import sync_folder
+from isovoxel.object_store.files import sync_folder, write_whole
 from isovoxel.object_store.objects import ObjectPlace
-from isovoxel.object_store.zarr_nodes import TOP, change_attributes, is_zarr, read_array, read_attributes
+from isovoxel.object_store.zarr_nodes import (
+    TOP,
+    change_attributes,
+    is_zarr,
+    read_array,
+    read_attributes,
+    sound_node,
+)
 from isovoxel.output.attempt import Attempt, end_attempts, make_folders
 from isovoxel.output.encoder import BLOSC_LEVELS, PLAIN_LEVELS
 from isovoxel.output.files import NEW, REPLACED
@@ -107,7 +114,71 @@ def create_output(
     for level, (grid, storage) in enumerate(levels):
         described = array_documents(grid, storage, dtype, series)
         documents |= {f"{level_path(level)}/{key}": text for key, text in described.items()}
-    above = group_documents(storage.zarr_format)
+    _create(target, by_way_of, documents, storage.zarr_format)
+
+
+def create_several(path: Place, provenance: Mapping[str, Any], zarr_format: int, by_way_of: Place) -> None:
+    """Make the topmost group of an output of several images, of which `write_groups` writes all else.
+
+    Parameters
+    ----------
+    path, provenance, by_way_of
+        As in `create_output`.
+    zarr_format
+        Of the group.
+
+    Raises
+    ------
+    OSError
+        As `create_output` does.
+    """
+    attributes = {PROVENANCE: {**provenance, "complete": False}}
+    _create(path, by_way_of, group_documents(zarr_format, attributes), zarr_format)
+
+
+def write_groups(
+    path: Place, groups: Mapping[str, Mapping[str, Any]], said: Mapping[str, Any], check: Callable[[], None]
+) -> None:
+    """Write the groups around several images, of which some may be there; each is written only where it differs.
+
+    Parameters
+    ----------
+    path
+        The topmost group, which is there.
+    groups
+        Attributes by the paths of the groups, each after those above it; an empty path is the topmost.
+    said
+        What the provenance of the topmost says now.
+    check
+        Raises where another process has taken the output over; asked before each step.
+
+    Raises
+    ------
+    OSError
+        If the file system or the store refuses.
+    """
+
+    def changed(attributes: dict[str, Any]) -> dict[str, Any]:
+        return {**attributes, **groups[""], PROVENANCE: {**attributes[PROVENANCE], **said}}
+
+    zarr_format = sound_node(path)[1]
+    for inner in filter(None, groups):
+        for key, text in group_documents(zarr_format, groups[inner]).items():
+            file = path / inner / key
+            if file.is_file() and file.read_bytes() == text:
+                continue
+            check()
+            if isinstance(file, Path):
+                file.parent.mkdir(exist_ok=True)
+                write_whole(file, text, check)
+            else:
+                file.write(text)
+    change_attributes(path, changed, check)
+
+
+def _create(target: Place, by_way_of: Place | None, documents: Documents, zarr_format: int) -> None:
+    """Make a group, and those above it that are not there."""
+    above = group_documents(zarr_format)
     if isinstance(target, ObjectPlace):
         _create_objects(target, by_way_of, documents, above)
         return

@@ -33,6 +33,9 @@ PROVENANCE = "isovoxel"
 RECEIPTS = "receipts"
 """Says there that the receipts of all shards are kept, in the ledger's folder, when the output is complete."""
 
+COLLECTION = "collection"
+"""Says there, of the topmost group of several images, which: their paths, what they are made of, by which options."""
+
 EMPTY_SHARDS = "empty_shards"
 """Says there, by the levels that have any, which shards are empty, and so no files: how many, and bits, as
 `flags_to_text` makes them."""
@@ -77,6 +80,19 @@ def made_by(path: Place) -> dict[str, Any] | None:
         raise
     except InputError:
         return None
+
+
+def images_of_output(path: Place) -> list[str] | None:
+    """Return the paths of the images of an output of several; None of any other.
+
+    Raises
+    ------
+    InputUnavailableError
+        If a store does not say.
+    """
+    said = (made_by(path) or {}).get(COLLECTION)
+    images = said.get("images") if isinstance(said, dict) else None
+    return [image for image in images if isinstance(image, str)] if isinstance(images, list) else None
 
 
 def is_complete(path: Place) -> bool:

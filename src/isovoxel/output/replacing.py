@@ -2,7 +2,8 @@
 
 An old output is replaced as a whole, so all of it must be one image, by what isovoxel or OME-Zarr says: the metadata of
 its group, and the arrays that `multiscales` lists, with nothing in them but metadata and chunks; of its labels those
-that isovoxel has written, likewise. Whatever else is there belongs to somebody else, and is named.
+that isovoxel has written, likewise. An output of several images is each of these, and the groups around them, by what
+isovoxel says. Whatever else is there belongs to somebody else, and is named.
 
 On a disk the old output is kept in the ledger's folder:
 
@@ -32,13 +33,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from isovoxel.errors import OutputError
+from isovoxel.metadata.series import stays_inside
 from isovoxel.object_store.addresses import Place
-from isovoxel.object_store.files import sync_folder
+from isovoxel.object_store.files import parse_json, sync_folder
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.zarr_nodes import ATTRIBUTES, NODE, TOP, V2_ARRAY, V2_GROUP, is_zarr, read_attributes
 from isovoxel.output.files import BLOCKS, DISCARDED, JOB, NEW, REPLACED, SAVED, discard, read_own
 from isovoxel.output.membership import LABELS, membership_of
-from isovoxel.output.provenance import PROVENANCE, has_receipts, is_complete, is_unfinished, read_provenance
+from isovoxel.output.provenance import (
+    PROVENANCE,
+    has_receipts,
+    images_of_output,
+    is_complete,
+    is_unfinished,
+    read_provenance,
+)
 from isovoxel.planning.resume import plan_from_json
 
 
@@ -181,8 +190,9 @@ def _is_successor(target: Path, folder: Path) -> bool:
     if not is_complete(target):
         return False
     try:
-        plan = plan_from_json(read_own(folder / JOB).decode())
-        return bool(plan.fingerprint == read_provenance(target).get("fingerprint"))
+        text, several = read_own(folder / JOB), images_of_output(target) is not None
+        begun = parse_json(text)["fingerprint"] if several else plan_from_json(text.decode()).fingerprint
+        return bool(begun == read_provenance(target).get("fingerprint"))
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -204,8 +214,10 @@ def _restore(target: Path, folder: Path) -> bool:
     if not _restore_ledger(folder):
         for name in (JOB, BLOCKS):  # of the replacement
             (folder / name).unlink(missing_ok=True)
-    if (store := membership_of(target)) is not None and not is_unfinished(target):
-        store.announce(read_attributes(target))
+    images = images_of_output(target)
+    for place in [target] if images is None else [target / image for image in images]:
+        if place.is_dir() and (store := membership_of(place)) is not None and not is_unfinished(place):
+            store.announce(read_attributes(place))
     return True
 
 
@@ -250,22 +262,15 @@ def check_image(target: Place) -> int:
         If it cannot be looked into.
     """
     check_zarr(target)
-    levels = _levels(target)
+    found = _parts(target) or _parts_of_several(target)
     entries = _Entries(target)
-    if levels is None:
+    if found is None:
         there = _named(dict.fromkeys(path.partition("/")[0] for path in entries if not _METADATA.fullmatch(path)))
         raise OutputError(
             f"{target} is a zarr, but neither isovoxel nor OME-Zarr says that it is an image"
             f"{f'; {there} in it' if there else ''}, so --overwrite does not replace it; give another output"
         )
-    arrays = list(levels)
-    groups = {"", *_above(arrays)}
-    for name in _own_labels(target):
-        of_labels = _levels(target / LABELS / name) or ()
-        arrays += [f"{LABELS}/{name}/{path}" for path in of_labels]
-        groups |= {LABELS, f"{LABELS}/{name}", *_above(arrays)}
-    if _is_group(target / LABELS):
-        groups.add(LABELS)
+    groups, arrays = found
     ours = frozenset(arrays)
     foreign = dict.fromkeys(_topmost(path, groups, ours) for path in entries if not _belongs(path, groups, ours))
     if foreign:
@@ -274,6 +279,35 @@ def check_image(target: Place) -> int:
             "--overwrite does not replace it; move that away, or give another output"
         )
     return entries.nbytes
+
+
+def _parts(image: Place) -> tuple[set[str], list[str]] | None:
+    """Return the groups and the arrays of an image and of its labels; None where a group is no image."""
+    levels = _levels(image)
+    if levels is None:
+        return None
+    arrays = list(levels)
+    groups = {"", *_above(arrays)}
+    for name in _own_labels(image):
+        of_labels = _levels(image / LABELS / name) or ()
+        arrays += [f"{LABELS}/{name}/{path}" for path in of_labels]
+        groups |= {LABELS, f"{LABELS}/{name}", *_above(arrays)}
+    if _is_group(image / LABELS):
+        groups.add(LABELS)
+    return groups, arrays
+
+
+def _parts_of_several(target: Place) -> tuple[set[str], list[str]] | None:
+    """Return the groups and the arrays of an output of several images; None of any other."""
+    images = images_of_output(target)
+    if images is None:
+        return None
+    groups, arrays = {"", "OME", *_above(images)}, []
+    for image in images:
+        if stays_inside(image) and (found := _parts(target / image)) is not None:
+            groups |= {f"{image}/{group}".rstrip("/") for group in found[0]}
+            arrays += [f"{image}/{array}" for array in found[1]]
+    return groups, arrays
 
 
 def check_zarr(target: Place) -> None:

@@ -200,7 +200,7 @@ def volume_of_reader(reader: Any, path: Path, name: str, kind: str, selection: S
         chosen = {"image": image.path} if len(images) > 1 else {}
     elif len(images) > 1:
         raise InputError(
-            f"{name} holds {len(images)} images ({listed(images)}); give --image 0 to {len(images) - 1} for one of them"
+            f"{name} holds {len(images)} images ({listed(images)}); give --image 0 to {len(images) - 1}, or all"
         )
     array = reader.dask_data
     axes = [str(axis).lower() for axis in reader.dims.order]

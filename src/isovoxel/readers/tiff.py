@@ -272,7 +272,7 @@ def _only_volume(images: Sequence[Image], own: Directories, name: str, selection
         return found[0]
     if found:
         shapes = ", ".join(f"{index}: {' x '.join(map(str, shape))}" for index, _, shape in found)
-        raise InputError(f"{name} holds {len(found)} volumes ({shapes}); give --image and its number for one of them")
+        raise InputError(f"{name} holds {len(found)} volumes ({shapes}); give --image and its number, or all")
     _check_chain(own, name)  # before what is left of a volume is called something else
     if refusals:
         raise max(refusals, key=lambda refusal: refusal[0])[1]

@@ -12,110 +12,30 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from isovoxel.engines.opencl import prepare_caches
 from isovoxel.execution.events import (
     BlockDone,
-    Connected,
-    EncodedByProcessor,
     Event,
-    Filled,
+    ImageBegun,
+    ImagesFinished,
+    ImagesStarted,
     JobFinished,
     JobStarted,
     JobStopped,
     LevelBegun,
-    Restarted,
-    Retried,
-    Slowed,
-    Waiting,
     WorkerJoined,
     WorkerLeft,
-    hindrance,
 )
-from isovoxel.planning.plan import Plan
+from isovoxel.reporting.notes import Notes
 from isovoxel.reporting.text import count, duration, shortened
 from isovoxel.terminal import plain, put, say
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
-
-
-class Notes:
-    """Makes lines of events; what happens to many blocks is said once."""
-
-    def __init__(self) -> None:
-        self._blocks = 0
-        self._pieces = 1
-        self._said: set[str] = set()
-        self._gone: set[str] = set()
-
-    def of(self, event: Event) -> Iterator[str]:
-        """Yield what there is to say of an event."""
-        match event:
-            case JobStarted(plan=plan, done=done):
-                self._blocks = plan.all_blocks
-                if plan.device.kind == "cpu":
-                    yield f"note: the CPU scales, not a GPU ({plan.device.name})"
-                if done:
-                    yield f"note: resuming: {done} of {plan.all_blocks} blocks already done"
-                yield from hints(plan)
-            case BlockDone(pieces=pieces) if pieces > self._pieces:
-                self._pieces = pieces
-                yield f"note: the device has too little memory for a block; {pieces} pieces of one fit"
-            case Retried(level=level):
-                block = "" if event.index is None else f" block {event.index}" + (f" of level {level}" if level else "")
-                yield (f"note: {event.doing}{block} failed ({event.reason}); it is tried again in {event.pause:g} s")
-            case Filled(part=part):
-                yield f"note: filled with 0, because it is damaged: {part}"
-            case Slowed() | EncodedByProcessor() | Restarted():
-                yield from self._of_hindrance(event)
-            case Connected() | WorkerJoined() | WorkerLeft() | Waiting():
-                yield from self._of_workers(event)
-
-    def _of_hindrance(self, event: Slowed | EncodedByProcessor | Restarted) -> Iterator[str]:
-        """Yield what there is to say of an event after which the job goes on in another way."""
-        if not isinstance(event, EncodedByProcessor) or event.reason not in self._said:  # by another worker
-            yield f"note: {hindrance(event)}"
-        if isinstance(event, EncodedByProcessor):
-            self._said.add(event.reason)
-
-    def _of_workers(self, event: Event) -> Iterator[str]:
-        """Yield what there is to say of workers; of those that are there from the beginning the summary tells."""
-        match event:
-            case Connected(dashboard=dashboard, notes=notes):
-                if dashboard:
-                    yield f"dashboard: {dashboard}"
-                for note in notes:
-                    yield f"note: {note}"
-            case WorkerJoined(name=name, host=host, device=device) if name in self._gone:
-                self._gone.remove(name)
-                yield f"note: worker {name} on {host} is there again, with {device}"
-            case WorkerLeft(name=name, reason=reason, log=log):
-                self._gone.add(name)
-                yield f"note: worker {name} does no more blocks: {reason}"
-                for line in log:
-                    yield f"  {name}: {line}"
-            case Waiting(seconds=seconds, what=what) if what:
-                yield f"note: the job waits for {what}, for up to {seconds:g} s"
-            case Waiting(seconds=seconds):
-                yield f"note: no worker is there; the job waits for one, for up to {seconds:g} s"
-
-
-def hints(plan: Plan) -> Iterator[str]:
-    """Yield what a user may not know of a plan."""
-    yield from (f"note: {note}" for note in (*plan.source.notes, prepare_caches().note) if note)
-    if plan.coarse:
-        yield (
-            f"hint: between two voxels cle.scale takes 256 steps on a GPU, coarser than {plan.source.dtype}; "
-            "--engine exact has no steps"
-        )
-    if plan.aliases:
-        axes = " and ".join(plan.aliases)
-        yield f"hint: shrinking along {axes} skips voxels, which aliases; --antialias averages them"
 
 
 LOG_SECONDS = 30.0
@@ -183,7 +103,7 @@ class ProgressView:
         self._clock = clock
         self._bar: Progress | None = None
         self._workers: dict[str, tuple[_Worker, TaskID]] = {}
-        self._running = False
+        self._running = self._several = False
         self._doing = "scaling"
         self._blocks = self._blocks_done = 0
         self._voxels = self._voxels_done = self._voxels_before = 0
@@ -203,7 +123,10 @@ class ProgressView:
         try:
             for note in self._notes.of(event) if self._notes else ():
                 self._write(note)
-            self._follow(event)
+            if isinstance(event, ImagesStarted | ImageBegun | ImagesFinished) or self._several:
+                self._follow_images(event)
+            else:
+                self._follow(event)
         except OSError:  # nobody reads it any more
             self._quiet, self._notes, self._bar = True, None, None
 
@@ -218,11 +141,7 @@ class ProgressView:
                 self._follow_worker(event)
             case BlockDone(voxels=voxels, worker=worker):
                 if worker in self._workers:
-                    line, task = self._workers[worker]
-                    line.blocks += 1
-                    line.voxels += voxels
-                    if self._bar is not None:
-                        self._bar.update(task, completed=line.voxels)
+                    self._count_for(worker, voxels)
                 self._blocks_done += 1
                 self._voxels_done += voxels
                 self._last_block = self._clock()
@@ -236,6 +155,36 @@ class ProgressView:
             case JobStopped(done=done, voxels_done=voxels_done):
                 self._blocks_done, self._voxels_done = done, voxels_done
                 self._end("stopped")
+
+    def _count_for(self, worker: str, voxels: int) -> None:
+        """Count a block for the worker that made it."""
+        line, task = self._workers[worker]
+        line.blocks += 1
+        line.voxels += voxels
+        if self._bar is not None:
+            self._bar.update(task, completed=line.voxels)
+
+    def _follow_images(self, event: Event) -> None:
+        """Count all blocks of several images together."""
+        match event:
+            case ImagesStarted():
+                self._several = True
+                self._blocks, self._voxels = event.blocks, event.voxels
+                self._blocks_done, self._voxels_done = event.blocks_done, event.voxels_done
+                self._voxels_before = event.voxels_done
+                self._begin()
+            case ImageBegun(number=number, images=images):
+                self._doing = f"image {number} of {images}"
+                if self._bar is not None:
+                    self._bar.update(self._bar.task_ids[0], description=self._doing)
+            case ImagesFinished(seconds=seconds):
+                self._end("done", seconds)
+            case JobStarted(done=done, voxels_done=voxels_done):
+                self._blocks_done += done
+                self._voxels_done += voxels_done
+                self._voxels_before += voxels_done
+            case BlockDone() | WorkerJoined() | WorkerLeft():
+                self._follow(event)
 
     def _follow_worker(self, event: WorkerJoined | WorkerLeft) -> None:
         """Give a worker a line, on a terminal, or say on it that it is gone."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from isovoxel.geometry.grid import AXES, VoxelGrid
@@ -168,6 +168,8 @@ def job_record(result: ScaleResult) -> Record:
         record["workers"] = {name: share_record(share, result.seconds) for name, share in result.workers.items()}
     if result.labels is not None:
         record["labels"] = job_record(result.labels)
+    if result.images:
+        record["images"] = {path: job_record(image) for path, image in result.images.items()}
     return record
 
 
@@ -176,7 +178,10 @@ def verdict_record(found: Verdict) -> Record:
     from isovoxel.execution.resources import peak_bytes
 
     memory = {"projected": {"host_bytes": found.projected}, "allowed": {"host_bytes": found.allowed}}
-    record = asdict(found) | memory | {"peak_host_bytes": peak_bytes(), "holds": found.holds}
+    record = asdict(replace(found, images={})) | memory | {"peak_host_bytes": peak_bytes(), "holds": found.holds}
+    record["images"] = {path: verdict_record(image) for path, image in found.images.items()}
+    if not found.images:
+        del record["images"]
     return {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in record.items()}
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
+from isovoxel.errors import OptionError
 from isovoxel.execution.events import Reading
 from isovoxel.execution.inputs import Named, check_apart, read_as
 from isovoxel.execution.resources import peak_bytes, reading_limits
@@ -15,6 +16,8 @@ from isovoxel.options import Opening, parse_size
 from isovoxel.planner import open_by
 from isovoxel.planning.model import HostLimits
 from isovoxel.readers.base import Volume
+from isovoxel.readers.images import matching_images, means_several
+from isovoxel.readers.open import images_of
 from isovoxel.reporting.files import HIDDEN, check_own, without_secrets
 from isovoxel.reporting.pictures import Picture, draw, save
 from isovoxel.reporting.records import Record
@@ -80,6 +83,30 @@ def save_drawing(
     )
 
 
+def save_drawings(sources: Sequence[str], output: str | None, opening: Opening, **how: Any) -> Sequence[Shown]:
+    """Draw what `save_drawing` does, or each of several images as a file of its own, named after it too.
+
+    Raises
+    ------
+    IsovoxelError
+        As `save_drawing`; also if several images are to be drawn into one file.
+    """
+    image = opening.get("image")
+    if not means_several(image):
+        return [save_drawing(sources, output, opening, **how)]
+    if len(sources) > 1 or output is not None:
+        raise OptionError(
+            f"image {image} means several images, of which each gets a file: leave out FILE2 and --output"
+        )
+    source, stem = sources[0], default_name(sources).removesuffix(".png")
+    found = matching_images(images_of(source).images, str(image), source)
+    names = [f"{stem}_" + re.sub(r"[^\w.+-]+", "_", each.path) + ".png" for each in found]
+    return [
+        save_drawing([source], name, {**opening, "image": each.path}, **how)
+        for each, name in zip(found, names, strict=True)
+    ]
+
+
 def drawing_of(
     sources: Sequence[Any], opening: Opening, *, labels: bool | None, memory: int | str | None, reading: Reading
 ) -> tuple[Picture, list[Volume], HostLimits]:
@@ -126,8 +153,14 @@ def default_name(sources: Sequence[str]) -> str:
     return "_".join(stem or "volume" for stem in stems) + ".png"
 
 
-def shown_record(found: Shown) -> Record:
-    """Return what was drawn."""
+def shown_record(found: Sequence[Shown]) -> Record:
+    """Return what was drawn, one picture or several."""
+    if len(found) > 1:
+        return {"pictures": [shown_record([one]) for one in found]}
+    return _record(found[0])
+
+
+def _record(found: Shown) -> Record:
     drawn = [{"name": name, "drawn": what} for name, what in found.drawn]
     return {
         "path": str(found.path),
@@ -139,8 +172,12 @@ def shown_record(found: Shown) -> Record:
     }
 
 
-def shown_lines(found: Shown) -> list[Line]:
-    """Return what was drawn."""
+def shown_lines(found: Sequence[Shown]) -> list[Line]:
+    """Return what was drawn, one picture or several."""
+    return [line for one in found for line in _lines(one)]
+
+
+def _lines(found: Shown) -> list[Line]:
     width, height = found.size
     return [
         *(("drawn", f"{name}   {what}") for name, what in found.drawn),

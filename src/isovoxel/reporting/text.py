@@ -195,7 +195,7 @@ def result_lines(result: ScaleResult) -> list[Line]:
         ("time", f"{took}, {speed}, {count(plan.all_blocks, 'block')} on {plan.device.name}"),
         ("threads", f"{_threads(plan)}; summed time: {stages}"),
         ("host peak", f"{human_bytes(result.peak_host_bytes)}; limit {human_bytes(plan.host.allowed)} (--memory)"),
-        *_happened(result.tally),
+        *happened_lines(result.tally),
     ]
 
 
@@ -203,7 +203,7 @@ def _threads(plan: Plan) -> str:
     return f"{plan.host.workers} x {plan.in_flight}" if plan.host.workers > 1 else str(plan.in_flight)
 
 
-def _happened(tally: Tally) -> list[Line]:
+def happened_lines(tally: Tally) -> list[Line]:
     """Return what did not go as planned, and went well."""
     said = []
     if tally.done_before:

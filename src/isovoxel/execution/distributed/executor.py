@@ -82,10 +82,13 @@ class DistributedExecutor:
     ----------
     cluster
         The scheduler and its workers.
+    whole
+        The output that all tasks are parts of, where these have outputs of their own, one after the other.
     """
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, whole: Place | None = None) -> None:
         self.cluster, self.client = cluster, cluster.client
+        self._whole = whole
         self.members = {member.address: member for member in cluster.pool.members}
         """The workers that take part, by their addresses; those that came later too."""
         self._introduced: set[str] = set()
@@ -114,6 +117,8 @@ class DistributedExecutor:
             If the input cannot be sent to them.
         """
         is_first = not self._name
+        if not task.plan.level:
+            self._introduced.clear()  # each output is told who makes it
         self._task, self._identity, self._array, self._listener = task, volume.identity, volume.array, listener
         self._check_size()
         if is_first:
@@ -166,7 +171,7 @@ class DistributedExecutor:
         """Send the level to all workers, each of which first ends what it does for a level before."""
         source = replace(self._task.source, given=_absolute(self._task.source.given))
         task = replace(self._task, output=absolute(self._task.output), source=source)
-        self._name, self._token = plugin_name(task.output), uuid.uuid4().hex
+        self._name, self._token = plugin_name(self._whole or task.output), uuid.uuid4().hex
         try:
             with self._waiting("workers to take the job", TELL_SECONDS):
                 add_plugin(self.client, JobPlugin(self._name, self._token, task), self._name, seconds=TELL_SECONDS)

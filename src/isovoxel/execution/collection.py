@@ -1,0 +1,201 @@
+"""Claim an output of several images: the groups around them, of which one process at a time is the writer.
+
+1. Each image is an output of its own, with its own ledger and lock. The groups around them have a lock, too, in the
+   folder `OUT.zarr.isovoxel` beside them, and a note in the topmost one's attributes: whether all images are complete,
+   which these are, and by which options they are made.
+2. They are there, marked incomplete, before the first image is begun. A job that goes on with others of the same input
+   adds these to the list; those that are neither asked for any more nor there leave it.
+3. An old output is replaced as a whole, as `isovoxel.output.replacing` has it: it is kept until all images are
+   complete, and comes back where the job ends before the first of them is begun.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from isovoxel.errors import InputUnavailableError, OutputError, OutputExistsError
+from isovoxel.execution.output import clear_ledger, end_hold, settle_output
+from isovoxel.object_store.addresses import Place, absolute, write_small
+from isovoxel.object_store.files import refusal
+from isovoxel.object_store.zarr_nodes import kind_of_node
+from isovoxel.output.attempt import Attempt
+from isovoxel.output.destination import check_destination
+from isovoxel.output.files import JOB, LOCK, NEW, NOW, claim, discard
+from isovoxel.output.ledger import ledger_of
+from isovoxel.output.lock import lock_output
+from isovoxel.output.ome_zarr import create_several, write_groups
+from isovoxel.output.provenance import COLLECTION, made_by
+from isovoxel.output.replacing import put_back, remove_objects, set_aside
+from isovoxel.planning.chunking import OME_ZARR
+from isovoxel.version import __version__
+
+
+@dataclass(frozen=True)
+class CollectionRequest:
+    """An output of several images that a user asks for."""
+
+    path: Place
+    """Where."""
+    source: str
+    """Path or address of the input."""
+    images: Sequence[str]
+    """Paths of the images."""
+    groups: Callable[[Sequence[str]], Mapping[str, Mapping[str, Any]]]
+    """Returns the attributes of the groups around so many images."""
+    options: Mapping[str, Any]
+    """By which they are made, as JSON values."""
+    overwrite: bool | str
+    """Whether an output that is there is replaced; "now" if it goes before the new one is begun."""
+    ome_zarr: str
+    """Version of OME-Zarr."""
+    nbytes: int
+    """Bytes of all voxels."""
+    waiting: int
+    """Bytes of all voxels that are on their way to an object store at a time."""
+
+
+def begun_with(path: Place, source: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that images of an output that is there were begun with; none where nothing is there.
+
+    Parameters
+    ----------
+    path
+        The output.
+    source
+        Path or address of the input.
+    given
+        Options that are given now, as JSON values.
+
+    Raises
+    ------
+    OutputExistsError
+        If it holds something else than images of this input, or something is given that differs.
+    """
+    made = made_by(path)
+    if made is None:
+        return {}
+    said = made.get(COLLECTION)
+    if not isinstance(said, Mapping):
+        raise OutputExistsError(f"{path} exists, and is one image; give --overwrite or another output")
+    then = said.get("options")
+    if said.get("source") != source or not isinstance(then, Mapping):
+        raise OutputExistsError(
+            f"{path} exists, and was made of {said.get('source')}, now {source}: give --overwrite or another output"
+        )
+    changed = [
+        f"{name.replace('_', ' ')} {then.get(name, 'its default')}, now {value}"
+        for name, value in given.items()
+        if then.get(name) != value
+    ]
+    if changed:
+        raise OutputExistsError(
+            f"{path} was begun with {'; '.join(changed)}: give what it was begun with to go on, --overwrite to begin "
+            "anew, or another output"
+        )
+    return dict(then)
+
+
+def check_collection(request: CollectionRequest) -> bool:
+    """Return whether the groups are there already, and are gone on with; raise unless they may be written.
+
+    Raises
+    ------
+    OutputError
+        As `isovoxel.output.destination.check_destination`.
+    """
+    there = not request.overwrite and made_by(request.path) is not None
+    check_destination(
+        request.path,
+        overwrite=request.overwrite,
+        nbytes=0 if there else request.nbytes,  # of what is left, the job of each image knows
+        waiting=request.waiting,
+        goes_on=there,
+        ome_zarr=request.ome_zarr,
+    )
+    return there
+
+
+@contextlib.contextmanager
+def claim_collection(request: CollectionRequest) -> Iterator[Callable[[], None]]:
+    """Hold the groups around the images for this process; yield what marks them complete.
+
+    Raises
+    ------
+    OutputError
+        If they must not or cannot be written, or another process is at it.
+    """
+    path = request.path
+    folder = ledger_of(path)
+    check_collection(request)  # before anything is written, the lock's file too
+    with lock_output(folder / LOCK, path) as lock:
+        attempt = Attempt(absolute(folder / LOCK), lock.word, path)
+        new = False
+        try:
+            settle_output(path, folder, locked=True)
+            new = not check_collection(request)
+            try:
+                if new:
+                    _begin(request, folder, attempt)
+                listed = _listed(request)
+                said = {COLLECTION: {"source": request.source, "images": listed, "options": dict(request.options)}}
+                write_groups(path, request.groups(listed), said | {"complete": False}, attempt.check)
+            except OSError as error:
+                if isinstance(error, OutputError):
+                    raise
+                raise OutputError(refusal(error, path)) from error
+            yield lambda: _complete(request, listed, attempt)
+        finally:
+            ours = end_hold(path, attempt)
+            with contextlib.suppress(InputUnavailableError, OutputError):
+                if ours and new and _is_empty(request):
+                    _take_back(path, folder)
+                if ours:
+                    settle_output(path, folder, locked=True)
+                    clear_ledger(path, folder)
+
+
+def _begin(request: CollectionRequest, folder: Place, attempt: Attempt) -> None:
+    """Take an old output away, and make the topmost group."""
+    path, check = request.path, attempt.check
+    token = uuid.uuid4().hex  # tells this output from the one that it replaces
+    claim(folder)
+    check()
+    write_small(folder / JOB, json.dumps({"fingerprint": token}).encode())
+    if request.overwrite:
+        set_aside(path, folder, now=request.overwrite == NOW, check=check)
+    made = {"version": __version__, "fingerprint": token, COLLECTION: {"images": []}}
+    create_several(path, made, OME_ZARR[request.ome_zarr], folder / NEW)
+
+
+def _listed(request: CollectionRequest) -> list[str]:
+    """Return all images that are asked for, or there, in the order in which they came."""
+    made = made_by(request.path) or {}
+    before = [image for image in made[COLLECTION]["images"] if kind_of_node(request.path / image) == "group"]
+    return list(dict.fromkeys([*before, *request.images]))
+
+
+def _complete(request: CollectionRequest, images: Sequence[str], attempt: Attempt) -> None:
+    """Mark the groups complete, if each image is: one of an earlier job may not be."""
+    made = [made_by(request.path / image) for image in images]
+    if all(one is not None and one.get("complete") for one in made):
+        write_groups(request.path, request.groups(images), {"complete": True}, attempt.check)
+
+
+def _is_empty(request: CollectionRequest) -> bool:
+    """Return whether no image was begun."""
+    return not any(kind_of_node(request.path / image) for image in request.images)
+
+
+def _take_back(path: Place, folder: Place) -> None:
+    """Remove groups around nothing, and put the old output back that they would have replaced."""
+    if isinstance(path, Path) and isinstance(folder, Path):
+        if not put_back(path, folder) and path.is_dir():
+            discard(path, folder)
+    elif not isinstance(path, Path) and not isinstance(folder, Path):
+        remove_objects(path, folder / NEW)
