@@ -92,12 +92,20 @@ class ChunkFile:
 
     def __init__(self, layout: ChunkLayout, indices: IndexCache, place: Index3) -> None:
         self.place = place
-        self._layout = layout
-        self._indices = indices
-        self._key = layout.key(place)
-        self._opened = False
-        self._file: ByteSource | None = None
+        self._layout, self._indices, self._key = layout, indices, layout.key(place)
         self._index: NDArray[np.uint64] | None = None
+        # None without a file: then its chunks are not stored.
+        self._file = file = open_source(layout.path(place), indices.stamp(self._key), whole=layout.index is None)
+        if file is None or layout.index is None:
+            return
+        self._index = indices.get(self._key, file.stamp)
+        if self._index is None:
+            try:
+                self._index = self._read_index(file)
+            except BaseException:
+                file.close()
+                raise
+            indices.put(self._key, file.stamp, self._index)
 
     def close(self) -> None:
         """Close it."""
@@ -130,7 +138,6 @@ class ChunkFile:
         Exception
             Of any other kind, where the chunk is damaged.
         """
-        self._open_once()
         file = self._file
         span = None if file is None else self._span(chunk, file.size)
         if file is None or span is None:
@@ -152,25 +159,7 @@ class ChunkFile:
 
     def stores(self, chunk: Index3) -> bool:
         """Return whether there is such a chunk; raises as `read` does, but for what is in the chunk."""
-        self._open_once()
         return self._file is not None and self._span(chunk, self._file.size) is not None
-
-    def _open_once(self) -> None:
-        if not self._opened:
-            self._open()
-            self._opened = True
-
-    def _open(self) -> None:
-        """Open the file, and find its index; without a file, its chunks are not stored."""
-        layout = self._layout
-        self._file = file = open_source(
-            layout.path(self.place), self._indices.stamp(self._key), whole=layout.index is None
-        )
-        if file is not None and layout.index is not None:
-            self._index = self._indices.get(self._key, file.stamp)
-            if self._index is None:
-                self._index = self._read_index(file)
-                self._indices.put(self._key, file.stamp, self._index)
 
     def _read_index(self, file: ByteSource) -> NDArray[np.uint64]:
         size = self._layout.index_bytes
