@@ -262,8 +262,12 @@ def test_the_sample_is_the_demos_stack(viewer: Any) -> None:
     assert planned(widget).startswith("Array: ")
 
 
-def test_a_layer_of_planes_is_asked_for_where_there_is_none(viewer: Any) -> None:
+def test_a_layer_is_asked_for_where_there_is_none(viewer: Any) -> None:
     _, widget = viewer.window.add_plugin_dock_widget("isovoxel", "Make isotropic")
     assert planned(widget).startswith("Open an image or labels layer")
-    viewer.add_image(np.ones((3, 4, 5), np.uint8))
-    assert planned(widget).startswith("Array: ")
+    for _ in range(2):
+        viewer.add_image(np.ones((3, 4, 5), np.uint8))
+        assert planned(widget).startswith("Array: ")
+        widget._change()  # a plan is on its way
+        viewer.layers.clear()
+        assert planned(widget).startswith("Open an image or labels layer")

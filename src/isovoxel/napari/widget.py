@@ -118,7 +118,7 @@ class MakeIsotropic(Container):
         self._quiet = 0
 
         for name in ("inserted", "removed", "reordered"):
-            getattr(napari_viewer.layers.events, name).connect(self._layer.reset_choices)
+            getattr(napari_viewer.layers.events, name).connect(self._offer_layers)
         self._layer.changed.connect(self._open_layer)
         self._axes.changed.connect(self._open_layer)
         for field in fields:
@@ -168,6 +168,12 @@ class MakeIsotropic(Container):
         """Return the layers that have voxels."""
         return [layer for layer in self._viewer.layers if isinstance(layer, Image | Labels)]
 
+    def _offer_layers(self, _event: Any) -> None:
+        """Offer the layers that are there; of the last one that goes, the box does not tell."""
+        self._layer.reset_choices()
+        if self._layer.value is not self._watched:
+            self._open_layer()
+
     def _offer_devices(self, found: list[Device]) -> None:
         """Offer the devices by name, or by number where several have one name."""
         names = [device.name for device in found]
@@ -181,6 +187,7 @@ class MakeIsotropic(Container):
         layer, self._found = self._layer.value, None
         self._change()
         if layer is None:
+            self._watched = None
             self._say_plan("Open an image or labels layer, or a sample: menu File, Open Sample, isovoxel.")
             return
         if layer is not self._watched:
