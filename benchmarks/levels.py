@@ -67,7 +67,7 @@ def _measure(case: Case, engine: str, folder: Path, chosen: argparse.Namespace) 
                 overwrite=True,
             )
             least[how] = min(least.get(how, float("inf")), time.perf_counter() - began)
-            if (made.plan.next_along is not None) != (how == "in memory"):
+            if bool(made.plan.made_along) != (how == "in memory"):
                 raise RuntimeError(f"level 1 is made otherwise than meant: {how}")
             least["levels"] = len(made.plan.further) or least.get("levels", 0)
     pyramid.HALVED = possible

@@ -314,7 +314,7 @@ def plan_volume(
         with contextlib.suppress(DoesNotFitError):
             larger = planned(halved)
             # Reading the full level back takes longer than its blocks, which are fewer, take to come to an end.
-            if larger.next_along is not None and larger.in_flight == plan.in_flight:
+            if larger.made_along and larger.in_flight == plan.in_flight:
                 return larger
     return plan
 

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import zarr
-from hypothesis import given
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import isovoxel
-from isovoxel.errors import InterruptedJobError
+from isovoxel.errors import DoesNotFitError, InterruptedJobError
 from isovoxel.execution import blocks
 from isovoxel.execution.events import BlockDone, Event, LevelBegun
+from isovoxel.execution.further_levels import FurtherLevels, OpenBlocks
 from isovoxel.execution.resources import host_limits
+from isovoxel.geometry.box import Box, Index3
 from isovoxel.geometry.downsampling import Halver
 from isovoxel.planning import pyramid
+from isovoxel.planning.model import Block
 from isovoxel.planning.plan import Plan
 
 SMALL: dict[str, Any] = {
@@ -65,6 +69,12 @@ def level(output: Path, number: int) -> NDArray[Any]:
     return np.asarray(array[...])
 
 
+def files(output: Path) -> dict[str, bytes]:
+    """Return the content of each file of the levels, by its path."""
+    paths = (path for path in output.glob("*/**/*") if path.is_file())
+    return {str(path.relative_to(output)): path.read_bytes() for path in paths}
+
+
 def scaled(voxels: NDArray[Any], output: Path, **options: Any) -> list[Event]:
     """Scale, and return what was told."""
     told: list[Event] = []
@@ -92,25 +102,24 @@ def test_the_same_as_read_back(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Level 1 is there when the full one is, and no voxel of any level is another."""
+    """All levels are there when the full one is, and no byte of any file is another."""
     voxels = VOXELS[: shape[0], : shape[1], : shape[2]]
     options: dict[str, Any] = {"engine": engine, "halo": halo, "device_memory": memory}
     plan = isovoxel.plan(voxels, factor=FACTOR, **SMALL | options)
     assert plan.n_blocks > 1
-    assert plan.next_along is not None
+    assert plan.made_along == plan.further
     told = scaled(voxels, tmp_path / "along.zarr", **options)
-    assert [event.level for event in told if isinstance(event, LevelBegun)] == [2]
+    assert not [event for event in told if isinstance(event, LevelBegun)]
     assert sum(isinstance(event, BlockDone) for event in told) == plan.all_blocks
     monkeypatch.setattr(pyramid, "HALVED", ())
     told = scaled(voxels, tmp_path / "after.zarr", **options)
     assert [event.level for event in told if isinstance(event, LevelBegun)] == [1, 2]
-    for number in range(3):
-        np.testing.assert_array_equal(level(tmp_path / "along.zarr", number), level(tmp_path / "after.zarr", number))
+    assert files(tmp_path / "along.zarr") == files(tmp_path / "after.zarr")
 
 
 @pytest.mark.slow
 def test_of_a_series_by_workers(tmp_path: Path) -> None:
-    """Each volume's level 1 is made with it."""
+    """Each volume's level 1 is made with it, and further ones where one worker made all that they are made of."""
     source: Any = zarr.create_array(
         tmp_path / "in.zarr", shape=(2, *VOXELS.shape), chunks=(1, 8, 64, 64), dtype="u2", dimension_names=list("czyx")
     )
@@ -119,7 +128,7 @@ def test_of_a_series_by_workers(tmp_path: Path) -> None:
     isovoxel.scale(
         tmp_path / "in.zarr", tmp_path / "out.zarr", factor=FACTOR, workers="cpu:2", listeners=[told.append], **SMALL
     )
-    assert [event.level for event in told if isinstance(event, LevelBegun)] == [2]
+    assert [event.level for event in told if isinstance(event, LevelBegun)] in ([], [2])
     scaled(VOXELS, tmp_path / "one.zarr")
     for number in range(3):
         np.testing.assert_array_equal(level(tmp_path / "out.zarr", number)[0], level(tmp_path / "one.zarr", number))
@@ -153,12 +162,104 @@ def test_a_job_goes_on_with_what_was_made(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_what_was_not_made_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of blocks that are made shard by shard, for want of memory, nothing is made of a part."""
-    monkeypatch.setattr(blocks.BlockMaker, "_encode_next", lambda *_: None)
+    monkeypatch.setattr(blocks.BlockMaker, "_make_further", lambda *_: ())
     told = scaled(VOXELS, tmp_path / "out.zarr")
     assert [event.level for event in told if isinstance(event, LevelBegun)] == [1, 2]
     monkeypatch.undo()
     scaled(VOXELS, tmp_path / "one.zarr")
     np.testing.assert_array_equal(level(tmp_path / "out.zarr", 1), level(tmp_path / "one.zarr", 1))
+
+
+def test_a_block_that_is_given_up_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of blocks in another order more are open than the plan counts: the voxels are the same."""
+    monkeypatch.setattr(pyramid, "open_blocks", lambda *_: 1)
+    options = {"levels": 3, "threads": 1}
+    plan = isovoxel.plan(VOXELS, factor=FACTOR, **SMALL | options)
+    assert [made.gathered for made in plan.further] == [0, 1, 1]
+    assert plan.further[1].n_blocks > 2
+    told = scaled(VOXELS, tmp_path / "out.zarr", **options)
+    assert [event.level for event in told if isinstance(event, LevelBegun)][:1] == [2]
+    assert sum(isinstance(event, BlockDone) for event in told) == plan.all_blocks
+    monkeypatch.undo()
+    scaled(VOXELS, tmp_path / "one.zarr", **options)
+    assert files(tmp_path / "out.zarr") == files(tmp_path / "one.zarr")
+
+
+def test_what_goes_on_gathers_nothing(tmp_path: Path) -> None:
+    """Blocks that are done become no parts, so blocks of which they are would stay open."""
+
+    def stop(event: Event) -> None:
+        if isinstance(event, BlockDone):
+            raise KeyboardInterrupt
+
+    with pytest.raises(InterruptedJobError):
+        isovoxel.scale(VOXELS, tmp_path / "out.zarr", listeners=[stop], factor=FACTOR, **SMALL)
+    plan = isovoxel.plan(VOXELS, tmp_path / "out.zarr", factor=FACTOR, **SMALL)
+    assert plan.further[0].along
+    assert [made.gathered for made in plan.further] == [0, 0]
+
+
+@given(
+    shape=st.tuples(st.integers(8, 40), st.integers(8, 60), st.integers(8, 60)),
+    series=st.integers(1, 2),
+    shard=st.sampled_from([(8, 8, 8), (8, 16, 16), (16, 16, 16)]),
+    memory=st.sampled_from(["20kB", "40kB", "80kB"]),
+    seed=st.integers(0, 2**32 - 1),
+    threads=st.integers(1, 4),
+    zeros=st.booleans(),
+)
+@settings(max_examples=40)
+def test_each_block_is_made_once_of_blocks_in_their_order(
+    shape: Index3, series: int, shard: Index3, memory: str, seed: int, threads: int, zeros: bool
+) -> None:
+    """As many are open as the plan counts at most, though blocks in flight end in any order: none is given up."""
+    random = np.random.default_rng(seed)
+    voxels = random.integers(0, 2**16, (series, *shape)).astype(np.uint16)
+    options = SMALL | {"shard": shard, "device_memory": memory, "threads": threads, "levels": 3, "axes": "czyx"}
+    try:
+        plan = isovoxel.plan(voxels, factor=(1.0, 1.0, 1.0), input_voxel_size=(1.0, 1.0, 1.0), **options)
+    except DoesNotFitError:
+        reject()
+    further = FurtherLevels(plan)
+    output = [np.zeros((series, *made.output.shape), np.uint16) for made in plan.levels]
+    output[0] = np.zeros_like(voxels) if zeros else voxels
+    written: list[tuple[int, int]] = []
+    told: list[tuple[int, int]] = []
+
+    def write(made: Plan, block: Block, data: NDArray[Any] | None) -> None:
+        assert (data is None) == (zeros and made.level == 1)
+        written.append((made.level, block.index))
+        output[made.level][block.write_box.volume][block.write_box.slices] = 0 if data is None else data
+
+    left = list(range(plan.n_blocks))
+    while left:
+        index = left.pop(int(random.integers(min(len(left), plan.in_flight))))
+        box = plan.block(index).write_box
+        data = None if zeros else np.ascontiguousarray(voxels[box.volume][box.slices])
+        told += further.make(index, data, write)
+    assert told == written
+    assert sorted(told) == [(made.level, index) for made in plan.made_along for index in range(made.n_blocks)]
+    for before, made in pairwise([plan, *plan.made_along]):
+        for volume in range(series):
+            expected = Halver()(output[before.level][volume], made.factor, made.output.shape)
+            np.testing.assert_array_equal(output[made.level][volume], expected)
+
+
+def test_a_part_that_comes_twice_counts_once() -> None:
+    """As that of a block which could not be flushed to the disk, and is made again."""
+    plan = isovoxel.plan(VOXELS, factor=FACTOR, threads=1, **SMALL)
+    level = plan.further[1]
+    blocks = OpenBlocks(level)
+    whole = level.block(0)
+    z, y, x = whole.write_box.shape
+    first = Box((0, 0, 0), (z, y, x // 2))
+    voxels = np.ones(whole.write_box.shape, np.uint16)
+    for _ in range(2):
+        assert blocks.add(0, first, voxels[..., : x // 2]) == []
+    ((made, data),) = blocks.add(1, Box((0, 0, x // 2), (z, y, x)), voxels[..., x // 2 :])
+    assert made == whole
+    assert data.all()
+    assert blocks.add(1, Box((0, 0, x // 2), (z, y, x)), voxels[..., x // 2 :]) == []
 
 
 @pytest.mark.parametrize(
@@ -170,8 +271,8 @@ def test_what_was_not_made_is_read_back(tmp_path: Path, monkeypatch: pytest.Monk
 )
 def test_where_it_cannot_be_it_is_not(options: dict[str, Any], why: str) -> None:
     """Then the level is read back."""
-    assert isovoxel.plan(VOXELS, factor=FACTOR, **SMALL | options).next_along is None, why
-    assert isovoxel.plan(VOXELS.astype(np.float32), factor=FACTOR, **SMALL).next_along is None
+    assert isovoxel.plan(VOXELS, factor=FACTOR, **SMALL | options).made_along == (), why
+    assert isovoxel.plan(VOXELS.astype(np.float32), factor=FACTOR, **SMALL).made_along == ()
 
 
 def test_default_shards_make_way() -> None:
@@ -179,7 +280,7 @@ def test_default_shards_make_way() -> None:
     volume = isovoxel.open_volume(np.zeros((64, 2048, 2048), np.uint16), voxel_size=(4, 1, 1))
     memory = host_limits().baseline + (3 << 29)
     plan = isovoxel.plan(volume, zoom=1, engine="exact", device_memory="300MB", memory=memory)
-    first = plan.next_along
+    first = plan.made_along[0]
     assert isinstance(first, Plan)
     assert plan.n_blocks > 1
     assert first.block_grid == plan.block_grid
@@ -195,10 +296,10 @@ def test_blocks_make_way() -> None:
     how: dict[str, Any] = {"zoom": 1, "engine": "exact", "device_memory": "1GB", "threads": 3}
     memory = host_limits().baseline + (1 << 30)
     first, alone = (isovoxel.plan(volume, memory=memory, levels=levels, **how) for levels in (None, 0))
-    assert first.next_along is not None
+    assert first.made_along
     assert first.block_shape != alone.block_shape
     assert first.in_flight == alone.in_flight
     assert first.projected_host <= first.host.allowed
     little = isovoxel.plan(volume, memory=alone.projected_host + (1 << 20), **how)
-    assert little.next_along is None
+    assert little.made_along == ()
     assert little.block_shape == alone.block_shape

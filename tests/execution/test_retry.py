@@ -146,7 +146,7 @@ def test_a_block_that_memory_does_not_hold_is_done_shard_by_shard() -> None:
         return read_from(VOLUME)(box, out)
 
     tally, seals = Tally(), {}
-    thread_run(plan, read, Repeat(), writer, [tally], record=lambda block, found: seals.update({block: found})).run()
+    thread_run(plan, read, Repeat(), writer, [tally], record=lambda block, found, _: seals.update({block: found})).run()
     np.testing.assert_array_equal(writer.data, EXPECTED)
     assert plan.n_blocks == 8
     assert {block: len(found) for block, found in seals.items()} == dict.fromkeys(range(8), 8)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -29,9 +29,9 @@ from isovoxel.engines.base import Cancelled, Engine
 from isovoxel.errors import CorruptInputError
 from isovoxel.execution.events import BlockDone, EncodedByProcessor, Event, Filled, Retried
 from isovoxel.execution.executor import Task
+from isovoxel.execution.further_levels import FurtherLevels
 from isovoxel.execution.retry import BlockFailed, clause, may_pass
 from isovoxel.geometry.box import Box
-from isovoxel.geometry.downsampling import Halver
 from isovoxel.object_store.retries import patience, retry
 from isovoxel.output.shard import PendingShard, ShardReceipt
 from isovoxel.planning.model import Block
@@ -77,8 +77,8 @@ class BlockMaker:
         What reads, scales and encodes them.
     tell
         Called with what happens.
-    next_writer
-        What encodes blocks of the next level, where they are made of these.
+    further
+        What encodes blocks of further levels, by level, where they are made of these.
     fill
         What damaged parts of the input are filled with; None if they end the job.
     """
@@ -90,14 +90,14 @@ class BlockMaker:
         engine: Engine,
         writer: Writer,
         tell: Callable[[Event], None],
-        next_writer: Writer | None = None,
+        further: Mapping[int, Writer] | None = None,
         fill: float | None = None,
     ) -> None:
         self.plan, self.engine = plan, engine
         if fill is not None:
             read = FilledReader(read, np.dtype(plan.source.dtype), fill, self._tell_filled)
-        self._read, self._writer, self._next_writer = read, writer, next_writer
-        self._kept = threading.local()
+        self._read, self._writer, self._further_writers = read, writer, further or {}
+        self._further = FurtherLevels(plan)
         self._tell = tell
         self.cancelled = threading.Event()
         """Set, it lets blocks that wait for the device or for another attempt raise `Cancelled`."""
@@ -117,16 +117,20 @@ class BlockMaker:
         def on_processor(reason: str) -> None:
             tell(EncodedByProcessor(reason))
 
-        gpu, smaller = None, plan.next_along
+        gpu = None
         try:
             gpu = engine.encoder(plan)
         except (ImportError, MemoryError, GpuEncodingError) as error:
             on_processor(str(error))
         writer = OmeZarrWriter.of_plan(task.output, plan, plan.helpers, task.attempt, gpu, on_processor)
-        # A level that is smaller than a chunk of this one has chunks of its own, few enough for the processor.
-        shared = gpu if smaller is not None and smaller.storage.chunk == plan.storage.chunk else None
-        following = None if smaller is None else OmeZarrWriter.of_plan(task.output, smaller, 0, task.attempt, shared)
-        return cls(plan, read, engine, writer, tell, following, fill)
+        further = {
+            # A level that is smaller than a chunk of this one has chunks of its own, few enough for the processor.
+            level.level: OmeZarrWriter.of_plan(
+                task.output, level, 0, task.attempt, gpu if level.storage.chunk == plan.storage.chunk else None
+            )
+            for level in plan.made_along
+        }
+        return cls(plan, read, engine, writer, tell, further, fill)
 
     def spare_cores(self, blocks: int) -> None:
         """Tell the writer how many cores are left while so many blocks are encoded."""
@@ -135,8 +139,8 @@ class BlockMaker:
     def close(self, *, keep_hosts: bool = False) -> None:
         """Free what writing and scaling hold, but for host memory where it is kept for a level to come."""
         self._writer.close()
-        if self._next_writer is not None:
-            self._next_writer.close()
+        for writer in self._further_writers.values():
+            writer.close()
         self.engine.release(keep_hosts=keep_hosts)
 
     def idle(self, threads: int, began: float, ended: float) -> float:
@@ -164,7 +168,7 @@ class BlockMaker:
             A block of the plan, or a part of one: whole shards.
         flush
             Called with each shard as soon as it is encoded, in the order of `Box.tiles`; it is on its way to the disk.
-            Those of the next level follow, where they are made of these.
+            Those of further levels follow, where they are made of these, and the event says of which blocks.
         voxels
             Those of its read box; by default they are read.
 
@@ -190,7 +194,7 @@ class BlockMaker:
             for box in block.write_box.tiles(self.plan.storage.shard):
                 shard = scaled.data[box.slices_from(block.write_box.start)]
                 flush(self._attempt("writing", block, partial(self._writer.encode, box, shard)))
-            self._encode_next(block, scaled.data, flush)
+            along = self._make_further(block, scaled.data, flush)
             return BlockDone(
                 index=block.index,
                 voxels=block.write_box.size,
@@ -202,6 +206,7 @@ class BlockMaker:
                 pieces=scaled.pieces,
                 read_bytes=block.read_box.size * self.plan.source.itemsize,
                 level=block.level,
+                along=along,
             )
 
     def make(
@@ -236,39 +241,43 @@ class BlockMaker:
     ) -> tuple[list[ShardReceipt], BlockDone]:
         """Make a block that is too large for the host's memory, one shard after the other; see `make`."""
         receipts: list[ShardReceipt] = []
+        along: tuple[tuple[int, int], ...] = ()
         for box in block.write_box.tiles(self.plan.storage.shard):
-            receipts += self.make(self.plan.block_of(block.index, box), flusher, seat=seat)[0]
-        return receipts, BlockDone(block.index, block.write_box.size, 0, 0, 0, 0, 0, level=block.level)
+            more, event = self.make(self.plan.block_of(block.index, box), flusher, seat=seat)
+            receipts, along = receipts + more, event.along
+        return receipts, BlockDone(block.index, block.write_box.size, 0, 0, 0, 0, 0, level=block.level, along=along)
 
     def _leave_out(self, block: Block, flush: Callable[[PendingShard], None]) -> BlockDone:
         """Make no file of a block that reads nothing but zeros, nor of that of the next level which is made of it."""
         with self._at_work():
             for box in block.write_box.tiles(self.plan.storage.shard):
                 flush(self._writer.leave_out(box))
-            if (following := self._next(block)) is not None:
-                made, plan, writer = following
-                for box in made.tiles(plan.storage.shard):
+            along = self._make_further(block, None, flush)
+        return BlockDone(block.index, block.write_box.size, 0, 0, 0, 0, 0, level=block.level, along=along)
+
+    def _make_further(
+        self, block: Block, voxels: NDArray[Any] | None, flush: Callable[[PendingShard], None]
+    ) -> tuple[tuple[int, int], ...]:
+        """Make what can be made of further levels of a whole block, its shards after those of this level.
+
+        Returns
+        -------
+        tuple of (level, index)
+            The blocks that were made.
+        """
+        if not self._further_writers or block.write_box != self.plan.block(block.index).write_box:
+            return ()
+
+        def write(plan: Plan, made: Block, voxels: NDArray[Any] | None) -> None:
+            writer = self._further_writers[plan.level]
+            for box in made.write_box.tiles(plan.storage.shard):
+                if voxels is None:
                     flush(writer.leave_out(box))
-        return BlockDone(block.index, block.write_box.size, 0, 0, 0, 0, 0, level=block.level)
+                else:
+                    part = voxels[box.slices_from(made.write_box.start)]
+                    flush(self._attempt("writing", block, partial(writer.encode, box, part)))
 
-    def _next(self, block: Block) -> tuple[Box, Plan, Writer] | None:
-        """Return the block of the next level that is made of a whole one, with that level's plan and writer."""
-        plan, writer = self.plan.next_along, self._next_writer
-        if plan is None or writer is None or block.write_box != self.plan.block(block.index).write_box:
-            return None
-        return plan.block(block.index).write_box, plan, writer
-
-    def _encode_next(self, block: Block, voxels: NDArray[Any], flush: Callable[[PendingShard], None]) -> None:
-        """Make a block of the next level of a whole one, its shards after those of this level."""
-        if (following := self._next(block)) is None:
-            return
-        made, plan, writer = following
-        if not hasattr(self._kept, "halver"):
-            self._kept.halver = Halver()
-        smaller = self._kept.halver(voxels, plan.factor, made.shape)
-        for box in made.tiles(plan.storage.shard):
-            part = smaller[box.slices_from(made.start)]
-            flush(self._attempt("writing", block, partial(writer.encode, box, part)))
+        return self._further.make(block.index, voxels, write)
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:

@@ -57,6 +57,8 @@ class BlockDone:
     """Name of the worker that made it, where there are several."""
     level: int = 0
     """Which level of the output it belongs to."""
+    along: tuple[tuple[int, int], ...] = ()
+    """Level and index of each block of a further level that was made with it, while it was in memory."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,9 +35,11 @@ from isovoxel.readers.base import Volume
 from isovoxel.readers.open import open_volume
 from isovoxel.readers.selection import EVERYTHING, Selection
 
-Record = Callable[[int, Sequence[ShardReceipt]], None]
-"""Notes a block that is on the disk and the receipts of its shards; those of the shards of the next level follow, where
-they were made with it."""
+Along = Sequence[tuple[int, int]]
+"""Level and index of each block of a further level that was made with a block."""
+Record = Callable[[int, Sequence[ShardReceipt], Along], None]
+"""Notes a block that is on the disk, the receipts of its shards, and what was made along with it: the receipts of those
+blocks follow, one block after the other."""
 
 
 class InterruptedAgain(KeyboardInterrupt):
@@ -152,14 +154,14 @@ class LevelProgress:
         BlockFailed
             If the block cannot be noted.
         """
-        self.note(index, receipts)
+        self.note(index, receipts, event.along)
         self.tell(event)
 
-    def note(self, index: int, receipts: Sequence[ShardReceipt]) -> None:
+    def note(self, index: int, receipts: Sequence[ShardReceipt], along: Along) -> None:
         """Note a block that is on the disk; see `finish`."""
         try:
             with self._lock:
-                self._record(index, receipts)
+                self._record(index, receipts, along)
                 self.done[index] = 1
                 self._stored += sum(receipt.size for receipt in receipts)
         except OSError as error:

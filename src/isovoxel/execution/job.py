@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 
 from isovoxel.errors import (
     InputChangedError,
@@ -37,7 +38,7 @@ from isovoxel.execution.events import (
     started,
     stopped,
 )
-from isovoxel.execution.executor import Elapsed, Executor, InterruptedAgain, LevelProgress, Task, VolumeSource
+from isovoxel.execution.executor import Along, Elapsed, Executor, InterruptedAgain, LevelProgress, Task, VolumeSource
 from isovoxel.execution.output import OutputClaim, OutputRequest, claim_output
 from isovoxel.execution.retry import changed, clause, kept
 from isovoxel.metadata.series import omero_attribute
@@ -69,8 +70,6 @@ class Job:
     """The input, opened; notices when it changes."""
     listeners: Sequence[Listener] = ()
     """Told what happens."""
-    _fused: set[int] = field(default_factory=set, init=False, repr=False, compare=False)
-    """Blocks of the next level that were noted with those of the full one, and of which no event has told yet."""
     _telling: threading.RLock = field(default_factory=threading.RLock, init=False, repr=False, compare=False)
 
     @property
@@ -186,7 +185,7 @@ class Job:
         """Make all levels, one after the other, of each the blocks that are not done."""
         plan, listen = task.plan, partial(self._listen, ledger)
         try:
-            record = partial(self._record, ledger, plan, parts)
+            record = partial(self._record, ledger, plan, parts, 0)
             progress = LevelProgress(plan, parts[0], record, listen, task.free_bytes)
             elapsed = executor.run(progress, last=not plan.further)
         except InterruptedJobError:
@@ -211,22 +210,27 @@ class Job:
                     executor.prepare(further, retry(further.open), listen)
             except IsovoxelError as error:
                 raise JobError(f"level {level.level} cannot be begun: {error}") from error
-            record = partial(ledger.add, level=level.level)
+            record = partial(self._record, ledger, plan, parts, level.level)
             progress = LevelProgress(level, part, record, listen, task.free_bytes)
             took = executor.run(progress, last=level is plan.further[-1])
             elapsed = Elapsed(elapsed.seconds + took.seconds, elapsed.idle + took.idle)
         return elapsed
 
     def _record(
-        self, ledger: Ledger, plan: Plan, parts: list[bytearray], index: int, receipts: Sequence[ShardReceipt]
+        self,
+        ledger: Ledger,
+        plan: Plan,
+        parts: list[bytearray],
+        level: int,
+        index: int,
+        receipts: Sequence[ShardReceipt],
+        along: Along,
     ) -> None:
-        """Note a block of the full level, and that of the next one, where it was made with it."""
-        own = plan.shards_of(index)
-        ledger.add(index, receipts[:own])
-        if len(receipts) > own:
-            ledger.add(index, receipts[own:], level=1)
-            parts[1][index] = 1
-            self._fused.add(index)
+        """Note a block of a level, and those of further levels that were made with it."""
+        left = iter(receipts)
+        for at, block in ((level, index), *along):
+            ledger.add(block, list(islice(left, plan.levels[at].shards_of(block))), level=at)
+            parts[at][block] = 1
 
     def _check_input(self, ledger: Ledger, is_changed: bool) -> None:
         """Check that all blocks were made of one input; else none of them is done.
@@ -283,10 +287,10 @@ class Job:
         if isinstance(event, Filled):
             ledger.add_filled(event.part)
         self._tell(event)
-        if isinstance(event, BlockDone) and event.level == 0 and event.index in self._fused:
-            self._fused.discard(event.index)
-            voxels = ledger.plan.further[0].block(event.index).write_box.size
-            self._tell(BlockDone(event.index, voxels, 0, 0, 0, 0, 0, level=1, worker=event.worker))
+        if isinstance(event, BlockDone):
+            for level, index in event.along:
+                voxels = ledger.plan.levels[level].block(index).write_box.size
+                self._tell(BlockDone(index, voxels, 0, 0, 0, 0, 0, level=level, worker=event.worker))
 
     @contextlib.contextmanager
     def _counted(self, plan: Plan, parts: Sequence[bytearray]) -> Iterator[None]:

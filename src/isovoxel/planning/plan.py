@@ -17,18 +17,18 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from itertools import accumulate, cycle
+from itertools import accumulate, cycle, takewhile
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from isovoxel.geometry.axis import Axis, Sampler, ceil_div, halo, longest, round_up
 from isovoxel.geometry.box import Box, Index3
-from isovoxel.geometry.downsampling import scratch_bytes
 from isovoxel.geometry.grid import AXES, Float3, VoxelGrid
 from isovoxel.geometry.resampling import Table, Texture, accumulator, passes_at_once
 from isovoxel.notebook import InNotebooks
 from isovoxel.planning.chunking import Storage, helper_overhead, seal_overhead, write_overhead
+from isovoxel.planning.gathering import bytes_along
 from isovoxel.planning.memory import BlockCost, cle_cost, exact_cost
 from isovoxel.planning.model import FILTERS, MOVES, Block, DeviceLimits, HostLimits, Source
 
@@ -86,6 +86,9 @@ class Plan(InNotebooks):
     """Which level of the output it makes; 0 is the full one."""
     along: bool = False
     """Whether its blocks are those of the level before, halved, and are made while these are in memory."""
+    gathered: int = 0
+    """How many of its blocks may be open at a time, which are put together in memory of what blocks of the level before
+    become; 0 where that level is read back."""
     revision: int = 1
     """Revision of the algorithm that makes its voxels, see `CHANGES`."""
     library: str = ""
@@ -340,9 +343,9 @@ class Plan(InNotebooks):
         return helper_overhead(self.storage, self.source.itemsize, self.helpers)
 
     @property
-    def next_along(self) -> Plan | None:
-        """The plan of the next level, where its blocks are made of these while they are in memory."""
-        return self.further[0] if self.further and self.further[0].along else None
+    def made_along(self) -> tuple[Plan, ...]:
+        """The plans of those further levels whose blocks are made of these while they are in memory, level 1 first."""
+        return tuple(takewhile(lambda level: level.along or level.gathered, self.further))
 
     @property
     def leaves_out_empty(self) -> bool:
@@ -355,20 +358,11 @@ class Plan(InNotebooks):
         return proven and self.storage.skip_empty
 
     @property
-    def halving(self) -> int:
-        """Projected bytes of making and encoding a block of the next level, for each block in flight."""
-        plan = self.next_along
-        if plan is None:
-            return 0
-        itemsize = self.source.itemsize
-        return plan.staging[1] + scratch_bytes(self.largest[2], itemsize) + write_overhead(plan.storage, itemsize)
-
-    @property
     def projected_host(self) -> int:
         """Projected bytes of the whole process, device memory included where the host provides it."""
         shared = self.cost.device - self.cost.in_place if self.device.shares_host_memory else 0
         beside = self.held + self.cache + self.helping
-        return self.host.baseline + shared + beside + self.in_flight * (self.cost.host + self.halving)
+        return self.host.baseline + shared + beside + self.in_flight * self.cost.host + bytes_along(self)
 
     @property
     def output_bytes(self) -> int:

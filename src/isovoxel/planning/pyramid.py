@@ -13,6 +13,8 @@
 5. Where shards allow it, level 1 has the blocks of the full level, halved, and each is made while that is in memory: so
    the full level, which may be larger than the disk's cache, is not read back. What was not made then, for memory was
    short or the job was interrupted in between, is made as in 4.
+6. Blocks of the levels after that one are put together in memory of what blocks of the level before become, halved, as
+   long as this is a whole number of voxels and memory suffices for the blocks that are open at a time.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import Float3, VoxelGrid
 from isovoxel.planning.chunking import CHUNK, Storage, default_storage
+from isovoxel.planning.gathering import open_blocks
 from isovoxel.planning.model import DeviceLimits, HostLimits, Source
 from isovoxel.planning.optimizer import make_plan
 from isovoxel.planning.plan import Plan
@@ -108,7 +111,10 @@ def with_levels(
                 refused = error
             else:
                 made = replace(made, level=level)
-                further.append(_along(plan, made, fixed=shard is not None) if level == 1 else made)
+                if level == 1:
+                    further.append(_along(plan, made, fixed=shard is not None))
+                else:
+                    further.append(_gathered(replace(plan, further=tuple(further)), made))
                 break
         else:
             raise DoesNotFitError(f"of level {level}, {refused}; or leave it out with --levels {level - 1}")
@@ -162,6 +168,30 @@ def _along(before: Plan, made: Plan, *, fixed: bool) -> Plan:
     with_it = replace(before, further=(along,))
     fits = all(plan.projected_host <= plan.host.allowed for plan in (along, with_it))
     return along if fits and not along.cost.excess(along.device, along.in_flight) else made
+
+
+def _gathered(plan: Plan, made: Plan) -> Plan:
+    """Return the plan of a further level after the first, whose blocks are put together in memory where they can be.
+
+    They can where all levels before it are made in memory, each of their blocks becomes whole voxels, and the host's
+    memory suffices.
+
+    Parameters
+    ----------
+    plan
+        Of the full level, with those of the levels before this one.
+    made
+        Of the level, as it is read back.
+    """
+    before = plan.further[-1]
+    if plan.made_along != plan.further or not _adds(before, made):
+        return made
+    lengths = zip(made.factor, before.block_shape, before.output.shape, strict=True)
+    if any(f == 0.5 and b < n and b % 2 for f, b, n in lengths):
+        return made
+    gathered = replace(made, gathered=open_blocks((*plan.further, made), plan.in_flight))
+    with_it = replace(plan, further=(*plan.further, gathered))
+    return gathered if with_it.projected_host <= with_it.host.allowed else made
 
 
 def _storages(shape: Index3, plan: Plan, chunk: Index3 | None, shard: Index3 | None) -> Iterator[Storage]:

@@ -99,6 +99,7 @@ def _check(plan: Plan, number: int, full: Plan) -> None:
     lengths = zip(plan.block_shape, plan.storage.shard, plan.output.shape, strict=True)
     sound = (
         (plan.level, plan.along) in ((number, False), (1, number == 1))
+        and (plan.gathered == 0 or (number > 1 and plan.gathered > 0))
         and (number == 0 or not plan.further)
         and plan.halo_mode in HALO_MODES[1:]
         and all(0 < f < math.inf for f in plan.factor)
@@ -167,6 +168,7 @@ def continued(begun: Plan, planned: Plan) -> Plan:
         further=further,
         storage=begun.storage,
         along=begun.along,
+        gathered=0,  # blocks that are done become no parts
         block_shape=begun.block_shape,
         halo_mode="direct",
         window=(1, 1, 1),
