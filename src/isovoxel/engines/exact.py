@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.engines.devices import Device, opencl_device
-from isovoxel.engines.opencl import C_TYPES, TURN, build_kernels, grid_of, queue_of
+from isovoxel.engines.opencl import C_TYPES, TURN, build_kernels, queue_of, work_items
 from isovoxel.engines.pipeline import StagedEngine
 from isovoxel.geometry.axis import ceil_div, round_up
 from isovoxel.geometry.box import Index3
@@ -177,7 +177,7 @@ class ExactEngine(StagedEngine):
         ny, nx = (np.uint64(n) for n in block.read_box.shape[1:])
         kind = np.dtype(plan.source.dtype)
         z, y, x = block.write_box.shape
-        sizes, extent = grid_of((z, y, x)), (ny, nx, np.uint64(x))
+        sizes, extent = work_items((z, y, x)), (ny, nx, np.uint64(x))
         if plan.interpolation == "smooth":
             tables = [small[f"table {axis}"] for axis in range(3)]
             kernel = self._smoothing(kind, *_all_widths(plan.tables))["smooth"]

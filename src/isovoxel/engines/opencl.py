@@ -75,7 +75,7 @@ def build_kernels(queue: Any, file: str, macros: Mapping[str, object]) -> dict[s
         raise DeviceError(f"{queue.device.name.strip()} does not build the kernels of {file}: {reason}") from error
 
 
-def grid_of(shape: Index3) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+def work_items(shape: Index3) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
     """Return global and local size, x, y, z, for one work item a voxel.
 
     Left to itself, a driver may take groups of one where x is a prime.

@@ -56,7 +56,7 @@ from isovoxel.readers.tiff_stacks import (
     broken_chain,
     check_covered,
     check_odd,
-    images_of,
+    described_images,
     is_plain,
     plain_images,
 )
@@ -191,7 +191,7 @@ def _images(tif: tifffile.TiffFile, own: Directories, name: str) -> list[Image]:
     if is_plain(tif):
         _check_chain(own, name)
         return plain_images(tif, own, name)
-    images = images_of(tif, own, name)
+    images = described_images(tif, own, name)
     if images:
         check_covered(images, own, name)
         return images

@@ -67,7 +67,7 @@ class Image:
 # ---- files whose metadata tell -----------------------------------------------------------------------------------
 
 
-def images_of(tif: tifffile.TiffFile, own: Directories, name: str) -> list[Image]:
+def described_images(tif: tifffile.TiffFile, own: Directories, name: str) -> list[Image]:
     """Return the images that a file's metadata tell of; none where tifffile finds that they do not fit.
 
     Raises
