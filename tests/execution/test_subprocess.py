@@ -149,7 +149,7 @@ def test_signals_end_worker_and_job(out: Path, number: signal.Signals, code: int
     command = [sys.executable, "-m", "isovoxel", "scale", str(out.with_name("in.npy")), str(out), "--isolate"]
     command += ["--engine", "cle", "--factor", "8,8,8", "--shard", "128,128,128", "--device-memory", "40MB"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as job:
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 600
         while not (state := output_state(out)) or state.done < 1:
             assert time.monotonic() < deadline
             time.sleep(0.05)

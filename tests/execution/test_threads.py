@@ -247,7 +247,7 @@ def test_ctrl_c_ends_the_command_long_before_its_last_block(mode: str, tmp_path:
     command = [sys.executable, "-m", "isovoxel", "scale", str(tmp_path / "stack.npy"), str(out), *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 600
         while not any(path.is_file() for path in (out / "0" / "c").rglob("*")):
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline

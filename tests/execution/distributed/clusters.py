@@ -65,13 +65,13 @@ class Foreign:
         """Start a worker of two threads, with more in its environment if need be."""
         words = ["--scheduler-file", self.file, "--name", name, "--nthreads", 2, "--host", "127.0.0.1"]
         words += ["--no-nanny", "--preload", "isovoxel.worker", "--no-dashboard"]
-        words += ["--death-timeout", 60]  # it ends even where the test that started it is killed
+        words += ["--death-timeout", 300]  # it ends even where the test that started it is killed
         return self._start("worker", *words, folder=folder, **environment)
 
     @property
     def address(self) -> str:
         """The scheduler's address, once it has one."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 600
         while True:
             with contextlib.suppress(OSError, ValueError):
                 return str(json.loads(self.file.read_text())["address"])

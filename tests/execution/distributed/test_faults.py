@@ -173,7 +173,7 @@ def test_a_worker_with_a_broken_device_is_set_aside(tmp_path: Path, out: Path, o
         events.append(event)
         left = sum(isinstance(e, WorkerLeft) for e in events)
         if isinstance(event, BlockDone) and left < 2:
-            deadline = time.monotonic() + 300
+            deadline = time.monotonic() + 600
             while left == 1 and (broken in (there := own.nthreads()) or len(there) < 2):
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
@@ -306,7 +306,7 @@ def command(out: Path, *words: object) -> list[str]:
 
 def await_block(out: Path) -> None:
     """Wait until a block is done."""
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 600
     while not (state := output_state(out)) or state.done < 1:
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -401,10 +401,10 @@ def test_a_worker_that_outlives_the_lock_of_its_job_writes_nothing_more(
 
     foreign.worker("a")
     with Client(foreign.address, set_as_default=False) as client:
-        client.wait_for_workers(1, timeout=60)
+        client.wait_for_workers(1, timeout=600)
         client.register_plugin(Holds(), name="holds")
     with subprocess.Popen(command(out, "--scheduler", foreign.address), stderr=subprocess.DEVNULL) as job:
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 600
         while not held.exists():
             assert time.monotonic() < deadline
             time.sleep(0.02)

@@ -32,10 +32,10 @@ def test_a_late_worker_takes_part_only_with_the_same_clesperanto(
         events.append(event)
         if isinstance(event, BlockDone) and len(foreign.processes) == 2:
             foreign.worker("second", ISOVOXEL_CLE=late)
-            client.wait_for_workers(2, timeout=60)
+            client.wait_for_workers(2, timeout=600)
 
     with Client(foreign.address, set_as_default=False) as client:
-        client.wait_for_workers(1, timeout=60)
+        client.wait_for_workers(1, timeout=600)
         isovoxel.scale(stack(tmp_path), out, client=client, listeners=[add_worker], engine="cle", levels=0, **OPTIONS)
     assert output_state(out) == OutputState(complete=True)
     joined = [event.name for event in events if isinstance(event, WorkerJoined)]

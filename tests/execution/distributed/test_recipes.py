@@ -71,7 +71,7 @@ def test_plain_dask(tmp_path: Path, stack: Path, isovoxel: Isovoxel) -> None:
             words = ["sh", str(script), what, str(tmp_path)]
             processes.append(subprocess.Popen(words, cwd=tmp_path, env=environment(tmp_path), stdout=log, stderr=log))
     try:
-        file, deadline = tmp_path / "scheduler.json", time.monotonic() + 60
+        file, deadline = tmp_path / "scheduler.json", time.monotonic() + 600
         while not file.exists():
             assert time.monotonic() < deadline
             time.sleep(0.1)
