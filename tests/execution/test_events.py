@@ -18,6 +18,10 @@ from isovoxel.execution.events import (
     EncodedByProcessor,
     Event,
     Filled,
+    ImageBegun,
+    ImageFailed,
+    ImagesFinished,
+    ImagesStarted,
     JobFinished,
     JobStarted,
     JobStopped,
@@ -48,6 +52,10 @@ SAID: list[tuple[Event, int, str]] = [
     (WorkerLeft("w1", "lost"), logging.WARNING, "worker w1 does no more blocks: lost"),
     (JobStopped(3, 60), logging.INFO, "job ends before its time: 3 blocks are done"),
     (JobFinished(1.25), logging.INFO, "job is done, in 1.2 s"),
+    (ImagesStarted(8, 2, 40, 9000), logging.INFO, "8 images, of which 2 are complete, 40 blocks in all"),
+    (ImageBegun("A/1/0", 3, 8), logging.INFO, "image 3 of 8 begins: A/1/0"),
+    (ImageFailed("A/1/0", "it is damaged"), logging.WARNING, "image A/1/0 is left out: it is damaged"),
+    (ImagesFinished(1.25), logging.INFO, "all images are done, in 1.2 s"),
 ]
 
 
