@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import subprocess
@@ -100,6 +101,15 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         (b"\xfd7zXZ\0\0", "packed by xz; unpack it first, as unxz does"),
         (b"\xff\xd8\xff\xe0", "is of a kind that isovoxel does not read, JPEG; save it as TIFF, NIfTI or"),
         (bytes(128) + b"DICM", "does not read, DICOM; save it as"),
+        (b"\x5c\x01\0\0" + bytes(400), "does not read, Analyze 7.5; save it as"),
+        (
+            gzip.compress(b"II*\0 and so on"),
+            "is a TIFF packed by gzip, which is not read in parts; unpack it first",
+        ),
+        (
+            gzip.compress(b"something"),
+            "is of no kind that isovoxel knows, packed by gzip; unpack it first",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -21,7 +21,7 @@ from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.zarr_nodes import ATTRIBUTES, TOP
 from isovoxel.readers.base import Volume, cropped, moved
 from isovoxel.readers.converted import converted
-from isovoxel.readers.files import unreadable
+from isovoxel.readers.files import TIFF_MAGIC, unreadable
 from isovoxel.readers.images import Collection, means_several
 from isovoxel.readers.plugins import open_foreign, recognised
 from isovoxel.readers.registry import (
@@ -48,6 +48,7 @@ _PACKERS = {
 _OTHERS = {
     "JPEG": (0, b"\xff\xd8\xff"),
     "DICOM": (128, b"DICM"),
+    "Analyze 7.5": (0, b"\x5c\x01\0\0"),
 }
 """Kinds of images that are not read, with what stands where in their files."""
 
@@ -298,15 +299,20 @@ def _unknown(at: Location, faults: Sequence[str]) -> InputError:
     stem = at.path.name.removesuffix(".gz")
     if stem.endswith(".img") and (header := at.path.with_name(at.path.name.replace(".img", ".hdr"))).is_file():
         return InputError(f"{at.name} holds voxels only; give {header.name}, which lies beside it")
-    if named := _named_kind(at.first):
+    if named := _named_kind(at):
         return InputError(f"{at.name} is {named}{beside}")
     return InputError(f"{at.name} is of no kind that isovoxel knows; {known}{beside}")
 
 
-def _named_kind(first: bytes) -> str:
-    """Return what a file is that begins with these bytes, and what helps, as a clause, or nothing."""
+def _named_kind(at: Location) -> str:
+    """Return what a file is by its first bytes, and what helps, as a clause, or nothing."""
+    from isovoxel.readers.raw_volume import first_bytes
+
+    first = at.first
     for begins, (packer, unpack) in _PACKERS.items():
         if first.startswith(begins):
+            if first_bytes(at.path, 4) in TIFF_MAGIC:
+                return f"a TIFF packed by {packer}, which is not read in parts; unpack it first, as {unpack} does"
             return f"of no kind that isovoxel knows, packed by {packer}; unpack it first, as {unpack} does"
     for kind, (start, sign) in _OTHERS.items():
         if first[start:].startswith(sign):
