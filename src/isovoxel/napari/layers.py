@@ -104,7 +104,7 @@ def find_input(layer: Any, axes: str = "", *, file: bool = True) -> LayerInput:
         raise InputError(
             f"{layer.name} is an RGB image; split it into one layer for each colour (right click, Split RGB)"
         )
-    array = finest(layer)
+    array = finest_array(layer)
     named = axes or _named(layer)
     why = failure = ""
     if file and (path := _path(layer)):
@@ -122,7 +122,7 @@ def find_input(layer: Any, axes: str = "", *, file: bool = True) -> LayerInput:
     return _input(layer, array, given, open_volume(array, **given), names, why or failure)
 
 
-def finest(layer: Any) -> Any:
+def finest_array(layer: Any) -> Any:
     """Return the array of a layer: of one with several resolution levels, that of the finest."""
     return layer.data[0] if getattr(layer, "multiscale", False) else layer.data
 
@@ -242,7 +242,7 @@ def is_unchanged(found: LayerInput, layer: Any) -> bool:
     """Return whether a file holds all voxels of a layer that lies in memory, where they may have been edited."""
     from dask.array.core import slices_from_chunks
 
-    array = finest(layer)
+    array = finest_array(layer)
     if not found.is_file or not isinstance(array, np.ndarray):
         return True
     voxels = _in_order(found.volume, found.axes)

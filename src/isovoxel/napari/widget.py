@@ -53,7 +53,7 @@ def sample_blastocyst() -> list[tuple[Any, dict[str, Any], str]]:
 
 
 @dataclass(frozen=True)
-class Job:
+class LayerJob:
     """A job that runs."""
 
     layer: Any
@@ -114,7 +114,7 @@ class MakeIsotropic(Container):
         self._watched: Any = None
         self._found: LayerInput | None = None
         self._planned: tuple[Request, str] | None = None
-        self._job: Job | None = None
+        self._job: LayerJob | None = None
         self._quiet = 0
 
         for name in ("inserted", "removed", "reordered"):
@@ -276,7 +276,7 @@ class MakeIsotropic(Container):
         follower = Follower(found)
         future = self._worker.submit(scale_layer, layer, follower, request, output, overwrite=overwrite)
         bar = cancelable_progress(total=0, desc="isovoxel", bar_format="{desc}|{unit}", unit="")
-        self._job = Job(layer, request, output, follower, future, bar)
+        self._job = LayerJob(layer, request, output, follower, future, bar)
         with self._overwrite.changed.blocked():
             self._overwrite.value = False  # so that the next run resumes
         self._show_command(self._job)
@@ -288,7 +288,7 @@ class MakeIsotropic(Container):
         if self._job is not None:
             self._job.follower.cancelled = True
 
-    def _show_progress(self, job: Job) -> None:
+    def _show_progress(self, job: LayerJob) -> None:
         """Show how far the job is, or what became of it.
 
         The bar's number comes last: setting it lets Qt work, which may come here again, or close the window.
@@ -315,7 +315,7 @@ class MakeIsotropic(Container):
         bar.refresh()
         bar.update(follower.done - bar.n)
 
-    def _end(self, job: Job) -> None:
+    def _end(self, job: LayerJob) -> None:
         """Show the result, or say why there is none and how to go on."""
         follower, found = job.follower, job.follower.found
         if self._found is not None and self._layer.value is job.layer:
@@ -342,7 +342,7 @@ class MakeIsotropic(Container):
             took = f"in {duration(result.seconds)}" if result.seconds else "before"
             self._say(f"Written {took}: {job.output}", *array, *follower.notes)
 
-    def _show_command(self, job: Job) -> None:
+    def _show_command(self, job: LayerJob) -> None:
         """Show the command that does the job without napari, where it reads a file."""
         found = job.follower.found
         self._command.visible = found.is_file
