@@ -16,6 +16,7 @@ NAMES = (
     "roofline",
     "aliasing",
     "writers",
+    "checksums",
     "simulate",
     "workers",
     "levels",

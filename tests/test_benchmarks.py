@@ -16,6 +16,7 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 NAMES = (
     *("kernels", "limits", "job", "stage", "scaling", "peers", "startup", "roofline", "aliasing", "writers"),
+    "checksums",
     *("workers", "simulate", "budgets", "generations", "pairs", "conformance", "smooth", "whole", "pipelines"),
     "empty",
 )
@@ -276,6 +277,15 @@ def test_the_writers_benchmark_compares_both() -> None:
     said = run("writers", "--side", 32, "--shards", 2)
     rows = [line.split("|")[1].strip() for line in said.splitlines()[3:]]
     assert rows == ["isovoxel", "zarr-python"]
+
+
+@pytest.mark.slow
+def test_the_checksums_benchmark_compares_both_ways_of_writing(tmp_path: Path) -> None:
+    """With checksums and without, as often as it is said; and another thread counts meanwhile, for no lock is held."""
+    run("checksums", "--side", 32, "--shards", 1, "--repeat", 2, "--json", tmp_path / "checksums.json")
+    record = numbers(tmp_path / "checksums.json")
+    assert {name: len(rounds) for name, rounds in record["codecs"]["blosc-lz4"].items()} == {"without": 2, "with": 2}
+    assert record["counted"] > 100
 
 
 @pytest.mark.slow
