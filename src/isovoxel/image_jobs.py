@@ -185,8 +185,9 @@ def open_chosen(source: Any, options: Options) -> Volume | dict[str, Volume | In
             if options.image is not None:
                 raise
             with suppress(InputError):
-                if len(images_of(source).images) > 1:
-                    return open_chosen(source, replace(options, image=ALL))
+                several = open_chosen(source, replace(options, image=ALL))
+                if isinstance(several, dict) and any(isinstance(image, Volume) for image in several.values()):
+                    return several
             raise
     found: dict[str, Volume | InputError] = {}
     for image in matching_images(images_of(source).images, str(options.image), str(source)):

@@ -10,6 +10,7 @@ from typing import Any
 import dask.array
 import numpy as np
 import pytest
+import tifffile
 import zarr
 
 import isovoxel as package
@@ -158,3 +159,11 @@ def test_a_scene_of_a_microscopes_file(tmp_path: Path) -> None:
         assert opened.identity["image"] == "1"
     with pytest.raises(InputError, match=r"a.lif holds 2 images \(0 \(left\), 1 \(right\)\); give --image 0 to 1"):
         volume_of_reader(Scenes(), tmp_path / "a.lif", "a.lif", "LIF", Selection())
+
+
+def test_images_none_of_which_can_be_opened_are_not_listed(tmp_path: Path, isovoxel: Isovoxel) -> None:
+    """The error says why the input cannot be read, as of any other."""
+    with tifffile.TiffWriter(tmp_path / "rgb.ome.tif", ome=True) as tif:
+        for length in (8, 9):
+            tif.write(np.zeros((length, 16, 3), np.uint8), photometric="rgb", metadata={"axes": "YXS"})
+    check_refused(isovoxel("info", tmp_path / "rgb.ome.tif"), "colour samples per voxel")

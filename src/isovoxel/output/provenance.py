@@ -20,7 +20,7 @@ import numpy as np
 from isovoxel.errors import InputError, InputUnavailableError
 from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Box
-from isovoxel.metadata.series import place_of_volume
+from isovoxel.metadata.series import place_of_volume, stays_inside
 from isovoxel.object_store.addresses import Place, place_of
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.zarr_nodes import read_attributes
@@ -92,7 +92,9 @@ def images_of_output(path: Place) -> list[str] | None:
     """
     said = (made_by(path) or {}).get(COLLECTION)
     images = said.get("images") if isinstance(said, dict) else None
-    return [image for image in images if isinstance(image, str)] if isinstance(images, list) else None
+    if not isinstance(images, list):
+        return None
+    return [image for image in images if isinstance(image, str) and stays_inside(image)]
 
 
 def is_complete(path: Place) -> bool:

@@ -33,7 +33,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from isovoxel.errors import OutputError
-from isovoxel.metadata.series import stays_inside
 from isovoxel.object_store.addresses import Place
 from isovoxel.object_store.files import parse_json, sync_folder
 from isovoxel.object_store.objects import ObjectPlace
@@ -304,7 +303,7 @@ def _parts_of_several(target: Place) -> tuple[set[str], list[str]] | None:
         return None
     groups, arrays = {"", "OME", *_above(images)}, []
     for image in images:
-        if stays_inside(image) and (found := _parts(target / image)) is not None:
+        if (found := _parts(target / image)) is not None:
             groups |= {f"{image}/{group}".rstrip("/") for group in found[0]}
             arrays += [f"{image}/{array}" for array in found[1]]
     return groups, arrays
