@@ -8,7 +8,19 @@ from typing import cast
 import pytest
 from rich.console import Console
 
-from isovoxel.execution.events import BlockDone, JobFinished, JobStarted, LevelBegun, WorkerJoined, WorkerLeft
+from isovoxel.execution.events import (
+    BlockDone,
+    ImageBegun,
+    ImageFailed,
+    ImagesFinished,
+    ImagesStarted,
+    JobFinished,
+    JobStarted,
+    JobStopped,
+    LevelBegun,
+    WorkerJoined,
+    WorkerLeft,
+)
 from isovoxel.planning.plan import Plan
 from isovoxel.reporting.progress import MOST_LINES, ProgressView
 
@@ -31,7 +43,7 @@ def started(blocks: int = 4, shape: tuple[int, int, int] = (40, 100, 1000)) -> J
     output, device = SimpleNamespace(shape=shape), SimpleNamespace(kind="gpu")
     sizes = {"all_blocks": blocks, "all_voxels": shape[0] * shape[1] * shape[2]}
     plan = SimpleNamespace(
-        **sizes, output=output, device=device, aliases=(), coarse=False, source=SimpleNamespace(notes=())
+        **sizes, output=output, device=device, aliases=(), coarse=False, source=SimpleNamespace(name="a", notes=())
     )
     return JobStarted(cast(Plan, plan))
 
@@ -225,3 +237,32 @@ def test_each_worker_has_a_line_below_the_bar() -> None:
     assert "GPU 1, 2 blocks, does no more" in screen
     assert f"GPU {MOST_LINES - 1}," in screen
     assert f"GPU {MOST_LINES}," not in screen
+
+
+def test_several_images_are_one_progress() -> None:
+    """Blocks, speed and time left are those of all; what is the same for each is said once."""
+    console, file = log_file()
+    clock = Clock()
+    with ProgressView(console, clock=clock) as view:
+        view(ImagesStarted(images=3, complete=1, blocks=12, voxels=12_000_000, blocks_done=4, voxels_done=4_000_000))
+        for number in (2, 3):
+            view(ImageBegun(f"A/1/{number}", number, 3))
+            view(replace(started(), done=1, voxels_done=1_000_000))
+            for index in range(3):
+                clock.now += 2
+                view(done(index))
+                view(LevelBegun(1, 1))
+            assert (
+                str(view)
+                == {2: "8/12 blocks, 0.5 Mvoxel/s, 0:08 left", 3: "12/12 blocks, 0.5 Mvoxel/s, 0:00 left"}[number]
+            )
+            view(JobFinished(6.0) if number == 2 else JobStopped(4, 4_000_000))
+        view(ImageFailed("A/1/4", "it is damaged"))
+        view(ImagesFinished(12.0))
+    assert file.getvalue().splitlines() == [
+        "note: resuming: 1 of 3 images already complete",
+        "scaling 12 blocks, 12.0 Mvoxel",
+        "note: resuming: 1 of 4 blocks of a already done",
+        "note: image A/1/4 is left out: it is damaged",
+        "done: 12/12 blocks, 0.5 Mvoxel/s, in 0:12",
+    ]
