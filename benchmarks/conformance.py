@@ -1,4 +1,4 @@
-"""Compare isovoxel's arithmetic with what others define: ONNX's reference operator, JAX, SciPy and SimpleITK.
+"""Compare isovoxel with others: ONNX's reference operator, JAX, SciPy, SimpleITK, and the seams of ome-zarr-py.
 
 1. Random voxels from 0 to 1 are scaled by engine `exact` in float32, by isovoxel's own oracle in float64, and by each
    library in float64, by factors that grow and shrink.
@@ -6,7 +6,9 @@
    support is inside the volume, because JAX leaves out what lies beyond it and isovoxel repeats the rim.
 3. ONNX publishes cases of its operator Resize. Those that are edge-aligned ("half_pixel"), by a kernel that isovoxel
    has, apply; where one differs by definition, the table says by which.
-4. Integers: 16-bit voxels are scaled by (4, 1, 1), and the error of each is its distance to the oracle in float64.
+4. Seams: a 16-bit image is scaled by (4, 1, 1) in one piece and in chunks, and the two results are compared. What
+   cuts differently is no matter of precision.
+5. Integers: 16-bit voxels are scaled by (4, 1, 1), and the error of each is its distance to the oracle in float64.
 
 Differences are shares of the largest voxel. Those that the precision of float32 or float64 does not explain end it with
 exit code 1.
@@ -28,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import isovoxel
+from benchmarks.data import voxels_of
 from benchmarks.machine import print_header, print_row, write_json
 from isovoxel.engines.reference import reference
 from isovoxel.geometry.axis import Axis
@@ -46,6 +49,8 @@ EXACT, ORACLE = 2e-6, 1e-12
 
 LIBRARIES = ("onnx", "jax", "scipy", "SimpleITK")
 """Those whose definitions isovoxel is compared with, as they are imported."""
+OME_ZARR = "ome_zarr.dask_utils"
+"""The module of ome-zarr-py that scales."""
 
 
 class Scaled(NamedTuple):
@@ -229,6 +234,49 @@ def _differs(mode: str, attributes: dict[str, Any]) -> str:
     return ""
 
 
+# ---- seams -----------------------------------------------------------------------------------------------------------
+
+PIECES = (6, 32, 32)
+"""Chunks in which the image is scaled."""
+
+
+class Seams(NamedTuple):
+    """How far the result in chunks is from that in one piece."""
+
+    by: str
+    largest: int
+    """Largest difference, in grey levels."""
+    share: float
+    """Share of the voxels that differ."""
+    brightest: int
+    """Brightest voxel of the image."""
+
+
+def seams() -> Iterator[Seams]:
+    """Yield who scales an image in one piece and in chunks, and by how much the results differ."""
+    voxels = voxels_of((24, 128, 128))
+    for by, scale in {"isovoxel, engine exact": _lazily, "ome-zarr-py, dask_utils.resize": _by_ome_zarr}.items():
+        try:
+            whole, cut = (
+                np.asarray(scale(da.from_array(voxels, chunks=chunks))).astype(int) for chunks in (-1, PIECES)
+            )
+        except ImportError:
+            continue
+        apart = np.abs(whole - cut)
+        yield Seams(by, int(apart.max()), float((apart > 0).mean()), int(voxels.max()))
+
+
+def _lazily(image: Any) -> Any:
+    return isovoxel.scale_array(image, (4.0, 1.0, 1.0), engine="exact").compute()
+
+
+def _by_ome_zarr(image: Any) -> Any:
+    """Scale by ome-zarr-py, linearly, with its sizes and dtype."""
+    z, y, x = image.shape
+    more = {"order": 1, "preserve_range": True, "anti_aliasing": False}
+    return library(OME_ZARR).resize(image, (4 * z, y, x), **more).compute()
+
+
 # ---- integers --------------------------------------------------------------------------------------------------------
 
 
@@ -254,8 +302,8 @@ def main(arguments: list[str]) -> None:
     options.add_argument("--json", type=Path, help="file for all numbers")
     chosen = options.parse_args(arguments)
 
-    missing = [name for name in LIBRARIES if not _there(name)]
-    record: dict[str, Any] = {"checks": [], "published": [], "integers": []}
+    missing = [name for name in (*LIBRARIES, OME_ZARR) if not _there(name)]
+    record: dict[str, Any] = {"checks": [], "published": [], "seams": [], "integers": []}
     print_header(("defined by", "kernel", "where", "voxels", "engine exact, float32", "oracle, float64"))
     for check in CHECKS:
         if check.library in missing:
@@ -274,6 +322,11 @@ def main(arguments: list[str]) -> None:
         for name, difference, why in published():
             print_row((name, f"{difference:.1e}", why or "no"))
             record["published"].append({"case": name, "difference": difference, "why": why})
+    print("\nA 16-bit image by (4, 1, 1), in one piece against chunks, in grey levels:\n")
+    print_header(("by", "largest difference", "voxels that differ", "brightest voxel"))
+    for seam in seams():
+        print_row((seam.by, f"{seam.largest:,}", f"{100 * seam.share:.1f} %", f"{seam.brightest:,}"))
+        record["seams"].append(seam._asdict())
     if "SimpleITK" not in missing:
         print("\n16-bit voxels by (4, 1, 1), in grey levels:\n")
         print_header(("by", "mean error", "largest error"))
@@ -284,6 +337,7 @@ def main(arguments: list[str]) -> None:
         print(f"\nnot compared, because they are not installed: {', '.join(missing)}")
     write_json(chosen.json, record)
     wrong = [row["kernel"] for row in record["checks"] if row["exact"] > EXACT or row["oracle"] > ORACLE]
+    wrong += [row["by"] for row in record["seams"] if row["largest"] and row["by"].startswith("isovoxel")]
     wrong += [row["case"] for row in record["published"] if row["difference"] > EXACT and not row["why"]]
     if wrong:
         sys.exit(f"larger than precision explains: {', '.join(wrong)}")

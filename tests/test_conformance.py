@@ -17,6 +17,7 @@ WHY = {
     "onnx": "onnx is not installed; it comes with the extra test-all",
     "jax": "jax is not installed; it comes with the extra test-all",
     "SimpleITK": "SimpleITK is not installed; it comes with the extra test-all",
+    "ome_zarr": "ome-zarr-py is not installed; its s3fs and CI's moto want other botocores",
 }
 """Why a library may not be there."""
 
@@ -50,6 +51,15 @@ def test_published_cases_agree_unless_they_are_defined_otherwise() -> None:
     assert {"upsample_scales_linear", "downsample_sizes_linear_antialias", "upsample_scales_cubic"} <= found.keys()
     for case in found.values():
         assert (case.difference > EXACT) == bool(case.why), case
+
+
+def test_chunks_leave_no_seams_where_those_of_others_do() -> None:
+    """Engine exact makes the same bits in one piece and in chunks; ome-zarr-py, where it is installed, does not."""
+    found = {seam.by.partition(",")[0]: seam for seam in conformance.seams()}
+    assert found["isovoxel"].largest == 0
+    assert found["isovoxel"].brightest > 1000
+    needs("ome_zarr")
+    assert found["ome-zarr-py"].largest > 100
 
 
 def test_integers_are_rounded_where_others_truncate() -> None:
