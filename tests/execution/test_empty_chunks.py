@@ -344,6 +344,29 @@ def test_blocks_of_missing_chunks_are_not_read(
     assert isovoxel.verify(skip, samples=5).holds
 
 
+@pytest.mark.parametrize("interpolation", ["nearest", "linear"])
+def test_of_a_block_only_the_part_is_made_that_is_not_empty(
+    interpolation: str, tmp_path: Path, read_boxes: list[Box]
+) -> None:
+    """In whole shards; the files are those of a job that makes all of it, and `verify` finds none missing."""
+    voxels = np.zeros((24, 64, 96), np.uint16)
+    voxels[9, 20, 40], voxels[10, 40, 70] = 3, 4
+    source = input_with_missing_chunks(tmp_path / "in.zarr", voxels, "v3")
+    options: dict[str, Any] = {"factor": (2, 1, 1), "interpolation": interpolation, "engine": "exact", "levels": 0}
+    options |= {"chunk": (8, 8, 16), "shard": (16, 16, 32), "input_voxel_size": (2, 1, 1)}
+    made = isovoxel.scale(source, tmp_path / "skip.zarr", **options)
+    assert made.plan.n_blocks == 1
+    assert read_boxes[0].size < voxels.size / 4
+    isovoxel.scale(voxels, tmp_path / "whole.zarr", **options)
+    files = [
+        {str(file.relative_to(tmp_path / name)): file.read_bytes() for file in shards(tmp_path / name)}
+        for name in ("skip.zarr", "whole.zarr")
+    ]
+    assert files[0] == files[1]
+    assert len(files[0]) > 1
+    assert isovoxel.verify(tmp_path / "skip.zarr", samples=20).holds
+
+
 @pytest.mark.parametrize(
     ("fill", "options"),
     [

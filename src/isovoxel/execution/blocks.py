@@ -179,8 +179,11 @@ class BlockMaker:
         Cancelled
             If the job was cancelled meanwhile.
         """
-        if voxels is None and self.plan.leaves_out_empty and is_known_empty(self._read, block.read_box):
-            return self._leave_out(block, flush)
+        given = block
+        if voxels is None and self.plan.leaves_out_empty:
+            if is_known_empty(self._read, block.read_box):
+                return self._leave_out(block, flush)
+            block = self._without_empty(block)
         with self._at_work(), self.engine.staged(block, self.plan) as stage:
             began = time.perf_counter()
             if voxels is None:
@@ -191,13 +194,16 @@ class BlockMaker:
             began = time.perf_counter()
             scaled = self._attempt("scaling", block, partial(stage.scale, self.cancelled))
             between = time.perf_counter()
-            for box in block.write_box.tiles(self.plan.storage.shard):
+            for box in given.write_box.tiles(self.plan.storage.shard):
+                if box & block.write_box != box:
+                    flush(self._writer.leave_out(box))
+                    continue
                 shard = scaled.data[box.slices_from(block.write_box.start)]
                 flush(self._attempt("writing", block, partial(self._writer.encode, box, shard)))
             along = self._make_further(block, scaled.data, flush)
             return BlockDone(
                 index=block.index,
-                voxels=block.write_box.size,
+                voxels=given.write_box.size,
                 read_seconds=read_seconds,
                 wait_seconds=scaled.waited,
                 scale_seconds=between - began - scaled.waited,
@@ -246,6 +252,22 @@ class BlockMaker:
             more, event = self.make(self.plan.block_of(block.index, box), flusher, seat=seat)
             receipts, along = receipts + more, event.along
         return receipts, BlockDone(block.index, block.write_box.size, 0, 0, 0, 0, 0, level=block.level, along=along)
+
+    def _without_empty(self, block: Block) -> Block:
+        """Return the least part of a block, in whole shards, beside which all shards read nothing but zeros.
+
+        It is the block where further levels are made of it: they take all its voxels.
+        """
+        boxes = list(block.write_box.tiles(self.plan.storage.shard))
+        if len(boxes) == 1 or self._further_writers:
+            return block
+        parts = (self.plan.block_of(block.index, box) for box in boxes)
+        full = [part.write_box for part in parts if not is_known_empty(self._read, part.read_box)]
+        if not full:  # each reads other chunks than the block does
+            return block
+        z, y, x = ((min(box.start[axis] for box in full), max(box.stop[axis] for box in full)) for axis in range(3))
+        hull = Box((z[0], y[0], x[0]), (z[1], y[1], x[1]), block.write_box.volume)
+        return self.plan.block_of(block.index, hull)
 
     def _leave_out(self, block: Block, flush: Callable[[PendingShard], None]) -> BlockDone:
         """Make no file of a block that reads nothing but zeros, nor of that of the next level which is made of it."""
