@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,13 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import isovoxel as api
 from command_line import Isovoxel, check_refused
+from isovoxel.demo import VOXEL_SIZE, blastocyst
 from isovoxel.engines.reference import as_dtype, reference, reference_labels
 from isovoxel.errors import IsovoxelError, JobError, OptionError, OutputExistsError
 from isovoxel.execution.events import BlockDone, Event
@@ -60,6 +64,82 @@ def test_labels_come_back_to_the_voxels_that_they_had(isovoxel: Isovoxel, home: 
     assert 'like = "labels.zarr"' in (home / "job.toml").read_text()
     assert isovoxel("scale", "grown.zarr", "again.zarr", "--config", "job.toml").code == 0
     np.testing.assert_array_equal(voxels(home / "again.zarr"), LABELS)
+
+
+STACK = next(
+    (
+        file
+        for above in Path(__file__).resolve().parents
+        if (file := above / "shared" / "data" / "vertical_grid_zyx_uint8.tif").exists()
+    ),
+    None,
+)
+"""A confocal stack of thick planes, beside a checkout or above it."""
+
+sizes = st.floats(0.01, 100)
+lengths = st.integers(1, 12)
+places = st.floats(-1e4, 1e4)
+whole_factors = st.integers(1, 6)
+
+
+@given(*[st.tuples(*[one] * 3) for one in (lengths, sizes, places, whole_factors)])
+def test_positions_come_back_on_any_grid(
+    shape: tuple[int, int, int],
+    size: tuple[float, float, float],
+    origin: tuple[float, float, float],
+    factor: tuple[int, int, int],
+) -> None:
+    """Each voxel's centre within 1e-9 of a voxel, and the voxel that is nearest to it is one of those it became."""
+    grid = VoxelGrid(shape, size, origin)
+    grown = grid.scaled((float(factor[0]), float(factor[1]), float(factor[2])))
+    back, shift = grid.placed_on(grown)
+    for n, f, b, s in zip(shape, factor, back, shift, strict=True):
+        samples = np.arange(n)
+        position = (samples + s + 0.5) / b - 0.5  # of the voxels that came back, in those that grew
+        np.testing.assert_allclose(position, (samples + 0.5) * f - 0.5, rtol=0, atol=1e-9)
+        np.testing.assert_array_equal(np.floor((np.floor(position + 0.5) + 0.5) / f), samples)
+
+
+@settings(max_examples=8)  # each is two jobs
+@given(st.integers(0, 2**32))
+def test_labels_come_back_on_random_grids(seed: int) -> None:
+    """All of them, by whole factors, whatever the shape, the size of the voxels, and the cut."""
+    rng = np.random.default_rng(seed)
+    shape, factor = rng.integers(1, 14, 3).tolist(), rng.integers(1, 5, 3).tolist()
+    labels = rng.integers(0, 2**62, shape).astype(np.uint64)
+    check_round_trip(labels, tuple(rng.uniform(0.05, 5, 3).tolist()), tuple(map(float, factor)))
+
+
+def test_labels_of_the_blastocyst_come_back() -> None:
+    """Those of its bright nuclei, by whole factors near to cubes, and the positions with them."""
+    image = blastocyst((24, 100, 90))
+    check_round_trip((image // 32).astype(np.uint16), VOXEL_SIZE, (5.0, 1.0, 1.0))
+
+
+@pytest.mark.skipif(STACK is None, reason="the confocal stack is not in shared/data beside this checkout")
+def test_labels_of_a_real_stack_come_back() -> None:
+    """Of a file as Fiji writes it, whose voxel size its metadata say."""
+    source = api.open_volume(STACK)
+    assert source.voxel_size is not None
+    voxels = source.read(Box.whole(source.shape))
+    check_round_trip((voxels // 16).astype(np.uint16), source.voxel_size, (6.0, 1.0, 1.0))
+
+
+def check_round_trip(labels: NDArray[Any], size: Any, factor: Any) -> None:
+    """Let labels grow by nearest and come back; compare them and where they lie."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, how = Path(name), CUT | {"labels": True, "levels": 0}
+        said: dict[str, Any] = {"input_voxel_size": size, "unit": "um"}
+        api.scale(labels, folder / "grown.zarr", factor=factor, interpolation="nearest", **said, **how)
+        grid = VoxelGrid(labels.shape, size, unit="micrometer")
+        api.scale(folder / "grown.zarr", folder / "back.zarr", like=grid, interpolation="nearest", **how)
+        np.testing.assert_array_equal(voxels(folder / "back.zarr"), labels)
+        found = api.open_volume(folder / "back.zarr").grid
+        assert found.shape == grid.shape
+        for ours, theirs, length in zip(found.origin, grid.origin, size, strict=True):
+            assert abs(ours - theirs) <= 1e-9 * length
+        for ours, theirs, n in zip(found.voxel_size, grid.voxel_size, grid.shape, strict=True):
+            assert n * abs(ours - theirs) <= 1e-9 * theirs
 
 
 def test_a_level_of_an_image_is_a_grid_too(home: Path) -> None:
