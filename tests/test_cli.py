@@ -432,7 +432,7 @@ BAD_INPUTS = {
     "header.tif": "is truncated or no TIFF",
     "empty.tif": "is empty (0 bytes)",
     "text.tif": "is of no kind that isovoxel knows",
-    "photo.png": "is of a kind that isovoxel does not read, PNG; save it as TIFF",
+    "photo.png": "is damaged: its PNG header cannot be read; write it again",
     "line.npy": "is 1-D",
     "rgb.tif": "3 colour samples",
     "movie.tif": "2 time points",

@@ -167,9 +167,12 @@ def _checked(file: str) -> _Header:
     """Return the header of a file of grey values."""
     try:
         with Path(file).open("rb") as opened:
-            header = _header_of(opened.read(HEADER_BYTES))
+            data = opened.read(HEADER_BYTES)
     except OSError as error:
         raise unreadable(file, "PNG", error) from error
+    header = _header_of(data)
+    if header is None and data.startswith(PNG_MAGIC):
+        raise InputError(f"{file} is damaged: its PNG header cannot be read; write it again")
     if header is None:
         raise InputError(f"{file} is no PNG, as all slices must be; leave it out by a pattern, such as '*.png'")
     if header.color != 0:
