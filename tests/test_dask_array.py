@@ -15,6 +15,7 @@ import dask
 import dask.array as da
 import numpy as np
 import pytest
+import xarray
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -315,6 +316,71 @@ def test_what_is_no_volume_is_refused_with_the_remedy(array: Any, options: dict[
     """When the lazy array is made."""
     with pytest.raises(IsovoxelError, match=why):
         scale_array(array, 2, **options)
+
+
+# ---- onto other voxels ---------------------------------------------------------------------------------------------
+
+
+def test_onto_other_voxels_the_bits_are_those_of_a_job(tmp_path: Path) -> None:
+    """For each time and channel, with a boundary outside of the array, and any chunks."""
+    like = VoxelGrid((7, 5, 9), (0.7, 1.5, 1.1), (-1.0, 2.0, -0.5), "micrometer")
+    options: dict[str, Any] = {"like": like, "axes": "tczyx", "unit": "micrometer", "boundary": "constant"}
+    lazy = scale_array(
+        da.from_array(SERIES, chunks=2), voxel_size=(1.0, 0.5, 1.25), chunks=(3, 4, 5), engine="exact", **options
+    )
+    made = isovoxel.scale(SERIES, tmp_path / "a.zarr", input_voxel_size=(1.0, 0.5, 1.25), engine="exact", **options)
+    np.testing.assert_array_equal(lazy.compute(), zarr.open_array(Path(made.path) / "0", mode="r")[:])
+
+
+def test_labels_go_up_and_come_back_with_their_coordinates() -> None:
+    """By a DataArray whose coordinates say where both lie; a slice of them is a grid too."""
+    places = {"z": 2.0 * np.arange(5) - 1, "y": 0.5 * np.arange(6) + 3, "x": 0.5 * np.arange(7)}
+    labels = xarray.DataArray(da.from_array(SERIES[:, 0].astype(np.uint64) + 2**60), dims=("t", *"zyx"), coords=places)
+    up = scale_array(labels, (4, 1, 1), labels=True)
+    for like in (labels[0], labels[0, 1:4, :, 2:]):
+        back = scale_array(up, like=like, labels=True)
+        expected = labels.sel({dim: like[dim] for dim in "zyx"})
+        np.testing.assert_array_equal(back.values, expected.values)
+        for dim in "zyx":
+            np.testing.assert_allclose(back[dim], like[dim], rtol=0, atol=1e-9)
+    other = up.rename(z="plane", y="row", x="column")
+    np.testing.assert_array_equal(scale_array(other, like=labels[0], axes="tzyx", labels=True).values, labels.values)
+
+
+def test_a_plane_goes_onto_a_plane() -> None:
+    """Where both have no axis z."""
+    plane = SERIES[0, 0, 0]
+    like = VoxelGrid((1, 3, 14), (1.0, 2.0, 0.5))
+    whole = scale_array(plane[None], like=like, voxel_size=(1.0, 1.0, 1.0), interpolation="area")
+    flat = scale_array(plane, like=like, voxel_size=(1.0, 1.0, 1.0), interpolation="area")
+    np.testing.assert_array_equal(flat.compute(), whole.compute()[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({}, "give either a factor, or like"),
+        ({"factor": 2, "like": SERIES[0, 0]}, "give either a factor, or like"),
+        ({"factor": 2, "voxel_size": (1, 1, 1)}, "say where an array lies, for like; with a factor leave them out"),
+        ({"factor": 2, "unit": "um"}, "with a factor leave them out"),
+        ({"like": VoxelGrid((4, 4, 4), unit="micrometer")}, "voxel size of the dask array is not known"),
+        ({"like": VoxelGrid((4, 4, 4), origin=(0, 99, 0)), "voxel_size": (1, 1, 1)}, "share no voxel: along y"),
+        ({"like": SERIES[0, 0], "voxel_size": (1, 1, 1), "engine": "cle"}, "engine cle cannot scale onto the voxels"),
+        ({"like": SERIES[0, 0], "voxel_size": (1, 0, 1)}, "voxel size"),
+        ({"like": "missing.tif"}, "missing.tif"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_put_onto_other_voxels_is_refused(options: dict[str, Any], why: str) -> None:
+    """When the lazy array is made."""
+    with pytest.raises(IsovoxelError, match=why):
+        scale_array(SERIES[0, 0], **options)
+
+
+def test_a_plane_is_not_put_onto_many() -> None:
+    """Which plane of them it is, nothing says."""
+    with pytest.raises(OptionError, match="the array has no axis z, but the volume that like names has 5 planes"):
+        scale_array(SERIES[0, 0, 0], like=SERIES[0, 0], voxel_size=(1, 1, 1))
 
 
 # ---- the graph -----------------------------------------------------------------------------------------------------

@@ -31,17 +31,21 @@ from isovoxel.geometry.axis import Axis
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import AXES, Float3
 from isovoxel.options import Options, parse_factor
-from isovoxel.planner import choose_engine, choose_sampling, source_of
+from isovoxel.planner import Target, choose_engine, choose_sampling, find_target, source_of
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.arrays import unmasked
+from isovoxel.readers.base import Volume
 from isovoxel.readers.selection import LONG_NAMES, NAMES, ZYX, Selection, along_axes
 
 
 @checked_keywords()
 def scale_array(
     array: Any,
-    factor: Float3 | float,
+    factor: Float3 | float | None = None,
     *,
+    like: Any = None,
+    voxel_size: Float3 | None = None,
+    unit: str | None = None,
     axes: str | None = None,
     interpolation: str | None = None,
     antialias: bool = False,
@@ -60,6 +64,13 @@ def scale_array(
         shape; or an ``xarray.DataArray`` of one. It may have further axes, each index of which is scaled by itself.
     factor
         Output samples per input sample, for z, y, x, or a number for all of them that the array has.
+    like
+        In place of a factor: another volume, whose shape, voxel size and origin each volume of the result has; whatever
+        `open_volume` takes, a level of an OME-Zarr ("IMAGE/N"), or a `VoxelGrid`. What lies outside of the array is
+        the boundary's.
+    voxel_size, unit
+        Voxel size z, y, x of the array and its unit, where there is `like`: by default what the coordinates of a
+        DataArray say. Voxel 0 of an array that is none lies at 0.
     axes
         Names of the array's axes in their order, such as "tczyx": of t, c, z, y, x. By default those of a DataArray's
         dimensions, or z, y, x, or y, x.
@@ -73,21 +84,22 @@ def scale_array(
     -------
     dask.array.Array
         Of the array's axes and dtype (float32 of other floats, uint8 of bool), ``np.around(n * factor)`` samples (at
-        least 1) along z, y and x. Of a DataArray a DataArray, with the same dimensions, name and attributes, and
-        coordinates where the new samples are.
+        least 1) along z, y and x, or as many as `like` has. Of a DataArray a DataArray, with the same dimensions, name
+        and attributes, and coordinates where the new samples are.
 
     Raises
     ------
     OptionError, InputError
-        If a factor or an option makes no sense, or the array has other axes or another dtype.
+        If a factor or an option makes no sense, or the array has other axes or another dtype; if the array and `like`
+        share no voxel, or the voxel size of one is not known.
     DoesNotFitError
         If a chunk fits the device no more.
 
     Notes
     -----
     A chunk of the result adds one task to the graph, and no other. It depends on the array's chunks that hold what it
-    reads; a slice of the result computes these and no others. A task takes about 0.05 ms to build and 150 bytes where
-    it needs 27 chunks (`python -m benchmarks pipelines`): 20,000 of them a second and 3 MB.
+    reads; a slice of the result computes these and no others. `python -m benchmarks pipelines` says what a task takes
+    to build: tenths of a millisecond, and 150 bytes where it needs 27 chunks.
 
     Examples
     --------
@@ -98,6 +110,8 @@ def scale_array(
     >>> series = da.ones((5, 2, 10, 20, 30), chunks=10, dtype="uint8")
     >>> scale_array(series, (4, 1, 1), axes="tczyx").shape
     (5, 2, 40, 20, 30)
+    >>> scale_array(stack, like=da.ones((40, 40, 60)), voxel_size=(4, 2, 2)).shape
+    (40, 40, 60)
     """
     import dask.array as da
 
@@ -106,27 +120,26 @@ def scale_array(
     from isovoxel.execution.resources import host_limits
     from isovoxel.planning.optimizer import plan_chunks
     from isovoxel.readers.arrays import converted_chunks
-    from isovoxel.readers.open import open_volume
 
     xarray = sys.modules.get("xarray")  # whoever holds an array of its has imported it
     named = array if xarray is not None and isinstance(array, xarray.DataArray) else None
     array = da.asarray(array if named is None else named.data)
     names = _axes_of(array, () if named is None else named.dims, axes)
-    first = array[tuple(slice(None) if name in AXES else 0 for name in names)]  # all volumes are alike
-    volume = open_volume(first, voxel_size=(1.0, 1.0, 1.0))
-    factors = _factors(factor, names)
-    shape = volume.grid.scaled(factors).shape
+    volume, target = _placed(array, named, names, factor, like, voxel_size, unit)
+    shape = target.output.shape
     fixed = chunks is not None
     if chunks is None:
         largest = da.core.normalize_chunks("auto", shape=shape, dtype=volume.dtype)
         chunks = (largest[0][0], largest[1][0], largest[2][0])
     sampling = choose_sampling(
-        volume, Options(interpolation=interpolation, antialias=antialias, labels=labels, engine=engine)
+        volume, Options(like=like, interpolation=interpolation, antialias=antialias, labels=labels, engine=engine)
     )
     limits = find_device(device).limits()
     planned = plan_chunks(
-        source_of(volume, volume.grid),
-        factors,
+        source_of(volume, target.source),
+        target.factor,
+        output=target.output,
+        shift=target.shift,
         chunks=_checked_chunks(chunks),
         fixed=fixed,
         device=limits,
@@ -184,6 +197,56 @@ def _axes_of(array: Any, dims: Sequence[Any], axes: str | None) -> list[str]:
             f"array.transpose({', '.join(repr(called[axis]) for axis in order)})"
         )
     return names
+
+
+def _placed(
+    array: Any,
+    named: Any,
+    names: Sequence[str],
+    factor: Float3 | float | None,
+    like: Any,
+    voxel_size: Float3 | None,
+    unit: str | None,
+) -> tuple[Volume, Target]:
+    """Return one of the volumes of an array, and which voxels each of them gets.
+
+    Parameters
+    ----------
+    array
+        The dask array.
+    named
+        The DataArray that it is of, or None.
+    names
+        Names of its axes.
+    factor, like, voxel_size, unit
+        As in `scale_array`.
+
+    Raises
+    ------
+    OptionError, InputError
+        If these make no sense, or the dtype is none that is scaled.
+    """
+    from isovoxel.readers.open import open_volume
+
+    if (factor is None) == (like is None):
+        raise OptionError("give either a factor, or like, the volume whose voxels the array gets")
+    one = tuple(slice(None) if name in AXES else 0 for name in names)  # all volumes are alike
+    if factor is not None:
+        if voxel_size is not None or unit is not None:
+            raise OptionError("voxel_size and unit say where an array lies, for like; with a factor leave them out")
+        volume = open_volume(array[one], voxel_size=(1.0, 1.0, 1.0))
+        factors = _factors(factor, names)
+        return volume, Target(volume.grid, volume.grid.scaled(factors), factors)
+    first = array[one]
+    if named is not None:
+        called = {dim: name for dim, name in zip(named.dims, names, strict=True) if name in AXES and dim != name}
+        first = named[one].copy(data=first).rename(called)
+    volume = open_volume(first, voxel_size=voxel_size, unit=unit)
+    target = find_target(volume, Options(like=like))
+    planes = target.output.shape[0]
+    if "z" not in names and planes > 1:
+        raise OptionError(f"the array has no axis z, but the volume that like names has {planes} planes along z")
+    return volume, target
 
 
 def _factors(factor: Float3 | float, names: Sequence[str]) -> Float3:
@@ -341,7 +404,7 @@ def _labelled(array: Any, scaled: Any, names: Sequence[str], plan: Plan) -> Any:
     """
     found = dict(zip(AXES, plan.axes, strict=True))
     axes = {dim: found[name] for dim, name in zip(array.dims, names, strict=True) if name in found}
-    changed = {dim for dim, axis in axes.items() if axis.factor != 1}
+    changed = {dim for dim, axis in axes.items() if axis != Axis(axis.n, axis.n, 1.0)}
     coordinates = {}
     for name, coordinate in array.coords.items():
         if not changed.intersection(coordinate.dims):

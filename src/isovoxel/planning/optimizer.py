@@ -172,6 +172,8 @@ def plan_chunks(
     interpolation: str = "linear",
     antialias: bool = False,
     boundary: str = "nearest",
+    output: VoxelGrid | None = None,
+    shift: Float3 = (0.0, 0.0, 0.0),
 ) -> Plan:
     """Plan one dask graph whose blocks are `chunks`, or the largest halves of them that fit the device.
 
@@ -185,7 +187,7 @@ def plan_chunks(
         If `chunks` are `fixed` and do not fit the device.
     """
     check_options(engine=engine, interpolation=interpolation, antialias=antialias, boundary=boundary, factor=factor)
-    output = source.grid.scaled(factor)
+    output = output or source.grid.scaled(factor)
     # A chunk of its own length is one storage chunk and one shard: nothing is stored here.
     storage = Storage(_clipped(chunks, output.shape), _clipped(chunks, output.shape))
     while True:
@@ -197,6 +199,7 @@ def plan_chunks(
             boundary=boundary,
             engine=engine,
             antialias=antialias,
+            shift=shift,
             storage=storage,
             block_shape=storage.shard,
             in_flight=host.threads,
