@@ -61,7 +61,7 @@ def test_what_should_not_happen_is_a_sentence(
         raise KeyError("a\x1b[31m\nb")
 
     monkeypatch.setenv("ISOVOXEL_DEBUG", "")
-    monkeypatch.setattr(api, "open_volume", fail)
+    monkeypatch.setattr(api, "output_state", fail)
     np.save(tmp_path / "a.npy", np.zeros((2, 3, 4), np.uint8))
     said = isovoxel("info", tmp_path / "a.npy")
     check_refused(said, "isovoxel failed in a way that it should not, with KeyError: ", code=1)

@@ -19,9 +19,9 @@ import tifffile
 import zarr
 
 import isovoxel
-from isovoxel import jobs
 from isovoxel.errors import InputError, InterruptedJobError, JobError, OutputExistsError
 from isovoxel.execution.events import BlockDone, Event
+from isovoxel.planning import optimizer
 from isovoxel.readers import tiff as tiff_module
 from isovoxel.readers.files import InputWatch
 from isovoxel.readers.open import open_volume
@@ -349,14 +349,14 @@ def test_an_input_that_changed_since_it_was_opened_begins_no_job(
     if when == "before":
         write(tmp_path / "in", OTHERS[:-1])
     else:
-        plan = jobs.plan_volume
+        plan = optimizer.make_plan
 
         def plan_slowly(*words: Any, **options: Any) -> Any:
             planned = plan(*words, **options)
             write(tmp_path / "in", OTHERS[:-1])
             return planned
 
-        monkeypatch.setattr(jobs, "plan_volume", plan_slowly)
+        monkeypatch.setattr(optimizer, "make_plan", plan_slowly)
     with pytest.raises(InputError, match="has changed since it was opened; open it again"):
         isovoxel.scale(source, tmp_path / "out.zarr", **HOW, input_voxel_size=(2, 1, 1))
     assert not list(tmp_path.glob("out*"))
