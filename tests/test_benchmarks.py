@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+
+from isovoxel.planning.chunking import CODECS
 
 ROOT = Path(__file__).parents[1]
 NAMES = (
@@ -273,10 +276,10 @@ def test_the_pipelines_benchmark_counts_a_task_for_each_block() -> None:
 
 @pytest.mark.slow
 def test_the_writers_benchmark_compares_both() -> None:
-    """It prints a row for each writer, after reading back what each wrote."""
+    """It prints a row for each writer and codec, after reading back what each wrote."""
     said = run("writers", "--side", 32, "--shards", 2)
-    rows = [line.split("|")[1].strip() for line in said.splitlines()[3:]]
-    assert rows == ["isovoxel", "zarr-python"]
+    rows = [tuple(cell.strip() for cell in line.split("|")[1:3]) for line in said.splitlines()[3:]]
+    assert rows == list(itertools.product(["isovoxel", "zarr-python"], CODECS))
 
 
 @pytest.mark.slow

@@ -32,7 +32,7 @@ for owner, names in taken.items():
 
 import isovoxel
 
-skipped = {"isovoxel.__main__"}
+skipped = {"isovoxel.__main__", "isovoxel.napari.widget"}  # the latter needs napari, an extra
 for found in pkgutil.walk_packages(isovoxel.__path__, "isovoxel."):
     if found.name not in skipped:
         importlib.import_module(found.name)
@@ -106,7 +106,7 @@ import importlib, pkgutil, sys, yaozarrs
 sys.platform = {system!r}
 import isovoxel
 for found in pkgutil.walk_packages(isovoxel.__path__, "isovoxel."):
-    if not found.name.endswith("__main__"):
+    if found.name not in ("isovoxel.__main__", "isovoxel.napari.widget"):  # the latter needs napari, an extra
         importlib.import_module(found.name)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
