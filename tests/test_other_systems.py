@@ -43,7 +43,7 @@ tifffile.imwrite(folder / "in.tif", voxels)
 options = dict(
     factor=(2, 1, 1), chunk=(8, 8, 8), shard=(8, 16, 16), device_memory="30kB", levels=2, engine="exact", threads=2
 )
-left = [5]
+left = [2]
 
 def stop(event):
     if type(event).__name__ == "BlockDone":
