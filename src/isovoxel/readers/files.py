@@ -37,6 +37,8 @@ from isovoxel.readers.base import Volume
 
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """The first bytes of a TIFF, of either byte order, and of a BigTIFF."""
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+"""The first bytes of a PNG."""
 
 LONGEST_REASON = 200
 """Longest part of another library's message that is repeated."""

@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from isovoxel.errors import InputError
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.readers.base import Volume, check_voxels
-from isovoxel.readers.files import FileList, unreadable
+from isovoxel.readers.files import PNG_MAGIC, FileList, unreadable
 from isovoxel.readers.raw import open_file, read_bytes
 from isovoxel.readers.registry import Location
 from isovoxel.readers.selection import Selection
-from isovoxel.readers.slices import PNG_MAGIC, in_order, slices_identity, slices_in
+from isovoxel.readers.slices import in_order, slices_identity, slices_in
 from isovoxel.readers.tiled import Stored, TiledReader
 
 ENDINGS = (".png",)
@@ -95,9 +95,9 @@ class PngReader(TiledReader):
         return Stored(f"the file {Path(self.files[z]).name}", Box((z, 0, 0), (z + 1, *self.shape[1:])))
 
 
-def is_png(at: Location) -> bool:
-    """Return whether a file is a PNG, or a folder holds some."""
-    return at.first.startswith(PNG_MAGIC) if at.kind == "file" else any(slices_in(at.path, ENDINGS))
+def has_pngs(at: Location) -> bool:
+    """Return whether a folder holds PNGs."""
+    return any(slices_in(at.path, ENDINGS))
 
 
 def open_png(at: Location, _selection: Selection) -> Volume:

@@ -21,7 +21,7 @@ from isovoxel.object_store.addresses import Place
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.zarr_nodes import kind_of_node
 from isovoxel.readers.base import Volume
-from isovoxel.readers.files import TIFF_MAGIC, needs_extra
+from isovoxel.readers.files import PNG_MAGIC, TIFF_MAGIC, needs_extra
 from isovoxel.readers.images import Collection
 from isovoxel.readers.selection import Selection
 
@@ -121,6 +121,11 @@ def _late(module: str, function: str, *first: str) -> Callable[..., Any]:
     return call
 
 
+def _png(at: Location) -> bool:
+    """Return whether a file is a PNG, or a folder holds some."""
+    return at.first.startswith(PNG_MAGIC) if at.kind == "file" else _late("png", "has_pngs")(at)
+
+
 _PLANES = ("channel", "time")
 _ARRAYS = ("channel", "time", "axes")
 _ZARR: tuple[Kind, ...] = ("folder", "address")
@@ -159,7 +164,8 @@ FORMATS = (
         selects=("level", "channel"),
     ),
     Format("folders of TIFF slices", _late("slices", "has_slices"), _late("slices", "open_folder"), kinds=("folder",)),
-    Format("PNG slices", _late("png", "is_png"), _late("png", "open_png"), kinds=("file", "folder")),
+    Format("PNG slices", _png, _late("png", "open_png"), kinds=("file", "folder")),
+    Format(".npy", lambda at: at.first.startswith(b"\x93NUMPY"), _late("raw_headers", "open_npy"), selects=_ARRAYS),
     *(
         Format(
             name,
@@ -190,7 +196,6 @@ FORMATS = (
         inner=True,
         images=_late("zipped", "images_of_zip"),
     ),
-    Format(".npy", lambda at: at.first.startswith(b"\x93NUMPY"), _late("raw_headers", "open_npy"), selects=_ARRAYS),
     Format("NIfTI", _late("nifti", "is_nifti"), _late("nifti", "open_nifti"), "nifti", ("nibabel",)),
     *(
         Format(

@@ -32,16 +32,13 @@ from isovoxel.metadata.ome_xml import read_ome_xml, read_pixels
 from isovoxel.metadata.tiff import parse_description
 from isovoxel.metadata.units import Calibration
 from isovoxel.readers.base import Volume, check_voxels
-from isovoxel.readers.files import TIFF_MAGIC, FileList, unreadable
+from isovoxel.readers.files import PNG_MAGIC, TIFF_MAGIC, FileList, unreadable
 from isovoxel.readers.registry import Location
 from isovoxel.readers.selection import Selection, zyx_positions
 from isovoxel.readers.tiff import calibration_of, decoded_at_once, open_tiff
 from isovoxel.readers.tiff_layout import Stack, planes_reader
 from isovoxel.readers.tiff_pages import Directories, read_directories
 from isovoxel.readers.tiled import MixedReader
-
-PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-"""What a PNG begins with."""
 
 ENDINGS = (".tif", ".tiff")
 """Names of slices end in one of these; other files of their folder are passed over."""
