@@ -247,8 +247,8 @@ def scale(
         scheduler=scheduler,
         **options,
     )
-    with job_progress(progress) as view:
-        return scale_chosen(source, output, given, client=client, listeners=[*listeners, view])
+    with job_progress(progress) as views:
+        return scale_chosen(source, output, given, client=client, listeners=[*listeners, *views])
 
 
 @checked_keywords(ScalingOptions)
@@ -283,8 +283,8 @@ def convert(
     from isovoxel.reporting.progress import job_progress
 
     given = Options(overwrite=overwrite, on_corrupt=on_corrupt, workers=workers, scheduler=scheduler, **options)
-    with job_progress(progress) as view:
-        told: list[Listener] = [*listeners, view]
+    with job_progress(progress) as views:
+        told = [*listeners, *views]
         return scale_chosen(source, output, given.converting(), client=client, listeners=told, defaults=CONVERTING)
 
 

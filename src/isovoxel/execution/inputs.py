@@ -62,7 +62,7 @@ def places_of(source: Any, volume: Volume | None = None) -> list[Place]:
     found: list[Place] = []
     if isinstance(source, str | os.PathLike):
         found += named_places(os.fsdecode(source))
-    elif not isinstance(source, Volume):
+    elif source is not None and not isinstance(source, Volume):
         found += _held(source)
     if volume is not None or isinstance(source, Volume):
         identity = (source if volume is None else volume).identity

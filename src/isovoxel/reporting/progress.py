@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -26,6 +26,7 @@ from isovoxel.execution.events import (
     JobStarted,
     JobStopped,
     LevelBegun,
+    Listener,
     WorkerJoined,
     WorkerLeft,
 )
@@ -348,8 +349,9 @@ def in_cell() -> bool:
     return getattr(ipython and ipython.get_ipython(), "kernel", None) is not None
 
 
-def job_progress(progress: bool) -> ProgressView:
-    """Return a view of a job for a caller of a public function.
+@contextlib.contextmanager
+def job_progress(progress: bool) -> Iterator[Sequence[Listener]]:
+    """Lend what shows a job to a caller of a public function: a view, or nothing.
 
     Parameters
     ----------
@@ -358,7 +360,11 @@ def job_progress(progress: bool) -> ProgressView:
         the program that writes it has not asked for lines in it.
     """
     cell, shown = _seen(progress)
-    return ProgressView(bar=shown, notes=shown, cell=cell)
+    if not shown:
+        yield ()
+        return
+    with ProgressView(cell=cell) as view:
+        yield (view,)
 
 
 def reading_progress(progress: bool) -> ReadingView:
