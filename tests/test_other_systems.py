@@ -102,7 +102,7 @@ def test_modules_are_imported_on(system: str) -> None:
     """Whatever a module asks of the system when it is imported, another answer must do."""
     program = f"""
 import dask.array, distributed, numpy, psutil, pyopencl, rich.console, tifffile, typer, zarr, imagecodecs, PIL.Image
-import importlib, pkgutil, sys, yaozarrs
+import importlib, pkgutil, sys
 sys.platform = {system!r}
 import isovoxel
 for found in pkgutil.walk_packages(isovoxel.__path__, "isovoxel."):

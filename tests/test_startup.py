@@ -12,7 +12,7 @@ import pytest
 import tifffile
 import zarr
 
-ALWAYS_LATE = {"dask", "distributed", "numcodecs", "yaozarrs", "zarr"}
+ALWAYS_LATE = {"dask", "distributed", "numcodecs", "zarr"}
 """What reads chunks and writes OME-Zarr."""
 DRAWS = {"matplotlib", "PIL", "rich"}
 SCALES = {"pyclesperanto_prototype", "scipy", "skimage"}

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+import yaozarrs
 from hypothesis import given
 from hypothesis import strategies as st
 from ome_zarr_models.v05.image import ImageAttrs
@@ -13,6 +14,7 @@ from ome_zarr_models.v05.image import ImageAttrs
 from isovoxel.errors import InputError
 from isovoxel.geometry.grid import VoxelGrid
 from isovoxel.metadata.ome import Level, image_attributes, read_levels
+from isovoxel.metadata.series import Channel, DisplayWindow, SeriesAxis, omero_attribute
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.just(10**400),
@@ -86,10 +88,26 @@ def test_what_is_written_of_a_grid_is_read_back_to_the_last_bit(grid: VoxelGrid)
 
 
 def test_written_attributes_satisfy_an_independent_validator() -> None:
-    """The models of ome-zarr-models accept what yaozarrs built."""
+    """The models of ome-zarr-models accept what is written."""
     image = ImageAttrs.model_validate(image05()["ome"])
     assert image.version == "0.5"
     assert [axis.unit for axis in image.multiscales[0].axes] == ["micrometer"] * 3
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+@pytest.mark.parametrize("labels", [False, True])
+def test_the_models_of_another_library_write_the_same(version: str, labels: bool) -> None:
+    """The models of yaozarrs take all that is written, and neither add nor change anything."""
+    grid = VoxelGrid((2, 3, 4), (1.0, 0.5, 0.25), (0.5, 0.0, -3.0), "micrometer")
+    series = (SeriesAxis("t", 3, 2.5, "second"), SeriesAxis("c", 2))
+    how: dict[str, Any] = {"further": [grid, grid], "method": "mean", "labels": labels, "series": series}
+    written = image_attributes(grid, name="cells", version=version, **how)
+    window = DisplayWindow(0.0, 1.0, 2.0, 3.0)
+    omero = omero_attribute([Channel("dapi", "0000FF"), Channel()], [window, window], depth=5)
+    image = (written if version == "0.4" else written["ome"]) | ({} if labels else {"omero": omero})
+    models: Any = yaozarrs.v04 if version == "0.4" else yaozarrs.v05
+    model = models.LabelImage if labels else models.Image
+    assert model.model_validate(image).model_dump(mode="json", exclude_none=True) == image
 
 
 def test_a_grid_without_unit_is_written_without_the_key() -> None:

@@ -308,7 +308,7 @@ def test_any_file_opens_or_is_an_input_error(tmp_path: Path, magic: bytes, data:
 
 def test_importing_is_light() -> None:
     """Importing the module that opens inputs loads none of the libraries for single kinds."""
-    heavy = ["zarr", "dask", "tifffile", "imagecodecs", "numcodecs", "yaozarrs"]
+    heavy = ["zarr", "dask", "tifffile", "imagecodecs", "numcodecs"]
     script = f"import sys, isovoxel.readers.open; print([m for m in {heavy} if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"

@@ -8,8 +8,7 @@ open; what does touch it is checked to the last number, for a wrong guess would 
 In 0.6, which is still being made, axes belong to a coordinate system, and a level's transforms, which may be put
 together as a sequence, lead to it. Transforms from there to other systems are not regarded; a note tells of them.
 
-Writing: an image of OME-Zarr 0.5 or 0.4, built with yaozarrs' models, which follow the specification; that of 0.6 is
-made of one of 0.5.
+Writing: an image of OME-Zarr 0.5 or 0.4; that of 0.6 is made of one of 0.5.
 
 Source: https://ngff.openmicroscopy.org/0.4/ and https://ngff.openmicroscopy.org/0.5/, "multiscales"; RFC-5 for 0.6.
 """
@@ -18,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -167,49 +165,40 @@ def image_attributes(
         Of plain JSON values, in 0.5 and 0.6 ``{"ome": {...}}``; `read_levels` gives the grid's numbers back to the
         last bit.
     """
-    # Only who writes waits for pydantic.
-    import yaozarrs
-
-    # The models of both versions have the same names, though no common type.
-    models: Any = yaozarrs.v04 if version == "0.4" else yaozarrs.v05
-    with warnings.catch_warnings():
-        # A unit beyond the specification's list is legal ("SHOULD"), and dropping it would lose it.
-        warnings.simplefilter("ignore")
-        axes: list[Any] = [
-            models.TimeAxis(name=axis.name, type="time", unit=axis.unit and encodable(axis.unit))
-            if axis.name == "t"
-            else models.ChannelAxis(name="c")
-            for axis in series
-        ]
-        axes += [models.SpaceAxis(name=axis, type="space", unit=encodable(grid.unit or "") or None) for axis in AXES]
-        steps, zeros = [axis.step for axis in series], [0.0 for _ in series]
-        image = models.Image(
-            multiscales=[
-                models.Multiscale(
-                    name=encodable(name),
-                    axes=axes,
-                    datasets=[
-                        models.Dataset(
-                            path=str(level) if level else path,
-                            coordinateTransformations=[
-                                models.ScaleTransformation(scale=[*steps, *where.voxel_size]),
-                                models.TranslationTransformation(translation=[*zeros, *where.origin]),
-                            ],
-                        )
-                        for level, where in enumerate((grid, *further))
-                    ],
-                    type=method,
-                )
-            ]
-        )
-        attributes = image.model_dump(mode="json", exclude_none=True)
-        if labels:
-            label = models.ImageLabel().model_dump(mode="json", exclude_none=True)
-            models.LabelImage.model_validate(attributes | {"image-label": label})
-            attributes["image-label"] = label
-        if version == RFC5:
-            attributes = _as_rfc5(attributes)
-        return attributes if version == "0.4" else {"ome": attributes}
+    axes: list[dict[str, Any]] = [
+        {"name": axis.name, "type": "time", "unit": axis.unit and encodable(axis.unit)}
+        if axis.name == "t"
+        else {"name": "c", "type": "channel"}
+        for axis in series
+    ]
+    # A unit beyond the specification's list is legal ("SHOULD"), and dropping it would lose it.
+    axes += [{"name": axis, "type": "space", "unit": encodable(grid.unit or "") or None} for axis in AXES]
+    steps, zeros = [float(axis.step) for axis in series], [0.0 for _ in series]
+    image: dict[str, Any] = {
+        "name": encodable(name),
+        "axes": [{key: value for key, value in axis.items() if value is not None} for axis in axes],
+        "datasets": [
+            {
+                "path": str(level) if level else path,
+                "coordinateTransformations": [
+                    {"type": "scale", "scale": [*steps, *map(float, where.voxel_size)]},
+                    {"type": "translation", "translation": [*zeros, *map(float, where.origin)]},
+                ],
+            }
+            for level, where in enumerate((grid, *further))
+        ],
+    }
+    if version == "0.4":
+        image["version"] = version
+    if method is not None:
+        image["type"] = method
+    attributes: dict[str, Any] = {} if version == "0.4" else {"version": "0.5"}
+    attributes["multiscales"] = [image]
+    if labels:
+        attributes["image-label"] = {"version": version} if version == "0.4" else {}
+    if version == RFC5:
+        attributes = _as_rfc5(attributes)
+    return attributes if version == "0.4" else {"ome": attributes}
 
 
 def _as_rfc5(attributes: Mapping[str, Any]) -> dict[str, Any]:

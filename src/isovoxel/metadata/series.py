@@ -157,6 +157,10 @@ class DisplayWindow(NamedTuple):
     """The largest that was found."""
 
 
+_WINDOW = {"start": "start", "min": "low", "end": "end", "max": "high"}
+"""What OME-Zarr calls the numbers of a `DisplayWindow`."""
+
+
 def read_channels(attributes: Mapping[str, Any]) -> tuple[Channel, ...]:
     """Return what a group's attributes say of the channels of its image: nothing where that is not clear."""
     inner = attributes.get("ome")
@@ -183,22 +187,20 @@ def omero_attribute(channels: Sequence[Channel], windows: Sequence[DisplayWindow
     depth
         Number of planes along z.
     """
-    from yaozarrs import v05  # 0.4 has the same attribute
-
     colors = cycle(COLORS if len(windows) > 1 else (WHITE,))
     known = channels if len(channels) == len(windows) else [Channel()] * len(windows)
-    listed = [
-        v05.OmeroChannel(
-            label=encodable(channel.label or f"channel {index}"),
-            color=channel.color or color,
-            window=v05.OmeroWindow(min=window.low, start=window.start, end=window.end, max=window.high),
-            active=True,
-            family="linear",
-            coefficient=1.0,
-            inverted=False,
-        )
-        for index, (channel, window, color) in enumerate(zip(known, windows, colors, strict=False))
-    ]
-    shown = v05.OmeroRenderingDefs(defaultT=0, defaultZ=depth // 2, model="color" if len(windows) > 1 else "greyscale")
-    attribute: dict[str, Any] = v05.Omero(channels=listed, rdefs=shown).model_dump(mode="json", exclude_none=True)
-    return attribute
+    return {
+        "channels": [
+            {
+                "window": {name: float(getattr(window, of)) for name, of in _WINDOW.items()},
+                "label": encodable(channel.label or f"channel {index}"),
+                "family": "linear",
+                "color": channel.color or color,
+                "active": True,
+                "inverted": False,
+                "coefficient": 1.0,
+            }
+            for index, (channel, window, color) in enumerate(zip(known, windows, colors, strict=False))
+        ],
+        "rdefs": {"model": "color" if len(windows) > 1 else "greyscale", "defaultT": 0, "defaultZ": depth // 2},
+    }
