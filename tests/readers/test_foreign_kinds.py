@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import warnings
 from collections.abc import Callable
@@ -70,6 +72,17 @@ def by_tifffile(path: Path, **options: Any) -> Path:
     """Write a TIFF."""
     tifffile.imwrite(path, STACK, **options)
     return path
+
+
+def by_gzip(path: Path) -> Path:
+    """Write a TIFF, and pack it."""
+    path.write_bytes(gzip.compress(by_tifffile(path.with_suffix("")).read_bytes()))
+    return path
+
+
+def gzip_seen(path: Path) -> Seen:
+    """Unpack it, and read the TIFF."""
+    return tifffile.imread(io.BytesIO(gzip.decompress(path.read_bytes()))), None
 
 
 def imagej_seen(path: Path) -> Seen:
@@ -294,6 +307,7 @@ FOREIGN = (
         lambda path: by_tifffile(path, ome=True, metadata=OME, tile=(16, 16), compression="zlib"),
         ome_seen,
     ),
+    Foreign("TIFF, gzip", "tifffile, gzip", "tifffile", "a.tif.gz", by_gzip, gzip_seen),
     Foreign(
         "TIFF slices",
         "Pillow",

@@ -21,7 +21,7 @@ from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.zarr_nodes import ATTRIBUTES, TOP
 from isovoxel.readers.base import Volume, cropped, moved
 from isovoxel.readers.converted import converted
-from isovoxel.readers.files import TIFF_MAGIC, unreadable
+from isovoxel.readers.files import unreadable
 from isovoxel.readers.images import Collection, means_several
 from isovoxel.readers.plugins import open_foreign, recognised
 from isovoxel.readers.registry import (
@@ -61,11 +61,11 @@ def open_volume(
     Parameters
     ----------
     source
-        Path of a TIFF (ImageJ, OME-TIFF, BigTIFF), a folder or a pattern (``*.tif``) of TIFF or PNG slices, a zarr
-        array, an OME-Zarr image, a zipped zarr (``.ozx``), an N5 dataset, a Neuroglancer precomputed volume, an HDF5
-        (``file.h5:/path/to/dataset``), Imaris, BigDataViewer (``.xml``), NIfTI, NRRD, MetaImage, MRC, CZI, LIF, ND2, DV
-        or ``.npy`` file; or the address of a zarr array or an OME-Zarr image in an object store, such as
-        "s3://bucket/a.zarr"; or a NumPy array, a dask array, a zarr array or an open `Volume`. Always z, y, x.
+        Path of a TIFF (ImageJ, OME-TIFF, BigTIFF, also in gzip), a folder or a pattern (``*.tif``) of TIFF or PNG
+        slices, a zarr array, an OME-Zarr image, a zipped zarr (``.ozx``), an N5 dataset, a Neuroglancer precomputed
+        volume, an HDF5 (``file.h5:/path/to/dataset``), Imaris, BigDataViewer (``.xml``), NIfTI, NRRD, MetaImage, MRC,
+        CZI, LIF, ND2, DV or ``.npy`` file; or the address of a zarr array or an OME-Zarr image in an object store, such
+        as "s3://bucket/a.zarr"; or a NumPy array, a dask array, a zarr array or an open `Volume`. Always z, y, x.
     voxel_size
         Physical voxel size, z, y, x; overrides what the input says.
     unit
@@ -306,13 +306,9 @@ def _unknown(at: Location, faults: Sequence[str]) -> InputError:
 
 def _named_kind(at: Location) -> str:
     """Return what a file is by its first bytes, and what helps, as a clause, or nothing."""
-    from isovoxel.readers.raw_volume import first_bytes
-
     first = at.first
     for begins, (packer, unpack) in _PACKERS.items():
         if first.startswith(begins):
-            if first_bytes(at.path, 4) in TIFF_MAGIC:
-                return f"a TIFF packed by {packer}, which is not read in parts; unpack it first, as {unpack} does"
             return f"of no kind that isovoxel knows, packed by {packer}; unpack it first, as {unpack} does"
     for kind, (start, sign) in _OTHERS.items():
         if first[start:].startswith(sign):

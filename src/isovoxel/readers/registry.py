@@ -139,6 +139,13 @@ FORMATS = (
         images=_late("tiff", "images_of_tiff"),
     ),
     Format(
+        "TIFF in gzip",
+        _late("unpacked", "is_packed_tiff"),
+        _late("unpacked", "open_packed_tiff"),
+        selects=("image", *_ARRAYS),
+        images=_late("unpacked", "images_of_packed_tiff"),
+    ),
+    Format(
         "OME-Zarr",
         lambda at: at.zarr_node == "group",
         _late("ome_zarr", "open_ome_zarr"),
