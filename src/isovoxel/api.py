@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -16,6 +16,7 @@ from isovoxel.planner import choose_sampling, open_input, plan_volume
 from isovoxel.planning.one_piece import WholeLimits
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.base import Volume
+from isovoxel.readers.images import means_several
 
 if TYPE_CHECKING:  # pyopencl, dask, zarr and matplotlib are loaded by what needs them
     from matplotlib.figure import Figure
@@ -234,7 +235,6 @@ def scale(
     JobError
         If the job fails or is interrupted half-way.
     """
-    from isovoxel.image_jobs import scale_chosen
     from isovoxel.reporting.progress import job_progress
 
     given = Options(
@@ -248,7 +248,7 @@ def scale(
         **options,
     )
     with job_progress(progress) as views:
-        return scale_chosen(source, output, given, client=client, listeners=[*listeners, *views])
+        return _job(given)(source, output, given, client=client, listeners=[*listeners, *views])
 
 
 @checked_keywords(ScalingOptions)
@@ -279,13 +279,23 @@ def convert(
     IsovoxelError, JobError
         As `scale` does, and an `OptionError` where an option is for scaling.
     """
-    from isovoxel.image_jobs import scale_chosen
     from isovoxel.reporting.progress import job_progress
 
     given = Options(overwrite=overwrite, on_corrupt=on_corrupt, workers=workers, scheduler=scheduler, **options)
     with job_progress(progress) as views:
         told = [*listeners, *views]
-        return scale_chosen(source, output, given.converting(), client=client, listeners=told, defaults=CONVERTING)
+        return _job(given)(source, output, given.converting(), client=client, listeners=told, defaults=CONVERTING)
+
+
+def _job(given: Options) -> Callable[..., ScaleResult]:
+    """Return what does a job over one image, or over several where the options mean several."""
+    if means_several(given.image):
+        from isovoxel.image_jobs import scale_images
+
+        return scale_images
+    from isovoxel.jobs import scale_into
+
+    return scale_into
 
 
 @checked_keywords()

@@ -44,7 +44,7 @@ from isovoxel.execution.output import as_begun
 from isovoxel.execution.result import ScaleResult, Tally
 from isovoxel.execution.retry import GO_ON, clause, is_of_input
 from isovoxel.geometry.grid import VoxelGrid
-from isovoxel.jobs import Order, Relay, executor_for, open_as_begun, run_job, scale_into
+from isovoxel.jobs import Order, Relay, executor_for, open_as_begun, run_job
 from isovoxel.metadata.plates import group_attributes
 from isovoxel.object_store.addresses import Place, absolute, place_of, shown
 from isovoxel.options import Options
@@ -72,20 +72,6 @@ MOST_TOLD = 3
 
 _HOW_RUN = ("image", "device", "halo", "memory", "device_memory", "threads", "encode", "workers", "scheduler")
 """Options that make no other voxels, and may differ from run to run."""
-
-
-def scale_chosen(
-    source: Any,
-    output: str | Path,
-    given: Options,
-    *,
-    client: Any,
-    listeners: Sequence[Listener],
-    defaults: Mapping[str, Any] | None = None,
-) -> ScaleResult:
-    """Scale one image, or several where `given.image` means that; all else is as in `isovoxel.jobs.scale_into`."""
-    do = scale_images if means_several(given.image) else scale_into
-    return do(source, output, given, client=client, listeners=listeners, defaults=defaults)
 
 
 def scale_images(
