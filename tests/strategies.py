@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from isovoxel.geometry.axis import longest
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import VoxelGrid
 from isovoxel.output.shard import ShardReceipt
@@ -231,7 +230,8 @@ def one_kernel_for_all_shapes() -> Iterator[None]:
 
 def padded_lengths(plan: Plan) -> tuple[int, ...]:
     """The longest padded input of a plan's blocks, per axis."""
-    return tuple(longest(sampler, b)[1] for sampler, b in zip(plan.samplers, plan.block_shape, strict=True))
+    lengths = zip(plan.samplers, plan.block_shape, strict=True)
+    return tuple(sampler.spans(*sampler.axis.intervals(b)).longest()[1] for sampler, b in lengths)
 
 
 def cle_precision(lengths: Iterable[int], voxels: np.ndarray) -> float:

@@ -12,7 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from isovoxel.errors import OptionError
-from isovoxel.geometry.axis import Axis, halo, longest
+from isovoxel.geometry.axis import Axis, halo
 from isovoxel.geometry.resampling import Table, Texture, accumulator, pass_order
 from isovoxel.planning.model import FILTERS
 from strategies import boundaries, factor, interpolations
@@ -289,7 +289,7 @@ def test_axes_that_shrink_go_first() -> None:
 @given(tables(), st.integers(1, 100))
 def test_what_a_plan_asks_of_a_table_is_within_the_volume(table: Table, length: int) -> None:
     """The longest read is at most the volume and holds a row; the halo is at most the volume."""
-    read, padded = longest(table, length)
+    read, padded = table.spans(*table.axis.intervals(length)).longest()
     assert table.width <= read == padded <= table.axis.n
     assert all(0 <= side <= table.axis.n for side in halo(table, length))
 

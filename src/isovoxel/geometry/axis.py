@@ -37,6 +37,11 @@ class Spans(NamedTuple):
     after: Indices
     """How many times the rim is repeated after the volume's end."""
 
+    def longest(self) -> tuple[int, int]:
+        """Return the most input samples that an interval reads, and the same with its pads."""
+        read = self.last - self.first
+        return int(read.max()), int((read + self.before + self.after).max())
+
 
 @dataclass(frozen=True, slots=True)
 class Axis:
@@ -98,13 +103,6 @@ class Sampler(Protocol):
     def spans(self, starts: Indices, stops: Indices) -> Spans:
         """Return what each of many output intervals [start, stop), none of them empty, reads."""
         ...
-
-
-def longest(sampler: Sampler, length: int) -> tuple[int, int]:
-    """Return the most input samples that an output interval of this length reads, and the same with its pads."""
-    span = sampler.spans(*sampler.axis.intervals(length))
-    read = span.last - span.first
-    return int(read.max()), int((read + span.before + span.after).max())
 
 
 def halo(sampler: Sampler, length: int) -> tuple[int, int]:

@@ -32,6 +32,7 @@ repeated around the volume, and of the write box. The `exact` engine::
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -167,16 +168,15 @@ def cle_cost(
         Whether the block reaches the engine as a dask block joined with its halo, beside which dask keeps the
         blocks it was joined from.
     """
-    return BlockCost(
-        allocations=(
-            *_copies(read, written, itemsize, device),
-            *cle_allocations(thick(padded), thick(written), interpolation),
-        ),
-        in_place=_voxels(read, written, itemsize) if device.kind == "cpu" else 0,
-        pinned=_voxels(read, written, itemsize) if device.kind == "gpu" else 0,
+    return _cost(
+        itemsize * math.prod(read),
+        itemsize * math.prod(written),
+        cle_allocations(thick(padded), thick(written), interpolation),
+        device=device,
+        beside=decode + encode,
+        overlap=overlap,
         image=padded if interpolation == "linear" else None,
         voxels=max(math.prod(padded), math.prod(written)),
-        host=_host(read, written, itemsize, decode + encode, overlap=overlap),
     )
 
 
@@ -221,35 +221,37 @@ def exact_cost(
         tables = [max(3 * INDEX, INDEX + sum_bytes * width) * n for n, width in zip(written, widths, strict=True)]
     else:
         tables = [written[axis] * (INDEX + sum_bytes * widths[axis]) for axes in passes for axis in axes]
-    return BlockCost(
-        allocations=(
-            *_copies(read, written, itemsize, device),
-            *sums,
-            Allocation("tables", LANES[device.kind] * sum(tables)),
-        ),
-        in_place=_voxels(read, written, itemsize) if device.kind == "cpu" else 0,
-        pinned=_voxels(read, written, itemsize) if device.kind == "gpu" else 0,
-        image=None,
-        voxels=0,
-        host=_host(read, written, itemsize, decode + encode, overlap=overlap),
+    return _cost(
+        itemsize * math.prod(read),
+        itemsize * math.prod(written),
+        (*sums, Allocation("tables", LANES[device.kind] * sum(tables))),
+        device=device,
+        beside=decode + encode,
+        overlap=overlap,
     )
 
 
-def _copies(read: Index3, written: Index3, itemsize: int, device: DeviceLimits) -> list[Allocation]:
-    """Return the voxels of the blocks that are on their way to the device or back."""
-    one = [
-        Allocation("input", itemsize * math.prod(read)),
-        Allocation("output", itemsize * math.prod(written)),
-    ]
-    return LANES[device.kind] * one
-
-
-def _voxels(read: Index3, written: Index3, itemsize: int) -> int:
-    return itemsize * (math.prod(read) + math.prod(written))
-
-
-def _host(read: Index3, written: Index3, itemsize: int, beside: int, *, overlap: bool) -> int:
-    return itemsize * (math.prod(read) * (3 if overlap else 1) + math.prod(written)) + beside
+def _cost(
+    read: int,
+    written: int,
+    allocations: Sequence[Allocation],
+    *,
+    device: DeviceLimits,
+    beside: int,
+    overlap: bool,
+    image: Index3 | None = None,
+    voxels: int = 0,
+) -> BlockCost:
+    """Return what a block costs whose voxels take so many bytes, beside what its engine allocates."""
+    copies = LANES[device.kind] * [Allocation("input", read), Allocation("output", written)]
+    return BlockCost(
+        allocations=(*copies, *allocations),
+        in_place=read + written if device.kind == "cpu" else 0,
+        pinned=read + written if device.kind == "gpu" else 0,
+        image=image,
+        voxels=voxels,
+        host=read * (3 if overlap else 1) + written + beside,
+    )
 
 
 def human_bytes(nbytes: float) -> str:

@@ -24,13 +24,14 @@ They are large, so that little is read twice, and not so few that some threads h
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.errors import DoesNotFitError, OptionError
-from isovoxel.geometry.axis import Sampler, ceil_div, longest
+from isovoxel.geometry.axis import Sampler, ceil_div
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import AXES, Float3, VoxelGrid
 from isovoxel.planning.chunking import Storage, smaller
@@ -235,12 +236,9 @@ def _fit(draft: Plan, halved: tuple[bool, bool, bool], *, fixed_storage: bool) -
 
 def _best(draft: Plan, halved: tuple[bool, bool, bool]) -> Plan | None:
     """Return the draft with the block shape and cache of the least score that fits, or None where no shard fits."""
-    z, y, x = axes = tuple(
-        _candidates(sampler, chunk, step, before, after)
-        for sampler, chunk, step, before, after in zip(
-            draft.samplers, draft.source.chunks, _steps(draft.storage, halved), *draft.source.beside, strict=True
-        )
-    )
+    steps = _steps(draft.storage, halved)
+    along = zip(draft.samplers, draft.source.chunks, steps, *draft.source.beside, strict=True)
+    z, y, x = axes = [_candidates(*each) for each in along]
     # As float64, which holds counts that overflow 64-bit integers; whether one fits is checked in exact integers.
     written = _product(*(np.array(c.lengths, dtype=np.float64) for c in axes))
     volumes = draft.source.n_volumes
@@ -268,7 +266,7 @@ def _best(draft: Plan, halved: tuple[bool, bool, bool]) -> Plan | None:
     return None
 
 
-def _caches(axes: tuple[_Candidates, ...], draft: Plan, in_flight: NDArray[np.float64]) -> NDArray[np.float64]:
+def _caches(axes: Sequence[_Candidates], draft: Plan, in_flight: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the bytes to keep nothing, or what neighbours share along x, y and x, or all axes, for all candidates."""
     z, y, x = (c.chunked for c in axes)
     nothing = np.zeros_like(in_flight)
@@ -282,7 +280,7 @@ def _caches(axes: tuple[_Candidates, ...], draft: Plan, in_flight: NDArray[np.fl
     return np.stack([nothing, passing, passing + row, passing + row + layer])
 
 
-def _decoded(axes: tuple[_Candidates, ...], shape: Index3, kept: int) -> NDArray[np.float64]:
+def _decoded(axes: Sequence[_Candidates], shape: Index3, kept: int) -> NDArray[np.float64]:
     """Return the voxels decoded where the last `kept` axes are decoded once, for all candidates."""
     return _product(
         *(
@@ -292,7 +290,7 @@ def _decoded(axes: tuple[_Candidates, ...], shape: Index3, kept: int) -> NDArray
     )
 
 
-def _fits(draft: Plan, axes: tuple[_Candidates, ...], at: Index3, shape: Index3, cache: int, in_flight: int) -> bool:
+def _fits(draft: Plan, axes: Sequence[_Candidates], at: Index3, shape: Index3, cache: int, in_flight: int) -> bool:
     """Return whether blocks of this shape fit device and host, in exact integers."""
     read, padded = (
         tuple(int(getattr(c, name)[i]) for c, i in zip(axes, at, strict=True)) for name in ("read", "padded")
@@ -313,7 +311,7 @@ def _steps(storage: Storage, halved: tuple[bool, bool, bool]) -> Index3:
     return (z, y, x)
 
 
-def _candidates(sampler: Sampler, chunk: int, step: int, before: int = 0, after: int = 0) -> _Candidates:
+def _candidates(sampler: Sampler, chunk: int, step: int, before: int, after: int) -> _Candidates:
     """Return the block lengths worth trying along one axis, longest first: multiples of a step.
 
     The first chunk has so many voxels before the volume, and the last so many after it, which are decoded as well.
@@ -327,9 +325,9 @@ def _candidates(sampler: Sampler, chunk: int, step: int, before: int = 0, after:
         span = sampler.spans(*axis.intervals(length))
         ends = np.minimum(before + axis.n + after, -(-(before + span.last) // chunk) * chunk)
         whole_chunks = ends - (before + span.first) // chunk * chunk
-        most = longest(sampler, length)
-        read.append(most[0])
-        padded.append(most[1])
+        most_read, most_padded = span.longest()
+        read.append(most_read)
+        padded.append(most_padded)
         chunked.append(int(whole_chunks.max()))
         decoded.append(int(whole_chunks.sum()))
         blocks.append(len(span.first))

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from isovoxel.geometry.axis import Axis, Sampler, ceil_div, halo, longest, round_up
+from isovoxel.geometry.axis import Axis, Sampler, ceil_div, halo, round_up
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.geometry.grid import AXES, Float3, VoxelGrid
 from isovoxel.geometry.resampling import Table, Texture, accumulator, passes_at_once
@@ -274,7 +274,8 @@ class Plan(InNotebooks):
     @cached_property
     def largest(self) -> Largest:
         """The shapes that hold each block's."""
-        shapes = [longest(sampler, b) for sampler, b in zip(self.samplers, self.block_shape, strict=True)]
+        lengths = zip(self.samplers, self.block_shape, strict=True)
+        shapes = [sampler.spans(*sampler.axis.intervals(b)).longest() for sampler, b in lengths]
         return Largest(
             _triple([s[0] for s in shapes]),
             _triple([s[1] for s in shapes]),
