@@ -28,8 +28,7 @@ from isovoxel.geometry.grid import AXES, Float3, VoxelGrid
 from isovoxel.geometry.resampling import Table, Texture, accumulator, passes_at_once
 from isovoxel.notebook import InNotebooks
 from isovoxel.planning.chunking import Storage, helper_overhead, seal_overhead, write_overhead
-from isovoxel.planning.gathering import bytes_along
-from isovoxel.planning.memory import BlockCost, cle_cost, exact_cost
+from isovoxel.planning.memory import BlockCost, bytes_along, cle_cost, exact_cost
 from isovoxel.planning.model import FILTERS, MOVES, Block, DeviceLimits, HostLimits, Source
 
 

@@ -31,7 +31,7 @@ from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import Float3, VoxelGrid
 from isovoxel.planning.chunking import CHUNK, Storage, default_storage
-from isovoxel.planning.gathering import open_blocks
+from isovoxel.planning.memory import open_blocks
 from isovoxel.planning.model import DeviceLimits, HostLimits, Source
 from isovoxel.planning.optimizer import make_plan
 from isovoxel.planning.plan import Plan
