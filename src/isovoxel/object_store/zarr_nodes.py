@@ -140,12 +140,13 @@ def read_attributes(group: Place) -> dict[str, Any]:
     ------
     OSError
         If it is no group, or cannot be read.
-    ValueError, AttributeError, TypeError
+    ValueError
         If its metadata are none.
     """
-    attributes = read_group(group).get("attributes", {})
+    node = read_group(group)
+    attributes = node.get("attributes", {}) if isinstance(node, dict) else None
     if not isinstance(attributes, dict):
-        raise TypeError("attributes are an object")
+        raise ValueError(f"the attributes of {group} are no object")  # noqa: TRY004 - of a file, not of a caller
     return attributes
 
 

@@ -107,7 +107,7 @@ class Membership:
         if home in self.groups:
             try:
                 attributes = read_attributes(home)
-            except (ValueError, AttributeError, TypeError):
+            except ValueError:
                 attributes = {LABELS: None, "ome": None}
             self._listed(attributes)
 
@@ -235,7 +235,7 @@ def _is_image(group: Place) -> bool:
     """Tell whether a group is an image of OME-Zarr."""
     try:
         attributes = read_attributes(group)
-    except (FileNotFoundError, NotADirectoryError, PermissionError, ValueError, AttributeError, TypeError):
+    except (FileNotFoundError, NotADirectoryError, PermissionError, ValueError):
         return False
     home = attributes.get("ome", attributes)
     return isinstance(home, dict) and "multiscales" in home

@@ -59,7 +59,7 @@ def read_provenance(path: str | os.PathLike[str] | ObjectPlace) -> dict[str, Any
         if isinstance(path, ObjectPlace) and not isinstance(error, FileNotFoundError | PermissionError):
             raise InputUnavailableError(error.errno, f"{path} cannot be read: {error.strerror}") from error
         provenance = None
-    except (ValueError, AttributeError, KeyError, TypeError):
+    except (ValueError, KeyError):
         provenance = None
     if not isinstance(provenance, dict):
         raise InputError(f"{path} was not written by isovoxel: its attributes do not say what made it")

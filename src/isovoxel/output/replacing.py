@@ -31,6 +31,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from isovoxel.errors import OutputError
 from isovoxel.object_store.addresses import Place
@@ -291,7 +292,7 @@ def _parts(image: Place) -> tuple[set[str], list[str]] | None:
         of_labels = _levels(image / LABELS / name) or ()
         arrays += [f"{LABELS}/{name}/{path}" for path in of_labels]
         groups |= {LABELS, f"{LABELS}/{name}", *_above(arrays)}
-    if _is_group(image / LABELS):
+    if _attributes(image / LABELS) is not None:
         groups.add(LABELS)
     return groups, arrays
 
@@ -391,7 +392,7 @@ def _levels(group: Place) -> list[str] | None:
         attributes = read_attributes(group)
         home = attributes.get("ome", attributes)
         found = [str(level["path"]).strip("/") for level in home["multiscales"][0]["datasets"]]
-    except (FileNotFoundError, NotADirectoryError, ValueError, AttributeError, TypeError, KeyError, IndexError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, KeyError, IndexError):
         return None
     return None if any(name in ("", ".", "..") for path in found for name in path.split("/")) else found
 
@@ -407,24 +408,16 @@ def _above(arrays: Iterable[str]) -> Iterator[str]:
 def _own_labels(image: Place) -> list[str]:
     """Return the names of the labels of an image that isovoxel has written."""
     home = image / LABELS
-    if not home.is_dir():
-        return []
-    found = []
-    for place in home.iterdir():
-        try:
-            if isinstance(read_attributes(place).get(PROVENANCE), dict):
-                found.append(place.name)
-        except (OSError, ValueError, AttributeError, TypeError):
-            continue
-    return found
+    places = home.iterdir() if home.is_dir() else ()
+    return [place.name for place in places if isinstance((_attributes(place) or {}).get(PROVENANCE), dict)]
 
 
-def _is_group(place: Place) -> bool:
+def _attributes(place: Place) -> dict[str, Any] | None:
+    """Return the attributes of a zarr, or None where none is that can be read."""
     try:
-        read_attributes(place)
-    except (OSError, ValueError, AttributeError, TypeError):
-        return False
-    return True
+        return read_attributes(place)
+    except (OSError, ValueError):
+        return None
 
 
 def _belongs(path: str, groups: set[str], arrays: frozenset[str]) -> bool:
