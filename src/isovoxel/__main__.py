@@ -29,13 +29,13 @@ def main() -> NoReturn:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, leave)
     from isovoxel.doctor import diagnosis as doctor
-    from isovoxel.terminal import exit_code, open_streams, say, show_cursor, trace
+    from isovoxel.terminal import Abandoned, exit_code, open_streams, say, show_cursor, trace
 
     open_streams()
     if doctor.is_asked(sys.argv[1:]):  # before anything is loaded that may be what is broken
         sys.exit(exit_code(doctor.run(sys.argv[1:])))
     try:
-        from isovoxel.cli import Abandoned, run
+        from isovoxel.cli import run
     except Exception as error:  # noqa: BLE001 - a package that is broken may raise anything
         trace(error)
         say(f"error: isovoxel cannot be loaded ({type(error).__name__}: {error}); isovoxel doctor says what mends it")

@@ -37,7 +37,7 @@ from isovoxel.parameters import (
 from isovoxel.readers.images import means_several
 from isovoxel.reporting.records import Record
 from isovoxel.reporting.text import Line
-from isovoxel.terminal import columns, debugging, exit_code, lost, put, say, trace
+from isovoxel.terminal import Abandoned, columns, debugging, exit_code, lost, put, say, trace
 
 # typer brings its own copy of click, and of click's errors only some names are typer's: this is UsageError.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -375,21 +375,11 @@ def demo(
 ) -> None:
     """Make a stack like a blastocyst, and run all of the above on it."""
     from isovoxel.api import open_volume
-    from isovoxel.demo import is_of_demo, write_blastocyst
+    from isovoxel.demo import begin_demo
     from isovoxel.engines.clesperanto import scales_with
-    from isovoxel.errors import OutputError, OutputExistsError
-    from isovoxel.reporting.files import check_own
     from isovoxel.reporting.pictures import before_after
 
-    stack, result, picture = folder / "blastocyst.tif", folder / "isotropic.zarr", folder / "before_after.png"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"the folder {folder} cannot be made: {error.strerror}; give another one") from None
-    if not is_of_demo(result, stack):
-        raise OutputExistsError(f"{result} exists and is not the demo's result; give another folder")
-    check_own(picture, "picture")
-    write_blastocyst(stack)
+    stack, result, picture = begin_demo(folder)
 
     def step(*words: object) -> None:
         put(["", f"$ isovoxel {' '.join(str(w) for w in words)}"])
@@ -414,14 +404,6 @@ def command() -> Any:
     group: Any = typer.main.get_command(app)
     take_variables(group)
     return group
-
-
-class Abandoned(SystemExit):
-    """The end of a command that was interrupted and comes to no end of its own: its threads may still run."""
-
-    def __init__(self, exit_code: int) -> None:
-        super().__init__(exit_code)
-        self.exit_code = exit_code
 
 
 def run() -> int:

@@ -125,7 +125,34 @@ def write_blastocyst(path: str | os.PathLike[str]) -> None:
         raise OutputError(f"the demo stack {path} cannot be written: {refusal_reason(error)}") from error
 
 
-def is_of_demo(result: Path, stack: Path) -> bool:
+def begin_demo(folder: Path) -> tuple[Path, Path, Path]:
+    """Make the demo's folder and its stack.
+
+    Returns
+    -------
+    stack, result, picture
+        Where the stack is, and where result and picture may be written.
+
+    Raises
+    ------
+    OutputError
+        If the folder cannot be made, or something else lies where the demo would write.
+    """
+    from isovoxel.reporting.files import check_own
+
+    stack, result, picture = folder / "blastocyst.tif", folder / "isotropic.zarr", folder / "before_after.png"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"the folder {folder} cannot be made: {error.strerror}; give another one") from None
+    if not _is_of_demo(result, stack):
+        raise OutputExistsError(f"{result} exists and is not the demo's result; give another folder")
+    check_own(picture, "picture")
+    write_blastocyst(stack)
+    return stack, result, picture
+
+
+def _is_of_demo(result: Path, stack: Path) -> bool:
     """Tell whether a result may be replaced by the demo: none is there, or it was made of the demo's stack."""
     if not os.path.lexists(result):
         return True

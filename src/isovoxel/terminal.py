@@ -103,6 +103,14 @@ def columns(lines: Sequence[tuple[str, str]]) -> list[str]:
     return [f"{label:<{width}}  {what}" for label, what in lines]
 
 
+class Abandoned(SystemExit):
+    """The end of a command that was interrupted and comes to no end of its own: its threads may still run."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(exit_code)
+        self.exit_code = exit_code
+
+
 def exit_code(code: int) -> int:
     """Return a command's exit code, or 1 where all is done but standard output did not take what was put."""
     if code != 0 or (error := lost()) is None:
