@@ -24,9 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import imagecodecs
-import numcodecs.blosc
 import numpy as np
-from numcodecs import LZ4, Blosc, Zstd
 from numpy.typing import NDArray
 
 from isovoxel.errors import InputUnavailableError
@@ -187,16 +185,10 @@ class ChunkCache:
 # 3. Fewer bytes than the buffer holds are an error too.
 
 
-# Blosc's own threads take one chunk after another; ours decode several at once. zarr-python sets it too.
-numcodecs.blosc.use_threads = False
-
 Decode = Callable[[NDArray[np.uint8], NDArray[np.uint8]], None]
 """Decodes the first bytes into the second, filling them; raises any exception where it cannot."""
 
 _BLOSC_HEADER = struct.Struct("<4xI4xI")
-_BLOSC = Blosc()
-_ZSTD = Zstd()
-_LZ4 = LZ4()
 
 LZMA_MEMORY = 1 << 27
 """Most bytes that LZMA's decoder may ask for, whatever its header says: twice what the highest preset takes."""
@@ -219,7 +211,8 @@ def decode_blosc(encoded: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
     _check_size(decoded_size, out.size)
     if not _BLOSC_HEADER.size <= encoded_size <= encoded.size:
         raise ValueError(f"it has {encoded.size} of the {encoded_size} bytes that its header tells of")
-    _BLOSC.decode(encoded[:encoded_size], out)
+    # One thread, for ours decode several chunks at once.
+    imagecodecs.blosc_decode(encoded[:encoded_size], numthreads=1, out=out)
 
 
 def decode_zstd(encoded: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
@@ -227,8 +220,11 @@ def decode_zstd(encoded: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
     size = zstd_content_size(encoded)
     if size is not None:
         _check_size(size, out.size)
-    # numcodecs checks the size of frames that do not say it, and decodes no byte beyond `out`.
-    _ZSTD.decode(encoded, out)
+    # numcodecs checks the size of frames that do not say it, and decodes no byte beyond `out`. Importing it takes as
+    # long as decoding 0.1 GB, and blosc's chunks need none of it.
+    import numcodecs
+
+    numcodecs.Zstd().decode(encoded, out)
 
 
 def zstd_content_size(encoded: NDArray[np.uint8]) -> int | None:
@@ -254,7 +250,9 @@ def decode_lz4(encoded: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
     if encoded.size < 4:
         raise ValueError(f"its {encoded.size} bytes are no LZ4 block")
     _check_size(int.from_bytes(encoded[:4].tobytes(), "little"), out.size)
-    _LZ4.decode(encoded, out)
+    import numcodecs
+
+    numcodecs.LZ4().decode(encoded, out)
 
 
 def decode_gzip(encoded: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
