@@ -71,7 +71,7 @@ def test_scaling_a_stack_does_without_zarr_python(stack: str, tmp_path: Path) ->
     """What it writes, it describes and reads back itself, further levels and display windows included."""
     words = ("scale", stack, str(tmp_path / "out.zarr"), "--engine", "exact", "--levels", "1")
     loaded = loaded_by(*words)
-    assert loaded & {"asyncio", "dask", "fsspec", "numcodecs", "zarr"} == set()
+    assert loaded & {"asyncio", "dask", "fsspec", "numcodecs", "pydantic", "zarr"} == set()
 
 
 def test_figures_open_no_window(stack: str, tmp_path: Path) -> None:

@@ -249,11 +249,46 @@ def save_job(context: typer.Context, path: str) -> None:
 def take_variables(group: Any) -> None:
     """Make each option of a group's commands an environment variable's too; all commands have ``--debug``."""
     debug = next(each for each in group.params if each.name == "debug")
+    _convert_lightly(group)
     for each in group.commands.values():
+        _convert_lightly(each)
         for parameter in each.params:
             if parameter.param_type_name == "option":
                 parameter.envvar, parameter.show_envvar = variable(_key(parameter)), False
         each.params.append(debug)
+
+
+def _convert_lightly(command: Any) -> None:
+    """Convert values of a command's parameters as typer does, which for most of them loads pydantic without need."""
+    hints = inspect.signature(command.callback, eval_str=True).parameters
+    for parameter in command.params:
+        hint, taken = get_args(hints[parameter.name].annotation) if parameter.name in hints else (None, None)
+        parameter.process_value = _converter(parameter, get_args(hint) or (hint,), getattr(taken, "parser", None))
+
+
+def _converter(
+    parameter: Any, kinds: tuple[Any, ...], parser: Callable[[Any], Any] | None
+) -> Callable[[Any, Any], Any]:
+    """Return what converts a parameter's values: to one of these types, or by its parser."""
+    typers = parameter.process_value
+
+    def convert(context: Any, value: Any) -> Any:
+        if value is None:
+            if parameter.required:
+                return typers(context, value)
+        elif parser is not None:
+            value = parser(value)
+        elif type(value) not in kinds:
+            number = next((kind for kind in (int, float) if kind in kinds), None)
+            if number is None or not isinstance(value, str):
+                return typers(context, value)
+            try:
+                value = number(value)
+            except ValueError:  # typer says it
+                return typers(context, value)
+        return value if parameter.callback is None else parameter.callback(context, parameter, value)
+
+    return convert
 
 
 def invoke(group: Any, words: list[str]) -> int:
@@ -265,7 +300,10 @@ def invoke(group: Any, words: list[str]) -> int:
         check_variables(os.environ, {_key(each) for each in parameters if each.param_type_name == "option"})
     try:
         # Not by calling the group, which makes an exit of each KeyboardInterrupt.
-        with group.make_context("isovoxel", words) as context:
+        no_help = {"help": False}  # None, where it is not said, would be converted
+        with group.make_context(
+            "isovoxel", words, default_map=no_help | dict.fromkeys(group.commands, no_help)
+        ) as context:
             group.invoke(context)
     except typer.Exit as end:
         return end.exit_code

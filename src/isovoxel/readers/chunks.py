@@ -211,8 +211,9 @@ def decode_blosc(encoded: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
     _check_size(decoded_size, out.size)
     if not _BLOSC_HEADER.size <= encoded_size <= encoded.size:
         raise ValueError(f"it has {encoded.size} of the {encoded_size} bytes that its header tells of")
-    # One thread, for ours decode several chunks at once.
-    imagecodecs.blosc_decode(encoded[:encoded_size], numthreads=1, out=out)
+    data: Any = encoded[:encoded_size]  # of imagecodecs' functions the types know no arrays
+    memory: Any = out
+    imagecodecs.blosc_decode(data, numthreads=1, out=memory)  # ours are threads enough
 
 
 def decode_zstd(encoded: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
