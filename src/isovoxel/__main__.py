@@ -28,12 +28,14 @@ def main() -> NoReturn:
     # Shells have what runs in the background ignore it.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, leave)
-    from isovoxel.doctor import diagnosis as doctor
+    from isovoxel import doctor
     from isovoxel.terminal import Abandoned, exit_code, open_streams, say, show_cursor, trace
 
     open_streams()
     if doctor.is_asked(sys.argv[1:]):  # before anything is loaded that may be what is broken
-        sys.exit(exit_code(doctor.run(sys.argv[1:])))
+        from isovoxel.doctor import diagnosis
+
+        sys.exit(exit_code(diagnosis.run(sys.argv[1:])))
     try:
         from isovoxel.cli import run
     except Exception as error:  # noqa: BLE001 - a package that is broken may raise anything

@@ -21,7 +21,6 @@ import functools
 import inspect
 import json
 import os
-import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from inspect import Parameter
 from itertools import pairwise
@@ -106,6 +105,8 @@ def read_job(path: str | Path, known: Mapping[str, bool]) -> dict[str, Any]:
     OptionError
         If it cannot be read, is no TOML, or has an unknown key or a value of a kind that no option has.
     """
+    import tomllib
+
     try:
         found = tomllib.loads(read_small(path))
     except OSError as error:
@@ -321,7 +322,7 @@ def with_options(function: Callable[..., Any]) -> Callable[..., Any]:
     function
         What the command of its name does. It has no other parameter of such a field's name.
     """
-    hints = get_type_hints(Options)
+    hints = _hints()
     fields = {f.name: f.default for f in dataclasses.fields(Options) if function.__name__ in SURFACES[f.name].commands}
     found: list[Parameter] = []
     for each in inspect.signature(function, eval_str=True).parameters.values():
@@ -341,6 +342,11 @@ def with_options(function: Callable[..., Any]) -> Callable[..., Any]:
     made.__signature__ = inspect.Signature(found)
     made.__annotations__ = {each.name: each.annotation for each in found}
     return command
+
+
+@functools.cache
+def _hints() -> dict[str, Any]:
+    return get_type_hints(Options)
 
 
 def _as_option(name: str, hint: Any) -> Any:

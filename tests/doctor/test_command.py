@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from command_line import Isovoxel
-from isovoxel.doctor import diagnosis
+from isovoxel.doctor import diagnosis, is_asked
 from isovoxel.doctor.diagnosis import Diagnosis
 from isovoxel.doctor.machine import Fault
 from isovoxel.version import __version__
@@ -36,7 +36,7 @@ PYTHON = [sys.executable, "-m", "isovoxel"]
 )
 def test_words_that_need_no_parser_are_known(words: list[str], *, asked: bool) -> None:
     """All others are left to it."""
-    assert diagnosis.is_asked(words) == asked
+    assert is_asked(words) == asked
 
 
 @pytest.mark.parametrize("fatal", [False, True])

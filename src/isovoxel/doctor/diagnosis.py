@@ -372,20 +372,11 @@ def _record(answer: Answer) -> dict[str, Any]:
     return {"scales": not answer.reason, "reason": answer.reason, "version": _opened(answer)} | (answer.value or {})
 
 
-COMMAND = "doctor"
-JSON = "--json"
-
-
-def is_asked(words: Sequence[str]) -> bool:
-    """Return whether a command line asks for the doctor, in words that need no parser."""
-    return COMMAND in words and not set(words) - {COMMAND, JSON, "--debug"} and words.count(COMMAND) == 1
-
-
 def run(words: Sequence[str]) -> int:
     """Run the command without the command line's parser, which may be what is broken."""
     if "--debug" in words:
         os.environ[DEBUG] = "1"
-    return print_diagnosis(as_json=JSON in words or switched_on("ISOVOXEL_JSON"))
+    return print_diagnosis(as_json="--json" in words or switched_on("ISOVOXEL_JSON"))
 
 
 def print_diagnosis(*, as_json: bool) -> int:

@@ -12,7 +12,6 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import SplitResult, unquote, urlsplit
-from urllib.request import url2pathname
 
 from isovoxel.errors import AddressError
 from isovoxel.object_store.clients import READ_ONLY
@@ -84,6 +83,8 @@ def parse_address(text: str) -> Address | Path:
         )
     shown = f"{scheme}://{parts.netloc}{parts.path}"
     if scheme == "file":
+        from urllib.request import url2pathname  # which loads HTTP and TLS
+
         return Path(url2pathname(parts.path))
     if scheme not in SCHEMES:
         known = ", ".join(f"{name}://" for name in (*dict.fromkeys(SCHEMES.values()), "file"))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from isovoxel.errors import InputError
 from isovoxel.execution.result import ScaleResult
-from isovoxel.execution.verify import Verdict
 from isovoxel.planning.memory import human_bytes
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.base import Volume
@@ -21,6 +21,9 @@ from isovoxel.reporting.text import (
     share_lines,
     verdict_lines,
 )
+
+if TYPE_CHECKING:
+    from isovoxel.execution.verify import Verdict
 
 MOST_NAMED = 3
 """How many images of a grid are named."""
