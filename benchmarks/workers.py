@@ -18,6 +18,7 @@ import hashlib
 import shutil
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from typing import Any
 import psutil
 
 from benchmarks.cases import add_machine_options, case_of, run_job, scratch, three
-from benchmarks.machine import describe, print_header, print_row, sentence, write_json
+from benchmarks.machine import cores, describe, print_header, print_row, sentence, write_json
 from isovoxel.execution.result import STAGES
 
 COLUMNS = ("engine", "halo", "workers", "threads", "blocks", "seconds", "whole process", "Mvoxel/s", "ratio", "shares")
@@ -94,11 +95,16 @@ def _run(source: Path, output: Path, words: list[str]) -> dict[str, Any]:
 def _digest(output: Path) -> str:
     """Return what tells the shards of a result from all others."""
     found = hashlib.sha256()
-    for file in sorted(path for path in (output / "0" / "c").rglob("*") if path.is_file()):
-        found.update(str(file.relative_to(output)).encode())
-        with file.open("rb") as opened:
-            found.update(hashlib.file_digest(opened, "sha256").digest())
+    files = sorted(path for path in (output / "0" / "c").rglob("*") if path.is_file())
+    with ThreadPoolExecutor(cores()) as pool:
+        for file, digest in zip(files, pool.map(_file_digest, files), strict=True):
+            found.update(str(file.relative_to(output)).encode() + digest)
     return found.hexdigest()
+
+
+def _file_digest(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").digest()
 
 
 def _print(rows: list[dict[str, Any]]) -> None:

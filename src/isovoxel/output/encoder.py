@@ -406,5 +406,10 @@ def _chunks(data: NDArray[Any], storage: Storage) -> Iterator[Box]:
 
 
 def _is_zero(voxels: NDArray[Any]) -> bool:
-    """Return whether no voxel has a bit set: minus zero has one. 20 GB/s, where encoding does one."""
-    return not voxels.view(f"u{voxels.itemsize}").any()
+    """Return whether no voxel has a bit set: minus zero has one.
+
+    A few voxels of a chunk that holds something tell it as a rule. All of them took a tenth of the time of encoding,
+    and the interpreter's lock once more for each chunk.
+    """
+    bits = voxels.view(f"u{voxels.itemsize}")
+    return not (bits[:: bits.shape[0], :: bits.shape[1]].any() or bits.any())
