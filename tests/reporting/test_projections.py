@@ -3,6 +3,7 @@
 import math
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -22,7 +23,14 @@ from isovoxel.readers.base import Volume
 from isovoxel.reporting import views as module
 from isovoxel.reporting.figures import drawing, round_length, text_width
 from isovoxel.reporting.pictures import ACCENT, before_after, picture
-from isovoxel.reporting.views import LABEL_FONT, MAGNIFIED, ViewPlace, arrange, maximum_projections
+from isovoxel.reporting.views import (
+    LABEL_FONT,
+    MAGNIFIED,
+    ViewPlace,
+    arrange,
+    held_while_reading,
+    maximum_projections,
+)
 
 YELLOW = tuple(bytes.fromhex(ACCENT[1:]))
 """Red, green and blue of scale bars and frames."""
@@ -76,6 +84,48 @@ def test_projections_are_numpys_maxima(array: NDArray[Any], chunks: Index3, tile
     for axis in range(3):
         assert projected.along[axis].dtype == array.dtype
         np.testing.assert_array_equal(projected.along[axis], np.fmax.reduce(array, axis=axis))
+
+
+@given(
+    array=hnp.arrays(st.sampled_from(["uint16", "float32"]), shapes),
+    chunks=st.tuples(*[st.integers(1, 12)] * 3),
+    tile_bytes=st.integers(4, 600),
+    threads=st.integers(2, 4),
+)
+def test_any_number_of_threads_draws_the_same_bits(
+    array: NDArray[Any], chunks: Index3, tile_bytes: int, threads: int
+) -> None:
+    """Of zeros of either sign and of what is no number, too; and progress is told in order."""
+    told: list[tuple[int, int]] = []
+    with mock.patch.object(module, "TILE_BYTES", tile_bytes):
+        one, many = (
+            maximum_projections(volume_of(array, chunks=chunks), lambda *how: told.append(how), threads=n)
+            for n in (1, threads)
+        )
+    assert [image.tobytes() for image in one.along] == [image.tobytes() for image in many.along]
+    half = len(told) // 2
+    assert told[:half] == told[half:] == sorted(told[:half])
+
+
+@given(
+    shape=st.tuples(*[st.integers(1, 400)] * 3),
+    overhead=st.integers(0, 2**26),
+    room=st.integers(0, 2**32),
+    threads=st.integers(1, 64),
+    sequential=st.booleans(),
+)
+def test_fewer_threads_read_where_memory_is_short(
+    shape: Index3, overhead: int, room: int, threads: int, sequential: bool
+) -> None:
+    """What is held stays within the room, unless one thread with the least tile takes more; more room is used."""
+    voxels = np.broadcast_to(np.uint16(0), shape)
+    volume = replace(volume_of(voxels), read_overhead=overhead, sequential=sequential)
+    least, most = held_while_reading(volume, 0, threads), held_while_reading(volume, None, threads)
+    held = held_while_reading(volume, room, threads)
+    assert least <= held <= max(least, min(room, most))
+    assert held_while_reading(volume, most, threads) == most
+    if sequential:  # which other threads would decode once more
+        assert most == held_while_reading(volume, None, 1)
 
 
 @given(

@@ -55,7 +55,7 @@ def host_limits(budget: int | None = None, threads: int | None = None, *, device
 
 
 def reading_limits(budget: int | None = None) -> HostLimits:
-    """Return what a command may use that reads and compares or draws, without a device.
+    """Return what a command may use that reads and compares or draws, without a device: all cores, too.
 
     Parameters
     ----------
@@ -64,7 +64,8 @@ def reading_limits(budget: int | None = None) -> HostLimits:
     """
     held = psutil.Process().memory_info().rss
     allowed = held + int(SHARE * available_bytes()) if budget is None else budget
-    return HostLimits(allowed=allowed, baseline=round_up(held + RESERVE, RESERVE // 4), threads=1)
+    threads = min(MOST_THREADS, len(_cores()))
+    return HostLimits(allowed=allowed, baseline=round_up(held + RESERVE, RESERVE // 4), threads=threads)
 
 
 def available_bytes() -> int:

@@ -144,6 +144,8 @@ class Volume(InNotebooks):
     """Whether the input counts positions in voxels; then it has no voxel size."""
     channels: tuple[Channel, ...] = ()
     """What the input says of its channels, or of the one that this is; nothing where it says nothing."""
+    sequential: bool = False
+    """Whether what lies before a box is decoded with it, so that one thread reads the whole of it as fast as many."""
 
     def __post_init__(self) -> None:
         check_voxels(self.name, self.shape, self.dtype)

@@ -160,6 +160,7 @@ def _open(header: Any, path: Path, file: Path, name: str) -> Volume:
         missing=calibration.missing,
         counted=calibration.counted,
         notes=tuple(notes),
+        sequential=compressed,
     )
 
 

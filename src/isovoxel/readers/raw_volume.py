@@ -131,7 +131,18 @@ def open_raw(array: RawArray, axes: Sequence[str], selection: Selection) -> tupl
         shape, chunks = to_zyx(order, stored), to_zyx(order, chunks)
         overhead += math.prod(part) * dtype.itemsize
         notes = (*notes, f"its axes {', '.join(axes)} are turned into z, y, x as it is read")
-    volume = Volume(name, "", shape, dtype, read, chunks, read_overhead=overhead, notes=notes, series=picked.axes())
+    volume = Volume(
+        name,
+        "",
+        shape,
+        dtype,
+        read,
+        chunks,
+        read_overhead=overhead,
+        notes=notes,
+        series=picked.axes(),
+        sequential=array.marks is not None,
+    )
     return volume, picked
 
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from isovoxel.errors import DoesNotFitError, OptionError
 from isovoxel.execution.events import Reading
+from isovoxel.execution.resources import reading_limits
 from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.grid import AXES
 from isovoxel.metadata.series import told_place
@@ -100,7 +101,7 @@ class Picture:
     figure: Drawing
     """The same, at any resolution."""
     projected: int = 0
-    """Projected bytes of drawing, with the memory that the process held before, where it was limited."""
+    """Projected bytes of drawing, with the memory that the process held before."""
 
     def png(self, part: int | None = None) -> bytes:
         """Return the picture, or one volume's part of it, as a PNG file that says who made it."""
@@ -184,7 +185,7 @@ def draw(
     reading
         Told how far volumes are read.
     host
-        Memory that the process may hold and holds, where it is limited.
+        Memory that the process may hold and holds, and how many threads may read; by default what a command may use.
 
     Raises
     ------
@@ -205,23 +206,24 @@ def draw(
             raise OptionError(f"labels are integers, but {volume.name} holds {volume.dtype}; leave out labels")
     places = arrange(volumes, names)
     levels = [_level(volume, layout) for volume, layout in zip(volumes, places, strict=True)]
-    room = None if host is None else host.allowed - host.baseline - DRAWING * len(volumes)
-    takes = max(held_while_reading(level, room) for level in levels)
-    if host is not None and room is not None and takes > room:
+    host = reading_limits() if host is None else host
+    room = host.allowed - host.baseline - DRAWING * len(volumes)
+    takes = max(held_while_reading(level, room, host.threads) for level in levels)
+    if takes > room:
         raise DoesNotFitError(
             f"drawing takes {human_bytes(host.allowed - room + takes)} of host memory, of which "
             f"{human_bytes(host.allowed)} are allowed; choose more --memory"
         )
     subjects = []
     for volume, level in zip(volumes, levels, strict=True):
-        projected = maximum_projections(level, partial(reading, f"reading {volume.name}"), room)
+        projected = maximum_projections(level, partial(reading, f"reading {volume.name}"), room, host.threads)
         subjects.append(_Subject(volume, level, projected, volume.labels if labels is None else labels))
     window = _window([_view(s, p) for s, layout in zip(subjects, places, strict=True) for p in layout.views])
     captions = tuple(f"{s.what}{_first(s.volume)}, {_seen(s, window)}" for s in subjects)
     # Where a level is drawn, details would show its voxels, and not the image's.
     details = all(s.level is s.volume for s in subjects)
     picture = _drawn(subjects, arrange(volumes, names, captions, details=details), window, captions)
-    return replace(picture, projected=(host.baseline if host else 0) + DRAWING * len(volumes) + takes)
+    return replace(picture, projected=host.baseline + DRAWING * len(volumes) + takes)
 
 
 def label_colours(labels: NDArray[Any]) -> NDArray[np.uint8]:

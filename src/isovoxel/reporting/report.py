@@ -13,6 +13,7 @@ import platform
 import sys
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import Any, Self, Unpack
 from isovoxel.errors import InterruptedJobError, IsovoxelError, JobError, OptionError, OutputError, checked_keywords
 from isovoxel.execution.events import Reading
 from isovoxel.execution.inputs import Named, check_apart, folders_of, read_as
+from isovoxel.execution.resources import reading_limits
 from isovoxel.execution.result import ScaleResult
 from isovoxel.object_store.addresses import is_address
 from isovoxel.options import Opening
@@ -38,8 +40,6 @@ from isovoxel.version import __version__
 ENDINGS = (".html", ".htm")
 MOST_READ = 64 * 2**30
 """Bytes of voxels that are read at most for pictures that nobody has asked for: minutes, not hours."""
-PICTURE_BYTES = 128 * 2**20
-"""Bytes that drawing two volumes holds at most, what is read of them aside; measured: 70 MiB with what is read."""
 MOST_PARTS = 100
 """How many damaged parts are named; the output's attributes have all."""
 
@@ -174,14 +174,17 @@ class Report:
         """Return input and output side by side, or why they are not."""
         if self.result is None:
             return _paragraph("The result is not complete: not drawn.")
-        from isovoxel.reporting.pictures import draw
+        from isovoxel.reporting.pictures import bytes_to_draw, draw
 
         try:
             before = open_by(self._source, self._opening)
             after = open_by(self._output, {})
-            if (short := _too_large([before, after], plan.host.allowed)) is not None:
-                return _paragraph(short)
-            drawn = draw([before, after], ["before: ", "after: "], labels=after.labels, reading=self._reading)
+            if (read := bytes_to_draw([before, after])) > MOST_READ:
+                why = f"{human_bytes(read)} would be read for that; isovoxel show draws them"
+                return _paragraph(f"They are not drawn: {why}.")
+            host = replace(reading_limits(plan.host.allowed), baseline=process_bytes())
+            named = ["before: ", "after: "]
+            drawn = draw([before, after], named, labels=after.labels, reading=self._reading, host=host)
         except IsovoxelError as error:
             return _paragraph(f"They cannot be drawn: {error}.")
         pictures = []
@@ -332,22 +335,6 @@ def _preformatted(words: str) -> str:
 def _row(*figures: str) -> str:
     """Return figures beside each other, where the window is wide enough."""
     return f'<div class="row">{"".join(f"<figure>{figure}</figure>" for figure in figures)}</div>'
-
-
-def _too_large(volumes: Sequence[Volume], allowed: int) -> str | None:
-    """Return why volumes are not drawn, or None if time and the memory that the job was allowed suffice."""
-    from isovoxel.reporting.pictures import bytes_to_draw
-    from isovoxel.reporting.views import held_while_reading
-
-    if (read := bytes_to_draw(volumes)) > MOST_READ:
-        return f"They are not drawn: {human_bytes(read)} would be read for that; isovoxel show draws them."
-    held, most = process_bytes(), max(held_while_reading(volume) for volume in volumes)
-    if held + most + PICTURE_BYTES > allowed:
-        return (
-            f"They are not drawn: that takes {human_bytes(most + PICTURE_BYTES)} beside the {human_bytes(held)} "
-            f"that are held, more than the {human_bytes(allowed)} that the job was allowed; isovoxel show draws them."
-        )
-    return None
 
 
 def _duration(seconds: float) -> str:

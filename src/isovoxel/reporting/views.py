@@ -1,7 +1,7 @@
 """Views of a volume: its maximum projections along three axes, and where they lie in a picture.
 
-1. The volume is read tile by tile, in memory that does not grow with it, and every tile raises three images. An axis
-   longer than the images may be is binned, each bin showing its largest voxel.
+1. The volume is read tile by tile, on all cores and in memory that does not grow with it, and every tile raises three
+   images. An axis longer than the images may be is binned, each bin showing its largest voxel.
 2. What is larger than `ALL_BYTES` and kept plane by plane is read in part: some planes of each bin, the first among
    them. Of anything else whatever is left out would be decoded all the same, or leave holes, so it is read whole.
 3. The views are arranged as usual, for each volume: xy, with zy at its side and xz below, and in the corner that they
@@ -18,14 +18,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from isovoxel.execution.in_order import in_order
 from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.geometry.grid import Float3
 from isovoxel.readers.base import Volume
 from isovoxel.reporting.figures import SYMBOLS, VIEWS, drawable, drawing, round_length, text_width
 
-TILE_BYTES = 32 * 2**20
-"""Most bytes that are read at once, unless reading anything of the volume holds more than that anyway."""
+TILE_BYTES = 8 * 2**20
+"""Most bytes that a thread reads at once, unless reading anything of the volume holds more than that anyway."""
+SEQUENTIAL_TILES = 4
+"""How many times as much is read at once of a volume of which what lies before a tile is decoded with it."""
+TILE_COPIES = 3
+"""How often a tile is held for each thread: its maximum along a short axis is as large, and so is one that waits."""
 LARGEST = 1200
 """Most pixels along a side of a projection."""
 ALL_BYTES = 16 * 2**30
@@ -36,6 +41,8 @@ LEAST_TILE = 2**20
 
 Tell = Callable[[int, int], None]
 """Told how many voxels are read, and of how many."""
+_Face = tuple[tuple[slice, slice], NDArray[Any]]
+"""Where a part of an image lies, and its pixels."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,7 @@ class Projections:
 
 
 def maximum_projections(
-    volume: Volume, tell: Tell = lambda _done, _total: None, room: int | None = None
+    volume: Volume, tell: Tell = lambda _done, _total: None, room: int | None = None, threads: int = 1
 ) -> Projections:
     """Return the maximum of a volume along z, y and x, reading it box by box.
 
@@ -63,6 +70,8 @@ def maximum_projections(
         Called after each box.
     room
         Bytes that this may hold, images included, as `held_while_reading` counts them; None for as many as it takes.
+    threads
+        How many may read; fewer do where memory is short.
 
     Returns
     -------
@@ -81,25 +90,36 @@ def maximum_projections(
     images = [np.full(sides[:axis] + sides[axis + 1 :], lowest, volume.dtype) for axis in range(3)]
     planes = _planes(volume, bins[0])
     done, total = 0, planes * volume.shape[1] * volume.shape[2]
-    for tile in _tiles(volume, planes, bins[0], _tile_bytes(volume, room)):
+    threads, tile_bytes = _shares(volume, room, threads)
+
+    def read(tile: Box) -> tuple[Box, list[_Face]]:
         voxels = volume.read(tile)
-        for axis, image in enumerate(images):
-            face = upper.reduce(voxels, axis=axis)
-            where = []
-            for row, other in enumerate(a for a in range(3) if a != axis):
-                start, stop, k = tile.start[other], tile.stop[other], bins[other]
-                pixels = range(start // k, ceil_div(stop, k))
-                if k > 1:
-                    face = upper.reduceat(face, [max(0, p * k - start) for p in pixels], axis=row)
-                where.append(slice(pixels.start, pixels.stop))
-            part = image[tuple(where)]
-            upper(part, face, out=part)
-        done += tile.size
-        tell(done, total)
+        return tile, [_face(voxels, tile, axis, bins, upper) for axis in range(3)]
+
+    with in_order(read, _tiles(volume, planes, bins[0], tile_bytes), threads) as results:
+        for tile, faces in results:
+            for image, (where, face) in zip(images, faces, strict=True):
+                part = image[where]
+                upper(part, face, out=part)
+            done += tile.size
+            tell(done, total)
     return Projections((images[0], images[1], images[2]), (bins[0], bins[1], bins[2]), planes)
 
 
-def held_while_reading(volume: Volume, room: int | None = None) -> int:
+def _face(voxels: NDArray[Any], tile: Box, axis: int, bins: Sequence[int], upper: np.ufunc) -> _Face:
+    """Return the maximum of a tile along an axis, binned, and where in the image it lies."""
+    face = upper.reduce(voxels, axis=axis)
+    where = []
+    for row, other in enumerate(a for a in range(3) if a != axis):
+        start, stop, k = tile.start[other], tile.stop[other], bins[other]
+        pixels = range(start // k, ceil_div(stop, k))
+        if k > 1:
+            face = upper.reduceat(face, [max(0, p * k - start) for p in pixels], axis=row)
+        where.append(slice(pixels.start, pixels.stop))
+    return (where[0], where[1]), face
+
+
+def held_while_reading(volume: Volume, room: int | None = None, threads: int = 1) -> int:
     """Return how many bytes `maximum_projections` holds at its peak.
 
     Parameters
@@ -108,23 +128,38 @@ def held_while_reading(volume: Volume, room: int | None = None) -> int:
         What to look at.
     room
         Bytes that it may hold, or None for as many as it takes; the least that it takes may be more.
+    threads
+        How many may read.
     """
-    return _held_beside_tile(volume) + 2 * _tile_bytes(volume, room)
+    threads, tile_bytes = _shares(volume, room, threads)
+    return _image_bytes(volume) + threads * (volume.read_overhead + TILE_COPIES * tile_bytes)
 
 
-def _held_beside_tile(volume: Volume) -> int:
-    """Return the bytes of the images, and of what reading holds beside its voxels."""
+def _image_bytes(volume: Volume) -> int:
+    """Return the bytes of the images."""
     sides = [min(n, LARGEST) for n in volume.shape]
-    pixels = sum(math.prod(sides) // n for n in sides)
-    return pixels * volume.dtype.itemsize + volume.read_overhead
+    return sum(math.prod(sides) // n for n in sides) * volume.dtype.itemsize
 
 
-def _tile_bytes(volume: Volume, room: int | None) -> int:
-    """Return the bytes of a tile; its maximum along a short axis takes as many once more."""
-    largest = max(TILE_BYTES, volume.read_overhead, volume.dtype.itemsize)
+def _shares(volume: Volume, room: int | None, threads: int) -> tuple[int, int]:
+    """Return how many threads read, and the bytes of a tile, of which none is smaller unless one thread's does not fit.
+
+    So the tiles are the same for any number of threads.
+    """
+    at_once = TILE_BYTES * (SEQUENTIAL_TILES if volume.sequential else 1)
+    tile_bytes = max(at_once, volume.read_overhead, volume.dtype.itemsize)
+    threads = (
+        1
+        if volume.sequential
+        else min(threads, ceil_div(Box.whole(volume.shape).size * volume.dtype.itemsize, tile_bytes))
+    )
     if room is None:
-        return largest
-    return max(LEAST_TILE, min(largest, (room - _held_beside_tile(volume)) // 2))
+        return threads, tile_bytes
+    room -= _image_bytes(volume)
+    threads = max(1, min(threads, room // (volume.read_overhead + TILE_COPIES * tile_bytes)))
+    if threads == 1:
+        tile_bytes = max(LEAST_TILE, min(tile_bytes, (room - volume.read_overhead) // TILE_COPIES))
+    return threads, tile_bytes
 
 
 def bytes_to_read(volume: Volume) -> int:
@@ -159,14 +194,17 @@ def _tiles(volume: Volume, planes: int, thick: int, tile_bytes: int) -> Iterator
 
 
 def _tile_shape(volume: Volume, planes: int, tile_bytes: int) -> Index3:
-    """Return whole chunks, of at most so many planes, or where one alone is too large for the memory a part of one."""
+    """Return whole chunks, of at most so many planes, or where one alone is too large for the memory a part of one.
+
+    Chunks of several planes are stacked along z, so that each is decoded into its place in the tile.
+    """
     allowed = tile_bytes // volume.dtype.itemsize
     most = (planes, *volume.shape[1:])
     tile = [min(c, n) for c, n in zip(volume.chunks, most, strict=True)]
     for axis in range(3):
         others = math.prod(tile) // tile[axis]
         tile[axis] = max(1, min(tile[axis], allowed // others))
-    for axis in (2, 1, 0):
+    for axis in (2, 1, 0) if volume.chunks[0] == 1 else (0, 2, 1):
         tile[axis] = min(most[axis], tile[axis] * max(1, allowed // math.prod(tile)))
     return (tile[0], tile[1], tile[2])
 
