@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from isovoxel import cli
 from isovoxel.errors import DoesNotFitError, InputError, InputMissingError, IsovoxelError, OptionError
 from isovoxel.execution.comparison import SIDE, bytes_of, sample_boxes
 from isovoxel.execution.recipe import Recipe
-from isovoxel.execution.verify import verify_level, verify_levels
+from isovoxel.execution.verify import Verdict, verify_level, verify_levels
 from isovoxel.geometry.box import Box
 from isovoxel.output.provenance import read_provenance
 from isovoxel.planning.model import HostLimits
@@ -399,6 +400,23 @@ def test_no_samples_are_refused(pair: tuple[Path, Path], command: Run) -> None:
     refused(command, "samples must be at least 1, not 0", pair[1], "--samples", 0)
     with pytest.raises(OptionError):
         isovoxel.verify(pair[1], samples=-1)
+
+
+def test_any_number_of_threads_finds_the_same(pair: tuple[Path, Path]) -> None:
+    """To the last bit of the mean; each thread holds as much, and where memory is short there are fewer."""
+    source, result = map(isovoxel.open_volume, pair)
+    recipe = Recipe.from_provenance(read_provenance(pair[1]), "out")
+
+    def found(allowed: int, threads: int) -> Verdict:
+        host = HostLimits(allowed=allowed, baseline=5, threads=threads)
+        return verify_levels(source, [result], recipe, samples=40, host=host)
+
+    one, many = found(2**40, 1), found(2**40, 5)
+    assert many.projected - 5 == 5 * (one.projected - 5)
+    assert replace(many, projected=one.projected) == one
+    fewer = found(3 * one.projected, 5)
+    assert fewer.projected - 5 == 3 * (one.projected - 5)
+    assert replace(fewer, projected=one.projected, allowed=one.allowed) == one
 
 
 @pytest.mark.slow

@@ -86,7 +86,67 @@ def _compare(source: Volume, got: NDArray[Any], recipe: Recipe, box: Box) -> tup
     return error, rounding + FLOAT_ERROR * around.largest, 3 * step * around.range
 
 
-def compare_in_pieces(
+class Compared(NamedTuple):
+    """What was found of a box."""
+
+    voxels: int
+    """Voxels compared."""
+    wrong: int
+    """Those that differ by more than the engine's stated precision."""
+    first_wrong: Index3 | None
+    """The first of them."""
+    off: int
+    """Those that differ by more than rounding explains."""
+    largest: float
+    """Largest error."""
+    total: float
+    """Sum of all errors."""
+    across: float | None
+    """Largest change of the error across a block face, None where the box lies on none."""
+    within: float
+    """The same inside blocks."""
+    jump_allowed: float
+    """What two neighbours may differ in error at most."""
+
+
+def compare_box(source: Volume, got: NDArray[Any], recipe: Recipe, box: Box, room: int | None) -> Compared:
+    """Compare a box of a level with the reference.
+
+    Parameters
+    ----------
+    source
+        What the level was made of.
+    got
+        The box's voxels.
+    recipe
+        What made the level.
+    box
+        Which of its voxels.
+    room
+        Bytes that computing it may hold; a box that takes more is computed in pieces. None for as many as it takes.
+    """
+    error, rounding, precise = _compare_in_pieces(source, got, recipe, box, room)
+    size = np.abs(error)
+    bad = size > rounding + precise
+    first_wrong = None
+    if bad.any():
+        z, y, x = (int(a + i) for a, i in zip(box.start, np.argwhere(bad)[0], strict=True))
+        first_wrong = (z, y, x)
+    across, within = error_jumps(error, box, recipe.block)
+    return Compared(
+        voxels=box.size,
+        wrong=int(bad.sum()),
+        first_wrong=first_wrong,
+        off=int((size > rounding).sum()),
+        largest=float(size.max()),
+        total=float(size.sum()),
+        across=across,
+        within=within,
+        jump_allowed=2 * float((rounding + precise).max()),
+    )
+
+
+def _compare_in_pieces(
     source: Volume, got: NDArray[Any], recipe: Recipe, box: Box, room: int | None
 ) -> tuple[Floats, Floats, Floats]:
     """Return what `_compare` does, of pieces that are small enough."""

@@ -7,8 +7,9 @@
 3. So is each further level, in fewer boxes, from the level before it: what it was made from.
 4. Where receipts were kept, each shard is compared with its own; where that is asked, every chunk is read.
 
-Only the sampled boxes and the input they come from are read, so a terabyte is verified as fast as a thumbnail. Shards
-are read one after another, piece by piece, and chunks one at a time, so this takes next to no memory.
+Only the sampled boxes and the input they come from are read, so a terabyte is verified as fast as a thumbnail. Boxes,
+shards and chunks are read on all cores, as many at a time as the memory allows, and what is found of them is put
+together in their order. Shards are read piece by piece, so this takes little memory.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,15 @@ from typing import Any
 import numpy as np
 
 from isovoxel.errors import DoesNotFitError, InputError, InputMissingError, InputUnavailableError, OptionError
-from isovoxel.execution.comparison import SIDE, bytes_of, compare_in_pieces, error_jumps, sample_boxes
+from isovoxel.execution.comparison import SIDE, Compared, bytes_of, compare_box, sample_boxes
 from isovoxel.execution.events import Reading
+from isovoxel.execution.in_order import in_order
 from isovoxel.execution.recipe import Recipe
 from isovoxel.execution.resources import reading_limits
 from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.object_store.addresses import Place, has_place, place_of
-from isovoxel.output.ledger import Ledger, ledger_of
+from isovoxel.output.ledger import Ledger, Looked, Noted, ledger_of
 from isovoxel.output.ome_zarr import missing_shards
 from isovoxel.output.provenance import RECEIPTS, read_provenance
 from isovoxel.output.shard import ShardReceipt
@@ -39,10 +41,13 @@ from isovoxel.output.shard_store import level_path
 from isovoxel.output.writer import OmeZarrWriter
 from isovoxel.planning.memory import human_bytes
 from isovoxel.planning.model import HostLimits
+from isovoxel.planning.plan import Plan
 from isovoxel.readers.base import Volume
 from isovoxel.readers.files import unavailable
 from isovoxel.readers.open import open_part, open_volume
 
+SHARD_BYTES = 6 * 2**20
+"""Bytes that comparing a shard with its receipt holds: the pieces in which it is read, or comes from a store."""
 FURTHER_SHARE = 8
 """A further level is compared in one box for so many of the full one, as it has an eighth of its voxels."""
 
@@ -178,9 +183,8 @@ def verify_output(
     except OSError as error:
         raise unavailable(f"the shards of {output} cannot be counted", error) from error
     found = verify_levels(source, levels, recipe, samples=samples, seed=seed, host=host, reading=reading)
-    changes = recipe.changes(source, elsewhere=against is not None)
-    found = replace(found, missing_shards=missing, source_changes=changes)
-    found = _with_receipts(found, place_of(output), made, reading)
+    found = replace(found, missing_shards=missing, source_changes=recipe.changes(source, elsewhere=against is not None))
+    found = _with_receipts(found, place_of(output), made, host, reading)
     return _with_every_chunk(found, levels, host, reading) if every_chunk else found
 
 
@@ -227,7 +231,7 @@ def verify_levels(
     samples
         How many boxes of the full level.
     host
-        Memory that the process may hold and holds, where it is limited.
+        Memory that the process may hold and holds, and how many threads it may have; by default one, and any memory.
     reading
         Told how many boxes are compared.
 
@@ -240,20 +244,22 @@ def verify_levels(
     pairs = list(zip((source, *results), results, recipes, strict=False))
     beside = max(before.read_overhead + made.read_overhead for before, made, _ in pairs)
     takes, least = (max(bytes_of(before, how, n) for before, _, how in pairs) for n in (SIDE, 1))
-    room = takes
+    room, threads = takes, 1
     if host is not None:
+        threads = min(samples, _threads(host, beside + takes))
         room = min(takes, host.allowed - host.baseline - beside)
         if least > room:
             raise DoesNotFitError(
                 f"computing a voxel again takes {human_bytes(host.baseline + beside + least)} of host memory, of which "
                 f"{human_bytes(host.allowed)} are allowed; choose more --memory"
             )
-    found = verify_level(source, results[0], recipe, samples=samples, seed=seed, room=room, reading=reading)
+    how: dict[str, Any] = {"seed": seed, "room": room, "threads": threads, "reading": reading}
+    found = verify_level(source, results[0], recipe, samples=samples, **how)
     for before, level, made in pairs[1:]:
-        fewer = ceil_div(samples, FURTHER_SHARE)
-        further = verify_level(before, level, made, samples=fewer, seed=seed, room=room, is_level=True, reading=reading)
+        further = verify_level(before, level, made, samples=ceil_div(samples, FURTHER_SHARE), is_level=True, **how)
         found = found.with_level(further)
-    return replace(found, projected=(host.baseline if host else 0) + beside + room, allowed=host.allowed if host else 0)
+    projected = (host.baseline if host else 0) + threads * (beside + room)
+    return replace(found, projected=projected, allowed=host.allowed if host else 0)
 
 
 def verify_level(
@@ -264,6 +270,7 @@ def verify_level(
     samples: int,
     seed: int = 0,
     room: int | None = None,
+    threads: int = 1,
     is_level: bool = False,
     reading: Reading = lambda _what, _done, _total: None,
 ) -> Verdict:
@@ -281,6 +288,8 @@ def verify_level(
         Chooses the boxes; the same seed chooses the same.
     room
         Bytes that computing a box may hold; boxes that take more are computed in pieces. None for as many as it takes.
+    threads
+        How many boxes may be compared at a time.
     is_level
         Whether the input is a level of the same output, whose damage is the result's too.
     reading
@@ -292,33 +301,34 @@ def verify_level(
     first_wrong: Index3 | None = None
     first_unreadable = ""
     doing = f"comparing boxes of {result.name}"
-    for place in itertools.islice(sample_boxes(result.shape, recipe.block, rng), samples):
-        reading(doing, count, samples)
-        box = place.of(int(rng.integers(result.n_volumes))) if result.n_volumes > 1 else place
-        count += 1
+
+    def compared(box: Box) -> Compared | InputError:
         try:
             got = result.read(box)
-            compared = compare_in_pieces(source, got, recipe, box, room) if is_level else None
+            if is_level:
+                return compare_box(source, got, recipe, box, room)
         except InputUnavailableError:
             raise  # the disk's doing, not the result's
         except InputError as damage:
-            unreadable += 1
-            first_unreadable = first_unreadable or str(damage)
-            continue
-        error, rounding, precise = compared or compare_in_pieces(source, got, recipe, box, room)
-        bad = np.abs(error) > rounding + precise
-        if bad.any() and first_wrong is None:
-            z, y, x = (int(a + i) for a, i in zip(box.start, np.argwhere(bad)[0], strict=True))
-            first_wrong = (z, y, x)
-        wrong += int(bad.sum())
-        off += int((np.abs(error) > rounding).sum())
-        worst, total = max(worst, float(np.abs(error).max())), total + float(np.abs(error).sum())
-        across, within = error_jumps(error, box, recipe.block)
-        faces += across is not None
-        face, inner = max(face, across or 0.0), max(inner, within)
-        allowed_jump = max(allowed_jump, 2 * float((rounding + precise).max()))
-        voxels += box.size
-    reading(doing, count, samples)
+            return damage
+        return compare_box(source, got, recipe, box, room)
+
+    sampled = itertools.islice(sample_boxes(result.shape, recipe.block, rng), samples)
+    boxes = (place.of(int(rng.integers(result.n_volumes))) if result.n_volumes > 1 else place for place in sampled)
+    with in_order(compared, boxes, 1 if source.sequential else threads) as results:
+        reading(doing, 0, samples)
+        for count, found in enumerate(results, 1):
+            reading(doing, count, samples)
+            if isinstance(found, InputError):
+                unreadable += 1
+                first_unreadable = first_unreadable or str(found)
+                continue
+            voxels, off, wrong = voxels + found.voxels, off + found.off, wrong + found.wrong
+            first_wrong = first_wrong or found.first_wrong
+            worst, total = max(worst, found.largest), total + found.total
+            faces += found.across is not None
+            face, inner = max(face, found.across or 0.0), max(inner, found.within)
+            allowed_jump = max(allowed_jump, found.jump_allowed)
     return Verdict(
         samples=count,
         voxels=voxels,
@@ -339,14 +349,17 @@ def verify_level(
     )
 
 
-def _with_receipts(found: Verdict, output: Place, made: Mapping[str, Any], reading: Reading) -> Verdict:
+def _with_receipts(
+    found: Verdict, output: Place, made: Mapping[str, Any], host: HostLimits, reading: Reading
+) -> Verdict:
     """Return a verdict that knows whether all shards are as their receipts say, where these were kept."""
     if made.get(RECEIPTS) is not True:
         return found
     ledger = Ledger.read(ledger_of(output))
     if ledger is None or ledger.plan.fingerprint != made.get("fingerprint"):
         return replace(found, receipts=0)
-    levels = ledger.plan.levels
+    levels, total = ledger.plan.levels, ledger.plan.all_blocks
+    threads = _threads(host, SHARD_BYTES)
     compared = blocks = 0
     doing = f"comparing shards of {output} with their receipts"
     with contextlib.ExitStack() as stack:
@@ -355,52 +368,82 @@ def _with_receipts(found: Verdict, output: Place, made: Mapping[str, Any], readi
             stack.callback(writer.close)
 
         def holds(level: int, index: int, receipts: list[ShardReceipt]) -> bool:
-            nonlocal compared, blocks
-            reading(doing, blocks, ledger.plan.all_blocks)
-            compared, blocks = compared + len(receipts), blocks + 1
             return writers[level].holds(levels[level].block(index).write_box, receipts, read=True)
 
+        def each(look: Callable[[Noted | str], Looked], lines: Iterator[Noted | str]) -> Iterator[Looked]:
+            nonlocal compared, blocks
+            with in_order(look, lines, threads) as results:
+                for line, held in results:
+                    if isinstance(line, Noted):
+                        reading(doing, blocks, total)
+                        compared, blocks = compared + len(line.receipts), blocks + 1
+                    yield line, held
+
         try:
-            parts = ledger.plan.split(ledger.done(holds))
+            parts = ledger.plan.split(ledger.done(holds, each))
         except OSError as error:
             raise unavailable(f"the shards of {output} cannot be compared with their receipts", error) from error
-    reading(doing, ledger.plan.all_blocks, ledger.plan.all_blocks)
-    first = ""
+    reading(doing, total, total)
+    projected = min(host.allowed, host.baseline + threads * SHARD_BYTES)
+    found = replace(found, receipts=compared, projected=max(found.projected, projected))
+    return _damaged(found, sum(part.count(0) for part in parts), _first_damaged(levels, parts))
+
+
+def _first_damaged(levels: Sequence[Plan], parts: Sequence[bytearray]) -> str:
+    """Say which block is the first that is not done, level after level; nothing where all are."""
     for plan, part in zip(levels, parts, strict=True):
-        if not first and 0 in part:
+        if 0 in part:
             block = plan.block(part.index(0))
             at = f"z, y, x from {block.write_box.start} to {block.write_box.stop}"
-            first = f"a shard of {block} ({at}) is not as it was written"
-    return _damaged(replace(found, receipts=compared), sum(part.count(0) for part in parts), first)
+            return f"a shard of {block} ({at}) is not as it was written"
+    return ""
 
 
 def _with_every_chunk(found: Verdict, levels: Sequence[Volume], host: HostLimits, reading: Reading) -> Verdict:
     """Return a verdict that knows whether every chunk of all levels can be read."""
-    takes = host.baseline + max(
-        level.read_overhead + math.prod(level.chunks) * level.dtype.itemsize for level in levels
-    )
-    if takes > host.allowed:
+    takes = max(level.read_overhead + math.prod(level.chunks) * level.dtype.itemsize for level in levels)
+    threads = _threads(host, takes)
+    projected = host.baseline + threads * takes
+    if projected > host.allowed:
         raise DoesNotFitError(
-            f"reading a chunk takes {human_bytes(takes)} of host memory, of which {human_bytes(host.allowed)} are "
+            f"reading a chunk takes {human_bytes(projected)} of host memory, of which {human_bytes(host.allowed)} are "
             "allowed; choose more --memory"
         )
     total = sum(level.n_volumes * math.prod(map(ceil_div, level.shape, level.chunks)) for level in levels)
     doing = f"reading every chunk of {levels[0].name}"
     chunks = damaged = 0
     first = ""
-    for level in levels:
-        for volume in range(level.n_volumes):
-            for chunk in Box.whole(level.shape).of(volume).tiles(level.chunks):
-                reading(doing, chunks, total)
-                chunks += 1
-                try:
-                    level.read(chunk)
-                except InputUnavailableError:
-                    raise  # the disk's doing, not the result's
-                except InputError as error:
-                    damaged, first = damaged + 1, first or str(error)
+    every = (
+        (level, chunk)
+        for level in levels
+        for volume in range(level.n_volumes)
+        for chunk in Box.whole(level.shape).of(volume).tiles(level.chunks)
+    )
+    with in_order(_damage, every, threads) as results:
+        for damage in results:
+            reading(doing, chunks, total)
+            chunks += 1
+            if damage is not None:
+                damaged, first = damaged + 1, first or damage
     reading(doing, chunks, total)
-    return _damaged(replace(found, chunks=chunks, projected=max(found.projected, takes)), damaged, first)
+    return _damaged(replace(found, chunks=chunks, projected=max(found.projected, projected)), damaged, first)
+
+
+def _damage(of: tuple[Volume, Box]) -> str | None:
+    """Return why a chunk of a level cannot be read, or None where it can."""
+    level, chunk = of
+    try:
+        level.read(chunk)
+    except InputUnavailableError:
+        raise  # the disk's doing, not the result's
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def _threads(host: HostLimits, takes: int) -> int:
+    """Return how many threads may read that hold so many bytes each: one at least."""
+    return max(1, min(host.threads, (host.allowed - host.baseline) // takes))
 
 
 def _damaged(found: Verdict, count: int, first: str) -> Verdict:

@@ -170,20 +170,26 @@ class Ledger:
             self.filled.append(part)
             self._append({"filled": part})
 
-    def done(self, holds: Callable[[int, int, list[ShardReceipt]], bool]) -> bytearray:
+    def done(self, holds: Callable[[int, int, list[ShardReceipt]], bool], each: Each = map) -> bytearray:
         """Return a 1 for each block that is done, in the plan's order, level after level, and a 0 for each other.
 
         Parameters
         ----------
         holds
             Tells whether the shards of a block, by its level and its number there, are files with these receipts.
+        each
+            Calls a function with each line, several at a time if it likes, and yields the results in the lines' order.
         """
         done = bytearray(self.plan.all_blocks)
-        for line in self._read():
+
+        def looked(line: Noted | str) -> tuple[Noted | str, bool]:
+            return line, isinstance(line, Noted) and holds(*line)
+
+        for line, held in each(looked, self._read()):
             match line:
                 case Noted(level, block, receipts):
                     # A block that was done again has a later line, which is the one that counts.
-                    done[self._place(line)] = held = holds(level, block, receipts)
+                    done[self._place(line)] = held
                     if held:
                         self._note_empty(level, block, receipts)
                 case str() if line not in self.filled:
@@ -259,6 +265,12 @@ class Noted(NamedTuple):
     """Its number there."""
     receipts: list[ShardReceipt]
     """Those of its shards."""
+
+
+Looked = tuple[Noted | str, bool]
+"""A line, and whether it is of a block that is done."""
+Each = Callable[[Callable[[Noted | str], Looked], Iterator[Noted | str]], Iterator[Looked]]
+"""As `map`."""
 
 
 def _noted(line: Mapping[str, Any]) -> Noted:
