@@ -97,7 +97,7 @@ class BlockMaker:
         if fill is not None:
             read = FilledReader(read, np.dtype(plan.source.dtype), fill, self._tell_filled)
         self._read, self._writer, self._further_writers = read, writer, further or {}
-        self._further = FurtherLevels(plan)
+        self._further = FurtherLevels(plan) if further else None
         self._tell = tell
         self.cancelled = threading.Event()
         """Set, it lets blocks that wait for the device or for another attempt raise `Cancelled`."""
@@ -259,7 +259,7 @@ class BlockMaker:
         It is the block where further levels are made of it: they take all its voxels.
         """
         boxes = list(block.write_box.tiles(self.plan.storage.shard))
-        if len(boxes) == 1 or self._further_writers:
+        if len(boxes) == 1 or self._further is not None:
             return block
         parts = (self.plan.block_of(block.index, box) for box in boxes)
         full = [part.write_box for part in parts if not is_known_empty(self._read, part.read_box)]
@@ -287,7 +287,7 @@ class BlockMaker:
         tuple of (level, index)
             The blocks that were made.
         """
-        if not self._further_writers or block.write_box != self.plan.block(block.index).write_box:
+        if self._further is None or block.write_box != self.plan.block(block.index).write_box:
             return ()
 
         def write(plan: Plan, made: Block, voxels: NDArray[Any] | None) -> None:

@@ -36,12 +36,12 @@ class FurtherLevels:
     Parameters
     ----------
     plan
-        Of the full level.
+        Of the full level; some levels are made along with it.
     """
 
     def __init__(self, plan: Plan) -> None:
-        self._first = plan.made_along[0] if plan.made_along else None
-        self._open = [OpenBlocks(level) for level in plan.made_along[1:]]
+        self._first, *others = plan.made_along
+        self._open = [OpenBlocks(level) for level in others]
         self._kept = threading.local()
 
     def make(self, index: int, voxels: Voxels | None, write: Write) -> tuple[tuple[int, int], ...]:
@@ -59,8 +59,6 @@ class FurtherLevels:
         tuple of (level, index)
             The blocks that were written, in that order.
         """
-        if self._first is None:
-            return ()
         block = self._first.block(index)
         half = None if voxels is None else self._halved(0, voxels, self._first, block.write_box)
         write(self._first, block, half)

@@ -10,7 +10,7 @@ import contextlib
 import errno
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -199,7 +199,7 @@ def change_attributes(group: Place, change: Change, check: Callable[[], None] = 
     if isinstance(file, ObjectPlace):
         change_json(file, changed, check)
     else:
-        write_whole(file, _text(changed(_held(file, file.read_bytes()))), check)
+        write_whole(file, document_text(changed(_held(file, file.read_bytes()))), check)
 
 
 def change_json(file: Place, change: Change, check: Callable[[], None] = lambda: None) -> None:
@@ -232,7 +232,7 @@ def change_json(file: Place, change: Change, check: Callable[[], None] = lambda:
             held = {}
         wanted = change(held)
         if wanted != held:
-            write_whole(file, _text(wanted), check)
+            write_whole(file, document_text(wanted), check)
 
 
 def _changed(file: ObjectPlace, change: Change, check: Callable[[], None]) -> bool:
@@ -249,7 +249,7 @@ def _changed(file: ObjectPlace, change: Change, check: Callable[[], None]) -> bo
         return True
     check()
     try:
-        file.write(_text(wanted), new=found is None, of=None if found is None else found.version)
+        file.write(document_text(wanted), new=found is None, of=None if found is None else found.version)
     except (ChangedError, FileExistsError):
         return False
     return True
@@ -281,5 +281,6 @@ def _held(file: Place, data: bytes) -> dict[str, Any]:
     return held
 
 
-def _text(value: Any) -> bytes:
-    return json.dumps(value, indent=2).encode()
+def document_text(document: Mapping[str, Any]) -> bytes:
+    """Return metadata as zarr-python writes them."""
+    return json.dumps(document, indent=2).encode()

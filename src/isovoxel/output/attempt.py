@@ -118,7 +118,7 @@ class Attempt:
             text = self.lock.read_bytes()
         except FileNotFoundError:
             text = b""
-        if word_of(text) == self.word:
+        if said(text) == self.word:
             if isinstance(self.lock, ObjectPlace):
                 _asked[self.word] = asked
             return
@@ -152,13 +152,8 @@ def now() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
-def word_of(text: bytes) -> str:
-    """Return the word of a lock's text; empty where it has none."""
-    return said(text, "word")
-
-
-def said(text: bytes, key: str) -> str:
-    """Return what a lock's text says beside its holder."""
+def said(text: bytes, key: str = "word") -> str:
+    """Return what a lock's text says beside its holder, by default its word; empty where it does not."""
     try:
         named: Any = parse_json(text)
         return str(named[key])

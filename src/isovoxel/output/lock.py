@@ -48,7 +48,6 @@ from isovoxel.output.attempt import (
     now,
     process_lives,
     said,
-    word_of,
 )
 from isovoxel.output.files import claim, open_own, read_own, unclaim
 
@@ -197,7 +196,7 @@ class FileLock(OutputLock):
     def _is_ours(self, file: int) -> bool:
         """Tell whether nobody has taken the lock over, which another host may where it does not see it."""
         os.lseek(file, 0, os.SEEK_SET)
-        return word_of(os.read(file, 4096)) == self.word
+        return said(os.read(file, 4096)) == self.word
 
     def _beat_once(self) -> bool:
         if not self._is_ours(self._file):
@@ -278,7 +277,7 @@ class ObjectLock(OutputLock):
             text, found = self._place.read()
         except FileNotFoundError:
             return False
-        if word_of(text) == self.word:  # it was put by a request whose answer was lost
+        if said(text) == self.word:  # it was put by a request whose answer was lost
             self._version = found.version
             return True
         if self._lives(text, found):
@@ -318,7 +317,7 @@ class ObjectLock(OutputLock):
         """Return what the store knows of the lock, if it is ours."""
         with contextlib.suppress(FileNotFoundError):
             text, found = self._place.read()
-            return found if word_of(text) == self.word else None
+            return found if said(text) == self.word else None
         return None
 
     def _beat_once(self) -> bool:
@@ -354,7 +353,7 @@ def _is_dead(text: bytes) -> bool:
     holder = Holder.from_json(text)
     if holder is None or not said(text, "machine") == _machine() != "":
         return False
-    return not process_lives(holder) or (holder.pid == os.getpid() and word_of(text) not in _held)
+    return not process_lives(holder) or (holder.pid == os.getpid() and said(text) not in _held)
 
 
 def lock_output(place: Place, output: Place) -> OutputLock:

@@ -10,7 +10,6 @@ come first, the outermost before all, so that none is without one above it, and 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +29,7 @@ from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.zarr_nodes import (
     TOP,
     change_attributes,
+    document_text,
     is_zarr,
     read_array,
     read_attributes,
@@ -191,8 +191,8 @@ def _create(target: Place, by_way_of: Place | None, documents: Documents, zarr_f
 def group_documents(zarr_format: int, attributes: Mapping[str, Any] | None = None) -> Documents:
     """Return the metadata of a group."""
     if zarr_format == 2:
-        return {".zgroup": _json({"zarr_format": 2}), ".zattrs": _json(attributes or {})}
-    return {"zarr.json": _json({"attributes": attributes or {}, "zarr_format": 3, "node_type": "group"})}
+        return {".zgroup": document_text({"zarr_format": 2}), ".zattrs": document_text(attributes or {})}
+    return {"zarr.json": document_text({"attributes": attributes or {}, "zarr_format": 3, "node_type": "group"})}
 
 
 def array_documents(grid: VoxelGrid, storage: Storage, dtype: np.dtype[Any], series: Sequence[SeriesAxis]) -> Documents:
@@ -238,7 +238,7 @@ def _array_3(grid: VoxelGrid, storage: Storage, dtype: np.dtype[Any], series: Se
         "node_type": "array",
         "storage_transformers": [],
     }
-    return {"zarr.json": _json(array)}
+    return {"zarr.json": document_text(array)}
 
 
 def _array_2(grid: VoxelGrid, storage: Storage, dtype: np.dtype[Any], series: Sequence[SeriesAxis]) -> dict[str, bytes]:
@@ -260,12 +260,10 @@ def _array_2(grid: VoxelGrid, storage: Storage, dtype: np.dtype[Any], series: Se
         "compressor": compressor,
         "zarr_format": 2,
     }
-    return {".zarray": _json(array), ".zattrs": _json({"_ARRAY_DIMENSIONS": [*(axis.name for axis in series), *AXES]})}
-
-
-def _json(document: Mapping[str, Any]) -> bytes:
-    """Return metadata as zarr-python writes them."""
-    return json.dumps(document, indent=2).encode()
+    return {
+        ".zarray": document_text(array),
+        ".zattrs": document_text({"_ARRAY_DIMENSIONS": [*(axis.name for axis in series), *AXES]}),
+    }
 
 
 def _create_files(target: Path, by_way_of: Place | None, documents: Documents, above: Documents) -> bool:
