@@ -12,7 +12,7 @@ from isovoxel.execution.events import Listener
 from isovoxel.execution.result import ScaleResult
 from isovoxel.geometry.grid import Float3
 from isovoxel.options import CONVERTING, CropLike, Opening, Options, ScalingOptions
-from isovoxel.planner import choose_sampling, open_input, plan_volume
+from isovoxel.planner import open_input
 from isovoxel.planning.one_piece import WholeLimits
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.base import Volume
@@ -147,20 +147,10 @@ def plan(
         If the input, an option or the device cannot serve, or no block fits; see `isovoxel.errors`. With an output,
         also where `scale` would raise before anything is written.
     """
-    from isovoxel.execution.distributed.connect import open_cluster
+    from isovoxel.jobs import plan_job
 
     given = Options(overwrite=overwrite, workers=workers, scheduler=scheduler, **options)
-    if output is None:
-        volume = open_input(source, given)
-        with open_cluster(given, client, source=source) as cluster:
-            return plan_volume(volume, given, choose_sampling(volume, given), cluster)
-    from isovoxel.execution.output import as_begun
-    from isovoxel.jobs import foreseen, open_as_begun
-
-    here = client is None and workers is None and scheduler is None
-    volume, begun = open_as_begun(source, as_begun(output, given, here=here), given)
-    with open_cluster(given, client, source=source) as cluster:
-        return foreseen(volume, source, output, begun, cluster)
+    return plan_job(source, output, given, client=client)
 
 
 @checked_keywords(ScalingOptions)

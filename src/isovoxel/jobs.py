@@ -199,33 +199,47 @@ def output_request(volume: Volume, planned: Plan, place: Place, options: Options
     )
 
 
-def foreseen(volume: Volume, source: Any, output: str | Path, options: Options, cluster: Cluster | None) -> Plan:
-    """Return how a volume would be scaled into an output, whose place is checked as the job does; nothing is written.
+def plan_job(source: Any, output: str | Path | None, given: Options, *, client: Any) -> Plan:
+    """Return how a volume would be scaled; with an output, whose place is checked as the job does. Nothing is written.
 
     Parameters
     ----------
-    volume, source, output, options
-        The input, what the user gave for it, where it is written, and how it is scaled.
-    cluster
-        The workers that would do it.
+    source, output, client
+        As in `isovoxel.plan`.
+    given
+        Options that the user gives.
 
     Raises
     ------
     IsovoxelError
         As `isovoxel.scale` does before anything is written.
     """
+    from isovoxel.execution.distributed.connect import open_cluster
+
+    if output is None:
+        volume = open_input(source, given)
+        with open_cluster(given, client, source=source) as cluster:
+            return plan_volume(volume, given, choose_sampling(volume, given), cluster)
     from isovoxel.execution.inputs import check_apart, folders_of, read_as
-    from isovoxel.execution.output import foresee
+    from isovoxel.execution.output import as_begun, foresee
     from isovoxel.output.destination import output_place
 
-    check_apart([*read_as("input", source, volume), *read_as("other volume", options.like)], folders_of(output))
-    place, volume = output_place(output), InputWatch(volume).volume
-    sampling = choose_sampling(volume, options)
-    planned = plan_volume(volume, options, sampling, cluster, place)
-    plan, note = foresee(planned, output_request(volume, planned, place, options, sampling))
+    options = as_begun(output, given, here=_is_here(given, client))
+    volume, options = open_as_begun(source, options, given)
+    with open_cluster(given, client, source=source) as cluster:
+        check_apart([*read_as("input", source, volume), *read_as("other volume", options.like)], folders_of(output))
+        place, volume = output_place(output), InputWatch(volume).volume
+        sampling = choose_sampling(volume, options)
+        planned = plan_volume(volume, options, sampling, cluster, place)
+        plan, note = foresee(planned, output_request(volume, planned, place, options, sampling))
     if not note:
         return plan
     return replace(plan, source=replace(plan.source, notes=(*plan.source.notes, note)))
+
+
+def _is_here(given: Options, client: Any) -> bool:
+    """Return whether a device of this process does a job."""
+    return client is None and given.workers is None and given.scheduler is None
 
 
 def scale_into(
@@ -269,8 +283,7 @@ def scale_into(
 
     with ExitStack() as stack:
         stack.enter_context(patience(retried))
-        here = client is None and given.workers is None and given.scheduler is None
-        options = as_begun(output, given, defaults=defaults, here=here)
+        options = as_begun(output, given, defaults=defaults, here=_is_here(given, client))
         volume, options = open_as_begun(source, options, given)
         read = [*read_as("input", source, volume), *read_as("other volume", given.like)]
         folders = folders_of(output, None if labels is None else name_of(labels))
