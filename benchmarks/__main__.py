@@ -29,6 +29,7 @@ NAMES = (
     "whole",
     "pipelines",
     "empty",
+    "views",
 )
 
 

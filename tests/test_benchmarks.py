@@ -22,6 +22,7 @@ NAMES = (
     "checksums",
     *("workers", "simulate", "budgets", "generations", "pairs", "conformance", "smooth", "whole", "pipelines"),
     "empty",
+    "views",
 )
 
 
@@ -339,3 +340,17 @@ def test_the_generations_benchmark_compares_both(tmp_path: Path) -> None:
         assert len(job["runs"]) == 2
         assert all(run["process_seconds"] > run["seconds"] > 0 for run in job["runs"])
     assert list((tmp_path / "files").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_the_views_benchmark_runs_each_command_beside_decoding(tmp_path: Path) -> None:
+    """Both decoders, then each command, with what it holds where it says that."""
+    pytest.importorskip("tensorstore")
+    run("views", "--voxels", 1e5, "--repeat", 1, "--folder", tmp_path / "files", "--json", tmp_path / "views.json")
+    rows = {row["what"]: row for row in numbers(tmp_path / "views.json")["rows"]}
+    assert list(rows) == [
+        *("decoding, tensorstore", "decoding, isovoxel", "info", "show", "verify", "verify --every-chunk")
+    ]
+    assert all(row["seconds"] > 0 for row in rows.values())
+    for command in ("show", "verify", "verify --every-chunk"):
+        assert 0 < rows[command]["peak"] <= rows[command]["projected"]
