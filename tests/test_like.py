@@ -128,7 +128,7 @@ def test_labels_of_a_real_stack_come_back() -> None:
 def check_round_trip(labels: NDArray[Any], size: Any, factor: Any) -> None:
     """Let labels grow by nearest and come back; compare them and where they lie."""
     with tempfile.TemporaryDirectory() as name:
-        folder, how = Path(name), CUT | {"labels": True, "levels": 0}
+        folder, how = Path(name), CUT | {"labels": True, "levels": 0, "device_memory": "600kB"}
         said: dict[str, Any] = {"input_voxel_size": size, "unit": "um"}
         api.scale(labels, folder / "grown.zarr", factor=factor, interpolation="nearest", **said, **how)
         grid = VoxelGrid(labels.shape, size, unit="micrometer")
