@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -34,6 +35,32 @@ def test_larger_buffers_are_kept_within_the_projection_of_the_levels_before(pool
     pair = pool.take(_Plan((60, 40), 1000))
     pool.give(pair)
     assert pool.take(_Plan((10, 10), 840)) == pair
+
+
+def test_a_thread_waits_for_a_pair_where_the_host_has_no_memory_for_another(
+    pool: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three pairs, for a fourth of which memory is missing, the driver gets one; the others go round."""
+    plan = _Plan((60, 40), 1000)
+    pairs = [pool.take(plan) for _ in range(3)]
+
+    def fails(*_: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(module, "HostBuffer", fails)
+    with ThreadPoolExecutor(1) as other:
+        fourth = other.submit(pool.take, plan)
+        while pool._most is None:
+            pass
+        assert pool._most == 2
+        pool.give(pairs[0])
+        pool.give(pairs[1])
+        assert fourth.result() in pairs[1:2]
+        pool.give(pairs[1])
+        pool.give(pairs[2])
+    pool.forget()
+    with pytest.raises(MemoryError):
+        pool.take(plan)
 
 
 def test_larger_buffers_are_not_kept_beyond_the_projection(pool: Any) -> None:

@@ -78,13 +78,8 @@ class Engine(Protocol):
         """
         ...
 
-    def prepare(self, plan: Plan) -> int:
-        """Build and allocate what a plan needs, so that a device that cannot is found before anything is written.
-
-        Returns
-        -------
-        int
-            For how many of the plan's blocks in flight the host had memory; at least 1.
+    def prepare(self, plan: Plan) -> None:
+        """Build and allocate what a block needs, so that a device that cannot is found before anything is written.
 
         Raises
         ------

@@ -3,7 +3,8 @@
 Whatever is allocated is kept for the blocks to come: allocating and first touching memory costs more than a kernel.
 Getting memory that a GPU reaches takes a quarter of a second for a GiB, and giving it back as long (measured), longer
 than a small level takes. So a level may use the larger host buffers of the level before, but only as far as the job
-holds no more memory for it than it was projected to hold.
+holds no more memory for it than it was projected to hold. Each block in flight gets its own when it first needs it,
+while others are read, and nothing is touched before its voxels come.
 
 `Fit` remembers how small the pieces of a block must be where the device has less than was projected.
 """
@@ -23,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.codecs.gpu import Registration
+from isovoxel.engines.opencl import is_out_of_memory
 from isovoxel.geometry.box import Box
 from isovoxel.planning.model import Block
 from isovoxel.planning.plan import Plan
@@ -57,9 +59,7 @@ class HostBuffer:
         self.nbytes = nbytes
         self._queue = queue
         self._mapped: Any = None
-        # The first touch of memory costs more than a kernel: here, and not in the middle of a job.
         memory = self._bytes()
-        memory[...] = 0
         self._registration = None if register is None else register(memory)
 
     @contextmanager
@@ -236,6 +236,8 @@ HostPair = tuple[HostBuffer, HostBuffer]
 class HostBufferPool:
     """Pairs of host buffers of one size; safe to use from many threads.
 
+    Where the host has no memory for another one, a thread waits for one that comes back.
+
     Parameters
     ----------
     queue
@@ -247,39 +249,64 @@ class HostBufferPool:
         self._free: list[HostPair] = []
         self._sizes = (0, 0)
         self._projected = 0  # the largest projection of the plans that these served
-        self._lock = threading.Lock()
+        self._used = 0
+        self._most: int | None = None  # how many the host had memory for, once it had none for another
+        self._changed = threading.Condition()
+        self._making = threading.Lock()  # or two threads could get half a pair each
         self.register: Callable[[NDArray[Any]], Registration | None] | None = None
         """Lets what encodes reach the output's memory of new pairs, where a GPU encodes."""
 
     def take(self, plan: Plan) -> HostPair:
-        """Return a pair with room for the largest block of a plan; those of another size are freed."""
-        with self._lock:
-            if not self._serve(plan):
-                self._free.clear()
-                self._sizes = plan.staging
-            self._projected = max(self._projected, plan.projected_host)
-            if self._free:
-                return self._free.pop()
-            read, written = self._sizes
-        return HostBuffer(self._queue, read), HostBuffer(self._queue, written, self.register)
+        """Return a pair with room for the largest block of a plan; those of another size are freed.
+
+        Raises
+        ------
+        pyopencl.Error, MemoryError
+            If the host has no memory for one, and none is in use.
+        """
+        while True:
+            with self._changed:
+                if not self._serve(plan):
+                    self._free.clear()
+                    self._sizes = plan.staging
+                self._projected = max(self._projected, plan.projected_host)
+                self._changed.wait_for(lambda: self._most is None or self._used < self._most)
+                self._used += 1
+                if self._free:
+                    return self._free.pop()
+                read, written = self._sizes
+            try:
+                with self._making:
+                    return HostBuffer(self._queue, read), HostBuffer(self._queue, written, self.register)
+            except Exception as error:
+                with self._changed:
+                    self._used -= 1
+                    if not (self._used or self._free) or not is_out_of_memory(error):
+                        raise
+                    self._most = max(1, self._used - 1)  # the driver needs some itself
 
     def give(self, hosts: HostPair) -> None:
         """Take a pair back."""
-        with self._lock:
-            if self._sizes == (hosts[0].nbytes, hosts[1].nbytes):
+        with self._changed:
+            fits = self._most is None or self._used <= self._most
+            self._used -= 1
+            if fits and self._sizes == (hosts[0].nbytes, hosts[1].nbytes):
                 self._free.append(hosts)
+            self._changed.notify()
 
-    def drop(self) -> None:
-        """Free the pairs that are not in use; the next ones are as large as they were."""
-        with self._lock:
-            self._free.clear()
+    def keep(self, number: int) -> None:
+        """Free all pairs that are not in use but so many."""
+        with self._changed:
+            del self._free[number:]
 
     def forget(self) -> None:
-        """Free the pairs that are not in use, and forget how large they were."""
-        with self._lock:
+        """Free the pairs that are not in use, and forget how large they were, and how many there could be."""
+        with self._changed:
             self._free.clear()
             self._sizes = (0, 0)
             self._projected = 0
+            self._most = None
+            self._changed.notify_all()
 
     def _serve(self, plan: Plan) -> bool:
         """Return whether the pairs are what a plan needs, or more within what is projected; the caller has the lock."""

@@ -226,8 +226,8 @@ class StagedEngine(ABC):
 
     # ---- what a job calls ------------------------------------------------------------------------------------
 
-    def prepare(self, plan: Plan) -> int:
-        """Build kernels, and allocate host memory for blocks in flight; see `isovoxel.engines.base.Engine`."""
+    def prepare(self, plan: Plan) -> None:
+        """Build kernels, and allocate host memory for a block in flight; see `isovoxel.engines.base.Engine`."""
         import pyopencl as cl
 
         check_process()
@@ -238,25 +238,17 @@ class StagedEngine(ABC):
         with suppress(ImportError, MemoryError, GpuEncodingError):  # a later call for the encoder raises it
             encoder = self.encoder(plan)
             self.hosts.register = None if encoder is None else encoder.register
-        taken: list[HostPair] = []
         try:
-            while len(taken) < plan.in_flight:
-                taken.append(self.hosts.take(plan))
+            self.hosts.give(self.hosts.take(plan))
         except (cl.Error, MemoryError) as error:
             if is_lost(error):
                 raise self.lost(driver_reason(error)) from error
-            if not taken:
-                self.release()
-                raise DeviceError(
-                    f"{self.device.name} does not give the {human_bytes(sum(plan.staging))} of host memory for a block "
-                    f"in flight: {driver_reason(error)}; choose less --memory"
-                ) from error
-            if len(taken) > 1:
-                taken.pop()  # the driver needs some itself
-        self.hosts.drop()  # those of a plan with more blocks in flight
-        for hosts in taken:
-            self.hosts.give(hosts)
-        return len(taken)
+            self.release()
+            raise DeviceError(
+                f"{self.device.name} does not give the {human_bytes(sum(plan.staging))} of host memory for a block "
+                f"in flight: {driver_reason(error)}; choose less --memory"
+            ) from error
+        self.hosts.keep(plan.in_flight)
 
     @contextmanager
     def staged(self, block: Block, plan: Plan) -> Iterator[StagedBlock]:

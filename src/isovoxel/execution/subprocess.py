@@ -184,11 +184,11 @@ def _make(task: Task, device: str, done: bytearray, tell: Callable[[str, Any], N
 
     volume = task.open()
     engine = open_engine(task.plan.engine, device)
-    in_flight = engine.prepare(task.plan)
+    engine.prepare(task.plan)
     progress = LevelProgress(
         task.plan, done, lambda *noted: tell("done", noted), lambda event: tell("event", event), task.free_bytes
     )
-    return ThreadRun(progress, BlockMaker.of_task(task, volume, engine, progress.tell), in_flight, volume.array).run()
+    return ThreadRun(progress, BlockMaker.of_task(task, volume, engine, progress.tell), volume.array).run()
 
 
 def _end_with_parent() -> None:

@@ -64,7 +64,6 @@ class ThreadExecutor:
     def __init__(self, device: str) -> None:
         self._device = device
         self._engine: Engine | None = None
-        self._in_flight = 0
         self._apart: SubprocessExecutor | None = None
 
     def __enter__(self) -> Self:
@@ -94,7 +93,7 @@ class ThreadExecutor:
         if self._apart is None and self._engine is not None:
             maker = BlockMaker.of_task(self._task, self._volume, self._engine, progress.tell)
             try:
-                return ThreadRun(progress, maker, self._in_flight, self._volume.array).run(keep_hosts=not last)
+                return ThreadRun(progress, maker, self._volume.array).run(keep_hosts=not last)
             except DeviceLostError as error:
                 self._apart = SubprocessExecutor(self._device, str(error))
                 self._apart.prepare(self._task, self._volume, progress.tell)
@@ -102,7 +101,7 @@ class ThreadExecutor:
         return self._apart.run(progress, last=last)
 
     def _open(self, task: Task) -> None:
-        """Open the engine, and keep how many blocks in flight it has memory for."""
+        """Open the engine, and prepare it."""
         if self._engine is None or self._engine.name != task.plan.engine:
             before, self._engine = self._engine, open_engine(task.plan.engine, self._device)
             if before is not None:
@@ -113,7 +112,7 @@ class ThreadExecutor:
             import isovoxel.output.ome_zarr
             import isovoxel.output.writer  # noqa: F401
 
-            self._in_flight = prepared.result()
+            prepared.result()
 
 
 class ThreadRun:
@@ -125,15 +124,13 @@ class ThreadRun:
         Takes each block that is on the disk.
     maker
         Makes a block; it is closed in the end.
-    in_flight
-        How many blocks are in flight; by default as many as the plan says.
     array
         The source as a dask array, where it is one.
     """
 
-    def __init__(self, progress: LevelProgress, maker: BlockMaker, in_flight: int = 0, array: Any = None) -> None:
+    def __init__(self, progress: LevelProgress, maker: BlockMaker, array: Any = None) -> None:
         self.progress, self.plan = progress, progress.plan
-        self.in_flight = in_flight or self.plan.in_flight
+        self.in_flight = self.plan.in_flight
         self._maker, self._array = maker, array
         self._unflushed: Counter[int] = Counter()
 

@@ -132,7 +132,8 @@ class WorkerSession:
         self._here = threading.local()
         self._elsewhere: deque[Event] = deque(maxlen=MOST_EVENTS)
         volume, engine = task.open(), open_engine(task.plan.engine, device)
-        self.slots = ResizableSemaphore(engine.prepare(task.plan))
+        engine.prepare(task.plan)
+        self.slots = ResizableSemaphore(task.plan.in_flight)
         waiting = FLUSHING * self.slots.number
         self._flushing = ThreadPoolExecutor(waiting, thread_name_prefix="flush")
         self._maker = BlockMaker.of_task(task, volume, engine, self._tell)
