@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import mmap
 import os
@@ -21,9 +22,11 @@ import zarr
 import isovoxel
 from isovoxel.errors import InputError, InterruptedJobError, JobError, OutputExistsError
 from isovoxel.execution.events import BlockDone, Event
+from isovoxel.geometry.box import Box
 from isovoxel.planning import optimizer
 from isovoxel.readers import tiff as tiff_module
-from isovoxel.readers.files import InputWatch
+from isovoxel.readers.base import is_known_empty
+from isovoxel.readers.files import InputWatch, MissingFolders
 from isovoxel.readers.open import open_volume
 
 VOXELS = np.random.default_rng(8).integers(1, 999, (24, 32, 32)).astype("uint16")
@@ -322,6 +325,56 @@ def test_looking_takes_no_memory_that_grows(tmp_path: Path) -> None:
     chunk = path / "c/5/1/1"
     chunk.unlink()
     assert watch.is_changed()
+
+
+def sparse_zarr(path: Path) -> Path:
+    """Write a zarr of 64 folders of 16 chunks, all but two of which are not stored."""
+    made: Any = zarr.create_array(path, shape=(32, 32, 64), chunks=(4, 4, 4), dtype="uint16", fill_value=0)
+    made[8:12, 4:8, :4] = made[8:12, 4:8, 60:] = 3
+    return path
+
+
+def test_in_folders_that_are_not_there_no_file_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 1,024 chunks, while the state is that of all of them; nor where it is asked which chunks are stored."""
+    volume = open_volume(sparse_zarr(tmp_path / "in.zarr"))
+    with monkeypatch.context() as patch:
+        patch.setattr(MissingFolders, "hold", lambda *_: False)
+        every = InputWatch(volume).volume.identity
+    asked: list[str] = []
+    stat, open_file = os.stat, os.open
+    monkeypatch.setattr(os, "stat", lambda path, **more: (asked.append(path), stat(path, **more))[1])
+    monkeypatch.setattr(os, "open", lambda path, *more: (asked.append(path), open_file(path, *more))[1])
+    assert InputWatch(volume).volume.identity == every
+    looked = len(asked)
+    assert looked < 16 + 64 + 60
+    assert not is_known_empty(volume.read, Box.whole(volume.shape))
+    assert is_known_empty(volume.read, Box((12, 0, 0), (32, 32, 64)))
+    assert len(asked) < looked + 8 + 16 + 10
+
+
+def test_a_chunk_that_comes_to_a_folder_that_was_not_there_is_a_change(tmp_path: Path) -> None:
+    """And one in a folder that was."""
+    for place in ((20, 4, 4), (8, 4, 20)):
+        source = sparse_zarr(tmp_path / f"{place}.zarr")
+        watch = InputWatch(open_volume(source))
+        assert not watch.is_changed()
+        zarr.open_array(source)[place] = 1
+        assert watch.is_changed()
+
+
+def test_a_folder_that_cannot_be_looked_at_is_not_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its chunks are looked for each by itself, and the first one raises."""
+    source = sparse_zarr(tmp_path / "in.zarr")
+    volume, stat = open_volume(source), os.stat
+
+    def refuse(path: str, **more: Any) -> os.stat_result:
+        if "/c/5" in str(path) and not str(path).endswith("/0"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return stat(path, **more)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    with pytest.raises(InputError, match="Permission denied"):
+        InputWatch(volume)
 
 
 def test_a_file_that_cannot_be_looked_at_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

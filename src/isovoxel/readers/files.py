@@ -181,6 +181,34 @@ def check_stored(path: str) -> None:
             raise NoFileError("it is no file")
 
 
+class MissingFolders:
+    """Paths in a folder that is not there, of which nothing need be looked for; used by one thread.
+
+    Most chunks of a sparse array are not stored, and with them whole folders of its files.
+    """
+
+    def __init__(self) -> None:
+        self._missing = self._there = "\0"  # which no path begins with
+
+    def hold(self, path: str) -> bool:
+        """Return whether a path lies in the folder that was found missing last."""
+        return path.startswith(self._missing)
+
+    def search(self, path: str) -> None:
+        """Find the uppermost folder that is missing of those that a file would lie in, which is missing itself."""
+        folder = path.rpartition("/")[0]
+        while folder and folder != self._there:
+            try:
+                os.stat(folder)  # noqa: PTH116 - see above
+            except FileNotFoundError:
+                self._missing = f"{folder}/"
+                folder = folder.rpartition("/")[0]
+            except OSError:  # which opening the file raises
+                return
+            else:
+                self._there = folder
+
+
 def check_complete(name: str, needed: int, size: int) -> None:
     """Raise an `InputError` where a file is shorter than its header says."""
     if needed > size:
@@ -329,7 +357,8 @@ def _state_of(volume: Volume) -> FilesState:
     try:
         with ThreadPoolExecutor(AT_ONCE, "isovoxel-look") as pool:
             while batch := list(islice(paths, BATCH)):
-                for part in pool.map(carried(_sum), [batch[i::AT_ONCE] for i in range(min(AT_ONCE, len(batch)))]):
+                share = ceil_div(len(batch), AT_ONCE)  # neighbours, which lie in few folders
+                for part in pool.map(carried(_sum), [batch[i : i + share] for i in range(0, len(batch), share)]):
                     state += part
     except OSError as error:
         if isinstance(error, InputError):
@@ -339,20 +368,24 @@ def _state_of(volume: Volume) -> FilesState:
 
 
 def _sum(paths: Iterable[str | ObjectPlace]) -> FilesState:
-    state = FilesState()
+    state, missing = FilesState(), MissingFolders()
     for path in paths:
-        state += _stamp(path)
+        if isinstance(path, ObjectPlace) or not missing.hold(path):
+            state += _stamp(path, missing)
     return state
 
 
-def _stamp(path: str | ObjectPlace) -> FilesState:
+def _stamp(path: str | ObjectPlace, missing: MissingFolders) -> FilesState:
     """Return the state of one file; that of one that is not there is that of none."""
     if isinstance(path, ObjectPlace):
         found = path.find()
         return FilesState() if found is None else FilesState(_hash(path.key, found.size, found.tag))
     try:
         s = os.stat(path)  # noqa: PTH116 - called for every chunk
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
+        missing.search(path)
+        return FilesState()
+    except NotADirectoryError:
         return FilesState()
     owned = _hash(path, s.st_mode, s.st_uid, s.st_gid, s.st_nlink)
     return FilesState(

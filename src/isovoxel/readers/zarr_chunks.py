@@ -31,6 +31,7 @@ from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.retries import carried
 from isovoxel.readers.base import output_array
 from isovoxel.readers.chunks import CHUNK_COST, CachedChunk, ChunkCache
+from isovoxel.readers.files import MissingFolders
 from isovoxel.readers.tiled import Stored, TiledReader, chunk_of, failure_in
 from isovoxel.readers.zarr_files import ChunkFile, IndexCache, ShardIndexError
 from isovoxel.readers.zarr_layout import AT_ONCE, ChunkLayout
@@ -53,6 +54,7 @@ class Reading:
     def __init__(self, layout: ChunkLayout, indices: IndexCache) -> None:
         self._layout, self._indices = layout, indices
         self._file: ChunkFile | None = None
+        self._missing = MissingFolders()
         self.put_off: deque[Wanted] = deque()
 
     @cached_property
@@ -67,12 +69,28 @@ class Reading:
 
     def file_of(self, chunk: Index3) -> ChunkFile:
         """Return the file of a chunk, which stays open until one of another file is wanted."""
-        (z, y, x), (deep, high, wide) = chunk, self._layout.per_shard
-        place = (z // deep, y // high, x // wide)
+        place = self._place(chunk)
         if self._file is None or self._file.place != place:
             self.close()
             self._file = ChunkFile(self._layout, self._indices, place)
         return self._file
+
+    def stores(self, chunk: Index3) -> bool:
+        """Return whether there is such a chunk; see `ChunkFile.stores`."""
+        path = self._layout.path(self._place(chunk))
+        if isinstance(path, ObjectPlace):
+            return self.file_of(chunk).stores(chunk)
+        if self._missing.hold(path):
+            return False
+        file = self.file_of(chunk)
+        if not file.is_there:
+            self._missing.search(path)
+        return file.stores(chunk)
+
+    def _place(self, chunk: Index3) -> Index3:
+        """Return the place of a chunk's file in the grid of files."""
+        (z, y, x), (deep, high, wide) = chunk, self._layout.per_shard
+        return (z // deep, y // high, x // wide)
 
     def close(self) -> None:
         """Close the file."""
@@ -175,8 +193,7 @@ class ChunkReader(TiledReader):
             return False
         try:
             with closing(Reading(layout, self._indices)) as reading:
-                places = (_place(tile, layout.chunk) for tile in self.tiles(box))
-                return not any(reading.file_of(place).stores(place) for place in places)
+                return not any(reading.stores(_place(tile, layout.chunk)) for tile in self.tiles(box))
         except Exception:  # noqa: BLE001 - reading the box raises it
             return False
 

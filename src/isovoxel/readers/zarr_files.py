@@ -107,6 +107,11 @@ class ChunkFile:
                 raise
             indices.put(self._key, file.stamp, self._index)
 
+    @property
+    def is_there(self) -> bool:
+        """Whether there is such a file."""
+        return self._file is not None
+
     def close(self) -> None:
         """Close it."""
         if self._file is not None:

@@ -128,9 +128,13 @@ class ChunkLayout:
         return at_once * each + kept + FIXED_BYTES + PIECE_COST * pieces
 
     @cached_property
-    def _numbers(self) -> list[str]:
-        """Numbers in a file's name, along the axes of one entry each."""
-        return [str(self.others.get(axis, 0)) for axis in range(self.ndim)]
+    def _name(self) -> str:
+        """The name of a file, with {0}, {1} and {2} for its place along z, y and x."""
+        numbers = [str(self.others.get(axis, 0)) for axis in range(self.ndim)]
+        for number, axis in enumerate(self.zyx):
+            if axis is not None:
+                numbers[axis] = f"{{{number}}}"
+        return f"{self.prefix}{self.separator.join(numbers)}"
 
     def key(self, place: Index3) -> tuple[int, ...]:
         """Return what tells a chunk or a file from others, of other volumes too."""
@@ -138,11 +142,7 @@ class ChunkLayout:
 
     def path(self, place: Index3) -> str | ObjectPlace:
         """Return where a file is, by its place in the grid of files."""
-        numbers = list(self._numbers)
-        for axis, number in zip(self.zyx, place, strict=True):
-            if axis is not None:
-                numbers[axis] = str(number)
-        name = f"{self.prefix}{self.separator.join(numbers)}"
+        name = self._name.format(*place)
         return self.folder / name if isinstance(self.folder, ObjectPlace) else f"{self.folder}/{name}"
 
 
