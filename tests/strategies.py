@@ -190,8 +190,9 @@ class MemoryWriter:
         self.times[box.slices] += 1
         return [ShardReceipt(data.nbytes, 0, 0)]
 
-    def encode(self, box: Box, data: np.ndarray) -> Sealed:
+    def encode(self, box: Box, data: np.ndarray, part: Box | None = None) -> Sealed:
         """Take them at once."""
+        assert part in (None, box)
         return Sealed(*self.write(box, data))
 
     def spare(self, cores: int) -> None:

@@ -21,7 +21,7 @@ from isovoxel.codecs.blosc import ContainerLayout
 from isovoxel.engines.pipeline import StagedEngine
 from isovoxel.errors import JobError, OutputExistsError
 from isovoxel.execution.events import BlockDone, Event
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.box import Box, Index3
 from isovoxel.output.provenance import EMPTY_SHARDS, flags_from_text, flags_to_text, read_provenance
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.zarr_chunks import ChunkReader
@@ -330,10 +330,10 @@ def test_blocks_of_missing_chunks_are_not_read(
     options |= {"shard": (16, 8, 8)} if factor[1] < 1 else {}
     skip, write = tmp_path / "skip.zarr", tmp_path / "write.zarr"
     isovoxel.scale(source, write, **options, empty="write")
-    every = len(read_boxes)
+    every = sum(box.size for box in read_boxes)
     read_boxes.clear()
     isovoxel.scale(source, skip, **options)
-    assert 0 < len(read_boxes) < every
+    assert 0 < sum(box.size for box in read_boxes) < every
     assert same(skip, write)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ChunkReader, "is_empty", lambda *_: False)
@@ -344,11 +344,14 @@ def test_blocks_of_missing_chunks_are_not_read(
     assert isovoxel.verify(skip, samples=5).holds
 
 
-@pytest.mark.parametrize("interpolation", ["nearest", "linear"])
-def test_of_a_block_only_the_part_is_made_that_is_not_empty(
-    interpolation: str, tmp_path: Path, read_boxes: list[Box]
+@pytest.mark.parametrize(
+    ("interpolation", "read"),
+    [("nearest", [(4, 8, 16)] * 2), ("linear", [(6, 8, 16)] * 2 + [(10, 8, 16)] * 2)],
+)
+def test_of_a_block_only_the_chunks_are_made_that_are_not_empty(
+    interpolation: str, read: list[Index3], tmp_path: Path, read_boxes: list[Box]
 ) -> None:
-    """In whole shards; the files are those of a job that makes all of it, and `verify` finds none missing."""
+    """Of each shard the least box of whole chunks; the files are those of a job that makes all of the block."""
     voxels = np.zeros((24, 64, 96), np.uint16)
     voxels[9, 20, 40], voxels[10, 40, 70] = 3, 4
     source = input_with_missing_chunks(tmp_path / "in.zarr", voxels, "v3")
@@ -356,7 +359,7 @@ def test_of_a_block_only_the_part_is_made_that_is_not_empty(
     options |= {"chunk": (8, 8, 16), "shard": (16, 16, 32), "input_voxel_size": (2, 1, 1)}
     made = isovoxel.scale(source, tmp_path / "skip.zarr", **options)
     assert made.plan.n_blocks == 1
-    assert read_boxes[0].size < voxels.size / 4
+    assert [box.shape for box in read_boxes[: len(read)]] == read  # the others are of the display window
     isovoxel.scale(voxels, tmp_path / "whole.zarr", **options)
     files = [
         {str(file.relative_to(tmp_path / name)): file.read_bytes() for file in shards(tmp_path / name)}
@@ -365,6 +368,40 @@ def test_of_a_block_only_the_part_is_made_that_is_not_empty(
     assert files[0] == files[1]
     assert len(files[0]) > 1
     assert isovoxel.verify(tmp_path / "skip.zarr", samples=20).holds
+
+
+@settings(max_examples=12)
+@given(
+    st.sets(st.tuples(*[st.integers(0, n - 1) for n in (5, 5, 4)]), min_size=1, max_size=6),
+    st.sampled_from(
+        [
+            *(("nearest", factor) for factor in ((2.0, 1.0, 1.0), (1.7, 1.3, 1.0))),
+            *(("linear", factor) for factor in ((2.0, 1.0, 1.0), (1.7, 1.3, 1.0), (1.0, 0.8, 0.7))),
+            *((kind, (1.0, 0.5, 0.7)) for kind in ("nearest", "area", "mode")),
+        ]
+    ),
+    st.sampled_from(["nearest", "constant"]),
+    st.integers(0, 1),
+)
+def test_whichever_chunks_are_missing_the_files_are_the_same(
+    stored: set[Index3], how: tuple[str, tuple[float, float, float]], boundary: str, levels: int
+) -> None:
+    """As those of a job that makes every block whole, of voxels in memory."""
+    voxels = np.zeros((20, 40, 31), np.int16)
+    for z, y, x in stored:
+        voxels[4 * z : 4 * z + 4, 8 * y : 8 * y + 8, 8 * x : 8 * x + 8] = 1 + z + y + x
+    options: dict[str, Any] = {"factor": how[1], "interpolation": how[0], "boundary": boundary}
+    options |= {"engine": "exact", "levels": levels, "chunk": (8, 8, 8), "shard": (16, 16, 16)}
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        source = input_with_missing_chunks(folder / "in.zarr", voxels, "v3")
+        isovoxel.scale(source, folder / "skip.zarr", **options)
+        isovoxel.scale(voxels, folder / "whole.zarr", **options, input_voxel_size=(1, 1, 1))
+        files = [
+            {str(file.relative_to(folder / name)): file.read_bytes() for file in shards(folder / name)}
+            for name in ("skip.zarr", "whole.zarr")
+        ]
+        assert files[0] == files[1]
 
 
 @pytest.mark.parametrize(

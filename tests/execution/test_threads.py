@@ -157,7 +157,7 @@ class Broken:
             raise self.error
         return self.writer.write(box, data)
 
-    def encode(self, box: Box, data: np.ndarray) -> Sealed:
+    def encode(self, box: Box, data: np.ndarray, _: Box) -> Sealed:
         """Write at once, or fail."""
         return Sealed(*self.write(box, data))
 
@@ -328,7 +328,7 @@ def test_blocks_that_wait_for_the_disk_leave_their_seat(mode: str) -> None:
     plan, scaling, flushing, told = planned(mode), Counter(), Counter(), []
     writer = MemoryWriter(plan)
 
-    def encode(box: Box, data: np.ndarray) -> Sealed:
+    def encode(box: Box, data: np.ndarray, _: Box) -> Sealed:
         scaling.leave()
         return Slow(*writer.write(box, data), flushing)
 
@@ -354,7 +354,7 @@ def test_a_block_that_does_not_reach_the_disk_is_made_again(mode: str, monkeypat
         if left[0] >= 0:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    writer.encode = lambda box, data: Slow(*writer.write(box, data), Counter(), fail)  # type: ignore[method-assign]
+    writer.encode = lambda box, data, _: Slow(*writer.write(box, data), Counter(), fail)  # type: ignore[method-assign]
     job = thread_run(plan, read_from(VOLUME), Repeat(), writer, [events.append])
     job.run()
     assert writer.times.sum() == EXPECTED.size + 2 * 4 * 12 * 16

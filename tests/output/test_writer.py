@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,39 @@ def test_a_box_that_cuts_a_shard_is_refused(tmp_path: Path, start: Index3, stop:
     with pytest.raises(ValueError, match="no shard of"):
         writer.encode(box, np.zeros(box.shape, "uint16"))
     assert files(path) == []
+
+
+@pytest.mark.parametrize("part", [Box((4, 3, 0), (8, 6, 5)), Box((0, 0, 5), (4, 6, 10)), Box((0, 0, 0), (8, 6, 10))])
+def test_a_part_of_a_shard_makes_the_file_of_all_of_it(tmp_path: Path, part: Box) -> None:
+    """Byte for byte, where all its other chunks are empty."""
+    storage = replace(SMALL, skip_empty=True)
+    box, data = Box((8, 6, 10), (16, 12, 20)), np.zeros((8, 6, 10), "uint16")
+    data[part.slices] = noise(part.shape, "uint16")
+    written = []
+    for name in ("whole", "part"):
+        writer = open_writer(tmp_path / name, storage=storage)
+        given = (data,) if name == "whole" else (data[part.slices], part.shifted(box.start))
+        writer.encode(box, *given).seal()
+        writer.close()
+        written.append((tmp_path / name / "0/c/1/1/1").read_bytes())
+    assert written[0] == written[1]
+
+
+def test_a_part_at_the_volumes_end_goes_as_far_as_that(tmp_path: Path) -> None:
+    """Its chunks are cut there, as the shard is."""
+    writer = open_writer(tmp_path / "out", storage=replace(SMALL, skip_empty=True))
+    data = noise((1, 3, 3), "uint16")
+    writer.encode(Box((16, 6, 20), (17, 12, 23)), data, Box((16, 9, 20), (17, 12, 23))).seal()
+    np.testing.assert_array_equal(read_back(tmp_path / "out")[16, 6:12, 20:], np.vstack([np.zeros((3, 3)), data[0]]))
+
+
+@pytest.mark.parametrize("part", [((1, 0, 0), (4, 3, 5)), ((0, 0, 0), (4, 3, 4)), ((0, 0, 10), (4, 3, 15))])
+def test_a_part_that_cuts_a_chunk_or_is_elsewhere_is_refused(tmp_path: Path, part: tuple[Index3, Index3]) -> None:
+    """And nothing is written."""
+    writer = open_writer(tmp_path / "out")
+    with pytest.raises(ValueError, match="no whole chunks of the shard"):
+        writer.encode(Box((0, 0, 0), (8, 6, 10)), np.ones(Box(*part).shape, "uint16"), Box(*part))
+    assert files(tmp_path / "out") == []
 
 
 def test_data_of_another_shape_or_dtype_are_refused(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -31,7 +31,7 @@ from isovoxel.execution.events import BlockDone, EncodedByProcessor, Event, Fill
 from isovoxel.execution.executor import Task
 from isovoxel.execution.further_levels import FurtherLevels
 from isovoxel.execution.retry import BlockFailed, clause, may_pass
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.box import Box, Index3
 from isovoxel.object_store.retries import patience, retry
 from isovoxel.output.shard import PendingShard, ShardReceipt
 from isovoxel.planning.model import Block
@@ -49,8 +49,13 @@ T = TypeVar("T")
 class Writer(Protocol):
     """Where blocks go."""
 
-    def encode(self, box: Box, data: NDArray[Any]) -> PendingShard:
-        """Encode the voxels of a shard; several threads do different ones at the same time."""
+    @property
+    def takes_parts(self) -> bool:
+        """Whether it encodes some chunks of a shard beside which that is empty."""
+        ...
+
+    def encode(self, box: Box, data: NDArray[Any], part: Box | None = None) -> PendingShard:
+        """Encode the voxels of a shard, or of a part of it; several threads do different ones at the same time."""
         ...
 
     def leave_out(self, box: Box) -> PendingShard:
@@ -179,11 +184,43 @@ class BlockMaker:
         Cancelled
             If the job was cancelled meanwhile.
         """
-        given = block
         if voxels is None and self.plan.leaves_out_empty:
             if is_known_empty(self._read, block.read_box):
                 return self._leave_out(block, flush)
-            block = self._without_empty(block)
+            parts = self._parts(block)
+            if any(part != shard for shard, part in parts):
+                return self._encode_parts(block, parts, flush)
+        return self._encode(block, list(block.write_box.tiles(self.plan.storage.shard)), flush, voxels)
+
+    def _encode_parts(
+        self, block: Block, parts: Sequence[tuple[Box, Box | None]], flush: Callable[[PendingShard], None]
+    ) -> BlockDone:
+        """Make of each shard of a block the part that is not empty; the seconds are those of all of them."""
+        done = BlockDone(block.index, block.write_box.size, 0, 0, 0, 0, 0, level=block.level)
+        for shard, part in parts:
+            if part is None:
+                flush(self._writer.leave_out(shard))
+                continue
+            made = self._encode(self.plan.block_of(block.index, part), [shard], flush)
+            done = replace(
+                done,
+                read_seconds=done.read_seconds + made.read_seconds,
+                wait_seconds=done.wait_seconds + made.wait_seconds,
+                scale_seconds=done.scale_seconds + made.scale_seconds,
+                write_seconds=done.write_seconds + made.write_seconds,
+                pieces=max(done.pieces, made.pieces),
+                read_bytes=done.read_bytes + made.read_bytes,
+            )
+        return done
+
+    def _encode(
+        self,
+        block: Block,
+        shards: Sequence[Box],
+        flush: Callable[[PendingShard], None],
+        voxels: NDArray[Any] | None = None,
+    ) -> BlockDone:
+        """Read, scale and encode a block: whole shards, or a part of the only one."""
         with self._at_work(), self.engine.staged(block, self.plan) as stage:
             began = time.perf_counter()
             if voxels is None:
@@ -194,16 +231,14 @@ class BlockMaker:
             began = time.perf_counter()
             scaled = self._attempt("scaling", block, partial(stage.scale, self.cancelled))
             between = time.perf_counter()
-            for box in given.write_box.tiles(self.plan.storage.shard):
-                if box & block.write_box != box:
-                    flush(self._writer.leave_out(box))
-                    continue
-                shard = scaled.data[box.slices_from(block.write_box.start)]
-                flush(self._attempt("writing", block, partial(self._writer.encode, box, shard)))
+            for shard in shards:
+                part = shard & block.write_box
+                data = scaled.data[part.slices_from(block.write_box.start)]
+                flush(self._attempt("writing", block, partial(self._writer.encode, shard, data, part)))
             along = self._make_further(block, scaled.data, flush)
             return BlockDone(
                 index=block.index,
-                voxels=given.write_box.size,
+                voxels=block.write_box.size,
                 read_seconds=read_seconds,
                 wait_seconds=scaled.waited,
                 scale_seconds=between - began - scaled.waited,
@@ -253,21 +288,26 @@ class BlockMaker:
             receipts, along = receipts + more, event.along
         return receipts, BlockDone(block.index, block.write_box.size, 0, 0, 0, 0, 0, level=block.level, along=along)
 
-    def _without_empty(self, block: Block) -> Block:
-        """Return the least part of a block, in whole shards, beside which all shards read nothing but zeros.
+    def _parts(self, block: Block) -> list[tuple[Box, Box | None]]:
+        """Return of each shard of a block the least part, in whole chunks, beside which it reads nothing but zeros.
 
-        It is the block where further levels are made of it: they take all its voxels.
+        It is None where that is all of it, and a whole shard where a GPU encodes. Of a block of which further levels
+        are made it is the shard as well: they take all its voxels.
         """
-        boxes = list(block.write_box.tiles(self.plan.storage.shard))
-        if len(boxes) == 1 or self._further is not None:
-            return block
-        parts = (self.plan.block_of(block.index, box) for box in boxes)
-        full = [part.write_box for part in parts if not is_known_empty(self._read, part.read_box)]
-        if not full:  # each reads other chunks than the block does
-            return block
+        shards = list(block.write_box.tiles(self.plan.storage.shard))
+        if self._further is not None:
+            return [(shard, shard) for shard in shards]
+        cells = self.plan.storage.chunk if self._writer.takes_parts else self.plan.storage.shard
+        return [(shard, self._full_part(block, shard, cells)) for shard in shards]
+
+    def _full_part(self, block: Block, shard: Box, cells: Index3) -> Box | None:
+        """Return the hull of those cells of a shard that are not known to read nothing but zeros."""
+        read_boxes = ((cell, self.plan.block_of(block.index, cell).read_box) for cell in shard.tiles(cells))
+        full = [cell for cell, box in read_boxes if not is_known_empty(self._read, box)]
+        if not full:
+            return None
         z, y, x = ((min(box.start[axis] for box in full), max(box.stop[axis] for box in full)) for axis in range(3))
-        hull = Box((z[0], y[0], x[0]), (z[1], y[1], x[1]), block.write_box.volume)
-        return self.plan.block_of(block.index, hull)
+        return Box((z[0], y[0], x[0]), (z[1], y[1], x[1]), shard.volume)
 
     def _leave_out(self, block: Block, flush: Callable[[PendingShard], None]) -> BlockDone:
         """Make no file of a block that reads nothing but zeros, nor of that of the next level which is made of it."""

@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -176,7 +176,7 @@ class ShardEncoder:
         self._buffers: list[Bytes] = []
         self._buffers_made = 0
 
-    def encode(self, shard: ShardWriter, data: NDArray[Any]) -> None:
+    def encode(self, shard: ShardWriter, data: NDArray[Any], whole: Box | None = None) -> None:
         """Write all chunks of a shard and its index; where that fails, the shard is dropped.
 
         Parameters
@@ -185,6 +185,9 @@ class ShardEncoder:
             What the chunks are written to.
         data
             Its voxels, from its first one on; shorter than the shard where the volume ends.
+        whole
+            Where the shard lies as seen from the first of the data, if they are some of its chunks only and all others
+            are empty; not where a GPU encodes.
 
         Raises
         ------
@@ -192,7 +195,7 @@ class ShardEncoder:
             If the file system refuses.
         """
         try:
-            encoding = _Encoding(shard, data, self.storage, self._lock)
+            encoding = _Encoding(shard, data, whole or _box(data), self.storage, self._lock)
             if self._gpu is None or not self._encode_on(self._gpu, encoding):
                 self._encode(encoding)
             shard.finish()
@@ -200,9 +203,15 @@ class ShardEncoder:
             shard.drop()
             raise
 
+    @property
+    def takes_parts(self) -> bool:
+        """Whether it encodes some chunks of a shard, as its voxels: a GPU is given whole shards."""
+        return self._gpu is None
+
     def is_empty(self, data: NDArray[Any]) -> bool:
         """Return whether a shard of these voxels is no file: empty chunks are skipped, and it has no others."""
-        return self.storage.skip_empty and all(_is_zero(data[box.slices]) for box in _chunks(data, self.storage))
+        chunks = _box(data).tiles(self.storage.chunk)
+        return self.storage.skip_empty and all(_is_zero(data[box.slices]) for box in chunks)
 
     def spare(self, cores: int) -> None:
         """Say how many cores nobody else needs; helpers take no more."""
@@ -351,11 +360,13 @@ class _Ready(NamedTuple):
 class _Encoding:
     """One shard whose chunks are being encoded. Its attributes change under the encoder's lock only."""
 
-    def __init__(self, writer: ShardWriter, data: NDArray[Any], storage: Storage, lock: threading.Lock) -> None:
+    def __init__(
+        self, writer: ShardWriter, data: NDArray[Any], whole: Box, storage: Storage, lock: threading.Lock
+    ) -> None:
         self.writer, self.data = writer, data
         self._skip_empty = storage.skip_empty
-        self._boxes = list(_chunks(data, storage))
-        self.grid = tuple(ceil_div(n, c) for n, c in zip(data.shape, storage.chunk, strict=True))
+        self._boxes = list(whole.tiles(storage.chunk))
+        self.grid = tuple(ceil_div(n, c) for n, c in zip(whole.shape, storage.chunk, strict=True))
         """How many chunks there are along each axis."""
         self.taken = 0
         """Chunks that a thread has begun with."""
@@ -382,6 +393,8 @@ class _Encoding:
 
     def stores(self, number: int) -> bool:
         """Return whether a chunk is stored."""
+        if not _box(self.data).contains(self._boxes[number]):
+            return False
         return not (self._skip_empty and _is_zero(self.voxels(number)))
 
     def find_stored(self) -> bool:
@@ -399,10 +412,10 @@ class _Encoding:
         self.turn += len(numbers)
 
 
-def _chunks(data: NDArray[Any], storage: Storage) -> Iterator[Box]:
-    """Yield the chunks of a shard of these voxels, z slowest."""
+def _box(data: NDArray[Any]) -> Box:
+    """Return the box of some voxels, as seen from their first one."""
     z, y, x = data.shape
-    return Box.whole((z, y, x)).tiles(storage.chunk)
+    return Box.whole((z, y, x))
 
 
 def _is_zero(voxels: NDArray[Any]) -> bool:

@@ -107,7 +107,12 @@ class OmeZarrWriter:
         shards = box.tiles(self._encoder.storage.shard)
         return [self.encode(shard, data[shard.slices_from(box.start)]).seal() for shard in shards]
 
-    def encode(self, box: Box, data: NDArray[Any]) -> PendingShard:
+    @property
+    def takes_parts(self) -> bool:
+        """Whether `encode` takes a part of a shard."""
+        return self._encoder.takes_parts
+
+    def encode(self, box: Box, data: NDArray[Any], part: Box | None = None) -> PendingShard:
         """Encode one shard; it is at its place when it is sealed.
 
         Parameters
@@ -115,20 +120,23 @@ class OmeZarrWriter:
         box
             Voxels of the output: those of a shard, clipped where the volume ends.
         data
-            Their values, of the box's shape and the output's dtype.
+            Their values, of the output's dtype and the shape of the box or its part.
+        part
+            Whole chunks of the shard, where the others are known to be empty.
 
         Raises
         ------
         ValueError
-            If the box is no shard, or the data are not the box's.
+            If the box is no shard, the part is none of whole chunks of it, or the data have another shape or dtype.
         OSError
             If the file system refuses, such as a disk that is full. Nothing is left of the shard then.
         """
-        self._check(box, data)
+        part = box if part is None else part
+        self._check(box, part, data)
         if self._encoder.is_empty(data):
             return self.leave_out(box)
         shard = self._store.begin(self._place(box), self._encoder.storage)
-        self._encoder.encode(shard, data)
+        self._encoder.encode(shard, data, box.relative_to(part.start))
         return shard
 
     def leave_out(self, box: Box) -> PendingShard:
@@ -152,16 +160,19 @@ class OmeZarrWriter:
         self._encoder.close()
         self._store.close()
 
-    def _check(self, box: Box, data: NDArray[Any]) -> None:
-        shard, dtype = self._encoder.storage.shard, self._encoder.dtype
+    def _check(self, box: Box, part: Box, data: NDArray[Any]) -> None:
+        shard, chunk, dtype = self._encoder.storage.shard, self._encoder.storage.chunk, self._encoder.dtype
         ends = zip(box.start, box.stop, shard, self._shape, strict=True)
         if any(a % s or not a < b == min(a + s, n) for a, b, s, n in ends):
             raise ValueError(
                 f"the box {box.start} to {box.stop} is no shard of {shard} voxels in a volume of {self._shape}"
             )
-        if data.shape != box.shape or data.dtype != dtype:
+        ends = zip(part.start, part.stop, box.stop, chunk, strict=True)
+        if not box.contains(part) or any(a % c or (b % c and b != end) for a, b, end, c in ends):
+            raise ValueError(f"{part.start} to {part.stop} are no whole chunks of the shard {box.start} to {box.stop}")
+        if data.shape != part.shape or data.dtype != dtype:
             raise ValueError(
-                f"the box {box.start} to {box.stop} takes {dtype} of shape {box.shape}, "
+                f"the box {part.start} to {part.stop} takes {dtype} of shape {part.shape}, "
                 f"not {data.dtype} of shape {data.shape}"
             )
 
