@@ -17,6 +17,7 @@ from yaozarrs import v05
 import isovoxel
 from isovoxel.errors import DeviceError, InputError, OptionError
 from isovoxel.geometry.grid import Float3
+from outputs import voxels_of
 
 INTEGERS = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
 
@@ -36,11 +37,6 @@ def nearest(data: NDArray[Any], factor: Float3) -> NDArray[Any]:
         for n, f in zip(data.shape, factor, strict=True)
     ]
     return data[np.ix_(*index)]
-
-
-def voxels(path: Path) -> NDArray[Any]:
-    """Return the voxels of a result."""
-    return np.asarray(zarr.open_array(path / "0", mode="r")[:])
 
 
 def write_label_image(path: Path, data: NDArray[Any], version: str) -> Path:
@@ -71,7 +67,7 @@ def test_every_bit_of_a_label_is_kept(tmp_path: Path, dtype: str) -> None:
     done = isovoxel.scale(tmp_path / "in.npy", tmp_path / "out.zarr", factor=(3.7, 1.3, 0.8), labels=True, **cut)
     assert done.plan.n_blocks > 1
     assert (done.plan.engine, done.plan.interpolation) == ("exact", "nearest")
-    result = voxels(tmp_path / "out.zarr")
+    result = voxels_of(tmp_path / "out.zarr")
     assert result.dtype == data.dtype
     np.testing.assert_array_equal(result, nearest(data, (3.7, 1.3, 0.8)))
     assert isovoxel.verify(tmp_path / "out.zarr", samples=20).holds
@@ -85,7 +81,7 @@ def test_an_image_of_labels_is_recognised_and_stays_one(tmp_path: Path, version:
     assert (source.labels, source.kind) == (True, f"OME-Zarr {version} label image")
     done = isovoxel.scale(source, tmp_path / "out.zarr")
     assert done.plan.interpolation == "nearest"
-    np.testing.assert_array_equal(voxels(tmp_path / "out.zarr"), data.repeat(4, axis=0))
+    np.testing.assert_array_equal(voxels_of(tmp_path / "out.zarr"), data.repeat(4, axis=0))
 
     yaozarrs.validate_zarr_store(tmp_path / "out.zarr")
     group = zarr.open_group(tmp_path / "out.zarr", mode="r")
@@ -128,7 +124,7 @@ def test_mode_takes_the_majority(tmp_path: Path, dtype: str) -> None:
             overwrite=True,
         )
         assert done.plan.engine == "exact"
-        result = voxels(tmp_path / "out.zarr")
+        result = voxels_of(tmp_path / "out.zarr")
         assert result.shape == (3, 4, 5)
         assert (result == label).all()
         assert isovoxel.verify(tmp_path / "out.zarr", samples=5).holds

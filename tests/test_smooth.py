@@ -18,10 +18,11 @@ import isovoxel as api
 from command_line import Isovoxel, check_refused
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import Float3, VoxelGrid
+from outputs import voxels_of
 
 FACTORS: list[Float3] = [(2, 3, 2), (5, 2, 2), (1.7, 2.3, 1), (1, 4, 4), (3, 3, 3), (1, 1, 6)]
 DTYPES = ["uint8", "int16", "uint32", "uint64", "int64"]
-SHAPE = (4, 5, 6)
+SHAPE = (3, 4, 5)
 
 
 def blobs(dtype: str, seed: int = 0, shape: Index3 = SHAPE) -> NDArray[Any]:
@@ -105,11 +106,6 @@ def test_it_is_the_method_of_simpleitk_label_by_label(factor: Float3) -> None:
     np.testing.assert_array_equal(grown(labels, factor), by_simpleitk(labels, factor))
 
 
-def voxels(path: Path) -> NDArray[Any]:
-    """Return the voxels of a level."""
-    return np.asarray(zarr.open_array(path / "0", mode="r")[...])
-
-
 CUT: dict[str, Any] = {"chunk": (8, 8, 8), "shard": (8, 8, 8), "device_memory": "60kB"}
 
 
@@ -121,7 +117,7 @@ def test_a_job_makes_and_verifies_it(isovoxel: Isovoxel, tmp_path: Path, monkeyp
     words = ["--labels", "--interpolation", "smooth", "--factor", "3,2,2", "--chunk", "8,8,8", "--shard", "8,8,8"]
     said = isovoxel("scale", "labels.npy", "out.zarr", *words, "--device-memory", "60kB", "--levels", 1)
     assert said.code == 0
-    np.testing.assert_array_equal(voxels(tmp_path / "out.zarr"), grown(labels, (3, 2, 2)))
+    np.testing.assert_array_equal(voxels_of(tmp_path / "out.zarr"), grown(labels, (3, 2, 2)))
     assert isovoxel("verify", "out.zarr", "--samples", 60).code == 0
     array = zarr.open_array(tmp_path / "out.zarr" / "0", mode="r+")
     array[4] = 77
@@ -136,7 +132,7 @@ def test_an_image_takes_its_labels_along(tmp_path: Path) -> None:
     result = api.scale(image, tmp_path / "out.zarr", **given, **CUT)
     assert result.labels is not None
     assert result.labels.plan.interpolation == "smooth"
-    np.testing.assert_array_equal(voxels(tmp_path / "out.zarr" / "labels" / "labels"), grown(labels, (4, 2, 2)))
+    np.testing.assert_array_equal(voxels_of(tmp_path / "out.zarr" / "labels" / "labels"), grown(labels, (4, 2, 2)))
 
 
 def test_a_coarse_segmentation_goes_smoothly_onto_the_voxels_of_its_image(tmp_path: Path) -> None:

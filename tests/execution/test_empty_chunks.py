@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tensorstore
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,6 +25,7 @@ from isovoxel.output.provenance import EMPTY_SHARDS, flags_from_text, flags_to_t
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.zarr_chunks import ChunkReader
 from isovoxel.reporting.text import volume_lines
+from outputs import by_tensorstore, levels_of
 from small_jobs import interrupt
 from small_store import ROOTS, small_store
 
@@ -65,19 +65,9 @@ def shards(output: Path) -> list[Path]:
     return sorted(file for file in output.rglob("*") if file.is_file() and file.name.isdecimal())
 
 
-def levels_of(output: Path, levels: int = 3) -> list[NDArray[Any]]:
-    """Return the voxels of all levels, read by zarr-python, once tensorstore has read the same."""
-    read = [np.asarray(zarr.open_array(output / str(level), mode="r")[...]) for level in range(levels)]
-    for level, voxels in enumerate(read):
-        driver = "zarr3" if (output / "zarr.json").exists() else "zarr"
-        spec = {"driver": driver, "kvstore": {"driver": "file", "path": str(output / str(level))}}
-        assert tensorstore.open(spec).result().read().result().tobytes() == voxels.tobytes()
-    return read
-
-
 def same(one: Path, other: Path) -> bool:
-    """Tell whether two outputs hold the same bits."""
-    both = zip(levels_of(one), levels_of(other), strict=True)
+    """Tell whether two outputs hold the same bits; two readers agree on those of the first."""
+    both = ((voxels, by_tensorstore(other, level)) for level, voxels in enumerate(levels_of(one)))
     return all(a.shape == b.shape and a.tobytes() == b.tobytes() for a, b in both)
 
 

@@ -15,7 +15,6 @@ import psutil
 import pytest
 
 import isovoxel
-from execution.distributed.clusters import files
 from isovoxel.engines.base import Scaled
 from isovoxel.engines.pipeline import StagedBlock
 from isovoxel.errors import DeviceLostError, InterruptedJobError, JobError
@@ -31,6 +30,7 @@ from isovoxel.execution.events import (
 )
 from isovoxel.execution.output import OutputState, output_state
 from isovoxel.output.ledger import Ledger, ledger_of
+from outputs import shards_of
 from test_counts import VOXELS as COUNTED
 from test_counts import check_counts, fail, interrupt
 
@@ -62,12 +62,12 @@ def chosen(kind: str, request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, bytes]]:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The shards of all levels, as threads make them where nothing happens."""
     folder = tmp_path_factory.mktemp("whole")
     np.save(folder / "in.npy", VOXELS)
     isovoxel.scale(folder / "in.npy", folder / "whole.zarr", **OPTIONS)
-    return {level: files(folder / "whole.zarr", level) for level in "012"}
+    return shards_of(folder / "whole.zarr")
 
 
 @pytest.fixture
@@ -82,15 +82,15 @@ def blocks_of(events: list[Event]) -> list[tuple[int, int]]:
     return [(event.level, event.index) for event in events if isinstance(event, BlockDone)]
 
 
-def check_complete(out: Path, whole: dict[str, dict[str, bytes]]) -> None:
+def check_complete(out: Path, whole: dict[str, bytes]) -> None:
     """Check that an output is complete, bit by bit, and that nothing else is left."""
     assert output_state(out) == OutputState(complete=True)
     assert not ledger_of(out).exists()
-    assert {level: files(out, level) for level in "012"} == whole
+    assert shards_of(out) == whole
 
 
 def test_every_block_is_noted_and_told_once_in_order(
-    source: Path, out: Path, executor: dict[str, Any], whole: dict[str, dict[str, bytes]]
+    source: Path, out: Path, executor: dict[str, Any], whole: dict[str, bytes]
 ) -> None:
     """Between start and finish, one event at a time; a level begins when those before are done."""
     events, busy, noted = list[Event](), threading.Lock(), list[bool]()
@@ -128,7 +128,7 @@ def test_what_ends_in_the_middle_resumes(
     source: Path,
     out: Path,
     executor: dict[str, Any],
-    whole: dict[str, dict[str, bytes]],
+    whole: dict[str, bytes],
     level: int,
     how: Callable[[], None],
 ) -> None:
@@ -190,7 +190,7 @@ def test_damage_ends_the_job_in_one_sentence(tmp_path: Path, out: Path, executor
 
 @pytest.mark.sampled(1)
 def test_a_shard_that_cannot_be_written_ends_the_job_in_one_sentence(
-    source: Path, out: Path, executor: dict[str, Any], whole: dict[str, dict[str, bytes]]
+    source: Path, out: Path, executor: dict[str, Any], whole: dict[str, bytes]
 ) -> None:
     """It names block, place and reason; the rest of what was in flight is kept, and the job resumes."""
     place = out / "0" / "c" / "1" / "1" / "1"
@@ -236,7 +236,7 @@ def lost_device() -> Iterator[None]:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [*KINDS[:2], pytest.param("workers", marks=pytest.mark.slow)])
 def test_what_is_lost_is_replaced(
-    source: Path, out: Path, kind: str, whole: dict[str, dict[str, bytes]], request: pytest.FixtureRequest
+    source: Path, out: Path, kind: str, whole: dict[str, bytes], request: pytest.FixtureRequest
 ) -> None:
     """A device, a process apart, a worker: another goes on, nothing is done twice, and it is said."""
     executor = {"client": request.getfixturevalue("own")} if kind == "workers" else chosen(kind, request)

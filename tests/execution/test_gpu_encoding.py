@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tensorstore
 import zarr
 
 import isovoxel
@@ -20,6 +19,7 @@ from isovoxel.errors import CorruptInputError
 from isovoxel.execution.events import EncodedByProcessor, Event
 from isovoxel.geometry.box import Box
 from isovoxel.planning.plan import Plan
+from outputs import levels_of
 
 OPTIONS: dict[str, Any] = {
     "factor": (2.0, 1.5, 1.0),
@@ -58,15 +58,6 @@ def encoders(monkeypatch: pytest.MonkeyPatch) -> list[EncoderOnCpu]:
     return made
 
 
-def voxels_of(path: Path) -> list[np.ndarray[Any, Any]]:
-    """Return the voxels of all levels, read by zarr-python, once tensorstore has read the same."""
-    read = [np.asarray(zarr.open_array(path / level)[...]) for level in "012"]
-    for level, voxels in zip("012", read, strict=True):
-        spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path / level)}}
-        np.testing.assert_array_equal(tensorstore.open(spec).result().read().result(), voxels)
-    return read
-
-
 @pytest.mark.parametrize("codec", ["blosc-lz4", "blosc-zstd"])
 def test_the_voxels_are_those_of_the_processor(
     tmp_path: Path, source: Path, encoders: list[EncoderOnCpu], codec: str
@@ -78,7 +69,7 @@ def test_the_voxels_are_those_of_the_processor(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(StagedEngine, "encoder", lambda *_: None)
         isovoxel.scale(source, tmp_path / "cpu.zarr", **OPTIONS | {"codec": codec})
-    for gpu, cpu in zip(voxels_of(tmp_path / "gpu.zarr"), voxels_of(tmp_path / "cpu.zarr"), strict=True):
+    for gpu, cpu in zip(levels_of(tmp_path / "gpu.zarr"), levels_of(tmp_path / "cpu.zarr"), strict=True):
         np.testing.assert_array_equal(gpu, cpu)
 
 
@@ -87,7 +78,7 @@ def test_zarrs_reads_them(tmp_path: Path, source: Path) -> None:
     """The Rust library, in the place of zarr-python's codecs."""
     zarrs = pytest.importorskip("zarrs", reason="zarrs is not installed")
     isovoxel.scale(source, tmp_path / "out.zarr", **OPTIONS)
-    expected = voxels_of(tmp_path / "out.zarr")
+    expected = levels_of(tmp_path / "out.zarr")
     assert zarrs.__version__
     with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}):
         for level, voxels in zip("012", expected, strict=True):
@@ -140,7 +131,7 @@ def test_the_processor_encodes_what_the_gpu_does_not(tmp_path: Path, source: Pat
         isovoxel.scale(source, tmp_path / "part.zarr", listeners=[events.append], **OPTIONS)
     told = [event for event in events if isinstance(event, EncodedByProcessor)]
     assert {event.reason for event in told} == {str(failure)}
-    for part, whole in zip(voxels_of(tmp_path / "part.zarr"), voxels_of(tmp_path / "whole.zarr"), strict=True):
+    for part, whole in zip(levels_of(tmp_path / "part.zarr"), levels_of(tmp_path / "whole.zarr"), strict=True):
         np.testing.assert_array_equal(part, whole)
 
 

@@ -24,6 +24,7 @@ from isovoxel.geometry.downsampling import Halver
 from isovoxel.planning import pyramid
 from isovoxel.planning.model import Block
 from isovoxel.planning.plan import Plan
+from outputs import shards_of
 
 SMALL: dict[str, Any] = {
     "engine": "exact",
@@ -69,12 +70,6 @@ def level(output: Path, number: int) -> NDArray[Any]:
     return np.asarray(array[...])
 
 
-def files(output: Path) -> dict[str, bytes]:
-    """Return the content of each file of the levels, by its path."""
-    paths = (path for path in output.glob("*/**/*") if path.is_file())
-    return {str(path.relative_to(output)): path.read_bytes() for path in paths}
-
-
 def scaled(voxels: NDArray[Any], output: Path, **options: Any) -> list[Event]:
     """Scale, and return what was told."""
     told: list[Event] = []
@@ -114,7 +109,7 @@ def test_the_same_as_read_back(
     monkeypatch.setattr(pyramid, "HALVED", ())
     told = scaled(voxels, tmp_path / "after.zarr", **options)
     assert [event.level for event in told if isinstance(event, LevelBegun)] == [1, 2]
-    assert files(tmp_path / "along.zarr") == files(tmp_path / "after.zarr")
+    assert shards_of(tmp_path / "along.zarr") == shards_of(tmp_path / "after.zarr")
 
 
 @pytest.mark.slow
@@ -182,7 +177,7 @@ def test_a_block_that_is_given_up_is_read_back(tmp_path: Path, monkeypatch: pyte
     assert sum(isinstance(event, BlockDone) for event in told) == plan.all_blocks
     monkeypatch.undo()
     scaled(VOXELS, tmp_path / "one.zarr", **options)
-    assert files(tmp_path / "out.zarr") == files(tmp_path / "one.zarr")
+    assert shards_of(tmp_path / "out.zarr") == shards_of(tmp_path / "one.zarr")
 
 
 def test_what_goes_on_gathers_nothing(tmp_path: Path) -> None:

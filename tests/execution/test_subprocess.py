@@ -20,6 +20,7 @@ from isovoxel.engines.cle import CleEngine
 from isovoxel.errors import DeviceLostError, JobError
 from isovoxel.execution.events import BlockDone, Event, JobFinished, JobStarted, Restarted
 from isovoxel.execution.output import OutputState, output_state
+from outputs import shards_of
 
 VOXELS = np.random.default_rng(0).integers(0, 65536, (32, 32, 32)).astype(np.uint16)
 OPTIONS: dict[str, Any] = {  # 64 blocks, each of which takes some milliseconds
@@ -42,15 +43,10 @@ def workers(pid: int | None = None) -> list[psutil.Process]:
     return found
 
 
-def files(out: Path) -> dict[str, bytes]:
-    """Return the shards of an output."""
-    return {str(p.relative_to(out)): p.read_bytes() for p in (out / "0" / "c").rglob("*") if p.is_file()}
-
-
 def check(events: list[Event], out: Path, restarts: int, options: dict[str, Any] = OPTIONS) -> None:
     """Check that every block was made once, between start and finish, and that the files are right."""
     isovoxel.scale(VOXELS, out.with_name("whole.zarr"), **options)
-    assert files(out) == files(out.with_name("whole.zarr"))
+    assert shards_of(out) == shards_of(out.with_name("whole.zarr"))
     assert output_state(out) == OutputState(complete=True)
     assert isinstance(events[0], JobStarted)
     assert isinstance(events[-1], JobFinished)

@@ -26,11 +26,6 @@ OPTIONS: dict[str, Any] = {  # 64 blocks, each of which takes some milliseconds
 }
 
 
-def files(out: Path, level: str = "0") -> dict[str, bytes]:
-    """Return the shards of a level of an output."""
-    return {str(p.relative_to(out)): p.read_bytes() for p in (out / level / "c").rglob("*") if p.is_file()}
-
-
 def stack(folder: Path) -> Path:
     """Return the path of the voxels as a file."""
     path = folder / "in.npy"

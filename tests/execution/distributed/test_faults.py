@@ -17,7 +17,7 @@ import pytest
 from distributed import Client, WorkerPlugin
 
 import isovoxel
-from execution.distributed.clusters import OPTIONS, Foreign, files, stack
+from execution.distributed.clusters import OPTIONS, Foreign, stack
 from isovoxel.engines.pipeline import StagedBlock, StagedEngine
 from isovoxel.errors import ClusterError, DeviceLostError, JobError
 from isovoxel.execution.blocks import BlockMaker
@@ -27,6 +27,7 @@ from isovoxel.execution.events import BlockDone, Event, JobFinished, JobStarted,
 from isovoxel.execution.output import OutputState, output_state
 from isovoxel.execution.retry import BlockFailed
 from isovoxel.planning.model import Block
+from outputs import shards_of
 
 EXACT = OPTIONS | {"engine": "exact"}
 
@@ -38,7 +39,7 @@ def check(events: list[Event], out: Path) -> None:
     assert len(set(blocks)) == len(blocks) == begun.plan.all_blocks - begun.done
     assert output_state(out) == OutputState(complete=True)
     isovoxel.scale(out.with_name("in.npy"), out.with_name("whole.zarr"), **EXACT)
-    assert files(out) == files(out.with_name("whole.zarr"))
+    assert shards_of(out) == shards_of(out.with_name("whole.zarr"))
 
 
 @pytest.mark.slow
@@ -370,7 +371,7 @@ def test_workers_of_a_cluster_serve_the_command_line(tmp_path: Path, out: Path, 
     assert "Traceback" not in said.stderr
     assert '"done_before": 0' not in said.stdout
     isovoxel.scale(tmp_path / "in.npy", tmp_path / "whole.zarr", **EXACT)
-    assert files(out) == files(tmp_path / "whole.zarr")
+    assert shards_of(out) == shards_of(tmp_path / "whole.zarr")
 
 
 @pytest.mark.slow

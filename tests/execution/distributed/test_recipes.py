@@ -22,8 +22,9 @@ import yaml
 
 import isovoxel
 from command_line import Isovoxel
-from execution.distributed.clusters import files, gpus
+from execution.distributed.clusters import gpus
 from isovoxel.reporting.records import device_record
+from outputs import shards_of
 
 RECIPES = Path(__file__).parents[3] / "examples" / "cluster"
 SLURM_DIRECTIVES = {
@@ -57,8 +58,8 @@ def check_bits(stack: Path, out: Path) -> None:
     """Check that a result is that of one process."""
     whole = out.with_name("whole.zarr")
     isovoxel.scale(stack, whole)
-    assert files(out) == files(whole)
-    assert files(out)
+    assert shards_of(out) == shards_of(whole)
+    assert shards_of(out)
 
 
 @pytest.mark.slow
@@ -229,7 +230,7 @@ def test_a_slurm_job_that_is_preempted_goes_on_by_itself(tmp_path: Path, stack: 
     resumed = [re.search(r"resuming: (\d+) of \d+ blocks already done", each.stderr) for each in ran]
     assert [int(found[1]) >= 3 * run if found else None for run, found in enumerate(resumed)] == [None, True, True], ran
     isovoxel.scale(stack, tmp_path / "whole.zarr", chunk=(64, 64, 64), shard=(64, 64, 64))
-    assert files(out) == files(tmp_path / "whole.zarr")
+    assert shards_of(out) == shards_of(tmp_path / "whole.zarr")
 
 
 def test_the_slurm_job_has_one_node_and_hears_of_its_end() -> None:

@@ -18,9 +18,10 @@ import psutil
 import pytest
 
 import isovoxel
-from execution.distributed.clusters import OPTIONS, files, stack
+from execution.distributed.clusters import OPTIONS, stack
 from isovoxel.execution.distributed import rpc
 from isovoxel.execution.events import BlockDone, Event, Waiting
+from outputs import shards_of
 
 EXACT = OPTIONS | {"engine": "exact"}
 
@@ -47,7 +48,7 @@ def test_a_reply_that_is_lost_ends_no_job(
     monkeypatch.undo()
     whole = isovoxel.scale(tmp_path / "in.npy", tmp_path / "whole.zarr", **EXACT)
     assert len(blocks) == len(set(blocks)) == whole.plan.all_blocks
-    assert files(out) == files(tmp_path / "whole.zarr")
+    assert shards_of(out) == shards_of(tmp_path / "whole.zarr")
 
 
 def test_a_worker_that_has_gone_is_not_asked(client: Any) -> None:
