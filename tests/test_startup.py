@@ -19,69 +19,69 @@ SCALES = {"pyclesperanto_prototype", "scipy", "skimage"}
 """cle, and the largest of what it loads."""
 
 RUN = """
-import json, sys
+import contextlib, io, json, sys
 from isovoxel.cli import main
-sys.argv = ["isovoxel", *sys.argv[1:]]
-try:
-    main()
-except SystemExit as done:
-    loaded = sorted({name.partition(".")[0] for name in sys.modules})
-    print(json.dumps({"code": done.code, "loaded": loaded}), file=sys.stderr)
+loaded = []
+for words in json.loads(sys.argv[1]):
+    sys.argv = ["isovoxel", *words]
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            main()
+    except SystemExit as done:
+        assert done.code == 0, words
+    loaded.append(sorted(sys.modules))
+print(json.dumps(loaded))
 """
 
 
-def loaded_by(*words: str) -> set[str]:
-    """Return the packages that a process has loaded when its command is done."""
-    done = subprocess.run([sys.executable, "-c", RUN, *words], capture_output=True, text=True, check=True)
-    said = json.loads(done.stderr.splitlines()[-1])
-    assert said["code"] == 0
-    return set(said["loaded"])
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
+    """Return the modules that a process has loaded after each of some commands, the later of which need more."""
+    folder = tmp_path_factory.mktemp("startup")
+    stack, metadata = str(folder / "stack.tif"), {"axes": "ZYX", "spacing": 2.0, "unit": "micron"}
+    tifffile.imwrite(stack, np.ones((4, 9, 9), np.uint8), imagej=True, resolution=(2, 2), metadata=metadata)
+    commands = {
+        "version": ["--version"],
+        "help": ["--help"],
+        "help of scale": ["scale", "--help"],
+        "plan": ["plan", stack],
+        "scale": ["scale", stack, str(folder / "out.zarr"), "--engine", "exact", "--levels", "1"],
+        "picture of a plan": ["plan", stack, "--engine", "exact", "--picture", str(folder / "plan.svg")],
+        "show": ["show", stack, "-o", str(folder / "stack.png")],
+    }
+    words = [sys.executable, "-c", RUN, json.dumps([*commands.values()])]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert all((folder / made).exists() for made in ("out.zarr", "plan.svg", "stack.png"))
+    return dict(zip(commands, map(set, json.loads(done.stdout)), strict=True))
 
 
-@pytest.fixture
-def stack(tmp_path: Path) -> str:
-    """Return the path of a small stack with a voxel size."""
-    path = tmp_path / "stack.tif"
-    metadata = {"axes": "ZYX", "spacing": 2.0, "unit": "micron"}
-    tifffile.imwrite(path, np.ones((4, 9, 9), np.uint8), imagej=True, resolution=(2, 2), metadata=metadata)
-    return str(path)
-
-
-@pytest.mark.parametrize("words", [["--help"], ["scale", "--help"], ["--version"]])
-def test_help_loads_nothing_that_reads_scales_writes_or_draws(words: list[str]) -> None:
+@pytest.mark.parametrize("command", ["version", "help", "help of scale"])
+def test_help_loads_nothing_that_reads_scales_writes_or_draws(loaded: dict[str, set[str]], command: str) -> None:
     """Help comes at once, for it needs neither files nor a device."""
-    assert loaded_by(*words) & (ALWAYS_LATE | DRAWS | SCALES | {"psutil", "pyopencl", "tifffile"}) == set()
+    assert loaded[command] & (ALWAYS_LATE | DRAWS | SCALES | {"psutil", "pyopencl", "tifffile"}) == set()
 
 
-def test_planning_asks_the_device_without_loading_cle(stack: str) -> None:
+def test_planning_asks_the_device_without_loading_cle(loaded: dict[str, set[str]]) -> None:
     """A plan takes the TIFF's tags and the device's limits, and nothing that decodes, scales, writes or draws."""
-    loaded = loaded_by("plan", stack)
-    assert {"pyopencl", "tifffile"} <= loaded
-    assert loaded & (ALWAYS_LATE | DRAWS | SCALES) == set()
+    assert {"pyopencl", "tifffile"} <= loaded["plan"]
+    assert loaded["plan"] & (ALWAYS_LATE | DRAWS | SCALES) == set()
 
 
-def test_scaling_without_a_terminal_loads_nothing_that_draws(stack: str, tmp_path: Path) -> None:
+def test_scaling_without_a_terminal_loads_nothing_that_draws(loaded: dict[str, set[str]]) -> None:
     """Where nobody watches, progress is plain lines; what draws pictures is for who wants some."""
-    assert "rich" not in loaded_by("scale", stack, str(tmp_path / "out.zarr"))
-    words = ("scale", stack, str(tmp_path / "exact.zarr"), "--engine", "exact")  # cle loads what it needs itself
-    assert loaded_by(*words) & DRAWS == set()
+    assert loaded["scale"] & DRAWS == set()
 
 
-def test_scaling_a_stack_does_without_zarr_python(stack: str, tmp_path: Path) -> None:
+def test_scaling_a_stack_does_without_zarr_python(loaded: dict[str, set[str]]) -> None:
     """What it writes, it describes and reads back itself, further levels and display windows included."""
-    words = ("scale", stack, str(tmp_path / "out.zarr"), "--engine", "exact", "--levels", "1")
-    loaded = loaded_by(*words)
-    assert loaded & {"asyncio", "dask", "fsspec", "numcodecs", "pydantic", "zarr"} == set()
+    assert loaded["scale"] & {"asyncio", "dask", "fsspec", "numcodecs", "pydantic", "zarr"} == set()
 
 
-def test_figures_open_no_window(stack: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["picture of a plan", "show"])
+def test_figures_open_no_window(loaded: dict[str, set[str]], command: str) -> None:
     """A picture takes matplotlib, and not the part of it that chooses a backend and keeps figures."""
-    code = RUN.replace('sorted({name.partition(".")[0] for name in sys.modules})', "sorted(sys.modules)")
-    words = ("plan", stack, "--engine", "exact", "--picture", str(tmp_path / "plan.svg"))
-    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
-    loaded = set(json.loads(done.stderr.splitlines()[-1])["loaded"])
-    assert "matplotlib.figure" in loaded
-    assert "matplotlib.pyplot" not in loaded
+    assert "matplotlib.figure" in loaded[command]
+    assert "matplotlib.pyplot" not in loaded[command]
 
 
 def test_a_petabyte_is_planned_in_little_memory(tmp_path: Path) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -246,13 +244,3 @@ def test_a_figure_has_any_resolution() -> None:
         assert len(np.unique(small)) > 8
         # But for the frame around what the detail shows, which is a line.
         assert np.mean(large == small.repeat(2, axis=0).repeat(2, axis=1)) > 0.999
-
-
-def test_figures_load_no_pyplot() -> None:
-    """Which would choose a backend, keep every figure, and open windows."""
-    code = (
-        "import sys, numpy, isovoxel; isovoxel.show(numpy.ones((4, 5, 6), 'uint8'));"
-        "print('matplotlib.figure' in sys.modules, 'matplotlib.pyplot' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["True", "False"]
