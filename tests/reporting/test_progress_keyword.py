@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import pty
 import re
@@ -20,28 +21,28 @@ from isovoxel.reporting import progress
 from isovoxel.reporting.bars import CellBars
 from small_jobs import OPTIONS, save_input
 
-CALLS = """
+
+def call_all(source: str, output: str) -> None:
+    """Ask for progress wherever it can be asked for."""
+    isovoxel.scale(source, output, input_voxel_size=(2.0, 1.0, 1.0), engine="exact", progress=True)
+    isovoxel.convert(source, output + "2", input_voxel_size=(2.0, 1.0, 1.0), progress=True)
+    isovoxel.verify(output, samples=5, every_chunk=True, progress=True)
+    isovoxel.show(source, progress=True)
+
+
+SCRIPT = f"""
 import sys
 import isovoxel
 from isovoxel.reporting import progress
+{inspect.getsource(call_all)}
 progress.MOMENT = 0.0
-source, output = sys.argv[1:]
-options = dict(input_voxel_size=(2.0, 1.0, 1.0), engine="exact", progress=True)
-isovoxel.scale(source, output, **options)
-isovoxel.convert(source, output + "2", input_voxel_size=(2.0, 1.0, 1.0), progress=True)
-isovoxel.verify(output, samples=5, every_chunk=True, progress=True)
-isovoxel.show(source, progress=True)
+call_all(*sys.argv[1:])
 """
 
 
-@pytest.fixture
-def words(tmp_path: Path) -> list[str]:
-    """Return the command of a script that asks for progress wherever it can."""
-    return [sys.executable, "-c", CALLS, str(save_input(tmp_path / "in.npy")), str(tmp_path / "out.zarr")]
-
-
-def test_a_terminal_gets_a_bar(words: list[str]) -> None:
+def test_a_terminal_gets_a_bar(tmp_path: Path) -> None:
     """On standard error; standard output stays what the script prints."""
+    words = [sys.executable, "-c", SCRIPT, str(save_input(tmp_path / "in.npy")), str(tmp_path / "out.zarr")]
     leader, follower = pty.openpty()
     environment = os.environ | {"COLUMNS": "100", "TERM": "xterm"}
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=follower, env=environment) as process:
@@ -72,10 +73,14 @@ def read_all(leader: int) -> Iterator[bytes]:
         yield data
 
 
-def test_a_log_file_gets_nothing(words: list[str]) -> None:
-    """Neither a bar nor lines: the script writes its own log."""
-    done = subprocess.run(words, capture_output=True, text=True, check=True, env=os.environ | {"FORCE_COLOR": "1"})
-    assert (done.stdout, done.stderr) == ("", "")
+def test_a_log_file_gets_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Neither a bar nor lines, as long as it takes: the script writes its own log."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr(progress, "MOMENT", 0.0)
+    call_all(str(save_input(tmp_path / "in.npy")), str(tmp_path / "out.zarr"))
+    assert capfd.readouterr() == ("", "")
 
 
 class Handle:
