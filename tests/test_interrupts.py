@@ -137,7 +137,7 @@ MOMENTS: dict[str, type[Event]] = {
 }
 
 
-@pytest.mark.parametrize("isolate", [False, True])
+@pytest.mark.parametrize("isolate", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_an_interrupt_is_one_for_the_caller(tmp_path: Path, moment: str, *, isolate: bool) -> None:
     """A KeyboardInterrupt, which no ``except Exception`` around a job of a batch holds up; the job goes on later."""
