@@ -18,15 +18,26 @@ FACTOR = "8,2,2"
 """Makes 128 MiB of the small volume and 1 GiB of the large one, which is more than the budget."""
 
 
-@pytest.fixture(scope="module")
-def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a small volume and one eight times larger, of noise."""
-    folder = tmp_path_factory.mktemp("memory")
+def write_noise(path: Path, shape: tuple[int, int, int]) -> Path:
+    """Write a volume of noise."""
+    array = zarr.create_array(path, shape=shape, chunks=(32, 64, 64), dtype="uint16")
     rng = np.random.default_rng(0)
-    for name, shape in (("small", SMALL), ("large", LARGE)):
-        array = zarr.create_array(folder / f"{name}.zarr", shape=shape, chunks=(32, 64, 64), dtype="uint16")
-        for z in range(0, shape[0], 32):
-            array[z : z + 32] = rng.integers(0, 4096, (32, *shape[1:]), dtype=np.uint16)
+    for z in range(0, shape[0], 32):
+        array[z : z + 32] = rng.integers(0, 4096, (32, *shape[1:]), dtype=np.uint16)
+    return path
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The large volume."""
+    return write_noise(tmp_path_factory.mktemp("memory") / "large.zarr", LARGE)
+
+
+@pytest.fixture(scope="module")
+def volumes(large: Path) -> Path:
+    """The folder of the large volume, with a small one and a series."""
+    folder, rng = large.parent, np.random.default_rng(0)
+    write_noise(folder / "small.zarr", SMALL)
     array = zarr.create_array(
         folder / "series.zarr",
         shape=(2, 4, *SMALL),
@@ -142,9 +153,9 @@ def test_more_budget_is_used(volumes: Path, tmp_path: Path) -> None:
     assert much["peak_host_bytes"] > little["peak_host_bytes"]
 
 
-def test_show_stays_within_its_budget(volumes: Path, tmp_path: Path) -> None:
+def test_show_stays_within_its_budget(large: Path, tmp_path: Path) -> None:
     """Of a volume larger than the budget, with chunks as large as tiles: law 4 for pictures; too little is refused."""
-    show = [sys.executable, "-m", "isovoxel", "show", str(volumes / "large.zarr"), "--json"]
+    show = [sys.executable, "-m", "isovoxel", "show", str(large), "--json"]
     done = {
         memory: subprocess.run(
             [*show, "--memory", memory, "-o", str(tmp_path / f"{memory}.png")],

@@ -46,14 +46,12 @@ KILLS = 4
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with the input, and what local jobs make of it."""
+    """Return a folder with the input."""
     folder = tmp_path_factory.mktemp("local")
     attributes = image_attributes(VoxelGrid(VOXELS.shape, (2.0, 1.3, 1.0), unit="micrometer"), name="in")
     group = zarr.create_group(folder / "in.ome.zarr", attributes=attributes)
     names = {"dimension_names": ("z", "y", "x")}
     group.create_array("0", data=VOXELS, chunks=(16, 16, 16), shards=(32, 32, 32), **names)
-    for engine in SMALL:
-        package.scale(folder / "in.ome.zarr", folder / f"{engine}.zarr", **options(engine))
     return folder
 
 
@@ -94,6 +92,8 @@ def words(engine: str) -> list[str]:
 def check_bits(folder: Path, engine: str, place: ObjectPlace = OUT) -> None:
     """Check that the objects are the files of the local job, but for the attributes, which name the input."""
     local = folder / f"{engine}.zarr"
+    if not local.exists():
+        package.scale(folder / "in.ome.zarr", local, **options(engine))
     expected = {p.relative_to(local).as_posix(): p.read_bytes() for p in local.rglob("*") if p.is_file()}
     found = contents(place)
     assert found.keys() == expected.keys()
