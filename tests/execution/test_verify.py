@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +16,8 @@ import pytest
 import zarr
 from numpy.typing import NDArray
 
-import isovoxel
-from isovoxel import cli
+import isovoxel as api
+from command_line import Isovoxel, check_refused
 from isovoxel.errors import DoesNotFitError, InputError, InputMissingError, IsovoxelError, OptionError
 from isovoxel.execution.comparison import SIDE, bytes_of, sample_boxes
 from isovoxel.execution.recipe import Recipe
@@ -32,23 +31,6 @@ SHAPE = (16, 50, 54)
 FACTOR = (3.7, 1.2, 1.15)
 BLOCK = (16, 16, 16)
 CUT = {"chunk": BLOCK, "shard": BLOCK, "device_memory": 40_500, "threads": 2}
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command line in this process."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["isovoxel", *map(str, words)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        assert isinstance(exit_.value.code, int)
-        return exit_.value.code, *capsys.readouterr()
-
-    return run
 
 
 def noise(dtype: str = "uint16", shape: tuple[int, ...] = SHAPE) -> NDArray[Any]:
@@ -66,7 +48,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("results")
     np.save(folder / "stack.npy", noise())
     for engine in ("cle", "exact"):
-        done = isovoxel.scale(folder / "stack.npy", folder / f"{engine}.zarr", factor=FACTOR, engine=engine, **CUT)
+        done = api.scale(folder / "stack.npy", folder / f"{engine}.zarr", factor=FACTOR, engine=engine, **CUT)
         assert done.plan.block_grid == (4, 4, 4)
     return {engine: folder / f"{engine}.zarr" for engine in ("cle", "exact")}
 
@@ -75,15 +57,14 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("engine", ["cle", "exact"])
-def test_a_result_of_64_blocks_holds(results: dict[str, Path], command: Run, engine: str) -> None:
+def test_a_result_of_64_blocks_holds(results: dict[str, Path], isovoxel: Isovoxel, engine: str) -> None:
     """Either engine keeps its stated precision; the exit code is 0, and JSON has the numbers that the lines have."""
-    code, out, err = command("verify", results[engine])
-    assert (code, err) == (0, "")
-    assert "compared  204,800 voxels in 400 boxes" in out
-    assert "verdict   holds" in out
-    code, out, err = command("verify", results[engine], "--json")
-    record = json.loads(out)
-    assert (code, record["holds"], record["wrong"], record["missing_shards"]) == (0, True, 0, 0)
+    said = isovoxel("verify", results[engine], "--samples", 40)
+    assert (said.code, said.err) == (0, "")
+    assert "compared  20,480 voxels in 40 boxes" in said.out
+    assert "verdict   holds" in said.out
+    record = isovoxel("verify", results[engine], "--json").json
+    assert (record["holds"], record["samples"], record["wrong"], record["missing_shards"]) == (True, 400, 0, 0)
     assert record["faces"] > 200
     assert record["first_wrong"] is None
     assert record["source_changes"] == []
@@ -120,7 +101,7 @@ def test_every_kernel_holds(
         if interpolation == "mode" and dtype == "float32":
             continue
         np.save(tmp_path / "stack.npy", noise(dtype, (9, 40, 33)))
-        isovoxel.scale(
+        api.scale(
             tmp_path / "stack.npy",
             tmp_path / "out.zarr",
             factor=factor,
@@ -133,7 +114,7 @@ def test_every_kernel_holds(
             device_memory="500kB",
             overwrite=True,
         )
-        found = isovoxel.verify(tmp_path / "out.zarr", samples=24)
+        found = api.verify(tmp_path / "out.zarr", samples=24)
         assert found.holds, (dtype, boundary, found)
         assert found.off_share == 0 or found.off_allowed
 
@@ -143,8 +124,8 @@ def test_what_is_not_finite_holds(tmp_path: Path) -> None:
     stack = noise("float32", (8, 20, 20))
     stack[3, 4, 5], stack[6, 15, 15] = np.nan, np.inf
     np.save(tmp_path / "stack.npy", stack)
-    isovoxel.scale(tmp_path / "stack.npy", tmp_path / "out.zarr", factor=(2, 1.5, 1), engine="exact")
-    assert isovoxel.verify(tmp_path / "out.zarr").holds
+    api.scale(tmp_path / "stack.npy", tmp_path / "out.zarr", factor=(2, 1.5, 1), engine="exact")
+    assert api.verify(tmp_path / "out.zarr", samples=100).holds
 
 
 # ---- what does not hold ------------------------------------------------------------------------------------------
@@ -184,7 +165,7 @@ def delete_shard(out: Path, block: Box) -> None:
 @pytest.mark.parametrize("damage", [shift, zero_lower_face, zero_upper_face, delete_shard], ids=lambda f: f.__name__)
 def test_damage_to_one_block_of_64_is_found(
     results: dict[str, Path],
-    command: Run,
+    isovoxel: Isovoxel,
     tmp_path: Path,
     engine: str,
     damage: Callable[[Path, Box], None],
@@ -197,35 +178,35 @@ def test_damage_to_one_block_of_64_is_found(
     stop = [min(a + n, m) for a, n, m in zip(block, BLOCK, last, strict=True)]
     box = Box(block, (stop[0], stop[1], stop[2]))
     damage(out, box)
-    code, said, err = command("verify", out, "--json")
-    record = json.loads(said)
-    assert (code, err, record["holds"]) == (1, "", False)
+    said = isovoxel("verify", out, "--json")
+    record = json.loads(said.out)
+    assert (said.code, said.err, record["holds"]) == (1, "", False)
     assert record["missing_shards"] == (damage is delete_shard)
     assert all(a <= i < b for a, i, b in zip(box.start, record["first_wrong"], box.stop, strict=True))
     assert record["face_jump"] > record["jump_allowed"]
 
 
-def test_a_missing_file_is_found_where_no_box_lies(tmp_path: Path, command: Run) -> None:
+def test_a_missing_file_is_found_where_no_box_lies(tmp_path: Path, isovoxel: Isovoxel) -> None:
     """A file of nothing but zeros that is not there is work not done, though its voxels read as they should."""
     np.save(tmp_path / "stack.npy", np.zeros(SHAPE, np.uint8))
     options = CUT | {"device_memory": None, "empty": "write"}
-    isovoxel.scale(tmp_path / "stack.npy", tmp_path / "out.zarr", factor=(1, 1, 1), **options)
+    api.scale(tmp_path / "stack.npy", tmp_path / "out.zarr", factor=(1, 1, 1), **options)
     (tmp_path / "out.zarr" / "0" / "c" / "0" / "2" / "1").unlink()
-    code, out, _ = command("verify", tmp_path / "out.zarr", "--samples", 1)
-    assert code == 1
-    assert "shards    1 shard missing" in out
-    assert "verdict   does not hold" in out
+    said = isovoxel("verify", tmp_path / "out.zarr", "--samples", 1)
+    assert said.code == 1
+    assert "shards    1 shard missing" in said.out
+    assert "verdict   does not hold" in said.out
 
 
-def test_a_file_cut_short_is_found(results: dict[str, Path], command: Run, tmp_path: Path) -> None:
+def test_a_file_cut_short_is_found(results: dict[str, Path], isovoxel: Isovoxel, tmp_path: Path) -> None:
     """A shard that cannot be decoded is no result that holds."""
     out = tmp_path / "out.zarr"
     shutil.copytree(results["exact"], out)
     os.truncate(out / "0" / "c" / "1" / "1" / "1", 1000)
-    code, said, err = command("verify", out)
-    assert (code, err) == (1, "")
-    assert "shards    all are there\ndamage    " in said
-    assert "verdict   does not hold: damaged files" in said
+    said = isovoxel("verify", out)
+    assert (said.code, said.err) == (1, "")
+    assert "shards    all are there\ndamage    " in said.out
+    assert "verdict   does not hold: damaged files" in said.out
 
 
 @pytest.mark.parametrize("block", [(16, 16, 16), (512, 256, 1024)], ids=str)
@@ -289,41 +270,41 @@ def test_only_the_boxes_are_read() -> None:
 
 
 def test_it_is_enough_to_have_the_output_and_its_source(
-    results: dict[str, Path], tmp_path: Path, command: Run, monkeypatch: pytest.MonkeyPatch
+    results: dict[str, Path], tmp_path: Path, isovoxel: Isovoxel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From any folder: the attributes know where the source is; a source that has moved is given."""
     for name in ("stack.npy", "exact.zarr"):
         source = results["exact"].with_name(name)
         (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
     monkeypatch.chdir(tmp_path)
-    assert command("verify", "exact.zarr", "--samples", 20)[0] == 0
-    code, out, _ = command("verify", "exact.zarr", "--against", "stack.npy", "--samples", 20)
-    assert code == 0
-    assert "compared  10,240 voxels in 20 boxes" in out
-    assert "faces     mean error step " in out
-    assert "has changed" not in out
+    assert isovoxel("verify", "exact.zarr", "--samples", 20).code == 0
+    said = isovoxel("verify", "exact.zarr", "--against", "stack.npy", "--samples", 20)
+    assert said.code == 0
+    assert "compared  10,240 voxels in 20 boxes" in said.out
+    assert "faces     mean error step " in said.out
+    assert "has changed" not in said.out
 
 
 def test_a_result_from_memory_is_verified_against_what_is_given(tmp_path: Path) -> None:
     """A NumPy array leaves no path; given again, it is compared with."""
     array = noise("uint8", (8, 20, 20))
-    isovoxel.scale(array, tmp_path / "out.zarr", factor=(2, 1, 1))
-    assert isovoxel.verify(tmp_path / "out.zarr", against=array).holds
-    assert not isovoxel.verify(tmp_path / "out.zarr", against=array[::-1]).holds
+    api.scale(array, tmp_path / "out.zarr", factor=(2, 1, 1))
+    assert api.verify(tmp_path / "out.zarr", against=array, samples=20).holds
+    assert not api.verify(tmp_path / "out.zarr", against=array[::-1], samples=20).holds
     with pytest.raises(InputError, match="was made from an array in memory"):
-        isovoxel.verify(tmp_path / "out.zarr")
+        api.verify(tmp_path / "out.zarr")
 
 
 def test_a_zarr_array_that_was_given_is_found_again(tmp_path: Path) -> None:
     """Where it lies in files they are opened, where in memory it must be given."""
     data = noise("uint8", (8, 20, 20))
     array = zarr.create_array(tmp_path / "in.zarr", data=data, chunks=(4, 10, 10))
-    isovoxel.scale(array, tmp_path / "out.zarr", factor=(2, 1, 1))
-    assert isovoxel.verify(tmp_path / "out.zarr", samples=20).holds
+    api.scale(array, tmp_path / "out.zarr", factor=(2, 1, 1))
+    assert api.verify(tmp_path / "out.zarr", samples=20).holds
     passing = zarr.create_array(zarr.storage.MemoryStore(), data=data, chunks=(4, 10, 10))
-    isovoxel.scale(passing, tmp_path / "out.zarr", factor=(2, 1, 1), overwrite=True)
+    api.scale(passing, tmp_path / "out.zarr", factor=(2, 1, 1), overwrite=True)
     with pytest.raises(InputError, match="was made from an array in memory"):
-        isovoxel.verify(tmp_path / "out.zarr")
+        api.verify(tmp_path / "out.zarr")
 
 
 # ---- a source that is another ------------------------------------------------------------------------------------
@@ -333,51 +314,44 @@ def test_a_zarr_array_that_was_given_is_found_again(tmp_path: Path) -> None:
 def pair(tmp_path: Path) -> tuple[Path, Path]:
     """Return a source and its result."""
     np.save(tmp_path / "stack.npy", noise("uint8", (8, 20, 20)))
-    isovoxel.scale(tmp_path / "stack.npy", tmp_path / "out.zarr", factor=(2, 1, 1))
+    api.scale(tmp_path / "stack.npy", tmp_path / "out.zarr", factor=(2, 1, 1))
     return tmp_path / "stack.npy", tmp_path / "out.zarr"
 
 
-def test_a_source_that_was_touched_is_told(pair: tuple[Path, Path], command: Run) -> None:
+def test_a_source_that_was_touched_is_told(pair: tuple[Path, Path], isovoxel: Isovoxel) -> None:
     """What counts are its voxels: the same ones hold, others do not; either way its new time is told."""
     source, out = pair
     os.utime(source, (1, 1))
-    code, said, _ = command("verify", out)
-    assert code == 0
-    assert "faces     no box lies between two blocks" in said
-    assert "source    has changed since the result was made (modification time)" in said
+    said = isovoxel("verify", out, "--samples", 20)
+    assert said.code == 0
+    assert "faces     no box lies between two blocks" in said.out
+    assert "source    has changed since the result was made (modification time)" in said.out
     np.save(source, 255 - np.load(source))
-    code, said, _ = command("verify", out, "--json")
-    assert code == 1
-    assert json.loads(said)["source_changes"] == ["modification time"]
+    said = isovoxel("verify", out, "--samples", 20, "--json")
+    assert said.code == 1
+    assert json.loads(said.out)["source_changes"] == ["modification time"]
 
 
-def refused(command: Run, why: str, *words: object) -> None:
-    """Check that `verify` says one sentence and nothing else."""
-    code, out, err = command("verify", *words)
-    assert (code, out) == (2, "")
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert why in err
-
-
-def test_a_source_that_cannot_be_compared_with_is_refused(pair: tuple[Path, Path], command: Run) -> None:
+def test_a_source_that_cannot_be_compared_with_is_refused(pair: tuple[Path, Path], isovoxel: Isovoxel) -> None:
     """One of another shape or dtype, and one that is gone: the message says what to give."""
     source, out = pair
     for other in (noise("uint8", (8, 20, 21)), noise("uint16", (8, 20, 20))):
         np.save(source, other)
-        refused(command, f"but {out} was made from (8, 20, 20) of uint8; give its source with --against", out)
+        check_refused(
+            isovoxel("verify", out), f"but {out} was made from (8, 20, 20) of uint8; give its source with --against"
+        )
     source.unlink()
-    refused(command, f"the source {source} not found; give its new path with --against", out)
-    refused(command, "nowhere.npy is not there; check the path", out, "--against", source.with_name("nowhere.npy"))
+    check_refused(isovoxel("verify", out), f"the source {source} not found; give its new path with --against")
+    check_refused(isovoxel("verify", out, "--against", source.with_name("nowhere.npy")), "nowhere.npy is not there")
     with pytest.raises(InputMissingError):
-        isovoxel.verify(out)
+        api.verify(out)
 
 
-def test_what_is_no_finished_output_is_refused(pair: tuple[Path, Path], command: Run, tmp_path: Path) -> None:
+def test_what_is_no_finished_output_is_refused(pair: tuple[Path, Path], isovoxel: Isovoxel, tmp_path: Path) -> None:
     """Files of others, outputs that are not complete, and attributes that somebody has edited."""
     source, out = pair
-    refused(command, "is not there; check the path", tmp_path / "nowhere.zarr")
-    refused(command, "was not written by isovoxel: its attributes do not say what made it", source)
+    check_refused(isovoxel("verify", tmp_path / "nowhere.zarr"), "is not there; check the path")
+    check_refused(isovoxel("verify", source), "was not written by isovoxel: its attributes do not say what made it")
     group = zarr.open_group(out, mode="r+")
     made: Any = group.attrs["isovoxel"]
     for wrong, why in (
@@ -388,18 +362,18 @@ def test_what_is_no_finished_output_is_refused(pair: tuple[Path, Path], command:
         ("by hand", "was not written by isovoxel"),
     ):
         group.attrs["isovoxel"] = wrong
-        refused(command, why, out)
+        check_refused(isovoxel("verify", out), why)
         with pytest.raises(IsovoxelError):
-            isovoxel.verify(out)
+            api.verify(out)
     del group.attrs["isovoxel"]
-    refused(command, "was not written by isovoxel", out)
+    check_refused(isovoxel("verify", out), "was not written by isovoxel")
 
 
-def test_no_samples_are_refused(pair: tuple[Path, Path], command: Run) -> None:
+def test_no_samples_are_refused(pair: tuple[Path, Path], isovoxel: Isovoxel) -> None:
     """There must be something to compare."""
-    refused(command, "samples must be at least 1, not 0", pair[1], "--samples", 0)
+    check_refused(isovoxel("verify", pair[1], "--samples", 0), "samples must be at least 1, not 0")
     with pytest.raises(OptionError):
-        isovoxel.verify(pair[1], samples=-1)
+        api.verify(pair[1], samples=-1)
 
 
 def test_any_number_of_threads_finds_the_same(pair: tuple[Path, Path]) -> None:
@@ -427,10 +401,10 @@ def test_a_small_budget_changes_nothing_of_what_is_found(tmp_path: Path, interpo
     np.save(tmp_path / "in.npy", voxels)
     how = {"labels": True} if interpolation == "mode" else {"antialias": True}
     out = tmp_path / "out.zarr"
-    isovoxel.scale(tmp_path / "in.npy", out, factor=(0.2, 0.1, 0.1), interpolation=interpolation, engine="exact", **how)
-    usual = isovoxel.verify(out)
+    api.scale(tmp_path / "in.npy", out, factor=(0.2, 0.1, 0.1), interpolation=interpolation, engine="exact", **how)
+    usual = api.verify(out)
     assert usual.holds
-    source, result = isovoxel.open_volume(tmp_path / "in.npy", voxel_size=(1, 1, 1)), isovoxel.open_volume(out)
+    source, result = api.open_volume(tmp_path / "in.npy", voxel_size=(1, 1, 1)), api.open_volume(out)
     recipe = Recipe.from_provenance(read_provenance(out), "out")
     takes = [bytes_of(source, recipe, side) for side in (8, 4, 1)]
     assert takes == sorted(takes, reverse=True)
