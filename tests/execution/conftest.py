@@ -31,10 +31,21 @@ def client() -> Any:
     return _CLIENTS[0]
 
 
-def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """End the shared workers behind the tests of distributed, or of a file: idle ones take a tenth of a core."""
-    distributed = Path(__file__).with_name("distributed")
-    if nextitem is None or (nextitem.path != item.path and nextitem.path.parent != distributed):
+def _shares(item: pytest.Item) -> bool:
+    return item.path.parent.name == "distributed" or item.path.name == "test_executors.py"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put tests of this folder that share workers before the others."""
+    ours = [at for at, item in enumerate(items) if Path(__file__).parent in item.path.parents]
+    ordered = sorted((items[at] for at in ours), key=lambda item: not _shares(item))
+    for at, item in zip(ours, ordered, strict=True):
+        items[at] = item
+
+
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
+    """End the shared workers behind the tests that share them: idle ones take a tenth of a core."""
+    if nextitem is None or not _shares(nextitem):
         _CLIENTS.clear()
         _SHARED.close()
 
