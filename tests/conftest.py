@@ -21,7 +21,7 @@ from isovoxel.object_store.objects import ObjectPlace
 from store_server import Server, serving
 
 # Tests never depend on time; a slow machine is not a failure.
-settings.register_profile("isovoxel", deadline=None, max_examples=60)
+settings.register_profile("isovoxel", deadline=None, max_examples=40)
 settings.load_profile("isovoxel")
 
 

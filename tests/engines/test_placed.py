@@ -66,6 +66,7 @@ def run(plan: Plan, volume: np.ndarray) -> np.ndarray:
     return writer.data
 
 
+@pytest.mark.sampled(17)  # all kernels, and all grids, are among them
 @pytest.mark.parametrize(
     ("name", "interpolation", "antialias", "boundary"),
     [

@@ -96,6 +96,7 @@ def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return open_volume(path).read, zarr.open_array(path, mode="r")[...].reshape(SHAPE)
 
 
+@pytest.mark.sampled(24)
 @settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(box=boxes(SHAPE))
 def test_boxes_are_what_zarr_python_reads(written: tuple[ChunkReader, np.ndarray], box: Box) -> None:
