@@ -142,7 +142,7 @@ def test_names_are_what_the_system_says(isovoxel: Isovoxel, stack: Path, tmp_pat
     said = [
         went_on,
         isovoxel("scale", source, output, *words),
-        isovoxel("verify", output),
+        isovoxel("verify", output, "--samples", 50),
         isovoxel("info", output),
         isovoxel("info", source),
         isovoxel("plan", source),

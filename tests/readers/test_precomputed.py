@@ -138,7 +138,7 @@ def test_a_volume_is_scaled_and_verified(tmp_path: Path, isovoxel: Isovoxel) -> 
     path, out = write(tmp_path / "a"), tmp_path / "out.zarr"
     words = [path, out, "--engine", "exact", "--factor", "2,1,1", "--levels", "0"]
     assert isovoxel("scale", *words).code == 0
-    assert isovoxel("verify", out).code == 0
+    assert isovoxel("verify", out, "--samples", 50).code == 0
     assert "nothing was done" in isovoxel("scale", *words).out
     assert isovoxel("show", path, "--channel", 1, "--output", tmp_path / "a.png").code == 0
     write(tmp_path / "b", VOXELS + 1)

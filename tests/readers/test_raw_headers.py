@@ -369,5 +369,5 @@ def test_a_broken_header_is_one_sentence(name: str, tmp_path: Path) -> None:
 def test_an_image_is_scaled_and_verified(name: str, tmp_path: Path) -> None:
     """And keeps its place in the world."""
     result = isovoxel.scale(WRITERS[name](tmp_path / name), tmp_path / "out.zarr", factor=(4, 1, 1), engine="exact")
-    assert isovoxel.verify(result.path).holds
+    assert isovoxel.verify(result.path, samples=50).holds
     assert open_volume(result.path).origin == pytest.approx((30.5 - 0.75, -20, 10))

@@ -102,7 +102,7 @@ def test_a_volume_in_another_order_is_scaled_alike(tmp_path: Path) -> None:
     isovoxel.scale(image(tmp_path / "b.zarr", "zyx", DATA), tmp_path / "b2.zarr")
     a, b = (zarr.open_array(tmp_path / f"{name}2.zarr" / "0", mode="r")[...] for name in "ab")
     np.testing.assert_array_equal(a, b)
-    assert isovoxel.verify(tmp_path / "a2.zarr").holds
+    assert isovoxel.verify(tmp_path / "a2.zarr", samples=50).holds
 
 
 def test_damage_is_told_as_zyx(tmp_path: Path) -> None:
