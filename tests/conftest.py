@@ -75,9 +75,9 @@ def _no_rates() -> None:
     os.environ["ISOVOXEL_RATES"] = ""
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True)
 def _ctrl_c() -> None:
-    """Let Ctrl-C interrupt this process and those that it starts; shells switch it off for jobs in the background."""
+    """Let Ctrl-C interrupt this process and those that it starts, whatever shells and libraries have made of it."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
