@@ -378,7 +378,7 @@ def test_no_samples_are_refused(pair: tuple[Path, Path], isovoxel: Isovoxel) -> 
 
 def test_any_number_of_threads_finds_the_same(pair: tuple[Path, Path]) -> None:
     """To the last bit of the mean; each thread holds as much, and where memory is short there are fewer."""
-    source, result = map(isovoxel.open_volume, pair)
+    source, result = map(api.open_volume, pair)
     recipe = Recipe.from_provenance(read_provenance(pair[1]), "out")
 
     def found(allowed: int, threads: int) -> Verdict:
