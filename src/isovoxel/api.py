@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -225,8 +226,6 @@ def scale(
     JobError
         If the job fails or is interrupted half-way.
     """
-    from isovoxel.reporting.progress import job_progress
-
     given = Options(
         overwrite=overwrite,
         on_corrupt=on_corrupt,
@@ -237,7 +236,7 @@ def scale(
         scheduler=scheduler,
         **options,
     )
-    with job_progress(progress) as views:
+    with _shown(progress) as views:
         return _job(given)(source, output, given, client=client, listeners=[*listeners, *views])
 
 
@@ -269,12 +268,19 @@ def convert(
     IsovoxelError, JobError
         As `scale` does, and an `OptionError` where an option is for scaling.
     """
-    from isovoxel.reporting.progress import job_progress
-
     given = Options(overwrite=overwrite, on_corrupt=on_corrupt, workers=workers, scheduler=scheduler, **options)
-    with job_progress(progress) as views:
+    with _shown(progress) as views:
         told = [*listeners, *views]
         return _job(given)(source, output, given.converting(), client=client, listeners=told, defaults=CONVERTING)
+
+
+def _shown(progress: bool) -> AbstractContextManager[Sequence[Listener]]:
+    """Return a context in which a job is shown to whoever asks for it."""
+    if not progress:
+        return nullcontext(())
+    from isovoxel.reporting.progress import job_progress
+
+    return job_progress()
 
 
 def _job(given: Options) -> Callable[..., ScaleResult]:

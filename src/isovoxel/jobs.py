@@ -267,7 +267,6 @@ def scale_into(
     IsovoxelError, JobError
         As `isovoxel.scale`.
     """
-    from isovoxel.execution.distributed.connect import open_cluster
     from isovoxel.execution.events import log_event
     from isovoxel.execution.inputs import check_apart, folders_of, read_as
     from isovoxel.execution.output import as_begun
@@ -283,14 +282,18 @@ def scale_into(
 
     with ExitStack() as stack:
         stack.enter_context(patience(retried))
-        options = as_begun(output, given, defaults=defaults, here=_is_here(given, client))
+        here = _is_here(given, client)
+        options = as_begun(output, given, defaults=defaults, here=here)
         volume, options = open_as_begun(source, options, given)
         read = [*read_as("input", source, volume), *read_as("other volume", given.like)]
         folders = folders_of(output, None if labels is None else name_of(labels))
         check_apart(read if labels is None else [*read, *read_as("labels", labels)], folders)
-        cluster = stack.enter_context(open_cluster(given, client, source=source, listeners=told))
-        if cluster is not None:  # for whose workers one may have waited long
-            volume, options = open_as_begun(source, options, given)
+        cluster: Cluster | None = None
+        if not here:
+            from isovoxel.execution.distributed.connect import open_cluster
+
+            cluster = stack.enter_context(open_cluster(given, client, source=source, listeners=told))
+            volume, options = open_as_begun(source, options, given)  # one may have waited long for workers
         sampling = choose_sampling(volume, options)
         order = Order(listeners, cluster, relay)
         if labels is None:

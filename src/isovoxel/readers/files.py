@@ -39,6 +39,10 @@ TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """The first bytes of a TIFF, of either byte order, and of a BigTIFF."""
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 """The first bytes of a PNG."""
+GZIP_MAGIC = b"\x1f\x8b"
+"""The first bytes of a gzip."""
+ZIP_MAGIC = b"PK\x03\x04"
+"""The first bytes of a zip that has members."""
 
 LONGEST_REASON = 200
 """Longest part of another library's message that is repeated."""

@@ -21,7 +21,7 @@ from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.zarr_nodes import ATTRIBUTES, TOP
 from isovoxel.readers.base import Volume, cropped, moved
 from isovoxel.readers.converted import converted
-from isovoxel.readers.files import unreadable
+from isovoxel.readers.files import GZIP_MAGIC, ZIP_MAGIC, unreadable
 from isovoxel.readers.images import Collection, means_several
 from isovoxel.readers.plugins import open_foreign, recognised
 from isovoxel.readers.registry import (
@@ -37,8 +37,8 @@ from isovoxel.readers.selection import EVERYTHING, Selection
 _GIVEN = "given by the caller"
 
 _PACKERS = {
-    b"\x1f\x8b": ("gzip", "gunzip"),
-    b"PK\x03\x04": ("zip", "unzip"),
+    GZIP_MAGIC: ("gzip", "gunzip"),
+    ZIP_MAGIC: ("zip", "unzip"),
     b"BZh": ("bzip2", "bunzip2"),
     b"\xfd7zXZ\0": ("xz", "unxz"),
     b"\x28\xb5\x2f\xfd": ("zstd", "unzstd"),

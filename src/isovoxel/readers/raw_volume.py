@@ -24,12 +24,9 @@ from isovoxel.geometry.grid import AXES
 from isovoxel.planning.memory import human_bytes
 from isovoxel.readers.base import ReadBox, SeriesReader, Volume, check_voxels
 from isovoxel.readers.converted import TransposedReader, part_shape, stored_order, to_zyx
-from isovoxel.readers.files import check_complete
+from isovoxel.readers.files import GZIP_MAGIC, check_complete
 from isovoxel.readers.raw import EndOfFileError, RawReader, open_file
 from isovoxel.readers.selection import Picked, Selection, pick
-
-GZIP_MAGIC = b"\x1f\x8b"
-"""What gzip begins with."""
 
 
 @dataclass(frozen=True)

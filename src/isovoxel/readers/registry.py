@@ -21,7 +21,7 @@ from isovoxel.object_store.addresses import Place
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.zarr_nodes import kind_of_node
 from isovoxel.readers.base import Volume
-from isovoxel.readers.files import PNG_MAGIC, TIFF_MAGIC, needs_extra
+from isovoxel.readers.files import GZIP_MAGIC, PNG_MAGIC, TIFF_MAGIC, ZIP_MAGIC, needs_extra
 from isovoxel.readers.images import Collection
 from isovoxel.readers.selection import Selection
 
@@ -121,6 +121,15 @@ def _late(module: str, function: str, *first: str) -> Callable[..., Any]:
     return call
 
 
+def _begins(*signs: bytes, then: Callable[[Location], bool] = lambda _at: True) -> Callable[[Location], bool]:
+    """Return what recognises a file by its first bytes; where others begin so, too, a function decides."""
+
+    def sniff(at: Location) -> bool:
+        return at.first.startswith(signs) and then(at)
+
+    return sniff
+
+
 def _png(at: Location) -> bool:
     """Return whether a file is a PNG, or a folder holds some."""
     return at.first.startswith(PNG_MAGIC) if at.kind == "file" else _late("png", "has_pngs")(at)
@@ -133,14 +142,14 @@ _ZARR: tuple[Kind, ...] = ("folder", "address")
 FORMATS = (
     Format(
         "TIFF",
-        lambda at: at.first[:4] in TIFF_MAGIC,
+        _begins(*TIFF_MAGIC),
         _late("tiff", "open_tiff"),
         selects=("image", *_ARRAYS),
         images=_late("tiff", "images_of_tiff"),
     ),
     Format(
         "TIFF in gzip",
-        _late("unpacked", "is_packed_tiff"),
+        _begins(GZIP_MAGIC, then=_late("unpacked", "is_packed_tiff")),
         _late("unpacked", "open_packed_tiff"),
         selects=("image", *_ARRAYS),
         images=_late("unpacked", "images_of_packed_tiff"),
@@ -172,7 +181,7 @@ FORMATS = (
     ),
     Format("folders of TIFF slices", _late("slices", "has_slices"), _late("slices", "open_folder"), kinds=("folder",)),
     Format("PNG slices", _png, _late("png", "open_png"), kinds=("file", "folder")),
-    Format(".npy", lambda at: at.first.startswith(b"\x93NUMPY"), _late("raw_headers", "open_npy"), selects=_ARRAYS),
+    Format(".npy", _begins(b"\x93NUMPY"), _late("raw_headers", "open_npy"), selects=_ARRAYS),
     *(
         Format(
             name,
@@ -197,7 +206,7 @@ FORMATS = (
     ),
     Format(
         "zipped zarr",
-        _late("zipped", "is_zip"),
+        _begins(ZIP_MAGIC, then=_late("zipped", "is_zip")),
         _late("zipped", "open_zip"),
         selects=("image", "level", *_ARRAYS),
         inner=True,

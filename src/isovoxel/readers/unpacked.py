@@ -39,7 +39,7 @@ from isovoxel.planning.memory import human_bytes
 from isovoxel.readers.base import ReadBox, Volume
 from isovoxel.readers.files import DAMAGE, TIFF_MAGIC, FileList, file_identity, reason_of, unavailable
 from isovoxel.readers.images import Collection
-from isovoxel.readers.raw_volume import GZIP_MAGIC, first_bytes
+from isovoxel.readers.raw_volume import first_bytes
 from isovoxel.readers.registry import Location
 from isovoxel.readers.selection import Selection
 
@@ -63,8 +63,8 @@ _LOCK, _PART, _WHOLE = "lock", "part", "whole"
 
 
 def is_packed_tiff(at: Location) -> bool:
-    """Return whether a file is a TIFF in gzip."""
-    return at.first.startswith(GZIP_MAGIC) and first_bytes(at.path, 4) in TIFF_MAGIC
+    """Return whether a gzip holds a TIFF."""
+    return first_bytes(at.path, 4) in TIFF_MAGIC
 
 
 def open_packed_tiff(at: Location, selection: Selection) -> Volume:

@@ -26,9 +26,6 @@ from isovoxel.readers.images import Collection
 from isovoxel.readers.registry import Location
 from isovoxel.readers.selection import Selection
 
-MAGIC = b"PK\x03\x04"
-"""The first bytes of a zip that has members."""
-
 MOST_MEMBERS = 1 << 16
 """Of a zip of more members, the list takes more than 100 MB."""
 
@@ -123,9 +120,7 @@ class ZipPlace:
 
 
 def is_zip(at: Location) -> bool:
-    """Return whether a file is a zip that holds a zarr, at its top or in its only folder."""
-    if not at.first.startswith(MAGIC):
-        return False
+    """Return whether a zip holds a zarr, at its top or in its only folder."""
     try:
         if _count(at.path) > MOST_MEMBERS:
             return at.path.suffix == ".ozx" or at.path.name.endswith(".zarr.zip")  # opening it says why not

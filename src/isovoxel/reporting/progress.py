@@ -350,16 +350,12 @@ def in_cell() -> bool:
 
 
 @contextlib.contextmanager
-def job_progress(progress: bool) -> Iterator[Sequence[Listener]]:
-    """Lend what shows a job to a caller of a public function: a view, or nothing.
+def job_progress() -> Iterator[Sequence[Listener]]:
+    """Lend what shows a job to a caller of a public function: a view on a terminal or in a notebook.
 
-    Parameters
-    ----------
-    progress
-        Whether progress is asked for. It is shown on a terminal and in a notebook; a log file gets nothing, because
-        the program that writes it has not asked for lines in it.
+    A log file gets nothing, because the program that writes it has not asked for lines in it.
     """
-    cell, shown = _seen(progress)
+    cell, shown = _seen(progress=True)
     if not shown:
         yield ()
         return
@@ -368,12 +364,12 @@ def job_progress(progress: bool) -> Iterator[Sequence[Listener]]:
 
 
 def reading_progress(progress: bool) -> ReadingView:
-    """Return a view of reading for a caller of a public function; the parameter as of `job_progress`."""
-    cell, shown = _seen(progress)
+    """Return a view of reading for a caller of a public function, which shows nothing where none is asked for."""
+    cell, shown = _seen(progress=progress)
     return ReadingView(quiet=not shown, cell=cell)
 
 
-def _seen(progress: bool) -> tuple[bool, bool]:
+def _seen(*, progress: bool) -> tuple[bool, bool]:
     """Return whether progress is shown in a notebook's cell, and whether it is shown at all."""
     cell = progress and in_cell()
     return cell, cell or (progress and sys.stderr is not None and sys.stderr.isatty())
