@@ -12,6 +12,7 @@ import tifffile
 
 from isovoxel.errors import CorruptInputError, InputError
 from isovoxel.geometry.box import Box
+from isovoxel.metadata.tiff import read_micromanager
 from isovoxel.readers.files import unreadable
 from isovoxel.readers.open import open_volume
 from isovoxel.readers.selection import Selection
@@ -238,12 +239,67 @@ def test_sizes_of_instruments(given: str, n: int, expected: Any, tmp_path: Path)
         assert volume.unit == expected[1]
 
 
-def test_the_companion_of_a_file_is_named(tmp_path: Path) -> None:
-    """A file whose OME-XML stands in another says in which, and what to do."""
-    xml = f'{HEAD}<BinaryOnly MetadataFile="x.companion.ome" UUID="urn:uuid:1"/></OME>'.encode()
-    tifffile.imwrite(tmp_path / "a.ome.tif", STACK, metadata=None, photometric="minisblack", description=xml)
-    with pytest.raises(InputError, match=r"another, 'x\.companion\.ome', which .* write them as one OME-TIFF"):
-        open_volume(tmp_path / "a.ome.tif")
+# ---- Micro-Manager -----------------------------------------------------------------------------------------------
+
+
+def ndtiff(folder: Path, summary: dict[str, Any], pages: list[dict[str, Any]]) -> Path:
+    """Write an NDTiff of two channels by Micro-Manager's own library, with what it says of each plane."""
+    pytest.importorskip("ndstorage", reason="ndstorage is in the extra test-all only")
+    from ndstorage import NDTiffDataset
+
+    if np.lib.NumpyVersion(np.__version__) < "2.0.0":
+        pytest.skip("tifffile reads an NDTiff by NumPy 2 only")
+    data = NDTiffDataset(str(folder), name="a", writable=True, summary_metadata=summary)
+    for z, said in enumerate(pages):
+        for c, channel in enumerate(("DAPI", "GFP")):
+            data.put_image({"z": z, "channel": channel}, TWO[z, c], said)
+    data.finish()
+    data.close()
+    (path,) = folder.rglob("*.tif")
+    return path
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # ndstorage's
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("summary", [{"z-step_um": -2.0}, {}])
+def test_an_ndtiff_has_its_voxel_size(summary: dict[str, Any], whole: bool, tmp_path: Path) -> None:
+    """By the step between planes, or where they lie; by its file or its folder."""
+    pages = [{"PixelSizeUm": 0.5, "ZPositionUm": 8.0 - 2 * z} for z in range(6)]
+    path = ndtiff(tmp_path, summary, pages)
+    volume = open_volume(path.parent if whole else path)
+    assert (volume.voxel_size, volume.unit) == ((2, 0.5, 0.5), "micrometer")
+    assert volume.kind == "NDTiff" + " slices" * whole
+    np.testing.assert_array_equal(read_all(path.parent if whole else path), TWO.swapaxes(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("summary", "page", "positions", "expected"),
+    [
+        ({"z-step_um": 2.0}, {"PixelSizeUm": 0.5}, (), (2, 0.5, 0.5)),
+        ({"z-step_um": -2, "PixelSize_um": 0.5}, {"PixelSizeUm": 0}, (), (2, 0.5, 0.5)),
+        ({}, {"PixelSizeUm": 0.5}, (7.0, 5.0, -3.0, 6), (2, 0.5, 0.5)),
+        ({"z-step_um": 0}, {"PixelSizeUm": 0.5}, (), "no distance between planes (z-step_um) for z"),
+        ({}, {"PixelSizeUm": 0.5}, (7.0, None, -3.0, 6), "no distance between planes (z-step_um) for z"),
+        ({}, {"PixelSizeUm": 0.5}, (7.0, 5.0, -3.5, 6), "planes at uneven distances (ZPositionUm) for z"),
+        ({}, {"PixelSizeUm": 0.5}, (5.0, 5.0, 5.0, 6), "the size 0 'micrometer'"),
+        ({"z-step_um": 2.0}, {}, (), "no pixel size (PixelSizeUm) for y and x"),
+        ({"z-step_um": 2.0, "PixelSize_um": "wide"}, {"PixelSizeUm": 0.0}, (), "no pixel size (PixelSizeUm) for y"),
+    ],
+)
+def test_micro_managers_sizes(
+    summary: dict[str, Any], page: dict[str, Any], positions: tuple[Any, ...], expected: Any
+) -> None:
+    """What it does not say, or says of a stage that did not move evenly, has a reason."""
+    found = read_micromanager(summary, page, positions)
+    if isinstance(expected, str):
+        assert expected in found.missing
+    else:
+        assert (found.voxel_size, found.unit) == (expected, "micrometer")
+
+
+def test_one_plane_of_micro_manager_is_as_thick_as_its_pixels() -> None:
+    """As any plane is."""
+    assert read_micromanager({}, {"PixelSizeUm": 0.5}, (), flat=True).voxel_size == (0.5, 0.5, 0.5)
 
 
 # ---- who is to blame ---------------------------------------------------------------------------------------------
@@ -343,3 +399,11 @@ def test_pages_of_scanimage_that_are_no_slices_are_refused(
     with pytest.raises(InputError, match=f"is ScanImage's, and {message}.*; write it as .*, or if .* give --axes zyx"):
         open_volume(path)
     assert open_volume(path, selection=Selection(axes="zyx")).shape == (planes, 24, 32)
+
+
+def test_what_tifffile_wrote_before_it_wrote_json_is_read(tmp_path: Path) -> None:
+    """Its description was the shape alone."""
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, STACK, metadata=None, description="shape=(6,24,32)", software="tifffile.py")
+    np.testing.assert_array_equal(read_all(path)[0], STACK)
+    assert "no spacing" in open_volume(path).missing

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from decimal import Decimal
-from math import isfinite
+from math import isclose, isfinite
 from typing import Any
 
 import numpy as np
@@ -260,6 +260,46 @@ def read_scanimage(values: Mapping[str, Any], shape: tuple[int, int, int], *, fl
     z = Length(None if step is None else abs(step), "micrometer", "no step between slices")
     x, y = (Length(size, "micrometer", "no field of view (imagingFovUm)") for size in sizes)
     return calibrate("ScanImage's header", "ScanImage's field of view and step between slices", (z, y, x), flat=flat)
+
+
+def read_micromanager(
+    summary: Mapping[str, Any], page: Mapping[str, Any], positions: Sequence[Any], *, flat: bool = False
+) -> Calibration:
+    """Return the voxel size that Micro-Manager states in an NDTiff or a stack of its own, in micrometres.
+
+    Parameters
+    ----------
+    summary
+        What it says of the acquisition.
+    page
+        What it says of the first page.
+    positions
+        What it says of where the first plane lies along z, the second and the last, and how many planes there are.
+    flat
+        As in `calibrate`.
+    """
+    sizes = [_number(said.get(key)) for said in (page, summary) for key in ("PixelSizeUm", "PixelSize_um")]
+    pixel = next((size for size in sizes if size), None)
+    y = x = Length(pixel, "micrometer", "no pixel size (PixelSizeUm)")
+    return calibrate(
+        "Micro-Manager's metadata",
+        "Micro-Manager's PixelSizeUm and z-step_um",
+        (_micromanager_step(summary, positions), y, x),
+        flat=flat,
+    )
+
+
+def _micromanager_step(summary: Mapping[str, Any], positions: Sequence[Any]) -> Length:
+    """Return the distance between planes: by what was set, or else by where they lie."""
+    if step := _number(summary.get("z-step_um")):
+        return Length(abs(step), "micrometer")
+    first, second, last, count = (_number(position) for position in positions or [None] * 4)
+    if first is None or second is None or last is None or count is None:
+        return Length(None, None, "no distance between planes (z-step_um)")
+    step = abs(second - first)
+    if not isclose(step * (count - 1), abs(last - first), rel_tol=0.01):
+        return Length(None, None, "planes at uneven distances (ZPositionUm)")
+    return Length(step, "micrometer")
 
 
 def scanimage_doubt(values: Mapping[str, Any], planes: int, axes: str) -> str:

@@ -148,6 +148,13 @@ FORMATS = (
         images=_late("tiff", "images_of_tiff"),
     ),
     Format(
+        "companion.ome",
+        _late("tiff_companion", "is_companion"),
+        _late("tiff", "open_tiff"),
+        selects=("image", *_ARRAYS),
+        images=_late("tiff", "images_of_tiff"),
+    ),
+    Format(
         "TIFF in gzip",
         _begins(GZIP_MAGIC, then=_late("unpacked", "is_packed_tiff")),
         _late("unpacked", "open_packed_tiff"),

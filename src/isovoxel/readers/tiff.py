@@ -22,7 +22,6 @@ import tifffile
 from isovoxel.errors import InputError, IsovoxelError, OptionError
 from isovoxel.geometry.box import Index3
 from isovoxel.metadata.ome_xml import (
-    read_companion,
     read_ome_xml,
     read_ome_xml_channels,
     read_ome_xml_step,
@@ -36,6 +35,7 @@ from isovoxel.metadata.tiff import (
     read_imagej_channels,
     read_imagej_step,
     read_lsm,
+    read_micromanager,
     read_scanimage,
     read_stk,
     read_tiff_tags,
@@ -47,11 +47,11 @@ from isovoxel.readers.files import FileList, check_complete, file_identity, unre
 from isovoxel.readers.images import Collection, ImageEntry, find_image
 from isovoxel.readers.registry import Location
 from isovoxel.readers.selection import EVERYTHING, GIVEN, Picked, Selection, pick
-from isovoxel.readers.tiff_layout import Stack, reader_of
-from isovoxel.readers.tiff_pages import Directories, read_directories
+from isovoxel.readers.tiff_companion import find_tiff
+from isovoxel.readers.tiff_layout import Stack, planes_of, reader_of
+from isovoxel.readers.tiff_pages import Directories
 from isovoxel.readers.tiff_reader import PlaneReader
 from isovoxel.readers.tiff_stacks import (
-    AS_ONE,
     Image,
     broken_chain,
     check_covered,
@@ -64,8 +64,14 @@ from isovoxel.readers.tiff_stacks import (
 # What tifffile logs of broken files is found again here and raised; without this it would land on stderr too.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
-_KINDS = {"imagej": "ImageJ TIFF", "ome": "OME-TIFF"}
-_AXES_SOURCES = {"imagej": "ImageJ description", "ome": "OME-XML", "shaped": "tifffile's description"}
+_MICROMANAGER = ("ndtiff", "mmstack")
+_KINDS = {"imagej": "ImageJ TIFF", "ome": "OME-TIFF", "ndtiff": "NDTiff"}
+_AXES_SOURCES = {
+    "imagej": "ImageJ description",
+    "ome": "OME-XML",
+    "shaped": "tifffile's description",
+    **dict.fromkeys(_MICROMANAGER, "Micro-Manager's index"),
+}
 _UNIT_SOURCES = {"imagej": "ImageJ unit", "ome": "OME-XML"}
 _UNNAMED = {"Q": "", "I": ""}
 
@@ -89,12 +95,11 @@ def open_tiff(at: Location, selection: Selection) -> Volume:
     OptionError
         If it has no such channel or time point.
     """
-    path, name = at.path, at.name
-    own = read_directories(path)
-    if not len(own):
-        raise InputError(f"{name} is truncated or no TIFF: the file does not hold all of its first directory")
+    name = at.name
     try:
-        with tifffile.TiffFile(path) as tif:
+        source = find_tiff(at)
+        own = source.directories
+        with source.open() as tif:
             # Before tifffile parses it: a document type definition is refused here.
             pixels = read_pixels(tif.ome_metadata or "", name) if tif.is_ome else []
             images, found = _chosen(tif, own, name, selection)
@@ -112,7 +117,11 @@ def open_tiff(at: Location, selection: Selection) -> Volume:
         raise
     except Exception as error:
         raise unreadable(name, "TIFF", error) from error
-    now = partial(_identity_of, path, reader.files[1:])
+    path, others = at.path, reader.files[1:]
+    if source.companion is not None:
+        files = (*map(str, (source.companion.resolve(), source.path.resolve())), *reader.files)
+        others = tuple(file for file in dict.fromkeys(files) if file != str(path.resolve()))
+    now = partial(_identity_of, path, others)
     named = _AXES_SOURCES.get(stack.kind, "unnamed pages, taken as z") if selection.axes is None else GIVEN
     sources = {"shape": "TIFF pages", "axes": picked.told(named)}
     identity = {**now(), **picked.chosen, **selection.identity("axes")}
@@ -133,7 +142,7 @@ def open_tiff(at: Location, selection: Selection) -> Volume:
         voxel_size=calibration.voxel_size,
         unit=calibration.unit,
         sources=sources,
-        files=FileList((str(path.resolve()), *reader.files)),
+        files=FileList((str(path.resolve()), *others, *reader.files[:1])),
         identity=identity,
         current_identity=now,
         missing=calibration.missing,
@@ -150,12 +159,12 @@ def images_of_tiff(at: Location) -> Collection:
     InputError
         As `open_tiff`.
     """
-    own = read_directories(at.path)
     try:
-        with tifffile.TiffFile(at.path) as tif:
+        source = find_tiff(at)
+        with source.open() as tif:
             if tif.is_ome:
                 read_pixels(tif.ome_metadata or "", at.name)  # before tifffile parses it, as above
-            images = _images(tif, own, at.name)
+            images = _images(tif, source.directories, at.name)
     except IsovoxelError:
         raise
     except Exception as error:
@@ -209,9 +218,33 @@ def _calibration(
         return read_lsm(tif.lsm_metadata or {}, flat=flat)
     if stack.kind == "stk":
         return read_stk(tif.stk_metadata or {}, flat=flat)
+    if stack.kind in _MICROMANAGER:
+        return _micromanager(tif, stack, found.picked, flat=flat)
     if tif.is_scanimage:
         return read_scanimage(_scanimage_values(tif), found.shape, flat=flat)
     return calibration_of(stack.page, stack.kind, flat=flat)
+
+
+def _micromanager(tif: tifffile.TiffFile, stack: Stack, picked: Picked, *, flat: bool) -> Calibration:
+    """Return the voxel size that Micro-Manager states, and where its pages lie if it does not say how far apart."""
+    summary = _mapping((tif.micromanager_metadata or {}).get("Summary"))
+    pages = planes_of(stack.shape, picked.at((0,) * len(picked.series))).tolist()
+    first, *others = (_said_of_page(stack, page) for page in dict.fromkeys((pages[0], *pages[1:2], pages[-1])))
+    places = [said.get("ZPositionUm") for said in (first, *others)]
+    positions = (places[0], places[1], places[-1], len(pages)) if len(pages) > 1 else ()
+    return read_micromanager(summary, first, positions, flat=flat)
+
+
+def _said_of_page(stack: Stack, page: int) -> Mapping[str, Any]:
+    """Return what Micro-Manager says of a page, which may lie in a file that is not open; nothing where it does not."""
+    if page >= len(stack.index) or stack.index[page] < 0:
+        return {}
+    with tifffile.TiffFile(stack.files[stack.file_of_page[page]].path) as tif:
+        return _mapping(tif.pages.get(int(stack.index[page])).aspage().tags.valueof("MicroManagerMetadata"))
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _scanimage_values(tif: tifffile.TiffFile) -> Mapping[str, Any]:
@@ -316,12 +349,6 @@ def _check_plain(tif: tifffile.TiffFile, own: Directories, name: str) -> None:
         if images.isdecimal() and page.dataoffsets:
             check_complete(name, page.dataoffsets[0] + int(images) * page.nbytes, own.path.stat().st_size)
     _check_chain(own, name)
-    companion = read_companion(tif.ome_metadata or "", name) if tif.is_ome else None
-    if companion is not None:
-        raise InputError(
-            f"{name} is one file of several, and what its pages are stands in another, {companion[:100]!r}, which "
-            f"isovoxel does not read; {AS_ONE}"
-        )
     if tif.is_imagej or tif.is_ome or tif.is_shaped:
         raise InputError(
             f"{name} is incomplete or one file of several: the image that its description tells of "
@@ -344,7 +371,9 @@ def calibration_of(page: tifffile.TiffPage, kind: str, *, flat: bool = False) ->
         return read_imagej(page.imagej_description or "", x, y, unit, flat=flat)
     if "<OME" in page.description[:1000]:  # whole, it would have made this an OME-TIFF
         return Calibration(missing="its OME-XML is cut short")
-    description = json.loads(page.shaped_description or "{}") if kind == "shaped" else {}
+    description: object = {}
+    with suppress(ValueError):  # before 2015 tifffile wrote no JSON, but "shape=(5, 512, 512)"
+        description = json.loads(page.shaped_description or "{}") if kind == "shaped" else {}
     return read_tiff_tags(description if isinstance(description, dict) else {}, x, y, unit, flat=flat)
 
 
