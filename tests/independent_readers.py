@@ -25,6 +25,11 @@ WHY = {
     "ome_zarr": "ome-zarr-py is not installed; its s3fs and CI's moto want other botocores",
     "npy2bdv": "npy2bdv is in the extra test-all only",
     "SimpleITK": "SimpleITK is in the extra test-all only",
+    **{
+        name: f"{name} is in the extra test-all only"
+        for name in ("ndstorage", "pylibCZIrw", "czifile", "mrc", "bioio_czi", "bioio_nd2", "bioio_dv", "nd2reader")
+    },
+    "imaris_ims_file_reader": "imaris-ims-file-reader is in the extra test-all only",
     "napari_ome_zarr": "napari-ome-zarr is not installed; it brings napari, which is too large for CI",
 }
 """Why a reader may not be there."""

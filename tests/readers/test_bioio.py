@@ -174,6 +174,23 @@ def test_several_channels_are_a_series(tmp_path: Path) -> None:
         np.testing.assert_array_equal(out[c], scaled)
 
 
+def test_an_image_whose_voxels_the_reader_cannot_give_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When it is opened: bioio-lif tells the shape of an xz scan, and fails over its planes."""
+    path = lif(tmp_path / "a.lif")
+    reader = library("bioio_lif.reader").Reader
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise ValueError("frame dimensions ('Z', 'X') are fixed")
+
+    monkeypatch.setattr(reader, "_get_image_data", staticmethod(fail))
+    with pytest.raises(
+        InputError, match=r"by bioio-lif: frame dimensions .* are fixed; it reads planes of y and x only"
+    ):
+        open_volume(path)
+
+
 def test_several_images_are_refused(tmp_path: Path) -> None:
     """Which one is meant, bioio's names for them help to say."""
     reader = library("bioio_ome_tiff").Reader
@@ -181,7 +198,7 @@ def test_several_images_are_refused(tmp_path: Path) -> None:
     with tifffile.TiffWriter(path, ome=True) as writer:
         for _ in range(2):
             writer.write(STACK, photometric="minisblack", metadata={"axes": "ZYX"})
-    with pytest.raises(InputError, match=r"holds 2 images \(Image:0, Image:1\)"):
+    with pytest.raises(InputError, match=r"holds 2 images \(0 \(Image:0\), 1 \(Image:1\)\); give --image"):
         volume_of_reader(reader(str(path)), path, "a.tif", "OME-TIFF", EVERYTHING)
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -249,6 +251,59 @@ def nifti_seen(path: Path) -> Seen:
     return voxels, tuple(1000 * one for one in size or ())
 
 
+def by_ndstorage(path: Path) -> Path:
+    """Write an NDTiff."""
+    data = library("ndstorage").NDTiffDataset(
+        str(path.parent), name="a", writable=True, summary_metadata={"z-step_um": SIZE[0]}
+    )
+    if np.lib.NumpyVersion(np.__version__) < "2.0.0":
+        pytest.skip("tifffile reads an NDTiff by NumPy 2 only")
+    for z, plane in enumerate(STACK):
+        data.put_image({"z": z}, plane, {"PixelSizeUm": SIZE[1]})
+    data.finish()
+    data.close()
+    (folder,) = path.parent.glob("a_*")
+    return folder / "a_NDTiffStack.tif"
+
+
+def ndtiff_seen(path: Path) -> Seen:
+    """Read it with ndstorage."""
+    data = library("ndstorage").NDTiffDataset(str(path.parent))
+    pixel = float(data.read_metadata(z=0)["PixelSizeUm"])
+    voxels, size = np.asarray(data.as_array()), (float(data.summary_metadata["z-step_um"]), pixel, pixel)
+    data.close()
+    return voxels, size
+
+
+def by_zeiss(path: Path) -> Path:
+    """Write a CZI."""
+    with library("pylibCZIrw.czi").create_czi(str(path)) as file:
+        for z, plane in enumerate(STACK):
+            file.write(data=plane[..., None], plane={"C": 0, "Z": z, "T": 0})
+        file.write_metadata("a", **{f"scale_{axis}": 1e-6 * one for axis, one in zip("zyx", SIZE, strict=True)})
+    return path
+
+
+def czi_seen(path: Path) -> Seen:
+    """Read it with czifile, its sizes in the XML."""
+    with library("czifile").CziFile(path) as file:
+        sizes = dict(re.findall(r'<Distance Id="(.)">\s*<Value>(.*?)</Value>', file.metadata()))
+        return file.asarray().squeeze(), tuple(1e6 * float(sizes[axis]) for axis in "ZYX")
+
+
+def by_mrc(path: Path) -> Path:
+    """Write a DV."""
+    library("mrc").imsave(str(path), STACK, resolution=SIZE[::-1])
+    return path
+
+
+def dv_seen(path: Path) -> Seen:
+    """Read it with mrcfile, for which its sizes are those of a cell."""
+    warnings.simplefilter("ignore", RuntimeWarning)  # of a DV's other magic number
+    with mrcfile.open(path, permissive=True) as file:
+        return file.data.copy(), tuple(float(file.header.cella[axis]) for axis in "zyx")
+
+
 def saved(path: Path) -> Path:
     """Write a .npy file."""
     np.save(path, STACK)
@@ -357,10 +412,14 @@ FOREIGN = (
     Foreign("NRRD, gzip", "SimpleITK", "SimpleITK", "b.nrrd", by_simpleitk, simpleitk_seen),
     Foreign("MetaImage, zlib", "SimpleITK", "SimpleITK", "a.mha", by_simpleitk, simpleitk_seen),
     Foreign("MRC", "mrcfile", "mrcfile", "a.mrc", by_mrcfile, mrcfile_seen),
+    Foreign("NDTiff", "ndstorage", "ndstorage", "a.tif", by_ndstorage, ndtiff_seen),
+    Foreign("CZI", "pylibCZIrw", "czifile", "a.czi", by_zeiss, czi_seen),
+    Foreign("DV", "mrc", "mrcfile", "a.dv", by_mrc, dv_seen),
     Foreign(".npy", "NumPy", "NumPy", "a.npy", saved, lambda path: (np.load(path), None)),
 )
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # of others
 @pytest.mark.parametrize("foreign", FOREIGN, ids=lambda one: f"{one.kind} by {one.writer}")
 def test_a_file_of_another_program_is_what_its_readers_see(foreign: Foreign, tmp_path: Path) -> None:
     """Voxel by voxel, with the same voxel size; and a part of it is that part."""
@@ -378,8 +437,99 @@ def test_a_file_of_another_program_is_what_its_readers_see(foreign: Foreign, tmp
     print(f"| {foreign.kind} | {foreign.writer} | {shape} | {shown}{unit} | {foreign.reader} |")
 
 
-def test_the_page_of_formats_has_the_table() -> None:
+# ---- files of the makers' own programs -------------------------------------------------------------------------------
+
+FOLDER = "ISOVOXEL_FOREIGN_FILES"
+"""The variable that names a folder with the files of `MADE`, which are too large, or not ours, to be kept here."""
+
+
+def nd2_seen(path: Path) -> np.ndarray:
+    """Read an ND2 with nd2reader."""
+    with library("nd2reader").ND2Reader(str(path)) as file:
+        file.bundle_axes = "".join(axis for axis in "tczyx" if axis in file.sizes)
+        return np.asarray(file[0])
+
+
+def ims_seen(path: Path) -> np.ndarray:
+    """Read an Imaris file with imaris-ims-file-reader."""
+    return np.asarray(library("imaris_ims_file_reader.ims").ims(str(path), squeeze_output=False)[:])
+
+
+def mrc_seen(path: Path) -> np.ndarray:
+    """Read a DV with mrcfile: its sections, one behind the other."""
+    with mrcfile.open(path, permissive=True) as file:
+        return file.data.copy()
+
+
+@dataclass(frozen=True)
+class Made:
+    """A file that a microscope's program has made."""
+
+    kind: str
+    """What the table calls it."""
+    writer: str
+    """The program."""
+    reader: str
+    """Whom isovoxel is compared with."""
+    name: str
+    """Of the file."""
+    source: str
+    """Where it is from."""
+    shape: tuple[int, ...]
+    """Volumes, z, y, x."""
+    voxel_size: tuple[float, float, float]
+    """In micrometres, as the other reader says it."""
+    seen: Callable[[Path], np.ndarray]
+    """Reads its voxels."""
+
+
+MADE = (
+    Made(
+        "CZI",
+        "ZEN",
+        "czifile",
+        "s_1_t_1_c_1_z_1.czi",
+        "aicsimageio",
+        (1, 1, 325, 475),
+        (1.083333, 1.083333, 1.083333),
+        lambda path: library("czifile").imread(path),
+    ),
+    Made(
+        "ND2", "NIS-Elements", "nd2reader", "cluster.nd2", "pims", (6, 10, 31, 38), (0.5, 0.167809, 0.167809), nd2_seen
+    ),
+    Made("DV", "softWoRx", "mrcfile", "toxo.dv", "mrc", (2, 17, 128, 128), (0.3, 0.13262, 0.13262), mrc_seen),
+    Made(
+        "Imaris",
+        "Imaris",
+        "imaris-ims-file-reader",
+        "brain_crop3.ims",
+        "imaris-ims-file-reader",
+        (2, 51, 635, 673),
+        (5.33, 0.498, 0.498),
+        ims_seen,
+    ),
+)
+
+
+@pytest.mark.filterwarnings("ignore")  # of others
+@pytest.mark.parametrize("made", MADE, ids=lambda one: one.kind)
+def test_a_file_of_a_microscope_is_what_its_readers_see(made: Made) -> None:
+    """All volumes of it, voxel by voxel."""
+    path = Path(os.environ.get(FOLDER, "")) / made.name
+    if FOLDER not in os.environ or not path.is_file():
+        pytest.skip(f"{FOLDER} names no folder with {made.name}, which comes with {made.source}")
+    if made.kind != "Imaris":
+        library(f"bioio_{made.kind.lower()}")
+    volume = open_volume(path)
+    voxels = np.stack([volume.read(Box((0, 0, 0), volume.shape, at)) for at in range(volume.n_volumes)])
+    assert voxels.shape == made.shape
+    np.testing.assert_array_equal(voxels.reshape(-1), made.seen(path).reshape(-1))
+    assert volume.voxel_size == pytest.approx(made.voxel_size, rel=1e-3)
+
+
+def test_the_page_of_formats_has_the_tables() -> None:
     """Row by row: who writes each kind, and with whom isovoxel is compared."""
     page = (Path(__file__).parents[2] / "examples" / "formats.md").read_text("utf-8")
     rows = {tuple(cell.strip() for cell in line.strip("| ").split("|")) for line in page.splitlines()}
     assert {(one.kind, one.writer, one.reader) for one in FOREIGN} <= rows
+    assert {(one.kind, one.writer, f"`{one.name}`, of {one.source}", one.reader) for one in MADE} <= rows

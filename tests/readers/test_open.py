@@ -82,7 +82,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         ("empty", r"is empty \(0 bytes\)"),
         (
             "text",
-            "is of no kind that isovoxel knows; isovoxel reads TIFF, TIFF in gzip, OME-Zarr, zarr arrays, N5, Neuro",
+            "is of no kind that isovoxel knows; isovoxel reads TIFF, companion.ome, TIFF in gzip, OME-Zarr,",
         ),
         ("folder", "is a folder but no zarr"),
         ("pipe", "is neither a file nor a folder"),

@@ -24,7 +24,7 @@ from isovoxel.geometry.box import Box, Index3
 from isovoxel.metadata.series import Channel, chosen_channels, time_step
 from isovoxel.metadata.units import Length, calibrate
 from isovoxel.readers.base import SeriesReader, Volume, check_voxels
-from isovoxel.readers.files import FileList, file_identity, needs_extra, unreadable
+from isovoxel.readers.files import FileList, file_identity, needs_extra, reason_of, unreadable
 from isovoxel.readers.images import Collection, ImageEntry, find_image, listed
 from isovoxel.readers.registry import Location
 from isovoxel.readers.selection import Picked, Selection, pick
@@ -210,6 +210,8 @@ def volume_of_reader(reader: Any, path: Path, name: str, kind: str, selection: S
     check_voxels(name, shape, dtype)
     z, y, x = picked.shape(array.chunksize)
     first = DaskReader(name, array, picked, (z, y, x), dtype)
+    if kind == "LIF":
+        _check_plane(first)
     read = SeriesReader(picked.lengths, partial(_member, first)) if picked.series else first
     sizes = reader.physical_pixel_sizes
     lengths = (Length(size, "micrometer") for size in (sizes.Z, sizes.Y, sizes.X))
@@ -236,6 +238,17 @@ def volume_of_reader(reader: Any, path: Path, name: str, kind: str, selection: S
         series=picked.axes(_step(reader)),
         channels=chosen_channels(_channels(reader), _length(axes, array.shape, "c"), picked.chosen.get("channel")),
     )
+
+
+def _check_plane(reader: DaskReader) -> None:
+    """Read a voxel: bioio-lif opens scans of other planes than y and x, and fails when their voxels are wanted."""
+    try:
+        reader(Box((0, 0, 0), (1, 1, 1)))
+    except InputError as error:
+        raise InputError(
+            f"{reader.name} cannot be read by bioio-lif: {reason_of(error.__cause__ or error)}; it reads planes of y "
+            "and x only: save an image of other planes (an xz scan), or one of wavelengths, as OME-TIFF"
+        ) from error
 
 
 def _member(first: DaskReader, place: Sequence[int]) -> DaskReader:

@@ -61,11 +61,12 @@ def open_volume(
     Parameters
     ----------
     source
-        Path of a TIFF (ImageJ, OME-TIFF, BigTIFF, also in gzip), a folder or a pattern (``*.tif``) of TIFF or PNG
-        slices, a zarr array, an OME-Zarr image, a zipped zarr (``.ozx``), an N5 dataset, a Neuroglancer precomputed
-        volume, an HDF5 (``file.h5:/path/to/dataset``), Imaris, BigDataViewer (``.xml``), NIfTI, NRRD, MetaImage, MRC,
-        CZI, LIF, ND2, DV or ``.npy`` file; or the address of a zarr array or an OME-Zarr image in an object store, such
-        as "s3://bucket/a.zarr"; or a NumPy array, a dask array, a zarr array or an open `Volume`. Always z, y, x.
+        Path of a TIFF (ImageJ, OME-TIFF, BigTIFF, also in gzip), a ``companion.ome``, a folder or a pattern (``*.tif``)
+        of TIFF or PNG slices, a zarr array, an OME-Zarr image, a zipped zarr (``.ozx``), an N5 dataset, a Neuroglancer
+        precomputed volume, an HDF5 (``file.h5:/path/to/dataset``), Imaris, BigDataViewer (``.xml``), NIfTI, NRRD,
+        MetaImage, MRC, CZI, LIF, ND2, DV or ``.npy`` file; or the address of a zarr array or an OME-Zarr image in an
+        object store, such as "s3://bucket/a.zarr"; or a NumPy array, a dask array, a zarr array or an open `Volume`.
+        Always z, y, x.
     voxel_size
         Physical voxel size, z, y, x; overrides what the input says.
     unit
