@@ -136,7 +136,7 @@ class OmeZarrWriter:
         if self._encoder.is_empty(data):
             return self.leave_out(box)
         shard = self._store.begin(self._place(box), self._encoder.storage)
-        self._encoder.encode(shard, data, box.relative_to(part.start))
+        self._encoder.encode(shard, data, box.relative_to(part.start).of(0))
         return shard
 
     def leave_out(self, box: Box) -> PendingShard:
