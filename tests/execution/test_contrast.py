@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,15 @@ def test_an_interruption_in_the_end_is_a_job_to_go_on_with(tmp_path: Path, monke
     result = isovoxel.scale(voxels, tmp_path / "out.zarr", **OPTIONS)
     assert result.tally.done_before == result.plan.all_blocks
     assert omero(tmp_path / "out.zarr")["channels"]
+
+
+def test_windows_do_not_depend_on_the_number_of_threads(tmp_path: Path) -> None:
+    """Of any number of chunks."""
+    voxels = np.random.default_rng(3).normal(0, 100, (16, 32, 32)).astype(np.float32)
+    plan = isovoxel.scale(voxels, tmp_path / "out.zarr", **OPTIONS).plan
+    one, many = (contrast.display_windows(tmp_path / "out.zarr", replace(plan, in_flight=n)) for n in (1, 5))
+    assert one == many
+    assert one[0].high > one[0].low
 
 
 def test_few_chunks_are_read_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
