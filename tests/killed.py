@@ -19,13 +19,15 @@ from typing import Any
 
 import dask.array  # noqa: F401 - loaded here once, not in every child
 import numpy as np
-import pyclesperanto_prototype  # noqa: F401
 import zarr
 
 import isovoxel
 from isovoxel.execution.events import BlockDone, Event, JobStarted
 from isovoxel.execution.output import output_state
 from isovoxel.output.ledger import Ledger, ledger_of
+
+if sys.argv[1:2] == ["cle"]:
+    import pyclesperanto_prototype  # noqa: F401
 
 EARLY = 0.2
 """How many of the kills come before the first block is begun."""
