@@ -128,6 +128,7 @@ def test_the_job_benchmark_takes_one_large_case_and_verifies_it(tmp_path: Path) 
     assert all(job["largest_error"] <= 0.501 for job in case["jobs"])
 
 
+@pytest.mark.slow
 def test_the_aliasing_benchmark_shows_what_antialiasing_is_for(tmp_path: Path) -> None:
     """Unfiltered, what the result cannot hold stays as something else; filtered, it goes and the rest stays."""
     said = run("aliasing", "--side", 400, "--png", tmp_path / "plate.png")

@@ -156,6 +156,7 @@ def test_an_interrupted_plate_is_gone_on_with(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.isovoxel"))
 
 
+@pytest.mark.slow
 def test_a_killed_plate_is_gone_on_with(tmp_path: Path) -> None:
     """Wherever SIGKILL meets it."""
     source, out = plate(tmp_path / "plate.zarr"), tmp_path / "out.zarr"
