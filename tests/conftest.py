@@ -109,6 +109,22 @@ def isovoxel(
     return run
 
 
+@pytest.fixture(scope="session")
+def blastocyst() -> Any:
+    """Return the demo's stack, which takes a second to make."""
+    from isovoxel import demo
+
+    return demo.blastocyst()
+
+
+@pytest.fixture
+def _made_before(monkeypatch: pytest.MonkeyPatch, blastocyst: Any) -> None:
+    """Let the demo write the stack that other tests have made."""
+    from isovoxel import demo
+
+    monkeypatch.setattr(demo, "blastocyst", lambda: blastocyst)
+
+
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
     """Where an output shall be."""

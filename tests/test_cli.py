@@ -124,6 +124,7 @@ def test_devices_lists_what_is_there(isovoxel: Isovoxel) -> None:
         assert 0 < device["largest_allocation"] <= device["memory"]
 
 
+@pytest.mark.usefixtures("_made_before")
 def test_demo_does_all_of_it(isovoxel: Isovoxel, tmp_path: Path) -> None:
     """It ends with an isotropic result and a picture of it, and shows each command that it runs."""
     said = isovoxel("demo", tmp_path / "demo")

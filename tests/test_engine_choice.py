@@ -205,6 +205,7 @@ def test_an_unknown_engine_is_an_unknown_engine() -> None:
     assert choose_engine(PLAIN, "clij", "gpu", lambda: HAS) == EngineChoice("clij")
 
 
+@pytest.mark.usefixtures("_made_before")
 def test_the_demo_scales_by_cle(isovoxel: Isovoxel, tmp_path: Path) -> None:
     """Where clEsperanto is there, and says whose and which version."""
     said = isovoxel("demo", tmp_path / "demo")

@@ -35,7 +35,7 @@ ELSEWHERE = (
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, _made_before: None) -> Path:
     """Work in a folder that holds the demo's stack."""
     monkeypatch.chdir(tmp_path)
     write_blastocyst(tmp_path / "blastocyst.tif")

@@ -365,6 +365,7 @@ def test_a_link_is_not_replaced_by_a_picture(here: Path, isovoxel: Isovoxel) -> 
     assert snapshot(here) == before
 
 
+@pytest.mark.usefixtures("_made_before")
 @pytest.mark.parametrize("name", ["blastocyst.tif", "isotropic.zarr", "before_after.png"])
 def test_the_demo_replaces_nothing_of_the_users(name: str, here: Path, isovoxel: Isovoxel) -> None:
     """Files of its names are the user's, unless it has made them."""
