@@ -88,13 +88,18 @@ def peak_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def return_freed_memory() -> None:
+def return_freed_memory(counted: int) -> None:
     """Return memory that is freed to the operating system, where the C library keeps it (glibc).
+
+    It is done where the process holds more than is `counted` before a level's first block (`HostLimits.baseline`): the
+    garbage collector looks at all that the libraries hold, which takes longer than a small image.
 
     Threads of a level leave free memory in their heaps, of decoded chunks above all: on an H200 with 32 cores 0.9 GB,
     beside which the next level's buffers exceeded the projection. What a level held may refer to itself, and is freed
     by the garbage collector only.
     """
+    if psutil.Process().memory_info().rss <= counted:
+        return
     gc.collect()
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # other C libraries than glibc

@@ -78,7 +78,7 @@ class ThreadExecutor:
     def prepare(self, task: Task, volume: Volume, listener: Listener) -> None:
         """Open the engine, and build its kernels; see `Executor`."""
         if self._engine is not None:
-            return_freed_memory()  # of the level before
+            return_freed_memory(task.plan.host.baseline)  # of the level before
         self._task, self._volume = task, volume
         if self._apart is None:
             try:

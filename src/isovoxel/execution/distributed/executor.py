@@ -124,7 +124,7 @@ class DistributedExecutor:
         if is_first:
             self._check_files()
         else:
-            return_freed_memory()  # of the level before
+            return_freed_memory(task.plan.host.baseline)  # of the level before
             # Those that have gone are not asked for again; those that come will be.
             self.members = {a: member for a, member in self.members.items() if not self._unfit(member)}
         self._register()

@@ -266,7 +266,7 @@ class JobPlugin(WorkerPlugin):
             if idle and self._session is not None:
                 self._session.release()
                 self._session = None
-        return_freed_memory()
+        return_freed_memory(self._task.plan.host.baseline)
 
 
 def job_plugin(name: str, token: str) -> JobPlugin:
