@@ -22,8 +22,8 @@ import pytest
 
 import isovoxel
 from isovoxel.errors import JobError
-from isovoxel.execution.blocks import FLUSHING
 from isovoxel.execution.events import BlockDone, Retried
+from isovoxel.execution.flushing import FLUSHING
 from isovoxel.geometry.box import Box
 from isovoxel.object_store import retries
 from isovoxel.output.shard import ShardReceipt

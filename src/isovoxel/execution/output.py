@@ -31,8 +31,8 @@ from isovoxel.errors import (
     OutputError,
     OutputExistsError,
 )
-from isovoxel.execution.blocks import FLUSHING
 from isovoxel.execution.events import started
+from isovoxel.execution.flushing import FLUSHING
 from isovoxel.execution.recipe import as_called_then, asked_otherwise, differences, made_with
 from isovoxel.execution.retry import kept
 from isovoxel.object_store.addresses import Place, absolute, place_of

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from isovoxel.errors import ClusterError, InterruptedJobError, OptionError
-from isovoxel.execution.blocks import FLUSHING
 from isovoxel.execution.events import Connected, Event, Listener, Waiting
+from isovoxel.execution.flushing import FLUSHING
 from isovoxel.execution.retry import clause
 from isovoxel.object_store.files import read_small
 from isovoxel.options import Options

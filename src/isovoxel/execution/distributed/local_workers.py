@@ -27,8 +27,8 @@ from distributed.security import Security
 
 from isovoxel.engines.devices import Device, list_devices
 from isovoxel.errors import ClusterError, OptionError
-from isovoxel.execution.blocks import FLUSHING
 from isovoxel.execution.distributed.worker_info import DEVICE
+from isovoxel.execution.flushing import FLUSHING
 from isovoxel.execution.resources import FEWEST_THREADS, MOST_THREADS
 from isovoxel.execution.retry import clause
 

@@ -1,0 +1,124 @@
+"""Flush shards on background threads while others are encoded.
+
+A disk has most to do for many shards at a time, and from early on: each shard of a block waits as soon as it is
+encoded. The thread that is done with the last of them notes the block, whatever becomes of the job meanwhile.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Generic, TypeVar
+
+from isovoxel.engines.base import Cancelled
+from isovoxel.execution.events import BlockDone
+from isovoxel.output.shard import PendingShard, ShardReceipt
+from isovoxel.planning.model import Block
+
+T = TypeVar("T")
+
+FLUSHING = 2
+"""How many shards may wait for the disk for each block that is in flight."""
+
+Conclude = Callable[[Block, "list[ShardReceipt] | Exception", BlockDone], T]
+"""Called when all shards of a block are on the disk, or one cannot be brought there, in the thread that was last."""
+
+
+class Flusher:
+    """Waits for the disk.
+
+    Parameters
+    ----------
+    pool, threads
+        What waits, and for how many shards at the same time; who has more to flush waits too.
+    patient
+        Sets the patience with which a block's shards are brought to their place.
+    """
+
+    def __init__(
+        self, pool: ThreadPoolExecutor, threads: int, patient: Callable[[Block], AbstractContextManager[None]]
+    ) -> None:
+        self.pool, self.patient = pool, patient
+        self.free = threading.BoundedSemaphore(threads)
+
+
+class Flushing(Generic[T]):
+    """A block whose shards are on their way to the disk; one thread adds them and ends.
+
+    Parameters
+    ----------
+    flusher
+        Waits for the disk.
+    block
+        Whose shards will come.
+    conclude
+        What is done with it when all are on the disk.
+    """
+
+    def __init__(self, flusher: Flusher, block: Block, conclude: Conclude[T]) -> None:
+        self._flusher, self._block, self._conclude = flusher, block, conclude
+        self._future: Future[T] = Future()
+        self._lock = threading.Lock()
+        self._receipts: list[ShardReceipt | None] = []
+        self._error: Exception | None = None
+        self._left = 1  # until `end`
+        self._event: BlockDone | None = None
+        self._began = time.perf_counter()
+
+    def add(self, shard: PendingShard) -> None:
+        """Begin to flush the next shard of the block, once fewer wait than may."""
+        self._flusher.free.acquire()  # so that none is queued, and forgotten when the job fails
+        with self._lock:
+            number = len(self._receipts)
+            self._receipts.append(None)
+            self._left += 1
+        try:
+            self._flusher.pool.submit(self._seal, number, shard)
+        except RuntimeError:  # of a pool that was shut down: nobody waits for the job any more
+            shard.drop()
+            raise Cancelled from None
+
+    def end(self, event: BlockDone) -> Future[T]:
+        """Say that this was the last shard.
+
+        Returns
+        -------
+        Future
+            Of what `conclude` returns, or raises.
+        """
+        self._event, self._began = event, time.perf_counter()
+        self._leave()
+        return self._future
+
+    def _seal(self, number: int, shard: PendingShard) -> None:
+        """Flush a shard, or drop it where another has failed."""
+        try:
+            if self._error is None:
+                with self._flusher.patient(self._block):
+                    self._receipts[number] = shard.seal()
+            else:
+                shard.drop()
+        except Exception as error:  # noqa: BLE001 - kept for whoever concludes
+            self._error = error
+        self._flusher.free.release()
+        self._leave()
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._left -= 1
+            if self._left:
+                return
+        assert self._event is not None  # noqa: S101 - for type checkers: `end` was called
+        receipts = [receipt for receipt in self._receipts if receipt is not None]
+        seconds, stored = time.perf_counter() - self._began, sum(receipt.size for receipt in receipts)
+        event = replace(self._event, flush_seconds=seconds, stored_bytes=stored)
+        try:
+            done = self._conclude(self._block, self._error or receipts, event)
+        except BaseException as error:  # noqa: BLE001 - whoever waits for the future raises it
+            self._future.set_exception(error)
+        else:
+            self._future.set_result(done)
