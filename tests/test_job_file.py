@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from command_line import Isovoxel, check_refused, listing
 from isovoxel import cli
-from isovoxel.parameters import NO_VARIABLE, NOT_KEPT, _toml, read_job, write_job
+from isovoxel.job_file import NO_VARIABLE, NOT_KEPT, _toml, read_job, write_job
 
 VOXELS = np.random.default_rng(0).integers(0, 60_000, (6, 10, 12)).astype(np.uint16)
 

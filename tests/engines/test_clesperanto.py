@@ -21,7 +21,7 @@ from isovoxel.engines.opencl import DriverError
 from isovoxel.engines.reference import as_dtype, reference
 from isovoxel.engines.registry import _opened
 from isovoxel.errors import DeviceError, OptionError
-from isovoxel.parameters import NO_OPTION
+from isovoxel.job_file import NO_OPTION
 from strategies import cut
 
 GENERATIONS = [
