@@ -365,7 +365,7 @@ class _Encoding:
     ) -> None:
         self.writer, self.data = writer, data
         self._skip_empty = storage.skip_empty
-        self._boxes = list(whole.of(0).tiles(storage.chunk))
+        self._boxes = list(whole.tiles(storage.chunk))
         self.grid = tuple(ceil_div(n, c) for n, c in zip(whole.shape, storage.chunk, strict=True))
         """How many chunks there are along each axis."""
         self.taken = 0
