@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import dask.array as da
@@ -16,7 +17,6 @@ import pyopencl as cl
 import pytest
 
 from isovoxel import scale_array
-from isovoxel.engines import exact
 from isovoxel.engines.base import Cancelled, Engine
 from isovoxel.engines.exact import ExactEngine
 from isovoxel.engines.opencl import TURN
@@ -25,7 +25,7 @@ from isovoxel.engines.registry import open_engine
 from isovoxel.geometry.axis import Axis
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import VoxelGrid
-from isovoxel.geometry.resampling import Table, accumulator, outputs_of, pass_order, passes_at_once
+from isovoxel.geometry.resampling import Table, accumulator, outputs_of
 from isovoxel.planning.optimizer import too_thin
 from isovoxel.planning.plan import Plan
 from repeat import thread_run
@@ -415,7 +415,6 @@ def test_passes_at_once_have_the_bits_of_passes_one_after_the_other(
     interpolation: str,
     antialias: bool,
     joined: bool,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What stays in local memory is what would have been written, over the borders of tiles too."""
     case = Case(11, shape, factor, dtype, interpolation, antialias, "nearest")
@@ -424,10 +423,11 @@ def test_passes_at_once_have_the_bits_of_passes_one_after_the_other(
     data = volume[block.read_box.slices]
     found = engine.scale(data, block, plan).data
     assert_equals_reference(case, found, plan, volume)
-    assert any(len(axes) == 2 for axes in passes_at_once(plan.tables)) == joined
+    assert any(len(axes) == 2 for axes in plan.passes) == joined
     engine.release()
-    monkeypatch.setattr(exact, "passes_at_once", lambda tables: tuple((axis,) for axis in pass_order(tables)))
-    assert_same_bits(engine.scale(data, block, plan).data, found)
+    apart = replace(plan)
+    vars(apart)["passes"] = tuple((axis,) for axis in chain(*plan.passes))
+    assert_same_bits(engine.scale(data, block, apart).data, found)
 
 
 @pytest.mark.parametrize("case", RANDOM[::5], ids=name)

@@ -4,9 +4,9 @@ Weights are float32 (float64 for integers of 32 bits, whose values float32 canno
 order, so a voxel has the same bits however the volume is cut and on whichever device. Voxels travel in the source's
 dtype and are rounded half to even and saturated on the device. Nearest and mode move bits and never compute with them.
 
-Axes are scaled one after the other, those of factor 1 not at all, in the order that `pass_order` finds cheapest for
-the whole volume. Where x comes after another axis the two are scaled at once: what lies between them stays in the
-device's local memory (`passes_at_once`). Sums of floats that leave the range of float32 on their way are made again in
+Axes are scaled one after the other, those of factor 1 not at all, in the order that is cheapest for the whole
+volume. Where x comes after another axis the two are scaled at once: what lies between them stays in the
+device's local memory (`Plan.passes`). Sums of floats that leave the range of float32 on their way are made again in
 smaller numbers, voxel by voxel (`mend`), so that a result is infinite only where a sample is.
 """
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +26,7 @@ from isovoxel.engines.opencl import C_TYPES, TURN, build_kernels, queue_of, work
 from isovoxel.engines.pipeline import StagedEngine
 from isovoxel.geometry.axis import ceil_div, round_up
 from isovoxel.geometry.box import Index3
-from isovoxel.geometry.resampling import SPAN, Rows, Table, accumulator, outputs_of, pass_order, passes_at_once
+from isovoxel.geometry.resampling import SPAN, Rows, Table, accumulator, outputs_of
 from isovoxel.planning.model import MOVES, Block
 from isovoxel.planning.plan import Plan
 
@@ -76,7 +77,7 @@ class ExactEngine(StagedEngine):
         if plan.interpolation in MOVES:
             self._picking(kind) if plan.interpolation != "smooth" else self._smoothing(kind, *_all_widths(plan.tables))
             return
-        steps = passes_at_once(plan.tables)
+        steps = plan.passes
         for step, axes in enumerate(steps):
             self._weighted(*self._kinds(kind, step, len(steps)), *_widths(plan.tables, axes), kind.kind == "f")
         if kind.kind == "f" and steps:
@@ -89,7 +90,7 @@ class ExactEngine(StagedEngine):
         arrays: dict[str, NDArray[Any]] = {}
         if plan.interpolation == "smooth":
             kind = np.dtype(np.float64)
-        for axis in range(3) if moves else pass_order(plan.tables):
+        for axis in range(3) if moves else chain(*plan.passes):
             table, base = plan.tables[axis], block.read_box.start[axis]
             start, stop = block.write_box.start[axis], block.write_box.stop[axis]
             make = _arrays if (stop - start) * table.width <= KEPT_WEIGHTS else _arrays.__wrapped__
@@ -115,7 +116,7 @@ class ExactEngine(StagedEngine):
         """Give weighted sums to the queue, one pass after the other."""
         import pyopencl as cl
 
-        kind, steps, before = np.dtype(plan.source.dtype), passes_at_once(plan.tables), block.read_box.shape
+        kind, steps, before = np.dtype(plan.source.dtype), plan.passes, block.read_box.shape
         if not steps:
             cl.enqueue_copy(self._queue, target, source, byte_count=block.read_box.size * kind.itemsize)
         for step, axes in enumerate(steps):

@@ -31,6 +31,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import permutations
 from typing import Any, NamedTuple
 
@@ -70,7 +71,7 @@ class Rows(NamedTuple):
     """Weights of the samples from there on, one row each; all rows have the same width."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Table:
     """The resampling table of one axis. Rows are computed when asked for: a table has no size."""
 
@@ -91,18 +92,18 @@ class Table:
                 f"more than {WIDEST:,}; choose a larger factor"
             )
 
-    @property
+    @cached_property
     def identity(self) -> bool:
         """Whether each output sample is an input sample, in their order, so that the axis' pass can be left out."""
         axis = self.axis
         return axis.factor == 1 and axis.shift.is_integer() and 0 <= axis.shift <= axis.n - axis.m
 
-    @property
+    @cached_property
     def stretch(self) -> float:
         """By how much the kernel is widened."""
         return max(1.0, 1 / self.axis.factor) if self.antialias else 1.0
 
-    @property
+    @cached_property
     def radius(self) -> float:
         """Support of the kernel in input samples: half its width."""
         if self.interpolation == "area":
@@ -111,14 +112,14 @@ class Table:
             return max(0.5, 0.5 / self.axis.factor)
         return _RADIUS[self.interpolation] * self.stretch
 
-    @property
+    @cached_property
     def width(self) -> int:
         """Weights per row (K); never more than the axis has samples."""
         if self.identity or self.interpolation in ("nearest", "mode"):
             return 1
         return min(self.axis.n, self._unfolded_width)
 
-    @property
+    @cached_property
     def _unfolded_width(self) -> int:
         halved = math.frexp(self.axis.factor)[0] == 0.5 and self.axis.factor <= 1
         if self.interpolation == "area" and halved and (self.axis.shift / self.axis.factor).is_integer():

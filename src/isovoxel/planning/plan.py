@@ -131,6 +131,11 @@ class Plan(InNotebooks):
         z, y, x = (Table(axis, self.interpolation, self.antialias, self.boundary) for axis in self.axes)
         return (z, y, x)
 
+    @cached_property
+    def passes(self) -> tuple[tuple[int, ...], ...]:
+        """The passes of engine exact, in their order, each with the axes that it scales at once."""
+        return passes_at_once(self.tables)
+
     @property
     def aliases(self) -> tuple[str, ...]:
         """Axes that shrink by more than 2 while samples between are skipped, unfiltered."""
@@ -291,7 +296,7 @@ class Plan(InNotebooks):
             return exact_cost(
                 read=read,
                 written=written,
-                passes=passes_at_once(self.tables),
+                passes=self.passes,
                 widths=(z, y, x),
                 itemsize=itemsize,
                 sum_bytes=8 if self.interpolation == "smooth" else accumulator(np.dtype(self.source.dtype)).itemsize,
