@@ -74,6 +74,10 @@ def _do(
     as_json: bool,
 ) -> None:
     """Do a job, tell how far it is, and print what it did."""
+    if options.workers is None and options.scheduler is None and not options.isolate:
+        from isovoxel.engines.devices import start_drivers
+
+        start_drivers(options.or_new("device"), options.engine)
     from isovoxel import api
     from isovoxel.reporting.progress import ProgressView
     from isovoxel.reporting.records import job_record

@@ -1,6 +1,7 @@
 """Which device is meant, and what is said where there is none."""
 
 import platform
+import subprocess
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
@@ -43,6 +44,39 @@ def test_a_device_is_found_by_number_name_and_auto() -> None:
         assert find_device(known.name).index == first.index
     found = find_device()
     assert found.kind == ("gpu" if any(d.kind == "gpu" for d in list_devices()) else "cpu")
+
+
+AHEAD = """
+import threading, time
+import numpy as np
+from isovoxel.engines import devices, opencl
+from isovoxel.engines.exact import ExactEngine
+
+order = []
+def waking(*arguments, now=opencl.wake_drivers):
+    order.append("drivers")
+    {does}
+    now(*arguments)
+devices.wake_drivers = waking
+devices.start_drivers("cpu", None)
+found = devices.find_device("cpu")
+order.append("found")
+for thread in devices._starting:
+    assert not thread.is_alive()
+made = list(opencl._queues)
+ExactEngine(found)
+assert [devices.opencl_device(found)] == list(opencl._queues)
+print(order, len(made))
+"""
+
+
+@pytest.mark.parametrize(("does", "made"), [("pass", 1), ("raise OSError('no such function')", 0)])
+def test_a_device_that_is_started_ahead_is_the_one_that_scales(does: str, made: int) -> None:
+    """Who asks for it waits until it is there; where that fails it is made when it is asked for."""
+    program = AHEAD.replace("{does}", does)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == f"['drivers', 'found'] {made}\n"
+    assert not done.stderr
 
 
 @pytest.mark.parametrize("wanted", ["no such device", "99", "", "-1"])

@@ -6,12 +6,13 @@ import contextlib
 import platform
 import re
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from isovoxel.codecs.gpu import can_encode
-from isovoxel.engines.opencl import prepare_caches
+from isovoxel.engines.opencl import TURN, prepare_caches, wake_device, wake_drivers
 from isovoxel.engines.registry import check_process, note_use
 from isovoxel.errors import DeviceError, OptionError
 from isovoxel.geometry.box import Index3
@@ -87,7 +88,37 @@ class Device:
 
 def list_devices() -> list[Device]:
     """Return all OpenCL devices, GPUs first, each kind in the order of the drivers."""
-    return [device for device, _ in _enumerate()]
+    return [_describe(index, handle) for index, handle in enumerate(_handles())]
+
+
+_starting: list[threading.Thread] = []
+
+
+def start_drivers(device: str, engine: str | None) -> None:
+    """Begin to load OpenCL and its drivers on a thread, and the device where engine exact will be asked for.
+
+    Whoever asks for devices waits for it; what fails then is done again, and raises there.
+
+    Parameters
+    ----------
+    device
+        As in `find_device`.
+    engine
+        The one that the user names. Without one it is exact on a CPU.
+    """
+
+    def start() -> None:
+        with contextlib.suppress(Exception):
+            _load_pyopencl()
+            wake_drivers()
+            found = find_device(device)
+            if engine == "exact" or (engine is None and found.kind == "cpu"):
+                with TURN:
+                    wake_device(opencl_device(found))
+
+    thread = threading.Thread(target=start, name="isovoxel-drivers", daemon=True)
+    _starting.append(thread)
+    thread.start()
 
 
 def find_device(wanted: str = "auto") -> Device:
@@ -143,7 +174,7 @@ def _pocl() -> str:
 
 def opencl_device(device: Device) -> Any:
     """Return the ``pyopencl.Device`` of a device found earlier in this process."""
-    return _enumerate()[device.index][1]
+    return _handles()[device.index]
 
 
 def _is_called(device: Device, wanted: str) -> bool:
@@ -161,12 +192,24 @@ def _listed(found: Sequence[Device]) -> str:
     return ", ".join(f"{device.index} = {device.name!r}" for device in found)
 
 
-def _enumerate() -> list[tuple[Device, Any]]:
+def _load_pyopencl() -> str:
+    """Load pyopencl with caches that can be used; return why PoCL can have none, or nothing."""
     check_process()
     missing = prepare_caches().missing
-    import pyopencl as cl
+    import pyopencl  # noqa: F401
 
     note_use()
+    return missing
+
+
+def _handles() -> list[Any]:
+    """Return all devices that OpenCL has, in the order of `list_devices`."""
+    for thread in _starting:
+        if thread is not threading.current_thread():
+            thread.join()
+    missing = _load_pyopencl()
+    import pyopencl as cl
+
     try:
         platforms = [platform for platform in cl.get_platforms() if not (missing and platform.name == POCL)]
     except cl.Error:  # the loader's way to say that there is not one driver
@@ -177,7 +220,7 @@ def _enumerate() -> list[tuple[Device, Any]]:
             handles += found.get_devices()
     handles = [d for d in handles if d.available and d.image_support]
     handles.sort(key=lambda d: not _is_gpu(d))
-    return [(_describe(i, d), d) for i, d in enumerate(handles)]
+    return handles
 
 
 def _is_gpu(handle: Any) -> bool:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import os
 import re
 import shutil
@@ -135,6 +136,43 @@ def queue_of(handle: Any) -> Any:
     if handle not in _queues:
         _queues[handle] = cl.CommandQueue(cl.Context(devices=[handle]), handle)
     return _queues[handle]
+
+
+def wake_drivers() -> None:
+    """Let all drivers come up. pyopencl would keep the interpreter's lock meanwhile, which other threads need.
+
+    Raises
+    ------
+    OSError, AttributeError
+        Where OpenCL's functions are not found in what pyopencl has loaded.
+    """
+    import pyopencl as cl
+
+    library, count = ctypes.CDLL(cl._cl.__file__), ctypes.c_uint()  # noqa: SLF001 - what it has linked
+    library.clGetPlatformIDs(0, None, ctypes.byref(count))
+    platforms = (ctypes.c_void_p * count.value)()
+    library.clGetPlatformIDs(count, platforms, None)
+    every = ctypes.c_uint64(cl.device_type.ALL)
+    for platform in platforms:
+        library.clGetDeviceIDs(ctypes.c_void_p(platform), every, 0, None, ctypes.byref(count))
+
+
+def wake_device(handle: Any) -> None:
+    """Make the context for kernels on a ``pyopencl.Device`` as `wake_drivers` does. The caller has the turn.
+
+    Raises
+    ------
+    OSError, AttributeError, pyopencl.Error
+        If that does not go; then `queue_of` says why.
+    """
+    import pyopencl as cl
+
+    library, status = ctypes.CDLL(cl._cl.__file__), ctypes.c_int()  # noqa: SLF001 - as above
+    make = library.clCreateContext
+    make.restype = ctypes.c_void_p
+    made = make(None, 1, ctypes.byref(ctypes.c_void_p(handle.int_ptr)), None, None, ctypes.byref(status))
+    if made and handle not in _queues:
+        _queues[handle] = cl.CommandQueue(cl.Context.from_int_ptr(made, retain=False), handle)
 
 
 OUT_OF_MEMORY = (
