@@ -146,8 +146,8 @@ class ChunkReader(TiledReader):
         others
             As `ChunkLayout` has it.
         """
-        reader = copy.copy(self)
-        reader.layout = replace(self.layout, others=others)
+        reader = object.__new__(type(self))  # for `copy` makes what another process gets, which shares nothing
+        vars(reader).update(vars(self), layout=replace(self.layout, others=others))
         return reader
 
     def __call__(self, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
