@@ -1,4 +1,4 @@
-"""What a GPU encodes, made on a machine without one: its kernels run on OpenCL's CPU, a CPU's codecs compress."""
+"""What a GPU encodes and decodes, made on a machine without one: by its kernels on OpenCL's CPU, and a CPU's codecs."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from numpy.typing import NDArray
 
 from isovoxel.codecs import blosc
 from isovoxel.codecs.blosc import ContainerLayout
+from isovoxel.codecs.decoder import Batch, Chunks, Read, room_for
 from isovoxel.codecs.gpu import EncodedChunks
+from isovoxel.codecs.streams import ChunkCoding, most_streams
 from isovoxel.geometry.box import Index3
 
 GAP = 4
 GROUP = 64
+LZ4_ITEMS = 4
 
 
 @functools.cache
@@ -108,6 +111,7 @@ class EncoderOnCpu:
 
     def __init__(self, layout: ContainerLayout, chunk: Index3, *, batch: int = 3, gap: int = GAP) -> None:
         self.layout, self.chunk, self.batch, self.gap = layout, chunk, batch, gap
+        self.gpu = self  # which registers memory
         self.batches = 0
         self.failure: Exception | None = None
         """What the next batch raises."""
@@ -131,3 +135,102 @@ class EncoderOnCpu:
 
     def close(self) -> None:
         """Nothing is kept."""
+
+
+class DecoderOnCpu:
+    """Stands for a `GpuDecoder`: a CPU's codecs decompress the streams, and the kernels run on OpenCL's CPU."""
+
+    def __init__(self, coding: ChunkCoding, *, batch: int = 3) -> None:
+        self.coding, self.batch = coding, batch
+        self.gpu = self
+        self.room = batch * room_for(coding.chunk_bytes)
+        self.decoded = 0
+        """How many chunks it has decoded."""
+        self.failure: Exception | None = None
+        """What the next batch raises."""
+
+    def decode(self, read: Read, batch: Batch, out: NDArray[Any]) -> NDArray[np.bool_]:
+        """Decode a batch of chunks, and return which of them are left to the processor."""
+        if self.failure is not None:
+            raise self.failure
+        memory = np.full(self.room, 0xAA, np.uint8)
+        chunks = Chunks.of(memory, read(memory), self.coding)
+        chunk_bytes, number = self.coding.chunk_bytes, len(chunks.told)
+        assert number <= self.batch
+        assert len(chunks.table.T) <= self.batch * most_streams(self.coding)
+        shuffled, left = np.full(self.batch * chunk_bytes, 0xBB, np.uint8), chunks.left.copy()
+        for stream in range(chunks.compressed):
+            begin, length, target, size = chunks.table[:, stream].tolist()
+            assert begin + length <= chunks.used <= memory.size
+            assert target + size <= number * chunk_bytes
+            if self.coding.codec == "lz4":
+                continue  # which is a kernel's
+            made = decompressed(memory[begin : begin + length].tobytes(), size)
+            if made is None:
+                left[chunks.owners[stream]] = True
+            else:
+                shuffled[target : target + size] = np.frombuffer(made, np.uint8)
+        out[...], found = placed(memory, chunks, shuffled, self.coding, batch, out)
+        left[chunks.owners[: chunks.compressed][found != chunks.table[3, : chunks.compressed]]] = True
+        self.decoded += number - int(left.sum())
+        return left
+
+    @staticmethod
+    def register(_: NDArray[Any]) -> None:
+        """Nothing is registered: all memory is reached."""
+
+    def close(self) -> None:
+        """Nothing is kept."""
+
+
+def decompressed(stream: bytes, size: int) -> bytes | None:
+    """Return what a stream of zstd decompresses to, None where that is not of the given size."""
+    try:
+        made = bytes(imagecodecs.zstd_decode(stream, out=size + 1))
+    except imagecodecs.ZstdError:
+        return None
+    return made if len(made) == size else None
+
+
+def placed(
+    memory: NDArray[np.uint8],
+    chunks: Chunks,
+    shuffled: NDArray[np.uint8],
+    coding: ChunkCoding,
+    batch: Batch,
+    out: NDArray[Any],
+) -> tuple[NDArray[Any], NDArray[np.uint64]]:
+    """Return the part of an array that is wanted of chunks, as the kernels put it together, and what streams made."""
+    context, kernel = kernels()
+    queue, flags = cl.CommandQueue(context), cl.mem_flags.READ_WRITE
+    arrays = {"memory": memory, "shuffled": shuffled, "told": chunks.told, "voxels": np.full_like(shuffled, 0xCC)}
+    device = {
+        name: cl.Buffer(context, flags | cl.mem_flags.COPY_HOST_PTR, hostbuf=array) for name, array in arrays.items()
+    }
+    if pieces := chunks.table.shape[1] - chunks.compressed:
+        begins, lengths, targets, _ = np.ascontiguousarray(chunks.table[:, chunks.compressed :])
+        where = [
+            cl.Buffer(context, flags | cl.mem_flags.COPY_HOST_PTR, hostbuf=part) for part in (begins, targets, lengths)
+        ]
+        kernel["copy_pieces"](queue, (pieces * GROUP,), (GROUP,), device["memory"], device["shuffled"], *where)
+    found = chunks.table[3, : chunks.compressed].copy()
+    if coding.codec == "lz4" and chunks.compressed:
+        begins, lengths, targets, sizes = np.ascontiguousarray(chunks.table[:, : chunks.compressed])
+        where = [
+            cl.Buffer(context, flags | cl.mem_flags.COPY_HOST_PTR, hostbuf=part)
+            for part in (begins, lengths, targets, sizes, found)
+        ]
+        streams = device["memory"], device["shuffled"]
+        kernel["decompress_lz4"](queue, (chunks.compressed * LZ4_ITEMS,), (LZ4_ITEMS,), *streams, *where)
+        cl.enqueue_copy(queue, found, where[-1])
+    groups = -(-coding.chunk_bytes // (8 * int(chunks.told[:, 2].min())))
+    items = len(chunks.told) * groups
+    numbers = np.uint32(coding.chunk_bytes), np.uint32(groups), np.uint64(items)
+    between = device["shuffled"], device["voxels"]
+    kernel["unshuffle"](queue, (items,), None, *between, device["told"], *numbers)
+    shapes = [np.uint32(n) for n in (*batch.start, *out.shape[1:], *coding.chunk, *batch.grid[1:], coding.itemsize)]
+    fill = np.uint64(int.from_bytes(batch.fill, "little"))
+    kernel["place"](queue, (out.size,), None, *between[::-1], device["told"], *shapes, fill, np.uint64(out.size))
+    made = np.empty(out.shape, out.dtype)
+    cl.enqueue_copy(queue, made, device["shuffled"])
+    return made, found

@@ -67,6 +67,7 @@ WORDS: dict[str, tuple[str, Any]] = {
     "shard": ("16,8,8", (16, 8, 8)),
     "codec": ("zstd", "zstd"),
     "encode": ("cpu", "cpu"),
+    "decode": ("cpu", "cpu"),
     "ome_zarr": ("0.5", "0.5"),
     "empty": ("write", "write"),
     "keep_receipts": ("", True),

@@ -70,7 +70,7 @@ if TYPE_CHECKING:
 MOST_TOLD = 3
 """Of how many images that failed an error says why."""
 
-_HOW_RUN = ("image", "device", "halo", "memory", "device_memory", "threads", "encode", "workers", "scheduler")
+_HOW_RUN = ("image", "device", "halo", "memory", "device_memory", "threads", "encode", "decode", "workers", "scheduler")
 """Options that make no other voxels, and may differ from run to run."""
 
 

@@ -18,6 +18,7 @@ from isovoxel.errors import OptionError
 from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import Float3, check_positive
 from isovoxel.planning.chunking import CODECS, EMPTY, OME_ZARR
+from isovoxel.planning.decoding import DECODERS
 from isovoxel.planning.encoding import ENCODERS
 from isovoxel.planning.model import BOUNDARIES, ENGINES, HALO_MODES, MOVES
 from isovoxel.readers.selection import Selection, parse_crop
@@ -76,6 +77,7 @@ class ScalingOptions(TypedDict, total=False):
     shard: Index3 | None
     codec: str | None
     encode: str | None
+    decode: str | None
     ome_zarr: str | None
     empty: str | None
     keep_receipts: bool | None
@@ -235,6 +237,11 @@ class Options:
     )
     """"auto" (default), "cpu", or "gpu", which takes an NVIDIA GPU and the extra ``nvidia-cu13`` or ``nvidia-cu12``.
     The voxels are the same; the files differ in length."""
+    decode: str | None = _option(
+        "What decompresses the input; default: auto, the GPU where it can and is faster.", choices=DECODERS, new="auto"
+    )
+    """"auto" (default), "cpu", or "gpu", as in `encode`: chunks of local zarr arrays by blosc's lz4, or by its zstd
+    where each has a checksum (crc32c). The voxels are the same."""
     ome_zarr: str | None = _option(
         "Version of the output; default: 0.5. 0.4 has no shards: it is one file a chunk. 0.6 is experimental.",
         choices=tuple(OME_ZARR),

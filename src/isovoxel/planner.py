@@ -27,7 +27,7 @@ from isovoxel.geometry.grid import (
 )
 from isovoxel.object_store.addresses import Place
 from isovoxel.options import Opening, Options
-from isovoxel.planning.model import ENGINES, MOVES, DeviceLimits, HostLimits, Source
+from isovoxel.planning.model import ENGINES, MOVES, DeviceLimits, Encoded, HostLimits, Source
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.base import Volume, moved
 
@@ -244,6 +244,7 @@ def plan_volume(
         Where it is written, if that is known; by default a local disk.
     """
     from isovoxel.planning.chunking import Storage, default_storage
+    from isovoxel.planning.decoding import with_decoder
     from isovoxel.planning.encoding import with_encoder
     from isovoxel.planning.optimizer import make_plan
     from isovoxel.planning.pyramid import halved_axes, with_levels
@@ -269,6 +270,10 @@ def plan_volume(
         resources.limits(choice.engine),
     )
     source, halo = source_of(volume, target.source), options.or_new("halo")
+    sizes = volume.nbytes, volume.n_volumes * math.prod(shape) * itemsize
+    device, host = with_decoder(options.or_new("decode"), source.encoded, sizes, (device, host))
+    if device.decoding:
+        source = replace(source, caches=False)  # decoded chunks are no longer chunks when the host gets them
     if options.like is not None and halo == "map_overlap":
         raise OptionError("halo map_overlap cannot scale onto the voxels of another volume (like); use halo direct")
 
@@ -419,6 +424,7 @@ def source_of(volume: Volume, grid: VoxelGrid) -> Source:
         why = f": {volume.missing}" if volume.missing else ""
         counts = "lengths of the output count input voxels, without a unit, unless --input-voxel-size says more"
         notes += (f"the voxel size is not known{why}; {counts}",)
+    coding = None if volume.by_gpu is None else volume.by_gpu.coding
     return Source(
         name=volume.name,
         grid=grid,
@@ -430,4 +436,5 @@ def source_of(volume: Volume, grid: VoxelGrid) -> Source:
         notes=notes,
         beside=volume.beside,
         series=tuple((axis.name, axis.length) for axis in volume.series),
+        encoded=None if coding is None else Encoded(coding.codec, coding.chunk_bytes),
     )

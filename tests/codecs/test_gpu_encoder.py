@@ -15,7 +15,8 @@ from crc32c import crc32c
 from numpy.typing import NDArray
 
 from isovoxel.codecs.blosc import ContainerLayout
-from isovoxel.codecs.gpu import EncodedChunks, GpuEncoder, can_encode
+from isovoxel.codecs.cuda import can_code
+from isovoxel.codecs.gpu import EncodedChunks, GpuEncoder
 from isovoxel.engines.devices import list_devices
 
 pytestmark = pytest.mark.gpu
@@ -28,7 +29,7 @@ def pci() -> str:
     gpus = [device.pci for device in list_devices() if device.pci]
     if not gpus:
         pytest.skip("no GPU is here")
-    if not can_encode():
+    if not can_code():
         pytest.skip("cupy or nvCOMP is not installed")
     return gpus[0]
 
@@ -94,7 +95,7 @@ def test_blosc_decodes_what_the_gpu_encodes(pci: str, dtype: str, codec: str) ->
         made = encoder(pci, dtype, codec, chunk)
         for part in (np.s_[:], np.s_[5:60], np.s_[3:50, 7:100, 20:150], np.s_[:, :, 64:]):
             check(made, array[part])
-        registration = made.register(array)
+        registration = made.gpu.register(array)
         assert registration is not None
         for part in (np.s_[:], np.s_[5:60], np.s_[3:50, 7:100, 20:150], np.s_[:, :, 64:]):
             check(made, array[part])
@@ -126,10 +127,10 @@ def test_too_little_memory_is_said(pci: str) -> None:
     import cupy
 
     made = encoder(pci, "uint16", "zstd", (32, 64, 64))
-    made.pool.set_limit(size=2**20)
+    made.gpu.pool.set_limit(size=2**20)
     with pytest.raises(MemoryError, match="too little memory"):
         check(made, image("uint16", (64, 100, 100)))
-    made.pool.set_limit(size=2**34)
+    made.gpu.pool.set_limit(size=2**34)
     check(made, image("uint16", (64, 100, 100)))
     made.close()
     assert cupy.cuda.runtime.getDeviceCount() > 0

@@ -15,6 +15,7 @@ import isovoxel
 from isovoxel.execution.events import (
     BlockDone,
     Connected,
+    DecodedByProcessor,
     EncodedByProcessor,
     Event,
     Filled,
@@ -42,6 +43,7 @@ SAID: list[tuple[Event, int, str]] = [
     (Retried(3, "writing", "?", 1, 2), logging.WARNING, "writing block 3 of level 2 failed (?); tried again in 1 s"),
     (Retried(3, "reading", "EIO", 0.2), logging.WARNING, "reading block 3 failed (EIO); tried again in 0.2 s"),
     (Filled("chunk 1"), logging.WARNING, "filled, because it is damaged: chunk 1"),
+    (DecodedByProcessor("no room"), logging.WARNING, "the processor decompresses in the GPU's place: no room"),
     (EncodedByProcessor("no room"), logging.WARNING, "the processor compresses in the GPU's place: no room"),
     (Slowed(2), logging.WARNING, "the host has too little memory; from now on 2 blocks are in flight"),
     (Restarted("it died"), logging.WARNING, "it died; the job goes on in a fresh process"),

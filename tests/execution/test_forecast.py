@@ -83,6 +83,7 @@ OTHERS: dict[str, Callable[[Plan], Plan]] = {
     "codec": lambda plan: replace(plan, storage=replace(plan.storage, codec="zstd")),
     "codec without blosc": lambda plan: replace(plan, storage=replace(plan.storage, codec="zstd", plain=True)),
     "encoder": lambda plan: replace(plan, device=replace(plan.device, encoding=1)),
+    "decoder": lambda plan: replace(plan, device=replace(plan.device, decoding=1)),
     "cores": lambda plan: replace(plan, host=replace(plan.host, helpers=7)),
     "workers": lambda plan: replace(plan, host=replace(plan.host, workers=2)),
 }
@@ -91,7 +92,7 @@ OTHERS: dict[str, Callable[[Plan], Plan]] = {
 @pytest.mark.usefixtures("rates")
 @pytest.mark.parametrize("other", OTHERS)
 def test_jobs_that_are_not_alike_say_nothing_of_each_other(other: str) -> None:
-    """Those of another device, engine, kernel, codec, encoder, number of cores or of workers."""
+    """Those of another device, engine, kernel, codec, encoder, decoder, number of cores or of workers."""
     keep_rate(OTHERS[other](planned()), OUTPUT, 3.0)
     assert forecast(planned()).seconds is None
     assert forecast(OTHERS[other](planned())).seconds == pytest.approx(3.0)
@@ -249,7 +250,14 @@ def test_commands_say_what_a_job_costs(isovoxel: Isovoxel, rates: Path, tmp_path
 
 @pytest.mark.parametrize(
     "tally",
-    [Tally(done_before=1), Tally(retries=1), Tally(restarts=1), Tally(slowed_to=1), Tally(encoded_by_processor="why")],
+    [
+        Tally(done_before=1),
+        Tally(retries=1),
+        Tally(restarts=1),
+        Tally(slowed_to=1),
+        Tally(encoded_by_processor="why"),
+        Tally(decoded_by_processor="why"),
+    ],
 )
 def test_hindered_jobs_are_not_as_planned(tally: Tally) -> None:
     """What they take is no rate; one without any of it is."""

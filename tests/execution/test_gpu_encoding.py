@@ -13,7 +13,7 @@ import zarr
 import isovoxel
 from codecs_on_cpu import EncoderOnCpu
 from isovoxel.codecs.blosc import ContainerLayout
-from isovoxel.codecs.gpu import GpuEncodingError
+from isovoxel.codecs.cuda import GpuCodecError
 from isovoxel.engines.pipeline import StagedEngine
 from isovoxel.errors import CorruptInputError
 from isovoxel.execution.events import EncodedByProcessor, Event
@@ -113,7 +113,7 @@ def test_damage_is_never_taken_for_voxels(tmp_path: Path, source: Path, codec: s
 
 
 @pytest.mark.usefixtures("encoders")
-@pytest.mark.parametrize("failure", [MemoryError("too little memory"), GpuEncodingError("illegal address")])
+@pytest.mark.parametrize("failure", [MemoryError("too little memory"), GpuCodecError("illegal address")])
 def test_the_processor_encodes_what_the_gpu_does_not(tmp_path: Path, source: Path, failure: Exception) -> None:
     """From the middle of a shard on; it is told, and the voxels are the same."""
     isovoxel.scale(source, tmp_path / "whole.zarr", **OPTIONS)
@@ -139,7 +139,7 @@ def test_the_processor_encodes_what_the_gpu_does_not(tmp_path: Path, source: Pat
 def test_a_gpu_that_fails_is_asked_no_more(tmp_path: Path, source: Path) -> None:
     """Its failure would be the same for every shard; too little memory need not be."""
     asked: dict[str, int] = {}
-    for failure in (MemoryError("too little memory"), GpuEncodingError("illegal address")):
+    for failure in (MemoryError("too little memory"), GpuCodecError("illegal address")):
 
         def fail(_: EncoderOnCpu, *__: Any, failure: Exception = failure) -> None:
             asked[str(failure)] = asked.get(str(failure), 0) + 1

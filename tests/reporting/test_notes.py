@@ -11,6 +11,7 @@ import pytest
 from isovoxel.execution.events import (
     BlockDone,
     Connected,
+    DecodedByProcessor,
     EncodedByProcessor,
     Event,
     Filled,
@@ -60,6 +61,8 @@ EVENTS: list[Event] = [
     Retried(17, "reading", "OSError: broken cable", 0.2),
     Filled("chunk (1, 2, 3): torn"),
     Slowed(4),
+    DecodedByProcessor("no room"),
+    DecodedByProcessor("no room"),
     EncodedByProcessor("no room"),
     EncodedByProcessor("no room"),
     Restarted("the card no longer answers this process"),
@@ -79,6 +82,7 @@ def test_each_event_is_said_in_a_line() -> None:
         "note: reading block 17 failed (OSError: broken cable); it is tried again in 0.2 s",
         "note: filled with 0, because it is damaged: chunk (1, 2, 3): torn",
         "note: the host has too little memory; from now on 4 blocks are in flight",
+        "note: the processor decompresses in the GPU's place: no room",
         "note: the processor compresses in the GPU's place: no room",
         "note: the card no longer answers this process; the job goes on in a fresh process",
     ]
@@ -109,7 +113,7 @@ def test_notes_are_said_only_if_wanted(capsys: pytest.CaptureFixture[str], *, no
             view(event)
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.count("\n") == (10 if notes else 0)
+    assert captured.err.count("\n") == (11 if notes else 0)
 
 
 def test_a_terminal_that_is_closed_ends_no_job(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Compress and sum up many blocks of device memory at a time with nvCOMP, by its C interface.
+"""Compress, decompress and sum up many blocks of device memory at a time with nvCOMP, by its C interface.
 
 nvCOMP's own Python package makes an object for each block; of blocks of 64 KiB a job has a million.
 
@@ -115,6 +115,90 @@ class BatchCompressor:
             arrays.streams,
             arrays.stream_lengths,
             _Options(),
+            arrays.statuses,
+            stream,
+        )
+        _check(status)
+
+
+CUDA_BACKEND = 2
+"""Decompress by kernels: the hardware of later GPUs says of damaged streams that all is well."""
+
+
+class _DecompressionOptions(ctypes.Structure):
+    """Options of a codec, passed by value."""
+
+    _fields_ = (("backend", ctypes.c_int), ("reserved", ctypes.c_char * 60))
+
+
+class StreamArrays(NamedTuple):
+    """Device addresses of what a batch of streams is decompressed from and to."""
+
+    streams: int
+    """Of the address of each stream."""
+    stream_lengths: int
+    """Of its bytes."""
+    block_lengths: int
+    """Of the bytes of the block that it was made of: no more are written."""
+    found_lengths: int
+    """Of the bytes that were written."""
+    scratch: int
+    """Of memory that nvCOMP works in."""
+    scratch_bytes: int
+    blocks: int
+    """Of the address of each block."""
+    statuses: int
+    """Of what became of it."""
+
+
+class BatchDecompressor:
+    """Decompresses streams in device memory.
+
+    Parameters
+    ----------
+    codec
+        "lz4" or "zstd". Streams must be whole: of damaged ones anything may come, to what lies around them too.
+    """
+
+    def __init__(self, codec: str) -> None:
+        name = f"nvcompBatched{NAMES[codec]}Decompress"
+        size, address = ctypes.c_size_t, ctypes.c_void_p
+        self._options = _DecompressionOptions(CUDA_BACKEND)
+        self._scratch = getattr(nvcomp_library(), f"{name}GetTempSize")
+        self._scratch.argtypes = size, size, _DecompressionOptions, ctypes.POINTER(size), size, address
+        self._decompress = getattr(nvcomp_library(), f"{name}Async")
+        self._decompress.argtypes = (
+            *(address, address, address, address),
+            *(size, address, size),
+            *(address, _DecompressionOptions, address, address),
+        )
+
+    def scratch_bytes(self, streams: int, longest: int, total: int) -> int:
+        """Return how much device memory it takes to decompress so many streams at a time, beside their own.
+
+        Parameters
+        ----------
+        streams
+            How many there are at most.
+        longest, total
+            Bytes of the longest block, and of all.
+        """
+        scratch = ctypes.c_size_t()
+        _check(self._scratch(streams, longest, self._options, scratch, total, None))
+        return scratch.value
+
+    def __call__(self, streams: int, arrays: StreamArrays, stream: int) -> None:
+        """Begin to decompress streams on a stream of CUDA."""
+        status = self._decompress(
+            arrays.streams,
+            arrays.stream_lengths,
+            arrays.block_lengths,
+            arrays.found_lengths,
+            streams,
+            arrays.scratch,
+            arrays.scratch_bytes,
+            arrays.blocks,
+            self._options,
             arrays.statuses,
             stream,
         )

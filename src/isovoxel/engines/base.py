@@ -8,7 +8,9 @@ from typing import Any, NamedTuple, Protocol
 
 from numpy.typing import NDArray
 
+from isovoxel.codecs.decoder import GpuDecoder
 from isovoxel.codecs.gpu import GpuEncoder
+from isovoxel.codecs.streams import ChunkCoding
 from isovoxel.planning.model import Block
 from isovoxel.planning.plan import Plan
 
@@ -95,8 +97,18 @@ class Engine(Protocol):
 
         Raises
         ------
-        ImportError, MemoryError, GpuEncodingError
+        ImportError, MemoryError, GpuCodecError
             If the device shall encode, and cannot.
+        """
+        ...
+
+    def decoder(self, plan: Plan, coding: ChunkCoding) -> GpuDecoder | None:
+        """Return what decodes the chunks of a plan's input on the device, None where the processor does; kept likewise.
+
+        Raises
+        ------
+        ImportError, MemoryError, GpuCodecError
+            If the device shall decode, and cannot.
         """
         ...
 

@@ -23,11 +23,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isovoxel.codecs.gpu import Registration
+from isovoxel.codecs.cuda import Registration
 from isovoxel.engines.opencl import is_out_of_memory
 from isovoxel.geometry.box import Box
 from isovoxel.planning.model import Block
 from isovoxel.planning.plan import Plan
+
+Register = Callable[[NDArray[Any]], Registration | None]
+"""Lets CUDA reach memory of the host, for as long as what is returned is there; None where it does not."""
 
 POLL_SECONDS = 1e-4
 """How long a block sleeps before it looks again whether the device is done with it."""
@@ -46,12 +49,10 @@ class HostBuffer:
     nbytes
         How large.
     register
-        Lets what encodes reach it as well, for as long as it is there.
+        Lets what encodes or decodes reach it as well, for as long as it is there.
     """
 
-    def __init__(
-        self, queue: Any, nbytes: int, register: Callable[[NDArray[Any]], Registration | None] | None = None
-    ) -> None:
+    def __init__(self, queue: Any, nbytes: int, register: Register | None = None) -> None:
         import pyopencl as cl
 
         flags = cl.mem_flags.READ_WRITE | cl.mem_flags.ALLOC_HOST_PTR
@@ -253,8 +254,8 @@ class HostBufferPool:
         self._most: int | None = None  # how many the host had memory for, once it had none for another
         self._changed = threading.Condition()
         self._making = threading.Lock()  # or two threads could get half a pair each
-        self.register: Callable[[NDArray[Any]], Registration | None] | None = None
-        """Lets what encodes reach the output's memory of new pairs, where a GPU encodes."""
+        self.registers: tuple[Register | None, Register | None] = (None, None)
+        """Let what decodes reach the input's memory of new pairs, and what encodes the output's, where a GPU does."""
 
     def take(self, plan: Plan) -> HostPair:
         """Return a pair with room for the largest block of a plan; those of another size are freed.
@@ -274,10 +275,10 @@ class HostBufferPool:
                 self._used += 1
                 if self._free:
                     return self._free.pop()
-                read, written = self._sizes
+                (read, written), (decoded, encoded) = self._sizes, self.registers
             try:
                 with self._making:
-                    return HostBuffer(self._queue, read), HostBuffer(self._queue, written, self.register)
+                    return HostBuffer(self._queue, read, decoded), HostBuffer(self._queue, written, encoded)
             except Exception as error:
                 with self._changed:
                     self._used -= 1

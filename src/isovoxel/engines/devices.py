@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from isovoxel.codecs.gpu import can_encode
+from isovoxel.codecs.cuda import can_code
 from isovoxel.engines.opencl import TURN, prepare_caches, wake_device, wake_drivers
 from isovoxel.engines.registry import check_process, note_use
 from isovoxel.errors import DeviceError, OptionError
@@ -82,7 +82,7 @@ class Device:
             largest_allocation=self.largest_allocation,
             image_shape=self.image_shape,
             shares_host_memory=self.shares_host_memory,
-            encoders=self.compute_units if self.pci and can_encode() else 0,
+            encoders=self.compute_units if self.pci and can_code() else 0,
         )
 
 

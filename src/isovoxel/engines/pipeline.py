@@ -41,14 +41,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.codecs.blosc import ContainerLayout
-from isovoxel.codecs.gpu import GpuEncoder, GpuEncodingError
+from isovoxel.codecs.cuda import Gpu, GpuCodecError
+from isovoxel.codecs.decoder import GpuDecoder
+from isovoxel.codecs.gpu import GpuEncoder
+from isovoxel.codecs.streams import ChunkCoding
 from isovoxel.engines.base import Cancelled, Engine, Scaled
-from isovoxel.engines.buffers import Buffers, Fit, HostBufferPool, HostPair, Lane, Lanes, device_bytes, halves
+from isovoxel.engines.buffers import (
+    Buffers,
+    Fit,
+    HostBufferPool,
+    HostPair,
+    Lane,
+    Lanes,
+    Register,
+    device_bytes,
+    halves,
+)
 from isovoxel.engines.devices import Device, opencl_device
 from isovoxel.engines.opencl import TURN, DriverError, driver_reason, is_lost, is_out_of_memory, let_go_of
 from isovoxel.engines.registry import check_process
 from isovoxel.errors import DeviceError, DeviceFullError, DeviceLostError
 from isovoxel.planning.chunking import CHECKSUM_BYTES
+from isovoxel.planning.decoding import HOSTS as HOSTS_OF_DECODER
+from isovoxel.planning.decoding import DecodedBatches
 from isovoxel.planning.encoding import HOSTS, Batches
 from isovoxel.planning.memory import human_bytes
 from isovoxel.planning.model import LANES, Block
@@ -199,6 +214,7 @@ class StagedEngine(ABC):
         self.hosts = HostBufferPool(queue)
         self._built_for: Plan | None = None
         self._encoder: GpuEncoder | None = None
+        self._decoder: GpuDecoder | None = None
 
     # ---- what an engine adds ---------------------------------------------------------------------------------
 
@@ -234,10 +250,7 @@ class StagedEngine(ABC):
         with TURN:
             self.build(plan)
         self._built_for = plan
-        self.hosts.register = None
-        with suppress(ImportError, MemoryError, GpuEncodingError):  # a later call for the encoder raises it
-            encoder = self.encoder(plan)
-            self.hosts.register = None if encoder is None else encoder.register
+        self.hosts.registers = self._registers(plan)
         try:
             self.hosts.give(self.hosts.take(plan))
         except (cl.Error, MemoryError) as error:
@@ -295,16 +308,43 @@ class StagedEngine(ABC):
             )
         return self._encoder
 
+    def decoder(self, plan: Plan, coding: ChunkCoding) -> GpuDecoder | None:
+        """Return what decodes the chunks of a plan's input on the device; see `isovoxel.engines.base.Engine`."""
+        if not plan.device.decoding or plan.source.encoded is None:
+            return None
+        if self._decoder is None or self._decoder.coding != coding:
+            self._close_decoder()
+            batches = DecodedBatches(plan.source.encoded)
+            lanes = batches.lanes_within(plan.device)
+            hosts = lanes * HOSTS_OF_DECODER
+            self._decoder = GpuDecoder(self.device.pci, coding, batch=batches.chunks, lanes=lanes, hosts=hosts)
+        return self._decoder
+
+    def _registers(self, plan: Plan) -> tuple[Register | None, Register | None]:
+        """Return what lets a plan's codecs reach the memory of a block's input, and of its output."""
+        encoder = gpu = None
+        with suppress(ImportError, MemoryError, GpuCodecError):  # a later call for the encoder or decoder raises it
+            encoder = self.encoder(plan)
+        with suppress(ImportError, MemoryError, GpuCodecError):
+            gpu = Gpu(self.device.pci) if plan.device.decoding else None
+        return None if gpu is None else gpu.register, None if encoder is None else encoder.gpu.register
+
     def _close_encoder(self) -> None:
         if self._encoder is not None:
             self._encoder.close()
             self._encoder = None
+
+    def _close_decoder(self) -> None:
+        if self._decoder is not None:
+            self._decoder.close()
+            self._decoder = None
 
     def release(self, *, keep_hosts: bool = False) -> None:
         """Free all memory that is not in use, on host and device; see `isovoxel.engines.base.Engine`."""
         if not keep_hosts:
             self.hosts.forget()
             self._close_encoder()
+            self._close_decoder()
         with TURN:
             self._buffers.clear()
             self.lanes.clear()

@@ -20,9 +20,10 @@ from typing import Any, Protocol, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from isovoxel.codecs.gpu import GpuEncodingError
+from isovoxel.codecs.cuda import GpuCodecError
 from isovoxel.engines.base import Cancelled, Engine
 from isovoxel.errors import CorruptInputError
+from isovoxel.execution.decoding import reader_of
 from isovoxel.execution.events import BlockDone, EncodedByProcessor, Event, Filled, Retried
 from isovoxel.execution.executor import Task
 from isovoxel.execution.flushing import Flusher, Flushing
@@ -114,7 +115,7 @@ class BlockMaker:
         from isovoxel.output.writer import OmeZarrWriter
 
         plan, fill = task.plan, FILL if task.source.fill else None
-        read = volume.cached(plan.cache) if volume.cached and plan.cache else volume.read
+        read = reader_of(volume, plan, engine, tell)
 
         def on_processor(reason: str) -> None:
             tell(EncodedByProcessor(reason))
@@ -122,7 +123,7 @@ class BlockMaker:
         gpu = None
         try:
             gpu = engine.encoder(plan)
-        except (ImportError, MemoryError, GpuEncodingError) as error:
+        except (ImportError, MemoryError, GpuCodecError) as error:
             on_processor(str(error))
         writer = OmeZarrWriter.of_plan(task.output, plan, plan.helpers, task.attempt, gpu, on_processor)
         further = {

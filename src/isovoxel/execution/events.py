@@ -112,6 +112,14 @@ class EncodedByProcessor:
 
 
 @dataclass(frozen=True, slots=True)
+class DecodedByProcessor:
+    """The GPU does not decode chunks of the input, although the plan says so: the processor does it."""
+
+    reason: str
+    """Why, in a clause."""
+
+
+@dataclass(frozen=True, slots=True)
 class Restarted:
     """The job goes on in a fresh process."""
 
@@ -259,6 +267,7 @@ Event = (
     | Filled
     | Slowed
     | EncodedByProcessor
+    | DecodedByProcessor
     | Restarted
     | Connected
     | WorkerJoined
@@ -303,7 +312,7 @@ def log_event(event: Event) -> None:
             logger.warning("%s failed (%s); %s", what, event.reason, again)
         case Filled(part=part):
             logger.warning("filled, because it is damaged: %s", part)
-        case Slowed() | EncodedByProcessor() | Restarted():
+        case Slowed() | EncodedByProcessor() | DecodedByProcessor() | Restarted():
             logger.warning("%s", hindrance(event))
         case Connected() | WorkerJoined() | WorkerLeft() | Waiting():
             _log_worker(event)
@@ -313,13 +322,15 @@ def log_event(event: Event) -> None:
             _log_images(event)
 
 
-def hindrance(event: Slowed | EncodedByProcessor | Restarted) -> str:
+def hindrance(event: Slowed | EncodedByProcessor | DecodedByProcessor | Restarted) -> str:
     """Return what is said of an event after which a job goes on in another way."""
     match event:
         case Slowed(in_flight=in_flight):
             return f"the host has too little memory; from now on {in_flight} blocks are in flight"
         case EncodedByProcessor(reason=reason):
             return f"the processor compresses in the GPU's place: {reason}"
+        case DecodedByProcessor(reason=reason):
+            return f"the processor decompresses in the GPU's place: {reason}"
         case Restarted(reason=reason):
             return f"{reason}; the job goes on in a fresh process"
 

@@ -109,6 +109,7 @@ def _kind(plan: Plan, output: Place | None) -> list[str | int]:
         plan.host.helpers + 1,
         plan.host.workers,
         "store" if isinstance(output, ObjectPlace) else "disk",
+        *(["decoded by the GPU"] if plan.device.decoding else []),
     ]
 
 

@@ -34,6 +34,7 @@ def provenance(planned: Plan, volume: Volume, *, labels: bool, receipts: bool = 
         **({"clesperanto": planned.library} if planned.library else {}),
         "device": {"name": planned.device.name, "kind": planned.device.kind},
         "encoder": "gpu" if planned.device.encoding else "cpu",
+        "decoder": "gpu" if planned.device.decoding else "cpu",
         "interpolation": planned.interpolation,
         "antialias": planned.antialias,
         "boundary": planned.boundary,

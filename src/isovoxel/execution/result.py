@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from isovoxel.execution.events import (
     BlockDone,
+    DecodedByProcessor,
     EncodedByProcessor,
     Event,
     Filled,
@@ -78,13 +79,16 @@ class Tally:
     """Blocks in flight at the end, where the host had too little memory for more."""
     encoded_by_processor: str = ""
     """Why the processor compressed where the GPU should have, if it did."""
+    decoded_by_processor: str = ""
+    """Why the processor decompressed where the GPU should have, if it did."""
     workers: dict[str, Share] = field(default_factory=dict)
     """What each worker did, by its name, where there are several."""
 
     @property
     def as_planned(self) -> bool:
         """Whether the whole job was done in one go, and nothing was done twice or in another way than planned."""
-        return not (self.done_before or self.retries or self.restarts or self.slowed_to or self.encoded_by_processor)
+        coded_otherwise = self.encoded_by_processor or self.decoded_by_processor
+        return not (self.done_before or self.retries or self.restarts or self.slowed_to or coded_otherwise)
 
     def __call__(self, event: Event) -> None:
         """Take note of an event."""
@@ -102,8 +106,16 @@ class Tally:
                     self.filled.append(part)
             case Slowed(in_flight=in_flight):
                 self.slowed_to = in_flight
+            case EncodedByProcessor() | DecodedByProcessor() | Restarted():
+                self._note_change(event)
+
+    def _note_change(self, event: EncodedByProcessor | DecodedByProcessor | Restarted) -> None:
+        """Take note of an event after which the job goes on in another way."""
+        match event:
             case EncodedByProcessor(reason=reason):
                 self.encoded_by_processor = reason
+            case DecodedByProcessor(reason=reason):
+                self.decoded_by_processor = reason
             case Restarted():
                 self.restarts += 1
 

@@ -34,7 +34,8 @@ import numpy as np
 from crc32c import crc32c
 from numpy.typing import NDArray
 
-from isovoxel.codecs.gpu import EncodedChunks, GpuEncoder, GpuEncodingError
+from isovoxel.codecs.cuda import GpuCodecError
+from isovoxel.codecs.gpu import EncodedChunks, GpuEncoder
 from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Box
 from isovoxel.output.shard import Bytes, ShardWriter
@@ -232,9 +233,9 @@ class ShardEncoder:
         try:
             while shard.find_stored():
                 gpu.encode(shard.data, shard.turn, shard.write_batch)
-        except (MemoryError, GpuEncodingError) as error:
+        except (MemoryError, GpuCodecError) as error:
             shard.taken = shard.turn
-            if isinstance(error, GpuEncodingError):
+            if isinstance(error, GpuCodecError):
                 self._gpu = None  # it would fail again
             if self._on_processor is not None:
                 self._on_processor(str(error))

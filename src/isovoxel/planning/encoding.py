@@ -34,11 +34,11 @@ HOSTS = 4
 SHARE = 0.4
 """How much of the allowed device memory encoding may take."""
 
-_START = 1.5
+START = 1.5
 """Seconds until CUDA and its libraries are loaded."""
-_CONTEXT = 640 * 2**20
+CONTEXT = 640 * 2**20
 """Bytes that CUDA holds on the device for a process."""
-_HOST_CONTEXT = 640 * 2**20
+HOST_CONTEXT = 640 * 2**20
 """Bytes of the host that CUDA's and nvCOMP's libraries hold."""
 _SCRATCH = {"lz4": 0, "zstd": 9 * 2**20}
 """Bytes that nvCOMP works in, for each multiprocessor."""
@@ -75,12 +75,12 @@ class Batches:
 
     def lanes(self, device: DeviceLimits) -> int:
         """Return how many batches have room on a device beside blocks, 0 where none has."""
-        room = int(SHARE * device.allowed) - _CONTEXT
+        room = int(SHARE * device.allowed) - CONTEXT
         return max(0, min(LANES, room // self.device_bytes(device.encoders)))
 
     def lanes_within(self, device: DeviceLimits) -> int:
         """Return how many batches have room in what a device's limits hold for encoding; at least one is tried."""
-        return max(1, min(LANES, (device.encoding - _CONTEXT) // self.device_bytes(device.encoders)))
+        return max(1, min(LANES, (device.encoding - CONTEXT) // self.device_bytes(device.encoders)))
 
 
 def with_encoder(
@@ -122,7 +122,7 @@ def with_encoder(
         return cpu, limits
     batches = Batches(math.prod(gpu.chunk) * itemsize, gpu.codec)
     lanes = batches.lanes(device)
-    pinned = _HOST_CONTEXT + lanes * HOSTS * batches.host_bytes
+    pinned = HOST_CONTEXT + lanes * HOSTS * batches.host_bytes
     if not lanes or host.baseline + pinned > host.allowed / 2:
         if given == "gpu":
             raise OptionError(
@@ -130,10 +130,10 @@ def with_encoder(
             )
         return cpu, limits
     share = number * itemsize / host.workers
-    on_gpu = _START + share / (GPU_RATE * device.encoders)
+    on_gpu = START + share / (GPU_RATE * device.encoders)
     if given == "auto" and on_gpu > share / (CORE_RATES[cpu.codec] * (host.helpers + 1)):
         return cpu, limits
-    taken = _CONTEXT + lanes * batches.device_bytes(device.encoders)
+    taken = CONTEXT + lanes * batches.device_bytes(device.encoders)
     return gpu, (replace(device, encoding=taken), replace(host, baseline=host.baseline + pinned))
 
 

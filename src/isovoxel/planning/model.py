@@ -53,6 +53,8 @@ class DeviceLimits:
     """Its multiprocessors, where chunks can be encoded on it, else 0."""
     encoding: int = 0
     """How much of what is allowed is held to encode chunks; 0 where the processor does."""
+    decoding: int = 0
+    """How much of it is held to decode those of the input, likewise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,16 @@ class HostLimits:
     """How many threads may help them to encode while cores are idle."""
     workers: int = 1
     """How many such processes share the blocks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """What a plan knows of an input's chunks that a GPU could decode."""
+
+    codec: str
+    """"lz4" or "zstd"."""
+    chunk_bytes: int
+    """Bytes of a chunk's voxels as they are stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +108,8 @@ class Source:
     well."""
     series: tuple[tuple[str, int], ...] = ()
     """Names and lengths of the axes beside z, y and x, "t" before "c", where it is a series of volumes."""
+    encoded: Encoded | None = None
+    """Its chunks, where a GPU could decode them."""
 
     @property
     def decoded_shape(self) -> Index3:

@@ -326,7 +326,7 @@ class Plan(InNotebooks):
     @property
     def projected_device(self) -> int:
         """Projected bytes on the device at any one time."""
-        return self.device.encoding + self.cost.on_device(self.in_flight)
+        return self.device.encoding + self.device.decoding + self.cost.on_device(self.in_flight)
 
     @property
     def held(self) -> int:
@@ -396,7 +396,7 @@ class Plan(InNotebooks):
             if not storage[name]:  # as outputs were hashed before storage had these
                 del storage[name]
         what = {
-            "source": asdict(self.source) | _HOW_IT_IS_READ,
+            "source": _what_is_read(self.source),
             **({"shift": self.shift} if any(self.shift) else {}),
             "output": asdict(self.output),
             "factor": self.factor,
@@ -421,6 +421,13 @@ class Plan(InNotebooks):
 
 _HOW_IT_IS_READ = {"name": "", "read_overhead": 0, "chunks": [], "caches": False, "notes": [], "beside": []}
 """What a plan knows of its source that changes no result."""
+
+
+def _what_is_read(source: Source) -> dict[str, Any]:
+    """Return what a plan knows of its source that can change a result, as it was hashed ever since."""
+    known = asdict(source) | _HOW_IT_IS_READ
+    del known["encoded"]
+    return known
 
 
 @dataclass(frozen=True)

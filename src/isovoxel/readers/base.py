@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from isovoxel.codecs.streams import ChunkCoding
 from isovoxel.errors import CorruptInputError, InputError
 from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Box, Index3
@@ -20,6 +21,9 @@ from isovoxel.metadata.series import Channel, SeriesAxis, place_of_volume, told_
 from isovoxel.notebook import InNotebooks
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.readers.selection import Crop, box_of
+
+if TYPE_CHECKING:
+    from isovoxel.codecs.decoder import GpuDecoder
 
 SUPPORTED_DTYPES = tuple(
     np.dtype(name) for name in ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float32")
@@ -73,6 +77,37 @@ def _cached_through(cached: Callable[[int], ReadBox], reader: Callable[[ReadBox]
     return reader(cached(capacity))
 
 
+class ReaderByGpu(Protocol):
+    """Makes a reader of which a GPU decodes the chunks."""
+
+    def __call__(self, decoder: GpuDecoder, tell: Callable[[str], None], /) -> ReadBox:
+        """Return the reader; `tell` is called with why the processor decodes in the GPU's place."""
+        ...
+
+
+@dataclass(frozen=True)
+class ByGpu:
+    """How a GPU can decode the chunks of a volume."""
+
+    coding: ChunkCoding
+    """How they are encoded."""
+    reader: ReaderByGpu
+    """Makes a reader that lets a decoder do it."""
+
+    def through(self, around: Callable[[ReadBox], ReadBox]) -> ByGpu:
+        """Return how it can where the volume is read through a reader around another one."""
+        return replace(self, reader=partial(_by_gpu_through, self.reader, around))
+
+
+def _by_gpu_through(
+    reader: ReaderByGpu,
+    around: Callable[[ReadBox], ReadBox],
+    decoder: GpuDecoder,
+    tell: Callable[[str], None],
+) -> ReadBox:
+    return around(reader(decoder, tell))
+
+
 Files = Callable[[Box], Iterable[str | ObjectPlace]]
 """Returns the paths of files that hold what a box needs."""
 
@@ -123,7 +158,8 @@ class Volume(InNotebooks):
     cached: Callable[[int], ReadBox] | None = field(default=None, repr=False)
     """Returns a reader that keeps at most so many bytes of decoded chunks, which all threads share; None where
     the kind decodes nothing, or only as another library does."""
-
+    by_gpu: ByGpu | None = field(default=None, repr=False)
+    """How a GPU can decode its chunks, None where none can."""
     files: Files | None = field(default=None, repr=False)
     """Returns paths of the files that hold what a box of it needs, of all its volumes, and its metadata; some of them
     may not be there. None where it lies in none, or in unknown ones."""
@@ -320,6 +356,7 @@ def cropped(volume: Volume, crop: Crop) -> Volume:
         shape=part.shape,
         read=reader(volume.read),
         cached=cached_through(volume.cached, reader),
+        by_gpu=volume.by_gpu and volume.by_gpu.through(reader),
         files=None if volume.files is None else partial(_files, volume.files, part),
         array=None if volume.array is None else volume.array[part.slices],
         origin=origin,

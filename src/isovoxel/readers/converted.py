@@ -118,6 +118,7 @@ def converted(volume: Volume) -> Volume:
         read=reader(volume.read),
         read_overhead=volume.read_overhead + math.prod(tile) * volume.dtype.itemsize,
         cached=cached_through(volume.cached, reader),
+        by_gpu=volume.by_gpu and volume.by_gpu.through(reader),
         coarser=tuple(partial(_opened, level) for level in volume.coarser),
         notes=(*volume.notes, note_of(volume.dtype)),
     )

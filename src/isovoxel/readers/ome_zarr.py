@@ -114,6 +114,7 @@ def _open_level(
         labels,
         (*voxels.notes, *([level.note] if level.note else [])),
         cached=voxels.cached,
+        by_gpu=voxels.by_gpu,
         current_identity=partial(metadata_identity, path, files),
         files=None if voxels.files is None else partial(_files, voxels.files, _absolute(path)),
         series=voxels.picked.axes(time_step_of(level)),

@@ -170,6 +170,7 @@ def open_foreign(one: ForeignFormat, at: Location, selection: Selection) -> Volu
         name=at.name,
         read=reader(volume.read),
         cached=cached_through(volume.cached, reader),
+        by_gpu=volume.by_gpu and volume.by_gpu.through(reader),
         identity={**itself, **volume.identity, **selection.identity(*one.format.selects)},
         current_identity=volume.current_identity or (partial(file_identity, path) if is_file else None),
         files=volume.files or (FileList((str(path),)) if is_file else FolderFiles(str(path))),

@@ -24,7 +24,15 @@ from isovoxel.object_store.addresses import Place
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.zarr_nodes import ARRAY_FILES, NODE, V2_ARRAY, files_of_node
 from isovoxel.planning.chunking import Storage
-from isovoxel.readers.base import Files, ReadBox, SeriesReader, Volume, cached_through, check_voxels
+from isovoxel.readers.base import (
+    ByGpu,
+    Files,
+    ReadBox,
+    SeriesReader,
+    Volume,
+    cached_through,
+    check_voxels,
+)
 from isovoxel.readers.converted import (
     TransposedFiles,
     TransposedReader,
@@ -40,6 +48,8 @@ from isovoxel.readers.zarr_layout import ZarrFiles, array_files, chunk_layout, w
 
 if TYPE_CHECKING:
     import zarr
+
+    from isovoxel.codecs.decoder import GpuDecoder
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,8 @@ class ZarrVoxels:
     """Bytes held beside the returned array."""
     cached: Callable[[int], ReadBox] | None = None
     """Returns a reader that keeps decoded chunks."""
+    by_gpu: ByGpu | None = None
+    """How a GPU can decode them."""
     notes: tuple[str, ...] = ()
     """What else a user should know, each a clause."""
     files: Files | None = None
@@ -140,10 +152,12 @@ def zarr_voxels(array: zarr.Array[Any], name: str, axes: list[str], selection: S
     files = array_files(array, layout, picked)
     if layout is not None:
         reader = ChunkReader(name, layout)
+        read: ReadBox = reader
+        cached: Callable[[int], ReadBox] = reader.cached
         if picked.series:
-            every, cached = _series_reader(picked, reader), partial(_series_reader, picked, reader)
-            return ZarrVoxels(picked, shape, dtype, every, chunks, layout.read_overhead, cached, files=files)
-        return ZarrVoxels(picked, shape, dtype, reader, chunks, layout.read_overhead, reader.cached, files=files)
+            read, cached = _series_reader(picked, reader), partial(_series_reader, picked, reader)
+        by_gpu = _by_gpu(picked, reader)
+        return ZarrVoxels(picked, shape, dtype, read, chunks, layout.read_overhead, cached, by_gpu, files=files)
     from isovoxel.readers.zarr_python import slow_voxels
 
     read, overhead = slow_voxels(array, name, picked, chunks)
@@ -175,6 +189,7 @@ def _transposed(
         chunks=to_zyx(order, stored.chunks),
         read_overhead=stored.read_overhead + math.prod(part) * stored.dtype.itemsize,
         cached=cached_through(stored.cached, reader),
+        by_gpu=stored.by_gpu and stored.by_gpu.through(reader),
         notes=(
             *stored.notes,
             f"its axes {', '.join(axes[index] for index in space)} are turned into z, y, x as it is read",
@@ -186,6 +201,19 @@ def _transposed(
 def _series_reader(picked: Picked, reader: ChunkReader, capacity: int = 0) -> SeriesReader:
     """Return what reads all volumes of an array, which keep decoded chunks together."""
     return SeriesReader(picked.lengths, partial(_member, reader.cached(capacity), picked))
+
+
+def _by_gpu(picked: Picked, reader: ChunkReader) -> ByGpu | None:
+    """Return how a GPU can decode the chunks of all volumes of an array."""
+    coding = reader.layout.coding
+    return None if coding is None else ByGpu(coding, partial(_decoded_by, picked, reader))
+
+
+def _decoded_by(picked: Picked, reader: ChunkReader, decoder: GpuDecoder, tell: Callable[[str], None]) -> ReadBox:
+    from isovoxel.readers.zarr_batches import BatchReader
+
+    batches = BatchReader(reader.name, reader.layout, decoder, tell)
+    return SeriesReader(picked.lengths, partial(_member, batches, picked)) if picked.series else batches
 
 
 def _member(reader: ChunkReader, picked: Picked, place: Sequence[int]) -> ChunkReader:
@@ -262,6 +290,7 @@ def open_written(
         (z, y, x),
         layout.read_overhead,
         cached=partial(_series_reader, picked, reader) if series else reader.cached,
+        by_gpu=_by_gpu(picked, reader),
         files=ZarrFiles(layout, picked),
         series=picked.axes(),
     )
@@ -288,6 +317,7 @@ def _volume(array: zarr.Array[Any], name: str, identity: Mapping[str, Any], sele
         notes=voxels.notes,
         missing="a zarr array by itself has none; for a level of an OME-Zarr image, name the image's group",
         cached=voxels.cached,
+        by_gpu=voxels.by_gpu,
         files=voxels.files,
         series=voxels.picked.axes(),
     )

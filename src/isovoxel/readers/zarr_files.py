@@ -153,14 +153,31 @@ class ChunkFile:
         if layout.codec == "none" and not layout.checksum and count == voxels.size:
             self._bytes(file, offset, voxels)
         else:
-            if count > encoded.size:
-                raise ValueError(f"its {count} encoded bytes are more than any chunk of {voxels.size} bytes takes")
-            data = encoded[:count]
-            self._bytes(file, offset, data)
-            DECODERS[layout.codec](_checked(data) if layout.checksum else data, voxels)
+            DECODERS[layout.codec](self._content(file, span, encoded), voxels)
         if not layout.dtype.isnative:
             out.byteswap(inplace=True)
         return True
+
+    def read_encoded(self, chunk: Index3, room: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
+        """Return the bytes of an encoded chunk, whose checksum is right, in room for them; None where there is none.
+
+        Raises
+        ------
+        Exception
+            As `read` does, but for what is in the chunk; where there is too little room as well.
+        """
+        file = self._file
+        span = None if file is None else self._span(chunk, file.size)
+        return None if file is None or span is None else self._content(file, span, room)
+
+    def _content(self, file: ByteSource, span: tuple[int, int], room: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        offset, count = span
+        if count > room.size:
+            most = self._layout.chunk_bytes
+            raise ValueError(f"its {count} encoded bytes are more than any chunk of {most} bytes takes")
+        data = room[:count]
+        self._bytes(file, offset, data)
+        return _checked(data) if self._layout.checksum else data
 
     def stores(self, chunk: Index3) -> bool:
         """Return whether there is such a chunk; raises as `read` does, but for what is in the chunk."""

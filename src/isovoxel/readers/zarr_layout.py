@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from isovoxel.codecs.streams import ChunkCoding
 from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.object_store.addresses import Place
@@ -87,6 +88,8 @@ class ChunkLayout:
     """Whether a shard's index is at its "start" or "end"; None where there are no shards."""
     codec: str
     """One of `DECODERS`."""
+    streams: str
+    """Codec of the streams in blosc's containers; nothing where there are none."""
     checksum: bool
     """Whether a CRC-32C follows every encoded chunk."""
     fill: float
@@ -114,6 +117,18 @@ class ChunkLayout:
     def index_bytes(self) -> int:
         """Bytes of a shard's index with its checksum; 0 where there are no shards."""
         return 0 if self.index is None else 16 * math.prod(self.per_shard) + CHECKSUM_BYTES
+
+    @property
+    def coding(self) -> ChunkCoding | None:
+        """How a GPU decodes the chunks, None where it does not.
+
+        What decodes zstd there must not be given damaged streams; see `isovoxel.codecs.decoder`. So the checksum of a
+        chunk has to show that it is whole.
+        """
+        known = self.streams == "lz4" or (self.streams == "zstd" and self.checksum)
+        if not known or self.dtype.newbyteorder("<") != self.dtype or not isinstance(self.folder, str):
+            return None
+        return ChunkCoding(self.streams, self.chunk, self.dtype.itemsize)
 
     @property
     def read_overhead(self) -> int:
@@ -208,6 +223,7 @@ def chunk_layout(array: zarr.Array[Any], picked: Picked) -> ChunkLayout | None:
         file=picked.shape(stored.file),
         index=stored.index,
         codec=stored.codec,
+        streams=stored.streams,
         checksum=stored.checksum,
         # v2 may leave it open; zarr-python then takes 0 as well.
         fill=stored.dtype.newbyteorder("=").type(0 if fill is None else fill),
@@ -260,6 +276,7 @@ def written_layout(
         file=storage.shard,
         index="end" if storage.sharded else None,
         codec=storage.codec if storage.plain or storage.codec == "none" else "blosc",
+        streams="" if storage.plain or storage.codec == "none" else storage.codec,
         checksum=storage.checksum,
         fill=0,
         others=dict.fromkeys(range(zyx[0]), 0),
@@ -276,6 +293,7 @@ class _Stored:
     chunk: Sequence[int]
     file: Sequence[int]
     codec: str
+    streams: str
     checksum: bool = False
     index: str | None = None
 
@@ -288,7 +306,8 @@ def _stored_v2(metadata: Mapping[str, Any]) -> _Stored | None:
     if codec == "lzma" and compressor.get("format") == lzma.FORMAT_RAW:
         return None  # which needs to be told its filters
     chunk = metadata["chunks"]
-    return _Stored("", metadata["dimension_separator"], np.dtype(metadata["dtype"]), chunk, chunk, codec)
+    streams = str(compressor.get("cname", "")) if codec == "blosc" else ""
+    return _Stored("", metadata["dimension_separator"], np.dtype(metadata["dtype"]), chunk, chunk, codec, streams)
 
 
 def _stored_v3(metadata: Mapping[str, Any], dtype: np.dtype[Any]) -> _Stored | None:
@@ -318,4 +337,5 @@ def _stored_v3(metadata: Mapping[str, Any], dtype: np.dtype[Any]) -> _Stored | N
         case _:
             return None
     dtype = dtype.newbyteorder(">" if endian == "big" else "<")
-    return _Stored(prefix, separator, dtype, chunk, file, codec, names[-1] == "crc32c", index)
+    streams = str(codecs[1].get("configuration", {}).get("cname", "")) if codec == "blosc" else ""
+    return _Stored(prefix, separator, dtype, chunk, file, codec, streams, names[-1] == "crc32c", index)

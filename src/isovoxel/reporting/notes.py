@@ -8,6 +8,7 @@ from isovoxel.engines.opencl import prepare_caches
 from isovoxel.execution.events import (
     BlockDone,
     Connected,
+    DecodedByProcessor,
     EncodedByProcessor,
     Event,
     Filled,
@@ -57,7 +58,7 @@ class Notes:
                 yield (f"note: {event.doing}{block} failed ({event.reason}); it is tried again in {event.pause:g} s")
             case Filled(part=part):
                 yield f"note: filled with 0, because it is damaged: {part}"
-            case Slowed() | EncodedByProcessor() | Restarted():
+            case Slowed() | EncodedByProcessor() | DecodedByProcessor() | Restarted():
                 yield from self._of_hindrance(event)
             case Connected() | WorkerJoined() | WorkerLeft() | Waiting():
                 yield from self._of_workers(event)
@@ -80,12 +81,13 @@ class Notes:
         if event.complete:
             yield f"note: resuming: {event.complete} of {event.images} images already complete"
 
-    def _of_hindrance(self, event: Slowed | EncodedByProcessor | Restarted) -> Iterator[str]:
+    def _of_hindrance(self, event: Slowed | EncodedByProcessor | DecodedByProcessor | Restarted) -> Iterator[str]:
         """Yield what there is to say of an event after which the job goes on in another way."""
-        if not isinstance(event, EncodedByProcessor) or event.reason not in self._said:  # by another worker
-            yield f"note: {hindrance(event)}"
-        if isinstance(event, EncodedByProcessor):
-            self._said.add(event.reason)
+        said, repeated = hindrance(event), isinstance(event, EncodedByProcessor | DecodedByProcessor)
+        if not repeated or said not in self._said:  # by another worker
+            yield f"note: {said}"
+        if repeated:
+            self._said.add(said)
 
     def _of_workers(self, event: Event) -> Iterator[str]:
         """Yield what there is to say of workers; of those that are there from the beginning the summary tells."""

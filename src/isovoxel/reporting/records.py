@@ -69,6 +69,7 @@ def plan_record(plan: Plan, cost: Forecast | None = None) -> Record:
             "encoder": "gpu" if plan.device.encoding else "cpu",
             "ome_zarr": plan.storage.ome_zarr,
         },
+        "decoder": "gpu" if plan.device.decoding else "cpu",
         "factors": list(plan.factor),
         "interpolation": plan.interpolation,
         "antialias": plan.antialias,

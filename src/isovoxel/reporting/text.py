@@ -118,8 +118,9 @@ def plan_lines(plan: Plan, cost: Forecast | None = None) -> list[Line]:
     grid = " x ".join(str(n) for n in plan.block_grid)
     blocks = f"{plan.n_blocks:,} of {shape_text(plan.block_shape)} voxels"
     volumes = f"{plan.source.n_volumes:,} x " if plan.source.series else ""
+    decoded = ", decompressed by the GPU" if plan.device.decoding else ""
     return [
-        ("input", f"{plan.source.name}   {grid_text(source)}, {plan.source.dtype}"),
+        ("input", f"{plan.source.name}   {grid_text(source)}, {plan.source.dtype}{decoded}"),
         ("output", f"{grid_text(output)}, {plan.source.dtype}, {human_bytes(plan.output_bytes)}"),
         *_series_lines(plan.source.series),
         ("factors", f"{_numbers(plan.factor)}   ({_kernel(plan)}, boundary {plan.boundary})"),
