@@ -15,7 +15,7 @@ import pytest
 import zarr
 
 import isovoxel
-from isovoxel.errors import CorruptInputError, InputError, OptionError
+from isovoxel.errors import CorruptInputError, InputError, InputUnavailableError, OptionError
 from isovoxel.geometry.box import Box
 from isovoxel.readers import zipped
 from isovoxel.readers.open import open_volume
@@ -173,3 +173,42 @@ def test_what_ngff_zarr_packs_is_read(tmp_path: Path) -> None:
     volume = open_volume(tmp_path / "a.ozx")
     assert (volume.voxel_size, volume.origin) == ((2.0, 0.5, 0.25), (1.0, 2.0, 3.0))
     np.testing.assert_array_equal(volume.read(WHOLE), DATA)
+
+
+def test_chunks_that_are_not_stored_are_the_fill_value(tmp_path: Path) -> None:
+    """As in a folder."""
+    folder = ome(tmp_path / "a.zarr")
+    (folder / "0" / "c" / "1" / "1" / "1").unlink()
+    path = packed(folder, tmp_path / "a.ozx", folder)
+    volume, of_folder = open_volume(path), open_volume(folder)
+    np.testing.assert_array_equal(volume.read(WHOLE), of_folder.read(WHOLE))
+    assert (volume.read(WHOLE) != DATA).any()
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_note_says_where_one_thread_at_a_time_reads(method: int, tmp_path: Path) -> None:
+    """Of a zip that compresses its members."""
+    folder = ome(tmp_path / "a.zarr")
+    volume = open_volume(packed(folder, tmp_path / "a.ozx", folder, method))
+    assert (zipped.ONE_BY_ONE in volume.notes) == (method == zipfile.ZIP_DEFLATED)
+    assert (volume.cached is None) == (method == zipfile.ZIP_DEFLATED)
+
+
+def test_another_zip_in_its_place_is_read_as_it_is(tmp_path: Path) -> None:
+    """Its members lie elsewhere; one that compresses them is an error, and one that is gone is not read as zeros."""
+    folder = ome(tmp_path / "a.zarr")
+    path = packed(folder, tmp_path / "a.ozx", folder)
+    volume = open_volume(path)
+    with zipfile.ZipFile(tmp_path / "next.ozx", "w") as archive:
+        archive.writestr("first.txt", "moves all that follows")
+    with zipfile.ZipFile(tmp_path / "next.ozx", "a") as archive, zipfile.ZipFile(path) as before:
+        for name in before.namelist():
+            archive.writestr(name, before.read(name))
+    (tmp_path / "next.ozx").replace(path)
+    np.testing.assert_array_equal(volume.read(WHOLE), DATA)
+    packed(folder, tmp_path / "next.ozx", folder, zipfile.ZIP_DEFLATED).replace(path)
+    with pytest.raises(CorruptInputError, match="it has been changed since it was opened"):
+        volume.read(WHOLE)
+    path.unlink()
+    with pytest.raises(InputUnavailableError):
+        volume.read(WHOLE)

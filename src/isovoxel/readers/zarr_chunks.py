@@ -78,7 +78,7 @@ class Reading:
     def stores(self, chunk: Index3) -> bool:
         """Return whether there is such a chunk; see `ChunkFile.stores`."""
         path = self._layout.path(self._place(chunk))
-        if isinstance(path, ObjectPlace):
+        if not isinstance(path, str):
             return self.file_of(chunk).stores(chunk)
         if self._missing.hold(path):
             return False

@@ -10,10 +10,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import struct
 import threading
+import zlib
 from collections import OrderedDict
+from dataclasses import replace
 from io import FileIO
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from crc32c import crc32c
@@ -27,7 +30,14 @@ from isovoxel.readers.chunks import DECODERS, Place
 from isovoxel.readers.files import NoFileError, no_file
 from isovoxel.readers.zarr_layout import INDEX_CACHE_BYTES, INDEX_COST, ChunkLayout
 
+if TYPE_CHECKING:
+    from zipfile import ZipInfo
+
+    from isovoxel.readers.zipped import ZipPlace
+
 _NO_CHUNK = 2**64 - 1
+_MEMBER_HEADER = 30
+"""Bytes of a header in a zip, of which the last four are the lengths of what follows it."""
 
 
 class ShardIndexError(ValueError):
@@ -252,13 +262,13 @@ class ByteSource(Protocol):
         ...
 
 
-def open_source(where: str | ObjectPlace, known: Stamp | None, *, whole: bool) -> ByteSource | None:
+def open_source(where: str | ObjectPlace | ZipPlace, known: Stamp | None, *, whole: bool) -> ByteSource | None:
     """Open a file of chunks.
 
     Parameters
     ----------
     where
-        Path of the file, or place of the object.
+        Path of the file, or place of the object or of the member of a zip.
     known
         Stamp of what was there before, where an index of it is kept.
     whole
@@ -278,6 +288,12 @@ def open_source(where: str | ObjectPlace, known: Stamp | None, *, whole: bool) -
     """
     if isinstance(where, ObjectPlace):
         return _open_object(where, known, whole=whole)
+    if not isinstance(where, str):
+        source = MemberSource(where)
+        if source.is_there:
+            return source
+        source.close()
+        return None
     try:
         return FileSource(where)
     except OSError as error:
@@ -315,6 +331,37 @@ class FileSource:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+class MemberSource(FileSource):
+    """A member of a zip that is stored as it is; `is_there` says whether the zip has it."""
+
+    def __init__(self, place: ZipPlace) -> None:
+        super().__init__(place.path)
+        try:
+            # Of the zip that is there now: another may have taken the place of the one that was opened.
+            member = replace(place, stamp=self.stamp[-1]).member()
+            self.is_there = member is not None
+            if member is not None:
+                self._start, self.size, self._crc = self._bytes_of(member), member.file_size, member.CRC
+        except BaseException:
+            self.close()
+            raise
+
+    def _bytes_of(self, member: ZipInfo) -> int:
+        """Return where its bytes begin: behind a header, its name, and what else is said of it."""
+        header = np.empty(_MEMBER_HEADER, np.uint8)
+        super().read(member.header_offset, header)
+        if member.compress_type or header[:4].tobytes() != b"PK\3\4":
+            raise ValueError("the zip does not store it as it is any more; it has been changed since it was opened")
+        name, more = struct.unpack("<HH", header[-4:].tobytes())
+        return int(member.header_offset + _MEMBER_HEADER + name + more)
+
+    def read(self, offset: int, out: NDArray[np.uint8]) -> None:
+        """Fill `out` with the bytes from `offset` on; those of the whole member must have the zip's checksum."""
+        super().read(self._start + offset, out)
+        if out.size == self.size and zlib.crc32(out) != self._crc:
+            raise ValueError("it does not have the checksum that the zip has of it")
 
 
 class WholeObject:

@@ -1,8 +1,8 @@
 """Find where the chunks of a zarr array lie that is read without zarr-python.
 
-Those in a local folder, or in an object store, whose chunks are a regular grid in C order, encoded by no codec or one
-of the usual, each in a file of its own or in a shard. `chunk_layout` reads that from the metadata once; whatever is
-not known for certain to be so stays with zarr-python.
+Those in a local folder, a zip that compresses nothing, or an object store, whose chunks are a regular grid in C order,
+encoded by no codec or one of the usual, each in a file of its own or in a shard. `chunk_layout` reads that from the
+metadata once; whatever is not known for certain to be so stays with zarr-python.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ from isovoxel.readers.selection import ZYX, Picked
 
 if TYPE_CHECKING:
     import zarr
+
+    from isovoxel.readers.zipped import ZipPlace
 
 CODECS_V3 = ("blosc", "zstd", "gzip")
 """Codecs of zarr v3 that are decoded here."""
@@ -66,8 +68,8 @@ PIECE_COST = 1 << 9
 class ChunkLayout:
     """Where the chunks of a zarr array lie, and how they are encoded."""
 
-    folder: str | ObjectPlace
-    """Absolute path of the array, or its place in an object store."""
+    folder: str | ObjectPlace | ZipPlace
+    """Absolute path of the array, or its place in an object store or a zip."""
     prefix: str
     """What the name of every chunk's file begins with."""
     separator: str
@@ -155,10 +157,10 @@ class ChunkLayout:
         """Return what tells a chunk or a file from others, of other volumes too."""
         return (*self.others.values(), *place)
 
-    def path(self, place: Index3) -> str | ObjectPlace:
+    def path(self, place: Index3) -> str | ObjectPlace | ZipPlace:
         """Return where a file is, by its place in the grid of files."""
         name = self._name.format(*place)
-        return self.folder / name if isinstance(self.folder, ObjectPlace) else f"{self.folder}/{name}"
+        return f"{self.folder}/{name}" if isinstance(self.folder, str) else self.folder / name
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,9 @@ class ZarrFiles:
     def __call__(self, box: Box) -> Iterator[str | ObjectPlace]:
         """Yield them all, of chunks and shards those that hold voxels of a box; not all may be there."""
         folder = self.layout.folder
+        if not isinstance(folder, str | ObjectPlace):
+            yield folder.path  # the zip
+            return
         for name in ARRAY_FILES:
             yield folder / name if isinstance(folder, ObjectPlace) else f"{folder}/{name}"
         for volume in product(*(range(length) for _, length in self.picked.lengths)):
@@ -231,12 +236,17 @@ def chunk_layout(array: zarr.Array[Any], picked: Picked) -> ChunkLayout | None:
     )
 
 
-def local_folder(where: Any) -> str | ObjectPlace | None:
+def local_folder(where: Any) -> str | ObjectPlace | ZipPlace | None:
     """Return where an array lies by its `zarr.storage.StorePath`, or None where we do not read."""
-    from zarr.storage import LocalStore
+    from zarr.storage import LocalStore, ZipStore
 
     if type(where.store) is LocalStore:
         return str((Path(where.store.root) / where.path).resolve())
+    if type(where.store) is ZipStore and where.store.read_only:
+        from isovoxel.readers.zipped import zip_place
+
+        place = zip_place(where.store.path, where.path)
+        return place if place.is_stored() else None
     # One of ours, or zarr-python would not have been told to load the module.
     ours = sys.modules.get("isovoxel.readers.zarr_python")
     if ours is not None and type(where.store) is ours.RootStore:

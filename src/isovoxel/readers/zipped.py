@@ -1,7 +1,8 @@
 """Open a zarr in a zip file, ``.ozx`` or ``.zarr.zip``: its top is the zarr, or holds one folder that is.
 
-zarr-python reads the chunks, one thread at a time. What a zip lists of its members is held in memory, so a zip of very
-many members is refused; few of them are wanted anyway: RFC-9 recommends shards.
+Chunks are read from where they lie in the zip, by any number of threads; where the zip compresses them, or a codec is
+not one of the usual, by zarr-python, one thread at a time. What a zip lists of its members is held in memory, so a zip
+of very many members is refused; few of them are wanted anyway: RFC-9 recommends shards.
 
 Source: https://ngff.openmicroscopy.org/rfc/9/
 """
@@ -29,6 +30,9 @@ from isovoxel.readers.selection import Selection
 MOST_MEMBERS = 1 << 16
 """Of a zip of more members, the list takes more than 100 MB."""
 
+ONE_BY_ONE = "one thread at a time reads the zip; unpack it to read with all of them"
+"""What is said of a zip whose chunks zarr-python reads."""
+
 MEMBER_BYTES = 2000
 """What the lists of members hold of each: zarr-python has one of its own."""
 
@@ -54,7 +58,7 @@ class _Listing:
             return self._zip.read(name)
 
 
-_listing = lru_cache(2)(lambda path, _stamp: _Listing(path))
+_listing = lru_cache(8)(lambda path, _stamp: _Listing(path))
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,16 @@ class ZipPlace:
         """Return itself."""
         return self
 
+    def member(self) -> zipfile.ZipInfo | None:
+        """Return what the zip says of the file, or None where there is none."""
+        return self.listing.files.get(self.inner)
+
+    def is_stored(self) -> bool:
+        """Return whether all files in the folder lie in the zip as they are."""
+        inside = f"{self.inner}/" if self.inner else ""
+        members = (info for name, info in self.listing.files.items() if name.startswith(inside))
+        return all(info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & 1 for info in members)
+
     def in_store(self) -> dict[str, Any]:
         """Return where zarr-python finds it: a store of the zip, and the path in it."""
         from zarr.storage import ZipStore
@@ -124,7 +138,7 @@ def is_zip(at: Location) -> bool:
     try:
         if _count(at.path) > MOST_MEMBERS:
             return at.path.suffix == ".ozx" or at.path.name.endswith(".zarr.zip")  # opening it says why not
-        return _zarr_in(_place(at)) is not None
+        return _zarr_in(zip_place(at.path)) is not None
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
         return at.path.suffix == ".ozx"
 
@@ -171,7 +185,7 @@ def _opened(at: Location) -> tuple[Any, int]:
                 f"{name} is a zip of {count:,} members, more than the {MOST_MEMBERS:,} that isovoxel reads in a zip; "
                 "unpack it, as unzip does, and give the folder"
             )
-        top = _place(at)
+        top = zip_place(at.path)
         if any(info.flag_bits & 1 for info in top.listing.files.values()):
             raise InputError(f"{name} is an encrypted zip; unpack it, as unzip does, and give the folder")
         place: Any = top / at.inner if at.inner is not None else _zarr_in(top)
@@ -196,7 +210,7 @@ def _of_zip(volume: Volume, path: Path, inner: str | None, count: int) -> Volume
         files=FileList((str(path),)),
         read_overhead=volume.read_overhead + count * MEMBER_BYTES,
         coarser=tuple(partial(_level_of_zip, level, path, inner, count) for level in volume.coarser),
-        notes=(*volume.notes, "one thread at a time reads the zip; unpack it to read with all of them"),
+        notes=volume.notes if volume.cached is not None else (*volume.notes, ONE_BY_ONE),
     )
 
 
@@ -209,8 +223,9 @@ def _identity(path: Path, inner: str | None) -> dict[str, Any]:
     return identity if inner is None else identity | {"path": f"{identity['path']}:{inner}"}
 
 
-def _place(at: Location) -> ZipPlace:
-    return ZipPlace(str(at.path.resolve()), at.path.stat().st_mtime_ns)
+def zip_place(path: Path, inner: str = "") -> ZipPlace:
+    """Return the place of a file or folder in a zip."""
+    return ZipPlace(str(path.resolve()), path.stat().st_mtime_ns, inner)
 
 
 def _zarr_in(top: ZipPlace) -> ZipPlace | None:
