@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import VoxelGrid
@@ -287,3 +288,12 @@ def new_output(path: Any, *, grid: VoxelGrid, dtype: Any, storage: Storage, help
 
     create_output(path, levels=[(grid, storage)], dtype=np.dtype(dtype), **{"provenance": {}} | options)
     return OmeZarrWriter(path, grid=grid, dtype=np.dtype(dtype), storage=storage, helpers=helpers)
+
+
+def as_dtype(values: NDArray[np.float64], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return real values in a dtype: finite ones are saturated, integers rounded half to even."""
+    if dtype.kind == "f":
+        limit = float(np.finfo(dtype).max)
+        return np.where(np.isfinite(values), np.clip(values, -limit, limit), values).astype(dtype)
+    info = np.iinfo(dtype)
+    return np.clip(np.rint(values), info.min, info.max).astype(dtype)

@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 
 import isovoxel
 from isovoxel import scale_array
-from isovoxel.engines.reference import as_dtype, reference, reference_labels
+from isovoxel.engines.reference import reference, reference_labels
 from isovoxel.errors import InputError, IsovoxelError, OptionError
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import Float3, VoxelGrid
-from strategies import one_kernel_for_all_shapes, read_from
+from strategies import as_dtype, one_kernel_for_all_shapes, read_from
 
 SHAPES = int(os.environ.get("SHAPES", "200"))
 """Random cases of the slow test; with 2000 it takes ten minutes."""

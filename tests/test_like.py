@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 import isovoxel as api
 from command_line import Isovoxel, check_refused
 from isovoxel.demo import VOXEL_SIZE, blastocyst
-from isovoxel.engines.reference import as_dtype, reference, reference_labels
+from isovoxel.engines.reference import reference, reference_labels
 from isovoxel.errors import IsovoxelError, JobError, OptionError, OutputExistsError
 from isovoxel.execution.events import BlockDone, Event
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import VoxelGrid
 from outputs import voxels_of
-from strategies import read_from
+from strategies import as_dtype, read_from
 
 RNG = np.random.default_rng(8)
 LABELS = RNG.integers(0, 2**62, (9, 20, 22)).astype(np.uint64)

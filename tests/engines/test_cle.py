@@ -27,7 +27,7 @@ from isovoxel.engines.cle import CleEngine
 from isovoxel.engines.clesperanto import clesperanto
 from isovoxel.engines.devices import find_device
 from isovoxel.engines.opencl import rows_of
-from isovoxel.engines.reference import as_dtype, reference
+from isovoxel.engines.reference import reference
 from isovoxel.engines.registry import open_engine
 from isovoxel.errors import DeviceError
 from isovoxel.geometry.box import Box
@@ -38,6 +38,7 @@ from repeat import thread_run
 from strategies import (
     Live,
     MemoryWriter,
+    as_dtype,
     cle_precision,
     cut,
     device_limits,

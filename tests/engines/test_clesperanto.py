@@ -18,11 +18,11 @@ from isovoxel.engines.cle import CleEngine
 from isovoxel.engines.clesperanto import clesperanto, why_missing
 from isovoxel.engines.devices import find_device
 from isovoxel.engines.opencl import DriverError
-from isovoxel.engines.reference import as_dtype, reference
+from isovoxel.engines.reference import reference
 from isovoxel.engines.registry import _opened
 from isovoxel.errors import DeviceError, OptionError
 from isovoxel.job_file import NO_OPTION
-from strategies import cut
+from strategies import as_dtype, cut
 
 GENERATIONS = [
     pytest.param(name, marks=pytest.mark.skipif(find_spec(package) is None, reason=f"{package} is not installed"))

@@ -20,7 +20,7 @@ from isovoxel import scale_array
 from isovoxel.engines.base import Cancelled, Engine
 from isovoxel.engines.exact import ExactEngine
 from isovoxel.engines.opencl import TURN
-from isovoxel.engines.reference import as_dtype, reference, reference_labels
+from isovoxel.engines.reference import reference, reference_labels
 from isovoxel.engines.registry import open_engine
 from isovoxel.geometry.axis import Axis
 from isovoxel.geometry.box import Box
@@ -29,7 +29,7 @@ from isovoxel.geometry.resampling import Table, accumulator, outputs_of
 from isovoxel.planning.optimizer import too_thin
 from isovoxel.planning.plan import Plan
 from repeat import thread_run
-from strategies import Live, MemoryWriter, cut, device_limits, one_kernel_for_all_shapes, read_from
+from strategies import Live, MemoryWriter, as_dtype, cut, device_limits, one_kernel_for_all_shapes, read_from
 
 Float3 = tuple[float, float, float]
 Index3 = tuple[int, int, int]

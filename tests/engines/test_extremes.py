@@ -14,7 +14,7 @@ import pytest
 
 from isovoxel import open_volume
 from isovoxel.engines.base import Engine
-from isovoxel.engines.reference import as_dtype, expected
+from isovoxel.engines.reference import expected
 from isovoxel.engines.registry import open_engine
 from isovoxel.execution.comparison import LEAST_FLOAT, TEXTURE_BITS
 from isovoxel.execution.recipe import Recipe
@@ -23,7 +23,7 @@ from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import Float3
 from isovoxel.geometry.resampling import accumulator
 from isovoxel.planning.plan import Plan
-from strategies import cle_precision, cut, one_kernel_for_all_shapes, padded_lengths, read_from
+from strategies import as_dtype, cle_precision, cut, one_kernel_for_all_shapes, padded_lengths, read_from
 
 SHAPE = (5, 7, 9)
 WHOLE, CUT = (99, 99, 99), (6, 5, 9)

@@ -18,14 +18,14 @@ from isovoxel.engines.buffers import device_bytes
 from isovoxel.engines.cle import CleEngine
 from isovoxel.engines.devices import Device, find_device, list_devices
 from isovoxel.engines.exact import ExactEngine
-from isovoxel.engines.reference import as_dtype, reference, reference_labels
+from isovoxel.engines.reference import reference, reference_labels
 from isovoxel.errors import DeviceLostError
 from isovoxel.geometry.axis import round_up
 from isovoxel.geometry.box import Box
 from isovoxel.planning.chunking import Storage
 from isovoxel.planning.optimizer import make_plan
 from isovoxel.planning.plan import Plan
-from strategies import host_limits, source
+from strategies import as_dtype, host_limits, source
 
 pytestmark = pytest.mark.gpu
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from isovoxel.engines.reference import as_dtype, reference, reference_labels
+from isovoxel.engines.reference import reference, reference_labels
 from isovoxel.engines.registry import open_engine
 from isovoxel.errors import OptionError
 from isovoxel.geometry.box import Box, Index3
@@ -20,7 +20,7 @@ from isovoxel.planning.optimizer import make_plan
 from isovoxel.planning.plan import Plan
 from isovoxel.planning.resume import plan_from_json, plan_to_json
 from repeat import thread_run
-from strategies import MemoryWriter, device_limits, host_limits, read_from, source
+from strategies import MemoryWriter, as_dtype, device_limits, host_limits, read_from, source
 
 SHAPE = (9, 14, 17)
 INPUT = VoxelGrid(SHAPE, (2.0, 0.5, 0.5), (-3.0, 7.0, 0.1))

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from isovoxel.engines.reference import as_dtype, reference
+from isovoxel.engines.reference import reference
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import VoxelGrid
-from strategies import read_from
+from strategies import as_dtype, read_from
 
 # As fractions, so that ties are ties: 11/10 and 23/10 have no exact float64.
 FACTORS = ["1", "2", "3", "1/2", "1/3", "3/2", "5/2", "11/10", "23/10", "7/10", "1/100"]

@@ -205,15 +205,6 @@ def _smooth(
     return result
 
 
-def as_dtype(values: NDArray[np.float64], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return real values in a dtype: finite ones are saturated, integers rounded half to even."""
-    if dtype.kind == "f":
-        limit = float(np.finfo(dtype).max)
-        return np.where(np.isfinite(values), np.clip(values, -limit, limit), values).astype(dtype)
-    info = np.iinfo(dtype)
-    return np.clip(np.rint(values), info.min, info.max).astype(dtype)
-
-
 @lru_cache(2**12)
 def _weights(
     o: float, n: int, factor: float, interpolation: str, boundary: str, *, antialias: bool
