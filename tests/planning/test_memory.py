@@ -7,9 +7,21 @@ from isovoxel.planning.memory import cle_cost, exact_cost, human_bytes
 from isovoxel.planning.model import DeviceLimits
 from strategies import GIB, device_limits
 
-PRIMES = {"read": (2, 3, 5), "padded": (3, 5, 7), "written": (7, 11, 13), "decode": 1009, "encode": 2003}
+PRIMES = {"read": (2, 3, 5), "padded": (3, 5, 7), "written": (7, 11, 13), "half": 0, "decode": 1009, "encode": 2003}
 READ, PADDED, WRITTEN = 30, 105, 1001
 GPU, CPU = device_limits(), device_limits(kind="cpu")
+
+
+def test_a_block_of_level_1_counts_wherever_the_output_does() -> None:
+    """It lies behind the output: on the host, in both lanes of a GPU, and in what a driver keeps for pinned memory."""
+    exact = EXACT | {"passes": (), "itemsize": 2, "sum_bytes": 4, "moves": False}
+    for cost, options in (
+        (cle_cost, PRIMES | {"itemsize": 2, "interpolation": "linear"}),
+        (exact_cost, exact),
+    ):
+        without, with_it = (cost(**options | {"half": half}, device=GPU, overlap=False) for half in (0, 101))
+        assert with_it.device - without.device == 2 * 101
+        assert with_it.host - without.host == with_it.pinned - without.pinned == 101
 
 
 @pytest.mark.parametrize(("device", "lanes"), [(GPU, 2), (CPU, 1)])
@@ -33,7 +45,7 @@ def test_a_nearest_block_has_no_image() -> None:
     assert cost.image is None
 
 
-EXACT = {"read": (2, 3, 5), "written": (7, 11, 13), "widths": (17, 19, 23), "decode": 1009, "encode": 2003}
+EXACT = {"read": (2, 3, 5), "written": (7, 11, 13), "half": 0, "widths": (17, 19, 23), "decode": 1009, "encode": 2003}
 
 
 @pytest.mark.parametrize(("device", "lanes"), [(GPU, 2), (CPU, 1)])

@@ -32,8 +32,11 @@ from isovoxel.planning.plan import Plan
 Register = Callable[[NDArray[Any]], Registration | None]
 """Lets CUDA reach memory of the host, for as long as what is returned is there; None where it does not."""
 
-POLL_SECONDS = 1e-4
-"""How long a block sleeps before it looks again whether the device is done with it."""
+POLL_SECONDS = (1e-4, 1e-3)
+"""How long a block sleeps before it looks again whether the device is done with it: at first, and at most.
+
+Each look takes the interpreter's lock, for which the threads that encode wait.
+"""
 
 POLLS = 1000
 """After so many looks the queue itself is asked whether it still lives."""
@@ -74,10 +77,10 @@ class HostBuffer:
         finally:
             self._bytes()
 
-    def view(self, shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
-        """Return the first bytes as an array."""
-        nbytes = int(np.prod(shape)) * dtype.itemsize
-        array: NDArray[Any] = self._bytes()[:nbytes].view(dtype).reshape(tuple(shape))
+    def view(self, shape: Sequence[int], dtype: np.dtype[Any], behind: int = 0) -> NDArray[Any]:
+        """Return the bytes behind so many voxels as an array."""
+        start, nbytes = behind * dtype.itemsize, int(np.prod(shape)) * dtype.itemsize
+        array: NDArray[Any] = self._bytes()[start : start + nbytes].view(dtype).reshape(tuple(shape))
         return array
 
     def _bytes(self) -> Any:
@@ -145,22 +148,22 @@ class Lane:
         self._transfers.append(cl.enqueue_copy(self.queue, buffer, source, is_blocking=False, **how))
         return buffer
 
-    def download(self, buffer: Any, data: NDArray[Any], box: Box, computed: Any) -> None:
-        """Copy a buffer to a box of an array, after an event, and wait for it."""
+    def download(self, buffer: Any, data: NDArray[Any], box: Box | None, computed: Any) -> None:
+        """Copy a buffer to an array, or a box of one, after an event, and wait for it."""
         import pyopencl as cl
 
-        part, how = _part(data, box)
+        part, how = (data, {}) if box is None else _part(data, box)
         target = data if how else part
         self.wait_for(cl.enqueue_copy(self.queue, target, buffer, is_blocking=False, wait_for=[computed], **how))
 
     def wait_for(self, event: Any) -> None:
         """Wait for an event of the lane's queue, asleep: drivers of GPUs wait busily, and need a core for it."""
         self.queue.flush()
-        for look in itertools.count(1):
+        for look in itertools.count():
             if event.command_execution_status <= 0:  # complete or failed
                 break
-            time.sleep(POLL_SECONDS)
-            if look % POLLS == 0:
+            time.sleep(min(POLL_SECONDS[0] * (1 + look / 4), POLL_SECONDS[1]))
+            if look % POLLS == POLLS - 1:
                 self.queue.flush()  # events of a queue that died may stay as they are; this raises
         event.wait()  # raises what made it fail
 

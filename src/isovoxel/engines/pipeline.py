@@ -8,6 +8,7 @@ pages, which a GPU copies at the full rate of its bus, or, on a CPU, memory that
                                └──────┘         └──────┘
 
 1. A block in flight has a `StagedBlock`: one host buffer for its input and one for its output.
+   Where a block of level 1 is made of it, that lies behind its output, on the device and on the host.
 2. To be scaled it takes a `Lane`: a queue for transfers and, on a GPU, buffers for input and output on the device.
    A GPU has two, so that one block is uploaded or downloaded while the kernels of another run.
 3. Kernels run one block after another on cle's own queue; a block's first kernel waits for its upload, its download
@@ -30,12 +31,14 @@ block keeps its memory on the host, of which a piece uploads a part and into a p
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from typing import Any, TypeVar
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,9 +61,21 @@ from isovoxel.engines.buffers import (
     halves,
 )
 from isovoxel.engines.devices import Device, opencl_device
-from isovoxel.engines.opencl import TURN, DriverError, driver_reason, is_lost, is_out_of_memory, let_go_of
+from isovoxel.engines.opencl import (
+    C_TYPES,
+    TURN,
+    DriverError,
+    build_kernels,
+    driver_reason,
+    is_lost,
+    is_out_of_memory,
+    let_go_of,
+)
 from isovoxel.engines.registry import check_process
 from isovoxel.errors import DeviceError, DeviceFullError, DeviceLostError
+from isovoxel.geometry.axis import ceil_div, round_up
+from isovoxel.geometry.box import Index3
+from isovoxel.geometry.grid import Float3
 from isovoxel.planning.chunking import CHECKSUM_BYTES
 from isovoxel.planning.decoding import HOSTS as HOSTS_OF_DECODER
 from isovoxel.planning.decoding import DecodedBatches
@@ -72,6 +87,21 @@ from isovoxel.planning.plan import Plan
 T = TypeVar("T")
 
 
+class _Share(NamedTuple):
+    """How a kind of device shares the work of halving a block."""
+
+    group: int
+    """Work items per group."""
+    rows: int
+    """Rows that a work item makes."""
+    tile: int
+    """Voxels of a row that it makes."""
+
+
+def _share_of(kind: str) -> _Share:
+    return _Share(1, 16, 4096) if kind == "cpu" else _Share(128, 1, 1)
+
+
 class StagedBlock:
     """One block on its way: where its input is read to, and where its result lies."""
 
@@ -79,6 +109,7 @@ class StagedBlock:
         self._engine, self._block, self._plan = engine, block, plan
         self._source, self._target = hosts
         self._waited = 0.0
+        self._half = plan.half_of(block)
 
     @property
     def input(self) -> NDArray[Any]:
@@ -111,7 +142,10 @@ class StagedBlock:
                     )
             waiting += [(part, depth + 1) for part in reversed(parts)]
             pieces += not parts
-        return Scaled(self._output, self._waited, pieces)
+        half = None
+        if self._half is not None and pieces == 1:
+            half = self._target.view(self._half, self._kind, behind=self._block.write_box.size)
+        return Scaled(self._output, self._waited, pieces, half)
 
     def _refused(self, piece: Block, depth: int, cancelled: threading.Event | None) -> str:
         """Scale a piece; return why the device has no room for it, not even while it is alone there, else nothing."""
@@ -152,9 +186,14 @@ class StagedBlock:
                 read = piece.read_box.relative_to(self._block.read_box.start)
                 written = piece.write_box.relative_to(self._block.write_box.start)
                 source = lane.upload("input", self.input, read)
-                target = lane.buffers.get("output", written.size * self._kind.itemsize)
+                whole = self._half is not None and piece is self._block
+                voxels = written.size + (math.prod(self._half or ()) if whole else 0)
+                target = lane.buffers.get("output", voxels * self._kind.itemsize)
                 computed = self._compute(piece, source, target, small, lane, cancelled)
-                lane.download(target, self._output, written, computed)
+                if whole:
+                    lane.download(target, self._target.view((voxels,), self._kind), None, computed)
+                else:
+                    lane.download(target, self._output, written, computed)
         finally:
             # Whatever went wrong: no other block gets memory that the device still works on.
             lane.finish()
@@ -174,7 +213,8 @@ class StagedBlock:
         uploaded = cl.enqueue_marker(lane.queue)
         lane.queue.flush()
         with self._waiting_for(TURN, cancelled):
-            return self._engine.enqueue_after(uploaded, source, target, small, piece, self._plan)
+            half = self._half if piece is self._block else None
+            return self._engine.enqueue_after(uploaded, source, target, small, piece, self._plan, half)
 
     @contextmanager
     def _waiting_for(self, resource: AbstractContextManager[T], cancelled: threading.Event | None) -> Iterator[T]:
@@ -249,6 +289,8 @@ class StagedEngine(ABC):
         check_process()
         with TURN:
             self.build(plan)
+            if plan.halves_blocks:
+                self._halving(plan.source.dtype, plan.further[0].factor)
         self._built_for = plan
         self.hosts.registers = self._registers(plan)
         try:
@@ -282,6 +324,33 @@ class StagedEngine(ABC):
             stage.input[...] = data
             scaled = stage.scale(cancelled)
             return scaled._replace(data=scaled.data.copy())
+
+    def halve(self, voxels: Any, dtype: str, factor: Float3, shapes: tuple[Index3, Index3]) -> None:
+        """Give the kernel to the queue that makes the means of neighbours. The caller has the turn.
+
+        Parameters
+        ----------
+        voxels
+            Device buffer of voxels, behind which their means are put.
+        dtype, factor
+            Of the voxels, and 0.5 for each axis that is halved, else 1.
+        shapes
+            Of the voxels and of the means, which may leave out the last voxel of an odd axis, or have one that is it.
+        """
+        share, (z, y, x) = _share_of(self.device.kind), shapes[1]
+        items = round_up(ceil_div(x, share.tile), share.group), ceil_div(y, share.rows), z
+        numbers = map(np.uint64, (*shapes[0], *shapes[1]))
+        self._halving(dtype, factor)["halve"](self._queue, items, (share.group, 1, 1), voxels, *numbers)
+
+    @lru_cache(maxsize=16)  # noqa: B019 - engines live as long as the process
+    def _halving(self, dtype: str, factor: Float3) -> dict[str, Any]:
+        """Build the kernel that makes means, for a type of voxels and the axes that are halved."""
+        share = _share_of(self.device.kind)
+        halves = {f"H{axis}": int(f == 0.5) for axis, f in zip("ZYX", factor, strict=True)}
+        bits = 8 * np.dtype(dtype).itemsize
+        macros = {"T": C_TYPES[dtype], "PAIR": C_TYPES[f"uint{2 * bits}"], "BITS": bits}
+        macros |= {"ROWS": share.rows, "TILE": share.tile}
+        return build_kernels(self._queue, "halve.cl", macros | halves)
 
     def encoder(self, plan: Plan) -> GpuEncoder | None:
         """Return what encodes a plan's chunks on the device; see `isovoxel.engines.base.Engine`."""
@@ -394,14 +463,26 @@ class StagedEngine(ABC):
         return DeviceLostError(f"{self.device.name} no longer answers this process: {reason}; only a new one can go on")
 
     def enqueue_after(
-        self, uploaded: Any, source: Any, target: Any, small: dict[str, Any], block: Block, plan: Plan
+        self,
+        uploaded: Any,
+        source: Any,
+        target: Any,
+        small: dict[str, Any],
+        block: Block,
+        plan: Plan,
+        half: Index3 | None = None,
     ) -> Any:
-        """Give a block's kernels to the queue, after an event; return that of their end. The caller has the turn."""
+        """Give a block's kernels to the queue, after an event; return that of their end. The caller has the turn.
+
+        Where the shape of its block of level 1 is given, that is made behind its voxels.
+        """
         import pyopencl as cl
 
         self._buffers.begin(plan)
         cl.enqueue_barrier(self._queue, wait_for=[uploaded])
         self.enqueue(source, target, small, block, plan)
+        if half is not None:
+            self.halve(target, plan.source.dtype, plan.further[0].factor, (block.write_box.shape, half))
         computed = cl.enqueue_marker(self._queue)
         self._queue.flush()
         return computed

@@ -233,7 +233,7 @@ class BlockMaker:
                 part = shard & block.write_box
                 data = scaled.data[part.slices_from(block.write_box.start)]
                 flush(self._attempt("writing", block, partial(self._writer.encode, shard, data, part)))
-            along = self._make_further(block, scaled.data, flush)
+            along = self._make_further(block, scaled.data, flush, scaled.half)
             return BlockDone(
                 index=block.index,
                 voxels=block.write_box.size,
@@ -316,9 +316,20 @@ class BlockMaker:
         return BlockDone(block.index, block.write_box.size, 0, 0, 0, 0, 0, level=block.level, along=along)
 
     def _make_further(
-        self, block: Block, voxels: NDArray[Any] | None, flush: Callable[[PendingShard], None]
+        self,
+        block: Block,
+        voxels: NDArray[Any] | None,
+        flush: Callable[[PendingShard], None],
+        half: NDArray[Any] | None = None,
     ) -> tuple[tuple[int, int], ...]:
         """Make what can be made of further levels of a whole block, its shards after those of this level.
+
+        Parameters
+        ----------
+        block, voxels, half
+            The block, its voxels, and those of its block of level 1 where the device has made it.
+        flush
+            As in `encode`.
 
         Returns
         -------
@@ -337,7 +348,7 @@ class BlockMaker:
                     part = voxels[box.slices_from(made.write_box.start)]
                     flush(self._attempt("writing", block, partial(writer.encode, box, part)))
 
-        return self._further.make(block.index, voxels, write)
+        return self._further.make(block.index, voxels, write, half)
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:

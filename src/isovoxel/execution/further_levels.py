@@ -1,6 +1,7 @@
 """Make blocks of the further levels while blocks of the full one are in memory.
 
-1. Level 1 has the blocks of the full level, halved: each is made of one block, as soon as that is scaled.
+1. Level 1 has the blocks of the full level, halved: each is made of one block, by the device that has scaled that, or
+   by the processor where the device had no room for the whole block.
 2. A block of a level after that one is put together of what several blocks of the level before become, halved. It is
    written once it is whole; until then it is open. As many blocks are open as the plan counts, which is enough where
    blocks are made in their order. Where it is not, the one that was begun first is given up.
@@ -44,7 +45,9 @@ class FurtherLevels:
         self._open = [OpenBlocks(level) for level in others]
         self._kept = threading.local()
 
-    def make(self, index: int, voxels: Voxels | None, write: Write) -> tuple[tuple[int, int], ...]:
+    def make(
+        self, index: int, voxels: Voxels | None, write: Write, half: Voxels | None = None
+    ) -> tuple[tuple[int, int], ...]:
         """Make what can be made of a block of the full level.
 
         Parameters
@@ -53,6 +56,8 @@ class FurtherLevels:
             The block; without voxels it is zeros, as what is made of it is.
         write
             Called with each block that is whole, in turn.
+        half
+            The block of level 1, where it is made already.
 
         Returns
         -------
@@ -60,7 +65,8 @@ class FurtherLevels:
             The blocks that were written, in that order.
         """
         block = self._first.block(index)
-        half = None if voxels is None else self._halved(0, voxels, self._first, block.write_box)
+        if half is None and voxels is not None:
+            half = self._halved(0, voxels, self._first, block.write_box)
         write(self._first, block, half)
         return ((1, index), *self._gather(0, block, half, write))
 

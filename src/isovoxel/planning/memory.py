@@ -6,15 +6,16 @@ On the host, for each block in flight::
     host    = itemsize * read      the source's voxels, in memory that the device reaches
                                    (with map_overlap twice more: dask's block, and the block joined with its halo)
             + itemsize * written   the result's voxels, likewise
+            + half                 those of level 1 that are made of them on the device, behind them
             + decode + encode      what reading and writing hold beside their voxels
 
 On the device, `lanes` is how many blocks' voxels lie there at a time: 2 on a GPU, where one is copied while the
 kernels of another run, 1 on a CPU, whose kernels work in place: there these bytes are the host's. A GPU's driver also
-keeps room on the device for pinned memory of the host (measured, NVIDIA): itemsize * (read + written) for each block in
-flight, beside what stands here. The `cle` engine::
+keeps room on the device for pinned memory of the host (measured, NVIDIA): itemsize * (read + written) + half for each
+block in flight, beside what stands here. The `cle` engine::
 
     device  = lanes * itemsize * read       input
-            + lanes * itemsize * written    output
+            + lanes * (itemsize * written + half)   output
             + 4 * padded                    input buffer, float32
             + 4 * padded                    input image, for the texture unit (linear only)
             + 4 * written                   output buffer, float32
@@ -24,7 +25,7 @@ where `read`, `padded` and `written` are numbers of voxels: of the read box, of 
 repeated around the volume, and of the write box. The `exact` engine::
 
     device  = lanes * itemsize * read       input
-            + lanes * itemsize * written    output
+            + lanes * (itemsize * written + half)   output
             + sum * between                 what each pass but the last leaves, sums of 4 or 8 bytes
             + lanes * tables                first sample and weights of each row, of all axes that change
 """
@@ -149,6 +150,7 @@ def cle_cost(
     read: Index3,
     padded: Index3,
     written: Index3,
+    half: int,
     itemsize: int,
     interpolation: str,
     device: DeviceLimits,
@@ -162,6 +164,8 @@ def cle_cost(
     ----------
     read, padded, written
         Shapes of the read box, of the padded read box and of the write box, z, y, x.
+    half
+        Bytes of the block of level 1 that is made of it on the device.
     itemsize
         Bytes of a voxel in input and output.
     interpolation
@@ -176,7 +180,7 @@ def cle_cost(
     """
     return _cost(
         itemsize * math.prod(read),
-        itemsize * math.prod(written),
+        itemsize * math.prod(written) + half,
         cle_allocations(thick(padded), thick(written), interpolation),
         device=device,
         beside=decode + encode,
@@ -190,6 +194,7 @@ def exact_cost(
     *,
     read: Index3,
     written: Index3,
+    half: int,
     passes: tuple[tuple[int, ...], ...],
     widths: Index3,
     itemsize: int,
@@ -206,6 +211,8 @@ def exact_cost(
     ----------
     read, written
         Shapes of the read box and of the write box, z, y, x.
+    half
+        As in `cle_cost`.
     passes
         Axes of each pass, in their order; axes that stay as they are have none.
     widths
@@ -229,7 +236,7 @@ def exact_cost(
         tables = [written[axis] * (INDEX + sum_bytes * widths[axis]) for axes in passes for axis in axes]
     return _cost(
         itemsize * math.prod(read),
-        itemsize * math.prod(written),
+        itemsize * math.prod(written) + half,
         (*sums, Allocation("tables", LANES[device.kind] * sum(tables))),
         device=device,
         beside=decode + encode,

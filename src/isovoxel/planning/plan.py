@@ -271,9 +271,10 @@ class Plan(InNotebooks):
 
     @cached_property
     def staging(self) -> tuple[int, int]:
-        """Bytes of the largest block's input and output voxels."""
+        """Bytes of the largest block's input and output voxels, with those of its block of level 1 behind."""
         read, _, written = self.largest
-        return math.prod(read) * self.source.itemsize, math.prod(written) * self.source.itemsize
+        half = self._half_bytes(written) if self.halves_blocks else 0
+        return math.prod(read) * self.source.itemsize, math.prod(written) * self.source.itemsize + half
 
     @cached_property
     def largest(self) -> Largest:
@@ -288,6 +289,10 @@ class Plan(InNotebooks):
 
     def cost_of(self, *, read: Index3, padded: Index3, written: Index3) -> BlockCost:
         """Return what a block of these shapes costs."""
+        return self._cost_of(read, padded, written, self._half_bytes(written) if self.halves_blocks else 0)
+
+    def _cost_of(self, read: Index3, padded: Index3, written: Index3, half: int) -> BlockCost:
+        """Return what a block of these shapes costs, of which so many bytes of level 1 are made on the device."""
         itemsize = self.source.itemsize
         encode = write_overhead(self.storage, itemsize) + seal_overhead(self.storage, written)
         overlap = self.halo_mode == "map_overlap"
@@ -296,6 +301,7 @@ class Plan(InNotebooks):
             return exact_cost(
                 read=read,
                 written=written,
+                half=half,
                 passes=self.passes,
                 widths=(z, y, x),
                 itemsize=itemsize,
@@ -310,6 +316,7 @@ class Plan(InNotebooks):
             read=read,
             padded=padded,
             written=written,
+            half=half,
             itemsize=itemsize,
             interpolation=self.interpolation,
             device=self.device,
@@ -317,6 +324,11 @@ class Plan(InNotebooks):
             encode=encode,
             overlap=overlap,
         )
+
+    def _half_bytes(self, written: Index3) -> int:
+        """Return the bytes of the block of level 1 that is made of a block."""
+        halves = (math.ceil(n * f) for n, f in zip(written, self.further[0].factor, strict=True))
+        return math.prod(halves) * self.source.itemsize
 
     @property
     def chunk_bytes(self) -> int:
@@ -352,6 +364,20 @@ class Plan(InNotebooks):
         """The plans of those further levels whose blocks are made of these while they are in memory, level 1 first."""
         return tuple(takewhile(lambda level: level.along or level.gathered, self.further))
 
+    @cached_property
+    def halves_blocks(self) -> bool:
+        """Whether each block, halved, is one of level 1, and device and host have room to make it on the device."""
+        if not self.further or not self.further[0].along:
+            return False
+        cost = self._cost_of(*self.largest, self._half_bytes(self.largest.written))
+        return not cost.excess(self.device, self.in_flight) and self._projected_host(cost) <= self.host.allowed
+
+    def half_of(self, block: Block) -> Index3 | None:
+        """Return the shape of the block of level 1 that is made of one; None for what is no whole block, or none is."""
+        if not self.halves_blocks or block.write_box != self.block(block.index).write_box:
+            return None
+        return self.further[0].block(block.index).write_box.shape
+
     @property
     def leaves_out_empty(self) -> bool:
         """Whether a block that reads nothing but zeros needs no work: it is zeros to the bit, and they are not stored.
@@ -365,9 +391,13 @@ class Plan(InNotebooks):
     @property
     def projected_host(self) -> int:
         """Projected bytes of the whole process, device memory included where the host provides it."""
-        shared = self.cost.device - self.cost.in_place if self.device.shares_host_memory else 0
+        return self._projected_host(self.cost)
+
+    def _projected_host(self, cost: BlockCost) -> int:
+        """Return the projected bytes of the whole process where the largest block costs so much."""
+        shared = cost.device - cost.in_place if self.device.shares_host_memory else 0
         beside = self.held + self.cache + self.helping
-        return self.host.baseline + shared + beside + self.in_flight * self.cost.host + bytes_along(self)
+        return self.host.baseline + shared + beside + self.in_flight * cost.host + bytes_along(self)
 
     @property
     def output_bytes(self) -> int:
