@@ -269,6 +269,8 @@ def plan_volume(
         (math.prod(shape) * math.prod(axis.length for axis in volume.series), itemsize),
         resources.limits(choice.engine),
     )
+    if options.threads is not None:
+        host = replace(host, threads=options.threads)
     source, halo = source_of(volume, target.source), options.or_new("halo")
     sizes = volume.nbytes, volume.n_volumes * math.prod(shape) * itemsize
     device, host = with_decoder(options.or_new("decode"), source.encoded, sizes, (device, host))

@@ -83,3 +83,12 @@ def test_batches_shrink_with_the_memory() -> None:
         assert limits.encoding >= lanes * batches.device_bytes(132)
         assert limits.encoding <= 0.4 * allowed
         assert host.baseline - HOST.baseline >= lanes * HOSTS * batches.host_bytes
+
+
+def test_a_gpu_has_no_more_threads_than_it_has_use_for() -> None:
+    """They would wait for a buffer, in memory that takes long to get; a processor has use for all."""
+    for given, threads in (("gpu", 24), ("cpu", 64)):
+        storage_of = partial(default_storage, SHAPE, 2)
+        limits = H200, replace(HOST, threads=64, helpers=63)
+        _, (_, host) = with_encoder(given, None, lambda c, of=storage_of: of(codec=c), (16 * 10**9, 2), limits)  # type: ignore[misc]
+        assert host.threads == threads

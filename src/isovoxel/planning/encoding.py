@@ -31,6 +31,9 @@ LANES = 4
 """Batches on the device at a time, at most; with fewer, it waits for copies."""
 HOSTS = 4
 """Buffers on the host for each batch on the device."""
+READERS = 8
+"""Blocks in flight beside those whose chunks are in a buffer on the host: more only wait, in memory that takes long to
+get."""
 SHARE = 0.4
 """How much of the allowed device memory encoding may take."""
 
@@ -90,7 +93,7 @@ def with_encoder(
     voxels: tuple[int, int],
     limits: tuple[DeviceLimits, HostLimits],
 ) -> tuple[Storage, tuple[DeviceLimits, HostLimits]]:
-    """Return the output's storage, and the limits with what its encoder takes.
+    """Return the output's storage, and the limits with what its encoder takes, and as many threads as it has use for.
 
     Parameters
     ----------
@@ -134,7 +137,8 @@ def with_encoder(
     if given == "auto" and on_gpu > share / (CORE_RATES[cpu.codec] * (host.helpers + 1)):
         return cpu, limits
     taken = CONTEXT + lanes * batches.device_bytes(device.encoders)
-    return gpu, (replace(device, encoding=taken), replace(host, baseline=host.baseline + pinned))
+    threads = min(host.threads, lanes * HOSTS + READERS)
+    return gpu, (replace(device, encoding=taken), replace(host, baseline=host.baseline + pinned, threads=threads))
 
 
 def _refusal(storage: Storage, device: DeviceLimits) -> str:
