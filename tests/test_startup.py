@@ -77,6 +77,13 @@ def test_scaling_a_stack_does_without_zarr_python(loaded: dict[str, set[str]]) -
     assert loaded["scale"] & {"asyncio", "dask", "fsspec", "numcodecs", "pydantic", "zarr"} == set()
 
 
+def test_workers_do_without_dask_arrays() -> None:
+    """Where blocks read their halo themselves, neither the process that gives them out nor those that make them do."""
+    code = """import sys, isovoxel.execution.distributed.executor, isovoxel.worker
+sys.exit("dask.array" in sys.modules)"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 @pytest.mark.parametrize("command", ["picture of a plan", "show"])
 def test_figures_open_no_window(loaded: dict[str, set[str]], command: str) -> None:
     """A picture takes matplotlib, and not the part of it that chooses a backend and keeps figures."""

@@ -20,7 +20,6 @@ from functools import cached_property
 from typing import Any, cast
 from uuid import uuid4
 
-import dask.array as da
 import numpy as np
 from numpy.typing import NDArray
 
@@ -73,6 +72,7 @@ class OverlapWindow:
 
     def source(self, read: Callable[[Index3, Box], NDArray[Any]]) -> Any:
         """Return the window's input as a lazy dask array, of which `read` makes each block by its place and box."""
+        import dask.array as da  # which brings pandas, xarray and SciPy along, where they are installed
 
         def read_block(block_id: tuple[int, ...]) -> NDArray[Any]:
             place, start = self.place(block_id), self.first_voxel(block_id)
@@ -98,6 +98,8 @@ class OverlapWindow:
         write
             Scales a block, writes it, and returns one True of shape (1, 1, 1).
         """
+        import dask.array as da
+
         return da.map_overlap(
             OverlappedBlock(self, write),
             array,
