@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from isovoxel.codecs.cuda import GpuCodecError
 from isovoxel.engines.base import Cancelled, Engine
 from isovoxel.errors import CorruptInputError
-from isovoxel.execution.decoding import reader_of
+from isovoxel.execution.decoding import input_reader
 from isovoxel.execution.events import BlockDone, EncodedByProcessor, Event, Filled, Retried
 from isovoxel.execution.executor import Task
 from isovoxel.execution.flushing import Flusher, Flushing
@@ -115,7 +115,7 @@ class BlockMaker:
         from isovoxel.output.writer import OmeZarrWriter
 
         plan, fill = task.plan, FILL if task.source.fill else None
-        read = reader_of(volume, plan, engine, tell)
+        read = input_reader(volume, plan, engine, tell)
 
         def on_processor(reason: str) -> None:
             tell(EncodedByProcessor(reason))

@@ -11,7 +11,7 @@ from isovoxel.planning.plan import Plan
 from isovoxel.readers.base import ReadBox, Volume
 
 
-def reader_of(volume: Volume, plan: Plan, engine: Engine, tell: Callable[[Event], None]) -> ReadBox:
+def input_reader(volume: Volume, plan: Plan, engine: Engine, tell: Callable[[Event], None]) -> ReadBox:
     """Return what reads a volume, with a cache where the plan has one; an event tells where the GPU should, and cannot.
 
     Parameters

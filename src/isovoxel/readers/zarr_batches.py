@@ -19,7 +19,7 @@ from isovoxel.codecs.decoder import Batch, GpuDecoder
 from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.readers.base import output_array
-from isovoxel.readers.zarr_chunks import ChunkReader, Reading, place_of
+from isovoxel.readers.zarr_chunks import ChunkReader, Reading, chunk_place
 from isovoxel.readers.zarr_layout import ChunkLayout
 
 LEFT = "the GPU does not decode chunks of this form"
@@ -83,7 +83,7 @@ class BatchReader(ChunkReader):
         layout, decoder = self.layout, self._decoder
         if decoder is None:
             return None
-        first: Index3 = place_of(part, layout.chunk)
+        first: Index3 = chunk_place(part, layout.chunk)
         z, y, x = (ceil_div(b, n) - a for a, b, n in zip(first, part.stop, layout.chunk, strict=True))
         sz, sy, sx = (a - n * at for a, n, at in zip(part.start, layout.chunk, first, strict=True))
         batch = Batch((z, y, x), (sz, sy, sx), np.array(layout.fill, layout.dtype).tobytes())
@@ -104,7 +104,7 @@ class BatchReader(ChunkReader):
         used = 0
         with closing(Reading(self.layout, self._indices)) as reading:
             for chunk in chunks:
-                place = place_of(chunk, self.layout.chunk)
+                place = chunk_place(chunk, self.layout.chunk)
                 try:
                     content = reading.file_of(place).read_encoded(place, memory[used:])
                 except Exception:  # noqa: BLE001 - the processor meets it again, and says what it is

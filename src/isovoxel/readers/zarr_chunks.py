@@ -193,7 +193,7 @@ class ChunkReader(TiledReader):
             return False
         try:
             with closing(Reading(layout, self._indices)) as reading:
-                return not any(reading.stores(place_of(tile, layout.chunk)) for tile in self.tiles(box))
+                return not any(reading.stores(chunk_place(tile, layout.chunk)) for tile in self.tiles(box))
         except Exception:  # noqa: BLE001 - reading the box raises it
             return False
 
@@ -220,7 +220,7 @@ class ChunkReader(TiledReader):
     def read_tile(self, tile: Box, out: NDArray[Any], source: Reading) -> None:
         """Read what a chunk holds of the box, or put it off where another thread is decoding the chunk."""
         layout, put_off = self.layout, source.put_off
-        place = place_of(tile, layout.chunk)
+        place = chunk_place(tile, layout.chunk)
         z, y, x = place
         there = tile.slices_from((z * layout.chunk[0], y * layout.chunk[1], x * layout.chunk[2]))
         chunk, ours = self._cache.claim(layout.key(place))
@@ -289,7 +289,7 @@ def chunk_buffer(layout: ChunkLayout) -> NDArray[Any]:
     return np.empty(layout.chunk, layout.dtype.newbyteorder("="))
 
 
-def place_of(tile: Box, chunk: Index3) -> Index3:
+def chunk_place(tile: Box, chunk: Index3) -> Index3:
     """Return the place of the chunk that a part lies in."""
     (z, y, x), (deep, high, wide) = tile.start, chunk
     return (z // deep, y // high, x // wide)
