@@ -100,7 +100,7 @@ def test_a_gpu_is_not_asked_for_what_it_does_not_encode(source: Path, tmp_path: 
     check_refused(isovoxel(*words, "--encode", "gpu"), "the GPU cannot encode: ")
     assert not (tmp_path / "out.zarr").exists()
     assert isovoxel(*words, "--json").json["output"]["encoder"] == "cpu"
-    assert isovoxel(*words, "--json").json["decoder"] == "cpu"
+    assert isovoxel(*words, "--json").json["input"]["decoder"] == "cpu"
 
 
 @pytest.mark.slow

@@ -57,7 +57,12 @@ def plan_record(plan: Plan, cost: Forecast | None = None) -> Record:
     """Return what a plan would do, and what it takes and costs."""
     return {
         "input": grid_record(plan.source.grid)
-        | {"name": plan.source.name, "dtype": plan.source.dtype, "series": dict(plan.source.series)},
+        | {
+            "name": plan.source.name,
+            "dtype": plan.source.dtype,
+            "series": dict(plan.source.series),
+            "decoder": "gpu" if plan.device.decoding else "cpu",
+        },
         "output": grid_record(plan.output)
         | {
             "dtype": plan.source.dtype,
@@ -69,7 +74,6 @@ def plan_record(plan: Plan, cost: Forecast | None = None) -> Record:
             "encoder": "gpu" if plan.device.encoding else "cpu",
             "ome_zarr": plan.storage.ome_zarr,
         },
-        "decoder": "gpu" if plan.device.decoding else "cpu",
         "factors": list(plan.factor),
         "interpolation": plan.interpolation,
         "antialias": plan.antialias,
