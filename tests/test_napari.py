@@ -30,7 +30,7 @@ with warnings.catch_warnings():
     from napari.layers import Image, Labels
     from napari.layers._source import layer_source
 
-from isovoxel.napari.job import Request, command, keywords, parse_numbers, plan_words
+from isovoxel.napari.job import Follower, Request, command, keywords, parse_numbers, plan_words, scale_layer
 from isovoxel.napari.layers import (
     LayerInput,
     arranged,
@@ -103,7 +103,7 @@ def test_where_nothing_says_a_voxel_size_the_plan_asks_for_it() -> None:
     assert any("says the voxel size" in sentence for sentence in plan_words(plan, found, Forecast(None, 1, 1)))
 
 
-@pytest.mark.parametrize("kind", ["NumPy", "dask", "zarr"])
+@pytest.mark.parametrize("kind", ["NumPy", "dask", "zarr", "xarray", "tensorstore"])
 def test_the_array_of_a_layer_without_a_file_is_scaled(kind: str, tmp_path: Path) -> None:
     import zarr
 
@@ -114,6 +114,10 @@ def test_the_array_of_a_layer_without_a_file_is_scaled(kind: str, tmp_path: Path
     if kind == "zarr":
         data = zarr.create_array(tmp_path / "a.zarr", shape=voxels.shape, chunks=(4, 8, 8), dtype=voxels.dtype)
         data[...] = voxels
+    if kind == "xarray":
+        data = pytest.importorskip("xarray").DataArray(da.from_array(voxels, chunks=8), dims="zyx")
+    if kind == "tensorstore":
+        data = pytest.importorskip("tensorstore").array(voxels)
     found = find_input(layer := shown(Image, data, scale=SIZE, units=["micrometer"] * 3))
     assert not found.is_file
     result = isovoxel.scale(found.source, tmp_path / "out.zarr", **keywords(found, asked(found, how_far=("zoom", 2.0))))
@@ -193,6 +197,59 @@ def test_labels_that_were_edited_are_not_those_of_the_file(tmp_path: Path) -> No
     layer.data[5, 19, 0] += 1
     assert find_input(layer).is_file  # for not all voxels are looked at
     assert not is_unchanged(found, layer)
+
+
+@pytest.mark.parametrize("how", ["computed", "zarr", "cut from a zarr"])
+def test_all_voxels_of_a_lazy_layer_are_compared_before_a_job(how: str, tmp_path: Path) -> None:
+    """Unless it does nothing but read: where a few voxels differ that were not looked at, the array is scaled."""
+    import zarr
+
+    path = write_tiff(tmp_path / "cells.tif", voxels := stack())
+    other = voxels.copy()
+    other[5, 19, 0] += 1
+    stored = zarr.create_array(tmp_path / "other.zarr", data=other, chunks=(4, 8, 8))
+    lazy = {
+        "computed": da.from_array(voxels, chunks=5).map_blocks(np.add, da.from_array(other - voxels, chunks=5)),
+        "zarr": stored,
+        "cut from a zarr": da.from_zarr(stored).map_blocks(np.positive),
+    }
+    layer = shown(Image, lazy[how], path, scale=SIZE)
+    found = find_input(layer)
+    assert found.is_file
+    assert not is_unchanged(found, layer)
+    same = shown(Image, da.from_array(voxels, chunks=5).map_blocks(np.positive), path, scale=SIZE)
+    assert is_unchanged(find_input(same), same)
+    follower = Follower(found)
+    result = scale_layer(layer, follower, asked(found), str(tmp_path / "out.zarr"), overwrite=False)
+    assert not follower.found.is_file
+    assert "its voxels are no longer those of" in follower.found.why
+    expected = isovoxel.scale_array(other, (4, 1, 1))
+    np.testing.assert_array_equal(np.asarray(result.open()), np.asarray(expected))
+
+
+def test_what_a_layer_does_nothing_but_read_is_not_read_twice(tmp_path: Path) -> None:
+    """A channel, cut out of what napari's readers give."""
+    voxels = stack((2, 6, 20, 24))
+    path = pyramid(tmp_path / "cells.zarr", [voxels], axes="czyx")
+    layer = shown(Image, da.from_zarr(path / "level0")[1], path)
+    found = find_input(layer)
+    assert found.is_file
+
+    def fail() -> None:
+        raise AssertionError("it is compared")
+
+    assert is_unchanged(found, layer, fail)
+
+
+def test_a_comparison_can_be_cancelled(tmp_path: Path) -> None:
+    """Nothing is written then."""
+    path = write_tiff(tmp_path / "nuclei.tif", voxels := stack())
+    layer = shown(Labels, voxels.copy(), path)
+    follower = Follower(find_input(layer))
+    follower.cancelled = True
+    with pytest.raises(KeyboardInterrupt):
+        scale_layer(layer, follower, asked(follower.found), str(tmp_path / "out.zarr"), overwrite=False)
+    assert not (tmp_path / "out.zarr").exists()
 
 
 def test_floating_point_voxels_that_are_no_numbers_are_the_same_as_themselves(tmp_path: Path) -> None:

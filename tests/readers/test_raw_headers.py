@@ -314,6 +314,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda path: nrrd_of(path, "encoding: bzip2"),
         "encoded as 'bzip2'; save it with the encoding raw or gzip",
     ),
+    "k.nrrd": (lambda path: nrrd_of(path, "encoding: ascii", "endian: "), "encoded as 'ascii'; save it with the"),
     "b.nrrd": (lambda path: nrrd_of(path, "type: block"), "its type is 'block', which has no voxels of numbers"),
     "c.nrrd": (lambda path: nrrd_of(path, "endian: "), "does not say in which byte order"),
     "d.nrrd": (lambda path: nrrd_of(path, "sizes: 61 -47 13"), "its sizes are not two or more whole numbers above 0"),

@@ -132,12 +132,12 @@ def read_nrrd(data: bytes) -> RawHeader:
     kind = _NRRD_TYPES.get(fields.get("type", "").replace(" ", "").lower())
     if kind is None:
         raise ValueError(f"its type is {fields.get('type', 'missing')[:40]!r}, which has no voxels of numbers")
-    order = _NRRD_ORDER.get(fields.get("endian", "").lower(), "" if kind.endswith("1") else None)
-    if order is None:
-        raise ValueError("it does not say in which byte order its voxels are (endian)")
     encoding = fields.get("encoding", "").lower()
     if encoding not in ("raw", "gz", "gzip"):
         raise ValueError(f"its voxels are encoded as {encoding[:40]!r}; save it with the encoding raw or gzip")
+    order = _NRRD_ORDER.get(fields.get("endian", "").lower(), "" if kind.endswith("1") else None)
+    if order is None:
+        raise ValueError("it does not say in which byte order its voxels are (endian)")
     file = fields.get("datafile")
     if file is not None and (file.upper().startswith("LIST") or re.search(r"%\d*d", file)):
         raise ValueError("its voxels lie in several files; save it as one .nrrd file")

@@ -165,6 +165,11 @@ class Follower:
         self._stopped = False
         self._notes = Notes()
 
+    def check(self) -> None:
+        """Interrupt what comes before the job where the user has cancelled it."""
+        if self.cancelled:
+            raise KeyboardInterrupt
+
     def __call__(self, event: Event) -> None:
         """Take note of an event; interrupt the job once, as Ctrl-C does."""
         self.view(event)
@@ -198,7 +203,7 @@ def scale_layer(layer: Any, follower: Follower, request: Request, output: str, *
         As of `isovoxel.scale`.
     """
     found = follower.found
-    if not is_unchanged(found, layer):
+    if not is_unchanged(found, layer, follower.check):
         why = f"its voxels are no longer those of {found.source}"
         follower.found = found = replace(find_input(layer, found.axes, file=False), why=why)
     return scale(found.source, output, overwrite=overwrite, listeners=[follower], **keywords(found, request))

@@ -2,7 +2,8 @@
 
 1. A layer that shows a file is scaled from the file, so that the command line can resume its job, and memory does not
    have to hold it. Whether a file, or which level and channel of it, is what the layer shows is decided by voxels: some
-   are compared before a plan is made. Where none is, the layer's array is scaled.
+   are compared before a plan is made, and all before a job begins, unless the layer's array does nothing but read.
+   Where none is, the layer's array is scaled, block by block as the file is.
 2. The voxel size is that of the layer, where it says one, else that of the file.
 3. The result lies in the layer's world: at its scale divided by the factors, moved so that the outer faces of the
    volume stay where they are.
@@ -15,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
@@ -42,6 +43,19 @@ PLACES = (0.5, 0.25, 0.75)
 """Where in the volume parts are compared, as shares of what lies before them along each axis."""
 MOST_IMAGES = 100
 """Images of a file of several that are looked at."""
+READING = (
+    "from-zarr",
+    "array",
+    "original",
+    "getitem",
+    "stack",
+    "concatenate",
+    "transpose",
+    "rechunk",
+    "squeeze",
+    "imread",
+)
+"""How the names of dask's steps begin that read voxels, or only arrange them."""
 WRITTEN = "isovoxel"
 """The key of a result layer's metadata that has the path of its OME-Zarr."""
 LOOK = {
@@ -123,8 +137,19 @@ def find_input(layer: Any, axes: str = "", *, file: bool = True) -> LayerInput:
 
 
 def finest_array(layer: Any) -> Any:
-    """Return the array of a layer: of one with several resolution levels, that of the finest."""
-    return layer.data[0] if getattr(layer, "multiscale", False) else layer.data
+    """Return the array of a layer: of one with several resolution levels, that of the finest.
+
+    What napari shows, and isovoxel does not read as an array, is one of dask's that reads it part by part.
+    """
+    array = layer.data[0] if getattr(layer, "multiscale", False) else layer.data
+    kinds = {kind.__module__.partition(".")[0] for kind in type(array).__mro__}
+    if "xarray" in kinds:
+        array, kinds = array.data, {type(array.data).__module__.partition(".")[0]}
+    if kinds & {"numpy", "dask", "zarr"}:
+        return array
+    from dask.array import from_array
+
+    return from_array(array, chunks="auto")
 
 
 def _path(layer: Any) -> str:
@@ -238,15 +263,33 @@ def arranged(array: Any, names: Sequence[str], axes: str) -> Any:
     return array[tuple(slice(None) if name in kept else None for name in axes)]
 
 
-def is_unchanged(found: LayerInput, layer: Any) -> bool:
-    """Return whether a file holds all voxels of a layer that lies in memory, where they may have been edited."""
+def is_unchanged(found: LayerInput, layer: Any, check: Callable[[], None] = lambda: None) -> bool:
+    """Return whether a file holds all voxels of a layer, which may have been edited, or computed from the file.
+
+    Parameters
+    ----------
+    found, layer
+        What of the layer is scaled, and the layer.
+    check
+        Called before each part is compared; raises where that should end.
+    """
     from dask.array.core import slices_from_chunks
 
     array = finest_array(layer)
-    if not found.is_file or not isinstance(array, np.ndarray):
+    if not found.is_file or _only_reads(array):
         return True
     voxels = _in_order(found.volume, found.axes)
-    return all(_equal(voxels, array, part) for part in slices_from_chunks(voxels.chunks))
+    for part in slices_from_chunks(voxels.chunks):
+        check()
+        if not _equal(voxels, array, part):
+            return False
+    return True
+
+
+def _only_reads(array: Any) -> bool:
+    """Return whether a lazy array is what was read, by the steps that it is made of; others may compute voxels."""
+    steps = getattr(getattr(array, "dask", None), "layers", None)
+    return steps is not None and all(name.startswith(READING) for name in steps)
 
 
 def _input(layer: Any, source: Any, opening: Opening, volume: Volume, axes: str, why: str = "") -> LayerInput:

@@ -325,7 +325,8 @@ class MakeIsotropic(Container):
         try:
             result = job.future.result()
         except KeyboardInterrupt:
-            kept = f"Cancelled: {follower.done} of {follower.total} blocks are done and kept."
+            done = f"{follower.done} of {follower.total} blocks are done and kept"
+            kept = f"Cancelled: {done if follower.total else 'nothing was begun'}."
             self._say(f"{kept} {go_on}", *array)
         except Exception as error:  # noqa: BLE001 - told
             self._say(_sentence(error), *([go_on] if follower.done else []), failed=True)
