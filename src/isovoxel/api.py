@@ -63,7 +63,7 @@ def open_volume(
     Parameters
     ----------
     source
-        Path of a TIFF, BigTIFF, ImageJ stack, OME-TIFF, ``companion.ome``, TIFF in gzip, a folder or a pattern
+        Path of a TIFF, BigTIFF, ImageJ stack, OME-TIFF, NDTiff, ``companion.ome``, TIFF in gzip, a folder or a pattern
         (``*.tif``) of TIFF or PNG slices, zarr array (v2, v3), OME-Zarr (0.4, 0.5, 0.6), zipped zarr (``.ozx``), N5,
         Neuroglancer precomputed, HDF5 (``file.h5:/path/to/dataset``), Imaris, BigDataViewer (``.xml``), NIfTI, NRRD,
         MetaImage, MRC, CZI, LIF, ND2, DV or ``.npy``; or the address of a zarr in an object store; or a NumPy, dask or

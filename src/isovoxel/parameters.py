@@ -248,9 +248,10 @@ Input = Annotated[
     str,
     typer.Argument(
         metavar="INPUT",
-        help="TIFF, companion.ome, TIFF in gzip, folder or 'pattern*.tif' of TIFF or PNG slices, OME-Zarr, zarr array, "
-        "zipped zarr (.ozx), N5, Neuroglancer precomputed, HDF5 (file.h5:/dataset), Imaris, BigDataViewer (.xml), "
-        "NIfTI, NRRD, MetaImage, MRC, CZI, LIF, ND2, DV or .npy; or a zarr in an object store (s3://, gs://, az://, https://).",
+        help="TIFF, NDTiff, companion.ome, TIFF in gzip, folder or 'pattern*.tif' of TIFF or PNG slices, OME-Zarr, "
+        "zarr array, zipped zarr (.ozx), N5, Neuroglancer precomputed, HDF5 (file.h5:/dataset), Imaris, "
+        "BigDataViewer (.xml), NIfTI, NRRD, MetaImage, MRC, CZI, LIF, ND2, DV or .npy; or a zarr in an object store "
+        "(s3://, gs://, az://, https://).",
     ),
 ]
 Output = Annotated[

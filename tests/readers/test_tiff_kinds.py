@@ -255,8 +255,7 @@ def ndtiff(folder: Path, summary: dict[str, Any], pages: list[dict[str, Any]]) -
             data.put_image({"z": z, "channel": channel}, TWO[z, c], said)
     data.finish()
     data.close()
-    (path,) = folder.rglob("*.tif")
-    return path
+    return next(folder.rglob("*NDTiffStack.tif"))
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # ndstorage's
@@ -268,8 +267,30 @@ def test_an_ndtiff_has_its_voxel_size(summary: dict[str, Any], whole: bool, tmp_
     path = ndtiff(tmp_path, summary, pages)
     volume = open_volume(path.parent if whole else path)
     assert (volume.voxel_size, volume.unit) == ((2, 0.5, 0.5), "micrometer")
-    assert volume.kind == "NDTiff" + " slices" * whole
+    assert volume.kind == "NDTiff"
     np.testing.assert_array_equal(read_all(path.parent if whole else path), TWO.swapaxes(0, 1))
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # ndstorage's
+def test_an_ndtiff_of_several_files_is_one_volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its folder or any of them; where planes lie, pages of other files say too."""
+    pytest.importorskip("ndstorage", reason="ndstorage is in the extra test-all only")
+    monkeypatch.setattr("ndstorage.ndtiff_file.MAX_FILE_SIZE", 40_000)
+    path = ndtiff(tmp_path, {}, [{"PixelSizeUm": 0.5, "ZPositionUm": 2.0 * z} for z in range(6)])
+    files = sorted(path.parent.glob("*.tif"))
+    assert len(files) > 2
+    for each in (path.parent, *files[:3]):
+        volume = open_volume(each)
+        assert (volume.shape, volume.voxel_size) == ((6, 24, 32), (2, 0.5, 0.5))
+        np.testing.assert_array_equal(read_all(each), TWO.swapaxes(0, 1))
+    assert open_volume(path.parent, selection=Selection(channel=1)).series == ()
+
+
+def test_an_index_without_its_tiff_is_refused(tmp_path: Path) -> None:
+    """The folder is Micro-Manager's, and not whole."""
+    (tmp_path / "NDTiff.index").touch()
+    with pytest.raises(InputError, match=r"no file NDTiffStack\.tif"):
+        open_volume(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -186,6 +186,13 @@ FORMATS = (
         kinds=("folder",),
         selects=("level", "channel"),
     ),
+    Format(
+        "NDTiff",
+        lambda at: (at.path / "NDTiff.index").is_file(),
+        _late("tiff", "open_ndtiff"),
+        kinds=("folder",),
+        selects=_ARRAYS,
+    ),
     Format("folders of TIFF slices", _late("slices", "has_slices"), _late("slices", "open_folder"), kinds=("folder",)),
     Format("PNG slices", _png, _late("png", "open_png"), kinds=("file", "folder")),
     Format(".npy", _begins(b"\x93NUMPY"), _late("raw_headers", "open_npy"), selects=_ARRAYS),

@@ -151,6 +151,14 @@ def open_tiff(at: Location, selection: Selection) -> Volume:
     )
 
 
+def open_ndtiff(at: Location, selection: Selection) -> Volume:
+    """Open the volume in a folder of NDTiffs by the first of them, which leads to the others; see `open_tiff`."""
+    first = min(at.path.glob("*NDTiffStack.tif"), default=None)
+    if first is None:
+        raise InputError(f"{at.name} has the index of an NDTiff, but no file NDTiffStack.tif; put it there")
+    return open_tiff(Location(first, at.name, "file"), selection)
+
+
 def images_of_tiff(at: Location) -> Collection:
     """Return the images of a file that could be meant, by their numbers: its volumes, or else its planes.
 
