@@ -115,7 +115,7 @@ def test_the_array_of_a_layer_without_a_file_is_scaled(kind: str, tmp_path: Path
         data = zarr.create_array(tmp_path / "a.zarr", shape=voxels.shape, chunks=(4, 8, 8), dtype=voxels.dtype)
         data[...] = voxels
     if kind == "xarray":
-        data = pytest.importorskip("xarray").DataArray(da.from_array(voxels, chunks=8), dims="zyx")
+        data = pytest.importorskip("xarray").DataArray(da.from_array(voxels, chunks=8), dims=tuple("zyx"))
     if kind == "tensorstore":
         data = pytest.importorskip("tensorstore").array(voxels)
     found = find_input(layer := shown(Image, data, scale=SIZE, units=["micrometer"] * 3))

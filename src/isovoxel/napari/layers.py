@@ -136,6 +136,32 @@ def find_input(layer: Any, axes: str = "", *, file: bool = True) -> LayerInput:
     return _input(layer, array, given, open_volume(array, **given), names, why or failure)
 
 
+@dataclass(frozen=True)
+class _Parts:
+    """An array of another library as dask reads one: part by part, with a dtype of NumPy's."""
+
+    array: Any
+    """What has a shape and a dtype with NumPy's name, and gives a part for an index."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Length of every axis."""
+        return tuple(map(int, self.array.shape))
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the voxels."""
+        return np.dtype(getattr(self.array.dtype, "name", self.array.dtype))
+
+    def __getitem__(self, part: Any) -> np.ndarray[Any, Any]:
+        return np.asarray(self.array[part])
+
+
 def finest_array(layer: Any) -> Any:
     """Return the array of a layer: of one with several resolution levels, that of the finest.
 
@@ -149,7 +175,7 @@ def finest_array(layer: Any) -> Any:
         return array
     from dask.array import from_array
 
-    return from_array(array, chunks="auto")
+    return from_array(_Parts(array), chunks="auto")
 
 
 def _path(layer: Any) -> str:
