@@ -18,6 +18,7 @@ from isovoxel.codecs.blosc import ContainerLayout
 from isovoxel.codecs.decoder import Batch, Chunks, Read, room_for
 from isovoxel.codecs.gpu import EncodedChunks
 from isovoxel.codecs.streams import ChunkCoding, most_streams
+from isovoxel.engines.opencl import quiet_compiler
 from isovoxel.geometry.box import Index3
 
 GAP = 4
@@ -29,7 +30,8 @@ LZ4_ITEMS = 4
 def kernels() -> tuple[Any, dict[str, Any]]:
     """Return a context of a CPU, and the kernels built for it."""
     context = cl.create_some_context(interactive=False)
-    built = cl.Program(context, blosc.kernels()).build().all_kernels()
+    with quiet_compiler():
+        built = cl.Program(context, blosc.kernels()).build().all_kernels()
     return context, {kernel.function_name: kernel for kernel in built}
 
 

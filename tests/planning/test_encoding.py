@@ -10,7 +10,7 @@ import pytest
 
 from isovoxel.errors import OptionError
 from isovoxel.planning.chunking import default_storage
-from isovoxel.planning.encoding import HOSTS, LANES, Batches, with_encoder
+from isovoxel.planning.encoding import HOSTS, LANES, Batches, fills_batches, with_encoder
 from isovoxel.planning.model import DeviceLimits, HostLimits
 
 GIB = 2**30
@@ -31,11 +31,13 @@ def chosen(
 
 
 def test_auto_is_what_is_faster() -> None:
-    """A GPU beats some cores; many cores, few voxels, or a small GPU do not need it."""
+    """A GPU beats cores, of which many help less; few voxels, or a small GPU and many cores, do not need it."""
     assert chosen() == ("blosc-zstd", True)
     assert chosen(codec="blosc-lz4") == ("blosc-lz4", True)
     assert chosen("cpu") == ("blosc-lz4", False)
-    assert chosen(host=replace(HOST, helpers=63)) == ("blosc-lz4", False)
+    many = replace(HOST, helpers=63)
+    assert chosen(host=many) == ("blosc-zstd", True)
+    assert chosen(host=many, device=replace(H200, encoders=60)) == ("blosc-lz4", False)
     assert chosen(device=replace(H200, encoders=8)) == ("blosc-lz4", False)
     assert chosen(device=replace(H200, encoders=0)) == ("blosc-lz4", False)
 
@@ -92,3 +94,11 @@ def test_a_gpu_has_no_more_threads_than_it_has_use_for() -> None:
         limits = H200, replace(HOST, threads=64, helpers=63)
         _, (_, host) = with_encoder(given, None, lambda c, of=storage_of: of(codec=c), (16 * 10**9, 2), limits)  # type: ignore[misc]
         assert host.threads == threads
+
+
+def test_levels_whose_shards_fill_no_batch_are_the_processors() -> None:
+    """Shards of blocks that were halved may have one chunk, which takes a GPU as long as eight."""
+    full = default_storage(SHAPE, 2)
+    assert fills_batches(full, full)
+    assert not fills_batches(full, replace(full, shard=full.chunk))
+    assert not fills_batches(full, replace(full, chunk=(64, 64, 64)))

@@ -32,6 +32,7 @@ from isovoxel.execution.retry import BlockFailed, clause, may_pass
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.object_store.retries import patience, retry
 from isovoxel.output.shard import PendingShard, ShardReceipt
+from isovoxel.planning.encoding import fills_batches
 from isovoxel.planning.model import Block
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.arrays import unmasked
@@ -127,9 +128,8 @@ class BlockMaker:
             on_processor(str(error))
         writer = OmeZarrWriter.of_plan(task.output, plan, plan.helpers, task.attempt, gpu, on_processor)
         further = {
-            # A level that is smaller than a chunk of this one has chunks of its own, few enough for the processor.
             level.level: OmeZarrWriter.of_plan(
-                task.output, level, 0, task.attempt, gpu if level.storage.chunk == plan.storage.chunk else None
+                task.output, level, 0, task.attempt, gpu if fills_batches(plan.storage, level.storage) else None
             )
             for level in plan.made_along
         }

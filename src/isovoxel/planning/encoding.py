@@ -4,7 +4,7 @@ A GPU encodes in batches, some of them in flight. Each takes on the device, besi
 these with their bits shuffled, the streams, and the containers; and on the host one buffer for voxels and result, of
 which there are more, for they are filled and written while others are encoded.
 
-The rates were measured on an H200 with 16 cores (benchmarks/RESULTS.md, "Encoding on the GPU").
+The rates were measured on H100s and H200s with 4, 16 and 64 cores (benchmarks/RESULTS.md, "Encoding on the GPU").
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from isovoxel.planning.model import DeviceLimits, HostLimits
 ENCODERS = ("auto", "gpu", "cpu")
 """What encodes: the GPU where that is faster, the GPU, or the processor."""
 
-CORE_RATES = {"lz4": 0.40e9, "zstd": 0.30e9}
+CORE_RATES = {"lz4": 0.54e9, "zstd": 0.25e9}
 """Bytes of voxels that blosc encodes in a second on one core."""
-GPU_RATE = 0.12e9
-"""Bytes that nvCOMP encodes in a second for each multiprocessor."""
+PROCESS_RATE = 6e9
+"""What many cores come to in one process, whose threads take turns at the interpreter's lock."""
+GPU_RATE = 0.065e9
+"""Bytes that nvCOMP encodes in a second for each multiprocessor, in jobs: alone it does twice as many."""
 
 BATCH_BYTES = 2**25
 """Bytes of voxels of a batch, where a chunk is not longer."""
@@ -134,11 +136,22 @@ def with_encoder(
         return cpu, limits
     share = number * itemsize / host.workers
     on_gpu = START + share / (GPU_RATE * device.encoders)
-    if given == "auto" and on_gpu > share / (CORE_RATES[cpu.codec] * (host.helpers + 1)):
+    on_cores = share / (CORE_RATES[cpu.codec] * (host.helpers + 1)) + share / PROCESS_RATE
+    if given == "auto" and on_gpu > on_cores:
         return cpu, limits
     taken = CONTEXT + lanes * batches.device_bytes(device.encoders)
     threads = min(host.threads, lanes * HOSTS + READERS)
     return gpu, (replace(device, encoding=taken), replace(host, baseline=host.baseline + pinned, threads=threads))
+
+
+def fills_batches(full: Storage, level: Storage) -> bool:
+    """Return whether a GPU that encodes a plan's full level encodes a further one too: in batches that are worth it.
+
+    A batch takes nearly as long for one chunk as for eight, and a shard of a level that is made of blocks in memory may
+    have but one: the processor's cores, which wait for the GPU otherwise, are faster then. Levels with chunks of their
+    own are smaller than a chunk of the full one.
+    """
+    return level.chunk == full.chunk and 2 * level.chunks_per_shard > full.chunks_per_shard
 
 
 def _refusal(storage: Storage, device: DeviceLimits) -> str:
