@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isovoxel.execution.in_order import AHEAD, in_order
+from isovoxel.execution.in_order import AHEAD, map_in_order
 from isovoxel.object_store.retries import retry
 
 
 @given(items=st.lists(st.integers()), threads=st.integers(1, 5))
 def test_results_come_in_the_order_of_the_items(items: list[int], threads: int) -> None:
     """As a loop would give them, whatever the number of threads."""
-    with in_order(lambda n: -n, items, threads) as results:
+    with map_in_order(lambda n: -n, items, threads) as results:
         assert list(results) == [-n for n in items]
 
 
@@ -35,7 +35,7 @@ def test_threads_work_at_a_time_and_no_more_is_begun_than_said(threads: int) -> 
         together.wait(60)
         return item
 
-    with in_order(do, items(), threads) as results:
+    with map_in_order(do, items(), threads) as results:
         for count, result in enumerate(results):
             assert result == count
             assert len(taken) <= count + AHEAD * threads
@@ -57,7 +57,7 @@ def test_the_first_failure_in_order_is_raised(threads: int) -> None:
             raise ValueError(item)
         return item
 
-    with pytest.raises(ValueError, match="1"), in_order(do, range(10), threads) as results:
+    with pytest.raises(ValueError, match="1"), map_in_order(do, range(10), threads) as results:
         list(results)
 
 
@@ -77,7 +77,7 @@ def test_an_interrupt_ends_pauses_and_what_has_not_begun() -> None:
         return retry(fail)
 
     def interrupted() -> None:
-        with in_order(do, range(100), 2) as results:
+        with map_in_order(do, range(100), 2) as results:
             assert next(results) == 0
             raise KeyboardInterrupt
 

@@ -16,7 +16,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from isovoxel.execution.in_order import in_order
+from isovoxel.execution.in_order import map_in_order
 from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Box
 from isovoxel.metadata.series import DisplayWindow
@@ -60,7 +60,7 @@ def display_windows(output: Place, plan: Plan) -> list[DisplayWindow]:
     windows = []
     for channel in range(channels):
         kept: list[NDArray[np.float64]] = []
-        with in_order(partial(_some_voxels, volume), _some_chunks(plan, channel, channels), threads) as results:
+        with map_in_order(partial(_some_voxels, volume), _some_chunks(plan, channel, channels), threads) as results:
             low, high = math.inf, -math.inf
             for voxels, least, most in results:
                 kept.append(voxels)

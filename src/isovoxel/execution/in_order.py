@@ -24,7 +24,7 @@ AHEAD = 2
 
 
 @contextmanager
-def in_order(do: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[Iterator[R]]:
+def map_in_order(do: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[Iterator[R]]:
     """Yield what returns the results of many items, in their order; however its context ends, so do the threads.
 
     Parameters

@@ -27,7 +27,7 @@ import numpy as np
 from isovoxel.errors import DoesNotFitError, InputError, InputMissingError, InputUnavailableError, OptionError
 from isovoxel.execution.comparison import SIDE, Compared, bytes_of, compare_box, sample_boxes
 from isovoxel.execution.events import Reading
-from isovoxel.execution.in_order import in_order
+from isovoxel.execution.in_order import map_in_order
 from isovoxel.execution.recipe import Recipe
 from isovoxel.execution.resources import reading_limits
 from isovoxel.geometry.axis import ceil_div
@@ -315,7 +315,7 @@ def verify_level(
 
     sampled = itertools.islice(sample_boxes(result.shape, recipe.block, rng), samples)
     boxes = (place.of(int(rng.integers(result.n_volumes))) if result.n_volumes > 1 else place for place in sampled)
-    with in_order(compared, boxes, 1 if source.sequential else threads) as results:
+    with map_in_order(compared, boxes, 1 if source.sequential else threads) as results:
         reading(doing, 0, samples)
         for count, found in enumerate(results, 1):
             reading(doing, count, samples)
@@ -372,7 +372,7 @@ def _with_receipts(
 
         def each(look: Callable[[Noted | str], Looked], lines: Iterator[Noted | str]) -> Iterator[Looked]:
             nonlocal compared, blocks
-            with in_order(look, lines, threads) as results:
+            with map_in_order(look, lines, threads) as results:
                 for line, held in results:
                     if isinstance(line, Noted):
                         reading(doing, blocks, total)
@@ -419,7 +419,7 @@ def _with_every_chunk(found: Verdict, levels: Sequence[Volume], host: HostLimits
         for volume in range(level.n_volumes)
         for chunk in Box.whole(level.shape).of(volume).tiles(level.chunks)
     )
-    with in_order(_damage, every, threads) as results:
+    with map_in_order(_damage, every, threads) as results:
         for damage in results:
             reading(doing, chunks, total)
             chunks += 1

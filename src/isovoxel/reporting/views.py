@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isovoxel.execution.in_order import in_order
+from isovoxel.execution.in_order import map_in_order
 from isovoxel.geometry.axis import ceil_div
 from isovoxel.geometry.box import Box, Index3
 from isovoxel.geometry.grid import Float3
@@ -97,7 +97,7 @@ def maximum_projections(
         faces = [upper.reduce(voxels, axis=axis) for axis in range(3)]
         return tile, [*(_binned(face, 1, x, bins[2], upper) for face in faces[:2]), faces[2]]
 
-    with in_order(read, _tiles(volume, planes, bins[0], tile_bytes), threads) as results:
+    with map_in_order(read, _tiles(volume, planes, bins[0], tile_bytes), threads) as results:
         for tile, faces in results:
             pixels = [slice(a // k, ceil_div(b, k)) for a, b, k in zip(tile.start, tile.stop, bins, strict=True)]
             for axis, (image, face) in enumerate(zip(images, faces, strict=True)):
