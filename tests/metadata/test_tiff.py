@@ -1,16 +1,14 @@
-"""Voxel sizes as ImageJ writes them."""
+"""Voxel sizes of TIFFs, as ImageJ writes them and as tags do; `test_hostile.py` has any other text."""
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from isovoxel.metadata.tiff import parse_description, read_imagej
-from isovoxel.metadata.units import METERS
+from isovoxel.metadata.tiff import parse_description, read_imagej, read_tiff_tags
 
+NONE, INCH, CENTIMETER = 1, 2, 3
 RESOLUTION = (45527587, 1_000_000)
 
 
@@ -30,7 +28,9 @@ def description(**values: object) -> str:
         ({"spacing": 0.5}, (0.5, 1e6 / 45527587, 1e6 / 45527587), None),
     ],
 )
-def test_a_calibrated_stack(values: dict[str, object], size: tuple[float, ...], unit: str | None) -> None:
+def test_imagej_states_spacing_and_resolution(
+    values: dict[str, object], size: tuple[float, ...], unit: str | None
+) -> None:
     """Spacing gives z, the resolution tags y and x, all in the description's unit."""
     found = read_imagej(description(**values), RESOLUTION, RESOLUTION, 1)
     assert found.voxel_size == pytest.approx(size, rel=1e-15)
@@ -66,7 +66,7 @@ def test_a_calibrated_stack(values: dict[str, object], size: tuple[float, ...], 
         ({"zunit": "um", "spacing": 2}, (5, 1), 1, "has no unit for y and x, but one for the rest"),
     ],
 )
-def test_what_is_not_known_is_said(
+def test_what_imagej_does_not_state_is_said(
     values: dict[str, object], resolution: tuple[int, int] | None, unit: int | None, clause: str
 ) -> None:
     """An axis that is not stated, or makes no sense, leaves the voxel size unknown, with the reason."""
@@ -75,33 +75,49 @@ def test_what_is_not_known_is_said(
     assert clause in found.missing
 
 
-numbers = st.integers(-(2**31), 2**32)
-keys = st.sampled_from(["unit", "yunit", "zunit", "spacing", "images", "min"])
-values = st.one_of(
-    st.text(), st.floats().map(str), st.sampled_from(["um", "nm", "pixel", r"\u00B5m", "inch", "1_0", "-1"])
-)
-
-
-@given(
-    st.one_of(st.text(), st.dictionaries(keys, values).map(lambda v: description(**v))),
-    st.none() | st.tuples(numbers, numbers),
-    st.none() | st.tuples(numbers, numbers),
-    st.none() | st.integers(0, 5),
-)
-def test_any_text_gives_a_size_or_a_reason(
-    text: str, x: tuple[int, int] | None, y: tuple[int, int] | None, unit: int | None
-) -> None:
-    """Whatever is written, either all three sizes are real lengths that were stated, or there is a reason."""
-    found = read_imagej(text, x, y, unit)
-    assert (found.voxel_size is None) == bool(found.missing)
-    assert found.unit is None or found.unit in METERS
-    if found.voxel_size is not None:
-        assert all(math.isfinite(size) and size > 0 for size in found.voxel_size)
-        assert "spacing" in parse_description(text)
-        assert x
-        assert y
-
-
 def test_the_first_of_equal_keys_counts() -> None:
     """A key that comes twice has its first value, and lines without a value are passed over."""
     assert parse_description("ImageJ=1\nnote\nunit=um\nunit=nm\r\n") == {"ImageJ": "1", "unit": "um"}
+
+
+@pytest.mark.parametrize(
+    ("description", "resolution", "unit", "size", "length"),
+    [
+        ({"spacing": 2.0, "unit": "um"}, (5, 1), NONE, (2.0, 0.2, 0.2), "micrometer"),
+        ({"spacing": 2, "unit": "um"}, (50_000, 1), CENTIMETER, (2e-4, 2e-5, 2e-5), "centimeter"),
+        ({"spacing": 2, "unit": "inch"}, (5, 1), INCH, (2.0, 0.2, 0.2), "inch"),
+        ({"spacing": 2.0}, (5, 1), NONE, (2.0, 0.2, 0.2), None),
+    ],
+)
+def test_tags_state_spacing_and_resolution(
+    description: dict[str, Any], resolution: tuple[int, int], unit: int, size: tuple[float, ...], length: str
+) -> None:
+    """The description's spacing is z, the resolution tags are y and x, in one unit."""
+    found = read_tiff_tags(description, resolution, resolution, unit)
+    assert found.voxel_size == pytest.approx(size, rel=1e-15)
+    assert found.unit == length
+
+
+@pytest.mark.parametrize(
+    ("description", "resolution", "unit", "clause"),
+    [
+        ({}, (25_400, 1), INCH, "y and x are 3.937e-05 inch, but the TIFF has no spacing for z"),
+        ({}, (10_000, 1), CENTIMETER, "y and x are 0.0001 centimeter, but the TIFF has no spacing for z"),
+        ({}, (300, 1), None, "y and x are 0.003333 inch, but the TIFF has no spacing for z"),
+        ({}, (1, 1), NONE, "the TIFF has no spacing for z and no resolution tag that tells a size for y and x"),
+        ({}, None, None, "no resolution tag"),
+        ({"spacing": 2, "unit": "um"}, (5, 1), INCH, "counts in 'um', but its resolution tags per inch"),
+        ({"spacing": 2}, (5, 1), CENTIMETER, "has no unit for z, but one for the rest"),
+        ({"spacing": "2", "unit": "um"}, (5, 1), NONE, "the spacing '2', which is no number, for z"),
+        ({"spacing": 10**400, "unit": "um"}, (5, 1), NONE, "which is no number, for z"),
+        ({"spacing": 0, "unit": "um"}, (5, 1), NONE, "not a finite number above 0, for z"),
+        ({"spacing": 2, "unit": "pixel"}, (5, 1), NONE, "whose unit is no known length"),
+    ],
+)
+def test_what_tags_do_not_state_is_said(
+    description: dict[str, Any], resolution: tuple[int, int] | None, unit: int | None, clause: str
+) -> None:
+    """What the tags do not tell leaves the voxel size unknown, with what is known and the reason."""
+    found = read_tiff_tags(description, resolution, resolution, unit)
+    assert found.voxel_size is None
+    assert clause in found.missing
