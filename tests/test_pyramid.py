@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from isovoxel.metadata.ome import read_levels
 from isovoxel.output.ledger import Ledger, ledger_of
 from isovoxel.output.ome_zarr import missing_shards
 from outputs import shards_of
+from polling import wait_until
 from strategies import factors_up_to, shapes, triples
 
 VOXELS = np.random.default_rng(0).integers(0, 65536, (20, 50, 64)).astype(np.uint16)
@@ -316,8 +316,7 @@ def test_a_process_that_is_killed_on_any_level_loses_nothing(source: Path, out: 
     for kill in (5, 40, 20, 3):
         process = subprocess.Popen(command, stderr=subprocess.PIPE)
         try:
-            while process.poll() is None and len(_noted(out)) < len(noted) + kill:
-                time.sleep(0.002)
+            await_blocks(process, out, len(noted) + kill)
             process.send_signal(signal.SIGKILL)
         finally:
             process.kill()
@@ -333,6 +332,11 @@ def test_a_process_that_is_killed_on_any_level_loses_nothing(source: Path, out: 
     assert not noted & {firsts[level] + index for level, index in seen}
     assert shards_of(out) == shards_of(out.with_name("whole.zarr"))
     assert levels
+
+
+def await_blocks(process: subprocess.Popen[bytes], out: Path, enough: int) -> None:
+    """Wait until so many blocks are noted, or the process has ended."""
+    wait_until(lambda: process.poll() is not None or len(_noted(out)) >= enough)
 
 
 def _noted(out: Path) -> set[int]:

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from isovoxel.metadata.ome import image_attributes
 from isovoxel.object_store import clients, retries
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.output.ledger import Ledger, ledger_of
+from polling import wait_until
 from store_server import KEY, SECRET, Server, contents, serving, upload
 
 VOXELS = np.random.default_rng(0).integers(0, 65536, (32, 50, 64)).astype("uint16")
@@ -155,8 +155,7 @@ def test_a_job_that_is_killed_goes_on(server: Server, folder: Path) -> None:
         server.instead = instead if kill < KILLS else (lambda *_: 0)
         with start(folder, "scale", SOURCE, OUT, *words("exact")) as process:
             if kill < KILLS:
-                while process.poll() is None and len(shards_noted()) < len(noted) + 8:
-                    time.sleep(0.01)
+                await_shards(process, len(noted) + 8)
                 process.kill()
             out, err = process.communicate()
             killed.set()
@@ -212,6 +211,11 @@ def shards_noted() -> set[str]:
     done = ledger.done(lambda *_: True)
     boxes = (ledger.plan.block(index).write_box for index, is_done in enumerate(done) if is_done)
     return {"/".join(str(a // 16) for a in box.start) for box in boxes}
+
+
+def await_shards(process: subprocess.Popen[str], enough: int) -> None:
+    """Wait until so many shards are noted, or the process has ended."""
+    wait_until(lambda: process.poll() is not None or len(shards_noted()) >= enough)
 
 
 def shard_of(asked: str) -> str:

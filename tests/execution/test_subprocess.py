@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from isovoxel.errors import DeviceLostError, JobError
 from isovoxel.execution.events import BlockDone, Event, JobFinished, JobStarted, Restarted
 from isovoxel.execution.output import OutputState, output_state
 from outputs import shards_of
+from polling import wait_until
 
 VOXELS = np.random.default_rng(0).integers(0, 65536, (32, 32, 32)).astype(np.uint16)
 OPTIONS: dict[str, Any] = {  # 64 blocks, each of which takes some milliseconds
@@ -145,10 +145,7 @@ def test_signals_end_worker_and_job(out: Path, number: signal.Signals, code: int
     command = [sys.executable, "-m", "isovoxel", "scale", str(out.with_name("in.npy")), str(out), "--isolate"]
     command += ["--engine", "cle", "--factor", "8,8,8", "--shard", "128,128,128", "--device-memory", "40MB"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as job:
-        deadline = time.monotonic() + 600
-        while not (state := output_state(out)) or state.done < 1:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until(lambda: (state := output_state(out)) and state.done)
         found = workers(job.pid)
         os.killpg(job.pid, number) if number == signal.SIGINT else job.send_signal(number)
         _, said = job.communicate(timeout=300)

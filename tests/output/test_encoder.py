@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from isovoxel.output.encoder import BLOSC_LEVELS, ChunkEncoder, ShardEncoder, default_helpers
 from isovoxel.output.shard import Bytes, FileShardWriter
 from isovoxel.planning.chunking import CODECS, Storage
+from polling import wait_until
 from stored_as import codec_fields, decode_chunk
 
 STORAGE = Storage((4, 5, 6), (16, 20, 24))
@@ -129,8 +130,7 @@ def test_one_slow_chunk_does_not_fill_the_memory(tmp_path: Path, monkeypatch: py
     encoder = ShardEncoder(STORAGE, data.dtype, 3)
     with ThreadPoolExecutor(1) as pool:
         writing = pool.submit(encode, encoder, tmp_path / "shard", data)
-        while len(begun) < 1 + 2 * 3:
-            time.sleep(0.001)
+        wait_until(lambda: len(begun) == 1 + 2 * 3)
         time.sleep(0.05)
         assert len(begun) == 1 + 2 * 3
         release.set()

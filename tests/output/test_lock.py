@@ -19,6 +19,7 @@ from isovoxel.output import lock as module
 from isovoxel.output.attempt import DEAD_SECONDS, Holder
 from isovoxel.output.files import claim
 from isovoxel.output.lock import FileLock, read_holder
+from polling import wait_until
 
 HOLD = """
 import sys
@@ -98,10 +99,7 @@ def test_the_holder_touches_the_file(file: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(module, "BEAT_SECONDS", 0.01)
     with FileLock(file, Path("out.zarr")):
         os.utime(file, (1, 1))
-        deadline = time.monotonic() + 600
-        while file.stat().st_mtime < 2:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until(lambda: file.stat().st_mtime >= 2)
 
 
 @pytest.mark.parametrize("without", ["flock that works", "fcntl"])

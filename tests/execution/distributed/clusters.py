@@ -7,13 +7,13 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from isovoxel.engines.devices import Device
+from polling import wait_until
 
 VOXELS = np.random.default_rng(0).integers(0, 65536, (32, 32, 32)).astype(np.uint16)
 OPTIONS: dict[str, Any] = {  # 64 blocks, each of which takes some milliseconds
@@ -66,12 +66,13 @@ class Foreign:
     @property
     def address(self) -> str:
         """The scheduler's address, once it has one."""
-        deadline = time.monotonic() + 600
-        while True:
-            with contextlib.suppress(OSError, ValueError):
-                return str(json.loads(self.file.read_text())["address"])
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until(self._written)
+        return str(json.loads(self.file.read_text())["address"])
+
+    def _written(self) -> bool:
+        with contextlib.suppress(OSError, ValueError):
+            return "address" in json.loads(self.file.read_text())
+        return False
 
     def end(self) -> None:
         """End all of them."""

@@ -12,7 +12,6 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from command_line import Isovoxel
 from execution.distributed.clusters import gpus
 from isovoxel.reporting.records import device_record
 from outputs import shards_of
+from polling import wait_until
 
 RECIPES = Path(__file__).parents[3] / "examples" / "cluster"
 SLURM_DIRECTIVES = {
@@ -72,10 +72,8 @@ def test_plain_dask(tmp_path: Path, stack: Path, isovoxel: Isovoxel) -> None:
             words = ["sh", str(script), what, str(tmp_path)]
             processes.append(subprocess.Popen(words, cwd=tmp_path, env=environment(tmp_path), stdout=log, stderr=log))
     try:
-        file, deadline = tmp_path / "scheduler.json", time.monotonic() + 600
-        while not file.exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        file = tmp_path / "scheduler.json"
+        wait_until(file.exists)
         said = isovoxel("scale", stack, tmp_path / "out.zarr", "--scheduler", file, "--json")
         assert sum(share["blocks"] for share in said.json["workers"].values()) == said.json["blocks"]["count"]
     finally:

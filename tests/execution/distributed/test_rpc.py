@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from execution.distributed.clusters import OPTIONS, stack
 from isovoxel.execution.distributed import rpc
 from isovoxel.execution.events import BlockDone, Event, Waiting
 from outputs import shards_of
+from polling import wait_until
 
 EXACT = OPTIONS | {"engine": "exact"}
 
@@ -85,14 +85,12 @@ def test_results_of_a_worker_that_is_killed_are_not_waited_for(own: Any) -> None
     there = own.scheduler_info()["workers"]
     futures = {address: own.submit(int, 7, workers=[address], pure=False) for address in there}
     pids = own.run(os.getpid)
-    while any(future.status == "pending" for future in futures.values()):
-        time.sleep(0.01)
+    wait_until(lambda: all(future.status != "pending" for future in futures.values()))
     lost, kept = there
     os.kill(pids[lost], signal.SIGKILL)
     found = rpc.gather(own, [future.key for future in futures.values()], seconds=20)
     assert found in ({futures[kept].key: 7}, {future.key: 7 for future in futures.values()})
-    while lost in own.scheduler_info()["workers"]:
-        time.sleep(0.05)
+    wait_until(lambda: lost not in own.scheduler_info()["workers"])
     assert rpc.gather(own, [future.key for future in futures.values()], seconds=20) == {futures[kept].key: 7}
 
 

@@ -24,6 +24,7 @@ from isovoxel.execution.distributed import executor
 from isovoxel.execution.output import OutputState, output_state
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.output.ledger import Ledger, ledger_of
+from polling import wait_until
 from store_server import KEY, SECRET, Server, contents, serving, upload
 
 VOXELS = np.random.default_rng(0).integers(0, 65536, (32, 32, 32)).astype(np.uint16)
@@ -74,9 +75,8 @@ def run(*words: object, kill: bool) -> tuple[int, str]:
     """Run a job from and to the store, if asked for until some blocks are noted; return its code and what it said."""
     command = [sys.executable, "-m", "isovoxel", "scale", SOURCE, str(OUT), *WORDS, *map(str, words)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as job:
-        while kill and job.poll() is None and len(shards_noted()) < 6:
-            time.sleep(0.02)
         if kill:
+            wait_until(lambda: job.poll() is not None or len(shards_noted()) >= 6)
             job.kill()
         said, _ = job.communicate(timeout=120)
     return job.returncode, said
@@ -118,10 +118,9 @@ def test_a_worker_without_credentials_is_named(server: Server, foreign: Foreign,
     """Before anything is written, though the client and another worker have some."""
     foreign.worker("rich", **server.environment)
     foreign.worker("poor", AWS_ACCESS_KEY_ID="", AWS_SECRET_ACCESS_KEY="")
-    deadline = time.monotonic() + 600
-    while isovoxel("devices", "--scheduler", foreign.address).out.count("worker ") < 2:
-        assert time.monotonic() < deadline, foreign.logs
-        time.sleep(0.1)
+    wait_until(
+        lambda: isovoxel("devices", "--scheduler", foreign.address).out.count("worker ") == 2, lambda: foreign.logs
+    )
     before = contents(ObjectPlace("s3://bucket", ""))
     said = isovoxel("scale", SOURCE, OUT, *WORDS, "--scheduler", foreign.address, "--quiet")
     assert said.code == 2
