@@ -61,6 +61,7 @@ def check_bits(found: Any, wanted: np.ndarray) -> None:
     np.testing.assert_array_equal(np.ascontiguousarray(found).view(np.uint8), wanted.view(np.uint8))
 
 
+@pytest.mark.sampled(28)
 @pytest.mark.parametrize(("engine", "dtype", "how"), CASES, ids=str)
 def test_factor_1_changes_no_bit(engine: str, dtype: str, how: dict[str, Any]) -> None:
     """In `scale_array`, of many chunks."""

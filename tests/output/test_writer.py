@@ -67,6 +67,7 @@ def files(path: Path) -> list[str]:
     return sorted(str(p.relative_to(path / "0" / "c")) for p in (path / "0" / "c").rglob("*") if p.is_file())
 
 
+@pytest.mark.sampled(12)  # each dtype and each codec is among them
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "int8", "int16", "int32", "float32"])
 def test_what_is_written_is_read_back(tmp_path: Path, dtype: str, codec: str) -> None:

@@ -308,7 +308,7 @@ def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return open_volume(MAKERS[request.param](tmp_path_factory.mktemp("in"), array)), array
 
 
-@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(box=boxes(SHAPE))
 def test_any_box_holds_the_voxels_it_names(opened: tuple[Volume, np.ndarray], box: Box) -> None:
     """Reading a box gives these voxels of the whole, as a new C-contiguous array in native byte order."""
