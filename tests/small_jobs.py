@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,21 +32,26 @@ def save_input(path: Path) -> Path:
     return path
 
 
-def stop_at(kind: type[Event] = BlockDone) -> Any:
-    """Return a listener that ends the job at the first event of a kind."""
-
-    def listen(event: Event) -> None:
-        if isinstance(event, kind):
-            raise Stopped
-
-    return listen
-
-
 class Stopped(Exception):  # noqa: N818 - nothing is wrong
     """Ends a job from within."""
+
+
+def stop_after(
+    count: int = 1, kind: type[Event] = BlockDone, *, level: int | None = None, how: type[BaseException] = Stopped
+) -> Callable[[Event], None]:
+    """Return a listener that ends the job at so many events of a kind, those of a level where one is given."""
+    left = [count]
+
+    def listen(event: Event) -> None:
+        if isinstance(event, kind) and level in (None, getattr(event, "level", None)):
+            left[0] -= 1
+            if left[0] <= 0:
+                raise how("stopped from within")
+
+    return listen
 
 
 def interrupt(source: Path, output: Path | str, **options: Any) -> None:
     """Begin a job, and end it after a block."""
     with pytest.raises(JobError):
-        package.scale(source, output, listeners=[stop_at()], **OPTIONS | options)
+        package.scale(source, output, listeners=[stop_after()], **OPTIONS | options)

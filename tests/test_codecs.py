@@ -13,11 +13,11 @@ import pytest
 import isovoxel
 from command_line import Isovoxel, check_refused
 from isovoxel.errors import JobError, OutputExistsError
-from isovoxel.execution.events import BlockDone, Event
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.output.provenance import read_provenance
 from isovoxel.planning.chunking import CODECS
 from outputs import by_tensorstore, levels_of
+from small_jobs import stop_after
 from store_server import contents, serving
 
 OPTIONS: dict[str, Any] = {
@@ -43,11 +43,6 @@ def source(tmp_path: Path) -> Path:
     return tmp_path / "in.npy"
 
 
-def stop(event: Event) -> None:
-    """End a job after its first block."""
-    assert not isinstance(event, BlockDone), "stopped from within"
-
-
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
 def test_the_voxels_are_those_of_the_default(source: Path, tmp_path: Path, version: str) -> None:
     """Image, labels and levels of a job that was resumed without saying the codec again; `verify` reads each chunk."""
@@ -57,7 +52,7 @@ def test_the_voxels_are_those_of_the_default(source: Path, tmp_path: Path, versi
     for codec in OTHERS:
         other = tmp_path / codec
         with pytest.raises(JobError):
-            isovoxel.scale(source, other, codec=codec, listeners=[stop], **given)
+            isovoxel.scale(source, other, codec=codec, listeners=[stop_after()], **given)
         isovoxel.scale(source, other, with_labels=given["with_labels"])
         for below in (".", "labels/labels"):
             assert isovoxel.verify(other / below, every_chunk=True, samples=5).holds
@@ -82,7 +77,7 @@ def test_zstd_is_that_of_blosc_where_it_was(source: Path, tmp_path: Path, *, hal
     """Outputs of before there was another are resumed by the same words; those of today name both."""
     out, again = tmp_path / "out.zarr", {"codec": "zstd", "shard": (16, 16, 32)}
     with pytest.raises(JobError) if half else contextlib.nullcontext():
-        isovoxel.scale(source, out, listeners=[stop] * half, **OPTIONS | again | {"codec": "blosc-zstd"})
+        isovoxel.scale(source, out, listeners=[stop_after()] * half, **OPTIONS | again | {"codec": "blosc-zstd"})
     with pytest.raises(OutputExistsError, match="codec blosc-zstd, now zstd"):
         isovoxel.scale(source, out, **OPTIONS | again)
     node = json.loads((out / "zarr.json").read_text())

@@ -19,10 +19,10 @@ import isovoxel as api
 from command_line import Isovoxel, check_refused
 from isovoxel.engines import devices
 from isovoxel.errors import JobError, OutputExistsError
-from isovoxel.execution.events import BlockDone, Event
 from isovoxel.execution.output import as_begun
 from isovoxel.options import Options, ScalingOptions
 from isovoxel.output.provenance import read_provenance
+from small_jobs import stop_after
 
 SMALL: dict[str, Any] = {"chunk": (8, 8, 8), "shard": (8, 8, 8), "threads": 1, "device_memory": "20kB"}
 MADE: dict[str, Any] = {
@@ -65,12 +65,8 @@ def source(tmp_path: Path) -> Path:
 
 def begin(source: Path, out: Path, options: dict[str, Any]) -> None:
     """Leave a job half-way."""
-
-    def stop(event: Event) -> None:
-        assert not isinstance(event, BlockDone), "stopped from within"
-
     with pytest.raises(JobError):
-        api.scale(source, out, listeners=[stop], **options)
+        api.scale(source, out, listeners=[stop_after()], **options)
 
 
 def voxels(out: Path) -> list[Any]:

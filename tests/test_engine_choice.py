@@ -16,12 +16,12 @@ from command_line import Isovoxel, check_refused
 from isovoxel.engines import clesperanto as generations
 from isovoxel.engines.devices import find_device
 from isovoxel.errors import DeviceError, JobError, OptionError, OutputExistsError
-from isovoxel.execution.events import BlockDone, Event
 from isovoxel.geometry.box import Box
 from isovoxel.options import Options
 from isovoxel.output.provenance import read_provenance
 from isovoxel.planner import EngineChoice, Limits, Sampling, ThisProcess, choose_engine, choose_sampling, plan_volume
 from isovoxel.reporting.notes import hints
+from small_jobs import stop_after
 
 VOXELS = np.random.default_rng(3).integers(0, 65536, (12, 20, 18)).astype("uint16")
 PLAIN = Sampling("linear", antialias=False, labels=False, needs_exact=False)
@@ -114,15 +114,9 @@ def other(package_name: str) -> Callable[[], tuple[str, str]]:
 
 def begun(tmp_path: Path, **options: Any) -> Path:
     """Begin a job of `cle` that ends half-way."""
-    out, left = tmp_path / "out.zarr", [2]
-
-    def stop(event: Event) -> None:
-        if isinstance(event, BlockDone):
-            left[0] -= 1
-            assert left[0], "stopped from within"
-
+    out = tmp_path / "out.zarr"
     with pytest.raises(JobError):
-        package.scale(VOXELS, out, listeners=[stop], engine="cle", **options)
+        package.scale(VOXELS, out, listeners=[stop_after(2)], engine="cle", **options)
     return out
 
 

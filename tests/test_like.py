@@ -21,10 +21,10 @@ from command_line import Isovoxel, check_refused
 from isovoxel.demo import VOXEL_SIZE, blastocyst
 from isovoxel.engines.reference import reference, reference_labels
 from isovoxel.errors import IsovoxelError, JobError, OptionError, OutputExistsError
-from isovoxel.execution.events import BlockDone, Event
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import VoxelGrid
 from outputs import voxels_of
+from small_jobs import stop_after
 from strategies import as_dtype, read_from
 
 RNG = np.random.default_rng(8)
@@ -194,12 +194,8 @@ def test_a_crop_of_a_result_is_what_that_has_there(tmp_path: Path) -> None:
 def test_a_job_resumes_onto_the_same_voxels(home: Path) -> None:
     """Without being told again, nor by a volume that may have gone; another one is refused."""
     api.scale("labels.zarr", "part.zarr", factor=(1, 1, 1), crop="1:,:,2:", levels=0)
-
-    def stop(event: Event) -> None:
-        assert not isinstance(event, BlockDone), "stopped from within"
-
     with pytest.raises(JobError):
-        api.scale("grown.zarr", "back.zarr", like="part.zarr", listeners=[stop], threads=1, **CUT)
+        api.scale("grown.zarr", "back.zarr", like="part.zarr", listeners=[stop_after()], threads=1, **CUT)
     (home / "part.zarr").rename(home / "moved.zarr")
     for other, now in (({"factor": (0.2, 0.5, 1)}, "none"), ({"like": "labels.zarr"}, "none")):
         with pytest.raises(OutputExistsError, match=rf"voxels of another volume \(8, 20, 20\) of .*, now {now}"):

@@ -19,7 +19,6 @@ import tifffile
 import isovoxel
 from command_line import Isovoxel
 from isovoxel.errors import InputError, OptionError
-from isovoxel.execution.events import BlockDone, Event
 from isovoxel.execution.forecast import Forecast
 from ome_zarrs import halved, pyramid
 
@@ -40,6 +39,7 @@ from isovoxel.napari.layers import (
     new_scale,
     result_layer,
 )
+from small_jobs import stop_after
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # napari's libraries raise some
 
@@ -296,13 +296,8 @@ def test_the_command_that_is_shown_resumes_the_job(isovoxel: Isovoxel, tmp_path:
     found = find_input(shown(Image, voxels[1], path, scale=(3, 0.25, 0.25), units=["micrometer"] * 3))
     out = str(tmp_path / "out.zarr")
     options = keywords(found, asked(found, how_far=("voxel_size", 0.2), engine="exact", device="cpu"))
-
-    def stop(event: Event) -> None:
-        if isinstance(event, BlockDone):
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        package.scale(found.source, out, listeners=[stop], **options)
+        package.scale(found.source, out, listeners=[stop_after(how=KeyboardInterrupt)], **options)
     state = package.output_state(out)
     assert state is not None
     assert 0 < state.done < state.blocks

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,13 @@ from numpy.typing import NDArray
 import isovoxel as package
 from command_line import Isovoxel, check_refused
 from isovoxel.errors import JobError, OutputExistsError
-from isovoxel.execution.events import BlockDone, Event
 from isovoxel.execution.output import OutputState
 from isovoxel.metadata.ome import image_attributes
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.output.ledger import ledger_of
 from isovoxel.output.provenance import read_provenance
 from isovoxel.planning.chunking import CODECS
+from small_jobs import stop_after
 from store_server import Server, contents
 
 VOXELS = np.random.default_rng(4).integers(1, 2**16, (16, 25, 35)).astype(np.uint16)
@@ -157,19 +156,6 @@ def test_a_series(tmp_path: Path) -> None:
     assert package.verify(old, samples=20).holds
 
 
-def stop_after(blocks: int, level: int = 0) -> Callable[[Event], None]:
-    """Return a listener that ends the job."""
-    left = [blocks]
-
-    def listen(event: Event) -> None:
-        if isinstance(event, BlockDone) and event.level == level:
-            left[0] -= 1
-            if left[0] == 0:
-                raise RuntimeError("stopped from within")
-
-    return listen
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("level", [0, 1])
 def test_a_job_goes_on(source: Path, tmp_path: Path, level: int) -> None:
@@ -178,7 +164,7 @@ def test_a_job_goes_on(source: Path, tmp_path: Path, level: int) -> None:
     out = tmp_path / "out.zarr"
     package.scale(source, tmp_path / "whole.zarr", **options)
     with pytest.raises(JobError, match="are done and kept"):
-        package.scale(source, out, listeners=[stop_after(4, level)], **options)
+        package.scale(source, out, listeners=[stop_after(4, level=level)], **options)
     state = package.output_state(out)
     assert state is not None
     assert 4 <= state.done < state.blocks

@@ -23,7 +23,7 @@ import zarr
 import isovoxel as package
 from command_line import Isovoxel, check_refused
 from isovoxel.errors import JobError
-from isovoxel.execution.events import BlockDone, Event, Retried
+from isovoxel.execution.events import Event, Retried
 from isovoxel.execution.executor import Executor
 from isovoxel.execution.job import Job
 from isovoxel.execution.output import OutputState, output_state
@@ -33,6 +33,7 @@ from isovoxel.object_store import clients, retries
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.output.ledger import Ledger, ledger_of
 from polling import wait_until
+from small_jobs import stop_after
 from store_server import KEY, SECRET, Server, contents, serving, upload
 
 VOXELS = np.random.default_rng(0).integers(0, 65536, (32, 50, 64)).astype("uint16")
@@ -184,12 +185,8 @@ def test_further_levels_are_made_in_the_store(server: Server, folder: Path) -> N
     wanted = options("exact") | {"device_memory": "100kB", "levels": 2}
     local = package.scale(folder / "in.ome.zarr", folder / "levels.zarr", **wanted)
 
-    def stop(event: Event) -> None:
-        if isinstance(event, BlockDone) and event.level == 1:
-            raise RuntimeError("stopped from within")
-
     with pytest.raises(JobError, match=r"stopped from within; \d+ of \d+ blocks are done and kept"):
-        package.scale(SOURCE, str(OUT), listeners=[stop], **wanted)
+        package.scale(SOURCE, str(OUT), listeners=[stop_after(level=1)], **wanted)
     state = output_state(str(OUT))
     assert state is not None
     assert local.plan.n_blocks < state.done < state.blocks == local.plan.all_blocks

@@ -17,8 +17,8 @@ import zarr
 from command_line import Isovoxel, check_refused
 from isovoxel import api
 from isovoxel.errors import InterruptedJobError
-from isovoxel.execution.events import BlockDone, Event
 from isovoxel.output.provenance import read_provenance
+from small_jobs import stop_after
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/dev/full, and what a shell can close")
 
@@ -127,13 +127,9 @@ def test_names_are_what_the_system_says(isovoxel: Isovoxel, stack: Path, tmp_pat
     for file in (source, labels):
         file.write_bytes(stack.read_bytes())
 
-    def stop(event: Event) -> None:
-        if isinstance(event, BlockDone):
-            raise KeyboardInterrupt
-
     options: Any = {"levels": 0, "chunk": (8, 8, 8), "shard": (8, 8, 8), "threads": 1, "device_memory": 10_000}
     with pytest.raises(InterruptedJobError):
-        api.scale(source, output, listeners=[stop], **options)
+        api.scale(source, output, listeners=[stop_after(how=KeyboardInterrupt)], **options)
     words = ["--levels", 0, "--chunk", "8,8,8", "--shard", "8,8,8", "--threads", 1, "--device-memory", "10kB"]
     words += ["--with-labels", labels, "--report", folder / "r.html"]
     went_on = isovoxel("scale", source, output, *words, "--json")

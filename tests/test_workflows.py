@@ -18,7 +18,7 @@ import zarr
 import isovoxel
 from command_line import listing
 from isovoxel.errors import JobError
-from isovoxel.execution.events import BlockDone, Event
+from small_jobs import stop_after
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SNAKEFILE = EXAMPLES / "snakemake" / "Snakefile"
@@ -61,20 +61,13 @@ def snakemake(folder: Path, options: str = OPTIONS) -> subprocess.CompletedProce
     return run(sys.executable, *words, folder=folder)
 
 
-class Stopped(Exception):  # noqa: N818 - ends a job from within
-    """Raised by a listener."""
-
-
 @pytest.mark.slow
 def test_snakemake_plans_and_scales(folder: Path) -> None:
     """The job is a file; what is there of its output is gone on with; run again, nothing is done."""
-
-    def stop(event: Event) -> None:
-        if isinstance(event, BlockDone):
-            raise Stopped
-
-    with pytest.raises((JobError, Stopped)):
-        isovoxel.scale(folder / "a stack.npy", folder / "out.zarr", listeners=[stop], device_memory="20kB", **SCALED)
+    with pytest.raises(JobError):
+        isovoxel.scale(
+            folder / "a stack.npy", folder / "out.zarr", listeners=[stop_after()], device_memory="20kB", **SCALED
+        )
     done = snakemake(folder)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"note: resuming: [1-9]\d* of \d+ blocks already done", done.stderr)

@@ -26,7 +26,7 @@ from isovoxel.planning.plan import Plan
 from isovoxel.readers.zarr_chunks import ChunkReader
 from isovoxel.reporting.text import volume_lines
 from outputs import by_tensorstore, levels_of
-from small_jobs import interrupt
+from small_jobs import interrupt, stop_after
 from small_store import ROOTS, small_store
 
 OPTIONS: dict[str, Any] = {
@@ -211,16 +211,8 @@ def test_in_a_store_an_empty_shard_is_no_object(kind: str, tmp_path: Path) -> No
     with small_store(kind) as store:
         out = f"{ROOTS[kind]}/out.zarr"
         options = OPTIONS | {"engine": "exact", "levels": 1, "device_memory": "80kB"}
-        seen: list[Event] = []
-
-        def stop(event: Event) -> None:
-            if isinstance(event, BlockDone):
-                seen.append(event)
-                if len(seen) == 5:
-                    raise RuntimeError("stopped")
-
         with pytest.raises(JobError):
-            isovoxel.scale(tmp_path / "in.npy", out, listeners=[stop], **options)
+            isovoxel.scale(tmp_path / "in.npy", out, listeners=[stop_after(5)], **options)
         isovoxel.scale(tmp_path / "in.npy", out, **options)
         stored = [key for key in store.objects if "out.zarr/" in key and key.rpartition("/")[2].isdecimal()]
         isovoxel.scale(tmp_path / "in.npy", tmp_path / "out.zarr", **options)

@@ -22,6 +22,7 @@ from isovoxel.execution.result import ScaleResult, Tally
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.planning.plan import Plan
 from isovoxel.reporting.text import job_lines
+from small_jobs import stop_after
 
 VOXELS = np.random.default_rng(0).integers(1, 65536, (10, 12, 14)).astype("uint16")
 OUTPUT = Path("out.zarr")
@@ -268,13 +269,8 @@ def test_hindered_jobs_are_not_as_planned(tally: Tally) -> None:
 def test_a_job_that_goes_on_is_neither_kept_nor_compared(rates: Path, tmp_path: Path) -> None:
     """A part of it was done before."""
     options = SMALL | {"factor": (2.0, 1.0, 1.0), "input_voxel_size": (1.0, 1.0, 1.0)}
-
-    def stop(event: api.execution.events.Event) -> None:
-        if isinstance(event, api.execution.events.BlockDone):
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        api.scale(VOXELS, tmp_path / "out.zarr", listeners=[stop], **options)
+        api.scale(VOXELS, tmp_path / "out.zarr", listeners=[stop_after(how=KeyboardInterrupt)], **options)
     result: ScaleResult = api.scale(VOXELS, tmp_path / "out.zarr", **options)
     assert result.tally.done_before
     assert result.expected is None

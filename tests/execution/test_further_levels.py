@@ -25,6 +25,7 @@ from isovoxel.planning import pyramid
 from isovoxel.planning.model import Block
 from isovoxel.planning.plan import Plan
 from outputs import shards_of
+from small_jobs import stop_after
 
 SMALL: dict[str, Any] = {
     "engine": "exact",
@@ -182,13 +183,10 @@ def test_a_block_that_is_given_up_is_read_back(tmp_path: Path, monkeypatch: pyte
 
 def test_what_goes_on_gathers_nothing(tmp_path: Path) -> None:
     """Blocks that are done become no parts, so blocks of which they are would stay open."""
-
-    def stop(event: Event) -> None:
-        if isinstance(event, BlockDone):
-            raise KeyboardInterrupt
-
     with pytest.raises(InterruptedJobError):
-        isovoxel.scale(VOXELS, tmp_path / "out.zarr", listeners=[stop], factor=FACTOR, **SMALL)
+        isovoxel.scale(
+            VOXELS, tmp_path / "out.zarr", listeners=[stop_after(how=KeyboardInterrupt)], factor=FACTOR, **SMALL
+        )
     plan = isovoxel.plan(VOXELS, tmp_path / "out.zarr", factor=FACTOR, **SMALL)
     assert plan.further[0].along
     assert [made.gathered for made in plan.further] == [0, 0]

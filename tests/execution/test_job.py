@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from isovoxel.output.ledger import ledger_of
 from isovoxel.output.lock import FileLock
 from isovoxel.output.provenance import read_provenance
 from outputs import shards_of
+from small_jobs import stop_after
 
 VOXELS = np.random.default_rng(0).integers(0, 65536, (16, 24, 20)).astype(np.uint16)
 OPTIONS: dict[str, Any] = {
@@ -48,19 +48,6 @@ def source(tmp_path: Path) -> Path:
     """A file."""
     np.save(tmp_path / "in.npy", VOXELS)
     return tmp_path / "in.npy"
-
-
-def stop_after(blocks: int) -> Callable[[Event], None]:
-    """Return a listener that ends the job."""
-    left = [blocks]
-
-    def listen(event: Event) -> None:
-        if isinstance(event, BlockDone):
-            left[0] -= 1
-            if left[0] == 0:
-                raise RuntimeError("stopped from within")
-
-    return listen
 
 
 def begin(source: Any, out: Path, options: dict[str, Any], blocks: int = 5) -> None:

@@ -22,6 +22,7 @@ from isovoxel.output.files import LOCK
 from isovoxel.output.ledger import ledger_of
 from isovoxel.output.lock import FileLock
 from isovoxel.output.membership import membership_of
+from small_jobs import stop_after
 from store_server import contents, upload
 
 VOXELS = np.random.default_rng(5).integers(0, 99, (16, 24, 20)).astype(np.uint16)
@@ -82,19 +83,6 @@ def files(folder: Path, but: str = "") -> dict[str, tuple[bytes, int]]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and not (but and path.is_relative_to(folder / but))
     }
-
-
-def stop_after(blocks: int) -> Any:
-    """Return a listener that ends the job."""
-    left = [blocks]
-
-    def listen(event: Event) -> None:
-        if isinstance(event, BlockDone):
-            left[0] -= 1
-            if left[0] == 0:
-                raise RuntimeError("stopped from within")
-
-    return listen
 
 
 def members(path: Path, version: str) -> list[str]:

@@ -24,7 +24,7 @@ from isovoxel.execution.executor import LevelProgress
 from isovoxel.execution.retry import kept
 from isovoxel.output.files import DISCARDED, LOCK, REPLACED
 from isovoxel.output.membership import membership_of
-from small_jobs import OPTIONS, VOXELS, interrupt, save_input, stop_at
+from small_jobs import OPTIONS, VOXELS, interrupt, save_input, stop_after
 from snapshots import Snapshot, snapshot
 
 NEW = OPTIONS | {"factor": (1.0, 1.0, 2.0)}
@@ -92,7 +92,7 @@ def test_the_old_output_is_kept_until_the_new_one_is_complete(layout: Layout, so
             whole.append(snapshot(layout.folder / REPLACED) == old)
 
     with pytest.raises(JobError, match="are done and kept"):
-        package.scale(source, layout.output, overwrite=True, listeners=[look, stop_at()], **layout.new)
+        package.scale(source, layout.output, overwrite=True, listeners=[look, stop_after()], **layout.new)
     assert snapshot(layout.folder / REPLACED) == old
     result = package.scale(source, layout.output, listeners=[look], **layout.new)
     assert result.tally.done_before > 0
@@ -108,7 +108,7 @@ def test_attempts_to_replace_it_do_not_lose_it(layout: Layout, source: Path) -> 
     for factor in ((1.0, 2.0, 1.0), (2.0, 1.0, 2.0), (1.0, 1.0, 2.0)):
         with pytest.raises(JobError, match="are done and kept"):
             package.scale(
-                source, layout.output, overwrite=True, listeners=[stop_at()], **layout.new | {"factor": factor}
+                source, layout.output, overwrite=True, listeners=[stop_after()], **layout.new | {"factor": factor}
             )
         assert snapshot(layout.folder / REPLACED) == old
         assert not (layout.folder / DISCARDED).exists()
@@ -255,7 +255,7 @@ def test_now_deletes_the_old_output_first(layout: Layout, source: Path) -> None:
             seen.append(sorted(path.name for path in layout.folder.iterdir()))
 
     with pytest.raises(JobError):
-        package.scale(source, layout.output, overwrite=True, listeners=[stop_at()], **layout.options)
+        package.scale(source, layout.output, overwrite=True, listeners=[stop_after()], **layout.options)
     package.scale(source, layout.output, overwrite="now", listeners=[look], **layout.new)
     assert seen
     assert not any(REPLACED in names or DISCARDED in names for names in seen)
@@ -268,7 +268,7 @@ def test_another_image_at_its_place_is_not_lost_either(whose: str, source: Path,
     layout = Layout(tmp_path / "out.zarr")
     layout.make(source)
     with pytest.raises(JobError):
-        package.scale(source, layout.output, overwrite=True, listeners=[stop_at()], **layout.new)
+        package.scale(source, layout.output, overwrite=True, listeners=[stop_after()], **layout.new)
     shutil.rmtree(layout.output)
     package.scale(source, tmp_path / "other.zarr", **OPTIONS)
     (tmp_path / "other.zarr").rename(layout.output)

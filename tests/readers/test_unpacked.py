@@ -19,14 +19,14 @@ import tifffile
 import isovoxel as package
 from command_line import Isovoxel, check_refused
 from isovoxel.errors import InputError
-from isovoxel.execution.events import BlockDone, Event, JobStarted
+from isovoxel.execution.events import Event, JobStarted
 from isovoxel.geometry.box import Box
 from isovoxel.readers import unpacked
 from isovoxel.readers.files import file_identity
 from isovoxel.readers.open import images_of, open_volume
 from isovoxel.readers.selection import Selection
 from isovoxel.readers.unpacked import LEAST_FREE, PREFIX, Unpacked
-from small_jobs import OPTIONS
+from small_jobs import OPTIONS, stop_after
 
 pytestmark = pytest.mark.skipif(unpacked.fcntl is None, reason="this system has no locks that can be shared")
 STACK = np.random.default_rng(5).integers(0, 60_000, (8, 48, 32)).astype("uint16")
@@ -267,13 +267,8 @@ def test_a_job_is_done_and_resumed_as_of_the_tiff(isovoxel: Isovoxel, tmp_path: 
     """By every command; the voxels are those of the TIFF's job."""
     path, out = packed(tmp_path / "a.tif.gz"), tmp_path / "a.zarr"
     (tmp_path / "a.tif").write_bytes(gzip.decompress(path.read_bytes()))
-
-    def stop(event: Event) -> None:
-        if isinstance(event, BlockDone):
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        package.scale(path, out, listeners=[stop], **OPTIONS)
+        package.scale(path, out, listeners=[stop_after(how=KeyboardInterrupt)], **OPTIONS)
     assert left(spare) == []
     for words in (("info", path), ("plan", path, tmp_path / "b.zarr"), ("show", path)):
         assert isovoxel(*map(str, words)).code == 0
