@@ -352,6 +352,24 @@ def test_of_a_block_only_the_chunks_are_made_that_are_not_empty(
     assert isovoxel.verify(tmp_path / "skip.zarr", samples=20).holds
 
 
+@pytest.mark.parametrize(("missing", "parts"), [(8, 1), (24, 2)])
+def test_a_block_of_which_little_is_missing_is_made_whole(
+    missing: int, parts: int, tmp_path: Path, read_boxes: list[Box]
+) -> None:
+    """Its two shards one by one would read halos of their own."""
+    voxels = np.ones((8, 32, 64), np.uint16)
+    voxels[:, :, 64 - missing :] = 0
+    source = input_with_missing_chunks(tmp_path / "in.zarr", voxels, "v3")
+    options: dict[str, Any] = {"factor": (2, 1, 1), "engine": "exact", "interpolation": "linear", "levels": 0}
+    options |= {"chunk": (8, 8, 8), "shard": (16, 32, 32), "input_voxel_size": (2, 1, 1)}
+    made = isovoxel.scale(source, tmp_path / "out.zarr", **options)
+    assert made.plan.n_blocks == 1
+    assert sum(box.shape[1:] != (8, 8) for box in read_boxes) == parts
+    isovoxel.scale(voxels, tmp_path / "whole.zarr", **options)
+    both = [levels_of(tmp_path / name, 1)[0].tobytes() for name in ("out.zarr", "whole.zarr")]
+    assert both[0] == both[1]
+
+
 @settings(max_examples=12)
 @given(
     st.sets(st.tuples(*[st.integers(0, n - 1) for n in (5, 5, 4)]), min_size=1, max_size=6),

@@ -42,6 +42,9 @@ from isovoxel.readers.tiled import FilledReader
 FILL = 0
 """What damaged voxels become."""
 
+MOST_IN_PARTS = 0.75
+"""Of how much of a block its shards are made one by one: each reads a halo and decodes the chunks that it lies in."""
+
 T = TypeVar("T")
 
 
@@ -186,7 +189,7 @@ class BlockMaker:
             if is_known_empty(self._read, block.read_box):
                 return self._leave_out(block, flush)
             parts = self._parts(block)
-            if any(part != shard for shard, part in parts):
+            if sum(part.size for _, part in parts if part is not None) < MOST_IN_PARTS * block.write_box.size:
                 return self._encode_parts(block, parts, flush)
         return self._encode(block, list(block.write_box.tiles(self.plan.storage.shard)), flush, voxels)
 
