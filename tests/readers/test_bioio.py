@@ -5,10 +5,15 @@ What all readers share is shown with the reader of OME-TIFF, which has the same 
 
 from __future__ import annotations
 
+import itertools
+import re
 import struct
+import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +22,7 @@ import tifffile
 import zarr
 
 import isovoxel
-from command_line import Isovoxel
+from command_line import Isovoxel, check_refused
 from isovoxel.errors import InputError
 from isovoxel.geometry.box import Box
 from isovoxel.metadata.series import SeriesAxis
@@ -200,6 +205,58 @@ def test_several_images_are_refused(tmp_path: Path) -> None:
             writer.write(STACK, photometric="minisblack", metadata={"axes": "ZYX"})
     with pytest.raises(InputError, match=r"holds 2 images \(0 \(Image:0\), 1 \(Image:1\)\); give --image"):
         volume_of_reader(reader(str(path)), path, "a.tif", "OME-TIFF", EVERYTHING)
+
+
+def scenes(path: Path, *, described: bool) -> Path:
+    """Write a CZI of three scenes, whose metadata may describe them; Zeiss' library leaves that to its callers."""
+    library("bioio_czi")
+    with library("pylibCZIrw.czi").create_czi(str(path)) as file:
+        for scene, z in itertools.product(range(3), range(len(STACK))):
+            plane = STACK[z] + np.uint16(1000 * scene)
+            file.write(data=plane[..., None], plane={"C": 0, "Z": z}, scene=scene, location=(100 * scene, 0))
+        file.write_metadata("a", scale_x=0.2e-6, scale_y=0.2e-6, scale_z=0.8e-6)
+    if described:
+        content = path.read_bytes()
+        found = re.search(rb"<ImageDocument.*</ImageDocument>", content, re.DOTALL)
+        assert found is not None
+        each = b"".join(b'<Scene Index="%d" Name="S%d"/>' % (n, n) for n in range(3))
+        plain = re.sub(rb">\s+<", b"><", found[0])
+        plain = re.sub(rb"<(Document|Application)>.*?</\1>", b"", plain)  # for the file keeps its size
+        made = plain.replace(b"<Channels>", b"<S><Scenes>" + each + b"</Scenes></S><Channels>", 1)
+        assert len(made) <= len(found[0])
+        path.write_bytes(content.replace(found[0], made.ljust(len(found[0])), 1))
+    return path
+
+
+def test_each_scene_of_a_czi_is_an_image(tmp_path: Path, isovoxel: Isovoxel) -> None:
+    """By its number, its name or a pattern; all become a collection."""
+    source, out = scenes(tmp_path / "a.czi", described=True), tmp_path / "out.zarr"
+    for image in ("1", "S1"):
+        volume = open_volume(source, selection=Selection(image=image))
+        np.testing.assert_array_equal(volume.read(Box.whole(volume.shape)), STACK + 1000)
+    isovoxel("scale", source, out, "--image", "all", "--factor", "2,1,1", "--interpolation", "nearest")
+    for scene in range(3):
+        made: Any = zarr.open_array(out / str(scene) / "0", mode="r")
+        np.testing.assert_array_equal(made[...], (STACK + np.uint16(1000 * scene)).repeat(2, 0))
+
+
+def test_scenes_that_the_metadata_do_not_describe_are_not_lost(tmp_path: Path, isovoxel: Isovoxel) -> None:
+    """The reader has the first one alone, so that the file is refused, as one image or several."""
+    source = scenes(tmp_path / "a.czi", described=False)
+    for words in (("info",), ("plan", "--image", "all"), ("plan", "--image", "0")):
+        said = isovoxel(words[0], source, *words[1:])
+        check_refused(said, "a.czi holds 3 scenes, but its metadata describe 1")
+
+
+@pytest.mark.parametrize("first", [b"ZISRAWFILE", b"another"])
+def test_scenes_are_counted_by_what_the_reader_loads(first: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which has them of the parts of the file; of no other format."""
+    held = SimpleNamespace(get_dims_shape=lambda: [{"S": (0, 2), "Z": (0, 5)}, {"S": (2, 3), "Z": (0, 6)}])
+    monkeypatch.setitem(sys.modules, "aicspylibczi", SimpleNamespace(CziFile=lambda _: held))
+    at: Any = SimpleNamespace(first=first, path=Path("a.czi"), name="a.czi")
+    bioio.check_scenes(SimpleNamespace(scenes=("a", "b", "c")), at)
+    with pytest.raises(InputError, match="3 scenes") if first == b"ZISRAWFILE" else nullcontext():
+        bioio.check_scenes(SimpleNamespace(scenes=("a",)), at)
 
 
 def test_what_cannot_be_read_later_is_one_sentence(tmp_path: Path) -> None:

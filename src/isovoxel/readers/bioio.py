@@ -7,6 +7,7 @@ threads at once, so that one thread reads at a time. Sizes are in micrometres, a
 from __future__ import annotations
 
 import math
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -144,11 +145,26 @@ def _with_reader(kind: str, at: Location, call: Callable[[Any], T]) -> T:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             reader = module.Reader(str(path.resolve()), **_OPTIONS.get(kind, {}))
+            check_scenes(reader, at)
             return call(reader)
     except IsovoxelError:
         raise
     except Exception as error:
         raise unreadable(name, kind, error) from error
+
+
+def check_scenes(reader: Any, at: Location) -> None:
+    """Refuse a CZI of more scenes than its metadata describe, by which bioio-czi counts: the others would be lost."""
+    library = sys.modules.get("aicspylibczi")  # by which bioio-czi reads
+    if library is None or not at.first.startswith(b"ZISRAWFILE"):
+        return
+    dims = library.CziFile(str(at.path.resolve())).get_dims_shape()
+    held = max((one["S"][1] for one in dims if "S" in one), default=1)
+    if held > len(reader.scenes):
+        raise InputError(
+            f"{at.name} holds {held} scenes, but its metadata describe {len(reader.scenes)}, and bioio-czi reads no "
+            "others: save it anew with a program that opens it, as OME-TIFF or OME-Zarr"
+        )
 
 
 def images_of_bioio(kind: str, at: Location) -> Collection:
