@@ -29,9 +29,9 @@ from isovoxel.object_store import clients
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.output.files import JOB
 from isovoxel.output.ledger import ledger_of
-from isovoxel.planning import chunking, pyramid
-from isovoxel.planning import plan as planned
-from isovoxel.planning.plan import Change, Plan
+from isovoxel.planning import chunking, optimizer, pyramid
+from isovoxel.planning.optimizer import Change
+from isovoxel.planning.plan import Plan
 from isovoxel.planning.resume import plan_from_json
 from store_server import contents, serving, upload
 
@@ -226,7 +226,7 @@ def check_without_checksums(output: Path) -> None:
 
 def raised(monkeypatch: pytest.MonkeyPatch, concerns: Callable[[Plan], bool]) -> None:
     """Let the bits of some plans be others than those of 0.1."""
-    monkeypatch.setattr(planned, "CHANGES", (Change("they are others", concerns),))
+    monkeypatch.setattr(optimizer, "CHANGES", (Change("they are others", concerns),))
 
 
 @pytest.mark.parametrize("at", ["done", "half"])

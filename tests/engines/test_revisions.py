@@ -122,7 +122,7 @@ def test_bits_are_those_of_their_revision(engine: str, interpolation: str, bound
         found, revision = bits(*options, antialias=antialias), plan(*options, antialias=antialias).revision
         assert (found, revision) == (digests[-1], len(digests)), (
             f"{key} makes other bits of {dtype}: unless that is a mistake, append a Change to "
-            f"isovoxel.planning.plan.CHANGES, and /{found} to what is pinned here"
+            f"isovoxel.planning.optimizer.CHANGES, and /{found} to what is pinned here"
         )
 
 

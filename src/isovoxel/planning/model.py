@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -191,3 +191,25 @@ def check_options(
         raise OptionError(
             f"anti-aliasing widens {', '.join(FILTERS[:-1])} and {FILTERS[-1]} interpolation, not {interpolation}"
         )
+
+
+class Largest(NamedTuple):
+    """Shapes, z, y, x, that hold those of each block."""
+
+    read: Index3
+    """Of read boxes."""
+    padded: Index3
+    """Of read boxes with what is repeated around the volume."""
+    written: Index3
+    """Of write boxes."""
+
+
+_HOW_IT_IS_READ = {"name": "", "read_overhead": 0, "chunks": [], "caches": False, "notes": [], "beside": []}
+"""What a plan knows of its source that changes no result."""
+
+
+def what_is_read(source: Source) -> dict[str, Any]:
+    """Return what a plan knows of its source that can change a result, as it was hashed ever since."""
+    known = asdict(source) | _HOW_IT_IS_READ
+    del known["encoded"]
+    return known

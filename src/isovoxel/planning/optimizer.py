@@ -24,7 +24,7 @@ They are large, so that little is read twice, and not so few that some threads h
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -37,7 +37,7 @@ from isovoxel.geometry.grid import AXES, Float3, VoxelGrid
 from isovoxel.planning.chunking import Storage, smaller
 from isovoxel.planning.memory import human_bytes
 from isovoxel.planning.model import DeviceLimits, HostLimits, Source, check_options
-from isovoxel.planning.plan import Plan, revision_of
+from isovoxel.planning.plan import Plan
 
 MIB = 2**20
 DECODE = 0.5
@@ -392,3 +392,22 @@ def _refusal(draft: Plan, *, fixed_storage: bool) -> str:
 
 def _clipped(shape: Index3, whole: Index3) -> Index3:
     return (min(shape[0], whole[0]), min(shape[1], whole[1]), min(shape[2], whole[2]))
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of the bits that some plans make."""
+
+    what: str
+    """What is other than before, in a clause."""
+    concerns: Callable[[Plan], bool]
+    """Returns whether a plan makes other bits since: by engine, interpolation, boundary, dtype, factor."""
+
+
+CHANGES: tuple[Change, ...] = ()
+"""All changes since 0.1, in their order; one is never removed."""
+
+
+def revision_of(plan: Plan) -> int:
+    """Return the revision of what makes a plan's voxels today."""
+    return 1 + sum(change.concerns(plan) for change in CHANGES)

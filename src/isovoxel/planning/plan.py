@@ -14,11 +14,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import accumulate, cycle, takewhile
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -29,18 +29,7 @@ from isovoxel.geometry.resampling import Table, Texture, accumulator, passes_at_
 from isovoxel.notebook import InNotebooks
 from isovoxel.planning.chunking import Storage, helper_overhead, seal_overhead, write_overhead
 from isovoxel.planning.memory import BlockCost, bytes_along, cle_cost, exact_cost
-from isovoxel.planning.model import FILTERS, MOVES, Block, DeviceLimits, HostLimits, Source
-
-
-class Largest(NamedTuple):
-    """Shapes, z, y, x, that hold those of each block."""
-
-    read: Index3
-    """Of read boxes."""
-    padded: Index3
-    """Of read boxes with what is repeated around the volume."""
-    written: Index3
-    """Of write boxes."""
+from isovoxel.planning.model import FILTERS, MOVES, Block, DeviceLimits, HostLimits, Largest, Source, what_is_read
 
 
 @dataclass(frozen=True)
@@ -426,7 +415,7 @@ class Plan(InNotebooks):
             if not storage[name]:  # as outputs were hashed before storage had these
                 del storage[name]
         what = {
-            "source": _what_is_read(self.source),
+            "source": what_is_read(self.source),
             **({"shift": self.shift} if any(self.shift) else {}),
             "output": asdict(self.output),
             "factor": self.factor,
@@ -447,36 +436,6 @@ class Plan(InNotebooks):
         """Hash of everything that can change a result, and of nothing else: not of budgets, threads or releases."""
         further = {"further": [plan.fingerprint for plan in self.further]} if self.further else {}
         return hashlib.sha256(json.dumps(self.makes | further, sort_keys=True).encode()).hexdigest()
-
-
-_HOW_IT_IS_READ = {"name": "", "read_overhead": 0, "chunks": [], "caches": False, "notes": [], "beside": []}
-"""What a plan knows of its source that changes no result."""
-
-
-def _what_is_read(source: Source) -> dict[str, Any]:
-    """Return what a plan knows of its source that can change a result, as it was hashed ever since."""
-    known = asdict(source) | _HOW_IT_IS_READ
-    del known["encoded"]
-    return known
-
-
-@dataclass(frozen=True)
-class Change:
-    """A change of the bits that some plans make."""
-
-    what: str
-    """What is other than before, in a clause."""
-    concerns: Callable[[Plan], bool]
-    """Returns whether a plan makes other bits since: by engine, interpolation, boundary, dtype, factor."""
-
-
-CHANGES: tuple[Change, ...] = ()
-"""All changes since 0.1, in their order; one is never removed."""
-
-
-def revision_of(plan: Plan) -> int:
-    """Return the revision of what makes a plan's voxels today."""
-    return 1 + sum(change.concerns(plan) for change in CHANGES)
 
 
 def _triple(values: list[int]) -> Index3:
