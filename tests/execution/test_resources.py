@@ -121,6 +121,15 @@ def test_a_job_takes_half_of_what_is_available(monkeypatch: pytest.MonkeyPatch) 
     assert host_limits().threads >= 3
 
 
+def test_many_cores_help_to_encode_what_a_few_blocks_in_flight_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that a GPU reaches takes long to get: fewer blocks have some, and the other cores help them."""
+    monkeypatch.setattr(resources, "_cores", lambda: range(64))
+    for kind, threads in (("cpu", 64), ("gpu", 32)):
+        limits = host_limits(device_kind=kind)
+        assert (limits.threads, limits.helpers) == (threads, 63)
+    assert host_limits(threads=50, device_kind="gpu").threads == 50
+
+
 def test_the_baseline_covers_what_the_process_holds() -> None:
     """It is above what is held now, and rounded, so that the same job is planned the same way twice."""
     baseline = host_limits().baseline

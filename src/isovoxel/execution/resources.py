@@ -29,6 +29,10 @@ FEWEST_THREADS = 3
 """Blocks in flight on few cores: while one waits for the device and one for the disk, a third has work."""
 MOST_THREADS = 64
 """More threads than this wait for Python's lock."""
+MOST_WITH_GPU = 32
+"""Blocks in flight whose memory a GPU reaches, at most: getting it takes a second for each GiB, one block after the
+other, and holds up whoever reads meanwhile (64 blocks of 32 Gvoxel waited 10 s each, H200). Other cores help to encode.
+"""
 
 
 def host_limits(budget: int | None = None, threads: int | None = None, *, device_kind: str = "cpu") -> HostLimits:
@@ -40,16 +44,18 @@ def host_limits(budget: int | None = None, threads: int | None = None, *, device
         Bytes that this process may hold; without it, what it holds already (a caller's array, say) and half of what is
         free, container limits included.
     threads
-        Blocks in flight, and cores to keep busy with encoding; without it, one for each core, and at least three.
+        Blocks in flight, and cores to keep busy with encoding; without it, one for each core, and at least three, as
+        far as more are of use.
     device_kind
         "gpu" or "cpu": a GPU's driver holds more memory.
     """
     held = psutil.Process().memory_info().rss
+    most = MOST_WITH_GPU if device_kind == "gpu" else MOST_THREADS
     return HostLimits(
         allowed=held + int(SHARE * available_bytes()) if budget is None else budget,
         # Rounded, so that the same job is planned the same way twice.
         baseline=max(LIBRARIES[device_kind], round_up(held + RESERVE, RESERVE)),
-        threads=threads or min(MOST_THREADS, max(FEWEST_THREADS, len(_cores()))),
+        threads=threads or min(most, max(FEWEST_THREADS, len(_cores()))),
         helpers=(threads or len(_cores())) - 1,
     )
 
