@@ -70,12 +70,15 @@ class Flushing(Generic[T]):
         self._began = time.perf_counter()
 
     def add(self, shard: PendingShard) -> None:
-        """Begin to flush the next shard of the block, once fewer wait than may."""
+        """Begin to flush the next shard of the block, once fewer wait than may; seal what waits for no disk."""
         self._flusher.free.acquire()  # so that none is queued, and forgotten when the job fails
         with self._lock:
             number = len(self._receipts)
             self._receipts.append(None)
             self._left += 1
+        if not shard.waits:
+            self._seal(number, shard)
+            return
         try:
             self._flusher.pool.submit(self._seal, number, shard)
         except RuntimeError:  # of a pool that was shut down: nobody waits for the job any more

@@ -63,6 +63,9 @@ class ShardReceipt(NamedTuple):
 class PendingShard(abc.ABC):
     """A shard that is not yet at its place."""
 
+    waits: bool = True
+    """Whether bringing it there waits for a disk or a store."""
+
     @abc.abstractmethod
     def seal(self) -> ShardReceipt:
         """Bring it there for good, and return its receipt."""
@@ -262,6 +265,8 @@ class EmptyShard(PendingShard):
     """Raises where the output is another process' by now."""
     remove: Callable[[], None]
     """Removes what an earlier attempt has left at its place, if anything."""
+    waits: bool
+    """Whether a store is asked to."""
 
     def seal(self) -> ShardReceipt:
         """Remove what is at its place, and return a receipt of 0 bytes.

@@ -209,7 +209,9 @@ class FileShardStore(ShardStore):
 
     def leave_out(self, shard: ShardPlace) -> EmptyShard:
         """Make no file of a shard that is empty."""
-        return EmptyShard(self._key(shard), self._check, partial(self._file(shard).unlink, missing_ok=True))
+        return EmptyShard(
+            self._key(shard), self._check, partial(self._file(shard).unlink, missing_ok=True), waits=False
+        )
 
     def holds(self, shard: ShardPlace, receipt: ShardReceipt, *, read: bool = False) -> bool:
         """Tell whether a shard is the file of its receipt."""
@@ -295,7 +297,7 @@ class ObjectShardStore(ShardStore):
 
     def leave_out(self, shard: ShardPlace) -> EmptyShard:
         """Make no object of a shard that is empty."""
-        return EmptyShard(self._key(shard), self._check, partial(_remove, self._output / self._key(shard)))
+        return EmptyShard(self._key(shard), self._check, partial(_remove, self._output / self._key(shard)), waits=True)
 
     def holds(self, shard: ShardPlace, receipt: ShardReceipt, *, read: bool = False) -> bool:
         """Tell whether a shard is the object of its receipt."""

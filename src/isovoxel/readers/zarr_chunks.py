@@ -12,6 +12,7 @@ which takes its time for every answer, a few chunks of a box are read at once.
 from __future__ import annotations
 
 import copy
+import os
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -82,6 +83,13 @@ class Reading:
             return self.file_of(chunk).stores(chunk)
         if self._missing.hold(path):
             return False
+        if self._layout.index is None:
+            try:
+                os.lstat(path)  # links, too, that lead nowhere: reading it tells of them
+            except FileNotFoundError:
+                self._missing.search(path)
+                return False
+            return True
         file = self.file_of(chunk)
         if not file.is_there:
             self._missing.search(path)
