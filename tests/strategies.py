@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from isovoxel.geometry.box import Box
 from isovoxel.geometry.grid import VoxelGrid
-from isovoxel.output.shard import ShardReceipt
+from isovoxel.output.shard import PendingShard, ShardReceipt
 from isovoxel.planning.chunking import Storage
 from isovoxel.planning.model import DeviceLimits, HostLimits, Source
 from isovoxel.planning.optimizer import make_plan
@@ -164,7 +164,7 @@ def read_from(array: np.ndarray) -> Callable[..., np.ndarray]:
 
 
 @dataclass
-class Sealed:
+class Sealed(PendingShard):
     """A shard that is on the disk already."""
 
     found: ShardReceipt
