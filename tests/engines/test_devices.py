@@ -79,6 +79,29 @@ def test_a_device_that_is_started_ahead_is_the_one_that_scales(does: str, made: 
     assert not done.stderr
 
 
+TWICE = """
+import threading
+from isovoxel.engines import devices, opencl
+
+both = threading.Event()
+def waking(now=opencl.wake_drivers):
+    both.wait()
+    now()
+devices.wake_drivers = waking
+devices.start_drivers("cpu", None)
+devices.start_drivers("cpu", None)
+both.set()
+print(devices.find_device("cpu").kind, len(devices._starting))
+"""
+
+
+def test_drivers_are_started_once() -> None:
+    """Commands in one process, the first of which ended before they were there, do not wait for each other."""
+    words = [sys.executable, "-c", TWICE]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=300)
+    assert done.stdout == "cpu 1\n"
+
+
 @pytest.mark.parametrize("wanted", ["no such device", "99", "", "-1"])
 def test_an_unknown_device_is_answered_with_those_that_exist(wanted: str) -> None:
     """The message quotes what was asked for, and lists every device with its number."""

@@ -92,12 +92,14 @@ def list_devices() -> list[Device]:
 
 
 _starting: list[threading.Thread] = []
+"""The thread that loads drivers, if there is one."""
 
 
 def start_drivers(device: str, engine: str | None) -> None:
     """Begin to load OpenCL and its drivers on a thread, and the device where engine exact will be asked for.
 
-    Whoever asks for devices waits for it; what fails then is done again, and raises there.
+    Once in a process: for a command after the first one they are there. Whoever asks for devices waits for it; what
+    fails then is done again, and raises there.
 
     Parameters
     ----------
@@ -116,9 +118,10 @@ def start_drivers(device: str, engine: str | None) -> None:
                 with TURN:
                     wake_device(opencl_device(found))
 
-    thread = threading.Thread(target=start, name="isovoxel-drivers", daemon=True)
-    _starting.append(thread)
-    thread.start()
+    if not _starting:
+        thread = threading.Thread(target=start, name="isovoxel-drivers", daemon=True)
+        _starting.append(thread)
+        thread.start()
 
 
 def find_device(wanted: str = "auto") -> Device:
@@ -204,8 +207,8 @@ def _load_pyopencl() -> str:
 
 def _handles() -> list[Any]:
     """Return all devices that OpenCL has, in the order of `list_devices`."""
-    for thread in _starting:
-        if thread is not threading.current_thread():
+    if threading.current_thread() not in _starting:
+        for thread in _starting:
             thread.join()
     missing = _load_pyopencl()
     import pyopencl as cl
