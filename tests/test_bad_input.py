@@ -349,7 +349,7 @@ def test_it_is_said_in_one_line(name: str, house: Path, isovoxel: Isovoxel) -> N
         "OME: a billion laughs",
         "zarr: torn",
         "zarr: fill value too large",
-        "threads 0",
+        "voxel size unknown",
     ],
 )
 def test_a_process_of_its_own_says_the_same(name: str, house: Path) -> None:
