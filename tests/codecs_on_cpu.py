@@ -236,3 +236,29 @@ def placed(
     made = np.empty(out.shape, out.dtype)
     cl.enqueue_copy(queue, made, device["shuffled"])
     return made, found
+
+
+def reading(encoded: list[bytes | None]) -> Read:
+    """Return what reads chunks; one that is None is not stored."""
+
+    def read(memory: NDArray[np.uint8]) -> list[NDArray[np.uint8] | None]:
+        used, read = 0, list[NDArray[np.uint8] | None]()
+        for one in encoded:
+            content = np.frombuffer(one or b"", np.uint8)
+            memory[used : used + content.size] = content
+            read.append(memory[used : used + content.size])
+            used += content.size
+        return read
+
+    return read
+
+
+def image(dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Return smooth values with noise, a part of nothing but noise, and a part of one value."""
+    rng = np.random.default_rng(0)
+    values = np.asarray(100 + 20 * np.sin(np.arange(np.prod(shape)).reshape(shape) / 500) + rng.integers(0, 8, shape))
+    array = values.astype(dtype)
+    array[: shape[0] // 4] = 3
+    third = array[shape[0] // 2 :]
+    third.view(np.uint8)[...] = rng.integers(0, 256, third.view(np.uint8).shape)
+    return array

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from codecs_on_cpu import DecoderOnCpu, containers
+from codecs_on_cpu import DecoderOnCpu, containers, reading
 from isovoxel.codecs import blosc, streams
 from isovoxel.codecs.decoder import Batch
 from isovoxel.codecs.streams import ChunkCoding, take_apart
@@ -38,18 +38,8 @@ def decoded(
     encoded: list[bytes | None], coding: ChunkCoding, dtype: Any, batch: Batch, shape: Index3
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """Return what a GPU would make of chunks, and which of them it leaves; a chunk that is None is not stored."""
-
-    def read(memory: NDArray[np.uint8]) -> list[NDArray[np.uint8] | None]:
-        used, read = 0, list[NDArray[np.uint8] | None]()
-        for one in encoded:
-            content = np.frombuffer(one or b"", np.uint8)
-            memory[used : used + content.size] = content
-            read.append(memory[used : used + content.size])
-            used += content.size
-        return read
-
     out = np.zeros(shape, dtype)
-    return out, DecoderOnCpu(coding, batch=len(encoded)).decode(read, batch, out)
+    return out, DecoderOnCpu(coding, batch=len(encoded)).decode(reading(encoded), batch, out)
 
 
 def check(chunk: NDArray[Any], encoded: bytes, codec: str, *, left: bool = False) -> None:

@@ -14,24 +14,12 @@ import pytest
 from crc32c import crc32c
 from numpy.typing import NDArray
 
+from codecs_on_cpu import image
 from isovoxel.codecs.blosc import ContainerLayout
-from isovoxel.codecs.cuda import can_code
 from isovoxel.codecs.gpu import EncodedChunks, GpuEncoder
-from isovoxel.engines.devices import list_devices
 
 pytestmark = pytest.mark.gpu
 GAP = 4
-
-
-@pytest.fixture
-def pci() -> str:
-    """The place of a GPU on which chunks can be encoded."""
-    gpus = [device.pci for device in list_devices() if device.pci]
-    if not gpus:
-        pytest.skip("no GPU is here")
-    if not can_code():
-        pytest.skip("cupy or nvCOMP is not installed")
-    return gpus[0]
 
 
 def encoder(pci: str, dtype: str, codec: str, chunk: tuple[int, int, int], **more: int) -> GpuEncoder:
@@ -73,17 +61,6 @@ def check(made: GpuEncoder, voxels: NDArray[Any]) -> int:
         made.encode(voxels, len(decoded), take)
     assert decoded == chunks
     return total[0]
-
-
-def image(dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
-    """Return smooth values with noise, a part of nothing but noise, and a part of one value."""
-    rng = np.random.default_rng(0)
-    values = np.asarray(100 + 20 * np.sin(np.arange(np.prod(shape)).reshape(shape) / 500) + rng.integers(0, 8, shape))
-    array = values.astype(dtype)
-    array[: shape[0] // 4] = 3
-    third = array[shape[0] // 2 :]
-    third.view(np.uint8)[...] = rng.integers(0, 256, third.view(np.uint8).shape)
-    return array
 
 
 @pytest.mark.parametrize("codec", ["lz4", "zstd"])

@@ -12,51 +12,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from isovoxel.codecs.cuda import can_code
-from isovoxel.codecs.decoder import Batch, GpuDecoder, Read
+from codecs_on_cpu import image, reading
+from isovoxel.codecs.decoder import Batch, GpuDecoder
 from isovoxel.codecs.streams import ChunkCoding
-from isovoxel.engines.devices import list_devices
 
 pytestmark = pytest.mark.gpu
 CHUNK = (16, 32, 64)
 SHUFFLES = [numcodecs.Blosc.NOSHUFFLE, numcodecs.Blosc.SHUFFLE, numcodecs.Blosc.BITSHUFFLE]
-
-
-@pytest.fixture
-def pci() -> str:
-    """The place of a GPU on which chunks can be decoded."""
-    gpus = [device.pci for device in list_devices() if device.pci]
-    if not gpus:
-        pytest.skip("no GPU is here")
-    if not can_code():
-        pytest.skip("cupy or nvCOMP is not installed")
-    return gpus[0]
-
-
-def reading(encoded: list[bytes | None]) -> Read:
-    """Return what reads chunks; one that is None is not stored."""
-
-    def read(memory: NDArray[np.uint8]) -> list[NDArray[np.uint8] | None]:
-        used, read = 0, list[NDArray[np.uint8] | None]()
-        for one in encoded:
-            content = np.frombuffer(one or b"", np.uint8)
-            memory[used : used + content.size] = content
-            read.append(memory[used : used + content.size])
-            used += content.size
-        return read
-
-    return read
-
-
-def image(dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
-    """Return smooth values with noise, a part of nothing but noise, and a part of one value."""
-    rng = np.random.default_rng(0)
-    values = np.asarray(100 + 20 * np.sin(np.arange(np.prod(shape)).reshape(shape) / 500) + rng.integers(0, 8, shape))
-    array = values.astype(dtype)
-    array[: shape[0] // 4] = 3
-    third = array[shape[0] // 2 :]
-    third.view(np.uint8)[...] = rng.integers(0, 256, third.view(np.uint8).shape)
-    return array
 
 
 def check(
