@@ -1,6 +1,8 @@
-"""Jobs whose chunks the processor or the GPU compresses, one after the other, each in a process of its own.
+"""Jobs whose chunks the processor or the GPU compresses and decompresses, one after the other, each in its own process.
 
     python -m benchmarks encoding --shape 400,1400,1400 --factor 5,2,2 --folder /dev/shm
+    python -m benchmarks encoding --shape 64,8000,8000 --factor 1,0.202,0.202 --input-codec blosc-zstd
+        --decoders "cpu gpu" --encoders "processor, lz4" --folder /dev/shm
 
 Prints, of the fastest run of each, seconds of blocks and of the whole process, output voxels per second, CPU seconds,
 and bytes written. The first and the last plane of all outputs are compared.
@@ -14,11 +16,13 @@ import math
 import subprocess
 import sys
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import zarr
 
+import isovoxel
 from benchmarks.cases import scratch, three
 from benchmarks.data import write_volume
 from benchmarks.machine import cores
@@ -48,21 +52,28 @@ def main(arguments: list[str]) -> None:
     options.add_argument("--engine", default="exact")
     options.add_argument("--levels", default="0")
     options.add_argument("--encoders", default=";".join(ENCODERS), help=f"some of {'; '.join(ENCODERS)}")
+    options.add_argument("--decoders", default="cpu", help="as isovoxel scale --decode has it, several")
+    options.add_argument("--input-codec", default="blosc-lz4", help="as isovoxel scale --codec has it")
     options.add_argument("--repeat", type=int, default=3, help="runs of each")
     options.add_argument("--folder", type=Path, default=Path("/tmp"), help="where the files go")  # noqa: S108
     chosen = options.parse_args(arguments)
     job = {"factor": three(chosen.factor), "engine": chosen.engine, "levels": chosen.levels}
-    print("| encoder | blocks, s | process, s | Gvoxel/s | CPU s | GB written |\n| --- | --- | --- | --- | --- | --- |")
+    print("| encoder | decoder | blocks, s | process, s | Gvoxel/s written | CPU s | GB written |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     with scratch(chosen.folder) as folder:
         z, y, x = (int(n) for n in chosen.shape.split(","))
         write_volume(folder / "in.zarr", (z, y, x), (4.0, 1.0, 1.0), threads=cores())
-        for name in chosen.encoders.split(";"):
+        if chosen.input_codec != "blosc-lz4":
+            plain = (folder / "in.zarr").rename(folder / "plain.zarr")
+            isovoxel.scale(plain, folder / "in.zarr", factor=(1, 1, 1), levels=0, codec=chosen.input_codec)
+        for name, decode in product(chosen.encoders.split(";"), chosen.decoders.split()):
             encode, codec = ENCODERS[name.strip()]
-            runs = [_run(folder, job | {"encode": encode, "codec": codec}) for _ in range(chosen.repeat)]
+            with_codecs = job | {"encode": encode, "codec": codec, "decode": decode}
+            runs = [_run(folder, with_codecs) for _ in range(chosen.repeat)]
             best = min(runs, key=lambda run: run["seconds"])
             rate = math.prod(best["shape"]) / 1e9 / best["seconds"]
             took = f"{best['seconds']:.2f} | {best['process']:.1f} | {rate:.2f} | {best['cpu']:.1f}"
-            print(f"| {name.strip()} | {took} | {best['bytes'] / 1e9:.2f} |", flush=True)
+            print(f"| {name.strip()} | {decode} | {took} | {best['bytes'] / 1e9:.2f} |", flush=True)
 
 
 def _run(folder: Path, job: dict[str, Any]) -> dict[str, Any]:

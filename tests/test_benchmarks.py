@@ -21,6 +21,7 @@ NAMES = (
     *("kernels", "limits", "job", "stage", "scaling", "peers", "startup", "roofline", "aliasing", "writers"),
     "checksums",
     *("workers", "simulate", "budgets", "generations", "pairs", "conformance", "smooth", "whole", "pipelines"),
+    "encoding",
     "empty",
     "views",
 )
