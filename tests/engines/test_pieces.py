@@ -31,7 +31,8 @@ from isovoxel.engines.cle import CleEngine
 from isovoxel.engines.devices import find_device
 from isovoxel.engines.exact import ExactEngine
 from isovoxel.engines.opencl import is_lost, is_out_of_memory
-from isovoxel.engines.pipeline import StagedBlock, StagedEngine
+from isovoxel.engines.pipeline import StagedEngine
+from isovoxel.engines.staged_block import StagedBlock
 from isovoxel.errors import DeviceFullError, DeviceLostError
 from isovoxel.geometry.box import Box
 from isovoxel.planning.model import Block

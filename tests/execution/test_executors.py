@@ -16,7 +16,7 @@ import pytest
 
 import isovoxel
 from isovoxel.engines.base import Scaled
-from isovoxel.engines.pipeline import StagedBlock
+from isovoxel.engines.staged_block import StagedBlock
 from isovoxel.errors import DeviceLostError, InterruptedJobError, JobError
 from isovoxel.execution.events import (
     BlockDone,

@@ -267,7 +267,7 @@ def test_ctrl_c_ends_the_command_long_before_its_last_block(mode: str, tmp_path:
 
 ENDLESS = """
 import sys, threading
-from isovoxel.engines.pipeline import StagedBlock
+from isovoxel.engines.staged_block import StagedBlock
 def slowly(*words):
     print("scaling", flush=True)
     threading.Event().wait()

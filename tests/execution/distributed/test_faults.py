@@ -18,7 +18,8 @@ from distributed import Client, WorkerPlugin
 
 import isovoxel
 from execution.distributed.clusters import OPTIONS, Foreign, stack
-from isovoxel.engines.pipeline import StagedBlock, StagedEngine
+from isovoxel.engines.pipeline import StagedEngine
+from isovoxel.engines.staged_block import StagedBlock
 from isovoxel.errors import ClusterError, DeviceLostError, JobError
 from isovoxel.execution.blocks import BlockMaker
 from isovoxel.execution.distributed import executor, local_workers, rpc, submission
