@@ -17,8 +17,7 @@ from typing import Any, cast
 
 from benchmarks.data import write_volume
 from benchmarks.machine import cores
-from isovoxel.geometry.box import Index3
-from isovoxel.geometry.grid import Float3, VoxelGrid
+from isovoxel.geometry.grid import Float3, Index3, VoxelGrid
 
 FACTORS = "4,1,1 3.7,1.3,1.3 1,0.202,0.202"
 

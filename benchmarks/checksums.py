@@ -21,8 +21,7 @@ from crc32c import crc32c
 from benchmarks.cases import add_machine_options, scratch
 from benchmarks.data import voxels_of
 from benchmarks.machine import describe, print_header, print_row, sentence, write_json
-from isovoxel.geometry.box import Box
-from isovoxel.geometry.grid import VoxelGrid
+from isovoxel.geometry.grid import Box, VoxelGrid
 from isovoxel.output.ome_zarr import create_output
 from isovoxel.output.writer import OmeZarrWriter
 from isovoxel.planning.chunking import CODECS, Storage

@@ -33,9 +33,7 @@ import isovoxel
 from benchmarks.data import voxels_of
 from benchmarks.machine import print_header, print_row, write_json
 from isovoxel.engines.reference import reference
-from isovoxel.geometry.axis import Axis
-from isovoxel.geometry.box import Box
-from isovoxel.geometry.grid import Float3, VoxelGrid
+from isovoxel.geometry.grid import Axis, Box, Float3, VoxelGrid
 from isovoxel.geometry.resampling import Table
 
 SHAPE = (16, 48, 40)

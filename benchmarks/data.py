@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from isovoxel.geometry.box import Box, Index3
-from isovoxel.geometry.grid import Float3, VoxelGrid
+from isovoxel.geometry.grid import Box, Float3, Index3, VoxelGrid
 from isovoxel.output.ome_zarr import create_output, mark_complete
 from isovoxel.output.writer import OmeZarrWriter
 from isovoxel.planning.chunking import Storage

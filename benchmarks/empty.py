@@ -22,7 +22,7 @@ import numpy as np
 import zarr
 
 from benchmarks.cases import scratch, three
-from isovoxel.geometry.box import Box, Index3
+from isovoxel.geometry.grid import Box, Index3
 
 CHUNK = (16, 64, 64)
 """Of the input."""

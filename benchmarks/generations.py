@@ -34,9 +34,7 @@ from isovoxel.engines.cle import CleEngine
 from isovoxel.engines.clesperanto import CHOICE, Prototype, Successor
 from isovoxel.engines.devices import find_device
 from isovoxel.engines.reference import reference
-from isovoxel.geometry.axis import ceil_div
-from isovoxel.geometry.box import Box
-from isovoxel.geometry.grid import Float3, VoxelGrid
+from isovoxel.geometry.grid import Box, Float3, VoxelGrid, ceil_div
 from isovoxel.planning.chunking import Storage
 from isovoxel.planning.model import Block, HostLimits, Source
 from isovoxel.planning.optimizer import make_plan

@@ -35,7 +35,7 @@ from isovoxel.planning.memory import human_bytes
 IN_ONE_PIECE = """
 import sys, numpy as np, pyclesperanto_prototype as cle
 import isovoxel
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box
 cle.select_device(sys.argv[2])
 volume = isovoxel.open_volume(sys.argv[1])
 data = volume.read(Box.whole(volume.shape))

@@ -27,8 +27,7 @@ from benchmarks.machine import best, describe, print_header, print_row, write_js
 from isovoxel.engines.devices import find_device, opencl_device
 from isovoxel.engines.reference import reference
 from isovoxel.engines.registry import open_engine
-from isovoxel.geometry.box import Box
-from isovoxel.geometry.grid import Float3, VoxelGrid
+from isovoxel.geometry.grid import Box, Float3, VoxelGrid
 from isovoxel.planning.chunking import Storage
 from isovoxel.planning.model import HostLimits, Source
 from isovoxel.planning.optimizer import make_plan

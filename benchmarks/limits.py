@@ -30,8 +30,7 @@ import isovoxel
 from benchmarks.cases import add_options, cases_of, run_job, scratch
 from benchmarks.copies import device_bandwidth, disk_write, host_device_copies
 from benchmarks.machine import best, cores, describe, in_memory, print_header, print_row, sentence, write_json
-from isovoxel.geometry.box import Box
-from isovoxel.geometry.grid import VoxelGrid
+from isovoxel.geometry.grid import Box, VoxelGrid
 from isovoxel.output.ome_zarr import create_output
 from isovoxel.output.writer import OmeZarrWriter
 from isovoxel.planning.chunking import Storage

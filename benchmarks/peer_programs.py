@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 import isovoxel
 from benchmarks.limits import open_tensorstore
 from benchmarks.machine import cores, in_memory
-from isovoxel.geometry.box import Index3
-from isovoxel.geometry.grid import Float3, VoxelGrid
+from isovoxel.geometry.grid import Float3, Index3, VoxelGrid
 
 Run = Callable[[Path, Path, Float3, str], None]
 """Scales INPUT to OUTPUT by a factor on a device."""

@@ -27,7 +27,7 @@ from benchmarks.cases import add_options, case_of, scratch, three
 from benchmarks.machine import describe, print_header, print_row, sentence, write_json
 from benchmarks.peer_programs import PROGRAMS
 from isovoxel.execution.resources import peak_bytes
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box
 from isovoxel.planning.memory import human_bytes
 
 COMPARED, SIDE = 64, 48

@@ -31,8 +31,7 @@ from numpy.typing import NDArray
 
 import isovoxel
 from benchmarks.machine import print_header, print_row, write_json
-from isovoxel.geometry.box import Index3
-from isovoxel.geometry.grid import Float3, VoxelGrid
+from isovoxel.geometry.grid import Float3, Index3, VoxelGrid
 
 RADII = (12, 18, 25)
 FACTORS: tuple[Float3, ...] = ((5.0, 1.0, 1.0), (5.0, 2.0, 2.0), (4.0, 4.0, 4.0), (6.0, 3.0, 3.0))

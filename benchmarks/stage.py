@@ -25,8 +25,7 @@ from isovoxel.engines.base import Engine
 from isovoxel.engines.devices import find_device
 from isovoxel.engines.registry import open_engine
 from isovoxel.execution.resources import host_limits
-from isovoxel.geometry.axis import ceil_div
-from isovoxel.geometry.grid import Float3, VoxelGrid
+from isovoxel.geometry.grid import Float3, VoxelGrid, ceil_div
 from isovoxel.planning.chunking import default_storage
 from isovoxel.planning.model import Source
 from isovoxel.planning.optimizer import make_plan

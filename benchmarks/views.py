@@ -28,7 +28,7 @@ import isovoxel
 from benchmarks.cases import Case, add_machine_options, case_of, run_job, scratch, three
 from benchmarks.limits import open_tensorstore
 from benchmarks.machine import best, cores, describe, print_header, print_row, sentence, write_json
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box
 from isovoxel.planning.memory import human_bytes
 
 COMMANDS = ("info", "show", "verify", "verify --every-chunk")

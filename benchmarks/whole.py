@@ -37,7 +37,7 @@ from benchmarks.cases import add_machine_options, case_of, scratch, three
 from benchmarks.limits import read_seconds, write_seconds
 from benchmarks.machine import best, describe, in_memory, print_header, print_row, sentence, write_json
 from benchmarks.startup import ZOOM, write_stack
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box
 
 STACK = (86, 396, 393)
 """Shape of the stack of clEsperanto's scaling tutorial."""

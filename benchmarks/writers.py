@@ -23,8 +23,7 @@ import zarr
 
 from benchmarks.data import voxels_of
 from isovoxel.execution.resources import peak_bytes
-from isovoxel.geometry.box import Box
-from isovoxel.geometry.grid import VoxelGrid
+from isovoxel.geometry.grid import Box, VoxelGrid
 from isovoxel.output.ome_zarr import create_output
 from isovoxel.output.writer import OmeZarrWriter
 from isovoxel.planning.chunking import CODECS, Storage

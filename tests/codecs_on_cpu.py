@@ -19,7 +19,7 @@ from isovoxel.codecs.decoder import Batch, Chunks, Read, room_for
 from isovoxel.codecs.gpu import EncodedChunks
 from isovoxel.codecs.streams import ChunkCoding, most_streams
 from isovoxel.engines.opencl import quiet_compiler
-from isovoxel.geometry.box import Index3
+from isovoxel.geometry.grid import Index3
 
 GAP = 4
 GROUP = 64

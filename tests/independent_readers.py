@@ -16,8 +16,7 @@ import zarr
 from numpy.typing import NDArray
 
 import isovoxel
-from isovoxel.geometry.box import Box
-from isovoxel.geometry.grid import AXES, Float3
+from isovoxel.geometry.grid import AXES, Box, Float3
 from isovoxel.metadata.ome import Level, is_label_image, read_levels
 from isovoxel.readers.base import Volume
 

@@ -14,8 +14,7 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from isovoxel.geometry.box import Box
-from isovoxel.geometry.grid import VoxelGrid
+from isovoxel.geometry.grid import Box, VoxelGrid
 from isovoxel.output.shard import PendingShard, ShardReceipt
 from isovoxel.planning.chunking import Storage
 from isovoxel.planning.model import DeviceLimits, HostLimits, Source

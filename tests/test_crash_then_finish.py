@@ -21,8 +21,7 @@ import pytest
 import zarr
 
 from isovoxel.engines.reference import reference
-from isovoxel.geometry.box import Box
-from isovoxel.geometry.grid import VoxelGrid, factor_for_zoom
+from isovoxel.geometry.grid import Box, VoxelGrid, factor_for_zoom
 from strategies import GIB, cle_precision, read_from
 
 pytest.importorskip("pyclesperanto_prototype", reason="it is that cle.scale which crashes here")

@@ -25,8 +25,7 @@ import isovoxel
 from isovoxel import scale_array
 from isovoxel.engines.reference import reference, reference_labels
 from isovoxel.errors import InputError, IsovoxelError, OptionError
-from isovoxel.geometry.box import Box
-from isovoxel.geometry.grid import Float3, VoxelGrid
+from isovoxel.geometry.grid import Box, Float3, VoxelGrid
 from strategies import as_dtype, one_kernel_for_all_shapes, read_from
 
 SHAPES = int(os.environ.get("SHAPES", "200"))

@@ -16,7 +16,7 @@ from command_line import Isovoxel, check_refused
 from isovoxel.engines import clesperanto as generations
 from isovoxel.engines.devices import find_device
 from isovoxel.errors import DeviceError, JobError, OptionError, OutputExistsError
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box
 from isovoxel.options import Options
 from isovoxel.output.provenance import read_provenance
 from isovoxel.planner import EngineChoice, Limits, Sampling, ThisProcess, choose_engine, choose_sampling, plan_volume

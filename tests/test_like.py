@@ -21,8 +21,7 @@ from command_line import Isovoxel, check_refused
 from isovoxel.demo import VOXEL_SIZE, blastocyst
 from isovoxel.engines.reference import reference, reference_labels
 from isovoxel.errors import IsovoxelError, JobError, OptionError, OutputExistsError
-from isovoxel.geometry.box import Box
-from isovoxel.geometry.grid import VoxelGrid
+from isovoxel.geometry.grid import Box, VoxelGrid
 from outputs import voxels_of
 from small_jobs import stop_after
 from strategies import as_dtype, read_from

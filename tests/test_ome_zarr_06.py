@@ -13,7 +13,7 @@ import zarr
 from command_line import Isovoxel, check_refused
 from independent_readers import library
 from isovoxel.errors import InputError
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box
 from isovoxel.metadata.ome import read_levels
 from isovoxel.readers.open import open_volume
 from isovoxel.readers.selection import Selection

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import isovoxel
 from isovoxel.errors import InputMissingError, OptionError
 from isovoxel.execution.result import ScaleResult
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box
 from isovoxel.readers.arrays import BoxArray, as_dask
 
 VOXELS = np.random.default_rng(0).integers(0, 60_000, (6, 20, 24)).astype(np.uint16)

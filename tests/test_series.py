@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 import isovoxel
 from isovoxel.errors import InputError, InterruptedJobError, OptionError
 from isovoxel.execution.events import BlockDone, Event
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box
 from isovoxel.metadata.series import Channel, SeriesAxis
 from isovoxel.planning.resume import plan_from_json, plan_to_json
 from isovoxel.reporting.records import plan_record

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 import isovoxel as api
 from command_line import Isovoxel, check_refused
-from isovoxel.geometry.box import Index3
-from isovoxel.geometry.grid import Float3, VoxelGrid
+from isovoxel.geometry.grid import Float3, Index3, VoxelGrid
 from outputs import voxels_of
 
 FACTORS: list[Float3] = [(2, 3, 2), (5, 2, 2), (1.7, 2.3, 1), (1, 4, 4), (3, 3, 3), (1, 1, 6)]

@@ -17,7 +17,7 @@ import isovoxel
 from command_line import Isovoxel, check_refused
 from isovoxel.errors import InputError, InterruptedJobError, OptionError
 from isovoxel.execution.events import BlockDone, Event, JobStarted
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box
 
 RNG = np.random.default_rng(11)
 IMAGE = RNG.integers(0, 4000, (2, 12, 30, 34)).astype(np.uint16)

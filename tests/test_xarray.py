@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 import isovoxel
 from isovoxel.dask_array import between
 from isovoxel.errors import InputError
-from isovoxel.geometry.axis import Axis
-from isovoxel.geometry.grid import VoxelGrid
+from isovoxel.geometry.grid import Axis, VoxelGrid
 
 VOXELS = np.random.default_rng(0).integers(0, 60_000, (6, 10, 12)).astype(np.uint16)
 SIZE = (2.0, 0.5, 0.25)

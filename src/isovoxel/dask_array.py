@@ -27,9 +27,7 @@ from numpy.typing import NDArray
 
 from isovoxel.engines.registry import open_engine
 from isovoxel.errors import InputError, OptionError, checked_keywords
-from isovoxel.geometry.axis import Axis
-from isovoxel.geometry.box import Index3
-from isovoxel.geometry.grid import AXES, Float3
+from isovoxel.geometry.grid import AXES, Axis, Float3, Index3
 from isovoxel.options import Options, parse_factor
 from isovoxel.planner import Target, choose_engine, choose_sampling, find_target, source_of
 from isovoxel.planning.plan import Plan

@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.errors import InputError, OutputError, OutputExistsError
-from isovoxel.geometry.box import Index3
-from isovoxel.geometry.grid import Float3
+from isovoxel.geometry.grid import Float3, Index3
 from isovoxel.object_store.files import refusal_reason, write_whole
 from isovoxel.output.provenance import read_provenance
 

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from isovoxel.errors import OptionError
-from isovoxel.geometry.box import Index3
-from isovoxel.geometry.grid import Float3, check_positive
+from isovoxel.geometry.grid import Float3, Index3, check_positive
 from isovoxel.planning.chunking import CODECS, EMPTY, OME_ZARR
 from isovoxel.planning.decoding import DECODERS
 from isovoxel.planning.encoding import ENCODERS

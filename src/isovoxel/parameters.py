@@ -19,7 +19,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 import typer
 from typer.core import TyperCommand
 
-from isovoxel.geometry.box import Index3
+from isovoxel.geometry.grid import Index3
 from isovoxel.job_file import NOT_KEPT, check_variables, read_job, variable, write_job
 from isovoxel.options import HOW_FAR, SURFACES, Options
 from isovoxel.terminal import DEBUG

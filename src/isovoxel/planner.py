@@ -15,10 +15,10 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from isovoxel.errors import DeviceError, DoesNotFitError, InputError, OptionError
-from isovoxel.geometry.box import Index3
 from isovoxel.geometry.grid import (
     AXES,
     Float3,
+    Index3,
     VoxelGrid,
     factor_for_voxel_size,
     factor_for_zoom,

@@ -19,7 +19,7 @@ from codecs_on_cpu import DecoderOnCpu, containers, reading
 from isovoxel.codecs import blosc, streams
 from isovoxel.codecs.decoder import Batch
 from isovoxel.codecs.streams import ChunkCoding, take_apart
-from isovoxel.geometry.box import Index3
+from isovoxel.geometry.grid import Index3
 
 DTYPES = ["uint8", "uint16", "int16", "uint32", "float32", "uint64", "float64"]
 SHUFFLES = [numcodecs.Blosc.NOSHUFFLE, numcodecs.Blosc.SHUFFLE, numcodecs.Blosc.BITSHUFFLE]

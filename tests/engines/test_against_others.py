@@ -21,7 +21,7 @@ from scipy import ndimage
 
 from isovoxel.engines.reference import reference
 from isovoxel.engines.registry import open_engine
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box
 from isovoxel.geometry.resampling import Table
 from strategies import cut, read_from
 

@@ -30,8 +30,7 @@ from isovoxel.engines.opencl import rows_of
 from isovoxel.engines.reference import reference
 from isovoxel.engines.registry import open_engine
 from isovoxel.errors import DeviceError
-from isovoxel.geometry.box import Box
-from isovoxel.geometry.grid import VoxelGrid
+from isovoxel.geometry.grid import Box, VoxelGrid
 from isovoxel.planning.optimizer import too_thin
 from isovoxel.planning.plan import Plan
 from repeat import thread_run

@@ -22,9 +22,7 @@ from isovoxel.engines.exact import ExactEngine
 from isovoxel.engines.opencl import TURN
 from isovoxel.engines.reference import reference, reference_labels
 from isovoxel.engines.registry import open_engine
-from isovoxel.geometry.axis import Axis
-from isovoxel.geometry.box import Box
-from isovoxel.geometry.grid import VoxelGrid
+from isovoxel.geometry.grid import Axis, Box, VoxelGrid
 from isovoxel.geometry.resampling import Table, accumulator, outputs_of
 from isovoxel.planning.optimizer import too_thin
 from isovoxel.planning.plan import Plan

@@ -19,8 +19,7 @@ from isovoxel.engines.registry import open_engine
 from isovoxel.execution.comparison import LEAST_FLOAT, TEXTURE_BITS
 from isovoxel.execution.recipe import Recipe
 from isovoxel.execution.verify import Verdict, verify_level
-from isovoxel.geometry.box import Box
-from isovoxel.geometry.grid import Float3
+from isovoxel.geometry.grid import Box, Float3
 from isovoxel.geometry.resampling import accumulator
 from isovoxel.planning.plan import Plan
 from strategies import as_dtype, cle_precision, cut, one_kernel_for_all_shapes, padded_lengths, read_from

@@ -20,8 +20,7 @@ from isovoxel.engines.devices import Device, find_device, list_devices
 from isovoxel.engines.exact import ExactEngine
 from isovoxel.engines.reference import reference, reference_labels
 from isovoxel.errors import DeviceLostError
-from isovoxel.geometry.axis import round_up
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box, round_up
 from isovoxel.planning.chunking import Storage
 from isovoxel.planning.optimizer import make_plan
 from isovoxel.planning.plan import Plan

@@ -16,8 +16,7 @@ import pytest
 from isovoxel.engines.base import Engine
 from isovoxel.engines.reference import reference
 from isovoxel.engines.registry import open_engine
-from isovoxel.geometry.box import Box
-from isovoxel.geometry.grid import Float3
+from isovoxel.geometry.grid import Box, Float3
 from isovoxel.planning.model import ENGINES
 from isovoxel.planning.plan import Plan
 from repeat import thread_run

@@ -34,7 +34,7 @@ from isovoxel.engines.opencl import is_lost, is_out_of_memory
 from isovoxel.engines.pipeline import StagedEngine
 from isovoxel.engines.staged_block import StagedBlock
 from isovoxel.errors import DeviceFullError, DeviceLostError
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box
 from isovoxel.planning.model import Block
 from isovoxel.planning.plan import Plan
 from strategies import cle_precision, cut, device_limits, one_kernel_for_all_shapes, padded_lengths, plans

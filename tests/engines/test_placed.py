@@ -12,8 +12,7 @@ import pytest
 from isovoxel.engines.reference import reference, reference_labels
 from isovoxel.engines.registry import open_engine
 from isovoxel.errors import OptionError
-from isovoxel.geometry.box import Box, Index3
-from isovoxel.geometry.grid import VoxelGrid
+from isovoxel.geometry.grid import Box, Index3, VoxelGrid
 from isovoxel.planning.chunking import Storage
 from isovoxel.planning.model import ENGINES, FILTERS, MOVES
 from isovoxel.planning.optimizer import make_plan

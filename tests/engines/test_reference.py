@@ -9,8 +9,7 @@ import pytest
 from scipy import ndimage
 
 from isovoxel.engines.reference import reference
-from isovoxel.geometry.box import Box
-from isovoxel.geometry.grid import VoxelGrid
+from isovoxel.geometry.grid import Box, VoxelGrid
 from strategies import as_dtype, read_from
 
 # As fractions, so that ties are ties: 11/10 and 23/10 have no exact float64.

@@ -20,7 +20,7 @@ from isovoxel.engines.devices import Device
 from isovoxel.engines.pipeline import StagedEngine
 from isovoxel.errors import CorruptInputError, OptionError
 from isovoxel.execution.events import DecodedByProcessor, Event, JobStarted
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box
 from isovoxel.planning.model import DeviceLimits
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.base import ReadBox

@@ -17,7 +17,7 @@ from isovoxel.codecs.cuda import GpuCodecError
 from isovoxel.engines.pipeline import StagedEngine
 from isovoxel.errors import CorruptInputError
 from isovoxel.execution.events import EncodedByProcessor, Event
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box
 from isovoxel.planning.plan import Plan
 from outputs import levels_of
 

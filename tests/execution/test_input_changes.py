@@ -22,7 +22,7 @@ import zarr
 import isovoxel
 from isovoxel.errors import InputError, InterruptedJobError, JobError, OutputExistsError
 from isovoxel.execution.events import BlockDone, Event
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box
 from isovoxel.planning import optimizer
 from isovoxel.readers import tiff as tiff_module
 from isovoxel.readers.base import is_known_empty

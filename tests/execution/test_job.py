@@ -351,7 +351,7 @@ def test_filled_parts_are_kept_with_the_output(tmp_path: Path, out: Path) -> Non
     assert sorted(part.split(":")[0] for part in filled) == ["chunk (2, 1, 0)", "chunk (3, 2, 0)"]
     assert result.tally.done_before > 0
     voxels = isovoxel.open_volume(out).read
-    from isovoxel.geometry.box import Box
+    from isovoxel.geometry.grid import Box
 
     assert not voxels(Box((25, 17, 0), (31, 24, 20))).any()
     assert voxels(Box((0, 0, 0), (16, 24, 20))).any()

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isovoxel.execution.map_overlap import OverlapWindow
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box
 from isovoxel.planning.plan import Plan
 from strategies import plans
 

@@ -19,7 +19,7 @@ from isovoxel.execution.events import BlockDone, Event, Filled, Retried, Slowed
 from isovoxel.execution.result import Tally
 from isovoxel.execution.retry import BlockFailed, Room
 from isovoxel.execution.threads import ThreadRun
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box
 from isovoxel.object_store import retries
 from isovoxel.planning.model import Block
 from repeat import EXPECTED, MODES, VOLUME, Repeat, planned, thread_run

@@ -24,7 +24,7 @@ import isovoxel
 from isovoxel.errors import JobError
 from isovoxel.execution.events import BlockDone, Retried
 from isovoxel.execution.flushing import FLUSHING
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box
 from isovoxel.object_store import retries
 from isovoxel.output.shard import ShardReceipt
 from isovoxel.planning.model import Block

@@ -22,7 +22,7 @@ from isovoxel.errors import DoesNotFitError, InputError, InputMissingError, Isov
 from isovoxel.execution.comparison import SIDE, bytes_of, sample_boxes
 from isovoxel.execution.recipe import Recipe
 from isovoxel.execution.verify import Verdict, verify_level, verify_levels
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box
 from isovoxel.output.provenance import read_provenance
 from isovoxel.planning.model import HostLimits
 from isovoxel.readers.base import Volume

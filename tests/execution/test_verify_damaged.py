@@ -18,7 +18,7 @@ import zarr
 import isovoxel
 from command_line import Isovoxel
 from isovoxel.errors import CorruptInputError
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box
 from isovoxel.readers import zarr_files
 from isovoxel.readers.open import open_volume
 

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isovoxel.geometry.axis import Axis, round_up
+from isovoxel.geometry.grid import Axis, round_up
 from strategies import factor
 
 

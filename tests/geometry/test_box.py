@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box
 from strategies import boxes, shapes, triples
 
 

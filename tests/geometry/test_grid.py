@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isovoxel.errors import OptionError
-from isovoxel.geometry.axis import Axis
-from isovoxel.geometry.grid import VoxelGrid, factor_for_voxel_size, factor_for_zoom
+from isovoxel.geometry.grid import Axis, VoxelGrid, factor_for_voxel_size, factor_for_zoom
 from isovoxel.geometry.resampling import Table
 from strategies import factors, shapes, triples
 

@@ -12,7 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from isovoxel.errors import OptionError
-from isovoxel.geometry.axis import Axis, halo
+from isovoxel.geometry.grid import Axis, halo
 from isovoxel.geometry.resampling import Table, Texture, accumulator, pass_order
 from isovoxel.planning.model import FILTERS
 from strategies import boundaries, factor, interpolations

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 import isovoxel
 from isovoxel.errors import CorruptInputError
-from isovoxel.geometry.box import Box, Index3
-from isovoxel.geometry.grid import VoxelGrid
+from isovoxel.geometry.grid import Box, Index3, VoxelGrid
 from isovoxel.planning.chunking import CODECS, Storage, default_storage
 from stored_as import codec_fields
 from strategies import new_output

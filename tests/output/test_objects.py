@@ -15,8 +15,7 @@ import pytest
 import zarr
 
 from isovoxel.errors import OutputBusyError, OutputError, OutputExistsError
-from isovoxel.geometry.box import Box
-from isovoxel.geometry.grid import VoxelGrid
+from isovoxel.geometry.grid import Box, VoxelGrid
 from isovoxel.object_store import clients
 from isovoxel.object_store.objects import PART_BYTES, ObjectPlace
 from isovoxel.output import files, lock, shard_store

@@ -22,8 +22,7 @@ from ome_zarr_models.v05.image import Image
 from zarr.codecs import ShardingCodec
 
 from isovoxel.errors import InputError, OutputExistsError
-from isovoxel.geometry.box import Box, Index3
-from isovoxel.geometry.grid import VoxelGrid
+from isovoxel.geometry.grid import Box, Index3, VoxelGrid
 from isovoxel.metadata.ome import read_levels
 from isovoxel.output.ome_zarr import mark_complete
 from isovoxel.output.provenance import read_provenance
@@ -360,7 +359,7 @@ def test_an_image_is_called_like_its_file(tmp_path: Path) -> None:
 MEASURE = """
 import sys
 import numpy as np
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box
 from isovoxel.geometry.grid import VoxelGrid
 from isovoxel.planning.chunking import CODECS, Storage, helper_overhead, write_overhead
 from isovoxel.output.ome_zarr import create_output

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isovoxel.errors import OptionError
-from isovoxel.geometry.box import Index3
+from isovoxel.geometry.grid import Index3
 from isovoxel.planning.chunking import CODECS, Storage, default_storage, helper_overhead, smaller, write_overhead
 from stored_as import codec_fields
 

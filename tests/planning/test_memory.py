@@ -2,7 +2,7 @@
 
 import pytest
 
-from isovoxel.geometry.box import Index3
+from isovoxel.geometry.grid import Index3
 from isovoxel.planning.memory import cle_cost, exact_cost, human_bytes
 from isovoxel.planning.model import DeviceLimits
 from strategies import GIB, device_limits

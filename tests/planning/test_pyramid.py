@@ -9,9 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isovoxel.errors import DoesNotFitError, OptionError
-from isovoxel.geometry.axis import ceil_div
-from isovoxel.geometry.box import Box
-from isovoxel.geometry.grid import VoxelGrid
+from isovoxel.geometry.grid import Box, VoxelGrid, ceil_div
 from isovoxel.planning.chunking import Storage, default_storage
 from isovoxel.planning.optimizer import make_plan
 from isovoxel.planning.plan import Plan

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from command_line import Isovoxel, check_refused
 from isovoxel import api
 from isovoxel.errors import InputError, OptionError
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box
 
 VOXELS = np.random.default_rng(0).integers(0, 250, (2, 3, 4, 6, 7)).astype("uint8")
 """Time points, channels, z, y, x."""

@@ -15,7 +15,7 @@ import tensorstore
 
 from command_line import Isovoxel, check_refused
 from isovoxel.errors import CorruptInputError, InputError, InputMissingError, OptionError
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box
 from isovoxel.metadata.bdv import read_bdv, read_place
 from isovoxel.readers.base import Volume
 from isovoxel.readers.files import InputWatch

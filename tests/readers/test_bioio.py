@@ -24,7 +24,7 @@ import zarr
 import isovoxel
 from command_line import Isovoxel, check_refused
 from isovoxel.errors import InputError
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box
 from isovoxel.metadata.series import SeriesAxis
 from isovoxel.readers import bioio
 from isovoxel.readers.base import Volume

@@ -17,8 +17,7 @@ import isovoxel
 from command_line import Isovoxel, check_refused
 from isovoxel.api import scale
 from isovoxel.errors import InputError, OptionError
-from isovoxel.geometry.box import Box
-from isovoxel.geometry.grid import VoxelGrid, factor_for_voxel_size, factor_for_zoom
+from isovoxel.geometry.grid import Box, VoxelGrid, factor_for_voxel_size, factor_for_zoom
 from isovoxel.readers.base import Volume
 from isovoxel.readers.open import open_volume
 from isovoxel.readers.selection import Selection

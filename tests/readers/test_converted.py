@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 import isovoxel
 from isovoxel.errors import InputError
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box
 from isovoxel.readers import converted
 from isovoxel.readers.open import open_volume
 from peaks import least_peak

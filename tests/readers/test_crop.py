@@ -19,8 +19,7 @@ import isovoxel
 from command_line import Isovoxel, check_refused
 from isovoxel.errors import CorruptInputError, InterruptedJobError, OptionError
 from isovoxel.execution.events import BlockDone, Event
-from isovoxel.geometry.axis import Axis
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Axis, Box
 from isovoxel.geometry.resampling import Table
 from isovoxel.planning.optimizer import _candidates
 from isovoxel.readers.base import Volume, cropped

@@ -17,7 +17,7 @@ import pytest
 import zarr
 
 from isovoxel.errors import CorruptInputError, InputError, InputUnavailableError
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box
 from isovoxel.object_store.retries import is_transient
 from isovoxel.readers.files import unavailable, unreadable
 from isovoxel.readers.open import open_volume

@@ -29,7 +29,7 @@ import tifffile
 import zarr
 
 from independent_readers import library
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box
 from isovoxel.readers.open import open_volume
 from isovoxel.readers.selection import Selection
 

@@ -17,7 +17,7 @@ import pytest
 import isovoxel
 from command_line import Isovoxel
 from isovoxel.errors import CorruptInputError, InputError, InputMissingError
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box
 from isovoxel.metadata.series import Channel, SeriesAxis
 from isovoxel.readers.hdf5_reader import Hdf5Reader
 from isovoxel.readers.open import open_volume

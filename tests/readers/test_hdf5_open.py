@@ -13,7 +13,7 @@ import pytest
 
 import isovoxel
 from isovoxel.errors import InputError
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box
 from isovoxel.readers.open import open_volume
 
 VOXELS = np.random.default_rng(2).integers(0, 999, (6, 20, 24)).astype("uint16")

@@ -13,7 +13,7 @@ import pytest
 
 import isovoxel
 from isovoxel.errors import InputError
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box
 from isovoxel.readers.base import CONVERTED
 from isovoxel.readers.open import open_volume
 

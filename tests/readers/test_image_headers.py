@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isovoxel.errors import CorruptInputError
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box
 from isovoxel.readers.image_headers import header_of
 from isovoxel.readers.open import open_volume
 

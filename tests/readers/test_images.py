@@ -16,7 +16,7 @@ import zarr
 import isovoxel as package
 from command_line import Isovoxel, check_refused
 from isovoxel.errors import InputError, OptionError
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box
 from isovoxel.readers.bioio import volume_of_reader
 from isovoxel.readers.images import ImageEntry, find_image, matching_images
 from isovoxel.readers.open import images_of, open_part

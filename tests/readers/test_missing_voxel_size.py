@@ -17,7 +17,7 @@ import zarr
 
 import isovoxel
 from isovoxel.errors import InputError
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box
 from isovoxel.metadata.units import Length, calibrate
 from isovoxel.readers.open import open_volume
 

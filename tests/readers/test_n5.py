@@ -15,7 +15,7 @@ import tensorstore
 
 import isovoxel
 from isovoxel.errors import CorruptInputError, InputError, InputUnavailableError
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box
 from isovoxel.metadata.n5 import read_n5
 from isovoxel.object_store.retries import is_transient
 from isovoxel.readers import n5

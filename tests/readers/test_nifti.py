@@ -16,7 +16,7 @@ import pytest
 import isovoxel
 from command_line import Isovoxel
 from isovoxel.errors import CorruptInputError, InputError, InputMissingError
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box
 from isovoxel.readers.files import InputWatch
 from isovoxel.readers.open import open_volume
 

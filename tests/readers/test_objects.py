@@ -16,7 +16,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, TransposeCodec, Zstd
 
 import bad_inputs
 from isovoxel.errors import AddressError, CorruptInputError, InputError, InputMissingError, InputUnavailableError
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box
 from isovoxel.object_store import clients, retries
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.retries import is_transient, patience

@@ -9,7 +9,7 @@ import pytest
 
 from command_line import Isovoxel, check_refused
 from isovoxel.errors import InputError, OptionError
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box
 from isovoxel.object_store.addresses import place_of
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.readers.open import open_volume

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, TransposeCodec, ZstdCodec
 
 from isovoxel.errors import CorruptInputError, InputError, InputUnavailableError
-from isovoxel.geometry.box import Box, Index3
+from isovoxel.geometry.grid import Box, Index3
 from isovoxel.readers.base import Volume
 from isovoxel.readers.open import open_volume
 from isovoxel.readers.tiled import FilledReader, around

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 import isovoxel
 from isovoxel.errors import InputError, InputMissingError, IsovoxelError, OptionError
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box
 from isovoxel.readers.base import SUPPORTED_DTYPES
 from isovoxel.readers.open import open_volume
 

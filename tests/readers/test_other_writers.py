@@ -13,7 +13,7 @@ import zarr
 
 import isovoxel
 from independent_readers import library
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box
 
 STACK = np.random.default_rng(0).integers(0, 60_000, (5, 30, 36)).astype(np.uint16)
 HYPERSTACK = np.random.default_rng(1).integers(0, 60_000, (2, 3, 5, 30, 36)).astype(np.uint16)

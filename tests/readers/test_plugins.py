@@ -15,7 +15,7 @@ import zarr
 import isovoxel as package
 from command_line import Isovoxel, check_refused
 from isovoxel.errors import InputError, OptionError
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box
 from isovoxel.readers.open import open_volume
 from isovoxel.readers.selection import Selection
 

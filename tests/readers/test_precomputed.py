@@ -13,7 +13,7 @@ import tensorstore
 
 from command_line import Isovoxel, check_refused
 from isovoxel.errors import CorruptInputError, InputError, InputMissingError, OptionError
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box
 from isovoxel.readers.base import Volume
 from isovoxel.readers.files import InputWatch
 from isovoxel.readers.open import open_volume

@@ -18,7 +18,7 @@ import pytest
 
 import isovoxel
 from isovoxel.errors import CorruptInputError, InputError, InputMissingError, OptionError
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box
 from isovoxel.readers.base import Volume
 from isovoxel.readers.files import InputWatch
 from isovoxel.readers.open import open_volume

@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from isovoxel.errors import CorruptInputError, InputError, InputUnavailableError
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box
 from isovoxel.object_store.retries import is_transient
 from isovoxel.readers.base import Volume
 from isovoxel.readers.open import open_volume

@@ -16,7 +16,7 @@ from PIL import Image
 import isovoxel
 from command_line import Isovoxel, check_refused
 from isovoxel.errors import CorruptInputError, InputError, InputMissingError
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box
 from isovoxel.readers.open import open_volume
 from isovoxel.readers.slices import in_order
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from isovoxel.errors import InputError, IsovoxelError
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box
 from isovoxel.readers.open import open_volume
 
 STACK = np.arange(5 * 6 * 7, dtype="uint16").reshape(5, 6, 7)

@@ -12,7 +12,7 @@ import tifffile
 import isovoxel
 from command_line import Isovoxel
 from isovoxel.errors import InputError
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box
 from isovoxel.readers.base import Volume
 from isovoxel.readers.open import images_of, open_volume
 from isovoxel.readers.selection import Selection

@@ -11,7 +11,7 @@ import pytest
 import tifffile
 
 from isovoxel.errors import CorruptInputError, InputError
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box
 from isovoxel.metadata.tiff import read_micromanager
 from isovoxel.readers.files import unreadable
 from isovoxel.readers.open import open_volume

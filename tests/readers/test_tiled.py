@@ -14,7 +14,7 @@ from hypothesis import given
 from numpy.typing import NDArray
 
 from isovoxel.errors import CorruptInputError, InputError, InputUnavailableError
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box
 from isovoxel.readers.base import damage_moved
 from isovoxel.readers.tiled import Stored, TiledReader, chunk_of
 from strategies import boxes

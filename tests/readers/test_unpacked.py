@@ -20,7 +20,7 @@ import isovoxel as package
 from command_line import Isovoxel, check_refused
 from isovoxel.errors import InputError
 from isovoxel.execution.events import Event, JobStarted
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box
 from isovoxel.readers import unpacked
 from isovoxel.readers.files import file_identity
 from isovoxel.readers.open import images_of, open_volume

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, ShardingCodec, ZstdCodec
 
 from isovoxel.errors import CorruptInputError, InputUnavailableError
-from isovoxel.geometry.box import Box, Index3
+from isovoxel.geometry.grid import Box, Index3
 from isovoxel.readers.chunks import CHUNK_COST
 from isovoxel.readers.open import open_volume
 from isovoxel.readers.selection import Selection
@@ -357,7 +357,7 @@ MANY = [(20_000, 1, 1), (1, 20_000, 1), (1, 1, 20_000), (1, 300, 300)]
 PEAKS = """
 import json, sys, tracemalloc
 import numpy as np, zarr
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box
 from isovoxel.readers.open import open_volume
 
 found = []

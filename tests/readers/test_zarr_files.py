@@ -16,7 +16,7 @@ import zarr
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, ShardingCodec, ZstdCodec
 
 from isovoxel.errors import CorruptInputError, InputUnavailableError
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box
 from isovoxel.readers.open import open_volume
 from isovoxel.readers.zarr_chunks import ChunkReader
 from isovoxel.readers.zarr_files import IndexCache

@@ -13,7 +13,7 @@ import pytest
 import zarr
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, ShardingCodec, TransposeCodec, ZstdCodec
 
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box
 from isovoxel.readers.open import open_volume
 from isovoxel.readers.zarr_chunks import ChunkReader
 from isovoxel.readers.zarr_python import ZarrReader

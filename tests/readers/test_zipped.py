@@ -16,7 +16,7 @@ import zarr
 
 import isovoxel
 from isovoxel.errors import CorruptInputError, InputError, InputUnavailableError, OptionError
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box
 from isovoxel.readers import zipped
 from isovoxel.readers.open import open_volume
 from isovoxel.readers.selection import Selection

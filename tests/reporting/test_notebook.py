@@ -13,7 +13,7 @@ import pytest
 
 import isovoxel
 from isovoxel.execution.forecast import forecast
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box
 from isovoxel.readers.base import Volume
 from isovoxel.reporting.report import notebook_html
 from isovoxel.reporting.text import plan_lines, result_lines, volume_lines

@@ -12,8 +12,7 @@ import pytest
 
 import isovoxel
 from command_line import Isovoxel, check_refused, listing
-from isovoxel.geometry.box import Index3
-from isovoxel.geometry.grid import Float3
+from isovoxel.geometry.grid import Float3, Index3
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.base import Volume
 from isovoxel.reporting import figures

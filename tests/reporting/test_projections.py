@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from isovoxel.errors import OptionError, OutputError
-from isovoxel.geometry.box import Box, Index3
-from isovoxel.geometry.grid import Float3
+from isovoxel.geometry.grid import Box, Float3, Index3
 from isovoxel.readers.base import Volume
 from isovoxel.reporting import views as module
 from isovoxel.reporting.figures import drawing, round_length, text_width

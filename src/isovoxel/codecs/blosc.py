@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.resources import files
 
-from isovoxel.geometry.axis import ceil_div
+from isovoxel.geometry.grid import ceil_div
 
 HEADER_BYTES = 16
 """Bytes of a container's header; a container is at most so much longer than its chunk."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from isovoxel.codecs.blosc import kernels
 from isovoxel.codecs.nvcomp import NvcompError
-from isovoxel.geometry.axis import ceil_div
+from isovoxel.geometry.grid import ceil_div
 
 GROUP = 256
 """Work items of a group."""

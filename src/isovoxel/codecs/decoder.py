@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 from isovoxel.codecs.cuda import GROUP, Gpu, Lent, Stream
 from isovoxel.codecs.nvcomp import SUCCESS, BatchDecompressor, StreamArrays
 from isovoxel.codecs.streams import ChunkCoding, Streams, most_streams, take_apart
-from isovoxel.geometry.axis import ceil_div
-from isovoxel.geometry.box import Index3
+from isovoxel.geometry.grid import Index3, ceil_div
 
 KERNELS = ("copy_pieces", "decompress_lz4", "unshuffle", "place")
 """Names of the kernels in `blosc.cl`."""

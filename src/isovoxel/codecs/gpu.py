@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from isovoxel.codecs.blosc import ContainerLayout
 from isovoxel.codecs.cuda import GROUP, Gpu, Lent, Stream
 from isovoxel.codecs.nvcomp import BatchArrays, BatchChecksum, BatchCompressor, NvcompError
-from isovoxel.geometry.axis import ceil_div
-from isovoxel.geometry.box import Index3
+from isovoxel.geometry.grid import Index3, ceil_div
 
 KERNELS = ("gather", "shuffle_bits", "lay_out", "pack", "seal")
 """Names of the kernels in `blosc.cl`."""

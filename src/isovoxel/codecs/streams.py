@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.codecs.blosc import BITS_SHUFFLED, FORMATS, HEADER_BYTES, NOT_SPLIT, STORED
-from isovoxel.geometry.box import Index3
+from isovoxel.geometry.grid import Index3
 
 BYTES_SHUFFLED = 0x01
 """Flag of a container: bytes are transposed."""

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from isovoxel.codecs.cuda import Registration
 from isovoxel.engines.opencl import is_out_of_memory
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box
 from isovoxel.planning.model import Block
 from isovoxel.planning.plan import Plan
 

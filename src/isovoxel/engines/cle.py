@@ -26,9 +26,7 @@ from isovoxel.engines.devices import Device, opencl_device
 from isovoxel.engines.opencl import C_TYPES, TURN, build_kernels, quiet_compiler, rows_of
 from isovoxel.engines.pipeline import StagedEngine
 from isovoxel.errors import DeviceError
-from isovoxel.geometry.axis import Axis
-from isovoxel.geometry.box import Index3
-from isovoxel.geometry.grid import Float3
+from isovoxel.geometry.grid import Axis, Float3, Index3
 from isovoxel.planning.memory import thick
 from isovoxel.planning.model import Block
 from isovoxel.planning.plan import Plan

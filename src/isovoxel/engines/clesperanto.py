@@ -32,8 +32,7 @@ from numpy.typing import NDArray
 
 from isovoxel.engines.opencl import DriverError, prepare_caches, queue_of
 from isovoxel.errors import DeviceError, OptionError
-from isovoxel.geometry.box import Index3
-from isovoxel.geometry.grid import Float3
+from isovoxel.geometry.grid import Float3, Index3
 
 NEWEST = (3, 15)
 """First Python without wheels of either."""

@@ -15,7 +15,7 @@ from isovoxel.codecs.cuda import can_code
 from isovoxel.engines.opencl import TURN, prepare_caches, wake_device, wake_drivers
 from isovoxel.engines.registry import check_process, note_use
 from isovoxel.errors import DeviceError, OptionError
-from isovoxel.geometry.box import Index3
+from isovoxel.geometry.grid import Index3
 from isovoxel.planning.memory import human_bytes
 from isovoxel.planning.model import LANES, DeviceLimits
 

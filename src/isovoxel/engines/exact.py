@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 from isovoxel.engines.devices import Device, opencl_device
 from isovoxel.engines.opencl import C_TYPES, TURN, build_kernels, queue_of, work_items
 from isovoxel.engines.pipeline import StagedEngine
-from isovoxel.geometry.axis import ceil_div, round_up
-from isovoxel.geometry.box import Index3
+from isovoxel.geometry.grid import Index3, ceil_div, round_up
 from isovoxel.geometry.resampling import SPAN, Rows, Table, accumulator, outputs_of
 from isovoxel.planning.model import MOVES, Block
 from isovoxel.planning.plan import Plan

@@ -29,8 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from isovoxel.errors import DeviceError
-from isovoxel.geometry.axis import round_up
-from isovoxel.geometry.box import Index3
+from isovoxel.geometry.grid import Index3, round_up
 from isovoxel.planning.memory import human_bytes
 
 C_TYPES = {

@@ -56,9 +56,7 @@ from isovoxel.engines.opencl import (
 from isovoxel.engines.registry import check_process
 from isovoxel.engines.staged_block import StagedBlock
 from isovoxel.errors import DeviceError, DeviceLostError
-from isovoxel.geometry.axis import ceil_div, round_up
-from isovoxel.geometry.box import Index3
-from isovoxel.geometry.grid import Float3
+from isovoxel.geometry.grid import Float3, Index3, ceil_div, round_up
 from isovoxel.planning.chunking import CHECKSUM_BYTES
 from isovoxel.planning.decoding import HOSTS as HOSTS_OF_DECODER
 from isovoxel.planning.decoding import DecodedBatches

@@ -28,8 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from isovoxel.geometry.box import Box, Index3
-from isovoxel.geometry.grid import Float3
+from isovoxel.geometry.grid import Box, Float3, Index3
 
 Weights = list[dict[int, float]]
 """For each output sample along an axis, the weight of each input sample inside the volume that has one."""

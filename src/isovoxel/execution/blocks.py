@@ -29,7 +29,7 @@ from isovoxel.execution.executor import Task
 from isovoxel.execution.flushing import Flusher, Flushing
 from isovoxel.execution.further_levels import FurtherLevels
 from isovoxel.execution.retry import BlockFailed, clause, may_pass
-from isovoxel.geometry.box import Box, Index3
+from isovoxel.geometry.grid import Box, Index3
 from isovoxel.object_store.retries import patience, retry
 from isovoxel.output.shard import PendingShard, ShardReceipt
 from isovoxel.planning.encoding import fills_batches

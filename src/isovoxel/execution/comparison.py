@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from isovoxel.engines.reference import Expected, expected, reference_labels
 from isovoxel.execution.recipe import Recipe
-from isovoxel.geometry.box import Box, Index3
+from isovoxel.geometry.grid import Box, Index3
 from isovoxel.geometry.resampling import accumulator
 from isovoxel.planning.model import MOVES
 from isovoxel.readers.base import Volume

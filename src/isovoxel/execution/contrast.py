@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.execution.in_order import map_in_order
-from isovoxel.geometry.axis import ceil_div
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box, ceil_div
 from isovoxel.metadata.series import DisplayWindow
 from isovoxel.object_store.addresses import Place
 from isovoxel.object_store.retries import retry

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from isovoxel.geometry.axis import ceil_div
+from isovoxel.geometry.grid import ceil_div
 from isovoxel.object_store.addresses import Place
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.planning.optimizer import DECODE

@@ -20,9 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isovoxel.geometry.axis import ceil_div
-from isovoxel.geometry.box import Box
 from isovoxel.geometry.downsampling import Halver
+from isovoxel.geometry.grid import Box, ceil_div
 from isovoxel.planning.model import Block
 from isovoxel.planning.plan import Plan
 

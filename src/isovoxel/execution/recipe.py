@@ -12,8 +12,7 @@ import numpy as np
 
 from isovoxel.engines.registry import GENERATIONS
 from isovoxel.errors import InputError
-from isovoxel.geometry.box import Index3
-from isovoxel.geometry.grid import MAX_SAMPLES, Float3, VoxelGrid, number_text
+from isovoxel.geometry.grid import MAX_SAMPLES, Float3, Index3, VoxelGrid, number_text
 from isovoxel.output.provenance import RECEIPTS
 from isovoxel.planning.chunking import CODECS, EMPTY, Storage
 from isovoxel.planning.model import check_options

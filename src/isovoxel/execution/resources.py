@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from isovoxel.geometry.axis import round_up
+from isovoxel.geometry.grid import round_up
 from isovoxel.planning.model import HostLimits
 
 MIB = 2**20

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isovoxel.geometry.box import Index3
-from isovoxel.geometry.grid import Float3
+from isovoxel.geometry.grid import Float3, Index3
 
 Voxels = NDArray[Any]
 

@@ -39,7 +39,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.errors import OptionError
-from isovoxel.geometry.axis import TIE, Axis, Indices, Spans
+from isovoxel.geometry.grid import TIE, Axis, Indices, Spans
 
 Floats = NDArray[np.float64]
 

@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from isovoxel.geometry.box import Index3
-from isovoxel.geometry.grid import Float3
+from isovoxel.geometry.grid import Float3, Index3
 from isovoxel.metadata.affine import ORIGIN
 from isovoxel.metadata.series import Channel, checked_color
 from isovoxel.metadata.units import Calibration, Length, calibrate

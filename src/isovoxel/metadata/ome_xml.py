@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from xml.parsers import expat
 
 from isovoxel.errors import InputError
-from isovoxel.geometry.box import Index3
+from isovoxel.geometry.grid import Index3
 from isovoxel.metadata.series import Channel, stays_inside, time_step
 from isovoxel.metadata.units import Calibration, Length, calibrate
 

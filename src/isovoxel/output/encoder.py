@@ -36,8 +36,7 @@ from numpy.typing import NDArray
 
 from isovoxel.codecs.cuda import GpuCodecError
 from isovoxel.codecs.gpu import EncodedChunks, GpuEncoder
-from isovoxel.geometry.axis import ceil_div
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box, ceil_div
 from isovoxel.output.shard import Bytes, ShardWriter
 from isovoxel.planning.chunking import CHECKSUM_BYTES, Storage, result_margin
 

@@ -19,8 +19,7 @@ from typing import Any
 import numpy as np
 
 from isovoxel.errors import OutputExistsError
-from isovoxel.geometry.axis import ceil_div
-from isovoxel.geometry.grid import AXES, VoxelGrid
+from isovoxel.geometry.grid import AXES, VoxelGrid, ceil_div
 from isovoxel.metadata.ome import image_attributes, read_levels
 from isovoxel.metadata.series import SeriesAxis
 from isovoxel.object_store.addresses import Place, place_of, write_small

@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 
 from isovoxel.errors import InputError, InputUnavailableError
-from isovoxel.geometry.axis import ceil_div
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box, ceil_div
 from isovoxel.metadata.series import place_of_volume, stays_inside
 from isovoxel.object_store.addresses import Place, place_of
 from isovoxel.object_store.objects import ObjectPlace

@@ -19,8 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.codecs.gpu import GpuEncoder
-from isovoxel.geometry.box import Box
-from isovoxel.geometry.grid import VoxelGrid
+from isovoxel.geometry.grid import Box, VoxelGrid
 from isovoxel.metadata.series import place_of_volume
 from isovoxel.object_store.addresses import Place, place_of
 from isovoxel.object_store.objects import ObjectPlace

@@ -13,9 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from isovoxel.errors import OptionError
-from isovoxel.geometry.axis import ceil_div
-from isovoxel.geometry.box import Index3
-from isovoxel.geometry.grid import AXES
+from isovoxel.geometry.grid import AXES, Index3, ceil_div
 
 EMPTY = ("skip", "write")
 """What becomes of chunks that hold nothing but zeros, the fill value: they are not stored, or stored as any other."""

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from isovoxel.errors import OptionError
-from isovoxel.geometry.box import Box, Index3
-from isovoxel.geometry.grid import AXES, Float3, VoxelGrid
+from isovoxel.geometry.grid import AXES, Box, Float3, Index3, VoxelGrid
 
 ENGINES = {"cle": ("linear", "nearest"), "exact": ("linear", "nearest", "cubic", "lanczos3", "area", "mode", "smooth")}
 """Engines, and the interpolations that each has."""

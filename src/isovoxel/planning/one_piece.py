@@ -12,8 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from isovoxel.errors import OptionError
-from isovoxel.geometry.box import Index3
-from isovoxel.geometry.grid import VoxelGrid, factor_for_zoom
+from isovoxel.geometry.grid import Index3, VoxelGrid, factor_for_zoom
 from isovoxel.planning.memory import cle_allocations, human_bytes
 from isovoxel.planning.model import DeviceLimits, check_options
 

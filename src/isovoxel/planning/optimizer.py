@@ -31,9 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.errors import DoesNotFitError, OptionError
-from isovoxel.geometry.axis import Sampler, ceil_div
-from isovoxel.geometry.box import Index3
-from isovoxel.geometry.grid import AXES, Float3, VoxelGrid
+from isovoxel.geometry.grid import AXES, Float3, Index3, Sampler, VoxelGrid, ceil_div
 from isovoxel.planning.chunking import Storage, smaller
 from isovoxel.planning.memory import human_bytes
 from isovoxel.planning.model import DeviceLimits, HostLimits, Source, check_options

@@ -22,9 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from isovoxel.geometry.axis import Axis, Sampler, ceil_div, halo, round_up
-from isovoxel.geometry.box import Box, Index3
-from isovoxel.geometry.grid import AXES, Float3, VoxelGrid
+from isovoxel.geometry.grid import AXES, Axis, Box, Float3, Index3, Sampler, VoxelGrid, ceil_div, halo, round_up
 from isovoxel.geometry.resampling import Table, Texture, accumulator, passes_at_once
 from isovoxel.notebook import InNotebooks
 from isovoxel.planning.chunking import Storage, helper_overhead, seal_overhead, write_overhead

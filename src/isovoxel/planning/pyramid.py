@@ -27,9 +27,7 @@ from itertools import islice
 import numpy as np
 
 from isovoxel.errors import DoesNotFitError, OptionError
-from isovoxel.geometry.axis import ceil_div
-from isovoxel.geometry.box import Index3
-from isovoxel.geometry.grid import Float3, VoxelGrid
+from isovoxel.geometry.grid import Float3, Index3, VoxelGrid, ceil_div
 from isovoxel.planning.chunking import CHUNK, Storage, default_storage
 from isovoxel.planning.memory import open_blocks
 from isovoxel.planning.model import DeviceLimits, HostLimits, Source

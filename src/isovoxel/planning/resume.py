@@ -15,8 +15,7 @@ from functools import cache
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from isovoxel.errors import DoesNotFitError
-from isovoxel.geometry.axis import ceil_div
-from isovoxel.geometry.grid import MAX_SAMPLES
+from isovoxel.geometry.grid import MAX_SAMPLES, ceil_div
 from isovoxel.planning.memory import human_bytes
 from isovoxel.planning.model import HALO_MODES, check_options
 from isovoxel.planning.plan import Plan

@@ -17,8 +17,7 @@ from crc32c import crc32c
 from numpy.typing import NDArray
 
 from isovoxel.errors import InputError
-from isovoxel.geometry.box import Box
-from isovoxel.geometry.grid import AXES
+from isovoxel.geometry.grid import AXES, Box
 from isovoxel.metadata.units import canonical_unit
 from isovoxel.readers.base import CONVERTED, ReadBox, SeriesReader, Volume, check_voxels, output_array
 from isovoxel.readers.converted import convert_voxels, note_of

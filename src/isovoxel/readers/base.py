@@ -14,9 +14,7 @@ from numpy.typing import NDArray
 
 from isovoxel.codecs.streams import ChunkCoding
 from isovoxel.errors import CorruptInputError, InputError
-from isovoxel.geometry.axis import ceil_div
-from isovoxel.geometry.box import Box, Index3
-from isovoxel.geometry.grid import Float3, VoxelGrid
+from isovoxel.geometry.grid import Box, Float3, Index3, VoxelGrid, ceil_div
 from isovoxel.metadata.series import Channel, SeriesAxis, place_of_volume, told_place
 from isovoxel.notebook import InNotebooks
 from isovoxel.object_store.objects import ObjectPlace

@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from isovoxel.errors import InputError, InputMissingError, IsovoxelError
-from isovoxel.geometry.box import Box
-from isovoxel.geometry.grid import Float3
+from isovoxel.geometry.grid import Box, Float3
 from isovoxel.metadata.affine import ORIGIN
 from isovoxel.metadata.bdv import CHANNEL, KIND, BdvDataset, BdvImage, Setup, read_bdv, read_place
 from isovoxel.metadata.series import Channel, chosen_channels, stays_inside

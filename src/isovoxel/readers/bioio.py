@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.errors import InputError, IsovoxelError
-from isovoxel.geometry.box import Box, Index3
+from isovoxel.geometry.grid import Box, Index3
 from isovoxel.metadata.series import Channel, chosen_channels, time_step
 from isovoxel.metadata.units import Length, calibrate
 from isovoxel.readers.base import SeriesReader, Volume, check_voxels

@@ -20,9 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.errors import CorruptInputError, InputError
-from isovoxel.geometry.axis import ceil_div
-from isovoxel.geometry.box import Box, Index3
-from isovoxel.geometry.grid import AXES
+from isovoxel.geometry.grid import AXES, Box, Index3, ceil_div
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.readers.base import CONVERTED, Files, ReadBox, Volume, cached_through, is_known_empty, output_array
 

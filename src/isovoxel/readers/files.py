@@ -28,8 +28,7 @@ from typing import Any
 import numpy as np
 
 from isovoxel.errors import InputError, InputUnavailableError
-from isovoxel.geometry.axis import ceil_div
-from isovoxel.geometry.box import Box, Index3
+from isovoxel.geometry.grid import Box, Index3, ceil_div
 from isovoxel.object_store.addresses import Place
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.retries import carried

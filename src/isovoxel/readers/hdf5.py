@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from isovoxel.errors import InputError, InputMissingError, IsovoxelError
-from isovoxel.geometry.box import Index3
-from isovoxel.geometry.grid import Float3
+from isovoxel.geometry.grid import Float3, Index3
 from isovoxel.metadata import n5
 from isovoxel.metadata.hdf5 import read_hdf5, text_of
 from isovoxel.metadata.units import Calibration

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.errors import InputError
-from isovoxel.geometry.box import Box, Index3
+from isovoxel.geometry.grid import Box, Index3
 from isovoxel.metadata.hdf5 import text_of
 from isovoxel.readers.base import CONVERTED, SUPPORTED_DTYPES
 from isovoxel.readers.chunks import CHUNK_COST, ChunkCache, decode_nothing, decode_zlib

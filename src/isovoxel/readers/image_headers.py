@@ -14,7 +14,7 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from isovoxel.geometry.axis import ceil_div
+from isovoxel.geometry.grid import ceil_div
 
 
 class ImageHeader(NamedTuple):

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.errors import InputError
-from isovoxel.geometry.box import Box, Index3
+from isovoxel.geometry.grid import Box, Index3
 from isovoxel.metadata.n5 import FINEST, Surroundings, level_of, read_n5
 from isovoxel.readers.base import Volume, check_voxels
 from isovoxel.readers.files import check_stored, metadata_identity, places, reason_of, unreadable

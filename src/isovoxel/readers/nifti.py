@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.errors import InputError, InputMissingError, IsovoxelError
-from isovoxel.geometry.box import Box, Index3
+from isovoxel.geometry.grid import Box, Index3
 from isovoxel.metadata.affine import ORIGIN, read_affine, read_zooms
 from isovoxel.readers.base import Volume, check_voxels, output_array
 from isovoxel.readers.files import FileList, check_complete, pair_identity, unreadable

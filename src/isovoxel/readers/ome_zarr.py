@@ -17,8 +17,7 @@ from itertools import count, islice, takewhile
 from typing import Any, NoReturn
 
 from isovoxel.errors import InputError, InputUnavailableError
-from isovoxel.geometry.box import Box
-from isovoxel.geometry.grid import Float3
+from isovoxel.geometry.grid import Box, Float3
 from isovoxel.metadata.ome import Level, is_label_image, read_levels, time_step_of
 from isovoxel.metadata.series import Channel, chosen_channels, read_channels, stays_inside
 from isovoxel.metadata.units import Calibration, Length, calibrate, canonical_unit, convert_length

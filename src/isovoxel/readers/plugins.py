@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.errors import InputError, IsovoxelError
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box
 from isovoxel.readers.base import ReadBox, Volume, cached_through
 from isovoxel.readers.files import FileList, FolderFiles, file_identity, reason_of, unreadable
 from isovoxel.readers.images import Collection

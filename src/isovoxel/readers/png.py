@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.errors import InputError
-from isovoxel.geometry.box import Box, Index3
+from isovoxel.geometry.grid import Box, Index3
 from isovoxel.readers.base import Volume, check_voxels
 from isovoxel.readers.files import PNG_MAGIC, FileList, unreadable
 from isovoxel.readers.raw import open_file, read_bytes

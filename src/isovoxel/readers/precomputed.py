@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from isovoxel.errors import InputError, InputMissingError
-from isovoxel.geometry.box import Box, Index3
-from isovoxel.geometry.grid import Float3
+from isovoxel.geometry.grid import Box, Float3, Index3
 from isovoxel.metadata.series import stays_inside
 from isovoxel.metadata.units import Length, calibrate
 from isovoxel.readers.base import SeriesReader, Volume, check_voxels

@@ -19,8 +19,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from isovoxel.errors import InputError
-from isovoxel.geometry.box import Index3
-from isovoxel.geometry.grid import AXES
+from isovoxel.geometry.grid import AXES, Index3
 from isovoxel.planning.memory import human_bytes
 from isovoxel.readers.base import ReadBox, SeriesReader, Volume, check_voxels
 from isovoxel.readers.converted import TransposedReader, part_shape, stored_order, to_zyx

@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from isovoxel.errors import InputError, OptionError
-from isovoxel.geometry.box import Box, Index3
-from isovoxel.geometry.grid import AXES
+from isovoxel.geometry.grid import AXES, Box, Index3
 from isovoxel.metadata.series import WORDS, SeriesAxis
 
 # ---- crops ---------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import tifffile
 
 from isovoxel.errors import InputError, IsovoxelError, OptionError
-from isovoxel.geometry.box import Index3
+from isovoxel.geometry.grid import Index3
 from isovoxel.metadata.ome_xml import (
     read_ome_xml,
     read_ome_xml_channels,

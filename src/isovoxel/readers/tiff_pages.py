@@ -22,8 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.errors import InputError
-from isovoxel.geometry.axis import ceil_div
-from isovoxel.geometry.box import Index3
+from isovoxel.geometry.grid import Index3, ceil_div
 
 if TYPE_CHECKING:
     import tifffile

@@ -16,8 +16,7 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
-from isovoxel.geometry.axis import ceil_div
-from isovoxel.geometry.box import Box, Index3
+from isovoxel.geometry.grid import Box, Index3, ceil_div
 from isovoxel.readers.image_headers import header_of
 from isovoxel.readers.raw import in_file, open_file, read_bytes
 from isovoxel.readers.tiff_pages import DECODER_BYTES, IMAGES, LERC_COMPRESSION, PageStorage

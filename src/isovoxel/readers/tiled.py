@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.errors import CorruptInputError, InputError
-from isovoxel.geometry.box import Box, Index3
+from isovoxel.geometry.grid import Box, Index3
 from isovoxel.object_store.retries import is_transient
 from isovoxel.readers.base import ReadBox, damage_moved, is_known_empty, output_array
 from isovoxel.readers.files import WAY_ON, is_ours, limit_of, number_of, reason_of, unavailable

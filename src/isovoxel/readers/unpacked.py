@@ -34,7 +34,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from isovoxel.errors import InputError
-from isovoxel.geometry.box import Box
+from isovoxel.geometry.grid import Box
 from isovoxel.planning.memory import human_bytes
 from isovoxel.readers.base import ReadBox, Volume
 from isovoxel.readers.files import DAMAGE, TIFF_MAGIC, FileList, file_identity, reason_of, unavailable

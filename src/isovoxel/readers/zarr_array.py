@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from isovoxel.errors import InputError
-from isovoxel.geometry.box import Index3
-from isovoxel.geometry.grid import AXES
+from isovoxel.geometry.grid import AXES, Index3
 from isovoxel.object_store.addresses import Place
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.zarr_nodes import ARRAY_FILES, NODE, V2_ARRAY, files_of_node

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from isovoxel.codecs.cuda import GpuCodecError
 from isovoxel.codecs.decoder import Batch, GpuDecoder
-from isovoxel.geometry.axis import ceil_div
-from isovoxel.geometry.box import Box, Index3
+from isovoxel.geometry.grid import Box, Index3, ceil_div
 from isovoxel.readers.base import output_array
 from isovoxel.readers.zarr_chunks import ChunkReader, Reading, chunk_place
 from isovoxel.readers.zarr_layout import ChunkLayout

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.errors import InputError
-from isovoxel.geometry.box import Box, Index3
+from isovoxel.geometry.grid import Box, Index3
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.retries import carried
 from isovoxel.readers.base import output_array

@@ -22,7 +22,7 @@ import numpy as np
 from crc32c import crc32c
 from numpy.typing import NDArray
 
-from isovoxel.geometry.box import Index3
+from isovoxel.geometry.grid import Index3
 from isovoxel.object_store.clients import BucketMissingError, ChangedError, Found
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.planning.chunking import CHECKSUM_BYTES

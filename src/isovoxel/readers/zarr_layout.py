@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from isovoxel.codecs.streams import ChunkCoding
-from isovoxel.geometry.axis import ceil_div
-from isovoxel.geometry.box import Box, Index3
+from isovoxel.geometry.grid import Box, Index3, ceil_div
 from isovoxel.object_store.addresses import Place
 from isovoxel.object_store.objects import PIECE_BYTES, ObjectPlace
 from isovoxel.object_store.zarr_nodes import ARRAY_FILES

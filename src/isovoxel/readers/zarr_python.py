@@ -30,7 +30,7 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.core.codec_pipeline import BatchedCodecPipeline
 from zarr.storage import ObjectStore
 
-from isovoxel.geometry.box import Box, Index3
+from isovoxel.geometry.grid import Box, Index3
 from isovoxel.object_store.clients import client, sought, told
 from isovoxel.object_store.retries import Attempts, is_transient
 from isovoxel.readers.base import ReadBox, SeriesReader

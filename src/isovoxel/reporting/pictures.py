@@ -25,8 +25,7 @@ from numpy.typing import NDArray
 from isovoxel.errors import DoesNotFitError, OptionError
 from isovoxel.execution.events import Reading
 from isovoxel.execution.resources import reading_limits
-from isovoxel.geometry.axis import ceil_div
-from isovoxel.geometry.grid import AXES
+from isovoxel.geometry.grid import AXES, ceil_div
 from isovoxel.metadata.series import told_place
 from isovoxel.planning.memory import human_bytes
 from isovoxel.planning.model import HostLimits

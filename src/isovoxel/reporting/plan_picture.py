@@ -14,9 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from isovoxel.errors import OptionError
-from isovoxel.geometry.axis import ceil_div
-from isovoxel.geometry.box import Index3
-from isovoxel.geometry.grid import AXES
+from isovoxel.geometry.grid import AXES, Index3, ceil_div
 from isovoxel.planning.model import Block
 from isovoxel.planning.plan import Plan
 from isovoxel.reporting import figures

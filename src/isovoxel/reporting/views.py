@@ -19,9 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.execution.in_order import map_in_order
-from isovoxel.geometry.axis import ceil_div
-from isovoxel.geometry.box import Box, Index3
-from isovoxel.geometry.grid import Float3
+from isovoxel.geometry.grid import Box, Float3, Index3, ceil_div
 from isovoxel.readers.base import Volume
 from isovoxel.reporting.figures import SYMBOLS, VIEWS, drawable, drawing, round_length, text_width
 

@@ -23,7 +23,7 @@ from isovoxel.execution.distributed import rpc
 from isovoxel.execution.distributed.rpc import ANSWER_SECONDS, SchedulerGoneError, SchedulerWatch
 from isovoxel.execution.distributed.worker_session import Made, Outcome, job_plugin, make_block
 from isovoxel.execution.map_overlap import OverlapWindow
-from isovoxel.geometry.box import Box, Index3
+from isovoxel.geometry.grid import Box, Index3
 from isovoxel.planning.model import Block
 from isovoxel.planning.plan import Plan
 
