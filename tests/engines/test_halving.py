@@ -17,7 +17,7 @@ from isovoxel.engines.exact import ExactEngine
 from isovoxel.engines.opencl import TURN
 from isovoxel.engines.registry import open_engine
 from isovoxel.execution import further_levels
-from isovoxel.geometry.downsampling import Halver
+from isovoxel.geometry.resampling import Halver
 from isovoxel.planning.pyramid import HALVED
 
 

@@ -19,8 +19,8 @@ from isovoxel.execution import blocks
 from isovoxel.execution.events import BlockDone, Event, LevelBegun
 from isovoxel.execution.further_levels import FurtherLevels, OpenBlocks
 from isovoxel.execution.resources import host_limits
-from isovoxel.geometry.downsampling import Halver
 from isovoxel.geometry.grid import Box, Index3
+from isovoxel.geometry.resampling import Halver
 from isovoxel.planning import pyramid
 from isovoxel.planning.model import Block
 from isovoxel.planning.plan import Plan

@@ -1,4 +1,4 @@
-// Means of neighbouring voxels along the axes that are halved, rounded half to even: those of geometry/downsampling.py.
+// Means of neighbouring voxels along the axes that are halved, rounded half to even: those of geometry/resampling.py.
 //
 // Arrays are C-contiguous z, y, x. Positions are 64-bit. Macros set by the host for each build:
 //   T            type of the voxels: integers of 8 or 16 bits, whose sums of eight have no rounding in an int

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isovoxel.geometry.downsampling import Halver
 from isovoxel.geometry.grid import Box, ceil_div
+from isovoxel.geometry.resampling import Halver
 from isovoxel.planning.model import Block
 from isovoxel.planning.plan import Plan
 

@@ -38,8 +38,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
-from isovoxel.geometry.downsampling import scratch_bytes
 from isovoxel.geometry.grid import AXES, Index3
+from isovoxel.geometry.resampling import scratch_bytes
 from isovoxel.planning.chunking import seal_overhead, write_overhead
 from isovoxel.planning.model import LANES, DeviceLimits
 

@@ -131,14 +131,14 @@ def halved_axes(plan: Plan) -> tuple[bool, bool, bool] | None:
 
 
 def _adds(before: Plan, made: Plan) -> bool:
-    """Return whether a level is made of sums that `isovoxel.geometry.downsampling` adds."""
+    """Return whether a level is made of sums that `isovoxel.geometry.resampling` adds."""
     return made.interpolation == "area" and before.source.dtype in HALVED
 
 
 def _along(before: Plan, made: Plan, *, fixed: bool) -> Plan:
     """Return the plan of the first further level with the blocks of the full one, halved, where it can have them.
 
-    It can where means are made of integers that `isovoxel.geometry.downsampling` adds, each block covers whole shards
+    It can where means are made of integers that `isovoxel.geometry.resampling` adds, each block covers whole shards
     of it, in smaller shards than it would have unless the user has `fixed` them, and the host's memory suffices.
     """
     if not _adds(before, made):
