@@ -23,7 +23,6 @@ from isovoxel import parameters
 from isovoxel.errors import InterruptedJobError, IsovoxelError, OptionError
 from isovoxel.execution.result import ScaleResult
 from isovoxel.execution.retry import clause
-from isovoxel.execution.signals import signals
 from isovoxel.object_store.retries import patience
 from isovoxel.options import SURFACES, Options
 from isovoxel.parameters import (
@@ -37,7 +36,7 @@ from isovoxel.parameters import (
 from isovoxel.readers.images import means_several
 from isovoxel.reporting.records import Record
 from isovoxel.reporting.text import Line
-from isovoxel.terminal import Abandoned, columns, debugging, exit_code, lost, put, say, trace
+from isovoxel.terminal import Abandoned, columns, debugging, exit_code, lost, put, say, signals, trace
 
 # typer brings its own copy of click, and of click's errors only some names are typer's: this is UsageError.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]

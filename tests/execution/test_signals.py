@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from isovoxel.execution.signals import Stopped, signals
+from isovoxel.terminal import Stopped, signals
 
 
 class Finalized:
