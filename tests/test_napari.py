@@ -19,7 +19,7 @@ import tifffile
 import isovoxel
 from command_line import Isovoxel
 from isovoxel.errors import InputError, OptionError
-from isovoxel.execution.forecast import Forecast
+from isovoxel.execution.result import Forecast
 from ome_zarrs import halved, pyramid
 
 os.environ["NAPARI_CONFIG"] = ""  # neither reads nor keeps settings

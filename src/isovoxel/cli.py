@@ -193,7 +193,7 @@ def plan(
     With OUTPUT, its place is checked as scale does. Nothing is written but what --picture and --save name.
     """
     from isovoxel import api
-    from isovoxel.execution.forecast import forecast
+    from isovoxel.execution.result import forecast
     from isovoxel.object_store.addresses import place_of
     from isovoxel.reporting.notes import hints
     from isovoxel.reporting.records import plan_record

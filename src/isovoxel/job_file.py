@@ -39,7 +39,7 @@ NO_VARIABLE = frozenset(name for name, surface in SURFACES.items() if not surfac
 
 NO_OPTION = frozenset({DEBUG, f"{PREFIX}CLE", f"{PREFIX}RATES"})
 """Variables that are no options: tracebacks, which clEsperanto scales (`isovoxel.engines.clesperanto.CHOICE`), and the
-file of how long jobs took (`isovoxel.execution.forecast.RATES`)."""
+file of how long jobs took (`isovoxel.execution.result.RATES`)."""
 
 
 def variable(option: str) -> str | None:

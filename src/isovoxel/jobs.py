@@ -136,11 +136,10 @@ def run_job(
     from isovoxel.engines.devices import find_device
     from isovoxel.execution.events import log_event
     from isovoxel.execution.executor import VolumeSource
-    from isovoxel.execution.forecast import forecast, keep_rate
     from isovoxel.execution.job import Job
     from isovoxel.execution.output import is_made_already
     from isovoxel.execution.resources import peak_bytes
-    from isovoxel.execution.result import Tally
+    from isovoxel.execution.result import Tally, forecast, keep_rate
     from isovoxel.output.destination import output_place
 
     volume = opened.volume if isinstance(opened, InputWatch) else opened

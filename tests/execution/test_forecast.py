@@ -16,9 +16,8 @@ import pytest
 
 import isovoxel as api
 from command_line import Isovoxel
-from isovoxel.execution import forecast as module
-from isovoxel.execution.forecast import LATEST, MOST_BYTES, RATES, forecast, keep_rate
-from isovoxel.execution.result import ScaleResult, Tally
+from isovoxel.execution import result as module
+from isovoxel.execution.result import LATEST, MOST_BYTES, RATES, ScaleResult, Tally, forecast, keep_rate
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.planning.plan import Plan
 from isovoxel.reporting.text import job_lines
@@ -187,7 +186,7 @@ def test_the_file_is_in_the_users_cache_folder(tmp_path: Path, monkeypatch: pyte
 
 APPEND = """
 import sys
-from isovoxel.execution import forecast
+from isovoxel.execution import result as forecast
 forecast._kind = lambda plan, output: ["x" * 200]
 forecast._work = lambda plan: 1
 for n in range(400):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import isovoxel
-from isovoxel.execution.forecast import forecast
+from isovoxel.execution.result import forecast
 from isovoxel.geometry.grid import Box
 from isovoxel.readers.base import Volume
 from isovoxel.reporting.report import notebook_html

@@ -13,7 +13,7 @@ import numpy as np
 from isovoxel.api import ScaleResult, plan, scale
 from isovoxel.errors import OptionError
 from isovoxel.execution.events import BlockDone, Event, JobStarted, JobStopped, LevelBegun, Retried
-from isovoxel.execution.forecast import Forecast, forecast
+from isovoxel.execution.result import Forecast, forecast
 from isovoxel.geometry.grid import AXES, Float3
 from isovoxel.napari.layers import LayerInput, find_input, is_unchanged
 from isovoxel.object_store.addresses import place_of

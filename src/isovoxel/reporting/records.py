@@ -14,9 +14,8 @@ from isovoxel.readers.base import Volume
 if TYPE_CHECKING:
     from isovoxel.engines.devices import Device
     from isovoxel.execution.distributed.worker_info import WorkerInfo
-    from isovoxel.execution.forecast import Forecast
     from isovoxel.execution.output import OutputState
-    from isovoxel.execution.result import ScaleResult, Share
+    from isovoxel.execution.result import Forecast, ScaleResult, Share
     from isovoxel.execution.verify import Verdict
 
 Record = dict[str, Any]

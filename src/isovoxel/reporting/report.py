@@ -370,7 +370,7 @@ def notebook_html(value: object) -> str:
     TypeError
         If it is none of them.
     """
-    from isovoxel.execution.forecast import forecast
+    from isovoxel.execution.result import forecast
     from isovoxel.reporting.plan_picture import plan_svg
 
     match value:
