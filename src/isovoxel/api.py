@@ -379,7 +379,7 @@ def verify(
     DoesNotFitError
         If a single voxel takes more than `memory`.
     """
-    from isovoxel.execution.verify_images import verify_images
+    from isovoxel.execution.collection import verify_images
     from isovoxel.reporting.progress import reading_progress
 
     with reading_progress(progress) as view:

@@ -1,8 +1,8 @@
-"""Claim an output of several images: the groups around them, of which one process at a time is the writer.
+"""Output of several images: claim the groups around them, and verify each image.
 
-1. Each image is an output of its own, with its own ledger and lock. The groups around them have a lock, too, in the
-   folder `OUT.zarr.isovoxel` beside them, and a note in the topmost one's attributes: whether all images are complete,
-   which these are, and by which options they are made.
+1. Each image is an output of its own, with its own ledger and lock, and is verified as it would be by itself. The
+   groups around them have a lock, too, in the folder `OUT.zarr.isovoxel` beside them, and a note in the topmost one's
+   attributes: whether all images are complete, which these are, and by which options they are made.
 2. They are there, marked incomplete, before the first image is begun. A job that goes on with others of the same input
    adds these to the list; those that are neither asked for any more nor there leave it.
 3. An old output is replaced as a whole, as `isovoxel.output.replacing` has it: it is kept until all images are
@@ -15,13 +15,14 @@ import contextlib
 import json
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from isovoxel.errors import InputUnavailableError, OutputError, OutputExistsError
+from isovoxel.errors import InputError, InputUnavailableError, OptionError, OutputError, OutputExistsError
 from isovoxel.execution.output import clear_ledger, end_hold, settle_output
-from isovoxel.object_store.addresses import Place, absolute, write_small
+from isovoxel.execution.verify import Verdict, verify_output
+from isovoxel.object_store.addresses import Place, absolute, place_of, write_small
 from isovoxel.object_store.files import refusal
 from isovoxel.object_store.zarr_nodes import kind_of_node
 from isovoxel.output.attempt import Attempt
@@ -30,9 +31,10 @@ from isovoxel.output.files import JOB, LOCK, NEW, NOW, claim, discard
 from isovoxel.output.ledger import ledger_of
 from isovoxel.output.lock import lock_output
 from isovoxel.output.ome_zarr import create_several, write_groups
-from isovoxel.output.provenance import COLLECTION, made_by
+from isovoxel.output.provenance import COLLECTION, images_of_output, made_by, read_provenance
 from isovoxel.output.replacing import put_back, remove_objects, set_aside
 from isovoxel.planning.chunking import OME_ZARR
+from isovoxel.readers.images import ALL, ImageEntry, find_image, matching_images, means_several
 from isovoxel.version import __version__
 
 
@@ -199,3 +201,84 @@ def _take_back(path: Place, folder: Place) -> None:
             discard(path, folder)
     elif not isinstance(path, Path) and not isinstance(folder, Path):
         remove_objects(path, folder / NEW)
+
+
+def verify_images(output: str | Path, against: Any, image: str | int | None, **how: Any) -> Verdict:
+    """Compare an output with its source; of several images those that are meant, one after the other.
+
+    Parameters
+    ----------
+    output, against
+        As in `isovoxel.verify`.
+    image
+        Which images, as in `isovoxel.verify`.
+    **how
+        As in `isovoxel.execution.verify.verify_output`.
+
+    Raises
+    ------
+    IsovoxelError
+        As `isovoxel.verify`; also if an image is not there, or incomplete.
+    """
+    place = place_of(output)
+    paths = images_of_output(place)
+    if paths is None:
+        if image is not None:
+            raise OptionError(f"{output} is no output of several images; leave out image")
+        return verify_output(output, against, **how)
+    entries, top = [ImageEntry(path) for path in paths], str(read_provenance(place)[COLLECTION].get("source"))
+    wanted = ALL if image is None else str(image).strip("/")
+    if not means_several(wanted):
+        path = find_image(entries, wanted, str(output)).path
+        return verify_output(str(place / path), _source_of(against, place / path, top), **how)
+    found: dict[str, Verdict] = {}
+    for entry in matching_images(entries, wanted, str(output)):
+        part = place / entry.path
+        found[entry.path] = verify_output(str(part), _source_of(against, part, top), **how)
+    return together(found)
+
+
+def _source_of(against: Any, image: Place, top: str) -> Any:
+    """Return where the source of an image is, where the caller says where that of all is, which lay at `top`."""
+    if against is None:
+        return None
+    try:
+        path = read_provenance(image)["input"]["identity"]["path"]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{image} does not say in its attributes how isovoxel made it") from error
+    return f"{against}{str(path).removeprefix(top)}"
+
+
+def together(found: Mapping[str, Verdict]) -> Verdict:
+    """Return what was found of several images: sums, the largest errors, and the first fault."""
+    every = list(found.values())
+    voxels = max(1, sum(one.voxels for one in every))
+    first = next((one for one in every if not one.holds), every[0])
+    jump = max(every, key=lambda one: one.face_jump - one.jump_allowed)
+
+    def known(name: str) -> int | None:
+        counts = [value for one in every if (value := getattr(one, name)) is not None]
+        return sum(counts) if counts else None
+
+    return replace(
+        first,
+        samples=sum(one.samples for one in every),
+        voxels=sum(one.voxels for one in every),
+        largest_error=max(one.largest_error for one in every),
+        mean_error=sum(one.mean_error * one.voxels for one in every) / voxels,
+        off_share=sum(one.off_share * one.voxels for one in every) / voxels,
+        off_allowed=any(one.off_allowed for one in every),
+        wrong=sum(one.wrong for one in every),
+        faces=sum(one.faces for one in every),
+        face_jump=jump.face_jump,
+        inner_jump=jump.inner_jump,
+        jump_allowed=jump.jump_allowed,
+        missing_shards=sum(one.missing_shards for one in every),
+        unreadable=sum(one.unreadable for one in every),
+        source_changes=tuple(dict.fromkeys(change for one in every for change in one.source_changes)),
+        projected=max(one.projected for one in every),
+        receipts=known("receipts"),
+        chunks=known("chunks"),
+        damaged=sum(one.damaged for one in every),
+        images=dict(found),
+    )
