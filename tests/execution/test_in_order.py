@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isovoxel.execution.in_order import AHEAD, map_in_order
-from isovoxel.object_store.retries import retry
+from isovoxel.object_store.retries import AHEAD, map_in_order, retry
 
 
 @given(items=st.lists(st.integers()), threads=st.integers(1, 5))

@@ -16,11 +16,10 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from isovoxel.execution.in_order import map_in_order
 from isovoxel.geometry.grid import Box, ceil_div
 from isovoxel.metadata.series import DisplayWindow
 from isovoxel.object_store.addresses import Place
-from isovoxel.object_store.retries import retry
+from isovoxel.object_store.retries import map_in_order, retry
 from isovoxel.output.shard_store import level_path
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.base import Volume

@@ -27,11 +27,11 @@ import numpy as np
 from isovoxel.errors import DoesNotFitError, InputError, InputMissingError, InputUnavailableError, OptionError
 from isovoxel.execution.comparison import SIDE, Compared, bytes_of, compare_box, sample_boxes
 from isovoxel.execution.events import Reading
-from isovoxel.execution.in_order import map_in_order
 from isovoxel.execution.recipe import Recipe
 from isovoxel.execution.resources import reading_limits
 from isovoxel.geometry.grid import Box, Index3, ceil_div
 from isovoxel.object_store.addresses import Place, has_place, place_of
+from isovoxel.object_store.retries import map_in_order
 from isovoxel.output.ledger import Ledger, Looked, Noted, ledger_of
 from isovoxel.output.ome_zarr import missing_shards
 from isovoxel.output.provenance import RECEIPTS, read_provenance

@@ -9,6 +9,10 @@ minute and a half.
    ``with`` statement, and in other threads by `carried`.
 3. Attempts do not multiply: an error that was raised after the last attempt is not transient to a `retry` around it,
    and after it everything of this job is tried once, until something works again.
+
+`map_in_order` does the same with each of many items on threads, and returns the results in the order of the items: so
+what is made of them is the same, bit by bit, however many threads there are, and the failure that is raised is that of
+the first item that failed, as in a loop.
 """
 
 from __future__ import annotations
@@ -19,16 +23,19 @@ import errno
 import functools
 import logging
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
+from itertools import islice
 from typing import Any, ParamSpec, TypeVar
 
 from isovoxel.errors import CorruptInputError
 
 P = ParamSpec("P")
 T = TypeVar("T")
+R = TypeVar("R")
 
 PAUSES = (0.2, 1.0, 3.0, 10.0, 25.0, 50.0)
 """Seconds before each new attempt."""
@@ -241,3 +248,41 @@ def _http_status(error: BaseException) -> int | None:
     else:
         found = [getattr(place, key, None) for place in (error, response) for key in ("status", "status_code", "code")]
     return next((status for status in found if isinstance(status, int) and 400 <= status < 600), None)
+
+
+AHEAD = 2
+"""How many items are begun for each thread before the first of their results is taken."""
+
+
+@contextlib.contextmanager
+def map_in_order(do: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[Iterator[R]]:
+    """Yield what returns the results of many items, in their order; however its context ends, so do the threads.
+
+    Parameters
+    ----------
+    do
+        What to do with an item. A single thread is the caller's own.
+    items
+        Taken by the caller's thread, as their turn comes.
+    threads
+        How many work at a time. At most `AHEAD` times as many items are at work or have a result that waits.
+    """
+    if threads == 1:
+        yield map(do, items)
+        return
+    ended = threading.Event()
+    with patience(ended=ended):  # after which pauses between attempts end, and all is tried once
+        call = carried(do)
+    pool = ThreadPoolExecutor(threads, "isovoxel-read")
+    try:
+        yield _results(pool, call, iter(items), AHEAD * threads)
+    finally:
+        ended.set()
+        pool.shutdown(cancel_futures=True)
+
+
+def _results(pool: ThreadPoolExecutor, do: Callable[[T], R], items: Iterator[T], most: int) -> Iterator[R]:
+    begun: deque[Future[R]] = deque(pool.submit(do, item) for item in islice(items, most))
+    while begun:
+        yield begun.popleft().result()
+        begun.extend(pool.submit(do, item) for item in islice(items, 1))

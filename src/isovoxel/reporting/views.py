@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isovoxel.execution.in_order import map_in_order
 from isovoxel.geometry.grid import Box, Float3, Index3, ceil_div
+from isovoxel.object_store.retries import map_in_order
 from isovoxel.readers.base import Volume
 from isovoxel.reporting.figures import SYMBOLS, VIEWS, drawable, drawing, round_length, text_width
 
