@@ -15,7 +15,7 @@ import zarr
 
 import isovoxel
 from isovoxel.errors import InterruptedJobError
-from isovoxel.execution import contrast, job
+from isovoxel.execution import job
 from isovoxel.metadata.series import Channel
 
 OPTIONS: dict[str, Any] = {"factor": (2, 1, 1), "engine": "exact", "chunk": (8, 8, 8), "shard": (16, 16, 16)}
@@ -98,7 +98,7 @@ def test_windows_do_not_depend_on_the_number_of_threads(tmp_path: Path) -> None:
     """Of any number of chunks."""
     voxels = np.random.default_rng(3).normal(0, 100, (16, 32, 32)).astype(np.float32)
     plan = isovoxel.scale(voxels, tmp_path / "out.zarr", **OPTIONS).plan
-    one, many = (contrast.display_windows(tmp_path / "out.zarr", replace(plan, in_flight=n)) for n in (1, 5))
+    one, many = (job.display_windows(tmp_path / "out.zarr", replace(plan, in_flight=n)) for n in (1, 5))
     assert one == many
     assert one[0].high > one[0].low
 
@@ -106,9 +106,9 @@ def test_windows_do_not_depend_on_the_number_of_threads(tmp_path: Path) -> None:
 def test_few_chunks_are_read_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
     """So many for each channel, of all time points."""
     plan = isovoxel.plan(np.zeros((64, 64, 64), np.uint8), **OPTIONS)
-    boxes = list(contrast._some_chunks(plan, 0, 1))
-    assert 8 <= len(boxes) <= contrast.MOST_CHUNKS
+    boxes = list(job._some_chunks(plan, 0, 1))
+    assert 8 <= len(boxes) <= job.MOST_CHUNKS
     assert len(set(boxes)) == len(boxes)
-    monkeypatch.setattr(contrast, "MOST_CHUNKS", 10**6)
-    every = list(contrast._some_chunks(plan, 0, 1))
+    monkeypatch.setattr(job, "MOST_CHUNKS", 10**6)
+    every = list(job._some_chunks(plan, 0, 1))
     assert sum(box.size for box in every) == 128 * 64 * 64
