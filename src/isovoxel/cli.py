@@ -20,9 +20,8 @@ from typing import Any
 import typer
 
 from isovoxel import parameters
-from isovoxel.errors import InterruptedJobError, IsovoxelError, OptionError
+from isovoxel.errors import InterruptedJobError, IsovoxelError, OptionError, clause
 from isovoxel.execution.result import ScaleResult
-from isovoxel.execution.retry import clause
 from isovoxel.object_store.retries import patience
 from isovoxel.options import SURFACES, Options
 from isovoxel.parameters import (

@@ -152,6 +152,12 @@ class InterruptedJobError(KeyboardInterrupt):
         self.exit_code = 128 + (signal or 2)
 
 
+def clause(error: BaseException) -> str:
+    """Return what went wrong as a clause: the first line of what it says."""
+    said = str(error).strip()
+    return f"{type(error).__name__}: {said.splitlines()[0]}" if said else type(error).__name__
+
+
 # ---- names that are not known --------------------------------------------------------------------------------------
 
 

@@ -28,6 +28,7 @@ from isovoxel.errors import (
     JobError,
     OptionError,
     OutputExistsError,
+    clause,
 )
 from isovoxel.execution.events import (
     Event,
@@ -42,7 +43,7 @@ from isovoxel.execution.events import (
 from isovoxel.execution.executor import InterruptedAgain, KeptExecutors
 from isovoxel.execution.output import as_begun
 from isovoxel.execution.result import ScaleResult, Tally
-from isovoxel.execution.retry import GO_ON, clause, is_of_input
+from isovoxel.execution.retry import GO_ON, is_of_input
 from isovoxel.geometry.grid import VoxelGrid
 from isovoxel.jobs import Order, Relay, executor_for, open_as_begun, run_job
 from isovoxel.metadata.plates import group_attributes

@@ -266,10 +266,10 @@ def scale_into(
     IsovoxelError, JobError
         As `isovoxel.scale`.
     """
+    from isovoxel.errors import clause
     from isovoxel.execution.events import log_event
     from isovoxel.execution.inputs import check_apart, folders_of, read_as
     from isovoxel.execution.output import as_begun
-    from isovoxel.execution.retry import clause
     from isovoxel.object_store.retries import patience
 
     relay, labels = Relay(), given.with_labels

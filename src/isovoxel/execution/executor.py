@@ -21,9 +21,9 @@ from typing import Any, NamedTuple, NoReturn, Protocol, Self
 
 import numpy as np
 
-from isovoxel.errors import DeviceLostError, InputChangedError, JobError
+from isovoxel.errors import DeviceLostError, InputChangedError, JobError, clause
 from isovoxel.execution.events import BlockDone, Listener
-from isovoxel.execution.retry import GO_ON, BlockFailed, changed, clause, missing
+from isovoxel.execution.retry import GO_ON, BlockFailed, changed, missing
 from isovoxel.geometry.grid import Float3
 from isovoxel.object_store.addresses import Place, place_of
 from isovoxel.output.attempt import Attempt

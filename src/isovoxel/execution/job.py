@@ -36,6 +36,7 @@ from isovoxel.errors import (
     IsovoxelError,
     JobError,
     OutputError,
+    clause,
 )
 from isovoxel.execution.events import (
     BlockDone,
@@ -50,7 +51,7 @@ from isovoxel.execution.events import (
 )
 from isovoxel.execution.executor import Along, Elapsed, Executor, InterruptedAgain, LevelProgress, Task, VolumeSource
 from isovoxel.execution.output import OutputClaim, OutputRequest, claim_output
-from isovoxel.execution.retry import changed, clause, kept
+from isovoxel.execution.retry import changed, kept
 from isovoxel.geometry.grid import Box, ceil_div
 from isovoxel.metadata.series import DisplayWindow, omero_attribute
 from isovoxel.object_store.addresses import Place

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeGuard
 
-from isovoxel.errors import CorruptInputError, DeviceFullError, InputChangedError, InputError
+from isovoxel.errors import CorruptInputError, DeviceFullError, InputChangedError, InputError, clause
 from isovoxel.execution.events import started
 from isovoxel.object_store.files import has_no_inodes, refusal
 from isovoxel.object_store.retries import is_transient
@@ -25,12 +25,6 @@ GO_ON = "to resume, run the same command without --overwrite"
 def may_pass(error: Exception) -> bool:
     """Return whether a new attempt may help, where a device may have had too little memory as well."""
     return not isinstance(error, BlockFailed) and (is_transient(error) or isinstance(error, DeviceFullError))
-
-
-def clause(error: BaseException) -> str:
-    """Return what went wrong as a clause: the first line of what it says."""
-    said = str(error).strip()
-    return f"{type(error).__name__}: {said.splitlines()[0]}" if said else type(error).__name__
 
 
 def kept(plan: Plan, parts: Sequence[bytearray]) -> str:

@@ -24,10 +24,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from isovoxel.errors import DeviceLostError, InputError, JobError
+from isovoxel.errors import DeviceLostError, InputError, JobError, clause
 from isovoxel.execution.events import Listener, Restarted
 from isovoxel.execution.executor import Elapsed, LevelProgress, Task
-from isovoxel.execution.retry import clause, is_of_input
+from isovoxel.execution.retry import is_of_input
 from isovoxel.readers.base import Volume
 from isovoxel.terminal import carry_trace
 

@@ -24,9 +24,8 @@ from qtpy.QtWidgets import QApplication, QComboBox, QLabel, QScrollArea, QSizePo
 from isovoxel import devices
 from isovoxel.demo import VOXEL_SIZE, blastocyst
 from isovoxel.engines.devices import Device
-from isovoxel.errors import IsovoxelError
+from isovoxel.errors import IsovoxelError, clause
 from isovoxel.execution.result import ScaleResult
-from isovoxel.execution.retry import clause
 from isovoxel.geometry.grid import AXES
 from isovoxel.napari.job import Follower, Request, command, keywords, parse_numbers, plan_layer, scale_layer
 from isovoxel.napari.layers import WRITTEN, LayerInput, default_output, find_input, new_scale, result_layer

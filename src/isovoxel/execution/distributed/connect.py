@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from isovoxel.errors import ClusterError, InterruptedJobError, OptionError
+from isovoxel.errors import ClusterError, InterruptedJobError, OptionError, clause
 from isovoxel.execution.events import Connected, Event, Listener, Waiting
 from isovoxel.execution.flushing import FLUSHING
-from isovoxel.execution.retry import clause
 from isovoxel.object_store.files import read_small
 from isovoxel.options import Options
 from isovoxel.planning.model import DeviceLimits, HostLimits

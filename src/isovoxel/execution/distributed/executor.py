@@ -31,7 +31,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from isovoxel.errors import ClusterError, CorruptInputError, DeviceError, OptionError
+from isovoxel.errors import ClusterError, CorruptInputError, DeviceError, OptionError, clause
 from isovoxel.execution.distributed.connect import Cluster
 from isovoxel.execution.distributed.rpc import add_plugin, ask_workers, remove_plugin, waiting
 from isovoxel.execution.distributed.submission import WINDOW, BlockOutcome, OutcomeKind, Submission
@@ -55,7 +55,7 @@ from isovoxel.execution.distributed.worker_session import (
 from isovoxel.execution.events import Listener, WorkerJoined
 from isovoxel.execution.executor import Elapsed, LevelProgress, Task
 from isovoxel.execution.resources import return_freed_memory
-from isovoxel.execution.retry import BlockFailed, clause, is_full
+from isovoxel.execution.retry import BlockFailed, is_full
 from isovoxel.object_store.addresses import Place, absolute, write_small
 from isovoxel.output.ledger import ledger_of
 from isovoxel.planning.memory import human_bytes

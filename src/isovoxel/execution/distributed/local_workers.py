@@ -26,11 +26,10 @@ from distributed import Nanny, Scheduler, SpecCluster, Worker
 from distributed.security import Security
 
 from isovoxel.engines.devices import Device, list_devices
-from isovoxel.errors import ClusterError, OptionError
+from isovoxel.errors import ClusterError, OptionError, clause
 from isovoxel.execution.distributed.worker_info import DEVICE
 from isovoxel.execution.flushing import FLUSHING
 from isovoxel.execution.resources import FEWEST_THREADS, MOST_THREADS
-from isovoxel.execution.retry import clause
 
 LOOPBACK = "127.0.0.1"
 MOST_ON_A_CORE = 16

@@ -13,9 +13,8 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from isovoxel.errors import ClusterError, JobError
+from isovoxel.errors import ClusterError, JobError, clause
 from isovoxel.execution.events import Event, Waiting
-from isovoxel.execution.retry import clause
 
 ANSWER_SECONDS = 10.0
 """How long the scheduler may take to answer, or to pass a result on, before it is asked again."""

@@ -30,12 +30,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from isovoxel.errors import JobError
+from isovoxel.errors import JobError, clause
 from isovoxel.execution.distributed import rpc
 from isovoxel.execution.distributed.rpc import ANSWER_SECONDS, SchedulerWatch
 from isovoxel.execution.distributed.runs import Runs
 from isovoxel.execution.events import Event, Waiting, WorkerLeft
-from isovoxel.execution.retry import clause
 
 WINDOW = 2
 """Blocks that a worker has, or has been sent, for each of its threads."""

@@ -28,10 +28,9 @@ from typing import Any
 
 from isovoxel.engines.clesperanto import scales_with
 from isovoxel.engines.devices import Device, choose, list_devices
-from isovoxel.errors import ClusterError, DeviceError, OptionError
+from isovoxel.errors import ClusterError, DeviceError, OptionError, clause
 from isovoxel.execution.distributed.rpc import ask_workers
 from isovoxel.execution.resources import host_limits
-from isovoxel.execution.retry import clause
 from isovoxel.planning.model import DeviceLimits, HostLimits
 from isovoxel.version import __version__
 
