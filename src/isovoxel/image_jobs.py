@@ -40,10 +40,9 @@ from isovoxel.execution.events import (
     Retried,
     log_event,
 )
-from isovoxel.execution.executor import InterruptedAgain, KeptExecutors
+from isovoxel.execution.executor import GO_ON, InterruptedAgain, KeptExecutors, is_of_input
 from isovoxel.execution.output import as_begun
 from isovoxel.execution.result import ScaleResult, Tally
-from isovoxel.execution.retry import GO_ON, is_of_input
 from isovoxel.geometry.grid import VoxelGrid
 from isovoxel.jobs import Order, Relay, executor_for, open_as_begun, run_job
 from isovoxel.metadata.plates import group_attributes

@@ -16,8 +16,8 @@ import pytest
 from isovoxel.engines.base import Cancelled
 from isovoxel.errors import CorruptInputError, DeviceFullError, DeviceLostError, JobError
 from isovoxel.execution.events import BlockDone, Event, Filled, Retried, Slowed
+from isovoxel.execution.executor import BlockFailed, Room
 from isovoxel.execution.result import Tally
-from isovoxel.execution.retry import BlockFailed, Room
 from isovoxel.execution.threads import ThreadRun
 from isovoxel.geometry.grid import Box
 from isovoxel.object_store import retries

@@ -20,8 +20,7 @@ import isovoxel as package
 from command_line import Isovoxel, check_refused
 from isovoxel.errors import InterruptedJobError, JobError, OptionError, OutputError, OutputExistsError
 from isovoxel.execution.events import BlockDone, Event, JobStarted
-from isovoxel.execution.executor import LevelProgress
-from isovoxel.execution.retry import kept
+from isovoxel.execution.executor import LevelProgress, kept
 from isovoxel.output.files import DISCARDED, LOCK, REPLACED
 from isovoxel.output.membership import membership_of
 from small_jobs import OPTIONS, VOXELS, interrupt, save_input, stop_after

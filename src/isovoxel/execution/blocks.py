@@ -25,10 +25,9 @@ from isovoxel.engines.base import Cancelled, Engine
 from isovoxel.errors import CorruptInputError, clause
 from isovoxel.execution.decoding import input_reader
 from isovoxel.execution.events import BlockDone, EncodedByProcessor, Event, Filled, Retried
-from isovoxel.execution.executor import Task
+from isovoxel.execution.executor import BlockFailed, Task, may_pass
 from isovoxel.execution.flushing import Flusher, Flushing
 from isovoxel.execution.further_levels import FurtherLevels
-from isovoxel.execution.retry import BlockFailed, may_pass
 from isovoxel.geometry.grid import Box, Index3
 from isovoxel.object_store.retries import patience, retry
 from isovoxel.output.shard import PendingShard, ShardReceipt

@@ -49,9 +49,18 @@ from isovoxel.execution.events import (
     started,
     stopped,
 )
-from isovoxel.execution.executor import Along, Elapsed, Executor, InterruptedAgain, LevelProgress, Task, VolumeSource
+from isovoxel.execution.executor import (
+    Along,
+    Elapsed,
+    Executor,
+    InterruptedAgain,
+    LevelProgress,
+    Task,
+    VolumeSource,
+    changed,
+    kept,
+)
 from isovoxel.execution.output import OutputClaim, OutputRequest, claim_output
-from isovoxel.execution.retry import changed, kept
 from isovoxel.geometry.grid import Box, ceil_div
 from isovoxel.metadata.series import DisplayWindow, omero_attribute
 from isovoxel.object_store.addresses import Place

@@ -32,9 +32,9 @@ from isovoxel.errors import (
     OutputExistsError,
 )
 from isovoxel.execution.events import started
+from isovoxel.execution.executor import kept
 from isovoxel.execution.flushing import FLUSHING
 from isovoxel.execution.recipe import as_called_then, asked_otherwise, differences, made_with
-from isovoxel.execution.retry import kept
 from isovoxel.object_store.addresses import Place, absolute, place_of
 from isovoxel.options import HOW_FAR, Options
 from isovoxel.output.attempt import Attempt, end_attempt, end_attempts

@@ -26,8 +26,7 @@ from typing import IO, Any, Self
 
 from isovoxel.errors import DeviceLostError, InputError, JobError, clause
 from isovoxel.execution.events import Listener, Restarted
-from isovoxel.execution.executor import Elapsed, LevelProgress, Task
-from isovoxel.execution.retry import is_of_input
+from isovoxel.execution.executor import Elapsed, LevelProgress, Task, is_of_input
 from isovoxel.readers.base import Volume
 from isovoxel.terminal import carry_trace
 

@@ -38,10 +38,9 @@ from isovoxel.engines.registry import open_engine
 from isovoxel.errors import DeviceLostError, clause
 from isovoxel.execution.blocks import BlockMaker
 from isovoxel.execution.events import BlockDone, Listener, Retried, Slowed
-from isovoxel.execution.executor import Elapsed, InterruptedAgain, LevelProgress, Task
+from isovoxel.execution.executor import BlockFailed, Elapsed, InterruptedAgain, LevelProgress, Task
 from isovoxel.execution.flushing import FLUSHING, Flusher, Flushing
 from isovoxel.execution.resources import return_freed_memory
-from isovoxel.execution.retry import BlockFailed
 from isovoxel.execution.subprocess import SubprocessExecutor
 from isovoxel.object_store import retries
 from isovoxel.object_store.retries import carried, is_transient, patience

@@ -25,8 +25,8 @@ from isovoxel.execution.blocks import BlockMaker
 from isovoxel.execution.distributed import executor, local_workers, rpc, submission
 from isovoxel.execution.distributed.worker_session import WorkerSession
 from isovoxel.execution.events import BlockDone, Event, JobFinished, JobStarted, LevelBegun, Waiting, WorkerLeft
+from isovoxel.execution.executor import BlockFailed
 from isovoxel.execution.output import OutputState, output_state
-from isovoxel.execution.retry import BlockFailed
 from isovoxel.planning.model import Block
 from outputs import shards_of
 from polling import wait_until

@@ -53,9 +53,8 @@ from isovoxel.execution.distributed.worker_session import (
     prepare,
 )
 from isovoxel.execution.events import Listener, WorkerJoined
-from isovoxel.execution.executor import Elapsed, LevelProgress, Task
+from isovoxel.execution.executor import BlockFailed, Elapsed, LevelProgress, Task, is_full
 from isovoxel.execution.resources import return_freed_memory
-from isovoxel.execution.retry import BlockFailed, is_full
 from isovoxel.object_store.addresses import Place, absolute, write_small
 from isovoxel.output.ledger import ledger_of
 from isovoxel.planning.memory import human_bytes

@@ -30,10 +30,9 @@ from isovoxel.errors import DeviceLostError, clause
 from isovoxel.execution.blocks import BlockMaker
 from isovoxel.execution.distributed.worker_info import held_device
 from isovoxel.execution.events import BlockDone, Event, Slowed
-from isovoxel.execution.executor import Task
+from isovoxel.execution.executor import BlockFailed, Task
 from isovoxel.execution.flushing import FLUSHING, Flusher
 from isovoxel.execution.resources import return_freed_memory
-from isovoxel.execution.retry import BlockFailed
 from isovoxel.geometry.grid import Box
 from isovoxel.object_store.addresses import Place, absolute
 from isovoxel.output.shard import ShardReceipt
