@@ -23,9 +23,8 @@ from numpy.typing import NDArray
 from isovoxel.codecs.cuda import GpuCodecError
 from isovoxel.engines.base import Cancelled, Engine
 from isovoxel.errors import CorruptInputError, clause
-from isovoxel.execution.decoding import input_reader
 from isovoxel.execution.events import BlockDone, EncodedByProcessor, Event, Filled, Retried
-from isovoxel.execution.executor import BlockFailed, Task, may_pass
+from isovoxel.execution.executor import BlockFailed, Task, input_reader, may_pass
 from isovoxel.execution.flushing import Flusher, Flushing
 from isovoxel.execution.further_levels import FurtherLevels
 from isovoxel.geometry.grid import Box, Index3

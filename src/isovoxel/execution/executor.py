@@ -13,6 +13,8 @@ Retry transient failures of a block; describe permanent ones.
 
 The policy is that of `isovoxel.object_store.retries`. A device whose memory other programs hold is retried after the
 same pauses as a store; after the last one the job ends.
+
+What reads the input of a job: with the GPU, where the plan lets it decode, else with the processor alone.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ from typing import Any, NamedTuple, NoReturn, Protocol, Self, TypeGuard
 
 import numpy as np
 
+from isovoxel.codecs.cuda import GpuCodecError
+from isovoxel.engines.base import Engine
 from isovoxel.errors import (
     CorruptInputError,
     DeviceFullError,
@@ -37,7 +41,7 @@ from isovoxel.errors import (
     JobError,
     clause,
 )
-from isovoxel.execution.events import BlockDone, Listener, started
+from isovoxel.execution.events import BlockDone, DecodedByProcessor, Event, Listener, started
 from isovoxel.geometry.grid import Float3
 from isovoxel.object_store.addresses import Place, place_of
 from isovoxel.object_store.files import has_no_inodes, refusal
@@ -49,7 +53,7 @@ from isovoxel.planning.chunking import Storage
 from isovoxel.planning.memory import human_bytes
 from isovoxel.planning.model import Block
 from isovoxel.planning.plan import Plan
-from isovoxel.readers.base import Volume
+from isovoxel.readers.base import ReadBox, Volume
 from isovoxel.readers.open import open_volume
 from isovoxel.readers.selection import EVERYTHING, Selection
 
@@ -429,3 +433,30 @@ class _Kept:
 
     def run(self, progress: LevelProgress, *, last: bool) -> Any:
         return self._executor.run(progress, last=last)
+
+
+def input_reader(volume: Volume, plan: Plan, engine: Engine, tell: Callable[[Event], None]) -> ReadBox:
+    """Return what reads a volume, with a cache where the plan has one; an event tells where the GPU should, and cannot.
+
+    Parameters
+    ----------
+    volume, plan
+        The input of a plan, and the plan.
+    engine
+        On whose device chunks are decoded.
+    tell
+        Told of events.
+    """
+
+    def on_processor(reason: str) -> None:
+        tell(DecodedByProcessor(reason))
+
+    if plan.device.decoding and volume.by_gpu is not None:
+        try:
+            decoder = engine.decoder(plan, volume.by_gpu.coding)
+        except (ImportError, MemoryError, GpuCodecError) as error:
+            on_processor(str(error))
+        else:
+            if decoder is not None:
+                return volume.by_gpu.reader(decoder, on_processor)
+    return volume.cached(plan.cache) if volume.cached and plan.cache else volume.read
