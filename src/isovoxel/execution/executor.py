@@ -7,14 +7,8 @@
 3. Each level is a `Task`: the full one of the user's input, each further one of the level before, which is opened as
    any zarr array is. So what holds for one level (retries, restarts, resuming) holds for all.
 
-Which executor a job has changes neither its blocks nor their bits, nor the errors that its caller sees.
-
-Retry transient failures of a block; describe permanent ones.
-
-The policy is that of `isovoxel.object_store.retries`. A device whose memory other programs hold is retried after the
-same pauses as a store; after the last one the job ends.
-
-What reads the input of a job: with the GPU, where the plan lets it decode, else with the processor alone.
+Which executor a job has changes neither its blocks nor their bits, nor the errors that its caller sees. What fails is
+tried again as `isovoxel.object_store.retries` has it, a device whose memory other programs hold as well.
 """
 
 from __future__ import annotations
@@ -22,6 +16,7 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from signal import SIGINT
@@ -385,7 +380,7 @@ class Executor(Protocol):
         ...
 
 
-class KeptExecutors:
+class KeptExecutors(ExitStack):
     """Executors that live from job to job; a context manager, which frees what they took.
 
     Parameters
@@ -395,44 +390,27 @@ class KeptExecutors:
     """
 
     def __init__(self, make: Callable[[Any, Any, str], Executor]) -> None:
+        super().__init__()
         self._make = make
         self._kept: dict[str, Executor] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for executor in self._kept.values():
-            executor.__exit__(kind, error, trace)
 
     def __call__(self, options: Any, cluster: Any, device: str) -> Executor:
         """Return the executor of a device, or of the workers, which its job does not end."""
         if device not in self._kept:
-            self._kept[device] = self._make(options, cluster, device).__enter__()
+            self._kept[device] = self.enter_context(self._make(options, cluster, device))
         return _Kept(self._kept[device])
 
 
-class _Kept:
+class _Kept(AbstractContextManager["_Kept"]):
     """An executor that its job does not end."""
 
     def __init__(self, executor: Executor) -> None:
-        self._executor = executor
-
-    def __enter__(self) -> Self:
-        return self
+        self.prepare, self.run = executor.prepare, executor.run
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Leave all to the images that follow."""
-
-    def prepare(self, task: Task, volume: Volume, listener: Listener) -> None:
-        self._executor.prepare(task, volume, listener)
-
-    def run(self, progress: LevelProgress, *, last: bool) -> Any:
-        return self._executor.run(progress, last=last)
 
 
 def input_reader(volume: Volume, plan: Plan, engine: Engine, tell: Callable[[Event], None]) -> ReadBox:
@@ -447,16 +425,12 @@ def input_reader(volume: Volume, plan: Plan, engine: Engine, tell: Callable[[Eve
     tell
         Told of events.
     """
-
-    def on_processor(reason: str) -> None:
-        tell(DecodedByProcessor(reason))
-
     if plan.device.decoding and volume.by_gpu is not None:
         try:
             decoder = engine.decoder(plan, volume.by_gpu.coding)
         except (ImportError, MemoryError, GpuCodecError) as error:
-            on_processor(str(error))
+            tell(DecodedByProcessor(str(error)))
         else:
             if decoder is not None:
-                return volume.by_gpu.reader(decoder, on_processor)
+                return volume.by_gpu.reader(decoder, lambda reason: tell(DecodedByProcessor(reason)))
     return volume.cached(plan.cache) if volume.cached and plan.cache else volume.read
