@@ -130,6 +130,11 @@ def _begins(*signs: bytes, then: Callable[[Location], bool] = lambda _at: True) 
     return sniff
 
 
+def _is_companion(at: Location) -> bool:
+    """Return whether a file is OME-XML beside TIFFs."""
+    return b"<OME" in at.first or (at.path.name.endswith(".companion.ome") and at.first.lstrip().startswith(b"<"))
+
+
 def _png(at: Location) -> bool:
     """Return whether a file is a PNG, or a folder holds some."""
     return at.first.startswith(PNG_MAGIC) if at.kind == "file" else _late("png", "has_pngs")(at)
@@ -149,7 +154,7 @@ FORMATS = (
     ),
     Format(
         "companion.ome",
-        _late("tiff_companion", "is_companion"),
+        _is_companion,
         _late("tiff", "open_tiff"),
         selects=("image", *_ARRAYS),
         images=_late("tiff", "images_of_tiff"),

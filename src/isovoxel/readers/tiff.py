@@ -47,7 +47,6 @@ from isovoxel.readers.files import FileList, check_complete, file_identity, unre
 from isovoxel.readers.images import Collection, ImageEntry, find_image
 from isovoxel.readers.registry import Location
 from isovoxel.readers.selection import EVERYTHING, GIVEN, Picked, Selection, pick
-from isovoxel.readers.tiff_companion import find_tiff
 from isovoxel.readers.tiff_layout import Stack, planes_of, reader_of
 from isovoxel.readers.tiff_pages import Directories
 from isovoxel.readers.tiff_reader import PlaneReader
@@ -57,6 +56,7 @@ from isovoxel.readers.tiff_stacks import (
     check_covered,
     check_odd,
     described_images,
+    find_tiff,
     is_plain,
     plain_images,
 )
