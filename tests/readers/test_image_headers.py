@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from isovoxel.errors import CorruptInputError
 from isovoxel.geometry.grid import Box
-from isovoxel.readers.image_headers import header_of
 from isovoxel.readers.open import open_volume
+from isovoxel.readers.tiff_reader import header_of
 
 
 def zstd_of_unknown_size() -> bytes:
