@@ -42,7 +42,7 @@ from isovoxel.readers.converted import (
 from isovoxel.readers.files import metadata_identity, unreadable
 from isovoxel.readers.registry import Location
 from isovoxel.readers.selection import GIVEN, UNNAMED, Picked, Selection, pick
-from isovoxel.readers.zarr_chunks import ChunkReader
+from isovoxel.readers.zarr_chunks import BatchReader, ChunkReader
 from isovoxel.readers.zarr_layout import ZarrFiles, array_files, chunk_layout, written_layout
 
 if TYPE_CHECKING:
@@ -209,8 +209,6 @@ def _by_gpu(picked: Picked, reader: ChunkReader) -> ByGpu | None:
 
 
 def _decoded_by(picked: Picked, reader: ChunkReader, decoder: GpuDecoder, tell: Callable[[str], None]) -> ReadBox:
-    from isovoxel.readers.zarr_batches import BatchReader
-
     batches = BatchReader(reader.name, reader.layout, decoder, tell)
     return SeriesReader(picked.lengths, partial(_member, batches, picked)) if picked.series else batches
 
