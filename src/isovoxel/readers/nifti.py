@@ -22,8 +22,16 @@ from isovoxel.geometry.grid import Box, Index3
 from isovoxel.metadata.affine import ORIGIN, read_affine, read_zooms
 from isovoxel.readers.base import Volume, check_voxels, output_array
 from isovoxel.readers.files import FileList, check_complete, pair_identity, unreadable
-from isovoxel.readers.raw import RawReader, contiguous_offsets
-from isovoxel.readers.raw_volume import GZIP_BYTES, LARGEST_RATIO, GzipMarks, first_bytes, gzip_note, is_gzip
+from isovoxel.readers.raw import (
+    GZIP_BYTES,
+    LARGEST_RATIO,
+    GzipMarks,
+    RawReader,
+    contiguous_offsets,
+    first_bytes,
+    gzip_note,
+    is_gzip,
+)
 from isovoxel.readers.registry import Location
 from isovoxel.readers.selection import Selection, zyx_positions
 

@@ -6,17 +6,26 @@ mapped: mapped pages count as memory of the process for as long as the mapping l
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import threading
+import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isovoxel.geometry.grid import Box, Index3
-from isovoxel.readers.files import unavailable
+from isovoxel.errors import InputError
+from isovoxel.geometry.grid import AXES, Box, Index3
+from isovoxel.planning.memory import human_bytes
+from isovoxel.readers.base import ReadBox, SeriesReader, Volume, check_voxels
+from isovoxel.readers.converted import TransposedReader, part_shape, stored_order, to_zyx
+from isovoxel.readers.files import GZIP_MAGIC, check_complete, unavailable
+from isovoxel.readers.selection import Picked, Selection, pick
 from isovoxel.readers.tiled import Stored, TiledReader, failure_in
 
 BUFFER_BYTES = 1 << 20
@@ -201,3 +210,356 @@ def read_bytes(file: FileIO, offset: int, count: int, name: str) -> bytes:
 def contiguous_offsets(start: int, shape: Index3, dtype: np.dtype[Any]) -> NDArray[np.int64]:
     """Return where every plane begins when they all follow one another from byte `start` on."""
     return start + np.arange(shape[0], dtype=np.int64) * (shape[1] * shape[2] * dtype.itemsize)
+
+
+# ---- volumes of raw voxels ---------------------------------------------------------------------------------------
+
+# Volumes of an array that lies in a file as it is, in C order, or compressed as a whole by gzip or zlib.
+#
+# This is what NRRD, MetaImage, MRC and `.npy` files share. Planes of y and x are read as they lie, whichever axes come
+# before; an array whose space axes are in another order is turned as it is read.
+
+
+@dataclass(frozen=True)
+class RawArray:
+    """An array in a file, in C order."""
+
+    name: str
+    """What the user called the input, for messages."""
+    path: str
+    """The file, absolute."""
+    start: int
+    """Byte at which it begins, in the file, or in what that is decompressed to."""
+    shape: tuple[int, ...]
+    """Its slowest axis first."""
+    dtype: np.dtype[Any]
+    """In the file, with its byte order."""
+    marks: GzipMarks | None = None
+    """Where the file can be decompressed from; None where it is not compressed."""
+
+    @property
+    def end(self) -> int:
+        """Byte behind its last one."""
+        return self.start + math.prod(self.shape) * self.dtype.itemsize
+
+    def volumes(self, picked: Picked) -> ReadBox:
+        """Return what reads the volume that is picked, or all volumes of a series."""
+        planes = RawPlanes(self, picked)
+        return SeriesReader(picked.lengths, planes) if picked.series else planes(())
+
+
+@dataclass(frozen=True)
+class RawPlanes:
+    """Returns the reader of one volume of an array of more axes, by its place."""
+
+    array: RawArray
+    """The array."""
+    picked: Picked
+    """Which of its axes are z, y and x; y and x are the last two."""
+
+    def __call__(self, place: tuple[int, ...]) -> RawReader:
+        """Return what reads the volume at this place along the axes of the series."""
+        array = self.array
+        strides = [array.dtype.itemsize * math.prod(array.shape[axis + 1 :]) for axis in range(len(array.shape))]
+        first = array.start + sum(strides[axis] * at for axis, at in self.picked.at(place).others.items())
+        zyx = self.picked.shape(array.shape)
+        step = 0 if self.picked.zyx[0] is None else strides[self.picked.zyx[0]]
+        offsets = first + step * np.arange(zyx[0], dtype=np.int64)
+        files = np.zeros(zyx[0], np.int64)
+        reader = RawReader(array.name, (array.path,), files, offsets, zyx, array.dtype)
+        return reader if array.marks is None else replace(reader, opener=array.marks.open)
+
+
+def open_raw(array: RawArray, axes: Sequence[str], selection: Selection) -> tuple[Volume, Picked]:
+    """Return an array as a volume of its shape, and what of it was picked; who knows its header adds the rest.
+
+    Parameters
+    ----------
+    array
+        Where it lies.
+    axes
+        Name of each axis, empty where it has none.
+    selection
+        What the user wants of it.
+
+    Raises
+    ------
+    InputError
+        If it is no volume, voxels of several channels lie among each other, or voxels are missing.
+    """
+    name = array.name
+    axes = selection.named(name, axes, array.shape)
+    selection = replace(selection, axes=None)
+    if (order := stored_order(axes)) is not None:
+        space = iter(AXES[-sum(axis in AXES for axis in axes) :])
+        renamed = [next(space) if axis in AXES else axis for axis in axes]
+        picked = pick(name, renamed, array.shape, selection)
+    else:
+        picked = pick(name, axes, array.shape, selection)
+    stored = picked.shape(array.shape)
+    check_voxels(name, stored, array.dtype)
+    kept = [axis for axis, n in enumerate(array.shape) if n > 1 or axis in picked.zyx]
+    if (*picked.zyx[1:],) != (*kept[-2:],):
+        found = ", ".join(axis or "unnamed" for axis in axes)
+        raise InputError(
+            f"{name} has other voxels between those of a plane (its axes, slowest first, are {found}); save its "
+            "channels one after another, or each as a file of its own"
+        )
+    size = Path(array.path).stat().st_size
+    check_complete(name, array.end, size if array.marks is None else size * LARGEST_RATIO)
+    dtype = array.dtype.newbyteorder("=")
+    chunks: Index3 = (1, 1, 1) if array.marks is None else (1, *stored[1:])
+    overhead = RawPlanes(array, picked)((0,) * len(picked.series)).overhead + (GZIP_BYTES if array.marks else 0)
+    read = array.volumes(picked)
+    notes: tuple[str, ...] = () if array.marks is None else (gzip_note(array.marks),)
+    shape = stored
+    if order is not None:
+        part = part_shape(chunks, stored, dtype.itemsize)
+        read = TransposedReader(read, order, part, dtype)
+        shape, chunks = to_zyx(order, stored), to_zyx(order, chunks)
+        overhead += math.prod(part) * dtype.itemsize
+        notes = (*notes, f"its axes {', '.join(axes)} are turned into z, y, x as it is read")
+    volume = Volume(
+        name,
+        "",
+        shape,
+        dtype,
+        read,
+        chunks,
+        read_overhead=overhead,
+        notes=notes,
+        series=picked.axes(),
+        sequential=array.marks is not None,
+    )
+    return volume, picked
+
+
+# ---- gzip ----------------------------------------------------------------------------------------------------------
+
+# Read the middle of a gzip or zlib stream, which can only be decompressed from its front. It may begin behind a header.
+#
+# 1. A read that decompresses past a mark leaves a copy of the decompressor there: its window of 32 KiB, its position.
+# 2. A read begins at the last copy before what it wants, and throws away what lies between.
+#
+# Marks are a fixed share of the whole apart, so that there are never more than `MOST_MARKS`, and reads of many threads
+# run side by side. The first read of the end decompresses everything before it, once. A read of the last byte that
+# matters continues to gzip's checksum, which covers all before it, for every copy of the decompressor knows of it.
+
+
+MOST_MARKS = 256
+"""Most copies of the decompressor."""
+
+MARK_BYTES = 48 << 10
+"""What a copy takes: zlib's window and tables."""
+
+LEAST_SPACING = 1 << 22
+"""Bytes between marks, at least."""
+
+PIECE_BYTES = 1 << 18
+"""So much is decompressed in one go."""
+
+ENCODED_BYTES = 1 << 16
+"""So much of the file is read in one go."""
+
+STREAM_BYTES = 4 * PIECE_BYTES + 2 * ENCODED_BYTES
+"""What a stream holds beside the marks."""
+
+GZIP_BYTES = STREAM_BYTES + MOST_MARKS * MARK_BYTES
+"""What reading a compressed array takes beside the rest."""
+
+MOST_SURPLUS = 1 << 26
+"""So much behind the last byte that matters is decompressed for the checksum's sake."""
+
+LARGEST_RATIO = 1032
+"""Deflate makes at most so many bytes of one."""
+
+_EITHER = 32 + zlib.MAX_WBITS
+"""Gzip or zlib, as the stream's first bytes say."""
+
+
+class _Mark(NamedTuple):
+    """A place to begin."""
+
+    position: int
+    """Byte of the decompressed file."""
+    offset: int
+    """Byte of the gzip file."""
+    state: Any
+    """The decompressor there, to be copied; None for a member that begins."""
+
+
+class GzipMarks:
+    """Where one gzip file can be begun; safe to use from many threads.
+
+    Parameters
+    ----------
+    total
+        Bytes that the decompressed file has.
+    spacing
+        Bytes between marks; by default what `MOST_MARKS` allow.
+    begin
+        Byte of the file at which the compressed stream begins.
+    """
+
+    def __init__(self, total: int, spacing: int | None = None, begin: int = 0) -> None:
+        self.spacing = spacing or max(LEAST_SPACING, -(-total // MOST_MARKS))
+        self.total = total
+        self._lock = threading.Lock()
+        self.begin = begin
+        self._marks = {0: _Mark(0, begin, None)}
+
+    def __reduce__(self) -> tuple[type[GzipMarks], tuple[int, int, int]]:
+        # Another process makes its own.
+        return (GzipMarks, (self.total, self.spacing, self.begin))
+
+    def open(self, name: str, path: str) -> GzipStream:
+        """Open the file for reading it decompressed, as `open_file` does for others."""
+        return GzipStream(open_file(name, path), self, name)
+
+    def before(self, position: int) -> _Mark:
+        """Return the last mark that is not behind a position."""
+        with self._lock:
+            return self._marks[max(place for place in self._marks if place * self.spacing <= position)]
+
+    def leave(self, mark: _Mark) -> None:
+        """Keep a place to begin, unless there is one already."""
+        with self._lock:
+            self._marks.setdefault(mark.position // self.spacing, mark)
+
+    def wants(self, position: int) -> bool:
+        """Return whether a mark should be left exactly here."""
+        return position % self.spacing == 0 and position // self.spacing not in self._marks
+
+
+class GzipStream:
+    """A gzip file as if it were decompressed; used by one thread, in a ``with`` statement.
+
+    Parameters
+    ----------
+    file
+        The file, which is closed at the end.
+    marks
+        Where it can be begun.
+    name
+        What the user called the input, for messages.
+    """
+
+    def __init__(self, file: FileIO, marks: GzipMarks, name: str) -> None:
+        self._file = file
+        self._name = name
+        self._marks = marks
+        self._data = b""
+        self._at(marks.before(0))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def seek(self, position: int) -> int:
+        """Go to a byte of the decompressed file: forward from here, or from the last mark before it."""
+        mark = self._marks.before(position)
+        if position < self._position or mark.position > self._position:
+            self._at(mark)
+        while self._position < position:
+            self._next(position - self._position)
+        return position
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Read some bytes, at least one unless the buffer is empty, and return how many.
+
+        Raises
+        ------
+        EndOfFileError
+            If the stream ends here, or is damaged.
+        InputError
+            If its checksum is wrong: it does not tell what is damaged.
+        """
+        piece = self._next(len(buffer)) if len(buffer) else b""
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+    def _at(self, mark: _Mark) -> None:
+        self._position, self._offset, state = mark
+        self._state = None if state is None else state.copy()
+        self._data = b""
+        self._file.seek(self._offset)
+
+    def _next(self, most: int) -> bytes:
+        """Return the next bytes, at most so many, and leave a mark where one is wanted."""
+        spacing = self._marks.spacing
+        most = min(most, PIECE_BYTES, spacing - self._position % spacing)
+        piece = b""
+        while not piece:
+            try:
+                piece = self._decompress(most)
+            except zlib.error as error:
+                if "data check" in str(error) or "length check" in str(error):  # the end of a member was at hand
+                    raise self._wrong_checksum() from error
+                raise EndOfFileError(f"its compressed stream is damaged behind byte {self._position}") from error
+        self._position += len(piece)
+        if self._marks.wants(self._position):
+            state = None if self._state is None else self._state.copy()
+            self._marks.leave(_Mark(self._position, self._offset - len(self._data), state))
+        if self._position == self._marks.total:
+            self._check()
+        return piece
+
+    def _decompress(self, most: int) -> bytes:
+        """Feed the decompressor once; it may give nothing yet."""
+        if not self._data:
+            self._data = self._file.read(ENCODED_BYTES) or b""
+            self._offset += len(self._data)
+        if not self._data:
+            raise EndOfFileError(f"its compressed stream is cut short behind byte {self._position}")
+        if self._state is None:
+            self._state = zlib.decompressobj(_EITHER)
+        piece: bytes = self._state.decompress(self._data, most)
+        self._data = self._state.unused_data if self._state.eof else self._state.unconsumed_tail
+        if self._state.eof:
+            self._state = None  # another member may follow
+        return piece
+
+    def _check(self) -> None:
+        """Go on to the end of the member, where its checksum is compared."""
+        surplus = 0
+        try:
+            while self._state is not None and surplus < MOST_SURPLUS:
+                surplus += len(self._decompress(PIECE_BYTES))
+        except (zlib.error, EndOfFileError) as error:
+            raise self._wrong_checksum() from error
+
+    def _wrong_checksum(self) -> InputError:
+        return InputError(
+            f"{self._name} is damaged, nobody knows where: it does not have the checksum that was stored with it; "
+            f"copy or write it again"
+        )
+
+
+def gzip_note(marks: GzipMarks) -> str:
+    """Return what a user should know of reading a file that is compressed as a whole, as a clause."""
+    cost = (
+        f"each box costs up to {human_bytes(marks.spacing)} more to decompress, and the first one all that lies before"
+    )
+    return f"gzip can only be read from its front: {cost} it; gunzip the file to read it directly"
+
+
+def is_gzip(path: Path) -> bool:
+    """Return whether a file is compressed by gzip."""
+    with path.open("rb") as file:
+        return file.read(2) == GZIP_MAGIC
+
+
+def first_bytes(path: Path, count: int) -> bytes:
+    """Return the first bytes of a file, decompressed where it is gzip; fewer where it ends or is damaged."""
+    with path.open("rb") as file:
+        data = file.read(max(count, 1 << 14))
+    if data[:2] != GZIP_MAGIC:
+        return data[:count]
+    try:
+        return zlib.decompressobj(16 + zlib.MAX_WBITS).decompress(data, count)
+    except zlib.error:
+        return b""

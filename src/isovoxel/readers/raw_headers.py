@@ -1,4 +1,4 @@
-"""Open `.npy`, NRRD, MetaImage and MRC files, whose voxels lie behind a header or beside it; see `raw_volume`."""
+"""Open `.npy`, NRRD, MetaImage and MRC files, whose voxels lie behind a header or beside it; see `raw`."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from isovoxel.metadata.raw_headers import MRC_BYTES, RawHeader, is_mrc, read_met
 from isovoxel.metadata.series import stays_inside
 from isovoxel.readers.base import Volume, check_voxels
 from isovoxel.readers.files import FileList, check_complete, file_identity, pair_identity, reason_of, unreadable
-from isovoxel.readers.raw import RawReader, contiguous_offsets
-from isovoxel.readers.raw_volume import GzipMarks, RawArray, first_bytes, is_gzip, open_raw
+from isovoxel.readers.raw import GzipMarks, RawArray, RawReader, contiguous_offsets, first_bytes, is_gzip, open_raw
 from isovoxel.readers.registry import Location
 from isovoxel.readers.selection import GIVEN, UNNAMED, Selection, plain_zyx
 
