@@ -231,7 +231,7 @@ FORMATS = (
         inner=True,
         images=_late("zipped", "images_of_zip"),
     ),
-    Format("NIfTI", _late("nifti", "is_nifti"), _late("nifti", "open_nifti"), "nifti", ("nibabel",)),
+    Format("NIfTI", _late("raw_headers", "is_nifti"), _late("raw_headers", "open_nifti"), "nifti", ("nibabel",)),
     *(
         Format(
             kind,
