@@ -17,7 +17,7 @@ from isovoxel.planner import open_input
 from isovoxel.planning.one_piece import WholeLimits
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.base import Volume
-from isovoxel.readers.images import means_several
+from isovoxel.readers.selection import means_several
 
 if TYPE_CHECKING:  # pyopencl, dask, zarr and matplotlib are loaded by what needs them
     from matplotlib.figure import Figure
@@ -111,8 +111,8 @@ def images(source: str | Path, image: str = "all") -> tuple[str, ...]:
     OptionError
         If no image matches.
     """
-    from isovoxel.readers.images import matching_images
     from isovoxel.readers.open import images_of
+    from isovoxel.readers.selection import matching_images
 
     return tuple(one.path for one in matching_images(images_of(source).images, image, str(source)))
 

@@ -32,7 +32,7 @@ from isovoxel.parameters import (
     with_options,
     without_overwrite,
 )
-from isovoxel.readers.images import means_several
+from isovoxel.readers.selection import means_several
 from isovoxel.reporting.records import Record
 from isovoxel.reporting.text import Line
 from isovoxel.terminal import Abandoned, columns, debugging, exit_code, lost, put, say, signals, trace

@@ -60,7 +60,7 @@ from isovoxel.planner import (
 )
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.base import Volume
-from isovoxel.readers.images import ALL, Collection, matching_images, means_several
+from isovoxel.readers.selection import ALL, Collection, matching_images, means_several
 
 if TYPE_CHECKING:
     from isovoxel.execution.collection import CollectionRequest

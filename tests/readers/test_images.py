@@ -18,9 +18,8 @@ from command_line import Isovoxel, check_refused
 from isovoxel.errors import InputError, OptionError
 from isovoxel.geometry.grid import Box
 from isovoxel.readers.bioio import volume_of_reader
-from isovoxel.readers.images import ImageEntry, find_image, matching_images
 from isovoxel.readers.open import images_of, open_part
-from isovoxel.readers.selection import Selection
+from isovoxel.readers.selection import ImageEntry, Selection, find_image, matching_images
 from ome_zarrs import FIELDS, collection, plate, positions, pyramid
 
 

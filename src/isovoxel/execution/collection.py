@@ -34,7 +34,7 @@ from isovoxel.output.ome_zarr import create_several, write_groups
 from isovoxel.output.provenance import COLLECTION, images_of_output, made_by, read_provenance
 from isovoxel.output.replacing import put_back, remove_objects, set_aside
 from isovoxel.planning.chunking import OME_ZARR
-from isovoxel.readers.images import ALL, ImageEntry, find_image, matching_images, means_several
+from isovoxel.readers.selection import ALL, ImageEntry, find_image, matching_images, means_several
 from isovoxel.version import __version__
 
 

@@ -27,9 +27,18 @@ from isovoxel.metadata.units import Calibration
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.readers.base import Files, ReadBox, SeriesReader, Volume
 from isovoxel.readers.files import FileList, metadata_identity, unreadable
-from isovoxel.readers.images import Collection, ImageEntry, find_image, listed
 from isovoxel.readers.registry import Location
-from isovoxel.readers.selection import EVERYTHING, Picked, Selection, pick, plain_zyx
+from isovoxel.readers.selection import (
+    EVERYTHING,
+    Collection,
+    ImageEntry,
+    Picked,
+    Selection,
+    find_image,
+    listed,
+    pick,
+    plain_zyx,
+)
 
 if TYPE_CHECKING:
     import h5py

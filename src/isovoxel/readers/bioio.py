@@ -26,9 +26,8 @@ from isovoxel.metadata.series import Channel, chosen_channels, time_step
 from isovoxel.metadata.units import Length, calibrate
 from isovoxel.readers.base import SeriesReader, Volume, check_voxels
 from isovoxel.readers.files import FileList, file_identity, needs_extra, reason_of, unreadable
-from isovoxel.readers.images import Collection, ImageEntry, find_image, listed
 from isovoxel.readers.registry import Location
-from isovoxel.readers.selection import Picked, Selection, pick
+from isovoxel.readers.selection import Collection, ImageEntry, Picked, Selection, find_image, listed, pick
 from isovoxel.readers.tiled import Stored, TiledReader
 
 T = TypeVar("T")

@@ -26,9 +26,8 @@ from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.zarr_nodes import ARRAY_FILES, GROUP_FILES, files_of_node, kind_of_node, read_group
 from isovoxel.readers.base import Files, Volume
 from isovoxel.readers.files import metadata_identity, unreadable
-from isovoxel.readers.images import Collection, ImageEntry, find_image
 from isovoxel.readers.registry import Location
-from isovoxel.readers.selection import ZYX, Picked, Selection
+from isovoxel.readers.selection import ZYX, Collection, ImageEntry, Picked, Selection, find_image
 from isovoxel.readers.zarr_array import axis_names, open_path, zarr_voxels
 
 

@@ -22,7 +22,6 @@ from isovoxel.object_store.zarr_nodes import ATTRIBUTES, TOP
 from isovoxel.readers.base import Volume, cropped, moved
 from isovoxel.readers.converted import converted
 from isovoxel.readers.files import GZIP_MAGIC, ZIP_MAGIC, unreadable
-from isovoxel.readers.images import Collection, means_several
 from isovoxel.readers.plugins import open_foreign, recognised
 from isovoxel.readers.registry import (
     Location,
@@ -32,7 +31,7 @@ from isovoxel.readers.registry import (
     no_inner,
     open_with,
 )
-from isovoxel.readers.selection import EVERYTHING, Selection
+from isovoxel.readers.selection import EVERYTHING, Collection, Selection, means_several
 
 _GIVEN = "given by the caller"
 

@@ -24,9 +24,8 @@ from isovoxel.errors import InputError, IsovoxelError
 from isovoxel.geometry.grid import Box
 from isovoxel.readers.base import ReadBox, Volume, cached_through
 from isovoxel.readers.files import FileList, FolderFiles, file_identity, reason_of, unreadable
-from isovoxel.readers.images import Collection
 from isovoxel.readers.registry import FORMATS, Format, Location, open_with
-from isovoxel.readers.selection import Selection
+from isovoxel.readers.selection import Collection, Selection
 
 GROUP = "isovoxel.readers"
 """The entry points of plug-ins."""

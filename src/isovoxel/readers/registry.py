@@ -22,8 +22,7 @@ from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.zarr_nodes import kind_of_node
 from isovoxel.readers.base import Volume
 from isovoxel.readers.files import GZIP_MAGIC, PNG_MAGIC, TIFF_MAGIC, ZIP_MAGIC, needs_extra
-from isovoxel.readers.images import Collection
-from isovoxel.readers.selection import Selection
+from isovoxel.readers.selection import Collection, Selection
 
 SELECTABLE = frozenset({"image", "level", "channel", "time", "axes"})
 """Fields of a `Selection` that an opener may regard."""

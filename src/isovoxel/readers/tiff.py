@@ -44,9 +44,8 @@ from isovoxel.metadata.tiff import (
 from isovoxel.metadata.units import Calibration
 from isovoxel.readers.base import Volume, check_voxels
 from isovoxel.readers.files import FileList, check_complete, file_identity, unreadable
-from isovoxel.readers.images import Collection, ImageEntry, find_image
 from isovoxel.readers.registry import Location
-from isovoxel.readers.selection import EVERYTHING, GIVEN, Picked, Selection, pick
+from isovoxel.readers.selection import EVERYTHING, GIVEN, Collection, ImageEntry, Picked, Selection, find_image, pick
 from isovoxel.readers.tiff_layout import Stack, planes_of, reader_of
 from isovoxel.readers.tiff_pages import Directories
 from isovoxel.readers.tiff_reader import PlaneReader

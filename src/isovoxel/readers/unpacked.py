@@ -38,10 +38,9 @@ from isovoxel.geometry.grid import Box
 from isovoxel.planning.memory import human_bytes
 from isovoxel.readers.base import ReadBox, Volume
 from isovoxel.readers.files import DAMAGE, TIFF_MAGIC, FileList, file_identity, reason_of, unavailable
-from isovoxel.readers.images import Collection
 from isovoxel.readers.raw import first_bytes
 from isovoxel.readers.registry import Location
-from isovoxel.readers.selection import Selection
+from isovoxel.readers.selection import Collection, Selection
 
 fcntl: Any
 try:

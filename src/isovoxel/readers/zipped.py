@@ -23,9 +23,8 @@ from isovoxel.errors import InputError
 from isovoxel.object_store.zarr_nodes import TOP, kind_of_node
 from isovoxel.readers.base import Volume
 from isovoxel.readers.files import FileList, file_identity, unreadable
-from isovoxel.readers.images import Collection
 from isovoxel.readers.registry import Location
-from isovoxel.readers.selection import Selection
+from isovoxel.readers.selection import Collection, Selection
 
 MOST_MEMBERS = 1 << 16
 """Of a zip of more members, the list takes more than 100 MB."""

@@ -16,8 +16,8 @@ from isovoxel.options import Opening, parse_size
 from isovoxel.planner import open_by
 from isovoxel.planning.model import HostLimits
 from isovoxel.readers.base import Volume
-from isovoxel.readers.images import matching_images, means_several
 from isovoxel.readers.open import images_of
+from isovoxel.readers.selection import matching_images, means_several
 from isovoxel.reporting.files import HIDDEN, check_own, without_secrets
 from isovoxel.reporting.pictures import Picture, draw, save
 from isovoxel.reporting.records import Record
