@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 import isovoxel
 from isovoxel.errors import InputError
 from isovoxel.geometry.grid import Box
-from isovoxel.readers import converted
+from isovoxel.readers import base
 from isovoxel.readers.open import open_volume
 from peaks import least_peak
 
@@ -106,7 +106,7 @@ def test_every_kind_is_read_as_a_type_that_is_scaled(
     kind: Callable[[Path, NDArray[Any]], Any], dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whole, in part, and across the borders of parts: NumPy's own conversion, and a note."""
-    monkeypatch.setattr(converted, "PART_BYTES", 1000)
+    monkeypatch.setattr(base, "PART_BYTES", 1000)
     data = DATA[dtype]
     volume = open_volume(kind(tmp_path, data))
     assert (volume.dtype, volume.shape) == (np.dtype(READ_AS[dtype]), SHAPE)
@@ -153,7 +153,7 @@ def test_what_lies_between_borders_is_held_once(tmp_path: Path) -> None:
 
 def test_no_chunk_is_decoded_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts end where chunks end, in a crop too."""
-    monkeypatch.setattr(converted, "PART_BYTES", 16 * 20 * 3 * 8)
+    monkeypatch.setattr(base, "PART_BYTES", 16 * 20 * 3 * 8)
     volume = open_volume(zarr_v2(tmp_path, WAVE))
     volume.read(Box.whole(SHAPE))
     assert volume.read.read.decoded == 3 * 3 * 3  # type: ignore[attr-defined]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 import isovoxel
 from isovoxel.errors import CorruptInputError, InputError
 from isovoxel.geometry.grid import Box
-from isovoxel.readers import converted
+from isovoxel.readers import base
 from isovoxel.readers.open import open_volume
 from peaks import least_peak
 
@@ -44,7 +44,7 @@ def image(path: Path, axes: str, data: NDArray[Any], version: str = "0.4", **opt
 @pytest.mark.parametrize("axes", ["".join(order) for order in permutations("zyx")])
 def test_any_order_is_read_as_zyx(axes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Voxels as NumPy transposes them, sizes with their axes, chunks likewise; shards too."""
-    monkeypatch.setattr(converted, "PART_BYTES", 500)
+    monkeypatch.setattr(base, "PART_BYTES", 500)
     stored = DATA.transpose(["zyx".index(axis) for axis in axes])
     shard = {"chunks": tuple(n // 2 for n in stored.shape), "shards": stored.shape}
     for path in (

@@ -19,8 +19,16 @@ from numpy.typing import NDArray
 from isovoxel.errors import InputError
 from isovoxel.geometry.grid import AXES, Box
 from isovoxel.metadata.units import canonical_unit
-from isovoxel.readers.base import CONVERTED, ReadBox, SeriesReader, Volume, check_voxels, output_array
-from isovoxel.readers.converted import convert_voxels, note_of
+from isovoxel.readers.base import (
+    CONVERTED,
+    ReadBox,
+    SeriesReader,
+    Volume,
+    check_voxels,
+    convert_voxels,
+    note_of,
+    output_array,
+)
 from isovoxel.readers.files import reason_of
 from isovoxel.readers.selection import EVERYTHING, GIVEN, UNNAMED, Picked, Selection, pick, plain_zyx
 from isovoxel.readers.tiled import Stored, TiledReader

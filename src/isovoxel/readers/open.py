@@ -19,8 +19,7 @@ from isovoxel.metadata.units import METERS, checked_unit, convert_length
 from isovoxel.object_store.addresses import is_address, place_of
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.zarr_nodes import ATTRIBUTES, TOP
-from isovoxel.readers.base import Volume, cropped, moved
-from isovoxel.readers.converted import converted
+from isovoxel.readers.base import Volume, converted, cropped, moved
 from isovoxel.readers.files import GZIP_MAGIC, ZIP_MAGIC, unreadable
 from isovoxel.readers.plugins import open_foreign, recognised
 from isovoxel.readers.registry import (

@@ -22,8 +22,16 @@ from numpy.typing import NDArray
 from isovoxel.errors import InputError
 from isovoxel.geometry.grid import AXES, Box, Index3
 from isovoxel.planning.memory import human_bytes
-from isovoxel.readers.base import ReadBox, SeriesReader, Volume, check_voxels
-from isovoxel.readers.converted import TransposedReader, part_shape, stored_order, to_zyx
+from isovoxel.readers.base import (
+    ReadBox,
+    SeriesReader,
+    TransposedReader,
+    Volume,
+    check_voxels,
+    part_shape,
+    stored_order,
+    to_zyx,
+)
 from isovoxel.readers.files import GZIP_MAGIC, check_complete, unavailable
 from isovoxel.readers.selection import Picked, Selection, pick
 from isovoxel.readers.tiled import Stored, TiledReader, failure_in

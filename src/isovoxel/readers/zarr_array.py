@@ -28,13 +28,11 @@ from isovoxel.readers.base import (
     Files,
     ReadBox,
     SeriesReader,
+    TransposedFiles,
+    TransposedReader,
     Volume,
     cached_through,
     check_voxels,
-)
-from isovoxel.readers.converted import (
-    TransposedFiles,
-    TransposedReader,
     part_shape,
     stored_order,
     to_zyx,
