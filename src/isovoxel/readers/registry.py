@@ -136,7 +136,7 @@ def _is_companion(at: Location) -> bool:
 
 def _png(at: Location) -> bool:
     """Return whether a file is a PNG, or a folder holds some."""
-    return at.first.startswith(PNG_MAGIC) if at.kind == "file" else _late("png", "has_pngs")(at)
+    return at.first.startswith(PNG_MAGIC) if at.kind == "file" else _late("slices", "has_pngs")(at)
 
 
 _PLANES = ("channel", "time")
@@ -198,7 +198,7 @@ FORMATS = (
         selects=_ARRAYS,
     ),
     Format("folders of TIFF slices", _late("slices", "has_slices"), _late("slices", "open_folder"), kinds=("folder",)),
-    Format("PNG slices", _png, _late("png", "open_png"), kinds=("file", "folder")),
+    Format("PNG slices", _png, _late("slices", "open_png"), kinds=("file", "folder")),
     Format(".npy", _begins(b"\x93NUMPY"), _late("raw_headers", "open_npy"), selects=_ARRAYS),
     *(
         Format(

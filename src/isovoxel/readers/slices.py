@@ -1,9 +1,9 @@
-"""Slices, many TIFF files of a folder or a pattern, opened as one volume.
+"""Slices, many TIFF or PNG files of a folder or a pattern, opened as one volume.
 
 1. Their order is that of the numbers in their names, as people count: img2 comes before img10. All names must be alike
    but for their numbers, of which one must count the slices. Where two vary without order (channels and planes, say),
    z cannot be known, and a wrong guess would look like an image all the same.
-2. The first file is looked at as a TIFF by itself is. Of one page, every file must have its size and dtype; they are
+2. The first TIFF is looked at as a TIFF by itself is. Of one page, every file must have its size and dtype; they are
    read as pages of one image, each as its own tags say.
 3. Of several pages, each file is a volume, and z runs through them.
 
@@ -16,29 +16,33 @@ import glob
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+import struct
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tifffile
+from numpy.typing import NDArray
 
 from isovoxel.errors import InputError, InputMissingError, IsovoxelError
+from isovoxel.geometry.grid import Box, Index3
 from isovoxel.metadata.ome_xml import read_ome_xml, read_pixels
 from isovoxel.metadata.tiff import parse_description
 from isovoxel.metadata.units import Calibration
 from isovoxel.readers.base import Volume, check_voxels
 from isovoxel.readers.files import PNG_MAGIC, TIFF_MAGIC, FileList, unreadable
+from isovoxel.readers.raw import open_file, read_bytes
 from isovoxel.readers.registry import Location
 from isovoxel.readers.selection import Selection, zyx_positions
 from isovoxel.readers.tiff import calibration_of, decoded_at_once, open_tiff
 from isovoxel.readers.tiff_layout import Stack, planes_reader
 from isovoxel.readers.tiff_pages import Directories, read_directories
-from isovoxel.readers.tiled import MixedReader
+from isovoxel.readers.tiled import MixedReader, Stored, TiledReader
 
 ENDINGS = (".tif", ".tiff")
 """Names of slices end in one of these; other files of their folder are passed over."""
@@ -84,8 +88,6 @@ def open_pattern(pattern: str) -> Volume:
         raise InputMissingError(f"no file's name matches {pattern}; check the pattern, and the folder that it names")
     with Path(files[0]).open("rb") as first:
         if first.read(len(PNG_MAGIC)) == PNG_MAGIC:
-            from isovoxel.readers.png import open_pngs
-
             return open_pngs(files, where, pattern)
     return open_slices(files, where, pattern)
 
@@ -360,3 +362,174 @@ def _pattern(name: str) -> str:
     """Return a pattern for the names that are like this one but for their last number."""
     *head, _, tail = _NUMBER.split(name) if _NUMBER.search(name) else ("", "", name)
     return "".join(head) + "*" + tail
+
+
+# ---- PNG slices --------------------------------------------------------------------------------------------------
+
+# Open grey PNG slices, the files of a folder or a pattern, as one volume; a single PNG is a plane.
+#
+# Each file is decoded as a whole, by imagecodecs, in the thread that reads it. Its header is compared before that with
+# what the file had when it was opened, because decoders believe it.
+#
+# Source: https://www.w3.org/TR/png/, 11.2.1 "IHDR".
+
+
+PNG_ENDINGS = (".png",)
+"""Names of slices end in one of these; other files of their folder are passed over."""
+
+PNG_HEADER_BYTES = 26
+"""So many bytes of a file have all that is looked at."""
+
+PNG_FIXED_BYTES = 1 << 20
+"""What libpng and zlib hold for one file."""
+
+_PNG_COLORS = {2: "RGB colours", 3: "colours of a palette", 4: "grey values with transparency", 6: "RGB colours"}
+
+
+class _PngHeader(NamedTuple):
+    """What a PNG says of itself."""
+
+    width: int
+    height: int
+    bits: int
+    color: int
+
+
+@dataclass(frozen=True)
+class PngReader(TiledReader):
+    """Reads boxes of PNG slices; safe to call from many threads."""
+
+    name: str
+    """What the user called the input, for messages."""
+    files: tuple[str, ...]
+    """Paths of the files, along z."""
+    shape: Index3
+    """Number of voxels, z, y, x."""
+    dtype: np.dtype[Any]
+    """Of the voxels, in native byte order."""
+    largest: int
+    """Bytes of the largest file."""
+
+    @property
+    def overhead(self) -> int:
+        """Largest number of bytes held beside the returned array."""
+        return self.largest + 2 * self.shape[1] * self.shape[2] * self.dtype.itemsize + PNG_FIXED_BYTES
+
+    def tiles(self, box: Box) -> Iterable[Box]:
+        """Cut a box along the files."""
+        return box.tiles((1, self.shape[1], self.shape[2]))
+
+    def read_tile(self, tile: Box, out: NDArray[Any], _source: Any) -> None:
+        """Decode a file, and copy a part of it."""
+        import imagecodecs
+
+        path = self.files[tile.start[0]]
+        size = Path(path).stat().st_size
+        if size > self.largest:
+            raise ValueError(f"it has {size} bytes, more than any had when it was opened")
+        with open_file(self.name, path) as file:
+            data = read_bytes(file, 0, size, self.name)
+        header = _png_header(data)
+        if header is None or (header.height, header.width, header.bits) != (*self.shape[1:], 8 * self.dtype.itemsize):
+            raise ValueError("its header is another than when it was opened")
+        plane = imagecodecs.png_decode(data)
+        out[0] = plane[tile.slices[1:]]
+
+    def stored(self, tile: Box) -> Stored:
+        """Return the file that a part lies in."""
+        z = tile.start[0]
+        return Stored(f"the file {Path(self.files[z]).name}", Box((z, 0, 0), (z + 1, *self.shape[1:])))
+
+
+def has_pngs(at: Location) -> bool:
+    """Return whether a folder holds PNGs."""
+    return any(slices_in(at.path, PNG_ENDINGS))
+
+
+def open_png(at: Location, _selection: Selection) -> Volume:
+    """Open a PNG, or those in a folder.
+
+    Raises
+    ------
+    InputError
+        If they are not the grey slices of one volume.
+    """
+    where = str(at.path.resolve())
+    return open_pngs([where] if at.kind == "file" else list(slices_in(at.path, PNG_ENDINGS)), where, at.name)
+
+
+def open_pngs(files: Sequence[str], where: str, name: str) -> Volume:
+    """Open PNG files as one volume.
+
+    Parameters
+    ----------
+    files
+        Their absolute paths, in any order.
+    where
+        The path, absolute, by which they are found again.
+    name
+        What the user called them.
+
+    Raises
+    ------
+    InputError
+        If one is no grey PNG, or is not like the others; it is named.
+    """
+    ordered, note = in_order(name, files)
+    first = _checked_png(ordered[0])
+    for file in ordered[1:]:
+        if (header := _checked_png(file)) != first:
+            raise InputError(
+                f"{file} is not like the first slice: it has {header.height} x {header.width} pixels of {header.bits} "
+                f"bits, not {first.height} x {first.width} of {first.bits}; leave it out by a pattern, such as '*.png'"
+            )
+    shape = (len(ordered), first.height, first.width)
+    dtype = np.dtype(np.uint8 if first.bits == 8 else np.uint16)
+    check_voxels(name, shape, dtype)
+    largest = max(Path(file).stat().st_size for file in ordered)
+    reader = PngReader(name, tuple(ordered), shape, dtype, largest)
+    last = f" to {Path(ordered[-1]).name}" if len(ordered) > 1 else ""
+    return Volume(
+        name,
+        "PNG slices" if len(ordered) > 1 else "PNG",
+        shape,
+        dtype,
+        reader,
+        chunks=(1, shape[1], shape[2]),
+        read_overhead=reader.overhead,
+        sources={
+            "shape": f"{len(ordered)} PNG file{'s' * (len(ordered) > 1)}, {Path(ordered[0]).name}{last}",
+            "axes": "one file after another, taken as z",
+        },
+        identity=slices_identity(ordered, where),
+        current_identity=partial(slices_identity, tuple(ordered), where),
+        files=FileList(tuple(ordered)),
+        missing="PNG has none for z",
+        notes=(note,) if note else (),
+    )
+
+
+def _checked_png(file: str) -> _PngHeader:
+    """Return the header of a file of grey values."""
+    try:
+        with Path(file).open("rb") as opened:
+            data = opened.read(PNG_HEADER_BYTES)
+    except OSError as error:
+        raise unreadable(file, "PNG", error) from error
+    header = _png_header(data)
+    if header is None and data.startswith(PNG_MAGIC):
+        raise InputError(f"{file} is damaged: its PNG header cannot be read; write it again")
+    if header is None:
+        raise InputError(f"{file} is no PNG, as all slices must be; leave it out by a pattern, such as '*.png'")
+    if header.color != 0:
+        what = _PNG_COLORS.get(header.color, f"colours of the unknown kind {header.color}")
+        raise InputError(f"{file} has {what}; isovoxel takes grey values: save each channel as grey slices of its own")
+    if header.bits not in (8, 16):
+        raise InputError(f"{file} has {header.bits} bits per pixel; save it with 8 or 16")
+    return header
+
+
+def _png_header(data: bytes) -> _PngHeader | None:
+    if len(data) < PNG_HEADER_BYTES or not data.startswith(PNG_MAGIC) or data[12:16] != b"IHDR":
+        return None
+    return _PngHeader(*struct.unpack_from(">IIBB", data, 16))
