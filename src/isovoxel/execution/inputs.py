@@ -29,12 +29,11 @@ import numpy as np
 from isovoxel.errors import AddressError, OptionError, OutputError
 from isovoxel.object_store.addresses import Place, is_address, place_of
 from isovoxel.object_store.objects import ObjectPlace
-from isovoxel.object_store.zarr_nodes import TOP
+from isovoxel.object_store.zarr_nodes import N5_ATTRIBUTES, TOP
 from isovoxel.output.destination import output_place
 from isovoxel.output.ledger import ledger_for
 from isovoxel.output.membership import LABELS, Membership, membership_of
 from isovoxel.readers.base import Volume
-from isovoxel.readers.n5 import METADATA as N5_ATTRIBUTES
 
 MOST_LOOKED_AT = 20_000
 """How many objects of a graph are looked at."""

@@ -31,6 +31,9 @@ NODE, ATTRIBUTES, V2_GROUP, V2_ARRAY = "zarr.json", ".zattrs", ".zgroup", ".zarr
 TOP = {NODE: 3, V2_GROUP: 2, V2_ARRAY: 2}
 """Files that make a folder, or what lies in a place, a zarr; and the format that each of them must name."""
 
+N5_ATTRIBUTES = "attributes.json"
+"""The file with the attributes of a dataset or a group of N5."""
+
 GROUP_FILES = (NODE, V2_GROUP, ATTRIBUTES)
 """The files that a group may have."""
 

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from isovoxel.errors import InputError
 from isovoxel.geometry.grid import Box, Index3
 from isovoxel.metadata.n5 import FINEST, Surroundings, level_of, read_n5
+from isovoxel.object_store.zarr_nodes import N5_ATTRIBUTES
 from isovoxel.readers.base import Volume, check_voxels
 from isovoxel.readers.files import check_stored, metadata_identity, places, reason_of, unreadable
 from isovoxel.readers.registry import Location
@@ -31,9 +32,6 @@ from isovoxel.readers.tiled import Stored, TiledReader, chunk_of
 
 if TYPE_CHECKING:
     import tensorstore
-
-METADATA = "attributes.json"
-"""The file with the attributes of a dataset or a group."""
 
 DEEPEST = 5
 """How many levels below a group its datasets are looked for."""
@@ -142,7 +140,7 @@ class N5Files:
 
 def is_n5(at: Location) -> bool:
     """Return whether a folder is an N5 dataset, or a group that says so or has a finest level."""
-    return (at.path / METADATA).is_file() or (at.path / FINEST / METADATA).is_file()
+    return (at.path / N5_ATTRIBUTES).is_file() or (at.path / FINEST / N5_ATTRIBUTES).is_file()
 
 
 def open_n5(at: Location, _selection: Selection) -> Volume:
@@ -159,7 +157,7 @@ def open_n5(at: Location, _selection: Selection) -> Volume:
     groups = [_attributes(home.parent, name), _attributes(home.parent.parent, name)]
     missing = [key for key in _SPECIFIED if key not in attributes and key != "compression"]
     if missing:
-        raise InputError(f"{name} cannot be read as N5: its {METADATA} has no {' and no '.join(missing)}")
+        raise InputError(f"{name} cannot be read as N5: its {N5_ATTRIBUTES} has no {' and no '.join(missing)}")
     store = _open(home, attributes, name)
     axes = attributes.get("axes", groups[0].get("axes"))
     named = isinstance(axes, list) and len(axes) == store.rank and all(isinstance(axis, str) for axis in axes)
@@ -173,7 +171,7 @@ def open_n5(at: Location, _selection: Selection) -> Volume:
     if any(n != 1 for axis, n in enumerate(whole) if axis not in zyx):
         raise InputError(f"{name} has blocks of several images; copy it into a dataset of its own")
     block = (min(whole[z], shape[0]), min(whole[y], shape[1]), min(whole[x], shape[2]))
-    metadata = [file for file in (home / METADATA, home.parent / METADATA) if file.is_file()]
+    metadata = [file for file in (home / N5_ATTRIBUTES, home.parent / N5_ATTRIBUTES) if file.is_file()]
     files = N5Files(str(home.resolve()), store.rank, zyx, block, tuple(str(file.resolve()) for file in metadata))
     reader = N5Reader(name, store, zyx, shape, dtype, block, files)
     level = level_of(home.name)
@@ -230,13 +228,13 @@ def _check_declared(home: Path, setup: Mapping[str, Any], dtype: np.dtype[Any], 
 def _attributes(path: Path, name: str) -> Mapping[str, Any]:
     """Read the attributes of a dataset or a group, which may have none."""
     try:
-        found = json.loads((path / METADATA).read_bytes())
+        found = json.loads((path / N5_ATTRIBUTES).read_bytes())
     except FileNotFoundError:
         return {}
     except (ValueError, RecursionError) as error:
         raise unreadable(name, "N5 metadata", error) from error
     if not isinstance(found, dict):
-        raise InputError(f"{name} cannot be read as N5: its {METADATA} is no JSON object")
+        raise InputError(f"{name} cannot be read as N5: its {N5_ATTRIBUTES} is no JSON object")
     return found
 
 
@@ -259,7 +257,7 @@ def _datasets(path: Path, depth: int, name: str, looked: list[int]) -> Iterator[
         return
     if "dimensions" in _attributes(path, name):
         yield path
-    elif (path / FINEST / METADATA).is_file():
+    elif (path / FINEST / N5_ATTRIBUTES).is_file():
         yield path / FINEST
     elif depth:
         for folder in sorted(entry for entry in path.iterdir() if entry.is_dir()):

@@ -18,7 +18,7 @@ from isovoxel.geometry.grid import Float3, check_positive, number_text, numbers_
 from isovoxel.metadata.units import METERS, checked_unit, convert_length
 from isovoxel.object_store.addresses import is_address, place_of
 from isovoxel.object_store.objects import ObjectPlace
-from isovoxel.object_store.zarr_nodes import ATTRIBUTES, TOP
+from isovoxel.object_store.zarr_nodes import ATTRIBUTES, N5_ATTRIBUTES, TOP
 from isovoxel.readers.base import Volume, converted, cropped, moved
 from isovoxel.readers.files import GZIP_MAGIC, ZIP_MAGIC, unreadable
 from isovoxel.readers.plugins import open_foreign, recognised
@@ -282,8 +282,6 @@ def _open_local(at: Location, selection: Selection) -> Volume:
 
 def _unknown(at: Location, faults: Sequence[str]) -> InputError:
     """Return the error for an input of no format that is known, with what is known of it."""
-    from isovoxel.readers.n5 import METADATA as N5_ATTRIBUTES
-
     known = f"isovoxel reads {known_formats()}"
     beside = "".join(f"; {fault}" for fault in faults)
     if at.kind == "folder":
