@@ -183,8 +183,8 @@ FORMATS = (
     Format("N5", _late("n5", "is_n5"), _late("n5", "open_n5"), "n5", ("tensorstore",), kinds=("folder",)),
     Format(
         "Neuroglancer precomputed",
-        _late("precomputed", "is_precomputed"),
-        _late("precomputed", "open_precomputed"),
+        _late("n5", "is_precomputed"),
+        _late("n5", "open_precomputed"),
         "n5",
         ("tensorstore",),
         kinds=("folder",),
