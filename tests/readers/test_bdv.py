@@ -16,8 +16,8 @@ import tensorstore
 from command_line import Isovoxel, check_refused
 from isovoxel.errors import CorruptInputError, InputError, InputMissingError, OptionError
 from isovoxel.geometry.grid import Box
-from isovoxel.metadata.bdv import read_bdv, read_place
 from isovoxel.readers.base import Volume
+from isovoxel.readers.bdv import read_bdv, read_place
 from isovoxel.readers.files import InputWatch
 from isovoxel.readers.open import images_of, open_volume
 from isovoxel.readers.selection import Selection

@@ -129,6 +129,15 @@ def _begins(*signs: bytes, then: Callable[[Location], bool] = lambda _at: True) 
     return sniff
 
 
+def _contains(sign: bytes, then: Callable[[Location], bool]) -> Callable[[Location], bool]:
+    """Return what recognises a file that has some bytes near its beginning, and of which a function says yes."""
+
+    def sniff(at: Location) -> bool:
+        return sign in at.first and then(at)
+
+    return sniff
+
+
 def _is_companion(at: Location) -> bool:
     """Return whether a file is OME-XML beside TIFFs."""
     return b"<OME" in at.first or (at.path.name.endswith(".companion.ome") and at.first.lstrip().startswith(b"<"))
@@ -203,7 +212,7 @@ FORMATS = (
     *(
         Format(
             name,
-            _late("bdv", "is_bdv", f"bdv.{extra}"),
+            _contains(b"<SpimData", then=_late("bdv", "is_bdv", f"bdv.{extra}")),
             _late("bdv", "open_bdv"),
             extra,
             (library,),
