@@ -26,10 +26,10 @@ from command_line import Isovoxel, check_refused
 from isovoxel.errors import InputError
 from isovoxel.geometry.grid import Box
 from isovoxel.metadata.series import SeriesAxis
-from isovoxel.readers import bioio
+from isovoxel.readers import plugins
 from isovoxel.readers.base import Volume
-from isovoxel.readers.bioio import PLANES, volume_of_reader
 from isovoxel.readers.open import open_volume
+from isovoxel.readers.plugins import PLANES, volume_of_reader
 from isovoxel.readers.selection import EVERYTHING, Selection
 
 WHY = "bioio's readers are an extra of over a hundred megabytes, which CI does not install"
@@ -254,9 +254,9 @@ def test_scenes_are_counted_by_what_the_reader_loads(first: bytes, monkeypatch: 
     held = SimpleNamespace(get_dims_shape=lambda: [{"S": (0, 2), "Z": (0, 5)}, {"S": (2, 3), "Z": (0, 6)}])
     monkeypatch.setitem(sys.modules, "aicspylibczi", SimpleNamespace(CziFile=lambda _: held))
     at: Any = SimpleNamespace(first=first, path=Path("a.czi"), name="a.czi")
-    bioio.check_scenes(SimpleNamespace(scenes=("a", "b", "c")), at)
+    plugins.check_scenes(SimpleNamespace(scenes=("a", "b", "c")), at)
     with pytest.raises(InputError, match="3 scenes") if first == b"ZISRAWFILE" else nullcontext():
-        bioio.check_scenes(SimpleNamespace(scenes=("a",)), at)
+        plugins.check_scenes(SimpleNamespace(scenes=("a",)), at)
 
 
 def test_what_cannot_be_read_later_is_one_sentence(tmp_path: Path) -> None:
@@ -292,7 +292,7 @@ def test_without_a_reader_one_sentence_says_what_brings_it(
 ) -> None:
     """It is an extra, for it brings much along."""
     (tmp_path / "a").write_bytes(FIRST[kind])
-    monkeypatch.setattr(bioio, "entry_points", lambda **_: [])
+    monkeypatch.setattr(plugins, "entry_points", lambda **_: [])
     with pytest.raises(
         InputError, match=rf"a is {kind}, which takes bioio-.* to read; pip install 'isovoxel\[bioio\]' brings it"
     ):

@@ -17,8 +17,8 @@ import isovoxel as package
 from command_line import Isovoxel, check_refused
 from isovoxel.errors import InputError, OptionError
 from isovoxel.geometry.grid import Box
-from isovoxel.readers.bioio import volume_of_reader
 from isovoxel.readers.open import images_of, open_part
+from isovoxel.readers.plugins import volume_of_reader
 from isovoxel.readers.selection import ImageEntry, Selection, find_image, matching_images
 from ome_zarrs import FIELDS, collection, plate, positions, pyramid
 

@@ -21,7 +21,6 @@ from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.zarr_nodes import ATTRIBUTES, N5_ATTRIBUTES, TOP
 from isovoxel.readers.base import Volume, converted, cropped, moved
 from isovoxel.readers.files import GZIP_MAGIC, ZIP_MAGIC, unreadable
-from isovoxel.readers.plugins import open_foreign, recognised
 from isovoxel.readers.registry import (
     Location,
     find_format,
@@ -121,9 +120,11 @@ def images_of(source: Any) -> Collection:
     try:
         if (own := find_format(at)) is not None:
             return images_by(own, at)
-        other = None if at.kind == "address" else recognised(at, [])
-        if other is not None:
-            return images_by(other.format, at)
+        if at.kind != "address":
+            from isovoxel.readers.plugins import recognised
+
+            if (other := recognised(at, [])) is not None:
+                return images_by(other.format, at)
     except (IsovoxelError, MemoryError):
         raise
     except Exception as error:
@@ -272,6 +273,8 @@ def _open_local(at: Location, selection: Selection) -> Volume:
         raise InputError(f"{at.name} is empty (0 bytes)")
     if (own := find_format(at)) is not None:
         return open_with(own, at, selection)
+    from isovoxel.readers.plugins import open_foreign, recognised
+
     faults: list[str] = []
     if (other := recognised(at, faults)) is None:
         selection.check_kind(at.name)

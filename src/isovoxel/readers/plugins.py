@@ -13,19 +13,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, NamedTuple
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.errors import InputError, IsovoxelError
-from isovoxel.geometry.grid import Box
-from isovoxel.readers.base import ReadBox, Volume, cached_through
-from isovoxel.readers.files import FileList, FolderFiles, file_identity, reason_of, unreadable
+from isovoxel.geometry.grid import Box, Index3
+from isovoxel.metadata.series import Channel, chosen_channels, time_step
+from isovoxel.metadata.units import Length, calibrate
+from isovoxel.readers.base import ReadBox, SeriesReader, Volume, cached_through, check_voxels
+from isovoxel.readers.files import FileList, FolderFiles, file_identity, needs_extra, reason_of, unreadable
 from isovoxel.readers.registry import FORMATS, Format, Location, open_with
-from isovoxel.readers.selection import Collection, Selection
+from isovoxel.readers.selection import Collection, ImageEntry, Picked, Selection, find_image, listed, pick
+from isovoxel.readers.tiled import Stored, TiledReader
 
 GROUP = "isovoxel.readers"
 """The entry points of plug-ins."""
@@ -71,8 +81,6 @@ def recognised(at: Location, faults: list[str]) -> ForeignFormat | None:
 
 def _plugins(faults: list[str]) -> list[ForeignFormat]:
     """Return the formats that plug-ins of isovoxel register."""
-    from importlib.metadata import entry_points
-
     own = {name.casefold() for one in FORMATS for name in (one.name, *one.also)}
     found = []
     for point in sorted(entry_points(group=GROUP), key=lambda point: (point.name, point.value)):
@@ -101,33 +109,26 @@ def _recognises(one: ForeignFormat, at: Location, faults: list[str]) -> bool:
 
 def _bioio_reader(at: Location, faults: list[str]) -> ForeignFormat | None:
     """Return the first reader of bioio's that takes files of this ending, and this one."""
-    from isovoxel.readers import bioio
-
-    for point in bioio.reader_points():
+    for point in reader_points():
         try:
-            reader = bioio.reader_for(point, at.path)
+            reader = reader_for(point, at.path)
         except Exception as error:  # noqa: BLE001 - as above
             faults.append(_fault(point.name, _distribution(point), error))
             continue
         if reader is not None:
             opened = partial(_open_bioio, reader, point.name)
-            selects = ("image", "channel", "time")
             images = partial(_images_of_bioio, reader)
-            return ForeignFormat(
-                Format(point.name, lambda _: True, opened, selects=selects, images=images), _distribution(point)
-            )
+            selects = ("image", "channel", "time")
+            found = Format(point.name, lambda _: True, opened, selects=selects, images=images)
+            return ForeignFormat(found, _distribution(point))
     return None
 
 
 def _images_of_bioio(reader: Any, at: Location) -> Collection:
-    from isovoxel.readers.bioio import images_of_reader
-
     return images_of_reader(reader(str(at.path.resolve())))
 
 
 def _open_bioio(reader: Any, kind: str, at: Location, selection: Selection) -> Volume:
-    from isovoxel.readers.bioio import volume_of_reader
-
     return volume_of_reader(reader(str(at.path.resolve())), at.path, at.name, kind, selection)
 
 
@@ -214,3 +215,271 @@ class CheckedReader:
                 f"{box.shape} and dtype {self.dtype}"
             )
         return found
+
+
+# ---- files of microscopes ----------------------------------------------------------------------------------------
+
+# Files of microscopes, opened by the readers that register at bioio's entry point: CZI, LIF, ND2, DV, and others.
+#
+# A reader gives a lazy dask array, one plane a chunk; a box is read chunk by chunk. The readers are not made for
+# several threads at once, so that one thread reads at a time. Sizes are in micrometres, as bioio has them.
+
+
+T = TypeVar("T")
+
+CHUNK_COPIES = 4
+"""How many times a chunk is held beside the returned array: as the file has it, decoded, arranged, and cut."""
+
+FIXED_BYTES = 1 << 23
+"""What dask and a reader hold whatever the chunk's size."""
+
+PLANES = {"chunk_dims": ["Y", "X"]}
+"""Makes a reader decode plane by plane, where it would take the whole volume."""
+
+
+BIOIO_GROUP = "bioio.readers"
+"""The entry points at which bioio's readers register."""
+
+SIGNATURES: Mapping[str, Callable[[bytes], bool]] = {
+    "CZI": lambda first: first.startswith(b"ZISRAWFILE"),
+    "LIF": lambda first: first.startswith(b"\x70\0\0\0") and first[8:9] == b"\x2a",
+    "ND2": lambda first: first.startswith((b"\xda\xce\xbe\x0a", b"\0\0\0\x0cjP  ")),
+    "DV": lambda first: first[96:98] in (b"\xa0\xc0", b"\xc0\xa0"),
+}
+"""How files of each format begin that is known by its content."""
+
+_OPTIONS: Mapping[str, Mapping[str, Any]] = {"CZI": PLANES, "LIF": PLANES}
+"""What the readers of these formats are told."""
+
+
+@dataclass(frozen=True)
+class DaskReader(TiledReader):
+    """Reads boxes of the array that a bioio reader gives; safe to call from many threads, which take turns."""
+
+    name: str
+    """What the user called the input, for messages."""
+    array: Any
+    """A dask array, whose axes z, y and x are these:"""
+    picked: Picked
+    """Which of them are z, y and x, and where along the others."""
+    chunk: Index3
+    """Shape of a chunk."""
+    dtype: np.dtype[Any]
+    """Of the voxels, in native byte order."""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    """Held while a chunk is read."""
+
+    def tiles(self, box: Box) -> Iterable[Box]:
+        """Cut a box along the chunks."""
+        return box.tiles(self.chunk)
+
+    def read_tile(self, tile: Box, out: NDArray[Any], _source: Any) -> None:
+        """Read a part of a chunk."""
+        with self.lock:
+            # No name for the chunk, which would keep it while the next one is read.
+            out[...] = self.array[self.picked.index(tile.slices)].compute(scheduler="synchronous")
+
+    def stored(self, tile: Box) -> Stored:
+        """Return the part itself."""
+        return Stored(f"the part from voxel {tile.start} on", tile)
+
+    def is_damage(self, _error: Exception) -> bool:
+        """Return False, for the readers do not tell damage from other failures."""
+        return False
+
+
+def reader_points() -> list[EntryPoint]:
+    """Return the entry points of the readers that are installed, but of those whose formats are known by content."""
+    known = {_package(kind) for kind in SIGNATURES}
+    return sorted((one for one in entry_points(group=BIOIO_GROUP) if one.name not in known), key=lambda one: one.name)
+
+
+def reader_for(point: EntryPoint, path: Path) -> Any:
+    """Return the reader class of an entry point if it takes files of this ending, and this one; else None.
+
+    Raises
+    ------
+    Exception
+        Whatever the reader raises, of which it is part that it does not take the file.
+    """
+    metadata = _loaded(point).ReaderMetadata
+    if not path.name.lower().endswith(tuple(ending.lower() for ending in metadata.get_supported_extensions())):
+        return None
+    reader = metadata.get_reader()
+    return reader if reader.is_supported_image(str(path.resolve())) else None
+
+
+def is_microscope(kind: str, at: Location) -> bool:
+    """Return whether a file begins as those of a format of `SIGNATURES`."""
+    return SIGNATURES[kind](at.first)
+
+
+def open_bioio(kind: str, at: Location, selection: Selection) -> Volume:
+    """Open the one 3-D image of a microscope's file, of one of the formats of `SIGNATURES`.
+
+    Raises
+    ------
+    InputError
+        If the format's reader is not installed or cannot read the file, or it holds several images.
+    """
+    return _with_reader(kind, at, lambda reader: volume_of_reader(reader, at.path, at.name, kind, selection))
+
+
+def _with_reader(kind: str, at: Location, call: Callable[[Any], T]) -> T:
+    """Call a function with the reader of a file; whatever fails becomes one sentence."""
+    path, name, package = at.path, at.name, _package(kind)
+    try:
+        point = next((one for one in entry_points(group=BIOIO_GROUP) if one.name == package), None)
+        if point is None:
+            raise ModuleNotFoundError(f"there is no {package}", name=package)
+        module = _loaded(point)
+    except ImportError as error:
+        raise needs_extra(name, kind, "bioio", error) from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            reader = module.Reader(str(path.resolve()), **_OPTIONS.get(kind, {}))
+            check_scenes(reader, at)
+            return call(reader)
+    except IsovoxelError:
+        raise
+    except Exception as error:
+        raise unreadable(name, kind, error) from error
+
+
+def check_scenes(reader: Any, at: Location) -> None:
+    """Refuse a CZI of more scenes than its metadata describe, by which bioio-czi counts: the others would be lost."""
+    library = sys.modules.get("aicspylibczi")  # by which bioio-czi reads
+    if library is None or not at.first.startswith(b"ZISRAWFILE"):
+        return
+    dims = library.CziFile(str(at.path.resolve())).get_dims_shape()
+    held = max((one["S"][1] for one in dims if "S" in one), default=1)
+    if held > len(reader.scenes):
+        raise InputError(
+            f"{at.name} holds {held} scenes, but its metadata describe {len(reader.scenes)}, and bioio-czi reads no "
+            "others: save it anew with a program that opens it, as OME-TIFF or OME-Zarr"
+        )
+
+
+def images_of_bioio(kind: str, at: Location) -> Collection:
+    """Return the images of a microscope's file; the parameters and errors are those of `open_bioio`."""
+    return _with_reader(kind, at, images_of_reader)
+
+
+def images_of_reader(reader: Any) -> Collection:
+    """Return the images that a bioio reader has, which it calls scenes."""
+    return Collection(tuple(ImageEntry(str(n), str(scene)) for n, scene in enumerate(reader.scenes)))
+
+
+def _package(kind: str) -> str:
+    """Return the name by which the reader of a format registers."""
+    return f"bioio-{kind.lower()}"
+
+
+def _loaded(point: EntryPoint) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what these libraries use, not of the file
+        return point.load()
+
+
+def volume_of_reader(reader: Any, path: Path, name: str, kind: str, selection: Selection) -> Volume:
+    """Return the volume that a bioio reader gives.
+
+    Parameters
+    ----------
+    reader
+        A `bioio_base.reader.Reader`.
+    path
+        Its file.
+    name
+        What the user called it.
+    kind
+        What people call its format.
+    selection
+        Which image, which channel and which time point are meant.
+
+    Raises
+    ------
+    InputError
+        If it holds several images, or other axes than z, y and x.
+    """
+    images, chosen = images_of_reader(reader).images, {}
+    if selection.image is not None:
+        image = find_image(images, selection.image, name)
+        reader.set_scene(int(image.path))
+        chosen = {"image": image.path} if len(images) > 1 else {}
+    elif len(images) > 1:
+        raise InputError(
+            f"{name} holds {len(images)} images ({listed(images)}); give --image 0 to {len(images) - 1}, or all"
+        )
+    array = reader.dask_data
+    axes = [str(axis).lower() for axis in reader.dims.order]
+    picked = pick(name, axes, array.shape, selection)
+    dtype = np.dtype(array.dtype).newbyteorder("=")
+    shape = picked.shape(array.shape)
+    check_voxels(name, shape, dtype)
+    z, y, x = picked.shape(array.chunksize)
+    first = DaskReader(name, array, picked, (z, y, x), dtype)
+    if kind == "LIF":
+        _check_plane(first)
+    read = SeriesReader(picked.lengths, partial(_member, first)) if picked.series else first
+    sizes = reader.physical_pixel_sizes
+    lengths = (Length(size, "micrometer") for size in (sizes.Z, sizes.Y, sizes.X))
+    sz, sy, sx = lengths
+    calibration = calibrate(f"the {kind} file", f"{kind} metadata, by bioio", (sz, sy, sx), flat=picked.zyx[0] is None)
+    sources = {"shape": f"{kind} metadata", "axes": picked.told(f"{kind} metadata")}
+    sources |= calibration.sources("micrometers, as bioio has them")
+    return Volume(
+        name,
+        kind,
+        shape,
+        dtype,
+        read,
+        chunks=(z, y, x),
+        read_overhead=CHUNK_COPIES * math.prod(array.chunksize) * dtype.itemsize + FIXED_BYTES,
+        voxel_size=calibration.voxel_size,
+        unit=calibration.unit,
+        sources=sources,
+        identity={**file_identity(path), **chosen, **picked.chosen},
+        current_identity=partial(file_identity, path),
+        files=FileList((str(path.resolve()),)),
+        missing=calibration.missing,
+        notes=(f"bioio reads {kind} files, and one thread at a time; others wait",),
+        series=picked.axes(_step(reader)),
+        channels=chosen_channels(_channels(reader), _length(axes, array.shape, "c"), picked.chosen.get("channel")),
+    )
+
+
+def _check_plane(reader: DaskReader) -> None:
+    """Read a voxel: bioio-lif opens scans of other planes than y and x, and fails when their voxels are wanted."""
+    try:
+        reader(Box((0, 0, 0), (1, 1, 1)))
+    except InputError as error:
+        raise InputError(
+            f"{reader.name} cannot be read by bioio-lif: {reason_of(error.__cause__ or error)}; it reads planes of y "
+            "and x only: save an image of other planes (an xz scan), or one of wavelengths, as OME-TIFF"
+        ) from error
+
+
+def _member(first: DaskReader, place: Sequence[int]) -> DaskReader:
+    return replace(first, picked=first.picked.at(place))
+
+
+def _length(axes: Sequence[str], shape: Sequence[int], axis: str) -> int:
+    return int(shape[axes.index(axis)]) if axis in axes else 1
+
+
+def _channels(reader: Any) -> tuple[Channel, ...]:
+    """Return the channels' names; a reader that has none, or fails over them, does not keep a file from being read."""
+    try:
+        return tuple(Channel(str(name)) for name in reader.channel_names or ())
+    except Exception:  # noqa: BLE001 - whatever the library of a format raises
+        return ()
+
+
+def _step(reader: Any) -> tuple[float, str | None]:
+    """Return the time between two time points, in seconds as bioio has it."""
+    try:
+        return time_step(float(reader.time_interval.total_seconds()), "s")
+    except Exception:  # noqa: BLE001 - as above; and some have none
+        return 1.0, None

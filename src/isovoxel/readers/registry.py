@@ -252,11 +252,11 @@ FORMATS = (
     *(
         Format(
             kind,
-            _late("bioio", "is_microscope", kind),
-            _late("bioio", "open_bioio", kind),
+            _late("plugins", "is_microscope", kind),
+            _late("plugins", "open_bioio", kind),
             "bioio",
             selects=("image", *_PLANES),
-            images=_late("bioio", "images_of_bioio", kind),
+            images=_late("plugins", "images_of_bioio", kind),
         )
         for kind in ("CZI", "LIF", "ND2", "DV")
     ),
