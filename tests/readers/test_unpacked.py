@@ -21,14 +21,14 @@ from command_line import Isovoxel, check_refused
 from isovoxel.errors import InputError
 from isovoxel.execution.events import Event, JobStarted
 from isovoxel.geometry.grid import Box
-from isovoxel.readers import unpacked
+from isovoxel.readers import packed
 from isovoxel.readers.files import file_identity
 from isovoxel.readers.open import images_of, open_volume
+from isovoxel.readers.packed import LEAST_FREE, PREFIX, Unpacked
 from isovoxel.readers.selection import Selection
-from isovoxel.readers.unpacked import LEAST_FREE, PREFIX, Unpacked
 from small_jobs import OPTIONS, stop_after
 
-pytestmark = pytest.mark.skipif(unpacked.fcntl is None, reason="this system has no locks that can be shared")
+pytestmark = pytest.mark.skipif(packed.fcntl is None, reason="this system has no locks that can be shared")
 STACK = np.random.default_rng(5).integers(0, 60_000, (8, 48, 32)).astype("uint16")
 
 
@@ -42,7 +42,7 @@ def spare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def packed(path: Path, **options: Any) -> Path:
+def gzip_of(path: Path, **options: Any) -> Path:
     """Write a stack as a TIFF of ImageJ in gzip."""
     plain = io.BytesIO()
     given = {"imagej": True, "resolution": (2, 2), "metadata": {"spacing": 2.0, "unit": "um", "axes": "ZYX"}}
@@ -61,7 +61,7 @@ def left(spare: Path) -> list[str]:
 def test_a_tiff_in_gzip_is_the_tiff(name: str, tmp_path: Path, spare: Path) -> None:
     """Its voxels, voxel size and channels; but its identity is the gzip's, so that a job of it resumes."""
     ome = {"ome": True, "metadata": {"axes": "ZYX", "PhysicalSizeZ": 2, "PhysicalSizeY": 0.5, "PhysicalSizeX": 0.5}}
-    path = packed(tmp_path / name, **(ome if ".ome" in name else {}))
+    path = gzip_of(tmp_path / name, **(ome if ".ome" in name else {}))
     volume = open_volume(path)
     np.testing.assert_array_equal(volume.read(Box.whole(STACK.shape)), STACK)
     assert (volume.voxel_size, volume.kind) == (
@@ -82,7 +82,7 @@ def test_volumes_of_one_file_share_what_is_unpacked(
     tmp_path: Path, spare: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also through pickle, as processes do; and the last one that goes removes it."""
-    path = packed(tmp_path / "a.tif.gz")
+    path = gzip_of(tmp_path / "a.tif.gz")
     first = open_volume(path)
     monkeypatch.setattr(Unpacked, "_unpack", lambda _: pytest.fail("it was there"))
     second, third = open_volume(path), pickle.loads(pickle.dumps(first.read))  # noqa: S301 - of our own
@@ -96,7 +96,7 @@ def test_volumes_of_one_file_share_what_is_unpacked(
 
 def test_a_newer_file_is_unpacked_anew(tmp_path: Path, spare: Path) -> None:
     """What was unpacked of the older one serves who has that open."""
-    path = packed(tmp_path / "a.tif.gz")
+    path = gzip_of(tmp_path / "a.tif.gz")
     older = open_volume(path)
     path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()), 1))
     newer = open_volume(path)
@@ -113,7 +113,7 @@ def damaged(data: bytes, how: str) -> bytes:
 @pytest.mark.parametrize("how", ["cut", "checksum", "more"])
 def test_a_damaged_gzip_is_refused(how: str, tmp_path: Path, spare: Path) -> None:
     """In one sentence, and nothing of it stays."""
-    path = packed(tmp_path / "a.tif.gz")
+    path = gzip_of(tmp_path / "a.tif.gz")
     path.write_bytes(damaged(path.read_bytes(), how))
     with pytest.raises(InputError, match=r"a\.tif\.gz is damaged or cut short: .*; copy or write it again"):
         open_volume(path)
@@ -137,13 +137,13 @@ def test_a_disk_without_room_is_not_filled(
     stated: bool, tmp_path: Path, spare: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether the gzip says its size, or its last member says less."""
-    path = packed(tmp_path / "a.tif.gz")
+    path = gzip_of(tmp_path / "a.tif.gz")
     if not stated:
         path.write_bytes(path.read_bytes() + gzip.compress(b""))
-    monkeypatch.setattr(unpacked, "PIECE_BYTES", 512)
+    monkeypatch.setattr(packed, "PIECE_BYTES", 512)
     monkeypatch.setattr(shutil, "disk_usage", Disk(LEAST_FREE + STACK.nbytes // 2, spare))
     if not stated:
-        monkeypatch.setattr(unpacked, "file_identity", lambda file: {**file_identity(file), "size": 1})
+        monkeypatch.setattr(packed, "file_identity", lambda file: {**file_identity(file), "size": 1})
     with pytest.raises(
         InputError, match=rf"temporary file of at least .* the disk of {spare} has 64.* free; make room"
     ):
@@ -158,8 +158,8 @@ def test_what_fails_half_way_leaves_nothing(
     error: BaseException, tmp_path: Path, spare: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ctrl-C, and a disk that fails or is filled by others."""
-    path = packed(tmp_path / "a.tif.gz")
-    monkeypatch.setattr(unpacked, "PIECE_BYTES", 512)
+    path = gzip_of(tmp_path / "a.tif.gz")
+    monkeypatch.setattr(packed, "PIECE_BYTES", 512)
     seen = iter([None] * 5)
 
     def check(*_: object) -> None:
@@ -174,7 +174,7 @@ def test_what_fails_half_way_leaves_nothing(
 
 def test_a_file_that_changes_meanwhile_is_refused(tmp_path: Path, spare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was unpacked would be neither the old file nor the new one."""
-    path = packed(tmp_path / "a.tif.gz")
+    path = gzip_of(tmp_path / "a.tif.gz")
     monkeypatch.setattr(Unpacked, "_check_room", lambda *_: os.utime(path, (1, 1)))
     with pytest.raises(InputError, match="was written while it was opened"):
         open_volume(path)
@@ -183,14 +183,14 @@ def test_a_file_that_changes_meanwhile_is_refused(tmp_path: Path, spare: Path, m
 
 def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path, spare: Path) -> None:
     """Files that others use stay, and so do folders that are not this user's alone."""
-    used = open_volume(packed(tmp_path / "used.tif.gz"))
+    used = open_volume(gzip_of(tmp_path / "used.tif.gz"))
     (kept,) = left(spare)
     for name in ("half", "whole"):
         shutil.copytree(spare / kept, spare / f"{PREFIX}{name}")
     (spare / f"{PREFIX}half" / "whole").rename(spare / f"{PREFIX}half" / "part")
     (spare / f"{PREFIX}shared").mkdir()
     (spare / f"{PREFIX}shared").chmod(0o777)
-    other = open_volume(packed(tmp_path / "other.tif.gz"))
+    other = open_volume(gzip_of(tmp_path / "other.tif.gz"))
     assert {kept, f"{PREFIX}shared"} < set(left(spare))
     assert len(left(spare)) == 3
     np.testing.assert_array_equal(used.read(Box.whole(STACK.shape)), other.read(Box.whole(STACK.shape)))
@@ -198,7 +198,7 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path, 
 
 def test_a_half_unpacked_file_is_unpacked_again(tmp_path: Path, spare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process was killed while it unpacked this file."""
-    path = packed(tmp_path / "a.tif.gz")
+    path = gzip_of(tmp_path / "a.tif.gz")
     volume = open_volume(path)
     (name,) = left(spare)
     del volume
@@ -207,13 +207,13 @@ def test_a_half_unpacked_file_is_unpacked_again(tmp_path: Path, spare: Path, mon
     part.mkdir(0o700, parents=True)
     part.parent.chmod(0o700)
     (part / "a.tif").write_bytes(b"II*\0")
-    monkeypatch.setattr(unpacked, "_sweep", lambda _: None)
+    monkeypatch.setattr(packed, "_sweep", lambda _: None)
     np.testing.assert_array_equal(open_volume(path).read(Box.whole(STACK.shape)), STACK)
 
 
 def test_a_folder_that_others_may_write_is_not_used(tmp_path: Path, spare: Path) -> None:
     """They could put other voxels there."""
-    path = packed(tmp_path / "a.tif.gz")
+    path = gzip_of(tmp_path / "a.tif.gz")
     volume = open_volume(path)
     (name,) = left(spare)
     del volume
@@ -245,8 +245,8 @@ def test_without_locks_each_volume_has_its_own_file(
     tmp_path: Path, spare: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on Windows."""
-    monkeypatch.setattr(unpacked, "fcntl", None)
-    path = packed(tmp_path / "a.tif.gz")
+    monkeypatch.setattr(packed, "fcntl", None)
+    path = gzip_of(tmp_path / "a.tif.gz")
     volumes = [open_volume(path), open_volume(path)]
     assert len(left(spare)) == 2
     for volume in volumes:
@@ -257,15 +257,15 @@ def test_without_locks_each_volume_has_its_own_file(
 
 def test_it_is_unpacked_on_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """``/tmp`` is memory on many systems; ``TMPDIR`` is the user's word."""
-    assert unpacked.temporary_folder("a") == tmp_path / "spare"
+    assert packed.temporary_folder("a") == tmp_path / "spare"
     monkeypatch.delenv("TMPDIR")
     monkeypatch.setattr(os, "access", lambda path, _: path == Path("/var/tmp"))  # noqa: S108
-    assert unpacked.temporary_folder("a") == Path("/var/tmp")  # noqa: S108
+    assert packed.temporary_folder("a") == Path("/var/tmp")  # noqa: S108
 
 
 def test_a_job_is_done_and_resumed_as_of_the_tiff(isovoxel: Isovoxel, tmp_path: Path, spare: Path) -> None:
     """By every command; the voxels are those of the TIFF's job."""
-    path, out = packed(tmp_path / "a.tif.gz"), tmp_path / "a.zarr"
+    path, out = gzip_of(tmp_path / "a.tif.gz"), tmp_path / "a.zarr"
     (tmp_path / "a.tif").write_bytes(gzip.decompress(path.read_bytes()))
     with pytest.raises(KeyboardInterrupt):
         package.scale(path, out, listeners=[stop_after(how=KeyboardInterrupt)], **OPTIONS)
@@ -287,7 +287,7 @@ def test_a_job_is_done_and_resumed_as_of_the_tiff(isovoxel: Isovoxel, tmp_path: 
 @pytest.mark.slow
 def test_workers_share_the_file(tmp_path: Path, spare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It was unpacked by this process before they began."""
-    path = packed(tmp_path / "a.tif.gz")
+    path = gzip_of(tmp_path / "a.tif.gz")
     volume = open_volume(path)
     (name,) = left(spare)
     before = (spare / name / "whole" / "a.tif").stat()

@@ -17,7 +17,7 @@ import zarr
 import isovoxel
 from isovoxel.errors import CorruptInputError, InputError, InputUnavailableError, OptionError
 from isovoxel.geometry.grid import Box
-from isovoxel.readers import zipped
+from isovoxel.readers import packed
 from isovoxel.readers.open import open_volume
 from isovoxel.readers.selection import Selection
 
@@ -45,7 +45,7 @@ def ome(path: Path, version: str = "0.5", **options: Any) -> Path:
 COMMENT = {"ome": {"version": "0.5", "zipFile": {"centralDirectory": {"jsonFirst": True}}}}
 
 
-def packed(folder: Path, path: Path, root: Path, method: int = zipfile.ZIP_STORED) -> Path:
+def zip_of(folder: Path, path: Path, root: Path, method: int = zipfile.ZIP_STORED) -> Path:
     """Pack a folder, metadata first, with the comment of RFC-9."""
     with zipfile.ZipFile(path, "w", method) as archive:
         archive.comment = json.dumps(COMMENT).encode()
@@ -61,7 +61,7 @@ def packed(folder: Path, path: Path, root: Path, method: int = zipfile.ZIP_STORE
 def test_an_image_in_a_zip_is_read(version: str, method: int, nested: bool, tmp_path: Path) -> None:
     """As the folder is: voxels, size, levels; stored or deflated, at the top or in a folder."""
     folder = ome(tmp_path / "image.zarr", version)
-    path = packed(
+    path = zip_of(
         folder, tmp_path / ("image.zarr.zip" if nested else "image.ozx"), tmp_path if nested else folder, method
     )
     volume, plain = open_volume(path), open_volume(folder)
@@ -81,7 +81,7 @@ def test_an_image_in_a_zip_is_read(version: str, method: int, nested: bool, tmp_
 def test_shards_in_a_zip_are_read(tmp_path: Path) -> None:
     """As RFC-9 recommends them."""
     folder = ome(tmp_path / "a.zarr", chunks=(2, 12, 16), shards=(4, 24, 32))
-    np.testing.assert_array_equal(open_volume(packed(folder, tmp_path / "a.ozx", folder)).read(WHOLE), DATA)
+    np.testing.assert_array_equal(open_volume(zip_of(folder, tmp_path / "a.ozx", folder)).read(WHOLE), DATA)
 
 
 def test_what_zarr_python_packs_is_read(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_what_zarr_python_packs_is_read(tmp_path: Path) -> None:
 def test_a_zip_is_scaled_as_its_folder(tmp_path: Path) -> None:
     """The same voxels, verified."""
     folder = ome(tmp_path / "a.zarr")
-    isovoxel.scale(packed(folder, tmp_path / "a.ozx", folder), tmp_path / "one.zarr")
+    isovoxel.scale(zip_of(folder, tmp_path / "a.ozx", folder), tmp_path / "one.zarr")
     isovoxel.scale(folder, tmp_path / "two.zarr")
     one, two = (zarr.open_array(tmp_path / f"{name}.zarr" / "0", mode="r")[...] for name in ("one", "two"))
     np.testing.assert_array_equal(one, two)
@@ -111,7 +111,7 @@ def test_a_zip_is_scaled_as_its_folder(tmp_path: Path) -> None:
 def test_many_threads_read_one_zip(tmp_path: Path) -> None:
     """Each gets its own box."""
     folder = ome(tmp_path / "a.zarr")
-    volume = open_volume(packed(folder, tmp_path / "a.ozx", folder))
+    volume = open_volume(zip_of(folder, tmp_path / "a.ozx", folder))
     boxes = [Box((z, y, 0), (z + 1, y + 6, 32)) for z in range(6) for y in range(0, 24, 6)] * 4
     with ThreadPoolExecutor(8) as pool:
         for box, found in zip(boxes, pool.map(volume.read, boxes), strict=True):
@@ -130,7 +130,7 @@ def test_a_zip_of_very_many_members_is_refused_by_their_number(tmp_path: Path) -
 def test_a_damaged_chunk_in_a_zip_is_told(tmp_path: Path) -> None:
     """The zip's own checksum tells."""
     folder = ome(tmp_path / "a.zarr", "0.4", compressors=None)
-    path = packed(folder, tmp_path / "a.ozx", folder)
+    path = zip_of(folder, tmp_path / "a.ozx", folder)
     data = bytearray(path.read_bytes())
     at = data.index(DATA[:4, :12, :16].tobytes())
     data[at + 9] ^= 1
@@ -143,7 +143,7 @@ def test_a_damaged_chunk_in_a_zip_is_told(tmp_path: Path) -> None:
 def test_zips_that_are_none_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut, of too many members, without a zarr, or with something selected that it does not have."""
     folder = ome(tmp_path / "a.zarr")
-    path = packed(folder, tmp_path / "a.ozx", folder)
+    path = zip_of(folder, tmp_path / "a.ozx", folder)
     with pytest.raises(OptionError, match="2 resolution levels"):
         open_volume(path, selection=Selection(level=2))
     (tmp_path / "cut.ozx").write_bytes(path.read_bytes()[:-200])
@@ -153,7 +153,7 @@ def test_zips_that_are_none_are_refused(tmp_path: Path, monkeypatch: pytest.Monk
         archive.writestr("readme.txt", "no image")
     with pytest.raises(InputError, match="packed by zip; unpack it first"):
         open_volume(tmp_path / "other.zip")
-    monkeypatch.setattr(zipped, "MOST_MEMBERS", 3)
+    monkeypatch.setattr(packed, "MOST_MEMBERS", 3)
     with pytest.raises(InputError, match=r"is a zip of \d+ members, more than the 3 that isovoxel reads"):
         open_volume(path)
 
@@ -179,7 +179,7 @@ def test_chunks_that_are_not_stored_are_the_fill_value(tmp_path: Path) -> None:
     """As in a folder."""
     folder = ome(tmp_path / "a.zarr")
     (folder / "0" / "c" / "1" / "1" / "1").unlink()
-    path = packed(folder, tmp_path / "a.ozx", folder)
+    path = zip_of(folder, tmp_path / "a.ozx", folder)
     volume, of_folder = open_volume(path), open_volume(folder)
     np.testing.assert_array_equal(volume.read(WHOLE), of_folder.read(WHOLE))
     assert (volume.read(WHOLE) != DATA).any()
@@ -189,15 +189,15 @@ def test_chunks_that_are_not_stored_are_the_fill_value(tmp_path: Path) -> None:
 def test_a_note_says_where_one_thread_at_a_time_reads(method: int, tmp_path: Path) -> None:
     """Of a zip that compresses its members."""
     folder = ome(tmp_path / "a.zarr")
-    volume = open_volume(packed(folder, tmp_path / "a.ozx", folder, method))
-    assert (zipped.ONE_BY_ONE in volume.notes) == (method == zipfile.ZIP_DEFLATED)
+    volume = open_volume(zip_of(folder, tmp_path / "a.ozx", folder, method))
+    assert (packed.ONE_BY_ONE in volume.notes) == (method == zipfile.ZIP_DEFLATED)
     assert (volume.cached is None) == (method == zipfile.ZIP_DEFLATED)
 
 
 def test_another_zip_in_its_place_is_read_as_it_is(tmp_path: Path) -> None:
     """Its members lie elsewhere; one that compresses them is an error, and one that is gone is not read as zeros."""
     folder = ome(tmp_path / "a.zarr")
-    path = packed(folder, tmp_path / "a.ozx", folder)
+    path = zip_of(folder, tmp_path / "a.ozx", folder)
     volume = open_volume(path)
     with zipfile.ZipFile(tmp_path / "next.ozx", "w") as archive:
         archive.writestr("first.txt", "moves all that follows")
@@ -206,7 +206,7 @@ def test_another_zip_in_its_place_is_read_as_it_is(tmp_path: Path) -> None:
             archive.writestr(name, before.read(name))
     (tmp_path / "next.ozx").replace(path)
     np.testing.assert_array_equal(volume.read(WHOLE), DATA)
-    packed(folder, tmp_path / "next.ozx", folder, zipfile.ZIP_DEFLATED).replace(path)
+    zip_of(folder, tmp_path / "next.ozx", folder, zipfile.ZIP_DEFLATED).replace(path)
     with pytest.raises(CorruptInputError, match="it has been changed since it was opened"):
         volume.read(WHOLE)
     path.unlink()

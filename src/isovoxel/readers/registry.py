@@ -143,6 +143,11 @@ def _is_companion(at: Location) -> bool:
     return b"<OME" in at.first or (at.path.name.endswith(".companion.ome") and at.first.lstrip().startswith(b"<"))
 
 
+def _is_packed_tiff(at: Location) -> bool:
+    """Return whether a gzip holds a TIFF."""
+    return _late("raw", "first_bytes")(at.path, 4) in TIFF_MAGIC
+
+
 def _png(at: Location) -> bool:
     """Return whether a file is a PNG, or a folder holds some."""
     return at.first.startswith(PNG_MAGIC) if at.kind == "file" else _late("slices", "has_pngs")(at)
@@ -169,10 +174,10 @@ FORMATS = (
     ),
     Format(
         "TIFF in gzip",
-        _begins(GZIP_MAGIC, then=_late("unpacked", "is_packed_tiff")),
-        _late("unpacked", "open_packed_tiff"),
+        _begins(GZIP_MAGIC, then=_is_packed_tiff),
+        _late("packed", "open_packed_tiff"),
         selects=("image", *_ARRAYS),
-        images=_late("unpacked", "images_of_packed_tiff"),
+        images=_late("packed", "images_of_packed_tiff"),
     ),
     Format(
         "OME-Zarr",
@@ -233,11 +238,11 @@ FORMATS = (
     ),
     Format(
         "zipped zarr",
-        _begins(ZIP_MAGIC, then=_late("zipped", "is_zip")),
-        _late("zipped", "open_zip"),
+        _begins(ZIP_MAGIC, then=_late("packed", "is_zip")),
+        _late("packed", "open_zip"),
         selects=("image", "level", *_ARRAYS),
         inner=True,
-        images=_late("zipped", "images_of_zip"),
+        images=_late("packed", "images_of_zip"),
     ),
     Format("NIfTI", _late("raw_headers", "is_nifti"), _late("raw_headers", "open_nifti"), "nifti", ("nibabel",)),
     *(

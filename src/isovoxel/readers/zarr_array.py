@@ -97,7 +97,7 @@ def open_path(path: Place, name: str) -> zarr.Array[Any]:
                         from isovoxel.readers.zarr_python import RootStore
 
                         where = {"store": RootStore(path.root), "path": path.key}
-                    elif (in_zip := getattr(path, "in_store", None)) is not None:  # of `isovoxel.readers.zipped`
+                    elif (in_zip := getattr(path, "in_store", None)) is not None:  # of `isovoxel.readers.packed`
                         where = in_zip()
                     return zarr.open_array(**where, mode="r", zarr_format=3 if zarr_format == 3 else 2)
             except (DeprecationWarning, OverflowError) as error:  # NumPy 1 and 2

@@ -33,7 +33,7 @@ from isovoxel.readers.zarr_layout import INDEX_CACHE_BYTES, INDEX_COST, ChunkLay
 if TYPE_CHECKING:
     from zipfile import ZipInfo
 
-    from isovoxel.readers.zipped import ZipPlace
+    from isovoxel.readers.packed import ZipPlace
 
 _NO_CHUNK = 2**64 - 1
 _MEMBER_HEADER = 30

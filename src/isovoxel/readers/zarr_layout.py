@@ -33,7 +33,7 @@ from isovoxel.readers.selection import ZYX, Picked
 if TYPE_CHECKING:
     import zarr
 
-    from isovoxel.readers.zipped import ZipPlace
+    from isovoxel.readers.packed import ZipPlace
 
 CODECS_V3 = ("blosc", "zstd", "gzip")
 """Codecs of zarr v3 that are decoded here."""
@@ -242,7 +242,7 @@ def local_folder(where: Any) -> str | ObjectPlace | ZipPlace | None:
     if type(where.store) is LocalStore:
         return str((Path(where.store.root) / where.path).resolve())
     if type(where.store) is ZipStore and where.store.read_only:
-        from isovoxel.readers.zipped import zip_place
+        from isovoxel.readers.packed import zip_place
 
         place = zip_place(where.store.path, where.path)
         return place if place.is_stored() else None
