@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from isovoxel.geometry.grid import Float3, Index3
-from isovoxel.metadata.affine import ORIGIN
 from isovoxel.metadata.series import Channel, checked_color
-from isovoxel.metadata.units import Calibration, Length, calibrate
+from isovoxel.metadata.units import ORIGIN, Calibration, Length, calibrate
 
 _IN_MICROMETERS = "element_size_um"
 _IN_UNITS = ("voxel_size", "resolution")

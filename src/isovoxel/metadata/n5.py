@@ -20,9 +20,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from isovoxel.geometry.grid import AXES, Float3
-from isovoxel.metadata.affine import ORIGIN
 from isovoxel.metadata.hdf5 import three
-from isovoxel.metadata.units import Calibration, Length, calibrate
+from isovoxel.metadata.units import ORIGIN, Calibration, Length, calibrate
 
 FINEST = "s0"
 """Name of the finest level in a group of levels."""

@@ -19,8 +19,7 @@ from typing import Any
 import numpy as np
 
 from isovoxel.geometry.grid import Float3
-from isovoxel.metadata.affine import ORIGIN, TURNED, is_upright
-from isovoxel.metadata.units import Calibration, Length, calibrate
+from isovoxel.metadata.units import ORIGIN, TURNED, Calibration, Length, calibrate, is_upright
 
 MOST_AXES = 16
 """Axes that NRRD allows, and more than any other has."""

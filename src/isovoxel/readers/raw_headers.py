@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from isovoxel.errors import InputError, InputMissingError, IsovoxelError
 from isovoxel.geometry.grid import Box, Index3
-from isovoxel.metadata.affine import ORIGIN, read_affine, read_zooms
 from isovoxel.metadata.raw_headers import MRC_BYTES, RawHeader, is_mrc, read_metaimage, read_mrc, read_nrrd
 from isovoxel.metadata.series import stays_inside
+from isovoxel.metadata.units import ORIGIN, read_affine, read_zooms
 from isovoxel.readers.base import Volume, check_voxels, output_array
 from isovoxel.readers.files import FileList, check_complete, file_identity, pair_identity, reason_of, unreadable
 from isovoxel.readers.raw import (
