@@ -16,7 +16,7 @@ import tensorstore
 import isovoxel
 from isovoxel.errors import CorruptInputError, InputError, InputUnavailableError
 from isovoxel.geometry.grid import Box
-from isovoxel.metadata.n5 import read_n5
+from isovoxel.metadata.hdf5 import read_n5
 from isovoxel.object_store.retries import is_transient
 from isovoxel.readers import n5
 from isovoxel.readers.open import open_volume

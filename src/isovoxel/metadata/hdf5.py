@@ -1,4 +1,4 @@
-"""Voxel size in the attributes of an HDF5 dataset, and of an Imaris image.
+"""Voxel size in the attributes of an HDF5 dataset, of an Imaris image, and of an N5 dataset.
 
 HDF5 itself knows none. Fiji, ilastik and Labkit write `element_size_um`, in micrometres; tools of electron microscopy
 write `resolution` or `voxel_size`, often with an `offset`, in `units` if they say so. All are z, y, x, as voxels are.
@@ -6,12 +6,15 @@ write `resolution` or `voxel_size`, often with an `offset`, in `units` if they s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from isovoxel.geometry.grid import Float3, Index3
+from isovoxel.geometry.grid import AXES, Float3, Index3
 from isovoxel.metadata.series import Channel, checked_color
 from isovoxel.metadata.units import ORIGIN, Calibration, Length, calibrate
 
@@ -163,3 +166,231 @@ def _number(value: Any) -> float | None:
     except ValueError:
         return None
     return number if abs(number) < 1e300 else None
+
+
+# ---- N5 ----------------------------------------------------------------------------------------------------------
+
+# Voxel size in the attributes of an N5 dataset, or of the group around it.
+#
+# N5 itself knows none; its writers each have their own way, and most count x first, as N5 does:
+#
+# - `pixelResolution` of the finest level with a unit, and `downsamplingFactors` of each (N5 Viewer, n5-spark);
+# - `resolution`, `units` and `offset` (n5-ij, Paintera, BigDataViewer), of a group of levels or of a dataset;
+# - `pixelWidth`, `pixelHeight`, `pixelDepth`, `pixelUnit` (n5-ij's ImageJ style);
+# - `transform` with `scale`, `translate`, `units` and the names of its axes (COSEM), most often z first, of the level,
+#   or of each in its group's `multiscales`.
+#
+# Factors are the level's `downsamplingFactors`, or in a list of its group, there or as `scales`.
+
+
+FINEST = "s0"
+"""Name of the finest level in a group of levels."""
+_LEVEL = re.compile(r"s(\d+)")
+_N5 = "the N5 dataset"
+_N5_ROUNDING = 1e-6
+"""By how much two sizes may differ, relatively, that are written as one."""
+_WIDTHS = ("pixelDepth", "pixelHeight", "pixelWidth")
+
+
+def level_of(name: str) -> int | None:
+    """Return which level of a group has a name, 0 the finest; None where no level is called so."""
+    level = _LEVEL.fullmatch(name)
+    return int(level[1]) if level else None
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What lies around a dataset and may tell of it."""
+
+    groups: Sequence[Mapping[str, Any]] = ()
+    """Attributes of the groups that it lies in, the nearest first."""
+    level: int | None = None
+    """Which level of a group it is, by its name ("s1"), 0 the finest; None where it has another name."""
+    finest: Mapping[str, Any] = field(default_factory=dict)
+    """Attributes of the finest level of the group, where it is another one."""
+
+    @property
+    def group(self) -> Mapping[str, Any]:
+        """Attributes of the nearest group."""
+        return self.groups[0] if self.groups else {}
+
+
+ALONE = Surroundings()
+"""Nothing lies around."""
+
+
+class _Found(NamedTuple):
+    """A voxel size in some attributes."""
+
+    calibration: Calibration
+    origin: Float3
+    key: str
+
+
+def read_n5(attributes: Mapping[str, Any], around: Surroundings = ALONE) -> tuple[Calibration, Float3]:
+    """Return the voxel size that an N5 dataset's attributes state, and the position of voxel 0 in the same unit.
+
+    What a group says, or the finest level, is the finest level's; a dataset is coarser by its downsampling factors,
+    and as a level is made of means, its first voxel's centre lies further in. What a level says itself is its own
+    with `transform`; else what is said of the finest level tells whether its factors are in it already.
+
+    Parameters
+    ----------
+    attributes
+        Those of the dataset.
+    around
+        What lies around it.
+
+    Examples
+    --------
+    >>> read_n5({"resolution": [4, 4, 40], "units": ["nm", "nm", "nm"]})[0].voxel_size
+    (40.0, 4.0, 4.0)
+    >>> s1 = Surroundings([{"resolution": [4, 4, 40], "units": ["nm", "nm", "nm"]}], level=1)
+    >>> read_n5({"downsamplingFactors": [2, 2, 1]}, s1)[0].voxel_size
+    (40.0, 8.0, 8.0)
+    """
+    own = _found(attributes, around.group)
+    if own is None or own.key != "transform":
+        own = _found(_entry(around), {}) or own
+    finest = _found(around.finest, around.group) or _found(around.group, {})
+    found = own or finest
+    if found is None:
+        return _missing(f"has no attribute that tells it ({', '.join(_READERS)})")
+    factors = (1.0, 1.0, 1.0) if found is own and own.key == "transform" else _factors(attributes, around)
+    if found.calibration.voxel_size is None or factors == (1.0, 1.0, 1.0):
+        return found.calibration, found.origin
+    if factors is None:
+        return _missing("does not say how much coarser it is than the finest level")
+    if own is None or _is_finest(own, finest):
+        return _coarser(found, factors)
+    if finest is not None and _equal(_coarser(finest, factors)[0], own.calibration):
+        return own.calibration, own.origin
+    return _missing(f"is downsampled, and does not say whether its {own.key} is its own or that of the finest level")
+
+
+def _is_finest(own: _Found, finest: _Found | None) -> bool:
+    """Return whether what a level says of a size is known to be that of the finest level."""
+    if finest is None or finest.key != own.key:
+        return own.key == "pixelResolution"  # as it is specified
+    return _equal(finest.calibration, own.calibration)
+
+
+def _missing(why: str) -> tuple[Calibration, Float3]:
+    return Calibration(missing=f"{_N5} {why}"), ORIGIN
+
+
+def _found(attributes: Mapping[str, Any], group: Mapping[str, Any]) -> _Found | None:
+    """Read the first of the attributes that tell of a size; its group may have the unit."""
+    for key, read in _READERS.items():
+        if key in attributes:
+            units = {name: group[name] for name in ("units", "unit") if name in group}
+            return _Found(*read({**units, **attributes}), key)
+    return None
+
+
+def _entry(around: Surroundings) -> Mapping[str, Any]:
+    """Return what COSEM's group says of the level."""
+    images = around.group.get("multiscales")
+    image = images[0] if isinstance(images, list) and images else None
+    listed = image.get("datasets") if isinstance(image, Mapping) else None
+    for entry in listed if isinstance(listed, list) else []:
+        if isinstance(entry, Mapping) and around.level is not None and entry.get("path") == f"s{around.level}":
+            return {"transform": entry["transform"]} if "transform" in entry else {}
+    return {}
+
+
+def _factors(attributes: Mapping[str, Any], around: Surroundings) -> Float3 | None:
+    """Return how much coarser a dataset is than the finest level, x first; None where it does not say."""
+    if "downsamplingFactors" in attributes:
+        return three(attributes["downsamplingFactors"])
+    if not around.level:
+        return (1.0, 1.0, 1.0)
+    for group in around.groups:
+        for key in ("downsamplingFactors", "scales"):
+            listed = group.get(key)
+            if isinstance(listed, list) and len(listed) > around.level:
+                return three(listed[around.level])
+    # Levels without factors each say their own size, where it is not that of the finest.
+    own, finest = _found(attributes, around.group), _found(around.finest, around.group)
+    apart = own is not None and finest is not None and own.calibration != finest.calibration
+    return (1.0, 1.0, 1.0) if apart else None
+
+
+def _coarser(found: _Found, factors: Float3) -> tuple[Calibration, Float3]:
+    """Return size and origin of a level that is coarser by these factors, x first, than what was found."""
+    if found.calibration.voxel_size is None:
+        return found.calibration, ORIGIN
+    z, y, x = (size * factor for size, factor in zip(found.calibration.voxel_size, factors[::-1], strict=True))
+    oz, oy, ox = (
+        start + size * (factor - 1) / 2
+        for start, size, factor in zip(found.origin, found.calibration.voxel_size, factors[::-1], strict=True)
+    )
+    return replace(found.calibration, voxel_size=(z, y, x)), (oz, oy, ox)
+
+
+def _equal(one: Calibration, other: Calibration) -> bool:
+    if one.voxel_size is None or other.voxel_size is None or one.unit != other.unit:
+        return False
+    return all(math.isclose(a, b, rel_tol=_N5_ROUNDING) for a, b in zip(one.voxel_size, other.voxel_size, strict=True))
+
+
+def _pixel_resolution(attributes: Mapping[str, Any]) -> tuple[Calibration, Float3]:
+    value = attributes["pixelResolution"]
+    unit = value.get("unit") if isinstance(value, Mapping) else attributes.get("unit")
+    sizes = three(value.get("dimensions") if isinstance(value, Mapping) else value)
+    if sizes is None:
+        return _no_numbers("pixelResolution"), ORIGIN
+    return _n5_calibration("pixelResolution", sizes[::-1], [unit] * 3), ORIGIN
+
+
+def _resolution(attributes: Mapping[str, Any]) -> tuple[Calibration, Float3]:
+    sizes, offset = three(attributes["resolution"]), three(attributes.get("offset"))
+    if sizes is None:
+        return _no_numbers("resolution"), ORIGIN
+    found = _n5_calibration("resolution", sizes[::-1], _each(attributes.get("units", attributes.get("unit")))[::-1])
+    return found, ORIGIN if offset is None or not found.placed else offset[::-1]
+
+
+def _pixel_width(attributes: Mapping[str, Any]) -> tuple[Calibration, Float3]:
+    sizes = three([attributes.get(width) for width in _WIDTHS])
+    if sizes is None:
+        return _no_numbers(", ".join(_WIDTHS)), ORIGIN
+    return _n5_calibration("pixelWidth", sizes, [attributes.get("pixelUnit")] * 3), ORIGIN
+
+
+def _transform(attributes: Mapping[str, Any]) -> tuple[Calibration, Float3]:
+    """Read COSEM's transform, which names its axes."""
+    value = attributes["transform"] if isinstance(attributes["transform"], Mapping) else {}
+    axes = value.get("axes")
+    sizes, offset = three(value.get("scale")), three(value.get("translate", ORIGIN))
+    if not isinstance(axes, Sequence) or sorted(map(str, axes)) != sorted(AXES) or sizes is None or offset is None:
+        return _no_numbers("transform"), ORIGIN
+    units = _each(value.get("units"))
+    z, y, x = (list(axes).index(axis) for axis in AXES)
+    found = _n5_calibration("transform", (sizes[z], sizes[y], sizes[x]), [units[z], units[y], units[x]])
+    return found, ORIGIN if not found.placed else (offset[z], offset[y], offset[x])
+
+
+def _n5_calibration(key: str, sizes: Float3, units: Sequence[Any]) -> Calibration:
+    z, y, x = (
+        Length(size, unit if isinstance(unit, str) and unit else None) for size, unit in zip(sizes, units, strict=True)
+    )
+    return calibrate(_N5, f"N5 attribute {key}", (z, y, x))
+
+
+def _each(units: Any) -> list[Any]:
+    """Return the unit of every axis, of which there may be one for all."""
+    return list(units) if isinstance(units, list | tuple) and len(units) == 3 else [units] * 3
+
+
+def _no_numbers(key: str) -> Calibration:
+    return Calibration(missing=f"{_N5} has no three numbers and axes in its attribute {key}")
+
+
+_READERS: Mapping[str, Callable[[Mapping[str, Any]], tuple[Calibration, Float3]]] = {
+    "transform": _transform,
+    "pixelResolution": _pixel_resolution,
+    "resolution": _resolution,
+    "pixelWidth": _pixel_width,
+}
+"""What reads the voxel size where this attribute is there; the first of them counts."""

@@ -21,8 +21,17 @@ import numpy as np
 
 from isovoxel.errors import InputError, InputMissingError, IsovoxelError
 from isovoxel.geometry.grid import Float3, Index3
-from isovoxel.metadata import n5
-from isovoxel.metadata.hdf5 import image_shape, read_channel, read_extent, read_hdf5, text_of
+from isovoxel.metadata.hdf5 import (
+    FINEST,
+    Surroundings,
+    image_shape,
+    level_of,
+    read_channel,
+    read_extent,
+    read_hdf5,
+    read_n5,
+    text_of,
+)
 from isovoxel.metadata.series import chosen_channels
 from isovoxel.metadata.units import Calibration
 from isovoxel.readers.base import ReadBox, SeriesReader, Volume, check_voxels
@@ -111,13 +120,13 @@ def _open_dataset(dataset: h5py.Dataset, path: Path, name: str, selection: Selec
 def _measured(dataset: h5py.Dataset) -> tuple[Calibration, Float3]:
     """Return what the attributes of a dataset, and of what it lies in, say of its voxel size."""
     own, group = dict(dataset.attrs), dict(dataset.parent.attrs)
-    level = n5.level_of(dataset.name.rpartition("/")[2])
+    level = level_of(dataset.name.rpartition("/")[2])
     if "n5" in dataset.file.attrs:  # written as N5, in whose attributes x comes first
-        beside = dataset.parent.get(n5.FINEST) if level else None
+        beside = dataset.parent.get(FINEST) if level else None
         above = [group, dict(dataset.parent.parent.attrs)]
         finest = {} if beside is None else dict(beside.attrs)
         plain, *groups, finest = (_from_json(attributes) for attributes in (own, *above, finest))
-        return n5.read_n5(plain, n5.Surroundings(groups, level, finest))
+        return read_n5(plain, Surroundings(groups, level, finest))
     factors = own.get("downsamplingFactors")
     return read_hdf5(own, group, coarser=bool(level) or (factors is not None and bool(np.any(factors != 1))))
 

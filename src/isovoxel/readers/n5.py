@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from isovoxel.errors import InputError, InputMissingError
 from isovoxel.geometry.grid import Box, Float3, Index3
-from isovoxel.metadata.n5 import FINEST, Surroundings, level_of, read_n5
+from isovoxel.metadata.hdf5 import FINEST, Surroundings, level_of, read_n5
 from isovoxel.metadata.series import stays_inside
 from isovoxel.metadata.units import Length, calibrate
 from isovoxel.object_store.zarr_nodes import N5_ATTRIBUTES
