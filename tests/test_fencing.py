@@ -20,8 +20,7 @@ from isovoxel.execution.blocks import BlockMaker
 from isovoxel.execution.executor import LevelProgress, Task
 from isovoxel.execution.subprocess import SubprocessExecutor
 from isovoxel.object_store import clients, zarr_nodes
-from isovoxel.object_store.addresses import Place, place_of
-from isovoxel.object_store.objects import ObjectPlace
+from isovoxel.object_store.objects import ObjectPlace, Place, place_of
 from isovoxel.output import attempt, ledger, lock
 from isovoxel.output.attempt import Attempt
 from isovoxel.output.files import LOCK, FileLines, ObjectLines

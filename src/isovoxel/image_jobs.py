@@ -46,7 +46,7 @@ from isovoxel.execution.result import ScaleResult, Tally
 from isovoxel.geometry.grid import VoxelGrid
 from isovoxel.jobs import Order, Relay, executor_for, open_as_begun, run_job
 from isovoxel.metadata.ome import group_attributes
-from isovoxel.object_store.addresses import Place, absolute, place_of, shown
+from isovoxel.object_store.objects import Place, absolute, place_of, shown
 from isovoxel.options import Options
 from isovoxel.planner import (
     Sampling,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from isovoxel.errors import InputError, IsovoxelError, JobError, OptionError
 from isovoxel.execution.events import Event, Listener, Retried
 from isovoxel.execution.result import ScaleResult
-from isovoxel.object_store.addresses import Place, place_of, shown
+from isovoxel.object_store.objects import Place, place_of, shown
 from isovoxel.options import Options
 from isovoxel.output.membership import LABELS
 from isovoxel.planner import Sampling, choose_sampling, find_target, open_input, plan_volume

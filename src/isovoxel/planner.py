@@ -25,7 +25,7 @@ from isovoxel.geometry.grid import (
     finest,
     number_text,
 )
-from isovoxel.object_store.addresses import Place
+from isovoxel.object_store.objects import Place
 from isovoxel.options import Opening, Options
 from isovoxel.planning.model import ENGINES, MOVES, DeviceLimits, Encoded, HostLimits, Source
 from isovoxel.planning.plan import Plan

@@ -20,8 +20,7 @@ from isovoxel.execution.job import Job
 from isovoxel.execution.output import output_state
 from isovoxel.geometry.grid import VoxelGrid
 from isovoxel.object_store import clients
-from isovoxel.object_store.addresses import Place, place_of
-from isovoxel.object_store.objects import ObjectPlace
+from isovoxel.object_store.objects import ObjectPlace, Place, place_of
 from isovoxel.output.shard_store import FileShardStore, shard_key
 from isovoxel.planning.pyramid import reading, with_levels
 from store_server import contents, serving

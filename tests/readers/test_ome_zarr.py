@@ -10,8 +10,7 @@ import pytest
 from command_line import Isovoxel, check_refused
 from isovoxel.errors import InputError, OptionError
 from isovoxel.geometry.grid import Box
-from isovoxel.object_store.addresses import place_of
-from isovoxel.object_store.objects import ObjectPlace
+from isovoxel.object_store.objects import ObjectPlace, place_of
 from isovoxel.readers.open import open_volume
 from isovoxel.readers.selection import Selection
 from ome_zarrs import halved, put_attributes, pyramid

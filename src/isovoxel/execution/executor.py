@@ -38,8 +38,8 @@ from isovoxel.errors import (
 )
 from isovoxel.execution.events import BlockDone, DecodedByProcessor, Event, Listener, started
 from isovoxel.geometry.grid import Float3
-from isovoxel.object_store.addresses import Place, place_of
 from isovoxel.object_store.files import has_no_inodes, refusal
+from isovoxel.object_store.objects import Place, place_of
 from isovoxel.object_store.retries import is_transient
 from isovoxel.output.attempt import Attempt
 from isovoxel.output.shard import ShardReceipt

@@ -63,8 +63,8 @@ from isovoxel.execution.executor import (
 from isovoxel.execution.output import OutputClaim, OutputRequest, claim_output
 from isovoxel.geometry.grid import Box, ceil_div
 from isovoxel.metadata.series import DisplayWindow, omero_attribute
-from isovoxel.object_store.addresses import Place
 from isovoxel.object_store.files import refusal
+from isovoxel.object_store.objects import Place
 from isovoxel.object_store.retries import map_in_order, patience, retry
 from isovoxel.output.files import NEW, NOW
 from isovoxel.output.ledger import Ledger

@@ -35,7 +35,7 @@ from isovoxel.execution.events import started
 from isovoxel.execution.executor import kept
 from isovoxel.execution.flushing import FLUSHING
 from isovoxel.execution.recipe import as_called_then, asked_otherwise, differences, made_with
-from isovoxel.object_store.addresses import Place, absolute, place_of
+from isovoxel.object_store.objects import Place, absolute, place_of
 from isovoxel.options import HOW_FAR, Options
 from isovoxel.output.attempt import Attempt, end_attempt, end_attempts
 from isovoxel.output.destination import check_destination

@@ -42,8 +42,7 @@ from isovoxel.execution.events import (
 )
 from isovoxel.geometry.grid import ceil_div
 from isovoxel.notebook import InNotebooks
-from isovoxel.object_store.addresses import Place
-from isovoxel.object_store.objects import ObjectPlace
+from isovoxel.object_store.objects import ObjectPlace, Place
 from isovoxel.planning.optimizer import DECODE
 from isovoxel.planning.plan import Plan
 
@@ -244,7 +243,7 @@ class ScaleResult(InNotebooks):
 
     def _volume(self, level: int) -> Volume:
         """Return a level of the output, by a path that is the same in processes whose working folders are others."""
-        from isovoxel.object_store.addresses import absolute, place_of
+        from isovoxel.object_store.objects import absolute, place_of
         from isovoxel.readers.open import open_volume
         from isovoxel.readers.selection import Selection
 

@@ -30,7 +30,7 @@ from isovoxel.execution.events import Reading
 from isovoxel.execution.recipe import Recipe
 from isovoxel.execution.resources import reading_limits
 from isovoxel.geometry.grid import Box, Index3, ceil_div
-from isovoxel.object_store.addresses import Place, has_place, place_of
+from isovoxel.object_store.objects import Place, has_place, place_of
 from isovoxel.object_store.retries import map_in_order
 from isovoxel.output.ledger import Ledger, Looked, Noted, ledger_of
 from isovoxel.output.ome_zarr import missing_shards

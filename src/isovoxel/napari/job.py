@@ -16,7 +16,7 @@ from isovoxel.execution.events import BlockDone, Event, JobStarted, JobStopped, 
 from isovoxel.execution.result import Forecast, forecast
 from isovoxel.geometry.grid import AXES, Float3
 from isovoxel.napari.layers import LayerInput, find_input, is_unchanged
-from isovoxel.object_store.addresses import place_of
+from isovoxel.object_store.objects import place_of
 from isovoxel.options import SURFACES
 from isovoxel.planning.memory import human_bytes
 from isovoxel.planning.plan import Plan

@@ -27,7 +27,7 @@ import numpy as np
 from isovoxel.api import ScaleResult, open_volume
 from isovoxel.errors import InputError, IsovoxelError
 from isovoxel.geometry.grid import AXES, Float3
-from isovoxel.object_store.addresses import is_address
+from isovoxel.object_store.objects import is_address
 from isovoxel.options import Opening
 from isovoxel.readers.arrays import as_dask
 from isovoxel.readers.base import Volume

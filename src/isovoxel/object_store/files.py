@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from isovoxel.object_store.addresses import Place
+from isovoxel.object_store.objects import Place
 
 LARGEST = 2**20
 """Bytes that a file may have that an option names."""

@@ -14,10 +14,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from isovoxel.object_store.addresses import Place
 from isovoxel.object_store.clients import ChangedError
 from isovoxel.object_store.files import parse_json, write_whole
-from isovoxel.object_store.objects import ObjectPlace
+from isovoxel.object_store.objects import ObjectPlace, Place
 
 fcntl: Any
 try:

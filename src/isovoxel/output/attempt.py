@@ -32,9 +32,8 @@ from typing import Any
 import psutil
 
 from isovoxel.errors import OutputBusyError
-from isovoxel.object_store.addresses import Place
 from isovoxel.object_store.files import parse_json
-from isovoxel.object_store.objects import ObjectPlace
+from isovoxel.object_store.objects import ObjectPlace, Place
 
 _UNSEALED, _GONE = "isovoxel-unsealed-", "isovoxel-gone-"
 """How the names of such folders begin, and of those that were moved away."""

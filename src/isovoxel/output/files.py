@@ -28,9 +28,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from isovoxel.errors import OutputError
-from isovoxel.object_store.addresses import Place
 from isovoxel.object_store.files import parse_json, write_all, write_whole
-from isovoxel.object_store.objects import ObjectPlace
+from isovoxel.object_store.objects import ObjectPlace, Place
 from isovoxel.object_store.retries import carried, gave_up, patience
 from isovoxel.planning.resume import plan_from_json
 

@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from isovoxel.errors import OutputError
-from isovoxel.object_store.addresses import Place
 from isovoxel.object_store.files import parse_json, write_whole
+from isovoxel.object_store.objects import Place
 from isovoxel.object_store.retries import gave_up, retry
 from isovoxel.output.files import (
     BLOCKS,

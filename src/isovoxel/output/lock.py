@@ -34,10 +34,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from isovoxel.errors import OutputBusyError, OutputError
-from isovoxel.object_store.addresses import Place
 from isovoxel.object_store.clients import ChangedError, Found, Version
 from isovoxel.object_store.files import refusal, write_all
-from isovoxel.object_store.objects import ObjectPlace
+from isovoxel.object_store.objects import ObjectPlace, Place
 from isovoxel.object_store.retries import patience
 from isovoxel.output.attempt import (
     DEAD_SECONDS,

@@ -25,9 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from isovoxel.errors import OutputError
-from isovoxel.object_store.addresses import Place, path_from
 from isovoxel.object_store.files import parse_json
-from isovoxel.object_store.objects import ObjectPlace
+from isovoxel.object_store.objects import ObjectPlace, Place, path_from
 from isovoxel.object_store.zarr_nodes import (
     ATTRIBUTES,
     NODE,

@@ -22,9 +22,8 @@ from isovoxel.errors import OutputExistsError
 from isovoxel.geometry.grid import AXES, VoxelGrid, ceil_div
 from isovoxel.metadata.ome import image_attributes, read_levels
 from isovoxel.metadata.series import SeriesAxis
-from isovoxel.object_store.addresses import Place, place_of, write_small
 from isovoxel.object_store.files import sync_folder, write_whole
-from isovoxel.object_store.objects import ObjectPlace
+from isovoxel.object_store.objects import ObjectPlace, Place, place_of, write_small
 from isovoxel.object_store.zarr_nodes import (
     TOP,
     change_attributes,

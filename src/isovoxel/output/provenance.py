@@ -20,8 +20,7 @@ import numpy as np
 from isovoxel.errors import InputError, InputUnavailableError
 from isovoxel.geometry.grid import Box, ceil_div
 from isovoxel.metadata.series import place_of_volume, stays_inside
-from isovoxel.object_store.addresses import Place, place_of
-from isovoxel.object_store.objects import ObjectPlace
+from isovoxel.object_store.objects import ObjectPlace, Place, place_of
 from isovoxel.object_store.zarr_nodes import read_attributes
 from isovoxel.output.shard import ShardReceipt
 from isovoxel.output.shard_store import Flags

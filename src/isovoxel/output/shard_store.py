@@ -33,8 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.errors import OutputError
-from isovoxel.object_store.addresses import Place
-from isovoxel.object_store.objects import ObjectPlace
+from isovoxel.object_store.objects import ObjectPlace, Place
 from isovoxel.output.attempt import Attempt, end_attempts, unsealed_folder
 from isovoxel.output.shard import (
     PARTIAL,

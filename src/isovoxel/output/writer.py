@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 from isovoxel.codecs.gpu import GpuEncoder
 from isovoxel.geometry.grid import Box, VoxelGrid
 from isovoxel.metadata.series import place_of_volume
-from isovoxel.object_store.addresses import Place, place_of
-from isovoxel.object_store.objects import ObjectPlace
+from isovoxel.object_store.objects import ObjectPlace, Place, place_of
 from isovoxel.output.attempt import Attempt
 from isovoxel.output.encoder import ShardEncoder, default_helpers
 from isovoxel.output.shard import PendingShard, ShardReceipt

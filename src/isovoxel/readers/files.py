@@ -29,8 +29,7 @@ import numpy as np
 
 from isovoxel.errors import InputError, InputUnavailableError
 from isovoxel.geometry.grid import Box, Index3, ceil_div
-from isovoxel.object_store.addresses import Place
-from isovoxel.object_store.objects import ObjectPlace
+from isovoxel.object_store.objects import ObjectPlace, Place
 from isovoxel.object_store.retries import carried
 from isovoxel.readers.base import Volume
 

@@ -19,8 +19,7 @@ import numpy as np
 
 from isovoxel.errors import InputError
 from isovoxel.geometry.grid import AXES, Index3
-from isovoxel.object_store.addresses import Place
-from isovoxel.object_store.objects import ObjectPlace
+from isovoxel.object_store.objects import ObjectPlace, Place
 from isovoxel.object_store.zarr_nodes import ARRAY_FILES, NODE, V2_ARRAY, files_of_node
 from isovoxel.planning.chunking import Storage
 from isovoxel.readers.base import (

@@ -21,8 +21,7 @@ import numpy as np
 
 from isovoxel.codecs.streams import ChunkCoding
 from isovoxel.geometry.grid import Box, Index3, ceil_div
-from isovoxel.object_store.addresses import Place
-from isovoxel.object_store.objects import PIECE_BYTES, ObjectPlace
+from isovoxel.object_store.objects import PIECE_BYTES, ObjectPlace, Place
 from isovoxel.object_store.zarr_nodes import ARRAY_FILES
 from isovoxel.planning.chunking import CHECKSUM_BYTES, Storage
 from isovoxel.readers.base import Files

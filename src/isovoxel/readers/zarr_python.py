@@ -232,7 +232,7 @@ class RootStore(ObjectStore[Any]):
     Parameters
     ----------
     root
-        The store, as `isovoxel.object_store.addresses.Address` has it.
+        The store, as `isovoxel.object_store.objects.Address` has it.
     """
 
     def __init__(self, root: str) -> None:

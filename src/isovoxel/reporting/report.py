@@ -26,7 +26,7 @@ from isovoxel.execution.events import Reading
 from isovoxel.execution.inputs import Named, check_apart, folders_of, read_as
 from isovoxel.execution.resources import reading_limits
 from isovoxel.execution.result import ScaleResult
-from isovoxel.object_store.addresses import is_address
+from isovoxel.object_store.objects import is_address
 from isovoxel.options import Opening
 from isovoxel.planner import open_by
 from isovoxel.planning.memory import human_bytes

@@ -55,7 +55,7 @@ from isovoxel.execution.distributed.worker_session import (
 from isovoxel.execution.events import Listener, WorkerJoined
 from isovoxel.execution.executor import BlockFailed, Elapsed, LevelProgress, Task, is_full
 from isovoxel.execution.resources import return_freed_memory
-from isovoxel.object_store.addresses import Place, absolute, write_small
+from isovoxel.object_store.objects import Place, absolute, write_small
 from isovoxel.output.ledger import ledger_of
 from isovoxel.planning.memory import human_bytes
 from isovoxel.readers.base import Volume

@@ -34,7 +34,7 @@ from isovoxel.execution.executor import BlockFailed, Task
 from isovoxel.execution.flushing import FLUSHING, Flusher
 from isovoxel.execution.resources import return_freed_memory
 from isovoxel.geometry.grid import Box
-from isovoxel.object_store.addresses import Place, absolute
+from isovoxel.object_store.objects import Place, absolute
 from isovoxel.output.shard import ShardReceipt
 from isovoxel.planning.model import Block
 from isovoxel.terminal import carry_trace
