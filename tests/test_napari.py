@@ -29,15 +29,21 @@ with warnings.catch_warnings():
     from napari.layers import Image, Labels
     from napari.layers._source import layer_source
 
-from isovoxel.napari.job import Follower, Request, command, keywords, parse_numbers, plan_words, scale_layer
 from isovoxel.napari.layers import (
+    Follower,
     LayerInput,
+    Request,
     arranged,
+    command,
     default_output,
     find_input,
     is_unchanged,
+    keywords,
     new_scale,
+    parse_numbers,
+    plan_words,
     result_layer,
+    scale_layer,
 )
 from small_jobs import stop_after
 

@@ -104,7 +104,7 @@ def said(label: Any) -> str:
 def stopping(blocks: int, stop: Callable[[], Any]) -> Any:
     """Return a class of listeners that do something once so many blocks are done."""
     from isovoxel.execution.events import BlockDone, Event
-    from isovoxel.napari.job import Follower
+    from isovoxel.napari.layers import Follower
 
     class Stopping(Follower):
         def __call__(self, event: Event) -> None:

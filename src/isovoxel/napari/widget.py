@@ -27,8 +27,21 @@ from isovoxel.engines.devices import Device
 from isovoxel.errors import IsovoxelError, clause
 from isovoxel.execution.result import ScaleResult
 from isovoxel.geometry.grid import AXES
-from isovoxel.napari.job import Follower, Request, command, keywords, parse_numbers, plan_layer, scale_layer
-from isovoxel.napari.layers import WRITTEN, LayerInput, default_output, find_input, new_scale, result_layer
+from isovoxel.napari.layers import (
+    WRITTEN,
+    Follower,
+    LayerInput,
+    Request,
+    command,
+    default_output,
+    find_input,
+    keywords,
+    new_scale,
+    parse_numbers,
+    plan_layer,
+    result_layer,
+    scale_layer,
+)
 from isovoxel.object_store.objects import is_address
 from isovoxel.planning.model import ENGINES
 from isovoxel.reporting.text import duration
