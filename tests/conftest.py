@@ -19,10 +19,12 @@ from hypothesis import settings
 from command_line import Isovoxel, Outcome
 from isovoxel.object_store.objects import ObjectPlace
 from store_server import Server, serving
+from strategies import THOROUGH
 
-# Tests never depend on time; a slow machine is not a failure.
-settings.register_profile("isovoxel", deadline=None, max_examples=40)
-settings.load_profile("isovoxel")
+# Tests never depend on time; a slow machine is not a failure. `.ci/run` tries more examples than the fast tests do.
+settings.register_profile("thorough", deadline=None, max_examples=THOROUGH)
+settings.register_profile("isovoxel", deadline=None, max_examples=3 * THOROUGH // 10)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "isovoxel"))
 
 
 @pytest.hookimpl(tryfirst=True)

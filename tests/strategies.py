@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
+from hypothesis import settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -22,10 +23,17 @@ from isovoxel.planning.optimizer import make_plan
 from isovoxel.planning.plan import Plan
 
 GIB = 2**30
+THOROUGH = 100
+"""How many examples a property is tried with where no number is given, in the profile `thorough`."""
 
 interpolations = st.sampled_from(["linear", "nearest"])
 boundaries = st.sampled_from(["nearest", "constant"])
 dtypes = st.sampled_from(["uint8", "uint16", "uint32", "int8", "int16", "int32", "float32"])
+
+
+def examples(thorough: int) -> int:
+    """Return how many examples a test tries: so many in the profile `thorough`, else three tenths of them."""
+    return -(-thorough * settings.default.max_examples // THOROUGH)
 
 
 def triples(values: st.SearchStrategy) -> st.SearchStrategy:

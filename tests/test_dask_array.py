@@ -26,7 +26,7 @@ from isovoxel import scale_array
 from isovoxel.engines.reference import reference, reference_labels
 from isovoxel.errors import InputError, IsovoxelError, OptionError
 from isovoxel.geometry.grid import Box, Float3, VoxelGrid
-from strategies import as_dtype, one_kernel_for_all_shapes, read_from
+from strategies import as_dtype, examples, one_kernel_for_all_shapes, read_from
 
 SHAPES = int(os.environ.get("SHAPES", "200"))
 """Random cases of the slow test; with 2000 it takes ten minutes."""
@@ -208,7 +208,7 @@ def check_against_oracle(case: Case) -> None:
         assert (np.abs(found[place][off] - real[off]) <= 0.5 + TIE[case.dtype] * largest).all()
 
 
-@settings(max_examples=8)  # each builds kernels
+@settings(max_examples=examples(12))  # each builds kernels
 @given(st.integers(0, 2**32))
 def test_no_shape_is_refused_and_all_equal_the_oracle(seed: int) -> None:
     """Whatever the shape, the chunks on both sides, the factors, the kernel and the further axes."""
@@ -398,7 +398,7 @@ class Watched:
         self.array = da.map_blocks(make, chunks=chunks, dtype=np.uint8, meta=np.empty((0,) * len(chunks), np.uint8))
 
 
-@settings(max_examples=15)
+@settings(max_examples=examples(15))
 @given(st.integers(0, 2**32))
 def test_a_slice_computes_the_chunks_that_it_needs_and_no_other(seed: int) -> None:
     """Those that hold a sample which a chunk of the result takes anything from; each once."""

@@ -24,7 +24,7 @@ from isovoxel.errors import IsovoxelError, JobError, OptionError, OutputExistsEr
 from isovoxel.geometry.grid import Box, VoxelGrid
 from outputs import voxels_of
 from small_jobs import stop_after
-from strategies import as_dtype, read_from
+from strategies import as_dtype, examples, read_from
 
 RNG = np.random.default_rng(8)
 LABELS = RNG.integers(0, 2**62, (9, 20, 22)).astype(np.uint64)
@@ -95,7 +95,7 @@ def test_positions_come_back_on_any_grid(
         np.testing.assert_array_equal(np.floor((np.floor(position + 0.5) + 0.5) / f), samples)
 
 
-@settings(max_examples=8)  # each is two jobs
+@settings(max_examples=examples(12))  # each is two jobs
 @given(st.integers(0, 2**32))
 def test_labels_come_back_on_random_grids(seed: int) -> None:
     """All of them, by whole factors, whatever the shape, the size of the voxels, and the cut."""

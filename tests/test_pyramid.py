@@ -31,7 +31,7 @@ from isovoxel.output.ledger import Ledger, ledger_of
 from isovoxel.output.ome_zarr import missing_shards
 from outputs import shards_of
 from polling import wait_until
-from strategies import factors_up_to, shapes, triples
+from strategies import examples, factors_up_to, shapes, triples
 
 VOXELS = np.random.default_rng(0).integers(0, 65536, (20, 50, 64)).astype(np.uint16)
 OPTIONS: dict[str, Any] = {
@@ -83,7 +83,7 @@ def check_levels(levels: list[np.ndarray], plan: isovoxel.plan, kind: str) -> No
 
 
 @pytest.mark.slow
-@settings(max_examples=16, deadline=None)
+@settings(max_examples=examples(16))
 @given(
     shapes(14),
     triples(factors_up_to(2)),

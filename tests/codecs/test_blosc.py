@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from codecs_on_cpu import containers, gathered
 from isovoxel.codecs import blosc
+from strategies import examples
 
 DTYPES = ["uint8", "uint16", "int16", "uint32", "float32", "uint64", "float64"]
 
@@ -68,7 +69,7 @@ def test_noise_is_stored(codec: str) -> None:
     assert not made[2] & blosc.STORED
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(
     count=st.integers(1, 80_000),
     chunks=st.integers(1, 3),
@@ -81,7 +82,7 @@ def test_chunks_of_any_length(count: int, chunks: int, dtype: str, codec: str, s
     check(image(dtype, count * chunks, seed).reshape(chunks, count), codec)
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(
     shape=st.tuples(*[st.integers(1, 9)] * 3),
     chunk=st.tuples(*[st.integers(1, 5)] * 3),

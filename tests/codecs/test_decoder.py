@@ -20,6 +20,7 @@ from isovoxel.codecs import blosc, streams
 from isovoxel.codecs.decoder import Batch
 from isovoxel.codecs.streams import ChunkCoding, take_apart
 from isovoxel.geometry.grid import Index3
+from strategies import examples
 
 DTYPES = ["uint8", "uint16", "int16", "uint32", "float32", "uint64", "float64"]
 SHUFFLES = [numcodecs.Blosc.NOSHUFFLE, numcodecs.Blosc.SHUFFLE, numcodecs.Blosc.BITSHUFFLE]
@@ -72,7 +73,7 @@ def test_blosc_does_split_some_blocks() -> None:
     assert split["zstd"]
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(
     count=st.integers(1, 70_000),
     dtype=st.sampled_from(DTYPES),
@@ -133,7 +134,7 @@ def test_a_container_of_very_many_blocks_is_left_to_the_processor(monkeypatch: p
     assert take_apart(encoded, coding) is not None
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(
     shape=st.tuples(*[st.integers(1, 9)] * 3),
     chunk=st.tuples(*[st.integers(1, 5)] * 3),

@@ -28,6 +28,7 @@ from isovoxel.reporting.text import volume_lines
 from outputs import by_tensorstore, levels_of
 from small_jobs import interrupt, stop_after
 from small_store import ROOTS, small_store
+from strategies import examples
 
 OPTIONS: dict[str, Any] = {
     "factor": (2.0, 1.0, 1.0),
@@ -97,7 +98,7 @@ def test_skip_gives_what_write_gives(way: str, tmp_path: Path) -> None:
     assert [isovoxel.verify(path, samples=1).missing_shards for path in (skip, write)] == [2, 1]
 
 
-@settings(max_examples=20)
+@settings(max_examples=examples(20))
 @given(
     st.sampled_from(["uint8", "int16", "float32", "uint64"]),
     st.lists(st.tuples(*[st.integers(0, n - 1) for n in (9, 21, 17)]), max_size=5),
@@ -370,7 +371,7 @@ def test_a_block_of_which_little_is_missing_is_made_whole(
     assert both[0] == both[1]
 
 
-@settings(max_examples=12)
+@settings(max_examples=examples(12))
 @given(
     st.sets(st.tuples(*[st.integers(0, n - 1) for n in (5, 5, 4)]), min_size=1, max_size=6),
     st.sampled_from(

@@ -26,6 +26,7 @@ from isovoxel.planning.model import Block
 from isovoxel.planning.plan import Plan
 from outputs import shards_of
 from small_jobs import stop_after
+from strategies import examples
 
 SMALL: dict[str, Any] = {
     "engine": "exact",
@@ -201,7 +202,7 @@ def test_what_goes_on_gathers_nothing(tmp_path: Path) -> None:
     threads=st.integers(1, 4),
     zeros=st.booleans(),
 )
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 def test_each_block_is_made_once_of_blocks_in_their_order(
     shape: Index3, series: int, shard: Index3, memory: str, seed: int, threads: int, zeros: bool
 ) -> None:

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from isovoxel.execution.map_overlap import OverlapWindow
 from isovoxel.geometry.grid import Box
 from isovoxel.planning.plan import Plan
-from strategies import plans
+from strategies import examples, plans
 
 
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 @given(plans(40), st.data())
 def test_a_window_reads_what_its_blocks_read_and_no_more(plan: Plan, data: st.DataObject) -> None:
     """Cut anywhere, a window's input holds the read boxes of its blocks, each within one neighbour's reach."""

@@ -18,6 +18,7 @@ from isovoxel.metadata.ome_xml import MOST_PLANES, read_ome_xml, read_pixels
 from isovoxel.metadata.series import stays_inside
 from isovoxel.metadata.tiff import read_imagej, read_tiff_tags
 from isovoxel.metadata.units import METERS, Calibration, Length, calibrate
+from strategies import examples
 
 SHAPE = (6, 20, 24)
 IMAGEJ = "ImageJ=1.53t\nimages=6\nslices=6\nunit=\\u00B5m\nspacing=2.0\nloop=false\nmin=0.0\nmax=255.0\nzunit=nm\n"
@@ -87,7 +88,7 @@ def check(found: Calibration) -> None:
     assert found.unit is None or found.unit in METERS
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(mutated(IMAGEJ) | st.text(), rationals, rationals, st.none() | st.integers(0, 5))
 def test_imagej(text: str, x: tuple[int, int] | None, y: tuple[int, int] | None, unit: int | None) -> None:
     """An ImageJ description gives z what it says, and x and y what the tags say, or nothing."""
@@ -99,7 +100,7 @@ def test_imagej(text: str, x: tuple[int, int] | None, y: tuple[int, int] | None,
         assert y is not None
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(mutated(XML) | st.text())
 def test_ome_xml(text: str) -> None:
     """OME-XML gives what it says, or nothing, or is refused."""
@@ -114,7 +115,7 @@ def test_ome_xml(text: str) -> None:
         assert all(f"PhysicalSize{axis}" in text for axis in "XYZ")
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(mutated_json(OME) | json_values, st.booleans())
 def test_ome_zarr(attributes: Any, as_text: bool) -> None:
     """OME-Zarr gives levels inside the group whose voxels have a size, or is refused."""
@@ -138,7 +139,7 @@ def test_ome_zarr(attributes: Any, as_text: bool) -> None:
         check(calibrate("a", "b", (z, y, x)))
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(
     mutated_json(TIFFFILE) | st.dictionaries(nasty, json_values), rationals, rationals, st.none() | st.integers(-1, 9)
 )

@@ -24,7 +24,7 @@ from isovoxel.readers.base import Volume
 from isovoxel.readers.open import open_volume
 from isovoxel.readers.tiled import FilledReader, around
 from isovoxel.readers.zarr_python import ZarrReader
-from strategies import boxes
+from strategies import boxes, examples
 
 SHAPE, CHUNK = (9, 22, 31), (4, 8, 10)
 VOXELS = np.random.default_rng(7).integers(1, 60_000, SHAPE).astype("uint16")
@@ -163,7 +163,7 @@ def test_what_has_been_cut_off_is_filled(order: str, tmp_path: Path) -> None:
         check(volume, *fill_chunks([(0, 0, x) for x in (28, 29, 30)], (*SHAPE[:2], 1)))
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(40), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(box=boxes(SHAPE), places=st.sets(st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 3))))
 def test_any_damage_in_any_box(box: Box, places: set[Index3]) -> None:
     """Wherever the damage is, a box holds all that can be read, and each damaged part in it is told once."""

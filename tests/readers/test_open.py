@@ -23,6 +23,7 @@ from isovoxel.errors import InputError, InputMissingError, IsovoxelError, Option
 from isovoxel.geometry.grid import Box
 from isovoxel.readers.base import SUPPORTED_DTYPES
 from isovoxel.readers.open import open_volume
+from strategies import examples
 
 STACK = np.arange(5 * 6 * 7, dtype="uint16").reshape(5, 6, 7)
 
@@ -278,7 +279,7 @@ headers = st.one_of(
 )
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(200), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(headers, st.sampled_from([b"\1\0", b"\2\0", b"\3\0", b"\xff\xff"]), st.binary(max_size=80))
 def test_any_npy_header_opens_or_is_an_input_error(tmp_path: Path, header: bytes, version: bytes, data: bytes) -> None:
     """Whatever a .npy header says, the file opens or is refused in one sentence."""
@@ -292,7 +293,7 @@ def test_any_npy_header_opens_or_is_an_input_error(tmp_path: Path, header: bytes
         check_sentence(error)
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(150), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from([b"", b"II*\0", b"MM\0*", b"II+\0\x08\0\0\0", b"MM\0+\0\x08\0\0", b"\x93NUMPY"]), st.binary())
 def test_any_file_opens_or_is_an_input_error(tmp_path: Path, magic: bytes, data: bytes) -> None:
     """Whatever a file holds, opening it gives a volume or one sentence."""

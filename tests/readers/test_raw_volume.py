@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from isovoxel.readers.raw import MOST_MARKS, EndOfFileError, GzipMarks, GzipStream
+from strategies import examples
 
 DATA = np.random.default_rng(5).integers(0, 40, 3_000_000, np.uint8).tobytes()
 
@@ -36,7 +37,7 @@ def read(stream: GzipStream, start: int, count: int) -> bytes:
     return bytes(buffer)
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(30), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     spans=st.lists(st.tuples(st.integers(0, len(DATA) - 1), st.integers(0, 300_000)), min_size=1, max_size=5),
     spacing=st.sampled_from([65_280, 100_003, 1_000_000, 5_000_000]),

@@ -31,7 +31,7 @@ from isovoxel.readers.base import Volume
 from isovoxel.readers.open import open_volume
 from isovoxel.readers.selection import Selection
 from peaks import least_peak
-from strategies import boxes
+from strategies import boxes, examples
 
 SHAPE = (13, 47, 61)
 Make = Callable[[Path, np.ndarray], Any]
@@ -308,7 +308,7 @@ def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return open_volume(MAKERS[request.param](tmp_path_factory.mktemp("in"), array)), array
 
 
-@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(12), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(box=boxes(SHAPE))
 def test_any_box_holds_the_voxels_it_names(opened: tuple[Volume, np.ndarray], box: Box) -> None:
     """Reading a box gives these voxels of the whole, as a new C-contiguous array in native byte order."""
@@ -483,7 +483,7 @@ def test_reading_holds_no_more_than_it_says(kind: str, tmp_path: Path) -> None:
         assert peak <= volume.read_overhead
 
 
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 @given(data=st.data())
 def test_dask_computes_only_what_a_box_needs(data: st.DataObject) -> None:
     """A box of a dask array computes the chunks that it touches, each once, and no other."""

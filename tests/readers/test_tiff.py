@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from isovoxel.errors import InputError, IsovoxelError
 from isovoxel.geometry.grid import Box
 from isovoxel.readers.open import open_volume
+from strategies import examples
 
 STACK = np.arange(5 * 6 * 7, dtype="uint16").reshape(5, 6, 7)
 
@@ -381,7 +382,7 @@ def test_a_page_without_samples_is_refused(kind: str, tmp_path: Path) -> None:
         open_volume(path)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.text(), st.sampled_from(["ImageJ=1\n", "<OME>", '{"shape": [5, 6, 7]', ""]), st.sampled_from(["", "}", "OME>"])
 )
@@ -398,7 +399,7 @@ def test_any_description_opens_or_is_an_input_error(tmp_path: Path, text: str, b
     assert volume.missing
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(150), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.sampled_from(sorted(WHOLE_FILES)),
     st.lists(st.tuples(st.integers(0, 600), st.integers(0, 255)), min_size=1, max_size=6),

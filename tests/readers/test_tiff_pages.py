@@ -19,6 +19,7 @@ from isovoxel.errors import CorruptInputError, InputError
 from isovoxel.geometry.grid import Box
 from isovoxel.readers.open import open_volume
 from isovoxel.readers.tiff_pages import read_directories
+from strategies import examples
 
 N, ROWS, COLUMNS = 20, 24, 32
 STACK = (np.arange(N * ROWS * COLUMNS).reshape(N, ROWS, COLUMNS) * 7 % 4000).astype("uint16")
@@ -198,7 +199,7 @@ def test_a_page_that_is_no_plane_is_named(kind: str, way: str, where: int, tmp_p
     assert not isinstance(error.value, CorruptInputError)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.sampled_from(sorted(FILES)),
     st.sampled_from(sorted(READ)),

@@ -27,7 +27,7 @@ from isovoxel.readers.open import open_volume
 from isovoxel.readers.selection import Selection
 from isovoxel.readers.zarr_chunks import ChunkReader
 from isovoxel.readers.zarr_files import ChunkFile
-from strategies import boxes
+from strategies import boxes, examples
 
 SHAPE = (13, 22, 31)
 CHUNKS, SHARDS = (3, 8, 10), (6, 16, 20)
@@ -170,7 +170,7 @@ def count_stored(box: Box) -> int:
 
 
 @given(box=boxes(SHAPE))
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(15), suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_only_the_chunks_of_a_box_are_decoded(tmp_path: Path, box: Box) -> None:
     """A box decodes the stored chunks that it touches, each once, and counts them."""
     if not (tmp_path / "a").exists():

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from isovoxel.readers import chunks
 from isovoxel.readers.chunks import DECODERS, zstd_content_size
+from strategies import examples
 
 VOXELS = (np.arange(3000, dtype="uint16") // 7).view("u1")
 GUARD = 4096
@@ -109,7 +110,7 @@ def test_a_chunk_cut_short_is_an_error(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [kind for kind in ENCODERS if kind != "none"])
-@settings(max_examples=20)
+@settings(max_examples=examples(20))
 @given(data=st.data())
 def test_damage_never_leaves_the_buffer(kind: str, data: st.DataObject) -> None:
     """Whatever bytes are changed, nothing beyond the buffer is written."""

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from isovoxel.errors import InputError, IsovoxelError
 from isovoxel.geometry.grid import Box
 from isovoxel.readers.open import open_volume
+from strategies import examples
 
 STACK = np.arange(5 * 6 * 7, dtype="uint16").reshape(5, 6, 7)
 
@@ -241,7 +242,7 @@ def test_broken_metadata_are_an_input_error(file: str, text: str, tmp_path: Path
     assert "\n" not in str(error.value)
 
 
-@settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(120), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.sampled_from(["zarr.json", "0/zarr.json"]),
     st.lists(st.tuples(st.integers(0, 2000), st.integers(32, 126)), min_size=1, max_size=4),

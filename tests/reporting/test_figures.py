@@ -32,6 +32,7 @@ from isovoxel.reporting.figures import (
     over_time,
     png,
 )
+from strategies import examples
 
 SVG = f"{{{NAMESPACE}}}"
 
@@ -137,7 +138,7 @@ def test_a_home_that_cannot_be_written_is_no_matter(tmp_path: Path, first: str, 
     assert all(line.startswith("error: nothing can be drawn: ") for line in said)
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 @given(
     values=st.lists(st.just(0.0) | st.floats(1e-3, 1e12), min_size=2, max_size=50),
     seconds=st.floats(0.01, 1e7),
