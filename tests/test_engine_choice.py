@@ -20,7 +20,7 @@ from isovoxel.geometry.grid import Box
 from isovoxel.options import Options
 from isovoxel.output.provenance import read_provenance
 from isovoxel.planner import EngineChoice, Limits, Sampling, ThisProcess, choose_engine, choose_sampling, plan_volume
-from isovoxel.reporting.notes import hints
+from isovoxel.reporting.progress import hints
 from small_jobs import stop_after
 
 VOXELS = np.random.default_rng(3).integers(0, 65536, (12, 20, 18)).astype("uint16")

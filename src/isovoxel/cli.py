@@ -194,7 +194,7 @@ def plan(
     from isovoxel import api
     from isovoxel.execution.result import forecast
     from isovoxel.object_store.objects import place_of
-    from isovoxel.reporting.notes import hints
+    from isovoxel.reporting.progress import hints
     from isovoxel.reporting.records import plan_record
     from isovoxel.reporting.text import plan_lines
 

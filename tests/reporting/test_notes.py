@@ -26,8 +26,7 @@ from isovoxel.execution.events import (
 )
 from isovoxel.execution.result import Tally
 from isovoxel.planning.plan import Plan
-from isovoxel.reporting.notes import Notes
-from isovoxel.reporting.progress import ProgressView
+from isovoxel.reporting.progress import Notes, ProgressView
 from isovoxel.reporting.records import share_record
 from isovoxel.reporting.text import happened_lines, share_lines
 

@@ -38,8 +38,7 @@ from isovoxel.planning.plan import Plan
 from isovoxel.readers.arrays import as_dask
 from isovoxel.readers.base import Volume
 from isovoxel.readers.open import images_of
-from isovoxel.reporting.notes import Notes
-from isovoxel.reporting.progress import ProgressView
+from isovoxel.reporting.progress import Notes, ProgressView
 from isovoxel.reporting.text import count, grid_text, plan_lines
 
 NAMES = "tczyx"

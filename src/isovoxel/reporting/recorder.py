@@ -20,7 +20,7 @@ import psutil
 from isovoxel.execution.events import BlockDone, Event, JobFinished, JobStarted, JobStopped
 from isovoxel.execution.result import Tally
 from isovoxel.planning.plan import Plan
-from isovoxel.reporting.notes import Notes
+from isovoxel.reporting.progress import Notes
 
 MOST_NOTES = 60
 """How many lines of what happened are kept; of the others only their number is."""
