@@ -18,8 +18,8 @@ from isovoxel.errors import InterruptedJobError, JobError
 from isovoxel.execution.events import BlockDone, Event, JobFinished, JobStarted
 from isovoxel.execution.output import output_state
 from isovoxel.reporting.progress import ProgressView
-from isovoxel.reporting.recorder import Recorder
 from isovoxel.reporting.records import job_record
+from isovoxel.reporting.report import Recorder
 from isovoxel.reporting.text import job_lines
 
 VOXELS = np.random.default_rng(0).integers(0, 65536, (16, 16, 16)).astype("uint16")

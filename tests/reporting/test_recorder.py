@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isovoxel.reporting.recorder import FIRST_SLOT, MOST_SLOTS, Timeline
+from isovoxel.reporting.report import FIRST_SLOT, MOST_SLOTS, Timeline
 
 spans = st.tuples(st.floats(-10, 1e5), st.floats(0, 1e5), st.integers(0, 10**9)).map(
     lambda s: (min(s[0], s[1]), s[1], s[2])

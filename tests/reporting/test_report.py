@@ -27,8 +27,7 @@ from isovoxel.readers.base import Volume
 from isovoxel.reporting.figures import NAMESPACE
 from isovoxel.reporting.files import MARK, redacted_command, without_secrets
 from isovoxel.reporting.plan_picture import plan_svg
-from isovoxel.reporting.recorder import MOST_NOTES, Recorder
-from isovoxel.reporting.report import Report
+from isovoxel.reporting.report import MOST_NOTES, Recorder, Report
 from isovoxel.reporting.show import default_name
 
 VOID = {"meta", "img", "rect", "path", "br"}
