@@ -379,7 +379,7 @@ def demo(
     from isovoxel.api import open_volume
     from isovoxel.demo import begin_demo
     from isovoxel.engines.clesperanto import scales_with
-    from isovoxel.reporting.pictures import before_after
+    from isovoxel.reporting.show import before_after
 
     stack, result, picture = begin_demo(folder)
 

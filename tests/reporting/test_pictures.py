@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isovoxel.reporting.pictures import label_colours
+from isovoxel.reporting.show import label_colours
 
 NEAR = 12
 """Labels whose numbers differ by no more than this are told apart at a glance."""

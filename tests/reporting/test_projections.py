@@ -21,7 +21,7 @@ from isovoxel.geometry.grid import Box, Float3, Index3
 from isovoxel.readers.base import Volume
 from isovoxel.reporting import views as module
 from isovoxel.reporting.figures import drawing, round_length, text_width
-from isovoxel.reporting.pictures import ACCENT, before_after, picture
+from isovoxel.reporting.show import ACCENT, before_after, picture
 from isovoxel.reporting.views import (
     LABEL_FONT,
     MAGNIFIED,

@@ -20,8 +20,8 @@ from command_line import Isovoxel, check_refused, listing
 from isovoxel.api import open_volume
 from isovoxel.errors import DoesNotFitError, OptionError
 from isovoxel.reporting.files import MARK
-from isovoxel.reporting.pictures import draw, label_colours
 from isovoxel.reporting.progress import ReadingView
+from isovoxel.reporting.show import draw, label_colours
 from isovoxel.reporting.views import arrange
 
 

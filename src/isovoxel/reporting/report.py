@@ -178,7 +178,7 @@ class Report:
         """Return input and output side by side, or why they are not."""
         if self.result is None:
             return _paragraph("The result is not complete: not drawn.")
-        from isovoxel.reporting.pictures import bytes_to_draw, draw
+        from isovoxel.reporting.show import bytes_to_draw, draw
 
         try:
             before = open_by(self._source, self._opening)
