@@ -33,8 +33,7 @@ from isovoxel.parameters import (
     without_overwrite,
 )
 from isovoxel.readers.selection import means_several
-from isovoxel.reporting.records import Record
-from isovoxel.reporting.text import Line
+from isovoxel.reporting import records, text
 from isovoxel.terminal import Abandoned, columns, debugging, exit_code, lost, put, say, signals, trace
 
 # typer brings its own copy of click, and of click's errors only some names are typer's: this is UsageError.
@@ -49,7 +48,7 @@ app = typer.Typer(
 )
 
 
-def _show(record: Record, lines: Sequence[Line], *, as_json: bool) -> None:
+def _show(record: records.Record, lines: Sequence[text.Line], *, as_json: bool) -> None:
     """Print the record for a machine, or the lines for a person."""
     put([json.dumps(record, allow_nan=False)] if as_json else columns(lines))
 
@@ -78,8 +77,6 @@ def _do(
         start_drivers(options.or_new("device"), options.engine)
     from isovoxel import api
     from isovoxel.reporting.progress import ProgressView
-    from isovoxel.reporting.records import job_record
-    from isovoxel.reporting.several import done_lines
 
     with _notes(quiet=quiet):
         _check_apart(source, output, options, config, {"report": report})
@@ -95,7 +92,7 @@ def _do(
             told.result = result
     if quiet and not as_json:
         return
-    record, lines = job_record(result), done_lines(result)
+    record, lines = records.job_record(result), text.done_lines(result)
     if report is not None:
         record, lines = record | {"report": report}, [*lines, ("report", report)]
     _show(record, lines, as_json=as_json)
@@ -162,17 +159,13 @@ def info(
     """Show shape, dtype, axes, voxel size and unit, and where each was read from."""
     from isovoxel.api import output_state
     from isovoxel.image_jobs import open_chosen
-    from isovoxel.reporting.records import volume_record
-    from isovoxel.reporting.text import volume_lines
 
     volume = open_chosen(source, options)
     if isinstance(volume, dict):
-        from isovoxel.reporting.several import images_lines, images_record
-
-        _show(images_record(source, volume), images_lines(source, volume), as_json=as_json)
+        _show(records.images_record(source, volume), text.images_lines(source, volume), as_json=as_json)
         return
     state = output_state(source)
-    _show(volume_record(volume, state), volume_lines(volume, state), as_json=as_json)
+    _show(records.volume_record(volume, state), text.volume_lines(volume, state), as_json=as_json)
 
 
 @_command
@@ -195,8 +188,6 @@ def plan(
     from isovoxel.execution.result import forecast
     from isovoxel.object_store.objects import place_of
     from isovoxel.reporting.progress import hints
-    from isovoxel.reporting.records import plan_record
-    from isovoxel.reporting.text import plan_lines
 
     _check_apart(source, output, options, config, {"picture": picture, "saved job": save})
     if picture is not None:
@@ -208,20 +199,19 @@ def plan(
     wanted = output if save is None else None
     if means_several(options.image):
         from isovoxel.image_jobs import plan_images
-        from isovoxel.reporting.several import plans_lines, plans_record
 
         if picture is not None:
             raise OptionError("a picture is of one image: leave out --picture, or name one image")
         plans = plan_images(source, wanted, options, client=None)
         if save is not None:
             save_job(context, save)
-        _show(plans_record(source, plans), plans_lines(source, plans), as_json=as_json)
+        _show(records.plans_record(source, plans), text.plans_lines(source, plans), as_json=as_json)
         return
     planned = api.plan(source, wanted, **options.keywords("plan"))
     if save is not None:
         save_job(context, save)
     cost = forecast(planned, None if output is None else place_of(output))
-    record, lines = plan_record(planned, cost), plan_lines(planned, cost)
+    record, lines = records.plan_record(planned, cost), text.plan_lines(planned, cost)
     if picture is not None:
         save_plan_svg(planned, picture)
         record, lines = record | {"picture": picture}, [*lines, ("picture", picture)]
@@ -275,8 +265,6 @@ def verify(
 ) -> None:
     """Compute samples of a result again in float64, at block faces first; exit code 1 where it does not hold."""
     from isovoxel import api
-    from isovoxel.reporting.records import verdict_record
-    from isovoxel.reporting.several import verified_lines
 
     found = api.verify(
         output,
@@ -287,7 +275,7 @@ def verify(
         memory=options.memory,
         progress=not as_json,
     )
-    _show(verdict_record(found), verified_lines(found), as_json=as_json)
+    _show(records.verdict_record(found), text.verified_lines(found), as_json=as_json)
     if not found.holds:
         raise typer.Exit(1)
 
@@ -304,12 +292,10 @@ def limits(
 ) -> None:
     """Show at which zoom cle.scale in one piece stops, on which limit, and how large the image would be."""
     from isovoxel import api
-    from isovoxel.reporting.records import limits_record
-    from isovoxel.reporting.text import limits_lines
 
     del config  # its options are among these
     found = api.limits(source, interpolation=interpolation, device=device, **options.keywords("limits"))
-    _show(limits_record(found), limits_lines(found), as_json=as_json)
+    _show(records.limits_record(found), text.limits_lines(found), as_json=as_json)
 
 
 @_command
@@ -343,19 +329,15 @@ def devices(*, options: Options, as_json: parameters.Json = False) -> None:
     """List the OpenCL devices with the limits that matter, or the workers and the device that each holds."""
     if options.workers is not None or options.scheduler is not None:
         from isovoxel import api
-        from isovoxel.reporting.records import member_record
-        from isovoxel.reporting.text import member_lines
 
         members = api.workers(**options.keywords("devices"))
-        _show({"workers": [member_record(m) for m in members]}, member_lines(members), as_json=as_json)
+        _show({"workers": [records.member_record(m) for m in members]}, text.member_lines(members), as_json=as_json)
         return
     from isovoxel.engines.devices import find_device, list_devices
-    from isovoxel.reporting.records import device_record
-    from isovoxel.reporting.text import device_lines
 
     find_device()  # having none is an error that says what to install
     found = list_devices()
-    _show({"devices": [device_record(d) for d in found]}, device_lines(found), as_json=as_json)
+    _show({"devices": [records.device_record(d) for d in found]}, text.device_lines(found), as_json=as_json)
 
 
 @app.command()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
+from isovoxel.errors import InputError
 from isovoxel.geometry.grid import AXES, VoxelGrid
 from isovoxel.planning.one_piece import WholeLimits
 from isovoxel.planning.plan import Plan
@@ -219,3 +221,44 @@ def limits_record(found: WholeLimits) -> Record:
 
 def _finite(zoom: float) -> float | None:
     return None if math.isinf(zoom) else zoom
+
+
+# ---- several images -------------------------------------------------------------------------------------------------
+
+
+Opened = Mapping[str, Volume | InputError]
+"""The images of an input by their paths: each opened, or why it cannot be."""
+
+
+def images_record(name: str, images: Opened) -> Record:
+    """Return which images an input has, as JSON values."""
+    return {
+        "name": name,
+        "images": {
+            path: {"error": str(image)} if isinstance(image, InputError) else volume_record(image)
+            for path, image in images.items()
+        },
+    }
+
+
+def plans_record(name: str, plans: Mapping[str, Plan]) -> Record:
+    """Return what plans of several images would do, as JSON values."""
+    every = list(plans.values())
+    return {
+        "name": name,
+        "grids": by_grid(plans),
+        "blocks": sum(plan.all_blocks for plan in every),
+        "voxels": sum(plan.all_voxels for plan in every),
+        "bytes": sum(plan.disk_bytes for plan in every),
+        "images": {path: plan_record(plan) for path, plan in plans.items()},
+    }
+
+
+def by_grid(plans: Mapping[str, Plan]) -> list[list[str]]:
+    """Return the paths of images that lie alike, wherever: of the same shapes, voxel sizes and blocks."""
+    found: dict[str, list[str]] = {}
+    for path, plan in plans.items():
+        grids = [replace(grid, origin=(0.0, 0.0, 0.0)) for grid in (plan.source.grid, plan.output)]
+        key = repr((grids, plan.source.dtype, plan.source.series, plan.shift, plan.block_shape, len(plan.further)))
+        found.setdefault(key, []).append(path)
+    return list(found.values())

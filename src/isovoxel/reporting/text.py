@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from isovoxel.errors import InputError
 from isovoxel.geometry.grid import AXES, VoxelGrid, number_text, numbers_text
 from isovoxel.metadata.series import WORDS
 from isovoxel.planning.memory import human_bytes
 from isovoxel.planning.one_piece import WholeLimits
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.base import Volume
+from isovoxel.reporting.records import Opened, by_grid
 
 if TYPE_CHECKING:
     from isovoxel.engines.devices import Device
@@ -430,3 +432,89 @@ def shortened(words: str, longest: int) -> str:
     """
     half = (longest - 3) // 2
     return words if len(words) <= longest else f"{words[:half]}...{words[-half:]}"
+
+
+# ---- several images -------------------------------------------------------------------------------------------------
+
+# A line for each image, or for each grid, and the sums.
+
+
+MOST_NAMED = 3
+"""How many images of a grid are named."""
+
+
+def done_lines(result: ScaleResult) -> list[Line]:
+    """Return what a job did, of one image or of several."""
+    if not result.images:
+        return job_lines(result)
+    images, made = result.images, [image for image in result.images.values() if image.seconds]
+    if not made:
+        said = f"{count(len(images), 'image')}; all were there already, made in this way: nothing was done"
+        return [("complete", f"{result.path}   {said}")]
+    speed = f"{result.voxels_per_second / 1e6:,.1f} Mvoxel/s"
+    blocks = count(sum(image.plan.all_blocks for image in images.values()), "block")
+    peak = f"{human_bytes(result.peak_host_bytes)}; limit {human_bytes(result.plan.host.allowed)} (--memory)"
+    return [
+        ("written", f"{result.path}   {count(len(images), 'image')}"),
+        *((f"image {path}", _image_line(image)) for path, image in images.items()),
+        ("time", f"{result.seconds:.1f} s, {speed}, {blocks} on {result.plan.device.name}"),
+        ("host peak", peak),
+        *happened_lines(result.tally),
+        *(share_lines(result) if result.workers else []),
+    ]
+
+
+def _image_line(image: ScaleResult) -> str:
+    took = f"{image.seconds:.1f} s" if image.seconds else "complete before"
+    return f"{grid_text(image.plan.output)}, {image.plan.source.dtype}; {took}"
+
+
+def images_lines(name: str, images: Opened) -> list[Line]:
+    """Return which images an input has."""
+    return [
+        ("input", f"{name}   {count(len(images), 'image')}; --image selects"),
+        *((f"image {path}", _volume_text(image)) for path, image in images.items()),
+    ]
+
+
+def _volume_text(image: Volume | InputError) -> str:
+    if isinstance(image, InputError):
+        return f"cannot be opened: {image}"
+    several = "".join(f"{axis.name} {axis.length}, " for axis in image.series)
+    size = "voxel size unknown" if image.voxel_size is None else grid_text(image.grid)
+    voxels = f"{image.shape} voxels, {size}" if image.voxel_size is None else size
+    return f"{several}{voxels}, {image.dtype.name}   ({image.kind})"
+
+
+def plans_lines(name: str, plans: Mapping[str, Plan]) -> list[Line]:
+    """Return what plans of several images would do: a line for each distinct grid, and the sums."""
+    grids = by_grid(plans)
+    every = list(plans.values())
+    first = every[0]
+    host = max(level.projected_host for plan in every for level in plan.levels)
+    device = max(level.projected_device for plan in every for level in plan.levels)
+    voxels, nbytes = sum(plan.all_voxels for plan in every), sum(plan.disk_bytes for plan in every)
+    return [
+        ("input", f"{name}   {count(len(plans), 'image')} on {count(len(grids), 'grid')}"),
+        *(("grid", _grid_line(plans, paths)) for paths in grids),
+        ("sums", f"{count(sum(plan.all_blocks for plan in every), 'block')}, {voxels / 1e6:,.1f} Mvoxel"),
+        ("disk", f"at most {human_bytes(nbytes)}, before compression"),
+        ("engine", f"{first.engine} on {first.device.name} ({first.device.kind.upper()}), {first.interpolation}"),
+        ("host", f"uses at most {human_bytes(host)}; limit {human_bytes(first.host.allowed)} (--memory)"),
+        ("device", f"uses at most {human_bytes(device)}; limit {human_bytes(first.device.allowed)} (--device-memory)"),
+    ]
+
+
+def _grid_line(plans: Mapping[str, Plan], paths: list[str]) -> str:
+    plan = plans[paths[0]]
+    named = ", ".join(paths[:MOST_NAMED]) + (", ..." if len(paths) > MOST_NAMED else "")
+    volumes = f" of {plan.source.n_volumes} volumes" if plan.source.series else ""
+    grids = f"{grid_text(plan.source.grid)} to {grid_text(plan.output)}, {plan.source.dtype}"
+    each = " each" if len(paths) > 1 else ""
+    return f"{count(len(paths), 'image')}{volumes} ({named}): {grids}; {count(plan.all_blocks, 'block')}{each}"
+
+
+def verified_lines(found: Verdict) -> list[Line]:
+    """Return what verifying a result found, of each of its images where it has several."""
+    each = [(f"image {path}", "holds" if image.holds else "does not hold") for path, image in found.images.items()]
+    return [*each, *verdict_lines(found)]
