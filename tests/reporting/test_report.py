@@ -372,7 +372,7 @@ except SystemExit as done:
 @pytest.mark.parametrize(
     ("limit", "value", "why"),
     [
-        ("pictures.DRAWING", 2**50, "They cannot be drawn: drawing takes 2.0 PiB of host memory"),
+        ("show.DRAWING", 2**50, "They cannot be drawn: drawing takes 2.0 PiB of host memory"),
         ("report.MOST_READ", 20 * 60 * 70, "They are not drawn: 410.2 KiB would be read"),
     ],
 )
