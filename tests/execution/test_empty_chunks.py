@@ -21,7 +21,8 @@ from isovoxel.engines.pipeline import StagedEngine
 from isovoxel.errors import JobError, OutputExistsError
 from isovoxel.execution.events import BlockDone, Event
 from isovoxel.geometry.grid import Box, Index3
-from isovoxel.output.provenance import EMPTY_SHARDS, flags_from_text, flags_to_text, read_provenance
+from isovoxel.output.ledger import EMPTY_SHARDS, flags_from_text, flags_to_text
+from isovoxel.output.provenance import read_provenance
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.zarr_chunks import ChunkReader
 from isovoxel.reporting.text import volume_lines

@@ -67,8 +67,8 @@ from isovoxel.object_store.files import refusal
 from isovoxel.object_store.objects import Place
 from isovoxel.object_store.retries import map_in_order, patience, retry
 from isovoxel.output.files import NEW, NOW
-from isovoxel.output.ledger import Ledger
-from isovoxel.output.provenance import RECEIPTS, read_provenance, shard_counts
+from isovoxel.output.ledger import Ledger, shard_counts
+from isovoxel.output.provenance import RECEIPTS, read_provenance
 from isovoxel.output.replacing import save_ledger, set_aside
 from isovoxel.output.shard import ShardReceipt
 from isovoxel.output.shard_store import level_path, store_of
@@ -294,7 +294,7 @@ class Job:
             try:
                 with self._patient("counting shards"):
                     store = store_of(self.output.path, level.level, level.storage.zarr_format)
-                    gone, key = retry(partial(store.missing, shard_counts(level), ledger.empty.of_level(level.level)))
+                    gone, key = retry(partial(store.missing, shard_counts(level), ledger.empty.flags.get(level.level)))
             except OSError as error:
                 raise JobError(f"the shards cannot be counted: {error.strerror or error}") from error
             missing, first = missing + gone, first or key

@@ -40,9 +40,9 @@ from isovoxel.options import HOW_FAR, Options
 from isovoxel.output.attempt import Attempt, end_attempt, end_attempts
 from isovoxel.output.destination import check_destination
 from isovoxel.output.files import BLOCKS, JOB, LOCK, REPLACED, check_folder
-from isovoxel.output.ledger import Ledger, ledger_of, remove_ledger
+from isovoxel.output.ledger import Ledger, count_empty, ledger_of, remove_ledger
 from isovoxel.output.lock import lock_output, read_holder
-from isovoxel.output.provenance import RECEIPTS, count_empty, made_by
+from isovoxel.output.provenance import RECEIPTS, made_by
 from isovoxel.output.replacing import needs_settling, put_back, settle
 from isovoxel.planning.plan import Plan
 from isovoxel.planning.resume import continued, makes_the_same

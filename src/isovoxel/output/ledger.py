@@ -15,19 +15,31 @@ A line may be lost with the power, for lines are not flushed one by one: then it
 receipt that does not match its file (torn, missing, from elsewhere) makes the block count as not done. When the output
 is marked complete, the folder goes; where its receipts are to be kept, `job.json` and `blocks` stay.
 
+The ledger knows by their receipts which shards are empty, and so no files: that tells them from shards that were lost.
+When the output is complete, it stands in the group's attribute, a bit for each shard of a level, compressed. It is a
+byte for each shard in memory, as what is done is for each block.
+
 In an object store the same lies beside the output under the same names; `blocks` are several objects
 (`isovoxel.output.files`), and `new` and `replaced` notes only (`isovoxel.output.destination`).
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from isovoxel.errors import OutputError
+from isovoxel.geometry.grid import ceil_div
+from isovoxel.metadata.series import place_of_volume
 from isovoxel.object_store.files import parse_json, write_whole
 from isovoxel.object_store.objects import Place
 from isovoxel.object_store.retries import gave_up, retry
@@ -47,10 +59,14 @@ from isovoxel.output.files import (
     read_own,
 )
 from isovoxel.output.membership import Membership, membership_of
-from isovoxel.output.provenance import EmptyShards
 from isovoxel.output.shard import PARTIAL, ShardReceipt
+from isovoxel.output.shard_store import Flags
 from isovoxel.planning.plan import Plan
 from isovoxel.planning.resume import plan_from_json, plan_to_json
+
+EMPTY_SHARDS = "empty_shards"
+"""Says there, by the levels that have any, which shards are empty, and so no files: how many, and bits, as
+`flags_to_text` makes them."""
 
 
 def ledger_of(output: Place) -> Place:
@@ -162,7 +178,7 @@ class Ledger:
         receipts = list(receipts)
         line = {"block": block, "shards": [list(receipt) for receipt in receipts]}
         self._append({"level": level} | line if level else line)
-        self._note_empty(level, block, receipts)
+        self.empty.note(level, block, receipts)
 
     def add_filled(self, part: str) -> None:
         """Note that a damaged part of the input was filled; once for each."""
@@ -191,7 +207,7 @@ class Ledger:
                     # A block that was done again has a later line, which is the one that counts.
                     done[self._place(line)] = held
                     if held:
-                        self._note_empty(level, block, receipts)
+                        self.empty.note(level, block, receipts)
                 case str() if line not in self.filled:
                     self.filled.append(line)
         return done
@@ -233,9 +249,6 @@ class Ledger:
     def _place(self, line: Noted) -> int:
         """Return which block a line is about, counted from level to level."""
         return sum(self._blocks[: line.level]) + line.block
-
-    def _note_empty(self, level: int, block: int, receipts: list[ShardReceipt]) -> None:
-        self.empty.note(level, self.plan.levels[level].block(block).write_box, receipts)
 
     def _append(self, line: Mapping[str, Any]) -> None:
         self._check()
@@ -331,3 +344,88 @@ def remove_ledger(folder: Place, *, receipts: bool = False) -> None:
                 (folder / name).unlink(missing_ok=True)
         if not receipts:
             folder.rmdir()
+
+
+def shard_counts(plan: Plan) -> tuple[int, ...]:
+    """Return how many shards a level has along each axis, those of its series first."""
+    series = (length for _, length in plan.source.series)
+    return (*series, *(ceil_div(n, s) for n, s in zip(plan.output.shape, plan.storage.shard, strict=True)))
+
+
+@dataclass(frozen=True)
+class EmptyShards:
+    """The empty shards of all levels that a plan makes; one thread notes at a time."""
+
+    plan: Plan
+    """That of the full level."""
+    flags: dict[int, Flags] = field(default_factory=dict)
+    """Which shards of a level are empty, by the levels that have any; a plan that is read may be nonsense."""
+
+    def note(self, level: int, block: int, receipts: Sequence[ShardReceipt]) -> None:
+        """Note what the shards of a block are, by their receipts in the order of `Box.tiles`."""
+        plan = self.plan.levels[level]
+        empty = [receipt.is_empty for receipt in receipts]
+        if not plan.storage.skip_empty or (level not in self.flags and not any(empty)):
+            return
+        if level not in self.flags:
+            self.flags[level] = np.zeros(shard_counts(plan), np.bool_)
+        box = plan.block(block).write_box
+        ends = list(zip(box.start, box.stop, plan.storage.shard, strict=True))
+        inside = tuple(slice(a // s, ceil_div(b, s)) for a, b, s in ends)
+        place = place_of_volume([length for _, length in plan.source.series], box.volume)
+        counts = [along.stop - along.start for along in inside]
+        self.flags[level][(*place, *inside)] = np.reshape(empty, counts)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what the attributes of a complete output say of it; nothing where no shard is empty."""
+        found = {
+            str(level): {"count": int(flags.sum()), "bits": flags_to_text(flags)}
+            for level, flags in sorted(self.flags.items())
+            if flags.any()
+        }
+        return {EMPTY_SHARDS: found} if found else {}
+
+
+def flags_to_text(flags: Flags) -> str:
+    """Return flags as text, from which `flags_from_text` makes them: packed bits, by zlib, in base64."""
+    return base64.b64encode(zlib.compress(np.packbits(flags).tobytes(), 9)).decode("ascii")
+
+
+def flags_from_text(text: str, counts: Sequence[int]) -> Flags:
+    """Return flags of a grid of so many shards.
+
+    Raises
+    ------
+    ValueError
+        If the text is not of such a grid.
+    """
+    number = math.prod(counts)
+    packed = zlib.decompressobj()
+    try:
+        # No more than there can be: text that says little can be much.
+        bits = packed.decompress(base64.b64decode(text, validate=True), ceil_div(number, 8) + 1)
+    except zlib.error as error:
+        raise ValueError(f"no flags of shards: {error}") from error
+    if len(bits) != ceil_div(number, 8) or not packed.eof:
+        raise ValueError(f"no flags of {number} shards")
+    flags: Flags = np.unpackbits(np.frombuffer(bits, np.uint8), count=number).astype(np.bool_)
+    return flags.reshape(counts)
+
+
+def empty_of_level(made: Mapping[str, Any], level: int, counts: Sequence[int]) -> Flags | None:
+    """Return which shards of a level are empty, as what made an output says; None where that says nothing of it."""
+    match made.get(EMPTY_SHARDS):
+        case {**levels}:
+            match levels.get(str(level)):
+                case {"bits": str(text)}:
+                    with contextlib.suppress(ValueError):
+                        return flags_from_text(text, counts)
+    return None
+
+
+def count_empty(made: Mapping[str, Any]) -> int:
+    """Return how many shards of all levels are empty, as what made an output says."""
+    levels = made.get(EMPTY_SHARDS)
+    said = levels.values() if isinstance(levels, Mapping) else ()
+    counts = [level.get("count") for level in said if isinstance(level, Mapping)]
+    return sum(count for count in counts if type(count) is int and count > 0)

@@ -36,8 +36,9 @@ from isovoxel.object_store.zarr_nodes import (
 from isovoxel.output.attempt import Attempt, end_attempts, make_folders
 from isovoxel.output.encoder import BLOSC_LEVELS, PLAIN_LEVELS
 from isovoxel.output.files import NEW, REPLACED
+from isovoxel.output.ledger import empty_of_level
 from isovoxel.output.membership import membership_of
-from isovoxel.output.provenance import PROVENANCE, empty_of_level
+from isovoxel.output.provenance import PROVENANCE
 from isovoxel.output.replacing import is_noted
 from isovoxel.output.shard_store import level_path, store_of, sweep_files
 from isovoxel.planning.chunking import Storage
@@ -359,7 +360,7 @@ def mark_complete(
     attempt
         The hold of the output's lock that this is done for; None where nobody else can be writing.
     more
-        What else is said of what made it: `RECEIPTS` and `EMPTY_SHARDS` of `isovoxel.output.provenance`.
+        What else is said of what made it: what `EmptyShards.to_json` returns, and `RECEIPTS` of `isovoxel.output.provenance`.
 
     Raises
     ------
