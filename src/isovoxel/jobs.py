@@ -20,7 +20,7 @@ from isovoxel.execution.events import Event, Listener, Retried
 from isovoxel.execution.result import ScaleResult
 from isovoxel.object_store.objects import Place, place_of, shown
 from isovoxel.options import Options
-from isovoxel.output.membership import LABELS
+from isovoxel.output.provenance import LABELS
 from isovoxel.planner import Sampling, choose_sampling, find_target, open_input, plan_volume
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.base import Volume

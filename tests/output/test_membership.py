@@ -21,7 +21,7 @@ from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.output.files import LOCK
 from isovoxel.output.ledger import ledger_of
 from isovoxel.output.lock import FileLock
-from isovoxel.output.membership import membership_of
+from isovoxel.output.provenance import membership_of
 from small_jobs import stop_after
 from store_server import contents, upload
 

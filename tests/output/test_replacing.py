@@ -22,7 +22,7 @@ from isovoxel.errors import InterruptedJobError, JobError, OptionError, OutputEr
 from isovoxel.execution.events import BlockDone, Event, JobStarted
 from isovoxel.execution.executor import LevelProgress, kept
 from isovoxel.output.files import DISCARDED, LOCK, REPLACED
-from isovoxel.output.membership import membership_of
+from isovoxel.output.provenance import membership_of
 from small_jobs import OPTIONS, VOXELS, interrupt, save_input, stop_after
 from snapshots import Snapshot, snapshot
 

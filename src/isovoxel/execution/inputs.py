@@ -31,7 +31,7 @@ from isovoxel.object_store.objects import ObjectPlace, Place, is_address, place_
 from isovoxel.object_store.zarr_nodes import N5_ATTRIBUTES, TOP
 from isovoxel.output.destination import output_place
 from isovoxel.output.ledger import ledger_for
-from isovoxel.output.membership import LABELS, Membership, membership_of
+from isovoxel.output.provenance import LABELS, Membership, membership_of
 from isovoxel.readers.base import Volume
 
 MOST_LOOKED_AT = 20_000

@@ -18,8 +18,7 @@ from isovoxel.object_store.objects import ObjectPlace, Place, place_of
 from isovoxel.object_store.zarr_nodes import is_zarr
 from isovoxel.output.files import NEW, NOW, REPLACED, check_folder
 from isovoxel.output.ledger import ledger_for
-from isovoxel.output.membership import Membership, membership_of
-from isovoxel.output.provenance import is_unfinished
+from isovoxel.output.provenance import Membership, is_unfinished, membership_of
 from isovoxel.output.replacing import bytes_on_disk, check_image, check_kept, check_zarr, is_noted
 from isovoxel.output.shard_store import spool_folder
 from isovoxel.planning.memory import human_bytes
@@ -64,8 +63,12 @@ def check_destination(
         If something is there that must not be deleted, or nothing can be written there, or not enough.
     """
     target = output_place(path)
-    if not goes_on and not _is_there(target):
-        _check_name(target)
+    if not goes_on and (found := _OTHER.search(str(target))) and not _is_there(target):
+        name = PurePath(str(target)[: found.start()]).name.removesuffix(".zarr") or "out"
+        raise OutputError(
+            f"{target} is called like a {found[1]} file, but an output is OME-Zarr, which is a folder; "
+            f"call it {name}.zarr"
+        )
     if isinstance(target, ObjectPlace):
         store = membership_of(target)
         folder = ledger_for(target, store)
@@ -143,16 +146,6 @@ def _is_there(target: Place) -> bool:
         return target.is_dir() if isinstance(target, ObjectPlace) else os.path.lexists(target)
     except OSError:  # which is said by what looks closer
         return True
-
-
-def _check_name(target: Place) -> None:
-    """Refuse a name that other kinds of files have: an output is a folder, or many objects, of OME-Zarr."""
-    if found := _OTHER.search(str(target)):
-        name = PurePath(str(target)[: found.start()]).name.removesuffix(".zarr") or "out"
-        raise OutputError(
-            f"{target} is called like a {found[1]} file, but an output is OME-Zarr, which is a folder; "
-            f"call it {name}.zarr"
-        )
 
 
 def _home(target: Path, store: Membership | None) -> Path:

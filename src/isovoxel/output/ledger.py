@@ -58,7 +58,7 @@ from isovoxel.output.files import (
     discard,
     read_own,
 )
-from isovoxel.output.membership import Membership, membership_of
+from isovoxel.output.provenance import Membership, membership_of
 from isovoxel.output.shard import PARTIAL, ShardReceipt
 from isovoxel.output.shard_store import Flags
 from isovoxel.planning.plan import Plan

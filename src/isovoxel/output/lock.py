@@ -65,6 +65,8 @@ class OutputLock(abc.ABC):
 
     Parameters
     ----------
+    place
+        The lock's file or object.
     output
         What the user called the output.
 
@@ -76,8 +78,8 @@ class OutputLock(abc.ABC):
         On entering, if the file system or the store refuses.
     """
 
-    def __init__(self, output: Place) -> None:
-        self._output = output
+    def __init__(self, place: Any, output: Place) -> None:
+        self._place, self._output = place, output
         self.word = uuid.uuid4().hex
         """What the file or object says as long as the lock is held."""
         self._ended = threading.Event()
@@ -122,13 +124,11 @@ class OutputLock(abc.ABC):
 class FileLock(OutputLock):
     """The lock of an output on a disk: a file, whose folder is made."""
 
-    def __init__(self, path: Path, output: Place) -> None:
-        super().__init__(output)
-        self._path = path
-        self._file = -1
+    _place: Path
+    _file = -1
 
     def _acquire(self) -> None:
-        new = not os.path.lexists(self._path.parent)
+        new = not os.path.lexists(self._place.parent)
         try:
             while not self._take():
                 pass
@@ -136,49 +136,43 @@ class FileLock(OutputLock):
             raise
         except OSError as error:
             if new:
-                unclaim(self._path.parent)
-            raise OutputError(refusal(error, self._path)) from error
+                unclaim(self._place.parent)
+            raise OutputError(refusal(error, self._place)) from error
 
     def _release(self) -> None:
         file, self._file = self._file, -1
         with contextlib.suppress(OSError):
             if self._is_ours(file):
                 os.ftruncate(file, 0)  # nobody holds it
-        _unlock(file)
+        if fcntl is not None:  # a process that was forked meanwhile may have the file open
+            with contextlib.suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_UN)
         os.close(file)
 
     def _take(self) -> bool:
         """Take the lock, or return False where its file was removed meanwhile by who held it before."""
         try:
-            claim(self._path.parent)
-            file = open_own(self._path, os.O_RDWR | os.O_CREAT)
+            claim(self._place.parent)
+            file = open_own(self._place, os.O_RDWR | os.O_CREAT)
         except FileNotFoundError:
-            if not self._path.parent.parent.is_dir():
+            if not self._place.parent.parent.is_dir():
                 raise
             return False  # the folder went with the job that is just finished
-        try:
+        with contextlib.ExitStack() as closing:
+            closing.callback(os.close, file)
             self._refuse_where_held(file)
-            same = self._path.exists() and os.path.samestat(os.fstat(file), self._path.stat())
-            if same:
-                os.ftruncate(file, 0)
-                os.lseek(file, 0, os.SEEK_SET)
-                self._sign(file)
-        except BaseException:
-            os.close(file)
-            raise
-        if not same:
-            os.close(file)
-            return False
+            if not (self._place.exists() and os.path.samestat(os.fstat(file), self._place.stat())):
+                return False
+            os.ftruncate(file, 0)
+            os.lseek(file, 0, os.SEEK_SET)
+            try:
+                write_all(file, json.dumps(asdict(Holder.own()) | {"word": self.word}).encode(), self._place)
+            except OSError:  # half of a name would be nobody
+                self._place.unlink(missing_ok=True)
+                raise
+            closing.pop_all()
         self._file = file
         return True
-
-    def _sign(self, file: int) -> None:
-        """Write who holds the lock; half of it would be nobody, and so the file goes where there is no room."""
-        try:
-            write_all(file, json.dumps(asdict(Holder.own()) | {"word": self.word}).encode(), self._path)
-        except OSError:
-            self._path.unlink(missing_ok=True)
-            raise
 
     def _refuse_where_held(self, file: int) -> None:
         locks = _lock(file)
@@ -200,7 +194,7 @@ class FileLock(OutputLock):
     def _beat_once(self) -> bool:
         if not self._is_ours(self._file):
             return False
-        os.utime(self._file if os.utime in os.supports_fd else self._path)
+        os.utime(self._file if os.utime in os.supports_fd else self._place)
         return True
 
 
@@ -217,13 +211,6 @@ def _lock(file: int) -> bool | None:
     return True
 
 
-def _unlock(file: int) -> None:
-    """Give a lock back, also where a process that was forked meanwhile has the file open."""
-    if fcntl is not None:
-        with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_UN)
-
-
 def _lives(holder: Holder, touched: float) -> bool:
     """Tell whether who is named in a file still holds it: by the process, or by its beat where that is elsewhere."""
     if holder.host != socket.gethostname():
@@ -238,9 +225,10 @@ _held: set[str] = set()
 class ObjectLock(OutputLock):
     """The lock of an output in a store: an object."""
 
+    _place: ObjectPlace
+
     def __init__(self, place: ObjectPlace, output: Place) -> None:
-        super().__init__(output)
-        self._place = place
+        super().__init__(place, output)
         self._holder = Holder.own()
         self._beats = 0
         self._version = Version(None)

@@ -33,14 +33,13 @@ from isovoxel.object_store.zarr_nodes import (
     read_attributes,
     sound_node,
 )
-from isovoxel.output.attempt import Attempt, end_attempts, make_folders
+from isovoxel.output.attempt import Attempt, make_folders
 from isovoxel.output.encoder import BLOSC_LEVELS, PLAIN_LEVELS
 from isovoxel.output.files import NEW, REPLACED
 from isovoxel.output.ledger import empty_of_level
-from isovoxel.output.membership import membership_of
-from isovoxel.output.provenance import PROVENANCE
+from isovoxel.output.provenance import PROVENANCE, membership_of
 from isovoxel.output.replacing import is_noted
-from isovoxel.output.shard_store import level_path, store_of, sweep_files
+from isovoxel.output.shard_store import FileShardStore, level_path, store_of
 from isovoxel.planning.chunking import Storage
 
 Documents = dict[str, bytes]
@@ -196,11 +195,8 @@ def group_documents(zarr_format: int, attributes: Mapping[str, Any] | None = Non
 
 def array_documents(grid: VoxelGrid, storage: Storage, dtype: np.dtype[Any], series: Sequence[SeriesAxis]) -> Documents:
     """Return the metadata of the array of a level."""
-    return (_array_2 if storage.zarr_format == 2 else _array_3)(grid, storage, dtype, series)
-
-
-def _array_3(grid: VoxelGrid, storage: Storage, dtype: np.dtype[Any], series: Sequence[SeriesAxis]) -> dict[str, bytes]:
-    """Return the metadata of an array of zarr 3."""
+    if storage.zarr_format == 2:
+        return _array_2(grid, storage, dtype, series)
     ones = [1] * len(series)
     little = {"name": "bytes", "configuration": {"endian": "little"}}
     checksum = {"name": "crc32c"}
@@ -240,7 +236,7 @@ def _array_3(grid: VoxelGrid, storage: Storage, dtype: np.dtype[Any], series: Se
     return {"zarr.json": document_text(array)}
 
 
-def _array_2(grid: VoxelGrid, storage: Storage, dtype: np.dtype[Any], series: Sequence[SeriesAxis]) -> dict[str, bytes]:
+def _array_2(grid: VoxelGrid, storage: Storage, dtype: np.dtype[Any], series: Sequence[SeriesAxis]) -> Documents:
     """Return the metadata of an array of zarr 2, which has no names for axes: they go where xarray looks for them."""
     compressor: dict[str, Any] | None = None
     if storage.plain:
@@ -360,7 +356,7 @@ def mark_complete(
     attempt
         The hold of the output's lock that this is done for; None where nobody else can be writing.
     more
-        What else is said of what made it: what `EmptyShards.to_json` returns, and `RECEIPTS` of `isovoxel.output.provenance`.
+        What else is said of what made it: what `EmptyShards.to_json` returns, and whether receipts are kept.
 
     Raises
     ------
@@ -383,8 +379,7 @@ def mark_complete(
     check: Callable[[], None] = (lambda: None) if attempt is None else attempt.check
     check()
     if isinstance(place, Path):
-        end_attempts(place)
-        sweep_files(place)
+        FileShardStore(place).sweep()
         for root, _, _ in os.walk(place):
             sync_folder(Path(root))  # the shards' bytes are on the disk, now their names are
     if (store := membership_of(place)) is not None:

@@ -38,13 +38,14 @@ from isovoxel.object_store.files import parse_json, sync_folder
 from isovoxel.object_store.objects import ObjectPlace, Place
 from isovoxel.object_store.zarr_nodes import ATTRIBUTES, NODE, TOP, V2_ARRAY, V2_GROUP, is_zarr, read_attributes
 from isovoxel.output.files import BLOCKS, DISCARDED, JOB, NEW, REPLACED, SAVED, discard, read_own
-from isovoxel.output.membership import LABELS, membership_of
 from isovoxel.output.provenance import (
+    LABELS,
     PROVENANCE,
     has_receipts,
     images_of_output,
     is_complete,
     is_unfinished,
+    membership_of,
     read_provenance,
 )
 from isovoxel.planning.resume import plan_from_json

@@ -114,6 +114,8 @@ class ShardStore(abc.ABC):
 
     Parameters
     ----------
+    output
+        Folder or place of the group.
     level
         Which level.
     zarr_format
@@ -122,8 +124,8 @@ class ShardStore(abc.ABC):
         The hold of the output's lock that this is done for; None where nobody else can be writing.
     """
 
-    def __init__(self, level: int = 0, zarr_format: int = 3, attempt: Attempt | None = None) -> None:
-        self._level, self._format, self._attempt = level, zarr_format, attempt
+    def __init__(self, output: Any, level: int = 0, zarr_format: int = 3, attempt: Attempt | None = None) -> None:
+        self._output, self._level, self._format, self._attempt = output, level, zarr_format, attempt
         self._check: Callable[[], None] = (lambda: None) if attempt is None else attempt.check
 
     @abc.abstractmethod
@@ -182,48 +184,38 @@ class ShardStore(abc.ABC):
 
 
 class FileShardStore(ShardStore):
-    """Shards that are files: flushed to the disk, and then renamed to their place; see `ShardStore`.
+    """Shards that are files: flushed to the disk, and then renamed to their place; see `ShardStore`."""
 
-    Parameters
-    ----------
-    output
-        Folder of the group.
-    level, zarr_format, attempt
-        As in `ShardStore`.
-    """
-
-    def __init__(self, output: Path, level: int = 0, zarr_format: int = 3, attempt: Attempt | None = None) -> None:
-        super().__init__(level, zarr_format, attempt)
-        self._output = output
+    _output: Path
 
     def begin(self, shard: ShardPlace, storage: Storage) -> FileShardWriter:
         """Return what becomes a file, in the attempt's folder."""
         folder = unsealed_folder(self._output / level_path(self._level), self._attempt)
         file = folder / f"{uuid.uuid4().hex}{PARTIAL}"
         try:
-            return FileShardWriter(self._file(shard), file, storage, self._check)
+            return FileShardWriter(self._output / self._key(shard), file, storage, self._check)
         except FileNotFoundError as error:
             self._check()
             raise gone(folder) from error
 
     def leave_out(self, shard: ShardPlace) -> EmptyShard:
         """Make no file of a shard that is empty."""
-        return EmptyShard(
-            self._key(shard), self._check, partial(self._file(shard).unlink, missing_ok=True), waits=False
-        )
+        key = self._key(shard)
+        return EmptyShard(key, self._check, partial((self._output / key).unlink, missing_ok=True), waits=False)
 
     def holds(self, shard: ShardPlace, receipt: ShardReceipt, *, read: bool = False) -> bool:
         """Tell whether a shard is the file of its receipt."""
+        key = self._key(shard)
         if receipt.is_empty:
-            return receipt == empty_receipt(self._key(shard)) and not os.path.lexists(self._file(shard))
-        return holds(self._file(shard), receipt, read=read)
+            return receipt == empty_receipt(key) and not os.path.lexists(self._output / key)
+        return holds(self._output / key, receipt, read=read)
 
     def missing(self, counts: Sequence[int], empty: Flags | None = None) -> tuple[int, str]:
         """Return how many files are not there, and the key of the first."""
         missing, first = 0, ""
         for row in product(*map(range, counts[:-1])):
             try:
-                with os.scandir(self._file(row)) as listed:
+                with os.scandir(self._output / self._key(row)) as listed:
                     found = {entry.name for entry in listed if _is_file(entry)}
             except (FileNotFoundError, NotADirectoryError):
                 found = set()
@@ -237,14 +229,14 @@ class FileShardStore(ShardStore):
     def sweep(self) -> None:
         """Remove files that were not sealed."""
         end_attempts(self._output)
-        sweep_files(self._output)
+        for root, _, files in os.walk(self._output):
+            for name in files:
+                if name.endswith(PARTIAL):
+                    Path(root, name).unlink(missing_ok=True)
 
     def free_bytes(self) -> int:
         """Return how much room the output's disk has."""
         return shutil.disk_usage(self._output).free
-
-    def _file(self, shard: ShardPlace) -> Path:
-        return self._output.joinpath(*self._key(shard).split("/"))
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:
@@ -255,30 +247,15 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def sweep_files(output: Path) -> None:
-    """Remove the files of an output that were not sealed."""
-    for root, _, files in os.walk(output):
-        for name in files:
-            if name.endswith(PARTIAL):
-                Path(root, name).unlink(missing_ok=True)
-
-
 class ObjectShardStore(ShardStore):
-    """Shards that are objects; see `ShardStore`.
+    """Shards that are objects; see `ShardStore`."""
 
-    Parameters
-    ----------
-    output
-        Place of the group.
-    level, zarr_format, attempt
-        As in `ShardStore`.
-    """
+    _output: ObjectPlace
 
     def __init__(
         self, output: ObjectPlace, level: int = 0, zarr_format: int = 3, attempt: Attempt | None = None
     ) -> None:
-        super().__init__(level, zarr_format, attempt)
-        self._output = output
+        super().__init__(output, level, zarr_format, attempt)
         self._turns = threading.BoundedSemaphore(UPLOADS)
         self._lock = threading.Lock()
         self._spool: Path | None = None
