@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -205,9 +206,11 @@ def test_a_plan_counts_all_volumes(tmp_path: Path) -> None:
     """Blocks, bytes, and what a machine is told."""
     plan = isovoxel.plan(ome_tiff(tmp_path / "in.ome.tif"), **OPTIONS)
     assert plan.source.series == (("t", 3), ("c", 2))
-    assert plan.n_blocks == 6 * plan.blocks_per_volume
+    assert plan.n_blocks == 6 * math.prod(plan.block_grid)
     assert plan.output_bytes == 6 * 22 * 20 * 24 * 2
-    assert [plan.block(i).write_box.volume for i in range(0, plan.n_blocks, plan.blocks_per_volume)] == list(range(6))
+    assert [plan.block(i).write_box.volume for i in range(0, plan.n_blocks, math.prod(plan.block_grid))] == list(
+        range(6)
+    )
     assert plan.voxels_of(bytes([1]) * plan.n_blocks) == 6 * 22 * 20 * 24
     again = plan_from_json(plan_to_json(plan))
     assert (again.source.series, again.fingerprint) == (plan.source.series, plan.fingerprint)

@@ -236,8 +236,9 @@ def scale(
         scheduler=scheduler,
         **options,
     )
-    with _shown(progress) as views:
-        return _job(given)(source, output, given, client=client, listeners=[*listeners, *views])
+    do, shown = _job(given, progress=progress)
+    with shown as views:
+        return do(source, output, given, client=client, listeners=[*listeners, *views])
 
 
 @checked_keywords(ScalingOptions)
@@ -269,29 +270,25 @@ def convert(
         As `scale` does, and an `OptionError` where an option is for scaling.
     """
     given = Options(overwrite=overwrite, on_corrupt=on_corrupt, workers=workers, scheduler=scheduler, **options)
-    with _shown(progress) as views:
+    do, shown = _job(given, progress=progress)
+    with shown as views:
         told = [*listeners, *views]
-        return _job(given)(source, output, given.converting(), client=client, listeners=told, defaults=CONVERTING)
+        return do(source, output, given.converting(), client=client, listeners=told, defaults=CONVERTING)
 
 
-def _shown(progress: bool) -> AbstractContextManager[Sequence[Listener]]:
-    """Return a context in which a job is shown to whoever asks for it."""
+def _job(
+    given: Options, *, progress: bool
+) -> tuple[Callable[..., ScaleResult], AbstractContextManager[Sequence[Listener]]]:
+    """Return what does a job, over one image or over several, and a context in which it is shown if that is asked."""
+    if means_several(given.image):
+        from isovoxel.image_jobs import scale_images as do
+    else:
+        from isovoxel.jobs import scale_into as do
     if not progress:
-        return nullcontext(())
+        return do, nullcontext(())
     from isovoxel.reporting.progress import job_progress
 
-    return job_progress()
-
-
-def _job(given: Options) -> Callable[..., ScaleResult]:
-    """Return what does a job over one image, or over several where the options mean several."""
-    if means_several(given.image):
-        from isovoxel.image_jobs import scale_images
-
-        return scale_images
-    from isovoxel.jobs import scale_into
-
-    return scale_into
+    return do, job_progress()
 
 
 @checked_keywords()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -74,12 +74,12 @@ def open_as_begun(source: Any, options: Options, given: Options) -> tuple[Volume
     return volume, options
 
 
+@dataclass
 class Relay:
     """Tells the tally of each job what was told of workers, before that job too; what was tried again, one of them."""
 
-    def __init__(self) -> None:
-        self._told: list[Event] = []
-        self._tally: Listener | None = None
+    _told: list[Event] = field(default_factory=list)
+    _tally: Listener | None = None
 
     def __call__(self, event: Event) -> None:
         """Pass an event on, and keep it for the jobs to come."""

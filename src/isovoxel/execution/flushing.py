@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from isovoxel.engines.base import Cancelled
@@ -28,22 +28,16 @@ Conclude = Callable[[Block, "list[ShardReceipt] | Exception", BlockDone], T]
 """Called when all shards of a block are on the disk, or one cannot be brought there, in the thread that was last."""
 
 
+@dataclass(frozen=True)
 class Flusher:
-    """Waits for the disk.
+    """Waits for the disk."""
 
-    Parameters
-    ----------
-    pool, threads
-        What waits, and for how many shards at the same time; who has more to flush waits too.
-    patient
-        Sets the patience with which a block's shards are brought to their place.
-    """
-
-    def __init__(
-        self, pool: ThreadPoolExecutor, threads: int, patient: Callable[[Block], AbstractContextManager[None]]
-    ) -> None:
-        self.pool, self.patient = pool, patient
-        self.free = threading.BoundedSemaphore(threads)
+    pool: ThreadPoolExecutor
+    """What waits."""
+    free: threading.BoundedSemaphore
+    """For how many shards at the same time; who has more to flush waits too."""
+    patient: Callable[[Block], AbstractContextManager[None]]
+    """Sets the patience with which a block's shards are brought to their place."""
 
 
 class Flushing(Generic[T]):

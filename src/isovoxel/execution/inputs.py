@@ -332,8 +332,9 @@ class _Where:
         self._object = place if isinstance(place, ObjectPlace) else None
         # unlike Path.resolve, this survives links that go round in circles
         self._path = None if self._object is not None else Path(os.path.realpath(str(place)))
+        self._parents = () if self._path is None else tuple(self._path.parents)
         self._identity = _identity(self._path)
-        self._above = dict.fromkeys(filter(None, map(_identity, self._parents())))
+        self._above = dict.fromkeys(filter(None, map(_identity, self._parents)))
 
     def is_same(self, other: _Where) -> bool:
         """Tell whether this is the other."""
@@ -347,10 +348,7 @@ class _Where:
             if self._object is None or other._object is None:
                 return False
             return self._object != other._object and self._object.is_relative_to(other._object)
-        return other._path in self._parents() or other._identity in self._above
-
-    def _parents(self) -> Sequence[Path]:
-        return [] if self._path is None else list(self._path.parents)
+        return other._path in self._parents or other._identity in self._above
 
 
 def _identity(path: Path | None) -> tuple[int, int] | None:

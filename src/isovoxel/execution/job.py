@@ -95,11 +95,6 @@ class Job:
     """Told what happens."""
     _telling: threading.RLock = field(default_factory=threading.RLock, init=False, repr=False, compare=False)
 
-    @property
-    def volume(self) -> Volume:
-        """The input, opened."""
-        return self.watch.volume
-
     def run(self, executor: Executor) -> tuple[Plan, Elapsed]:
         """Make the output, or what is left of it.
 
@@ -129,7 +124,7 @@ class Job:
         ):
             plan = claim.plan
             task = Task(plan, self.source, self.output.path, claim.attempt)
-            executor.prepare(task, self.volume, self._tell)
+            executor.prepare(task, self.watch.volume, self._tell)
             ledger, done = self._resume(claim) if claim.ledger else (self._begin(claim), bytearray(plan.all_blocks))
             parts = plan.split(done)
             try:
@@ -166,11 +161,11 @@ class Job:
             create_output(
                 request.path,
                 levels=[(level.output, level.storage) for level in plan.levels],
-                dtype=self.volume.dtype,
+                dtype=self.watch.volume.dtype,
                 method={"area": "mean"}.get(plan.further[0].interpolation, "mode") if plan.further else None,
                 provenance=request.made,
                 labels=request.labels,
-                series=self.volume.series,
+                series=self.watch.volume.series,
                 by_way_of=claim.folder / NEW,
                 attempt=claim.attempt,
             )
@@ -265,7 +260,7 @@ class Job:
         """
         if is_changed:
             ledger.forget()
-            raise InputChangedError(changed(self.volume.name))
+            raise InputChangedError(changed(self.watch.volume.name))
 
     def _finish(self, claim: OutputClaim, ledger: Ledger) -> None:
         from isovoxel.output.ome_zarr import mark_complete
@@ -277,7 +272,7 @@ class Job:
                 omero = None
                 if not self.output.labels:  # how viewers shall show the image
                     windows = display_windows(self.output.path, plan)
-                    omero = omero_attribute(self.volume.channels, windows, plan.output.shape[0])
+                    omero = omero_attribute(self.watch.volume.channels, windows, plan.output.shape[0])
                 receipts = {RECEIPTS: True} if RECEIPTS in self.output.made else {}
                 more = receipts | ledger.empty.to_json()
                 retry(partial(mark_complete, self.output.path, ledger.filled, omero, claim.attempt, more=more))

@@ -294,7 +294,11 @@ def forecast(plan: Plan, output: Place | None = None) -> Forecast:
         Where it writes; by default a local disk.
     """
     jobs = _jobs_like(_kind(plan, output))
-    return Forecast(_fitted(jobs, _work(plan)) if jobs else None, plan.disk_bytes, _files(plan))
+    # Those of the group, and of each level its shards and its metadata.
+    beside = 2 if plan.storage.ome_zarr == "0.4" else 1
+    shards = (math.prod(map(ceil_div, level.output.shape, level.storage.shard)) for level in plan.levels)
+    files = beside + sum(plan.source.n_volumes * each + beside for each in shards)
+    return Forecast(_fitted(jobs, _work(plan)) if jobs else None, plan.disk_bytes, files)
 
 
 def keep_rate(plan: Plan, output: Place, seconds: float) -> None:
@@ -317,16 +321,6 @@ def keep_rate(plan: Plan, output: Place, seconds: float) -> None:
             length = file.tell()
         if length > MOST_BYTES:
             _drop_first_half(path)
-
-
-def _files(plan: Plan) -> int:
-    """Return the number of files of an output: those of the group, and of each level its shards and its metadata."""
-    beside = 2 if plan.storage.ome_zarr == "0.4" else 1
-    levels = (
-        plan.source.n_volumes * math.prod(map(ceil_div, level.output.shape, level.storage.shard)) + beside
-        for level in plan.levels
-    )
-    return sum(levels) + beside
 
 
 def _kind(plan: Plan, output: Place | None) -> list[str | int]:

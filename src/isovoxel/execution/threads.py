@@ -27,6 +27,7 @@ from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import partial
+from threading import BoundedSemaphore
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -157,7 +158,7 @@ class ThreadRun:
         waiting = FLUSHING * threads
         try:
             with self._threads(waiting, "flush", ends=True) as pool:
-                flusher = Flusher(pool, waiting, self._maker.patient)
+                flusher = Flusher(pool, BoundedSemaphore(waiting), self._maker.patient)
                 if self.plan.halo_mode == "map_overlap":
                     self._run_windows(flusher)
                 self._run_direct(flusher)

@@ -237,6 +237,12 @@ def halo(sampler: Sampler, length: int) -> tuple[int, int]:
     )
 
 
+def index3(values: Iterable[int]) -> Index3:
+    """Return three integers, z, y, x, as a tuple of just three."""
+    z, y, x = values
+    return (z, y, x)
+
+
 def ceil_div(a: int, b: int) -> int:
     """Return a / b rounded up, for positive integers of any size."""
     return -(-a // b)

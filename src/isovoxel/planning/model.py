@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from isovoxel.errors import OptionError
-from isovoxel.geometry.grid import AXES, Box, Float3, Index3, VoxelGrid
+from isovoxel.geometry.grid import AXES, Box, Float3, Index3, VoxelGrid, index3
 
 ENGINES = {"cle": ("linear", "nearest"), "exact": ("linear", "nearest", "cubic", "lanczos3", "area", "mode", "smooth")}
 """Engines, and the interpolations that each has."""
@@ -113,8 +113,7 @@ class Source:
     @property
     def decoded_shape(self) -> Index3:
         """Voxels of all its chunks, per axis."""
-        z, y, x = (a + n + b for a, n, b in zip(self.beside[0], self.grid.shape, self.beside[1], strict=True))
-        return (z, y, x)
+        return index3(a + n + b for a, n, b in zip(self.beside[0], self.grid.shape, self.beside[1], strict=True))
 
     @property
     def n_volumes(self) -> int:
@@ -201,14 +200,3 @@ class Largest(NamedTuple):
     """Of read boxes with what is repeated around the volume."""
     written: Index3
     """Of write boxes."""
-
-
-_HOW_IT_IS_READ = {"name": "", "read_overhead": 0, "chunks": [], "caches": False, "notes": [], "beside": []}
-"""What a plan knows of its source that changes no result."""
-
-
-def what_is_read(source: Source) -> dict[str, Any]:
-    """Return what a plan knows of its source that can change a result, as it was hashed ever since."""
-    known = asdict(source) | _HOW_IT_IS_READ
-    del known["encoded"]
-    return known

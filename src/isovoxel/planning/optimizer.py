@@ -31,8 +31,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.errors import DoesNotFitError, OptionError
-from isovoxel.geometry.grid import AXES, Float3, Index3, Sampler, VoxelGrid, ceil_div
-from isovoxel.planning.chunking import Storage, smaller
+from isovoxel.geometry.grid import AXES, Float3, Index3, Sampler, VoxelGrid, ceil_div, index3
+from isovoxel.planning.chunking import Storage, helper_overhead, smaller
 from isovoxel.planning.memory import human_bytes
 from isovoxel.planning.model import DeviceLimits, HostLimits, Source, check_options
 from isovoxel.planning.plan import Plan
@@ -213,8 +213,8 @@ def plan_chunks(
         longest_side = max(storage.shard)
         if fixed or longest_side == 1:
             raise DoesNotFitError(f"a chunk of {storage.shard} output voxels takes {excess}; choose smaller chunks")
-        halves = [ceil_div(n, 2) if n == longest_side else n for n in storage.shard]
-        storage = Storage((halves[0], halves[1], halves[2]), (halves[0], halves[1], halves[2]))
+        halves = index3(ceil_div(n, 2) if n == longest_side else n for n in storage.shard)
+        storage = Storage(halves, halves)
     return plan
 
 
@@ -234,7 +234,9 @@ def _fit(draft: Plan, halved: tuple[bool, bool, bool], *, fixed_storage: bool) -
 
 def _best(draft: Plan, halved: tuple[bool, bool, bool]) -> Plan | None:
     """Return the draft with the block shape and cache of the least score that fits, or None where no shard fits."""
-    steps = _steps(draft.storage, halved)
+    # Whole shards, and two chunks where a side is halved.
+    sides = zip(draft.storage.shard, draft.storage.chunk, halved, strict=True)
+    steps = (math.lcm(shard, 2 * chunk) if half else shard for shard, chunk, half in sides)
     along = zip(draft.samplers, draft.source.chunks, steps, *draft.source.beside, strict=True)
     z, y, x = axes = [_candidates(*each) for each in along]
     # As float64, which holds counts that overflow 64-bit integers; whether one fits is checked in exact integers.
@@ -291,22 +293,14 @@ def _decoded(axes: Sequence[_Candidates], shape: Index3, kept: int) -> NDArray[n
 def _fits(draft: Plan, axes: Sequence[_Candidates], at: Index3, shape: Index3, cache: int, in_flight: int) -> bool:
     """Return whether blocks of this shape fit device and host, in exact integers."""
     read, padded = (
-        tuple(int(getattr(c, name)[i]) for c, i in zip(axes, at, strict=True)) for name in ("read", "padded")
+        index3(int(getattr(c, name)[i]) for c, i in zip(axes, at, strict=True)) for name in ("read", "padded")
     )
-    cost = draft.cost_of(read=(read[0], read[1], read[2]), padded=(padded[0], padded[1], padded[2]), written=shape)
+    cost = draft.cost_of(read=read, padded=padded, written=shape)
     shared = cost.device - cost.in_place if draft.device.shares_host_memory else 0
     held = in_flight * draft.source.itemsize * math.prod(read) if draft.halo_mode == "map_overlap" else 0
-    host = draft.host.baseline + shared + held + cache + draft.helping + in_flight * cost.host
+    helping = helper_overhead(draft.storage, draft.source.itemsize, draft.helpers)
+    host = draft.host.baseline + shared + held + cache + helping + in_flight * cost.host
     return not cost.excess(draft.device, in_flight) and host <= draft.host.allowed
-
-
-def _steps(storage: Storage, halved: tuple[bool, bool, bool]) -> Index3:
-    """Return of what each side of a block is a multiple: whole shards, and two chunks where it is halved."""
-    z, y, x = (
-        math.lcm(shard, 2 * chunk) if half else shard
-        for shard, chunk, half in zip(storage.shard, storage.chunk, halved, strict=True)
-    )
-    return (z, y, x)
 
 
 def _candidates(sampler: Sampler, chunk: int, step: int, before: int, after: int) -> _Candidates:
@@ -360,11 +354,11 @@ def _window(plan: Plan) -> Index3:
         while window[axis] < plan.block_grid[axis]:
             wider = window.copy()
             wider[axis] = min(2 * window[axis], plan.block_grid[axis])
-            candidate = replace(plan, window=(wider[0], wider[1], wider[2]))
+            candidate = replace(plan, window=index3(wider))
             if candidate.projected_host > plan.host.allowed:
-                return (window[0], window[1], window[2])
+                return index3(window)
             window = wider
-    return (window[0], window[1], window[2])
+    return index3(window)
 
 
 def _refusal(draft: Plan, *, fixed_storage: bool) -> str:

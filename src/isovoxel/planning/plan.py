@@ -22,12 +22,15 @@ from typing import Any
 
 import numpy as np
 
-from isovoxel.geometry.grid import AXES, Axis, Box, Float3, Index3, Sampler, VoxelGrid, ceil_div, halo, round_up
+from isovoxel.geometry.grid import AXES, Axis, Box, Float3, Index3, Sampler, VoxelGrid, ceil_div, halo, index3, round_up
 from isovoxel.geometry.resampling import Table, Texture, accumulator, passes_at_once
 from isovoxel.notebook import InNotebooks
 from isovoxel.planning.chunking import Storage, helper_overhead, seal_overhead, write_overhead
 from isovoxel.planning.memory import BlockCost, bytes_along, cle_cost, exact_cost
-from isovoxel.planning.model import FILTERS, MOVES, Block, DeviceLimits, HostLimits, Largest, Source, what_is_read
+from isovoxel.planning.model import FILTERS, MOVES, Block, DeviceLimits, HostLimits, Largest, Source
+
+_HOW_IT_IS_READ = {"name": "", "read_overhead": 0, "chunks": [], "caches": False, "notes": [], "beside": []}
+"""What a plan knows of its source that changes no result, as it was hashed ever since."""
 
 
 @dataclass(frozen=True)
@@ -139,18 +142,12 @@ class Plan(InNotebooks):
     @cached_property
     def block_grid(self) -> Index3:
         """Number of blocks per axis."""
-        z, y, x = (ceil_div(m, b) for m, b in zip(self.output.shape, self.block_shape, strict=True))
-        return (z, y, x)
-
-    @property
-    def blocks_per_volume(self) -> int:
-        """Number of blocks of one volume."""
-        return math.prod(self.block_grid)
+        return index3(ceil_div(m, b) for m, b in zip(self.output.shape, self.block_shape, strict=True))
 
     @property
     def n_blocks(self) -> int:
         """Number of blocks, of all volumes."""
-        return self.source.n_volumes * self.blocks_per_volume
+        return self.source.n_volumes * math.prod(self.block_grid)
 
     def block(self, index: int) -> Block:
         """Return one block by its index: volume by volume, z slowest.
@@ -163,7 +160,7 @@ class Plan(InNotebooks):
         if not 0 <= index < self.n_blocks:
             raise IndexError(f"block {index} of {self.n_blocks}")
         _, ny, nx = self.block_grid
-        volume, index = divmod(index, self.blocks_per_volume)
+        volume, index = divmod(index, math.prod(self.block_grid))
         return self.block_at((index // (ny * nx), index // nx % ny, index % nx), volume)
 
     def block_at(self, place: Index3, volume: int = 0) -> Block:
@@ -173,8 +170,8 @@ class Plan(InNotebooks):
             start.append(i * length)
             stop.append(min((i + 1) * length, axis.m))
         _, ny, nx = self.block_grid
-        index = volume * self.blocks_per_volume + (place[0] * ny + place[1]) * nx + place[2]
-        return self.block_of(index, Box(_triple(start), _triple(stop), volume))
+        index = volume * math.prod(self.block_grid) + (place[0] * ny + place[1]) * nx + place[2]
+        return self.block_of(index, Box(index3(start), index3(stop), volume))
 
     def block_of(self, index: int, write_box: Box) -> Block:
         """Return what it takes to write a box of the output, be it a block's or only a piece of one."""
@@ -188,9 +185,9 @@ class Plan(InNotebooks):
         return Block(
             index=index,
             write_box=write_box,
-            read_box=Box(_triple(first), _triple(last), write_box.volume),
-            pad_before=_triple(before),
-            pad_after=_triple(after),
+            read_box=Box(index3(first), index3(last), write_box.volume),
+            pad_before=index3(before),
+            pad_after=index3(after),
             level=self.level,
         )
 
@@ -269,9 +266,9 @@ class Plan(InNotebooks):
         lengths = zip(self.samplers, self.block_shape, strict=True)
         shapes = [sampler.spans(*sampler.axis.intervals(b)).longest() for sampler, b in lengths]
         return Largest(
-            _triple([s[0] for s in shapes]),
-            _triple([s[1] for s in shapes]),
-            _triple([min(b, m) for b, m in zip(self.block_shape, self.output.shape, strict=True)]),
+            index3([s[0] for s in shapes]),
+            index3([s[1] for s in shapes]),
+            index3([min(b, m) for b, m in zip(self.block_shape, self.output.shape, strict=True)]),
         )
 
     def cost_of(self, *, read: Index3, padded: Index3, written: Index3) -> BlockCost:
@@ -342,11 +339,6 @@ class Plan(InNotebooks):
         return math.prod(lengths) * self.source.itemsize
 
     @property
-    def helping(self) -> int:
-        """Projected bytes of the threads that help to encode."""
-        return helper_overhead(self.storage, self.source.itemsize, self.helpers)
-
-    @property
     def made_along(self) -> tuple[Plan, ...]:
         """The plans of those further levels whose blocks are made of these while they are in memory, level 1 first."""
         return tuple(takewhile(lambda level: level.along or level.gathered, self.further))
@@ -383,7 +375,7 @@ class Plan(InNotebooks):
     def _projected_host(self, cost: BlockCost) -> int:
         """Return the projected bytes of the whole process where the largest block costs so much."""
         shared = cost.device - cost.in_place if self.device.shares_host_memory else 0
-        beside = self.held + self.cache + self.helping
+        beside = self.held + self.cache + helper_overhead(self.storage, self.source.itemsize, self.helpers)
         return self.host.baseline + shared + beside + self.in_flight * cost.host + bytes_along(self)
 
     @property
@@ -412,8 +404,10 @@ class Plan(InNotebooks):
         for name in ("checksum", "skip_empty", "plain"):
             if not storage[name]:  # as outputs were hashed before storage had these
                 del storage[name]
+        source = asdict(self.source) | _HOW_IT_IS_READ
+        del source["encoded"]
         what = {
-            "source": what_is_read(self.source),
+            "source": source,
             **({"shift": self.shift} if any(self.shift) else {}),
             "output": asdict(self.output),
             "factor": self.factor,
@@ -434,8 +428,3 @@ class Plan(InNotebooks):
         """Hash of everything that can change a result, and of nothing else: not of budgets, threads or releases."""
         further = {"further": [plan.fingerprint for plan in self.further]} if self.further else {}
         return hashlib.sha256(json.dumps(self.makes | further, sort_keys=True).encode()).hexdigest()
-
-
-def _triple(values: list[int]) -> Index3:
-    z, y, x = values
-    return (z, y, x)

@@ -137,7 +137,7 @@ class WorkerSession:
         waiting = FLUSHING * self.slots.number
         self._flushing = ThreadPoolExecutor(waiting, thread_name_prefix="flush")
         self._maker = BlockMaker.of_task(task, volume, engine, self._tell)
-        self._flusher = Flusher(self._flushing, waiting, self._maker.patient)
+        self._flusher = Flusher(self._flushing, threading.BoundedSemaphore(waiting), self._maker.patient)
 
     def make(self, index: int, voxels: NDArray[Any] | None = None) -> Outcome:
         """Make a block, and wait until it is on the disk."""
