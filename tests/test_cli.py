@@ -214,6 +214,7 @@ ENGINES = [
 ]
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize(("options", "engine", "kernel"), ENGINES, ids=[options for options, *_ in ENGINES])
 def test_the_engine_is_the_one_that_can(
     isovoxel: Isovoxel, stack: Path, tmp_path: Path, options: str, engine: str, kernel: str

@@ -111,6 +111,7 @@ def test_labels_of_the_blastocyst_come_back() -> None:
     check_round_trip((image // 32).astype(np.uint16), VOXEL_SIZE, (5.0, 1.0, 1.0))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(STACK is None, reason="the confocal stack is not in shared/data beside this checkout")
 def test_labels_of_a_real_stack_come_back() -> None:
     """Of a file as Fiji writes it, whose voxel size its metadata say."""

@@ -153,6 +153,7 @@ def test_more_budget_is_used(volumes: Path, tmp_path: Path) -> None:
     assert much["peak_host_bytes"] > little["peak_host_bytes"]
 
 
+@pytest.mark.slow
 def test_show_stays_within_its_budget(large: Path, tmp_path: Path) -> None:
     """Of a volume larger than the budget, with chunks as large as tiles: law 4 for pictures; too little is refused."""
     show = [sys.executable, "-m", "isovoxel", "show", str(large), "--json"]

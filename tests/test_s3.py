@@ -221,6 +221,7 @@ def shard_of(asked: str) -> str:
     return found[1] if found else ""
 
 
+@pytest.mark.slow
 def test_a_second_process_is_refused(server: Server, folder: Path, isovoxel: Isovoxel) -> None:
     """While the first writes; and told who it is, and how long its lock lasts if it died."""
     writes, go_on = threading.Event(), threading.Event()
@@ -246,6 +247,7 @@ def test_a_second_process_is_refused(server: Server, folder: Path, isovoxel: Iso
     assert process.returncode == 0
 
 
+@pytest.mark.slow
 def test_a_store_that_is_overloaded_is_survived(server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every fourth request is answered 503, and the client asks only once: reads and writes are tried again."""
     monkeypatch.setattr(retries, "PAUSES", (0.01,) * 8)

@@ -46,7 +46,7 @@ def shell(command: str, folder: Path, **variables: str) -> subprocess.CompletedP
 SCALE = "{isovoxel} scale {stack} out.zarr --levels 0 --engine exact"
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("streams", "code", "said"),
     [
@@ -69,7 +69,7 @@ def test_a_job_comes_to_its_end_whatever_its_streams_are(
     assert not (tmp_path / "out.zarr.isovoxel").exists()
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("words", "streams", "code", "said"),
     [
@@ -117,7 +117,7 @@ def test_text_is_printed_in_any_encoding(stack: Path, tmp_path: Path, variables:
 NAMES = {"no UTF-8": b"a\xff\xe9", "controls": b"a\x1b[31m\x07\nb", "turned": "a\u202eb".encode()}
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
 def test_names_are_what_the_system_says(isovoxel: Isovoxel, stack: Path, tmp_path: Path, name: bytes) -> None:
     """Input, output, labels and report of any name: begun, gone on with, verified; a terminal sees none of it."""

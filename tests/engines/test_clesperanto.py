@@ -114,6 +114,7 @@ def test_without_any_the_reasons_and_a_way_on_are_told(
     )
 
 
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("generation", GENERATIONS)
 @pytest.mark.parametrize("boundary", ["nearest", "constant"])
 @pytest.mark.parametrize("interpolation", ["linear", "nearest"])

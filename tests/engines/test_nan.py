@@ -119,6 +119,7 @@ def test_what_is_no_number_reaches_as_far_as_the_kernel(
         np.testing.assert_array_equal(mask[decided], masks[0][decided])
 
 
+@pytest.mark.sampled(17)
 @pytest.mark.parametrize("boundary", ["nearest", "constant"])
 @pytest.mark.parametrize("block", CUTS)
 def test_nothing_moves_where_nothing_is_scaled(

@@ -422,6 +422,7 @@ def test_blocks_in_flight_share_what_is_there(
     assert driver.now == 0
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("kind", ["cpu", "gpu"])
 @pytest.mark.parametrize("way", WAYS, ids="-".join)
 @pytest.mark.parametrize("error", ["OUT_OF_RESOURCES", "MEM_OBJECT_ALLOCATION_FAILURE"])
@@ -571,6 +572,7 @@ for block in cuts.blocks():
 """
 
 
+@pytest.mark.slow
 def test_a_device_that_gives_less_than_a_plan_counts_on_goes_on() -> None:
     """With nothing made up: PoCL limited to 1 GiB, of which it gives a quarter at once."""
     done = subprocess.run(

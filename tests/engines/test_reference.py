@@ -42,6 +42,7 @@ def voxel_by_voxel(
     return result
 
 
+@pytest.mark.sampled(21)
 @pytest.mark.parametrize("interpolation", ["linear", "nearest"])
 @pytest.mark.parametrize("boundary", ["nearest", "constant"])
 @pytest.mark.parametrize("text", FACTORS)

@@ -235,6 +235,7 @@ def batch(number: int, test: str) -> Iterator[random.Random]:
         yield random.Random(f"{test} {index}")  # noqa: S311 - not a secret
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("number", range(BATCHES))
 def test_damaged_lines_are_blocks_to_do_again(job: Job, number: int) -> None:
     """And those of other lines count."""

@@ -121,7 +121,7 @@ def test_every_block_is_noted_and_told_once_in_order(
     assert result.tally.voxels == result.plan.all_voxels
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("level", [0, 2])
 @pytest.mark.parametrize("how", [interrupt, fail], ids=["Ctrl-C", "failure"])
 def test_what_ends_in_the_middle_resumes(

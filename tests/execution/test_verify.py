@@ -156,7 +156,7 @@ def delete_shard(out: Path, block: Box) -> None:
     out.joinpath("0", "c", *(str(a // n) for a, n in zip(block.start, BLOCK, strict=True))).unlink()
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("engine", "block"),
     [("cle", (32, 32, 16)), ("exact", (0, 16, 48)), ("exact", (16, 16, 32))],

@@ -103,7 +103,7 @@ def shards(out: Path, level: int) -> list[Path]:
     return sorted(p for p in (out / str(level)).rglob("*") if p.is_file() and p.name.isdecimal())
 
 
-@pytest.mark.sampled(7)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("level", [0, 1])
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda f: f.__name__)

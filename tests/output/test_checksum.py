@@ -82,7 +82,7 @@ def test_a_changed_byte_of_any_chunk_is_found_by_every_reader(tmp_path: Path, co
     chunks = list(stored_chunks(tmp_path / "out"))
     assert len(chunks) == 3 * 3 * 3
     rng = np.random.default_rng(2)
-    for chunk, file, offset, length in chunks:
+    for chunk, file, offset, length in chunks[::4]:
         at = offset + int(rng.integers(length))
         whole = file.read_bytes()
         file.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << int(rng.integers(8)))]) + whole[at + 1 :])

@@ -96,6 +96,7 @@ def test_what_is_not_isovoxels_is_refused_and_kept(
     assert snapshot(tmp_path) == before
 
 
+@pytest.mark.sampled(21)
 @pytest.mark.parametrize("kind", OTHER)
 @pytest.mark.parametrize("name", [*FILES, *FOLDERS])
 def test_links_and_the_like_in_a_folder_of_isovoxels_are_refused(

@@ -284,7 +284,7 @@ def test_an_image_is_deleted_and_what_lies_beside_it_is_not(out: ObjectPlace, pl
     check(out)
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dies_at", range(14))
 def test_a_replacement_that_dies_anywhere_is_gone_on_with(
     server: Server, out: ObjectPlace, plan: Plan, dies_at: int, monkeypatch: pytest.MonkeyPatch

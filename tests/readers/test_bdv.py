@@ -292,6 +292,7 @@ def test_what_is_not_read_is_one_sentence(text: str, message: str, tmp_path: Pat
 # ---- whole jobs --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_image_is_scaled_and_verified(kind: str, tmp_path: Path, isovoxel: Isovoxel) -> None:
     """All its channels and time points; a chunk that is another is another input."""

@@ -172,6 +172,7 @@ BOMBS: dict[str, tuple[int, Callable[[], bytes]]] = {
 """Tiles that decode to millions of bytes, each with TIFF's number of its codec."""
 
 
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize("kind", BOMBS)
 def test_a_tile_decodes_to_no_more_than_a_tile(kind: str, tmp_path: Path) -> None:
     """A tile of 256 pixels that would be an image of millions takes no more memory than the reader says."""

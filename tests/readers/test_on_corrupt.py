@@ -92,6 +92,7 @@ def check(volume: Volume, filled: NDArray[Any], corners: set[tuple[Index3, Index
             volume.read(Box(error.start, error.stop))
 
 
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("kind", ZARRS)
 def test_damaged_chunks_are_filled(kind: str, tmp_path: Path) -> None:
     """Whatever the codec, damaged chunks are 0 and all others as they were."""

@@ -159,7 +159,7 @@ def expected(kind: str) -> np.ndarray:
 # ---- what must hold ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.sampled(73)
+@pytest.mark.sampled(36)
 @pytest.mark.parametrize("kind", FILES)
 @pytest.mark.parametrize("way", READ)
 def test_each_page_is_read_by_its_own_tags(kind: str, way: str, tmp_path: Path) -> None:

@@ -122,6 +122,7 @@ def test_threads_read_what_zarr_python_reads(written: tuple[ChunkReader, np.ndar
                 np.testing.assert_array_equal(read, whole[box.slices])
 
 
+@pytest.mark.sampled(11)
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "uint32", "int64", "uint64", "float32"])
 @pytest.mark.parametrize("kind", ["v3, blosc, big", "v3, shards, zstd, little", "v2, blosc, ., <"])
 def test_every_dtype(kind: str, dtype: str, tmp_path: Path) -> None:

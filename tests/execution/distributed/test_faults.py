@@ -60,6 +60,7 @@ def test_a_worker_that_is_killed_while_halos_are_exchanged_loses_nothing(tmp_pat
     assert not any(isinstance(event, WorkerLeft) for event in events)
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_at_the_last_level_holds_nobody_up(
     tmp_path: Path, out: Path, own: Any, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
