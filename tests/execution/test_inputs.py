@@ -18,13 +18,18 @@ import zarr
 import isovoxel as package
 from command_line import Isovoxel, check_refused
 from isovoxel.errors import IsovoxelError, OutputError
-from isovoxel.execution.inputs import check_apart, folders_of, places_of, read_as
+from isovoxel.execution.inputs import check_apart, folders_of, read_as
 from isovoxel.object_store.objects import ObjectPlace
 from small_jobs import OPTIONS, VOXELS, save_input
 from snapshots import snapshot
 from store_server import contents, upload
 
 WORDS = ("--factor", "2,1,1", "--engine", "exact", "--levels", "0")
+
+
+def places_of(source: Any) -> list[Any]:
+    """Return where an input lies."""
+    return [each.place for each in read_as("input", source)]
 
 
 @pytest.fixture

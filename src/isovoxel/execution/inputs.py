@@ -47,30 +47,6 @@ _HOSTED = (
 """How servers show the buckets of object stores."""
 
 
-def places_of(source: Any, volume: Volume | None = None) -> list[Place]:
-    """Return where an input lies, as far as that can be told: files, folders and places in object stores.
-
-    Parameters
-    ----------
-    source
-        What the user gave for it.
-    volume
-        The input, where it is open.
-    """
-    found: list[Place] = []
-    if isinstance(source, str | os.PathLike):
-        found += named_places(os.fsdecode(source))
-    elif source is not None and not isinstance(source, Volume):
-        found += _held(source)
-    if volume is not None or isinstance(source, Volume):
-        identity = (source if volume is None else volume).identity
-        further = identity.get("files", ())  # of slices it is their number, and their path a pattern or a folder
-        for each in (identity, *(further if isinstance(further, list) else ())):
-            if isinstance(path := each.get("path"), str):
-                found += named_places(path)
-    return list(dict.fromkeys(found))
-
-
 def named_places(text: str) -> Iterator[Place]:
     """Yield where an input lies that a user names: what is there, what links in it lead to, and all that it matches."""
     try:
@@ -224,8 +200,29 @@ class Named:
 
 
 def read_as(what: str, source: Any, volume: Volume | None = None) -> list[Named]:
-    """Return where an input lies, as `isovoxel.execution.inputs.places_of` does."""
-    return [Named(what, place) for place in places_of(source, volume)]
+    """Return where an input lies, as far as that can be told: files, folders and places in object stores.
+
+    Parameters
+    ----------
+    what
+        What it is to the command.
+    source
+        What the user gave for it.
+    volume
+        The input, where it is open.
+    """
+    found: list[Place] = []
+    if isinstance(source, str | os.PathLike):
+        found += named_places(os.fsdecode(source))
+    elif source is not None and not isinstance(source, Volume):
+        found += _held(source)
+    if volume is not None or isinstance(source, Volume):
+        identity = (source if volume is None else volume).identity
+        further = identity.get("files", ())  # of slices it is their number, and their path a pattern or a folder
+        for each in (identity, *(further if isinstance(further, list) else ())):
+            if isinstance(path := each.get("path"), str):
+                found += named_places(path)
+    return [Named(what, place) for place in dict.fromkeys(found)]
 
 
 def folders_of(output: str | os.PathLike[str], labels: str | None = None) -> list[Named]:

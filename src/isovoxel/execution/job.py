@@ -132,7 +132,10 @@ class Job:
                     self._tell(started(plan, done))
                     began = time.perf_counter()
                     made = self._make_levels(task, executor, ledger, parts)
-                    self._finish(claim, ledger)
+                    with self._marking():
+                        self._check_shards(ledger, *plan.levels)
+                        windows = [] if self.output.labels else display_windows(self.output.path, plan)
+                        self._mark_complete(claim, ledger, windows)
                     seconds = time.perf_counter() - began
             except KeyboardInterrupt:
                 ended.set()  # what is still to be done is tried once
@@ -262,25 +265,27 @@ class Job:
             ledger.forget()
             raise InputChangedError(changed(self.watch.volume.name))
 
-    def _finish(self, claim: OutputClaim, ledger: Ledger) -> None:
-        from isovoxel.output.ome_zarr import mark_complete
-
-        plan = claim.plan
+    @contextlib.contextmanager
+    def _marking(self) -> Iterator[None]:
+        """Say, of what fails meanwhile, that the output could not be marked complete."""
         try:
-            self._check_shards(ledger, *plan.levels)
             with self._patient("marking the output complete"):
-                omero = None
-                if not self.output.labels:  # how viewers shall show the image
-                    windows = display_windows(self.output.path, plan)
-                    omero = omero_attribute(self.watch.volume.channels, windows, plan.output.shape[0])
-                receipts = {RECEIPTS: True} if RECEIPTS in self.output.made else {}
-                more = receipts | ledger.empty.to_json()
-                retry(partial(mark_complete, self.output.path, ledger.filled, omero, claim.attempt, more=more))
+                yield
         except (OSError, InputError) as error:
             if isinstance(error, OSError) and isinstance(error.filename, str):
                 raise JobError(f"marking the output complete failed: {refusal(error, self.output.path)}") from error
             reason = getattr(error, "strerror", None) or error
             raise JobError(f"marking the output complete failed: {reason}") from error
+
+    def _mark_complete(self, claim: OutputClaim, ledger: Ledger, windows: Sequence[DisplayWindow]) -> None:
+        from isovoxel.output.ome_zarr import mark_complete
+
+        omero = None
+        if not self.output.labels:  # how viewers shall show the image
+            omero = omero_attribute(self.watch.volume.channels, windows, claim.plan.output.shape[0])
+        receipts = {RECEIPTS: True} if RECEIPTS in self.output.made else {}
+        more = receipts | ledger.empty.to_json()
+        retry(partial(mark_complete, self.output.path, ledger.filled, omero, claim.attempt, more=more))
 
     def _check_shards(self, ledger: Ledger, *levels: Plan) -> None:
         """Raise a `JobError` where shards are not there that were: readers would take them for zeros."""

@@ -20,9 +20,10 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any
 
 from isovoxel.errors import DeviceLostError, InputError, JobError, clause
 from isovoxel.execution.events import Listener, Restarted
@@ -38,7 +39,7 @@ class _Died(Exception):  # noqa: N818 - never seen by a user
     """A worker has ended before its job; says why, in a clause."""
 
 
-class SubprocessExecutor:
+class SubprocessExecutor(AbstractContextManager["SubprocessExecutor"]):
     """Makes blocks in a process apart; an `Executor`.
 
     Parameters
@@ -51,9 +52,6 @@ class SubprocessExecutor:
 
     def __init__(self, device: str, lost: str = "") -> None:
         self._device, self._lost = device, lost
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

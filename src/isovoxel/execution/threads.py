@@ -25,11 +25,11 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from threading import BoundedSemaphore
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from isovoxel.execution.map_overlap import OverlapWindow
 
 
-class ThreadExecutor:
+class ThreadExecutor(AbstractContextManager["ThreadExecutor"]):
     """Makes blocks on threads of this process, as long as its device serves it; an `Executor`.
 
     Parameters
@@ -66,9 +66,6 @@ class ThreadExecutor:
         self._device = device
         self._engine: Engine | None = None
         self._apart: SubprocessExecutor | None = None
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -83,7 +80,17 @@ class ThreadExecutor:
         self._task, self._volume = task, volume
         if self._apart is None:
             try:
-                self._open(task)
+                if self._engine is None or self._engine.name != task.plan.engine:
+                    before, self._engine = self._engine, open_engine(task.plan.engine, self._device)
+                    if before is not None:
+                        self._engine.take_over(before)
+                with ThreadPoolExecutor(1) as compiling:
+                    prepared = compiling.submit(self._engine.prepare, task.plan)
+                    # They take as long to load as kernels take to build.
+                    import isovoxel.output.ome_zarr
+                    import isovoxel.output.writer  # noqa: F401
+
+                    prepared.result()
             except DeviceLostError as error:  # by what this process did before
                 self._apart = SubprocessExecutor(self._device, str(error))
         if self._apart is not None:
@@ -100,20 +107,6 @@ class ThreadExecutor:
                 self._apart.prepare(self._task, self._volume, progress.tell)
         assert self._apart is not None  # noqa: S101 - for type checkers: `prepare` was called
         return self._apart.run(progress, last=last)
-
-    def _open(self, task: Task) -> None:
-        """Open the engine, and prepare it."""
-        if self._engine is None or self._engine.name != task.plan.engine:
-            before, self._engine = self._engine, open_engine(task.plan.engine, self._device)
-            if before is not None:
-                self._engine.take_over(before)
-        with ThreadPoolExecutor(1) as compiling:
-            prepared = compiling.submit(self._engine.prepare, task.plan)
-            # They take as long to load as kernels take to build.
-            import isovoxel.output.ome_zarr
-            import isovoxel.output.writer  # noqa: F401
-
-            prepared.result()
 
 
 class ThreadRun:

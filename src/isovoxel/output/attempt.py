@@ -26,6 +26,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,9 @@ ASK_SECONDS = 1.0
 """How often a process that writes for a holder elsewhere asks a store for the lock."""
 CLOCK_SECONDS = 2.0
 """How far the start of one process may be off between two readings, where the host's clock was set meanwhile."""
+
+now = partial(time.clock_gettime, time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic
+"""Seconds of a clock that goes on while the machine sleeps."""
 
 _ended: set[str] = set()
 """Words of locks that this process held, and does no more."""
@@ -144,11 +148,6 @@ def forget(word: str) -> None:
 def note_beat(word: str, asked: float) -> None:
     """Note that a lock in a store was held at this time, and a sign of life was given: nobody takes it over so soon."""
     _beats[word] = asked + DEAD_SECONDS / 2
-
-
-def now() -> float:
-    """Return seconds of a clock that goes on while the machine sleeps."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
 def said(text: bytes, key: str = "word") -> str:

@@ -160,7 +160,16 @@ class FileLock(OutputLock):
             return False  # the folder went with the job that is just finished
         with contextlib.ExitStack() as closing:
             closing.callback(os.close, file)
-            self._refuse_where_held(file)
+            locks = _lock(file)
+            holder = Holder.from_json(os.read(file, 4096))
+            # Of a process of this host that lives, the system does not give the lock away.
+            trusted = locks and holder is not None and holder.host == socket.gethostname()
+            alive = holder is not None and _lives(holder, os.fstat(file).st_mtime)
+            if locks is None or (alive and not trusted):
+                raise OutputBusyError(
+                    f"{self._output} is being written by {holder or 'another process'}; "
+                    "wait for it, end it, or give another output"
+                )
             if not (self._place.exists() and os.path.samestat(os.fstat(file), self._place.stat())):
                 return False
             os.ftruncate(file, 0)
@@ -173,18 +182,6 @@ class FileLock(OutputLock):
             closing.pop_all()
         self._file = file
         return True
-
-    def _refuse_where_held(self, file: int) -> None:
-        locks = _lock(file)
-        holder = Holder.from_json(os.read(file, 4096))
-        # Of a process of this host that lives, the system does not give the lock away.
-        trusted = locks and holder is not None and holder.host == socket.gethostname()
-        alive = holder is not None and _lives(holder, os.fstat(file).st_mtime)
-        if locks is None or (alive and not trusted):
-            raise OutputBusyError(
-                f"{self._output} is being written by {holder or 'another process'}; "
-                "wait for it, end it, or give another output"
-            )
 
     def _is_ours(self, file: int) -> bool:
         """Tell whether nobody has taken the lock over, which another host may where it does not see it."""

@@ -25,7 +25,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import imagecodecs
 import numpy as np
@@ -80,10 +80,14 @@ class ShardWriter(PendingShard):
 
     Parameters
     ----------
+    place
+        Where the shard shall be: a path on the same disk, or the place of an object.
     file
         Where it is until it is sealed; nothing is there yet.
     storage
         Its chunks.
+    check
+        Raises where the output is another process' by now.
 
     Raises
     ------
@@ -91,8 +95,8 @@ class ShardWriter(PendingShard):
         If the file system refuses.
     """
 
-    def __init__(self, file: Path, storage: Storage) -> None:
-        self.file = file
+    def __init__(self, place: Any, file: Path, storage: Storage, check: Callable[[], None]) -> None:
+        self.file, self._place, self._check = file, place, check
         self.size = self.crc = 0
         """Bytes that are in the file, and CRC-32 of them."""
         places = (s // c for s, c in zip(storage.shard, storage.chunk, strict=True))
@@ -150,21 +154,9 @@ class ShardWriter(PendingShard):
 
 
 class FileShardWriter(ShardWriter):
-    """A shard that becomes a file.
+    """A shard that becomes a file; see `ShardWriter`."""
 
-    Parameters
-    ----------
-    path
-        Where it shall be.
-    file, storage
-        As in `ShardWriter`; the file is on the same disk.
-    check
-        Raises where the output is another process' by now.
-    """
-
-    def __init__(self, path: Path, file: Path, storage: Storage, check: Callable[[], None]) -> None:
-        super().__init__(file, storage)
-        self._path, self._check = path, check
+    _place: Path
 
     def seal(self) -> ShardReceipt:
         """Flush the file to the disk, give it its name, and return its receipt.
@@ -185,12 +177,12 @@ class FileShardWriter(ShardWriter):
                 os.close(descriptor)
             self._check()
             try:
-                self.file.replace(self._path)
+                self.file.replace(self._place)
             except FileNotFoundError:
                 if not self.file.exists():
                     raise
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                self.file.replace(self._path)
+                self._place.parent.mkdir(parents=True, exist_ok=True)
+                self.file.replace(self._place)
         except FileNotFoundError as error:
             self._check()
             raise gone(self.file.parent) from error
@@ -205,20 +197,20 @@ class ObjectShardWriter(ShardWriter):
 
     Parameters
     ----------
-    place
-        Where it shall be.
-    file, storage, check
-        As in `FileShardWriter`; the file waits on a disk of this machine.
+    place, file, storage, check
+        As in `ShardWriter`; the file waits on a disk of this machine.
     turns
         Lets only so many upload at a time.
     """
+
+    _place: ObjectPlace
 
     def __init__(
         self, place: ObjectPlace, file: Path, storage: Storage, check: Callable[[], None], turns: threading.Semaphore
     ) -> None:
         with _said_if_full(file):
-            super().__init__(file, storage)
-        self._place, self._check, self._turns = place, check, turns
+            super().__init__(place, file, storage, check)
+        self._turns = turns
 
     def seal(self) -> ShardReceipt:
         """Upload the shard, and return its receipt; the file goes, however that ends.

@@ -29,7 +29,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from isovoxel.errors import ClusterError, CorruptInputError, DeviceError, OptionError, clause
 from isovoxel.execution.distributed.connect import Cluster
@@ -74,7 +74,7 @@ PROBE = "probe"
 """Prefix of the files by which workers check that a folder is the same everywhere."""
 
 
-class DistributedExecutor:
+class DistributedExecutor(AbstractContextManager["DistributedExecutor"]):
     """Makes blocks on the workers of a cluster; an `Executor`.
 
     Parameters
@@ -94,9 +94,6 @@ class DistributedExecutor:
         """Addresses of workers that were reported."""
         self._name = ""
         """Name of the plugin that workers have been given, or nothing."""
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
