@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from isovoxel.errors import OptionError
-from isovoxel.geometry.grid import Float3, Index3, check_positive
+from isovoxel.geometry.grid import Float3, Index3, check_positive, triple
 from isovoxel.planning.chunking import CODECS, EMPTY, OME_ZARR
 from isovoxel.planning.decoding import DECODERS
 from isovoxel.planning.encoding import ENCODERS
@@ -412,11 +412,11 @@ CONVERTING = {"interpolation": "nearest", "engine": "exact"}
 def parse_factor(values: Sequence[float]) -> Float3:
     """Return three factors, z, y, x, from any sequence of numbers."""
     try:
-        z, y, x = (float(value) for value in values)
+        factor = triple(float(value) for value in values)
     except (TypeError, ValueError):
         raise OptionError(f"a factor is three numbers, z, y, x, not {values!r}") from None
-    check_positive("factor", (z, y, x))
-    return (z, y, x)
+    check_positive("factor", factor)
+    return factor
 
 
 def _is_number(text: str) -> bool:

@@ -24,6 +24,7 @@ from isovoxel.geometry.grid import (
     factor_for_zoom,
     finest,
     number_text,
+    triple,
 )
 from isovoxel.object_store.objects import Place
 from isovoxel.options import Opening, Options
@@ -414,9 +415,9 @@ def _in_unit_of(output: VoxelGrid, source: VoxelGrid, name: str, source_name: st
         raise OptionError(f"{' and '.join(lengths)}, so where they lie is not known; give the unit of the first (unit)")
     unit, target = source.unit, output.unit
     size, origin = (
-        tuple(convert_length(value, unit, target) for value in values) for values in (source.voxel_size, source.origin)
+        triple(convert_length(value, unit, target) for value in values) for values in (source.voxel_size, source.origin)
     )
-    return VoxelGrid(source.shape, (size[0], size[1], size[2]), (origin[0], origin[1], origin[2]), target)
+    return VoxelGrid(source.shape, size, origin, target)
 
 
 def source_of(volume: Volume, grid: VoxelGrid) -> Source:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from isovoxel.engines.reference import Expected, expected, reference_labels
 from isovoxel.execution.recipe import Recipe
-from isovoxel.geometry.grid import Box, Index3
+from isovoxel.geometry.grid import Box, Index3, triple
 from isovoxel.geometry.resampling import accumulator
 from isovoxel.planning.model import MOVES
 from isovoxel.readers.base import Volume
@@ -205,9 +205,7 @@ def _around_samples(source: Volume, recipe: Recipe, box: Box) -> _Around:
     first, last = ([int(end(np.array(axis))) for axis in sides] for end in (np.min, np.max))
     beyond = [n + 1 for n in last]
     with np.errstate(invalid="ignore"):
-        data = source.read(Box((first[0], first[1], first[2]), (beyond[0], beyond[1], beyond[2]), box.volume)).astype(
-            np.float64
-        )
+        data = source.read(Box(triple(first), triple(beyond), box.volume)).astype(np.float64)
     finite = np.isfinite(data)
     low, high, whole = np.where(finite, data, np.inf), np.where(finite, data, -np.inf), finite
     for axis, (indices, base) in enumerate(zip(sides, first, strict=True)):
@@ -239,7 +237,7 @@ def _tied(source: Volume, got: NDArray[Any], recipe: Recipe, box: Box) -> NDArra
         sides.append([np.clip(np.floor(position + s).astype(int), 0, n - 1) for s in (-shift, shift)])
     low = [int(below.min()) for below, _ in sides]
     high = [int(above.max()) + 1 for _, above in sides]
-    data = source.read(Box((low[0], low[1], low[2]), (high[0], high[1], high[2]), box.volume))
+    data = source.read(Box(triple(low), triple(high), box.volume))
     for chosen in itertools.product(*sides):
         tied |= _same(got, data[np.ix_(*(index - first for index, first in zip(chosen, low, strict=True)))])
     return tied
@@ -325,4 +323,4 @@ def _lattice(shape: Index3, block: Index3, rng: np.random.Generator, kinds: Sequ
 def _around(centre: list[int], shape: Index3) -> Box:
     start = [min(max(0, c - SIDE // 2), max(0, n - SIDE)) for c, n in zip(centre, shape, strict=True)]
     stop = [min(n, a + SIDE) for a, n in zip(start, shape, strict=True)]
-    return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
+    return Box(triple(start), triple(stop))

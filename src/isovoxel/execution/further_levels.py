@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isovoxel.geometry.grid import Box, ceil_div
+from isovoxel.geometry.grid import Box, ceil_div, triple
 from isovoxel.geometry.resampling import Halver
 from isovoxel.planning.model import Block
 from isovoxel.planning.plan import Plan
@@ -182,4 +182,4 @@ def _halved_box(box: Box, plan: Plan) -> Box:
     for a, b, n, m, f in zip(box.start, box.stop, plan.source.grid.shape, plan.output.shape, plan.factor, strict=True):
         start.append(a // 2 if f == 0.5 else a)
         stop.append(m if b == n else b // 2 if f == 0.5 else b)
-    return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]), box.volume)
+    return Box(triple(start), triple(stop), box.volume)

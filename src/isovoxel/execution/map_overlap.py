@@ -23,7 +23,7 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
-from isovoxel.geometry.grid import Box, Index3
+from isovoxel.geometry.grid import Box, Index3, triple
 from isovoxel.planning.model import Block
 from isovoxel.planning.plan import Plan
 
@@ -115,13 +115,13 @@ class OverlapWindow:
 
     def place(self, block_id: tuple[int, ...]) -> Index3:
         """Return a block's place in the plan from its place in the window."""
-        z, y, x = (a + i for a, i in zip(self.places.start, block_id, strict=True))
-        return (z, y, x)
+        return triple(a + i for a, i in zip(self.places.start, block_id, strict=True))
 
     def first_voxel(self, block_id: tuple[int, ...], before: Index3 = (0, 0, 0)) -> Index3:
         """Return the first input voxel of a block of the window, or so many voxels before it."""
-        z, y, x = (max(int(cuts[0]), int(cuts[i]) - n) for cuts, i, n in zip(self.cuts, block_id, before, strict=True))
-        return (z, y, x)
+        return triple(
+            max(int(cuts[0]), int(cuts[i]) - n) for cuts, i, n in zip(self.cuts, block_id, before, strict=True)
+        )
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 
 from isovoxel.engines.registry import GENERATIONS
 from isovoxel.errors import InputError
-from isovoxel.geometry.grid import MAX_SAMPLES, Float3, Index3, VoxelGrid, number_text
+from isovoxel.geometry.grid import MAX_SAMPLES, Float3, Index3, VoxelGrid, number_text, triple
 from isovoxel.output.provenance import RECEIPTS
 from isovoxel.planning.chunking import CODECS, EMPTY, Storage
 from isovoxel.planning.model import check_options
@@ -331,24 +331,20 @@ class Recipe:
             If something in it is missing or of another kind.
         """
         try:
-            fz, fy, fx = (float(f) for f in made["factor"])
-            z, y, x = (int(n) for n in made["block"])
-            nz, ny, nx = (int(n) for n in made["input"]["shape"])
-            sz, sy, sx = (float(s) for s in made.get("like", {}).get("shift", (0, 0, 0)))
             recipe = cls(
-                factor=(fz, fy, fx),
+                factor=triple(map(float, made["factor"])),
                 interpolation=str(made["interpolation"]),
                 antialias=bool(made["antialias"]),
                 boundary=str(made["boundary"]),
                 engine=str(made["engine"]),
                 device_kind=str(made["device"]["kind"]),
-                block=(z, y, x),
-                shape=(nz, ny, nx),
+                block=triple(map(int, made["block"])),
+                shape=triple(map(int, made["input"]["shape"])),
                 dtype=str(made["input"]["dtype"]),
                 identity=dict(made["input"]["identity"]),
                 complete=made["complete"] is True,
                 series=tuple((str(axis), int(n)) for axis, n in made["input"].get("series", ())),
-                shift=(sz, sy, sx),
+                shift=triple(map(float, made.get("like", {}).get("shift", (0, 0, 0)))),
             )
             recipe = replace(recipe, further=tuple(_further(recipe, dict(made.get("levels", {})))))
             for level in (recipe, *recipe.further):
@@ -395,16 +391,14 @@ def _further(recipe: Recipe, made: Mapping[str, Any]) -> Iterator[Recipe]:
     """Yield what made the further levels, whose sources are the result's own levels."""
     names = ("interpolation", "factor", "block")
     for interpolation, factor, block in zip(*(made.get(name, ()) for name in names), strict=True):
-        fz, fy, fx = (float(f) for f in factor)
-        z, y, x = (int(n) for n in block)
         yield replace(
             recipe,
-            factor=(fz, fy, fx),
+            factor=triple(map(float, factor)),
             interpolation=str(interpolation),
             antialias=False,
             boundary="nearest",
             engine="exact",
-            block=(z, y, x),
+            block=triple(map(int, block)),
             identity={},
             shift=(0.0, 0.0, 0.0),
         )

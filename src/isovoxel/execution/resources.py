@@ -49,14 +49,14 @@ def host_limits(budget: int | None = None, threads: int | None = None, *, device
     device_kind
         "gpu" or "cpu": a GPU's driver holds more memory.
     """
-    held = psutil.Process().memory_info().rss
+    held, cores = psutil.Process().memory_info().rss, len(_cores())
     most = MOST_WITH_GPU if device_kind == "gpu" else MOST_THREADS
     return HostLimits(
         allowed=held + int(SHARE * available_bytes()) if budget is None else budget,
         # Rounded, so that the same job is planned the same way twice.
         baseline=max(LIBRARIES[device_kind], round_up(held + RESERVE, RESERVE)),
-        threads=threads or min(most, max(FEWEST_THREADS, len(_cores()))),
-        helpers=(threads or len(_cores())) - 1,
+        threads=threads or min(most, max(FEWEST_THREADS, cores)),
+        helpers=(threads or cores) - 1,
     )
 
 

@@ -15,12 +15,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.errors import OptionError
+
+T = TypeVar("T")
 
 Index3 = tuple[int, int, int]
 """Three integers, always z, y, x."""
@@ -237,8 +239,8 @@ def halo(sampler: Sampler, length: int) -> tuple[int, int]:
     )
 
 
-def index3(values: Iterable[int]) -> Index3:
-    """Return three integers, z, y, x, as a tuple of just three."""
+def triple(values: Iterable[T]) -> tuple[T, T, T]:
+    """Return three values, z, y, x, as a tuple of just three."""
     z, y, x = values
     return (z, y, x)
 
@@ -330,9 +332,9 @@ class VoxelGrid:
                     f"more than can be counted (2^53); choose a smaller factor"
                 )
             shape.append(max(1, int(samples)))
-        size = _float3(v / f for v, f in zip(self.voxel_size, factor, strict=True))
-        origin = _float3(o + (new - old) / 2 for o, new, old in zip(self.origin, size, self.voxel_size, strict=True))
-        return VoxelGrid((shape[0], shape[1], shape[2]), size, origin, self.unit)
+        size = triple(v / f for v, f in zip(self.voxel_size, factor, strict=True))
+        origin = triple(o + (new - old) / 2 for o, new, old in zip(self.origin, size, self.voxel_size, strict=True))
+        return VoxelGrid(triple(shape), size, origin, self.unit)
 
     def placed_on(self, source: VoxelGrid) -> Placement:
         """Return how the voxels of this grid lie on those of another one, whose lengths have the same unit.
@@ -358,7 +360,7 @@ class VoxelGrid:
                 self.shape, self.voxel_size, source.voxel_size, self.origin, source.origin, strict=True
             )
         ]
-        return Placement(_float3(factor for factor, _ in axes), _float3(shift for _, shift in axes))
+        return Placement(triple(factor for factor, _ in axes), triple(shift for _, shift in axes))
 
 
 def _placed(m: int, size: float, source_size: float, origin: float, source_origin: float) -> tuple[float, float]:
@@ -388,7 +390,7 @@ def factor_for_zoom(grid: VoxelGrid, zoom: float) -> Float3:
     A single plane stays one, for there is nothing between planes to compute: its factor along z is 1.
     """
     check_positive("zoom", (zoom,))
-    return _of_planes(grid, _float3(v * zoom for v in grid.voxel_size))
+    return _of_planes(grid, triple(v * zoom for v in grid.voxel_size))
 
 
 def factor_for_voxel_size(grid: VoxelGrid, target: float) -> Float3:
@@ -397,7 +399,7 @@ def factor_for_voxel_size(grid: VoxelGrid, target: float) -> Float3:
     A single plane stays one, as thick as it is.
     """
     check_positive("voxel size", (target,))
-    return _of_planes(grid, _float3(v / target for v in grid.voxel_size))
+    return _of_planes(grid, triple(v / target for v in grid.voxel_size))
 
 
 def finest(grid: VoxelGrid) -> float:
@@ -430,8 +432,3 @@ def check_positive(name: str, values: Sequence[float]) -> None:
     for value in values:
         if not (math.isfinite(value) and value > 0):
             raise OptionError(f"{name} must be a finite number above 0, not {value:g}")
-
-
-def _float3(values: Iterable[float]) -> Float3:
-    z, y, x = (float(value) for value in values)
-    return (z, y, x)

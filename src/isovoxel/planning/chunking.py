@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass, replace
 
 from isovoxel.errors import OptionError
-from isovoxel.geometry.grid import AXES, Index3, ceil_div, index3
+from isovoxel.geometry.grid import AXES, Index3, ceil_div, triple
 
 EMPTY = ("skip", "write")
 """What becomes of chunks that hold nothing but zeros, the fill value: they are not stored, or stored as any other."""
@@ -182,8 +182,8 @@ def default_storage(
         replace(one, chunk=chunk, shard=shard or chunk)
     if shard is not None:
         replace(one, shard=shard)
-        chunk = chunk or index3(_chunk_of(axis, n, s) for axis, n, s in zip(AXES, shape, shard, strict=True))
-    chunk = index3(min(n, c) for n, c in zip(shape, chunk or (CHUNK, CHUNK, CHUNK), strict=True))
+        chunk = chunk or triple(_chunk_of(axis, n, s) for axis, n, s in zip(AXES, shape, shard, strict=True))
+    chunk = triple(min(n, c) for n, c in zip(shape, chunk or (CHUNK, CHUNK, CHUNK), strict=True))
     nbytes = math.prod(chunk) * itemsize
     if codec != "none" and nbytes > _LONGEST:
         raise OptionError(
@@ -210,7 +210,7 @@ def smaller(storage: Storage) -> Storage | None:
         return None
     longest = max(sides, key=lambda axis: storage.shard[axis])
     counts[longest] = ceil_div(counts[longest], 2)
-    return replace(storage, shard=index3(n * c for n, c in zip(counts, storage.chunk, strict=True)))
+    return replace(storage, shard=triple(n * c for n, c in zip(counts, storage.chunk, strict=True)))
 
 
 def result_margin(storage: Storage, nbytes: int) -> int:
@@ -275,7 +275,7 @@ def _grown(shape: Index3, chunk: Index3, itemsize: int, side: int) -> Index3:
     """Return shards of about `side` voxels per axis, longer where that makes too small a file."""
     sides = [max(1, min(side // c, 16)) * c for c in chunk]
     while True:
-        shard = _fitted(shape, chunk, index3(sides))
+        shard = _fitted(shape, chunk, triple(sides))
         longer = [axis for axis in range(3) if shard[axis] < shape[axis]]
         chunks = math.prod(s // c for s, c in zip(shard, chunk, strict=True))
         full = math.prod(shard) * itemsize >= _FILE_BYTES or 2 * math.prod(shard) > _SHARD_VOXELS
@@ -287,7 +287,7 @@ def _grown(shape: Index3, chunk: Index3, itemsize: int, side: int) -> Index3:
 
 def _fitted(shape: Index3, chunk: Index3, shard: Index3) -> Index3:
     """Return the shard, no longer than the chunks that the volume needs."""
-    return index3(ceil_div(n, c) * c if s >= n else max(c, s) for n, c, s in zip(shape, chunk, shard, strict=True))
+    return triple(ceil_div(n, c) * c if s >= n else max(c, s) for n, c, s in zip(shape, chunk, shard, strict=True))
 
 
 def _chunk_of(axis: str, n: int, shard: int) -> int:

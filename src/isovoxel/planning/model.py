@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from isovoxel.errors import OptionError
-from isovoxel.geometry.grid import AXES, Box, Float3, Index3, VoxelGrid, index3
+from isovoxel.geometry.grid import AXES, Box, Float3, Index3, VoxelGrid, triple
 
 ENGINES = {"cle": ("linear", "nearest"), "exact": ("linear", "nearest", "cubic", "lanczos3", "area", "mode", "smooth")}
 """Engines, and the interpolations that each has."""
@@ -113,7 +113,7 @@ class Source:
     @property
     def decoded_shape(self) -> Index3:
         """Voxels of all its chunks, per axis."""
-        return index3(a + n + b for a, n, b in zip(self.beside[0], self.grid.shape, self.beside[1], strict=True))
+        return triple(a + n + b for a, n, b in zip(self.beside[0], self.grid.shape, self.beside[1], strict=True))
 
     @property
     def n_volumes(self) -> int:

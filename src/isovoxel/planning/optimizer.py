@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.errors import DoesNotFitError, OptionError
-from isovoxel.geometry.grid import AXES, Float3, Index3, Sampler, VoxelGrid, ceil_div, index3
+from isovoxel.geometry.grid import AXES, Float3, Index3, Sampler, VoxelGrid, ceil_div, triple
 from isovoxel.planning.chunking import Storage, helper_overhead, smaller
 from isovoxel.planning.memory import human_bytes
 from isovoxel.planning.model import DeviceLimits, HostLimits, Source, check_options
@@ -213,7 +213,7 @@ def plan_chunks(
         longest_side = max(storage.shard)
         if fixed or longest_side == 1:
             raise DoesNotFitError(f"a chunk of {storage.shard} output voxels takes {excess}; choose smaller chunks")
-        halves = index3(ceil_div(n, 2) if n == longest_side else n for n in storage.shard)
+        halves = triple(ceil_div(n, 2) if n == longest_side else n for n in storage.shard)
         storage = Storage(halves, halves)
     return plan
 
@@ -235,17 +235,24 @@ def _fit(draft: Plan, halved: tuple[bool, bool, bool], *, fixed_storage: bool) -
 def _best(draft: Plan, halved: tuple[bool, bool, bool]) -> Plan | None:
     """Return the draft with the block shape and cache of the least score that fits, or None where no shard fits."""
     # Whole shards, and two chunks where a side is halved.
-    sides = zip(draft.storage.shard, draft.storage.chunk, halved, strict=True)
-    steps = (math.lcm(shard, 2 * chunk) if half else shard for shard, chunk, half in sides)
-    along = zip(draft.samplers, draft.source.chunks, steps, *draft.source.beside, strict=True)
-    z, y, x = axes = [_candidates(*each) for each in along]
+    cuts = zip(draft.storage.shard, draft.storage.chunk, halved, strict=True)
+    steps = (math.lcm(shard, 2 * chunk) if half else shard for shard, chunk, half in cuts)
+    sides = zip(draft.samplers, draft.source.chunks, steps, *draft.source.beside, strict=True)
+    z, y, x = axes = [_candidates(*each) for each in sides]
     # As float64, which holds counts that overflow 64-bit integers; whether one fits is checked in exact integers.
     written = _product(*(np.array(c.lengths, dtype=np.float64) for c in axes))
     volumes = draft.source.n_volumes
     blocks = volumes * _product(z.blocks, y.blocks, x.blocks)
     in_flight = np.minimum(draft.in_flight, blocks)
     cached = _caches(axes, draft, in_flight)
-    decoded = volumes * np.stack([_decoded(axes, draft.source.decoded_shape, last) for last in range(len(cached))])
+    # The last axes are decoded once, none or one or all.
+    along = list(enumerate(zip(axes, draft.source.decoded_shape, strict=True)))
+    decoded = volumes * np.stack(
+        [
+            _product(*(np.full_like(c.decoded, n) if axis >= len(AXES) - kept else c.decoded for axis, (c, n) in along))
+            for kept in range(len(cached))
+        ]
+    )
 
     kept = cached / draft.source.itemsize
     overhead = BLOCK_OVERHEAD + (CLE_OVERHEAD * in_flight if draft.engine == "cle" else 0)
@@ -280,20 +287,10 @@ def _caches(axes: Sequence[_Candidates], draft: Plan, in_flight: NDArray[np.floa
     return np.stack([nothing, passing, passing + row, passing + row + layer])
 
 
-def _decoded(axes: Sequence[_Candidates], shape: Index3, kept: int) -> NDArray[np.float64]:
-    """Return the voxels decoded where the last `kept` axes are decoded once, for all candidates."""
-    return _product(
-        *(
-            np.full_like(c.decoded, n) if axis >= len(AXES) - kept else c.decoded
-            for axis, (c, n) in enumerate(zip(axes, shape, strict=True))
-        )
-    )
-
-
 def _fits(draft: Plan, axes: Sequence[_Candidates], at: Index3, shape: Index3, cache: int, in_flight: int) -> bool:
     """Return whether blocks of this shape fit device and host, in exact integers."""
     read, padded = (
-        index3(int(getattr(c, name)[i]) for c, i in zip(axes, at, strict=True)) for name in ("read", "padded")
+        triple(int(getattr(c, name)[i]) for c, i in zip(axes, at, strict=True)) for name in ("read", "padded")
     )
     cost = draft.cost_of(read=read, padded=padded, written=shape)
     shared = cost.device - cost.in_place if draft.device.shares_host_memory else 0
@@ -354,11 +351,11 @@ def _window(plan: Plan) -> Index3:
         while window[axis] < plan.block_grid[axis]:
             wider = window.copy()
             wider[axis] = min(2 * window[axis], plan.block_grid[axis])
-            candidate = replace(plan, window=index3(wider))
+            candidate = replace(plan, window=triple(wider))
             if candidate.projected_host > plan.host.allowed:
-                return index3(window)
+                return triple(window)
             window = wider
-    return index3(window)
+    return triple(window)
 
 
 def _refusal(draft: Plan, *, fixed_storage: bool) -> str:

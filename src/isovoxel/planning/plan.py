@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from isovoxel.geometry.grid import AXES, Axis, Box, Float3, Index3, Sampler, VoxelGrid, ceil_div, halo, index3, round_up
+from isovoxel.geometry.grid import AXES, Axis, Box, Float3, Index3, Sampler, VoxelGrid, ceil_div, halo, round_up, triple
 from isovoxel.geometry.resampling import Table, Texture, accumulator, passes_at_once
 from isovoxel.notebook import InNotebooks
 from isovoxel.planning.chunking import Storage, helper_overhead, seal_overhead, write_overhead
@@ -90,11 +90,8 @@ class Plan(InNotebooks):
     @cached_property
     def axes(self) -> tuple[Axis, Axis, Axis]:
         """The map between input and output samples of each axis, z, y, x."""
-        z, y, x = (
-            Axis(n, m, f, shift)
-            for n, m, f, shift in zip(self.source.grid.shape, self.output.shape, self.factor, self.shift, strict=True)
-        )
-        return (z, y, x)
+        shapes = self.source.grid.shape, self.output.shape
+        return triple(Axis(n, m, f, s) for n, m, f, s in zip(*shapes, self.factor, self.shift, strict=True))
 
     @property
     def identity(self) -> bool:
@@ -112,14 +109,12 @@ class Plan(InNotebooks):
         if self.engine == "exact":
             return self.tables
         finite = self.identity or np.dtype(self.source.dtype).kind in "iu"
-        z, y, x = (Texture(axis, self.interpolation, self.boundary, finite) for axis in self.axes)
-        return (z, y, x)
+        return triple(Texture(axis, self.interpolation, self.boundary, finite) for axis in self.axes)
 
     @cached_property
     def tables(self) -> tuple[Table, Table, Table]:
         """The resampling tables of the axes, z, y, x."""
-        z, y, x = (Table(axis, self.interpolation, self.antialias, self.boundary) for axis in self.axes)
-        return (z, y, x)
+        return triple(Table(axis, self.interpolation, self.antialias, self.boundary) for axis in self.axes)
 
     @cached_property
     def passes(self) -> tuple[tuple[int, ...], ...]:
@@ -142,7 +137,7 @@ class Plan(InNotebooks):
     @cached_property
     def block_grid(self) -> Index3:
         """Number of blocks per axis."""
-        return index3(ceil_div(m, b) for m, b in zip(self.output.shape, self.block_shape, strict=True))
+        return triple(ceil_div(m, b) for m, b in zip(self.output.shape, self.block_shape, strict=True))
 
     @property
     def n_blocks(self) -> int:
@@ -171,7 +166,7 @@ class Plan(InNotebooks):
             stop.append(min((i + 1) * length, axis.m))
         _, ny, nx = self.block_grid
         index = volume * math.prod(self.block_grid) + (place[0] * ny + place[1]) * nx + place[2]
-        return self.block_of(index, Box(index3(start), index3(stop), volume))
+        return self.block_of(index, Box(triple(start), triple(stop), volume))
 
     def block_of(self, index: int, write_box: Box) -> Block:
         """Return what it takes to write a box of the output, be it a block's or only a piece of one."""
@@ -185,9 +180,9 @@ class Plan(InNotebooks):
         return Block(
             index=index,
             write_box=write_box,
-            read_box=Box(index3(first), index3(last), write_box.volume),
-            pad_before=index3(before),
-            pad_after=index3(after),
+            read_box=Box(triple(first), triple(last), write_box.volume),
+            pad_before=triple(before),
+            pad_after=triple(after),
             level=self.level,
         )
 
@@ -266,28 +261,28 @@ class Plan(InNotebooks):
         lengths = zip(self.samplers, self.block_shape, strict=True)
         shapes = [sampler.spans(*sampler.axis.intervals(b)).longest() for sampler, b in lengths]
         return Largest(
-            index3([s[0] for s in shapes]),
-            index3([s[1] for s in shapes]),
-            index3([min(b, m) for b, m in zip(self.block_shape, self.output.shape, strict=True)]),
+            triple([s[0] for s in shapes]),
+            triple([s[1] for s in shapes]),
+            triple([min(b, m) for b, m in zip(self.block_shape, self.output.shape, strict=True)]),
         )
 
-    def cost_of(self, *, read: Index3, padded: Index3, written: Index3) -> BlockCost:
-        """Return what a block of these shapes costs."""
-        return self._cost_of(read, padded, written, self._half_bytes(written) if self.halves_blocks else 0)
+    def cost_of(self, *, read: Index3, padded: Index3, written: Index3, half: int | None = None) -> BlockCost:
+        """Return what a block of these shapes costs.
 
-    def _cost_of(self, read: Index3, padded: Index3, written: Index3, half: int) -> BlockCost:
-        """Return what a block of these shapes costs, of which so many bytes of level 1 are made on the device."""
+        Of it `half` bytes of level 1 are made on the device; by default as many as the plan has.
+        """
+        if half is None:
+            half = self._half_bytes(written) if self.halves_blocks else 0
         itemsize = self.source.itemsize
         encode = write_overhead(self.storage, itemsize) + seal_overhead(self.storage, written)
         overlap = self.halo_mode == "map_overlap"
         if self.engine == "exact":
-            z, y, x = (table.width for table in self.tables)
             return exact_cost(
                 read=read,
                 written=written,
                 half=half,
                 passes=self.passes,
-                widths=(z, y, x),
+                widths=triple(table.width for table in self.tables),
                 itemsize=itemsize,
                 sum_bytes=8 if self.interpolation == "smooth" else accumulator(np.dtype(self.source.dtype)).itemsize,
                 moves=self.interpolation in MOVES,
@@ -348,7 +343,8 @@ class Plan(InNotebooks):
         """Whether each block, halved, is one of level 1, and device and host have room to make it on the device."""
         if not self.further or not self.further[0].along:
             return False
-        cost = self._cost_of(*self.largest, self._half_bytes(self.largest.written))
+        read, padded, written = self.largest
+        cost = self.cost_of(read=read, padded=padded, written=written, half=self._half_bytes(written))
         return not cost.excess(self.device, self.in_flight) and self._projected_host(cost) <= self.host.allowed
 
     def half_of(self, block: Block) -> Index3 | None:

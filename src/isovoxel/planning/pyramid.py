@@ -27,7 +27,7 @@ from itertools import islice
 import numpy as np
 
 from isovoxel.errors import DoesNotFitError, OptionError
-from isovoxel.geometry.grid import Float3, Index3, VoxelGrid, ceil_div, index3
+from isovoxel.geometry.grid import Float3, Index3, VoxelGrid, ceil_div, triple
 from isovoxel.planning.chunking import CHUNK, Storage, default_storage
 from isovoxel.planning.memory import open_blocks
 from isovoxel.planning.model import DeviceLimits, HostLimits, Source
@@ -126,8 +126,7 @@ def halved_axes(plan: Plan) -> tuple[bool, bool, bool] | None:
     """
     if not plan.further or plan.further[0].along or not _adds(plan, plan.further[0]):
         return None
-    z, y, x = (f == 0.5 for f in plan.further[0].factor)
-    return (z, y, x)
+    return triple(f == 0.5 for f in plan.further[0].factor)
 
 
 def _adds(before: Plan, made: Plan) -> bool:
@@ -161,8 +160,8 @@ def _along(before: Plan, made: Plan, *, fixed: bool) -> Plan:
                 return made
         blocks.append(block)
         shards.append(shard)
-    storage = replace(made.storage, shard=index3(shards))
-    along = replace(made, storage=storage, block_shape=index3(blocks), cache=0, along=True)
+    storage = replace(made.storage, shard=triple(shards))
+    along = replace(made, storage=storage, block_shape=triple(blocks), cache=0, along=True)
     with_it = replace(before, further=(along,))
     fits = all(plan.projected_host <= plan.host.allowed for plan in (along, with_it))
     return along if fits and not along.cost.excess(along.device, along.in_flight) else made
