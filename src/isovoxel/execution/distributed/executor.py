@@ -17,13 +17,11 @@ no worker, or no scheduler     the job ends after a while, and can be resumed
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import os
 import pickle
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
@@ -37,9 +35,9 @@ from isovoxel.execution.distributed.rpc import add_plugin, ask_workers, remove_p
 from isovoxel.execution.distributed.submission import WINDOW, BlockOutcome, OutcomeKind, Submission
 from isovoxel.execution.distributed.windows import Windows
 from isovoxel.execution.distributed.worker_info import (
-    ANSWER_SECONDS,
     WorkerInfo,
     WorkerPool,
+    file_faults,
     same_clesperanto,
     survey,
 )
@@ -55,11 +53,9 @@ from isovoxel.execution.distributed.worker_session import (
 from isovoxel.execution.events import Listener, WorkerJoined
 from isovoxel.execution.executor import BlockFailed, Elapsed, LevelProgress, Task, is_full
 from isovoxel.execution.resources import return_freed_memory
-from isovoxel.object_store.objects import Place, absolute, write_small
-from isovoxel.output.ledger import ledger_of
+from isovoxel.object_store.objects import Place, absolute
 from isovoxel.planning.memory import human_bytes
 from isovoxel.readers.base import Volume
-from isovoxel.readers.files import CHUNKS
 from isovoxel.terminal import trace
 
 MOST_PICKLED = 16 * 2**20
@@ -70,8 +66,6 @@ PREPARE_SECONDS = 300.0
 """How long they may take to build kernels, and to pin memory: seconds for gigabytes."""
 LEAVE_SECONDS = 10.0
 """How long workers may take to end a job; one that hangs does not delay a job that is done for longer."""
-PROBE = "probe"
-"""Prefix of the files by which workers check that a folder is the same everywhere."""
 
 
 class DistributedExecutor(AbstractContextManager["DistributedExecutor"]):
@@ -250,65 +244,6 @@ class DistributedExecutor(AbstractContextManager["DistributedExecutor"]):
 def _absolute(source: Any) -> Any:
     """Return the input by a path that does not depend on the working directory."""
     return str(Path(source).absolute()) if isinstance(source, str | Path) and "://" not in str(source) else source
-
-
-@contextlib.contextmanager
-def probe_file(folder: Place) -> Iterator[tuple[Place, str]]:
-    """Write a file into the ledger's folder while workers look for it; yield its path and content."""
-    token = uuid.uuid4().hex
-    path = absolute(folder) / f"{PROBE}-{token}"
-    write_small(path, token.encode())
-    try:
-        yield path, token
-    finally:
-        for left in folder.iterdir():
-            if left.name.startswith(PROBE):
-                with contextlib.suppress(FileNotFoundError):  # its worker deleted it just now
-                    left.unlink()
-
-
-async def file_fault(task: Task, identity: Mapping[str, Any], path: Place, token: str) -> str:
-    """Return why a worker does not share the files of input and output, or nothing; runs on the worker."""
-    return await asyncio.to_thread(_file_fault, task, identity, path, token)
-
-
-def _file_fault(task: Task, identity: Mapping[str, Any], path: Place, token: str) -> str:
-    try:
-        volume = task.open().identified()
-    except Exception as error:  # noqa: BLE001 - whatever it is, the worker cannot read it
-        return f"cannot open the input: {clause(error)}"
-    if changed := [key for key, value in identity.items() if key != CHUNKS and volume.identity.get(key) != value]:
-        return f"sees another input: its {' and '.join(changed)} differ"
-    where = f"the output's folder {path.parent.parent}" if isinstance(path, Path) else f"the output {task.output}"
-    try:
-        if path.read_text() != token:
-            return f"sees another one where {where} is"
-        own = path.with_name(f"{path.name}-{os.getpid()}")
-        write_small(own, token.encode())
-        own.unlink()
-    except FileNotFoundError:
-        return f"does not see {where}"
-    except OSError as error:
-        return f"cannot write to {where}: {error.strerror}"
-    return ""
-
-
-def file_faults(client: Any, task: Task, identity: Mapping[str, Any], members: Sequence[WorkerInfo]) -> dict[str, str]:
-    """Return why workers do not share the files of input and output, by their addresses; empty where all do.
-
-    Raises
-    ------
-    ClusterError
-        If workers do not answer.
-    """
-    with probe_file(ledger_of(task.output)) as (path, token):
-        addresses = [member.address for member in members]
-        found = ask_workers(client, file_fault, task, identity, path, token, workers=addresses, seconds=ANSWER_SECONDS)
-    return {
-        address: said if isinstance(said, str) else f"does not say what it sees: {clause(said)}"
-        for address, said in found.items()
-        if said
-    }
 
 
 class BlockResults:

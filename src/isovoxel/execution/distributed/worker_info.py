@@ -15,23 +15,30 @@ second of four); NVIDIA's OpenCL lists them in that order. There the first count
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.metadata
 import os
 import platform
 import re
 import socket
 import sys
+import uuid
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from isovoxel.engines.clesperanto import scales_with
 from isovoxel.engines.devices import Device, choose, list_devices
 from isovoxel.errors import ClusterError, DeviceError, OptionError, clause
 from isovoxel.execution.distributed.rpc import ask_workers
+from isovoxel.execution.executor import Task
 from isovoxel.execution.resources import host_limits
+from isovoxel.object_store.objects import Place, absolute, write_small
+from isovoxel.output.ledger import ledger_of
 from isovoxel.planning.model import DeviceLimits, HostLimits
+from isovoxel.readers.files import CHUNKS
 from isovoxel.version import __version__
 
 DEVICE = "ISOVOXEL_DEVICE"
@@ -42,6 +49,8 @@ ANSWER_SECONDS = 120.0
 """How long workers may take to load OpenCL and answer."""
 LIMIT_SHARE = 0.6
 """How much of the memory that distributed gives a worker is planned with: from there on it would write to the disk."""
+PROBE = "probe"
+"""Prefix of the files by which workers check that a folder is the same everywhere."""
 
 _held: dict[str, Device] = {}
 """The device of this process' worker, by the worker's name."""
@@ -329,3 +338,65 @@ def _check_devices(members: Iterable[WorkerInfo]) -> None:
 def _natural_key(name: str) -> tuple[int, str]:
     """Return the key that sorts names by number where they are numbers."""
     return (int(name), "") if name.isdecimal() else (0, name)
+
+
+# ---- whether they see the same files -------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def probe_file(folder: Place) -> Iterator[tuple[Place, str]]:
+    """Write a file into the ledger's folder while workers look for it; yield its path and content."""
+    token = uuid.uuid4().hex
+    path = absolute(folder) / f"{PROBE}-{token}"
+    write_small(path, token.encode())
+    try:
+        yield path, token
+    finally:
+        for left in folder.iterdir():
+            if left.name.startswith(PROBE):
+                with contextlib.suppress(FileNotFoundError):  # its worker deleted it just now
+                    left.unlink()
+
+
+async def file_fault(task: Task, identity: Mapping[str, Any], path: Place, token: str) -> str:
+    """Return why a worker does not share the files of input and output, or nothing; runs on the worker."""
+    return await asyncio.to_thread(_file_fault, task, identity, path, token)
+
+
+def _file_fault(task: Task, identity: Mapping[str, Any], path: Place, token: str) -> str:
+    try:
+        volume = task.open().identified()
+    except Exception as error:  # noqa: BLE001 - whatever it is, the worker cannot read it
+        return f"cannot open the input: {clause(error)}"
+    if changed := [key for key, value in identity.items() if key != CHUNKS and volume.identity.get(key) != value]:
+        return f"sees another input: its {' and '.join(changed)} differ"
+    where = f"the output's folder {path.parent.parent}" if isinstance(path, Path) else f"the output {task.output}"
+    try:
+        if path.read_text() != token:
+            return f"sees another one where {where} is"
+        own = path.with_name(f"{path.name}-{os.getpid()}")
+        write_small(own, token.encode())
+        own.unlink()
+    except FileNotFoundError:
+        return f"does not see {where}"
+    except OSError as error:
+        return f"cannot write to {where}: {error.strerror}"
+    return ""
+
+
+def file_faults(client: Any, task: Task, identity: Mapping[str, Any], members: Sequence[WorkerInfo]) -> dict[str, str]:
+    """Return why workers do not share the files of input and output, by their addresses; empty where all do.
+
+    Raises
+    ------
+    ClusterError
+        If workers do not answer.
+    """
+    with probe_file(ledger_of(task.output)) as (path, token):
+        addresses = [member.address for member in members]
+        found = ask_workers(client, file_fault, task, identity, path, token, workers=addresses, seconds=ANSWER_SECONDS)
+    return {
+        address: said if isinstance(said, str) else f"does not say what it sees: {clause(said)}"
+        for address, said in found.items()
+        if said
+    }
