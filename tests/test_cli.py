@@ -16,7 +16,6 @@ import tifffile
 import yaozarrs
 import zarr
 from numpy.typing import NDArray
-from PIL import Image
 from scipy.ndimage import map_coordinates
 
 from command_line import Isovoxel, Outcome, check_refused, listing
@@ -122,22 +121,6 @@ def test_devices_lists_what_is_there(isovoxel: Isovoxel) -> None:
         assert device["index"] == i
         assert device["kind"] in ("cpu", "gpu")
         assert 0 < device["largest_allocation"] <= device["memory"]
-
-
-@pytest.mark.usefixtures("_made_before")
-def test_demo_does_all_of_it(isovoxel: Isovoxel, tmp_path: Path) -> None:
-    """It ends with an isotropic result and a picture of it, and shows each command that it runs."""
-    said = isovoxel("demo", tmp_path / "demo")
-    assert said.code == 0
-    for command in ("devices", "info", "limits", "plan", "scale"):
-        assert f"\n$ isovoxel {command}" in said.out
-    result = zarr.open_group(tmp_path / "demo" / "isotropic.zarr", mode="r")["0"]
-    assert isinstance(result, zarr.Array)
-    assert (result.shape, result.dtype) == ((172, 160, 159), np.dtype("uint8"))
-    picture = tmp_path / "demo" / "before_after.png"
-    assert said.out.rstrip().endswith(str(picture))
-    with Image.open(picture) as image:
-        assert image.format == "PNG"
 
 
 def test_version_and_help_need_nothing(isovoxel: Isovoxel) -> None:
@@ -697,6 +680,7 @@ def test_it_runs_as_a_module_of_its_own(bad: Path, tmp_path: Path) -> None:
     assert read_provenance(tmp_path / "out.zarr")["complete"] is True
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no shell as others have it")
 @pytest.mark.parametrize("command", ["plan", "--help"])
 def test_a_broken_pipe_is_silent(bad: Path, command: str) -> None:

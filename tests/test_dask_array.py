@@ -102,9 +102,9 @@ def test_it_composes_with_other_dask_code() -> None:
         np.testing.assert_array_equal(back.compute(), half[1::2])
 
 
-@pytest.mark.parametrize("scheduler", ["synchronous", "threads", "processes"])
+@pytest.mark.parametrize("scheduler", ["threads", "processes"])
 def test_every_scheduler_gives_the_same_bits(scheduler: str) -> None:
-    """Computed here, on threads or in other processes, which find their device themselves, the result is one."""
+    """On threads or in other processes, which find their device themselves, the result is one."""
     array = da.from_array(VOLUME[:, :8, :8], chunks=8)
     scaled = scale_array(array, (2.3, 1.0, 1.0), chunks=(14, 8, 8))
     alone = scaled.compute(scheduler="synchronous")

@@ -6,10 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+import zarr
 from numpy.typing import NDArray
+from PIL import Image
 
+from command_line import Isovoxel
 from isovoxel import demo
+from isovoxel.engines.clesperanto import clesperanto
 from isovoxel.errors import OutputError
+from isovoxel.output.provenance import read_provenance
 
 
 @pytest.fixture
@@ -128,3 +133,23 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(OutputError, match="exists and is not what the demo makes here; give another folder"):
         demo.write_blastocyst(path)
     assert path.read_bytes() == b"old"
+
+
+@pytest.mark.usefixtures("_made_before")
+def test_demo_does_all_of_it(isovoxel: Isovoxel, tmp_path: Path) -> None:
+    """It shows each command that it runs, by cle and which, and ends with an isotropic result and a picture of it."""
+    said = isovoxel("demo", tmp_path / "demo")
+    assert said.code == 0
+    for command in ("devices", "info", "limits", "plan", "scale"):
+        assert f"\n$ isovoxel {command}" in said.out
+    result = zarr.open_group(tmp_path / "demo" / "isotropic.zarr", mode="r")["0"]
+    assert isinstance(result, zarr.Array)
+    assert (result.shape, result.dtype) == ((172, 160, 159), np.dtype("uint8"))
+    found = clesperanto()
+    assert "--engine cle" in said.out
+    assert f"cle of {found.package} {found.version} on " in said.out
+    assert read_provenance(tmp_path / "demo" / "isotropic.zarr")["engine"] == "cle"
+    picture = tmp_path / "demo" / "before_after.png"
+    assert said.out.rstrip().endswith(str(picture))
+    with Image.open(picture) as image:
+        assert image.format == "PNG"

@@ -197,14 +197,3 @@ def test_a_wrong_choice_is_refused(isovoxel: Isovoxel, tmp_path: Path, monkeypat
 def test_an_unknown_engine_is_an_unknown_engine() -> None:
     """The planner says which there are."""
     assert choose_engine(PLAIN, "clij", "gpu", lambda: HAS) == EngineChoice("clij")
-
-
-@pytest.mark.usefixtures("_made_before")
-def test_the_demo_scales_by_cle(isovoxel: Isovoxel, tmp_path: Path) -> None:
-    """Where clEsperanto is there, and says whose and which version."""
-    said = isovoxel("demo", tmp_path / "demo")
-    assert said.code == 0
-    assert "--engine cle" in said.out
-    found = generations.clesperanto()
-    assert f"cle of {found.package} {found.version} on " in said.out
-    assert read_provenance(tmp_path / "demo" / "isotropic.zarr")["engine"] == "cle"

@@ -96,7 +96,7 @@ def test_factor_1_writes_the_same_bits(engine: str, dtype: str, ome_zarr: str, h
     assert isovoxel.verify(tmp_path / "out.zarr", against=voxels, samples=50).holds
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("axis", range(3))
 @pytest.mark.parametrize("dtype", ["float32", "uint32", "int8"])
 def test_an_axis_of_factor_1_mixes_no_planes(dtype: str, axis: int) -> None:

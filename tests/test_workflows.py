@@ -129,6 +129,7 @@ def module_scripts(values: dict[str, object]) -> list[str]:
     return scripts
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("which", [0, 1], ids=["script", "stub"])
 def test_what_the_nextflow_module_runs_makes_its_outputs(folder: Path, which: int) -> None:
     """Those that its metadata list, in the process' folder, with the version in the form that pipelines collect."""

@@ -157,7 +157,7 @@ def near_faces(plan: Plan) -> np.ndarray:
     return near
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("case", random_cases())
 def test_chunks_equal_the_whole_and_all_ways_to_the_halo_give_the_same_bits(engine: CleEngine, case: Case) -> None:
     """Linear and constant, cut anyhow, is `cle.scale` of the whole within half a grey level, at faces as inside."""

@@ -207,6 +207,7 @@ def test_receipts_that_are_kept_tell_of_empty_shards(tmp_path: Path) -> None:
     assert isovoxel.verify(out, samples=1).damaged == 1
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", ["s3", "gs"])
 def test_in_a_store_an_empty_shard_is_no_object(kind: str, tmp_path: Path) -> None:
     """A job that was interrupted goes on; one that is deleted is found."""

@@ -86,6 +86,7 @@ def scaled(source: Path, output: Path, **options: Any) -> tuple[list[NDArray[Any
     return [np.asarray(zarr.open_array(output / level)[...]) for level in "01"], events
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("how", STORED)
 def test_the_voxels_are_those_of_the_processor(tmp_path: Path, decoders: list[DecoderOnCpu], how: str) -> None:
     """Also of chunks that are not stored, and of parts of a volume and of another type."""

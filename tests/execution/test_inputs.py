@@ -80,6 +80,7 @@ INSIDE: dict[str, str] = {
 """Inputs that lie in the output, or in its ledger's folder."""
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("command", ["scale", "convert", "labels", "plan"])
 def test_an_input_in_the_output_is_refused_by_every_command(command: str, here: Path, isovoxel: Isovoxel) -> None:
     """Whether it is the input or its labels, with --overwrite as without; nothing is touched."""

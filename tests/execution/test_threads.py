@@ -74,7 +74,7 @@ def test_events_tell_of_every_block_once(mode: str) -> None:
     np.testing.assert_array_equal(writer.data, EXPECTED)
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("window", [(1, 1, 1), (1, 2, 4), (3, 3, 3), (2, 1, 3), (4, 4, 4)])
 @pytest.mark.parametrize("lazy", [False, True])
 def test_windows_cover_all_blocks(window: tuple[int, int, int], *, lazy: bool) -> None:

@@ -89,7 +89,7 @@ KERNELS = [
 ]
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("factor", [(3.7, 1.3, 1.3), (1, 0.202, 0.61)], ids=str)
 @pytest.mark.parametrize(("engine", "interpolation", "antialias"), KERNELS)
 def test_every_kernel_holds(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import isovoxel as package
@@ -23,6 +23,7 @@ from isovoxel.output.replacing import check_image
 from small_jobs import OPTIONS, VOXELS, save_input
 from snapshots import snapshot
 from store_server import contents, serving, upload
+from strategies import examples
 
 Maker = Callable[[Path], None]
 
@@ -253,6 +254,7 @@ def test_in_a_store_what_is_complete_goes_by_an_explicit_word(
 names = st.text("abc019._-", min_size=1, max_size=8).filter(lambda name: name.strip("."))
 
 
+@settings(max_examples=examples(40))
 @given(st.lists(names, min_size=1, max_size=4))
 def test_no_file_of_any_name_is_overlooked(tmp_path_factory: pytest.TempPathFactory, way: list[str]) -> None:
     """But for names of chunks within a level, of metadata, and of what systems leave, it is told wherever it lies."""

@@ -148,6 +148,7 @@ def test_a_few_chunks_are_asked_for_at_once(server: Server, place: ObjectPlace, 
     assert 4 <= most <= AT_ONCE
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", ["shards", "raw", "zstd"])
 def test_reading_holds_no_more_than_it_says(kind: str, place: ObjectPlace, tmp_path: Path) -> None:
     """Beside the returned array, of what Python and NumPy hold; chunks of 256 KiB, so that copies show."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import json
@@ -194,8 +195,11 @@ def test_a_scheduler_without_workers_is_waited_for(
     assert [type(event).__name__ for event in events] == ["Waiting"]
 
 
-def test_own_workers_are_listed_and_plan(tmp_path: Path, isovoxel: Isovoxel) -> None:
+def test_own_workers_are_listed_and_plan(
+    tmp_path: Path, isovoxel: Isovoxel, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The plan is made from their limits; two share the memory of the host."""
+    monkeypatch.setattr(local_workers, "start", lambda *_: contextlib.nullcontext(client.cluster))  # started before
     said = isovoxel("devices", "--workers", "cpu:2", "--json")
     first, second = said.json["workers"]
     assert [first["name"], second["name"]] == ["0", "1"]
