@@ -20,14 +20,14 @@ from xml.etree.ElementTree import Element, TreeBuilder
 import numpy as np
 from numpy.typing import NDArray
 
-from isovoxel.errors import InputError, InputMissingError, IsovoxelError
+from isovoxel.errors import InputError, InputMissingError
 from isovoxel.geometry.grid import Box, Float3
 from isovoxel.metadata.ome_xml import parse_xml
 from isovoxel.metadata.series import Channel, chosen_channels, stays_inside
 from isovoxel.metadata.units import ORIGIN, Calibration, Length, calibrate, is_upright
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.readers.base import Files, ReadBox, SeriesReader, Volume
-from isovoxel.readers.files import FileList, metadata_identity, unreadable
+from isovoxel.readers.files import FileList, metadata_identity, named_failures
 from isovoxel.readers.registry import Location
 from isovoxel.readers.selection import (
     EVERYTHING,
@@ -90,21 +90,13 @@ def open_bdv(at: Location, selection: Selection) -> Volume:
             "does not read by this XML; give the path of one of its images, or save it as HDF5 or N5 with BigDataViewer"
         )
     views = _Views(dataset, at.path.resolve(), at.name)
-    try:
+    with named_failures(at.name, KIND):
         return _open(views, chosen, named, selection)
-    except IsovoxelError:
-        raise
-    except Exception as error:
-        raise unreadable(at.name, KIND, error) from error
 
 
 def _dataset(at: Location) -> BdvDataset:
-    try:
+    with named_failures(at.name, KIND):
         return read_bdv(at.path.read_bytes().decode("utf-8", "replace"), at.name)
-    except IsovoxelError:
-        raise
-    except Exception as error:
-        raise unreadable(at.name, KIND, error) from error
 
 
 def _entries(dataset: BdvDataset) -> tuple[ImageEntry, ...]:

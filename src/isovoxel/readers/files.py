@@ -19,6 +19,7 @@ import traceback
 import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from gzip import BadGzipFile
 from itertools import islice
@@ -27,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from isovoxel.errors import InputError, InputUnavailableError
+from isovoxel.errors import InputError, InputUnavailableError, IsovoxelError
 from isovoxel.geometry.grid import Box, Index3, ceil_div
 from isovoxel.object_store.objects import ObjectPlace, Place
 from isovoxel.object_store.retries import carried
@@ -96,6 +97,17 @@ def unreadable(name: str, what: str, error: Exception) -> InputError:
         return InputError(f"{name} cannot be read as {what} here: {limit_of(error)}; {WAY_ON}")
     advice = "; copy or write it again" if isinstance(error, DAMAGE) else ""
     return InputError(f"{name} cannot be read as {what}: {reason_of(error)}{advice}")
+
+
+@contextmanager
+def named_failures(name: str, what: str) -> Iterator[None]:
+    """Turn whatever a broken file makes a library raise, while a file of some kind is opened, into one sentence."""
+    try:
+        yield
+    except IsovoxelError:
+        raise
+    except Exception as error:
+        raise unreadable(name, what, error) from error
 
 
 def number_of(error: BaseException) -> int | None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from isovoxel.errors import InputError, InputMissingError, IsovoxelError
+from isovoxel.errors import InputError, InputMissingError
 from isovoxel.geometry.grid import Float3, Index3
 from isovoxel.metadata.hdf5 import (
     FINEST,
@@ -35,7 +35,7 @@ from isovoxel.metadata.hdf5 import (
 from isovoxel.metadata.series import chosen_channels
 from isovoxel.metadata.units import Calibration
 from isovoxel.readers.base import ReadBox, SeriesReader, Volume, check_voxels
-from isovoxel.readers.files import FileList, check_complete, file_identity, unreadable
+from isovoxel.readers.files import FileList, check_complete, file_identity, named_failures
 from isovoxel.readers.raw import RawReader, contiguous_offsets
 from isovoxel.readers.registry import Location
 from isovoxel.readers.selection import GIVEN, Picked, Selection, pick, plain_zyx, zyx_positions
@@ -93,17 +93,12 @@ def open_hdf5(at: Location, selection: Selection) -> Volume:
         file = open_unlocked(str(path.resolve()))
     except OSError as error:
         raise why_not(name, error) from error
-    with file:
-        try:
-            if is_imaris(file, inner):
-                return open_imaris(file, path, inner, name, selection)
-            selection.check_kind(name, "axes")
-            volume = _open_dataset(_find(file, inner or "/", name), path, name, selection)
-            return replace(volume, identity={**volume.identity, **selection.identity("axes")})
-        except IsovoxelError:
-            raise
-        except Exception as error:
-            raise unreadable(name, "HDF5", error) from error
+    with file, named_failures(name, "HDF5"):
+        if is_imaris(file, inner):
+            return open_imaris(file, path, inner, name, selection)
+        selection.check_kind(name, "axes")
+        volume = _open_dataset(_find(file, inner or "/", name), path, name, selection)
+        return replace(volume, identity={**volume.identity, **selection.identity("axes")})
 
 
 def _open_dataset(dataset: h5py.Dataset, path: Path, name: str, selection: Selection) -> Volume:

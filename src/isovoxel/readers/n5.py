@@ -29,7 +29,15 @@ from isovoxel.metadata.series import stays_inside
 from isovoxel.metadata.units import Length, calibrate
 from isovoxel.object_store.zarr_nodes import N5_ATTRIBUTES
 from isovoxel.readers.base import SeriesReader, Volume, check_voxels
-from isovoxel.readers.files import FolderFiles, check_stored, metadata_identity, places, reason_of, unreadable
+from isovoxel.readers.files import (
+    FolderFiles,
+    check_stored,
+    metadata_identity,
+    named_failures,
+    places,
+    reason_of,
+    unreadable,
+)
 from isovoxel.readers.registry import Location
 from isovoxel.readers.selection import Selection, along_axes, pick, zyx_positions
 from isovoxel.readers.tiled import Stored, TiledReader, chunk_of
@@ -357,12 +365,8 @@ def open_precomputed(at: Location, selection: Selection) -> Volume:
     scales = info["scales"]
     chosen = selection.among("level", len(scales), at.name)
     opened = partial(_open_scale, at, info, selection)
-    try:
+    with named_failures(at.name, "Neuroglancer precomputed"):
         volume = opened(chosen)
-    except InputError:
-        raise
-    except Exception as error:
-        raise unreadable(at.name, "Neuroglancer precomputed", error) from error
     return replace(volume, coarser=tuple(partial(opened, level) for level in range(chosen + 1, len(scales))))
 
 

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from isovoxel.errors import InputError, InputMissingError, IsovoxelError, OptionError
+from isovoxel.errors import InputError, InputMissingError, OptionError
 from isovoxel.geometry.grid import Float3, check_positive, number_text, numbers_text
 from isovoxel.metadata.units import METERS, checked_unit, convert_length
 from isovoxel.object_store.objects import ObjectPlace, is_address, place_of
 from isovoxel.object_store.zarr_nodes import ATTRIBUTES, N5_ATTRIBUTES, TOP
 from isovoxel.readers.base import Volume, converted, cropped, moved
-from isovoxel.readers.files import GZIP_MAGIC, ZIP_MAGIC, unreadable
+from isovoxel.readers.files import GZIP_MAGIC, ZIP_MAGIC, named_failures
 from isovoxel.readers.registry import (
     Location,
     find_format,
@@ -116,7 +116,7 @@ def images_of(source: Any) -> Collection:
     else:
         path, inner, mode = _located(name, str(place) if is_address(name) else name)
         at = Location(path, name, "folder" if stat.S_ISDIR(mode) else "file", inner)
-    try:
+    with named_failures(name, "a volume"):
         if (own := find_format(at)) is not None:
             return images_by(own, at)
         if at.kind != "address":
@@ -124,10 +124,6 @@ def images_of(source: Any) -> Collection:
 
             if (other := recognised(at, [])) is not None:
                 return images_by(other.format, at)
-    except (IsovoxelError, MemoryError):
-        raise
-    except Exception as error:
-        raise unreadable(name, "a volume", error) from error
     raise InputError(f"{name} holds no images that isovoxel knows")
 
 
@@ -209,14 +205,9 @@ def _open_path(text: str | os.PathLike[str] | os.PathLike[bytes], selection: Sel
         return _open_pattern(local)
     if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
         raise InputError(f"{name} is neither a file nor a folder; isovoxel reads {known_formats()}")
-    try:
+    with named_failures(name, "a volume"):
         before = path.stat()
         volume = _open_local(Location(path, name, "folder" if stat.S_ISDIR(mode) else "file", inner), selection)
-    except IsovoxelError:
-        raise
-    except Exception as error:
-        # Whatever a broken file makes a library raise, the user gets one sentence.
-        raise unreadable(name, "a volume", error) from error
     stamp = {"size": before.st_size, "mtime_ns": before.st_mtime_ns}
     if stat.S_ISREG(mode) and any(volume.identity.get(key, value) != value for key, value in stamp.items()):
         raise InputError(f"{name} was written while it was opened; open it again once it is whole")
@@ -225,15 +216,11 @@ def _open_path(text: str | os.PathLike[str] | os.PathLike[bytes], selection: Sel
 
 def _open_address(place: ObjectPlace, selection: Selection) -> Volume:
     name = str(place)
-    try:
+    with named_failures(name, "a volume"):
         at = Location(place, name, "address")
         if (found := find_format(at)) is not None:
             return open_with(found, at, selection)
         there = place.is_file()
-    except (IsovoxelError, MemoryError):
-        raise
-    except Exception as error:
-        raise unreadable(name, "a volume", error) from error
     if there:
         known = known_formats("address")
         raise InputError(f"{name} is a file, and by address isovoxel reads {known} only; download it and give its path")
@@ -258,12 +245,8 @@ def _located(name: str, local: str) -> tuple[Path, str | None, int]:
 def _open_pattern(name: str) -> Volume:
     from isovoxel.readers.slices import open_pattern
 
-    try:
+    with named_failures(name, "slices"):
         return open_pattern(name)
-    except IsovoxelError:
-        raise
-    except Exception as error:
-        raise unreadable(name, "slices", error) from error
 
 
 def _open_local(at: Location, selection: Selection) -> Volume:

@@ -32,7 +32,15 @@ from isovoxel.geometry.grid import Box, Index3
 from isovoxel.metadata.series import Channel, chosen_channels, time_step
 from isovoxel.metadata.units import Length, calibrate
 from isovoxel.readers.base import ReadBox, SeriesReader, Volume, cached_through, check_voxels
-from isovoxel.readers.files import FileList, FolderFiles, file_identity, needs_extra, reason_of, unreadable
+from isovoxel.readers.files import (
+    FileList,
+    FolderFiles,
+    file_identity,
+    named_failures,
+    needs_extra,
+    reason_of,
+    unreadable,
+)
 from isovoxel.readers.registry import FORMATS, Format, Location, open_with
 from isovoxel.readers.selection import Collection, ImageEntry, Picked, Selection, find_image, listed, pick
 from isovoxel.readers.tiled import Stored, TiledReader
@@ -153,12 +161,8 @@ def open_foreign(one: ForeignFormat, at: Location, selection: Selection) -> Volu
     InputError
         If the plug-in fails, or gives no `Volume`.
     """
-    try:
+    with named_failures(at.name, one.what):
         volume = open_with(one.format, at, selection)
-    except (IsovoxelError, MemoryError):
-        raise
-    except Exception as error:
-        raise unreadable(at.name, one.what, error) from error
     if not isinstance(volume, Volume):
         raise InputError(f"{at.name} cannot be read as {one.what}: it gave a {type(volume).__name__} and no Volume")
     path = at.path.resolve()
@@ -335,16 +339,11 @@ def _with_reader(kind: str, at: Location, call: Callable[[Any], T]) -> T:
         module = _loaded(point)
     except ImportError as error:
         raise needs_extra(name, kind, "bioio", error) from error
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            reader = module.Reader(str(path.resolve()), **_OPTIONS.get(kind, {}))
-            check_scenes(reader, at)
-            return call(reader)
-    except IsovoxelError:
-        raise
-    except Exception as error:
-        raise unreadable(name, kind, error) from error
+    with named_failures(name, kind), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        reader = module.Reader(str(path.resolve()), **_OPTIONS.get(kind, {}))
+        check_scenes(reader, at)
+        return call(reader)
 
 
 def check_scenes(reader: Any, at: Location) -> None:

@@ -14,13 +14,21 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from isovoxel.errors import InputError, InputMissingError, IsovoxelError
+from isovoxel.errors import InputError, InputMissingError
 from isovoxel.geometry.grid import Box, Index3
 from isovoxel.metadata.raw_headers import MRC_BYTES, RawHeader, is_mrc, read_metaimage, read_mrc, read_nrrd
 from isovoxel.metadata.series import stays_inside
 from isovoxel.metadata.units import ORIGIN, read_affine, read_zooms
 from isovoxel.readers.base import Volume, check_voxels, output_array
-from isovoxel.readers.files import FileList, check_complete, file_identity, pair_identity, reason_of, unreadable
+from isovoxel.readers.files import (
+    FileList,
+    check_complete,
+    file_identity,
+    named_failures,
+    pair_identity,
+    reason_of,
+    unreadable,
+)
 from isovoxel.readers.raw import (
     GZIP_BYTES,
     LARGEST_RATIO,
@@ -80,13 +88,9 @@ def open_raw_header(kind: str, at: Location, selection: Selection) -> Volume:
     path, name = at.path, at.name
     packed = is_gzip(path)
     data = first_bytes(path, _KINDS[kind].longest)
-    try:
+    with named_failures(name, kind):
         header = _KINDS[kind].read(data)
         return _open(header, kind, at, selection, packed=packed)
-    except IsovoxelError:
-        raise
-    except Exception as error:
-        raise unreadable(name, kind, error) from error
 
 
 def _open(header: RawHeader, kind: str, at: Location, selection: Selection, *, packed: bool) -> Volume:
@@ -307,14 +311,10 @@ def open_nifti(at: Location, _selection: Selection) -> Volume:
     pair = data[slice(344, 348) if first else slice(4, 8)] in _PAIR
     voxels = _image_beside(path, name) if pair else path.resolve()
     kind: Any = nibabel.Nifti1Header if first else nibabel.Nifti2Header
-    try:
+    with named_failures(name, "NIfTI"):
         # Checked here: nibabel would log what it finds, and mend it.
         order = "<" if struct.unpack("<i", data[:4])[0] == kind.sizeof_hdr else ">"
         return _volume_of(kind(data[: kind.sizeof_hdr], order, check=False), path, voxels, name)
-    except IsovoxelError:
-        raise
-    except Exception as error:
-        raise unreadable(name, "NIfTI", error) from error
 
 
 def _image_beside(path: Path, name: str) -> Path:

@@ -29,13 +29,13 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from isovoxel.errors import InputError, InputMissingError, IsovoxelError
+from isovoxel.errors import InputError, InputMissingError
 from isovoxel.geometry.grid import Box, Index3
 from isovoxel.metadata.ome_xml import read_ome_xml, read_pixels
 from isovoxel.metadata.tiff import parse_description
 from isovoxel.metadata.units import Calibration
 from isovoxel.readers.base import Volume, check_voxels
-from isovoxel.readers.files import PNG_MAGIC, TIFF_MAGIC, FileList, unreadable
+from isovoxel.readers.files import PNG_MAGIC, TIFF_MAGIC, FileList, named_failures, unreadable
 from isovoxel.readers.raw import open_file, read_bytes
 from isovoxel.readers.registry import Location
 from isovoxel.readers.selection import Selection, zyx_positions
@@ -169,13 +169,8 @@ def _opened(file: str) -> Iterator[tuple[tifffile.TiffFile, Directories]]:
     directories = read_directories(Path(file))
     if directories.broken_at is not None or not len(directories):
         raise InputError(f"{file} is truncated or no TIFF: its directory is not in the file; copy it again")
-    try:
-        with tifffile.TiffFile(file) as tif:
-            yield tif, directories
-    except IsovoxelError:
-        raise
-    except Exception as error:
-        raise unreadable(file, "TIFF", error) from error
+    with named_failures(file, "TIFF"), tifffile.TiffFile(file) as tif:
+        yield tif, directories
 
 
 def _check_plane(tif: tifffile.TiffFile, file: str) -> None:

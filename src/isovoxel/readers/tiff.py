@@ -43,7 +43,7 @@ from isovoxel.metadata.tiff import (
 )
 from isovoxel.metadata.units import Calibration
 from isovoxel.readers.base import Volume, check_voxels
-from isovoxel.readers.files import FileList, check_complete, file_identity, unreadable
+from isovoxel.readers.files import FileList, check_complete, file_identity, named_failures
 from isovoxel.readers.registry import Location
 from isovoxel.readers.selection import EVERYTHING, GIVEN, Collection, ImageEntry, Picked, Selection, find_image, pick
 from isovoxel.readers.tiff_layout import Stack, planes_of, reader_of
@@ -95,7 +95,7 @@ def open_tiff(at: Location, selection: Selection) -> Volume:
         If it has no such channel or time point.
     """
     name = at.name
-    try:
+    with named_failures(name, "TIFF"):
         source = find_tiff(at)
         own = source.directories
         with source.open() as tif:
@@ -112,10 +112,6 @@ def open_tiff(at: Location, selection: Selection) -> Volume:
             calibration = _calibration(tif, stack, pixels, found, len(images))
             axes, channels = _series_of(tif, stack, picked, pixels[index] if len(pixels) == len(images) else {}, index)
             kind = _KINDS.get(stack.kind, "TIFF") + (" (BigTIFF)" if tif.is_bigtiff else "")
-    except IsovoxelError:
-        raise
-    except Exception as error:
-        raise unreadable(name, "TIFF", error) from error
     path, others = at.path, reader.files[1:]
     if source.companion is not None:
         files = (*map(str, (source.companion.resolve(), source.path.resolve())), *reader.files)
@@ -166,16 +162,12 @@ def images_of_tiff(at: Location) -> Collection:
     InputError
         As `open_tiff`.
     """
-    try:
+    with named_failures(at.name, "TIFF"):
         source = find_tiff(at)
         with source.open() as tif:
             if tif.is_ome:
                 read_pixels(tif.ome_metadata or "", at.name)  # before tifffile parses it, as above
             images = _images(tif, source.directories, at.name)
-    except IsovoxelError:
-        raise
-    except Exception as error:
-        raise unreadable(at.name, "TIFF", error) from error
     found, _ = _possible(images, at.name, EVERYTHING)
     planes = {one.image for one in found if one.picked.zyx[0] is None}
     left_out = planes if len(planes) < len(found) else ()
