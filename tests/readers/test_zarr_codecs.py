@@ -17,7 +17,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from isovoxel.readers import chunks
-from isovoxel.readers.chunks import DECODERS, zstd_content_size
+from isovoxel.readers.chunks import DECODERS
 from strategies import examples
 
 VOXELS = (np.arange(3000, dtype="uint16") // 7).view("u1")
@@ -140,27 +140,6 @@ def test_a_zstd_header_that_lies_is_an_error(says: int) -> None:
     """The size that a zstd frame tells must be the buffer's, whatever follows."""
     with pytest.raises(ValueError, match="decodes to"):
         decode("zstd", zstd_frame(VOXELS.tobytes(), says), VOXELS.size)
-
-
-def test_the_size_in_every_kind_of_zstd_header() -> None:
-    """Sizes of 1, 2, 4 and 8 bytes are read, behind dictionary numbers and window sizes; or there is none."""
-    head = b"\x28\xb5\x2f\xfd"
-    for encoded, size in (
-        (b"\x20\x07", 7),
-        (b"\x00\x50", None),
-        (b"\x21\xff\x07", 7),
-        (b"\x40\x50\x07\x00", 263),
-        (b"\x60\x07\x01", 519),
-        (b"\x82\x50\xff\xff\x01\x00\x01\x00", 65537),
-        (b"\xc3\x50\xff\xff\xff\xff\x01\x00\x00\x00\x01\x00\x00\x00", 2**32 + 1),
-    ):
-        assert zstd_content_size(np.frombuffer(head + encoded, np.uint8)) == size
-        if size is not None:
-            with pytest.raises(ValueError, match="ends in the header"):
-                zstd_content_size(np.frombuffer(head + encoded[:-1], np.uint8))
-    for data in (7, 1000, 70_000):
-        frame = numcodecs.Zstd(1).encode(bytes(data))
-        assert zstd_content_size(np.frombuffer(frame, np.uint8)) == data
 
 
 @pytest.mark.parametrize(
