@@ -612,15 +612,38 @@ class TransposedReader:
         return out
 
 
-@dataclass(frozen=True)
-class TransposedFiles:
-    """The files of a volume, by boxes of z, y, x."""
+def _transposed_files(files: Files, order: Index3, box: Box) -> Iterable[str | ObjectPlace]:
+    return files(_stored_box(order, box))
 
-    files: Files
-    """Those by boxes as they are stored."""
-    order: Index3
-    """As `TransposedReader` has it."""
 
-    def __call__(self, box: Box) -> Iterable[str | ObjectPlace]:
-        """Return the files that hold what a box needs."""
-        return self.files(_stored_box(self.order, box))
+def transposed(volume: Volume, order: Index3, axes: Iterable[str]) -> Volume:
+    """Return a volume as z, y, x whose axes are stored in another order.
+
+    Parameters
+    ----------
+    volume
+        As it is stored.
+    order
+        Which of its axes are z, y and x.
+    axes
+        What they are called in the order in which they are stored, for people.
+    """
+    part = part_shape(volume.chunks, volume.shape, volume.dtype.itemsize)
+    reader = partial(TransposedReader, order=order, part=part, dtype=volume.dtype)
+    return replace(
+        volume,
+        shape=to_zyx(order, volume.shape),
+        read=reader(volume.read),
+        chunks=to_zyx(order, volume.chunks),
+        read_overhead=volume.read_overhead + math.prod(part) * volume.dtype.itemsize,
+        cached=cached_through(volume.cached, reader),
+        by_gpu=volume.by_gpu and volume.by_gpu.through(reader),
+        notes=(*volume.notes, f"its axes {', '.join(axes)} are turned into z, y, x as it is read"),
+        files=None if volume.files is None else partial(_transposed_files, volume.files, order),
+    )
+
+
+def with_zyx_named(axes: Sequence[str]) -> list[str]:
+    """Return the names of axes with those of space called z, y and x in the order in which they are stored."""
+    space = iter(AXES[-sum(axis in AXES for axis in axes) :])
+    return [next(space) if axis in AXES else axis for axis in axes]

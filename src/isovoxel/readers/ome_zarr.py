@@ -83,39 +83,32 @@ def _open_level(
             f"{name} contradicts itself: its OME-Zarr metadata have the axes {', '.join(axes)}, "
             f"its array {level.path!r} has {', '.join(axis_names(array))}"
         )
-    voxels = zarr_voxels(array, name, axes, selection)
-    calibration = _calibration(level, voxels.picked.zyx)
-    if (finest := _calibration(first, voxels.picked.zyx)).counted:
+    volume, picked = zarr_voxels(array, name, axes, selection)
+    calibration = _calibration(level, picked.zyx)
+    if (finest := _calibration(first, picked.zyx)).counted:
         calibration = replace(finest, counted=first is level)  # of which all others are multiples
-    sources = {"shape": f"zarr metadata of array {level.path!r}", "axes": voxels.picked.told("OME-Zarr axes")}
+    sources = {"shape": f"zarr metadata of array {level.path!r}", "axes": picked.told("OME-Zarr axes")}
     sources |= calibration.sources("OME-Zarr axes")
     made = attributes.get("isovoxel")
     incomplete = isinstance(made, Mapping) and made.get("complete") is False
     files = files_of_node(path, GROUP_FILES) + files_of_node(home, ARRAY_FILES)
     labels = is_label_image(attributes)
     kind = f"OME-Zarr {level.version}{' label image' if labels else ''}{' (incomplete)' if incomplete else ''}"
-    return Volume(
-        name,
-        kind,
-        voxels.shape,
-        voxels.dtype,
-        voxels.read,
-        voxels.chunks,
-        voxels.read_overhead,
-        calibration.voxel_size,
-        _origin(level, voxels.picked.zyx, calibration.unit),
-        calibration.unit,
-        sources,
-        {**metadata_identity(path, files), **selection.identity("level"), **voxels.picked.chosen},
-        calibration.missing,
-        labels,
-        (*voxels.notes, *([level.note] if level.note else [])),
-        cached=voxels.cached,
-        by_gpu=voxels.by_gpu,
+    return replace(
+        volume,
+        kind=kind,
+        voxel_size=calibration.voxel_size,
+        origin=_origin(level, picked.zyx, calibration.unit),
+        unit=calibration.unit,
+        sources=sources,
+        identity={**metadata_identity(path, files), **selection.identity("level"), **picked.chosen},
+        missing=calibration.missing,
+        labels=labels,
+        notes=(*volume.notes, *([level.note] if level.note else [])),
         current_identity=partial(metadata_identity, path, files),
-        files=None if voxels.files is None else partial(_files, voxels.files, _absolute(path)),
-        series=voxels.picked.axes(time_step_of(level)),
-        channels=_channels(attributes, axes, array.shape, voxels.picked),
+        files=None if volume.files is None else partial(_files, volume.files, _absolute(path)),
+        series=picked.axes(time_step_of(level)),
+        channels=_channels(attributes, axes, array.shape, picked),
         counted=calibration.counted,
     )
 

@@ -11,6 +11,7 @@ import threading
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
@@ -20,18 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.errors import InputError
-from isovoxel.geometry.grid import AXES, Box, Index3
+from isovoxel.geometry.grid import Box, Index3
 from isovoxel.planning.memory import human_bytes
-from isovoxel.readers.base import (
-    ReadBox,
-    SeriesReader,
-    TransposedReader,
-    Volume,
-    check_voxels,
-    part_shape,
-    stored_order,
-    to_zyx,
-)
+from isovoxel.readers.base import SeriesReader, Volume, check_voxels, stored_order, transposed, with_zyx_named
 from isovoxel.readers.files import GZIP_MAGIC, check_complete, unavailable
 from isovoxel.readers.selection import Picked, Selection, pick
 from isovoxel.readers.tiled import Stored, TiledReader, failure_in
@@ -250,32 +242,23 @@ class RawArray:
         """Byte behind its last one."""
         return self.start + math.prod(self.shape) * self.dtype.itemsize
 
-    def volumes(self, picked: Picked) -> ReadBox:
-        """Return what reads the volume that is picked, or all volumes of a series."""
-        planes = RawPlanes(self, picked)
-        return SeriesReader(picked.lengths, planes) if picked.series else planes(())
+    def reader(self, picked: Picked, place: tuple[int, ...]) -> RawReader:
+        """Return what reads the volume at a place along the axes of a series.
 
-
-@dataclass(frozen=True)
-class RawPlanes:
-    """Returns the reader of one volume of an array of more axes, by its place."""
-
-    array: RawArray
-    """The array."""
-    picked: Picked
-    """Which of its axes are z, y and x; y and x are the last two."""
-
-    def __call__(self, place: tuple[int, ...]) -> RawReader:
-        """Return what reads the volume at this place along the axes of the series."""
-        array = self.array
-        strides = [array.dtype.itemsize * math.prod(array.shape[axis + 1 :]) for axis in range(len(array.shape))]
-        first = array.start + sum(strides[axis] * at for axis, at in self.picked.at(place).others.items())
-        zyx = self.picked.shape(array.shape)
-        step = 0 if self.picked.zyx[0] is None else strides[self.picked.zyx[0]]
+        Parameters
+        ----------
+        picked
+            Which axes are z, y and x; y and x are the last two.
+        place
+            Empty where there is no series.
+        """
+        strides = [self.dtype.itemsize * math.prod(self.shape[axis + 1 :]) for axis in range(len(self.shape))]
+        first = self.start + sum(strides[axis] * at for axis, at in picked.at(place).others.items())
+        zyx = picked.shape(self.shape)
+        step = 0 if picked.zyx[0] is None else strides[picked.zyx[0]]
         offsets = first + step * np.arange(zyx[0], dtype=np.int64)
-        files = np.zeros(zyx[0], np.int64)
-        reader = RawReader(array.name, (array.path,), files, offsets, zyx, array.dtype)
-        return reader if array.marks is None else replace(reader, opener=array.marks.open)
+        reader = RawReader(self.name, (self.path,), np.zeros(zyx[0], np.int64), offsets, zyx, self.dtype)
+        return reader if self.marks is None else replace(reader, opener=self.marks.open)
 
 
 def open_raw(array: RawArray, axes: Sequence[str], selection: Selection) -> tuple[Volume, Picked]:
@@ -298,12 +281,8 @@ def open_raw(array: RawArray, axes: Sequence[str], selection: Selection) -> tupl
     name = array.name
     axes = selection.named(name, axes, array.shape)
     selection = replace(selection, axes=None)
-    if (order := stored_order(axes)) is not None:
-        space = iter(AXES[-sum(axis in AXES for axis in axes) :])
-        renamed = [next(space) if axis in AXES else axis for axis in axes]
-        picked = pick(name, renamed, array.shape, selection)
-    else:
-        picked = pick(name, axes, array.shape, selection)
+    order = stored_order(axes)
+    picked = pick(name, axes if order is None else with_zyx_named(axes), array.shape, selection)
     stored = picked.shape(array.shape)
     check_voxels(name, stored, array.dtype)
     kept = [axis for axis, n in enumerate(array.shape) if n > 1 or axis in picked.zyx]
@@ -315,31 +294,20 @@ def open_raw(array: RawArray, axes: Sequence[str], selection: Selection) -> tupl
         )
     size = Path(array.path).stat().st_size
     check_complete(name, array.end, size if array.marks is None else size * LARGEST_RATIO)
-    dtype = array.dtype.newbyteorder("=")
-    chunks: Index3 = (1, 1, 1) if array.marks is None else (1, *stored[1:])
-    overhead = RawPlanes(array, picked)((0,) * len(picked.series)).overhead + (GZIP_BYTES if array.marks else 0)
-    read = array.volumes(picked)
-    notes: tuple[str, ...] = () if array.marks is None else (gzip_note(array.marks),)
-    shape = stored
-    if order is not None:
-        part = part_shape(chunks, stored, dtype.itemsize)
-        read = TransposedReader(read, order, part, dtype)
-        shape, chunks = to_zyx(order, stored), to_zyx(order, chunks)
-        overhead += math.prod(part) * dtype.itemsize
-        notes = (*notes, f"its axes {', '.join(axes)} are turned into z, y, x as it is read")
+    first = array.reader(picked, (0,) * len(picked.series))
     volume = Volume(
         name,
         "",
-        shape,
-        dtype,
-        read,
-        chunks,
-        read_overhead=overhead,
-        notes=notes,
+        stored,
+        array.dtype.newbyteorder("="),
+        SeriesReader(picked.lengths, partial(array.reader, picked)) if picked.series else first,
+        (1, 1, 1) if array.marks is None else (1, *stored[1:]),
+        read_overhead=first.overhead + (GZIP_BYTES if array.marks else 0),
+        notes=() if array.marks is None else (gzip_note(array.marks),),
         series=picked.axes(),
         sequential=array.marks is not None,
     )
-    return volume, picked
+    return volume if order is None else transposed(volume, order, axes), picked
 
 
 # ---- gzip ----------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -27,51 +27,22 @@ from isovoxel.readers.base import (
     Files,
     ReadBox,
     SeriesReader,
-    TransposedFiles,
-    TransposedReader,
     Volume,
-    cached_through,
     check_voxels,
-    part_shape,
     stored_order,
-    to_zyx,
+    transposed,
+    with_zyx_named,
 )
 from isovoxel.readers.files import metadata_identity, unreadable
 from isovoxel.readers.registry import Location
 from isovoxel.readers.selection import GIVEN, UNNAMED, Picked, Selection, pick
 from isovoxel.readers.zarr_chunks import BatchReader, ChunkReader
-from isovoxel.readers.zarr_layout import ZarrFiles, array_files, chunk_layout, written_layout
+from isovoxel.readers.zarr_layout import ChunkLayout, ZarrFiles, array_files, chunk_layout, written_layout
 
 if TYPE_CHECKING:
     import zarr
 
     from isovoxel.codecs.decoder import GpuDecoder
-
-
-@dataclass(frozen=True)
-class ZarrVoxels:
-    """What a zarr array contributes to a `Volume`."""
-
-    picked: Picked
-    """Which of the array's axes are z, y and x, and where along the others."""
-    shape: Index3
-    """Number of voxels, z, y, x."""
-    dtype: np.dtype[Any]
-    """In native byte order."""
-    read: ReadBox
-    """Reads one box."""
-    chunks: Index3
-    """What is decoded in one go, never larger than the shape."""
-    read_overhead: int
-    """Bytes held beside the returned array."""
-    cached: Callable[[int], ReadBox] | None = None
-    """Returns a reader that keeps decoded chunks."""
-    by_gpu: ByGpu | None = None
-    """How a GPU can decode them."""
-    notes: tuple[str, ...] = ()
-    """What else a user should know, each a clause."""
-    files: Files | None = None
-    """Names its files."""
 
 
 def open_path(path: Place, name: str) -> zarr.Array[Any]:
@@ -108,8 +79,8 @@ def open_path(path: Place, name: str) -> zarr.Array[Any]:
     raise InputError(f"{name} holds no zarr array: there is neither {NODE} nor {V2_ARRAY} in {path}")
 
 
-def zarr_voxels(array: zarr.Array[Any], name: str, axes: list[str], selection: Selection) -> ZarrVoxels:
-    """Return how the voxels of a zarr array are read.
+def zarr_voxels(array: zarr.Array[Any], name: str, axes: list[str], selection: Selection) -> tuple[Volume, Picked]:
+    """Return a zarr array as a volume, and what of it was picked; who knows its metadata adds the rest.
 
     Parameters
     ----------
@@ -141,68 +112,58 @@ def zarr_voxels(array: zarr.Array[Any], name: str, axes: list[str], selection: S
     if min(*whole, *(array.shards or whole)) < 1:
         raise InputError(f"{name} cannot be read as a zarr array: its metadata have chunks of shape {whole}")
     z, y, x = (min(chunk, n) for chunk, n in zip(picked.shape(whole), shape, strict=True))
-    chunks = (z, y, x)
-    beside = math.prod(whole[axis] for axis in picked.others)
-    notes = (f"each of its chunks holds {beside} volumes, which are all decoded for one",) if beside > 1 else ()
     layout = chunk_layout(array, picked)
     files = array_files(array, layout, picked)
     if layout is not None:
-        reader = ChunkReader(name, layout)
-        read: ReadBox = reader
-        cached: Callable[[int], ReadBox] = reader.cached
-        if picked.series:
-            read, cached = _series_reader(picked, reader), partial(_series_reader, picked, reader)
-        by_gpu = _by_gpu(picked, reader)
-        return ZarrVoxels(picked, shape, dtype, read, chunks, layout.read_overhead, cached, by_gpu, files=files)
+        return _volume_of(name, picked, shape, dtype, layout, files), picked
     from isovoxel.readers.zarr_python import slow_voxels
 
-    read, overhead = slow_voxels(array, name, picked, chunks)
-    return ZarrVoxels(picked, shape, dtype, read, chunks, overhead, notes=notes, files=files)
+    read, overhead = slow_voxels(array, name, picked, (z, y, x))
+    beside = math.prod(whole[axis] for axis in picked.others)
+    notes = (f"each of its chunks holds {beside} volumes, which are all decoded for one",) if beside > 1 else ()
+    series = picked.axes()
+    return Volume(name, "", shape, dtype, read, (z, y, x), overhead, notes=notes, files=files, series=series), picked
+
+
+def _volume_of(
+    name: str, picked: Picked, shape: Index3, dtype: np.dtype[Any], layout: ChunkLayout, files: Files | None
+) -> Volume:
+    """Return a volume whose chunks are decoded here."""
+    reader = ChunkReader(name, layout)
+    z, y, x = (min(c, n) for c, n in zip(layout.chunk, shape, strict=True))
+    return Volume(
+        name,
+        "",
+        shape,
+        dtype,
+        _series_reader(picked, reader) if picked.series else reader,
+        (z, y, x),
+        layout.read_overhead,
+        cached=partial(_series_reader, picked, reader) if picked.series else reader.cached,
+        by_gpu=None if layout.coding is None else ByGpu(layout.coding, partial(_decoded_by, picked, reader)),
+        files=files,
+        series=picked.axes(),
+    )
 
 
 def _transposed(
     array: zarr.Array[Any], name: str, axes: Sequence[str], selection: Selection, order: Index3
-) -> ZarrVoxels:
-    """Return how the voxels of an array are read whose space axes are in another order than z, y, x."""
-    space = [index for index, axis in enumerate(axes) if axis in AXES]
-    called = dict(zip(space, AXES[-len(space) :], strict=True))
-    renamed = [called.get(index, axis) for index, axis in enumerate(axes)]
-    selection = replace(selection, axes=None)
+) -> tuple[Volume, Picked]:
+    """Return an array as a volume whose space axes are in another order than z, y, x."""
+    renamed, selection = with_zyx_named(axes), replace(selection, axes=None)
     try:
         pick(name, renamed, array.shape, selection)
     except InputError:
         pick(name, axes, array.shape, selection)  # which says the same of the names that the axes have
         raise
-    stored = zarr_voxels(array, name, renamed, selection)
-    part = part_shape(stored.chunks, stored.shape, stored.dtype.itemsize)
+    stored, picked = zarr_voxels(array, name, renamed, selection)
     zyx = (axes.index("z") if "z" in axes else None, axes.index("y"), axes.index("x"))
-    reader = partial(TransposedReader, order=order, part=part, dtype=stored.dtype)
-    return replace(
-        stored,
-        picked=replace(stored.picked, zyx=zyx),
-        shape=to_zyx(order, stored.shape),
-        read=reader(stored.read),
-        chunks=to_zyx(order, stored.chunks),
-        read_overhead=stored.read_overhead + math.prod(part) * stored.dtype.itemsize,
-        cached=cached_through(stored.cached, reader),
-        by_gpu=stored.by_gpu and stored.by_gpu.through(reader),
-        notes=(
-            *stored.notes,
-            f"its axes {', '.join(axes[index] for index in space)} are turned into z, y, x as it is read",
-        ),
-        files=None if stored.files is None else TransposedFiles(stored.files, order),
-    )
+    return transposed(stored, order, [axis for axis in axes if axis in AXES]), replace(picked, zyx=zyx)
 
 
 def _series_reader(picked: Picked, reader: ChunkReader, capacity: int = 0) -> SeriesReader:
     """Return what reads all volumes of an array, which keep decoded chunks together."""
     return SeriesReader(picked.lengths, partial(_member, reader.cached(capacity), picked))
-
-
-def _by_gpu(picked: Picked, reader: ChunkReader) -> ByGpu | None:
-    """Return how a GPU can decode the chunks of all volumes of an array."""
-    coding = reader.layout.coding
-    return None if coding is None else ByGpu(coding, partial(_decoded_by, picked, reader))
 
 
 def _decoded_by(picked: Picked, reader: ChunkReader, decoder: GpuDecoder, tell: Callable[[str], None]) -> ReadBox:
@@ -273,45 +234,19 @@ def open_written(
         series=tuple((axis, name, length) for axis, (name, length) in enumerate(series)),
     )
     layout = written_layout(place, shape, dtype, storage, (n, n + 1, n + 2))
-    reader = ChunkReader(str(place), layout)
-    z, y, x = (min(c, m) for c, m in zip(storage.chunk, shape, strict=True))
-    return Volume(
-        str(place),
-        f"zarr v{storage.zarr_format} array",
-        shape,
-        np.dtype(dtype),
-        _series_reader(picked, reader) if series else reader,
-        (z, y, x),
-        layout.read_overhead,
-        cached=partial(_series_reader, picked, reader) if series else reader.cached,
-        by_gpu=_by_gpu(picked, reader),
-        files=ZarrFiles(layout, picked),
-        series=picked.axes(),
-    )
+    volume = _volume_of(str(place), picked, shape, np.dtype(dtype), layout, ZarrFiles(layout, picked))
+    return replace(volume, kind=f"zarr v{storage.zarr_format} array")
 
 
 def _volume(array: zarr.Array[Any], name: str, identity: Mapping[str, Any], selection: Selection) -> Volume:
     axes = axis_names(array)
-    voxels = zarr_voxels(array, name, axes, selection)
-    named = "zarr dimension names" if any(axes) else UNNAMED[3 - (voxels.picked.zyx[0] is None)]
+    volume, picked = zarr_voxels(array, name, axes, selection)
+    named = "zarr dimension names" if any(axes) else UNNAMED[3 - (picked.zyx[0] is None)]
     named = named if selection.axes is None else GIVEN
-    return Volume(
-        name,
-        f"zarr v{array.metadata.zarr_format} array",
-        voxels.shape,
-        voxels.dtype,
-        voxels.read,
-        voxels.chunks,
-        voxels.read_overhead,
-        sources={
-            "shape": "zarr metadata",
-            "axes": voxels.picked.told(named),
-        },
-        identity={**identity, **voxels.picked.chosen, **selection.identity("axes")},
-        notes=voxels.notes,
+    return replace(
+        volume,
+        kind=f"zarr v{array.metadata.zarr_format} array",
+        sources={"shape": "zarr metadata", "axes": picked.told(named)},
+        identity={**identity, **picked.chosen, **selection.identity("axes")},
         missing="a zarr array by itself has none; for a level of an OME-Zarr image, name the image's group",
-        cached=voxels.cached,
-        by_gpu=voxels.by_gpu,
-        files=voxels.files,
-        series=voxels.picked.axes(),
     )
