@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from isovoxel.readers.raw import MOST_MARKS, EndOfFileError, GzipMarks, GzipStream
+from isovoxel.readers.files import EndOfFileError
+from isovoxel.readers.raw import MOST_MARKS, GzipMarks, GzipStream
 from strategies import examples
 
 DATA = np.random.default_rng(5).integers(0, 40, 3_000_000, np.uint8).tobytes()

@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from gzip import BadGzipFile
+from io import FileIO
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,46 @@ def check_stored(path: str) -> None:
     else:
         if not stat.S_ISREG(mode):
             raise NoFileError("it is no file")
+
+
+class EndOfFileError(ValueError):
+    """A file that ends before what it should hold."""
+
+
+def fill_buffer(file: Any, offset: int, buffer: memoryview) -> None:
+    """Fill a buffer with the bytes of a file from `offset` on.
+
+    Parameters
+    ----------
+    file
+        A `FileIO`, or what has its `seek` and `readinto`.
+    offset
+        Where to begin.
+    buffer
+        Of bytes.
+
+    Raises
+    ------
+    EndOfFileError
+        If the file ends before.
+    OSError
+        If the system cannot read it.
+    """
+    # One call where seek and readinto are two: after each, a thread waits for Python's lock again.
+    at_once = hasattr(os, "preadv") and isinstance(file, FileIO)
+    while buffer:
+        if at_once:
+            count = os.preadv(file.fileno(), [buffer], offset)
+        else:  # on Windows, and in gzip
+            file.seek(offset)
+            count = file.readinto(buffer)
+        if not count:
+            raise EndOfFileError(
+                f"its file ends {len(buffer)} bytes too early at byte {offset}, "
+                "so it has been changed since it was opened"
+            )
+        buffer = buffer[count:]
+        offset += count
 
 
 class MissingFolders:

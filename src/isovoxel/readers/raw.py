@@ -24,7 +24,7 @@ from isovoxel.errors import InputError
 from isovoxel.geometry.grid import Box, Index3
 from isovoxel.planning.memory import human_bytes
 from isovoxel.readers.base import SeriesReader, Volume, check_voxels, stored_order, transposed, with_zyx_named
-from isovoxel.readers.files import GZIP_MAGIC, check_complete, unavailable
+from isovoxel.readers.files import GZIP_MAGIC, EndOfFileError, check_complete, fill_buffer, unavailable
 from isovoxel.readers.selection import Picked, Selection, pick
 from isovoxel.readers.tiled import Stored, TiledReader, failure_in
 
@@ -138,10 +138,6 @@ class RawReader(TiledReader):
                 plane[y - first : y - first + n] = part
 
 
-class EndOfFileError(ValueError):
-    """A file that ends before what it should hold."""
-
-
 def in_file(files: tuple[str, ...], index: int) -> str:
     """Return which of several files something lies in, as it fits behind it; nothing where there is one."""
     return f", in the file {Path(files[index]).name}," if len(files) > 1 else ""
@@ -171,18 +167,8 @@ def read_into(file: FileIO, offset: int, array: NDArray[Any], name: str) -> None
     InputUnavailableError
         If the system cannot read it.
     """
-    buffer = array.reshape(-1).view(np.uint8).data
-    done = 0
     try:
-        file.seek(offset)
-        while done < len(buffer):
-            count = file.readinto(buffer[done:])
-            if not count:
-                raise EndOfFileError(
-                    f"its file ends {len(buffer) - done} bytes too early at byte {offset + done}, "
-                    f"so it has been changed since it was opened"
-                )
-            done += count
+        fill_buffer(file, offset, array.reshape(-1).view(np.uint8).data)
     except OSError as error:
         raise unavailable(f"{name} cannot be read at byte {offset}", error) from error
 

@@ -27,7 +27,7 @@ from isovoxel.object_store.clients import BucketMissingError, ChangedError, Foun
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.planning.chunking import CHECKSUM_BYTES
 from isovoxel.readers.chunks import DECODERS, Place
-from isovoxel.readers.files import NoFileError, no_file
+from isovoxel.readers.files import NoFileError, fill_buffer, no_file
 from isovoxel.readers.zarr_layout import INDEX_CACHE_BYTES, INDEX_COST, ChunkLayout
 
 if TYPE_CHECKING:
@@ -318,15 +318,7 @@ class FileSource:
 
     def read(self, offset: int, out: NDArray[np.uint8]) -> None:
         """Fill `out` with the bytes from `offset` on."""
-        buffer = out.data
-        while buffer:
-            count = _read_at(self._file, offset, buffer)
-            if not count:
-                raise ValueError(
-                    f"its file ends {len(buffer)} bytes too early; it has been changed since it was opened"
-                )
-            buffer = buffer[count:]
-            offset += count
+        fill_buffer(self._file, offset, out.data)
 
     def close(self) -> None:
         """Close the file."""
@@ -417,12 +409,3 @@ def _open_object(place: ObjectPlace, known: Stamp | None, *, whole: bool) -> Byt
 def _open_at_once(path: str, flags: int) -> int:
     """Open a file without waiting, a pipe, too, which otherwise waits for a writer."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-
-
-def _read_at(file: FileIO, offset: int, buffer: memoryview) -> int:
-    """Read some bytes from `offset` on, and return how many."""
-    # One call where seek and readinto are two: after each, a thread waits for Python's lock again.
-    if hasattr(os, "preadv"):
-        return os.preadv(file.fileno(), [buffer], offset)
-    file.seek(offset)  # on Windows
-    return file.readinto(buffer)
