@@ -215,18 +215,11 @@ class _Members:
         return self.views.open(time, setup.number).read
 
 
-@dataclass(frozen=True)
-class _Files:
-    """The files of all views, and the XML."""
-
-    xml: str
-    views: tuple[Files, ...]
-
-    def __call__(self, box: Box) -> Iterator[str | ObjectPlace]:
-        """Yield them all, of chunks those that hold voxels of a box."""
-        yield self.xml
-        for files in self.views:
-            yield from files(box)
+def _files(xml: str, views: tuple[Files, ...], box: Box) -> Iterator[str | ObjectPlace]:
+    """Yield the XML, and the files of all views; of chunks those that hold voxels of a box."""
+    yield xml
+    for files in views:
+        yield from files(box)
 
 
 def _open(views: _Views, image: BdvImage, named: Mapping[str, str], selection: Selection) -> Volume:
@@ -257,7 +250,7 @@ def _open(views: _Views, image: BdvImage, named: Mapping[str, str], selection: S
         sources={"shape": first.sources["shape"], "axes": picked.told(first.sources["axes"]), **found.sources()},
         identity={**now(), **picked.chosen, **named},
         current_identity=now,
-        files=_Files(str(views.path), (*others, FileList(tuple(sorted(own))))),
+        files=partial(_files, str(views.path), (*others, FileList(tuple(sorted(own))))),
         missing=found.missing,
         counted=found.counted,
         notes=(*first.notes, *notes),

@@ -331,7 +331,7 @@ def open_packed_tiff(at: Location, selection: Selection) -> Volume:
     return replace(
         volume,
         kind=f"{volume.kind} in gzip",
-        read=UnpackedReader(volume.read, file),
+        read=partial(_read_unpacked, volume.read, file),
         identity={**volume.identity, **file.identity},
         current_identity=partial(file_identity, file.packed),
         files=FileList((str(file.packed),)),
@@ -423,18 +423,9 @@ class Unpacked:
         )
 
 
-@dataclass(frozen=True)
-class UnpackedReader:
-    """Reads boxes of an unpacked file, and keeps the file."""
-
-    read: ReadBox
-    """Reads them."""
-    file: Unpacked
-    """Where from."""
-
-    def __call__(self, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Return a box as a new array, or in `out`."""
-        return self.read(box, out)
+def _read_unpacked(read: ReadBox, _file: Unpacked, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
+    """Read a box of an unpacked file, which is kept as long as this can be called."""
+    return read(box, out)
 
 
 @dataclass(frozen=True)

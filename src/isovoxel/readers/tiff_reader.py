@@ -11,46 +11,19 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, TypeAlias
 
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.geometry.grid import Box, Index3, ceil_div
-from isovoxel.readers.raw import in_file, open_file, read_bytes
+from isovoxel.readers.raw import RawReader, in_file, open_file, read_bytes
 from isovoxel.readers.tiff_pages import DECODER_BYTES, IMAGES, LERC_COMPRESSION, PageStorage
 from isovoxel.readers.tiled import MixedReader, Stored, TiledReader
 
-
-class PlaneReader(Protocol):
-    """Reads boxes of planes that lie in files; safe to call from many threads."""
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """Paths of the files."""
-
-    @property
-    def shape(self) -> Index3:
-        """Number of planes, rows and columns."""
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Data type of the voxels."""
-
-    @property
-    def overhead(self) -> int:
-        """Largest number of bytes held beside the returned array."""
-
-    @property
-    def segment_shape(self) -> Index3:
-        """Number of voxels that are decoded in one go."""
-
-    def taking(self, planes: NDArray[np.int64]) -> PlaneReader:
-        """Return a reader of some of the planes, in their order."""
-
-    def __call__(self, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Return a box as a new array, or in `out`."""
+PlaneReader: TypeAlias = "RawReader | SegmentReader | MixedReader"
+"""Reads boxes of planes that lie in files."""
 
 
 def mixed(
