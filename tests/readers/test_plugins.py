@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -275,7 +274,7 @@ def test_plug_ins_are_left_alone_where_ours_read(tmp_path: Path, monkeypatch: py
     def refused(**_: str) -> NoReturn:
         raise AssertionError
 
-    monkeypatch.setattr(importlib.metadata, "entry_points", refused)
+    monkeypatch.setattr("isovoxel.readers.plugins.entry_points", refused)
     assert open_volume(tmp_path / "a.npy").kind == "NumPy file"
     (tmp_path / "b").write_bytes(b"nothing known")
     with pytest.raises(InputError, match="AssertionError"):

@@ -270,7 +270,7 @@ def test_a_job_is_done_and_resumed_as_of_the_tiff(isovoxel: Isovoxel, tmp_path: 
     with pytest.raises(KeyboardInterrupt):
         package.scale(path, out, listeners=[stop_after(how=KeyboardInterrupt)], **OPTIONS)
     assert left(spare) == []
-    for words in (("info", path), ("plan", path, tmp_path / "b.zarr"), ("show", path)):
+    for words in (("info", path), ("plan", path, tmp_path / "b.zarr"), ("show", path, "-o", tmp_path / "b.png")):
         assert isovoxel(*map(str, words)).code == 0
     events: list[Event] = []
     package.scale(path, out, listeners=[events.append], **OPTIONS)
