@@ -75,10 +75,9 @@ def open_volume(
 
     Raises
     ------
-    InputError
-        If it is missing, unreadable, or no 3-D volume of a supported dtype.
-    OptionError
-        If the voxel size or the unit makes no sense, or it has no such part.
+    InputError, OptionError
+        If it is missing, unreadable, or no 3-D volume of a supported dtype; if it has no such part, or a size or unit
+        makes no sense.
     """
     given = Options(
         input_voxel_size=voxel_size,
@@ -106,10 +105,8 @@ def images(source: str | Path, image: str = "all") -> tuple[str, ...]:
 
     Raises
     ------
-    InputError
-        If there is nothing, it cannot be read, or its kind holds one image.
-    OptionError
-        If no image matches.
+    InputError, OptionError
+        If there is nothing, it cannot be read, its kind holds one image, or no image matches.
     """
     from isovoxel.readers.open import images_of
     from isovoxel.readers.selection import matching_images
@@ -132,21 +129,17 @@ def plan(
 
     Parameters
     ----------
-    source
-        As in `open_volume`.
+    source, workers, scheduler, client
+        As in `scale`; the limits of the workers are kept in place of those of this process.
     output, overwrite
-        What `scale` would be given: then it is checked as that does, and a plan goes on with what is there of it. The
-        notes of the plan's source say so.
-    workers, scheduler, client
-        Whose limits it keeps, in place of those of this process; as in `scale`.
+        What `scale` would be given: it is checked, and what is there of it is part of the plan and its notes.
     **options
         As in `ScalingOptions`.
 
     Raises
     ------
     IsovoxelError
-        If the input, an option or the device cannot serve, or no block fits; see `isovoxel.errors`. With an output,
-        also where `scale` would raise before anything is written.
+        If the input, an option or the device cannot serve, or no block fits; with an output, where `scale` would raise.
     """
     from isovoxel.jobs import plan_job
 
@@ -173,58 +166,48 @@ def scale(
 ) -> ScaleResult:
     """Scale a volume and write the result as OME-Zarr, block by block.
 
-    Called again for an output that is not complete, it goes on where the job ended, however that ended; for one
-    that is complete, it does nothing. Options that are not given are taken from there. Until an output is complete, a
-    folder beside it, ``OUTPUT.isovoxel``, knows what is done.
+    Called again for an output that is not complete, it resumes where the job ended; for one that is complete, it does
+    nothing. Options that are not given are taken from there. Until then ``OUTPUT.isovoxel`` knows what is done.
 
     Parameters
     ----------
     source
         As in `open_volume`.
     output
-        Path or address of the OME-Zarr to write, such as "s3://bucket/out.zarr": a new one, or one in a zarr group,
-        of which it becomes a member.
+        Path or address of the OME-Zarr to write, such as "s3://bucket/out.zarr"; in a zarr group it becomes a member.
     overwrite
-        Whether an OME-Zarr that is there already is replaced. It is kept, in ``OUTPUT.isovoxel/replaced``, until the
-        new one is complete, and is back where the job fails before its first block; "now" deletes it first, where the
-        disk has no room for both, and in an object store, which cannot keep it.
+        Whether an OME-Zarr that is there is replaced. It is kept, in ``OUTPUT.isovoxel/replaced``, until the new one is
+        complete, and is back where the job fails before its first block; "now" deletes it first, where the disk has no
+        room for both, and in an object store.
     on_corrupt
-        "stop" ends the job at a damaged part of the input; "fill" fills it with 0 and names it in the result, and in
-        the output's attributes.
+        "stop" ends the job at a damaged part of the input; "fill" fills it with 0, and result and output name it.
     isolate
-        Whether blocks are scaled in a process of their own: a driver that crashes then costs the blocks in flight
-        and not this process. Where a device does not serve this process any more, that is done anyway.
+        Whether blocks are scaled in a process of their own, so that a driver's crash costs the blocks in flight only.
+        Where a device does not serve this process any more, that is done anyway.
     with_labels
-        Labels of the same voxels, as in `open_volume`: they are scaled onto the same output voxels, and written into
-        the image's group, as ``OUTPUT/labels/NAME``, by the name of their file.
+        Labels of the same voxels, as in `open_volume`: scaled alike, and written as ``OUTPUT/labels/NAME``.
     labels_by
-        "nearest", "mode" for the label that most of an output voxel has, "smooth" for the one with the largest linearly
-        interpolated share, where no axis shrinks, or "auto" (default): mode where an axis
-        shrinks.
+        "nearest", "mode" for the most frequent label, "smooth" for the one with the largest interpolated share, where
+        no axis shrinks, or "auto" (default): mode where an axis shrinks.
     workers
         Worker processes of this machine that do the blocks: "auto" for one on each GPU, a number for as many GPUs, or
-        "cpu:4" for four that share the processor's cores. They are spawned, so a script that asks for them needs
-        ``if __name__ == "__main__":``, as for any other process.
-    scheduler
-        Address of a dask scheduler whose workers do them, or path of its scheduler file. They must see input and
-        output under the same paths.
-    client
-        A ``distributed.Client`` whose workers do them. Of these three at most one is given.
+        "cpu:4" for four that share the processor's cores. A script that asks for them needs
+        ``if __name__ == "__main__":``, because they are spawned.
+    scheduler, client
+        Address of a dask scheduler whose workers do them, or path of its scheduler file; or a ``distributed.Client``.
+        They must see input and output under the same paths. Of the three at most one is given.
     listeners
         Called with each `isovoxel.execution.events.Event`.
     progress
-        Whether a bar on standard error or in a notebook's cell shows blocks, speed and time left, with notes on what
-        else a user should know. Where standard error is no terminal, and no notebook is there, nothing is shown.
+        Whether a bar and notes show how the job goes, on standard error where that is a terminal, or in a notebook.
     **options
         As in `ScalingOptions`.
 
     Raises
     ------
     IsovoxelError
-        As `plan`; before anything is written also if the output must not or cannot be written, was begun in another
-        way, or is being written by another process.
-    JobError
-        If the job fails or is interrupted half-way.
+        As `plan`; before anything is written also if the output cannot be written, was begun in another way, or is
+        being written by another process. A `JobError` if the job fails or is interrupted half-way.
     """
     given = Options(
         overwrite=overwrite,
@@ -236,7 +219,7 @@ def scale(
         scheduler=scheduler,
         **options,
     )
-    do, shown = _job(given, progress=progress)
+    do, shown = _job(given, progress)
     with shown as views:
         return do(source, output, given, client=client, listeners=[*listeners, *views])
 
@@ -266,19 +249,17 @@ def convert(
 
     Raises
     ------
-    IsovoxelError, JobError
-        As `scale` does, and an `OptionError` where an option is for scaling.
+    IsovoxelError
+        As `scale` does, and where an option is for scaling.
     """
     given = Options(overwrite=overwrite, on_corrupt=on_corrupt, workers=workers, scheduler=scheduler, **options)
-    do, shown = _job(given, progress=progress)
+    do, shown = _job(given, progress)
     with shown as views:
         told = [*listeners, *views]
         return do(source, output, given.converting(), client=client, listeners=told, defaults=CONVERTING)
 
 
-def _job(
-    given: Options, *, progress: bool
-) -> tuple[Callable[..., ScaleResult], AbstractContextManager[Sequence[Listener]]]:
+def _job(given: Options, progress: bool) -> tuple[Callable[..., ScaleResult], AbstractContextManager[Any]]:
     """Return what does a job, over one image or over several, and a context in which it is shown if that is asked."""
     if means_several(given.image):
         from isovoxel.image_jobs import scale_images as do
@@ -346,35 +327,29 @@ def verify(
 ) -> Verdict:
     """Compute sampled boxes of a result again from its source, in float64, and compare.
 
-    Where the receipts of its shards were kept (`keep_receipts`), all shards are read and compared with them.
+    Where the receipts of its shards were kept (`keep_receipts`), all shards are compared with them.
 
     Parameters
     ----------
     output
         An OME-Zarr that isovoxel has written; its attributes say from what and how.
     image
-        Which of an output of several images, as in `ScalingOptions`; by default all of them.
+        Which of several, as in `ScalingOptions`; by default all.
     against
-        The source, where it is no longer where the attributes say: as in `open_volume`; of a file, the same part.
-    samples
-        How many boxes; those around block corners, faces and edges come first.
-    seed
-        Chooses the boxes.
+        The source, where it is no longer where the attributes say, as in `open_volume`.
+    samples, seed
+        How many boxes, those around block corners, faces and edges first; and what chooses them.
     every_chunk
         Whether every chunk is read as well, and so its checksum compared where it has one.
-    memory
-        Host memory to stay within, in bytes or as text such as "2GiB"; by default half of what is free.
-    progress
-        Whether a bar shows how much is compared, where it takes longer than a moment; as in `scale`.
+    memory, progress
+        Host memory to stay within, as in `show`; whether a bar shows how much is compared, as in `scale`.
 
     Raises
     ------
     InputError
         If the output was not written by isovoxel, or is not complete, or the source is another.
-    OptionError
-        If there is nothing to sample.
-    DoesNotFitError
-        If a single voxel takes more than `memory`.
+    OptionError, DoesNotFitError
+        If there is nothing to sample, or a single voxel takes more than `memory`.
     """
     from isovoxel.execution.collection import verify_images
     from isovoxel.reporting.progress import reading_progress
@@ -422,17 +397,14 @@ def show(
     Returns
     -------
     matplotlib.figure.Figure
-        In true proportions, with scale bars. Notebooks show it; ``savefig`` writes it. No window is opened, and pyplot
-        does not know it.
+        In true proportions, with scale bars. Notebooks show it; ``savefig`` writes it. pyplot does not know it.
 
     Raises
     ------
     InputError
         If one cannot be opened or read.
-    OptionError
-        If they cannot be drawn at one scale, or as labels.
-    DoesNotFitError
-        If drawing takes more than `memory`.
+    OptionError, DoesNotFitError
+        If they cannot be drawn at one scale, or as labels, or drawing takes more than `memory`.
     """
     from isovoxel.reporting.progress import reading_progress
     from isovoxel.reporting.show import drawing_of
@@ -447,17 +419,12 @@ def show(
 def workers(
     *, workers: str | int | None = None, scheduler: str | Path | None = None, client: Any = None
 ) -> tuple[WorkerInfo, ...]:
-    """Return the workers that a job would have, and which device each of them holds.
+    """Return the workers that a job would have, and the device that each holds.
 
     Parameters
     ----------
     workers, scheduler, client
-        Which, as in `scale`; one of them.
-
-    Raises
-    ------
-    IsovoxelError
-        If none is given, or they cannot be used.
+        Which, as in `scale`; one of them. An `OptionError` is raised where none is given.
     """
     from isovoxel.execution.distributed.connect import open_cluster
 
@@ -468,13 +435,7 @@ def workers(
 
 
 def output_state(path: str | Path) -> OutputState | None:
-    """Return how far an output is, or None where there is none of isovoxel's.
-
-    Parameters
-    ----------
-    path
-        The OME-Zarr.
-    """
+    """Return how far an OME-Zarr of isovoxel's is, or None where there is none."""
     from isovoxel.execution.output import output_state as find_state
 
     return find_state(path)
