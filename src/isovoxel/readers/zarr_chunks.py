@@ -171,10 +171,12 @@ class ChunkReader(TiledReader):
         InputUnavailableError
             If the system cannot read a file.
         """
-        if not isinstance(self.layout.folder, ObjectPlace):
-            return super().__call__(box, out)
-        # A few chunks at a time, each in a thread of its own: from a store they are mostly waited for.
         out = output_array(box, self.dtype.newbyteorder("="), out)
+        if not isinstance(self.layout.folder, ObjectPlace):
+            if out.size:
+                self.read_tiles(self.tiles(box), box.start, out)
+            return out
+        # A few chunks at a time, each in a thread of its own: from a store they are mostly waited for.
         read_tiles = carried(self.read_tiles)
         with ThreadPoolExecutor(AT_ONCE, "isovoxel-read") as pool:
             running: set[Future[None]] = set()
