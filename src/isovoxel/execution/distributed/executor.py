@@ -14,7 +14,7 @@ a block fails                  another worker tries; where it fails there too, o
 no worker, or no scheduler     the job ends after a while, and can be resumed
 =============================  ===================================================================================
 
-With `map_overlap`, dask exchanges halos between workers, one window of blocks after the other (`Windows`): each input
+With `map_overlap`, dask exchanges halos between workers, one window of blocks after the other: each input
 block is read once, by any worker, and goes to the workers that need parts of it; voxels never reach this process. What
 does not go well here (a worker that is lost again and again, memory that is short) is left for direct reads, which
 know what to do about it: `run` returns, and the blocks are not done.
@@ -27,7 +27,7 @@ import pickle
 import queue
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -77,7 +77,6 @@ from isovoxel.geometry.grid import Box, Index3
 from isovoxel.object_store.objects import Place, absolute
 from isovoxel.planning.memory import human_bytes
 from isovoxel.planning.model import Block
-from isovoxel.planning.plan import Plan
 from isovoxel.readers.base import Volume
 from isovoxel.terminal import trace
 
@@ -85,6 +84,14 @@ WATCH_SECONDS = 1.0
 """How often the scheduler is asked whether the workers are still there, while no block comes back."""
 QUIET_SECONDS = 2.0
 """How long to wait for another result when the job ends before its time."""
+MOST_PICKLED = 16 * 2**20
+"""Most bytes that a job may be when it is sent to workers: each of them gets all of it."""
+TELL_SECONDS = 120.0
+"""How long workers may take to receive a level, including the end of what they did before."""
+PREPARE_SECONDS = 300.0
+"""How long they may take to build kernels, and to pin memory: seconds for gigabytes."""
+LEAVE_SECONDS = 10.0
+"""How long workers may take to end a job; one that hangs does not delay a job that is done for longer."""
 
 
 @dataclass(frozen=True)
@@ -117,110 +124,6 @@ class MakeOnWorker(_OnWorker):
         outcome = np.empty((1, 1, 1), object)
         outcome[0, 0, 0] = block.index, make_block(self.name, self.token, block.index, voxels)
         return outcome
-
-
-@dataclass
-class Windows:
-    """Makes the blocks of a plan, window by window."""
-
-    client: Any
-    """A ``distributed.Client`` that is synchronous."""
-    plan: Plan
-    """What to do."""
-    array: Any
-    """The source as a dask array, or None where workers read it."""
-    name: str
-    """Name of the workers' `JobPlugin`."""
-    token: str
-    """The token of this run of the job."""
-    workers: Sequence[str]
-    """Addresses of the workers that take part."""
-    take: Callable[[int, str, Outcome], object]
-    """Called with each block that is done, and the name of its worker, which is not known."""
-    stop: Callable[[Sequence[str]], None]
-    """Called where the job ends before its time: blocks in flight finish or give up."""
-
-    def run(self) -> None:
-        """Do windows as long as all goes well.
-
-        Raises
-        ------
-        SchedulerGoneError
-            If the scheduler does not answer any more.
-        Exception
-            What `take` raises.
-        """
-        self._scheduler = SchedulerWatch(self.client)
-        for places in self.plan.windows():
-            if not self._do(OverlapWindow(self.plan, places)):
-                return
-
-    def _do(self, window: OverlapWindow) -> bool:
-        """Do the blocks of a window; False where not all of them are done."""
-        from distributed import futures_of
-
-        array = (
-            window.source(ReadOnWorker(self.name, self.token))
-            if self.array is None
-            else self.array[window.read_box.slices].rechunk(window.input_chunks)
-        )
-        signs = window.written(array, MakeOnWorker(self.name, self.token))
-        persisted = self.client.persist(signs, workers=list(self.workers), allow_other_workers=False)
-        futures = {future.key: future for future in futures_of(persisted)}  # type: ignore[no-untyped-call]
-        del persisted
-        back: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        for future in futures.values():
-            future.add_done_callback(back.put)
-        try:
-            well = True
-            while futures and well:
-                came = rpc.drain(back, WATCH_SECONDS)
-                well = self._taken(futures, came) if came else self._is_any_there()
-        except SchedulerGoneError:
-            raise
-        except BaseException:
-            with contextlib.suppress(Exception):  # why the job ends is known already
-                self.stop(self.workers)
-                while came := rpc.drain(back, QUIET_SECONDS):
-                    self._taken(futures, came)
-            raise
-        finally:
-            for future in futures.values():
-                future.release()  # its callback refers to it, so deleting it is not enough
-        return well
-
-    def _taken(self, futures: dict[Any, Any], came: Sequence[Any]) -> bool:
-        """Take what came back; False where not all of it is blocks that are done."""
-        whole = [future.key for future in came if future.status == "finished"]
-        results: dict[Any, Any] = {}
-        # Whatever it was, direct reads do these blocks again, and look at the scheduler.
-        with contextlib.suppress(Exception):
-            results = rpc.gather(self.client, whole, seconds=ANSWER_SECONDS)
-        well = len(results) == len(came)
-        for future in came:
-            futures.pop(future.key).release()
-        for result in results.values():
-            index, outcome = result[0, 0, 0]
-            if isinstance(outcome, Made):
-                self.take(index, "", outcome)
-            else:
-                well = False
-        return well
-
-    def _is_any_there(self) -> bool:
-        """Return whether a worker is there that may do what is left."""
-        there = self._scheduler.workers()
-        return there is None or any(address in there for address in self.workers)
-
-
-MOST_PICKLED = 16 * 2**20
-"""Most bytes that a job may be when it is sent to workers: each of them gets all of it."""
-TELL_SECONDS = 120.0
-"""How long workers may take to receive a level, including the end of what they did before."""
-PREPARE_SECONDS = 300.0
-"""How long they may take to build kernels, and to pin memory: seconds for gigabytes."""
-LEAVE_SECONDS = 10.0
-"""How long workers may take to end a job; one that hangs does not delay a job that is done for longer."""
 
 
 class DistributedExecutor(AbstractContextManager["DistributedExecutor"]):
@@ -284,8 +187,7 @@ class DistributedExecutor(AbstractContextManager["DistributedExecutor"]):
             if plan.halo_mode == "map_overlap":
                 for address, member in members.items():
                     self.admit(address, member.name)
-                job = (self._name, self._token)
-                Windows(self.client, plan, self._array, *job, list(members), results.judge, self.stop).run()
+                self._run_windows(results)
             Submission(
                 self.client,
                 partial(make_block, self._name, self._token),
@@ -303,6 +205,68 @@ class DistributedExecutor(AbstractContextManager["DistributedExecutor"]):
         seconds = time.perf_counter() - began
         threads = plan.in_flight * len(self.cluster.pool.members)
         return Elapsed(seconds, max(0.0, threads * seconds - results.busy))
+
+    def _run_windows(self, results: BlockResults) -> None:
+        """Make blocks window by window, as long as all goes well."""
+        scheduler = SchedulerWatch(self.client)
+        for places in self._task.plan.windows():
+            if not self._window(OverlapWindow(self._task.plan, places), scheduler, results):
+                return
+
+    def _window(self, window: OverlapWindow, scheduler: SchedulerWatch, results: BlockResults) -> bool:
+        """Make the blocks of a window; False where not all of them are done."""
+        from distributed import futures_of
+
+        array = (
+            window.source(ReadOnWorker(self._name, self._token))
+            if self._array is None
+            else self._array[window.read_box.slices].rechunk(window.input_chunks)
+        )
+        signs = window.written(array, MakeOnWorker(self._name, self._token))
+        persisted = self.client.persist(signs, workers=list(self.members), allow_other_workers=False)
+        futures = {future.key: future for future in futures_of(persisted)}  # type: ignore[no-untyped-call]
+        del persisted
+        back: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for future in futures.values():
+            future.add_done_callback(back.put)
+        try:
+            well = True
+            while futures and well:
+                if came := rpc.drain(back, WATCH_SECONDS):
+                    well = self._taken(futures, came, results)
+                else:
+                    there = scheduler.workers()
+                    well = there is None or any(address in there for address in self.members)
+        except SchedulerGoneError:
+            raise
+        except BaseException:
+            with contextlib.suppress(Exception):  # why the job ends is known already
+                self.stop(list(self.members))
+                while came := rpc.drain(back, QUIET_SECONDS):
+                    self._taken(futures, came, results)
+            raise
+        finally:
+            for future in futures.values():
+                future.release()  # its callback refers to it, so deleting it is not enough
+        return well
+
+    def _taken(self, futures: dict[Any, Any], came: Sequence[Any], results: BlockResults) -> bool:
+        """Take what came back of a window; False where not all of it is blocks that are done."""
+        whole = [future.key for future in came if future.status == "finished"]
+        found: dict[Any, Any] = {}
+        # Whatever it was, direct reads do these blocks again, and look at the scheduler.
+        with contextlib.suppress(Exception):
+            found = rpc.gather(self.client, whole, seconds=ANSWER_SECONDS)
+        well = len(found) == len(came)
+        for future in came:
+            futures.pop(future.key).release()
+        for result in found.values():
+            index, outcome = result[0, 0, 0]
+            if isinstance(outcome, Made):
+                results.judge(index, "", outcome)
+            else:
+                well = False
+        return well
 
     def _check_files(self) -> None:
         members = tuple(self.members.values())
