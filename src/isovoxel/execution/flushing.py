@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 from isovoxel.engines.base import Cancelled
@@ -40,28 +40,23 @@ class Flusher:
     """Sets the patience with which a block's shards are brought to their place."""
 
 
+@dataclass(eq=False)
 class Flushing(Generic[T]):
-    """A block whose shards are on their way to the disk; one thread adds them and ends.
+    """A block whose shards are on their way to the disk; one thread adds them and ends."""
 
-    Parameters
-    ----------
-    flusher
-        Waits for the disk.
-    block
-        Whose shards will come.
-    conclude
-        What is done with it when all are on the disk.
-    """
-
-    def __init__(self, flusher: Flusher, block: Block, conclude: Conclude[T]) -> None:
-        self._flusher, self._block, self._conclude = flusher, block, conclude
-        self._future: Future[T] = Future()
-        self._lock = threading.Lock()
-        self._receipts: list[ShardReceipt | None] = []
-        self._error: Exception | None = None
-        self._left = 1  # until `end`
-        self._event: BlockDone | None = None
-        self._began = time.perf_counter()
+    _flusher: Flusher
+    """Waits for the disk."""
+    _block: Block
+    """Whose shards will come."""
+    _conclude: Conclude[T]
+    """What is done with it when all are on the disk."""
+    _future: Future[T] = field(default_factory=Future, init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+    _receipts: list[ShardReceipt | None] = field(default_factory=list, init=False)
+    _error: Exception | None = field(default=None, init=False)
+    _left: int = field(default=1, init=False)  # until `end`
+    _event: BlockDone | None = field(default=None, init=False)
+    _began: float = field(default=0.0, init=False)
 
     def add(self, shard: PendingShard) -> None:
         """Begin to flush the next shard of the block, once fewer wait than may; seal what waits for no disk."""

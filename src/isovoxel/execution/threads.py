@@ -26,6 +26,7 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from threading import BoundedSemaphore
 from types import TracebackType
@@ -53,19 +54,14 @@ if TYPE_CHECKING:
     from isovoxel.execution.map_overlap import OverlapWindow
 
 
+@dataclass(eq=False)
 class ThreadExecutor(AbstractContextManager["ThreadExecutor"]):
-    """Makes blocks on threads of this process, as long as its device serves it; an `Executor`.
+    """Makes blocks on threads of this process, as long as its device serves it; an `Executor`."""
 
-    Parameters
-    ----------
-    device
-        Where to compute, as ``--device`` takes it.
-    """
-
-    def __init__(self, device: str) -> None:
-        self._device = device
-        self._engine: Engine | None = None
-        self._apart: SubprocessExecutor | None = None
+    _device: str
+    """Where to compute, as ``--device`` takes it."""
+    _engine: Engine | None = field(default=None, init=False)
+    _apart: SubprocessExecutor | None = field(default=None, init=False)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -25,6 +25,7 @@ import stat
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from isovoxel.errors import OutputError
@@ -223,23 +224,19 @@ AGAIN_SECONDS = 1.0
 """Pause after a put that failed for good, which is a client's that has asked again many times."""
 
 
+@dataclass(eq=False)
 class FileLines:
     """Lines of a file, which outlast the process that added them; any thread may add some.
 
     Each process begins a new file, with the whole lines of the one before. So what another process still has open,
     which was taken for dead, is read by nobody, and a line that was torn when a process died is cut off.
-
-    Parameters
-    ----------
-    path
-        The file, which may not be there.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file = -1
-        self._closed = False
-        self._lock = threading.Lock()
+    _path: Path
+    """The file, which may not be there."""
+    _file: int = field(default=-1, init=False)
+    _closed: bool = field(default=False, init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def hold(self, check: Callable[[], None] = lambda: None) -> None:
         """Take the lines over from whoever added some before, who adds none any more: begin the new file.

@@ -28,7 +28,7 @@ import socket
 import threading
 import time
 import uuid
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -60,15 +60,9 @@ BEAT_SECONDS = 5.0
 """How often the holder touches the file."""
 
 
+@dataclass(eq=False)
 class OutputLock(abc.ABC):
     """Held by the one process that writes an output; a context manager, which `lock_output` returns.
-
-    Parameters
-    ----------
-    place
-        The lock's file or object.
-    output
-        What the user called the output.
 
     Raises
     ------
@@ -78,12 +72,14 @@ class OutputLock(abc.ABC):
         On entering, if the file system or the store refuses.
     """
 
-    def __init__(self, place: Any, output: Place) -> None:
-        self._place, self._output = place, output
-        self.word = uuid.uuid4().hex
-        """What the file or object says as long as the lock is held."""
-        self._ended = threading.Event()
-        self._beat: threading.Thread | None = None
+    _place: Any
+    """The lock's file or object."""
+    _output: Place
+    """What the user called the output."""
+    word: str = field(default_factory=lambda: uuid.uuid4().hex, init=False)
+    """What the file or object says as long as the lock is held."""
+    _ended: threading.Event = field(default_factory=threading.Event, init=False)
+    _beat: threading.Thread | None = field(default=None, init=False)
 
     def __enter__(self) -> Self:
         self._acquire()

@@ -95,6 +95,7 @@ def create_output(
     """
     target = place_of(path)
     (grid, storage), *further = levels
+    named = {_ATTEMPT: attempt.word} if attempt is not None and isinstance(target, ObjectPlace) else {}
     attributes = {
         **image_attributes(
             grid,
@@ -106,7 +107,7 @@ def create_output(
             series=series,
             version=storage.ome_zarr,
         ),
-        PROVENANCE: {**provenance, "complete": False} | _named(target, attempt),
+        PROVENANCE: {**provenance, "complete": False} | named,
     }
     documents = group_documents(storage.zarr_format, attributes)
     for level, (grid, storage) in enumerate(levels):
@@ -308,11 +309,6 @@ def _create_objects(target: ObjectPlace, by_way_of: Place | None, documents: Doc
             note.with_name(name).unlink()
 
 
-def _named(output: Place, attempt: Attempt | None) -> dict[str, str]:
-    """Return what an output says of who makes it."""
-    return {_ATTEMPT: attempt.word} if attempt is not None and isinstance(output, ObjectPlace) else {}
-
-
 def begin_attempt(output: Place, attempt: Attempt) -> None:
     """Let an attempt write into an output that is there, and none of those before it; only the lock's holder may.
 
@@ -326,7 +322,7 @@ def begin_attempt(output: Place, attempt: Attempt) -> None:
     """
 
     def claimed(attributes: dict[str, Any]) -> dict[str, Any]:
-        return attributes | {PROVENANCE: attributes[PROVENANCE] | _named(output, attempt)}
+        return attributes | {PROVENANCE: attributes[PROVENANCE] | {_ATTEMPT: attempt.word}}
 
     store_of(output).sweep()
     if isinstance(output, ObjectPlace):
