@@ -21,7 +21,6 @@ import contextlib
 import json
 import math
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
@@ -42,6 +41,7 @@ from isovoxel.execution.events import (
 )
 from isovoxel.geometry.grid import ceil_div
 from isovoxel.notebook import InNotebooks
+from isovoxel.object_store.files import write_whole
 from isovoxel.object_store.objects import ObjectPlace, Place
 from isovoxel.planning.optimizer import DECODE
 from isovoxel.planning.plan import Plan
@@ -320,7 +320,8 @@ def keep_rate(plan: Plan, output: Place, seconds: float) -> None:
             file.write(line.encode())
             length = file.tell()
         if length > MOST_BYTES:
-            _drop_first_half(path)
+            # Its later half, whole lines.
+            write_whole(path, path.read_bytes()[-MOST_BYTES // 2 :].partition(b"\n")[2])
 
 
 def _kind(plan: Plan, output: Place | None) -> list[str | int]:
@@ -386,16 +387,3 @@ def _fitted(jobs: Sequence[tuple[float, float]], work: float) -> float:
         if fixed >= 0 and rate >= 0:
             return fixed + rate * work
     return work * other / squares
-
-
-def _drop_first_half(path: Path) -> None:
-    """Put the later half of a file in its place, whole lines."""
-    kept = path.read_bytes()[-MOST_BYTES // 2 :].partition(b"\n")[2]
-    handle, name = tempfile.mkstemp(dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(kept)
-        Path(name).replace(path)
-    except OSError:
-        Path(name).unlink(missing_ok=True)
-        raise
