@@ -102,7 +102,7 @@ def test_it_composes_with_other_dask_code() -> None:
         np.testing.assert_array_equal(back.compute(), half[1::2])
 
 
-@pytest.mark.parametrize("scheduler", ["threads", "processes"])
+@pytest.mark.parametrize("scheduler", ["threads", pytest.param("processes", marks=pytest.mark.slow)])
 def test_every_scheduler_gives_the_same_bits(scheduler: str) -> None:
     """On threads or in other processes, which find their device themselves, the result is one."""
     array = da.from_array(VOLUME[:, :8, :8], chunks=8)

@@ -134,6 +134,7 @@ def levels(output: Path) -> list[Any]:
     return [np.asarray(group[key][...]) for key in sorted(group.array_keys())]  # type: ignore[index]
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.usefixtures("_other_defaults")
 def test_options_that_are_not_given_are_those_of_a_finished_output(
@@ -229,6 +230,7 @@ def raised(monkeypatch: pytest.MonkeyPatch, concerns: Callable[[Plan], bool]) ->
     monkeypatch.setattr(optimizer, "CHANGES", (Change("they are others", concerns),))
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("at", ["done", "half"])
 @pytest.mark.parametrize(
     ("name", "concerns", "says"),

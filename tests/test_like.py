@@ -105,6 +105,7 @@ def test_labels_come_back_on_random_grids(seed: int) -> None:
     check_round_trip(labels, tuple(rng.uniform(0.05, 5, 3).tolist()), tuple(map(float, factor)))
 
 
+@pytest.mark.slow
 def test_labels_of_the_blastocyst_come_back() -> None:
     """Those of its bright nuclei, by whole factors near to cubes, and the positions with them."""
     image = blastocyst((24, 100, 90))

@@ -38,7 +38,7 @@ def test_a_job_that_is_killed_again_and_again(engine: str, halo: str, tmp_path: 
     assert "direct" in said["modes"]  # a job that goes on reads no neighbours of what is done
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(8, marks=pytest.mark.slow)])
 def test_labels_of_an_image_that_are_killed_again_and_again(kills: int, tmp_path: Path) -> None:
     """In OME-Zarr 0.4, in a group that is made with them: the same, and they are listed once."""
     said = killed("exact", "direct", tmp_path, kills, "labels")

@@ -75,7 +75,7 @@ def test_blosc_does_split_some_blocks() -> None:
     assert split["zstd"]
 
 
-@settings(max_examples=examples(150))
+@settings(max_examples=examples(60))
 @given(
     count=st.integers(1, 70_000),
     dtype=st.sampled_from(DTYPES),

@@ -420,7 +420,7 @@ def counted(plan: Plan) -> int:
     return plan.cost.on_device(1) - sum(made.nbytes for made in plan.cost.allocations if made.name in own)
 
 
-@pytest.mark.sampled(9)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("kind", ["cpu", "gpu"])
 @pytest.mark.parametrize("interpolation", ["linear", "nearest"])
 @pytest.mark.parametrize("boundary", ["nearest", "constant"])

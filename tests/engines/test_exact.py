@@ -207,7 +207,7 @@ LABELS = [
 """64 cases."""
 
 
-@pytest.mark.sampled(43)
+@pytest.mark.sampled(23)
 @pytest.mark.parametrize("case", LABELS, ids=name)
 @pytest.mark.parametrize("few", [False, True], ids=["many", "few"])
 def test_labels_equal_the_reference_to_the_bit(engine: ExactEngine, case: Case, few: bool) -> None:

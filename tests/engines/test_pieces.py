@@ -286,7 +286,7 @@ def told(engine: StagedEngine, driver: Driver) -> Iterator[list[int]]:
         yield alive
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kind", ["cpu", "gpu"])
 @pytest.mark.parametrize("way", WAYS, ids="-".join)
 def test_any_allocation_may_fail_once(way: tuple[str, str, str], kind: str, driver: Driver) -> None:

@@ -390,6 +390,7 @@ def test_a_file_that_cannot_be_looked_at_is_told(tmp_path: Path, monkeypatch: py
         InputWatch(volume)
 
 
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize("when", ["before", "planning"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_input_that_changed_since_it_was_opened_begins_no_job(

@@ -24,12 +24,12 @@ from polling import wait_until
 
 VOXELS = np.random.default_rng(0).integers(0, 65536, (32, 32, 32)).astype(np.uint16)
 OPTIONS: dict[str, Any] = {  # 64 blocks, each of which takes some milliseconds
-    "factor": (8.0, 8.0, 8.0),
-    "chunk": (64, 64, 64),
-    "shard": (64, 64, 64),
+    "factor": (4.0, 4.0, 4.0),
+    "chunk": (32, 32, 32),
+    "shard": (32, 32, 32),
     "threads": 2,
     "input_voxel_size": (1.0, 0.5, 0.5),
-    "device_memory": "2MB",
+    "device_memory": "300kB",
     "engine": "cle",
 }
 

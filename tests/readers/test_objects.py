@@ -41,7 +41,7 @@ def place(server: Server, request: pytest.FixtureRequest) -> Iterator[ObjectPlac
 
 
 KINDS = {
-    "shards": {"chunks": (4, 8, 8), "shards": (8, 16, 16), "compressors": BloscCodec()},
+    "shards": {"chunks": (8, 16, 16), "shards": (16, 32, 32), "compressors": BloscCodec()},
     "index at start": {
         "chunks": (8, 16, 16),
         "serializer": zarr.codecs.ShardingCodec(chunk_shape=(4, 8, 8), index_location="start"),

@@ -170,7 +170,7 @@ def test_each_page_is_read_by_its_own_tags(kind: str, way: str, tmp_path: Path) 
         np.testing.assert_array_equal(read_all(path), expected(kind))
 
 
-@pytest.mark.sampled(67)
+@pytest.mark.sampled(33)
 @pytest.mark.parametrize("kind", FILES)
 @pytest.mark.parametrize("way", [way for way in READ if way != "like the others"])
 def test_a_raw_page_among_encoded_ones_is_read(kind: str, way: str, tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_a_raw_page_among_encoded_ones_is_read(kind: str, way: str, tmp_path: Pa
     np.testing.assert_array_equal(volume.read(box), expected(kind)[(-1, *box.slices)])
 
 
-@pytest.mark.sampled(139)
+@pytest.mark.sampled(69)
 @pytest.mark.parametrize("kind", FILES)
 @pytest.mark.parametrize("way", REFUSED)
 @pytest.mark.parametrize("where", [3, 7, 0, N - 1])

@@ -98,7 +98,7 @@ def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.mark.sampled(24)
-@settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(10), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(box=boxes(SHAPE))
 def test_boxes_are_what_zarr_python_reads(written: tuple[ChunkReader, np.ndarray], box: Box) -> None:
     """Whatever the layout, any box holds the voxels that zarr-python reads, with and without a cache."""

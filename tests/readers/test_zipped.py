@@ -121,8 +121,8 @@ def test_many_threads_read_one_zip(tmp_path: Path) -> None:
 def test_a_zip_of_very_many_members_is_refused_by_their_number(tmp_path: Path) -> None:
     """Which is beyond 16 bits, so that it stands in a record of its own."""
     with zipfile.ZipFile(tmp_path / "a.ozx", "w") as archive:
-        for number in range(66_000):
-            archive.writestr(zipfile.ZipInfo(f"0/c/{number}"), b"")
+        archive.writestr(zipfile.ZipInfo("0/c/0"), b"")
+        archive.filelist *= 66_000
     with pytest.raises(InputError, match=r"is a zip of 66,000 members, more than the 65,536 that isovoxel reads"):
         open_volume(tmp_path / "a.ozx")
 

@@ -293,6 +293,7 @@ def test_views_have_the_volumes_proportions(shape: Index3, voxel_size: Float3) -
         assert shown[axis] == pytest.approx(lengths[axis] * shown[longest] / lengths[longest], abs=1)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("shape", "voxel_size", "unit", "symbol"),
     [
@@ -373,6 +374,7 @@ def test_detail_enlarges_what_its_frame_encloses(tmp_path: Path) -> None:
     np.testing.assert_array_equal(part(pixels, layout.detail), expected)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("value", [0.0, -3.5, np.nan, np.inf])
 def test_one_voxel_of_any_value_is_drawn(tmp_path: Path, value: float) -> None:
     """The smallest volume makes a picture, whatever it holds, with one grey in its views."""

@@ -151,6 +151,7 @@ def test_it_shows_the_part_that_was_scaled(isovoxel: Isovoxel) -> None:
     assert before.size == after.size
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("folder")
 def test_it_shows_the_channel_and_time_that_were_scaled(isovoxel: Isovoxel) -> None:
     """The picture is that of a file which holds nothing else."""
