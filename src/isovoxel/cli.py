@@ -12,6 +12,7 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from errno import EPIPE
 from pathlib import Path
 from signal import SIGINT
@@ -337,7 +338,7 @@ def devices(*, options: Options, as_json: parameters.Json = False) -> None:
 
     find_device()  # having none is an error that says what to install
     found = list_devices()
-    _show({"devices": [records.device_record(d) for d in found]}, text.device_lines(found), as_json=as_json)
+    _show({"devices": [asdict(d) for d in found]}, text.device_lines(found), as_json=as_json)
 
 
 @app.command()

@@ -21,7 +21,7 @@ from isovoxel.geometry.grid import Box, Float3, Index3
 from isovoxel.readers.base import Volume
 from isovoxel.reporting import views as module
 from isovoxel.reporting.figures import drawing, round_length, text_width
-from isovoxel.reporting.show import ACCENT, before_after, picture
+from isovoxel.reporting.show import ACCENT, before_after, draw, save
 from isovoxel.reporting.views import (
     LABEL_FONT,
     MAGNIFIED,
@@ -246,7 +246,7 @@ def test_a_bright_voxel_shows_where_it_lies(tmp_path: Path, at: Index3) -> None:
     """A bright voxel is a white rectangle of true proportions, at its place in each of the three views."""
     size = (4.0, 1.0, 1.0)
     volume = volume_of(spark((10, 40, 60), at), voxel_size=size, unit="micrometer")
-    picture(volume, tmp_path / "view.png")
+    save(draw([volume], [""]), tmp_path / "view.png")
     pixels = np.asarray(Image.open(tmp_path / "view.png").convert("RGB"))
     (layout,) = arrange([volume], [""])
     scale = layout.views[0].image[2] / 60
@@ -266,7 +266,7 @@ def test_a_bright_voxel_of_a_reduced_volume_is_not_lost(tmp_path: Path, at: Inde
     """One bright voxel among thousands along an axis is still white, at its place."""
     array = spark((5, 9000, 40), at)
     volume = volume_of(array)
-    picture(volume, tmp_path / "view.png")
+    save(draw([volume], [""]), tmp_path / "view.png")
     pixels = np.asarray(Image.open(tmp_path / "view.png").convert("RGB"))
     (layout,) = arrange([volume], [""])
     xy = layout.views[0]
@@ -308,7 +308,7 @@ def test_scale_bars_are_as_long_as_they_say(
 ) -> None:
     """Every bar in the picture has the length in pixels that its round number of units takes."""
     volume = volume_of(np.zeros(shape, np.uint8), voxel_size=voxel_size, unit=unit)
-    picture(volume, tmp_path / "view.png")
+    save(draw([volume], [""]), tmp_path / "view.png")
     pixels = np.asarray(Image.open(tmp_path / "view.png").convert("RGB"))
     (layout,) = arrange([volume], [""])
     lengths = np.multiply(shape, voxel_size or (1.0, 1.0, 1.0))
@@ -362,7 +362,7 @@ def test_detail_enlarges_what_its_frame_encloses(tmp_path: Path) -> None:
     array = np.zeros((90, 30, 90), np.uint8)
     array[35:55, :, 35:55] = rng.integers(0, 255, (20, 30, 20))
     volume = volume_of(array, voxel_size=(1.0, 1.0, 1.0))
-    picture(volume, tmp_path / "view.png")
+    save(draw([volume], [""]), tmp_path / "view.png")
     pixels = np.asarray(Image.open(tmp_path / "view.png").convert("RGB"))
     (layout,) = arrange([volume], [""])
     assert layout.detail is not None
@@ -379,7 +379,7 @@ def test_detail_enlarges_what_its_frame_encloses(tmp_path: Path) -> None:
 def test_one_voxel_of_any_value_is_drawn(tmp_path: Path, value: float) -> None:
     """The smallest volume makes a picture, whatever it holds, with one grey in its views."""
     volume = volume_of(np.full((1, 1, 1), value, np.float32))
-    picture(volume, tmp_path / "view.png")
+    save(draw([volume], [""]), tmp_path / "view.png")
     pixels = np.asarray(Image.open(tmp_path / "view.png").convert("RGB"))
     (layout,) = arrange([volume], [""])
     assert layout.detail is not None
@@ -420,4 +420,4 @@ def test_different_units_are_refused(tmp_path: Path) -> None:
 def test_a_picture_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     """A path in a folder that is not there is an error that names the path."""
     with pytest.raises(OutputError, match=r"nowhere.view\.png cannot be written: its folder does not"):
-        picture(volume_of(np.zeros((1, 1, 1), np.uint8)), tmp_path / "nowhere" / "view.png")
+        save(draw([volume_of(np.zeros((1, 1, 1), np.uint8))], [""]), tmp_path / "nowhere" / "view.png")

@@ -56,6 +56,7 @@ with _silent():
         from matplotlib.patches import PathPatch, Rectangle
         from matplotlib.path import Path
         from matplotlib.textpath import text_to_path
+        from matplotlib.ticker import EngFormatter
     except OSError as error:
         raise OutputError(f"nothing can be drawn: {error}") from error
 
@@ -75,6 +76,8 @@ SYMBOLS = {"micrometer": "µm", "nanometer": "nm", "millimeter": "mm", "centimet
 WIDTH, HEIGHT = 580, 240
 LEFT, RIGHT, TOP, BOTTOM = 74, 18, 16, 44
 """Pixels between the axes of a chart and its edges."""
+say_number = EngFormatter()
+"""Returns a number for an axis, such as "5 M"."""
 HIGHEST_LIMIT = 4
 """How many times higher than all values a limit may be to be drawn."""
 _STEPS_OF_TIME = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200)

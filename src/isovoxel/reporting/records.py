@@ -8,13 +8,12 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from isovoxel.errors import InputError
-from isovoxel.geometry.grid import AXES, VoxelGrid
+from isovoxel.geometry.grid import AXES
 from isovoxel.planning.one_piece import WholeLimits
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.base import Volume
 
 if TYPE_CHECKING:
-    from isovoxel.engines.devices import Device
     from isovoxel.execution.distributed.worker_info import WorkerInfo
     from isovoxel.execution.output import OutputState
     from isovoxel.execution.result import Forecast, ScaleResult, Share
@@ -44,27 +43,17 @@ def volume_record(volume: Volume, state: OutputState | None = None) -> Record:
     return known if state is None else known | {"output": asdict(state)}
 
 
-def grid_record(grid: VoxelGrid) -> Record:
-    """Return a grid as JSON values."""
-    return {
-        "shape": list(grid.shape),
-        "voxel_size": list(grid.voxel_size),
-        "origin": list(grid.origin),
-        "unit": grid.unit,
-    }
-
-
 def plan_record(plan: Plan, cost: Forecast | None = None) -> Record:
     """Return what a plan would do, and what it takes and costs."""
     return {
-        "input": grid_record(plan.source.grid)
+        "input": asdict(plan.source.grid)
         | {
             "name": plan.source.name,
             "dtype": plan.source.dtype,
             "series": dict(plan.source.series),
             "decoder": "gpu" if plan.device.decoding else "cpu",
         },
-        "output": grid_record(plan.output)
+        "output": asdict(plan.output)
         | {
             "dtype": plan.source.dtype,
             "bytes": plan.output_bytes,
@@ -102,7 +91,7 @@ def plan_record(plan: Plan, cost: Forecast | None = None) -> Record:
 
 def _level_record(plan: Plan) -> Record:
     """Return what a further level would be."""
-    return grid_record(plan.output) | {
+    return asdict(plan.output) | {
         "factors": list(plan.factor),
         "interpolation": plan.interpolation,
         "chunk": list(plan.storage.chunk),
@@ -120,25 +109,6 @@ def result_record(result: ScaleResult) -> Record:
         "peak_host_bytes": result.peak_host_bytes,
         "stage_seconds": result.stages,
         "happened": {name: value for name, value in asdict(result.tally).items() if name not in ("stages", "workers")},
-    }
-
-
-def device_record(device: Device) -> Record:
-    """Return what an OpenCL device has."""
-    return {
-        "index": device.index,
-        "name": device.name,
-        "kind": device.kind,
-        "platform": device.platform,
-        "driver": device.driver,
-        "compute_units": device.compute_units,
-        "memory": device.memory,
-        "free": device.free,
-        "largest_allocation": device.largest_allocation,
-        "image_shape": list(device.image_shape),
-        "shares_host_memory": device.shares_host_memory,
-        "pci": device.pci,
-        "uuid": device.uuid,
     }
 
 
@@ -194,7 +164,7 @@ def verdict_record(found: Verdict) -> Record:
 def limits_record(found: WholeLimits) -> Record:
     """Return where scaling in one piece stops."""
     return {
-        "input": grid_record(found.grid),
+        "input": asdict(found.grid),
         "interpolation": found.interpolation,
         "device": {
             "name": found.device.name,
@@ -206,16 +176,7 @@ def limits_record(found: WholeLimits) -> Record:
         },
         "stops_at_zoom": _finite(found.first.zoom),
         "limit": found.first.limit,
-        "crossings": [
-            {
-                "limit": c.limit,
-                "allowed": c.allowed,
-                "zoom": _finite(c.zoom),
-                "shape": list(c.shape),
-                "needed": c.needed,
-            }
-            for c in found.crossings
-        ],
+        "crossings": [asdict(crossing) | {"zoom": _finite(crossing.zoom)} for crossing in found.crossings],
     }
 
 

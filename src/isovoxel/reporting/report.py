@@ -201,7 +201,7 @@ class Report:
         recorder = self.recorder
         if recorder.plan is None:
             return ""
-        from isovoxel.reporting.figures import Limit, over_time
+        from isovoxel.reporting.figures import Limit, over_time, say_number
 
         spent = self.result.stages if self.result else recorder.tally.stages
         total = sum(spent.values()) or 1.0
@@ -226,7 +226,7 @@ class Report:
             f'<div class="legend">{"".join(legend)}</div>'
             + _row(
                 "<h3>Output voxels per second, over time</h3>"
-                + over_time("voxels per second over time", rates, timeline.end, _rate),
+                + over_time("voxels per second over time", rates, timeline.end, say_number),
                 "<h3>Memory that this process and those that it started hold, over time</h3>"
                 + over_time("memory over time", [*held], timeline.end, _short_bytes, limits, binary=True),
             )
@@ -343,14 +343,6 @@ def _row(*figures: str) -> str:
 
 def _duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 60 else clock(seconds)
-
-
-def _rate(voxels: float) -> str:
-    """Return voxels per second for an axis."""
-    for power, prefix in ((9, "G"), (6, "M"), (3, "k")):
-        if voxels >= 10**power:
-            return f"{voxels / 10**power:g} {prefix}"
-    return f"{voxels:g}"
 
 
 def _short_bytes(held: float) -> str:

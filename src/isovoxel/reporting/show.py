@@ -289,24 +289,6 @@ class Picture:
         return width, height
 
 
-def picture(volume: Volume, path: str | os.PathLike[str]) -> None:
-    """Draw the three maximum projections of a volume, in true proportions, as a PNG file.
-
-    Parameters
-    ----------
-    volume
-        What to draw; without a voxel size every voxel is drawn as a cube.
-    path
-        Where the PNG goes; in place of one that isovoxel has made, or where no file is.
-
-    Raises
-    ------
-    OutputError
-        If the file must not or cannot be written.
-    """
-    save(draw([volume], [""]), path)
-
-
 def before_after(before: Volume, after: Volume, path: str | os.PathLike[str]) -> None:
     """Draw two volumes side by side at one scale and one contrast, as a PNG file.
 

@@ -12,6 +12,7 @@ import signal
 import stat
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ import yaml
 import isovoxel
 from command_line import Isovoxel
 from execution.distributed.clusters import gpus
-from isovoxel.reporting.records import device_record
 from outputs import shards_of
 from polling import wait_until
 
@@ -95,7 +95,7 @@ esac
 
 def test_plain_dask_on_a_host_with_gpus(tmp_path: Path) -> None:
     """Each of them gets a worker that sees no other; here devices are made up, and workers say what they got."""
-    found = [device_record(device) for device in gpus(2)]
+    found = [asdict(device) for device in gpus(2)]
     (tmp_path / "devices.json").write_text(json.dumps({"devices": found}))
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "python").write_text(PYTHON.format(python=shlex.quote(sys.executable)))
