@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from isovoxel.errors import InputError
 from isovoxel.geometry.grid import VoxelGrid
 from isovoxel.metadata.ome import image_attributes, is_label_image, read_levels
-from isovoxel.metadata.ome_xml import MOST_PLANES, read_ome_xml, read_pixels
 from isovoxel.metadata.series import stays_inside
-from isovoxel.metadata.tiff import read_imagej, read_tiff_tags
+from isovoxel.metadata.tiff import MOST_PLANES, read_imagej, read_ome_xml, read_pixels, read_tiff_tags
 from isovoxel.metadata.units import METERS, Calibration, Length, calibrate
 from strategies import examples
 

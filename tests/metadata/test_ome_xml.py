@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isovoxel.errors import InputError
-from isovoxel.metadata.ome_xml import read_ome_xml, read_pixels
+from isovoxel.metadata.tiff import read_ome_xml, read_pixels
 
 SIZES = {"PhysicalSizeZ": "2", "PhysicalSizeY": "0.5", "PhysicalSizeX": "0.25"}
 SHAPE = (3, 4, 5)

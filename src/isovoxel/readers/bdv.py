@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from isovoxel.errors import InputError, InputMissingError
 from isovoxel.geometry.grid import Box, Float3
-from isovoxel.metadata.ome_xml import parse_xml
 from isovoxel.metadata.series import Channel, chosen_channels, stays_inside
+from isovoxel.metadata.tiff import parse_xml
 from isovoxel.metadata.units import ORIGIN, Calibration, Length, calibrate, is_upright
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.readers.base import Files, ReadBox, SeriesReader, Volume

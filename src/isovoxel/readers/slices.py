@@ -31,8 +31,7 @@ from numpy.typing import NDArray
 
 from isovoxel.errors import InputError, InputMissingError
 from isovoxel.geometry.grid import Box, Index3
-from isovoxel.metadata.ome_xml import read_ome_xml, read_pixels
-from isovoxel.metadata.tiff import parse_description
+from isovoxel.metadata.tiff import parse_description, read_ome_xml, read_pixels
 from isovoxel.metadata.units import Calibration
 from isovoxel.readers.base import Volume, check_voxels
 from isovoxel.readers.files import PNG_MAGIC, TIFF_MAGIC, FileList, named_failures, unreadable

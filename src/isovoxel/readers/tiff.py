@@ -21,12 +21,6 @@ import tifffile
 
 from isovoxel.errors import InputError, IsovoxelError, OptionError
 from isovoxel.geometry.grid import Index3
-from isovoxel.metadata.ome_xml import (
-    read_ome_xml,
-    read_ome_xml_channels,
-    read_ome_xml_step,
-    read_pixels,
-)
 from isovoxel.metadata.series import Channel, SeriesAxis, chosen_channels
 from isovoxel.metadata.tiff import (
     Rational,
@@ -36,6 +30,10 @@ from isovoxel.metadata.tiff import (
     read_imagej_step,
     read_lsm,
     read_micromanager,
+    read_ome_xml,
+    read_ome_xml_channels,
+    read_ome_xml_step,
+    read_pixels,
     read_scanimage,
     read_stk,
     read_tiff_tags,

@@ -19,9 +19,8 @@ import tifffile
 from numpy.typing import NDArray
 
 from isovoxel.errors import InputError
-from isovoxel.metadata import ome_xml
-from isovoxel.metadata.ome_xml import read_companion, read_files, read_pixels
 from isovoxel.metadata.series import stays_inside
+from isovoxel.metadata.tiff import read_companion, read_files, read_pixels
 from isovoxel.readers.files import TIFF_MAGIC, check_complete
 from isovoxel.readers.registry import Location
 from isovoxel.readers.tiff_layout import Stack
@@ -98,7 +97,7 @@ def _check_files(tif: tifffile.TiffFile, own: Directories, name: str) -> None:
     InputError
         If one is missing, or cannot be told from another, or says that it is another one.
     """
-    itself, told = ome_xml.read_files(tif.ome_metadata or "", name)
+    itself, told = read_files(tif.ome_metadata or "", name)
     here, mine = own.path.parent, own.path.name.lower()
     names: dict[str, str] = {} if itself else {"": own.path.name}
     for file, uuid in told:
@@ -127,7 +126,7 @@ def _uuid_of(path: Path) -> str:
     """Return the UUID that an OME-TIFF says that it has; empty where it says none, or is no such file."""
     try:
         with tifffile.TiffFile(path) as tif:
-            return ome_xml.read_files(tif.ome_metadata, str(path))[0] if tif.ome_metadata else ""
+            return read_files(tif.ome_metadata, str(path))[0] if tif.ome_metadata else ""
     except (InputError, tifffile.TiffFileError):
         return ""  # which reading its pages tells better
 
