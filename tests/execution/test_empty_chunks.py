@@ -24,7 +24,7 @@ from isovoxel.geometry.grid import Box, Index3
 from isovoxel.output.ledger import EMPTY_SHARDS, flags_from_text, flags_to_text
 from isovoxel.output.provenance import read_provenance
 from isovoxel.planning.plan import Plan
-from isovoxel.readers.zarr_chunks import ChunkReader
+from isovoxel.readers.zarr_array import ChunkReader
 from isovoxel.reporting.text import volume_lines
 from outputs import by_tensorstore, levels_of
 from small_jobs import interrupt, stop_after

@@ -24,7 +24,7 @@ from isovoxel.geometry.grid import Box
 from isovoxel.planning.model import DeviceLimits
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.base import ReadBox
-from isovoxel.readers.zarr_chunks import LEFT
+from isovoxel.readers.zarr_array import LEFT
 from strategies import examples
 
 OPTIONS: dict[str, Any] = {"factor": (1.0, 0.5, 0.4), "threads": 2, "engine": "exact", "levels": 1, "decode": "gpu"}

@@ -21,7 +21,7 @@ from isovoxel.object_store import clients, retries
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.object_store.retries import is_transient, patience
 from isovoxel.readers.open import open_volume
-from isovoxel.readers.zarr_chunks import ChunkReader
+from isovoxel.readers.zarr_array import ChunkReader
 from isovoxel.readers.zarr_layout import AT_ONCE
 from isovoxel.readers.zarr_python import ZarrReader
 from store_server import Server, upload

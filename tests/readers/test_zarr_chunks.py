@@ -25,7 +25,7 @@ from isovoxel.geometry.grid import Box, Index3
 from isovoxel.readers.chunks import CHUNK_COST
 from isovoxel.readers.open import open_volume
 from isovoxel.readers.selection import Selection
-from isovoxel.readers.zarr_chunks import ChunkReader
+from isovoxel.readers.zarr_array import ChunkReader
 from isovoxel.readers.zarr_files import ChunkFile
 from strategies import boxes, examples
 

@@ -18,7 +18,7 @@ from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, Sharding
 from isovoxel.errors import CorruptInputError, InputUnavailableError
 from isovoxel.geometry.grid import Box
 from isovoxel.readers.open import open_volume
-from isovoxel.readers.zarr_chunks import ChunkReader
+from isovoxel.readers.zarr_array import ChunkReader
 from isovoxel.readers.zarr_files import IndexCache
 from isovoxel.readers.zarr_layout import INDEX_CACHE_BYTES, INDEX_COST
 

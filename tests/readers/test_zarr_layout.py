@@ -15,7 +15,7 @@ from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, Sharding
 
 from isovoxel.geometry.grid import Box
 from isovoxel.readers.open import open_volume
-from isovoxel.readers.zarr_chunks import ChunkReader
+from isovoxel.readers.zarr_array import ChunkReader
 from isovoxel.readers.zarr_python import ZarrReader
 
 STACK = np.arange(5 * 6 * 7, dtype="uint16").reshape(5, 6, 7)

@@ -6,20 +6,29 @@ others through zarr-python; see `isovoxel.readers.zarr_python`.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
+import os
+import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing, contextmanager
 from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from functools import cached_property, partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from isovoxel.errors import InputError
-from isovoxel.geometry.grid import AXES, Index3
+from isovoxel.geometry.grid import AXES, Box, Index3, ceil_div
 from isovoxel.object_store.objects import ObjectPlace, Place
+from isovoxel.object_store.retries import carried
 from isovoxel.object_store.zarr_nodes import ARRAY_FILES, NODE, V2_ARRAY, files_of_node
 from isovoxel.planning.chunking import Storage
 from isovoxel.readers.base import (
@@ -29,15 +38,18 @@ from isovoxel.readers.base import (
     SeriesReader,
     Volume,
     check_voxels,
+    output_array,
     stored_order,
     transposed,
     with_zyx_named,
 )
-from isovoxel.readers.files import metadata_identity, unreadable
+from isovoxel.readers.chunks import CHUNK_COST, CachedChunk, ChunkCache
+from isovoxel.readers.files import MissingFolders, metadata_identity, unreadable
 from isovoxel.readers.registry import Location
 from isovoxel.readers.selection import GIVEN, UNNAMED, Picked, Selection, pick
-from isovoxel.readers.zarr_chunks import BatchReader, ChunkReader
-from isovoxel.readers.zarr_layout import ChunkLayout, ZarrFiles, array_files, chunk_layout, written_layout
+from isovoxel.readers.tiled import Stored, TiledReader, chunk_of, failure_in
+from isovoxel.readers.zarr_files import ChunkFile, IndexCache, ShardIndexError
+from isovoxel.readers.zarr_layout import AT_ONCE, ChunkLayout, ZarrFiles, array_files, chunk_layout, written_layout
 
 if TYPE_CHECKING:
     import zarr
@@ -250,3 +262,392 @@ def _volume(array: zarr.Array[Any], name: str, identity: Mapping[str, Any], sele
         identity={**identity, **picked.chosen, **selection.identity("axes")},
         missing="a zarr array by itself has none; for a level of an OME-Zarr image, name the image's group",
     )
+
+
+# ---- chunks ------------------------------------------------------------------------------------------------------
+
+# Read boxes from the chunks of a zarr, decoded straight into the result or a shared cache.
+#
+# Shard by shard and chunk by chunk in the thread that reads; any number of threads read at once. From an object store,
+# which takes its time for every answer, a few chunks of a box are read at once.
+#
+# 1. The box is cut along the shards, and each of them along its chunks.
+# 2. A chunk that lies in one piece in the returned array is decoded straight into it; every other into a buffer
+#    that all chunks of the read share, or into the cache, and the part that is wanted is copied.
+# 3. A chunk that another thread is decoding into the cache is put off until the next ones are done.
+
+
+MOST_PUT_OFF = 4
+"""How many chunks a read leaves to other threads before it waits for the first; they keep their buffers."""
+
+
+class Wanted(NamedTuple):
+    """A part of a chunk in the cache, and where its voxels go."""
+
+    chunk: CachedChunk
+    there: tuple[slice, slice, slice]
+    out: NDArray[Any]
+
+
+class Reading:
+    """What one read holds: the file that is open, buffers, each made when it is first needed, and chunks put off."""
+
+    def __init__(self, layout: ChunkLayout, indices: IndexCache) -> None:
+        self._layout, self._indices = layout, indices
+        self._file: ChunkFile | None = None
+        self._missing = MissingFolders()
+        self.put_off: deque[Wanted] = deque()
+
+    @cached_property
+    def encoded(self) -> NDArray[np.uint8]:
+        """Memory for the bytes of an encoded chunk; only as much of it as is used is touched."""
+        return np.empty(self._layout.encoded_limit, np.uint8)
+
+    @cached_property
+    def decoded(self) -> NDArray[Any]:
+        """Memory for the voxels of a chunk."""
+        return chunk_buffer(self._layout)
+
+    def file_of(self, chunk: Index3) -> ChunkFile:
+        """Return the file of a chunk, which stays open until one of another file is wanted."""
+        place = self._place(chunk)
+        if self._file is None or self._file.place != place:
+            self.close()
+            self._file = ChunkFile(self._layout, self._indices, place)
+        return self._file
+
+    def stores(self, chunk: Index3) -> bool:
+        """Return whether there is such a chunk; see `ChunkFile.stores`."""
+        path = self._layout.path(self._place(chunk))
+        if not isinstance(path, str):
+            return self.file_of(chunk).stores(chunk)
+        if self._missing.hold(path):
+            return False
+        if self._layout.index is None:
+            try:
+                os.lstat(path)  # links, too, that lead nowhere: reading it tells of them
+            except FileNotFoundError:
+                self._missing.search(path)
+                return False
+            return True
+        file = self.file_of(chunk)
+        if not file.is_there:
+            self._missing.search(path)
+        return file.stores(chunk)
+
+    def _place(self, chunk: Index3) -> Index3:
+        """Return the place of a chunk's file in the grid of files."""
+        (z, y, x), (deep, high, wide) = chunk, self._layout.per_shard
+        return (z // deep, y // high, x // wide)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+
+
+class ChunkReader(TiledReader):
+    """Reads boxes of a zarr array in a local folder or an object store; safe to call from many threads.
+
+    Parameters
+    ----------
+    name
+        What the user called the input, for messages.
+    layout
+        Where the chunks lie.
+    capacity
+        Most bytes of decoded chunks to keep. The files must not change while chunks of them are kept.
+
+    Attributes
+    ----------
+    decoded : int
+        Number of chunks that were decoded so far.
+    """
+
+    def __init__(self, name: str, layout: ChunkLayout, capacity: int = 0) -> None:
+        self.name = name
+        self.layout = layout
+        self.capacity = capacity
+        self.decoded = 0
+        self._lock = threading.Lock()
+        self._indices = IndexCache()
+        self._cache = ChunkCache(capacity // (layout.chunk_bytes + CHUNK_COST), lambda: chunk_buffer(layout))
+
+    def __reduce__(self) -> tuple[type[ChunkReader], tuple[str, ChunkLayout, int]]:
+        # Another process has buffers of its own.
+        return (ChunkReader, (self.name, self.layout, self.capacity))
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Data type of the encoded voxels, with their byte order."""
+        return self.layout.dtype
+
+    def cached(self, capacity: int) -> ChunkReader:
+        """Return a reader of the same array that keeps at most so many bytes of decoded chunks."""
+        return ChunkReader(self.name, self.layout, capacity)
+
+    def at(self, others: Mapping[int, int]) -> ChunkReader:
+        """Return a reader of another volume of the array, which shares with this one what is kept.
+
+        Parameters
+        ----------
+        others
+            As `ChunkLayout` has it.
+        """
+        reader = object.__new__(type(self))  # for `copy` makes what another process gets, which shares nothing
+        vars(reader).update(vars(self), layout=replace(self.layout, others=others))
+        return reader
+
+    def __call__(self, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Return a box as a new array, or in `out`.
+
+        Raises
+        ------
+        CorruptInputError
+            If a chunk is damaged, or the index of a shard.
+        InputUnavailableError
+            If the system cannot read a file.
+        """
+        out = output_array(box, self.dtype.newbyteorder("="), out)
+        if not isinstance(self.layout.folder, ObjectPlace):
+            if out.size:
+                self.read_tiles(self.tiles(box), box.start, out)
+            return out
+        # A few chunks at a time, each in a thread of its own: from a store they are mostly waited for.
+        read_tiles = carried(self.read_tiles)
+        with ThreadPoolExecutor(AT_ONCE, "isovoxel-read") as pool:
+            running: set[Future[None]] = set()
+            for file in box.tiles(self.layout.file):
+                rest = file.tiles(self.layout.chunk)
+                if self.layout.index is not None:  # which the first one gets for all of them
+                    self.read_tiles(islice(rest, 1), box.start, out)
+                for tile in rest:
+                    if len(running) == AT_ONCE:
+                        done, running = wait(running, return_when=FIRST_COMPLETED)
+                        for future in done:
+                            future.result()
+                    running.add(pool.submit(read_tiles, [tile], box.start, out))
+            for future in running:
+                future.result()
+        return out
+
+    def is_empty(self, box: Box) -> bool:
+        """Return whether no chunk of a box is stored, and what is not has no bit set; no voxel is read.
+
+        False where a file is damaged or out of reach, and where each chunk is an object of its own: a store would be
+        asked for one after the other.
+        """
+        layout = self.layout
+        in_objects = isinstance(layout.folder, ObjectPlace) and layout.index is None
+        if in_objects or any(np.array(layout.fill, layout.dtype).tobytes()):
+            return False
+        try:
+            with closing(Reading(layout, self._indices)) as reading:
+                return not any(reading.stores(chunk_place(tile, layout.chunk)) for tile in self.tiles(box))
+        except Exception:  # noqa: BLE001 - reading the box raises it
+            return False
+
+    def tiles(self, box: Box) -> Iterator[Box]:
+        """Cut a box along the shards, and each along its chunks."""
+        layout = self.layout
+        if layout.index is None:
+            return box.tiles(layout.chunk)
+        return (chunk for shard in box.tiles(layout.file) for chunk in shard.tiles(layout.chunk))
+
+    @contextmanager
+    def opened(self) -> Iterator[Reading]:
+        """Hold what the chunks of a box share, and at the end read those that were put off."""
+        reading = Reading(self.layout, self._indices)
+        try:
+            with closing(reading):
+                yield reading
+            while reading.put_off:
+                self._take(*reading.put_off.popleft())
+        finally:
+            for chunk, _, _ in reading.put_off:
+                self._cache.release(chunk)
+
+    def read_tile(self, tile: Box, out: NDArray[Any], source: Reading) -> None:
+        """Read what a chunk holds of the box, or put it off where another thread is decoding the chunk."""
+        layout, put_off = self.layout, source.put_off
+        place = chunk_place(tile, layout.chunk)
+        z, y, x = place
+        there = tile.slices_from((z * layout.chunk[0], y * layout.chunk[1], x * layout.chunk[2]))
+        chunk, ours = self._cache.claim(layout.key(place))
+        if chunk is None:
+            straight = out.shape == layout.chunk and out.flags.c_contiguous
+            voxels = out if straight else source.decoded
+            if not self._decode(place, voxels, source):
+                out[...] = layout.fill
+            elif not straight:
+                out[...] = voxels[there]
+            return
+        if ours:
+
+            def decode(voxels: NDArray[Any]) -> bool:
+                with self.failures_of(tile):  # for other threads, too, that wait for the chunk
+                    return self._decode(place, voxels, source)
+
+            try:
+                self._cache.fill(layout.key(place), chunk, decode)
+            except BaseException:
+                self._cache.release(chunk)
+                raise
+        if chunk.ready.is_set():
+            self._take(chunk, there, out)
+        else:
+            put_off.append(Wanted(chunk, there, out))
+        while put_off and (len(put_off) > MOST_PUT_OFF or put_off[0].chunk.ready.is_set()):
+            self._take(*put_off.popleft())
+
+    def _decode(self, place: Index3, voxels: NDArray[Any], source: Reading) -> bool:
+        """Decode a chunk, and return whether there is one."""
+        stored = source.file_of(place).read(place, source.encoded, voxels)
+        if stored:
+            with self._lock:
+                self.decoded += 1
+        return stored
+
+    def _take(self, chunk: CachedChunk, there: tuple[slice, slice, slice], out: NDArray[Any]) -> None:
+        """Copy a part of a chunk of the cache, waiting for it if need be, and release it."""
+        try:
+            chunk.ready.wait()
+            if chunk.failure is not None:
+                raise copy.copy(chunk.failure)
+            out[...] = chunk.buffer[there] if chunk.stored else self.layout.fill
+        finally:
+            self._cache.release(chunk)
+
+    def stored(self, tile: Box) -> Stored:
+        """Return the chunk that a part lies in."""
+        return chunk_of("chunk", tile, self.layout.chunk, self.layout.shape)
+
+    def is_damage(self, error: Exception) -> bool:
+        """Return whether an error is not the system's."""
+        return not isinstance(error, OSError)
+
+    def failure(self, tile: Box, error: Exception) -> InputError:
+        """Return what is raised where a chunk cannot be read, or the whole shard."""
+        if isinstance(error, ShardIndexError):
+            shard = chunk_of("shard", tile, self.layout.file, self.layout.shape)
+            return failure_in(shard, self.name, error, self.is_damage)
+        return super().failure(tile, error)
+
+
+def chunk_buffer(layout: ChunkLayout) -> NDArray[Any]:
+    """Return memory for the voxels of a chunk, in native byte order."""
+    return np.empty(layout.chunk, layout.dtype.newbyteorder("="))
+
+
+def chunk_place(tile: Box, chunk: Index3) -> Index3:
+    """Return the place of the chunk that a part lies in."""
+    (z, y, x), (deep, high, wide) = tile.start, chunk
+    return (z // deep, y // high, x // wide)
+
+
+# ---- chunks that a GPU decodes -----------------------------------------------------------------------------------
+
+# Read boxes of a zarr whose chunks a GPU decodes, in batches of chunks that lie beside each other.
+#
+# The calling thread reads the encoded chunks of a batch and checks what checksums they have; the GPU puts their voxels
+# to where they belong. What it leaves is read and decoded by the thread, as everywhere else, which says what is
+# damaged.
+
+
+LEFT = "the GPU does not decode chunks of this form"
+"""Why the processor decodes what it finds to be damaged, or else of a form of which a GPU decodes nothing."""
+
+
+class BatchReader(ChunkReader):
+    """Reads boxes of a zarr array in a local folder; safe to call from many threads.
+
+    Parameters
+    ----------
+    name
+        What the user called the input, for messages.
+    layout
+        Where the chunks lie.
+    decoder
+        What decodes them.
+    tell
+        Told why the processor decodes where the GPU should.
+    """
+
+    def __init__(self, name: str, layout: ChunkLayout, decoder: GpuDecoder, tell: Callable[[str], None]) -> None:
+        super().__init__(name, layout)
+        self._tell, self._told_left = tell, False
+        self._decoder: GpuDecoder | None = decoder
+
+    def __call__(self, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Return a box as a new array, or in `out`; raises as `ChunkReader` does."""
+        out = output_array(box, self.dtype.newbyteorder("="), out)
+        for part in self._parts(box):
+            chunks = list(part.tiles(self.layout.chunk))
+            left = self._decode_part(part, chunks, out[part.slices_from(box.start)])
+            rest = chunks if left is None else [chunks[number] for number in np.flatnonzero(left)]
+            if rest:
+                self.read_tiles(rest, box.start, out)
+            if rest and left is not None and not self._told_left:  # and nothing of it is damaged
+                self._told_left = True
+                self._tell(LEFT)
+        return out
+
+    def _parts(self, box: Box) -> Iterator[Box]:
+        """Cut a box into what batches of chunks hold of it: whole rows along x where they are not too long."""
+        if self._decoder is None or not box.size:
+            yield box
+            return
+        chunk, left = self.layout.chunk, self._decoder.batch
+        spans = [(a // n, ceil_div(b, n)) for a, b, n in zip(box.start, box.stop, chunk, strict=True)]
+        steps = [1, 1, 1]
+        for axis in (2, 1, 0):
+            steps[axis] = min(left, spans[axis][1] - spans[axis][0])
+            left //= steps[axis]
+        for z in range(*spans[0], steps[0]):
+            for y in range(*spans[1], steps[1]):
+                for x in range(*spans[2], steps[2]):
+                    start = tuple(at * n for at, n in zip((z, y, x), chunk, strict=True))
+                    stop = tuple((at + step) * n for at, step, n in zip((z, y, x), steps, chunk, strict=True))
+                    yield Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]), box.volume) & box
+
+    def _decode_part(self, part: Box, chunks: list[Box], out: NDArray[Any]) -> NDArray[np.bool_] | None:
+        """Let the GPU decode what a part holds of its chunks, and return which of them it has left; None of all."""
+        layout, decoder = self.layout, self._decoder
+        if decoder is None:
+            return None
+        from isovoxel.codecs.cuda import GpuCodecError
+        from isovoxel.codecs.decoder import Batch
+
+        first: Index3 = chunk_place(part, layout.chunk)
+        z, y, x = (ceil_div(b, n) - a for a, b, n in zip(first, part.stop, layout.chunk, strict=True))
+        sz, sy, sx = (a - n * at for a, n, at in zip(part.start, layout.chunk, first, strict=True))
+        batch = Batch((z, y, x), (sz, sy, sx), np.array(layout.fill, layout.dtype).tobytes())
+        try:
+            left = decoder.decode(partial(self._read_encoded, chunks), batch, out)
+        except (MemoryError, GpuCodecError) as error:
+            if isinstance(error, GpuCodecError):
+                self._decoder = None  # it would fail again
+            self._tell(str(error))
+            return None
+        with self._lock:
+            self.decoded += len(chunks) - int(left.sum())
+        return left
+
+    def _read_encoded(self, chunks: list[Box], memory: NDArray[np.uint8]) -> list[NDArray[np.uint8] | None]:
+        """Read encoded chunks into memory, one after the other; None of those that the processor shall read."""
+        read: list[NDArray[np.uint8] | None] = []
+        used = 0
+        with closing(Reading(self.layout, self._indices)) as reading:
+            for chunk in chunks:
+                place = chunk_place(chunk, self.layout.chunk)
+                try:
+                    content = reading.file_of(place).read_encoded(place, memory[used:])
+                except Exception:  # noqa: BLE001 - the processor meets it again, and says what it is
+                    read.append(None)
+                    continue
+                if content is None:
+                    read.append(memory[:0])
+                else:
+                    read.append(content if content.size else None)
+                    used += content.size
+        return read

@@ -1,4 +1,4 @@
-"""Read zarr arrays through zarr-python: those that `zarr_chunks` does not read.
+"""Read zarr arrays through zarr-python: those that `zarr_array` does not read.
 
 Object stores are reached by a store of isovoxel's own, which raises what its other readers of objects raise.
 """
