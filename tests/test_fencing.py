@@ -19,7 +19,7 @@ from isovoxel.execution import threads
 from isovoxel.execution.blocks import BlockMaker
 from isovoxel.execution.executor import LevelProgress, Task
 from isovoxel.execution.subprocess import SubprocessExecutor
-from isovoxel.object_store import clients, zarr_nodes
+from isovoxel.object_store import clients, files
 from isovoxel.object_store.objects import ObjectPlace, Place, place_of
 from isovoxel.output import attempt, ledger, lock
 from isovoxel.output.attempt import Attempt
@@ -118,7 +118,7 @@ OBJECTS: dict[str, Stage] = {
 }
 TAKEN_FILES: dict[str, Stage] = FILES | {
     "before begin": lambda patch, gate: watch(patch, ledger, "plan_to_json", gate),
-    "before complete": lambda patch, gate: watch(patch, zarr_nodes, "write_whole", gate),
+    "before complete": lambda patch, gate: watch(patch, files, "write_whole", gate),
     "completing": lambda patch, gate: watch(patch, Path, "replace", gate, only=renames_metadata),
 }
 TAKEN_OBJECTS: dict[str, Stage] = OBJECTS | {

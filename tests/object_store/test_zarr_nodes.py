@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import zarr
 
-from isovoxel.object_store.zarr_nodes import (
+from isovoxel.object_store.files import (
     change_attributes,
     kind_of_node,
     read_array,

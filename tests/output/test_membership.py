@@ -16,7 +16,7 @@ from command_line import Isovoxel, check_refused
 from isovoxel.errors import JobError, OutputBusyError, OutputError
 from isovoxel.execution.events import BlockDone, Event
 from isovoxel.execution.output import OutputState
-from isovoxel.object_store import zarr_nodes
+from isovoxel.object_store import files as small_files
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.output.files import LOCK
 from isovoxel.output.ledger import ledger_of
@@ -298,13 +298,13 @@ def test_two_jobs_list_their_labels(image: Path, version: str, monkeypatch: pyte
     assert cells is not None
     assert nuclei is not None
     order: list[str] = []
-    alone = zarr_nodes._alone
+    alone = small_files._alone
 
     def told(folder: Path) -> Any:
         order.append(folder.name)
         return alone(folder)
 
-    monkeypatch.setattr(zarr_nodes, "_alone", told)
+    monkeypatch.setattr(small_files, "_alone", told)
     cells.announce({})
     nuclei.announce({})
     cells.announce({})

@@ -22,9 +22,8 @@ from typing import Any
 from isovoxel.errors import InputError, InputUnavailableError, OptionError, OutputError, OutputExistsError
 from isovoxel.execution.output import clear_ledger, end_hold, settle_output
 from isovoxel.execution.verify import Verdict, verify_output
-from isovoxel.object_store.files import refusal
+from isovoxel.object_store.files import kind_of_node, refusal
 from isovoxel.object_store.objects import Place, absolute, place_of, write_small
-from isovoxel.object_store.zarr_nodes import kind_of_node
 from isovoxel.output.attempt import Attempt
 from isovoxel.output.destination import check_destination
 from isovoxel.output.files import JOB, LOCK, NEW, NOW, claim, discard

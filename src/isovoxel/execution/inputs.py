@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 
 from isovoxel.errors import AddressError, OptionError, OutputError
+from isovoxel.object_store.files import N5_ATTRIBUTES, TOP
 from isovoxel.object_store.objects import ObjectPlace, Place, is_address, place_of
-from isovoxel.object_store.zarr_nodes import N5_ATTRIBUTES, TOP
 from isovoxel.output.destination import output_place
 from isovoxel.output.ledger import ledger_for
 from isovoxel.output.provenance import LABELS, Membership, membership_of

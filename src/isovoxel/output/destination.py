@@ -14,8 +14,8 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from isovoxel.errors import OutputError, OutputExistsError
+from isovoxel.object_store.files import is_zarr
 from isovoxel.object_store.objects import ObjectPlace, Place, place_of
-from isovoxel.object_store.zarr_nodes import is_zarr
 from isovoxel.output.files import NEW, NOW, REPLACED, check_folder
 from isovoxel.output.ledger import ledger_for
 from isovoxel.output.provenance import Membership, is_unfinished, membership_of

@@ -22,9 +22,7 @@ from isovoxel.errors import OutputExistsError
 from isovoxel.geometry.grid import AXES, VoxelGrid, ceil_div
 from isovoxel.metadata.ome import image_attributes, read_levels
 from isovoxel.metadata.series import SeriesAxis
-from isovoxel.object_store.files import sync_folder, write_whole
-from isovoxel.object_store.objects import ObjectPlace, Place, place_of, write_small
-from isovoxel.object_store.zarr_nodes import (
+from isovoxel.object_store.files import (
     TOP,
     change_attributes,
     document_text,
@@ -32,7 +30,10 @@ from isovoxel.object_store.zarr_nodes import (
     read_array,
     read_attributes,
     sound_node,
+    sync_folder,
+    write_whole,
 )
+from isovoxel.object_store.objects import ObjectPlace, Place, place_of, write_small
 from isovoxel.output.attempt import Attempt, make_folders
 from isovoxel.output.encoder import BLOSC_LEVELS, PLAIN_LEVELS
 from isovoxel.output.files import NEW, REPLACED

@@ -28,17 +28,17 @@ from typing import Any
 
 from isovoxel.errors import InputError, InputUnavailableError, OutputError
 from isovoxel.metadata.series import stays_inside
-from isovoxel.object_store.files import parse_json
-from isovoxel.object_store.objects import ObjectPlace, Place, path_from, place_of
-from isovoxel.object_store.zarr_nodes import (
+from isovoxel.object_store.files import (
     ATTRIBUTES,
     NODE,
     V2_ARRAY,
     V2_GROUP,
     change_json,
+    parse_json,
     read_attributes,
     sound_node,
 )
+from isovoxel.object_store.objects import ObjectPlace, Place, path_from, place_of
 from isovoxel.planning.chunking import OME_ZARR
 
 PROVENANCE = "isovoxel"
@@ -204,7 +204,7 @@ class Membership:
         metadata
             The output's attributes, as they will be.
         check
-            As `isovoxel.object_store.zarr_nodes.change_json` has it.
+            As `isovoxel.object_store.files.change_json` has it.
 
         Raises
         ------
@@ -353,7 +353,7 @@ def replace_member(
     attributes
         The member's, as they will be; None to take out what is said of it.
     check
-        As `isovoxel.object_store.zarr_nodes.change_json` has it.
+        As `isovoxel.object_store.files.change_json` has it.
 
     Raises
     ------

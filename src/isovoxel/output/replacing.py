@@ -34,9 +34,18 @@ from pathlib import Path
 from typing import Any
 
 from isovoxel.errors import OutputError
-from isovoxel.object_store.files import parse_json, sync_folder
+from isovoxel.object_store.files import (
+    ATTRIBUTES,
+    NODE,
+    TOP,
+    V2_ARRAY,
+    V2_GROUP,
+    is_zarr,
+    parse_json,
+    read_attributes,
+    sync_folder,
+)
 from isovoxel.object_store.objects import ObjectPlace, Place
-from isovoxel.object_store.zarr_nodes import ATTRIBUTES, NODE, TOP, V2_ARRAY, V2_GROUP, is_zarr, read_attributes
 from isovoxel.output.files import BLOCKS, DISCARDED, JOB, NEW, REPLACED, SAVED, discard, read_own
 from isovoxel.output.provenance import (
     LABELS,

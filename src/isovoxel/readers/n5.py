@@ -27,7 +27,7 @@ from isovoxel.geometry.grid import Box, Float3, Index3
 from isovoxel.metadata.hdf5 import FINEST, Surroundings, level_of, read_n5
 from isovoxel.metadata.series import stays_inside
 from isovoxel.metadata.units import Length, calibrate
-from isovoxel.object_store.zarr_nodes import N5_ATTRIBUTES
+from isovoxel.object_store.files import N5_ATTRIBUTES
 from isovoxel.readers.base import SeriesReader, Volume, check_voxels
 from isovoxel.readers.files import (
     FolderFiles,

@@ -21,8 +21,8 @@ from isovoxel.geometry.grid import Box, Float3
 from isovoxel.metadata.ome import Level, is_label_image, read_levels, time_step_of
 from isovoxel.metadata.series import Channel, chosen_channels, read_channels, stays_inside
 from isovoxel.metadata.units import Calibration, Length, calibrate, canonical_unit, convert_length
+from isovoxel.object_store.files import ARRAY_FILES, GROUP_FILES, files_of_node, kind_of_node, read_group
 from isovoxel.object_store.objects import ObjectPlace, Place
-from isovoxel.object_store.zarr_nodes import ARRAY_FILES, GROUP_FILES, files_of_node, kind_of_node, read_group
 from isovoxel.readers.base import Files, Volume
 from isovoxel.readers.files import metadata_identity, unreadable
 from isovoxel.readers.registry import Location

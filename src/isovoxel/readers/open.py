@@ -16,8 +16,8 @@ import numpy as np
 from isovoxel.errors import InputError, InputMissingError, OptionError
 from isovoxel.geometry.grid import Float3, check_positive, number_text, numbers_text
 from isovoxel.metadata.units import METERS, checked_unit, convert_length
+from isovoxel.object_store.files import ATTRIBUTES, N5_ATTRIBUTES, TOP
 from isovoxel.object_store.objects import ObjectPlace, is_address, place_of
-from isovoxel.object_store.zarr_nodes import ATTRIBUTES, N5_ATTRIBUTES, TOP
 from isovoxel.readers.base import Volume, converted, cropped, moved
 from isovoxel.readers.files import GZIP_MAGIC, ZIP_MAGIC, named_failures
 from isovoxel.readers.registry import (

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from isovoxel.errors import InputError
 from isovoxel.geometry.grid import Box
-from isovoxel.object_store.zarr_nodes import TOP, kind_of_node
+from isovoxel.object_store.files import TOP, kind_of_node
 from isovoxel.planning.memory import human_bytes
 from isovoxel.readers.base import ReadBox, Volume
 from isovoxel.readers.files import DAMAGE, FileList, file_identity, reason_of, unavailable, unreadable

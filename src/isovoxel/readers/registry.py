@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from isovoxel.errors import InputError
+from isovoxel.object_store.files import kind_of_node
 from isovoxel.object_store.objects import ObjectPlace, Place
-from isovoxel.object_store.zarr_nodes import kind_of_node
 from isovoxel.readers.base import Volume
 from isovoxel.readers.files import GZIP_MAGIC, PNG_MAGIC, TIFF_MAGIC, ZIP_MAGIC, needs_extra
 from isovoxel.readers.selection import Collection, Selection

@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 
 from isovoxel.errors import InputError
 from isovoxel.geometry.grid import AXES, Box, Index3, ceil_div
+from isovoxel.object_store.files import ARRAY_FILES, NODE, V2_ARRAY, files_of_node
 from isovoxel.object_store.objects import ObjectPlace, Place
 from isovoxel.object_store.retries import carried
-from isovoxel.object_store.zarr_nodes import ARRAY_FILES, NODE, V2_ARRAY, files_of_node
 from isovoxel.planning.chunking import Storage
 from isovoxel.readers.base import (
     ByGpu,

@@ -21,8 +21,8 @@ import numpy as np
 
 from isovoxel.codecs.streams import ChunkCoding
 from isovoxel.geometry.grid import Box, Index3, ceil_div
+from isovoxel.object_store.files import ARRAY_FILES
 from isovoxel.object_store.objects import PIECE_BYTES, ObjectPlace, Place
-from isovoxel.object_store.zarr_nodes import ARRAY_FILES
 from isovoxel.planning.chunking import CHECKSUM_BYTES, Storage
 from isovoxel.readers.base import Files
 from isovoxel.readers.chunks import DECODED_COPIES, DECODER_BYTES
