@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-import time
+import threading
 from typing import NoReturn
 
 from isovoxel.doctor.trials import tell
@@ -27,7 +27,7 @@ def abort() -> NoReturn:
 def hang() -> None:
     """Never answer."""
     tell(["begun", "a driver"])
-    time.sleep(3600)
+    threading.Event().wait()
 
 
 def leave() -> NoReturn:
