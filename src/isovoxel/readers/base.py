@@ -603,9 +603,10 @@ class TransposedReader:
         out = output_array(box, self.dtype, out)
         stored = _stored_box(self.order, box)
         turned = out.transpose(to_stored(self.order, (0, 1, 2)))
+        room = np.empty(math.prod(self.part), self.dtype)  # of which each part takes what it needs
         for part in stored.tiles(self.part):
             try:
-                turned[part.slices_from(stored.start)] = self.read(part)
+                turned[part.slices_from(stored.start)] = self.read(part, room[: part.size].reshape(part.shape))
             except CorruptInputError as error:
                 start, stop = to_zyx(self.order, error.start), to_zyx(self.order, error.stop)
                 raise CorruptInputError(error.name, error.chunk, start, stop, error.reason) from error

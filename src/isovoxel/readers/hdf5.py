@@ -36,7 +36,7 @@ from isovoxel.metadata.series import chosen_channels
 from isovoxel.metadata.units import Calibration
 from isovoxel.readers.base import ReadBox, SeriesReader, Volume, check_voxels
 from isovoxel.readers.files import FileList, check_complete, file_identity, named_failures
-from isovoxel.readers.raw import RawReader, contiguous_offsets
+from isovoxel.readers.raw import RawReader
 from isovoxel.readers.registry import Location
 from isovoxel.readers.selection import GIVEN, Picked, Selection, pick, plain_zyx, zyx_positions
 
@@ -218,7 +218,7 @@ def _reader_of(dataset: h5py.Dataset, path: Path, name: str, zyx: Index3, shape:
     offset = dataset.id.get_offset()
     if whole and offset is not None and dataset.chunks is None:
         check_complete(name, offset + math.prod(shape) * stored.itemsize, path.stat().st_size)
-        offsets = contiguous_offsets(offset, shape, stored)
+        offsets = offset + np.arange(shape[0], dtype=np.int64) * (shape[1] * shape[2] * stored.itemsize)
         return RawReader(name, (str(path.resolve()),), np.zeros(shape[0], np.int64), offsets, shape, stored)
     properties = dataset.id.get_create_plist()
     pipeline = [properties.get_filter(i) for i in range(properties.get_nfilters())]

@@ -48,11 +48,9 @@ class RawReader(TiledReader):
     offsets: NDArray[np.int64]
     """Byte at which every plane begins, in its file."""
     shape: Index3
-    """Shape in the file's order, slowest axis first: z, y, x, or x, y, z where `reverse`."""
+    """Number of voxels, z, y, x."""
     dtype: np.dtype[Any]
     """Data type in the file, with its byte order."""
-    reverse: bool = False
-    """Whether the file's order is x, y, z, as in Fortran."""
     opener: Callable[[str, str], Any] | None = None
     """Opens a file by the input's name and its own path, where it is not what `open_file` gives."""
     pages: NDArray[np.int64] | None = None
@@ -90,16 +88,13 @@ class RawReader(TiledReader):
         CorruptInputError
             If a file is shorter than it was: the first plane that is not whole is named.
         """
-        planes = out
-        if self.reverse:
-            tile, planes = Box(tile.start[::-1], tile.stop[::-1]), out.transpose(2, 1, 0)
         z = tile.start[0]
         while z < tile.stop[0]:
             which = int(self.file_of_plane[z])
             with (self.opener or open_file)(self.name, self.files[which]) as file:
                 while z < tile.stop[0] and self.file_of_plane[z] == which:
                     try:
-                        self._read_plane(file, int(self.offsets[z]), tile, planes[z - tile.start[0]])
+                        self._read_plane(file, int(self.offsets[z]), tile, out[z - tile.start[0]])
                     except EndOfFileError as error:
                         raise failure_in(self._stored(z), self.name, error, self.is_damage) from error
                     z += 1
@@ -108,13 +103,12 @@ class RawReader(TiledReader):
 
     def stored(self, tile: Box) -> Stored:
         """Return the first plane."""
-        return self._stored(tile.start[2 if self.reverse else 0])
+        return self._stored(tile.start[0])
 
     def _stored(self, plane: int) -> Stored:
         what = f"plane {plane}" if self.pages is None else f"page {self.pages[plane]}"
-        what += f"{' along x' * self.reverse}{in_file(self.files, int(self.file_of_plane[plane]))}"
-        start, stop = (plane, 0, 0), (plane + 1, *self.shape[1:])
-        return Stored(what, Box(start[::-1], stop[::-1]) if self.reverse else Box(start, stop))
+        what += in_file(self.files, int(self.file_of_plane[plane]))
+        return Stored(what, Box((plane, 0, 0), (plane + 1, *self.shape[1:])))
 
     def _read_plane(self, file: FileIO, offset: int, box: Box, plane: NDArray[Any]) -> None:
         """Read the box' part of one plane, in the file's byte order."""
@@ -191,11 +185,6 @@ def read_bytes(file: FileIO, offset: int, count: int, name: str) -> bytes:
         read_into(file, offset + len(data), rest, name)
         data += rest.tobytes()
     return data
-
-
-def contiguous_offsets(start: int, shape: Index3, dtype: np.dtype[Any]) -> NDArray[np.int64]:
-    """Return where every plane begins when they all follow one another from byte `start` on."""
-    return start + np.arange(shape[0], dtype=np.int64) * (shape[1] * shape[2] * dtype.itemsize)
 
 
 # ---- volumes of raw voxels ---------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import struct
 from collections.abc import Callable, Mapping
@@ -15,14 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.errors import InputError, InputMissingError
-from isovoxel.geometry.grid import Box, Index3
+from isovoxel.geometry.grid import Box
 from isovoxel.metadata.raw_headers import MRC_BYTES, RawHeader, is_mrc, read_metaimage, read_mrc, read_nrrd
 from isovoxel.metadata.series import stays_inside
 from isovoxel.metadata.units import ORIGIN, read_affine, read_zooms
-from isovoxel.readers.base import Volume, check_voxels, output_array
+from isovoxel.readers.base import ReadBox, Volume, check_voxels, output_array
 from isovoxel.readers.files import (
     FileList,
-    check_complete,
     file_identity,
     named_failures,
     pair_identity,
@@ -30,19 +28,14 @@ from isovoxel.readers.files import (
     unreadable,
 )
 from isovoxel.readers.raw import (
-    GZIP_BYTES,
-    LARGEST_RATIO,
     GzipMarks,
     RawArray,
-    RawReader,
-    contiguous_offsets,
     first_bytes,
-    gzip_note,
     is_gzip,
     open_raw,
 )
 from isovoxel.readers.registry import Location
-from isovoxel.readers.selection import GIVEN, UNNAMED, Selection, plain_zyx, zyx_positions
+from isovoxel.readers.selection import EVERYTHING, GIVEN, UNNAMED, Selection, plain_zyx, zyx_positions
 
 LONGEST_HEADER = 1 << 20
 """So much of a file is looked through for the end of its header."""
@@ -165,53 +158,23 @@ def open_npy(at: Location, selection: Selection) -> Volume:
     with path.open("rb") as file:
         shape, fortran, dtype = _npy_header(file, name)
         start = file.tell()
-    if selection.axes is not None:
-        return _open_named(path, name, selection, (shape, fortran, dtype, start))
-    selection.check_kind(name)
-    zyx = plain_zyx(name, shape)
-    check_voxels(name, zyx, dtype)
-    check_complete(name, start + math.prod(zyx) * dtype.itemsize, path.stat().st_size)
-    order = (zyx[2], zyx[1], zyx[0]) if fortran else zyx
-    reader = RawReader(
-        name,
-        (str(path.resolve()),),
-        np.zeros(order[0], np.int64),
-        contiguous_offsets(start, order, dtype),
-        order,
-        dtype,
-        reverse=fortran,
-    )
-    return Volume(
-        name,
-        "NumPy file",
-        zyx,
-        dtype.newbyteorder("="),
-        reader,
-        read_overhead=reader.overhead,
-        sources={"shape": ".npy header", "axes": UNNAMED[len(shape)]},
-        identity=file_identity(path),
-        current_identity=partial(file_identity, path),
-        files=FileList((str(path.resolve()),)),
-        missing="a .npy file has none",
-    )
-
-
-def _open_named(
-    path: Path, name: str, selection: Selection, header: tuple[tuple[int, ...], bool, np.dtype[Any], int]
-) -> Volume:
-    """Open an array whose axes the user names; in Fortran order it is one in C order whose axes are reversed."""
-    shape, fortran, dtype, start = header
-    selection.named(name, [], shape)
-    turn = -1 if fortran else 1
-    stored = replace(selection, axes=(selection.axes or "")[::turn])
-    volume, picked = open_raw(RawArray(name, str(path.resolve()), start, shape[::turn], dtype), [], stored)
+    if selection.axes is None:
+        selection.check_kind(name)
+        check_voxels(name, plain_zyx(name, shape), dtype)
+        axes, told = "zyx"[-len(shape) :], UNNAMED[len(shape)]
+    else:
+        axes, told = "".join(selection.named(name, [], shape)), GIVEN
+    turn = -1 if fortran else 1  # an array in Fortran order is one in C order whose axes are reversed
+    array = RawArray(name, str(path.resolve()), start, shape[::turn], dtype)
+    volume, picked = open_raw(array, axes[::turn], replace(selection, axes=None))
+    now = partial(file_identity, path)
     return replace(
         volume,
         kind="NumPy file",
-        sources={"shape": ".npy header", "axes": picked.told(GIVEN)},
-        identity={**file_identity(path), **picked.chosen, **selection.identity("axes")},
-        current_identity=partial(file_identity, path),
-        files=FileList((str(path.resolve()),)),
+        sources={"shape": ".npy header", "axes": picked.told(told)},
+        identity={**now(), **picked.chosen, **selection.identity("axes")},
+        current_identity=now,
+        files=FileList((array.path,)),
         missing="a .npy file has none",
     )
 
@@ -255,17 +218,14 @@ _SINGLE, _PAIR = (b"n+1\0", b"n+2\0"), (b"ni1\0", b"ni2\0")
 class ScaledReader:
     """Reads boxes of numbers that mean `slope` times themselves and `inter`; safe to call from many threads."""
 
-    read: RawReader
-    """Reads the numbers, of at most 4 bytes each."""
+    read: ReadBox
+    """Reads the numbers."""
+    stored: np.dtype[Any]
+    """Their type, of at most 4 bytes, in native byte order."""
     slope: float
     """What each is multiplied with."""
     inter: float
     """What is added then."""
-
-    @property
-    def overhead(self) -> int:
-        """Largest number of bytes held beside the returned array."""
-        return self.read.overhead + 4 * 8 * SLAB_VOXELS
 
     def __call__(self, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Return a box as a new array of float32, or in `out`.
@@ -277,9 +237,8 @@ class ScaledReader:
         """
         out = output_array(box, np.dtype(np.float32), out)
         flat = out.reshape(-1)
-        dtype = self.read.dtype.newbyteorder("=")
         # They are read into the end of the room for the result, and each is used before its bytes are written on.
-        stored = flat.view(np.uint8)[flat.nbytes - flat.size * dtype.itemsize :].view(dtype)
+        stored = flat.view(np.uint8)[flat.nbytes - flat.size * self.stored.itemsize :].view(self.stored)
         self.read(box, stored.reshape(box.shape))
         for start in range(0, flat.size, SLAB_VOXELS):
             with np.errstate(invalid="ignore"):  # of NaN that signal
@@ -330,66 +289,45 @@ def _volume_of(header: Any, path: Path, file: Path, name: str) -> Volume:
     if not 1 <= int(header["dim"][0]) <= 7:
         raise InputError(f"{name} cannot be read as NIfTI: its header tells of {int(header['dim'][0])} axes")
     sizes = tuple(int(n) for n in header.get_data_shape())
-    z, y, x = zyx_positions(name, ["x", "y", "z", "t", *"uvw"][: len(sizes)][::-1], sizes[::-1])
-    shape = (sizes[::-1][z], sizes[::-1][y], sizes[::-1][x])
+    axes = ["x", "y", "z", "t", *"uvw"][: len(sizes)][::-1]
+    zyx_positions(name, axes, sizes[::-1])  # which refuses several volumes
     stored = np.dtype(header.get_data_dtype())
-    check_voxels(name, shape, stored)
-    compressed = is_gzip(file)
-    least = 0 if file != path.resolve() else header.sizeof_hdr
-    reader = _raw_reader(header, file, name, shape, stored, least, compressed=compressed)
+    array = RawArray(name, str(file), int(header.get_data_offset()), sizes[::-1], stored)
+    if file == path.resolve() and array.start < header.sizeof_hdr:
+        raise InputError(f"{name} contradicts itself: its voxels begin at byte {array.start}, inside its header")
+    if compressed := is_gzip(file):
+        array = replace(array, marks=GzipMarks(array.end))
+    volume, _ = open_raw(array, axes, EVERYTHING)
+    sources = {"shape": "NIfTI header", "axes": "NIfTI's order, x first"}
     slope, inter = header.get_slope_inter()
-    scaled = slope is not None and (slope, inter) != (1.0, 0.0)
-    if scaled and stored.itemsize > 4:
-        raise InputError(f"{name} holds {stored}, scaled by {slope:g} and {inter:g}, which float32 does not hold")
-    voxels = ScaledReader(reader, float(slope), float(inter)) if scaled else reader
+    if slope is not None and (slope, inter) != (1.0, 0.0):
+        if stored.itemsize > 4:
+            raise InputError(f"{name} holds {stored}, scaled by {slope:g} and {inter:g}, which float32 does not hold")
+        sources["shape"] += f"; voxels are {slope:g} times what is stored, and {inter:g}, as it says"
+        volume = replace(
+            volume,
+            dtype=np.dtype(np.float32),
+            read=ScaledReader(volume.read, volume.dtype, float(slope), float(inter)),
+            read_overhead=volume.read_overhead + 4 * 8 * SLAB_VOXELS,
+        )
     calibration = read_zooms(header.get_zooms(), header.get_xyzt_units()[0])
     placed = bool(header["qform_code"] > 0 or header["sform_code"] > 0)
     origin, turned = read_affine(header.get_best_affine()) if placed else (ORIGIN, "")
-    sources = {"shape": "NIfTI header", "axes": "NIfTI's order, x first"}
-    if scaled:
-        sources["shape"] += f"; voxels are {slope:g} times what is stored, and {inter:g}, as it says"
-    sources |= calibration.sources("NIfTI xyzt_units")
-    notes = [turned] if turned else []
-    if compressed:
-        notes.append(gzip_note(GzipMarks(_end_of(header, shape, stored))))
     now = partial(pair_identity, path, file)
-    return Volume(
-        name,
-        "NIfTI" + " (gzip)" * compressed,
-        shape,
-        np.dtype(np.float32) if scaled else stored.newbyteorder("="),
-        voxels,
-        chunks=(1, shape[1], shape[2]) if compressed else (1, 1, 1),
-        read_overhead=voxels.overhead + (GZIP_BYTES if compressed else 0),
+    return replace(
+        volume,
+        kind="NIfTI" + " (gzip)" * compressed,
         voxel_size=calibration.voxel_size,
         origin=origin if calibration.placed else ORIGIN,
         unit=calibration.unit,
-        sources=sources,
+        sources={**sources, **calibration.sources("NIfTI xyzt_units")},
         identity=now(),
         current_identity=now,
         files=FileList(tuple({str(path.resolve()), str(file)})),
         missing=calibration.missing,
         counted=calibration.counted,
-        notes=tuple(notes),
-        sequential=compressed,
+        notes=(*([turned] if turned else []), *volume.notes),
     )
-
-
-def _raw_reader(
-    header: Any, path: Path, name: str, shape: Index3, stored: np.dtype[Any], least: int, *, compressed: bool
-) -> RawReader:
-    start, end, size = int(header.get_data_offset()), _end_of(header, shape, stored), path.stat().st_size
-    if start < least:
-        raise InputError(f"{name} contradicts itself: its voxels begin at byte {start}, inside its header")
-    check_complete(name, end, size * LARGEST_RATIO if compressed else size)
-    offsets = contiguous_offsets(start, shape, stored)
-    reader = RawReader(name, (str(path),), np.zeros(shape[0], np.int64), offsets, shape, stored)
-    return replace(reader, opener=GzipMarks(end).open) if compressed else reader
-
-
-def _end_of(header: Any, shape: Index3, stored: np.dtype[Any]) -> int:
-    """Return how many bytes the file must have, decompressed."""
-    return int(header.get_data_offset()) + math.prod(shape) * stored.itemsize
 
 
 def _nifti_version(data: bytes) -> int:
