@@ -39,7 +39,7 @@ from isovoxel.object_store.objects import Place, absolute, place_of
 from isovoxel.options import HOW_FAR, Options
 from isovoxel.output.attempt import Attempt, end_attempt, end_attempts
 from isovoxel.output.destination import check_destination
-from isovoxel.output.files import BLOCKS, JOB, LOCK, REPLACED, check_folder
+from isovoxel.output.files import BLOCKS, JOB, LOCK, REPLACED, SAVED, check_folder
 from isovoxel.output.ledger import Ledger, count_empty, ledger_of, remove_ledger
 from isovoxel.output.lock import lock_output, read_holder
 from isovoxel.output.provenance import RECEIPTS, made_by
@@ -255,7 +255,9 @@ def clear_ledger(path: Place, folder: Place) -> None:
 
 def settle_output(path: Place, folder: Place, *, locked: bool = False) -> None:
     """Put an old output back whose replacement a process had begun that died before the new one was there."""
-    if isinstance(path, Path) and isinstance(folder, Path) and needs_settling(path, folder):
+    if not isinstance(path, Path) or not isinstance(folder, Path):
+        return
+    if any(os.path.lexists(folder / name) for name in (REPLACED, *SAVED.values())) and needs_settling(path, folder):
         check_folder(folder)
         with contextlib.nullcontext() if locked else lock_output(folder / LOCK, path):
             try:

@@ -188,10 +188,8 @@ def settle(target: Path, folder: Path) -> bool:
 
 
 def needs_settling(target: Path, folder: Path) -> bool:
-    """Tell whether `settle` has something to do."""
-    if not os.path.lexists(folder / REPLACED):
-        return any(os.path.lexists(folder / name) for name in SAVED.values())
-    return not os.path.lexists(target) or _is_successor(target, folder)
+    """Return whether `settle` has something to do with what is kept of an old output."""
+    return not (os.path.lexists(folder / REPLACED) and os.path.lexists(target)) or _is_successor(target, folder)
 
 
 def _is_successor(target: Path, folder: Path) -> bool:
