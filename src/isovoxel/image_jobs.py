@@ -267,12 +267,12 @@ class Images:
         from isovoxel.execution.output import waiting_bytes
 
         assert self.output is not None  # noqa: S101 - for type checkers
-        version = next(iter(plans.values())).storage.ome_zarr
+        version, found = next(iter(plans.values())).storage.ome_zarr, self.collection
         return CollectionRequest(
             path=self.output,
             source=_whole_path(self.source),
             images=self.paths,
-            groups=partial(_groups, self.collection, version),
+            groups=lambda paths: group_attributes(found.plate, found.wells, paths, version),
             options=self.options,
             overwrite=self.given.overwrite,
             ome_zarr=version,
@@ -351,10 +351,6 @@ def _told(faults: Mapping[str, str], images: int) -> str:
         f"{len(faults)} of {images} images cannot be scaled: {'; '.join(reasons)}; the other "
         f"{images - len(faults)} are complete and kept; {GO_ON}"
     )
-
-
-def _groups(collection: Collection, version: str, paths: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
-    return group_attributes(collection.plate, collection.wells, paths, version)
 
 
 def _whole_path(source: Any) -> str:

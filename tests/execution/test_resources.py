@@ -123,7 +123,7 @@ def test_a_job_takes_half_of_what_is_available(monkeypatch: pytest.MonkeyPatch) 
 
 def test_many_cores_help_to_encode_what_a_few_blocks_in_flight_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory that a GPU reaches takes long to get: fewer blocks have some, and the other cores help them."""
-    monkeypatch.setattr(resources, "_cores", lambda: range(64))
+    monkeypatch.setattr(resources, "cores", lambda: 64)
     for kind, threads in (("cpu", 64), ("gpu", 32)):
         limits = host_limits(device_kind=kind)
         assert (limits.threads, limits.helpers) == (threads, 63)

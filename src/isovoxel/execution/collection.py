@@ -154,7 +154,7 @@ def claim_collection(request: CollectionRequest) -> Iterator[Callable[[], None]]
         finally:
             ours = end_hold(path, attempt)
             with contextlib.suppress(InputUnavailableError, OutputError):
-                if ours and new and _is_empty(request):
+                if ours and new and not any(kind_of_node(path / image) for image in request.images):
                     _take_back(path, folder)
                 if ours:
                     settle_output(path, folder, locked=True)
@@ -186,11 +186,6 @@ def _complete(request: CollectionRequest, images: Sequence[str], attempt: Attemp
     made = [made_by(request.path / image) for image in images]
     if all(one is not None and one.get("complete") for one in made):
         write_groups(request.path, request.groups(images), {"complete": True}, attempt.check)
-
-
-def _is_empty(request: CollectionRequest) -> bool:
-    """Return whether no image was begun."""
-    return not any(kind_of_node(request.path / image) for image in request.images)
 
 
 def _take_back(path: Place, folder: Place) -> None:

@@ -66,7 +66,9 @@ def _compare(source: Volume, got: NDArray[Any], recipe: Recipe, box: Box) -> tup
         antialias=recipe.antialias,
         shift=recipe.shift,
     )
-    real = _saturated(wanted.values, got.dtype)
+    # Finite values end where the range of the dtype does.
+    low, high = (np.iinfo(got.dtype).min, np.iinfo(got.dtype).max) if got.dtype.kind in "iu" else _FLOAT32
+    real = np.where(np.isfinite(wanted.values), np.clip(wanted.values, low, high), wanted.values)
     with np.errstate(invalid="ignore"):  # of NaN that signal
         error = _difference(got.astype(np.float64), real)
     rounding = _rounding(got.dtype, real)
@@ -172,12 +174,6 @@ def bytes_of(source: Volume, recipe: Recipe, side: int) -> int:
         support = math.ceil(3 / min(1.0, f)) + 1
         voxels *= min(n, math.ceil(side / f) + 2 * support)
     return voxels * (VOXEL_BYTES + source.dtype.itemsize)
-
-
-def _saturated(values: Floats, dtype: np.dtype[Any]) -> Floats:
-    """Return values as a dtype has them but for their rounding: finite ones end where its range does."""
-    low, high = (np.iinfo(dtype).min, np.iinfo(dtype).max) if dtype.kind in "iu" else _FLOAT32
-    return np.where(np.isfinite(values), np.clip(values, low, high), values)
 
 
 def _of_sums(wanted: Expected, rounding: float) -> Floats:
@@ -294,7 +290,9 @@ def sample_boxes(shape: Index3, block: Index3, rng: np.random.Generator) -> Iter
     streams = {"corner": corners, "face": faces, "anywhere": anywhere}
     for turn in itertools.cycle(TURNS):
         centre = next(streams[turn], None)
-        yield _around(next(anywhere) if centre is None else centre, shape)
+        at = list(zip(next(anywhere) if centre is None else centre, shape, strict=True))
+        start = [min(max(0, c - SIDE // 2), max(0, n - SIDE)) for c, n in at]
+        yield Box(triple(start), triple(min(n, a + SIDE) for a, n in zip(start, shape, strict=True)))
 
 
 def _lattice(shape: Index3, block: Index3, rng: np.random.Generator, kinds: Sequence[int]) -> Iterator[list[int]]:
@@ -318,9 +316,3 @@ def _lattice(shape: Index3, block: Index3, rng: np.random.Generator, kinds: Sequ
                 cut = cuts[axis]
                 centre.append(cut[i] if axis in ways[way] else int(rng.integers(cut[i], cut[i + 1])))
             yield centre
-
-
-def _around(centre: list[int], shape: Index3) -> Box:
-    start = [min(max(0, c - SIDE // 2), max(0, n - SIDE)) for c, n in zip(centre, shape, strict=True)]
-    stop = [min(n, a + SIDE) for a, n in zip(start, shape, strict=True)]
-    return Box(triple(start), triple(stop))

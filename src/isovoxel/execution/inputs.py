@@ -292,7 +292,10 @@ def _check_file(file: Named, there: _Where, source: Named, here: _Where) -> None
         raise OutputError(
             f"the {file.what} {file.place} is the {source.what} itself; give the {file.what} another name"
         )
-    if there.is_in(here) and _is_zarr(source.place):
+    home = source.place
+    if (
+        there.is_in(here) and isinstance(home, Path) and any((home / name).is_file() for name in (*TOP, N5_ATTRIBUTES))
+    ):  # a zarr, in which nothing else should lie
         raise OutputError(
             f"the {file.what} {file.place} lies inside the {source.what} {source.place}; give another place"
         )
@@ -357,8 +360,3 @@ def _identity(path: Path | None) -> tuple[int, int] | None:
     except (OSError, ValueError):
         return None
     return (found.st_dev, found.st_ino) if found.st_ino else None
-
-
-def _is_zarr(place: Place) -> bool:
-    """Tell whether an input is a zarr, in which nothing else should lie."""
-    return isinstance(place, Path) and any((place / name).is_file() for name in (*TOP, N5_ATTRIBUTES))

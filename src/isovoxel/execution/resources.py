@@ -49,14 +49,14 @@ def host_limits(budget: int | None = None, threads: int | None = None, *, device
     device_kind
         "gpu" or "cpu": a GPU's driver holds more memory.
     """
-    held, cores = psutil.Process().memory_info().rss, len(_cores())
+    held, there = psutil.Process().memory_info().rss, cores()
     most = MOST_WITH_GPU if device_kind == "gpu" else MOST_THREADS
     return HostLimits(
         allowed=held + int(SHARE * available_bytes()) if budget is None else budget,
         # Rounded, so that the same job is planned the same way twice.
         baseline=max(LIBRARIES[device_kind], round_up(held + RESERVE, RESERVE)),
-        threads=threads or min(most, max(FEWEST_THREADS, cores)),
-        helpers=(threads or cores) - 1,
+        threads=threads or min(most, max(FEWEST_THREADS, there)),
+        helpers=(threads or there) - 1,
     )
 
 
@@ -70,7 +70,7 @@ def reading_limits(budget: int | None = None) -> HostLimits:
     """
     held = psutil.Process().memory_info().rss
     allowed = held + int(SHARE * available_bytes()) if budget is None else budget
-    threads = min(MOST_THREADS, len(_cores()))
+    threads = min(MOST_THREADS, cores())
     return HostLimits(allowed=allowed, baseline=round_up(held + RESERVE, RESERVE // 4), threads=threads)
 
 
@@ -112,8 +112,9 @@ def return_freed_memory(counted: int) -> None:
             ctypes.CDLL(None).malloc_trim(0)
 
 
-def _cores() -> set[int] | range:
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cgroup_limits(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[tuple[int, int]]:

@@ -227,7 +227,10 @@ class Texture:
             lowest = self._cell(starts, -COORDINATE_MARGIN)
             highest = self._cell(stops - 1, COORDINATE_MARGIN) + 1
         elif self.finite and self.axis.factor == 1:
-            return self._aligned(starts, stops)
+            # Just the samples that outputs fall on, padded wherever something lies beyond the block.
+            if self.boundary == "constant":
+                return Spans(starts, stops, np.minimum(starts, 1), np.minimum(n - stops, 1))
+            return Spans(starts, stops, np.ones_like(starts), np.ones_like(stops))
         else:  # linear takes the sample below and the sample above
             lowest = np.floor(self.axis.source(starts) - COORDINATE_MARGIN).astype(np.int64)
             highest = np.floor(self.axis.source(stops - 1) + COORDINATE_MARGIN).astype(np.int64) + 2
@@ -239,12 +242,6 @@ class Texture:
             none = np.zeros_like(first)
             return Spans(np.where(whole, 0, first), np.where(whole, n, last), none, none)
         return Spans(first, last, np.maximum(0, -lowest), np.maximum(0, highest - n))
-
-    def _aligned(self, starts: Indices, stops: Indices) -> Spans:
-        """Return spans of just the samples that outputs fall on, padded wherever something lies beyond the block."""
-        if self.boundary == "constant":
-            return Spans(starts, stops, np.minimum(starts, 1), np.minimum(self.axis.n - stops, 1))
-        return Spans(starts, stops, np.ones_like(starts), np.ones_like(stops))
 
     def _cell(self, output: Indices, further: float) -> Indices:
         """Return the input samples whose cells hold positions so much further than those of the output samples."""

@@ -295,11 +295,14 @@ def _parts(image: Place) -> tuple[set[str], list[str]] | None:
         return None
     arrays = list(levels)
     groups = {"", *_above(arrays)}
-    for name in _own_labels(image):
+    home = image / LABELS
+    places = home.iterdir() if home.is_dir() else ()
+    # Labels that isovoxel has written.
+    for name in [place.name for place in places if isinstance((_attributes(place) or {}).get(PROVENANCE), dict)]:
         of_labels = _levels(image / LABELS / name) or ()
         arrays += [f"{LABELS}/{name}/{path}" for path in of_labels]
         groups |= {LABELS, f"{LABELS}/{name}", *_above(arrays)}
-    if _attributes(image / LABELS) is not None:
+    if _attributes(home) is not None:
         groups.add(LABELS)
     return groups, arrays
 
@@ -410,13 +413,6 @@ def _above(arrays: Iterable[str]) -> Iterator[str]:
         while "/" in path:
             path = path.rpartition("/")[0]  # noqa: PLW2901 - climbs
             yield path
-
-
-def _own_labels(image: Place) -> list[str]:
-    """Return the names of the labels of an image that isovoxel has written."""
-    home = image / LABELS
-    places = home.iterdir() if home.is_dir() else ()
-    return [place.name for place in places if isinstance((_attributes(place) or {}).get(PROVENANCE), dict)]
 
 
 def _attributes(place: Place) -> dict[str, Any] | None:

@@ -139,7 +139,7 @@ def make_plan(
         host=host,
         helpers=host.helpers,
     )
-    draft = replace(draft, revision=revision_of(draft))
+    draft = replace(draft, revision=1 + sum(change.concerns(draft) for change in CHANGES))
     for name, m, s in zip(AXES, draft.output.shape, storage.shard, strict=True):
         if ceil_div(m, s) > MAX_SHARDS:
             files = "shards" if storage.sharded else "chunks"
@@ -395,8 +395,3 @@ class Change:
 
 CHANGES: tuple[Change, ...] = ()
 """All changes since 0.1, in their order; one is never removed."""
-
-
-def revision_of(plan: Plan) -> int:
-    """Return the revision of what makes a plan's voxels today."""
-    return 1 + sum(change.concerns(plan) for change in CHANGES)

@@ -25,11 +25,11 @@ import dask
 from distributed import Nanny, Scheduler, SpecCluster, Worker
 from distributed.security import Security
 
-from isovoxel.engines.devices import Device, list_devices
+from isovoxel.engines.devices import list_devices
 from isovoxel.errors import ClusterError, OptionError, clause
 from isovoxel.execution.distributed.worker_info import DEVICE
 from isovoxel.execution.flushing import FLUSHING
-from isovoxel.execution.resources import FEWEST_THREADS, MOST_THREADS
+from isovoxel.execution.resources import FEWEST_THREADS, MOST_THREADS, cores
 
 LOOPBACK = "127.0.0.1"
 MOST_ON_A_CORE = 16
@@ -60,21 +60,25 @@ def environments(workers: str) -> list[dict[str, str]]:
         raise OptionError(
             f"workers must be auto, a number of GPUs, or cpu: and a number such as cpu:4, not {workers!r}"
         )
-    if kind == "cpu" and _number(count) > (most := MOST_ON_A_CORE * len(_cores())):
+    if kind == "cpu" and _number(count) > (most := MOST_ON_A_CORE * cores()):
         raise OptionError(
-            f"workers {_short(workers)} are more processes than the {most} that {len(_cores())} cores can serve; "
-            f"use --workers cpu:{len(_cores())}"
+            f"workers {_short(workers)} are more processes than the {most} that {cores()} cores can serve; "
+            f"use --workers cpu:{cores()}"
         )
     if kind == "cpu":
         return [_cpu_environment(int(count))] * int(count)
     gpus = [d for d in list_devices() if d.kind == "gpu"]
     if not gpus:
-        raise OptionError(f"workers {_short(workers)} means GPUs, and none is here; use --workers cpu:{len(_cores())}")
+        raise OptionError(f"workers {_short(workers)} means GPUs, and none is here; use --workers cpu:{cores()}")
     if count.isdecimal() and _number(count) > len(gpus):
         raise OptionError(
             f"workers {_short(workers)} means as many GPUs, and only {len(gpus)} are here; use --workers auto"
         )
-    return [_gpu_environment(gpu) for gpu in (gpus if workers == "auto" else gpus[: int(count)])]
+    # A worker is shown exactly one GPU, by its UUID where it has one.
+    return [
+        {DEVICE: gpu.uuid, "CUDA_VISIBLE_DEVICES": gpu.uuid} if gpu.uuid else {DEVICE: str(gpu.index)}
+        for gpu in (gpus if workers == "auto" else gpus[: int(count)])
+    ]
 
 
 def start(workers: str, threads: int | None) -> Any:
@@ -97,7 +101,7 @@ def start(workers: str, threads: int | None) -> Any:
     given = environments(workers)
     start_tracker()
     _check_semaphores()
-    in_flight = threads or min(MOST_THREADS, max(FEWEST_THREADS, len(_cores()) // len(given)))
+    in_flight = threads or min(MOST_THREADS, max(FEWEST_THREADS, cores() // len(given)))
     security = Security.temporary()  # type: ignore[no-untyped-call]
     options: dict[str, Any] = {
         "security": security,
@@ -161,7 +165,7 @@ def _first_cause(error: BaseException) -> BaseException:
 
 
 def _cpu_environment(workers: int) -> dict[str, str]:
-    share = str(max(1, len(_cores()) // workers))
+    share = str(max(1, cores() // workers))
     # PoCL 3 takes the first, later ones the second. NVIDIA's driver is shown nothing, so that it is not started.
     return {
         DEVICE: "cpu",
@@ -169,15 +173,6 @@ def _cpu_environment(workers: int) -> dict[str, str]:
         "POCL_MAX_PTHREAD_COUNT": share,
         "POCL_CPU_MAX_CU_COUNT": share,
     }
-
-
-def _gpu_environment(gpu: Device) -> dict[str, str]:
-    """Return the environment that shows a worker exactly one GPU, by its UUID where it has one."""
-    return {DEVICE: gpu.uuid, "CUDA_VISIBLE_DEVICES": gpu.uuid} if gpu.uuid else {DEVICE: str(gpu.index)}
-
-
-def _cores() -> set[int] | range:
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
 
 
 def _number(digits: str) -> int:

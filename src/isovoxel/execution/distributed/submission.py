@@ -335,7 +335,10 @@ class Submission:
             new = address not in self._workers and address not in self._refused and name not in self._aside
             if new and newest - known["last_seen"] <= QUIET_SECONDS and known["status"] == "running":
                 self._add(_Worker(address, name, known["nthreads"]))
-        self._set_failed_restarts_aside()
+        while not self._errors.empty():  # workers that could not be restarted
+            name, reason = self._errors.get()
+            for worker in [worker for worker in self._workers.values() if worker.name == name]:
+                self._set_aside(worker, reason)
         self._await_worker()
 
     def _add(self, worker: _Worker) -> None:
@@ -394,13 +397,6 @@ class Submission:
 
         threading.Thread(target=restart, name="isovoxel-restart", daemon=True).start()
 
-    def _set_failed_restarts_aside(self) -> None:
-        """Set workers aside that could not be restarted."""
-        while not self._errors.empty():
-            name, reason = self._errors.get()
-            for worker in [worker for worker in self._workers.values() if worker.name == name]:
-                self._set_aside(worker, reason)
-
     def _await_worker(self) -> None:
         """Wait a while for a worker where none is left."""
         if any(not worker.leaving for worker in self._workers.values()):
@@ -431,14 +427,10 @@ class Submission:
                 if not ended:
                     self._watched = time.monotonic()
                     if not self._wait():
-                        self._drop_lost()
+                        there = rpc.known_workers(self.client, seconds=ANSWER_SECONDS)
+                        for sent in [sent for sent in self._blocks.values() if sent.worker.address not in there]:
+                            self._drop(sent)
                 for sent, result, _ in self._results(ended):
                     if result is not None and not self.done[sent.block]:
                         with contextlib.suppress(Exception):  # such as another block's failure
                             self.judge(sent.block, sent.worker.name, result)
-
-    def _drop_lost(self) -> None:
-        """Drop the blocks of workers that have gone."""
-        there = rpc.known_workers(self.client, seconds=ANSWER_SECONDS)
-        for sent in [sent for sent in self._blocks.values() if sent.worker.address not in there]:
-            self._drop(sent)

@@ -34,7 +34,7 @@ from isovoxel.engines.devices import Device, choose, list_devices
 from isovoxel.errors import ClusterError, DeviceError, OptionError, clause
 from isovoxel.execution.distributed.rpc import ask_workers
 from isovoxel.execution.executor import Task
-from isovoxel.execution.resources import host_limits
+from isovoxel.execution.resources import cores, host_limits
 from isovoxel.object_store.objects import Place, absolute, write_small
 from isovoxel.output.ledger import ledger_of
 from isovoxel.planning.model import DeviceLimits, HostLimits
@@ -212,13 +212,12 @@ def _describe(requested: WorkerOptions, worker: Any) -> WorkerInfo:
     device = held_device(str(worker.name))
     limits = host_limits(requested.memory, device_kind=device.kind)
     threads = max(1, worker.state.nthreads // (1 + requested.flushing))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return WorkerInfo(
         address=worker.address,
         name=str(worker.name),
         host=socket.gethostname(),
         pid=os.getpid(),
-        cores=cores,
+        cores=cores(),
         index=device.index,
         pci=device.pci,
         uuid=device.uuid,
@@ -262,7 +261,8 @@ def pool_of(found: dict[str, Any]) -> WorkerPool:
             raise DeviceError(f"the worker at {address} cannot serve: {answer}")
         if not isinstance(answer, WorkerInfo):
             raise ClusterError(f"the worker at {address} does not say what it has: {clause(answer)}")
-    members = tuple(sorted(found.values(), key=lambda m: (_natural_key(m.name), m.address)))
+    # Names that are numbers by their number.
+    members = tuple(sorted(found.values(), key=lambda m: (int(m.name) if m.name.isdecimal() else 0, m.name, m.address)))
     _check_versions(members)
     _check_devices(members)
     return WorkerPool(members)
@@ -333,11 +333,6 @@ def _check_devices(members: Iterable[WorkerInfo]) -> None:
                 f"the workers {other.name} and {member.name} on {member.host} hold the same GPU, {member.device.name} "
                 f"({member.pci or member.index}); set {DEVICE}, or CUDA_VISIBLE_DEVICES, to another one for each"
             )
-
-
-def _natural_key(name: str) -> tuple[int, str]:
-    """Return the key that sorts names by number where they are numbers."""
-    return (int(name), "") if name.isdecimal() else (0, name)
 
 
 # ---- whether they see the same files -------------------------------------------------------------------------------
