@@ -21,7 +21,7 @@ from typing import Any
 
 from isovoxel.errors import InputError, InputUnavailableError, OptionError, OutputError, OutputExistsError
 from isovoxel.execution.output import clear_ledger, end_hold, settle_output
-from isovoxel.execution.verify import Verdict, verify_output
+from isovoxel.execution.verify import Verdict, together, verify_output
 from isovoxel.object_store.files import kind_of_node, refusal
 from isovoxel.object_store.objects import Place, absolute, place_of, write_small
 from isovoxel.output.attempt import Attempt
@@ -229,7 +229,7 @@ def verify_images(output: str | Path, against: Any, image: str | int | None, **h
     for entry in matching_images(entries, wanted, str(output)):
         part = place / entry.path
         found[entry.path] = verify_output(str(part), _source_of(against, part, top), **how)
-    return together(found)
+    return _of_images(found)
 
 
 def _source_of(against: Any, image: Place, top: str) -> Any:
@@ -243,12 +243,10 @@ def _source_of(against: Any, image: Place, top: str) -> Any:
     return f"{against}{str(path).removeprefix(top)}"
 
 
-def together(found: Mapping[str, Verdict]) -> Verdict:
-    """Return what was found of several images: sums, the largest errors, and the first fault."""
+def _of_images(found: Mapping[str, Verdict]) -> Verdict:
+    """Return what was found of several images, with the first fault."""
     every = list(found.values())
-    voxels = max(1, sum(one.voxels for one in every))
     first = next((one for one in every if not one.holds), every[0])
-    jump = max(every, key=lambda one: one.face_jump - one.jump_allowed)
 
     def known(name: str) -> int | None:
         counts = [value for one in every if (value := getattr(one, name)) is not None]
@@ -256,23 +254,11 @@ def together(found: Mapping[str, Verdict]) -> Verdict:
 
     return replace(
         first,
-        samples=sum(one.samples for one in every),
-        voxels=sum(one.voxels for one in every),
-        largest_error=max(one.largest_error for one in every),
-        mean_error=sum(one.mean_error * one.voxels for one in every) / voxels,
-        off_share=sum(one.off_share * one.voxels for one in every) / voxels,
+        **together(every),
         off_allowed=any(one.off_allowed for one in every),
-        wrong=sum(one.wrong for one in every),
-        faces=sum(one.faces for one in every),
-        face_jump=jump.face_jump,
-        inner_jump=jump.inner_jump,
-        jump_allowed=jump.jump_allowed,
-        missing_shards=sum(one.missing_shards for one in every),
-        unreadable=sum(one.unreadable for one in every),
         source_changes=tuple(dict.fromkeys(change for one in every for change in one.source_changes)),
         projected=max(one.projected for one in every),
         receipts=known("receipts"),
         chunks=known("chunks"),
-        damaged=sum(one.damaged for one in every),
         images=dict(found),
     )

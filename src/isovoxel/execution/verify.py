@@ -114,30 +114,33 @@ class Verdict:
 
     def with_level(self, further: Verdict) -> Verdict:
         """Return what was found of these levels and of one more."""
-        voxels = max(1, self.voxels + further.voxels)
         wrong_here = self.first_wrong is not None or further.first_wrong is None
-        # Each level jumps by what it is allowed to, so the one that comes nearest to it, or exceeds it, is told of.
-        nearest = max(self, further, key=lambda level: level.face_jump - level.jump_allowed)
-        return Verdict(
-            samples=self.samples + further.samples,
-            voxels=self.voxels + further.voxels,
-            largest_error=max(self.largest_error, further.largest_error),
-            mean_error=(self.mean_error * self.voxels + further.mean_error * further.voxels) / voxels,
-            off_share=(self.off_share * self.voxels + further.off_share * further.voxels) / voxels,
-            off_allowed=self.off_allowed,
-            wrong=self.wrong + further.wrong,
+        return replace(
+            self,
+            **together((self, further)),
             first_wrong=self.first_wrong if wrong_here else further.first_wrong,
-            faces=self.faces + further.faces,
-            face_jump=nearest.face_jump,
-            inner_jump=nearest.inner_jump,
-            jump_allowed=nearest.jump_allowed,
-            missing_shards=self.missing_shards + further.missing_shards,
-            unreadable=self.unreadable + further.unreadable,
-            source_changes=self.source_changes,
             levels=self.levels + 1,
             first_wrong_level=self.first_wrong_level if wrong_here else self.levels,
             first_unreadable=self.first_unreadable or further.first_unreadable,
         )
+
+
+_SUMS = ("samples", "voxels", "wrong", "faces", "missing_shards", "unreadable", "damaged")
+"""What of several verdicts is added up."""
+
+
+def together(found: Sequence[Verdict]) -> dict[str, Any]:
+    """Return what several levels or images have together, by the names of fields: sums, means, the largest error."""
+    voxels = max(1, sum(one.voxels for one in found))
+    # Each jumps by what it is allowed to, so the one that comes nearest to it, or exceeds it, is told of.
+    nearest = max(found, key=lambda one: one.face_jump - one.jump_allowed)
+    return {
+        **{name: sum(getattr(one, name) for one in found) for name in _SUMS},
+        **{name: getattr(nearest, name) for name in ("face_jump", "inner_jump", "jump_allowed")},
+        "largest_error": max(one.largest_error for one in found),
+        "mean_error": sum(one.mean_error * one.voxels for one in found) / voxels,
+        "off_share": sum(one.off_share * one.voxels for one in found) / voxels,
+    }
 
 
 def verify_output(
