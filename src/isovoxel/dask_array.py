@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from isovoxel.engines.registry import open_engine
 from isovoxel.errors import InputError, OptionError, checked_keywords
-from isovoxel.geometry.grid import AXES, Axis, Float3, Index3
+from isovoxel.geometry.grid import AXES, Axis, Float3, Index3, triple
 from isovoxel.options import Options, parse_factor
 from isovoxel.planner import Target, choose_engine, choose_sampling, find_target, source_of
 from isovoxel.planning.plan import Plan
@@ -128,7 +128,7 @@ def scale_array(
     fixed = chunks is not None
     if chunks is None:
         largest = da.core.normalize_chunks("auto", shape=shape, dtype=volume.dtype)
-        chunks = (largest[0][0], largest[1][0], largest[2][0])
+        chunks = triple(axis[0] for axis in largest)
     sampling = choose_sampling(
         volume, Options(like=like, interpolation=interpolation, antialias=antialias, labels=labels, engine=engine)
     )
@@ -268,12 +268,12 @@ def _factors(factor: Float3 | float, names: Sequence[str]) -> Float3:
 
 def _checked_chunks(chunks: Index3) -> Index3:
     try:
-        z, y, x = map(operator.index, chunks)
+        found = triple(map(operator.index, chunks))
     except (TypeError, ValueError):
-        z = y = x = 0
-    if min(z, y, x) < 1:
+        found = (0, 0, 0)
+    if min(found) < 1:
         raise OptionError(f"chunks must be three whole numbers above 0, z, y, x, not {chunks!r}")
-    return (z, y, x)
+    return found
 
 
 # ---- the graph -----------------------------------------------------------------------------------------------------

@@ -154,47 +154,36 @@ def connected(
     OptionError
         If an option makes no sense.
     """
-    from isovoxel.execution.distributed.worker_info import WorkerOptions
+    from isovoxel.execution.distributed.worker_info import WorkerOptions, survey
 
+    requested = requested or WorkerOptions()
     with contextlib.ExitStack() as stack:
         stack.enter_context(_quiet())
         try:
-            cluster = _connect(stack, workers, scheduler, client, requested or WorkerOptions(), listener)
+            import distributed
+
+            if client is not None:
+                if not isinstance(client, distributed.Client) or client.asynchronous:
+                    raise OptionError(
+                        "client must be a distributed.Client that is synchronous, as Client(address) makes it"
+                    )
+                if client.status != "running":
+                    raise ClusterError(f"the client is {client.status}; give one that is connected")
+            elif scheduler is not None:
+                client = stack.enter_context(_client(_address(scheduler)))
+            else:
+                from isovoxel.execution.distributed.local_workers import start
+
+                started = stack.enter_context(start(str(workers), requested.threads))
+                client, requested = stack.enter_context(_client(started)), replace(requested, flushing=FLUSHING)
+            _await_worker(client, listener)
+            cluster = Cluster(client, survey(client, requested), requested)
         except InterruptedJobError:
             raise
         except KeyboardInterrupt as stop:  # here too processes that were started have to end
             raise InterruptedJobError("interrupted before the job began", getattr(stop, "signal", None)) from None
         listener(Connected(cluster.dashboard, cluster.pool.notes))
         yield cluster
-
-
-def _connect(
-    stack: contextlib.ExitStack,
-    workers: str | int | None,
-    scheduler: str | Path | None,
-    client: Any,
-    requested: WorkerOptions,
-    listener: Listener,
-) -> Cluster:
-    """Return the cluster that one of the options names; the stack closes what this starts."""
-    import distributed
-
-    from isovoxel.execution.distributed.worker_info import survey
-
-    if client is not None:
-        if not isinstance(client, distributed.Client) or client.asynchronous:
-            raise OptionError("client must be a distributed.Client that is synchronous, as Client(address) makes it")
-        if client.status != "running":
-            raise ClusterError(f"the client is {client.status}; give one that is connected")
-    elif scheduler is not None:
-        client = stack.enter_context(_client(_address(scheduler)))
-    else:
-        from isovoxel.execution.distributed.local_workers import start
-
-        started = stack.enter_context(start(str(workers), requested.threads))
-        client, requested = stack.enter_context(_client(started)), replace(requested, flushing=FLUSHING)
-    _await_worker(client, listener)
-    return Cluster(client, survey(client, requested), requested)
 
 
 def _address(scheduler: str | Path) -> str:

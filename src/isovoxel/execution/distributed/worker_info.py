@@ -35,6 +35,7 @@ from isovoxel.errors import ClusterError, DeviceError, OptionError, clause
 from isovoxel.execution.distributed.rpc import ask_workers
 from isovoxel.execution.executor import Task
 from isovoxel.execution.resources import cores, host_limits
+from isovoxel.geometry.grid import triple
 from isovoxel.object_store.objects import Place, absolute, write_small
 from isovoxel.output.ledger import ledger_of
 from isovoxel.planning.model import DeviceLimits, HostLimits
@@ -123,17 +124,13 @@ class WorkerPool:
                 f"some workers compute on GPUs and some on CPUs ({cpus}), and engine cle gives other bits on each; "
                 "use --engine exact, or workers of one kind"
             )
-        z, y, x = (min(d.image_shape[axis] for d in devices) for axis in range(3))
+        names = ("memory", "allowed", "largest_allocation", "buffer_voxels", "encoders")
         return DeviceLimits(
             name=" and ".join(sorted({d.name for d in devices})),
             kind="cpu" if "cpu" in kinds else "gpu",
-            memory=min(d.memory for d in devices),
-            allowed=min(d.allowed for d in devices),
-            largest_allocation=min(d.largest_allocation for d in devices),
-            image_shape=(z, y, x),
+            image_shape=triple(min(d.image_shape[axis] for d in devices) for axis in range(3)),
             shares_host_memory=any(d.shares_host_memory for d in devices),
-            buffer_voxels=min(d.buffer_voxels for d in devices),
-            encoders=min(d.encoders for d in devices),
+            **{name: min(getattr(d, name) for d in devices) for name in names},
         )
 
     @property
