@@ -18,6 +18,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -292,15 +293,9 @@ def _find(plan: Plan, request: OutputRequest, folder: Place) -> tuple[Plan, Ledg
     """Return how to begin, or to go on with what ledger; raise where neither may be."""
     path = request.path
     made = None if request.overwrite else made_by(path)
+    check = partial(check_destination, path, ome_zarr=plan.storage.ome_zarr, labels=request.labels)
     if made is None or made.get("complete"):
-        check_destination(
-            path,
-            overwrite=request.overwrite,
-            nbytes=plan.disk_bytes,
-            waiting=waiting_bytes(plan),
-            ome_zarr=plan.storage.ome_zarr,
-            labels=request.labels,
-        )
+        check(overwrite=request.overwrite, nbytes=plan.disk_bytes, waiting=waiting_bytes(plan))
         return plan, None
     if changed := differences(made, request.made, request.cut, said=request.said):
         raise made_otherwise(path, made, changed)
@@ -317,15 +312,8 @@ def _find(plan: Plan, request: OutputRequest, folder: Place) -> tuple[Plan, Ledg
             "to begin anew, or another output"
         )
     left = 1 - started(ledger.plan, ledger.noted()).voxels_done / ledger.plan.all_voxels
-    check_destination(
-        path,
-        overwrite=False,
-        nbytes=int(left * plan.disk_bytes),
-        waiting=waiting_bytes(ledger.plan),
-        goes_on=True,
-        ome_zarr=plan.storage.ome_zarr,
-        labels=request.labels,
-    )
+    waiting = waiting_bytes(ledger.plan)
+    check(overwrite=False, nbytes=int(left * plan.disk_bytes), waiting=waiting, goes_on=True)
     return continued(ledger.plan, plan), ledger
 
 

@@ -15,7 +15,7 @@ from isovoxel.errors import InputError
 from isovoxel.geometry.grid import MAX_SAMPLES, Float3, Index3, VoxelGrid, number_text, triple
 from isovoxel.output.provenance import RECEIPTS
 from isovoxel.planning.chunking import CODECS, EMPTY, Storage
-from isovoxel.planning.model import check_options
+from isovoxel.planning.model import CHOICES, check_options
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.base import Volume
 from isovoxel.readers.files import CHUNKS
@@ -191,10 +191,7 @@ def made_with(made: Mapping[str, Any], name: str) -> dict[str, Any]:
     recipe = Recipe.from_provenance(made, name)
     source: Mapping[str, Any] = made["input"]
     found: dict[str, Any] = {
-        "interpolation": recipe.interpolation,
-        "antialias": recipe.antialias,
-        "boundary": recipe.boundary,
-        "engine": recipe.engine,
+        **{name: getattr(recipe, name) for name in ("interpolation", "antialias", "boundary", "engine")},
         "labels": made.get("labels") is True,
         "codec": _codec_name(made),
         "ome_zarr": _at(made, "storage.ome_zarr"),
@@ -356,13 +353,7 @@ class Recipe:
 
     def check(self) -> None:
         """Raise a `ValueError` or a `TypeError` where a value makes no sense."""
-        check_options(
-            engine=self.engine,
-            interpolation=self.interpolation,
-            antialias=self.antialias,
-            boundary=self.boundary,
-            factor=self.factor,
-        )
+        check_options(**{name: getattr(self, name) for name in CHOICES})
         if not all(0 < f < math.inf for f in self.factor):
             raise ValueError(f"its factor is {self.factor}")
         if not all(abs(shift) < MAX_SAMPLES for shift in self.shift):

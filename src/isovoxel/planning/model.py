@@ -154,6 +154,10 @@ class Block:
         return (n[0] + a[0] + b[0], n[1] + a[1] + b[1], n[2] + a[2] + b[2])
 
 
+CHOICES = ("engine", "interpolation", "antialias", "boundary", "factor")
+"""What `check_options` checks of a plan, or of what is known of one, beside how halos are exchanged."""
+
+
 def check_options(
     *,
     interpolation: str,

@@ -17,7 +17,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from isovoxel.errors import DoesNotFitError
 from isovoxel.geometry.grid import MAX_SAMPLES, ceil_div
 from isovoxel.planning.memory import human_bytes
-from isovoxel.planning.model import HALO_MODES, check_options
+from isovoxel.planning.model import CHOICES, HALO_MODES, check_options
 from isovoxel.planning.plan import Plan
 
 LARGEST = 2**63
@@ -87,14 +87,7 @@ def _tuples(value: Any) -> Any:
 
 def _check(plan: Plan, number: int, full: Plan) -> None:
     """Raise a `ValueError` where a level's numbers make no sense."""
-    check_options(
-        engine=plan.engine,
-        interpolation=plan.interpolation,
-        antialias=plan.antialias,
-        boundary=plan.boundary,
-        halo=plan.halo_mode,
-        factor=plan.factor,
-    )
+    check_options(halo=plan.halo_mode, **{name: getattr(plan, name) for name in CHOICES})
     lengths = zip(plan.block_shape, plan.storage.shard, plan.output.shape, strict=True)
     sound = (
         (plan.level, plan.along) in ((number, False), (1, number == 1))
