@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from command_line import Isovoxel, check_refused, listing
 from isovoxel import cli
-from isovoxel.job_file import NO_VARIABLE, NOT_KEPT, _toml, read_job, write_job
+from isovoxel.parameters import NO_VARIABLE, NOT_KEPT, _read_job, _toml, _write_job
 
 VOXELS = np.random.default_rng(0).integers(0, 60_000, (6, 10, 12)).astype(np.uint16)
 
@@ -244,9 +244,9 @@ def test_what_is_written_is_read_again(options: dict[str, object]) -> None:
 
 def test_a_file_gives_back_what_was_saved(tmp_path: Path) -> None:
     """Sequences come as the command line has them."""
-    write_job(tmp_path / "job.toml", {"shard": (1, 2, 3), "antialias": True, "memory": "8GiB"})
+    _write_job(tmp_path / "job.toml", {"shard": (1, 2, 3), "antialias": True, "memory": "8GiB"})
     known = {"shard": False, "antialias": True, "memory": False}
-    assert read_job(tmp_path / "job.toml", known) == {"shard": "1,2,3", "antialias": True, "memory": "8GiB"}
+    assert _read_job(tmp_path / "job.toml", known) == {"shard": "1,2,3", "antialias": True, "memory": "8GiB"}
 
 
 def test_the_shell_completes_options() -> None:

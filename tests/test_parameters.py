@@ -13,8 +13,8 @@ import pytest
 from command_line import Isovoxel, check_refused
 from isovoxel import api, cli
 from isovoxel.errors import OptionError
-from isovoxel.job_file import _toml
 from isovoxel.options import CONVERTING, HOW_FAR, SURFACES, Opening, Options, ScalingOptions
+from isovoxel.parameters import _toml
 
 FIELDS = {field.name: field for field in dataclasses.fields(Options)}
 TYPES = get_type_hints(Options)

@@ -1,16 +1,25 @@
 """Arguments and options of the commands: those of jobs are made of the fields of `Options`, the others are here.
 
-Options come from the environment and from a job file, too, see `isovoxel.job_file`. The command line wins over the
-environment, and that over the file.
+Options come from the environment and from a job file, too. The command line wins over the environment, and that over
+the file. What the command line alone has is `NOT_KEPT`. A job file is TOML. It has the options' names as keys, with
+``_`` for ``-``, and the arguments as ``input`` and ``output``::
+
+    input = "stack.tif"
+    output = "isotropic.zarr"
+    zoom = 2.0
+    crop = ":,100:300,100:300"
+    input_voxel_size = [1.0, 0.202, 0.202]
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
+import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from inspect import Parameter
 from itertools import pairwise
 from pathlib import Path
@@ -19,10 +28,122 @@ from typing import Annotated, Any, get_args, get_type_hints
 import typer
 from typer.core import TyperCommand
 
-from isovoxel.geometry.grid import Index3
-from isovoxel.job_file import NOT_KEPT, check_variables, read_job, variable, write_job
+from isovoxel.errors import OptionError, OutputError, OutputExistsError, did_you_mean
+from isovoxel.geometry.grid import Index3, triple
+from isovoxel.object_store.files import read_small
 from isovoxel.options import HOW_FAR, SURFACES, Options
 from isovoxel.terminal import DEBUG
+
+PREFIX = "ISOVOXEL_"
+"""How the names of variables begin that hold options."""
+
+NOT_KEPT = frozenset(
+    {"picture", "config", "save", "help", "version", "debug", "install_completion", "show_completion"}
+    | {name for name, surface in SURFACES.items() if not surface.kept}
+)
+"""Options that neither a file nor the environment has."""
+
+NO_VARIABLE = frozenset(name for name, surface in SURFACES.items() if not surface.variable)
+"""Options that the environment does not have."""
+
+NO_OPTION = frozenset({DEBUG, f"{PREFIX}CLE", f"{PREFIX}RATES"})
+"""Variables that are no options: tracebacks, which clEsperanto scales (`isovoxel.engines.clesperanto.CHOICE`), and the
+file of how long jobs took (`isovoxel.execution.result.RATES`)."""
+
+
+def variable(option: str) -> str | None:
+    """Return the environment variable of an option, or None where it has none.
+
+    Examples
+    --------
+    >>> variable("input_voxel_size")
+    'ISOVOXEL_INPUT_VOXEL_SIZE'
+    """
+    return None if option in NOT_KEPT | NO_VARIABLE else f"{PREFIX}{option.upper()}"
+
+
+def _check_variables(environment: Iterable[str], options: Iterable[str]) -> None:
+    """Refuse names of variables that begin with `PREFIX` and are none of an option, or of one that has no variable."""
+    known = {*filter(None, map(variable, options)), *(f"{PREFIX}{name.upper()}" for name in NO_VARIABLE), *NO_OPTION}
+    for name in environment:
+        if name.startswith(PREFIX) and name not in known:
+            if name.removeprefix(PREFIX).lower() in NOT_KEPT:
+                raise OptionError(f"the environment has {name}, which is for the command line only; unset it")
+            hint = did_you_mean(name, known, PREFIX) or ";"
+            raise OptionError(f"the environment has {name}, which is no option{hint} rename or unset it")
+
+
+def _read_job(path: str | Path, known: Mapping[str, bool]) -> dict[str, Any]:
+    """Return the options that a file has, as the command line would give them; `known` says which are on or off."""
+    import tomllib
+
+    try:
+        found = tomllib.loads(read_small(path))
+    except OSError as error:
+        raise OptionError(f"the job file {path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:  # no UTF-8, no TOML, or a path that no file can have
+        raise OptionError(f"the job file {path} is no TOML: {str(error).splitlines()[0]}") from error
+    options, keys = {}, ", ".join(known)
+    for key, value in found.items():
+        name = key.replace("-", "_")
+        if name in NOT_KEPT:
+            raise OptionError(f"the job file {path} has {key!r}, which is for the command line only; take it out")
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise OptionError(f"the job file {path} has the unknown key {key!r}{hint or f'; the keys are {keys}'}")
+        if name in options:
+            raise OptionError(f"the job file {path} has {key!r} twice, with - and with _; take one of them out")
+        options[name] = _as_typed(value, f"{key!r} in the job file {path}", flag=known[name])
+    return options
+
+
+def _as_typed(value: object, what: str, *, flag: bool) -> Any:
+    """Return a value as the command line has it: three numbers are text there."""
+    if flag or isinstance(value, bool):
+        if flag and isinstance(value, bool):
+            return value
+        raise OptionError(f"{what} must {'be true or false' if flag else 'not be true or false'}")
+    if isinstance(value, list) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value):
+        return ",".join(map(str, value))
+    if isinstance(value, int | float | str):
+        return value
+    raise OptionError(f"{what} must be a number, a text, or a list of numbers")
+
+
+def _write_job(path: str | Path, options: Mapping[str, Any]) -> None:
+    """Write options, by their names, into a new file, from which `_read_job` returns them."""
+    try:
+        text = "".join(f"{name} = {_toml(value)}\n" for name, value in options.items()).encode()
+    except UnicodeEncodeError:
+        raise OutputError(f"the job cannot be saved as {path}: a path in it is no text; give it as a link") from None
+    target, made = Path(path), False
+    try:
+        with target.open("xb") as file:
+            made = True
+            file.write(text)
+    except FileExistsError:
+        raise OutputExistsError(f"{path} exists; give another name to save the job as") from None
+    except OSError as error:
+        if made:  # a part of it
+            with contextlib.suppress(OSError):
+                target.unlink()
+        raise OutputError(f"the job cannot be saved as {path}: {error.strerror}") from error
+
+
+def _toml(value: Any) -> str:
+    """Return a value as TOML writes it."""
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case int() | float():
+            return repr(value)  # inf and nan are TOML's words too
+        case str():
+            # JSON's texts are TOML's, but for the one control character that only TOML wants escaped.
+            return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        case Iterable():
+            return f"[{', '.join(_toml(v) for v in value)}]"
+    return _toml(str(value))
+
 
 # ---- from a job file and the environment, and to a job file ----------------------------------------------------
 
@@ -49,7 +170,7 @@ def _load(context: typer.Context, path: str | None) -> str | None:
         group: Any = context.parent.command if context.parent else None
         running = _keys(group.commands["scale"]) if group is not None and context.command.name == "plan" else {}
         known = {key: bool(getattr(p, "is_flag", False)) for key, p in (running | keys).items()}
-        found = read_job(path, known)
+        found = _read_job(path, known)
         context.default_map = {keys[key].name: value for key, value in found.items() if key in keys}
         for name in context.default_map.keys() & HOW_FAR:
             context.default_map[name] = functools.partial(_unless_said, context, context.default_map[name])
@@ -78,7 +199,7 @@ def save_job(context: typer.Context, path: str) -> None:
         for key, parameter in _keys(context.command).items()
         if (source := context.get_parameter_source(parameter.name)) is not None and source.name != "DEFAULT"
     }
-    write_job(path, {key: value for key, value in given.items() if value is not None and key != "json"})
+    _write_job(path, {key: value for key, value in given.items() if value is not None and key != "json"})
 
 
 def take_variables(group: Any) -> None:
@@ -132,7 +253,7 @@ def invoke(group: Any, words: list[str]) -> int:
         return group(standalone_mode=False) or 0
     if not {"-h", "--help"}.intersection(words):
         parameters = (each for one in group.commands.values() for each in one.params)
-        check_variables(os.environ, {_key(each) for each in parameters if each.param_type_name == "option"})
+        _check_variables(os.environ, {_key(each) for each in parameters if each.param_type_name == "option"})
     try:
         # Not by calling the group, which makes an exit of each KeyboardInterrupt.
         no_help = {"help": False}  # None, where it is not said, would be converted
@@ -198,10 +319,9 @@ def _as_option(name: str, hint: Any) -> Any:
 def _three(kind: Callable[[str], Any], example: str) -> Callable[[str], tuple[Any, Any, Any]]:
     def parse(text: str) -> tuple[Any, Any, Any]:
         try:
-            z, y, x = (kind(part) for part in text.split(","))
+            return triple(kind(part) for part in text.split(","))
         except ValueError:
             raise typer.BadParameter(f"{text!r} is not three numbers z,y,x such as {example}") from None
-        return (z, y, x)
 
     return parse
 

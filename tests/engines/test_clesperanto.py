@@ -21,7 +21,7 @@ from isovoxel.engines.opencl import DriverError
 from isovoxel.engines.reference import reference
 from isovoxel.engines.registry import _opened
 from isovoxel.errors import DeviceError, OptionError
-from isovoxel.job_file import NO_OPTION
+from isovoxel.parameters import NO_OPTION
 from strategies import as_dtype, cut
 
 GENERATIONS = [
