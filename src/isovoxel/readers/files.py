@@ -54,10 +54,11 @@ DAMAGE = (EOFError, zlib.error, lzma.LZMAError, BadGzipFile, struct.error, json.
 _NUMBER = re.compile(r"\berrno = (\d+)")
 
 
-def file_identity(path: Path) -> dict[str, Any]:
-    """Return path, size and modification time of a file, as JSON values."""
-    status = path.stat()
-    return {"path": str(path.resolve()), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+def file_identity(path: Path, inner: str | None = None) -> dict[str, Any]:
+    """Return path, size and modification time of a file, as JSON values; what is meant in it is a part of the path."""
+    status, where = path.stat(), str(path.resolve())
+    where = where if inner is None else f"{where}:{inner}"
+    return {"path": where, "size": status.st_size, "mtime_ns": status.st_mtime_ns}
 
 
 def pair_identity(header: Path, voxels: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -38,7 +38,7 @@ from isovoxel.readers.base import ReadBox, SeriesReader, Volume, check_voxels
 from isovoxel.readers.files import FileList, check_complete, file_identity, named_failures
 from isovoxel.readers.raw import RawReader
 from isovoxel.readers.registry import Location
-from isovoxel.readers.selection import GIVEN, Picked, Selection, pick, plain_zyx, zyx_positions
+from isovoxel.readers.selection import GIVEN, Picked, Selection, listed, pick, plain_zyx, zyx_positions
 
 if TYPE_CHECKING:
     import h5py
@@ -52,11 +52,11 @@ MAGIC = b"\x89HDF\r\n\x1a\n"
 USER_BLOCKS = (0, 512, 1024, 2048, 4096, 8192)
 """Where the magic is looked for."""
 
-MOST_NAMED = 8
-"""How many datasets a message lists."""
-
 MOST_VISITED = 10_000
 """So many objects of a file are looked through for the one that can be scaled; a file of more must be told which."""
+
+BY_HDF5 = "HDF5 itself decodes this dataset, and lets one thread do so at a time; others wait"
+"""What is said of a dataset whose filters are not undone here."""
 
 _TAGS = "axistags"
 
@@ -175,26 +175,30 @@ def volume_of_dataset(
         If voxels are missing, lie in other files, or cannot be decoded.
     """
     reader = _reader_of(dataset, path, name, zyx, shape)
+    by_chunks = None if isinstance(reader, RawReader) else reader
+    z, y, x = (1, 1, 1) if by_chunks is None else (min(c, n) for c, n in zip(by_chunks.chunk, shape, strict=True))
+    by_hdf5 = by_chunks is not None and by_chunks.filters is None
     calibration, origin = measured
+    now = partial(file_identity, path, dataset.name)
     return Volume(
         name,
         kind,
         shape,
         reader.dtype.newbyteorder("="),
         reader,
-        chunks=_chunks_of(reader, shape),
+        chunks=(z, y, x),
         read_overhead=reader.overhead,
         voxel_size=calibration.voxel_size,
         origin=origin,
         unit=calibration.unit,
         sources={**told, **calibration.sources()},
-        identity=_identity_of(path, dataset.name),
-        current_identity=partial(_identity_of, path, dataset.name),
+        identity=now(),
+        current_identity=now,
         files=FileList((str(path.resolve()),)),
         missing=calibration.missing,
         counted=calibration.counted,
-        notes=_notes_of(reader),
-        cached=_cached_of(reader),
+        notes=(BY_HDF5,) if by_hdf5 else (),
+        cached=None if by_chunks is None or by_hdf5 else by_chunks.cached,
     )
 
 
@@ -251,32 +255,6 @@ def _reader_of(dataset: h5py.Dataset, path: Path, name: str, zyx: Index3, shape:
     )
 
 
-def _chunks_of(reader: RawReader | Hdf5Reader, shape: Index3) -> Index3:
-    """Return what is decoded in one go: single voxels, or chunks, which may reach beyond the image."""
-    if isinstance(reader, RawReader):
-        return (1, 1, 1)
-    z, y, x = (min(c, n) for c, n in zip(reader.chunk, shape, strict=True))
-    return (z, y, x)
-
-
-def _cached_of(reader: RawReader | Hdf5Reader) -> Callable[[int], ReadBox] | None:
-    """Return what makes a reader that keeps decoded chunks, where they are decoded here."""
-    return None if isinstance(reader, RawReader) or reader.filters is None else reader.cached
-
-
-def _notes_of(reader: RawReader | Hdf5Reader) -> tuple[str, ...]:
-    """Return what reading costs that a user may not expect."""
-    if isinstance(reader, RawReader) or reader.filters is not None:
-        return ()
-    return ("HDF5 itself decodes this dataset, and lets one thread do so at a time; others wait",)
-
-
-def _identity_of(path: Path, inner: str) -> dict[str, Any]:
-    """Return what tells a dataset from another or a later one, as JSON values."""
-    identity = file_identity(path)
-    return identity | {"path": f"{identity['path']}:{inner}"}
-
-
 def _check_filters(codes: tuple[int, ...], name: str) -> None:
     """Check that what is encoded can be decoded before a job relies on it."""
     import h5py
@@ -319,12 +297,10 @@ def _find(file: h5py.File, inner: str, name: str) -> h5py.Dataset:
         return file[images[0]]
     if not datasets:
         raise InputError(f"{name} is an HDF5 file without a dataset")
-    listed = [f"{path} ({' x '.join(map(str, datasets[path]))})" for path in (images or datasets)][:MOST_NAMED]
-    more = len(images or datasets) - len(listed)
+    named = listed(f"{path} ({' x '.join(map(str, datasets[path]))})" for path in (images or datasets))
     what = f"{len(images)} datasets that could be meant" if images else "no 3-D dataset"
     raise InputError(
-        f"{name} has {what}: {', '.join(listed)}{f' and {more} more' if more else ''}"
-        + (f"; name one, as in {Path(file.filename).name}:{images[0]}" if images else "")
+        f"{name} has {what}: {named}" + (f"; name one, as in {Path(file.filename).name}:{images[0]}" if images else "")
     )
 
 

@@ -39,7 +39,7 @@ from isovoxel.readers.files import (
     unreadable,
 )
 from isovoxel.readers.registry import Location
-from isovoxel.readers.selection import Selection, along_axes, pick, zyx_positions
+from isovoxel.readers.selection import Selection, along_axes, listed, pick, zyx_positions
 from isovoxel.readers.tiled import Stored, TiledReader, chunk_of
 
 if TYPE_CHECKING:
@@ -51,9 +51,6 @@ DEEPEST = 5
 
 MOST_LOOKED_AT = 1000
 """In so many folders; and so many names of a scale's chunks are looked at."""
-
-MOST_NAMED = 8
-"""How many datasets a message lists."""
 
 BLOCK_COPIES = 4
 """How many times a block is held beside the returned array: encoded, decoded, in native byte order, and cut."""
@@ -258,9 +255,7 @@ def _only_dataset(path: Path, name: str) -> Path:
         return found[0]
     if not found:
         raise InputError(f"{name} is an N5 group without a dataset")
-    listed = ", ".join(str(dataset) for dataset in found[:MOST_NAMED])
-    more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
-    raise InputError(f"{name} is an N5 group of several datasets; name one of them: {listed}{more}")
+    raise InputError(f"{name} is an N5 group of several datasets; name one of them: {listed(found)}")
 
 
 def _datasets(path: Path, depth: int, name: str, looked: list[int]) -> Iterator[Path]:

@@ -26,7 +26,7 @@ from isovoxel.object_store.objects import ObjectPlace, Place
 from isovoxel.readers.base import Files, Volume
 from isovoxel.readers.files import metadata_identity, unreadable
 from isovoxel.readers.registry import Location
-from isovoxel.readers.selection import ZYX, Collection, ImageEntry, Picked, Selection, find_image
+from isovoxel.readers.selection import ZYX, Collection, ImageEntry, Picked, Selection, find_image, listed
 from isovoxel.readers.zarr_array import axis_names, open_path, zarr_voxels
 
 
@@ -273,10 +273,8 @@ def refuse_group(path: Place, attributes: Mapping[str, Any], name: str) -> None:
     members = sorted(_arrays(path, DEEPEST))
     if not members:
         raise InputError(f"{name} is a zarr group without OME-Zarr metadata and without arrays")
-    more = f" and {len(members) - MOST_NAMED} more" if len(members) > MOST_NAMED else ""
-    raise InputError(
-        f"{name} is a zarr group without OME-Zarr metadata; name one of its arrays: {_listed(path, members)}{more}"
-    )
+    arrays = listed(path / member for member in members)
+    raise InputError(f"{name} is a zarr group without OME-Zarr metadata; name one of its arrays: {arrays}")
 
 
 def _refuse(path: Place, what: str, images: Iterable[str]) -> NoReturn:
@@ -285,11 +283,8 @@ def _refuse(path: Place, what: str, images: Iterable[str]) -> NoReturn:
     if not found:
         raise InputError(f"{what}, in which no image is found; give the path of one image in it")
     more = ", and so on" if len(found) > MOST_NAMED else ""
-    raise InputError(f"{what}; give the path of one image in it: {_listed(path, found)}{more}")
-
-
-def _listed(path: Place, members: Sequence[str]) -> str:
-    return ", ".join(str(path / member) for member in members[:MOST_NAMED])
+    some = ", ".join(str(path / image) for image in found[:MOST_NAMED])
+    raise InputError(f"{what}; give the path of one image in it: {some}{more}")
 
 
 def _images_of_well(path: Place, well: str) -> list[str]:

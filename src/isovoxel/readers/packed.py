@@ -218,7 +218,7 @@ def _opened_zip(at: Location) -> tuple[Any, int]:
 
 def _of_zip(volume: Volume, path: Path, inner: str | None, count: int) -> Volume:
     """Return a volume of a zip with what tells the zip from others."""
-    current = partial(_zip_identity, path, inner)
+    current = partial(file_identity, path, inner)
     return replace(
         volume,
         kind=f"{volume.kind} (zip)",
@@ -233,11 +233,6 @@ def _of_zip(volume: Volume, path: Path, inner: str | None, count: int) -> Volume
 
 def _level_of_zip(level: Callable[[], Volume], path: Path, inner: str | None, count: int) -> Volume:
     return _of_zip(level(), path, inner, count)
-
-
-def _zip_identity(path: Path, inner: str | None) -> dict[str, Any]:
-    identity = file_identity(path)
-    return identity if inner is None else identity | {"path": f"{identity['path']}:{inner}"}
 
 
 def zip_place(path: Path, inner: str = "") -> ZipPlace:

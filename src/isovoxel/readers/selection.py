@@ -461,7 +461,7 @@ ALL = "all"
 """Means each image of an input."""
 
 MOST_LISTED = 8
-"""How many images a message lists."""
+"""How many items a message lists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -548,8 +548,8 @@ def _matches(image: ImageEntry, pattern: str) -> bool:
     return any(fnmatchcase(text, pattern) for text in (image.path, image.label) if text)
 
 
-def listed(images: Iterable[ImageEntry]) -> str:
-    """Return the first images, for messages."""
-    found = list(map(str, images))
+def listed(items: Iterable[object]) -> str:
+    """Return the first of some items, and how many more there are, for messages."""
+    found = list(map(str, items))
     more = f" and {len(found) - MOST_LISTED} more" if len(found) > MOST_LISTED else ""
     return (", ".join(found[:MOST_LISTED]) or "none") + more
