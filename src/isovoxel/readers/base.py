@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,23 +65,8 @@ def is_known_empty(read: ReadBox, box: Box) -> bool:
     return knows is not None and knows(box)
 
 
-def cached_through(
-    cached: Callable[[int], ReadBox] | None, reader: Callable[[ReadBox], ReadBox]
-) -> Callable[[int], ReadBox] | None:
-    """Return `Volume.cached` of a volume that is read through a reader around another one's, if that one has it."""
-    return None if cached is None else partial(_cached_through, cached, reader)
-
-
-def _cached_through(cached: Callable[[int], ReadBox], reader: Callable[[ReadBox], ReadBox], capacity: int) -> ReadBox:
-    return reader(cached(capacity))
-
-
-class ReaderByGpu(Protocol):
-    """Makes a reader of which a GPU decodes the chunks."""
-
-    def __call__(self, decoder: GpuDecoder, tell: Callable[[str], None], /) -> ReadBox:
-        """Return the reader; `tell` is called with why the processor decodes in the GPU's place."""
-        ...
+ReaderByGpu: TypeAlias = "Callable[[GpuDecoder, Callable[[str], None]], ReadBox]"
+"""Makes a reader of which a GPU decodes the chunks, and that tells why the processor decodes in the GPU's place."""
 
 
 @dataclass(frozen=True)
@@ -93,18 +78,9 @@ class ByGpu:
     reader: ReaderByGpu
     """Makes a reader that lets a decoder do it."""
 
-    def through(self, around: Callable[[ReadBox], ReadBox]) -> ByGpu:
-        """Return how it can where the volume is read through a reader around another one."""
-        return replace(self, reader=partial(_by_gpu_through, self.reader, around))
 
-
-def _by_gpu_through(
-    reader: ReaderByGpu,
-    around: Callable[[ReadBox], ReadBox],
-    decoder: GpuDecoder,
-    tell: Callable[[str], None],
-) -> ReadBox:
-    return around(reader(decoder, tell))
+def _around(around: Callable[[ReadBox], ReadBox], make: Callable[..., ReadBox], *given: Any) -> ReadBox:
+    return around(make(*given))
 
 
 Files = Callable[[Box], Iterable[str | ObjectPlace]]
@@ -192,6 +168,16 @@ class Volume(InNotebooks):
         if self.checksum is None:
             return self
         return replace(self, identity={**self.identity, "tag": self.checksum()}, checksum=None)
+
+    def read_through(self, around: Callable[[ReadBox], ReadBox], **changes: Any) -> Volume:
+        """Return the volume with other changes, read through a reader around its own."""
+        return replace(
+            self,
+            read=around(self.read),
+            cached=self.cached and partial(_around, around, self.cached),
+            by_gpu=self.by_gpu and replace(self.by_gpu, reader=partial(_around, around, self.by_gpu.reader)),
+            **changes,
+        )
 
     @property
     def beside(self) -> tuple[Index3, Index3]:
@@ -350,12 +336,9 @@ def cropped(volume: Volume, crop: Crop) -> Volume:
     text = ",".join(f"{a}:{b}" for a, b in zip(of_all.start, of_all.stop, strict=True))
     whole = volume.whole or volume.shape
     reader = partial(CroppedReader, part=part)
-    return replace(
-        volume,
+    return volume.read_through(
+        reader,
         shape=part.shape,
-        read=reader(volume.read),
-        cached=cached_through(volume.cached, reader),
-        by_gpu=volume.by_gpu and volume.by_gpu.through(reader),
         files=None if volume.files is None else partial(_files, volume.files, part),
         array=None if volume.array is None else volume.array[part.slices],
         origin=origin,
@@ -513,13 +496,10 @@ def converted(volume: Volume) -> Volume:
     tile = part_shape(volume.chunks, volume.shape, volume.dtype.itemsize)
     z, y, x = (start % n for start, n in zip(volume.start, tile, strict=True))
     reader = partial(ConvertedReader, volume.name, stored=volume.dtype, tile=tile, first=(z, y, x))
-    return replace(
-        volume,
+    return volume.read_through(
+        reader,
         dtype=dtype,
-        read=reader(volume.read),
         read_overhead=volume.read_overhead + math.prod(tile) * volume.dtype.itemsize,
-        cached=cached_through(volume.cached, reader),
-        by_gpu=volume.by_gpu and volume.by_gpu.through(reader),
         coarser=tuple(partial(_level, level) for level in volume.coarser),
         notes=(*volume.notes, note_of(volume.dtype)),
     )
@@ -631,14 +611,11 @@ def transposed(volume: Volume, order: Index3, axes: Iterable[str]) -> Volume:
     """
     part = part_shape(volume.chunks, volume.shape, volume.dtype.itemsize)
     reader = partial(TransposedReader, order=order, part=part, dtype=volume.dtype)
-    return replace(
-        volume,
+    return volume.read_through(
+        reader,
         shape=to_zyx(order, volume.shape),
-        read=reader(volume.read),
         chunks=to_zyx(order, volume.chunks),
         read_overhead=volume.read_overhead + math.prod(part) * volume.dtype.itemsize,
-        cached=cached_through(volume.cached, reader),
-        by_gpu=volume.by_gpu and volume.by_gpu.through(reader),
         notes=(*volume.notes, f"its axes {', '.join(axes)} are turned into z, y, x as it is read"),
         files=None if volume.files is None else partial(_transposed_files, volume.files, order),
     )

@@ -31,7 +31,7 @@ from isovoxel.errors import InputError, IsovoxelError
 from isovoxel.geometry.grid import Box, Index3
 from isovoxel.metadata.series import Channel, chosen_channels, time_step
 from isovoxel.metadata.units import Length, calibrate
-from isovoxel.readers.base import ReadBox, SeriesReader, Volume, cached_through, check_voxels
+from isovoxel.readers.base import ReadBox, SeriesReader, Volume, check_voxels
 from isovoxel.readers.files import (
     FileList,
     FolderFiles,
@@ -169,12 +169,9 @@ def open_foreign(one: ForeignFormat, at: Location, selection: Selection) -> Volu
     is_file = at.kind == "file"
     itself: dict[str, Any] = file_identity(path) if is_file else {"path": str(path)}
     reader = partial(CheckedReader, name=at.name, what=one.what, dtype=volume.dtype)
-    return replace(
-        volume,
+    return volume.read_through(
+        reader,
         name=at.name,
-        read=reader(volume.read),
-        cached=cached_through(volume.cached, reader),
-        by_gpu=volume.by_gpu and volume.by_gpu.through(reader),
         identity={**itself, **volume.identity, **selection.identity(*one.format.selects)},
         current_identity=volume.current_identity or (partial(file_identity, path) if is_file else None),
         files=volume.files or (FileList((str(path),)) if is_file else FolderFiles(str(path))),
