@@ -91,7 +91,7 @@ class Plan(InNotebooks):
     def axes(self) -> tuple[Axis, Axis, Axis]:
         """The map between input and output samples of each axis, z, y, x."""
         shapes = self.source.grid.shape, self.output.shape
-        return triple(Axis(n, m, f, s) for n, m, f, s in zip(*shapes, self.factor, self.shift, strict=True))
+        return triple([Axis(n, m, f, s) for n, m, f, s in zip(*shapes, self.factor, self.shift, strict=True)])
 
     @property
     def identity(self) -> bool:
@@ -109,12 +109,12 @@ class Plan(InNotebooks):
         if self.engine == "exact":
             return self.tables
         finite = self.identity or np.dtype(self.source.dtype).kind in "iu"
-        return triple(Texture(axis, self.interpolation, self.boundary, finite) for axis in self.axes)
+        return triple([Texture(axis, self.interpolation, self.boundary, finite) for axis in self.axes])
 
     @cached_property
     def tables(self) -> tuple[Table, Table, Table]:
         """The resampling tables of the axes, z, y, x."""
-        return triple(Table(axis, self.interpolation, self.antialias, self.boundary) for axis in self.axes)
+        return triple([Table(axis, self.interpolation, self.antialias, self.boundary) for axis in self.axes])
 
     @cached_property
     def passes(self) -> tuple[tuple[int, ...], ...]:
