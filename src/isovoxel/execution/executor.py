@@ -166,9 +166,7 @@ def _lack(error: OSError, missing: Callable[[], Room]) -> str:
     return f"the disk is full: {room}; make room"
 
 
-Along = Sequence[tuple[int, int]]
-"""Level and index of each block of a further level that was made with a block."""
-Record = Callable[[int, Sequence[ShardReceipt], Along], None]
+Record = Callable[[int, Sequence[ShardReceipt], BlockDone], None]
 """Notes a block that is on the disk, the receipts of its shards, and what was made along with it: the receipts of those
 blocks follow, one block after the other."""
 
@@ -285,18 +283,14 @@ class LevelProgress:
         BlockFailed
             If the block cannot be noted.
         """
-        self.note(index, receipts, event.along)
-        self.tell(event)
-
-    def note(self, index: int, receipts: Sequence[ShardReceipt], along: Along) -> None:
-        """Note a block that is on the disk; see `finish`."""
         try:
             with self._lock:
-                self._record(index, receipts, along)
+                self._record(index, receipts, event)
                 self.done[index] = 1
                 self._stored += sum(receipt.size for receipt in receipts)
         except OSError as error:
             raise BlockFailed("writing", self.plan.block(index), error) from error
+        self.tell(event)
 
     def fail(self, failure: Exception) -> NoReturn:
         """Raise what an executor raises of a failure that ended the level.

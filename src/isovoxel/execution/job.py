@@ -50,7 +50,6 @@ from isovoxel.execution.events import (
     stopped,
 )
 from isovoxel.execution.executor import (
-    Along,
     Elapsed,
     Executor,
     InterruptedAgain,
@@ -206,7 +205,7 @@ class Job:
         """Make all levels, one after the other, of each the blocks that are not done."""
         plan, listen = task.plan, partial(self._listen, ledger)
         try:
-            record = partial(self._record, ledger, plan, parts, 0)
+            record = partial(self._record, ledger, parts, 0)
             progress = LevelProgress(plan, parts[0], record, listen, task.free_bytes)
             elapsed = executor.run(progress, last=not plan.further)
         except InterruptedJobError:
@@ -231,7 +230,7 @@ class Job:
                     executor.prepare(further, retry(further.open), listen)
             except IsovoxelError as error:
                 raise JobError(f"level {level.level} cannot be begun: {error}") from error
-            record = partial(self._record, ledger, plan, parts, level.level)
+            record = partial(self._record, ledger, parts, level.level)
             progress = LevelProgress(level, part, record, listen, task.free_bytes)
             took = executor.run(progress, last=level is plan.further[-1])
             elapsed = Elapsed(elapsed.seconds + took.seconds, elapsed.idle + took.idle)
@@ -240,17 +239,16 @@ class Job:
     def _record(
         self,
         ledger: Ledger,
-        plan: Plan,
         parts: list[bytearray],
         level: int,
         index: int,
         receipts: Sequence[ShardReceipt],
-        along: Along,
+        event: BlockDone,
     ) -> None:
         """Note a block of a level, and those of further levels that were made with it."""
         left = iter(receipts)
-        for at, block in ((level, index), *along):
-            ledger.add(block, list(islice(left, plan.levels[at].shards_of(block))), level=at)
+        for at, block in ((level, index), *event.along):
+            ledger.add(block, list(islice(left, ledger.plan.levels[at].shards_of(block))), level=at)
             parts[at][block] = 1
 
     def _check_input(self, ledger: Ledger, is_changed: bool) -> None:

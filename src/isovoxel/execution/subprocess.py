@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from isovoxel.errors import DeviceLostError, InputError, JobError, clause
-from isovoxel.execution.events import Listener, Restarted
+from isovoxel.execution.events import BlockDone, Event, Listener, Restarted
 from isovoxel.execution.executor import Elapsed, LevelProgress, Task, is_of_input
 from isovoxel.readers.base import Volume
 from isovoxel.terminal import carry_trace
@@ -134,7 +134,7 @@ def _listen(told: IO[bytes], progress: LevelProgress) -> Elapsed:
             raise _Died from None
         match kind:
             case "done":
-                progress.note(*what)
+                progress.finish(*what)
             case "event":
                 progress.tell(what)
             case "lost":
@@ -182,9 +182,12 @@ def _make(task: Task, device: str, done: bytearray, tell: Callable[[str, Any], N
     volume = task.open()
     engine = open_engine(task.plan.engine, device)
     engine.prepare(task.plan)
-    progress = LevelProgress(
-        task.plan, done, lambda *noted: tell("done", noted), lambda event: tell("event", event), task.free_bytes
-    )
+
+    def told(event: Event) -> None:
+        if not isinstance(event, BlockDone):  # which came with what was noted
+            tell("event", event)
+
+    progress = LevelProgress(task.plan, done, lambda *noted: tell("done", noted), told, task.free_bytes)
     return ThreadRun(progress, BlockMaker.of_task(task, volume, engine, progress.tell), volume.array).run()
 
 
