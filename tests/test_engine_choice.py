@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,6 @@ def test_clesperanto_is_imported_only_where_it_may_scale() -> None:
         assert choose_engine(sampling, given, kind, never).engine == "exact"
 
 
-@dataclass(frozen=True)
 class Gpu(ThisProcess):
     """The process with a device that is called a GPU."""
 

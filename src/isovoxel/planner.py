@@ -10,8 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from isovoxel.errors import DeviceError, DoesNotFitError, InputError, OptionError
@@ -94,26 +93,24 @@ class Resources(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass
 class ThisProcess:
     """The process itself, on the device and within the budgets that the options say."""
 
     options: Options
-
-    @cached_property
-    def _limits(self) -> Limits:
-        from isovoxel.engines.devices import find_device
-        from isovoxel.execution.resources import host_limits
-
-        device = find_device(self.options.or_new("device"))
-        return (
-            device.limits(self.options.device_memory_bytes),
-            host_limits(self.options.memory_bytes, self.options.threads, device_kind=device.kind),
-        )
+    _limits: Limits | None = field(default=None, init=False)
 
     def limits(self, engine: str) -> Limits:
-        """Return the limits of the device and of its host."""
+        """Return the limits of the device and of its host, which are asked once."""
         del engine
+        if self._limits is None:
+            from isovoxel.engines.devices import find_device
+            from isovoxel.execution.resources import host_limits
+
+            options = self.options
+            device = find_device(options.or_new("device"))
+            host = host_limits(options.memory_bytes, options.threads, device_kind=device.kind)
+            self._limits = device.limits(options.device_memory_bytes), host
         return self._limits
 
     def clesperanto(self) -> tuple[str, str]:
