@@ -440,7 +440,7 @@ def test_without_any_folder_nothing_is_tried(monkeypatch: pytest.MonkeyPatch, tm
         raise FileNotFoundError(2, "No usable temporary directory found")
 
     monkeypatch.setattr(tempfile, "gettempdir", none)
-    monkeypatch.setattr(diagnosis, "_working_folder", str)
+    monkeypatch.setattr(diagnosis.os, "getcwd", none)
     found = examine(monkeypatch, tmp_path, {})
     assert "no folder for temporary files can be written" in [fault.what for fault in found.faults]
     assert "does not scale: no folder can be written in which it could be tried" in dict(found.rows)["engine exact"]

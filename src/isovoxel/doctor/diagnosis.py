@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,7 @@ def diagnose(machine: Machine | None = None, question: Ask | None = None) -> Dia
     """
     machine, question = machine or Machine(), question or Asker()
     needed = look_at_packages(machine)
-    places = {TEMPORARY: _temporary_folder(), WORKING: _working_folder()}
+    places = {TEMPORARY: _folder(tempfile.gettempdir), WORKING: _folder(os.getcwd)}
     with ThreadPoolExecutor(8) as pool:
         devices = pool.submit(question, "opencl_devices")
         broken = pool.submit(broken_packages, needed.core, question, machine)
@@ -183,18 +183,10 @@ def _of_commands(answer: Answer) -> list[Fault]:
 # ---- folders and memory ------------------------------------------------------------------------------------------
 
 
-def _temporary_folder() -> str:
-    """Return the folder for temporary files, or nothing where none can be written."""
+def _folder(find: Callable[[], str]) -> str:
+    """Return a folder, or nothing where none can be written, or it was deleted."""
     try:
-        return tempfile.gettempdir()
-    except OSError:
-        return ""
-
-
-def _working_folder() -> str:
-    """Return the working folder, or nothing where it was deleted."""
-    try:
-        return os.getcwd()  # noqa: PTH109 - not made a path of
+        return find()
     except OSError:
         return ""
 
@@ -359,13 +351,10 @@ def _cle_faults(used: str | None, cle: Mapping[str, Answer], machine: Machine, n
         return []  # there is none for this Python or machine
     there = [package for package in GENERATIONS.values() if installed(package)]
     if there:
-        what = f"{there[0]} is installed, but cannot be imported: {_reason(there[0], cle)}"
+        reason = next(cle[name].reason for name, package in GENERATIONS.items() if package == there[0])
+        what = f"{there[0]} is installed, but cannot be imported: {reason}"
         return [Fault(what, machine.pip("--force-reinstall", "--no-deps", there[0]))]
     return [Fault("no clEsperanto is installed, so that engine cle does not scale", machine.pip(wanted))]
-
-
-def _reason(package: str, cle: Mapping[str, Answer]) -> str:
-    return next(cle[name].reason for name, each in GENERATIONS.items() if each == package)
 
 
 def _record(answer: Answer) -> dict[str, Any]:

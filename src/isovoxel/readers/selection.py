@@ -538,14 +538,11 @@ def matching_images(images: Sequence[ImageEntry], pattern: str, name: str) -> tu
     OptionError
         If there is none.
     """
-    found = tuple(one for one in images if pattern == ALL or _matches(one, pattern))
+    found = tuple(one for one in images if any(fnmatchcase(text, pattern) for text in (one.path, one.label) if text))
+    found = tuple(images) if pattern == ALL else found
     if not found:
         raise OptionError(f"no image of {name} matches {pattern}; it has {listed(images)}")
     return found
-
-
-def _matches(image: ImageEntry, pattern: str) -> bool:
-    return any(fnmatchcase(text, pattern) for text in (image.path, image.label) if text)
 
 
 def listed(items: Iterable[object]) -> str:

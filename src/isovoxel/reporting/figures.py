@@ -324,7 +324,8 @@ def _simplify(element: ET.Element) -> None:
         element.set("style", f"font: {looks['font']}")
     for key in ("d", "x", "y", "transform"):
         if key in element.attrib:
-            element.set(key, re.sub(r"-?\d+\.\d+", _hundredth, " ".join(element.attrib[key].split())))
+            numbers = " ".join(element.attrib[key].split())
+            element.set(key, re.sub(r"-?\d+\.\d+", lambda number: _short(float(number[0])), numbers))
     if element.tag == "style":
         element.text = _STYLE
     elif element.tag != "text":
@@ -333,10 +334,6 @@ def _simplify(element: ET.Element) -> None:
 
 def _short(value: float) -> str:
     return f"{value:.2f}".rstrip("0").rstrip(".")
-
-
-def _hundredth(number: re.Match[str]) -> str:
-    return _short(float(number[0]))
 
 
 # ---- charts ------------------------------------------------------------------------------------------------------

@@ -166,7 +166,7 @@ class Report:
         held = [n for _, n in recorder.timeline.held()]
         output = "output and its levels" if plan.further else "output"
         return [
-            ("time", _duration(took)),
+            ("time", f"{took:.1f} s" if took < 60 else clock(took)),
             ("output voxels per second", f"{made / took / 1e6:,.1f} M" if took else "none were made"),
             ("blocks", f"{plan.all_blocks if result else recorder.blocks_done:,} of {plan.all_blocks:,}"),
             (f"{output}, uncompressed", human_bytes(sum(level.output_bytes for level in plan.levels))),
@@ -339,10 +339,6 @@ def _preformatted(words: str) -> str:
 def _row(*figures: str) -> str:
     """Return figures beside each other, where the window is wide enough."""
     return f'<div class="row">{"".join(f"<figure>{figure}</figure>" for figure in figures)}</div>'
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 60 else clock(seconds)
 
 
 def _short_bytes(held: float) -> str:
