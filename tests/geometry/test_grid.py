@@ -49,6 +49,15 @@ def test_isotropic_target_is_met_exactly() -> None:
     assert BLASTOCYST.scaled(factor_for_voxel_size(BLASTOCYST, 0.5)).voxel_size == pytest.approx((0.5,) * 3)
 
 
+def test_lengths_of_numpy_become_pythons() -> None:
+    """Messages and metadata show numbers, and not the types that a caller has them in."""
+    grid = VoxelGrid((10, 20, 30), (np.float64(4), 1.0, 1.0), (np.float64(1), 0.0, 0.0))
+    scaled = grid.scaled(factor_for_zoom(grid, float(np.float64(2))))
+    placed = scaled.placed_on(grid)
+    found = (*scaled.voxel_size, *scaled.origin, *placed.factor, *placed.shift, *factor_for_voxel_size(grid, 1.0))
+    assert {type(number) for number in found} == {float}
+
+
 @pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf, -math.inf])
 def test_senseless_numbers_are_refused(bad: float) -> None:
     """Zero, negative, NaN and infinite sizes, zooms and factors are errors that name the value."""

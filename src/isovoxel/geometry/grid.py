@@ -332,8 +332,10 @@ class VoxelGrid:
                     f"more than can be counted (2^53); choose a smaller factor"
                 )
             shape.append(max(1, int(samples)))
-        size = triple(v / f for v, f in zip(self.voxel_size, factor, strict=True))
-        origin = triple(o + (new - old) / 2 for o, new, old in zip(self.origin, size, self.voxel_size, strict=True))
+        size = triple(float(v / f) for v, f in zip(self.voxel_size, factor, strict=True))
+        origin = triple(
+            float(o + (new - old) / 2) for o, new, old in zip(self.origin, size, self.voxel_size, strict=True)
+        )
         return VoxelGrid(triple(shape), size, origin, self.unit)
 
     def placed_on(self, source: VoxelGrid) -> Placement:
@@ -360,7 +362,7 @@ class VoxelGrid:
                 self.shape, self.voxel_size, source.voxel_size, self.origin, source.origin, strict=True
             )
         ]
-        return Placement(triple(factor for factor, _ in axes), triple(shift for _, shift in axes))
+        return Placement(triple(float(factor) for factor, _ in axes), triple(float(shift) for _, shift in axes))
 
 
 def _placed(m: int, size: float, source_size: float, origin: float, source_origin: float) -> tuple[float, float]:
@@ -390,7 +392,7 @@ def factor_for_zoom(grid: VoxelGrid, zoom: float) -> Float3:
     A single plane stays one, for there is nothing between planes to compute: its factor along z is 1.
     """
     check_positive("zoom", (zoom,))
-    return _of_planes(grid, triple(v * zoom for v in grid.voxel_size))
+    return _of_planes(grid, triple(float(v * zoom) for v in grid.voxel_size))
 
 
 def factor_for_voxel_size(grid: VoxelGrid, target: float) -> Float3:
@@ -399,7 +401,7 @@ def factor_for_voxel_size(grid: VoxelGrid, target: float) -> Float3:
     A single plane stays one, as thick as it is.
     """
     check_positive("voxel size", (target,))
-    return _of_planes(grid, triple(v / target for v in grid.voxel_size))
+    return _of_planes(grid, triple(float(v / target) for v in grid.voxel_size))
 
 
 def finest(grid: VoxelGrid) -> float:
