@@ -15,6 +15,8 @@ import psutil
 import pytest
 
 import isovoxel
+from execution.test_counts import VOXELS as COUNTED
+from execution.test_counts import check_counts, fail, interrupt
 from isovoxel.engines.base import Scaled
 from isovoxel.engines.staged_block import StagedBlock
 from isovoxel.errors import DeviceLostError, InterruptedJobError, JobError
@@ -31,8 +33,6 @@ from isovoxel.execution.events import (
 from isovoxel.execution.output import OutputState, output_state
 from isovoxel.output.ledger import Ledger, ledger_of
 from outputs import shards_of
-from test_counts import VOXELS as COUNTED
-from test_counts import check_counts, fail, interrupt
 
 VOXELS = np.random.default_rng(0).integers(0, 65536, (32, 32, 32)).astype(np.uint16)
 OPTIONS: dict[str, Any] = {  # 18 blocks, 18 of the next level that are made with them, and 12
