@@ -11,6 +11,7 @@ import pytest
 import tifffile
 import yaozarrs
 import zarr
+from distributed import Client, LocalCluster
 from numpy.typing import NDArray
 
 import isovoxel
@@ -182,8 +183,14 @@ def test_the_command_line_tells_of_both(files: Path, isovoxel: Isovoxel) -> None
 
 def test_labels_that_no_worker_sees_are_told_before_the_image_is_made(files: Path) -> None:
     """As such an image is."""
-    with pytest.raises(OptionError, match="not there for workers"):
-        isovoxel.scale("im.ome.tif", "out.zarr", with_labels=LABELS, workers="cpu:1", **OPTIONS)
+    with (
+        LocalCluster(
+            n_workers=1, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0", protocol="inproc://"
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+        pytest.raises(OptionError, match="not there for workers"),
+    ):
+        isovoxel.scale("im.ome.tif", "out.zarr", with_labels=LABELS, client=client, **OPTIONS)
     assert not (files / "out.zarr").exists()
 
 

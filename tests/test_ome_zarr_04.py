@@ -142,15 +142,13 @@ def test_every_kind_of_voxel(tmp_path: Path, dtype: str) -> None:
 
 def test_a_series(tmp_path: Path) -> None:
     """Time points and channels, each volume in chunks of its own, levels, and open again."""
-    series = np.stack([VOXELS, VOXELS[::-1], VOXELS // 2, VOXELS, VOXELS[:, ::-1], VOXELS + 1]).reshape(
-        3, 2, 16, 25, 35
-    )
+    series = np.stack([VOXELS, VOXELS[::-1], VOXELS // 2, VOXELS + 1]).reshape(2, 2, 16, 25, 35)
     source = tmp_path / "in.ome.tif"
     metadata = {"axes": "TCZYX", "TimeIncrement": 90.0, "TimeIncrementUnit": "ms"}
     tifffile.imwrite(source, series, ome=True, metadata=metadata)
     new, old = both(source, tmp_path, engine="exact", levels=1)
     check_valid(old)
-    assert (old / "0/2/1/3/3/4").is_file()
+    assert (old / "0/1/1/3/3/4").is_file()
     assert package.open_volume(old).series == package.open_volume(new).series
     assert package.open_volume(old / "0").series == package.open_volume(new / "0").series
     assert package.verify(old, samples=20).holds
