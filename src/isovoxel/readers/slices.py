@@ -17,7 +17,7 @@ import hashlib
 import os
 import re
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -108,24 +108,42 @@ def open_slices(files: Sequence[str], where: str, name: str) -> Volume:
     InputError
         If one is no TIFF, is not whole, or is not like the others; it is named.
     """
+    return _open_files(files, where, name, "TIFF", _tiff_slices)
+
+
+def _open_files(
+    files: Sequence[str], where: str, name: str, kind: str, volume_of: Callable[[Sequence[str], str], Volume]
+) -> Volume:
+    """Open files of a kind as one volume, which another function makes of them in their order."""
     ordered, note = in_order(name, files)
-    for file in ordered:
-        _check_magic(file)
-    volume = (_one_page_each if _is_plane(ordered[0]) else _several_pages_each)(ordered, name)
-    sources = dict(volume.sources)
+    volume = volume_of(ordered, name)
     last = f" to {Path(ordered[-1]).name}" if len(ordered) > 1 else ""
-    files_text = f"{len(ordered)} TIFF file{'s' * (len(ordered) > 1)}"
-    sources["shape"] = f"{files_text}, {Path(ordered[0]).name}{last}"
+    shape = f"{len(ordered)} {kind} file{'s' * (len(ordered) > 1)}, {Path(ordered[0]).name}{last}"
     return replace(
         volume,
         name=name,
-        kind=f"{volume.kind} slices",
-        sources=sources,
+        sources={**volume.sources, "shape": shape},
         identity=slices_identity(ordered, where),
         current_identity=partial(slices_identity, tuple(ordered), where),
         files=FileList(tuple(ordered)),
         notes=(note,) if note else (),
     )
+
+
+def _tiff_slices(files: Sequence[str], name: str) -> Volume:
+    for file in files:
+        if _first_bytes(file, 4, "TIFF") not in TIFF_MAGIC:
+            raise InputError(f"{file} is no TIFF, as all slices must be; leave it out by a pattern, such as '*.tif'")
+    volume = (_one_page_each if _is_plane(files[0]) else _several_pages_each)(files, name)
+    return replace(volume, kind=f"{volume.kind} slices")
+
+
+def _first_bytes(file: str, count: int, kind: str) -> bytes:
+    try:
+        with Path(file).open("rb") as opened:
+            return opened.read(count)
+    except OSError as error:
+        raise unreadable(file, kind, error) from error
 
 
 # ---- files of one page -------------------------------------------------------------------------------------------
@@ -260,16 +278,6 @@ def _said(value: Any) -> str:
 
 
 # ---- what they are -----------------------------------------------------------------------------------------------
-
-
-def _check_magic(file: str) -> None:
-    try:
-        with Path(file).open("rb") as opened:
-            magic = opened.read(4)
-    except OSError as error:
-        raise unreadable(file, "TIFF", error) from error
-    if magic not in TIFF_MAGIC:
-        raise InputError(f"{file} is no TIFF, as all slices must be; leave it out by a pattern, such as '*.tif'")
 
 
 def slices_identity(files: Sequence[str], where: str) -> dict[str, Any]:
@@ -469,47 +477,37 @@ def open_pngs(files: Sequence[str], where: str, name: str) -> Volume:
     InputError
         If one is no grey PNG, or is not like the others; it is named.
     """
-    ordered, note = in_order(name, files)
-    first = _checked_png(ordered[0])
-    for file in ordered[1:]:
+    return _open_files(files, where, name, "PNG", _png_slices)
+
+
+def _png_slices(files: Sequence[str], name: str) -> Volume:
+    first = _checked_png(files[0])
+    for file in files[1:]:
         if (header := _checked_png(file)) != first:
             raise InputError(
                 f"{file} is not like the first slice: it has {header.height} x {header.width} pixels of {header.bits} "
                 f"bits, not {first.height} x {first.width} of {first.bits}; leave it out by a pattern, such as '*.png'"
             )
-    shape = (len(ordered), first.height, first.width)
+    shape = (len(files), first.height, first.width)
     dtype = np.dtype(np.uint8 if first.bits == 8 else np.uint16)
     check_voxels(name, shape, dtype)
-    largest = max(Path(file).stat().st_size for file in ordered)
-    reader = PngReader(name, tuple(ordered), shape, dtype, largest)
-    last = f" to {Path(ordered[-1]).name}" if len(ordered) > 1 else ""
+    reader = PngReader(name, tuple(files), shape, dtype, max(Path(file).stat().st_size for file in files))
     return Volume(
         name,
-        "PNG slices" if len(ordered) > 1 else "PNG",
+        "PNG slices" if len(files) > 1 else "PNG",
         shape,
         dtype,
         reader,
         chunks=(1, shape[1], shape[2]),
         read_overhead=reader.overhead,
-        sources={
-            "shape": f"{len(ordered)} PNG file{'s' * (len(ordered) > 1)}, {Path(ordered[0]).name}{last}",
-            "axes": "one file after another, taken as z",
-        },
-        identity=slices_identity(ordered, where),
-        current_identity=partial(slices_identity, tuple(ordered), where),
-        files=FileList(tuple(ordered)),
+        sources={"axes": "one file after another, taken as z"},
         missing="PNG has none for z",
-        notes=(note,) if note else (),
     )
 
 
 def _checked_png(file: str) -> _PngHeader:
     """Return the header of a file of grey values."""
-    try:
-        with Path(file).open("rb") as opened:
-            data = opened.read(PNG_HEADER_BYTES)
-    except OSError as error:
-        raise unreadable(file, "PNG", error) from error
+    data = _first_bytes(file, PNG_HEADER_BYTES, "PNG")
     header = _png_header(data)
     if header is None and data.startswith(PNG_MAGIC):
         raise InputError(f"{file} is damaged: its PNG header cannot be read; write it again")
