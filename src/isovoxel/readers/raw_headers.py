@@ -17,7 +17,7 @@ from isovoxel.errors import InputError, InputMissingError
 from isovoxel.geometry.grid import Box
 from isovoxel.metadata.raw_headers import MRC_BYTES, RawHeader, is_mrc, read_metaimage, read_mrc, read_nrrd
 from isovoxel.metadata.series import stays_inside
-from isovoxel.metadata.units import ORIGIN, read_affine, read_zooms
+from isovoxel.metadata.units import ORIGIN, Calibration, read_affine, read_zooms
 from isovoxel.readers.base import ReadBox, Volume, check_voxels, output_array
 from isovoxel.readers.files import (
     FileList,
@@ -104,25 +104,26 @@ def _open(header: RawHeader, kind: str, at: Location, selection: Selection, *, p
     if compressed:
         array = replace(array, marks=GzipMarks(array.end, begin=header.begin))
     volume, picked = open_raw(array, header.axes, selection)
-    now = partial(pair_identity, path, voxels)
-    found = header.calibration
+    axes = picked.told(GIVEN if selection.axes is not None else _KINDS[kind].order)
+    sources = {"shape": f"{kind} header", "axes": axes, **header.calibration.sources()}
+    volume = replace(volume, kind=kind, origin=header.origin, sources=sources, notes=(*header.notes, *volume.notes))
+    return _of_files(volume, path, voxels, header.calibration, {**picked.chosen, **selection.identity("axes")})
+
+
+def _of_files(volume: Volume, header: Path, voxels: Path, found: Calibration, identity: Mapping[str, Any]) -> Volume:
+    """Return a volume with what its header's file says of its voxel size, and what tells these files from others."""
+    now = partial(pair_identity, header, voxels)
     return replace(
         volume,
-        kind=kind + " (gzip)" * compressed,
+        kind=volume.kind + " (gzip)" * volume.sequential,
         voxel_size=found.voxel_size,
-        origin=header.origin if found.placed else ORIGIN,
+        origin=volume.origin if found.placed else ORIGIN,
         unit=found.unit,
-        sources={
-            "shape": f"{kind} header",
-            "axes": picked.told(GIVEN if selection.axes is not None else _KINDS[kind].order),
-            **found.sources(),
-        },
-        identity={**now(), **picked.chosen, **selection.identity("axes")},
+        identity={**now(), **identity},
         current_identity=now,
-        files=FileList(tuple({str(path), str(voxels)})),
+        files=FileList(tuple({str(header.resolve()), str(voxels)})),
         missing=found.missing,
         counted=found.counted,
-        notes=(*header.notes, *volume.notes),
     )
 
 
@@ -295,7 +296,7 @@ def _volume_of(header: Any, path: Path, file: Path, name: str) -> Volume:
     array = RawArray(name, str(file), int(header.get_data_offset()), sizes[::-1], stored)
     if file == path.resolve() and array.start < header.sizeof_hdr:
         raise InputError(f"{name} contradicts itself: its voxels begin at byte {array.start}, inside its header")
-    if compressed := is_gzip(file):
+    if is_gzip(file):
         array = replace(array, marks=GzipMarks(array.end))
     volume, _ = open_raw(array, axes, EVERYTHING)
     sources = {"shape": "NIfTI header", "axes": "NIfTI's order, x first"}
@@ -313,21 +314,10 @@ def _volume_of(header: Any, path: Path, file: Path, name: str) -> Volume:
     calibration = read_zooms(header.get_zooms(), header.get_xyzt_units()[0])
     placed = bool(header["qform_code"] > 0 or header["sform_code"] > 0)
     origin, turned = read_affine(header.get_best_affine()) if placed else (ORIGIN, "")
-    now = partial(pair_identity, path, file)
-    return replace(
-        volume,
-        kind="NIfTI" + " (gzip)" * compressed,
-        voxel_size=calibration.voxel_size,
-        origin=origin if calibration.placed else ORIGIN,
-        unit=calibration.unit,
-        sources={**sources, **calibration.sources("NIfTI xyzt_units")},
-        identity=now(),
-        current_identity=now,
-        files=FileList(tuple({str(path.resolve()), str(file)})),
-        missing=calibration.missing,
-        counted=calibration.counted,
-        notes=(*([turned] if turned else []), *volume.notes),
-    )
+    sources |= calibration.sources("NIfTI xyzt_units")
+    notes = (*([turned] if turned else []), *volume.notes)
+    volume = replace(volume, kind="NIfTI", origin=origin, sources=sources, notes=notes)
+    return _of_files(volume, path, file, calibration, {})
 
 
 def _nifti_version(data: bytes) -> int:
