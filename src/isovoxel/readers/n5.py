@@ -91,11 +91,6 @@ class N5Reader(TiledReader):
     what: str = "block"
     """What a block is called, for messages."""
 
-    @property
-    def overhead(self) -> int:
-        """Largest number of bytes held beside the returned array."""
-        return BLOCK_COPIES * math.prod(self.block) * self.dtype.itemsize + FIXED_BYTES
-
     def tiles(self, box: Box) -> Iterable[Box]:
         """Cut a box along the blocks."""
         return box.tiles(self.block)
