@@ -227,6 +227,10 @@ class Sampler(Protocol):
         """Return what each of many output intervals [start, stop), none of them empty, reads."""
         ...
 
+    def __hash__(self) -> int:
+        """Return the same for what reads the same."""
+        ...
+
 
 def halo(sampler: Sampler, length: int) -> tuple[int, int]:
     """Return the most input samples read (before, after) what the cuts of intervals of this length map back to."""

@@ -16,7 +16,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import accumulate, cycle, takewhile
 from typing import Any
 
@@ -170,19 +170,15 @@ class Plan(InNotebooks):
 
     def block_of(self, index: int, write_box: Box) -> Block:
         """Return what it takes to write a box of the output, be it a block's or only a piece of one."""
-        first, last, before, after = [], [], [], []
-        for sampler, start, stop in zip(self.samplers, write_box.start, write_box.stop, strict=True):
-            span = sampler.spans(np.array([start]), np.array([stop]))
-            first.append(int(span.first[0]))
-            last.append(int(span.last[0]))
-            before.append(int(span.before[0]))
-            after.append(int(span.after[0]))
+        ends = zip(self.samplers, write_box.start, write_box.stop, strict=True)
+        spans = [_span(sampler, start, stop) for sampler, start, stop in ends]
+        first, last, before, after = (triple([span[part] for span in spans]) for part in range(4))
         return Block(
             index=index,
             write_box=write_box,
-            read_box=Box(triple(first), triple(last), write_box.volume),
-            pad_before=triple(before),
-            pad_after=triple(after),
+            read_box=Box(first, last, write_box.volume),
+            pad_before=before,
+            pad_after=after,
             level=self.level,
         )
 
@@ -424,3 +420,10 @@ class Plan(InNotebooks):
         """Hash of everything that can change a result, and of nothing else: not of budgets, threads or releases."""
         further = {"further": [plan.fingerprint for plan in self.further]} if self.further else {}
         return hashlib.sha256(json.dumps(self.makes | further, sort_keys=True).encode()).hexdigest()
+
+
+@lru_cache(maxsize=2**12)
+def _span(sampler: Sampler, start: int, stop: int) -> tuple[int, int, int, int]:
+    """Return what an interval of an axis reads: first and last sample, and the pads; blocks side by side share it."""
+    span = sampler.spans(np.array([start]), np.array([stop]))
+    return int(span.first[0]), int(span.last[0]), int(span.before[0]), int(span.after[0])
