@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import math
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from isovoxel.codecs import blosc
 from isovoxel.codecs.blosc import ContainerLayout
+from isovoxel.codecs.cuda import DeviceVoxels, Voxels
 from isovoxel.codecs.decoder import Batch, Chunks, Read, room_for
 from isovoxel.codecs.gpu import EncodedChunks
 from isovoxel.codecs.streams import ChunkCoding, most_streams
@@ -108,6 +110,34 @@ def gathered(array: NDArray[Any], part: tuple[slice, ...], chunk: Index3, first:
     return cut
 
 
+def full_chunks(chunks: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return of each chunk, one a row, whether the kernel marks it."""
+    voxels = chunks.view(np.uint8).reshape(len(chunks), -1)
+    context, kernel = kernels()
+    queue, flags = cl.CommandQueue(context), cl.mem_flags.READ_WRITE | cl.mem_flags.COPY_HOST_PTR
+    full, groups = np.zeros(len(chunks), np.uint32), -(-voxels.shape[1] // 32)
+    buffers = [cl.Buffer(context, flags, hostbuf=array) for array in (voxels, full)]
+    items = len(chunks) * groups
+    numbers = np.uint32(voxels.shape[1]), np.uint32(groups), np.uint64(items)
+    kernel["mark_full"](queue, (items,), None, *buffers, *numbers)
+    cl.enqueue_copy(queue, full, buffers[1])
+    return full != 0
+
+
+def on_device(voxels: NDArray[Any]) -> DeviceVoxels:
+    """Return voxels as if they were on a GPU: they are known by their address, and can be downloaded."""
+    z, y, x = voxels.shape
+
+    def download(part: DeviceVoxels) -> NDArray[Any]:
+        length = sum((n - 1) * stride for n, stride in zip(part.shape, part.strides, strict=True)) + part.dtype.itemsize
+        memory = (ctypes.c_char * length).from_address(part.address)
+        return np.ndarray(part.shape, part.dtype, memory, strides=part.strides).copy()
+
+    event: Any = voxels  # which stay as long as that is held
+    strides = (voxels.strides[0], voxels.strides[1], voxels.strides[2])
+    return DeviceVoxels(voxels.ctypes.data, (z, y, x), strides, voxels.dtype, event, download)
+
+
 class EncoderOnCpu:
     """Stands for a `GpuEncoder`."""
 
@@ -118,18 +148,21 @@ class EncoderOnCpu:
         self.failure: Exception | None = None
         """What the next batch raises."""
 
-    def encode(self, voxels: NDArray[Any], first: int, take: Callable[[EncodedChunks], None]) -> None:
+    def encode(self, voxels: Voxels, first: int, take: Callable[[EncodedChunks], None]) -> None:
         """Encode a batch of chunks."""
         if self.failure is not None:
             raise self.failure
         self.batches += 1
+        if isinstance(voxels, DeviceVoxels):
+            voxels = voxels.download(voxels)
         grid = [-(-n // c) for n, c in zip(voxels.shape, self.chunk, strict=True)]
         chunks = min(self.batch, math.prod(grid) - first)
         cut = gathered(voxels.copy(), (slice(None),) * 3, self.chunk, first, chunks)
         made = containers(cut, self.layout.codec)
         sealed = [one + crc32c(one).to_bytes(GAP, "little")[: self.gap] for one in made]
         body = np.frombuffer(b"".join(sealed), np.uint8)
-        take(EncodedChunks(body, np.array([len(one) for one in sealed], np.int64)))
+        sizes = np.array([len(one) for one in sealed], np.int64)
+        take(EncodedChunks(body, sizes, full_chunks(cut)))
 
     @staticmethod
     def register(_: NDArray[Any]) -> None:

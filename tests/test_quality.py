@@ -48,7 +48,8 @@ def test_wheel_holds_the_package_and_its_types(tmp_path: Path) -> None:
     source = CHECKOUT / "src"
     modules = {str(p.relative_to(source).as_posix()) for p in source.rglob("*.py")}
     packaged = {name for name in names if ".dist-info/" not in name}
-    others = {"py.typed", "codecs/blosc.cl", "engines/exact.cl", "engines/convert.cl", "engines/halve.cl"}
+    kernels = {f"engines/{name}" for name in ("exact.cl", "convert.cl", "halve.cl", "opencl_as_cuda.h")}
+    others = {"py.typed", "codecs/blosc.cl"} | kernels
     others |= {"napari.yaml", "reporting/report.html"}
     assert packaged == modules | {f"isovoxel/{name}" for name in others}
     assert any(name.endswith("licenses/LICENSE") for name in names)

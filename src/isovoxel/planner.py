@@ -266,6 +266,7 @@ def plan_volume(
         ),
         (math.prod(shape) * math.prod(axis.length for axis in volume.series), itemsize),
         resources.limits(choice.engine),
+        options.threads,
     )
     if options.threads is not None:
         host = replace(host, threads=options.threads)

@@ -15,5 +15,5 @@ def pci() -> str:
     if not gpus:
         pytest.skip("no GPU is here")
     if not can_code():
-        pytest.skip("cupy or nvCOMP is not installed")
+        pytest.skip("CUDA or nvCOMP is not installed")
     return gpus[0]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from codecs_on_cpu import containers, gathered
+from codecs_on_cpu import containers, full_chunks, gathered
 from isovoxel.codecs import blosc
 from strategies import examples
 
@@ -67,6 +67,15 @@ def test_noise_is_stored(codec: str) -> None:
     (made,) = check(half, codec)
     assert len(made) < half.nbytes
     assert not made[2] & blosc.STORED
+
+
+@given(nbytes=st.integers(1, 200), at=st.lists(st.integers(0, 599), max_size=3))
+def test_chunks_with_a_bit_set_are_marked(nbytes: int, at: list[int]) -> None:
+    """Wherever it is, in chunks of any length, which lie side by side."""
+    chunks = np.zeros((3, nbytes), np.uint8)
+    for number in at:
+        chunks.reshape(-1)[number % chunks.size] = 1 << number % 8
+    np.testing.assert_array_equal(full_chunks(chunks), chunks.any(axis=1))
 
 
 @settings(max_examples=examples(40))

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from isovoxel.engines import buffers as module
 from isovoxel.engines.buffers import HostBufferPool
 
 
@@ -19,15 +18,14 @@ class _Plan:
 
 
 class _Buffer:
-    def __init__(self, _queue: Any, nbytes: int, _register: Any = None) -> None:
+    def __init__(self, nbytes: int, _register: Any = None) -> None:
         self.nbytes = nbytes
 
 
 @pytest.fixture
-def pool(monkeypatch: pytest.MonkeyPatch) -> Any:
+def pool() -> Any:
     """A pool whose buffers take no memory."""
-    monkeypatch.setattr(module, "HostBuffer", _Buffer)
-    return HostBufferPool(None)
+    return HostBufferPool(_Buffer, lambda plan: plan.staging)  # type: ignore[arg-type]
 
 
 def test_larger_buffers_are_kept_within_the_projection_of_the_levels_before(pool: Any) -> None:
@@ -47,7 +45,7 @@ def test_a_thread_waits_for_a_pair_where_the_host_has_no_memory_for_another(
     def fails(*_: Any) -> Any:
         raise MemoryError
 
-    monkeypatch.setattr(module, "HostBuffer", fails)
+    monkeypatch.setattr(pool, "_make", fails)
     with ThreadPoolExecutor(1) as other:
         fourth = other.submit(pool.take, plan)
         while pool._most is None:

@@ -63,6 +63,9 @@ found = devices.find_device("cpu")
 order.append("found")
 for thread in devices._starting:
     assert not thread.is_alive()
+for thread in threading.enumerate():
+    if thread.name == "isovoxel-device":
+        thread.join()
 made = list(opencl._queues)
 ExactEngine(found)
 assert [devices.opencl_device(found)] == list(opencl._queues)
@@ -72,7 +75,7 @@ print(order, len(made))
 
 @pytest.mark.parametrize(("does", "made"), [("pass", 1), ("raise OSError('no such function')", 0)])
 def test_a_device_that_is_started_ahead_is_the_one_that_scales(does: str, made: int) -> None:
-    """Who asks for it waits until it is there; where that fails it is made when it is asked for."""
+    """Who asks for devices waits until drivers are there; where that fails it is made when it is asked for."""
     program = AHEAD.replace("{does}", does)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == f"['drivers', 'found'] {made}\n"

@@ -16,14 +16,19 @@ from hog import hog
 from isovoxel.engines.base import Engine
 from isovoxel.engines.buffers import device_bytes
 from isovoxel.engines.cle import CleEngine
+from isovoxel.engines.cuda import CudaEngine
 from isovoxel.engines.devices import Device, find_device, list_devices
 from isovoxel.engines.exact import ExactEngine
+from isovoxel.engines.opencl import TURN
 from isovoxel.engines.reference import reference, reference_labels
 from isovoxel.errors import DeviceLostError
 from isovoxel.geometry.grid import Box, round_up
+from isovoxel.geometry.resampling import Halver
 from isovoxel.planning.chunking import Storage
+from isovoxel.planning.model import MOVES
 from isovoxel.planning.optimizer import make_plan
 from isovoxel.planning.plan import Plan
+from isovoxel.planning.pyramid import HALVED
 from strategies import as_dtype, host_limits, source
 
 pytestmark = pytest.mark.gpu
@@ -318,3 +323,71 @@ def test_a_block_goes_in_pieces_while_another_program_holds_the_memory(
     assert worst <= (3 * TEXTURE_STEP if name == "cle" else 0)
     assert used.answers()
     used.release()
+
+
+@pytest.fixture(scope="module")
+def cuda(gpu: Device) -> ExactEngine:
+    """The exact engine on the GPU, by CUDA."""
+    try:
+        return CudaEngine(gpu)
+    except ImportError as missing:
+        pytest.skip(str(missing))
+
+
+ALL = ["uint8", "uint16", "uint32", "int8", "int16", "int32", "float32"]
+KINDS = [
+    *((dtype, name) for dtype in ALL for name in ("linear", "cubic", "lanczos3", "nearest")),
+    *((dtype, name) for dtype in ("uint8", "int16", "uint32", "int32") for name in ("mode", "smooth")),
+    ("uint64", "nearest"),
+    ("int64", "mode"),
+]
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize(("dtype", "interpolation"), KINDS)
+def test_cuda_has_the_bits_of_opencl(
+    dtype: str, interpolation: str, antialias: bool, gpu: Device, exact: ExactEngine, cuda: ExactEngine
+) -> None:
+    """Of whatever shape and factor, of values of the whole range and of few labels, whole and in pieces."""
+    if antialias and interpolation in MOVES:
+        pytest.skip("nothing is weighed")
+    kind = np.dtype(dtype)
+    for seed, (shape, drawn) in enumerate(CASES[:10]):
+        factor = tuple(max(1.0, f) for f in drawn) if interpolation == "smooth" else drawn
+        rng = np.random.default_rng(seed)
+        if kind.kind == "f":
+            array = (rng.uniform(-3, 3, shape) * 10.0 ** rng.integers(-3, 39, shape)).astype(np.float32)
+            array[rng.random(shape) < 1e-3] = rng.choice([np.nan, np.inf, -np.inf])
+        elif interpolation in ("mode", "smooth"):
+            array = rng.integers(0, 4, shape).astype(kind)
+        else:
+            info = np.iinfo(kind)
+            array = rng.integers(info.min, info.max, shape, dtype=kind, endpoint=True)
+        options = {"interpolation": interpolation, "engine": "exact"} | ({"antialias": True} if antialias else {})
+        plan = plan_of(array, factor, gpu, 37, **options)
+        expected = scaled(array, plan, exact)
+        np.testing.assert_array_equal(scaled(array, plan, cuda), expected, err_msg=f"{shape} {factor}")
+        cuda.fit.too_large(plan, 0)
+        np.testing.assert_array_equal(scaled(array, plan, cuda), expected, err_msg=f"{shape} {factor} in pieces")
+        cuda.fit.forget()
+
+
+@pytest.mark.parametrize("dtype", HALVED)
+def test_cuda_halves_as_the_processor_does(dtype: str, cuda: ExactEngine) -> None:
+    """Of whatever axes, odd ones too."""
+    rng, info = np.random.default_rng(7), np.iinfo(dtype)
+    for _ in range(40):
+        shape = tuple(int(n) for n in rng.integers(1, 40, 3))
+        factor = tuple(float(f) for f in rng.choice([0.5, 1.0], 3))
+        made = tuple(max(1, n // 2) if f == 0.5 else n for n, f in zip(shape, factor, strict=True))
+        voxels = rng.integers(info.min, info.max, shape, dtype=dtype, endpoint=True)
+        both = np.concatenate([voxels.ravel(), np.zeros(math.prod(made), dtype)])
+        lane = cuda.new_lane()
+        buffer = lane.upload("both", both)
+        with TURN:
+            cuda.begin_after(lane.uploaded())
+            cuda.halve(buffer, dtype, factor, (shape, made))
+            computed = cuda.computed()
+        lane.download(buffer, both, None, computed)
+        np.testing.assert_array_equal(both[: voxels.size].reshape(shape), voxels)
+        np.testing.assert_array_equal(both[voxels.size :].reshape(made), Halver()(voxels, factor, made))

@@ -671,7 +671,7 @@ def test_an_event_of_a_dead_queue_is_not_waited_for(monkeypatch: pytest.MonkeyPa
     class Stuck:
         command_execution_status = 2
 
-    lane = Lane(engine._queue.context, engine._handle)
+    lane = engine.new_lane()
     monkeypatch.setattr(lane, "queue", DeadQueue())
     monkeypatch.setattr(buffers, "POLL_SECONDS", (0.0, 0.0))
     with pytest.raises(cl.LogicError, match="INVALID_COMMAND_QUEUE"):

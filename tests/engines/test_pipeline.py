@@ -12,7 +12,6 @@ import numpy as np
 import pyopencl as cl
 import pytest
 
-from isovoxel.engines.buffers import Lane
 from isovoxel.engines.exact import ExactEngine
 from isovoxel.engines.registry import open_engine
 from isovoxel.errors import DeviceError
@@ -46,7 +45,7 @@ def engine() -> ExactEngine:
 
 def test_a_transfer_that_fails_raises(engine: ExactEngine) -> None:
     """Whoever sleeps until the device is done hears that it is not."""
-    lane, event = Lane(engine._queue.context, engine._handle), FailedEvent()
+    lane, event = engine.new_lane(), FailedEvent()
     with pytest.raises(cl.RuntimeError, match="EXEC_STATUS_ERROR"):
         lane.wait_for(event)
     assert event.looks == 3
@@ -65,7 +64,7 @@ def test_an_upload_goes_on_while_python_does(engine: ExactEngine, monkeypatch: p
         transfers.append(weakref.ref(event))
         return event
 
-    lane = Lane(engine._queue.context, engine._handle)
+    lane = engine.new_lane()
     monkeypatch.setattr(cl, "enqueue_copy", copy)
     lane.upload("input", np.ones(3, np.uint8))
     assert transfers[0]() is not None

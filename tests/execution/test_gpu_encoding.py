@@ -11,10 +11,12 @@ import pytest
 import zarr
 
 import isovoxel
-from codecs_on_cpu import EncoderOnCpu
+from codecs_on_cpu import EncoderOnCpu, on_device
 from isovoxel.codecs.blosc import ContainerLayout
 from isovoxel.codecs.cuda import GpuCodecError
+from isovoxel.engines.base import Scaled
 from isovoxel.engines.pipeline import StagedEngine
+from isovoxel.engines.staged_block import StagedBlock
 from isovoxel.errors import CorruptInputError
 from isovoxel.execution.events import EncodedByProcessor, Event
 from isovoxel.geometry.grid import Box
@@ -44,10 +46,19 @@ def source(tmp_path: Path) -> Path:
     return tmp_path / "in.npy"
 
 
-@pytest.fixture
-def encoders(monkeypatch: pytest.MonkeyPatch) -> list[EncoderOnCpu]:
-    """Let jobs encode by what stands for a GPU; what they have made."""
+@pytest.fixture(params=[False, True], ids=["host", "device"])
+def encoders(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[EncoderOnCpu]:
+    """Let jobs encode by what stands for a GPU, voxels on the host or on the device; what they have made."""
     made: list[EncoderOnCpu] = []
+    scale = StagedBlock.scale
+
+    def kept(stage: StagedBlock, *cancelled: Any) -> Scaled:
+        scaled = scale(stage, *cancelled)
+        assert isinstance(scaled.data, np.ndarray)
+        return scaled._replace(data=on_device(scaled.data))
+
+    if request.param:
+        monkeypatch.setattr(StagedBlock, "scale", kept)
 
     def encoder(_: StagedEngine, plan: Plan) -> EncoderOnCpu:
         layout = ContainerLayout(plan.chunk_bytes, plan.source.itemsize, plan.storage.codec)
@@ -136,6 +147,27 @@ def test_the_processor_encodes_what_the_gpu_does_not(tmp_path: Path, source: Pat
 
 
 @pytest.mark.usefixtures("encoders")
+def test_empty_chunks_and_shards_are_left_out(tmp_path: Path) -> None:
+    """Of voxels on a device it is known once they are encoded: the files are those that the processor leaves."""
+    voxels = np.zeros((24, 40, 70), np.uint16)
+    voxels[3, 4, 5] = voxels[20, 39, 69] = 9
+    np.save(tmp_path / "in.npy", voxels)
+    isovoxel.scale(tmp_path / "in.npy", tmp_path / "gpu.zarr", **OPTIONS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StagedEngine, "encoder", lambda *_: None)
+        isovoxel.scale(tmp_path / "in.npy", tmp_path / "cpu.zarr", **OPTIONS)
+    gpu, cpu = (
+        sorted(p.relative_to(tmp_path / name) for p in (tmp_path / name).rglob("*") if "c" in p.parts and p.is_file())
+        for name in ("gpu.zarr", "cpu.zarr")
+    )
+    assert gpu == cpu
+    assert 0 < len(gpu) < 24
+    isovoxel.verify(tmp_path / "gpu.zarr")
+    for one, other in zip(levels_of(tmp_path / "gpu.zarr"), levels_of(tmp_path / "cpu.zarr"), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.usefixtures("encoders")
 def test_a_gpu_that_fails_is_asked_no_more(tmp_path: Path, source: Path) -> None:
     """Its failure would be the same for every shard; too little memory need not be."""
     asked: dict[str, int] = {}
@@ -155,11 +187,11 @@ def test_what_is_not_installed_is_told(tmp_path: Path, source: Path, monkeypatch
     """A job that was planned where the GPU's encoder is goes on where it is not."""
 
     def encoder(*_: Any) -> None:
-        raise ImportError("No module named 'cupy'")
+        raise ImportError("NVRTC is not installed")
 
     monkeypatch.setattr(StagedEngine, "encoder", encoder)
     events: list[Event] = []
     isovoxel.scale(source, tmp_path / "out.zarr", listeners=[events.append], **OPTIONS)
     reasons = [event.reason for event in events if isinstance(event, EncodedByProcessor)]
     assert reasons
-    assert set(reasons) == {"No module named 'cupy'"}
+    assert set(reasons) == {"NVRTC is not installed"}

@@ -289,7 +289,7 @@ def test_a_device_that_cannot_serve_leaves_nothing(source: Path, out: Path, monk
     def broken(*_: object) -> Any:
         raise isovoxel.errors.DeviceError("broken")
 
-    monkeypatch.setattr(threads, "open_engine", broken)
+    monkeypatch.setattr(threads, "engine_for", broken)
     with pytest.raises(isovoxel.errors.DeviceError, match="broken"):
         isovoxel.scale(source, out, **OPTIONS | {"engine": "exact"})
     assert [path.name for path in source.parent.iterdir()] == ["in.npy"]

@@ -96,6 +96,15 @@ def test_a_gpu_has_no_more_threads_than_it_has_use_for() -> None:
         assert host.threads == threads
 
 
+@pytest.mark.parametrize(("wanted", "threads"), [(None, 2 * LANES), (2, 2)])
+def test_few_cores_have_more_threads_where_a_gpu_encodes(wanted: int | None, threads: int) -> None:
+    """They wait for it most of the time; who asks for a number has it."""
+    storage_of = partial(default_storage, SHAPE, 2)
+    limits = H200, replace(HOST, threads=wanted or 4, helpers=(wanted or 4) - 1)
+    _, (_, host) = with_encoder("gpu", None, lambda c: storage_of(codec=c), (16 * 10**9, 2), limits, wanted)
+    assert host.threads == threads
+
+
 def test_levels_whose_shards_fill_no_batch_are_the_processors() -> None:
     """Shards of blocks that were halved may have one chunk, which takes a GPU as long as eight."""
     full = default_storage(SHAPE, 2)

@@ -99,6 +99,21 @@ KERNEL void gather(
             to[i] = 0;
 }
 
+// Mark the chunks that have a bit set. One item for 32 bytes of a chunk, of `groups`.
+KERNEL void mark_full(GLOBAL const u8 *voxels, GLOBAL u32 *full, u32 chunk, u32 groups, u64 items)
+{
+    u64 item = ITEM;
+    if (item >= items)
+        return;
+    const u64 number = item / groups, at = item % groups * 32;
+    GLOBAL const u8 *from = voxels + number * chunk;
+    u32 any = 0;
+    for (u64 i = at; i < at + 32 && i < chunk; ++i)
+        any |= from[i];
+    if (any)
+        full[number] = 1;
+}
+
 // Transpose the bits of each block: first the lowest bit of the first byte of all voxels, then the next bit.
 // One item for 8 voxels of a block, as many for each block as the longest one has.
 KERNEL void shuffle_bits(

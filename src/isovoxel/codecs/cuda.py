@@ -7,18 +7,34 @@ third of that, in each thread at the same time (measured, H200).
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import mmap
-import queue
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isovoxel.codecs.blosc import kernels
+from isovoxel.codecs.cuda_driver import (
+    HOST,
+    OUT_OF_MEMORY,
+    Address,
+    CudaError,
+    Rows,
+    call,
+    call_waiting,
+    compiled,
+    compiler_file,
+)
 from isovoxel.codecs.nvcomp import NvcompError
 from isovoxel.geometry.grid import ceil_div
+
+MOST_ARGUMENTS = 24
+"""A kernel has no more arguments."""
 
 GROUP = 256
 """Work items of a group."""
@@ -29,7 +45,7 @@ T = TypeVar("T")
 def can_code() -> bool:
     """Return whether what encodes and decodes on NVIDIA's GPUs is installed, without loading it."""
     with contextlib.suppress(ImportError):  # of a package above
-        return find_spec("cupy") is not None and find_spec("nvidia.libnvcomp") is not None
+        return compiler_file() is not None and find_spec("nvidia.libnvcomp") is not None
     return False
 
 
@@ -37,29 +53,82 @@ class GpuCodecError(Exception):
     """The GPU did not encode or decode."""
 
 
+@dataclass(frozen=True)
+class DeviceVoxels:
+    """Voxels on a GPU, z, y, x, one after the other along x; a box of them, by slices, is such as well."""
+
+    address: int
+    shape: tuple[int, int, int]
+    strides: tuple[int, int, int]
+    """Bytes from plane to plane, from row to row, and of a voxel."""
+    dtype: np.dtype[Any]
+    ready: Event
+    """The event of CUDA after which they are there."""
+    download: Callable[[DeviceVoxels], NDArray[Any]]
+    """Returns them as an array on the host."""
+
+    def __getitem__(self, box: tuple[slice, slice, slice]) -> DeviceVoxels:
+        ends = [part.indices(n) for part, n in zip(box, self.shape, strict=True)]
+        z, y, x = (stop - start for start, stop, _ in ends)
+        inside = sum(start * stride for (start, _, _), stride in zip(ends, self.strides, strict=True))
+        return replace(self, address=self.address + inside, shape=(z, y, x))
+
+
+Voxels = NDArray[Any] | DeviceVoxels
+"""Voxels on the host or on a GPU."""
+
+
 class Registration:
     """Memory of the host that the GPU reaches, until this is collected; until then the memory stays.
 
     Parameters
     ----------
-    cupy
-        The module.
+    gpu
+        The GPU.
     memory
         The memory.
     """
 
-    def __init__(self, cupy: Any, memory: NDArray[Any]) -> None:
-        self._runtime, self.memory = cupy.cuda.runtime, memory
+    def __init__(self, gpu: Gpu, memory: NDArray[Any]) -> None:
+        self._gpu, self.memory, self._there = gpu, memory, False
         portable, mapped = 1, 2
-        self._runtime.hostRegister(memory.ctypes.data, memory.nbytes, portable | mapped)
+        address, nbytes = Address(memory.ctypes.data), ctypes.c_size_t(memory.nbytes)
+        call_waiting("cuMemHostRegister_v2", address, nbytes, portable | mapped)
+        self._there = True
 
     def __del__(self) -> None:
-        with contextlib.suppress(Exception):  # of memory that could not be registered, and where CUDA has ended before
-            self._runtime.hostUnregister(self.memory.ctypes.data)
+        with contextlib.suppress(Exception):  # where CUDA has ended before
+            if self._there:
+                with self._gpu.used():
+                    call_waiting("cuMemHostUnregister", Address(self.memory.ctypes.data))
+
+
+class DeviceMemory:
+    """Memory on the device, until this is collected.
+
+    Parameters
+    ----------
+    gpu
+        The GPU, which is in use.
+    size
+        How many bytes.
+    """
+
+    def __init__(self, gpu: Gpu, size: int) -> None:
+        self._gpu, self.size, self.ptr = gpu, size, 0
+        found = Address()
+        call_waiting("cuMemAlloc_v2", ctypes.byref(found), ctypes.c_size_t(size))
+        self.ptr = found.value
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # where CUDA has ended before
+            if self.ptr:
+                with self._gpu.used():
+                    call_waiting("cuMemFree_v2", Address(self.ptr))
 
 
 class Gpu:
-    """One GPU, and its memory that is kept for later; any number of threads may use it.
+    """One GPU; any number of threads may use it.
 
     Parameters
     ----------
@@ -69,56 +138,101 @@ class Gpu:
     Raises
     ------
     ImportError
-        If cupy is not installed.
+        If CUDA's driver or compiler is not installed.
     GpuCodecError
         If the GPU cannot be used.
     """
 
     def __init__(self, pci: str) -> None:
-        import cupy
+        device, self._context = ctypes.c_int(), ctypes.c_void_p()
+        with _failures():
+            call("cuDeviceGetByPCIBusId", ctypes.byref(device), pci.encode())
+            call_waiting("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), device)
+            major, minor = ctypes.c_int(), ctypes.c_int()
+            call("cuDeviceGetAttribute", ctypes.byref(major), 75, device)
+            call("cuDeviceGetAttribute", ctypes.byref(minor), 76, device)
+        self._capability = 10 * major.value + minor.value
 
-        self.cupy = cupy
-        with self._failures():
-            self._device = cupy.cuda.Device(cupy.cuda.runtime.deviceGetByPCIBusId(pci))
-            with self._device:
-                self.pool = cupy.cuda.MemoryPool()
+    def kernels(self, source: str, *options: str) -> Kernels:
+        """Return kernels of a source; called while the GPU is in use."""
+        module, code = ctypes.c_void_p(), compiled(source, options, self._capability)
+        call_waiting("cuModuleLoadData", ctypes.byref(module), code)
+        return Kernels(module)
 
-    def kernels(self, names: tuple[str, ...]) -> dict[str, Any]:
-        """Return kernels of `blosc.cl`, built; called while the GPU is in use."""
-        module = self.cupy.RawModule(code=kernels())
-        return {name: module.get_function(name) for name in names}
-
-    @contextlib.contextmanager
+    @contextmanager
     def used(self) -> Iterator[None]:
         """Use the GPU in this thread; its failures are raised as `MemoryError` and `GpuCodecError`."""
-        with self._failures(), self._device:
-            yield
+        with _failures():
+            call("cuCtxPushCurrent_v2", self._context)
+            try:
+                yield
+            finally:
+                call("cuCtxPopCurrent_v2", ctypes.byref(ctypes.c_void_p()))
 
     def register(self, memory: NDArray[Any]) -> Registration | None:
         """Let the GPU reach memory of the host; None where it does not, and copies take longer."""
         with contextlib.suppress(MemoryError, GpuCodecError), self.used():
-            return Registration(self.cupy, memory)
+            return Registration(self, memory)
         return None
 
     def host_memory(self, nbytes: int) -> Registration:
         """Return new memory of the host that the GPU reaches."""
         memory = np.frombuffer(mmap.mmap(-1, nbytes), np.uint8)
         with self.used():
-            return Registration(self.cupy, memory)
+            return Registration(self, memory)
 
-    @contextlib.contextmanager
-    def _failures(self) -> Iterator[None]:
-        runtime = self.cupy.cuda.runtime
-        try:
-            yield
-        except self.cupy.cuda.memory.OutOfMemoryError as error:
-            raise MemoryError("the device has too little memory for its codec") from error
-        except runtime.CUDARuntimeError as error:
-            if error.status == runtime.cudaErrorMemoryAllocation:
-                raise MemoryError("there is too little memory for the device's codec") from error
-            raise GpuCodecError(str(error)) from error
-        except (NvcompError, self.cupy.cuda.driver.CUDADriverError, self.cupy.cuda.compiler.CompileException) as error:
-            raise GpuCodecError(str(error).splitlines()[0]) from error
+    def reaches(self, address: int) -> bool:
+        """Return whether the GPU reaches the host's memory at an address; called while the GPU is in use."""
+        kind, memory_type = ctypes.c_uint(), 2
+        with contextlib.suppress(CudaError):  # it knows nothing of ordinary memory
+            call("cuPointerGetAttribute", ctypes.byref(kind), memory_type, Address(address))
+        return kind.value == HOST
+
+
+class Event:
+    """An event of CUDA, until this is collected; who waits for it leaves the processor to others.
+
+    Parameters
+    ----------
+    gpu
+        The GPU, which is in use.
+    """
+
+    def __init__(self, gpu: Gpu) -> None:
+        self._gpu, self.handle = gpu, ctypes.c_void_p()
+        blocking, without_time = 1, 2
+        call("cuEventCreate", ctypes.byref(self.handle), blocking | without_time)
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception), self._gpu.used():
+            call("cuEventDestroy_v2", self.handle)
+
+
+class Kernels(dict[str, ctypes.c_void_p]):
+    """Kernels of a module by their names."""
+
+    def __init__(self, module: ctypes.c_void_p) -> None:
+        super().__init__()
+        self._module = module
+
+    def __missing__(self, name: str) -> ctypes.c_void_p:
+        function = ctypes.c_void_p()
+        call_waiting("cuModuleGetFunction", ctypes.byref(function), self._module, name.encode())
+        self[name] = function
+        return function
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    """Raise failures of CUDA as `MemoryError` and `GpuCodecError`."""
+    try:
+        yield
+    except CudaError as error:
+        if error.status == OUT_OF_MEMORY:
+            raise MemoryError("there is too little memory for the device's codec") from error
+        raise GpuCodecError(str(error)) from error
+    except NvcompError as error:
+        raise GpuCodecError(str(error)) from error
 
 
 class Lent(Generic[T]):
@@ -134,79 +248,118 @@ class Lent(Generic[T]):
 
     def __init__(self, number: int, make: Callable[[], T]) -> None:
         self._make = make
-        self._free: queue.SimpleQueue[T | None] = queue.SimpleQueue()
-        for _ in range(number):
-            self._free.put(None)
+        self._made: list[T] = []
+        self._free = threading.Semaphore(number)
 
-    @contextlib.contextmanager
+    @contextmanager
     def one(self) -> Iterator[T]:
-        """Lend one; who finds none waits."""
-        lent = self._free.get()
-        try:
-            if lent is None:
+        """Lend one, of those that were made if any is there; who finds none waits."""
+        with self._free:
+            try:
+                lent = self._made.pop()
+            except IndexError:
                 lent = self._make()
-            yield lent
-        finally:
-            self._free.put(lent)
+            try:
+                yield lent
+            finally:
+                self._made.append(lent)
+
+    def make_ahead(self, number: int) -> None:
+        """Begin to make so many on threads; where that fails, it is done again when one is needed, and raises there."""
+
+        def make() -> None:
+            with contextlib.suppress(Exception), self.one():
+                pass
+
+        for _ in range(number):
+            threading.Thread(target=make, name="isovoxel-ahead", daemon=True).start()
 
     def clear(self) -> None:
         """Let go of all, none of which is lent."""
-        number = self._free.qsize()
-        for _ in range(number):
-            self._free.get()
-        for _ in range(number):
-            self._free.put(None)
+        self._made.clear()
 
 
 class Stream:
     """A stream of CUDA: what is given to it is done in order, beside what is done on others.
 
+    One thread at a time uses it.
+
     Parameters
     ----------
     gpu
-        The GPU.
-    functions
-        Its kernels by their names.
+        The GPU, which is in use.
+    kernels
+        Kernels by their names.
     """
 
-    def __init__(self, gpu: Gpu, functions: dict[str, Any]) -> None:
-        self._cupy, self._functions = gpu.cupy, functions
-        self.stream = self._cupy.cuda.Stream(non_blocking=True)
-        self.pointer: int = self.stream.ptr
-        # Who waits for an event of another kind keeps a core busy.
-        self._done = self._cupy.cuda.Event(block=True, disable_timing=True)
+    def __init__(self, gpu: Gpu, kernels: Kernels | None = None) -> None:
+        self._gpu, self._kernels = gpu, kernels
+        non_blocking = 1
+        self.pointer = ctypes.c_void_p()
+        call("cuStreamCreate", ctypes.byref(self.pointer), non_blocking)
+        self._done = Event(gpu)
+        self._values = (Address * MOST_ARGUMENTS)()
+        start, size = ctypes.addressof(self._values), ctypes.sizeof(Address)
+        self._arguments = (ctypes.c_void_p * MOST_ARGUMENTS)(*(start + size * i for i in range(MOST_ARGUMENTS)))
 
-    def launch(self, kernel: str, items: int, *arguments: Any, group: int = GROUP) -> None:
+    def launch(self, kernel: str, items: int, *arguments: int | DeviceMemory, group: int = GROUP) -> None:
         """Begin with a kernel, on so many items in groups of some."""
-        with self.stream:
-            self._functions[kernel]((ceil_div(items, group),), (group,), arguments)
+        assert self._kernels is not None  # noqa: S101 - for type checkers: who has none launches grids
+        self.launch_grid(self._kernels[kernel], (ceil_div(items, group), 1, 1), (group, 1, 1), arguments)
 
-    def upload(self, to: Any, source: NDArray[Any]) -> None:
-        """Begin to copy an array to the device."""
-        kind = self._cupy.cuda.runtime.memcpyHostToDevice
-        self._copy(to.data.ptr, source.ctypes.data, source.nbytes, kind)
+    def launch_grid(
+        self, kernel: ctypes.c_void_p, groups: Sequence[int], group: Sequence[int], arguments: Sequence[Any]
+    ) -> None:
+        """Begin with a kernel, on groups of work items along x, y and z.
 
-    def download(self, to: NDArray[Any], source: Any) -> None:
-        """Begin to copy the beginning of an array on the device, as much as there is room for."""
-        kind = self._cupy.cuda.runtime.memcpyDeviceToHost
-        self._copy(to.ctypes.data, source.data.ptr, to.nbytes, kind)
+        Arguments are device memory and whole numbers of up to 64 bits; a kernel takes as many of them as it declares.
+        """
+        for number, argument in enumerate(arguments):
+            self._values[number] = argument.ptr if isinstance(argument, DeviceMemory) else int(argument)
+        call("cuLaunchKernel", kernel, *groups, *group, 0, self.pointer, self._arguments, None)
 
-    def upload_rows(self, to: Any, source: int, stride: int, nbytes: int, rows: int) -> None:
+    def upload(self, to: int, source: NDArray[Any], *, pinned: bool = False) -> None:
+        """Begin to copy an array to the device; memory that is not pinned is read before this returns."""
+        do, nbytes = call if pinned else call_waiting, ctypes.c_size_t(source.nbytes)
+        do("cuMemcpyHtoDAsync_v2", Address(to), Address(source.ctypes.data), nbytes, self.pointer)
+
+    def download(self, to: NDArray[Any], source: int, *, pinned: bool = False) -> None:
+        """Begin to fill an array from the device; memory that is not pinned is filled when this returns."""
+        do, nbytes = call if pinned else call_waiting, ctypes.c_size_t(to.nbytes)
+        do("cuMemcpyDtoHAsync_v2", Address(to.ctypes.data), Address(source), nbytes, self.pointer)
+
+    def copy(self, to: int, source: int, nbytes: int) -> None:
+        """Begin to copy bytes on the device."""
+        call("cuMemcpyDtoDAsync_v2", Address(to), Address(source), ctypes.c_size_t(nbytes), self.pointer)
+
+    def upload_rows(self, to: int, source: int, stride: int, nbytes: int, rows: int) -> None:
         """Begin to copy rows that lie so many bytes apart on the host to one after the other."""
-        runtime = self._cupy.cuda.runtime
-        kind = runtime.memcpyHostToDevice
-        runtime.memcpy2DAsync(to.data.ptr, nbytes, source, stride, nbytes, rows, kind, self.pointer)
+        call_waiting("cuMemcpy2DAsync_v2", ctypes.byref(Rows.up(to, source, stride, nbytes, rows)), self.pointer)
 
-    def download_rows(self, to: int, stride: int, source: int, nbytes: int, rows: int) -> None:
-        """Begin to copy rows that lie one after the other on the device to so many bytes apart."""
-        runtime = self._cupy.cuda.runtime
-        kind = runtime.memcpyDeviceToHost
-        runtime.memcpy2DAsync(to, stride, source, nbytes, nbytes, rows, kind, self.pointer)
+    def download_rows(self, to: int, to_stride: int, source: int, stride: int, nbytes: int, rows: int) -> None:
+        """Begin to copy rows that lie so many bytes apart on the device to the host."""
+        part = Rows.down(to, to_stride, source, stride, nbytes, rows)
+        call_waiting("cuMemcpy2DAsync_v2", ctypes.byref(part), self.pointer)
+
+    def zero(self, to: int, nbytes: int) -> None:
+        """Begin to set bytes on the device to 0."""
+        call("cuMemsetD8Async", Address(to), ctypes.c_ubyte(0), ctypes.c_size_t(nbytes), self.pointer)
+
+    def mark(self) -> Event:
+        """Return the event of the end of what was given to the stream until now."""
+        event = Event(self._gpu)
+        call("cuEventRecord", event.handle, self.pointer)
+        return event
+
+    def follow(self, event: Event) -> None:
+        """Let what is given to the stream next wait for an event."""
+        call("cuStreamWaitEvent", self.pointer, event.handle, 0)
 
     def wait(self) -> None:
         """Wait until all is done, without a processor."""
-        self._done.record(self.stream)
-        self._done.synchronize()
+        call("cuEventRecord", self._done.handle, self.pointer)
+        call_waiting("cuEventSynchronize", self._done.handle)
 
-    def _copy(self, to: int, source: int, nbytes: int, kind: int) -> None:
-        self._cupy.cuda.runtime.memcpyAsync(to, source, nbytes, kind, self.pointer)
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception), self._gpu.used():
+            call("cuStreamDestroy_v2", self.pointer)

@@ -21,12 +21,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from isovoxel.codecs.cuda import GROUP, Gpu, Lent, Stream
+from isovoxel.codecs.blosc import kernels
+from isovoxel.codecs.cuda import GROUP, DeviceMemory, Gpu, Lent, Stream
 from isovoxel.codecs.nvcomp import SUCCESS, BatchDecompressor, StreamArrays
 from isovoxel.codecs.streams import ChunkCoding, Streams, most_streams, take_apart
 from isovoxel.geometry.grid import Index3, ceil_div
 
-KERNELS = ("copy_pieces", "decompress_lz4", "unshuffle", "place")
 """Names of the kernels in `blosc.cl`."""
 
 LZ4_GROUP = 64
@@ -69,7 +69,7 @@ class GpuDecoder:
     Raises
     ------
     ImportError
-        If cupy or nvCOMP is not installed.
+        If CUDA's driver or compiler, or nvCOMP, is not installed.
     MemoryError
         If the device has too little memory.
     GpuCodecError
@@ -81,7 +81,7 @@ class GpuDecoder:
         self.gpu = Gpu(pci)
         with self.gpu.used():
             self.decompressor = BatchDecompressor("zstd") if coding.codec == "zstd" else None
-            self.kernels = self.gpu.kernels(KERNELS)
+            self.kernels = self.gpu.kernels(kernels())
         self.room = batch * room_for(coding.chunk_bytes)
         self._lanes = Lent(lanes, partial(_Lane, self))
         self._hosts = Lent(hosts, partial(self.gpu.host_memory, self.room))
@@ -114,7 +114,6 @@ class GpuDecoder:
         """Give all memory back; no thread decodes any more."""
         self._lanes.clear()
         self._hosts.clear()
-        self.gpu.pool.free_all_blocks()
 
 
 def room_for(chunk_bytes: int) -> int:
@@ -172,23 +171,22 @@ class _Lane:
     """Memory of a batch on the device, and the stream of CUDA on which it is decoded."""
 
     def __init__(self, decoder: GpuDecoder) -> None:
-        cupy, coding = decoder.gpu.cupy, decoder.coding
-        self._decoder, self._stream = decoder, Stream(decoder.gpu, decoder.kernels)
+        gpu, coding = decoder.gpu, decoder.coding
+        self._decoder, self._stream = decoder, Stream(gpu, decoder.kernels)
         voxels = decoder.batch * coding.chunk_bytes
         self._most = decoder.batch * most_streams(coding)
-        self._results = np.empty(3 * self._most, np.uint32)
-        with cupy.cuda.using_allocator(decoder.gpu.pool.malloc), self._stream.stream:
-            self._encoded = cupy.empty(decoder.room, np.uint8)
-            self._shuffled = cupy.empty(voxels, np.uint8)
-            self._voxels = cupy.empty(voxels, np.uint8)
-            self._table = cupy.empty(TABLE * self._most, np.uint64)
-            self._told = cupy.empty(4 * decoder.batch, np.uint32)
-            self._device_results = cupy.empty(3 * self._most, np.uint32)
-            scratch = 1
-            if decoder.decompressor is not None:
-                scratch = decoder.decompressor.scratch_bytes(self._most, coding.chunk_bytes, voxels)
-            self._scratch = cupy.empty(scratch, np.uint8)
-        self._stream.stream.synchronize()
+        self._on_host = gpu.host_memory(4 * 3 * self._most)
+        self._results = self._on_host.memory.view(np.uint32)
+        self._encoded = DeviceMemory(gpu, decoder.room)
+        self._shuffled = DeviceMemory(gpu, voxels)
+        self._voxels = DeviceMemory(gpu, voxels)
+        self._table = DeviceMemory(gpu, 8 * TABLE * self._most)
+        self._told = DeviceMemory(gpu, 4 * 4 * decoder.batch)
+        self._device_results = DeviceMemory(gpu, self._results.nbytes)
+        scratch = 1
+        if decoder.decompressor is not None:
+            scratch = decoder.decompressor.scratch_bytes(self._most, coding.chunk_bytes, voxels)
+        self._scratch = DeviceMemory(gpu, scratch)
 
     def decode(self, memory: NDArray[np.uint8], chunks: Chunks, batch: Batch, out: NDArray[Any]) -> NDArray[np.bool_]:
         """Decode chunks that lie in memory of the host, and return which of them are left to the processor."""
@@ -201,21 +199,21 @@ class _Lane:
 
     def _decode(self, memory: NDArray[np.uint8], chunks: Chunks, batch: Batch, out: NDArray[Any]) -> NDArray[np.bool_]:
         coding, stream = self._decoder.coding, self._stream
-        stream.upload(self._encoded, memory[: chunks.used])
-        stream.upload(self._told, chunks.told)
+        stream.upload(self._encoded.ptr, memory[: chunks.used], pinned=True)
+        stream.upload(self._told.ptr, chunks.told)
         if chunks.table.size:
             self._decompress(chunks)
         groups = ceil_div(coding.chunk_bytes, 8 * int(chunks.told[:, 2].min()))
         items = len(chunks.told) * groups
-        numbers = np.uint32(coding.chunk_bytes), np.uint32(groups), np.uint64(items)
+        numbers = coding.chunk_bytes, groups, items
         stream.launch("unshuffle", items, self._shuffled, self._voxels, self._told, *numbers)
-        shapes = [np.uint32(n) for n in (*batch.start, *out.shape[1:], *coding.chunk, *batch.grid[1:], coding.itemsize)]
-        fill = np.uint64(int.from_bytes(batch.fill, "little"))
+        shapes = *batch.start, *out.shape[1:], *coding.chunk, *batch.grid[1:], coding.itemsize
+        fill = int.from_bytes(batch.fill, "little")
         # The shuffled voxels are not needed any more.
-        stream.launch("place", out.size, self._voxels, self._shuffled, self._told, *shapes, fill, np.uint64(out.size))
+        stream.launch("place", out.size, self._voxels, self._shuffled, self._told, *shapes, fill, out.size)
         self._download(out)
         results = self._results[: (3 if self._decoder.decompressor else 2) * chunks.compressed]
-        stream.download(results, self._device_results)
+        stream.download(results, self._device_results.ptr, pinned=True)
         stream.wait()
         found, statuses = results[: 2 * chunks.compressed].view(np.uint64), results[2 * chunks.compressed :]
         failed = found != chunks.table[3, : chunks.compressed]
@@ -230,29 +228,30 @@ class _Lane:
         stream, count, compressed = self._stream, chunks.table.shape[1], chunks.compressed
         addresses, decompressor = np.ascontiguousarray(chunks.table), self._decoder.decompressor
         if decompressor is not None:
-            addresses[0, :compressed] += np.uint64(self._encoded.data.ptr)
-            addresses[2, :compressed] += np.uint64(self._shuffled.data.ptr)
-        stream.upload(self._table, addresses)
-        row, results, buffers = 8 * count, self._device_results.data.ptr, (self._encoded, self._shuffled)
-        begins, lengths, targets, sizes = (self._table.data.ptr + row * number for number in range(TABLE))
+            addresses[0, :compressed] += np.uint64(self._encoded.ptr)
+            addresses[2, :compressed] += np.uint64(self._shuffled.ptr)
+        stream.upload(self._table.ptr, addresses)
+        row, results, buffers = 8 * count, self._device_results.ptr, (self._encoded, self._shuffled)
+        begins, lengths, targets, sizes = (self._table.ptr + row * number for number in range(TABLE))
         if compressed and decompressor is not None:
-            scratch = self._scratch.data.ptr, self._scratch.nbytes
+            scratch = self._scratch.ptr, self._scratch.size
             arrays = StreamArrays(begins, lengths, sizes, results, *scratch, targets, results + 8 * compressed)
             decompressor(compressed, arrays, stream.pointer)
         elif compressed:
-            where = [np.uint64(each) for each in (begins, lengths, targets, sizes, results)]
+            where = begins, lengths, targets, sizes, results
             stream.launch("decompress_lz4", compressed * LZ4_GROUP, *buffers, *where, group=LZ4_GROUP)
         if pieces := count - compressed:
-            where = [np.uint64(each + 8 * compressed) for each in (begins, targets, lengths)]
-            stream.launch("copy_pieces", pieces * GROUP, *buffers, *where)
+            beyond = [each + 8 * compressed for each in (begins, targets, lengths)]
+            stream.launch("copy_pieces", pieces * GROUP, *buffers, *beyond)
 
     def _download(self, out: NDArray[Any]) -> None:
         """Begin to copy what is wanted to its place: planes at once where their rows are one piece, else each."""
-        source, (planes, rows, columns), (plane, row, width) = self._shuffled.data.ptr, out.shape, out.strides
+        source, (planes, rows, columns), (plane, row, width) = self._shuffled.ptr, out.shape, out.strides
         piece, most = rows * columns * width, 2**31 - 1
         if row == columns * width and plane <= most:
-            self._stream.download_rows(out.ctypes.data, max(plane, piece), source, piece, planes)
+            self._stream.download_rows(out.ctypes.data, max(plane, piece), source, piece, piece, planes)
             return
         for number in range(planes):
             at = source + number * piece
-            self._stream.download_rows(out.ctypes.data + number * plane, row, at, columns * width, rows)
+            to, inside = out.ctypes.data + number * plane, columns * width
+            self._stream.download_rows(to, row, at, inside, inside, rows)

@@ -11,19 +11,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isovoxel.codecs.blosc import ContainerLayout
-from isovoxel.codecs.cuda import GROUP, Gpu, Lent, Stream
+from isovoxel.codecs.blosc import ContainerLayout, kernels
+from isovoxel.codecs.cuda import GROUP, DeviceMemory, DeviceVoxels, Gpu, Lent, Stream, Voxels
 from isovoxel.codecs.nvcomp import BatchArrays, BatchChecksum, BatchCompressor, NvcompError
 from isovoxel.geometry.grid import Index3, ceil_div
-
-KERNELS = ("gather", "shuffle_bits", "lay_out", "pack", "seal")
-"""Names of the kernels in `blosc.cl`."""
 
 
 class EncodedChunks(NamedTuple):
@@ -33,6 +31,8 @@ class EncodedChunks(NamedTuple):
     """Their bytes, with a checksum behind each where there are any."""
     sizes: NDArray[np.int64]
     """Bytes of each, with its checksum."""
+    full: NDArray[np.bool_]
+    """Of each, whether a bit of its voxels is set."""
 
 
 class GpuEncoder:
@@ -56,7 +56,7 @@ class GpuEncoder:
     Raises
     ------
     ImportError
-        If cupy or nvCOMP is not installed.
+        If CUDA's driver or compiler, or nvCOMP, is not installed.
     MemoryError
         If the device has too little memory.
     GpuCodecError
@@ -71,17 +71,17 @@ class GpuEncoder:
         with self.gpu.used():
             self.compressor = BatchCompressor(layout.codec, layout.block_bytes)
             self.checksum = BatchChecksum(batch, layout.longest) if gap else None
-            self.kernels = self.gpu.kernels(KERNELS)
-        self._lanes = Lent(lanes, partial(_Lane, self))
+            self.kernels = self.gpu.kernels(kernels())
+        self._lanes = Lent(lanes, self._new_lane)
         self._hosts = Lent(hosts, partial(self.gpu.host_memory, batch * (layout.longest + gap)))
 
-    def encode(self, voxels: NDArray[Any], first: int, take: Callable[[EncodedChunks], None]) -> None:
+    def encode(self, voxels: Voxels, first: int, take: Callable[[EncodedChunks], None]) -> None:
         """Encode a batch of chunks.
 
         Parameters
         ----------
         voxels
-            Those of a shard, z, y, x, which lie one after the other along x.
+            Those of a shard, z, y, x, which lie one after the other along x; on the GPU, they must stay there.
         first
             Number of the first chunk that is encoded, z slowest; with it those that follow, `batch` in all at most.
         take
@@ -95,16 +95,28 @@ class GpuEncoder:
             If the GPU fails otherwise.
         """
         chunks = min(self.batch, math.prod(self.grid(voxels)) - first)
-        with self._hosts.one() as host:
-            with self.gpu.used():
-                reached = self._reaches(voxels)
-            if not reached:
-                self._copy_chunks(voxels, first, chunks, host.memory)
+        with ExitStack() as held:
             with self.gpu.used(), self._lanes.one() as lane:
-                encoded = lane.encode(voxels if reached else None, first, chunks, host.memory)
-            take(encoded)
+                if isinstance(voxels, DeviceVoxels) or self._reaches(voxels):
+                    sizes, full = lane.compress(voxels, first, chunks)
+                    memory = held.enter_context(self._hosts.one()).memory
+                else:
+                    memory = held.enter_context(self._hosts.one()).memory
+                    self._copy_chunks(voxels, first, chunks, memory)
+                    sizes, full = lane.compress(memory, first, chunks)
+                body = lane.fetch(memory, int(sizes.sum()))
+            take(EncodedChunks(body, sizes, full))
 
-    def grid(self, voxels: NDArray[Any]) -> Index3:
+    def make_ahead(self, batches: int) -> None:
+        """Begin to get memory for so many batches, on the device and on the host."""
+        self._lanes.make_ahead(batches)
+        self._hosts.make_ahead(batches)
+
+    def _new_lane(self) -> _Lane:
+        with self.gpu.used():
+            return _Lane(self)
+
+    def grid(self, voxels: Voxels) -> Index3:
         """Return how many chunks some voxels have along each axis."""
         z, y, x = (ceil_div(n, c) for n, c in zip(voxels.shape, self.chunk, strict=True))
         return (z, y, x)
@@ -113,15 +125,13 @@ class GpuEncoder:
         """Give all memory back; no thread encodes any more."""
         self._lanes.clear()
         self._hosts.clear()
-        self.gpu.pool.free_all_blocks()
 
     def _reaches(self, voxels: NDArray[Any]) -> bool:
         """Return whether the GPU reaches voxels where they are."""
         last = voxels.ctypes.data + sum((n - 1) * s for n, s in zip(voxels.shape, voxels.strides, strict=True))
         if voxels.strides[2] != voxels.itemsize:
             return False
-        ask, registered = self.gpu.cupy.cuda.runtime.pointerGetAttributes, 1
-        return all(ask(address).type == registered for address in (voxels.ctypes.data, last))
+        return all(self.gpu.reaches(address) for address in (voxels.ctypes.data, last))
 
     def _copy_chunks(self, voxels: NDArray[Any], first: int, chunks: int, memory: NDArray[np.uint8]) -> None:
         """Copy the voxels of chunks to one after the other, zeros beyond the shard."""
@@ -140,96 +150,119 @@ class _Lane:
     """Memory of a batch on the device, and the stream of CUDA on which it is encoded."""
 
     def __init__(self, encoder: GpuEncoder) -> None:
-        cupy, layout = encoder.gpu.cupy, encoder.layout
+        gpu, layout = encoder.gpu, encoder.layout
         chunks, blocks = encoder.batch, encoder.batch * layout.blocks
-        self._encoder, self._stream = encoder, Stream(encoder.gpu, encoder.kernels)
-        # Sizes of the chunks, and what became of blocks and checksums, which are 0 where all is well.
-        self._results = np.empty(2 * chunks + chunks + blocks, np.int32)
-        with cupy.cuda.using_allocator(encoder.gpu.pool.malloc), self._stream.stream:
-            self._stride = encoder.compressor.stride()
-            self._voxels = cupy.empty(chunks * layout.chunk_bytes, np.uint8)
-            self._shuffled = cupy.empty(chunks * layout.chunk_bytes, np.uint8)
-            self._streams = cupy.empty(blocks * self._stride, np.uint8)
-            self._packed = cupy.empty(chunks * (layout.longest + encoder.gap), np.uint8)
-            self._lengths = cupy.empty(blocks, np.uint64)
-            self._places = cupy.empty(blocks, np.uint32)
-            self._device_results = cupy.zeros(len(self._results), np.int32)
-            self._begins = cupy.empty(chunks, np.uint64)
-            self._checksums = cupy.empty(chunks, np.uint32)
-            lengths = np.array(layout.block_lengths(), np.uint64)
-            starts = np.cumsum(lengths) - lengths
-            begins = np.arange(chunks, dtype=np.uint64)[:, None] * np.uint64(layout.chunk_bytes) + starts
-            self._block_addresses = cupy.asarray(begins.ravel() + np.uint64(self._shuffled.data.ptr))
-            self._block_lengths = cupy.asarray(np.tile(lengths, chunks))
-            places = np.arange(blocks, dtype=np.uint64) * np.uint64(self._stride)
-            self._stream_addresses = cupy.asarray(places + np.uint64(self._streams.data.ptr))
-            self._scratch = cupy.empty(max(1, encoder.compressor.scratch_bytes(blocks)), np.uint8)
-        self._stream.stream.synchronize()
+        self._encoder, self._stream = encoder, Stream(gpu, encoder.kernels)
+        self._stride = encoder.compressor.stride()
+        self._voxels = DeviceMemory(gpu, chunks * layout.chunk_bytes)
+        self._shuffled = DeviceMemory(gpu, chunks * layout.chunk_bytes)
+        self._streams = DeviceMemory(gpu, blocks * self._stride)
+        self._packed = DeviceMemory(gpu, chunks * (layout.longest + encoder.gap))
+        self._lengths = DeviceMemory(gpu, 8 * blocks)
+        self._places = DeviceMemory(gpu, 4 * blocks)
+        self._begins = DeviceMemory(gpu, 8 * chunks)
+        self._checksums = DeviceMemory(gpu, 4 * chunks)
+        self._scratch = DeviceMemory(gpu, max(1, encoder.compressor.scratch_bytes(blocks)))
+        # Sizes of the chunks, what became of checksums and blocks, which is 0 where all is well, and which chunks are
+        # full.
+        self._on_host = gpu.host_memory(4 * (2 * chunks + chunks + blocks + chunks))
+        self._results = self._on_host.memory.view(np.int32)
+        self._device_results = DeviceMemory(gpu, self._results.nbytes)
+        self._stream.zero(self._device_results.ptr, self._results.nbytes)
+        lengths = np.array(layout.block_lengths(), np.uint64)
+        starts = np.cumsum(lengths) - lengths
+        begins = np.arange(chunks, dtype=np.uint64)[:, None] * np.uint64(layout.chunk_bytes) + starts
+        places = np.arange(blocks, dtype=np.uint64) * np.uint64(self._stride)
+        self._block_addresses = self._put(begins.ravel() + np.uint64(self._shuffled.ptr))
+        self._block_lengths = self._put(np.tile(lengths, chunks))
+        self._stream_addresses = self._put(places + np.uint64(self._streams.ptr))
+        self._stream.wait()
 
-    def encode(self, voxels: NDArray[Any] | None, first: int, chunks: int, host: NDArray[np.uint8]) -> EncodedChunks:
-        """Encode chunks into a buffer on the host, of voxels that the GPU reaches, or of those in the buffer."""
-        layout, gap = self._encoder.layout, self._encoder.gap
-        blocks, items = chunks * layout.blocks, layout.shuffling_items(chunks)
-        cut, width = (np.uint32(layout.chunk_bytes), np.uint32(layout.block_bytes)), np.uint32(layout.itemsize)
+    def _put(self, array: NDArray[Any]) -> DeviceMemory:
+        """Return memory on the device with an array in it."""
+        memory = DeviceMemory(self._encoder.gpu, array.nbytes)
+        self._stream.upload(memory.ptr, array)
+        return memory
+
+    def compress(self, voxels: Voxels, first: int, chunks: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Make containers of chunks on the device, and return their lengths, and whether each has a bit set.
+
+        Parameters
+        ----------
+        voxels
+            Voxels that the GPU reaches, z, y, x, or the bytes of the chunks, one after the other.
+        first, chunks
+            Number of the first chunk of the voxels, and how many there are.
+        """
+        layout, gap, batch, stream = self._encoder.layout, self._encoder.gap, self._encoder.batch, self._stream
+        blocks, items, groups = chunks * layout.blocks, layout.shuffling_items(chunks), ceil_div(layout.chunk_bytes, 32)
+        cut, width = (layout.chunk_bytes, layout.block_bytes), layout.itemsize
         between, laid = (self._voxels, self._shuffled), (self._lengths, self._places, self._device_results)
-        base, streams = np.uint64(self._packed.data.ptr), self._streams
-        stream = self._stream
-        if voxels is None:
-            stream.upload(self._voxels, host[: chunks * layout.chunk_bytes])
+        base, streams, full = self._packed.ptr, self._streams, self._device_results.ptr + self._results[:-batch].nbytes
+        if isinstance(voxels, np.ndarray) and voxels.ndim == 1:
+            stream.upload(self._voxels.ptr, voxels[: chunks * layout.chunk_bytes], pinned=True)
         else:
             self._gather(voxels, first, chunks)
-        stream.launch("shuffle_bits", items, *between, *cut, width, np.uint64(items))
+        stream.zero(full, 4 * batch)
+        stream.launch("mark_full", chunks * groups, self._voxels, full, cut[0], groups, chunks * groups)
+        stream.launch("shuffle_bits", items, *between, *cut, width, items)
         self._encoder.compressor(blocks, self._arrays(), stream.pointer)
-        stream.launch("lay_out", chunks, *laid, *cut, np.uint32(chunks))
-        rest = base, np.uint64(self._stride), *cut, width, np.uint32(layout.flags), np.uint32(gap)
+        stream.launch("lay_out", chunks, *laid, *cut, chunks)
+        rest = base, self._stride, *cut, width, layout.flags, gap
         stream.launch("pack", blocks * GROUP, *between, streams, *laid, self._packed, self._begins, *rest)
         if self._encoder.checksum is not None:
             self._sum_up(self._encoder.checksum, chunks)
             sealed = self._packed, self._begins, base, self._device_results, self._checksums
-            stream.launch("seal", chunks, *sealed, np.uint32(chunks))
-        stream.download(self._results, self._device_results)
+            stream.launch("seal", chunks, *sealed, chunks)
+        stream.download(self._results, self._device_results.ptr, pinned=True)
         stream.wait()
-        if failed := int(np.count_nonzero(self._results[2 * self._encoder.batch :])):
+        if failed := int(np.count_nonzero(self._results[2 * batch : -batch])):
             raise NvcompError(f"nvCOMP did not compress {failed} of {blocks} blocks")
-        sizes = self._results[: 2 * chunks].view(np.int64) + gap
-        body = host[: int(sizes.sum())]
-        stream.download(body, self._packed)
-        stream.wait()
-        return EncodedChunks(body, sizes)
+        return self._results[: 2 * chunks].view(np.int64) + gap, self._results[-batch:][:chunks] != 0
 
-    def _gather(self, voxels: NDArray[Any], first: int, chunks: int) -> None:
-        """Cut chunks out of voxels that lie in the host's memory.
+    def fetch(self, host: NDArray[np.uint8], nbytes: int) -> NDArray[np.uint8]:
+        """Return the containers, of so many bytes, in memory of the host."""
+        body = host[:nbytes]
+        self._stream.download(body, self._packed.ptr, pinned=True)
+        self._stream.wait()
+        return body
 
-        Where the planes that they lie in are one piece with their rows, these are copied before, which keeps no
-        multiprocessor waiting for the bus; else the kernel reads them from where they are.
+    def _gather(self, voxels: Voxels, first: int, chunks: int) -> None:
+        """Cut chunks out of voxels that lie on the device or in the host's memory.
+
+        Where the planes of the host that they lie in are one piece with their rows, these are copied before, which
+        keeps no multiprocessor waiting for the bus; else the kernel reads them from where they are.
         """
         cz, cy, cx = self._encoder.chunk
         _, down, across = self._encoder.grid(voxels)
         start, stop = first // (down * across) * cz, -(-(first + chunks) // (down * across)) * cz
-        planes = voxels[start:stop]
+        planes = voxels[start:stop, :, :]
         plane, row, width = planes.strides
         first -= first // (down * across) * down * across
-        address = planes.ctypes.data
-        if plane == row * planes.shape[1] and planes.nbytes <= self._streams.nbytes:
-            nbytes, rows = planes.shape[2] * width, planes.shape[0] * planes.shape[1]
-            self._stream.upload_rows(self._streams, address, row, nbytes, rows)
-            address, row, plane = self._streams.data.ptr, nbytes, nbytes * planes.shape[1]
+        if isinstance(planes, DeviceVoxels):
+            address = planes.address
+            self._stream.follow(planes.ready)
+        else:
+            address = planes.ctypes.data
+            if plane == row * planes.shape[1] and planes.nbytes <= self._streams.size:
+                nbytes, rows = planes.shape[2] * width, planes.shape[0] * planes.shape[1]
+                self._stream.upload_rows(self._streams.ptr, address, row, nbytes, rows)
+                address, row, plane = self._streams.ptr, nbytes, nbytes * planes.shape[1]
         items = chunks * cz * cy * cx
-        shapes = [np.uint32(n) for n in (*planes.shape, cz, cy, cx, first, width)]
-        strides = np.uint64(0), np.uint64(plane), np.uint64(row)
-        self._stream.launch("gather", items, np.uint64(address), self._voxels, *strides, *shapes, np.uint64(items))
+        shapes = *planes.shape, cz, cy, cx, first, width
+        self._stream.launch("gather", items, address, self._voxels, 0, plane, row, *shapes, items)
 
     def _sum_up(self, checksum: BatchChecksum, chunks: int) -> None:
-        sizes, begins, sums = self._device_results.data.ptr, self._begins.data.ptr, self._checksums.data.ptr
+        sizes, begins, sums = self._device_results.ptr, self._begins.ptr, self._checksums.ptr
         checksum(begins, sizes, chunks, sums, sizes + 8 * self._encoder.batch, self._stream.pointer)
 
     def _arrays(self) -> BatchArrays:
         return BatchArrays(
-            self._block_addresses.data.ptr,
-            self._block_lengths.data.ptr,
-            self._scratch.data.ptr,
-            self._scratch.nbytes,
-            self._stream_addresses.data.ptr,
-            self._lengths.data.ptr,
-            self._device_results.data.ptr + 12 * self._encoder.batch,
+            self._block_addresses.ptr,
+            self._block_lengths.ptr,
+            self._scratch.ptr,
+            self._scratch.size,
+            self._stream_addresses.ptr,
+            self._lengths.ptr,
+            self._device_results.ptr + 12 * self._encoder.batch,
         )

@@ -44,7 +44,8 @@ def nvcomp_library() -> Any:
     found = libnvcomp.load_library()
     if found is None:
         raise ImportError("libnvcomp cannot be loaded")
-    return found
+    # What it is called for here only gives work to the GPU: see `isovoxel.codecs.cuda_driver`.
+    return ctypes.PyDLL(found._name, handle=found._handle)  # noqa: SLF001 - the same library once more
 
 
 class BatchArrays(NamedTuple):
@@ -103,7 +104,7 @@ class BatchCompressor:
         _check(self._scratch(blocks, self._block_bytes, _Options(), scratch, blocks * self._block_bytes, None))
         return scratch.value
 
-    def __call__(self, blocks: int, arrays: BatchArrays, stream: int) -> None:
+    def __call__(self, blocks: int, arrays: BatchArrays, stream: ctypes.c_void_p) -> None:
         """Begin to compress the first `blocks` blocks of device memory on a stream of CUDA."""
         status = self._compress(
             arrays.blocks,
@@ -187,7 +188,7 @@ class BatchDecompressor:
         _check(self._scratch(streams, longest, self._options, scratch, total, None))
         return scratch.value
 
-    def __call__(self, streams: int, arrays: StreamArrays, stream: int) -> None:
+    def __call__(self, streams: int, arrays: StreamArrays, stream: ctypes.c_void_p) -> None:
         """Begin to decompress streams on a stream of CUDA."""
         status = self._decompress(
             arrays.streams,
@@ -255,7 +256,9 @@ class BatchChecksum:
         self._sum = nvcomp_library().nvcompBatchedCRC32Async
         self._sum.argtypes = address, address, size, address, _ChecksumOptions, ctypes.c_int, address, address
 
-    def __call__(self, begins: int, lengths: int, pieces: int, sums: int, statuses: int, stream: int) -> None:
+    def __call__(
+        self, begins: int, lengths: int, pieces: int, sums: int, statuses: int, stream: ctypes.c_void_p
+    ) -> None:
         """Begin to sum up pieces on a stream of CUDA; all but `pieces` are addresses on the device."""
         complete = 0
         _check(self._sum(begins, lengths, pieces, sums, self._options, complete, statuses, stream))

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 from numpy.typing import NDArray
 
+from isovoxel.codecs.cuda import Voxels
 from isovoxel.codecs.decoder import GpuDecoder
 from isovoxel.codecs.gpu import GpuEncoder
 from isovoxel.codecs.streams import ChunkCoding
@@ -18,7 +19,7 @@ from isovoxel.planning.plan import Plan
 class Scaled(NamedTuple):
     """The result of scaling one block."""
 
-    data: NDArray[Any]
+    data: Voxels
     """The block's output voxels, in the volume's dtype."""
     waited: float
     """Seconds spent waiting for the device while it served other blocks."""
@@ -41,7 +42,7 @@ class Stage(Protocol):
         ...
 
     def scale(self, cancelled: Event | None = None) -> Scaled:
-        """Return the voxels of ``block.write_box``, in host memory that is used again when the stage is left.
+        """Return the voxels of ``block.write_box``, in memory that is used again when the stage is left.
 
         Parameters
         ----------

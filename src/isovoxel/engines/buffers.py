@@ -97,10 +97,16 @@ class HostBuffer:
 
 
 class Buffers:
-    """Device buffers by name, grown when need be."""
+    """Device buffers by name, grown when need be.
 
-    def __init__(self, context: Any) -> None:
-        self._context = context
+    Parameters
+    ----------
+    allocate
+        Returns a new buffer of so many bytes, with a `size`.
+    """
+
+    def __init__(self, allocate: Callable[[int], Any]) -> None:
+        self._allocate = allocate
         self._held: dict[str, Any] = {}
         self._plan: Plan | None = None
 
@@ -112,13 +118,11 @@ class Buffers:
 
     def get(self, name: str, nbytes: int) -> Any:
         """Return the buffer of that name, with room for so many bytes."""
-        import pyopencl as cl
-
         buffer = self._held.get(name)
         if buffer is None or buffer.size < nbytes:
             self._held.pop(name, None)
             buffer = None  # the old one is freed before the new one is there
-            self._held[name] = buffer = cl.Buffer(self._context, cl.mem_flags.READ_WRITE, max(1, nbytes))
+            self._held[name] = buffer = self._allocate(max(1, nbytes))
         return buffer
 
     def clear(self) -> None:
@@ -133,8 +137,8 @@ class Lane:
     def __init__(self, context: Any, handle: Any) -> None:
         import pyopencl as cl
 
-        self.queue = cl.CommandQueue(context, handle)
-        self.buffers = Buffers(context)
+        self.queue: Any = cl.CommandQueue(context, handle)
+        self.buffers = Buffers(lambda nbytes: cl.Buffer(context, cl.mem_flags.READ_WRITE, nbytes))
         self._transfers: list[Any] = []
 
     def upload(self, name: str, data: NDArray[Any], box: Box | None = None) -> Any:
@@ -147,6 +151,14 @@ class Lane:
         # pyopencl waits for a transfer whose event is dropped, and holds the interpreter's lock.
         self._transfers.append(cl.enqueue_copy(self.queue, buffer, source, is_blocking=False, **how))
         return buffer
+
+    def uploaded(self) -> Any:
+        """Return the event of the end of all uploads until now."""
+        import pyopencl as cl
+
+        event = cl.enqueue_marker(self.queue)
+        self.queue.flush()
+        return event
 
     def download(self, buffer: Any, data: NDArray[Any], box: Box | None, computed: Any) -> None:
         """Copy a buffer to an array, or a box of one, after an event, and wait for it."""
@@ -197,7 +209,7 @@ class Lanes:
         """Wait for a lane that is free, and lend it."""
         with self._gate:
             self._free.acquire()
-        lane = self._idle.popleft()
+        lane = self._idle.pop()  # one that has memory already
         try:
             yield lane
         finally:
@@ -244,12 +256,16 @@ class HostBufferPool:
 
     Parameters
     ----------
-    queue
-        Of the device that reaches them.
+    make
+        Makes a buffer of so many bytes, and lets a codec reach it.
+    sizes
+        Returns how many bytes a pair has for a plan.
     """
 
-    def __init__(self, queue: Any) -> None:
-        self._queue = queue
+    def __init__(
+        self, make: Callable[[int, Register | None], HostBuffer], sizes: Callable[[Plan], tuple[int, int]]
+    ) -> None:
+        self._make, self._sizes_for = make, sizes
         self._free: list[HostPair] = []
         self._sizes = (0, 0)
         self._projected = 0  # the largest projection of the plans that these served
@@ -272,7 +288,7 @@ class HostBufferPool:
             with self._changed:
                 if not self._serve(plan):
                     self._free.clear()
-                    self._sizes = plan.staging
+                    self._sizes = self._sizes_for(plan)
                 self._projected = max(self._projected, plan.projected_host)
                 self._changed.wait_for(lambda: self._most is None or self._used < self._most)
                 self._used += 1
@@ -281,7 +297,7 @@ class HostBufferPool:
                 (read, written), (decoded, encoded) = self._sizes, self.registers
             try:
                 with self._making:
-                    return HostBuffer(self._queue, read, decoded), HostBuffer(self._queue, written, encoded)
+                    return self._make(read, decoded), self._make(written, encoded)
             except Exception as error:
                 with self._changed:
                     self._used -= 1
@@ -314,10 +330,11 @@ class HostBufferPool:
 
     def _serve(self, plan: Plan) -> bool:
         """Return whether the pairs are what a plan needs, or more within what is projected; the caller has the lock."""
-        if self._sizes == plan.staging:
+        sizes = self._sizes_for(plan)
+        if self._sizes == sizes:
             return True
-        more = sum(self._sizes) - sum(plan.staging)
-        enough = all(there >= needed for there, needed in zip(self._sizes, plan.staging, strict=True))
+        more = sum(self._sizes) - sum(sizes)
+        enough = all(there >= needed for there, needed in zip(self._sizes, sizes, strict=True))
         return enough and plan.projected_host + plan.in_flight * more <= self._projected
 
 

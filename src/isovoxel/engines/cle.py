@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from isovoxel.engines.clesperanto import Clesperanto, clesperanto
 from isovoxel.engines.devices import Device, opencl_device
-from isovoxel.engines.opencl import C_TYPES, TURN, build_kernels, quiet_compiler, rows_of
+from isovoxel.engines.opencl import C_TYPES, TURN, quiet_compiler, rows_of
 from isovoxel.engines.pipeline import StagedEngine
 from isovoxel.errors import DeviceError
 from isovoxel.geometry.grid import Axis, Float3, Index3
@@ -78,12 +78,9 @@ class CleEngine(StagedEngine):
 
     def enqueue(self, source: Any, target: Any, small: dict[str, Any], block: Block, plan: Plan) -> None:
         """Give the block's kernels to the queue; see `StagedEngine.enqueue`."""
-        import pyopencl as cl
-
         del small
         if plan.identity:
-            nbytes = block.write_box.size * np.dtype(plan.source.dtype).itemsize
-            cl.enqueue_copy(self._queue, target, source, byte_count=nbytes)
+            self.copy(target, source, block.write_box.size * np.dtype(plan.source.dtype).itemsize)
             return
         factor, shift = placement(block, plan)
         padded, written = block.padded_shape, block.write_box.shape
@@ -149,7 +146,7 @@ class CleEngine(StagedEngine):
                 "JOIN(a, b)": "((a) | (b))",
             },
         }[part]
-        return build_kernels(self._queue, "convert.cl", {"IN": name} | convert)
+        return self.build_kernels("convert.cl", {"IN": name} | convert)
 
 
 def placement(block: Block, plan: Plan) -> tuple[Float3, Float3]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from isovoxel.codecs.cuda import can_code
+from isovoxel.codecs.cuda import Gpu, can_code
 from isovoxel.engines.opencl import TURN, prepare_caches, wake_device, wake_drivers
 from isovoxel.engines.registry import check_process, note_use
 from isovoxel.errors import DeviceError, OptionError
@@ -115,13 +115,22 @@ def start_drivers(device: str, engine: str | None) -> None:
             wake_drivers()
             found = find_device(device)
             if engine == "exact" or (engine is None and found.kind == "cpu"):
-                with TURN:
-                    wake_device(opencl_device(found))
+                threading.Thread(target=_wake, args=(found,), name="isovoxel-device", daemon=True).start()
 
     if not _starting:
         thread = threading.Thread(target=start, name="isovoxel-drivers", daemon=True)
         _starting.append(thread)
         thread.start()
+
+
+def _wake(device: Device) -> None:
+    """Make the context for kernels on a device: that of CUDA where it may encode, else that of OpenCL."""
+    with contextlib.suppress(Exception):  # what fails is done again
+        if device.limits().encoders:
+            Gpu(device.pci)
+        else:
+            with TURN:
+                wake_device(opencl_device(device))
 
 
 def find_device(wanted: str = "auto") -> Device:

@@ -14,6 +14,13 @@
 // will do: one on a CPU, whole warps on a graphics card.
 //
 // fma everywhere and sums in the order of k: the same bits on every device and for every block.
+//
+// CUDA compiles this behind `opencl_as_cuda.h`, which says in its own way what the next three say.
+#ifndef LOCAL_ARRAY
+#define LOCAL_ARRAY __local
+#define WHERE(condition, a, b) ((condition) ? (a) : (b))
+#define INT3(x, y, z) (int3)(x, y, z)
+#endif
 
 #ifdef WEIGHTED
 #define JOIN_(a, b) a##b
@@ -142,7 +149,7 @@ inline ACCV over_x(SAMPLES *samples, __global const int *first, __global const A
             for (int l = 0; l < V; l++)
                 weight.lane[l] = weights[l < count ? l : 0];
         const ACCV next = FMA(weight.all, TO_ACCV(sample.all), sum);
-        sum = SKIP ? (weight.all == 0 ? sum : next) : next;
+        sum = SKIP ? WHERE(weight.all == 0, sum, next) : next;
     }
     return sum;
 }
@@ -155,7 +162,7 @@ __kernel void rows_then_x(__global const IN *restrict in, __global OUT *restrict
                           __global const ACC *restrict weights, __global const ACC *restrict weights_x, const ulong n,
                           const ulong m, const ulong between, const ulong nx, const ulong mx, const ulong tile)
 {
-    __local ACC sums[SPAN + V] __attribute__((aligned(64)));
+    LOCAL_ARRAY ACC sums[SPAN + V] __attribute__((aligned(64)));
     __global const int *first = (__global const int *)(weights + m * K);
     __global const int *first_x = (__global const int *)(weights_x + mx * KX);
     const ulong j = get_global_id(1), o = get_global_id(2) / between, b = get_global_id(2) % between;
@@ -179,15 +186,16 @@ __kernel void rows_then_x(__global const IN *restrict in, __global OUT *restrict
             store(rounded(over_x(sums, first_x + x, weights_x + x, mx, start, end - x)), out + x, end - x);
 }
 #else
-// One pass along the contiguous axis: arrays of (rows, n) and (rows, m). A work group makes a tile of `each` rows.
+// One pass along the contiguous axis: arrays of (rows, n) and (rows, m). A work group makes a tile of `each` rows; rows
+// are the first axis of work, for there may be more of them than CUDA counts along another one.
 // Its table has the weights of a k side by side, KX rows of m of them, so that they can be loaded as a vector.
 __kernel void along_x(__global const IN *restrict in, __global OUT *restrict out,
                       __global const ACC *restrict weights, const ulong n, const ulong m, const ulong rows,
                       const ulong tile, const ulong each)
 {
     __global const int *first = (__global const int *)(weights + m * KX);
-    const ulong begin = get_group_id(0) * tile, end = begin + tile < m ? begin + tile : m;
-    const ulong from = get_global_id(1) * each, to = from + each < rows ? from + each : rows;
+    const ulong begin = get_group_id(1) * tile, end = begin + tile < m ? begin + tile : m;
+    const ulong from = get_group_id(0) * each, to = from + each < rows ? from + each : rows;
     for (ulong row = from; row < to; row++)
         for (ulong x = begin + get_local_id(0) * V; x < end; x += get_local_size(0) * V)
             if (x + V <= end)
@@ -240,9 +248,8 @@ __kernel void mode(__global const IN *in, __global IN *out,
         out[to] = 0;
         return;
     }
-    const int3 start = (int3)(x0[x], y0[y], z0[z]), stop = (int3)(x1[x], y1[y], z1[z]);
-    const int3 size = stop - start;
-    const int all = size.x * size.y * size.z;
+    const int3 start = INT3(x0[x], y0[y], z0[z]), stop = INT3(x1[x], y1[y], z1[z]);
+    const int all = (stop.x - start.x) * (stop.y - start.y) * (stop.z - start.z);
     const IN middle = in[((ulong)iz[z] * ny + iy[y]) * nx + ix[x]];
     IN best = middle;
     int most = votes(in, middle, start, stop, ny, nx);

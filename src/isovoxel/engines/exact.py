@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.engines.devices import Device, opencl_device
-from isovoxel.engines.opencl import C_TYPES, TURN, build_kernels, queue_of, work_items
+from isovoxel.engines.opencl import C_TYPES, TURN, queue_of, work_items
 from isovoxel.engines.pipeline import StagedEngine
 from isovoxel.geometry.grid import Index3, ceil_div, round_up
 from isovoxel.geometry.resampling import SPAN, Rows, Table, accumulator, outputs_of
@@ -68,7 +68,11 @@ class ExactEngine(StagedEngine):
 
     def __init__(self, device: Device) -> None:
         with TURN:
-            super().__init__(device, queue_of(opencl_device(device)))
+            super().__init__(device, self.open_queue(device))
+
+    def open_queue(self, device: Device) -> Any:
+        """Return the queue for kernels on a device. The caller has the turn."""
+        return queue_of(opencl_device(device))
 
     def build(self, plan: Plan) -> None:
         """Build the kernels of a plan; a device without float64 does not build those for integers of 32 bits."""
@@ -113,11 +117,9 @@ class ExactEngine(StagedEngine):
 
     def passes(self, source: Any, target: Any, small: dict[str, Any], block: Block, plan: Plan) -> None:
         """Give weighted sums to the queue, one pass after the other."""
-        import pyopencl as cl
-
         kind, steps, before = np.dtype(plan.source.dtype), plan.passes, block.read_box.shape
         if not steps:
-            cl.enqueue_copy(self._queue, target, source, byte_count=block.read_box.size * kind.itemsize)
+            self.copy(target, source, block.read_box.size * kind.itemsize)
         for step, axes in enumerate(steps):
             z, y, x = (block.write_box.shape[axis] if axis in axes else before[axis] for axis in range(3))
             kinds = self._kinds(kind, step, len(steps))
@@ -147,7 +149,7 @@ class ExactEngine(StagedEngine):
         elif axis == 2:
             each = max(1, share.tile // m) if share is _CPU else 1
             kernel, numbers = "along_x", (n, m, outer, share.tile, each)
-            tiles, rows, planes = ceil_div(m, share.tile), ceil_div(outer, each), 1
+            tiles, rows, planes = ceil_div(outer, each), ceil_div(m, share.tile), 1
         else:
             kernel, numbers = "along_rows", (n, m, inner, share.tile)
             tiles, rows, planes = ceil_div(inner, share.tile), m, outer
@@ -168,9 +170,7 @@ class ExactEngine(StagedEngine):
     @property
     def _share(self) -> _Share:
         """How this engine's device shares the work of a pass."""
-        import pyopencl as cl
-
-        return _CPU if self._queue.device.type & cl.device_type.CPU else _GPU
+        return _CPU if self.device.kind == "cpu" else _GPU
 
     def _pick(self, source: Any, target: Any, small: dict[str, Any], block: Block, plan: Plan) -> None:
         """Give the kernel that moves bits to the queue: nearest voxel, most frequent label, or largest share."""
@@ -245,7 +245,7 @@ class ExactEngine(StagedEngine):
         )
 
     def _build(self, part: str, **macros: object) -> dict[str, Any]:
-        return build_kernels(self._queue, "exact.cl", {part: 1} | macros)
+        return self.build_kernels("exact.cl", {part: 1} | macros)
 
 
 @lru_cache(maxsize=KEPT)

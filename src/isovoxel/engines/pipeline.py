@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.codecs.blosc import ContainerLayout
-from isovoxel.codecs.cuda import Gpu, GpuCodecError
+from isovoxel.codecs.cuda import DeviceVoxels, Gpu, GpuCodecError
 from isovoxel.codecs.decoder import GpuDecoder
 from isovoxel.codecs.gpu import GpuEncoder
 from isovoxel.codecs.streams import ChunkCoding
@@ -40,6 +40,7 @@ from isovoxel.engines.base import Engine, Scaled
 from isovoxel.engines.buffers import (
     Buffers,
     Fit,
+    HostBuffer,
     HostBufferPool,
     Lane,
     Lanes,
@@ -49,6 +50,7 @@ from isovoxel.engines.devices import Device, opencl_device
 from isovoxel.engines.opencl import (
     C_TYPES,
     TURN,
+    DriverError,
     build_kernels,
     driver_reason,
     is_lost,
@@ -100,12 +102,11 @@ class StagedEngine(ABC):
         self._queue = queue
         self.context = queue.context
         """The OpenCL context of what it allocates."""
-        self._handle = opencl_device(device)
         self.in_place = device.kind == "cpu"
-        self._buffers = Buffers(queue.context)
-        self.lanes = Lanes([Lane(queue.context, self._handle) for _ in range(LANES[device.kind])])
+        self._buffers = Buffers(self.allocate)
+        self.lanes = Lanes([self.new_lane() for _ in range(self.most_lanes)])
         self.fit = Fit()
-        self.hosts = HostBufferPool(queue)
+        self.hosts = HostBufferPool(self.host_buffer, self.staging)
         self._built_for: Plan | None = None
         self._encoder: GpuEncoder | None = None
         self._decoder: GpuDecoder | None = None
@@ -149,7 +150,7 @@ class StagedEngine(ABC):
         self.hosts.registers = self._registers(plan)
         try:
             self.hosts.give(self.hosts.take(plan))
-        except (cl.Error, MemoryError) as error:
+        except (cl.Error, DriverError, MemoryError) as error:
             if is_lost(error):
                 raise self.lost(driver_reason(error)) from error
             self.release()
@@ -177,7 +178,8 @@ class StagedEngine(ABC):
         with self.staged(block, plan) as stage:
             stage.input[...] = data
             scaled = stage.scale(cancelled)
-            return scaled._replace(data=scaled.data.copy())
+            found = scaled.data
+            return scaled._replace(data=found.download(found) if isinstance(found, DeviceVoxels) else found.copy())
 
     def halve(self, voxels: Any, dtype: str, factor: Float3, shapes: tuple[Index3, Index3]) -> None:
         """Give the kernel to the queue that makes the means of neighbours. The caller has the turn.
@@ -204,7 +206,7 @@ class StagedEngine(ABC):
         bits = 8 * np.dtype(dtype).itemsize
         macros = {"T": C_TYPES[dtype], "PAIR": C_TYPES[f"uint{2 * bits}"], "BITS": bits}
         macros |= {"ROWS": share.rows, "TILE": share.tile}
-        return build_kernels(self._queue, "halve.cl", macros | halves)
+        return self.build_kernels("halve.cl", macros | halves)
 
     def encoder(self, plan: Plan) -> GpuEncoder | None:
         """Return what encodes a plan's chunks on the device; see `isovoxel.engines.base.Engine`."""
@@ -229,6 +231,7 @@ class StagedEngine(ABC):
                 hosts=lanes * HOSTS,
                 gap=gap,
             )
+            self._encoder.make_ahead(min(lanes, plan.n_blocks))
         return self._encoder
 
     def decoder(self, plan: Plan, coding: ChunkCoding) -> GpuDecoder | None:
@@ -278,24 +281,58 @@ class StagedEngine(ABC):
         if not isinstance(other, StagedEngine) or other is self:
             return
         if self.context == other.context:
-            self.hosts, other.hosts = other.hosts, HostBufferPool(self._queue)
+            self.hosts, other.hosts = other.hosts, HostBufferPool(other.host_buffer, other.staging)
         else:
             other.hosts.forget()
 
-    # ---- what a stage calls ----------------------------------------------------------------------------------
+    # ---- what OpenCL does, and CUDA in its place (`isovoxel.engines.cuda`) --------------------------------------
 
-    @contextmanager
-    def alone(self) -> Iterator[Lane]:
-        """Wait until no block is on the device, free what is kept there, and lend a lane while the others wait.
+    def allocate(self, nbytes: int) -> Any:
+        """Return a new buffer on the device."""
+        import pyopencl as cl
 
-        Raises
-        ------
-        DeviceLostError
-            If the device no longer answers.
-        """
-        with self.lanes.all() as lanes:
-            self._let_go(lanes)
-            yield lanes[0]
+        return cl.Buffer(self.context, cl.mem_flags.READ_WRITE, nbytes)
+
+    def host_buffer(self, nbytes: int, register: Register | None) -> HostBuffer:
+        """Return new memory of the host that the device reaches."""
+        return HostBuffer(self._queue, nbytes, register)
+
+    @property
+    def most_lanes(self) -> int:
+        """How many lanes there are."""
+        return LANES[self.device.kind]
+
+    def staging(self, plan: Plan) -> tuple[int, int]:
+        """Return the bytes of the host's memory for the input and the output of a block in flight."""
+        return plan.staging
+
+    def new_lane(self) -> Lane:
+        """Return a lane, whose buffers are not there yet."""
+        return Lane(self.context, opencl_device(self.device))
+
+    def build_kernels(self, file: str, macros: dict[str, Any]) -> dict[str, Any]:
+        """Return the kernels of a file by name, built with macros. The caller has the turn."""
+        return build_kernels(self._queue, file, macros)
+
+    def copy(self, target: Any, source: Any, nbytes: int) -> None:
+        """Give a copy of a buffer to the queue. The caller has the turn."""
+        import pyopencl as cl
+
+        cl.enqueue_copy(self._queue, target, source, byte_count=nbytes)
+
+    def begin_after(self, event: Any) -> None:
+        """Let what is given to the queue next wait for an event of a lane. The caller has the turn."""
+        import pyopencl as cl
+
+        cl.enqueue_barrier(self._queue, wait_for=[event])
+
+    def computed(self) -> Any:
+        """Return the event of the end of what was given to the queue. The caller has the turn."""
+        import pyopencl as cl
+
+        event = cl.enqueue_marker(self._queue)
+        self._queue.flush()
+        return event
 
     def answers(self) -> bool:
         """Return whether the device still does what this process asks of it."""
@@ -311,6 +348,21 @@ class StagedEngine(ABC):
         except cl.Error:
             return False
         return True
+
+    # ---- what a stage calls ----------------------------------------------------------------------------------
+
+    @contextmanager
+    def alone(self) -> Iterator[Lane]:
+        """Wait until no block is on the device, free what is kept there, and lend a lane while the others wait.
+
+        Raises
+        ------
+        DeviceLostError
+            If the device no longer answers.
+        """
+        with self.lanes.all() as lanes:
+            self._let_go(lanes)
+            yield lanes[0]
 
     def lost(self, reason: str) -> DeviceLostError:
         """Return the error that says that the device does not answer."""
@@ -330,16 +382,12 @@ class StagedEngine(ABC):
 
         Where the shape of its block of level 1 is given, that is made behind its voxels.
         """
-        import pyopencl as cl
-
         self._buffers.begin(plan)
-        cl.enqueue_barrier(self._queue, wait_for=[uploaded])
+        self.begin_after(uploaded)
         self.enqueue(source, target, small, block, plan)
         if half is not None:
             self.halve(target, plan.source.dtype, plan.further[0].factor, (block.write_box.shape, half))
-        computed = cl.enqueue_marker(self._queue)
-        self._queue.flush()
-        return computed
+        return self.computed()
 
     def _let_go(self, lanes: Sequence[Lane]) -> None:
         """Free what is kept on the device. The caller holds all lanes."""
@@ -349,7 +397,7 @@ class StagedEngine(ABC):
         with TURN:
             self._buffers.clear()
         for queue in (*(lane.queue for lane in lanes), self._queue):
-            with contextlib.suppress(cl.Error):  # what else is wrong shows below
+            with contextlib.suppress(cl.Error, DriverError):  # what else is wrong shows below
                 queue.finish()
         if not self.answers():
             raise self.lost("it fails to fill 64 bytes after it ran out of memory")

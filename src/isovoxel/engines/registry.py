@@ -18,6 +18,7 @@ from isovoxel.errors import DeviceError
 
 if TYPE_CHECKING:
     from isovoxel.engines.base import Engine
+    from isovoxel.planning.plan import Plan
 
 
 def open_engine(name: str = "cle", device: str = "auto") -> Engine:
@@ -39,6 +40,34 @@ def open_engine(name: str = "cle", device: str = "auto") -> Engine:
     return _opened(name, device)
 
 
+def engine_for(plan: Plan, device: str = "auto") -> Engine:
+    """Return this process' engine for a plan: that of CUDA where its codecs run on the GPU, and CUDA can be had.
+
+    Where it cannot, the codecs cannot either, and who asks for them learns why.
+
+    Parameters
+    ----------
+    plan
+        Says which engine.
+    device
+        As in `open_engine`.
+
+    Raises
+    ------
+    DeviceError
+        As in `open_engine`.
+    """
+    check_process()
+    if plan.device.encoding or plan.device.decoding:
+        from isovoxel.codecs.cuda import GpuCodecError
+        from isovoxel.engines.cuda import serves
+
+        with contextlib.suppress(ImportError, MemoryError, GpuCodecError):
+            if serves(plan):
+                return _opened("exact by CUDA", device)
+    return _opened(plan.engine, device)
+
+
 @lru_cache
 def _opened(name: str, device: str) -> Engine:
     from isovoxel.engines.devices import find_device
@@ -48,6 +77,10 @@ def _opened(name: str, device: str) -> Engine:
         from isovoxel.engines.exact import ExactEngine
 
         return ExactEngine(found)
+    if name == "exact by CUDA":
+        from isovoxel.engines.cuda import CudaEngine
+
+        return CudaEngine(found)
     from isovoxel.engines.cle import CleEngine
 
     return CleEngine(found)

@@ -144,10 +144,7 @@ class StagedBlock:
         cancelled: threading.Event | None,
     ) -> Any:
         """Give the kernels to cle's queue, behind what the lane uploads; return the event of their end."""
-        import pyopencl as cl
-
-        uploaded = cl.enqueue_marker(lane.queue)
-        lane.queue.flush()
+        uploaded = lane.uploaded()
         with self._waiting_for(TURN, cancelled):
             half = self._half if piece is self._block else None
             return self._engine.enqueue_after(uploaded, source, target, small, piece, self._plan, half)

@@ -20,7 +20,7 @@ from typing import Any, Protocol, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from isovoxel.codecs.cuda import GpuCodecError
+from isovoxel.codecs.cuda import DeviceVoxels, GpuCodecError, Voxels
 from isovoxel.engines.base import Cancelled, Engine
 from isovoxel.errors import CorruptInputError, clause
 from isovoxel.execution.events import BlockDone, EncodedByProcessor, Event, Filled, Retried
@@ -54,7 +54,7 @@ class Writer(Protocol):
         """Whether it encodes some chunks of a shard beside which that is empty."""
         ...
 
-    def encode(self, box: Box, data: NDArray[Any], part: Box | None = None) -> PendingShard:
+    def encode(self, box: Box, data: Voxels, part: Box | None = None) -> PendingShard:
         """Encode the voxels of a shard, or of a part of it; several threads do different ones at the same time."""
         ...
 
@@ -319,7 +319,7 @@ class BlockMaker:
     def _make_further(
         self,
         block: Block,
-        voxels: NDArray[Any] | None,
+        voxels: Voxels | None,
         flush: Callable[[PendingShard], None],
         half: NDArray[Any] | None = None,
     ) -> tuple[tuple[int, int], ...]:
@@ -339,6 +339,8 @@ class BlockMaker:
         """
         if self._further is None or block.write_box != self.plan.block(block.index).write_box:
             return ()
+        if isinstance(voxels, DeviceVoxels):
+            voxels = voxels.download(voxels) if half is None else None
 
         def write(plan: Plan, made: Block, voxels: NDArray[Any] | None) -> None:
             writer = self._further_writers[plan.level]

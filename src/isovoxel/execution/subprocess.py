@@ -175,12 +175,12 @@ def serve() -> None:
 
 
 def _make(task: Task, device: str, done: bytearray, tell: Callable[[str, Any], None]) -> Elapsed:
-    from isovoxel.engines.registry import open_engine
+    from isovoxel.engines.registry import engine_for
     from isovoxel.execution.blocks import BlockMaker
     from isovoxel.execution.threads import ThreadRun
 
     volume = task.open()
-    engine = open_engine(task.plan.engine, device)
+    engine = engine_for(task.plan, device)
     engine.prepare(task.plan)
 
     def told(event: Event) -> None:

@@ -36,7 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.engines.base import Cancelled, Engine
-from isovoxel.engines.registry import open_engine
+from isovoxel.engines.registry import engine_for
 from isovoxel.errors import DeviceLostError, clause
 from isovoxel.execution.blocks import BlockMaker
 from isovoxel.execution.events import BlockDone, Listener, Retried, Slowed
@@ -77,7 +77,7 @@ class ThreadExecutor(AbstractContextManager["ThreadExecutor"]):
         if self._apart is None:
             try:
                 if self._engine is None or self._engine.name != task.plan.engine:
-                    before, self._engine = self._engine, open_engine(task.plan.engine, self._device)
+                    before, self._engine = self._engine, engine_for(task.plan, self._device)
                     if before is not None:
                         self._engine.take_over(before)
                 with ThreadPoolExecutor(1) as compiling:

@@ -34,7 +34,7 @@ import numpy as np
 from crc32c import crc32c
 from numpy.typing import NDArray
 
-from isovoxel.codecs.cuda import GpuCodecError
+from isovoxel.codecs.cuda import DeviceVoxels, GpuCodecError, Voxels
 from isovoxel.codecs.gpu import EncodedChunks, GpuEncoder
 from isovoxel.geometry.grid import Box, ceil_div
 from isovoxel.output.shard import Bytes, ShardWriter
@@ -176,18 +176,23 @@ class ShardEncoder:
         self._buffers: list[Bytes] = []
         self._buffers_made = 0
 
-    def encode(self, shard: ShardWriter, data: NDArray[Any], whole: Box | None = None) -> None:
-        """Write all chunks of a shard and its index; where that fails, the shard is dropped.
+    def encode(self, shard: ShardWriter, data: Voxels, whole: Box | None = None) -> bool:
+        """Write all chunks of a shard and its index; where that fails, or no chunk is stored, the shard is dropped.
 
         Parameters
         ----------
         shard
             What the chunks are written to.
         data
-            Its voxels, from its first one on; shorter than the shard where the volume ends.
+            Its voxels, from its first one on, on the host or a GPU; shorter than the shard where the volume ends.
         whole
             Where the shard lies as seen from the first of the data, if they are some of its chunks only and all others
             are empty; not where a GPU encodes.
+
+        Returns
+        -------
+        bool
+            Whether a chunk is stored.
 
         Raises
         ------
@@ -197,19 +202,30 @@ class ShardEncoder:
         try:
             encoding = _Encoding(shard, data, whole or _box(data), self.storage, self._lock)
             if self._gpu is None or not self._encode_on(self._gpu, encoding):
+                if isinstance(data, DeviceVoxels):
+                    encoding.data = data.download(data)
                 self._encode(encoding)
-            shard.finish()
+            if encoding.stored:
+                shard.finish()
+            else:
+                shard.drop()
         except BaseException:
             shard.drop()
             raise
+        return encoding.stored
 
     @property
     def takes_parts(self) -> bool:
         """Whether it encodes some chunks of a shard, as its voxels: a GPU is given whole shards."""
         return self._gpu is None
 
-    def is_empty(self, data: NDArray[Any]) -> bool:
-        """Return whether a shard of these voxels is no file: empty chunks are skipped, and it has no others."""
+    def is_empty(self, data: Voxels) -> bool:
+        """Return whether a shard of these voxels is known to be no file: it is empty, and empty chunks are skipped.
+
+        Of voxels on a GPU it is known once they are encoded.
+        """
+        if isinstance(data, DeviceVoxels):
+            return False
         chunks = _box(data).tiles(self.storage.chunk)
         return self.storage.skip_empty and all(_is_zero(data[box.slices]) for box in chunks)
 
@@ -230,7 +246,7 @@ class ShardEncoder:
     def _encode_on(self, gpu: GpuEncoder, shard: _Encoding) -> bool:
         """Append all chunks of a shard; False where the GPU has not done the rest of them."""
         try:
-            while shard.find_stored():
+            while shard.find_inside():
                 gpu.encode(shard.data, shard.turn, shard.write_batch)
         except (MemoryError, GpuCodecError) as error:
             shard.taken = shard.turn
@@ -342,6 +358,7 @@ class ShardEncoder:
                     return
             if len(ready.encoded):
                 shard.writer.write_encoded(tuple(map(int, np.unravel_index(shard.turn, shard.grid))), ready.encoded)
+                shard.stored = True
             with self._lock:
                 self._buffers.append(shard.ready.pop(shard.turn).buffer)
                 shard.turn += 1
@@ -360,10 +377,10 @@ class _Ready(NamedTuple):
 class _Encoding:
     """One shard whose chunks are being encoded. Its attributes change under the encoder's lock only."""
 
-    def __init__(
-        self, writer: ShardWriter, data: NDArray[Any], whole: Box, storage: Storage, lock: threading.Lock
-    ) -> None:
+    def __init__(self, writer: ShardWriter, data: Voxels, whole: Box, storage: Storage, lock: threading.Lock) -> None:
         self.writer, self.data = writer, data
+        self.stored = not storage.skip_empty
+        """Whether a chunk was stored, or shall be however empty it is."""
         self._skip_empty = storage.skip_empty
         self._boxes = list(whole.tiles(storage.chunk))
         self.grid = tuple(ceil_div(n, c) for n, c in zip(whole.shape, storage.chunk, strict=True))
@@ -389,30 +406,36 @@ class _Encoding:
 
     def voxels(self, number: int) -> NDArray[Any]:
         """Return the voxels of a chunk."""
-        return self.data[self._boxes[number].slices]
+        voxels = self.data[self._boxes[number].slices]
+        assert not isinstance(voxels, DeviceVoxels)  # noqa: S101 - for type checkers: the processor encodes
+        return voxels
 
     def stores(self, number: int) -> bool:
         """Return whether a chunk is stored."""
-        if not _box(self.data).contains(self._boxes[number]):
-            return False
-        return not (self._skip_empty and _is_zero(self.voxels(number)))
+        return self._is_inside(number) and not (self._skip_empty and _is_zero(self.voxels(number)))
 
-    def find_stored(self) -> bool:
-        """Give the turn to the next chunk that is stored; False where there is none."""
-        while self.turn < len(self._boxes) and not self.stores(self.turn):
+    def find_inside(self) -> bool:
+        """Give the turn to the next chunk that the voxels have; False where there is none."""
+        while self.turn < len(self._boxes) and not self._is_inside(self.turn):
             self.turn += 1
         return self.turn < len(self._boxes)
+
+    def _is_inside(self, number: int) -> bool:
+        return _box(self.data).contains(self._boxes[number])
 
     def write_batch(self, batch: EncodedChunks) -> None:
         """Append chunks, the first of which has its turn, without those that are not stored."""
         numbers = np.arange(self.turn, self.turn + len(batch.sizes))
-        stored = np.array([self.stores(number) for number in numbers.tolist()])
+        stored = np.array([self._is_inside(number) for number in numbers.tolist()])
+        if self._skip_empty:
+            stored &= batch.full
+        self.stored |= bool(stored.any())
         body = batch.body if stored.all() else batch.body[np.repeat(stored, batch.sizes)]
         self.writer.write_batch(np.unravel_index(numbers[stored], self.grid), batch.sizes[stored], body)
         self.turn += len(numbers)
 
 
-def _box(data: NDArray[Any]) -> Box:
+def _box(data: Voxels) -> Box:
     """Return the box of some voxels, as seen from their first one."""
     z, y, x = data.shape
     return Box.whole((z, y, x))

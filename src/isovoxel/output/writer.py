@@ -18,6 +18,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from isovoxel.codecs.cuda import Voxels
 from isovoxel.codecs.gpu import GpuEncoder
 from isovoxel.geometry.grid import Box, VoxelGrid
 from isovoxel.metadata.series import place_of_volume
@@ -110,7 +111,7 @@ class OmeZarrWriter:
         """Whether `encode` takes a part of a shard."""
         return self._encoder.takes_parts
 
-    def encode(self, box: Box, data: NDArray[Any], part: Box | None = None) -> PendingShard:
+    def encode(self, box: Box, data: Voxels, part: Box | None = None) -> PendingShard:
         """Encode one shard; it is at its place when it is sealed.
 
         Parameters
@@ -118,7 +119,7 @@ class OmeZarrWriter:
         box
             Voxels of the output: those of a shard, clipped where the volume ends.
         data
-            Their values, of the output's dtype and the shape of the box or its part.
+            Their values, of the output's dtype and the shape of the box or its part, on the host or a GPU.
         part
             Whole chunks of the shard, where the others are known to be empty.
 
@@ -134,7 +135,8 @@ class OmeZarrWriter:
         if self._encoder.is_empty(data):
             return self.leave_out(box)
         shard = self._store.begin(self._place(box), self._encoder.storage)
-        self._encoder.encode(shard, data, box.relative_to(part.start).of(0))
+        if not self._encoder.encode(shard, data, box.relative_to(part.start).of(0)):
+            return self.leave_out(box)
         return shard
 
     def leave_out(self, box: Box) -> PendingShard:
@@ -158,7 +160,7 @@ class OmeZarrWriter:
         self._encoder.close()
         self._store.close()
 
-    def _check(self, box: Box, part: Box, data: NDArray[Any]) -> None:
+    def _check(self, box: Box, part: Box, data: Voxels) -> None:
         shard, chunk, dtype = self._encoder.storage.shard, self._encoder.storage.chunk, self._encoder.dtype
         ends = zip(box.start, box.stop, shard, self._shape, strict=True)
         if any(a % s or not a < b == min(a + s, n) for a, b, s, n in ends):

@@ -24,8 +24,8 @@ CORE_RATES = {"lz4": 0.54e9, "zstd": 0.25e9}
 """Bytes of voxels that blosc encodes in a second on one core."""
 PROCESS_RATE = 6e9
 """What many cores come to in one process, whose threads take turns at the interpreter's lock."""
-GPU_RATE = 0.065e9
-"""Bytes that nvCOMP encodes in a second for each multiprocessor, in jobs: alone it does twice as many."""
+GPU_RATE = 0.07e9
+"""Bytes that nvCOMP encodes in a second for each multiprocessor, in jobs."""
 
 BATCH_BYTES = 2**25
 """Bytes of voxels of a batch, where a chunk is not longer."""
@@ -39,7 +39,7 @@ get."""
 SHARE = 0.4
 """How much of the allowed device memory encoding may take."""
 
-START = 1.5
+START = 0.5
 """Seconds until CUDA and its libraries are loaded."""
 CONTEXT = 640 * 2**20
 """Bytes that CUDA holds on the device for a process."""
@@ -94,6 +94,7 @@ def with_encoder(
     storage_of: Callable[[str], Storage],
     voxels: tuple[int, int],
     limits: tuple[DeviceLimits, HostLimits],
+    threads: int | None = None,
 ) -> tuple[Storage, tuple[DeviceLimits, HostLimits]]:
     """Return the output's storage, and the limits with what its encoder takes, and as many threads as it has use for.
 
@@ -110,6 +111,8 @@ def with_encoder(
         How many the output has, and bytes of one.
     limits
         Of each process that scales.
+    threads
+        How many the user wants; None for as many as serve.
 
     Raises
     ------
@@ -140,8 +143,10 @@ def with_encoder(
     if given == "auto" and on_gpu > on_cores:
         return cpu, limits
     taken = CONTEXT + lanes * batches.device_bytes(device.encoders)
-    threads = min(host.threads, lanes * HOSTS + READERS)
-    return gpu, (replace(device, encoding=taken), replace(host, baseline=host.baseline + pinned, threads=threads))
+    # Threads wait for the GPU most of the time, so that few cores have use for more of them.
+    wanted = host.threads if threads else max(host.threads, 2 * lanes)
+    most = min(wanted, lanes * HOSTS + READERS)
+    return gpu, (replace(device, encoding=taken), replace(host, baseline=host.baseline + pinned, threads=most))
 
 
 def fills_batches(full: Storage, level: Storage) -> bool:

@@ -126,12 +126,12 @@ class WorkerSession:
     """
 
     def __init__(self, task: Task, device: str, worker: str) -> None:
-        from isovoxel.engines.registry import open_engine
+        from isovoxel.engines.registry import engine_for
 
         self.plan, self._worker = task.plan, worker
         self._here = threading.local()
         self._elsewhere: deque[Event] = deque(maxlen=MOST_EVENTS)
-        volume, engine = task.open(), open_engine(task.plan.engine, device)
+        volume, engine = task.open(), engine_for(task.plan, device)
         engine.prepare(task.plan)
         self.slots = ResizableSemaphore(task.plan.in_flight)
         waiting = FLUSHING * self.slots.number
