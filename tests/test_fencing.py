@@ -171,12 +171,12 @@ def interrupt_twice(patch: pytest.MonkeyPatch, gate: Gate) -> None:
                 raise KeyboardInterrupt
             super().shutdown(*arguments, **options)
 
-    def wait(*_: Any, **__: Any) -> Any:
+    def next_of(_: Any) -> Any:
         assert gate.arrived.wait(60)
         raise KeyboardInterrupt
 
     patch.setattr(threads, "ThreadPoolExecutor", Impatient)
-    patch.setattr(threads, "wait", wait)
+    patch.setattr(threads, "next_of", next_of)
 
 
 @pytest.mark.sampled(1)

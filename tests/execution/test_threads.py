@@ -282,11 +282,11 @@ def slowly(*words):
     os.write(1, b"scaling\\n")
     threading.Event().wait()
 StagedBlock.scale = slowly
-wait = threads.wait
-def waits(*words, **options):
+next_of = threads.next_of
+def waits(ended):
     os.write(1, b"waiting\\n")
-    return wait(*words, **options)
-threads.wait = waits
+    return next_of(ended)
+threads.next_of = waits
 from isovoxel.cli import main
 main()
 """

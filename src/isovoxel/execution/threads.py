@@ -21,10 +21,11 @@ a device that is lost       the rest of the job, further levels included, is don
 
 from __future__ import annotations
 
+import queue
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -194,28 +195,33 @@ class ThreadRun:
         """
         encoding: dict[Future[Any], int] = {}
         waiting: dict[Future[Any], int] = {}
+        # Waiting for any of so many futures takes a lock of each, time and again.
+        ended: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
         short: list[int] = []
         while True:
             while not short and len(encoding) < 2 * self.in_flight:
                 index = again.popleft() if again else next(left, None)
                 if index is None:
                     break
-                encoding[pool.submit(self._encode, index, flusher)] = index
+                future: Future[Any] = pool.submit(self._encode, index, flusher)
+                encoding[future] = index
+                future.add_done_callback(ended.put)
             if not encoding and not waiting:
                 return short
             self._maker.spare_cores(min(len(encoding), self.in_flight))
-            for future in wait([*encoding, *waiting], return_when=FIRST_COMPLETED).done:
-                index = encoding.pop(future) if future in encoding else waiting.pop(future)
-                try:
-                    flushed = future.result()
-                    if isinstance(flushed, Future):
-                        waiting[flushed] = index
-                    elif flushed is False:
-                        again.append(index)
-                except BlockFailed as error:
-                    if not error.short_of_memory:
-                        raise
-                    short.append(index)
+            future = next_of(ended)
+            index = encoding.pop(future) if future in encoding else waiting.pop(future)
+            try:
+                flushed = future.result()
+                if isinstance(flushed, Future):
+                    waiting[flushed] = index
+                    flushed.add_done_callback(ended.put)
+                elif flushed is False:
+                    again.append(index)
+            except BlockFailed as error:
+                if not error.short_of_memory:
+                    raise
+                short.append(index)
 
     def _encode(self, index: int, flusher: Flusher) -> Future[bool] | None:
         """Read, scale and encode a block, and leave it to threads that wait for the disk; nothing if cancelled."""
@@ -308,3 +314,8 @@ class ThreadRun:
         receipts, event = self._maker.make(block, flusher, voxels)
         self.progress.finish(block.index, receipts, event)
         return np.ones((1, 1, 1), np.bool_)
+
+
+def next_of(ended: queue.SimpleQueue[Future[Any]]) -> Future[Any]:
+    """Return a future that has ended, once there is one."""
+    return ended.get()
