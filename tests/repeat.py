@@ -31,7 +31,7 @@ def thread_run(
     listeners: Sequence[Listener] = (),
     *,
     done: bytearray | None = None,
-    record: Record = lambda _block, _receipts, _along: None,
+    record: Record = lambda _block, _receipts, _event: None,
     array: Any = None,
     fill: float | None = None,
 ) -> ThreadRun:

@@ -17,7 +17,7 @@ import errno
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from signal import SIGINT
 from types import TracebackType
@@ -250,30 +250,25 @@ class Task:
         return replace(self, plan=plan, source=source)
 
 
+@dataclass(eq=False)
 class LevelProgress:
-    """The finished blocks of a level: each is noted first, and only then told of.
+    """The finished blocks of a level: each is noted first, and only then told of."""
 
-    Parameters
-    ----------
-    plan
-        The level's.
-    done
-        A 1 for each block that is done, in the plan's order.
-    record
-        Called with each block that is done, one call at a time.
-    listener
-        Told what happens.
-    free_bytes
-        Returns how much room the output's disk has.
-    """
-
-    def __init__(
-        self, plan: Plan, done: bytearray, record: Record, listener: Listener, free_bytes: Callable[[], int]
-    ) -> None:
-        self.plan, self.done, self.tell = plan, done, listener
-        self._record, self._free_bytes = record, free_bytes
-        self._lock = threading.Lock()
-        self._before, self._stored = plan.voxels_of(done), 0
+    plan: Plan
+    """The level's."""
+    done: bytearray
+    """A 1 for each block that is done, in the plan's order."""
+    _record: Record
+    """Called with each block that is done, one call at a time."""
+    tell: Listener
+    """Told what happens."""
+    _free_bytes: Callable[[], int]
+    """Returns how much room the output's disk has."""
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+    _written: int = field(default=0, init=False)
+    """Voxels of the blocks that were finished here."""
+    _stored: int = field(default=0, init=False)
+    """Bytes of their shards."""
 
     def finish(self, index: int, receipts: Sequence[ShardReceipt], event: BlockDone) -> None:
         """Note a block that is on the disk, and tell of it.
@@ -287,6 +282,7 @@ class LevelProgress:
             with self._lock:
                 self._record(index, receipts, event)
                 self.done[index] = 1
+                self._written += event.voxels
                 self._stored += sum(receipt.size for receipt in receipts)
         except OSError as error:
             raise BlockFailed("writing", self.plan.block(index), error) from error
@@ -308,8 +304,8 @@ class LevelProgress:
             raise JobError(f"the job failed with {clause(failure)}") from failure
         if isinstance(failure.error, DeviceLostError):
             raise failure.error
-        written = self.plan.voxels_of(self.done) - self._before
-        reason = failure.reason(lambda: missing(self.plan, self.done, written, self._stored, self._free_bytes()))
+        done = self.done, self._written, self._stored
+        reason = failure.reason(lambda: missing(self.plan, *done, self._free_bytes()))
         raise JobError(reason) from failure
 
 
