@@ -23,8 +23,8 @@ from isovoxel.codecs.cuda_driver import (
     HOST,
     OUT_OF_MEMORY,
     Address,
+    CopiedRows,
     CudaError,
-    Rows,
     call,
     call_waiting,
     compiled,
@@ -334,11 +334,11 @@ class Stream:
 
     def upload_rows(self, to: int, source: int, stride: int, nbytes: int, rows: int) -> None:
         """Begin to copy rows that lie so many bytes apart on the host to one after the other."""
-        call_waiting("cuMemcpy2DAsync_v2", ctypes.byref(Rows.up(to, source, stride, nbytes, rows)), self.pointer)
+        call_waiting("cuMemcpy2DAsync_v2", ctypes.byref(CopiedRows.up(to, source, stride, nbytes, rows)), self.pointer)
 
     def download_rows(self, to: int, to_stride: int, source: int, stride: int, nbytes: int, rows: int) -> None:
         """Begin to copy rows that lie so many bytes apart on the device to the host."""
-        part = Rows.down(to, to_stride, source, stride, nbytes, rows)
+        part = CopiedRows.down(to, to_stride, source, stride, nbytes, rows)
         call_waiting("cuMemcpy2DAsync_v2", ctypes.byref(part), self.pointer)
 
     def zero(self, to: int, nbytes: int) -> None:

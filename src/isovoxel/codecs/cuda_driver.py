@@ -55,19 +55,19 @@ class _Side(ctypes.Structure):
     )
 
 
-class Rows(ctypes.Structure):
-    """Rows of bytes to copy: the driver's `CUDA_MEMCPY2D`."""
+class CopiedRows(ctypes.Structure):
+    """CopiedRows of bytes to copy: the driver's `CUDA_MEMCPY2D`."""
 
     _fields_ = (("source", _Side), ("target", _Side), ("width", ctypes.c_size_t), ("height", ctypes.c_size_t))
 
     @classmethod
-    def up(cls, to: int, source: int, stride: int, nbytes: int, rows: int) -> Rows:
+    def up(cls, to: int, source: int, stride: int, nbytes: int, rows: int) -> CopiedRows:
         """Return rows of the host, so many bytes apart, that go to one after the other on the device."""
         there = _Side(memory=HOST, host=source, pitch=stride), _Side(memory=DEVICE, device=to, pitch=nbytes)
         return cls(*there, nbytes, rows)
 
     @classmethod
-    def down(cls, to: int, to_stride: int, source: int, stride: int, nbytes: int, rows: int) -> Rows:
+    def down(cls, to: int, to_stride: int, source: int, stride: int, nbytes: int, rows: int) -> CopiedRows:
         """Return rows of the device that go to the host, both so many bytes apart."""
         there = _Side(memory=DEVICE, device=source, pitch=stride), _Side(memory=HOST, host=to, pitch=to_stride)
         return cls(*there, nbytes, rows)
