@@ -297,6 +297,8 @@ class Reading:
         self._file: ChunkFile | None = None
         self._missing = MissingFolders()
         self.put_off: deque[Wanted] = deque()
+        self.count = 0
+        """Chunks that were decoded."""
 
     @cached_property
     def encoded(self) -> NDArray[np.uint8]:
@@ -466,6 +468,8 @@ class ChunkReader(TiledReader):
         finally:
             for chunk, _, _ in reading.put_off:
                 self._cache.release(chunk)
+            with self._lock:
+                self.decoded += reading.count
 
     def read_tile(self, tile: Box, out: NDArray[Any], source: Reading) -> None:
         """Read what a chunk holds of the box, or put it off where another thread is decoding the chunk."""
@@ -477,7 +481,9 @@ class ChunkReader(TiledReader):
         if chunk is None:
             straight = out.shape == layout.chunk and out.flags.c_contiguous
             voxels = out if straight else source.decoded
-            if not self._decode(place, voxels, source):
+            stored = source.file_of(place).read(place, source.encoded, voxels)
+            source.count += stored
+            if not stored:
                 out[...] = layout.fill
             elif not straight:
                 out[...] = voxels[there]
@@ -486,7 +492,9 @@ class ChunkReader(TiledReader):
 
             def decode(voxels: NDArray[Any]) -> bool:
                 with self.failures_of(tile):  # for other threads, too, that wait for the chunk
-                    return self._decode(place, voxels, source)
+                    stored = source.file_of(place).read(place, source.encoded, voxels)
+                source.count += stored
+                return stored
 
             try:
                 self._cache.fill(layout.key(place), chunk, decode)
@@ -499,14 +507,6 @@ class ChunkReader(TiledReader):
             put_off.append(Wanted(chunk, there, out))
         while put_off and (len(put_off) > MOST_PUT_OFF or put_off[0].chunk.ready.is_set()):
             self._take(*put_off.popleft())
-
-    def _decode(self, place: Index3, voxels: NDArray[Any], source: Reading) -> bool:
-        """Decode a chunk, and return whether there is one."""
-        stored = source.file_of(place).read(place, source.encoded, voxels)
-        if stored:
-            with self._lock:
-                self.decoded += 1
-        return stored
 
     def _take(self, chunk: CachedChunk, there: tuple[slice, slice, slice], out: NDArray[Any]) -> None:
         """Copy a part of a chunk of the cache, waiting for it if need be, and release it."""
