@@ -115,7 +115,7 @@ def start_drivers(device: str, engine: str | None) -> None:
             wake_drivers()
             found = find_device(device)
             if engine == "exact" or (engine is None and found.kind == "cpu"):
-                threading.Thread(target=_wake, args=(found,), name="isovoxel-device", daemon=True).start()
+                threading.Thread(target=wake, args=(found,), name="isovoxel-device", daemon=True).start()
 
     if not _starting:
         thread = threading.Thread(target=start, name="isovoxel-drivers", daemon=True)
@@ -123,8 +123,8 @@ def start_drivers(device: str, engine: str | None) -> None:
         thread.start()
 
 
-def _wake(device: Device) -> None:
-    """Make the context for kernels on a device: that of CUDA where it may encode, else that of OpenCL."""
+def wake(device: Device) -> None:
+    """Make the context for kernels on a device ahead: that of CUDA where it may encode, else that of OpenCL."""
     with contextlib.suppress(Exception):  # what fails is done again
         if device.limits().encoders:
             Gpu(device.pci)
