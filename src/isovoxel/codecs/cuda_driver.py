@@ -116,6 +116,7 @@ def _check(library: Any, status: int) -> None:
         raise CudaError((text.value or b"CUDA's error").decode() + f" ({status})", status)
 
 
+@cache
 def compiler_file() -> Path | None:
     """Return where NVRTC is, None where it is not installed."""
     with contextlib.suppress(ImportError, ValueError):
