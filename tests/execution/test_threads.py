@@ -11,9 +11,9 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import dask.array as da
 import numpy as np
@@ -28,7 +28,7 @@ from isovoxel.object_store import retries
 from isovoxel.output.shard import ShardReceipt
 from isovoxel.planning.model import Block
 from isovoxel.planning.plan import Plan
-from polling import wait_until
+from polling import PATIENCE, wait_until
 from repeat import EXPECTED, MODES, VOLUME, Repeat, planned, thread_run
 from strategies import MemoryWriter, Sealed, read_from
 
@@ -136,11 +136,17 @@ class Broken:
         self.victim = plan.block(index)
         self.writer = MemoryWriter(plan)
         self.counter = Counter()
+        self.failed, self.noticed = threading.Event(), threading.Event()
+
+    def fail(self) -> NoReturn:
+        """Fail; who begins afterwards waits until the job has noticed."""
+        self.failed.set()
+        raise self.error
 
     def read(self, box: Box, out: np.ndarray | None = None) -> np.ndarray:
         """Read, or fail where the block's own input begins."""
         if self.stage == "reading" and box.contains(Box(self.middle, tuple(n + 1 for n in self.middle))):
-            raise self.error
+            self.fail()
         return read_from(VOLUME)(box, out)
 
     @property
@@ -152,14 +158,14 @@ class Broken:
     def before(self, block: Block) -> None:
         """Fail before scaling."""
         self.counter.enter()
-        time.sleep(0.005)
+        assert not self.failed.is_set() or self.noticed.wait(PATIENCE)
         if self.stage == "scaling" and block == self.victim:
-            raise self.error
+            self.fail()
 
     def write(self, box: Box, data: np.ndarray) -> list[ShardReceipt]:
         """Write, or fail."""
         if self.stage == "writing" and box == self.victim.write_box:
-            raise self.error
+            self.fail()
         return self.writer.write(box, data)
 
     def encode(self, box: Box, data: np.ndarray, _: Box) -> Sealed:
@@ -181,6 +187,7 @@ def test_a_failure_names_the_block_and_the_reason(mode: str, stage: str) -> None
     plan, before = planned(mode), set(threading.enumerate())
     broken = Broken(plan, stage, 5, OSError("the cable is out"))
     job = thread_run(plan, broken.read, Repeat(broken.before), broken)
+    broken.noticed = job._maker.cancelled
     with pytest.raises(JobError) as caught:
         job.run()
     message, box = str(caught.value), broken.victim.read_box if stage == "reading" else broken.victim.write_box
@@ -197,15 +204,16 @@ def test_a_failure_names_the_block_and_the_reason(mode: str, stage: str) -> None
 @pytest.mark.parametrize("mode", MODES)
 def test_after_a_failure_no_further_block_is_begun(mode: str) -> None:
     """Whichever block fails first, only those in flight beside it come to an end."""
-    plan, counter = planned(mode), Counter()
+    plan, counter, turn = planned(mode), Counter(), itertools.count()
 
     def fail(_: Block) -> None:
         counter.enter()
-        time.sleep(0.01)
+        assert not next(turn) or job._maker.cancelled.wait(PATIENCE)
         raise ValueError("no")
 
+    job = thread_run(plan, read_from(VOLUME), Repeat(fail), MemoryWriter(plan))
     with pytest.raises(JobError, match=r"scaling block \d+ .* failed with ValueError: no$"):
-        thread_run(plan, read_from(VOLUME), Repeat(fail), MemoryWriter(plan)).run()
+        job.run()
     assert counter.begun <= 2 * plan.in_flight
 
 
@@ -213,10 +221,12 @@ def test_a_full_disk_is_called_a_full_disk() -> None:
     """The remedy is said: make room."""
     plan = planned("direct")
     broken = Broken(plan, "writing", 3, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    job = thread_run(plan, broken.read, Repeat(broken.before), broken)
+    broken.noticed = job._maker.cancelled
     with pytest.raises(
         JobError, match=r"because the disk is full: about .*iB are still to be written, 0 B are free; make room"
     ):
-        thread_run(plan, broken.read, Repeat(broken.before), broken).run()
+        job.run()
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -227,9 +237,10 @@ def test_an_interrupt_waits_for_the_blocks_in_flight_and_starts_no_other(mode: s
 
     def interrupt(_: Block) -> None:
         counter.enter()
-        if next(turn) == 7:
-            signal.raise_signal(signal.SIGINT)
-        time.sleep(0.01)
+        if (now := next(turn)) >= 7:
+            if now == 7:
+                os.kill(os.getpid(), signal.SIGINT)
+            assert job._maker.cancelled.wait(PATIENCE)
         counter.leave()
 
     job = thread_run(plan, read_from(VOLUME), Repeat(interrupt), writer)
