@@ -166,6 +166,7 @@ def test_a_finished_output_is_verified_and_left_alone(
     assert listing(tmp_path) == before
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", CASES)
 def test_a_job_that_was_begun_is_finished(
     name: str, isovoxel: Isovoxel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -59,7 +59,7 @@ def by_fractions(labels: NDArray[Any], factor: Float3, shape: Index3, boundary: 
     return result
 
 
-@pytest.mark.sampled(7)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(
     ("factor", "boundary", "dtype"),
     [

@@ -69,6 +69,7 @@ def encoders(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     return made
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("codec", ["blosc-lz4", "blosc-zstd"])
 def test_the_voxels_are_those_of_the_processor(
     tmp_path: Path, source: Path, encoders: list[EncoderOnCpu], codec: str

@@ -216,6 +216,7 @@ def damage(path: Path, how: str) -> None:
         path.write_bytes(content)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("how", ["missing", "torn", "foreign", "changed"])
 def test_shards_that_are_not_what_was_written_are_done_again(source: Path, out: Path, how: str) -> None:
     """Just the block of the damaged shard, and the files are as they should be."""

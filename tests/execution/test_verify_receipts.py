@@ -48,6 +48,7 @@ def source(tmp_path: Path) -> Path:
     return save_input(tmp_path / "in.npy")
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("ome_zarr", WAYS)
 def test_a_flipped_bit_in_any_file_is_found_by_its_receipt(source: Path, tmp_path: Path, ome_zarr: str) -> None:
     """Of each shard, in either version and on each level; and an output that is as it was holds."""

@@ -64,6 +64,7 @@ def read(volume: Any) -> NDArray[Any]:
     return np.stack([volume.read(Box.whole(volume.shape).of(i)) for i in range(n)])
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("kind", SEVERAL)
 def test_five_axes_are_what_the_user_says(tmp_path: Path, kind: str) -> None:
     """Time points and channels make a series, or one of them is selected; whichever comes first."""

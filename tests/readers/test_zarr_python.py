@@ -95,6 +95,7 @@ def last(store: dict[str, Any]) -> str:
     return max(key for key in store if not key.endswith(("zarr.json", ".zarray", ".zattrs")))
 
 
+@pytest.mark.sampled(41)
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if "shards" not in kind])
 @pytest.mark.parametrize("keep", [0.0, 0.3, 0.9])
 def test_a_chunk_cut_short_is_corrupt(kind: str, keep: float) -> None:

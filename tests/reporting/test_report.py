@@ -191,6 +191,7 @@ def test_further_levels_count(isovoxel: Isovoxel) -> None:
         assert isovoxel(*words).code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("folder")
 def test_a_conversion_has_a_report_too(isovoxel: Isovoxel) -> None:
     """Of the part that is converted, and as of any job; where it must not be written nothing is begun."""

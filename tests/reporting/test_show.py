@@ -213,6 +213,7 @@ def test_python_gets_a_figure_of_what_the_command_draws(isovoxel: Isovoxel) -> N
     assert sorted(file.name for file in Path.cwd().iterdir()) == ["one.png", "stack.tif"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("folder")
 def test_a_figure_shows_two_volumes_at_one_scale(isovoxel: Isovoxel) -> None:
     """As the command does; and what cannot be drawn is an error."""
