@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import dask.array as da
 import numpy as np
@@ -21,6 +21,7 @@ import pytest
 
 import isovoxel
 from isovoxel.errors import JobError
+from isovoxel.execution import threads
 from isovoxel.execution.events import BlockDone, Retried
 from isovoxel.execution.flushing import FLUSHING
 from isovoxel.geometry.grid import Box
@@ -227,6 +228,38 @@ def test_a_full_disk_is_called_a_full_disk() -> None:
         JobError, match=r"because the disk is full: about .*iB are still to be written, 0 B are free; make room"
     ):
         job.run()
+
+
+def test_a_thread_whose_start_was_interrupted_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pool does not know it; its block, which it has begun, comes to its end and counts."""
+    plan, arrived, go = planned("direct"), threading.Event(), threading.Event()
+    start = threading.Thread.start
+
+    class Holding(MemoryWriter):
+        def encode(self, *words: Any) -> Any:
+            arrived.set()
+            assert go.wait(PATIENCE)
+            return super().encode(*words)
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        if thread.name.startswith("isovoxel_"):
+            assert arrived.wait(PATIENCE)
+            raise KeyboardInterrupt
+
+    class Pool(threads.ThreadPoolExecutor):
+        def shutdown(self, *words: Any, **options: Any) -> None:
+            super().shutdown(*words, **options)
+            go.set()
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    monkeypatch.setattr(threads, "ThreadPoolExecutor", Pool)
+    writer = Holding(plan)
+    job = thread_run(plan, read_from(VOLUME), Repeat(), writer)
+    with pytest.raises(KeyboardInterrupt):
+        job.run()
+    assert sum(job.progress.done) == 1
+    assert writer.times.sum() == 4 * 12 * 16
 
 
 @pytest.mark.parametrize("mode", MODES)

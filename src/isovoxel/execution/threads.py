@@ -29,7 +29,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from threading import BoundedSemaphore
+from threading import BoundedSemaphore, Thread, current_thread
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -259,8 +259,9 @@ class ThreadRun:
 
         With `ends`, all that was given to them comes to its end, even where no thread has begun with it yet.
         """
+        begun: list[Thread] = []
         with patience(ended=self._maker.cancelled):  # after which a pool's threads try everything once
-            pool = ThreadPoolExecutor(number, name, carried(lambda: None))
+            pool = ThreadPoolExecutor(number, name, carried(lambda: begun.append(current_thread())))
         try:
             yield pool
         except InterruptedAgain:
@@ -270,6 +271,8 @@ class ThreadRun:
             self._maker.cancelled.set()
             try:
                 pool.shutdown(cancel_futures=not ends)
+                for thread in begun:  # one that was interrupted while it was started is unknown to the pool
+                    thread.join()
             except KeyboardInterrupt as again:
                 raise InterruptedAgain(getattr(again, "signal", None)) from again
             raise
