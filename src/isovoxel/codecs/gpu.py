@@ -1,10 +1,10 @@
 """Encode chunks on an NVIDIA GPU: bits are shuffled, blocks compressed by nvCOMP, and put together to Blosc containers.
 
-The GPU reads voxels where an engine has left them in the host's memory, and leaves containers in memory of the host as
-they stand in a file. A few batches of chunks are on the device at a time, each with memory and a stream of CUDA of its
-own, so that copies and kernels of one overlap with those of others; more are on the host, where they are written
-meanwhile. A thread waits for its batch without a processor, so that all cores are there for whoever reads, sums up and
-writes.
+The GPU reads voxels where an engine has left them, on the device or in the host's memory, and leaves containers in
+memory of the host as they stand in a file. A few batches of chunks are on the device at a time, each with memory and a
+stream of CUDA of its own, so that copies and kernels of one overlap with those of others; more are on the host, where
+they are written meanwhile. A thread waits for its batch without a processor, so that all cores are there for whoever
+reads, sums up and writes.
 """
 
 from __future__ import annotations
