@@ -361,7 +361,7 @@ def test_secrets_are_nowhere(server: Server, isovoxel: Isovoxel, monkeypatch: py
     run = Job.run
 
     def note(job: Job, executor: Executor) -> object:
-        tasks.append((job.plan, job.source, job.output, job.volume.read, job.volume.identity))
+        tasks.append((job.plan, job.source, job.output, job.watch.volume.read, job.watch.volume.identity))
         return run(job, executor)
 
     monkeypatch.setattr(Job, "run", note)
