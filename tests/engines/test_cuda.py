@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+from contextlib import ExitStack
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,10 @@ from hypothesis import strategies as st
 from codecs_on_cpu import on_device
 from isovoxel.codecs.cuda import GpuCodecError, Lent
 from isovoxel.engines import cuda, registry
+from isovoxel.engines.base import Scaled
 from isovoxel.engines.exact import ExactEngine
+from isovoxel.engines.staged_block import StagedBlock
+from isovoxel.errors import DeviceFullError
 from isovoxel.planning.chunking import Storage
 from isovoxel.planning.optimizer import make_plan
 from isovoxel.planning.plan import Plan
@@ -86,6 +91,31 @@ def test_cuda_serves_plans_whose_chunks_a_gpu_codes() -> None:
     assert not cuda.serves(plan_with())
     assert not cuda.serves(plan_with("cle", encoding=1))
     assert not cuda.serves(plan_with(shape=(2, 70_000, 2), encoding=1))
+
+
+def test_a_block_on_the_host_that_fails_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gives back its turn on the host, and keeps it once it is scaled, until it is written."""
+    plan, turns, spilling = plan_with(encoding=1), iter((True, False)), threading.Lock()
+    result = Scaled(np.zeros(1), 0.0)
+
+    def scale(*_: Any) -> Scaled:
+        assert spilling.locked()
+        if next(turns):
+            raise DeviceFullError("no room")
+        return result
+
+    monkeypatch.setattr(StagedBlock, "scale", scale)
+    engine: Any = SimpleNamespace(fit=SimpleNamespace(depth=lambda _: 1), spilling=spilling)
+    target: Any = object()
+    with ExitStack() as held:
+        block = cuda._KeptBlock(engine, plan.block(0), plan, (target, target), held)
+        with pytest.raises(DeviceFullError):
+            block.scale()
+        assert not spilling.locked()
+        assert block._target is target
+        assert block.scale() is result
+        assert spilling.locked()
+    assert not spilling.locked()
 
 
 @pytest.mark.parametrize("why", [ImportError("no driver"), MemoryError("full"), GpuCodecError("no device")])

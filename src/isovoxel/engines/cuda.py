@@ -220,9 +220,17 @@ class _KeptBlock(StagedBlock):
         if not engine.fit.depth(plan) and not self._attempt(block, self._kept(), cancelled):
             half = None if self._half is None else self._target.view(self._half, self._kind)
             return Scaled(self._voxels, self._waited, 1, half)
-        self._held.enter_context(engine.spilling)
-        self._target = _SpilledBuffer(plan.staging[1])
-        return super().scale(cancelled)
+        target = self._target
+        with contextlib.ExitStack() as spilling:
+            spilling.enter_context(self._waiting_for(engine.spilling, cancelled))
+            self._target = _SpilledBuffer(plan.staging[1])
+            try:
+                scaled = super().scale(cancelled)
+            except BaseException:  # it may be tried again
+                self._target = target
+                raise
+            self._held.push(spilling.pop_all())
+        return scaled
 
     @contextmanager
     def _kept(self) -> Iterator[Lane]:
