@@ -13,6 +13,7 @@ NAMES = (
     "scaling",
     "peers",
     "startup",
+    "script",
     "roofline",
     "aliasing",
     "writers",

@@ -94,11 +94,11 @@ def measure(name: str, source: Path, reference: Path, output: Path, chosen: argp
         "version": program.version,
         "seconds": fastest["seconds"],
         "peak_bytes": max(run["peak_bytes"] for run in runs),
-        "largest_difference": _difference(reference, output),
+        "largest_difference": largest_difference(reference, output),
     }
 
 
-def _difference(reference: Path, output: Path) -> float | None:
+def largest_difference(reference: Path, output: Path) -> float | None:
     """Return the largest difference over random boxes and the last corner; None if the shapes differ."""
     ours, theirs = (isovoxel.open_volume(path / "0") for path in (reference, output))
     if ours.shape != theirs.shape:
