@@ -1,8 +1,11 @@
-"""What reaches a terminal: one line for each that is meant, and nothing that the terminal would obey."""
+"""What reaches a terminal: one line for each that is meant, and nothing that the terminal would obey; its signals."""
 
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import threading
 import unicodedata
 from pathlib import Path
 
@@ -12,7 +15,8 @@ from hypothesis import strategies as st
 
 from isovoxel.execution.events import Connected, Filled, Restarted, Retried, WorkerJoined, WorkerLeft, log_event
 from isovoxel.reporting.progress import ProgressView
-from isovoxel.terminal import plain, put, say
+from isovoxel.terminal import Stopped, plain, put, say, signals
+from polling import PATIENCE
 
 ODD = "a\x1b[2J\x9b31m\x07\u202e\u2066\r\nb\tc\u2028d\udcff\ud800\x00\x7f"
 """Controls, escape sequences, turned writing, breaks of lines, and what is no character."""
@@ -91,3 +95,54 @@ def test_a_bar_is_harmless(tmp_path: Path) -> None:
         shown = file.read()
     assert "\\x1b[2J" in shown
     assert "\x1b[2J" not in shown
+
+
+# ---- signals ---------------------------------------------------------------------------------------------------------
+
+
+class Finalized:
+    """Its finalizer gets a signal; what that raises there, Python would only print."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        signal.raise_signal(self.number)  # which runs the handler before it returns
+
+
+def finalize_and_wait(number: int) -> None:
+    """Drop what has such a finalizer, and then wait for what never comes."""
+    thing = Finalized(number)
+    del thing
+    threading.Event().wait(PATIENCE)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_in_a_finalizer_is_not_lost(name: str) -> None:
+    """It comes again, until something is interrupted that can be."""
+    number = getattr(signal, name)
+    before = signal.signal(number, signal.SIG_DFL)  # under nohup it is ignored, and stays so
+    try:
+        with signals(), pytest.raises(Stopped) as stop:
+            finalize_and_wait(number)
+    finally:
+        signal.signal(number, before)
+    assert stop.value.signal == number
+
+
+def test_a_signal_that_was_ignored_stays_ignored() -> None:
+    """Whoever starts a job by nohup wants it to go on."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals():
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_handlers_are_given_back() -> None:
+    """What was there before is there again."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with signals():
+        assert signal.getsignal(signal.SIGTERM) != before[signal.SIGTERM]
+    assert {number: signal.getsignal(number) for number in before} == before
