@@ -17,8 +17,7 @@ from typing import Any, TypedDict
 from isovoxel.errors import OptionError
 from isovoxel.geometry.grid import Float3, Index3, check_positive, triple
 from isovoxel.planning.chunking import CODECS, EMPTY, OME_ZARR
-from isovoxel.planning.decoding import DECODERS
-from isovoxel.planning.encoding import ENCODERS
+from isovoxel.planning.codecs import DECODERS, ENCODERS
 from isovoxel.planning.model import BOUNDARIES, ENGINES, HALO_MODES, MOVES
 from isovoxel.readers.selection import Selection, parse_crop
 

@@ -242,8 +242,7 @@ def plan_volume(
         Where it is written, if that is known; by default a local disk.
     """
     from isovoxel.planning.chunking import Storage, default_storage
-    from isovoxel.planning.decoding import with_decoder
-    from isovoxel.planning.encoding import with_encoder
+    from isovoxel.planning.codecs import with_decoder, with_encoder
     from isovoxel.planning.optimizer import make_plan
     from isovoxel.planning.pyramid import halved_axes, with_levels
 

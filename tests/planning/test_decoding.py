@@ -10,7 +10,7 @@ import pytest
 from isovoxel.codecs.decoder import TABLE, room_for
 from isovoxel.codecs.streams import ChunkCoding, most_streams
 from isovoxel.errors import OptionError
-from isovoxel.planning.decoding import LANES, LONGEST_CHUNK, DecodedBatches, with_decoder
+from isovoxel.planning.codecs import LANES, LONGEST_CHUNK, DecodedBatches, with_decoder
 from isovoxel.planning.model import DeviceLimits, Encoded, HostLimits
 
 GIB = 2**30
@@ -72,7 +72,7 @@ def test_what_cuda_holds_is_counted_once() -> None:
     alone, host = with_decoder("gpu", ZSTD, SIZES, (H100, HOST))
     beside, beside_host = with_decoder("gpu", ZSTD, SIZES, (replace(H100, encoding=GIB), HOST))
     assert alone.decoding - beside.decoding == host.baseline - beside_host.baseline == 640 * 2**20
-    batches = DecodedBatches(ZSTD)
+    batches = DecodedBatches(ZSTD.chunk_bytes, ZSTD.codec)
     assert batches.lanes_within(alone) == batches.lanes_within(beside) == LANES
 
 
@@ -80,10 +80,10 @@ def test_what_cuda_holds_is_counted_once() -> None:
 @pytest.mark.parametrize("chunk_bytes", [2**12, 2**16, 2**20, 2**23, 2**25 + 8, 2**28])
 def test_a_batch_holds_no_more_than_is_projected(codec: str, chunk_bytes: int) -> None:
     """Its arrays, and what nvCOMP 6.0 asks for to decompress zstd: for each byte, and for each stream."""
-    batches = DecodedBatches(Encoded(codec, chunk_bytes))
+    batches = DecodedBatches(chunk_bytes, codec)
     coding = ChunkCoding(codec, (1, 1, chunk_bytes), 1)
     voxels, streams = batches.chunks * chunk_bytes, batches.chunks * most_streams(coding)
     arrays = batches.chunks * room_for(chunk_bytes) + 2 * voxels + streams * (8 * TABLE + 12) + 16 * batches.chunks
     scratch = int(3.06 * voxels + 6.9 * 2**10 * streams) if codec == "zstd" else 1
-    assert arrays + scratch <= batches.device_bytes
+    assert arrays + scratch <= batches.device_bytes(H100)
     assert batches.host_bytes == batches.chunks * room_for(chunk_bytes)

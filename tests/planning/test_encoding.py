@@ -10,7 +10,7 @@ import pytest
 
 from isovoxel.errors import OptionError
 from isovoxel.planning.chunking import default_storage
-from isovoxel.planning.encoding import HOSTS, LANES, Batches, fills_batches, with_encoder
+from isovoxel.planning.codecs import LANES, EncodedBatches, fills_batches, with_encoder
 from isovoxel.planning.model import DeviceLimits, HostLimits
 
 GIB = 2**30
@@ -72,7 +72,7 @@ def test_what_cannot_be_is_refused_where_it_is_asked_for(change: dict[str, Any],
 
 def test_batches_shrink_with_the_memory() -> None:
     """On a device with less memory fewer are in flight, and all that is held is counted."""
-    batches = Batches(2 * 128**3, "zstd")
+    batches = EncodedBatches(2 * 128**3, "zstd")
     assert batches.chunks == 8
     assert batches.lanes(H200) == LANES
     few = batches.lanes(replace(H200, allowed=8 * GIB))
@@ -82,9 +82,9 @@ def test_batches_shrink_with_the_memory() -> None:
         device = replace(H200, allowed=allowed)
         _, (limits, host) = with_encoder("gpu", None, lambda c: storage(codec=c), (10**9, 2), (device, HOST))
         lanes = batches.lanes_within(limits)
-        assert limits.encoding >= lanes * batches.device_bytes(132)
+        assert limits.encoding >= lanes * batches.device_bytes(H200)
         assert limits.encoding <= 0.4 * allowed
-        assert host.baseline - HOST.baseline >= lanes * HOSTS * batches.host_bytes
+        assert host.baseline - HOST.baseline >= lanes * batches.hosts * batches.host_bytes
 
 
 def test_a_gpu_has_no_more_threads_than_it_has_use_for() -> None:

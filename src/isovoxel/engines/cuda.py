@@ -36,7 +36,7 @@ WORDS = "opencl_as_cuda.h"
 """What stands before the kernels."""
 
 MOST_LANES = 64
-"""How many blocks may be on the device at a time; a plan has fewer in flight (`isovoxel.planning.encoding`)."""
+"""How many blocks may be on the device at a time; a plan has fewer in flight (`isovoxel.planning.codecs`)."""
 
 MOST_GROUPS = 2**16
 """CUDA has fewer groups along all axes of work but the first."""

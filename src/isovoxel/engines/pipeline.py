@@ -60,9 +60,7 @@ from isovoxel.engines.staged_block import StagedBlock
 from isovoxel.errors import DeviceError, DeviceLostError
 from isovoxel.geometry.grid import Float3, Index3, ceil_div, round_up
 from isovoxel.planning.chunking import CHECKSUM_BYTES
-from isovoxel.planning.decoding import HOSTS as HOSTS_OF_DECODER
-from isovoxel.planning.decoding import DecodedBatches
-from isovoxel.planning.encoding import HOSTS, Batches
+from isovoxel.planning.codecs import DecodedBatches, EncodedBatches
 from isovoxel.planning.memory import human_bytes
 from isovoxel.planning.model import LANES, Block
 from isovoxel.planning.plan import Plan
@@ -220,7 +218,7 @@ class StagedEngine(ABC):
             gap,
         ):
             self._close_encoder()
-            batches = Batches(layout.chunk_bytes, layout.codec)
+            batches = EncodedBatches(layout.chunk_bytes, layout.codec)
             lanes = batches.lanes_within(plan.device)
             self._encoder = GpuEncoder(
                 self.device.pci,
@@ -228,7 +226,7 @@ class StagedEngine(ABC):
                 plan.storage.chunk,
                 batch=batches.chunks,
                 lanes=lanes,
-                hosts=lanes * HOSTS,
+                hosts=lanes * batches.hosts,
                 gap=gap,
             )
             self._encoder.make_ahead(min(lanes, plan.n_blocks))
@@ -240,9 +238,9 @@ class StagedEngine(ABC):
             return None
         if self._decoder is None or self._decoder.coding != coding:
             self._close_decoder()
-            batches = DecodedBatches(plan.source.encoded)
+            batches = DecodedBatches(plan.source.encoded.chunk_bytes, plan.source.encoded.codec)
             lanes = batches.lanes_within(plan.device)
-            hosts = lanes * HOSTS_OF_DECODER
+            hosts = lanes * batches.hosts
             self._decoder = GpuDecoder(self.device.pci, coding, batch=batches.chunks, lanes=lanes, hosts=hosts)
         return self._decoder
 

@@ -30,7 +30,7 @@ from isovoxel.execution.further_levels import FurtherLevels
 from isovoxel.geometry.grid import Box, Index3
 from isovoxel.object_store.retries import patience, retry
 from isovoxel.output.shard import PendingShard, ShardReceipt
-from isovoxel.planning.encoding import fills_batches
+from isovoxel.planning.codecs import fills_batches
 from isovoxel.planning.model import Block
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.arrays import unmasked
