@@ -38,7 +38,7 @@ def encode(encoder: ShardEncoder, path: Path, data: NDArray[Any]) -> None:
 
 
 class Watched:
-    """Stands in for `ChunkEncoder.encode`: takes a while at random, and counts."""
+    """Stands in for `ChunkEncoder.encode`: lets other threads go first, at random, and counts."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, fails_at: int | None = None) -> None:
         self.lock = threading.Lock()
@@ -51,9 +51,10 @@ class Watched:
                 self.now += 1
                 self.calls += 1
                 self.most = max(self.most, self.now)
-                fails, nap = self.calls == fails_at, self.random.integers(0, 3) / 1000
+                fails, turns = self.calls == fails_at, self.random.choice([0, 5, 10])
             try:
-                time.sleep(nap)
+                for _ in range(turns):
+                    time.sleep(0)  # which waits for no time, but gives the interpreter to another thread
                 if fails:
                     raise MemoryError("no room to encode")
                 return encode_chunk(encoder, *arguments)
@@ -116,6 +117,20 @@ def test_threads_that_write_need_no_helpers(tmp_path: Path, monkeypatch: pytest.
     encoder.close()
 
 
+class Waiting(threading.Condition):
+    """Knows how many threads wait for it."""
+
+    now = 0
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait, and be counted."""
+        self.now += 1
+        try:
+            return super().wait(timeout)
+        finally:
+            self.now -= 1
+
+
 def test_one_slow_chunk_does_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the first chunk is being encoded others go ahead, as far as the buffers reach, and then wait."""
     encode_chunk, data, release, begun = ChunkEncoder.encode, voxels(), threading.Event(), []
@@ -128,10 +143,10 @@ def test_one_slow_chunk_does_not_fill_the_memory(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(ChunkEncoder, "encode", slow)
     encoder = ShardEncoder(STORAGE, data.dtype, 3)
+    encoder._freed = waiting = Waiting(encoder._lock)
     with ThreadPoolExecutor(1) as pool:
         writing = pool.submit(encode, encoder, tmp_path / "shard", data)
-        wait_until(lambda: len(begun) == 1 + 2 * 3)
-        time.sleep(0.05)
+        wait_until(lambda: waiting.now == 3)  # all threads but the slow one
         assert len(begun) == 1 + 2 * 3
         release.set()
         writing.result()

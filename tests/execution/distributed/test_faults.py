@@ -94,6 +94,24 @@ def test_a_worker_that_is_killed_at_the_last_level_holds_nobody_up(
     assert "never retrieved" not in said
 
 
+class Waits(WorkerPlugin):
+    """Lets the worker 0 hold its blocks until a file is there."""
+
+    def __init__(self, go: Path) -> None:
+        self.go = go
+
+    def setup(self, worker: Any) -> None:
+        """Hold them before they are scaled."""
+        if str(worker.name) == "0":
+            scale, go = StagedBlock.scale, self.go
+
+            def wait(*arguments: Any) -> Any:
+                wait_until(go.exists)
+                return scale(*arguments)
+
+            StagedBlock.scale = wait  # type: ignore[method-assign]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("again", [True, False])
 def test_a_worker_that_falls_silent_is_done_without(
@@ -104,18 +122,19 @@ def test_a_worker_that_falls_silent_is_done_without(
     monkeypatch.setattr(submission, "ANSWER_SECONDS", 1.0)  # a result that it has is asked for in vain
     monkeypatch.setattr(executor, "LEAVE_SECONDS", 1.0)
     monkeypatch.setattr(rpc, "SILENT_SECONDS", 60.0)  # sooner than those who are waited for are given up
+    own.register_plugin(Waits(tmp_path / "go"), name="waits")  # there are blocks left when the silence is noticed
     silent = next(address for address, known in own.scheduler_info()["workers"].items() if known["name"] == 1)
     pid = own.run(os.getpid, workers=[silent])[silent]
     events: list[Event] = []
 
     def stop(event: Event) -> None:
         events.append(event)
-        left = any(isinstance(e, WorkerLeft) for e in events)
-        if isinstance(event, BlockDone) and not left:
+        if isinstance(event, BlockDone) and not (tmp_path / "go").exists():
             os.kill(pid, signal.SIGSTOP)
-            time.sleep(0.3)  # so that there are blocks left when the silence is noticed
-        elif isinstance(event, WorkerLeft) and again:
-            os.kill(pid, signal.SIGCONT)
+        elif isinstance(event, WorkerLeft):
+            (tmp_path / "go").touch()
+            if again:
+                os.kill(pid, signal.SIGCONT)
 
     try:
         isovoxel.scale(stack(tmp_path), out, client=own, listeners=[stop], **EXACT)
@@ -170,17 +189,15 @@ def _lose(*_: object) -> None:
 def test_a_worker_with_a_broken_device_is_set_aside(tmp_path: Path, out: Path, own: Any) -> None:
     """It is started again once; when that does not help it is named, and the other one does all."""
     own.register_plugin(Breaks(), name="breaks")
+    own.register_plugin(Waits(tmp_path / "go"), name="waits")  # there are blocks left when the new process is noticed
     events: list[Event] = []
-    broken = next(address for address, known in own.scheduler_info()["workers"].items() if known["name"] == 1)
 
-    def slowly(event: Event) -> None:
+    def note(event: Event) -> None:
         events.append(event)
-        left = sum(isinstance(e, WorkerLeft) for e in events)
-        if isinstance(event, BlockDone) and left < 2:
-            wait_until(lambda: left != 1 or (broken not in (there := own.nthreads()) and len(there) == 2))
-            time.sleep(0.2)  # so that there are blocks left when the new process is noticed
+        if sum(isinstance(e, WorkerLeft) for e in events) == 2:
+            (tmp_path / "go").touch()
 
-    result = isovoxel.scale(stack(tmp_path), out, client=own, listeners=[slowly], **EXACT)
+    result = isovoxel.scale(stack(tmp_path), out, client=own, listeners=[note], **EXACT)
     check(events, out)
     first, second = (event for event in events if isinstance(event, WorkerLeft))
     assert (first.name, second.name) == ("1", "1")

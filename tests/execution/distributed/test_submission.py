@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import re
 import threading
-import time
 import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
@@ -20,6 +19,15 @@ from isovoxel.execution.distributed import submission
 from isovoxel.execution.distributed.submission import WINDOW, BlockOutcome, NoWorkersLeftError, OutcomeKind, Submission
 from isovoxel.execution.events import Event, Waiting, WorkerLeft
 from polling import PATIENCE, wait_until
+
+
+@pytest.fixture(autouse=True)
+def _not_over() -> Iterator[None]:
+    """Let what waits wait, and go on at the end of the test however that comes."""
+    TWIN.clear()
+    OVER.clear()
+    yield
+    OVER.set()
 
 
 @pytest.fixture(scope="module")
@@ -90,23 +98,19 @@ def held(block: int, *, by: tuple[int, ...]) -> int:
     return 2 * block
 
 
-def hangs_on_one(block: int) -> int:
-    """Do a block, with which one of the workers comes to no end before the job does."""
+def waits(block: int, *, on: int) -> int:
+    """Do a block, for which one of the workers waits until it is over."""
     from distributed import get_worker
 
-    if get_worker().name == 1:
-        OVER.wait(PATIENCE)
+    if get_worker().name == on:
+        assert OVER.wait(PATIENCE)
     return 2 * block
 
 
 @pytest.mark.slow
 def test_a_slow_worker_holds_nobody_up(threads: Any) -> None:
     """What it has and others could do is given to them as well."""
-    OVER.clear()
-    try:
-        judge = run(threads, 300, hangs_on_one)
-    finally:
-        OVER.set()
+    judge = run(threads, 300, partial(waits, on=1))
     assert judge.taken == dict.fromkeys(range(300), 1)
     assert set(judge.by) == {"0"}
 
@@ -130,8 +134,6 @@ def test_a_late_block_is_given_to_a_second_worker(
 ) -> None:
     """What comes first counts, once; the other one is not waited for. Where both must not make it, the first is."""
     monkeypatch.setattr(submission, "LATE_SECONDS", 0.2)
-    TWIN.clear()
-    OVER.clear()
     judge, makers = Judge(120), dict[int, str]()
 
     def note(block: int, worker: str, result: Any) -> BlockOutcome:
@@ -140,12 +142,9 @@ def test_a_late_block_is_given_to_a_second_worker(
             threading.Timer(0.6, OVER.set).start()
         return judge(block, worker, result)
 
-    try:
-        Submission(threads, partial(held, by=by), judge.done, note, twice=twice).run()
-        assert OVER.is_set() == (not twice)
-        wait_until(lambda: not threads.run_on_scheduler(number_of_tasks))  # it forgets the one that is not waited for
-    finally:
-        OVER.set()
+    Submission(threads, partial(held, by=by), judge.done, note, twice=twice).run()
+    assert OVER.is_set() == (not twice)
+    wait_until(lambda: not threads.run_on_scheduler(number_of_tasks))  # it forgets the one that is not waited for
     assert TWIN.is_set() == twice
     assert judge.taken == dict.fromkeys(range(120), 1)
     assert makers[HELD] in counts
@@ -208,20 +207,22 @@ class Fussy(Judge):
     ],
 )
 def test_what_one_worker_fails_with_another_does(threads: Any, answer: OutcomeKind, left: str | None) -> None:
-    """Block by block, or all of them, and then it is said."""
+    """Block by block, or all of them, and then it is said; the other one has none done before that."""
     judge, events = Fussy(200, answer, "1"), list[Event]()
-    Submission(threads, slow_double, judge.done, judge, tell=events.append).run()
+
+    def note(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, WorkerLeft) and left and re.fullmatch(left, event.reason):
+            OVER.set()
+
+    if left is None:
+        OVER.set()
+    Submission(threads, partial(waits, on=0), judge.done, judge, tell=note).run()
     assert judge.taken == dict.fromkeys(range(200), 1)
     assert set(judge.by) == {"0"}
     said = [event for event in events if isinstance(event, WorkerLeft)]
     assert {event.name for event in said} == ({"1"} if left else set())
     assert not left or re.fullmatch(left, said[-1].reason)
-
-
-def slow_double(block: int) -> int:
-    """Do a block that takes long enough for the scheduler to be asked who is there."""
-    time.sleep(0.02)
-    return 2 * block
 
 
 @pytest.fixture
@@ -243,18 +244,38 @@ def test_where_there_is_one_worker_its_failure_is_the_jobs(one: Any) -> None:
         Submission(one, double, judge.done, judge).run()
 
 
+def but_for_the_first(block: int) -> int:
+    """Do block 0, and any other once it is over."""
+    assert block == 0 or OVER.wait(PATIENCE)
+    return 2 * block
+
+
 def test_a_worker_that_comes_takes_part(one: Any) -> None:
-    """From when it is there, with the back half of what is left."""
+    """From when it is there, with the back half of what is left; the first one waits for it."""
     judge = Judge(150)
+
+    def admit(_address: str, name: str) -> str:
+        if name != "0":
+            OVER.set()
+        return ""
 
     def scale(block: int, worker: str, result: Any) -> BlockOutcome:
         if not judge.taken:
             one.cluster.scale(2)
         return judge(block, worker, result)
 
-    Submission(one, slow_double, judge.done, scale).run()
+    Submission(one, but_for_the_first, judge.done, scale, admit=admit).run()
     assert judge.taken == dict.fromkeys(range(150), 1)
     assert len(judge.by) == 2
+
+
+def until_it_closes(block: int) -> int:
+    """Do block 0, and any other once the worker is about to go."""
+    from distributed import Status, get_worker
+
+    worker = get_worker()
+    wait_until(lambda: block == 0 or worker.status != Status.running)
+    return 2 * block
 
 
 @pytest.mark.slow
@@ -268,6 +289,6 @@ def test_nobody_is_waited_for_for_ever(one: Any, monkeypatch: pytest.MonkeyPatch
         return judge(block, worker, result)
 
     with pytest.raises(NoWorkersLeftError, match=r"all workers have gone, and none came for 0.5 s"):
-        Submission(one, slow_double, judge.done, close, tell=events.append).run()
+        Submission(one, until_it_closes, judge.done, close, tell=events.append).run()
     assert Waiting(0.5) in events
     assert 0 < sum(judge.done) < 100
