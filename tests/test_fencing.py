@@ -21,12 +21,13 @@ from isovoxel.execution.executor import LevelProgress, Task
 from isovoxel.execution.subprocess import SubprocessExecutor
 from isovoxel.object_store import clients, files
 from isovoxel.object_store.objects import ObjectPlace, Place, place_of
-from isovoxel.output import attempt, ledger, lock
+from isovoxel.output import attempt, lock
 from isovoxel.output.attempt import Attempt
 from isovoxel.output.files import LOCK, FileLines, ObjectLines
 from isovoxel.output.ledger import Ledger, ledger_of
 from isovoxel.output.lock import ObjectLock
 from isovoxel.output.shard import ShardWriter
+from isovoxel.planning.plan import Plan
 from store_server import Server, contents
 
 FIRST, SECOND = (np.random.default_rng(n).integers(0, 65536, (24, 16, 12)).astype(np.uint16) for n in range(2))
@@ -117,12 +118,12 @@ OBJECTS: dict[str, Stage] = {
     "before line": lambda patch, gate: watch(patch, ObjectLines, "add", gate),
 }
 TAKEN_FILES: dict[str, Stage] = FILES | {
-    "before begin": lambda patch, gate: watch(patch, ledger, "plan_to_json", gate),
+    "before begin": lambda patch, gate: watch(patch, Plan, "to_json", gate),
     "before complete": lambda patch, gate: watch(patch, files, "write_whole", gate),
     "completing": lambda patch, gate: watch(patch, Path, "replace", gate, only=renames_metadata),
 }
 TAKEN_OBJECTS: dict[str, Stage] = OBJECTS | {
-    "before begin": lambda patch, gate: watch(patch, ledger, "plan_to_json", gate),
+    "before begin": lambda patch, gate: watch(patch, Plan, "to_json", gate),
     "completing": lambda patch, gate: watch(patch, __import__("obstore"), "put", gate, only=puts_metadata),
 }
 KINDS = [("file", stage) for stage in FILES] + [("object", stage) for stage in OBJECTS]

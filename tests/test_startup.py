@@ -97,12 +97,11 @@ def test_a_petabyte_is_planned_in_little_memory(tmp_path: Path) -> None:
     zarr.create_array(array, shape=(20_000, 158_114, 158_114), chunks=(128,) * 3, shards=(512,) * 3, dtype="uint16")
     plan = f"""
 from isovoxel import plan
-from isovoxel.planning.resume import plan_to_json
 from isovoxel.execution.resources import peak_bytes
 planned = plan({str(array)!r}, factor=(5, 2, 2), engine="exact")
 block = planned.block(planned.n_blocks - 1)
 ends = block.write_box.stop == planned.output.shape
-print(planned.n_blocks, len(planned.levels), len(plan_to_json(planned)), peak_bytes(), ends)
+print(planned.n_blocks, len(planned.levels), len(planned.to_json()), peak_bytes(), ends)
 """
     done = subprocess.run([sys.executable, "-c", plan], capture_output=True, text=True, check=True)
     blocks, levels, size, peak, ends = done.stdout.split()

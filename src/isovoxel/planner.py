@@ -11,6 +11,7 @@ import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol
 
 from isovoxel.errors import DeviceError, DoesNotFitError, InputError, OptionError
@@ -277,6 +278,33 @@ def plan_volume(
     if options.like is not None and halo == "map_overlap":
         raise OptionError("halo map_overlap cannot scale onto the voxels of another volume (like); use halo direct")
 
+    notes = (*source.notes, *target.notes)
+    between = sum(f != 1 or not s.is_integer() for f, s in zip(target.factor, target.shift, strict=True))
+    if sampling.interpolation == "smooth" and between < 2:
+        same = "the label with the largest share is the nearest: smooth gives what nearest does"
+        notes += (f"where only one axis grows, {same}",)
+    make_full = partial(
+        make_plan,
+        replace(source, notes=(*notes, *choice.notes)),
+        target.factor,
+        output=target.output,
+        shift=target.shift,
+        storage=storage,
+        device=device,
+        host=host,
+        engine=choice.engine,
+        library=choice.library,
+        interpolation=sampling.interpolation,
+        antialias=sampling.antialias,
+        boundary=options.or_new("boundary"),
+        # Only a dask array brings chunks that its graph has made already; a file's are read where they are needed.
+        halo_mode="direct" if halo == "auto" and (volume.array is None or options.like is not None) else halo,
+        fixed_storage=options.shard is not None,
+    )
+    full = make_full()
+    if options.further_levels == 0:
+        return full
+
     def overhead(shape: Index3, storage: Storage) -> int:
         from isovoxel.readers.zarr_layout import written_layout  # which loads decoders: only for levels that there are
 
@@ -284,54 +312,24 @@ def plan_volume(
 
     # Integers of 64 bits are labels, or nothing is to be computed with them.
     moves = sampling.labels or sampling.interpolation in ("mode", "smooth") or volume.dtype.itemsize == 8
-
-    def planned(halved: tuple[bool, bool, bool]) -> Plan:
-        full = make_plan(
-            replace(source, notes=(*source.notes, *target.notes, *_of_sampling(sampling, target), *choice.notes)),
-            target.factor,
-            output=target.output,
-            shift=target.shift,
-            storage=storage,
-            device=device,
-            host=host,
-            engine=choice.engine,
-            interpolation=sampling.interpolation,
-            antialias=sampling.antialias,
-            boundary=options.or_new("boundary"),
-            # Only a dask array brings chunks that its graph has made already; a file's are read where they are needed.
-            halo_mode="direct" if halo == "auto" and (volume.array is None or options.like is not None) else halo,
-            fixed_storage=options.shard is not None,
-            halved=halved,
-        )
-        return with_levels(
-            replace(full, library=choice.library),
-            options.further_levels,
-            interpolation="mode" if moves else "area",
-            device=device,
-            host=host,
-            chunk=options.chunk,
-            shard=options.shard,
-            read_overhead=overhead,
-        )
-
-    plan = planned((False, False, False))
+    add_levels = partial(
+        with_levels,
+        count=options.further_levels,
+        interpolation="mode" if moves else "area",
+        device=device,
+        host=host,
+        chunk=options.chunk,
+        shard=options.shard,
+        read_overhead=overhead,
+    )
+    plan = add_levels(full)
     if (halved := halved_axes(plan)) is not None:
         with contextlib.suppress(DoesNotFitError):
-            larger = planned(halved)
+            larger = add_levels(make_full(halved=halved))
             # Reading the full level back takes longer than its blocks, which are fewer, take to come to an end.
             if larger.made_along and larger.in_flight == plan.in_flight:
                 return larger
     return plan
-
-
-def _of_sampling(sampling: Sampling, target: Target) -> tuple[str, ...]:
-    """Return what a user should know of an interpolation at these factors."""
-    between = sum(f != 1 or not s.is_integer() for f, s in zip(target.factor, target.shift, strict=True))
-    if sampling.interpolation != "smooth" or between > 1:
-        return ()
-    return (
-        "where only one axis grows, the label with the largest share is the nearest: smooth gives what nearest does",
-    )
 
 
 def find_target(volume: Volume, options: Options) -> Target:

@@ -17,7 +17,7 @@ from isovoxel.planning.chunking import Storage
 from isovoxel.planning.model import ENGINES, FILTERS, MOVES
 from isovoxel.planning.optimizer import make_plan
 from isovoxel.planning.plan import Plan
-from isovoxel.planning.resume import plan_from_json, plan_to_json
+from isovoxel.planning.resume import plan_from_json
 from repeat import thread_run
 from strategies import MemoryWriter, as_dtype, device_limits, host_limits, read_from, source
 
@@ -110,7 +110,7 @@ def test_a_crop_of_the_same_voxels_is_that_crop_to_the_bit(interpolation: str, *
 def test_a_plan_onto_a_grid_survives_json_and_has_a_fingerprint_of_its_own() -> None:
     """The shift counts, and only where there is one; a plan that no engine could carry out is none."""
     plan = planned(GRIDS["coarser, inside"], (9, 9, 9), "uint8")
-    text = plan_to_json(plan)
+    text = plan.to_json()
     assert plan_from_json(text) == plan
     later = VoxelGrid(plan.output.shape, plan.output.voxel_size, (-1.1, 7.9, 1.3))
     assert planned(later, (9, 9, 9), "uint8").fingerprint != plan.fingerprint

@@ -157,7 +157,7 @@ def test_blocks_that_read_others_are_found(data: st.DataObject) -> None:
     full = cut(shape, (1.0, 1.0, 1.0), (8, 8, 8), "float32")
     plan = with_levels(
         full,
-        1,
+        count=1,
         interpolation="area",
         device=device_limits(),
         host=host_limits(),

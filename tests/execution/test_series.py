@@ -18,7 +18,7 @@ from isovoxel.errors import InputError, InterruptedJobError, OptionError
 from isovoxel.execution.events import BlockDone, Event
 from isovoxel.geometry.grid import Box
 from isovoxel.metadata.series import Channel, SeriesAxis
-from isovoxel.planning.resume import plan_from_json, plan_to_json
+from isovoxel.planning.resume import plan_from_json
 from isovoxel.reporting.records import plan_record
 
 SHAPE = (3, 2, 9, 20, 24)
@@ -212,6 +212,6 @@ def test_a_plan_counts_all_volumes(tmp_path: Path) -> None:
         range(6)
     )
     assert plan.voxels_of(bytes([1]) * plan.n_blocks) == 6 * 22 * 20 * 24
-    again = plan_from_json(plan_to_json(plan))
+    again = plan_from_json(plan.to_json())
     assert (again.source.series, again.fingerprint) == (plan.source.series, plan.fingerprint)
     assert json.loads(json.dumps(plan_record(plan)))["input"]["series"] == {"t": 3, "c": 2}

@@ -14,7 +14,6 @@ from isovoxel.geometry.grid import VoxelGrid, factor_for_zoom
 from isovoxel.planning.chunking import Storage, default_storage
 from isovoxel.planning.optimizer import make_plan, plan_chunks
 from isovoxel.planning.plan import Plan
-from isovoxel.planning.resume import plan_to_json
 from strategies import GIB, device_limits, dtypes, factors, host_limits, shapes, source
 
 MIB = 2**20
@@ -228,7 +227,7 @@ def test_a_petabyte_is_planned_at_once() -> None:
         sys.setprofile(None)
     assert next(steps) < 200_000
     assert plan.n_blocks > 10**6
-    assert len(plan_to_json(plan)) < 4000
+    assert len(plan.to_json()) < 4000
 
 
 def test_absurdly_many_shards_are_refused_at_once() -> None:

@@ -14,7 +14,7 @@ from isovoxel.planning.chunking import Storage, default_storage
 from isovoxel.planning.optimizer import make_plan
 from isovoxel.planning.plan import Plan
 from isovoxel.planning.pyramid import LARGEST_SIDE, level_grids, with_levels
-from isovoxel.planning.resume import continued, plan_from_json, plan_to_json
+from isovoxel.planning.resume import continued, plan_from_json
 from strategies import device_limits, factors, host_limits, source, triples
 
 sizes = triples(st.floats(0.01, 100, allow_nan=False))
@@ -40,7 +40,7 @@ def planned(
     wanted = {"chunk": None, "shard": None} | options
     overhead = 1000
     return with_levels(
-        full, count, interpolation="area", device=device, host=host, read_overhead=lambda *_: overhead, **wanted
+        full, count=count, interpolation="area", device=device, host=host, read_overhead=lambda *_: overhead, **wanted
     )
 
 
@@ -147,7 +147,7 @@ def _most(grid: VoxelGrid, by: tuple[float, float, float], count: int) -> int:
 def test_a_plan_with_levels_survives_json_and_its_fingerprint_knows_them() -> None:
     """Law 5: another number of levels is another result."""
     plan = planned((100, 90, 80), (2.0, 1.0, 1.3), 3)
-    assert plan_from_json(plan_to_json(plan)) == plan
+    assert plan_from_json(plan.to_json()) == plan
     assert [level.level for level in plan.levels] == [0, 1, 2, 3]
     assert plan.all_blocks == sum(level.n_blocks for level in plan.levels)
     assert plan.all_voxels == sum(math.prod(level.output.shape) for level in plan.levels)

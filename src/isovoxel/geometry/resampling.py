@@ -34,8 +34,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from itertools import permutations
 from typing import Any, NamedTuple
 
@@ -89,47 +88,41 @@ class Table:
     boundary: str = "nearest"
     """"nearest" repeats the rim, "constant" has 0 around the volume."""
 
+    identity: bool = field(init=False, repr=False, compare=False)
+    """Whether each output sample is an input sample, in their order, so that the axis' pass can be left out."""
+    stretch: float = field(init=False, repr=False, compare=False)
+    """By how much the kernel is widened."""
+    radius: float = field(init=False, repr=False, compare=False)
+    """Support of the kernel in input samples: half its width."""
+    width: int = field(init=False, repr=False, compare=False)
+    """Weights per row (K); never more than the axis has samples."""
+    _unfolded_width: int = field(init=False, repr=False, compare=False)
+    """Weights per row before rows are brought inside the volume."""
+
     def __post_init__(self) -> None:
-        if self._unfolded_width > WIDEST:
+        axis, factor = self.axis, self.axis.factor
+        identity = factor == 1 and axis.shift.is_integer() and 0 <= axis.shift <= axis.n - axis.m
+        stretch = max(1.0, 1 / factor) if self.antialias else 1.0
+        if self.interpolation == "area":
+            radius = 0.5 / factor + 0.5
+        elif self.interpolation == "mode":
+            radius = max(0.5, 0.5 / factor)
+        else:
+            radius = _RADIUS[self.interpolation] * stretch
+        # An open interval of length L holds at most ceil(L) integers: 2 for linear, 4 for cubic, 6 for lanczos3.
+        unfolded = max(1, math.ceil(2 * radius))
+        halved = factor <= 1 and math.frexp(factor)[0] == 0.5
+        if self.interpolation == "area" and halved and (axis.shift / factor).is_integer():
+            unfolded = int(1 / factor)  # whole samples, of which float64 tells no part of a neighbour
+        if unfolded > WIDEST:
             raise OptionError(
-                f"a factor of {self.axis.factor:g} would average {1 / self.axis.factor:,.0f} voxels into one, "
+                f"a factor of {factor:g} would average {1 / factor:,.0f} voxels into one, "
                 f"more than {WIDEST:,}; choose a larger factor"
             )
-
-    @cached_property
-    def identity(self) -> bool:
-        """Whether each output sample is an input sample, in their order, so that the axis' pass can be left out."""
-        axis = self.axis
-        return axis.factor == 1 and axis.shift.is_integer() and 0 <= axis.shift <= axis.n - axis.m
-
-    @cached_property
-    def stretch(self) -> float:
-        """By how much the kernel is widened."""
-        return max(1.0, 1 / self.axis.factor) if self.antialias else 1.0
-
-    @cached_property
-    def radius(self) -> float:
-        """Support of the kernel in input samples: half its width."""
-        if self.interpolation == "area":
-            return 0.5 / self.axis.factor + 0.5
-        if self.interpolation == "mode":
-            return max(0.5, 0.5 / self.axis.factor)
-        return _RADIUS[self.interpolation] * self.stretch
-
-    @cached_property
-    def width(self) -> int:
-        """Weights per row (K); never more than the axis has samples."""
-        if self.identity or self.interpolation in ("nearest", "mode"):
-            return 1
-        return min(self.axis.n, self._unfolded_width)
-
-    @cached_property
-    def _unfolded_width(self) -> int:
-        halved = math.frexp(self.axis.factor)[0] == 0.5 and self.axis.factor <= 1
-        if self.interpolation == "area" and halved and (self.axis.shift / self.axis.factor).is_integer():
-            return int(1 / self.axis.factor)  # whole samples, of which float64 tells no part of a neighbour
-        # An open interval of length L holds at most ceil(L) integers: 2 for linear, 4 for cubic, 6 for lanczos3.
-        return max(1, math.ceil(2 * self.radius))
+        width = 1 if identity or self.interpolation in ("nearest", "mode") else min(axis.n, unfolded)
+        made = {"identity": identity, "stretch": stretch, "radius": radius, "width": width, "_unfolded_width": unfolded}
+        for name, value in made.items():
+            object.__setattr__(self, name, value)
 
     def rows(self, outputs: Indices) -> Rows:
         """Return the rows of these output samples."""
@@ -156,7 +149,8 @@ class Table:
         """Return the first input sample of each row; it never decreases from row to row."""
         if self.width == 1 and (self.identity or self.interpolation in ("nearest", "mode")):
             return self.rows(outputs).first
-        return np.clip(self._lowest(outputs), 0, self.axis.n - self.width)
+        lowest: Indices = np.floor(self.axis.position(outputs) - self.radius).astype(np.int64) + 1
+        return np.clip(lowest, 0, self.axis.n - self.width)
 
     def footprints(self, outputs: Indices) -> tuple[Indices, Indices]:
         """Return the input samples [start, stop) whose centres lie in each output voxel: never none.
@@ -170,25 +164,21 @@ class Table:
         start = np.clip(np.minimum(start, nearest), 0, self.axis.n - 1)
         return start, np.clip(np.maximum(stop, nearest + 1), 1, self.axis.n)
 
-    def _lowest(self, outputs: Indices) -> Indices:
-        """Return the first sample strictly inside the kernel's support, inside the volume or not."""
-        lowest: Indices = np.floor(self.axis.position(outputs) - self.radius).astype(np.int64) + 1
-        return lowest
-
     def _unfolded(self, outputs: Indices) -> tuple[Indices, Floats]:
         """Return rows that may reach beyond the volume, each divided by its sum."""
-        lowest = self._lowest(outputs)
+        position = self.axis.position(outputs)
+        lowest: Indices = np.floor(position - self.radius).astype(np.int64) + 1  # the first strictly inside the support
         samples = lowest[:, None] + np.arange(self._unfolded_width)
         if self.interpolation == "area":
             # Overlap of sample i, [i, i + 1), with the footprint around the position.
-            centre = self.axis.position(outputs)[:, None] + 0.5
+            centre = position[:, None] + 0.5
             half = 0.5 / self.axis.factor
             weights = np.minimum(samples + 1, centre + half) - np.maximum(samples, centre - half)
             weights = np.maximum(0.0, weights)
         else:
-            distance = (samples - self.axis.position(outputs)[:, None]) / self.stretch
+            distance = (samples - position[:, None]) / self.stretch
             weights = _WEIGHT[self.interpolation](np.abs(distance))
-        noise = NOISE * (1 + np.abs(self.axis.position(outputs)))[:, None]
+        noise = NOISE * (1 + np.abs(position))[:, None]
         weights = np.where(np.abs(weights) > noise, weights, 0.0)
         return lowest, weights / weights.sum(axis=1, keepdims=True)
 
@@ -249,13 +239,14 @@ class Texture:
         return index
 
 
-def pass_order(tables: Sequence[Table]) -> tuple[int, ...]:
-    """Return the axes that change, in the order of passes that costs least for the whole volume.
+def passes_at_once(tables: Sequence[Table]) -> tuple[tuple[int, ...], ...]:
+    """Return the passes in the order that costs least for the whole volume, each with the axes that it scales at once.
 
-    A pass costs its width for every voxel it makes, and one for every voxel it reads; shrinking axes tend to come
-    first and growing ones last. The order is the volume's, not a block's, so that all blocks round alike.
+    Only axes that change have one. A pass costs its width for every voxel it makes, and one for every voxel it reads;
+    shrinking axes tend to come first and growing ones last. x comes with the axis before it where `SPAN` sums are
+    enough for some work: then those are never written. They are rounded no less, so this changes no bit. Both are the
+    volume's, not a block's: so all blocks round alike, and the buffers that it saves are planned.
     """
-    axes = [i for i, table in enumerate(tables) if not table.identity]
 
     def cost(order: tuple[int, ...]) -> int:
         shape = [table.axis.n for table in tables]
@@ -266,17 +257,8 @@ def pass_order(tables: Sequence[Table]) -> tuple[int, ...]:
             total += tables[axis].width * math.prod(shape)
         return total
 
-    return min(permutations(axes), key=cost)
-
-
-def passes_at_once(tables: Sequence[Table]) -> tuple[tuple[int, ...], ...]:
-    """Return the passes in their order, each with the axes that it scales at once.
-
-    x comes with the axis before it where `SPAN` sums are enough for some work: then those are never written. They are
-    rounded no less, so this changes no bit; it is the volume's, not a block's, as the buffers it saves are planned.
-    """
     passes: list[tuple[int, ...]] = []
-    for axis in pass_order(tables):
+    for axis in min(permutations([i for i, table in enumerate(tables) if not table.identity]), key=cost):
         if axis == 2 and passes and outputs_of(SPAN, tables[2]) >= LEAST:
             passes[-1] += (2,)
         else:
@@ -294,8 +276,10 @@ def outputs_of(samples: int, table: Table) -> int:
 
 def accumulator(*dtypes: np.dtype[Any]) -> np.dtype[Any]:
     """Return the type of weights and sums for voxels of these types: float64 where float32 has too few digits."""
-    wide = any((d.itemsize >= 4 and d.kind in "iu") or d == np.float64 for d in dtypes)
-    return np.dtype(np.float64 if wide else np.float32)
+    for dtype in dtypes:
+        if dtype == np.float64 or (dtype.itemsize >= 4 and dtype.kind in "iu"):
+            return np.dtype(np.float64)
+    return np.dtype(np.float32)
 
 
 def _linear(distance: Floats) -> Floats:

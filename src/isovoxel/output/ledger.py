@@ -62,7 +62,7 @@ from isovoxel.output.provenance import Membership, membership_of
 from isovoxel.output.shard import PARTIAL, ShardReceipt
 from isovoxel.output.shard_store import Flags
 from isovoxel.planning.plan import Plan
-from isovoxel.planning.resume import plan_from_json, plan_to_json
+from isovoxel.planning.resume import plan_from_json
 
 EMPTY_SHARDS = "empty_shards"
 """Says there, by the levels that have any, which shards are empty, and so no files: how many, and bits, as
@@ -120,7 +120,7 @@ class Ledger:
         OSError
             If the file system refuses; an `OutputError` if the folder is not isovoxel's.
         """
-        job, text = folder / JOB, plan_to_json(plan).encode()
+        job, text = folder / JOB, plan.to_json().encode()
         check()
         claim(folder)
         ledger = cls(folder, plan)

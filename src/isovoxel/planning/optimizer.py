@@ -88,6 +88,7 @@ def make_plan(
     output: VoxelGrid | None = None,
     shift: Float3 = (0.0, 0.0, 0.0),
     halved: tuple[bool, bool, bool] = (False, False, False),
+    library: str = "",
 ) -> Plan:
     """Plan how `source` is scaled by `factor` within the limits.
 
@@ -111,6 +112,8 @@ def make_plan(
         As in `Plan`; only engine exact has one, and reads directly.
     halved
         Along which axes half a block must be whole chunks too, so that a block of the next level is made of it.
+    library
+        As in `Plan`.
 
     Raises
     ------
@@ -138,6 +141,7 @@ def make_plan(
         device=device,
         host=host,
         helpers=host.helpers,
+        library=library,
     )
     draft = replace(draft, revision=1 + sum(change.concerns(draft) for change in CHANGES))
     for name, m, s in zip(AXES, draft.output.shape, storage.shard, strict=True):

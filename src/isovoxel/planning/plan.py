@@ -155,18 +155,18 @@ class Plan(InNotebooks):
         if not 0 <= index < self.n_blocks:
             raise IndexError(f"block {index} of {self.n_blocks}")
         _, ny, nx = self.block_grid
-        volume, index = divmod(index, math.prod(self.block_grid))
-        return self.block_at((index // (ny * nx), index // nx % ny, index % nx), volume)
+        volume, inside = divmod(index, math.prod(self.block_grid))
+        start, stop = [], []
+        place = inside // (ny * nx), inside // nx % ny, inside % nx
+        for i, length, m in zip(place, self.block_shape, self.output.shape, strict=True):
+            start.append(i * length)
+            stop.append(min((i + 1) * length, m))
+        return self.block_of(index, Box(triple(start), triple(stop), volume))
 
     def block_at(self, place: Index3, volume: int = 0) -> Block:
         """Return one block by its place in the grid of blocks, of one volume."""
-        start, stop = [], []
-        for axis, length, i in zip(self.axes, self.block_shape, place, strict=True):
-            start.append(i * length)
-            stop.append(min((i + 1) * length, axis.m))
-        _, ny, nx = self.block_grid
-        index = volume * math.prod(self.block_grid) + (place[0] * ny + place[1]) * nx + place[2]
-        return self.block_of(index, Box(triple(start), triple(stop), volume))
+        (z, y, x), (_, ny, nx) = place, self.block_grid
+        return self.block(volume * math.prod(self.block_grid) + (z * ny + y) * nx + x)
 
     def block_of(self, index: int, write_box: Box) -> Block:
         """Return what it takes to write a box of the output, be it a block's or only a piece of one."""
@@ -414,6 +414,10 @@ class Plan(InNotebooks):
         }
         found: dict[str, Any] = json.loads(json.dumps(what))
         return found
+
+    def to_json(self) -> str:
+        """Return it as JSON, of which `isovoxel.planning.resume.plan_from_json` makes an equal plan."""
+        return json.dumps(asdict(self))
 
     @cached_property
     def fingerprint(self) -> str:

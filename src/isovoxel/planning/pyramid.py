@@ -44,8 +44,8 @@ LEAST_CHUNK = 32
 
 def with_levels(
     plan: Plan,
-    count: int | None,
     *,
+    count: int | None,
     interpolation: str,
     device: DeviceLimits,
     host: HostLimits,

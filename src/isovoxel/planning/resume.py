@@ -10,7 +10,7 @@ import json
 import math
 import types
 from collections.abc import Mapping
-from dataclasses import asdict, is_dataclass, replace
+from dataclasses import is_dataclass, replace
 from functools import cache
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -24,13 +24,8 @@ LARGEST = 2**63
 """Numbers of a plan are smaller; infinity and what is no number are not."""
 
 
-def plan_to_json(plan: Plan) -> str:
-    """Return a plan as JSON, from which `plan_from_json` makes an equal plan."""
-    return json.dumps(asdict(plan))
-
-
 def plan_from_json(text: str) -> Plan:
-    """Return the plan that `plan_to_json` wrote.
+    """Return the plan whose `Plan.to_json` wrote this.
 
     Raises
     ------
