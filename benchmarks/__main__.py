@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 
@@ -38,6 +39,7 @@ def main() -> None:
     """Run the benchmark that the first argument names, with the other arguments."""
     if len(sys.argv) < 2 or sys.argv[1] not in NAMES:
         sys.exit(f"usage: python -m benchmarks {'|'.join(NAMES)} [--help]")
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package is compiled once
     import_module(f"benchmarks.{sys.argv[1]}").main(sys.argv[2:])
 
 

@@ -204,8 +204,7 @@ def _fastest(words: list[str], row: Row, folder: Path, repeat: int) -> dict[str,
 def _run(words: list[str], folder: Path, caches: Path | None = None) -> dict[str, Any]:
     """Run the command line once, and return its seconds, those of each phase, and what it says of itself."""
     marks = folder / "marks"
-    # An installed package is compiled once.
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    environment = dict(os.environ)
     if caches is not None:
         caches.mkdir()
         environment |= {"XDG_CACHE_HOME": str(caches), "CUDA_CACHE_PATH": str(caches), "HOME": str(caches)}
