@@ -141,7 +141,9 @@ def test_what_tifffile_cannot_open_is_not_the_files_fault(tmp_path: Path) -> Non
 # ---- MetaMorph STK -----------------------------------------------------------------------------------------------
 
 
-def stk(path: Path, distances: tuple[tuple[int, int], ...], unit: bytes = b"um") -> Path:
+def stk(
+    path: Path, distances: tuple[tuple[int, int], ...], unit: bytes = b"um", pixel: tuple[int, int] = (1, 2)
+) -> Path:
     """Write an STK: all planes behind one directory, with UIC tags."""
     body = bytearray(struct.pack("<2sHI", b"II", 42, 0) + STACK.tobytes())
     spots = {}
@@ -149,7 +151,7 @@ def stk(path: Path, distances: tuple[tuple[int, int], ...], unit: bytes = b"um")
         ("uic2", b"".join(struct.pack("<6I", *d, 2459000, 0, 2459000, 0) for d in distances)),
         ("uic3", struct.pack("<2I", 500, 1) * 6),
         ("uic4", bytes(4)),
-        ("calibration", struct.pack("<2I", 1, 2)),
+        ("calibration", struct.pack("<2I", *pixel)),
         ("unit", struct.pack("<I", len(unit) + 1) + unit + bytes(3)),
     ):
         spots[name] = len(body)
@@ -188,6 +190,14 @@ def test_a_metamorph_stack_without_a_size_says_why(
     volume = open_volume(path)
     assert volume.voxel_size is None
     assert why in volume.missing
+
+
+def test_a_metamorph_stack_that_counts_in_voxels_gets_a_size_by_a_unit_alone(tmp_path: Path) -> None:
+    """As of the other kinds: voxels of 1 without a unit are no size, and with one that the user gives they are."""
+    path = stk(tmp_path / "a.stk", ((1, 1),) * 6, b"", (1, 1))
+    assert open_volume(path).voxel_size is None
+    volume = open_volume(path, unit="um")
+    assert (volume.voxel_size, volume.unit) == ((1, 1, 1), "micrometer")
 
 
 # ---- OME-XML as instruments write it -----------------------------------------------------------------------------

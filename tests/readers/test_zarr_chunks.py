@@ -24,7 +24,7 @@ from isovoxel.errors import CorruptInputError, InputUnavailableError
 from isovoxel.geometry.grid import Box, Index3
 from isovoxel.readers.chunks import CHUNK_COST
 from isovoxel.readers.open import open_volume
-from isovoxel.readers.selection import Selection
+from isovoxel.readers.selection import Picked, Selection
 from isovoxel.readers.zarr_array import ChunkReader
 from isovoxel.readers.zarr_files import ChunkFile
 from strategies import boxes, examples
@@ -347,7 +347,7 @@ def test_volumes_of_an_array_share_one_cache(tmp_path: Path) -> None:
     voxels = np.random.default_rng(0).integers(0, 99, (3, 8, 16, 16)).astype("uint16")
     zarr.create_array(tmp_path / "a", data=voxels, chunks=(1, 8, 16, 16), dimension_names=["c", "z", "y", "x"])
     reader = open_volume(tmp_path / "a", selection=Selection(channel=0)).cached(3 * (8 * 16 * 16 * 2 + CHUNK_COST))
-    others = [reader.at({0: channel}) for channel in (0, 1, 2, 0, 1, 2)]
+    others = [reader.at(Picked((1, 2, 3), {0: channel}, {})) for channel in (0, 1, 2, 0, 1, 2)]
     for channel, other in zip((0, 1, 2, 0, 1, 2), others, strict=True):
         np.testing.assert_array_equal(other(Box.whole((8, 16, 16))), voxels[channel])
         assert other._cache is reader._cache

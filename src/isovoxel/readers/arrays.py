@@ -179,7 +179,7 @@ class ComputedReader(TiledReader):
 def _named(name: str, array: Any, selection: Selection, single: Callable[[Any], Volume]) -> Volume:
     """Return the volumes of an array whose axes the user names, each as `single` makes one of a part of it."""
     picked = pick(name, [""] * array.ndim, array.shape, selection)
-    first = single(_part(array, picked, [0] * len(picked.series)))
+    first = single(_part(array, picked))
     identity = {**first.identity, **picked.chosen, **selection.identity("axes"), "shape": list(array.shape)}
     sources = {**first.sources, "axes": picked.told(GIVEN)}
     if first.array is not None:
@@ -188,7 +188,7 @@ def _named(name: str, array: Any, selection: Selection, single: Callable[[Any], 
         return replace(first, identity=identity, sources=sources)
     return replace(
         first,
-        read=SeriesReader(picked.lengths, partial(_member, array, picked, single)),
+        read=SeriesReader(picked, partial(_member, array, single)),
         series=picked.axes(),
         identity=identity,
         sources=sources,
@@ -197,12 +197,12 @@ def _named(name: str, array: Any, selection: Selection, single: Callable[[Any], 
     )
 
 
-def _part(array: Any, picked: Picked, place: Sequence[int]) -> Any:
-    return array[picked.at(place).index((slice(None),) * 3)]
+def _part(array: Any, picked: Picked) -> Any:
+    return array[picked.index((slice(None),) * 3)]
 
 
-def _member(array: Any, picked: Picked, single: Callable[[Any], Volume], place: tuple[int, ...]) -> ReadBox:
-    return single(_part(array, picked, place)).read
+def _member(array: Any, single: Callable[[Any], Volume], picked: Picked) -> ReadBox:
+    return single(_part(array, picked)).read
 
 
 def from_xarray(array: Any) -> Volume:

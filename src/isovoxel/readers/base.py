@@ -16,9 +16,10 @@ from isovoxel.codecs.streams import ChunkCoding
 from isovoxel.errors import CorruptInputError, InputError
 from isovoxel.geometry.grid import AXES, Box, Float3, Index3, VoxelGrid, ceil_div
 from isovoxel.metadata.series import Channel, SeriesAxis, place_of_volume, told_place
+from isovoxel.metadata.units import ORIGIN, Calibration
 from isovoxel.notebook import InNotebooks
 from isovoxel.object_store.objects import ObjectPlace
-from isovoxel.readers.selection import Crop, box_of
+from isovoxel.readers.selection import Crop, Picked, box_of
 
 if TYPE_CHECKING:
     from isovoxel.codecs.decoder import GpuDecoder
@@ -114,7 +115,7 @@ class Volume(InNotebooks):
     """Largest number of bytes that one `read` holds for a moment beside the array it returns."""
     voxel_size: Float3 | None = None
     """Physical voxel size in `unit`, or None where the input does not say."""
-    origin: Float3 = (0.0, 0.0, 0.0)
+    origin: Float3 = ORIGIN
     """World position of voxel 0's centre, in `unit`."""
     unit: str | None = None
     """Unit of the lengths, as OME-Zarr spells it, or None where the input does not say."""
@@ -168,6 +169,42 @@ class Volume(InNotebooks):
         if self.checksum is None:
             return self
         return replace(self, identity={**self.identity, "tag": self.checksum()}, checksum=None)
+
+    def measured(self, found: Calibration, origin: Float3 = ORIGIN, unit: str | None = None) -> Volume:
+        """Return the volume with the voxel size that its metadata state, or why they state none.
+
+        Parameters
+        ----------
+        found
+            Voxel size and unit.
+        origin
+            World position of voxel 0's centre.
+        unit
+            Where the unit was read from, if not from where the voxel size was.
+        """
+        return replace(
+            self,
+            voxel_size=found.voxel_size,
+            origin=origin,
+            unit=found.unit,
+            sources={**self.sources, **found.sources(unit)},
+            missing=found.missing,
+            counted=found.counted,
+        )
+
+    def stored_in(self, files: Files | None, now: Callable[[], Mapping[str, Any]], **chosen: Any) -> Volume:
+        """Return the volume with what tells its input from others, and from a later one.
+
+        Parameters
+        ----------
+        files
+            As the volume has them.
+        now
+            Returns what its files tell of themselves at that time.
+        chosen
+            What was chosen of several parts of the input.
+        """
+        return replace(self, files=files, identity={**now(), **chosen}, current_identity=now)
 
     def read_through(self, around: Callable[[ReadBox], ReadBox], **changes: Any) -> Volume:
         """Return the volume with other changes, read through a reader around its own."""
@@ -362,18 +399,21 @@ class SeriesReader:
 
     Parameters
     ----------
-    axes
-        Name and length of each axis along which the volumes are counted.
+    picked
+        Which axes of an array the volumes are counted along.
     member
-        Returns the reader of a volume by its place along these axes.
+        Returns the reader of one of them.
     """
 
-    def __init__(self, axes: Sequence[tuple[str, int]], member: Callable[[tuple[int, ...]], ReadBox]) -> None:
-        self._axes, self._member = tuple(axes), member
-        self._reader = lru_cache(KEPT)(member)
+    def __init__(self, picked: Picked, member: Callable[[Picked], ReadBox]) -> None:
+        self._picked, self._member = picked, member
+        self._reader = lru_cache(KEPT)(lambda place: member(picked.at(place)))
 
     def __reduce__(self) -> tuple[type[SeriesReader], tuple[Any, ...]]:
-        return (SeriesReader, (self._axes, self._member))
+        return (SeriesReader, (self._picked, self._member))
+
+    def _place(self, box: Box) -> tuple[int, ...]:
+        return place_of_volume([length for _, length in self._picked.lengths], box.volume)
 
     def __call__(self, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Return a box as a new array, or in `out`.
@@ -383,19 +423,23 @@ class SeriesReader:
         CorruptInputError
             If voxels of it are damaged: the volume's place is told.
         """
-        place = place_of_volume([length for _, length in self._axes], box.volume)
+        place = self._place(box)
         try:
             return self._reader(place)(box.of(0), out)
         except CorruptInputError as error:
-            where = told_place([name for name, _ in self._axes], place)
+            where = told_place([name for name, _ in self._picked.lengths], place)
             raise CorruptInputError(
                 error.name, f"{where}, {error.chunk}", error.start, error.stop, error.reason
             ) from error
 
     def is_empty(self, box: Box) -> bool:
         """Return whether a box is known to hold nothing but zeros."""
-        place = place_of_volume([length for _, length in self._axes], box.volume)
-        return is_known_empty(self._reader(place), box.of(0))
+        return is_known_empty(self._reader(self._place(box)), box.of(0))
+
+
+def series_reader(picked: Picked, member: Callable[[Picked], ReadBox]) -> ReadBox:
+    """Return what reads boxes of the volumes picked of an array; the parameters are those of `SeriesReader`."""
+    return SeriesReader(picked, member) if picked.series else member(picked)
 
 
 # ---- types and orders of axes that are converted -----------------------------------------------------------------

@@ -197,22 +197,14 @@ def _link(file: h5py.File, place: str) -> h5py.ExternalLink | None:
     return link if isinstance(link, h5py.ExternalLink) else None
 
 
-@dataclass(frozen=True)
-class _Members:
-    """The views of an image, by their place along time points and channels."""
+def _view(dataset: BdvDataset, image: BdvImage, picked: Picked) -> tuple[int, Setup]:
+    """Return time point and setup of a view."""
+    return dataset.times[picked.others[0]], image.setups[picked.others[1]]
 
-    views: _Views
-    image: BdvImage
-    picked: Picked
 
-    def view(self, place: Sequence[int]) -> tuple[int, Setup]:
-        """Return time point and setup of a view."""
-        others = self.picked.at(place).others
-        return self.views.dataset.times[others[0]], self.image.setups[others[1]]
-
-    def __call__(self, place: tuple[int, ...]) -> ReadBox:
-        time, setup = self.view(place)
-        return self.views.open(time, setup.number).read
+def _member(views: _Views, image: BdvImage, picked: Picked) -> ReadBox:
+    time, setup = _view(views.dataset, image, picked)
+    return views.open(time, setup.number).read
 
 
 def _files(xml: str, views: tuple[Files, ...], box: Box) -> Iterator[str | ObjectPlace]:
@@ -228,9 +220,8 @@ def _open(views: _Views, image: BdvImage, named: Mapping[str, str], selection: S
     setup = image.setups[selection.among("channel", len(image.setups), name)]
     first = views.open(time, setup.number)
     picked = pick(name, "tczyx", (len(dataset.times), len(image.setups), *first.shape), selection)
-    lean = replace(dataset, transforms={})  # which no other process needs
-    members = _Members(replace(views, dataset=lean), image, picked)
-    chosen = [members.view(place) for place in product(*(range(n) for _, n in picked.lengths))]
+    chosen = [_view(dataset, image, picked.at(place)) for place in product(*(range(n) for _, n in picked.lengths))]
+    lean = replace(views, dataset=replace(dataset, transforms={}))  # which no other process needs
     opened = [_checked(views, time, setup, first) for time, setup in chosen]
     found = setup.calibration
     origin, notes = _place(dataset, chosen, found)
@@ -238,25 +229,19 @@ def _open(views: _Views, image: BdvImage, named: Mapping[str, str], selection: S
     own = {file for one in opened if isinstance(one.files, FileList) for file in one.files.paths}
     others = tuple(one.files for one in opened if one.files is not None and not isinstance(one.files, FileList))
     now = partial(_identity, views.path, tuple(one.current_identity for one in opened if one.current_identity))
-    return replace(
+    volume = replace(
         first,
         kind=f"BigDataViewer, {first.kind}",
-        read=SeriesReader(picked.lengths, members) if picked.series else first.read,
+        read=SeriesReader(picked, partial(_member, lean, image)) if picked.series else first.read,
         cached=None if picked.series else first.cached,  # readers of many views' worth of chunks would each keep some
         read_overhead=max(one.read_overhead for one in opened),
-        voxel_size=found.voxel_size,
-        origin=origin,
-        unit=found.unit,
-        sources={"shape": first.sources["shape"], "axes": picked.told(first.sources["axes"]), **found.sources()},
-        identity={**now(), **picked.chosen, **named},
-        current_identity=now,
-        files=partial(_files, str(views.path), (*others, FileList(tuple(sorted(own))))),
-        missing=found.missing,
-        counted=found.counted,
+        sources={"shape": first.sources["shape"], "axes": picked.told(first.sources["axes"])},
         notes=(*first.notes, *notes),
         series=picked.axes(),
         channels=chosen_channels(told, len(told), picked.chosen.get("channel")),
     )
+    files = partial(_files, str(views.path), (*others, FileList(tuple(sorted(own)))))
+    return volume.measured(found, origin).stored_in(files, now, **picked.chosen, **named)
 
 
 def _checked(views: _Views, time: int, setup: Setup, first: Volume) -> Volume:

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -178,9 +178,7 @@ def volume_of_dataset(
     by_chunks = None if isinstance(reader, RawReader) else reader
     z, y, x = (1, 1, 1) if by_chunks is None else (min(c, n) for c, n in zip(by_chunks.chunk, shape, strict=True))
     by_hdf5 = by_chunks is not None and by_chunks.filters is None
-    calibration, origin = measured
-    now = partial(file_identity, path, dataset.name)
-    return Volume(
+    volume = Volume(
         name,
         kind,
         shape,
@@ -188,18 +186,12 @@ def volume_of_dataset(
         reader,
         chunks=(z, y, x),
         read_overhead=reader.overhead,
-        voxel_size=calibration.voxel_size,
-        origin=origin,
-        unit=calibration.unit,
-        sources={**told, **calibration.sources()},
-        identity=now(),
-        current_identity=now,
-        files=FileList((str(path.resolve()),)),
-        missing=calibration.missing,
-        counted=calibration.counted,
+        sources=told,
         notes=(BY_HDF5,) if by_hdf5 else (),
         cached=None if by_chunks is None or by_hdf5 else by_chunks.cached,
     )
+    files = FileList((str(path.resolve()),))
+    return volume.measured(*measured).stored_in(files, partial(file_identity, path, dataset.name))
 
 
 def _reader_of(dataset: h5py.Dataset, path: Path, name: str, zyx: Index3, shape: Index3) -> RawReader | Hdf5Reader:
@@ -377,19 +369,17 @@ def open_imaris(file: h5py.File, path: Path, inner: str | None, name: str, selec
             one = _channel(file, path, _place((t, c)), name)
             if (one.shape, one.dtype) != (first.shape, first.dtype):
                 raise InputError(f"{name} contradicts itself: its channels and time points are not of one size")
-    start = (picked.others[0], picked.others[1])
-    chosen = _channel(file, path, _place(start), name)
-    identity = {**file_identity(path), **picked.chosen}
+    chosen = _channel(file, path, _place((picked.others[0], picked.others[1])), name)
     told = tuple(read_channel(file[f"DataSetInfo/Channel {c}"].attrs) for c in range(channels) if _has(file, c))
     named = chosen_channels(told, channels, picked.chosen.get("channel"))
     sources = {**chosen.sources, "axes": picked.told(chosen.sources["axes"])}
-    now = partial(file_identity, path)
-    chosen = replace(chosen, identity=identity, current_identity=now, channels=named, sources=sources)
+    chosen = replace(chosen, channels=named, sources=sources)
+    chosen = chosen.stored_in(chosen.files, partial(file_identity, path), **picked.chosen)
     if not picked.series:
         return chosen
     return replace(
         chosen,
-        read=SeriesReader(picked.lengths, partial(_member, path, name, picked)),
+        read=SeriesReader(picked, partial(_member, path, name)),
         cached=None,  # readers of many files' worth of chunks would each keep some
         series=picked.axes(),
     )
@@ -412,13 +402,12 @@ def _has(file: h5py.File, channel: int) -> bool:
     return f"DataSetInfo/Channel {channel}" in file
 
 
-def _member(path: Path, name: str, picked: Picked, where: Sequence[int]) -> ReadBox:
+def _member(path: Path, name: str, picked: Picked) -> ReadBox:
     """Return what reads one volume of the series."""
     from isovoxel.readers.hdf5_reader import open_for_reading
 
-    others = picked.at(where).others
     with open_for_reading(str(path.resolve())) as file:
-        return _channel(file, path, _place((others[0], others[1])), name).read
+        return _channel(file, path, _place((picked.others[0], picked.others[1])), name).read
 
 
 def _channel(file: h5py.File, path: Path, place: str, name: str) -> Volume:

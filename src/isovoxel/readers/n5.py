@@ -28,7 +28,7 @@ from isovoxel.metadata.hdf5 import FINEST, Surroundings, level_of, read_n5
 from isovoxel.metadata.series import stays_inside
 from isovoxel.metadata.units import Length, calibrate
 from isovoxel.object_store.files import N5_ATTRIBUTES
-from isovoxel.readers.base import SeriesReader, Volume, check_voxels
+from isovoxel.readers.base import Volume, check_voxels, series_reader
 from isovoxel.readers.files import (
     FolderFiles,
     check_stored,
@@ -39,7 +39,7 @@ from isovoxel.readers.files import (
     unreadable,
 )
 from isovoxel.readers.registry import Location
-from isovoxel.readers.selection import Selection, along_axes, listed, pick, zyx_positions
+from isovoxel.readers.selection import Picked, Selection, along_axes, listed, pick, zyx_positions
 from isovoxel.readers.tiled import Stored, TiledReader, chunk_of
 
 if TYPE_CHECKING:
@@ -181,12 +181,11 @@ def open_n5(at: Location, _selection: Selection) -> Volume:
     reader = N5Reader(name, store, zyx, shape, dtype, block, files)
     level = level_of(home.name)
     finest = _attributes(home.parent / FINEST, name) if level else {}
-    calibration, origin = read_n5(attributes, Surroundings(groups, level, finest))
     sources = {
         "shape": f"N5 attributes of {home.relative_to(path) if home != path else home.name}",
         "axes": "N5 axes" if named else "N5's order, x first",
     }
-    return Volume(
+    volume = Volume(
         name,
         "N5",
         shape,
@@ -194,16 +193,10 @@ def open_n5(at: Location, _selection: Selection) -> Volume:
         reader,
         chunks=block,
         read_overhead=math.prod(whole) * dtype.itemsize * BLOCK_COPIES + FIXED_BYTES,
-        voxel_size=calibration.voxel_size,
-        origin=origin,
-        unit=calibration.unit,
-        sources={**sources, **calibration.sources()},
-        identity=metadata_identity(home, metadata),
-        current_identity=partial(metadata_identity, home, metadata),
-        files=files,
-        missing=calibration.missing,
-        counted=calibration.counted,
+        sources=sources,
     )
+    found = read_n5(attributes, Surroundings(groups, level, finest))
+    return volume.measured(*found).stored_in(files, partial(metadata_identity, home, metadata))
 
 
 def _open(home: Path, attributes: Mapping[str, Any], name: str) -> tensorstore.TensorStore:
@@ -379,37 +372,27 @@ def _open_scale(at: Location, info: Mapping[str, Any], selection: Selection, lev
     if scale.get("sharding") is None:
         files = PrecomputedFiles(str(folder), (offset[0], offset[1], offset[2]), zyx, chunk, described)
     reader = partial(N5Reader, name, zyx=(0, 1, 2), shape=zyx, dtype=dtype, block=chunk, files=files, what="chunk")
-    one = reader(store=store[picked.others[0]])
     z, y, x = (Length(float(size), "nanometer") for size in scale["resolution"][::-1])
     found = calibrate("the info file", "precomputed resolution", (z, y, x))
-    now = partial(metadata_identity, path, [path / INFO])
-    return Volume(
+    volume = Volume(
         name,
         f"Neuroglancer precomputed{', sharded' * isinstance(files, ShardedFiles)}",
         zyx,
         dtype,
-        SeriesReader(picked.lengths, partial(_member, reader, store)) if picked.series else one,
+        series_reader(picked, partial(_member, reader, store)),
         chunks=chunk,
         read_overhead=math.prod(whole) * channels * dtype.itemsize * BLOCK_COPIES + FIXED_BYTES,
-        voxel_size=found.voxel_size,
-        origin=_origin(info["scales"][0], scale),
-        unit=found.unit,
-        sources={
-            "shape": f"info of scale {scale['key']}",
-            "axes": picked.told("precomputed's order, x first"),
-            **found.sources(),
-        },
-        identity={**now(), **selection.identity("level"), **picked.chosen},
-        current_identity=now,
-        files=files,
-        missing=found.missing,
+        sources={"shape": f"info of scale {scale['key']}", "axes": picked.told("precomputed's order, x first")},
         labels=info.get("type") == "segmentation",
         series=picked.axes(),
     )
+    now = partial(metadata_identity, path, [path / INFO])
+    volume = volume.measured(found, _origin(info["scales"][0], scale))
+    return volume.stored_in(files, now, **selection.identity("level"), **picked.chosen)
 
 
-def _member(reader: partial[N5Reader], store: tensorstore.TensorStore, place: tuple[int, ...]) -> N5Reader:
-    return reader(store=store[place[0]])
+def _member(reader: partial[N5Reader], store: tensorstore.TensorStore, picked: Picked) -> N5Reader:
+    return reader(store=store[picked.others[0]])
 
 
 def _checked_scale(scale: Any, name: str) -> Mapping[str, Any]:

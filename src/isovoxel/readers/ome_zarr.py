@@ -88,28 +88,26 @@ def _open_level(
     if (finest := _calibration(first, picked.zyx)).counted:
         calibration = replace(finest, counted=first is level)  # of which all others are multiples
     sources = {"shape": f"zarr metadata of array {level.path!r}", "axes": picked.told("OME-Zarr axes")}
-    sources |= calibration.sources("OME-Zarr axes")
     made = attributes.get("isovoxel")
     incomplete = isinstance(made, Mapping) and made.get("complete") is False
     files = files_of_node(path, GROUP_FILES) + files_of_node(home, ARRAY_FILES)
     labels = is_label_image(attributes)
     kind = f"OME-Zarr {level.version}{' label image' if labels else ''}{' (incomplete)' if incomplete else ''}"
-    return replace(
+    volume = replace(
         volume,
         kind=kind,
-        voxel_size=calibration.voxel_size,
-        origin=_origin(level, picked.zyx, calibration.unit),
-        unit=calibration.unit,
         sources=sources,
-        identity={**metadata_identity(path, files), **selection.identity("level"), **picked.chosen},
-        missing=calibration.missing,
         labels=labels,
         notes=(*volume.notes, *([level.note] if level.note else [])),
-        current_identity=partial(metadata_identity, path, files),
-        files=None if volume.files is None else partial(_files, volume.files, _absolute(path)),
         series=picked.axes(time_step_of(level)),
         channels=_channels(attributes, axes, array.shape, picked),
-        counted=calibration.counted,
+    )
+    volume = volume.measured(calibration, _origin(level, picked.zyx, calibration.unit), "OME-Zarr axes")
+    return volume.stored_in(
+        None if volume.files is None else partial(_files, volume.files, _absolute(path)),
+        partial(metadata_identity, path, files),
+        **selection.identity("level"),
+        **picked.chosen,
     )
 
 

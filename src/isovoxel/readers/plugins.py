@@ -18,7 +18,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -31,7 +31,7 @@ from isovoxel.errors import InputError, IsovoxelError
 from isovoxel.geometry.grid import Box, Index3
 from isovoxel.metadata.series import Channel, chosen_channels, time_step
 from isovoxel.metadata.units import Length, calibrate
-from isovoxel.readers.base import ReadBox, SeriesReader, Volume, check_voxels
+from isovoxel.readers.base import ReadBox, Volume, check_voxels, series_reader
 from isovoxel.readers.files import (
     FileList,
     FolderFiles,
@@ -267,7 +267,7 @@ class DaskReader(TiledReader):
     """Shape of a chunk."""
     dtype: np.dtype[Any]
     """Of the voxels, in native byte order."""
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    lock: threading.Lock
     """Held while a chunk is read."""
 
     def tiles(self, box: Box) -> Iterable[Box]:
@@ -415,35 +415,28 @@ def volume_of_reader(reader: Any, path: Path, name: str, kind: str, selection: S
     shape = picked.shape(array.shape)
     check_voxels(name, shape, dtype)
     z, y, x = picked.shape(array.chunksize)
-    first = DaskReader(name, array, picked, (z, y, x), dtype)
+    reads = partial(DaskReader, name, array, chunk=(z, y, x), dtype=dtype, lock=threading.Lock())
     if kind == "LIF":
-        _check_plane(first)
-    read = SeriesReader(picked.lengths, partial(_member, first)) if picked.series else first
+        _check_plane(reads(picked))
     sizes = reader.physical_pixel_sizes
     lengths = (Length(size, "micrometer") for size in (sizes.Z, sizes.Y, sizes.X))
     sz, sy, sx = lengths
     calibration = calibrate(f"the {kind} file", f"{kind} metadata, by bioio", (sz, sy, sx), flat=picked.zyx[0] is None)
-    sources = {"shape": f"{kind} metadata", "axes": picked.told(f"{kind} metadata")}
-    sources |= calibration.sources("micrometers, as bioio has them")
-    return Volume(
+    volume = Volume(
         name,
         kind,
         shape,
         dtype,
-        read,
+        series_reader(picked, reads),
         chunks=(z, y, x),
         read_overhead=CHUNK_COPIES * math.prod(array.chunksize) * dtype.itemsize + FIXED_BYTES,
-        voxel_size=calibration.voxel_size,
-        unit=calibration.unit,
-        sources=sources,
-        identity={**file_identity(path), **chosen, **picked.chosen},
-        current_identity=partial(file_identity, path),
-        files=FileList((str(path.resolve()),)),
-        missing=calibration.missing,
+        sources={"shape": f"{kind} metadata", "axes": picked.told(f"{kind} metadata")},
         notes=(f"bioio reads {kind} files, and one thread at a time; others wait",),
         series=picked.axes(_step(reader)),
         channels=chosen_channels(_channels(reader), _length(axes, array.shape, "c"), picked.chosen.get("channel")),
     )
+    volume = volume.measured(calibration, unit="micrometers, as bioio has them")
+    return volume.stored_in(FileList((str(path.resolve()),)), partial(file_identity, path), **chosen, **picked.chosen)
 
 
 def _check_plane(reader: DaskReader) -> None:
@@ -455,10 +448,6 @@ def _check_plane(reader: DaskReader) -> None:
             f"{reader.name} cannot be read by bioio-lif: {reason_of(error.__cause__ or error)}; it reads planes of y "
             "and x only: save an image of other planes (an xz scan), or one of wavelengths, as OME-TIFF"
         ) from error
-
-
-def _member(first: DaskReader, place: Sequence[int]) -> DaskReader:
-    return replace(first, picked=first.picked.at(place))
 
 
 def _length(axes: Sequence[str], shape: Sequence[int], axis: str) -> int:

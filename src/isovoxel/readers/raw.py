@@ -11,7 +11,6 @@ import threading
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 from isovoxel.errors import InputError
 from isovoxel.geometry.grid import Box, Index3
 from isovoxel.planning.memory import human_bytes
-from isovoxel.readers.base import SeriesReader, Volume, check_voxels, stored_order, transposed, with_zyx_named
+from isovoxel.readers.base import Volume, check_voxels, series_reader, stored_order, transposed, with_zyx_named
 from isovoxel.readers.files import GZIP_MAGIC, EndOfFileError, check_complete, fill_buffer, unavailable
 from isovoxel.readers.selection import Picked, Selection, pick
 from isovoxel.readers.tiled import Stored, TiledReader, failure_in
@@ -217,18 +216,10 @@ class RawArray:
         """Byte behind its last one."""
         return self.start + math.prod(self.shape) * self.dtype.itemsize
 
-    def reader(self, picked: Picked, place: tuple[int, ...]) -> RawReader:
-        """Return what reads the volume at a place along the axes of a series.
-
-        Parameters
-        ----------
-        picked
-            Which axes are z, y and x; y and x are the last two.
-        place
-            Empty where there is no series.
-        """
+    def reader(self, picked: Picked) -> RawReader:
+        """Return what reads the volume picked of it, whose y and x are the last axes."""
         strides = [self.dtype.itemsize * math.prod(self.shape[axis + 1 :]) for axis in range(len(self.shape))]
-        first = self.start + sum(strides[axis] * at for axis, at in picked.at(place).others.items())
+        first = self.start + sum(strides[axis] * at for axis, at in picked.others.items())
         zyx = picked.shape(self.shape)
         step = 0 if picked.zyx[0] is None else strides[picked.zyx[0]]
         offsets = first + step * np.arange(zyx[0], dtype=np.int64)
@@ -269,15 +260,14 @@ def open_raw(array: RawArray, axes: Sequence[str], selection: Selection) -> tupl
         )
     size = Path(array.path).stat().st_size
     check_complete(name, array.end, size if array.marks is None else size * LARGEST_RATIO)
-    first = array.reader(picked, (0,) * len(picked.series))
     volume = Volume(
         name,
         "",
         stored,
         array.dtype.newbyteorder("="),
-        SeriesReader(picked.lengths, partial(array.reader, picked)) if picked.series else first,
+        series_reader(picked, array.reader),
         (1, 1, 1) if array.marks is None else (1, *stored[1:]),
-        read_overhead=first.overhead + (GZIP_BYTES if array.marks else 0),
+        read_overhead=array.reader(picked).overhead + (GZIP_BYTES if array.marks else 0),
         notes=() if array.marks is None else (gzip_note(array.marks),),
         series=picked.axes(),
         sequential=array.marks is not None,

@@ -17,7 +17,7 @@ from isovoxel.errors import InputError, InputMissingError
 from isovoxel.geometry.grid import Box
 from isovoxel.metadata.raw_headers import MRC_BYTES, RawHeader, is_mrc, read_metaimage, read_mrc, read_nrrd
 from isovoxel.metadata.series import stays_inside
-from isovoxel.metadata.units import ORIGIN, Calibration, read_affine, read_zooms
+from isovoxel.metadata.units import ORIGIN, read_affine, read_zooms
 from isovoxel.readers.base import ReadBox, Volume, check_voxels, output_array
 from isovoxel.readers.files import (
     FileList,
@@ -105,26 +105,17 @@ def _open(header: RawHeader, kind: str, at: Location, selection: Selection, *, p
         array = replace(array, marks=GzipMarks(array.end, begin=header.begin))
     volume, picked = open_raw(array, header.axes, selection)
     axes = picked.told(GIVEN if selection.axes is not None else _KINDS[kind].order)
-    sources = {"shape": f"{kind} header", "axes": axes, **header.calibration.sources()}
-    volume = replace(volume, kind=kind, origin=header.origin, sources=sources, notes=(*header.notes, *volume.notes))
-    return _of_files(volume, path, voxels, header.calibration, {**picked.chosen, **selection.identity("axes")})
+    sources = {"shape": f"{kind} header", "axes": axes}
+    volume = replace(volume, sources=sources, notes=(*header.notes, *volume.notes))
+    volume = volume.measured(header.calibration, header.origin)
+    return _of_files(volume, kind, path, voxels, **picked.chosen, **selection.identity("axes"))
 
 
-def _of_files(volume: Volume, header: Path, voxels: Path, found: Calibration, identity: Mapping[str, Any]) -> Volume:
-    """Return a volume with what its header's file says of its voxel size, and what tells these files from others."""
-    now = partial(pair_identity, header, voxels)
-    return replace(
-        volume,
-        kind=volume.kind + " (gzip)" * volume.sequential,
-        voxel_size=found.voxel_size,
-        origin=volume.origin if found.placed else ORIGIN,
-        unit=found.unit,
-        identity={**now(), **identity},
-        current_identity=now,
-        files=FileList(tuple({str(header.resolve()), str(voxels)})),
-        missing=found.missing,
-        counted=found.counted,
-    )
+def _of_files(volume: Volume, kind: str, header: Path, voxels: Path, **chosen: Any) -> Volume:
+    """Return a volume with its kind, and what tells the files of its header and its voxels from others."""
+    volume = replace(volume, kind=kind + " (gzip)" * volume.sequential)
+    files = FileList(tuple({str(header.resolve()), str(voxels)}))
+    return volume.stored_in(files, partial(pair_identity, header, voxels), **chosen)
 
 
 def _beside(path: Path, file: str, name: str) -> Path:
@@ -168,16 +159,10 @@ def open_npy(at: Location, selection: Selection) -> Volume:
     turn = -1 if fortran else 1  # an array in Fortran order is one in C order whose axes are reversed
     array = RawArray(name, str(path.resolve()), start, shape[::turn], dtype)
     volume, picked = open_raw(array, axes[::turn], replace(selection, axes=None))
-    now = partial(file_identity, path)
-    return replace(
-        volume,
-        kind="NumPy file",
-        sources={"shape": ".npy header", "axes": picked.told(told)},
-        identity={**now(), **picked.chosen, **selection.identity("axes")},
-        current_identity=now,
-        files=FileList((array.path,)),
-        missing="a .npy file has none",
-    )
+    sources = {"shape": ".npy header", "axes": picked.told(told)}
+    volume = replace(volume, kind="NumPy file", sources=sources, missing="a .npy file has none")
+    chosen = {**picked.chosen, **selection.identity("axes")}
+    return volume.stored_in(FileList((array.path,)), partial(file_identity, path), **chosen)
 
 
 def _npy_header(file: BinaryIO, name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
@@ -314,10 +299,10 @@ def _volume_of(header: Any, path: Path, file: Path, name: str) -> Volume:
     calibration = read_zooms(header.get_zooms(), header.get_xyzt_units()[0])
     placed = bool(header["qform_code"] > 0 or header["sform_code"] > 0)
     origin, turned = read_affine(header.get_best_affine()) if placed else (ORIGIN, "")
-    sources |= calibration.sources("NIfTI xyzt_units")
     notes = (*([turned] if turned else []), *volume.notes)
-    volume = replace(volume, kind="NIfTI", origin=origin, sources=sources, notes=notes)
-    return _of_files(volume, path, file, calibration, {})
+    volume = replace(volume, sources=sources, notes=notes)
+    volume = volume.measured(calibration, origin if calibration.placed else ORIGIN, "NIfTI xyzt_units")
+    return _of_files(volume, "NIfTI", path, file)
 
 
 def _nifti_version(data: bytes) -> int:

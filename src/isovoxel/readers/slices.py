@@ -38,7 +38,7 @@ from isovoxel.readers.files import PNG_MAGIC, TIFF_MAGIC, FileList, named_failur
 from isovoxel.readers.raw import open_file, read_bytes
 from isovoxel.readers.registry import Location
 from isovoxel.readers.selection import Selection, zyx_positions
-from isovoxel.readers.tiff import calibration_of, decoded_at_once, open_tiff
+from isovoxel.readers.tiff import calibration_of, open_tiff, volume_of_planes
 from isovoxel.readers.tiff_layout import Stack, planes_reader
 from isovoxel.readers.tiff_pages import Directories, read_directories
 from isovoxel.readers.tiled import MixedReader, Stored, TiledReader
@@ -163,21 +163,10 @@ def _one_page_each(files: Sequence[str], name: str) -> Volume:
         index = np.zeros(len(files), np.int64)
         stack = Stack("plain", "IYX", shape, keyframe, tuple(every), np.arange(len(files)), index)
         reader = planes_reader(stack, name)
-    sources = {"axes": "one file after another, taken as z"}
-    sources |= {what: f"{source}, of the first file" for what, source in calibration.sources().items()}
-    return Volume(
-        name,
-        "TIFF",
-        shape,
-        reader.dtype.newbyteorder("="),
-        reader,
-        chunks=decoded_at_once(reader, shape),
-        read_overhead=reader.overhead,
-        voxel_size=calibration.voxel_size,
-        unit=calibration.unit,
-        sources=sources,
-        missing=calibration.missing,
-    )
+    volume = volume_of_planes(name, "TIFF", shape, reader, reader)
+    volume = volume.measured(calibration)
+    said = {what: f"{source}, of the first file" for what, source in volume.sources.items()}
+    return replace(volume, sources={"axes": "one file after another, taken as z", **said})
 
 
 @contextmanager

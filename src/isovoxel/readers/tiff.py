@@ -13,6 +13,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 import tifffile
 
 from isovoxel.errors import InputError, IsovoxelError, OptionError
-from isovoxel.geometry.grid import Index3
+from isovoxel.geometry.grid import Index3, triple
 from isovoxel.metadata.series import Channel, SeriesAxis, chosen_channels
 from isovoxel.metadata.tiff import (
     Rational,
@@ -40,7 +41,7 @@ from isovoxel.metadata.tiff import (
     scanimage_doubt,
 )
 from isovoxel.metadata.units import Calibration
-from isovoxel.readers.base import Volume, check_voxels
+from isovoxel.readers.base import ReadBox, Volume, check_voxels
 from isovoxel.readers.files import FileList, check_complete, file_identity, named_failures
 from isovoxel.readers.registry import Location
 from isovoxel.readers.selection import EVERYTHING, GIVEN, Collection, ImageEntry, Picked, Selection, find_image, pick
@@ -117,31 +118,15 @@ def open_tiff(at: Location, selection: Selection) -> Volume:
     now = partial(_identity_of, path, others)
     named = _AXES_SOURCES.get(stack.kind, "unnamed pages, taken as z") if selection.axes is None else GIVEN
     sources = {"shape": "TIFF pages", "axes": picked.told(named)}
-    identity = {**now(), **picked.chosen, **selection.identity("axes")}
+    chosen: dict[str, Any] = {**picked.chosen, **selection.identity("axes")}
     if selection.image is not None and len(images) > 1:
         sources["shape"] += f" (image {index} of {len(images)})"
-        identity["image"] = str(index)
+        chosen["image"] = str(index)
     elif sum(not image.stack.page.is_reduced for image in images) > 1:
         sources["shape"] += f" (image {index} of {len(images)}, the only {3 if picked.zyx[0] is not None else 2}-D one)"
-    sources |= calibration.sources(_UNIT_SOURCES.get(stack.kind))
-    return Volume(
-        name,
-        kind,
-        shape,
-        reader.dtype.newbyteorder("="),
-        read,
-        chunks=decoded_at_once(reader, shape),
-        read_overhead=reader.overhead,
-        voxel_size=calibration.voxel_size,
-        unit=calibration.unit,
-        sources=sources,
-        files=FileList((str(path.resolve()), *others, *reader.files[:1])),
-        identity=identity,
-        current_identity=now,
-        missing=calibration.missing,
-        series=axes,
-        channels=channels,
-    )
+    volume = replace(volume_of_planes(name, kind, shape, reader, read), sources=sources, series=axes, channels=channels)
+    volume = volume.measured(calibration, unit=_UNIT_SOURCES.get(stack.kind))
+    return volume.stored_in(FileList((str(path.resolve()), *others, *reader.files[:1])), now, **chosen)
 
 
 def open_ndtiff(at: Location, selection: Selection) -> Volume:
@@ -280,10 +265,10 @@ def _series_of(
     return axes, chosen_channels(channels, count, picked.chosen.get("channel"))
 
 
-def decoded_at_once(reader: PlaneReader, shape: Index3) -> Index3:
-    """Return what is decoded in one go: single voxels, or a strip or tile, which may reach beyond the image."""
-    z, y, x = reader.segment_shape
-    return (min(z, shape[0]), min(y, shape[1]), min(x, shape[2]))
+def volume_of_planes(name: str, kind: str, shape: Index3, planes: PlaneReader, read: ReadBox) -> Volume:
+    """Return a volume of planes, which are decoded by strips or tiles that may reach beyond the image."""
+    chunks = triple(map(min, planes.segment_shape, shape))
+    return Volume(name, kind, shape, planes.dtype.newbyteorder("="), read, chunks, planes.overhead)
 
 
 def _only_volume(images: Sequence[Image], own: Directories, name: str, selection: Selection) -> _Found:

@@ -132,11 +132,11 @@ def reader_of(stack: Stack, name: str, picked: Picked) -> tuple[PlaneReader, Rea
     if not picked.series:
         one = every.taking(planes)
         return one, one
-    return every, SeriesReader(picked.lengths, partial(_member, every, stack.shape, picked))
+    return every, SeriesReader(picked, partial(_member, every, stack.shape))
 
 
-def _member(every: PlaneReader, shape: tuple[int, ...], picked: Picked, place: Sequence[int]) -> PlaneReader:
-    return every.taking(planes_of(shape, picked.at(place)))
+def _member(every: PlaneReader, shape: tuple[int, ...], picked: Picked) -> PlaneReader:
+    return every.taking(planes_of(shape, picked))
 
 
 # ---- how pages are stored ----------------------------------------------------------------------------------------

@@ -35,10 +35,10 @@ from isovoxel.readers.base import (
     ByGpu,
     Files,
     ReadBox,
-    SeriesReader,
     Volume,
     check_voxels,
     output_array,
+    series_reader,
     stored_order,
     transposed,
     with_zyx_named,
@@ -148,10 +148,10 @@ def _volume_of(
         "",
         shape,
         dtype,
-        _series_reader(picked, reader) if picked.series else reader,
+        series_reader(picked, reader.at),
         (z, y, x),
         layout.read_overhead,
-        cached=partial(_series_reader, picked, reader) if picked.series else reader.cached,
+        cached=partial(_cached, picked, reader),
         by_gpu=None if layout.coding is None else ByGpu(layout.coding, partial(_decoded_by, picked, reader)),
         files=files,
         series=picked.axes(),
@@ -173,18 +173,13 @@ def _transposed(
     return transposed(stored, order, [axis for axis in axes if axis in AXES]), replace(picked, zyx=zyx)
 
 
-def _series_reader(picked: Picked, reader: ChunkReader, capacity: int = 0) -> SeriesReader:
+def _cached(picked: Picked, reader: ChunkReader, capacity: int) -> ReadBox:
     """Return what reads all volumes of an array, which keep decoded chunks together."""
-    return SeriesReader(picked.lengths, partial(_member, reader.cached(capacity), picked))
+    return series_reader(picked, reader.cached(capacity).at)
 
 
 def _decoded_by(picked: Picked, reader: ChunkReader, decoder: GpuDecoder, tell: Callable[[str], None]) -> ReadBox:
-    batches = BatchReader(reader.name, reader.layout, decoder, tell)
-    return SeriesReader(picked.lengths, partial(_member, batches, picked)) if picked.series else batches
-
-
-def _member(reader: ChunkReader, picked: Picked, place: Sequence[int]) -> ChunkReader:
-    return reader.at(picked.at(place).others)
+    return series_reader(picked, BatchReader(reader.name, reader.layout, decoder, tell).at)
 
 
 def axis_names(array: zarr.Array[Any]) -> list[str]:
@@ -388,16 +383,10 @@ class ChunkReader(TiledReader):
         """Return a reader of the same array that keeps at most so many bytes of decoded chunks."""
         return ChunkReader(self.name, self.layout, capacity)
 
-    def at(self, others: Mapping[int, int]) -> ChunkReader:
-        """Return a reader of another volume of the array, which shares with this one what is kept.
-
-        Parameters
-        ----------
-        others
-            As `ChunkLayout` has it.
-        """
+    def at(self, picked: Picked) -> ChunkReader:
+        """Return a reader of a volume of the array, which shares with this one what is kept."""
         reader = object.__new__(type(self))  # for `copy` makes what another process gets, which shares nothing
-        vars(reader).update(vars(self), layout=replace(self.layout, others=others))
+        vars(reader).update(vars(self), layout=replace(self.layout, others=picked.others))
         return reader
 
     def __call__(self, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:

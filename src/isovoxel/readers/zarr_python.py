@@ -33,7 +33,7 @@ from zarr.storage import ObjectStore
 from isovoxel.geometry.grid import Box, Index3
 from isovoxel.object_store.clients import client, sought, told
 from isovoxel.object_store.retries import Attempts, is_transient
-from isovoxel.readers.base import ReadBox, SeriesReader
+from isovoxel.readers.base import ReadBox, series_reader
 from isovoxel.readers.chunks import DECODED_COPIES, DECODER_BYTES, DECODERS
 from isovoxel.readers.files import check_stored
 from isovoxel.readers.selection import Picked
@@ -126,12 +126,9 @@ def slow_voxels(array: zarr.Array[Any], name: str, picked: Picked, chunks: Index
         inner = (-(-shard // chunk) for shard, chunk in zip(array.shards, array.chunks, strict=True))
         overhead += INDEX_COPIES * 16 * math.prod(inner)
     folder = local_folder(array.store_path)
-    first = ZarrReader(name, with_bounded_decoders(array), picked, chunks, folder if isinstance(folder, str) else None)
-    return (SeriesReader(picked.lengths, partial(_member, first)) if picked.series else first), overhead
-
-
-def _member(first: ZarrReader, place: Sequence[int]) -> ZarrReader:
-    return replace(first, picked=first.picked.at(place))
+    local = folder if isinstance(folder, str) else None
+    reads = partial(ZarrReader, name, with_bounded_decoders(array), chunks=chunks, folder=local)
+    return series_reader(picked, reads), overhead
 
 
 # ---- codecs --------------------------------------------------------------------------------------------------------
