@@ -49,8 +49,6 @@ def named(name: str) -> Make:
 
 
 def file(data: bytes, name: str = "a.tif") -> Make:
-    """Write these bytes."""
-
     def make(folder: Path) -> Path:
         (folder / name).write_bytes(data)
         return folder / name
@@ -69,7 +67,6 @@ def special(make: Callable[[Path], Any], name: str = "a.tif") -> Make:
 
 
 def listen(path: Path) -> None:
-    """Make a socket."""
     with socket.socket(socket.AF_UNIX) as made:
         # Its path must be short.
         here = Path.cwd()
@@ -81,7 +78,6 @@ def listen(path: Path) -> None:
 
 
 def link_ring(path: Path) -> None:
-    """Make two links that lead to each other."""
     path.symlink_to("b")
     path.with_name("b").symlink_to(path.name)
 
@@ -156,7 +152,6 @@ def looping(folder: Path) -> Path:
 
 
 def described(text: str) -> Make:
-    """Write a TIFF with this description."""
     return stack(photometric="minisblack", metadata=None, description=text)
 
 
@@ -196,8 +191,6 @@ def broken_strip(data: bytes) -> Make:
 
 
 def npy(data: Any) -> Make:
-    """Write an array."""
-
     def make(folder: Path) -> Path:
         np.save(folder / "a.npy", data)
         return folder / "a.npy"
@@ -220,8 +213,6 @@ def says(shape: str, descr: str = "'<u2'") -> str:
 
 
 def hdf5(data: Any = VOXELS, **options: Any) -> Make:
-    """Write a dataset."""
-
     def make(folder: Path) -> Path:
         with h5py.File(folder / "a.h5", "w") as file:
             file.create_dataset("a", data=data, **options)
@@ -312,7 +303,6 @@ def image(folder: Path, **options: Any) -> Path:
 
 
 def rewrite(path: Path, change: Change) -> None:
-    """Change a JSON file."""
     metadata = json.loads(path.read_text())
     path.write_text(json.dumps(metadata if (other := change(metadata)) is None else other))
 
@@ -353,12 +343,10 @@ def level(**changes: Any) -> Make:
 
 
 def scaled(*scale: Any) -> Make:
-    """Write an OME-Zarr of this scale."""
     return level(coordinateTransformations=[{"type": "scale", "scale": list(scale)}])
 
 
 def axes(*names: str, units: tuple[str | None, ...] = ("micrometer",) * 5) -> Make:
-    """Write an OME-Zarr of these axes."""
     found = [
         {"name": name, "type": {"t": "time", "c": "channel"}.get(name, "space")} | ({"unit": unit} if unit else {})
         for name, unit in zip(names, units, strict=False)
@@ -390,7 +378,6 @@ def in_place(replace: Callable[[Path], Any], where: str = "zarr.json") -> Make:
 
 
 def without(where: str) -> Make:
-    """Write an OME-Zarr that lacks a file."""
     return in_place(lambda _: None, where)
 
 

@@ -149,7 +149,6 @@ class EncoderOnCpu:
         """What the next batch raises."""
 
     def encode(self, voxels: Voxels, first: int, take: Callable[[EncodedChunks], None]) -> None:
-        """Encode a batch of chunks."""
         if self.failure is not None:
             raise self.failure
         self.batches += 1

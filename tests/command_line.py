@@ -11,8 +11,6 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command did."""
-
     code: int
     out: str
     err: str

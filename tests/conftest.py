@@ -129,7 +129,6 @@ def _made_before(monkeypatch: pytest.MonkeyPatch, blastocyst: Any) -> None:
 
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
-    """Where an output shall be."""
     return tmp_path / "out.zarr"
 
 

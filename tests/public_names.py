@@ -46,7 +46,6 @@ def keys(value: Any, before: str = "") -> set[str]:
 
 
 def printed(*words: str) -> str:
-    """Return what a command prints."""
     out = io.StringIO()
     with mock.patch.object(sys, "argv", ["isovoxel", *words]), contextlib.redirect_stdout(out):
         try:
@@ -91,7 +90,6 @@ def error_names() -> dict[str, list[str]]:
 
 
 def options() -> dict[str, list[str]]:
-    """Return the options of each command."""
     commands = cli.command().commands
     return {name: sorted(word for p in each.params for word in p.opts) for name, each in commands.items()}
 

@@ -56,7 +56,6 @@ class Repeat:
 
     @contextmanager
     def staged(self, block: Block, plan: Plan) -> Iterator[RepeatedBlock]:
-        """Lend a block its input."""
         yield RepeatedBlock(self, block, plan, np.empty(block.read_box.shape, plan.source.dtype))
 
     def release(self, *, keep_hosts: bool = False) -> None:  # noqa: ARG002 - it keeps nothing
@@ -74,7 +73,6 @@ class RepeatedBlock:
     input: np.ndarray
 
     def scale(self, cancelled: threading.Event | None = None) -> Scaled:
-        """Return the block's output."""
         self.engine.before(self.block)
         if cancelled is not None and cancelled.is_set():
             raise Cancelled

@@ -71,7 +71,6 @@ class SmallStore:
 
     @property
     def endpoint(self) -> str:
-        """Its address."""
         return f"http://127.0.0.1:{self._server.server_port}"
 
     @property
@@ -95,12 +94,10 @@ class SmallStore:
         }[self.kind]
 
     def put(self, key: str, data: bytes) -> Object:
-        """Keep an object."""
         self.objects[key] = data, next(self._generations), time.time()
         return self.objects[key]
 
     def close(self) -> None:
-        """End it."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -129,8 +126,6 @@ def _etag(found: Object) -> str:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Answers requests."""
-
     store: SmallStore
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True

@@ -177,7 +177,6 @@ class Sealed(PendingShard):
     found: ShardReceipt
 
     def seal(self) -> ShardReceipt:
-        """Return its seal."""
         return self.found
 
     def drop(self) -> None:
@@ -193,13 +192,11 @@ class MemoryWriter:
         self.closed = False
 
     def write(self, box: Box, data: np.ndarray) -> list[ShardReceipt]:
-        """Take the voxels of a box."""
         self.data[box.slices] = data
         self.times[box.slices] += 1
         return [ShardReceipt(data.nbytes, 0, 0)]
 
     def encode(self, box: Box, data: np.ndarray, part: Box | None = None) -> Sealed:
-        """Take them at once."""
         assert part in (None, box)
         return Sealed(*self.write(box, data))
 
@@ -284,7 +281,6 @@ class Live:
         return Counted
 
     def remove(self, nbytes: int) -> None:
-        """Count a release."""
         self.now -= nbytes
 
 

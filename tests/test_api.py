@@ -35,12 +35,10 @@ SIZE = (2.0, 0.5, 0.5)
 
 @pytest.fixture
 def voxels() -> NDArray[np.uint16]:
-    """Return noise."""
     return np.random.default_rng(1).integers(0, 60_000, SHAPE).astype(np.uint16)
 
 
 def as_zarr(data: NDArray[Any]) -> Any:
-    """Return a zarr array in memory."""
     array = zarr.create_array({}, shape=data.shape, chunks=(4, 8, 16), dtype=data.dtype)
     array[:] = data
     return array
@@ -54,7 +52,6 @@ ARRAYS: dict[str, Callable[[NDArray[Any]], Any]] = {
 
 
 def read(path: Path) -> NDArray[Any]:
-    """Return the voxels of an output."""
     return np.asarray(zarr.open_array(path / "0", mode="r")[:])
 
 

@@ -31,7 +31,6 @@ PYTHON = [sys.executable, "-m", "isovoxel"]
 
 
 def voxels(shape: tuple[int, ...] = SHAPE, dtype: str = "uint8") -> NDArray[Any]:
-    """Return noise."""
     return np.random.default_rng(0).integers(0, 250, shape).astype(dtype)
 
 
@@ -53,7 +52,6 @@ def interpolated(data: NDArray[Any], factor: Float3, order: int) -> NDArray[np.f
 
 @pytest.fixture
 def stack(tmp_path: Path) -> Path:
-    """Return the path of a small stack."""
     return write_stack(tmp_path / "stack.tif", voxels())
 
 

@@ -55,13 +55,11 @@ class Stack:
         return python(Path(__file__).with_name("one_piece.py"), self.path, size, zoom, interpolation)
 
     def isovoxel(self, *words: object) -> dict[str, Any]:
-        """Run a command of isovoxel on the stack."""
         command, *options = words
         size = ",".join(map(str, VOXEL_SIZE))
         return python("-m", "isovoxel", command, self.path, *options, "--input-voxel-size", size, "--json")
 
     def output_shape(self, zoom: float) -> tuple[int, int, int]:
-        """The shape of the output at a zoom."""
         return self.grid.scaled(factor_for_zoom(self.grid, zoom)).shape
 
     def finishes(self, zoom: float, *options: object) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from isovoxel.output.provenance import read_provenance
 
 @pytest.fixture
 def stack(blastocyst: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the stack that the demo writes."""
     return blastocyst
 
 

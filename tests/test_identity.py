@@ -56,7 +56,6 @@ def volume(dtype: str) -> np.ndarray:
 
 
 def check_bits(found: Any, wanted: np.ndarray) -> None:
-    """Compare bits."""
     assert found.dtype == wanted.dtype
     np.testing.assert_array_equal(np.ascontiguousarray(found).view(np.uint8), wanted.view(np.uint8))
 

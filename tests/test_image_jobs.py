@@ -39,7 +39,6 @@ CHANNELS = np.random.default_rng(4).integers(0, 4000, (4, 2, 6, 16, 20)).astype(
 
 
 def level(path: Path, number: int = 0) -> np.ndarray:
-    """Return the voxels of a level."""
     array: Any = zarr.open_array(path / str(number), mode="r")
     return np.asarray(array[...])
 
@@ -450,7 +449,6 @@ def test_images_are_listed_planned_verified_and_drawn(
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    """Return a store."""
     with serving() as server:
         yield server
 

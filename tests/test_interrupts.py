@@ -67,7 +67,6 @@ main()
 
 @pytest.fixture
 def stack(tmp_path: Path) -> Path:
-    """Return the path of a small stack."""
     path = tmp_path / "stack.tif"
     metadata = {"axes": "ZYX", "spacing": 2.0, "unit": "micron"}
     tifffile.imwrite(path, np.ones((4, 9, 9), np.uint8), imagej=True, resolution=(2, 2), metadata=metadata)

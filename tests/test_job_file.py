@@ -31,7 +31,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def factors(isovoxel: Isovoxel, *words: object) -> list[float]:
-    """Return the factors of a plan."""
     return list(isovoxel("plan", *words, "--json").json["factors"])
 
 

@@ -39,7 +39,6 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def level(path: Path, number: int = 0) -> NDArray[Any]:
-    """Return the voxels of a level."""
     array: Any = zarr.open_array(path / str(number), mode="r")
     return np.asarray(array[...])
 

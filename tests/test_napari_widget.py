@@ -47,7 +47,6 @@ PATIENCE = 120
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the demo's stack."""
     path = tmp_path_factory.mktemp("napari") / "blastocyst.tif"
     write_blastocyst(path)
     return path
@@ -55,7 +54,6 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def viewer() -> Iterator[Any]:
-    """Return napari."""
     found = napari.Viewer(show=False)
     yield found
     found.close()

@@ -39,7 +39,6 @@ OPTIONS: dict[str, Any] = {
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """A file."""
     np.save(tmp_path / "in.npy", VOXELS)
     return tmp_path / "in.npy"
 

@@ -43,7 +43,6 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def run(*words: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run a command in a folder."""
     return subprocess.run(words, cwd=folder, env=environment(folder), capture_output=True, text=True, check=False)
 
 

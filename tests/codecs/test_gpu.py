@@ -23,7 +23,6 @@ GAP = 4
 
 
 def encoder(pci: str, dtype: str, codec: str, chunk: tuple[int, int, int], **more: int) -> GpuEncoder:
-    """Return an encoder."""
     itemsize = np.dtype(dtype).itemsize
     layout = ContainerLayout(int(np.prod(chunk)) * itemsize, itemsize, codec)
     return GpuEncoder(pci, layout, chunk, **{"batch": 3, "lanes": 2, "hosts": 3, "gap": GAP} | more)

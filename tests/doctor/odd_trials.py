@@ -64,10 +64,8 @@ def refuse() -> NoReturn:
 
 
 def variable() -> str | None:
-    """Return a variable."""
     return os.environ.get("ODD")
 
 
 def path() -> list[str]:
-    """Return the module path."""
     return sys.path

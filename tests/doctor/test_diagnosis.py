@@ -32,7 +32,6 @@ def device(**changes: Any) -> dict[str, Any]:
 
 
 def devices(*found: Mapping[str, Any], **changes: Any) -> Answer:
-    """Return what OpenCL shows."""
     handle = {"name": "pthread-EPYC", "vendor": "AuthenticAMD", "kind": "cpu", "available": True, "images": True}
     platform = {"name": "Portable Computing Language", "version": "3", "devices": [handle] * len(found), "error": ""}
     shown = {"pyopencl": "2026.1", "loader": "", "error": "", "no_cache": "", "platforms": [platform]}
@@ -40,7 +39,6 @@ def devices(*found: Mapping[str, Any], **changes: Any) -> Answer:
 
 
 def folder(name: str, path: str = "/somewhere", free: int | None = 50 * GIB, problem: str = "") -> dict[str, Any]:
-    """Return a folder."""
     return {"name": name, "path": path, "free": free, "problem": problem}
 
 

@@ -24,13 +24,11 @@ RENDERING = {"dev/dri/renderD128": ""}
 
 
 def card(vendor: str, number: int = 0, kind: str = "0x030200") -> dict[str, str]:
-    """Return the files of a card."""
     folder = f"sys/bus/pci/devices/0000:0{number}:00.0"
     return {f"{folder}/vendor": f"{vendor}\n", f"{folder}/class": f"{kind}\n"}
 
 
 def machine(root: Path, files: Mapping[str, str], variables: Mapping[str, str] | None = None, **more: Any) -> Machine:
-    """Return a machine with these files."""
     for name, text in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
@@ -157,7 +155,6 @@ def test_device_files_that_may_not_be_opened_are_named(
 
 
 def device(vendor: str, kind: str = "gpu") -> dict[str, str]:
-    """Return a device as OpenCL tells of it."""
     return {"name": "x", "vendor": vendor, "kind": kind}
 
 

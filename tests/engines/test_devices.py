@@ -200,7 +200,6 @@ class Handle:
 
     @property
     def pci_domain_id_nv(self) -> int:
-        """The domain."""
         if self._domain is None:
             raise cl.LogicError("clGetDeviceInfo failed: INVALID_VALUE")
         return self._domain

@@ -105,7 +105,6 @@ class Case:
     boundary: str
 
     def plan(self, block: Index3 = WHOLE, **changes: Any) -> Plan:
-        """The plan, in blocks of this shape."""
         return cut(
             self.shape,
             self.factor,
@@ -119,7 +118,6 @@ class Case:
         )
 
     def volume(self) -> np.ndarray:
-        """The voxels."""
         return random_volume(np.random.default_rng(self.seed), self.shape, self.dtype)
 
 
@@ -137,7 +135,6 @@ def random_case(seed: int, interpolation: str, dtype: str, *, antialias: bool = 
 
 
 def name(case: Any) -> str | None:
-    """A test's name."""
     if not isinstance(case, Case):
         return None
     return f"{case.interpolation}{'-antialias' if case.antialias else ''}-{case.dtype}-{case.seed}"

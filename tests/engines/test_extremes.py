@@ -91,12 +91,10 @@ VOLUMES = FLOATS + [(d, name) for d in INTEGERS for name in integers(d)]
 
 
 def volume_of(dtype: str, name: str) -> np.ndarray:
-    """Return one of the volumes."""
     return (floats() if dtype == "float32" else integers(dtype))[name]
 
 
 def run(engine: Engine, plan: Plan, volume: np.ndarray) -> np.ndarray:
-    """Scale block after block."""
     result = np.empty(plan.output.shape, volume.dtype)
     for block in plan.blocks():
         result[block.write_box.slices] = engine.scale(volume[block.read_box.slices], block, plan).data
@@ -136,7 +134,6 @@ def check(found: np.ndarray, plan: Plan, volume: np.ndarray) -> None:
 
 
 def plan_of(kind: tuple[str, str, bool], dtype: str, factor: Float3, boundary: str, block: Any) -> Plan:
-    """Return a plan of blocks of this shape."""
     engine, interpolation, antialias = kind
     return cut(
         SHAPE, factor, block, dtype, engine=engine, interpolation=interpolation, antialias=antialias, boundary=boundary

@@ -47,13 +47,11 @@ def gpu() -> Device:
 
 @pytest.fixture(scope="module")
 def exact(gpu: Device) -> ExactEngine:
-    """The exact engine on it."""
     return ExactEngine(gpu)
 
 
 @pytest.fixture(scope="module")
 def engine(gpu: Device) -> CleEngine:
-    """The engine on it."""
     return CleEngine(gpu)
 
 
@@ -74,7 +72,6 @@ def plan_of(array: np.ndarray, factor: tuple, gpu: Device, block: int | None = N
 
 
 def scaled(array: np.ndarray, plan: Plan, engine: Engine) -> np.ndarray:
-    """Scale an array block by block."""
     result = np.empty(plan.output.shape, array.dtype)
     for block in plan.blocks():
         result[block.write_box.slices] = engine.scale(array[block.read_box.slices], block, plan).data

@@ -53,12 +53,10 @@ def kind(request: pytest.FixtureRequest, _one_kernel: None) -> tuple[Engine, str
 
 
 def plan(name: str, kernel: str, factor: Float3, boundary: str, block: tuple[int, int, int]) -> Plan:
-    """Return a plan of blocks of this shape."""
     return cut(SHAPE, factor, block, "float32", engine=name, interpolation=kernel, boundary=boundary)
 
 
 def run(engine: Engine, plan: Plan, volume: np.ndarray) -> np.ndarray:
-    """Carry a plan out, and return what was written."""
     writer = MemoryWriter(plan)
     thread_run(plan, read_from(volume), engine, writer).run()
     return writer.data

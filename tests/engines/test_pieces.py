@@ -141,7 +141,6 @@ class Driver:
         return Asked
 
     def remove(self, nbytes: int) -> None:
-        """Count a release."""
         with self.lock:
             self.now -= nbytes
 
@@ -474,7 +473,6 @@ class Failing:
         self.event, self.error = event, error
 
     def wait(self) -> None:
-        """Wait, and raise as pyopencl does."""
         self.event.wait()
         raise driver_error(self.error)
 

@@ -31,13 +31,11 @@ class FailedEvent:
         return 1 if self.looks < 3 else -5
 
     def wait(self) -> None:
-        """Raise, as pyopencl does."""
         raise cl.RuntimeError("clWaitForEvents failed: EXEC_STATUS_ERROR_FOR_EVENTS_IN_WAIT_LIST")
 
 
 @pytest.fixture
 def engine() -> ExactEngine:
-    """The engine of this process."""
     found = open_engine("exact")
     assert isinstance(found, ExactEngine)
     return found

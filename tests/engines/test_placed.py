@@ -58,7 +58,6 @@ def planned(output: VoxelGrid, block: Index3, dtype: str, **options: Any) -> Pla
 
 
 def run(plan: Plan, volume: np.ndarray) -> np.ndarray:
-    """Carry a plan out, and return what was written."""
     writer = MemoryWriter(plan)
     thread_run(plan, read_from(volume), open_engine("exact"), writer).run()
     assert (writer.times == 1).all()

@@ -37,7 +37,6 @@ OPTIONS: dict[str, Any] = {
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """A file."""
     np.save(tmp_path / "in.npy", VOXELS)
     return tmp_path / "in.npy"
 
@@ -61,7 +60,6 @@ def interrupt() -> None:
 
 
 def fail() -> None:
-    """Break something."""
     raise RuntimeError("stopped from within")
 
 

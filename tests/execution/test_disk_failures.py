@@ -29,8 +29,6 @@ WORDS = (
 
 
 class Step(NamedTuple):
-    """A step of a job."""
-
     files: str
     """Pattern of the files that it writes, below the folder of the output."""
     calls: set[str]
@@ -73,7 +71,6 @@ def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """A file."""
     np.save(tmp_path / "in.npy", np.random.default_rng(0).integers(0, 65536, (16, 16, 16)).astype("uint16"))
     return tmp_path / "in.npy"
 

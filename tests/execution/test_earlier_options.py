@@ -70,7 +70,6 @@ def begin(source: Path, out: Path, options: dict[str, Any]) -> None:
 
 
 def voxels(out: Path) -> list[Any]:
-    """Return those of all levels."""
     group: Any = zarr.open_group(out, mode="r")
     return [np.asarray(group[key][...]) for key in sorted(group.array_keys())]
 

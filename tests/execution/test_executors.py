@@ -72,7 +72,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """The voxels as a file."""
     np.save(tmp_path / "in.npy", VOXELS)
     return tmp_path / "in.npy"
 

@@ -29,7 +29,6 @@ SMALL: dict[str, Any] = {"chunk": (8, 8, 8), "shard": (8, 8, 8), "engine": "exac
 
 
 def planned(factor: float = 1.0, **options: Any) -> Plan:
-    """Return the plan of a job."""
     return api.plan(VOXELS, factor=(factor, 1.0, 1.0), input_voxel_size=(1.0, 1.0, 1.0), **(SMALL | options))
 
 

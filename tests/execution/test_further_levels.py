@@ -67,7 +67,6 @@ def test_means_are_rounded_half_to_even(
 
 
 def level(output: Path, number: int) -> NDArray[Any]:
-    """Return the voxels of a level."""
     array: Any = zarr.open_array(output / str(number), mode="r")
     return np.asarray(array[...])
 

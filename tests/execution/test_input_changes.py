@@ -44,19 +44,16 @@ Write = Callable[[Path, np.ndarray], Path]
 
 
 def npy(path: Path, voxels: np.ndarray) -> Path:
-    """Write a NumPy file."""
     np.save(path.with_suffix(".npy"), voxels)
     return path.with_suffix(".npy")
 
 
 def tiff(path: Path, voxels: np.ndarray) -> Path:
-    """Write a TIFF."""
     tifffile.imwrite(path.with_suffix(".tif"), voxels)
     return path.with_suffix(".tif")
 
 
 def slices(path: Path, voxels: np.ndarray) -> Path:
-    """Write a folder of slices."""
     path.mkdir(exist_ok=True)
     for z, plane in enumerate(voxels):
         tifffile.imwrite(path / f"{z:03}.tif", plane)
@@ -64,20 +61,17 @@ def slices(path: Path, voxels: np.ndarray) -> Path:
 
 
 def hdf5(path: Path, voxels: np.ndarray) -> Path:
-    """Write an HDF5 dataset."""
     with h5py.File(path.with_suffix(".h5"), "w") as file:
         file.create_dataset("d", data=voxels, chunks=(4, 16, 16), compression="gzip")
     return path.with_suffix(".h5")
 
 
 def nifti(path: Path, voxels: np.ndarray) -> Path:
-    """Write NIfTI."""
     nibabel.save(nibabel.Nifti1Image(voxels.T, np.eye(4)), path.with_suffix(".nii"))
     return path.with_suffix(".nii")
 
 
 def n5(path: Path, voxels: np.ndarray) -> Path:
-    """Write an N5 dataset."""
     metadata = {
         "dimensions": voxels.shape[::-1],
         "blockSize": [16, 16, 4],
@@ -90,13 +84,11 @@ def n5(path: Path, voxels: np.ndarray) -> Path:
 
 
 def array(path: Path, voxels: np.ndarray, **more: Any) -> Path:
-    """Write a zarr array."""
     zarr.create_array(path, data=voxels, overwrite=True, **{"chunks": (4, 16, 16), **more})
     return path
 
 
 def sharded(path: Path, voxels: np.ndarray) -> Path:
-    """Write a zarr array of shards."""
     return array(path, voxels, shards=(8, 32, 32))
 
 
@@ -128,7 +120,6 @@ class Once:
         self.do: Callable[[], Any] | None = do
 
     def __call__(self, event: Event) -> None:
-        """Take an event."""
         if isinstance(event, BlockDone) and self.do is not None:
             do, self.do = self.do, None
             do()
@@ -293,7 +284,6 @@ def test_labels_that_change_while_their_image_is_made_are_told(tmp_path: Path) -
 
 
 def tifffile_labels(path: Path, value: int = 1) -> Path:
-    """Write labels."""
     tifffile.imwrite(path, np.full(VOXELS.shape, value, "uint16"))
     return path
 

@@ -45,7 +45,6 @@ def options(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """A file."""
     np.save(tmp_path / "in.npy", VOXELS)
     return tmp_path / "in.npy"
 
@@ -203,7 +202,6 @@ def test_a_mapped_file_is_told_apart_without_reading_it(source: Path, out: Path)
 
 
 def damage(path: Path, how: str) -> None:
-    """Make a shard another."""
     if how == "missing":
         path.unlink()
     elif how == "torn":

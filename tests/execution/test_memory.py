@@ -19,7 +19,6 @@ FACTOR = "8,2,2"
 
 
 def write_noise(path: Path, shape: tuple[int, int, int]) -> Path:
-    """Write a volume of noise."""
     array = zarr.create_array(path, shape=shape, chunks=(32, 64, 64), dtype="uint16")
     rng = np.random.default_rng(0)
     for z in range(0, shape[0], 32):
@@ -29,7 +28,6 @@ def write_noise(path: Path, shape: tuple[int, int, int]) -> Path:
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The large volume."""
     return write_noise(tmp_path_factory.mktemp("memory") / "large.zarr", LARGE)
 
 

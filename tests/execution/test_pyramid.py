@@ -48,7 +48,6 @@ OPTIONS: dict[str, Any] = {
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """The input as a file."""
     np.save(tmp_path / "in.npy", VOXELS)
     return tmp_path / "in.npy"
 

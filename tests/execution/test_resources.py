@@ -43,7 +43,6 @@ class Groups:
 
 @pytest.fixture
 def groups(tmp_path: Path) -> Groups:
-    """Return an empty tree."""
     return Groups(tmp_path)
 
 

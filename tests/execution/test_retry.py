@@ -38,7 +38,6 @@ class Failing:
         self.left, self.error, self.lock = times, error, threading.Lock()
 
     def __call__(self, *_: object) -> None:
-        """Fail, or do nothing."""
         with self.lock:
             self.left -= 1
             if self.left >= 0:
@@ -179,7 +178,6 @@ class Damaged:
     part = Box((2, 3, 4), (5, 9, 10))
 
     def __call__(self, box: Box, out: np.ndarray | None = None) -> np.ndarray:
-        """Read, or say what is damaged."""
         if all(
             max(a, c) < min(b, d)
             for a, b, c, d in zip(box.start, box.stop, self.part.start, self.part.stop, strict=True)

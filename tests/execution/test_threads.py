@@ -42,14 +42,12 @@ class Counter:
         self.now = self.most = self.begun = 0
 
     def enter(self) -> None:
-        """Count one more."""
         with self.lock:
             self.now += 1
             self.begun += 1
             self.most = max(self.most, self.now)
 
     def leave(self) -> None:
-        """Count one less."""
         with self.lock:
             self.now -= 1
 
@@ -157,14 +155,12 @@ class Broken:
         return ((a[0] + b[0]) // 2, (a[1] + b[1]) // 2, (a[2] + b[2]) // 2)
 
     def before(self, block: Block) -> None:
-        """Fail before scaling."""
         self.counter.enter()
         assert not self.failed.is_set() or self.noticed.wait(PATIENCE)
         if self.stage == "scaling" and block == self.victim:
             self.fail()
 
     def write(self, box: Box, data: np.ndarray) -> list[ShardReceipt]:
-        """Write, or fail."""
         if self.stage == "writing" and box == self.victim.write_box:
             self.fail()
         return self.writer.write(box, data)

@@ -152,7 +152,6 @@ def zero_upper_face(out: Path, block: Box) -> None:
 
 
 def delete_shard(out: Path, block: Box) -> None:
-    """Delete one file."""
     out.joinpath("0", "c", *(str(a // n) for a, n in zip(block.start, BLOCK, strict=True))).unlink()
 
 
@@ -312,7 +311,6 @@ def test_a_zarr_array_that_was_given_is_found_again(tmp_path: Path) -> None:
 
 @pytest.fixture
 def pair(tmp_path: Path) -> tuple[Path, Path]:
-    """Return a source and its result."""
     np.save(tmp_path / "stack.npy", noise("uint8", (8, 20, 20)))
     api.scale(tmp_path / "stack.npy", tmp_path / "out.zarr", factor=(2, 1, 1))
     return tmp_path / "stack.npy", tmp_path / "out.zarr"

@@ -33,22 +33,18 @@ BYTES = np.random.default_rng(1)
 
 
 def garbage(shard: Path, _: Path) -> None:
-    """Fill it with random bytes."""
     shard.write_bytes(BYTES.bytes(shard.stat().st_size))
 
 
 def cut(shard: Path, _: Path) -> None:
-    """Cut it in the middle."""
     os.truncate(shard, shard.stat().st_size // 2)
 
 
 def empty(shard: Path, _: Path) -> None:
-    """Leave nothing of it."""
     os.truncate(shard, 0)
 
 
 def folder(shard: Path, _: Path) -> None:
-    """Put a folder in its place."""
     shard.unlink()
     shard.mkdir()
 
@@ -59,19 +55,16 @@ def foreign(shard: Path, other: Path) -> None:
 
 
 def dangling(shard: Path, _: Path) -> None:
-    """Put a link to nothing in its place."""
     shard.unlink()
     shard.symlink_to("nowhere")
 
 
 def ring(shard: Path, _: Path) -> None:
-    """Put a link to itself in its place."""
     shard.unlink()
     shard.symlink_to(shard.name)
 
 
 def pipe(shard: Path, _: Path) -> None:
-    """Put a pipe in its place."""
     shard.unlink()
     os.mkfifo(shard)
 

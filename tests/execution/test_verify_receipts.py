@@ -23,7 +23,6 @@ WAYS: dict[str, dict[str, Any]] = {"0.5": {}, "0.4": {"ome_zarr": "0.4", "shard"
 
 
 def names(folder: Path) -> set[str]:
-    """Return what lies in a folder."""
     return {entry.name for entry in folder.iterdir()} if folder.exists() else set()
 
 

@@ -55,7 +55,6 @@ def placed(draw: st.DrawFn) -> Table:
 
 
 def everything(table: Table) -> np.ndarray:
-    """All outputs of an axis."""
     return np.arange(table.axis.m)
 
 

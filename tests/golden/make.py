@@ -54,12 +54,10 @@ class Case:
 
     @property
     def output(self) -> str:
-        """The output's path."""
         return self.words.split()[2]
 
     @property
     def engine(self) -> str:
-        """Which engine makes it."""
         return "exact" if any(word in self.words for word in ("exact", "--labels", "convert", "antialias")) else "cle"
 
 
@@ -194,7 +192,6 @@ def run(name: str, at: str) -> None:
 
 
 def main(folder: Path) -> None:
-    """Make all archives."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, case in CASES.items():
         begin()

@@ -69,12 +69,10 @@ def dataset(*transforms: dict[str, Any], path: Any = "0") -> list[dict[str, Any]
 
 
 def scale(*values: Any) -> dict[str, Any]:
-    """Return a scale transform."""
     return {"type": "scale", "scale": list(values)}
 
 
 def translation(*values: Any) -> dict[str, Any]:
-    """Return a translation transform."""
     return {"type": "translation", "translation": list(values)}
 
 

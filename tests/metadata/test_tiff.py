@@ -13,7 +13,6 @@ RESOLUTION = (45527587, 1_000_000)
 
 
 def description(**values: object) -> str:
-    """Return an image description with these lines."""
     return "".join(f"{key}={value}\n" for key, value in {"ImageJ": "1.53f", "images": 21, **values}.items())
 
 

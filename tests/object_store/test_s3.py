@@ -47,7 +47,6 @@ KILLS = 4
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with the input."""
     folder = tmp_path_factory.mktemp("local")
     attributes = image_attributes(VoxelGrid(VOXELS.shape, (2.0, 1.3, 1.0), unit="micrometer"), name="in")
     group = zarr.create_group(folder / "in.ome.zarr", attributes=attributes)

@@ -77,7 +77,6 @@ def store(request: pytest.FixtureRequest, made: Path) -> Iterator[SmallStore]:
 
 
 def scale(store: SmallStore, *listeners: Callable[[Event], None]) -> isovoxel.ScaleResult:
-    """Scale image and labels from and to the store."""
     root = ROOTS[store.kind]
     labels = f"{root}/cells.zarr"
     return isovoxel.scale(f"{root}/in.zarr", f"{root}/lab.zarr/out", with_labels=labels, listeners=listeners, **OPTIONS)

@@ -26,17 +26,14 @@ CHUNK, SHARD = (8, 6, 10), (16, 12, 20)
 
 
 def by_isovoxel(path: Path, box: Box) -> NDArray[Any]:
-    """Read a box by the reader under test."""
     return isovoxel.open_volume(path / "0").read(box)
 
 
 def by_zarr(path: Path, box: Box) -> NDArray[Any]:
-    """Read a box by zarr-python."""
     return np.asarray(zarr.open_array(path / "0", mode="r")[box.slices])
 
 
 def by_tensorstore(path: Path, box: Box) -> NDArray[Any]:
-    """Read a box by tensorstore."""
     spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path / "0")}}
     found: NDArray[Any] = tensorstore.open(spec, read=True).result()[box.slices].read().result()
     return found
@@ -70,7 +67,6 @@ def stored_chunks(path: Path) -> Iterator[tuple[Index3, Path, int, int]]:
 
 
 def voxels_of(chunk: Index3) -> Box:
-    """Return the voxels of a chunk."""
     z, y, x = (c * n for c, n in zip(chunk, CHUNK, strict=True))
     return Box((z, y, x), (z + CHUNK[0], y + CHUNK[1], x + CHUNK[2])) & Box.whole(SHAPE)
 

@@ -24,7 +24,6 @@ def check(path: str | Path, *, overwrite: bool | str = False, nbytes: int = 1) -
 
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
-    """Return an old output: an image."""
     path = tmp_path / "out.zarr"
     attributes = image_attributes(VoxelGrid((4, 4, 4)), name="old", path="0")
     zarr.create_group(path, attributes=attributes).create_array("0", shape=(4, 4, 4), dtype="uint8")[...] = 1

@@ -123,7 +123,6 @@ class Waiting(threading.Condition):
     now = 0
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait, and be counted."""
         self.now += 1
         try:
             return super().wait(timeout)

@@ -23,7 +23,6 @@ from store_server import contents
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """An input of several blocks."""
     return save_input(tmp_path / "in.npy")
 
 

@@ -30,7 +30,6 @@ Maker = Callable[[Path], None]
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """An input."""
     return save_input(tmp_path / "in.npy")
 
 
@@ -46,7 +45,6 @@ def image(path: Path, zarr_format: Any = 3, **more: Any) -> zarr.Group:
 
 
 def labels(path: Path, *names: str, listed: bool = True) -> None:
-    """Draw labels under an image."""
     attributes = {"ome": {"version": "0.5", "labels": list(names)}} if listed else {}
     zarr.create_group(path / "labels", attributes=attributes)
     for name in names:
@@ -54,12 +52,10 @@ def labels(path: Path, *names: str, listed: bool = True) -> None:
 
 
 def ours(path: Path, **options: Any) -> None:
-    """Make an image with isovoxel."""
     package.scale(VOXELS, path, **OPTIONS | {"levels": 1} | options)
 
 
 def ours_with_labels(path: Path) -> None:
-    """Make an image and its labels with isovoxel."""
     ours(path, with_labels=VOXELS % 7)
 
 
@@ -214,7 +210,6 @@ def test_a_member_is_held_to_the_same(kind: str, source: Path, tmp_path: Path) -
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[ObjectPlace]:
-    """A bucket of an S3 server on this machine."""
     with serving():
         yield ObjectPlace("s3://bucket", "")
 

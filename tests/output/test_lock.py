@@ -33,7 +33,6 @@ with FileLock(Path(sys.argv[1]), Path("out.zarr")):
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """Where the lock is."""
     return tmp_path / "out.zarr.isovoxel" / "lock"
 
 

@@ -71,7 +71,6 @@ def store(tmp_path: Path, version: str) -> Path:
 
 @pytest.fixture
 def image(source: Path, tmp_path: Path, version: str) -> Path:
-    """An image."""
     package.scale(source, tmp_path / "image.zarr", **options(version))
     return tmp_path / "image.zarr"
 

@@ -59,7 +59,6 @@ def plan() -> Plan:
 
 
 def create(out: ObjectPlace, by_way_of: ObjectPlace | None = None) -> OmeZarrWriter:
-    """Make an output."""
     return new_output(
         out,
         grid=VoxelGrid(SHAPE, (1.0, 1.0, 1.0)),
@@ -194,7 +193,6 @@ def test_a_shard_that_was_put_meanwhile_is_replaced_by_who_holds_the_lock(out: O
 
 
 def read_all(place: ObjectPlace, folder: Path) -> Path:
-    """Copy a place to a folder."""
     for path, data in contents(place).items():
         (folder / "copy" / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / "copy" / path).write_bytes(data)

@@ -73,7 +73,6 @@ def layout(request: pytest.FixtureRequest, tmp_path: Path, source: Path) -> Layo
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """An input of several blocks."""
     return save_input(tmp_path / "in.npy")
 
 

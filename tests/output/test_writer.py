@@ -55,7 +55,6 @@ def noise(shape: Index3, dtype: str) -> NDArray[Any]:
 
 
 def read_back(path: Path) -> zarr.Array[Any]:
-    """Return the written array."""
     array = zarr.open_group(path, mode="r")["0"]
     assert isinstance(array, zarr.Array)
     return array

@@ -14,7 +14,6 @@ BYTES = 1000
 
 
 def make() -> np.ndarray:
-    """Return a buffer for a chunk."""
     return np.zeros(BYTES, np.uint8)
 
 

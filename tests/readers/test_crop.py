@@ -46,7 +46,6 @@ def crops(draw: st.DrawFn, shape: tuple[int, ...] = DATA.shape) -> Crop:
 
 @st.composite
 def boxes(draw: st.DrawFn, shape: tuple[int, ...]) -> Box:
-    """Boxes inside a shape."""
     starts = [draw(st.integers(0, n - 1)) for n in shape]
     stops = [draw(st.integers(a + 1, n)) for a, n in zip(starts, shape, strict=True)]
     return Box((starts[0], starts[1], starts[2]), (stops[0], stops[1], stops[2]))

@@ -66,12 +66,10 @@ def slices_by_pillow(path: Path) -> Path:
 
 
 def slices_seen(path: Path) -> Seen:
-    """Read them with Pillow."""
     return np.stack([np.array(PIL.Image.open(file)) for file in sorted(path.iterdir())]), None
 
 
 def by_tifffile(path: Path, **options: Any) -> Path:
-    """Write a TIFF."""
     tifffile.imwrite(path, STACK, **options)
     return path
 
@@ -158,7 +156,6 @@ def by_h5py(path: Path) -> Path:
 
 
 def hdf5_seen(path: Path) -> Seen:
-    """Read it with h5py."""
     with h5py.File(path) as file:
         return file["data"][...], tuple(file["data"].attrs["element_size_um"].tolist())
 
@@ -173,7 +170,6 @@ def by_npy2bdv(path: Path) -> Path:
 
 
 def bdv_seen(path: Path) -> Seen:
-    """Read it with npy2bdv."""
     editor = library("npy2bdv").BdvEditor(str(path.with_suffix(".h5")))
     voxels, size = editor.read_view(), editor.get_view_property("voxel_size")
     editor.finalize()
@@ -188,7 +184,6 @@ def zipped_by_zarr(path: Path) -> Path:
 
 
 def by_nibabel(path: Path) -> Path:
-    """Write a NIfTI."""
     image = nibabel.Nifti1Image(STACK.T, np.diag([*SIZE[::-1], 1.0]))
     image.header.set_xyzt_units("micron")
     nibabel.save(image, path)
@@ -196,7 +191,6 @@ def by_nibabel(path: Path) -> Path:
 
 
 def nibabel_seen(path: Path) -> Seen:
-    """Read it with nibabel."""
     image: Any = nibabel.load(path)
     return np.asarray(image.dataobj).T, tuple(float(size) for size in image.header.get_zooms())[::-1]
 
@@ -210,13 +204,11 @@ def by_pynrrd(path: Path) -> Path:
 
 
 def pynrrd_seen(path: Path) -> Seen:
-    """Read it with pynrrd."""
     voxels, header = nrrd.read(str(path), index_order="F")
     return voxels.T, tuple(header["spacings"].tolist())[::-1]
 
 
 def by_mrcfile(path: Path) -> Path:
-    """Write an MRC."""
     with mrcfile.new(path) as file:
         file.set_data(STACK)
         file.voxel_size = SIZE[::-1]
@@ -224,7 +216,6 @@ def by_mrcfile(path: Path) -> Path:
 
 
 def mrcfile_seen(path: Path) -> Seen:
-    """Read it with mrcfile."""
     with mrcfile.open(path) as file:
         return file.data.copy(), tuple(float(file.voxel_size[axis]) for axis in "zyx")
 
@@ -239,7 +230,6 @@ def by_simpleitk(path: Path) -> Path:
 
 
 def simpleitk_seen(path: Path) -> Seen:
-    """Read it with SimpleITK."""
     sitk = library("SimpleITK")
     image = sitk.ReadImage(str(path))
     return sitk.GetArrayFromImage(image), image.GetSpacing()[::-1]
@@ -252,7 +242,6 @@ def nifti_seen(path: Path) -> Seen:
 
 
 def by_ndstorage(path: Path) -> Path:
-    """Write an NDTiff."""
     data = library("ndstorage").NDTiffDataset(
         str(path.parent), name="a", writable=True, summary_metadata={"z-step_um": SIZE[0]}
     )
@@ -267,7 +256,6 @@ def by_ndstorage(path: Path) -> Path:
 
 
 def ndtiff_seen(path: Path) -> Seen:
-    """Read it with ndstorage."""
     data = library("ndstorage").NDTiffDataset(str(path.parent))
     pixel = float(data.read_metadata(z=0)["PixelSizeUm"])
     voxels, size = np.asarray(data.as_array()), (float(data.summary_metadata["z-step_um"]), pixel, pixel)
@@ -276,7 +264,6 @@ def ndtiff_seen(path: Path) -> Seen:
 
 
 def by_zeiss(path: Path) -> Path:
-    """Write a CZI."""
     with library("pylibCZIrw.czi").create_czi(str(path)) as file:
         for z, plane in enumerate(STACK):
             file.write(data=plane[..., None], plane={"C": 0, "Z": z, "T": 0})
@@ -292,7 +279,6 @@ def czi_seen(path: Path) -> Seen:
 
 
 def by_mrc(path: Path) -> Path:
-    """Write a DV."""
     library("mrc").imsave(str(path), STACK, resolution=SIZE[::-1])
     return path
 
@@ -305,7 +291,6 @@ def dv_seen(path: Path) -> Seen:
 
 
 def saved(path: Path) -> Path:
-    """Write a .npy file."""
     np.save(path, STACK)
     return path
 
@@ -322,8 +307,6 @@ def as_zarr(zarr_format: Any) -> Callable[[Path], Path]:
 
 @dataclass(frozen=True)
 class Foreign:
-    """A kind of input."""
-
     kind: str
     """What the table calls it."""
     writer: str
@@ -444,14 +427,12 @@ FOLDER = "ISOVOXEL_FOREIGN_FILES"
 
 
 def nd2_seen(path: Path) -> np.ndarray:
-    """Read an ND2 with nd2reader."""
     with library("nd2reader").ND2Reader(str(path)) as file:
         file.bundle_axes = "".join(axis for axis in "tczyx" if axis in file.sizes)
         return np.asarray(file[0])
 
 
 def ims_seen(path: Path) -> np.ndarray:
-    """Read an Imaris file with imaris-ims-file-reader."""
     return np.asarray(library("imaris_ims_file_reader.ims").ims(str(path), squeeze_output=False)[:])
 
 

@@ -24,7 +24,6 @@ from ome_zarrs import FIELDS, collection, plate, positions, pyramid
 
 
 def voxels_of(source: Any, **selected: Any) -> np.ndarray:
-    """Return all voxels of an input."""
     volume = package.open_volume(source, **selected)
     return volume.read(Box.whole(volume.shape))
 
@@ -139,12 +138,10 @@ class Scenes:
         self.scene = 0
 
     def set_scene(self, scene: int) -> None:
-        """Turn to a scene."""
         self.scene = scene
 
     @property
     def dask_data(self) -> Any:
-        """The voxels of the scene."""
         voxels = list(FIELDS.values())[self.scene][None, None]
         return dask.array.from_array(voxels, chunks=(1, 1, 1, 8, 8))
 

@@ -43,7 +43,6 @@ def ome_zarr(path: Path, size: Any, unit: str | None, **more: Any) -> Path:
 
 
 def hdf5(path: Path, size: Any, unit: str | None) -> Path:
-    """Write an HDF5 dataset."""
     with h5py.File(path, "w") as file:
         file["data"] = VOXELS
         file["data"].attrs["resolution"] = size
@@ -53,7 +52,6 @@ def hdf5(path: Path, size: Any, unit: str | None) -> Path:
 
 
 def n5(path: Path, size: Any, unit: str | None) -> Path:
-    """Write an N5 dataset."""
     metadata = {
         "dimensions": VOXELS.shape[::-1],
         "blockSize": [8, 8, 8],
@@ -69,7 +67,6 @@ def n5(path: Path, size: Any, unit: str | None) -> Path:
 
 
 def nifti(path: Path, size: Any, unit: str | None) -> Path:
-    """Write NIfTI."""
     image = nibabel.Nifti1Image(VOXELS.T, np.diag([*size[::-1], 1.0]))
     image.header.set_xyzt_units("micron" if unit else "unknown")
     nibabel.save(image, path)
@@ -77,8 +74,6 @@ def nifti(path: Path, size: Any, unit: str | None) -> Path:
 
 
 def imaris(path: Path, size: Any, unit: str | None) -> Path:
-    """Write an Imaris file."""
-
     def letters(text: str) -> np.ndarray:
         return np.array([c.encode() for c in text], "S1")
 
@@ -92,7 +87,6 @@ def imaris(path: Path, size: Any, unit: str | None) -> Path:
 
 
 def imagej(path: Path, size: Any, unit: str | None) -> Path:
-    """Write a TIFF as Fiji does."""
     metadata = {"spacing": size[0], "axes": "ZYX"} | ({"unit": unit} if unit else {})
     tifffile.imwrite(path, VOXELS, imagej=True, resolution=(1 / size[2], 1 / size[1]), metadata=metadata)
     return path

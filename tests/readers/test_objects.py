@@ -32,7 +32,6 @@ BOXES = [Box((0, 0, 0), (20, 33, 40)), Box((3, 5, 7), (17, 20, 33)), Box((19, 32
 
 @pytest.fixture
 def place(server: Server, request: pytest.FixtureRequest) -> Iterator[ObjectPlace]:
-    """Return a place of its own for each test."""
     place = ObjectPlace("s3://bucket", request.node.function.__name__)
     yield place
     server.let_be()

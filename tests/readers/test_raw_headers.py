@@ -76,7 +76,6 @@ def nrrd_of(path: Path, *lines: str, data: bytes = STACK.tobytes()) -> Path:
 
 
 def whole(volume: Volume) -> np.ndarray:
-    """Return all voxels."""
     return volume.read(Box.whole(volume.shape))
 
 

@@ -29,7 +29,6 @@ def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def read(stream: GzipStream, start: int, count: int) -> bytes:
-    """Read so many bytes from one on."""
     buffer = bytearray(count)
     done = 0
     stream.seek(start)

@@ -78,15 +78,12 @@ def slices(planes: int = 1, **options: Any) -> Make:
 
 
 def png_slices(folder: Path, array: np.ndarray) -> Path:
-    """Make a folder of PNG slices."""
     for z, plane in enumerate(array):
         PIL.Image.fromarray(plane).save(folder / f"z{z}.png", compress_level=1)
     return folder
 
 
 def hdf5(**options: Any) -> Make:
-    """Return a maker of HDF5 datasets."""
-
     def make(folder: Path, array: np.ndarray) -> Path:
         with h5py.File(folder / "a.h5", "w") as file:
             file.create_dataset("a", data=array, **options)
@@ -123,7 +120,6 @@ def nifti(ending: str = "nii") -> Make:
 
 
 def precomputed(folder: Path, array: np.ndarray) -> Path:
-    """Make a Neuroglancer precomputed volume."""
     spec = {
         "driver": "neuroglancer_precomputed",
         "kvstore": {"driver": "file", "path": f"{folder}/a"},
@@ -167,8 +163,6 @@ def mrc(folder: Path, array: np.ndarray) -> Path:
 
 
 def npy(order: str = "C", byteorder: str = "=") -> Make:
-    """Return a maker of .npy files."""
-
     def make(folder: Path, array: np.ndarray) -> Path:
         stored = array.astype(array.dtype.newbyteorder(byteorder))
         np.save(folder / "a.npy", np.asarray(stored, order=order))
@@ -178,8 +172,6 @@ def npy(order: str = "C", byteorder: str = "=") -> Make:
 
 
 def zarr_array(**options: Any) -> Make:
-    """Return a maker of zarr arrays."""
-
     def make(folder: Path, array: np.ndarray) -> Path:
         zarr.create_array(folder / "a.zarr", data=array, **options)
         return folder / "a.zarr"

@@ -35,22 +35,18 @@ class Reader(TiledReader):
     telling: bool = True
 
     def tiles(self, box: Box) -> Iterable[Box]:
-        """Cut along the chunks."""
         return box.tiles(CHUNK)
 
     def read_tile(self, tile: Box, out: NDArray[Any], _source: Any) -> None:
-        """Copy, or fail."""
         assert all(a // n == (b - 1) // n for a, b, n in zip(tile.start, tile.stop, CHUNK, strict=True))
         if self.error is not None and self.stored(tile).box.start == BAD:
             raise self.error
         out[...] = VOXELS[tile.slices]
 
     def stored(self, tile: Box) -> Stored:
-        """Return the chunk."""
         return chunk_of("chunk", tile, CHUNK, VOXELS.shape)
 
     def is_damage(self, _error: Exception) -> bool:
-        """Return what the test wants."""
         return self.telling
 
 

@@ -81,7 +81,6 @@ INDIRECT: dict[str, dict[str, Any]] = {
 
 
 def make(path: Path, options: dict[str, Any], array: np.ndarray = STACK) -> Path:
-    """Write an array with these options."""
     zarr.create_array(path, data=array, **{"chunks": CHUNKS} | options)
     return path
 

@@ -91,7 +91,6 @@ def test_a_reader_can_be_sent_to_another_process(tmp_path: Path) -> None:
 
 
 def last(store: dict[str, Any]) -> str:
-    """Return the key of the last chunk."""
     return max(key for key in store if not key.endswith(("zarr.json", ".zarray", ".zattrs")))
 
 

@@ -22,7 +22,6 @@ NAME = "<b>a & b</b>.tif"
 
 
 def unread(_box: Box, /, _out: Any = None) -> NoReturn:
-    """Refuse to read."""
     raise AssertionError("a voxel was read")
 
 
@@ -39,13 +38,11 @@ class Cells(HTMLParser):
         self.feed(page)
 
     def handle_starttag(self, tag: str, _attrs: list[tuple[str, str | None]]) -> None:
-        """Begin a cell."""
         self.tags.append(tag)
         if tag in ("th", "td"):
             self.cells.append("")
 
     def handle_data(self, data: str) -> None:
-        """Add to the last cell."""
         if self.cells and self.tags[-1] in ("th", "td"):
             self.cells[-1] += data
 

@@ -41,7 +41,6 @@ def plan_of(
 
 
 def parsed(plan: Plan) -> ET.Element:
-    """Return the drawing as XML."""
     return ET.fromstring(plan_svg(plan))  # noqa: S314 - our own
 
 
@@ -62,7 +61,6 @@ def boxes(drawing: ET.Element, name: str) -> list[dict[str, float]]:
 
 
 def faces(drawing: ET.Element) -> list[dict[str, float]]:
-    """Return the three faces."""
     return [box for name in ("xy", "xz", "zy") for box in boxes(drawing, f"iv-face-{name}")]
 
 

@@ -34,7 +34,6 @@ class Clock:
         self.now = 1000.0
 
     def __call__(self) -> float:
-        """Return seconds."""
         return self.now
 
 
@@ -49,7 +48,6 @@ def started(blocks: int = 4, shape: tuple[int, int, int] = (40, 100, 1000)) -> J
 
 
 def done(index: int, voxels: int = 1_000_000) -> BlockDone:
-    """Return the end of a block."""
     return BlockDone(index, voxels, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 

@@ -90,7 +90,6 @@ class Handle:
         self.shown: list[str] = []
 
     def update(self, bars: CellBars) -> None:
-        """Show bars."""
         bundle: dict[str, str] = bars._repr_mimebundle_([], [])
         assert "<pre" in bundle["text/html"]
         self.shown.append(bundle["text/plain"])

@@ -45,7 +45,6 @@ def volume_of(
     unit: str | None = None,
     read: Callable[[Box], NDArray[Any]] | None = None,
 ) -> Volume:
-    """Return an array as a volume."""
     return Volume(
         name="test",
         kind="NumPy array",

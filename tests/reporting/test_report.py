@@ -47,29 +47,24 @@ class Outline(HTMLParser):
         assert self.open == []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Open an element."""
         self.tags.append(tag)
         self.links += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "action", "data")]
         if tag not in VOID:
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Open an element and close it."""
         assert tag in VOID
         self.handle_starttag(tag, attrs)
 
     def handle_endtag(self, tag: str) -> None:
-        """Close an element."""
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        """Keep text."""
         if self.open[-1:] != ["style"]:
             self.words.append(data)
 
     @property
     def text(self) -> str:
-        """All words."""
         return " ".join(" ".join(self.words).split())
 
 

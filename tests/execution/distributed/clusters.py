@@ -27,7 +27,6 @@ OPTIONS: dict[str, Any] = {  # 64 blocks, each of which takes some milliseconds
 
 
 def stack(folder: Path) -> Path:
-    """Return the path of the voxels as a file."""
     path = folder / "in.npy"
     np.save(path, VOXELS)
     return path
@@ -75,7 +74,6 @@ class Foreign:
         return False
 
     def end(self) -> None:
-        """End all of them."""
         for process in self.processes:
             process.kill()
             process.wait()

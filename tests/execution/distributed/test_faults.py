@@ -176,7 +176,6 @@ class Breaks(WorkerPlugin):
     """Lets the device of one worker be lost at its first block, in every process that it gets."""
 
     def setup(self, worker: Any) -> None:
-        """Break it."""
         if str(worker.name) == "1":
             StagedBlock.scale = _lose  # type: ignore[method-assign]
 
@@ -214,7 +213,6 @@ class Refuses(WorkerPlugin):
         self.names = names
 
     def setup(self, worker: Any) -> None:
-        """Break it."""
         if str(worker.name) in self.names:
             StagedEngine.prepare = _refuse  # type: ignore[method-assign]
 
@@ -246,7 +244,6 @@ class Deadly(WorkerPlugin):
     """Lets a block end the process that it is read in."""
 
     def setup(self, worker: Any) -> None:
-        """Break it."""
         del worker
         make = WorkerSession.make
         WorkerSession.make = lambda self, index, *words: os._exit(1) if index == 3 else make(self, index, *words)  # type: ignore[method-assign]
@@ -266,7 +263,6 @@ class Short(WorkerPlugin):
     """Lets the host have memory for one shard at a time."""
 
     def setup(self, worker: Any) -> None:
-        """Break it."""
         del worker
         encode = BlockMaker.encode
 
@@ -317,7 +313,6 @@ WORDS += ["--input-voxel-size", "1,0.5,0.5", "--device-memory", "2MB"]
 
 
 def command(out: Path, *words: object) -> list[str]:
-    """Return the command that scales the voxels."""
     paths = [str(out.with_name("in.npy")), str(out)]
     return [sys.executable, "-m", "isovoxel", "scale", *paths, *WORDS, *map(str, words)]
 

@@ -62,7 +62,6 @@ class Judge:
 
 
 def double(block: int) -> int:
-    """Do a trivial block."""
     return 2 * block
 
 
