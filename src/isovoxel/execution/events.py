@@ -1,5 +1,7 @@
 """What happens during a job, as values, and the log of it. Executors emit them; progress bars and reports only listen.
 
+As text, an event is what the log says of it.
+
 A listener is called from the thread in which something happened, one call at a time, and must return quickly.
 
 The log is that of Python's ``logging``, under the name "isovoxel". Nothing is printed unless the user configures it:
@@ -27,6 +29,10 @@ class JobStarted:
     """Blocks that were done before, where the job goes on, of all levels."""
     voxels_done: int = 0
     """Output voxels of those."""
+
+    def __str__(self) -> str:
+        begun = f"{self.done} of {self.plan.all_blocks} blocks are done"
+        return f"job begins: {begun}, output {self.plan.output.shape}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +66,9 @@ class BlockDone:
     along: tuple[tuple[int, int], ...] = ()
     """Level and index of each block of a further level that was made with it, while it was in memory."""
 
+    def __str__(self) -> str:
+        return f"{_block(self.index, self.level)} is done{f' by {self.worker}' if self.worker else ''}"
+
 
 @dataclass(frozen=True, slots=True)
 class LevelBegun:
@@ -69,6 +78,9 @@ class LevelBegun:
     """Which level, counted from 1."""
     levels: int
     """How many further levels there are."""
+
+    def __str__(self) -> str:
+        return f"level {self.level} of {self.levels} begins"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +98,10 @@ class Retried:
     level: int = 0
     """Which level of the output the block belongs to."""
 
+    def __str__(self) -> str:
+        what = self.doing if self.index is None else f"{self.doing} {_block(self.index, self.level)}"
+        return f"{what} failed ({self.reason}); tried again in {self.pause:g} s"
+
 
 @dataclass(frozen=True, slots=True)
 class Filled:
@@ -93,6 +109,9 @@ class Filled:
 
     part: str
     """Which, and what is wrong with it."""
+
+    def __str__(self) -> str:
+        return f"filled, because it is damaged: {self.part}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +121,9 @@ class Slowed:
     in_flight: int
     """How many blocks are in flight from now on."""
 
+    def __str__(self) -> str:
+        return f"the host has too little memory; from now on {self.in_flight} blocks are in flight"
+
 
 @dataclass(frozen=True, slots=True)
 class EncodedByProcessor:
@@ -109,6 +131,9 @@ class EncodedByProcessor:
 
     reason: str
     """Why, in a clause."""
+
+    def __str__(self) -> str:
+        return f"the processor compresses in the GPU's place: {self.reason}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +143,9 @@ class DecodedByProcessor:
     reason: str
     """Why, in a clause."""
 
+    def __str__(self) -> str:
+        return f"the processor decompresses in the GPU's place: {self.reason}"
+
 
 @dataclass(frozen=True, slots=True)
 class Restarted:
@@ -125,6 +153,9 @@ class Restarted:
 
     reason: str
     """Why, in a clause."""
+
+    def __str__(self) -> str:
+        return f"{self.reason}; the job goes on in a fresh process"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +166,9 @@ class Connected:
     """Address of the scheduler's dashboard, or nothing where it has none."""
     notes: tuple[str, ...]
     """What a user should know of the workers."""
+
+    def __str__(self) -> str:
+        return f"connected to workers{f', dashboard {self.dashboard}' if self.dashboard else ''}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +184,9 @@ class WorkerJoined:
     pci: str
     """The device's PCI bus id, or nothing where it has none."""
 
+    def __str__(self) -> str:
+        return f"worker {self.name} on {self.host} takes part, with {self.device} {self.pci}"
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerLeft:
@@ -162,6 +199,9 @@ class WorkerLeft:
     log: tuple[str, ...] = ()
     """The last lines that it logged, where they may tell more."""
 
+    def __str__(self) -> str:
+        return f"worker {self.name} does no more blocks: {self.reason}"
+
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
@@ -171,6 +211,11 @@ class Waiting:
     """For how long at most, before it ends, or goes on without them."""
     what: str = ""
     """What it waits for; nothing where no worker is left, and it waits for one."""
+
+    def __str__(self) -> str:
+        if self.what:
+            return f"the job waits for {self.what}, for up to {self.seconds:g} s"
+        return f"no worker is there; the job waits for one, for up to {self.seconds:g} s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +227,9 @@ class JobStopped:
     voxels_done: int
     """Output voxels of those."""
 
+    def __str__(self) -> str:
+        return f"job ends before its time: {self.done} blocks are done"
+
 
 @dataclass(frozen=True, slots=True)
 class JobFinished:
@@ -189,6 +237,9 @@ class JobFinished:
 
     seconds: float
     """Wall time from when the first block could be read until the output was marked complete."""
+
+    def __str__(self) -> str:
+        return f"job is done, in {self.seconds:.1f} s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +259,9 @@ class ImagesStarted:
     voxels_done: int = 0
     """Output voxels of those."""
 
+    def __str__(self) -> str:
+        return f"{self.images} images, of which {self.complete} are complete, {self.blocks} blocks in all"
+
 
 @dataclass(frozen=True, slots=True)
 class ImageBegun:
@@ -220,6 +274,9 @@ class ImageBegun:
     images: int
     """How many there are."""
 
+    def __str__(self) -> str:
+        return f"image {self.number} of {self.images} begins: {self.path}"
+
 
 @dataclass(frozen=True, slots=True)
 class ImageFailed:
@@ -230,6 +287,9 @@ class ImageFailed:
     reason: str
     """Why, in a sentence."""
 
+    def __str__(self) -> str:
+        return f"image {self.path} is left out: {self.reason}"
+
 
 @dataclass(frozen=True, slots=True)
 class ImagesFinished:
@@ -237,6 +297,9 @@ class ImagesFinished:
 
     seconds: float
     """Wall time from when all were planned."""
+
+    def __str__(self) -> str:
+        return f"all images are done, in {self.seconds:.1f} s"
 
 
 def started(plan: Plan, done: bytearray) -> JobStarted:
@@ -297,80 +360,24 @@ logger.addFilter(_harmless)
 logger.addHandler(logging.NullHandler())  # without it, warnings would land on standard error
 
 
+_LEVELS = {
+    BlockDone: logging.DEBUG,
+    **dict.fromkeys((Retried, Filled, Slowed, EncodedByProcessor, DecodedByProcessor, Restarted), logging.WARNING),
+    **dict.fromkeys((WorkerLeft, Waiting, ImageFailed), logging.WARNING),
+}
+"""How much what is logged matters, where it is more or less than information."""
+
+
 def log_event(event: Event) -> None:
     """Log an event; a listener."""
-    match event:
-        case JobStarted(plan=plan, done=done):
-            logger.info("job begins: %d of %d blocks are done, output %s", done, plan.all_blocks, plan.output.shape)
-        case LevelBegun(level=level, levels=levels):
-            logger.info("level %d of %d begins", level, levels)
-        case BlockDone():
-            logger.debug("%s is done%s", _block(event), f" by {event.worker}" if event.worker else "")
-        case Retried():
-            again = f"tried again in {event.pause:g} s"
-            what = event.doing if event.index is None else f"{event.doing} {_block(event)}"
-            logger.warning("%s failed (%s); %s", what, event.reason, again)
-        case Filled(part=part):
-            logger.warning("filled, because it is damaged: %s", part)
-        case Slowed() | EncodedByProcessor() | DecodedByProcessor() | Restarted():
-            logger.warning("%s", hindrance(event))
-        case Connected() | WorkerJoined() | WorkerLeft() | Waiting():
-            _log_worker(event)
-        case JobStopped() | JobFinished():
-            _log_end(event)
-        case ImagesStarted() | ImageBegun() | ImageFailed() | ImagesFinished():
-            _log_images(event)
+    logger.log(_LEVELS.get(type(event), logging.INFO), "%s", event)
+    if isinstance(event, Connected):
+        for note in event.notes:
+            logger.warning("%s", note)
+    elif isinstance(event, WorkerLeft):
+        for line in event.log:
+            logger.warning("%s: %s", event.name, line)
 
 
-def hindrance(event: Slowed | EncodedByProcessor | DecodedByProcessor | Restarted) -> str:
-    """Return what is said of an event after which a job goes on in another way."""
-    match event:
-        case Slowed(in_flight=in_flight):
-            return f"the host has too little memory; from now on {in_flight} blocks are in flight"
-        case EncodedByProcessor(reason=reason):
-            return f"the processor compresses in the GPU's place: {reason}"
-        case DecodedByProcessor(reason=reason):
-            return f"the processor decompresses in the GPU's place: {reason}"
-        case Restarted(reason=reason):
-            return f"{reason}; the job goes on in a fresh process"
-
-
-def _log_end(event: JobStopped | JobFinished) -> None:
-    if isinstance(event, JobStopped):
-        logger.info("job ends before its time: %d blocks are done", event.done)
-    else:
-        logger.info("job is done, in %.1f s", event.seconds)
-
-
-def _log_images(event: ImagesStarted | ImageBegun | ImageFailed | ImagesFinished) -> None:
-    match event:
-        case ImagesStarted(images=images, complete=complete, blocks=blocks):
-            logger.info("%d images, of which %d are complete, %d blocks in all", images, complete, blocks)
-        case ImageBegun(path=path, number=number, images=images):
-            logger.info("image %d of %d begins: %s", number, images, path)
-        case ImageFailed(path=path, reason=reason):
-            logger.warning("image %s is left out: %s", path, reason)
-        case ImagesFinished(seconds=seconds):
-            logger.info("all images are done, in %.1f s", seconds)
-
-
-def _block(event: BlockDone | Retried) -> str:
-    return f"block {event.index}" + (f" of level {event.level}" if event.level else "")
-
-
-def _log_worker(event: Connected | WorkerJoined | WorkerLeft | Waiting) -> None:
-    match event:
-        case Connected(dashboard=dashboard, notes=notes):
-            logger.info("connected to workers%s", f", dashboard {dashboard}" if dashboard else "")
-            for note in notes:
-                logger.warning("%s", note)
-        case WorkerJoined():
-            logger.info("worker %s on %s takes part, with %s %s", event.name, event.host, event.device, event.pci)
-        case WorkerLeft(name=name, reason=reason, log=log):
-            logger.warning("worker %s does no more blocks: %s", name, reason)
-            for line in log:
-                logger.warning("%s: %s", name, line)
-        case Waiting(seconds=seconds, what=what) if what:
-            logger.warning("the job waits for %s, for up to %g s", what, seconds)
-        case Waiting(seconds=seconds):
-            logger.warning("no worker is there; the job waits for one, for up to %g s", seconds)
+def _block(index: int, level: int) -> str:
+    return f"block {index}" + (f" of level {level}" if level else "")

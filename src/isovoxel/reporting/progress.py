@@ -39,7 +39,6 @@ from isovoxel.execution.events import (
     Waiting,
     WorkerJoined,
     WorkerLeft,
-    hindrance,
 )
 from isovoxel.planning.plan import Plan
 from isovoxel.reporting.text import count, duration, shortened
@@ -440,7 +439,7 @@ class Notes:
 
     def _of_images(self, event: ImagesStarted | ImageFailed) -> Iterator[str]:
         if isinstance(event, ImageFailed):
-            yield f"note: image {event.path} is left out: {event.reason}"
+            yield f"note: {event}"
             return
         self._several = True
         if event.complete:
@@ -448,7 +447,7 @@ class Notes:
 
     def _of_hindrance(self, event: Slowed | EncodedByProcessor | DecodedByProcessor | Restarted) -> Iterator[str]:
         """Yield what there is to say of an event after which the job goes on in another way."""
-        said, repeated = hindrance(event), isinstance(event, EncodedByProcessor | DecodedByProcessor)
+        said, repeated = str(event), isinstance(event, EncodedByProcessor | DecodedByProcessor)
         if not repeated or said not in self._said:  # by another worker
             yield f"note: {said}"
         if repeated:
@@ -465,15 +464,13 @@ class Notes:
             case WorkerJoined(name=name, host=host, device=device) if name in self._gone:
                 self._gone.remove(name)
                 yield f"note: worker {name} on {host} is there again, with {device}"
-            case WorkerLeft(name=name, reason=reason, log=log):
+            case WorkerLeft(name=name, log=log):
                 self._gone.add(name)
-                yield f"note: worker {name} does no more blocks: {reason}"
+                yield f"note: {event}"
                 for line in log:
                     yield f"  {name}: {line}"
-            case Waiting(seconds=seconds, what=what) if what:
-                yield f"note: the job waits for {what}, for up to {seconds:g} s"
-            case Waiting(seconds=seconds):
-                yield f"note: no worker is there; the job waits for one, for up to {seconds:g} s"
+            case Waiting():
+                yield f"note: {event}"
 
 
 def hints(plan: Plan) -> Iterator[str]:
