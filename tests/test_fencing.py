@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -172,12 +174,13 @@ def interrupt_twice(patch: pytest.MonkeyPatch, gate: Gate) -> None:
                 raise KeyboardInterrupt
             super().shutdown(*arguments, **options)
 
-    def next_of(_: Any) -> Any:
-        assert gate.arrived.wait(60)
-        raise KeyboardInterrupt
+    class Ended(SimpleQueue[Any]):
+        def get(self, *_: Any, **_options: Any) -> Any:
+            assert gate.arrived.wait(60)
+            raise KeyboardInterrupt
 
     patch.setattr(threads, "ThreadPoolExecutor", Impatient)
-    patch.setattr(threads, "next_of", next_of)
+    patch.setattr(threads, "queue", SimpleNamespace(SimpleQueue=Ended))
 
 
 @pytest.mark.sampled(1)

@@ -49,18 +49,20 @@ def open_as_begun(source: Any, options: Options, given: Options) -> tuple[Volume
         What the user gives of them. If the input cannot be opened as the one was that the output was made of, it is
         another one, and is opened as the user says.
     """
-    taken: dict[str, Any] = {name: getattr(options, name) for name in (*_SIZES, *_PART) if name not in given.given}
+    said, own = options.given, given.given
+    taken = {name: said[name] for name in (*_SIZES, *_PART) if name in said and name not in own}
+    if not taken:
+        return open_input(source, options), options
     nothing: dict[str, Any] = dict.fromkeys(taken)
-    options = replace(options, **nothing)
-    part = {name: taken[name] for name in _PART if taken.get(name) is not None}
+    part = {name: value for name, value in taken.items() if name in _PART}
+    plain, options = replace(options, **nothing), replace(options, **nothing | part)
     try:
-        volume = open_input(source, replace(options, **part))
+        volume = open_input(source, options)
     except IsovoxelError:
         if not part:
             raise
+        options = plain
         volume = open_input(source, options)
-    else:
-        options = replace(options, **part)
     # An input that says its sizes, and is as it was, says the same ones.
     size, unit = taken.get("input_voxel_size"), taken.get("unit")
     sizes: dict[str, Any] = {}
@@ -192,6 +194,7 @@ def output_request(volume: Volume, planned: Plan, place: Place, options: Options
     return OutputRequest(
         path=place,
         made=provenance(planned, volume, labels=sampling.labels, receipts=options.keep_receipts is True),
+        labels=sampling.labels,
         overwrite=options.overwrite,
         cut=tuple(name for name in ("chunk", "shard") if name in options.given),
         said=next((name for name in ("zoom", "factor") if name in options.given), "voxel_size"),

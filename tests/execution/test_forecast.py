@@ -152,7 +152,7 @@ BROKEN = [
 def test_a_line_that_is_not_whole_is_passed_over(content: bytes, rates: Path) -> None:
     """Whatever stands there, what else is there is known, and the next job is added."""
     rates.parent.mkdir()
-    kind = json.dumps(module._kind(planned_once(), OUTPUT)).encode()
+    kind = json.dumps(module._kind_and_work(planned_once(), OUTPUT)[0]).encode()
     rates.write_bytes(content.replace(b"KIND", kind))
     assert forecast(planned_once()).seconds is None
     for _ in range(2):  # the first may follow half a line
@@ -186,8 +186,7 @@ def test_the_file_is_in_the_users_cache_folder(tmp_path: Path, monkeypatch: pyte
 APPEND = """
 import sys
 from isovoxel.execution import result as forecast
-forecast._kind = lambda plan, output: ["x" * 200]
-forecast._work = lambda plan: 1
+forecast._kind_and_work = lambda plan, output: (["x" * 200], 1)
 for n in range(400):
     forecast.keep_rate(None, None, float(sys.argv[1]) * 1000 + n)
 """
@@ -234,7 +233,9 @@ def test_commands_say_what_a_job_costs(isovoxel: Isovoxel, rates: Path, tmp_path
         "files": 3,
     }
     rates.parent.mkdir()
-    (kept,) = (module._kind(api.plan(tmp_path / "in.npy", factor=(2, 1, 1), engine="exact", levels=0), None),)
+    (kept,) = (
+        module._kind_and_work(api.plan(tmp_path / "in.npy", factor=(2, 1, 1), engine="exact", levels=0), None)[0],
+    )
     rates.write_text(json.dumps({"kind": kept, "work": 2.5 * VOXELS.nbytes, "seconds": 75.0}) + "\n")
     assert "disk     at most 6.6 KiB in 3 files\ntime     about 1:15, as earlier jobs here took\n" in (
         isovoxel("plan", *words).out

@@ -309,7 +309,7 @@ def test_ctrl_c_ends_the_command_long_before_its_last_block(mode: str, tmp_path:
 
 
 ENDLESS = """
-import os, threading
+import os, queue, threading, types
 from isovoxel import terminal
 from isovoxel.engines.staged_block import StagedBlock
 from isovoxel.execution import threads
@@ -322,11 +322,11 @@ def slowly(*words):
     os.write(1, b"scaling\\n")
     threading.Event().wait()
 StagedBlock.scale = slowly
-next_of = threads.next_of
-def waits(ended):
-    os.write(1, b"waiting\\n")
-    return next_of(ended)
-threads.next_of = waits
+class Ended(queue.SimpleQueue):
+    def get(self):
+        os.write(1, b"waiting\\n")
+        return super().get()
+threads.queue = types.SimpleNamespace(SimpleQueue=Ended)
 from isovoxel.cli import main
 main()
 """

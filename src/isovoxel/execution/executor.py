@@ -43,7 +43,7 @@ from isovoxel.object_store.objects import Place, place_of
 from isovoxel.object_store.retries import is_transient
 from isovoxel.output.attempt import Attempt
 from isovoxel.output.shard import ShardReceipt
-from isovoxel.output.shard_store import level_path, store_of
+from isovoxel.output.shard_store import store_of
 from isovoxel.planning.chunking import Storage
 from isovoxel.planning.memory import human_bytes
 from isovoxel.planning.model import Block
@@ -246,7 +246,7 @@ class Task:
     def further(self, plan: Plan, before: Plan) -> Task:
         """Return the task of a further level, whose input is the level before."""
         # Damage in a file of our own is not filled: the file can be made again.
-        source = VolumeSource(self.output / level_path(before.level), written=before.storage)
+        source = VolumeSource(self.output / str(before.level), written=before.storage)
         return replace(self, plan=plan, source=source)
 
 

@@ -189,14 +189,33 @@ def _slots(kind: type) -> Iterable[str]:
     return (slots,) if isinstance(slots, str) else slots
 
 
-@dataclass(frozen=True)
+@dataclass
 class Named:
-    """A file or folder that a command reads or writes, and what it is to the command."""
+    """A file or folder that a command reads or writes, and what it is to the command; it need not be there."""
 
     what: str
     """"input", "labels", "output", "report", ..."""
     place: Place
-    """Where it is."""
+    """Where it is, by whatever path."""
+
+    def __post_init__(self) -> None:
+        # unlike Path.resolve, this survives links that go round in circles
+        self._path = None if isinstance(self.place, ObjectPlace) else Path(os.path.realpath(self.place))
+        self._parents = () if self._path is None else tuple(self._path.parents)
+        self._identity = _identity(self._path)
+        self._above = dict.fromkeys(filter(None, map(_identity, self._parents)))
+
+    def is_same(self, other: Named) -> bool:
+        """Return whether this is the other."""
+        if self._path is None or other._path is None:
+            return self.place == other.place
+        return self._path == other._path or (self._identity is not None and self._identity == other._identity)
+
+    def is_in(self, other: Named) -> bool:
+        """Return whether this lies in the other."""
+        if isinstance(self.place, ObjectPlace) and isinstance(other.place, ObjectPlace):
+            return self.place != other.place and self.place.is_relative_to(other.place)
+        return other._path in self._parents or other._identity in self._above
 
 
 def read_as(what: str, source: Any, volume: Volume | None = None) -> list[Named]:
@@ -267,34 +286,31 @@ def check_apart(read: Sequence[Named], folders: Sequence[Named] = (), files: Seq
     OptionError
         If a file that is written lies in an output, or two are the same.
     """
-    inputs = [(each, _Where(each.place)) for each in read]
-    outputs = [(each, _Where(each.place)) for each in folders]
-    written = [(each, _Where(each.place)) for each in files]
-    for (folder, there), (source, here) in product(outputs, inputs):
-        _check_folder(folder, there, source, here)
-    for (file, there), (source, here) in product(written, inputs):
-        _check_file(file, there, source, here)
-    for (file, there), (folder, here) in product(written, outputs):
-        if there.is_same(here) or there.is_in(here):
+    for folder, source in product(folders, read):
+        _check_folder(folder, source)
+    for file, source in product(files, read):
+        _check_file(file, source)
+    for file, folder in product(files, folders):
+        if file.is_same(folder) or file.is_in(folder):
             raise OptionError(
                 f"the {file.what} {file.place} must not lie inside of the output {folder.place}; give another place"
             )
-    for (one, here), (other, there) in combinations(written, 2):
-        if here.is_same(there):
+    for one, other in combinations(files, 2):
+        if one.is_same(other):
             raise OptionError(
                 f"{one.place} would be the {one.what} and the {other.what}; give one of them another name"
             )
 
 
-def _check_file(file: Named, there: _Where, source: Named, here: _Where) -> None:
+def _check_file(file: Named, source: Named) -> None:
     """Refuse a file to be written that is an input, or would lie in a zarr that is one."""
-    if there.is_same(here):
+    if file.is_same(source):
         raise OutputError(
             f"the {file.what} {file.place} is the {source.what} itself; give the {file.what} another name"
         )
     home = source.place
     if (
-        there.is_in(here) and isinstance(home, Path) and any((home / name).is_file() for name in (*TOP, N5_ATTRIBUTES))
+        file.is_in(source) and isinstance(home, Path) and any((home / name).is_file() for name in (*TOP, N5_ATTRIBUTES))
     ):  # a zarr, in which nothing else should lie
         raise OutputError(
             f"the {file.what} {file.place} lies inside the {source.what} {source.place}; give another place"
@@ -304,51 +320,25 @@ def _check_file(file: Named, there: _Where, source: Named, here: _Where) -> None
 _LEDGER = "ledger"
 
 
-def _check_folder(folder: Named, there: _Where, source: Named, here: _Where) -> None:
+def _check_folder(folder: Named, source: Named) -> None:
     """Refuse an output, or its ledger, that is an input, holds one, or lies in one."""
     if folder.what == _LEDGER:
-        if here.is_same(there) or here.is_in(there):
+        if source.is_same(folder) or source.is_in(folder):
             raise OutputError(
                 f"the {source.what} {source.place} lies in {folder.place}, where isovoxel keeps what is done of the "
                 "output; move it, or give another output"
             )
         return
-    if there.is_same(here):
+    if folder.is_same(source):
         raise OutputError(f"{folder.place} is the {source.what} itself; give another output")
-    if here.is_in(there):
+    if source.is_in(folder):
         raise OutputError(
             f"the {source.what} {source.place} lies inside the output {folder.place}; give another output"
         )
-    if there.is_in(here):
+    if folder.is_in(source):
         raise OutputError(
             f"the output {folder.place} lies inside the {source.what} {source.place}; give another output"
         )
-
-
-class _Where:
-    """Where a file or folder is, by whatever path; it need not be there."""
-
-    def __init__(self, place: Place) -> None:
-        self._object = place if isinstance(place, ObjectPlace) else None
-        # unlike Path.resolve, this survives links that go round in circles
-        self._path = None if self._object is not None else Path(os.path.realpath(str(place)))
-        self._parents = () if self._path is None else tuple(self._path.parents)
-        self._identity = _identity(self._path)
-        self._above = dict.fromkeys(filter(None, map(_identity, self._parents)))
-
-    def is_same(self, other: _Where) -> bool:
-        """Tell whether this is the other."""
-        if self._object is not None or other._object is not None:
-            return self._object == other._object
-        return self._path == other._path or (self._identity is not None and self._identity == other._identity)
-
-    def is_in(self, other: _Where) -> bool:
-        """Tell whether this lies in the other."""
-        if self._object is not None or other._object is not None:
-            if self._object is None or other._object is None:
-                return False
-            return self._object != other._object and self._object.is_relative_to(other._object)
-        return other._path in self._parents or other._identity in self._above
 
 
 def _identity(path: Path | None) -> tuple[int, int] | None:

@@ -70,7 +70,7 @@ from isovoxel.output.ledger import Ledger, shard_counts
 from isovoxel.output.provenance import RECEIPTS, read_provenance
 from isovoxel.output.replacing import save_ledger, set_aside
 from isovoxel.output.shard import ShardReceipt
-from isovoxel.output.shard_store import level_path, store_of
+from isovoxel.output.shard_store import store_of
 from isovoxel.planning.plan import Plan
 from isovoxel.planning.pyramid import reading
 from isovoxel.readers.base import Volume
@@ -124,6 +124,8 @@ class Job:
             plan = claim.plan
             task = Task(plan, self.source, self.output.path, claim.attempt)
             executor.prepare(task, self.watch.volume, self._tell)
+            from isovoxel.output.ome_zarr import mark_complete  # which executors load while kernels are built
+
             ledger, done = self._resume(claim) if claim.ledger else (self._begin(claim), bytearray(plan.all_blocks))
             parts = plan.split(done)
             try:
@@ -133,8 +135,13 @@ class Job:
                     made = self._make_levels(task, executor, ledger, parts)
                     with self._marking():
                         self._check_shards(ledger, *plan.levels)
-                        windows = [] if self.output.labels else display_windows(self.output.path, plan)
-                        self._mark_complete(claim, ledger, windows)
+                        omero = None
+                        if not self.output.labels:  # how viewers shall show the image
+                            windows = display_windows(self.output.path, plan)
+                            omero = omero_attribute(self.watch.volume.channels, windows, plan.output.shape[0])
+                        receipts = {RECEIPTS: True} if RECEIPTS in self.output.made else {}
+                        more = receipts | ledger.empty.to_json()
+                        retry(partial(mark_complete, self.output.path, ledger.filled, omero, claim.attempt, more=more))
                     seconds = time.perf_counter() - began
             except KeyboardInterrupt:
                 ended.set()  # what is still to be done is tried once
@@ -275,16 +282,6 @@ class Job:
             reason = getattr(error, "strerror", None) or error
             raise JobError(f"marking the output complete failed: {reason}") from error
 
-    def _mark_complete(self, claim: OutputClaim, ledger: Ledger, windows: Sequence[DisplayWindow]) -> None:
-        from isovoxel.output.ome_zarr import mark_complete
-
-        omero = None
-        if not self.output.labels:  # how viewers shall show the image
-            omero = omero_attribute(self.watch.volume.channels, windows, claim.plan.output.shape[0])
-        receipts = {RECEIPTS: True} if RECEIPTS in self.output.made else {}
-        more = receipts | ledger.empty.to_json()
-        retry(partial(mark_complete, self.output.path, ledger.filled, omero, claim.attempt, more=more))
-
     def _check_shards(self, ledger: Ledger, *levels: Plan) -> None:
         """Raise a `JobError` where shards are not there that were: readers would take them for zeros."""
         missing, first = 0, ""
@@ -396,7 +393,7 @@ def display_windows(output: Place, plan: Plan) -> list[DisplayWindow]:
     InputError
         If a chunk cannot be read back.
     """
-    place, source = output / level_path(plan.level), plan.source
+    place, source = output / str(plan.level), plan.source
     volume = open_written(place, plan.output.shape, np.dtype(source.dtype), plan.storage, source.series)
     channels = dict(plan.source.series).get("c", 1)
     takes = volume.read_overhead + COPIES * math.prod(volume.chunks) * volume.dtype.itemsize

@@ -73,17 +73,14 @@ class OutputRequest:
     """Where."""
     made: Mapping[str, Any]
     """What makes it, for its attributes."""
+    labels: bool
+    """Whether its voxels are labels."""
     overwrite: bool | str
     """Whether an output that is there is replaced; "now" if it goes before the new one is begun."""
     cut: tuple[str, ...] = ()
     """"chunk", "shard" or both, where the user asks for certain ones."""
     said: str = "factor"
     """The option that says how far: "zoom", "voxel_size" or "factor"."""
-
-    @property
-    def labels(self) -> bool:
-        """Whether its voxels are labels."""
-        return bool(self.made["labels"])
 
 
 @dataclass
@@ -358,7 +355,7 @@ def as_begun(
     place = place_of(output)
     made = None if given.overwrite else made_by(place)
     if made is None:
-        return given.filled(defaults or {})
+        return given.filled(defaults) if defaults else given
     try:
         was = made_with(made, str(output))
     except InputError as error:

@@ -293,12 +293,13 @@ def forecast(plan: Plan, output: Place | None = None) -> Forecast:
     output
         Where it writes; by default a local disk.
     """
-    jobs = _jobs_like(_kind(plan, output))
+    kind, work = _kind_and_work(plan, output)
+    jobs = _jobs_like(kind)
     # Those of the group, and of each level its shards and its metadata.
     beside = 2 if plan.storage.ome_zarr == "0.4" else 1
     shards = (math.prod(map(ceil_div, level.output.shape, level.storage.shard)) for level in plan.levels)
     files = beside + sum(plan.source.n_volumes * each + beside for each in shards)
-    return Forecast(_fitted(jobs, _work(plan)) if jobs else None, plan.disk_bytes, files)
+    return Forecast(_fitted(jobs, work) if jobs else None, plan.disk_bytes, files)
 
 
 def keep_rate(plan: Plan, output: Place, seconds: float) -> None:
@@ -313,7 +314,8 @@ def keep_rate(plan: Plan, output: Place, seconds: float) -> None:
     """
     if (path := _rates_file()) is None:
         return
-    line = json.dumps({"kind": _kind(plan, output), "work": _work(plan), "seconds": round(seconds, 3)}) + "\n"
+    kind, work = _kind_and_work(plan, output)
+    line = json.dumps({"kind": kind, "work": work, "seconds": round(seconds, 3)}) + "\n"
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab", buffering=0) as file:
@@ -324,9 +326,10 @@ def keep_rate(plan: Plan, output: Place, seconds: float) -> None:
             write_whole(path, path.read_bytes()[-MOST_BYTES // 2 :].partition(b"\n")[2])
 
 
-def _kind(plan: Plan, output: Place | None) -> list[str | int]:
-    """Return what jobs have in common whose seconds say something of each other."""
-    return [
+def _kind_and_work(plan: Plan, output: Place | None) -> tuple[list[str | int], int]:
+    """Return what jobs have in common whose seconds say something of each other, and the work of this one."""
+    read = plan.source.n_volumes * math.prod(plan.source.grid.shape)
+    kind = [
         plan.device.name,
         plan.engine,
         plan.interpolation,
@@ -337,11 +340,7 @@ def _kind(plan: Plan, output: Place | None) -> list[str | int]:
         "store" if isinstance(output, ObjectPlace) else "disk",
         *(["decoded by the GPU"] if plan.device.decoding else []),
     ]
-
-
-def _work(plan: Plan) -> int:
-    read = plan.source.n_volumes * math.prod(plan.source.grid.shape)
-    return plan.source.itemsize * int(plan.all_voxels + DECODE * read)
+    return kind, plan.source.itemsize * int(plan.all_voxels + DECODE * read)
 
 
 def _rates_file() -> Path | None:

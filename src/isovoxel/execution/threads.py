@@ -209,7 +209,7 @@ class ThreadRun:
             if not encoding and not waiting:
                 return short
             self._maker.spare_cores(min(len(encoding), self.in_flight))
-            future = next_of(ended)
+            future = ended.get()
             index = encoding.pop(future) if future in encoding else waiting.pop(future)
             try:
                 flushed = future.result()
@@ -317,8 +317,3 @@ class ThreadRun:
         receipts, event = self._maker.make(block, flusher, voxels)
         self.progress.finish(block.index, receipts, event)
         return np.ones((1, 1, 1), np.bool_)
-
-
-def next_of(ended: queue.SimpleQueue[Future[Any]]) -> Future[Any]:
-    """Return a future that has ended, once there is one."""
-    return ended.get()

@@ -36,7 +36,6 @@ from isovoxel.output.ledger import Ledger, Looked, Noted, ledger_of
 from isovoxel.output.ome_zarr import missing_shards
 from isovoxel.output.provenance import RECEIPTS, read_provenance
 from isovoxel.output.shard import ShardReceipt
-from isovoxel.output.shard_store import level_path
 from isovoxel.output.writer import OmeZarrWriter
 from isovoxel.planning.memory import human_bytes
 from isovoxel.planning.model import HostLimits
@@ -178,7 +177,7 @@ def verify_output(
     if not recipe.complete:
         raise InputError(f"{output} is incomplete: its job is running, failed or was interrupted; finish it first")
     source = _source_of(output, recipe, against)
-    further = (place_of(output) / level_path(level) for level in range(1, len(recipe.further) + 1))
+    further = (place_of(output) / str(level) for level in range(1, len(recipe.further) + 1))
     levels = [result, *map(open_volume, further)]
     try:
         missing = missing_shards(output)

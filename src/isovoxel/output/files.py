@@ -200,21 +200,20 @@ def _kind(path: Path) -> str:
 
 
 def _is_ours(folder: Place) -> bool:
-    """Tell whether a ledger's folder is isovoxel's, by what files in it hold."""
-
-    def holds(name: str, known: Callable[[bytes], object]) -> bool:
+    """Return whether a ledger's folder is isovoxel's, by what files in it hold."""
+    known: dict[str, Callable[[bytes], object]] = {
+        MARK: _SAID.startswith,
+        JOB: lambda text: set(parse_json(text)) == {"fingerprint"} or plan_from_json(text.decode()),
+        LOCK: lambda text: parse_json(text).keys() >= _HOLDER,
+    }
+    for name, is_ours in known.items():
         try:
-            return bool(known(read_own(folder / name)))
+            if is_ours(read_own(folder / name)):
+                return True
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if gave_up(error):
                 raise
-            return False
-
-    return (
-        holds(MARK, _SAID.startswith)
-        or holds(JOB, lambda text: set(parse_json(text)) == {"fingerprint"} or plan_from_json(text.decode()))
-        or holds(LOCK, lambda text: parse_json(text).keys() >= _HOLDER)
-    )
+    return False
 
 
 SEGMENT_BYTES = 1 << 18

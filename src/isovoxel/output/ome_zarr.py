@@ -40,7 +40,7 @@ from isovoxel.output.files import NEW, REPLACED
 from isovoxel.output.ledger import empty_of_level
 from isovoxel.output.provenance import PROVENANCE, membership_of
 from isovoxel.output.replacing import is_noted
-from isovoxel.output.shard_store import FileShardStore, level_path, store_of
+from isovoxel.output.shard_store import FileShardStore, store_of
 from isovoxel.planning.chunking import Storage
 
 Documents = dict[str, bytes]
@@ -101,7 +101,7 @@ def create_output(
         **image_attributes(
             grid,
             name=target.name.removesuffix(".zarr").removesuffix(".ome") or target.name,
-            path=level_path(0),
+            path="0",
             further=[level for level, _ in further],
             method=method,
             labels=labels,
@@ -113,7 +113,7 @@ def create_output(
     documents = group_documents(storage.zarr_format, attributes)
     for level, (grid, storage) in enumerate(levels):
         described = array_documents(grid, storage, dtype, series)
-        documents |= {f"{level_path(level)}/{key}": text for key, text in described.items()}
+        documents |= {f"{level}/{key}": text for key, text in described.items()}
     _create(target, by_way_of, documents, storage.zarr_format)
 
 
@@ -395,7 +395,7 @@ def missing_shards(path: str | os.PathLike[str] | ObjectPlace) -> int:
 
 def _missing(output: Place, level: int, made: Mapping[str, Any]) -> int:
     """Return how many shards of a level are not there that should be, as its metadata cut it."""
-    home = output / level_path(level)
+    home = output / str(level)
     array, zarr_format = read_array(home)
     shard: list[int] = array["chunk_grid"]["configuration"]["chunk_shape"] if zarr_format == 3 else array["chunks"]
     counts = [ceil_div(n, s) for n, s in zip(array["shape"], shard, strict=True)]

@@ -60,19 +60,10 @@ def read_provenance(path: str | os.PathLike[str] | ObjectPlace) -> dict[str, Any
     InputUnavailableError
         If a store does not say.
     """
-    path = place_of(path)
-    try:
-        provenance = read_attributes(path)[PROVENANCE]
-    except OSError as error:
-        # A store that is out of reach may hold it none the less; what it hides, it would not let us write either.
-        if isinstance(path, ObjectPlace) and not isinstance(error, FileNotFoundError | PermissionError):
-            raise InputUnavailableError(error.errno, f"{path} cannot be read: {error.strerror}") from error
-        provenance = None
-    except (ValueError, KeyError):
-        provenance = None
-    if not isinstance(provenance, dict):
-        raise InputError(f"{path} was not written by isovoxel: its attributes do not say what made it")
-    return provenance | {"complete": provenance.get("complete") is True}
+    place = place_of(path)
+    if (made := made_by(place)) is None:
+        raise InputError(f"{place} was not written by isovoxel: its attributes do not say what made it")
+    return made
 
 
 def made_by(path: Place) -> dict[str, Any] | None:
@@ -84,11 +75,15 @@ def made_by(path: Place) -> dict[str, Any] | None:
         If a store does not say.
     """
     try:
-        return read_provenance(path)
-    except InputUnavailableError:
-        raise
-    except InputError:
+        provenance = read_attributes(path)[PROVENANCE]
+    except OSError as error:
+        # A store that is out of reach may hold it none the less; what it hides, it would not let us write either.
+        if isinstance(path, ObjectPlace) and not isinstance(error, FileNotFoundError | PermissionError):
+            raise InputUnavailableError(error.errno, f"{path} cannot be read: {error.strerror}") from error
         return None
+    except (ValueError, KeyError):
+        return None
+    return provenance | {"complete": provenance.get("complete") is True} if isinstance(provenance, dict) else None
 
 
 def images_of_output(path: Place) -> list[str] | None:
@@ -108,20 +103,18 @@ def images_of_output(path: Place) -> list[str] | None:
 
 def is_complete(path: Place) -> bool:
     """Return whether an output is isovoxel's and complete."""
-    made = made_by(path)
-    return made is not None and made["complete"]
+    return (made_by(path) or {}).get("complete") is True
 
 
 def is_unfinished(path: Place) -> bool:
     """Return whether an output is isovoxel's and not complete."""
-    made = made_by(path)
-    return made is not None and not made["complete"]
+    return (made_by(path) or {}).get("complete") is False
 
 
 def has_receipts(path: Place) -> bool:
     """Return whether an output is complete and the receipts of its shards were kept."""
-    made = made_by(path)
-    return made is not None and made["complete"] and made.get(RECEIPTS) is True
+    made = made_by(path) or {}
+    return made.get("complete") is True and made.get(RECEIPTS) is True
 
 
 LABELS = "labels"

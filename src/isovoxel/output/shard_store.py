@@ -69,11 +69,6 @@ ROWS = 64
 """How many rows of shards are remembered of which the store was asked what is there."""
 
 
-def level_path(level: int) -> str:
-    """Return the path of a level's array inside the group."""
-    return str(level)
-
-
 def shard_key(level: int, shard: ShardPlace, zarr_format: int = 3) -> str:
     """Return where a shard lies in its group: zarr's default chunk keys, such as "c/z/y/x", and "z/y/x" of format 2.
 
@@ -82,7 +77,7 @@ def shard_key(level: int, shard: ShardPlace, zarr_format: int = 3) -> str:
     >>> shard_key(2, (0, 1, 12))
     '2/c/0/1/12'
     """
-    return "/".join((level_path(level), *("c" * (zarr_format == 3)), *map(str, shard)))
+    return "/".join((str(level), *("c" * (zarr_format == 3)), *map(str, shard)))
 
 
 def spool_folder() -> Path:
@@ -125,8 +120,9 @@ class ShardStore(abc.ABC):
     """
 
     def __init__(self, output: Any, level: int = 0, zarr_format: int = 3, attempt: Attempt | None = None) -> None:
-        self._output, self._level, self._format, self._attempt = output, level, zarr_format, attempt
+        self._output, self._level, self._attempt = output, level, attempt
         self._check: Callable[[], None] = (lambda: None) if attempt is None else attempt.check
+        self._key = partial(shard_key, level, zarr_format=zarr_format)
 
     @abc.abstractmethod
     def begin(self, shard: ShardPlace, storage: Storage) -> ShardWriter:
@@ -179,9 +175,6 @@ class ShardStore(abc.ABC):
     def close(self) -> None:  # noqa: B027 - files need nothing
         """Let go of what writing holds."""
 
-    def _key(self, shard: ShardPlace) -> str:
-        return shard_key(self._level, shard, self._format)
-
 
 class FileShardStore(ShardStore):
     """Shards that are files: flushed to the disk, and then renamed to their place; see `ShardStore`."""
@@ -190,7 +183,7 @@ class FileShardStore(ShardStore):
 
     def begin(self, shard: ShardPlace, storage: Storage) -> FileShardWriter:
         """Return what becomes a file, in the attempt's folder."""
-        folder = unsealed_folder(self._output / level_path(self._level), self._attempt)
+        folder = unsealed_folder(self._output / str(self._level), self._attempt)
         file = folder / f"{uuid.uuid4().hex}{PARTIAL}"
         try:
             return FileShardWriter(self._output / self._key(shard), file, storage, self._check)

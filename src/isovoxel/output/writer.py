@@ -73,6 +73,8 @@ class OmeZarrWriter:
     ) -> None:
         helpers = default_helpers() if helpers is None else helpers
         self._encoder = ShardEncoder(storage, dtype, helpers, gpu, on_processor)
+        self.spare = self._encoder.spare
+        """Says how many cores nobody else needs; threads that help to encode take no more."""
         self._store = store_of(place_of(path), level, storage.zarr_format, attempt)
         self._shape = grid.shape
         self._series = tuple(series)
@@ -150,10 +152,6 @@ class OmeZarrWriter:
             self._store.holds(self._place(shard), receipt, read=read)
             for shard, receipt in zip(shards, receipts, strict=True)
         )
-
-    def spare(self, cores: int) -> None:
-        """Say how many cores nobody else needs; threads that help to encode take no more."""
-        self._encoder.spare(cores)
 
     def close(self) -> None:
         """End the writer's threads and let go of their memory; what is incomplete stays marked so."""
