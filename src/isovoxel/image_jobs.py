@@ -44,7 +44,7 @@ from isovoxel.execution.executor import GO_ON, InterruptedAgain, KeptExecutors, 
 from isovoxel.execution.output import as_begun
 from isovoxel.execution.result import ScaleResult, Tally
 from isovoxel.geometry.grid import VoxelGrid
-from isovoxel.jobs import Order, Relay, executor_for, open_as_begun, run_job
+from isovoxel.jobs import Order, executor_for, open_as_begun, run_job
 from isovoxel.metadata.ome import group_attributes
 from isovoxel.object_store.objects import Place, absolute, place_of, shown
 from isovoxel.options import Options
@@ -97,17 +97,20 @@ def scale_images(
     from isovoxel.execution.resources import peak_bytes
     from isovoxel.object_store.retries import patience
 
-    relay, total = Relay(), Tally()
-    told: tuple[Listener, ...] = (relay, log_event, total, *listeners)
+    missed: list[Event] = []
+    total = Tally()
+    told: tuple[Listener, ...] = (log_event, total, *listeners)
 
     def tell(event: Event) -> None:
         for listener in told:
             listener(event)
 
+    def retried(error: Exception, pause: float) -> None:
+        missed.append(Retried(None, "reading or writing a store", clause(error), pause))
+        tell(missed[-1])
+
     with ExitStack() as stack:
-        stack.enter_context(
-            patience(lambda error, pause: tell(Retried(None, "reading or writing a store", clause(error), pause)))
-        )
+        stack.enter_context(patience(retried))
         images = Images.found(source, output, given, defaults)
         cluster = stack.enter_context(open_cluster(given, client, source=source, listeners=told))
         planner = SharedPlans(cluster)
@@ -116,7 +119,7 @@ def scale_images(
         executors = stack.enter_context(KeptExecutors(partial(executor_for, whole=place_of(output))))
         tell(images.started(plans))
         began = time.perf_counter()
-        order = Order((*listeners, total), cluster, relay, planner, executors)
+        order = Order((*listeners, total), cluster, missed, planner, executors)
         results = images.scaled(list(plans), faults, order, tell)
         if faults:
             raise JobError(_told(faults, len(images.paths)))

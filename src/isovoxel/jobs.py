@@ -49,20 +49,22 @@ def open_as_begun(source: Any, options: Options, given: Options) -> tuple[Volume
         What the user gives of them. If the input cannot be opened as the one was that the output was made of, it is
         another one, and is opened as the user says.
     """
+    from isovoxel.readers.open import open_volume
+
     said, own = options.given, given.given
     taken = {name: said[name] for name in (*_SIZES, *_PART) if name in said and name not in own}
     if not taken:
-        return open_input(source, options), options
+        return open_volume(source, **options.how_opened), options
     nothing: dict[str, Any] = dict.fromkeys(taken)
     part = {name: value for name, value in taken.items() if name in _PART}
     plain, options = replace(options, **nothing), replace(options, **nothing | part)
     try:
-        volume = open_input(source, options)
+        volume = open_volume(source, **options.how_opened)
     except IsovoxelError:
         if not part:
             raise
         options = plain
-        volume = open_input(source, options)
+        volume = open_volume(source, **options.how_opened)
     # An input that says its sizes, and is as it was, says the same ones.
     size, unit = taken.get("input_voxel_size"), taken.get("unit")
     sizes: dict[str, Any] = {}
@@ -72,30 +74,8 @@ def open_as_begun(source: Any, options: Options, given: Options) -> tuple[Volume
         sizes["unit"] = unit
     if sizes:
         options = replace(options, **sizes)
-        volume = open_input(source, options)
+        volume = open_volume(source, **options.how_opened)
     return volume, options
-
-
-@dataclass
-class Relay:
-    """Tells the tally of each job what was told of workers, before that job too; what was tried again, one of them."""
-
-    _told: list[Event] = field(default_factory=list)
-    _tally: Listener | None = None
-
-    def __call__(self, event: Event) -> None:
-        """Pass an event on, and keep it for the jobs to come."""
-        if self._tally is None or not isinstance(event, Retried):
-            self._told.append(event)
-        if self._tally is not None:
-            self._tally(event)
-
-    def begin(self, tally: Listener) -> None:
-        """Tell a job's tally from now on, and first what it has missed."""
-        for event in self._told:
-            tally(event)
-        self._told = [event for event in self._told if not isinstance(event, Retried)]
-        self._tally = tally
 
 
 @dataclass(frozen=True)
@@ -106,8 +86,8 @@ class Order:
     """Told what happens."""
     cluster: Cluster | None
     """The workers that do it, where it is not this process."""
-    relay: Relay
-    """Told of them."""
+    missed: list[Event] = field(default_factory=list)
+    """What was tried again before a job begins, for its tally."""
     plan: Callable[..., Plan] = plan_volume
     """Plans, as `isovoxel.planner.plan_volume` does."""
     executor: Callable[[Options, Cluster | None, str], Executor] | None = None
@@ -147,7 +127,6 @@ def run_job(
     volume = opened.volume if isinstance(opened, InputWatch) else opened
     place = output_place(output)
     tally = Tally()
-    order.relay.begin(tally)
     device, cluster = options.or_new("device"), order.cluster
     if cluster is None:
         # "auto" is decided once: by the time the engine opens, another device may have more memory free.
@@ -158,11 +137,15 @@ def run_job(
     volume = watch.volume
     planned = replace(planned, source=replace(planned.source, identity=dict(volume.identity)))
     request = output_request(volume, planned, place, options, sampling)
-    if is_made_already(request):
+    made_already = is_made_already(request)
+    for event in order.missed:
+        tally(event)
+    order.missed.clear()
+    if made_already:
         tally.done_before = planned.all_blocks
         return ScaleResult(shown(place), planned, 0.0, tally.stages | {"idle": 0.0}, peak_bytes(), tally)
     fill = options.on_corrupt == "fill"
-    given = VolumeSource(source, options.input_voxel_size, options.unit, options.selection, fill)
+    given = VolumeSource(source, **options.how_opened, fill=fill)
     told: tuple[Listener, ...] = (tally, log_event, *order.listeners)
     plan, elapsed = Job(planned, given, request, watch, told).run(
         (order.executor or executor_for)(options, cluster, device)
@@ -275,12 +258,14 @@ def scale_into(
     from isovoxel.execution.output import as_begun
     from isovoxel.object_store.retries import patience
 
-    relay, labels = Relay(), given.with_labels
-    told: tuple[Listener, ...] = (relay, log_event, *listeners)
+    missed: list[Event] = []
+    labels = given.with_labels
+    told: tuple[Listener, ...] = (log_event, *listeners)
 
     def retried(error: Exception, pause: float) -> None:
+        missed.append(Retried(None, "reading or writing a store", clause(error), pause))
         for listener in told:
-            listener(Retried(None, "reading or writing a store", clause(error), pause))
+            listener(missed[-1])
 
     with ExitStack() as stack:
         stack.enter_context(patience(retried))
@@ -297,7 +282,7 @@ def scale_into(
             cluster = stack.enter_context(open_cluster(given, client, source=source, listeners=told))
             volume, options = open_as_begun(source, options, given)  # one may have waited long for workers
         sampling = choose_sampling(volume, options)
-        order = Order(listeners, cluster, relay)
+        order = Order(listeners, cluster, missed)
         if labels is None:
             return run_job(volume, source, output, options, sampling, order)
         if sampling.labels:

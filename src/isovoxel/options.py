@@ -361,6 +361,11 @@ class Options:
         return Selection(self.level, self.channel, self.time, self.axes, parse_crop(self.crop), image)
 
     @property
+    def how_opened(self) -> dict[str, Any]:
+        """The same, as keywords of `isovoxel.readers.open.open_volume`."""
+        return {"voxel_size": self.input_voxel_size, "unit": self.unit, "selection": self.selection}
+
+    @property
     def memory_bytes(self) -> int | None:
         """Bytes that this process may hold, or None where nothing is said."""
         return parse_size("memory", self.memory)

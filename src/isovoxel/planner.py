@@ -131,7 +131,7 @@ def open_input(source: Any, options: Options) -> Volume:
     """
     from isovoxel.readers.open import open_volume
 
-    return open_volume(source, voxel_size=options.input_voxel_size, unit=options.unit, selection=options.selection)
+    return open_volume(source, **options.how_opened)
 
 
 def open_by(source: Any, opening: Opening) -> Volume:

@@ -151,7 +151,16 @@ class ThreadRun:
                 flusher = Flusher(pool, BoundedSemaphore(waiting), self._maker.patient)
                 if self.plan.halo_mode == "map_overlap":
                     self._run_windows(flusher)
-                self._run_direct(flusher)
+                again: deque[int] = deque()
+                left = (index for index in range(self.plan.n_blocks) if not self.progress.done[index])
+                while short := self._make_until_short(flusher, again, left):
+                    if self.in_flight > 1:
+                        again.extend(short)
+                        self._slow_down()
+                        continue
+                    for index in short:
+                        receipts, event = self._maker.make_by_shards(self.plan.block(index), flusher)
+                        self.progress.finish(index, receipts, event)
         except InterruptedAgain:
             raise  # even freeing memory waits for the device
         except Exception as failure:  # noqa: BLE001 - raised again
@@ -166,26 +175,7 @@ class ThreadRun:
 
     # ---- direct reads ----------------------------------------------------------------------------------------
 
-    def _run_direct(self, flusher: Flusher) -> None:
-        """Make all blocks that are not done, with fewer of them in flight where the host has too little memory."""
-        again: deque[int] = deque()
-        left = (index for index in range(self.plan.n_blocks) if not self.progress.done[index])
-        while True:
-            with self._threads(self.in_flight, "isovoxel") as pool:
-                short = self._make_until_short(pool, flusher, again, left)
-            if not short:
-                return
-            if self.in_flight == 1:
-                for index in short:
-                    receipts, event = self._maker.make_by_shards(self.plan.block(index), flusher)
-                    self.progress.finish(index, receipts, event)
-            else:
-                again.extend(short)
-                self._slow_down()
-
-    def _make_until_short(
-        self, pool: ThreadPoolExecutor, flusher: Flusher, again: deque[int], left: Iterator[int]
-    ) -> list[int]:
+    def _make_until_short(self, flusher: Flusher, again: deque[int], left: Iterator[int]) -> list[int]:
         """Make blocks, a bounded number at a time, however many there are, until memory is short.
 
         Returns
@@ -198,30 +188,31 @@ class ThreadRun:
         # Waiting for any of so many futures takes a lock of each, time and again.
         ended: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
         short: list[int] = []
-        while True:
-            while not short and len(encoding) < 2 * self.in_flight:
-                index = again.popleft() if again else next(left, None)
-                if index is None:
-                    break
-                future: Future[Any] = pool.submit(self._encode, index, flusher)
-                encoding[future] = index
-                future.add_done_callback(ended.put)
-            if not encoding and not waiting:
-                return short
-            self._maker.spare_cores(min(len(encoding), self.in_flight))
-            future = ended.get()
-            index = encoding.pop(future) if future in encoding else waiting.pop(future)
-            try:
-                flushed = future.result()
-                if isinstance(flushed, Future):
-                    waiting[flushed] = index
-                    flushed.add_done_callback(ended.put)
-                elif flushed is False:
-                    again.append(index)
-            except BlockFailed as error:
-                if not error.short_of_memory:
-                    raise
-                short.append(index)
+        with self._threads(self.in_flight, "isovoxel") as pool:
+            while True:
+                while not short and len(encoding) < 2 * self.in_flight:
+                    index = again.popleft() if again else next(left, None)
+                    if index is None:
+                        break
+                    future: Future[Any] = pool.submit(self._encode, index, flusher)
+                    encoding[future] = index
+                    future.add_done_callback(ended.put)
+                if not encoding and not waiting:
+                    return short
+                self._maker.spare_cores(min(len(encoding), self.in_flight))
+                future = ended.get()
+                index = encoding.pop(future) if future in encoding else waiting.pop(future)
+                try:
+                    flushed = future.result()
+                    if isinstance(flushed, Future):
+                        waiting[flushed] = index
+                        flushed.add_done_callback(ended.put)
+                    elif flushed is False:
+                        again.append(index)
+                except BlockFailed as error:
+                    if not error.short_of_memory:
+                        raise
+                    short.append(index)
 
     def _encode(self, index: int, flusher: Flusher) -> Future[bool] | None:
         """Read, scale and encode a block, and leave it to threads that wait for the disk; nothing if cancelled."""
