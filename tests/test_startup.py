@@ -46,6 +46,8 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
         "help of scale": ["scale", "--help"],
         "plan": ["plan", stack],
         "scale": ["scale", stack, str(folder / "out.zarr"), "--engine", "exact", "--levels", "1"],
+        "scale a zarr": ["scale", str(folder / "out.zarr"), str(folder / "2.zarr"), "--zoom", "1", "--engine", "exact"],
+        "info": ["info", str(folder / "out.zarr")],
         "picture of a plan": ["plan", stack, "--engine", "exact", "--picture", str(folder / "plan.svg")],
         "show": ["show", stack, "-o", str(folder / "stack.png")],
     }
@@ -72,9 +74,10 @@ def test_scaling_without_a_terminal_loads_nothing_that_draws(loaded: dict[str, s
     assert loaded["scale"] & DRAWS == set()
 
 
-def test_scaling_a_stack_does_without_zarr_python(loaded: dict[str, set[str]]) -> None:
+@pytest.mark.parametrize("command", ["scale", "scale a zarr", "info"])
+def test_usual_files_are_read_and_written_without_zarr_python(loaded: dict[str, set[str]], command: str) -> None:
     """What it writes, it describes and reads back itself, further levels and display windows included."""
-    assert loaded["scale"] & {"asyncio", "dask", "fsspec", "numcodecs", "pydantic", "zarr"} == set()
+    assert loaded[command] & {"asyncio", "dask", "fsspec", "numcodecs", "pydantic", "zarr"} == set()
 
 
 def test_workers_do_without_dask_arrays() -> None:

@@ -27,7 +27,7 @@ from isovoxel.readers.base import Files, Volume
 from isovoxel.readers.files import metadata_identity, unreadable
 from isovoxel.readers.registry import Location
 from isovoxel.readers.selection import ZYX, Collection, ImageEntry, Picked, Selection, find_image, listed
-from isovoxel.readers.zarr_array import axis_names, open_path, zarr_voxels
+from isovoxel.readers.zarr_array import open_path, zarr_voxels
 
 
 def open_ome_zarr(at: Location, selection: Selection) -> Volume:
@@ -72,16 +72,16 @@ def _open_level(
             f"{name} is incomplete: its OME-Zarr metadata name the array {level.path!r}, which is not there"
         )
     array = open_path(home, name)
-    if array.ndim != len(level.axes):
+    if len(array.shape) != len(level.axes):
         raise InputError(
             f"{name} contradicts itself: its OME-Zarr metadata have {len(level.axes)} axes, "
-            f"its array {level.path!r} has {array.ndim}"
+            f"its array {level.path!r} has {len(array.shape)}"
         )
     axes = [axis.lower() for axis in level.axes]
-    if any(own and own != axis for own, axis in zip(axis_names(array), axes, strict=True)):
+    if any(own and own != axis for own, axis in zip(array.axis_names, axes, strict=True)):
         raise InputError(
             f"{name} contradicts itself: its OME-Zarr metadata have the axes {', '.join(axes)}, "
-            f"its array {level.path!r} has {', '.join(axis_names(array))}"
+            f"its array {level.path!r} has {', '.join(array.axis_names)}"
         )
     volume, picked = zarr_voxels(array, name, axes, selection)
     calibration = _calibration(level, picked.zyx)

@@ -49,7 +49,16 @@ from isovoxel.readers.registry import Location
 from isovoxel.readers.selection import GIVEN, UNNAMED, Picked, Selection, pick
 from isovoxel.readers.tiled import Stored, TiledReader, chunk_of, failure_in
 from isovoxel.readers.zarr_files import ChunkFile, IndexCache, ShardIndexError
-from isovoxel.readers.zarr_layout import AT_ONCE, ChunkLayout, ZarrFiles, array_files, chunk_layout, written_layout
+from isovoxel.readers.zarr_layout import (
+    AT_ONCE,
+    ChunkLayout,
+    ZarrFiles,
+    array_files,
+    array_node,
+    chunk_layout,
+    written_layout,
+)
+from isovoxel.readers.zarr_node import ArrayNode, usual_node
 
 if TYPE_CHECKING:
     import zarr
@@ -57,7 +66,7 @@ if TYPE_CHECKING:
     from isovoxel.codecs.decoder import GpuDecoder
 
 
-def open_path(path: Place, name: str) -> zarr.Array[Any]:
+def open_path(path: Place, name: str) -> ArrayNode:
     """Open the zarr array in a folder.
 
     Raises
@@ -65,6 +74,16 @@ def open_path(path: Place, name: str) -> zarr.Array[Any]:
     InputError
         If it is none that zarr can read.
     """
+    opened = partial(_opened, path, name)
+    try:
+        node = usual_node(path, opened)
+    except OSError as error:
+        raise unreadable(name, "a zarr array", error) from error
+    return array_node(opened()) if node is None else node
+
+
+def _opened(path: Place, name: str) -> zarr.Array[Any]:
+    """Open the array in a folder with zarr-python."""
     import zarr
 
     for file, zarr_format in ((NODE, 3), (V2_ARRAY, 2)):
@@ -91,13 +110,13 @@ def open_path(path: Place, name: str) -> zarr.Array[Any]:
     raise InputError(f"{name} holds no zarr array: there is neither {NODE} nor {V2_ARRAY} in {path}")
 
 
-def zarr_voxels(array: zarr.Array[Any], name: str, axes: list[str], selection: Selection) -> tuple[Volume, Picked]:
+def zarr_voxels(array: ArrayNode, name: str, axes: list[str], selection: Selection) -> tuple[Volume, Picked]:
     """Return a zarr array as a volume, and what of it was picked; who knows its metadata adds the rest.
 
     Parameters
     ----------
     array
-        Any zarr array, v2 or v3.
+        What the metadata of a zarr array say, v2 or v3.
     name
         What the user called the input, for messages.
     axes
@@ -117,7 +136,7 @@ def zarr_voxels(array: zarr.Array[Any], name: str, axes: list[str], selection: S
         return _transposed(array, name, named, selection, order)
     picked = pick(name, axes, array.shape, selection)
     shape = picked.shape(array.shape)
-    dtype = np.dtype(array.dtype).newbyteorder("=")
+    dtype = array.dtype.newbyteorder("=")
     check_voxels(name, shape, dtype)
     # Of a sharded array these are the inner chunks, unless further codecs lie around the shard.
     whole = array.chunks
@@ -130,7 +149,7 @@ def zarr_voxels(array: zarr.Array[Any], name: str, axes: list[str], selection: S
         return _volume_of(name, picked, shape, dtype, layout, files), picked
     from isovoxel.readers.zarr_python import slow_voxels
 
-    read, overhead = slow_voxels(array, name, picked, (z, y, x))
+    read, overhead = slow_voxels(array.opened(), name, picked, (z, y, x))
     beside = math.prod(whole[axis] for axis in picked.others)
     notes = (f"each of its chunks holds {beside} volumes, which are all decoded for one",) if beside > 1 else ()
     series = picked.axes()
@@ -159,7 +178,7 @@ def _volume_of(
 
 
 def _transposed(
-    array: zarr.Array[Any], name: str, axes: Sequence[str], selection: Selection, order: Index3
+    array: ArrayNode, name: str, axes: Sequence[str], selection: Selection, order: Index3
 ) -> tuple[Volume, Picked]:
     """Return an array as a volume whose space axes are in another order than z, y, x."""
     renamed, selection = with_zyx_named(axes), replace(selection, axes=None)
@@ -182,16 +201,6 @@ def _decoded_by(picked: Picked, reader: ChunkReader, decoder: GpuDecoder, tell: 
     return series_reader(picked, BatchReader(reader.name, reader.layout, decoder, tell).at)
 
 
-def axis_names(array: zarr.Array[Any]) -> list[str]:
-    """Return the names that a zarr array gives its axes, in lower case; empty where it gives none."""
-    names = getattr(array.metadata, "dimension_names", None)
-    if names is None:
-        names = array.attrs.get("_ARRAY_DIMENSIONS")
-    if not isinstance(names, list | tuple) or len(names) != array.ndim:
-        return [""] * array.ndim
-    return [name.lower() if isinstance(name, str) else "" for name in names]
-
-
 def from_array(array: zarr.Array[Any], selection: Selection) -> Volume:
     """Return a volume of a zarr array that the caller opened, on whatever store.
 
@@ -203,7 +212,7 @@ def from_array(array: zarr.Array[Any], selection: Selection) -> Volume:
     name = f"the zarr array {array.store_path}"
     metadata = json.dumps(array.metadata.to_dict(), sort_keys=True, default=str)
     identity = {"path": str(array.store_path), "metadata": hashlib.sha256(metadata.encode()).hexdigest()}
-    return _volume(array, name, identity, selection)
+    return _volume(array_node(array), name, identity, selection)
 
 
 def open_zarr_array(at: Location, selection: Selection) -> Volume:
@@ -245,14 +254,14 @@ def open_written(
     return replace(volume, kind=f"zarr v{storage.zarr_format} array")
 
 
-def _volume(array: zarr.Array[Any], name: str, identity: Mapping[str, Any], selection: Selection) -> Volume:
-    axes = axis_names(array)
+def _volume(array: ArrayNode, name: str, identity: Mapping[str, Any], selection: Selection) -> Volume:
+    axes = array.axis_names
     volume, picked = zarr_voxels(array, name, axes, selection)
     named = "zarr dimension names" if any(axes) else UNNAMED[3 - (picked.zyx[0] is None)]
     named = named if selection.axes is None else GIVEN
     return replace(
         volume,
-        kind=f"zarr v{array.metadata.zarr_format} array",
+        kind=f"zarr v{array.zarr_format} array",
         sources={"shape": "zarr metadata", "axes": picked.told(named)},
         identity={**identity, **picked.chosen, **selection.identity("axes")},
         missing="a zarr array by itself has none; for a level of an OME-Zarr image, name the image's group",

@@ -28,6 +28,7 @@ from isovoxel.readers.base import Files
 from isovoxel.readers.chunks import DECODED_COPIES, DECODER_BYTES
 from isovoxel.readers.files import FolderFiles, places
 from isovoxel.readers.selection import ZYX, Picked
+from isovoxel.readers.zarr_node import ArrayNode, node_of
 
 if TYPE_CHECKING:
     import zarr
@@ -183,42 +184,42 @@ class ZarrFiles:
             yield from map(layout.path, places(box, layout.file))
 
 
-def array_files(array: zarr.Array[Any], layout: ChunkLayout | None, picked: Picked) -> Files | None:
+def array_node(array: zarr.Array[Any]) -> ArrayNode:
+    """Return what the metadata of an array say that zarr-python has opened."""
+    return node_of(array, local_folder(array.store_path))
+
+
+def array_files(array: ArrayNode, layout: ChunkLayout | None, picked: Picked) -> Files | None:
     """Return what names the files of an array, or None where they are not known."""
     if layout is not None:
         return ZarrFiles(layout, picked)
-    folder = local_folder(array.store_path)
-    return FolderFiles(folder) if isinstance(folder, str) else None
+    return FolderFiles(array.folder) if isinstance(array.folder, str) else None
 
 
-def chunk_layout(array: zarr.Array[Any], picked: Picked) -> ChunkLayout | None:
+def chunk_layout(array: ArrayNode, picked: Picked) -> ChunkLayout | None:
     """Return the layout of an array that can be read without zarr-python, else None.
 
     Parameters
     ----------
     array
-        Any zarr array, v2 or v3.
+        What its metadata say, v2 or v3.
     picked
         Which of its axes are z, y and x, in this order, and where along the others.
     """
-    # A subclass may do anything; and zarr-python from 3.2 on can be told to refuse missing chunks.
-    folder = local_folder(array.store_path)
-    if folder is None or not getattr(getattr(array, "config", None), "read_missing_chunks", True):
+    if array.folder is None or not array.fills:
         return None
-    metadata: Mapping[str, Any] = array.metadata.to_dict()
-    stored = _stored_v2(metadata) if array.metadata.zarr_format == 2 else _stored_v3(metadata, np.dtype(array.dtype))
+    stored = _stored_v2(array.metadata) if array.zarr_format == 2 else _stored_v3(array.metadata, array.dtype)
     if stored is None:
         return None
     if any(stored.chunk[axis] != 1 or stored.file[axis] != 1 for axis in picked.others):
         return None
     if any(c < 1 or f % c for c, f in zip(stored.chunk, stored.file, strict=True)):
         return None
-    fill = array.metadata.fill_value
     return ChunkLayout(
-        folder=folder,
+        folder=array.folder,
         prefix=stored.prefix,
         separator=stored.separator,
-        ndim=array.ndim,
+        ndim=len(array.shape),
         zyx=picked.zyx,
         shape=picked.shape(array.shape),
         dtype=stored.dtype,
@@ -229,7 +230,7 @@ def chunk_layout(array: zarr.Array[Any], picked: Picked) -> ChunkLayout | None:
         streams=stored.streams,
         checksum=stored.checksum,
         # v2 may leave it open; zarr-python then takes 0 as well.
-        fill=stored.dtype.newbyteorder("=").type(0 if fill is None else fill),
+        fill=stored.dtype.newbyteorder("=").type(0 if array.fill is None else array.fill),
         others=picked.others,
     )
 
@@ -238,6 +239,7 @@ def local_folder(where: Any) -> str | ObjectPlace | ZipPlace | None:
     """Return where an array lies by its `zarr.storage.StorePath`, or None where we do not read."""
     from zarr.storage import LocalStore, ZipStore
 
+    # A subclass may do anything.
     if type(where.store) is LocalStore:
         return str((Path(where.store.root) / where.path).resolve())
     if type(where.store) is ZipStore and where.store.read_only:
