@@ -42,7 +42,7 @@ def thread_run(
             listener(event)
 
     progress = LevelProgress(plan, bytearray(plan.n_blocks) if done is None else done, record, tell, lambda: 0)
-    return ThreadRun(progress, BlockMaker(plan, read, engine, writer, tell, fill=fill), array=array)
+    return ThreadRun(progress, BlockMaker(plan, read, engine, writer, tell, fill=fill), array)
 
 
 class Repeat:

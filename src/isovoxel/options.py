@@ -343,16 +343,10 @@ class Options:
     @property
     def opening(self) -> Opening:
         """How the input is opened, as keywords of `isovoxel.open_volume`."""
-        return {
-            "voxel_size": self.input_voxel_size,
-            "unit": self.unit,
-            "level": self.level,
-            "channel": self.channel,
-            "time": self.time,
-            "axes": self.axes,
-            "crop": self.crop,
-            "image": self.image,
-        }
+        names = (name for name in Opening.__annotations__ if name != "voxel_size")
+        found: Any = {"voxel_size": self.input_voxel_size, **{name: getattr(self, name) for name in names}}
+        opening: Opening = found
+        return opening
 
     @property
     def selection(self) -> Selection:

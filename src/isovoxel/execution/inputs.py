@@ -205,17 +205,17 @@ class Named:
         self._identity = _identity(self._path)
         self._above = dict.fromkeys(filter(None, map(_identity, self._parents)))
 
-    def is_same(self, other: Named) -> bool:
-        """Return whether this is the other."""
-        if self._path is None or other._path is None:
-            return self.place == other.place
-        return self._path == other._path or (self._identity is not None and self._identity == other._identity)
-
-    def is_in(self, other: Named) -> bool:
-        """Return whether this lies in the other."""
+    def lies(self, other: Named) -> str:
+        """Return whether this is the other ("there"), or lies in it ("inside"); nothing where neither."""
         if isinstance(self.place, ObjectPlace) and isinstance(other.place, ObjectPlace):
-            return self.place != other.place and self.place.is_relative_to(other.place)
-        return other._path in self._parents or other._identity in self._above
+            if self.place == other.place:
+                return "there"
+            return "inside" if self.place.is_relative_to(other.place) else ""
+        if self._path is None or other._path is None:
+            return ""
+        if self._path == other._path or (self._identity is not None and self._identity == other._identity):
+            return "there"
+        return "inside" if other._path in self._parents or other._identity in self._above else ""
 
 
 def read_as(what: str, source: Any, volume: Volume | None = None) -> list[Named]:
@@ -291,12 +291,12 @@ def check_apart(read: Sequence[Named], folders: Sequence[Named] = (), files: Seq
     for file, source in product(files, read):
         _check_file(file, source)
     for file, folder in product(files, folders):
-        if file.is_same(folder) or file.is_in(folder):
+        if file.lies(folder):
             raise OptionError(
                 f"the {file.what} {file.place} must not lie inside of the output {folder.place}; give another place"
             )
     for one, other in combinations(files, 2):
-        if one.is_same(other):
+        if one.lies(other) == "there":
             raise OptionError(
                 f"{one.place} would be the {one.what} and the {other.what}; give one of them another name"
             )
@@ -304,13 +304,14 @@ def check_apart(read: Sequence[Named], folders: Sequence[Named] = (), files: Seq
 
 def _check_file(file: Named, source: Named) -> None:
     """Refuse a file to be written that is an input, or would lie in a zarr that is one."""
-    if file.is_same(source):
+    where = file.lies(source)
+    if where == "there":
         raise OutputError(
             f"the {file.what} {file.place} is the {source.what} itself; give the {file.what} another name"
         )
     home = source.place
     if (
-        file.is_in(source) and isinstance(home, Path) and any((home / name).is_file() for name in (*TOP, N5_ATTRIBUTES))
+        where and isinstance(home, Path) and any((home / name).is_file() for name in (*TOP, N5_ATTRIBUTES))
     ):  # a zarr, in which nothing else should lie
         raise OutputError(
             f"the {file.what} {file.place} lies inside the {source.what} {source.place}; give another place"
@@ -323,19 +324,20 @@ _LEDGER = "ledger"
 def _check_folder(folder: Named, source: Named) -> None:
     """Refuse an output, or its ledger, that is an input, holds one, or lies in one."""
     if folder.what == _LEDGER:
-        if source.is_same(folder) or source.is_in(folder):
+        if source.lies(folder):
             raise OutputError(
                 f"the {source.what} {source.place} lies in {folder.place}, where isovoxel keeps what is done of the "
                 "output; move it, or give another output"
             )
         return
-    if folder.is_same(source):
+    where = folder.lies(source)
+    if where == "there":
         raise OutputError(f"{folder.place} is the {source.what} itself; give another output")
-    if source.is_in(folder):
+    if source.lies(folder):
         raise OutputError(
             f"the {source.what} {source.place} lies inside the output {folder.place}; give another output"
         )
-    if folder.is_in(source):
+    if where:
         raise OutputError(
             f"the output {folder.place} lies inside the {source.what} {source.place}; give another output"
         )

@@ -106,24 +106,18 @@ class ThreadExecutor(AbstractContextManager["ThreadExecutor"]):
         return self._apart.run(progress, last=last)
 
 
+@dataclass(eq=False)
 class ThreadRun:
-    """One run of the blocks of a level on threads.
+    """One run of the blocks of a level on threads."""
 
-    Parameters
-    ----------
-    progress
-        Takes each block that is on the disk.
-    maker
-        Makes a block; it is closed in the end.
-    array
-        The source as a dask array, where it is one.
-    """
-
-    def __init__(self, progress: LevelProgress, maker: BlockMaker, array: Any = None) -> None:
-        self.progress, self.plan = progress, progress.plan
-        self.in_flight = self.plan.in_flight
-        self._maker, self._array = maker, array
-        self._unflushed: Counter[int] = Counter()
+    progress: LevelProgress
+    """Takes each block that is on the disk."""
+    _maker: BlockMaker
+    """Makes a block; it is closed in the end."""
+    _array: Any = None
+    """The source as a dask array, where it is one."""
+    _unflushed: Counter[int] = field(default_factory=Counter, init=False)
+    """How often the shards of a block could not be flushed."""
 
     def run(self, *, keep_hosts: bool = False) -> Elapsed:
         """Make all blocks that are not done.
@@ -143,7 +137,8 @@ class ThreadRun:
             If the device does not serve this process any more.
         """
         began = time.perf_counter()
-        threads = self.in_flight
+        self.plan = self.progress.plan
+        threads = self.in_flight = self.plan.in_flight
         # Flush on separate threads, so that encoders keep their memory warm.
         waiting = FLUSHING * threads
         try:

@@ -237,13 +237,15 @@ class FileLines:
     _closed: bool = field(default=False, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
 
-    def hold(self, check: Callable[[], None] = lambda: None) -> None:
+    def hold(self, check: Callable[[], None] = lambda: None, *, anew: bool = False) -> None:
         """Take the lines over from whoever added some before, who adds none any more: begin the new file.
 
         Parameters
         ----------
         check
             Raises where they have been taken over from this process; asked before anything is kept.
+        anew
+            Whether there are none in the new file.
 
         Raises
         ------
@@ -251,7 +253,7 @@ class FileLines:
             If the file system refuses.
         """
         self._let_go()
-        write_whole(self._path, self, check)
+        write_whole(self._path, () if anew else self, check)
         self._file = open_own(self._path, os.O_RDWR | os.O_APPEND)
 
     def add(self, line: bytes) -> None:
@@ -320,9 +322,11 @@ class ObjectLines:
         with patience(ended=threading.Event()):  # lines are worth the wait, also when the job is interrupted
             self._put = carried(self._put_all)
 
-    def hold(self, check: Callable[[], None] = lambda: None) -> None:
-        """Ask before each put."""
+    def hold(self, check: Callable[[], None] = lambda: None, *, anew: bool = False) -> None:
+        """Ask before each put; delete all objects first where the lines begin anew."""
         self._check = check
+        if anew:
+            self.clear()
 
     def add(self, line: bytes) -> None:
         """Add a line, which is in the store a moment later.

@@ -124,12 +124,11 @@ class Ledger:
         check()
         claim(folder)
         ledger = cls(folder, plan)
-        ledger._lines.clear()
+        ledger.hold(check, anew=True)  # before the plan is another, by which lines would be read
         if isinstance(job, Path):
             write_whole(job, text, check)
         else:
             job.write(text)
-        ledger.hold(check)
         return ledger
 
     @classmethod
@@ -149,13 +148,15 @@ class Ledger:
                 raise OutputError(f"{folder} cannot be read: {getattr(error, 'strerror', None) or error}") from error
             return None
 
-    def hold(self, check: Callable[[], None]) -> None:
+    def hold(self, check: Callable[[], None], *, anew: bool = False) -> None:
         """Take the ledger over from whoever noted blocks before, who notes none any more.
 
         Parameters
         ----------
         check
             Raises where this process holds the output no more; asked before anything is noted.
+        anew
+            Whether what was noted is forgotten.
 
         Raises
         ------
@@ -165,7 +166,7 @@ class Ledger:
         self._check = check
         if isinstance(self.folder, Path):
             _sweep(self.folder)
-        self._lines.hold(check)
+        self._lines.hold(check, anew=anew)
 
     def add(self, block: int, receipts: Iterable[ShardReceipt], level: int = 0) -> None:
         """Note that a block of a level is done, whose shards are on the disk; any thread may.

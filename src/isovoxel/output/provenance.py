@@ -269,7 +269,8 @@ def _found(output: Place) -> Membership | None:
     groups: list[Place] = []
     missing: list[Place] = []
     plain, ended, zarr_format = None, False, 0
-    for folder in _parents(real):
+    # The topmost folder of a disk is no member of anything.
+    for folder in list(real.parents)[:-1] if isinstance(real, Path) else _parents(real):
         kind, found = sound_node(folder)
         if kind == "array":
             raise OutputError(f"{output} lies inside the zarr array {folder}; give another output")
@@ -291,11 +292,8 @@ def _found(output: Place) -> Membership | None:
     return Membership(real, tuple(groups), tuple(reversed(missing)), zarr_format) if groups else None
 
 
-def _parents(place: Place) -> Iterator[Place]:
-    """Yield the folders above a place, nearest first; of a disk not the topmost, which is no member of anything."""
-    if isinstance(place, Path):
-        yield from list(place.parents)[:-1]
-        return
+def _parents(place: ObjectPlace) -> Iterator[ObjectPlace]:
+    """Yield the places above one in a store, nearest first."""
     while place.key:
         place = place.parent
         yield place

@@ -194,12 +194,11 @@ def default_storage(
         return replace(one, chunk=chunk, shard=chunk)
     if shard is not None:
         return replace(one, chunk=chunk, shard=_fitted(shape, chunk, shard), checksum=True)
-    shards = ((_grown(shape, chunk, itemsize, side), fewest) for side, fewest in _SIDES)
-    return next(
-        replace(one, chunk=chunk, shard=shard, checksum=True)
-        for shard, fewest in shards
-        if math.prod(ceil_div(n, s) for n, s in zip(shape, shard, strict=True)) >= fewest
-    )
+    for side, fewest in _SIDES:
+        grown = _grown(shape, chunk, itemsize, side)
+        if math.prod(map(ceil_div, shape, grown)) >= fewest:
+            break
+    return replace(one, chunk=chunk, shard=grown, checksum=True)
 
 
 def smaller(storage: Storage) -> Storage | None:
@@ -287,7 +286,7 @@ def _grown(shape: Index3, chunk: Index3, itemsize: int, side: int) -> Index3:
 
 def _fitted(shape: Index3, chunk: Index3, shard: Index3) -> Index3:
     """Return the shard, no longer than the chunks that the volume needs."""
-    return triple(ceil_div(n, c) * c if s >= n else max(c, s) for n, c, s in zip(shape, chunk, shard, strict=True))
+    return triple([ceil_div(n, c) * c if s >= n else max(c, s) for n, c, s in zip(shape, chunk, shard, strict=True)])
 
 
 def _chunk_of(axis: str, n: int, shard: int) -> int:

@@ -64,10 +64,15 @@ class _Candidates:
 
     lengths: list[int]
     read: NDArray[np.float64]
+    """Most voxels that a block reads."""
     padded: NDArray[np.float64]
+    """The same with its pads."""
     chunked: NDArray[np.float64]
+    """The same with the rest of its chunks."""
     decoded: NDArray[np.float64]
+    """Voxels of the chunks of all blocks."""
     blocks: NDArray[np.float64]
+    """How many blocks there are."""
     sizes: NDArray[np.float64]
     """How many different lengths the blocks have: the last may be shorter."""
 
@@ -313,21 +318,14 @@ def _candidates(sampler: Sampler, chunk: int, step: int, before: int, after: int
     steps = ceil_div(axis.m, step)
     counts = np.unique(np.geomspace(1, steps, CANDIDATES).round().astype(np.int64))
     lengths = sorted({min(axis.m, ceil_div(steps, int(n)) * step) for n in counts}, reverse=True)
-    read, padded, chunked, decoded, blocks, sizes = [], [], [], [], [], []
+    rows = []
     for length in lengths:
         span = sampler.spans(*axis.intervals(length))
         ends = np.minimum(before + axis.n + after, -(-(before + span.last) // chunk) * chunk)
-        whole_chunks = ends - (before + span.first) // chunk * chunk
-        most_read, most_padded = span.longest()
-        read.append(most_read)
-        padded.append(most_padded)
-        chunked.append(int(whole_chunks.max()))
-        decoded.append(int(whole_chunks.sum()))
-        blocks.append(len(span.first))
-        sizes.append(2 if axis.m % length else 1)
-    return _Candidates(
-        lengths, *(np.array(v, dtype=np.float64) for v in (read, padded, chunked, decoded, blocks, sizes))
-    )
+        chunked = ends - (before + span.first) // chunk * chunk
+        sizes = 2 if axis.m % length else 1
+        rows.append((*span.longest(), int(chunked.max()), int(chunked.sum()), len(span.first), sizes))
+    return _Candidates(lengths, *np.array(rows, dtype=np.float64).T)
 
 
 def _product(z: NDArray[np.float64], y: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[np.float64]:
