@@ -156,17 +156,17 @@ class Job:
 
     def _begin(self, claim: OutputClaim) -> Ledger:
         """Make the output, with nothing in it yet."""
-        from isovoxel.output.ome_zarr import begin_attempt, create_output
+        from isovoxel.output.ome_zarr import create_output
 
         request, plan = self.output, claim.plan
         check = claim.attempt.check
         try:
             if request.overwrite:
                 check()
-                save_ledger(request.path, claim.folder)
-            ledger = Ledger.begin(claim.folder, plan, check)
+                save_ledger(request.path, request.folder)
+            ledger = Ledger.begin(request.folder, plan, check)
             if request.overwrite:
-                set_aside(request.path, claim.folder, now=request.overwrite == NOW, check=check)
+                set_aside(request.path, request.folder, now=request.overwrite == NOW, check=check)
             create_output(
                 request.path,
                 levels=[(level.output, level.storage) for level in plan.levels],
@@ -175,10 +175,9 @@ class Job:
                 provenance=request.made,
                 labels=request.labels,
                 series=self.watch.volume.series,
-                by_way_of=claim.folder / NEW,
+                by_way_of=request.folder / NEW,
                 attempt=claim.attempt,
             )
-            begin_attempt(request.path, claim.attempt)
         except IsovoxelError:
             raise
         except OSError as error:  # such as a disk that has just become full

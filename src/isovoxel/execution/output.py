@@ -71,6 +71,8 @@ class OutputRequest:
 
     path: Place
     """Where."""
+    folder: Place
+    """The ledger's."""
     made: Mapping[str, Any]
     """What makes it, for its attributes."""
     labels: bool
@@ -87,8 +89,6 @@ class OutputRequest:
 class OutputClaim:
     """An output whose lock this process holds."""
 
-    folder: Place
-    """The ledger's."""
     plan: Plan
     """How it is made: where the job goes on, with the blocks that it was begun with."""
     ledger: Ledger | None
@@ -123,10 +123,10 @@ def is_made_already(request: OutputRequest) -> bool:
     if request.overwrite:
         return False
     with contextlib.suppress(OutputError):  # of a process that is at it, or a folder that is not ours
-        settle_output(request.path, ledger_of(request.path))
+        settle_output(request.path, request.folder)
     if not _is_made(request):
         return False
-    folder = ledger_of(request.path)
+    folder = request.folder
     # Of a process that died between its last two steps.
     left = folder.exists() if isinstance(folder, Path) else folder.is_dir()
     if left and not getattr(folder, "read_only", False):
@@ -171,7 +171,7 @@ def foresee(plan: Plan, request: OutputRequest) -> tuple[Plan, str]:
     OutputError, DoesNotFitError
         As `claim_output` does, and `is_made_already`.
     """
-    path, folder = request.path, ledger_of(request.path)
+    path, folder = request.path, request.folder
     if not request.overwrite and _is_made(request):
         return plan, f"{path} is complete, and was made in this way: nothing is left to do"
     if holder := read_holder(folder / LOCK):
@@ -181,7 +181,7 @@ def foresee(plan: Plan, request: OutputRequest) -> tuple[Plan, str]:
         raise OutputExistsError(
             f"{folder / REPLACED} is an old output of {path}, and comes back; give --overwrite or another output"
         )
-    plan, ledger = _find(plan, request, folder)
+    plan, ledger = _find(plan, request)
     if ledger is not None:
         noted, total = ledger.count(), plan.all_blocks
         return plan, f"{noted} of {total} blocks of {path} are done: the job would go on"
@@ -200,8 +200,8 @@ def claim_output(plan: Plan, request: OutputRequest) -> Iterator[OutputClaim]:
     DoesNotFitError
         If the blocks that it was begun with do not fit any more.
     """
-    folder = ledger_of(request.path)
-    _find(plan, request, folder)  # before anything is written, the lock's file too
+    folder = request.folder
+    _find(plan, request)  # before anything is written, the lock's file too
     with lock_output(folder / LOCK, request.path) as lock:
         attempt = Attempt(absolute(folder / LOCK), lock.word, request.path)
         claim: OutputClaim | None = None
@@ -209,8 +209,8 @@ def claim_output(plan: Plan, request: OutputRequest) -> Iterator[OutputClaim]:
         try:
             settle_output(request.path, folder, locked=True)
             try:
-                plan, ledger = _find(plan, request, folder)
-                claim = OutputClaim(folder, plan, ledger, attempt)
+                plan, ledger = _find(plan, request)
+                claim = OutputClaim(plan, ledger, attempt)
                 yield claim
             finally:
                 ours = end_hold(request.path, attempt)
@@ -286,9 +286,9 @@ def _tell_that_it_is_back(error: IsovoxelError | InterruptedJobError, plan: Plan
         error.goes_on = False
 
 
-def _find(plan: Plan, request: OutputRequest, folder: Place) -> tuple[Plan, Ledger | None]:
+def _find(plan: Plan, request: OutputRequest) -> tuple[Plan, Ledger | None]:
     """Return how to begin, or to go on with what ledger; raise where neither may be."""
-    path = request.path
+    path, folder = request.path, request.folder
     made = None if request.overwrite else made_by(path)
     check = partial(check_destination, path, ome_zarr=plan.storage.ome_zarr, labels=request.labels)
     if made is None or made.get("complete"):

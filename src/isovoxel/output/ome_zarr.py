@@ -85,7 +85,7 @@ def create_output(
         A path on the same file system where it is made, before it is moved to its place: then it is there whole
         or not at all. In an object store, where the ledger notes that it is being made.
     attempt
-        The hold of the output's lock that this is done for, which `begin_attempt` lets write.
+        The hold of the output's lock that this is done for; it may write into the output, as after `begin_attempt`.
 
     Raises
     ------
@@ -115,6 +115,10 @@ def create_output(
         described = array_documents(grid, storage, dtype, series)
         documents |= {f"{level}/{key}": text for key, text in described.items()}
     _create(target, by_way_of, documents, storage.zarr_format)
+    if attempt is not None and isinstance(target, Path):
+        make_folders(target, attempt)
+    elif attempt is not None:
+        store_of(target).sweep()
 
 
 def create_several(path: Place, provenance: Mapping[str, Any], zarr_format: int, by_way_of: Place) -> None:
