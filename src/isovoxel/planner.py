@@ -252,27 +252,33 @@ def plan_volume(
     choice = choose_engine(sampling, options.engine, kind, resources.clesperanto)
     target = find_target(volume, options)
     shape, itemsize = target.output.shape, volume.dtype.itemsize
-    storage, (device, host) = with_encoder(
-        options.or_new("encode"),
-        options.codec,
-        lambda codec: default_storage(
-            shape,
-            itemsize,
-            codec=codec,
-            chunk=options.chunk,
-            shard=options.shard,
-            ome_zarr=options.or_new("ome_zarr"),
-            skip_empty=options.or_new("empty") == "skip",
-        ),
-        (math.prod(shape) * math.prod(axis.length for axis in volume.series), itemsize),
-        resources.limits(choice.engine),
-        options.threads,
+    storage_of = partial(
+        default_storage,
+        shape,
+        itemsize,
+        chunk=options.chunk,
+        shard=options.shard,
+        ome_zarr=options.or_new("ome_zarr"),
+        skip_empty=options.or_new("empty") == "skip",
     )
+    source, halo = source_of(volume, target.source), options.or_new("halo")
+    device, host = resources.limits(choice.engine)
+    if device.encoders or "gpu" in (options.encode, options.decode):
+        voxels = volume.n_volumes * math.prod(shape)
+        storage, limits = with_encoder(
+            options.or_new("encode"),
+            options.codec,
+            lambda codec: storage_of(codec=codec),
+            (voxels, itemsize),
+            (device, host),
+            options.threads,
+        )
+        sizes = volume.nbytes, voxels * itemsize
+        device, host = with_decoder(options.or_new("decode"), source.encoded, sizes, limits)
+    else:
+        storage = storage_of(codec=options.codec) if options.codec else storage_of()
     if options.threads is not None:
         host = replace(host, threads=options.threads)
-    source, halo = source_of(volume, target.source), options.or_new("halo")
-    sizes = volume.nbytes, volume.n_volumes * math.prod(shape) * itemsize
-    device, host = with_decoder(options.or_new("decode"), source.encoded, sizes, (device, host))
     if device.decoding:
         source = replace(source, caches=False)  # decoded chunks are no longer chunks when the host gets them
     if options.like is not None and halo == "map_overlap":
