@@ -324,8 +324,7 @@ class Options:
     @property
     def given(self) -> dict[str, Any]:
         """Those that are given, by their names; of the options that are never None, none."""
-        names = [f.name for f in dataclasses.fields(self) if f.default is None]
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
+        return {name: value for name in GIVEN if (value := getattr(self, name)) is not None}
 
     def filled(self, values: Mapping[str, Any]) -> Options:
         """Return the options with values for those that are not given."""
@@ -399,6 +398,9 @@ class Options:
 
 SURFACES: Mapping[str, Surface] = {f.name: f.metadata["surface"] for f in dataclasses.fields(Options)}
 """What each option is outside Python, by the names of the fields."""
+
+GIVEN = tuple(f.name for f in dataclasses.fields(Options) if f.default is None)
+"""Names of the options that may be given or not."""
 
 NEW = {name: surface.new for name, surface in SURFACES.items() if surface.new is not None}
 """Values of options for new outputs where they are not given; others depend on the input."""

@@ -378,7 +378,7 @@ PERCENTILES = (0.1, 99.9)
 
 
 def display_windows(output: Place, plan: Plan) -> list[DisplayWindow]:
-    """Return the window of each channel, or of the only one.
+    """Return the window of each channel, or of the only one; from 0 to 1 where a channel holds no numbers.
 
     Parameters
     ----------
@@ -405,7 +405,13 @@ def display_windows(output: Place, plan: Plan) -> list[DisplayWindow]:
             for voxels, least, most in results:
                 kept.append(voxels)
                 low, high = min(low, least), max(high, most)
-        windows.append(_window(kept, low, high))
+        if low > high:  # no numbers at all
+            windows.append(DisplayWindow(0.0, 0.0, 1.0, 1.0))
+            continue
+        start, end = (float(value) for value in np.percentile(np.concatenate(kept), PERCENTILES))
+        if start == end:  # one value nearly everywhere: what is brighter must show
+            end = high if high > start else start + 1.0
+        windows.append(DisplayWindow(low, start, end, max(high, end)))
     return windows
 
 
@@ -436,13 +442,3 @@ def _some_chunks(plan: Plan, channel: int, channels: int) -> Iterator[Box]:
         # Channels are counted fastest.
         box = Box((z, y, x), (z + dz, y + dy, x + dx), time * channels + channel)
         yield box & Box.whole(plan.output.shape)
-
-
-def _window(kept: list[NDArray[np.float64]], low: float, high: float) -> DisplayWindow:
-    """Return what of some voxels between two values is shown; of no numbers at all, from 0 to 1."""
-    if low > high:
-        return DisplayWindow(0.0, 0.0, 1.0, 1.0)
-    start, end = (float(value) for value in np.percentile(np.concatenate(kept), PERCENTILES))
-    if start == end:  # one value nearly everywhere: what is brighter must show
-        end = high if high > start else start + 1.0
-    return DisplayWindow(low, start, end, max(high, end))

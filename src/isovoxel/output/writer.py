@@ -137,7 +137,7 @@ class OmeZarrWriter:
         if self._encoder.is_empty(data):
             return self.leave_out(box)
         shard = self._store.begin(self._place(box), self._encoder.storage)
-        if not self._encoder.encode(shard, data, box.relative_to(part.start).of(0)):
+        if not self._encoder.encode(shard, data, None if part == box else box.relative_to(part.start).of(0)):
             return self.leave_out(box)
         return shard
 
