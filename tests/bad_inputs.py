@@ -15,11 +15,11 @@ from typing import Any
 import h5py
 import nibabel
 import numpy as np
-import tensorstore
 import tifffile
 import zarr
 from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
 
+from inputs import write_n5
 from isovoxel.geometry.grid import VoxelGrid
 from isovoxel.metadata.ome import image_attributes
 
@@ -245,11 +245,7 @@ def n5(data: np.ndarray = VOXELS, **changes: Any) -> Make:
     """Write an N5 dataset whose attributes have other values."""
 
     def make(folder: Path) -> Path:
-        path = folder / "a.n5"
-        metadata = {"dimensions": data.shape[::-1], "blockSize": CHUNK[::-1], "dataType": data.dtype.name}
-        metadata["compression"] = {"type": "gzip"}
-        spec = {"driver": "n5", "kvstore": {"driver": "file", "path": f"{path}/"}, "metadata": metadata}
-        tensorstore.open(spec, create=True).result().write(data.T).result()
+        path = write_n5(folder / "a.n5", data, CHUNK)
         rewrite(path / "attributes.json", lambda attributes: attributes.update(changes))
         return path
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import signal
 import subprocess
@@ -38,6 +39,7 @@ class Case(NamedTuple):
 CASES: dict[str, Case] = {
     # ---- no file at all
     "nothing there": Case(bad.named("{folder}/a.tif"), "is not there; check the path"),
+    "nothing in a file": Case(lambda folder: bad.good(folder) / "inside", "is not there; check the path"),
     "no name": Case(bad.named(""), "path of the input is empty"),
     "a name too long": Case(bad.named("x" * 5000), "File name too long"),
     "an address of another kind": Case(bad.named("ftp://host/a.zarr"), "has a scheme that isovoxel does not know"),
@@ -54,7 +56,13 @@ CASES: dict[str, Case] = {
     "no rights": Case(bad.special(lambda path: (path.write_bytes(b"II*\0"), path.chmod(0))), "Permission denied"),
     # ---- TIFF
     "an empty file": Case(bad.file(b""), "is empty (0 bytes)"),
-    "text": Case(bad.file(b"no image at all"), "is of no kind that isovoxel knows"),
+    "text": Case(
+        bad.file(b"no image at all"),
+        "is of no kind that isovoxel knows; isovoxel reads TIFF, companion.ome, TIFF in gzip, OME-Zarr,",
+    ),
+    "PNG: its first bytes": Case(
+        bad.file(b"\x89PNG\r\n\x1a\n" + bytes(40)), "is damaged: its PNG header cannot be read; write it again"
+    ),
     "TIFF: four bytes": Case(bad.file(b"II*\0"), "truncated"),
     "TIFF: header alone": Case(bad.cut(8), "is truncated or no TIFF"),
     "TIFF: cut in the first directory": Case(bad.cut(40), "truncated"),
@@ -78,7 +86,11 @@ CASES: dict[str, Case] = {
     "TIFF: complex numbers": Case(
         bad.tagged("SampleFormat", 6, data=np.ones((6, 20, 24), "f4")), "has an unsupported 32-bit sample format"
     ),
-    "TIFF: compression unknown": Case(bad.tagged("Compression", 32900), "compression 32900"),
+    "TIFF: complex numbers of 128 bits": Case(
+        bad.stack(bad.VOXELS * 1j, photometric="minisblack"),
+        "holds complex128, which isovoxel does not scale; convert it to uint8",
+    ),
+    "TIFF: compression unknown": Case(bad.tagged("Compression", 32900), "compression 32900, which cannot be decoded"),
     "TIFF: predictor unknown": Case(bad.tagged("Predictor", 99, compression="zlib", predictor=True), "predictor 99"),
     "TIFF: strips beyond the end": Case(bad.tagged("StripOffsets", 2**31), "missing"),
     "TIFF: strips of 2 GB": Case(bad.tagged("StripByteCounts", 2**31, compression="zlib"), "missing"),
@@ -96,6 +108,19 @@ CASES: dict[str, Case] = {
     ),
     "ImageJ: minus one image": Case(
         bad.described("ImageJ=1.53\nimages=-1\nslices=-1\n"), "is not what its 6 pages hold"
+    ),
+    "ImageJ: no slices": Case(bad.described("ImageJ=1.53\nimages=6\nslices=0\n"), "is not what its 6 pages hold"),
+    "ImageJ: nine images": Case(
+        bad.stack(
+            photometric="minisblack",
+            metadata=None,
+            compression="zlib",
+            description="ImageJ=1.53\nimages=9\nslices=9\n",
+        ),
+        "its metadata say 9 planes of 20 x 24, but it has 6",
+    ),
+    "OME: in another file": Case(
+        bad.described("<OME><BinaryOnly MetadataFile='a.ome' UUID='urn:uuid:1'/></OME>"), "one file of several"
     ),
     "OME: a billion laughs": Case(bad.ome_xml(before=bad.LAUGHS), "document type definition"),
     "OME: an entity from a file": Case(
@@ -123,25 +148,20 @@ CASES: dict[str, Case] = {
     ),
     # ---- slices
     "a pattern without a file": Case(bad.named("{folder}/*.tif"), "no file's name matches"),
-    "slices: two series": Case(bad.slices("a1.tif", "a2.tif", "b1.tif"), "differ in more than numbers"),
-    "slices: planes and channels": Case(
-        bad.slices("z1c1.tif", "z1c2.tif", "z2c1.tif", "z2c2.tif"), "no single number counts the slices"
-    ),
-    "slices: one cut short": Case(
-        bad.slices("1.tif", "2.tif", odd=lambda path: os.truncate(path, 500)), "2.tif is truncated"
-    ),
     "slices: one empty": Case(bad.slices("1.tif", "2.tif", odd=lambda path: os.truncate(path, 0)), "is no TIFF"),
-    "slices: one of another shape": Case(
-        bad.slices("1.tif", "2.tif", odd=lambda path: bad.tifffile.imwrite(path, bad.VOXELS[0, 1:])),
-        "it has the shape 19 x 24, not 20 x 24, as",
-    ),
     "slices: one a pipe": Case(
         bad.slices("1.tif", odd=lambda path: (path.unlink(), os.mkfifo(path))), "no TIFF or PNG slices"
     ),
     # ---- .npy
     "npy: objects": Case(bad.npy(np.array([[[{}]]])), "holds object"),
     "npy: a pickle": Case(bad.file(bad.PICKLE, "a.npy"), "is of no kind that isovoxel knows"),
-    "npy: cut": Case(bad.cut(-100, bad.npy(bad.VOXELS)), "100 bytes are missing"),
+    "npy: cut": Case(
+        bad.cut(-100, bad.npy(bad.VOXELS)),
+        "take 5888 bytes, but the file has 5788, so 100 bytes are missing",
+    ),
+    "npy: cut, Fortran order": Case(
+        bad.cut(-3, bad.npy(np.asfortranarray(bad.VOXELS))), "take 5888 bytes, but the file has 5885, so 3 bytes"
+    ),
     "npy: cut in its header": Case(bad.cut(30, bad.npy(bad.VOXELS)), "broken .npy header"),
     "npy: more than is there": Case(bad.npy_header(bad.says("(1000000, 1000000, 1000000)")), "bytes are missing"),
     "npy: less than nothing": Case(bad.npy_header(bad.says("(6, -20, 24)")), "is empty"),
@@ -151,6 +171,7 @@ CASES: dict[str, Case] = {
     "npy: complex numbers": Case(bad.npy(np.zeros((6, 20, 24), "c8")), "holds complex64"),
     "npy: records": Case(bad.npy_header(bad.says("(6, 20, 24)", "[('a', '<u2')]")), "holds"),
     # ---- HDF5
+    "HDF5: not there": Case(bad.named("{folder}/a.h5:/data"), "is not there"),
     "HDF5: its first bytes": Case(bad.file(b"\x89HDF\r\n\x1a\n", "a.h5"), "cannot be read as HDF5"),
     "HDF5: cut": Case(bad.cut(0.5, bad.hdf5()), "cannot be read as HDF5"),
     "HDF5: no such dataset": Case(bad.within("/b", bad.hdf5()), "is not there: the file has /a"),
@@ -165,7 +186,9 @@ CASES: dict[str, Case] = {
     "N5: vast blocks": Case(bad.n5(blockSize=[2**20, 2**20, 2**20]), "cannot be read as N5"),
     "N5: compression unknown": Case(bad.n5(compression={"type": "gif"}), "gif"),
     "N5: a shape of words": Case(bad.n5(dimensions=["many", 2, 3]), "cannot be read as N5"),
-    "N5: its metadata": Case(lambda folder: bad.n5()(folder) / "attributes.json", "is a part of an N5"),
+    "N5: its metadata": Case(
+        lambda folder: bad.n5()(folder) / "attributes.json", "is a part of an N5; give the folder"
+    ),
     # ---- NIfTI
     "NIfTI: cut": Case(bad.cut(0.5, bad.nifti()), "bytes are missing"),
     "NIfTI: complex numbers": Case(bad.nifti(data=bad.VOXELS * 1j), "holds complex128"),
@@ -173,6 +196,7 @@ CASES: dict[str, Case] = {
     "NIfTI: vast, gzip": Case(bad.nifti(42, "<3h", 32767, 32767, 32767, ending="nii.gz"), "bytes are missing"),
     "NIfTI: a dtype unknown": Case(bad.nifti(70, "<h", 9999), "cannot be read as NIfTI"),
     "NIfTI: time": Case(bad.nifti(data=np.stack([bad.VOXELS] * 2)), "2 time points"),
+    "gzip of an empty file": Case(bad.file(gzip.compress(b""), "a.nii.gz"), "is of no kind that isovoxel knows"),
     "gzip of nothing": Case(bad.file(bad.GZIP_BOMB, "a.nii.gz"), "is of no kind that isovoxel knows, packed by gzip"),
     # ---- zarr
     "zarr: torn": Case(bad.metadata("{"), "cannot be read as zarr metadata"),
@@ -183,6 +207,7 @@ CASES: dict[str, Case] = {
     "zarr: deep": Case(bad.metadata("[" * 100_000), "its brackets are nested too deeply"),
     "zarr: metadata in a folder": Case(bad.in_place(Path.mkdir), "is a folder but no zarr"),
     "zarr: metadata from a pipe": Case(bad.in_place(os.mkfifo), "is a folder but no zarr"),
+    "zarr: its metadata": Case(lambda folder: bad.image(folder) / "zarr.json", "give the folder that it lies in"),
     "zarr: array torn": Case(bad.metadata("{", "0/zarr.json"), "is incomplete"),
     "zarr: array gone": Case(bad.without("0/zarr.json"), "is incomplete"),
     "zarr: neither array nor group": Case(bad.metadata('{"zarr_format": 3, "node_type": "tree"}'), "neither"),
@@ -218,7 +243,10 @@ CASES: dict[str, Case] = {
     "zarr: text": Case(bad.array(data_type="string", fill_value=""), "cannot be read as a zarr array"),
     "zarr: complex numbers": Case(bad.array(data_type="complex64", fill_value=[0, 0]), "holds complex64"),
     "zarr: names of two axes": Case(bad.array(dimension_names=["z", "y"]), "cannot be read as a zarr array"),
-    "zarr: other axes than the image": Case(bad.array(dimension_names=["x", "y", "z"]), "contradicts itself"),
+    "zarr: other axes than the image": Case(
+        bad.array(dimension_names=["x", "y", "z"]),
+        "contradicts itself: its OME-Zarr metadata have the axes z, y, x",
+    ),
     "zarr v2: objects": Case(bad.array_v2(dtype="|O"), "cannot be read as a zarr array"),
     "zarr v2: negative shape": Case(bad.array_v2(shape=[-6, 20, 24]), "cannot be read as a zarr array"),
     "zarr v2: chunks of nothing": Case(bad.array_v2(chunks=[0, 0, 0]), "chunks of shape (0, 0, 0)"),
@@ -230,7 +258,9 @@ CASES: dict[str, Case] = {
     "OME-Zarr: path outside": Case(bad.level(path="../../etc"), "does not lead to an array inside it"),
     "OME-Zarr: absolute path": Case(bad.level(path="/etc"), "does not lead to an array inside it"),
     "OME-Zarr: path on another system": Case(bad.level(path="C:\\data"), "does not lead to an array inside it"),
-    "OME-Zarr: path to nothing": Case(bad.level(path="7"), "is incomplete"),
+    "OME-Zarr: path to nothing": Case(
+        bad.level(path="7"), "is incomplete: its OME-Zarr metadata name the array '7', which is not there"
+    ),
     "OME-Zarr: path back to itself": Case(bad.elsewhere, "is incomplete"),
     "OME-Zarr: no scale": Case(bad.level(coordinateTransformations=[]), "has no scale"),
     "OME-Zarr: scale 0": Case(bad.scaled(1, 0, 1), "must be a finite number above 0, not 0"),
@@ -337,6 +367,17 @@ def test_it_is_said_in_one_line(name: str, house: Path, isovoxel: Isovoxel) -> N
         assert listing(house) == before
     else:
         assert "blocks are done and kept" in said.err
+
+
+@pytest.mark.usefixtures("warm")
+@pytest.mark.parametrize("name", ["nothing there", "text", "TIFF: half of it", "zarr: torn", "npy: complex numbers"])
+def test_every_command_says_it(name: str, house: Path, isovoxel: Isovoxel) -> None:
+    """Also those that write nothing."""
+    (_, source, *_) = words(CASES[name], house)
+    before = listing(house)
+    for command in ("info", "plan", "limits"):
+        check_refused(isovoxel(command, source), CASES[name].why)
+    assert listing(house) == before
 
 
 @pytest.mark.sampled(1)

@@ -15,11 +15,11 @@ import h5py
 import nibabel
 import numpy as np
 import pytest
-import tensorstore
 import tifffile
 import zarr
 
 import isovoxel
+from inputs import write_n5
 from isovoxel.errors import InputError, InterruptedJobError, JobError, OutputExistsError
 from isovoxel.execution.events import BlockDone, Event
 from isovoxel.geometry.grid import Box
@@ -72,15 +72,7 @@ def nifti(path: Path, voxels: np.ndarray) -> Path:
 
 
 def n5(path: Path, voxels: np.ndarray) -> Path:
-    metadata = {
-        "dimensions": voxels.shape[::-1],
-        "blockSize": [16, 16, 4],
-        "dataType": "uint16",
-        "compression": {"type": "gzip"},
-    }
-    spec = {"driver": "n5", "kvstore": {"driver": "file", "path": f"{path}/"}, "metadata": metadata}
-    tensorstore.open(spec, create=True, delete_existing=True).result().write(voxels.T).result()
-    return path
+    return write_n5(path, voxels, (4, 16, 16))
 
 
 def array(path: Path, voxels: np.ndarray, **more: Any) -> Path:

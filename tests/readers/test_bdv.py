@@ -11,9 +11,9 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-import tensorstore
 
 from command_line import Isovoxel, check_refused
+from inputs import write_n5
 from isovoxel.errors import CorruptInputError, InputError, InputMissingError, OptionError
 from isovoxel.geometry.grid import Box
 from isovoxel.readers.base import Volume
@@ -78,15 +78,7 @@ def hdf5(folder: Path, voxels: np.ndarray = VOXELS, **options: Any) -> Path:
 def n5(folder: Path, voxels: np.ndarray = VOXELS, **options: Any) -> Path:
     """Write an XML and an N5."""
     for t, s in np.ndindex(voxels.shape[:2]):
-        metadata = {
-            "dimensions": SHAPE[::-1],
-            "blockSize": (16, 16, 4),
-            "dataType": "uint16",
-            "compression": {"type": "gzip"},
-        }
-        where = folder / "a.n5" / f"setup{s}" / f"timepoint{t}" / "s0"
-        spec = {"driver": "n5", "kvstore": {"driver": "file", "path": f"{where}/"}, "metadata": metadata}
-        tensorstore.open(spec, create=True).result().write(voxels[t, s].T).result()
+        where = write_n5(folder / "a.n5" / f"setup{s}" / f"timepoint{t}" / "s0", voxels[t, s], (4, 16, 16))
         (where.parent.parent / "attributes.json").write_text(json.dumps({"dataType": "uint16"}))
     (folder / "a.xml").write_text(document("bdv.n5", "a.n5", **options), "utf-8")
     return folder / "a.xml"

@@ -12,13 +12,13 @@ import h5py
 import nibabel
 import numpy as np
 import pytest
-import tensorstore
 import tifffile
 import xarray
 import zarr
 from numpy.typing import NDArray
 
 import isovoxel
+from inputs import write_n5
 from isovoxel.errors import InputError
 from isovoxel.geometry.grid import Box
 from isovoxel.readers import base
@@ -121,14 +121,7 @@ def test_every_kind_is_read_as_a_type_that_is_scaled(
 def test_nifti_and_n5_in_double_precision(tmp_path: Path) -> None:
     """As the others."""
     nibabel.save(nibabel.Nifti1Image(WAVE.T, np.eye(4)), tmp_path / "a.nii")
-    spec = {"driver": "n5", "kvstore": {"driver": "file", "path": str(tmp_path / "a.n5")}}
-    metadata = {
-        "dimensions": WAVE.T.shape,
-        "blockSize": [20, 16, 3],
-        "dataType": "float64",
-        "compression": {"type": "raw"},
-    }
-    tensorstore.open({**spec, "metadata": metadata}, create=True).result()[...] = WAVE.T
+    write_n5(tmp_path / "a.n5", WAVE, (3, 16, 20), "raw")
     for name in ("a.nii", "a.n5"):
         volume = open_volume(tmp_path / name)
         np.testing.assert_array_equal(volume.read(Box.whole(SHAPE)), WAVE.astype("f4"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import tracemalloc
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,6 @@ import numpy as np
 import pytest
 
 import isovoxel
-from command_line import Isovoxel
 from isovoxel.errors import CorruptInputError, InputError, InputMissingError
 from isovoxel.geometry.grid import Box
 from isovoxel.metadata.series import Channel, SeriesAxis
@@ -341,33 +339,6 @@ def test_a_filter_that_is_not_installed_is_named(tmp_path: Path) -> None:
         open_volume(tmp_path / "a.h5")
 
 
-@pytest.mark.parametrize(
-    ("data", "why"),
-    [(np.zeros((2, 3, 4), "c8"), "complex64"), (np.zeros((2, 0, 4), "u1"), "is empty")],
-)
-def test_voxels_of_other_kinds_are_refused(data: np.ndarray, why: str, tmp_path: Path) -> None:
-    """As of every other kind of input."""
-    with pytest.raises(InputError, match=why):
-        open_volume(f"{write(tmp_path / 'a.h5', data)}:/data")
-
-
-def test_without_h5py_one_sentence_says_what_brings_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is an extra, for few people have such files."""
-    path = write(tmp_path / "a.h5")
-    monkeypatch.setitem(sys.modules, "h5py", None)
-    with pytest.raises(InputError, match=r"takes h5py to read; pip install 'isovoxel\[hdf5\]' brings it"):
-        open_volume(path)
-
-
-def test_only_hdf5_has_paths_inside(tmp_path: Path) -> None:
-    """A path behind a colon is refused for other files."""
-    np.save(tmp_path / "a.npy", STACK)
-    with pytest.raises(InputError, match="which only files of HDF5, Imaris and zipped zarr have"):
-        open_volume(f"{tmp_path}/a.npy:/data")
-    with pytest.raises(InputMissingError):
-        open_volume(f"{tmp_path}/b.h5:/data")
-
-
 # ---- chunks that are kept ----------------------------------------------------------------------------------------
 
 
@@ -430,20 +401,3 @@ def test_threads_read_side_by_side(tmp_path: Path) -> None:
         with ThreadPoolExecutor(8) as pool:
             for box, read in zip(tiles, pool.map(volume.read, tiles), strict=True):
                 np.testing.assert_array_equal(read, STACK[box.slices])
-
-
-def test_a_dataset_is_scaled_and_verified(tmp_path: Path, isovoxel: Isovoxel) -> None:
-    """From the command line, with the voxel size that the file states; verify finds the dataset again."""
-    path = write(tmp_path / "a.h5", chunks=CHUNKS, compression="gzip", attributes={"element_size_um": (2.0, 0.5, 0.5)})
-    out = tmp_path / "out.zarr"
-    assert isovoxel("scale", f"{path}:/data", out, "--engine", "exact", "--quiet").code == 0
-    assert isovoxel("info", out, "--json").json["shape"] == [52, 47, 61]
-    assert isovoxel("verify", out, "--json", "--samples", 50).json["holds"] is True
-
-
-def test_an_imaris_image_keeps_its_place(tmp_path: Path) -> None:
-    """The result's voxels lie where the input's did, whose first face stays where it is."""
-    result = isovoxel.scale(imaris(tmp_path / "a.ims"), tmp_path / "out.zarr", factor=(4, 1, 1), engine="exact")
-    out = open_volume(result.path)
-    assert out.voxel_size == pytest.approx((0.5, 0.5, 0.5))
-    assert out.origin == pytest.approx((5.25, -9.75, 100.25))

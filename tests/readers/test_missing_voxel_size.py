@@ -11,11 +11,11 @@ import h5py
 import nibabel
 import numpy as np
 import pytest
-import tensorstore
 import tifffile
 import zarr
 
 import isovoxel
+from inputs import write_n5
 from isovoxel.errors import InputError
 from isovoxel.geometry.grid import Box
 from isovoxel.metadata.units import Length, calibrate
@@ -52,14 +52,7 @@ def hdf5(path: Path, size: Any, unit: str | None) -> Path:
 
 
 def n5(path: Path, size: Any, unit: str | None) -> Path:
-    metadata = {
-        "dimensions": VOXELS.shape[::-1],
-        "blockSize": [8, 8, 8],
-        "dataType": "uint16",
-        "compression": {"type": "raw"},
-    }
-    spec = {"driver": "n5", "kvstore": {"driver": "file", "path": f"{path}/"}, "metadata": metadata}
-    tensorstore.open(spec, create=True).result().write(VOXELS.T).result()
+    write_n5(path, VOXELS, (8, 8, 8), "raw")
     file = path / "attributes.json"
     more = {"resolution": [*size][::-1]} | ({"unit": unit} if unit else {})
     file.write_text(json.dumps(json.loads(file.read_text()) | more))

@@ -5,15 +5,13 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import tensorstore
 
-import isovoxel
+from inputs import write_n5
 from isovoxel.errors import CorruptInputError, InputError, InputUnavailableError
 from isovoxel.geometry.grid import Box
 from isovoxel.metadata.hdf5 import read_n5
@@ -28,14 +26,7 @@ BLOCK = (5, 16, 32)
 def write(path: Path, data: np.ndarray = STACK, block: tuple[int, ...] = BLOCK, **options: Any) -> Path:
     """Write a dataset of these axes, the last one first, with attributes beside N5's own."""
     attributes = options.pop("attributes", {})
-    metadata = {
-        "dimensions": data.shape[::-1],
-        "blockSize": block[::-1],
-        "dataType": data.dtype.name,
-        "compression": {"type": "gzip"},
-    }
-    spec = {"driver": "n5", "kvstore": {"driver": "file", "path": f"{path}/"}, "metadata": metadata | options}
-    tensorstore.open(spec, create=True).result().write(data.T).result()
+    write_n5(path, data, block, **options)
     tell(path, **attributes)
     return path
 
@@ -288,6 +279,12 @@ def test_what_the_system_does_not_give_is_not_damage(tmp_path: Path, monkeypatch
     assert is_transient(raised.value)
 
 
+def said(**changes: Any) -> str:
+    """Return the metadata of a dataset, some of which say something else."""
+    sizes = {"dimensions": [4, 4, 4], "blockSize": [4, 4, 4]}
+    return json.dumps(sizes | {"dataType": "uint8", "compression": {"type": "raw"}} | changes)
+
+
 @pytest.mark.parametrize(
     ("attributes", "why"),
     [
@@ -295,23 +292,9 @@ def test_what_the_system_does_not_give_is_not_damage(tmp_path: Path, monkeypatch
         ("[1]", "is no JSON object"),
         ("{}", "without a dataset"),
         ('{"dimensions": [4, 4, 4]}', "has no blockSize and no dataType"),
-        ('{"dimensions": [4, 4], "blockSize": [4, 4], "dataType": "uint8", "compression": {"type": "raw"}}', "2-D"),
-        (
-            '{"dimensions": [4, 4, 4], "blockSize": [0, 4, 4], "dataType": "uint8", "compression": {"type": "raw"}}',
-            "N5",
-        ),
-        (
-            '{"dimensions": [4, 4, 4], "blockSize": [4, 4, 4], "dataType": "object", "compression": {"type": "raw"}}',
-            "N5",
-        ),
-        (
-            '{"dimensions": [4, 4, 4], "blockSize": [4, 4, 4], "dataType": "uint8", "compression": {"type": "gif"}}',
-            "gif",
-        ),
-        (
-            '{"dimensions": [4, 0, 4], "blockSize": [4, 4, 4], "dataType": "uint8", "compression": {"type": "raw"}}',
-            "empty",
-        ),
+        (said(dimensions=[4, 4], blockSize=[4, 4]), "2-D"),
+        (said(dataType="object"), "N5"),
+        (said(dimensions=[4, 0, 4]), "empty"),
     ],
 )
 def test_metadata_that_make_no_sense_are_refused(attributes: str, why: str, tmp_path: Path) -> None:
@@ -320,25 +303,3 @@ def test_metadata_that_make_no_sense_are_refused(attributes: str, why: str, tmp_
     with pytest.raises(InputError, match=why) as raised:
         open_volume(tmp_path)
     assert "\n" not in str(raised.value)
-
-
-def test_a_part_of_an_n5_is_no_volume(tmp_path: Path) -> None:
-    """The folder is."""
-    with pytest.raises(InputError, match="is a part of an N5; give the folder"):
-        open_volume(write(tmp_path / "a") / "attributes.json")
-
-
-def test_without_tensorstore_one_sentence_says_what_brings_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is an extra, for few people have N5."""
-    path = write(tmp_path / "a")
-    monkeypatch.setitem(sys.modules, "tensorstore", None)
-    with pytest.raises(InputError, match=r"takes tensorstore to read; pip install 'isovoxel\[n5\]' brings it"):
-        open_volume(path)
-
-
-def test_a_dataset_is_scaled_and_verified(tmp_path: Path) -> None:
-    """With the voxel size that its group states."""
-    path = write(tmp_path / "a", attributes={"resolution": [4, 4, 8], "units": ["nm"] * 3})
-    result = isovoxel.scale(path, tmp_path / "out.zarr", engine="exact")
-    assert result.plan.output.shape == (26, 47, 61)
-    assert isovoxel.verify(result.path, samples=50).holds

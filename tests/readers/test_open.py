@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import isovoxel
+from inputs import check_sentence
 from isovoxel.errors import InputError, InputMissingError, IsovoxelError, OptionError
 from isovoxel.geometry.grid import Box
 from isovoxel.readers.base import SUPPORTED_DTYPES
@@ -26,11 +27,6 @@ from isovoxel.readers.open import open_volume
 from strategies import examples
 
 STACK = np.arange(5 * 6 * 7, dtype="uint16").reshape(5, 6, 7)
-
-
-def check_sentence(error: Exception) -> None:
-    """Check that a refusal is one line, whatever library's message it repeats."""
-    assert "\n" not in str(error)
 
 
 def test_content_decides_not_the_ending(tmp_path: Path) -> None:
@@ -70,28 +66,6 @@ def test_what_is_not_there_is_missing(path: str, tmp_path: Path, monkeypatch: py
         open_volume(path)
     with pytest.raises(FileNotFoundError):
         open_volume(path)
-
-
-def test_other_files_are_refused(tmp_path: Path) -> None:
-    """What is of no known kind is refused with the kinds that are known."""
-    (tmp_path / "empty").touch()
-    (tmp_path / "text").write_text("not an image")
-    (tmp_path / "folder").mkdir()
-    os.mkfifo(tmp_path / "pipe")
-    zarr.create_array(tmp_path / "a.zarr", data=STACK)
-    for name, message in (
-        ("empty", r"is empty \(0 bytes\)"),
-        (
-            "text",
-            "is of no kind that isovoxel knows; isovoxel reads TIFF, companion.ome, TIFF in gzip, OME-Zarr,",
-        ),
-        ("folder", "is a folder but no zarr"),
-        ("pipe", "is neither a file nor a folder"),
-        ("a.zarr/zarr.json", "give the folder that it lies in"),
-        ("x" * 5000, "cannot be opened: File name too long"),
-    ):
-        with pytest.raises(InputError, match=message):
-            open_volume(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -134,15 +108,6 @@ def test_integers_of_64_bits_in_a_tiff_are_scaled(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", array, bigtiff=True, compression="zlib", photometric="minisblack")
     isovoxel.scale(tmp_path / "a.tif", tmp_path / "a.zarr", factor=(2, 1, 1), interpolation="nearest")
     np.testing.assert_array_equal(zarr.open_array(tmp_path / "a.zarr" / "0", mode="r")[::2], array)
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_what_may_not_be_read_is_an_input_error(tmp_path: Path) -> None:
-    """A file without permission to read is refused in one sentence."""
-    np.save(tmp_path / "a.npy", STACK)
-    (tmp_path / "a.npy").chmod(0)
-    with pytest.raises(InputError, match="Permission denied"):
-        open_volume(tmp_path / "a.npy")
 
 
 @pytest.mark.parametrize("source", [3, None, [[[1]]], {"a": 1}, np.float32(1)])
@@ -256,16 +221,6 @@ def test_lengths_that_make_no_sense_are_option_errors(options: dict[str, Any], m
     """A voxel size or unit that makes no sense is an OptionError."""
     with pytest.raises(OptionError, match=message):
         open_volume(STACK, **options)
-
-
-@pytest.mark.parametrize("order", ["C", "F"])
-def test_a_truncated_npy_names_what_is_missing(order: str, tmp_path: Path) -> None:
-    """A .npy file that is too short is refused with the number of bytes that are missing."""
-    np.save(tmp_path / "a.npy", np.asarray(STACK, order=order))
-    with (tmp_path / "a.npy").open("r+b") as file:
-        file.truncate(128 + STACK.nbytes - 3)
-    with pytest.raises(InputError, match=f"take {128 + STACK.nbytes} bytes, .* so 3 bytes are missing"):
-        open_volume(tmp_path / "a.npy")
 
 
 headers = st.one_of(

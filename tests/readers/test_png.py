@@ -8,7 +8,6 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from command_line import Isovoxel
 from isovoxel.errors import CorruptInputError, InputError, InputMissingError
 from isovoxel.geometry.grid import Box
 from isovoxel.readers.files import InputWatch
@@ -101,11 +100,3 @@ def test_slices_that_are_unlike_are_named(tmp_path: Path) -> None:
     PIL.Image.new("L", (32, 24)).save(tmp_path / "jpeg" / "a.jpg")
     with pytest.raises(InputError, match="no TIFF or PNG slices; save its JPEG or BMP slices as TIFF or PNG"):
         open_volume(tmp_path / "jpeg")
-
-
-def test_slices_are_scaled_and_verified(tmp_path: Path, isovoxel: Isovoxel) -> None:
-    """With a voxel size that the user gives."""
-    words = [write(tmp_path / "a"), tmp_path / "out.zarr", "--input-voxel-size", "2,1,1", "--engine", "exact"]
-    assert isovoxel("scale", *words).code == 0
-    assert isovoxel("verify", tmp_path / "out.zarr", "--samples", 50).code == 0
-    assert "nothing was done" in isovoxel("scale", *words).out

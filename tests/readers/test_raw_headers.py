@@ -16,7 +16,6 @@ import nrrd
 import numpy as np
 import pytest
 
-import isovoxel
 from isovoxel.errors import CorruptInputError, InputError, InputMissingError, OptionError
 from isovoxel.geometry.grid import Box
 from isovoxel.readers.base import Volume
@@ -363,11 +362,3 @@ def test_a_broken_header_is_one_sentence(name: str, tmp_path: Path) -> None:
             (tmp_path / name).write_bytes(changed)
             with contextlib.suppress(InputError):
                 whole(open_volume(tmp_path / name))
-
-
-@pytest.mark.parametrize("name", ["gzip.nrrd", "a.mhd", "a.map.gz"])
-def test_an_image_is_scaled_and_verified(name: str, tmp_path: Path) -> None:
-    """And keeps its place in the world."""
-    result = isovoxel.scale(WRITERS[name](tmp_path / name), tmp_path / "out.zarr", factor=(4, 1, 1), engine="exact")
-    assert isovoxel.verify(result.path, samples=50).holds
-    assert open_volume(result.path).origin == pytest.approx((30.5 - 0.75, -20, 10))

@@ -24,6 +24,8 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import isovoxel
+from inputs import write_n5
 from isovoxel.errors import CorruptInputError, InputError, InputUnavailableError
 from isovoxel.geometry.grid import Box
 from isovoxel.object_store.retries import is_transient
@@ -94,19 +96,7 @@ def hdf5(**options: Any) -> Make:
 
 def n5(block: tuple[int, int, int], codec: str = "gzip") -> Make:
     """Return a maker of N5 datasets, which have x first."""
-
-    def make(folder: Path, array: np.ndarray) -> Path:
-        metadata = {
-            "dimensions": array.shape[::-1],
-            "blockSize": block[::-1],
-            "dataType": array.dtype.name,
-            "compression": {"type": codec},
-        }
-        spec = {"driver": "n5", "kvstore": {"driver": "file", "path": f"{folder}/a.n5/"}, "metadata": metadata}
-        tensorstore.open(spec, create=True).result().write(array.T).result()
-        return folder / "a.n5"
-
-    return make
+    return lambda folder, array: write_n5(folder / "a.n5", array, block, codec)
 
 
 def nifti(ending: str = "nii") -> Make:
@@ -352,6 +342,18 @@ def test_chunks_fit_the_volume(opened: tuple[Volume, np.ndarray]) -> None:
     volume, _ = opened
     assert all(1 <= c <= n for c, n in zip(volume.chunks, volume.whole or SHAPE, strict=True))
     assert volume.read(Box((3, 3, 3), (3, 5, 5))).shape == (0, 2, 2)
+
+
+@pytest.mark.parametrize(
+    "kind", ["PNG slices", "NIfTI", "NIfTI, gzip", "NRRD, gzip, big-endian", "MRC, turned", "N5", "HDF5, shuffle, gzip"]
+)
+def test_an_input_is_scaled_verified_and_known_again(kind: str, tmp_path: Path) -> None:
+    """The job finds nothing to do the second time, and verify finds the input by what the output says of it."""
+    array, how = smooth((6, 18, 34)), {"factor": (2, 1, 1), "engine": "exact"}
+    (tmp_path / "in").mkdir()
+    result = isovoxel.scale(MAKERS[kind](tmp_path / "in", array), tmp_path / "out.zarr", **how)
+    assert isovoxel.verify(result.path, samples=50).holds
+    assert isovoxel.scale(result.plan.source.identity["path"], result.path, **how).seconds == 0
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "int8", "int16", "int32", "float32"])

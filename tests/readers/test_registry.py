@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 
+import bad_inputs as bad
 import isovoxel as package
 from command_line import Isovoxel
+from isovoxel.errors import InputError
 from isovoxel.readers.registry import FORMATS, Format, known_formats
 
 ROOT = Path(__file__).parents[2]
@@ -49,6 +52,20 @@ def test_every_extra_is_one_of_the_project() -> None:
     """Or pip would not find what a message names."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert {one.extra for one in FORMATS if one.extra is not None} <= {*extras}
+
+
+@pytest.mark.parametrize(
+    ("library", "extra", "make"),
+    [("h5py", "hdf5", bad.hdf5()), ("nibabel", "nifti", bad.nifti()), ("tensorstore", "n5", bad.n5())],
+)
+def test_without_a_library_one_sentence_says_what_brings_it(
+    library: str, extra: str, make: bad.Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is an extra, for few microscopists have such files."""
+    path = make(tmp_path)
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(InputError, match=rf"takes {library} to read; pip install 'isovoxel\[{extra}\]' brings it"):
+        package.open_volume(path)
 
 
 def test_a_format_is_checked() -> None:

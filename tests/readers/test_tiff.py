@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +11,13 @@ import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from inputs import check_sentence
 from isovoxel.errors import InputError, IsovoxelError
 from isovoxel.geometry.grid import Box
 from isovoxel.readers.open import open_volume
 from strategies import examples
 
 STACK = np.arange(5 * 6 * 7, dtype="uint16").reshape(5, 6, 7)
-
-
-def check_sentence(error: Exception) -> None:
-    """Check that a refusal is one line, whatever library's message it repeats."""
-    assert "\n" not in str(error)
 
 
 def write(path: Path, array: np.ndarray = STACK, **options: Any) -> Path:
@@ -129,7 +124,6 @@ def test_a_stack_of_one_plane_is_a_volume_where_it_says_so(tmp_path: Path) -> No
     ("shape", "options", "message"),
     [
         ((5, 6, 7, 3), {"photometric": "rgb", "metadata": {"axes": "ZYXS"}}, "has 3 colour samples per voxel"),
-        ((6, 7, 3), {"photometric": "rgb"}, "has 3 colour samples per voxel"),
         (
             (2, 3, 6, 7),
             {"imagej": True, "photometric": None, "metadata": {"axes": "TCYX"}},
@@ -192,32 +186,6 @@ def test_the_finest_level_of_a_pyramid_is_read(tmp_path: Path) -> None:
         writer.write(STACK[:, ::2, ::2], subfiletype=1, photometric="minisblack")
     volume = open_volume(tmp_path / "a.tif")
     np.testing.assert_array_equal(volume.read(Box.whole(STACK.shape)), STACK)
-
-
-def test_an_ome_tiff_in_several_files(tmp_path: Path) -> None:
-    """Planes are read from all files of an OME-TIFF; one that is not there is an error, not zeros."""
-    uuids = ["urn:uuid:11111111-1111-1111-1111-111111111111", "urn:uuid:22222222-2222-2222-2222-222222222222"]
-    data = "".join(
-        f'<TiffData FirstZ="{z}" IFD="{z % 2}" PlaneCount="1">'
-        f'<UUID FileName="part{z // 2}.ome.tif">{uuids[z // 2]}</UUID></TiffData>'
-        for z in range(4)
-    )
-    for part in range(2):
-        xml = (
-            f'<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="{uuids[part]}"><Image ID="Image:0">'
-            f'<Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint16" SizeX="7" SizeY="6" SizeZ="4" SizeC="1" '
-            f'SizeT="1" PhysicalSizeX="1" PhysicalSizeY="1" PhysicalSizeZ="3">{data}</Pixels></Image></OME>'
-        )
-        write(tmp_path / f"part{part}.ome.tif", STACK[2 * part : 2 * part + 2], description=xml, metadata=None)
-    volume = open_volume(tmp_path / "part0.ome.tif")
-    assert volume.voxel_size == (3, 1, 1)
-    np.testing.assert_array_equal(volume.read(Box.whole(volume.shape)), STACK[:4])
-    assert [file["path"] for file in volume.identity["files"]] == [str(tmp_path / "part1.ome.tif")]
-    (tmp_path / "part1.ome.tif").unlink()
-    with pytest.raises(
-        InputError, match=r"says that planes lie in the file 'part1\.ome\.tif', which is not in its folder"
-    ):
-        open_volume(tmp_path / "part0.ome.tif")
 
 
 def test_an_imagej_stack_beyond_4_gb(tmp_path: Path) -> None:
@@ -293,30 +261,6 @@ def test_a_file_that_shrinks_while_open_is_an_input_error(tmp_path: Path) -> Non
             volume.read(Box.whole(STACK.shape))
 
 
-def test_a_broken_segment_is_an_input_error(tmp_path: Path) -> None:
-    """A strip that cannot be decoded is named when it is read."""
-    path = write(tmp_path / "a.tif", compression="zlib", metadata=None)
-    with tifffile.TiffFile(path) as tif:
-        offset = tif.pages[3].dataoffsets[0]
-    with path.open("r+b") as file:
-        file.seek(offset)
-        file.write(b"\xff" * 8)
-    volume = open_volume(path)
-    np.testing.assert_array_equal(volume.read(Box((0, 0, 0), (3, 6, 7))), STACK[:3])
-    with pytest.raises(InputError, match=r"strip 0 of page 3 of .*a\.tif is corrupt"):
-        volume.read(Box.whole(STACK.shape))
-
-
-def test_an_unknown_compression_is_refused_at_once(tmp_path: Path) -> None:
-    """What cannot be decoded is refused when it is opened, not in the middle of a job."""
-    path = write(tmp_path / "a.tif", compression="zlib")
-    with tifffile.TiffFile(path, mode="r+b") as tif:
-        for page in tif.pages:
-            page.tags["Compression"].overwrite(32900)
-    with pytest.raises(InputError, match="compression 32900, which cannot be decoded"):
-        open_volume(path)
-
-
 def test_left_out_tiles_are_empty(tmp_path: Path) -> None:
     """A tile that the file leaves out holds zeros, as TIFF's readers agree."""
     array = np.ones((2, 32, 32), "uint8")
@@ -327,46 +271,6 @@ def test_left_out_tiles_are_empty(tmp_path: Path) -> None:
     read = open_volume(path).read(Box.whole(array.shape))
     assert not read[1, :16, :16].any()
     assert read.sum() == array.size - 256
-
-
-@pytest.mark.parametrize("dtype", ["complex64", "complex128"])
-def test_other_dtypes_are_refused(dtype: str, tmp_path: Path) -> None:
-    """A dtype that isovoxel does not scale is refused with those that it does."""
-    path = write(tmp_path / "a.tif", np.zeros((3, 4, 8), dtype))
-    with pytest.raises(InputError, match=f"holds {dtype}, which isovoxel does not scale; convert it to uint8"):
-        open_volume(path)
-
-
-@pytest.mark.parametrize(
-    ("description", "message"),
-    [
-        ("<!DOCTYPE a [<!ENTITY b 'c'>]><OME>&b;</OME>", "document type definition"),
-        ("<OME><Image></OME>", "not well-formed"),
-        ("<OME><BinaryOnly MetadataFile='a.ome' UUID='urn:uuid:1'/></OME>", "one file of several"),
-        ("ImageJ=1.53\nimages=9\nslices=9\n", "its metadata say 9 planes of 6 x 7, but it has 5"),
-        ("ImageJ=1.53\nimages=5\nslices=0\n", "is not what its 5 pages hold"),
-    ],
-)
-def test_descriptions_that_lie_are_refused(description: str, message: str, tmp_path: Path) -> None:
-    """Metadata that do not fit the pages are an error, never a guess."""
-    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
-        for plane in STACK:
-            writer.write(plane, description=description, metadata=None, contiguous=True, photometric="minisblack")
-    with pytest.raises(InputError, match=message):
-        open_volume(tmp_path / "a.tif")
-
-
-def test_a_chain_of_pages_that_loops_is_refused(tmp_path: Path) -> None:
-    """A page whose next page is itself is an error, and found without going round for ever."""
-    path = write(tmp_path / "a.tif", metadata=None)
-    with tifffile.TiffFile(path) as tif:
-        page = tif.pages[2]
-        pointer = page.offset + 2 + 12 * len(page.tags)
-    with path.open("r+b") as file:
-        file.seek(pointer)
-        file.write(struct.pack("<I", page.offset))
-    with pytest.raises(InputError):
-        open_volume(path)
 
 
 @pytest.mark.parametrize("kind", sorted(WHOLE_FILES))

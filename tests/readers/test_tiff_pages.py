@@ -440,7 +440,11 @@ def test_each_file_of_an_ome_tiff_is_read_by_its_own_tags(where: int, given: dic
         planes = STACK[2 * part : 2 * part + 2]
         fixed = {"photometric": "minisblack", "metadata": None, "description": told}
         tifffile.imwrite(tmp_path / f"{part}.ome.tif", planes, **fixed, **(given if part else {}))
-    np.testing.assert_array_equal(read_all(tmp_path / f"{where}.ome.tif")[0], STACK[:4])
+    volume = open_volume(tmp_path / f"{where}.ome.tif")
+    assert volume.voxel_size == (2, 1, 1)
+    if where == 0:
+        assert [file["path"] for file in volume.identity["files"]] == [str(tmp_path / "1.ome.tif")]
+    np.testing.assert_array_equal(volume.read(Box.whole(volume.shape)), STACK[:4])
 
 
 def write_parts(folder: Path, named: list[tuple[str, str]], own: list[str]) -> None:
