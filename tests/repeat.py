@@ -17,7 +17,7 @@ from isovoxel.execution.executor import LevelProgress, Record
 from isovoxel.execution.threads import ThreadRun
 from isovoxel.planning.model import Block
 from isovoxel.planning.plan import Plan
-from strategies import cut
+from strategies import MemoryWriter, cut, read_from
 
 VOLUME = np.random.default_rng(0).integers(1, 65536, (8, 24, 32)).astype(np.uint16)
 MODES = ["direct", "map_overlap"]
@@ -82,6 +82,14 @@ class RepeatedBlock:
             for axis, start, stop, first in zip(self.plan.axes, write.start, write.stop, read.start, strict=True)
         ]
         return Scaled(self.input[np.ix_(*index)], 0.0)
+
+
+def carry_out(engine: Any, plan: Plan, volume: np.ndarray) -> np.ndarray:
+    """Carry a plan out as a job does, and return what was written: each voxel once."""
+    writer = MemoryWriter(plan)
+    thread_run(plan, read_from(volume), engine, writer).run()
+    assert (writer.times == 1).all()
+    return writer.data
 
 
 EXPECTED = VOLUME.repeat(2, 0).repeat(2, 1).repeat(2, 2)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -21,8 +20,6 @@ from hypothesis import strategies as st
 from pyopencl import _cl
 
 from isovoxel import scale_array
-from isovoxel.engines import cle as cle_engine
-from isovoxel.engines.base import Cancelled
 from isovoxel.engines.cle import CleEngine
 from isovoxel.engines.clesperanto import clesperanto
 from isovoxel.engines.devices import find_device
@@ -33,10 +30,9 @@ from isovoxel.errors import DeviceError
 from isovoxel.geometry.grid import Box, VoxelGrid
 from isovoxel.planning.optimizer import too_thin
 from isovoxel.planning.plan import Plan
-from repeat import thread_run
+from repeat import carry_out
 from strategies import (
     Live,
-    MemoryWriter,
     as_dtype,
     cle_precision,
     cut,
@@ -85,14 +81,6 @@ def whole_scale(volume: np.ndarray, factor: Float3, *, linear: bool) -> np.ndarr
 
     scaled = cle.scale(volume, factor_x=fx, factor_y=fy, factor_z=fz, auto_size=True, linear_interpolation=linear)
     return np.asarray(scaled)
-
-
-def run(engine: CleEngine, plan: Plan, volume: np.ndarray) -> np.ndarray:
-    """Carry a plan out as a job does, and return what was written: each voxel once."""
-    writer = MemoryWriter(plan)
-    thread_run(plan, read_from(volume), engine, writer).run()
-    assert (writer.times == 1).all()
-    return writer.data
 
 
 def random_volume(seed: int, shape: Index3, dtype: str) -> np.ndarray:
@@ -163,11 +151,11 @@ def test_chunks_equal_the_whole_and_all_ways_to_the_halo_give_the_same_bits(engi
     """Linear and constant, cut anyhow, is `cle.scale` of the whole within half a grey level, at faces as inside."""
     volume = random_volume(7, case.shape, "float32")
     plan = cut(case.shape, case.factor, case.block, "float32", boundary="constant")
-    direct = run(engine, plan, volume)
-    overlapped = run(engine, replace(plan, halo_mode="map_overlap", window=plan.block_grid), volume)
+    direct = carry_out(engine, plan, volume)
+    overlapped = carry_out(engine, replace(plan, halo_mode="map_overlap", window=plan.block_grid), volume)
     np.testing.assert_array_equal(overlapped, direct)
     windows = replace(plan, halo_mode="map_overlap", window=(1, 2, 1))
-    np.testing.assert_array_equal(run(engine, windows, volume), direct)
+    np.testing.assert_array_equal(carry_out(engine, windows, volume), direct)
     lazy = scale_array(
         da.from_array(volume, chunks=17), case.factor, engine="cle", boundary="constant", chunks=case.block
     )
@@ -204,7 +192,7 @@ def test_a_single_constant_block_is_cle_scale_voxel_for_voxel(
     """With 0 around the volume and nothing cut, the very same call is made."""
     volume = random_volume(1, (11, 23, 29), "float32")
     plan = cut(volume.shape, factor, (999, 999, 999), "float32", boundary="constant", interpolation=interpolation)
-    found = run(engine, plan, volume)
+    found = carry_out(engine, plan, volume)
     np.testing.assert_array_equal(found, whole_scale(volume, factor, linear=interpolation == "linear"))
 
 
@@ -230,7 +218,7 @@ def test_nearest_chunks_equal_the_whole_but_for_ties(
         on_face = np.abs(position - np.rint(position)) < 1e-4
         tie |= on_face.reshape([along.m if a == axis else 1 for a in range(3)])
     assert tie.mean() < 0.25
-    found, whole = run(engine, plan, volume), whole_scale(volume, factor, linear=False)
+    found, whole = carry_out(engine, plan, volume), whole_scale(volume, factor, linear=False)
     np.testing.assert_array_equal(found[~tie], whole[~tie])
 
 
@@ -283,7 +271,7 @@ def test_nearest_equals_the_reference_on_ties(engine: CleEngine, factor: float, 
     volume[volume == 0] = 1
     plan = cut(volume.shape, (1.0, 1.0, factor), (1, 2, block), interpolation="nearest")
     real = reference(read_from(volume), volume.shape, plan.factor, Box.whole(plan.output.shape), "nearest")
-    np.testing.assert_array_equal(run(engine, plan, volume), real)
+    np.testing.assert_array_equal(carry_out(engine, plan, volume), real)
 
 
 @pytest.mark.sampled(2)
@@ -296,7 +284,7 @@ def test_labels_of_32_bits_survive(engine: CleEngine, dtype: str, factor: Float3
     volume = random_volume(5, (9, 13, 17), dtype)
     volume.flat[:4] = [np.iinfo(dtype).max, np.iinfo(dtype).min, 2**24 + 1, 2**31 - 1]
     plan = cut(volume.shape, factor, block, dtype, interpolation="nearest", boundary=boundary)
-    found = run(engine, plan, volume)
+    found = carry_out(engine, plan, volume)
     real = reference(read_from(volume), volume.shape, factor, Box.whole(plan.output.shape), "nearest", boundary)
     np.testing.assert_array_equal(found, as_dtype(real, volume.dtype))
     assert np.isin(found, volume).all()
@@ -351,7 +339,7 @@ def test_the_default_boundary_has_no_dark_rim(engine: CleEngine, dtype: str, int
         volume = np.full((7, 11, 13), value, dtype)
         for factor in ((2.0, 3.0, 1.0), (2.3, 0.7, 0.25)):
             plan = cut(volume.shape, factor, (5, 8, 16), dtype, interpolation=interpolation)
-            found = run(engine, plan, volume)
+            found = carry_out(engine, plan, volume)
             # float32 weights need not add up to 1; integers of 32 bits are as coarse as float32.
             coarse = dtype in ("uint32", "int32", "float32") and interpolation == "linear"
             np.testing.assert_allclose(found, np.float64(value), rtol=2**-22 if coarse else 0)
@@ -361,7 +349,7 @@ def test_the_constant_boundary_has_the_rim_of_cle_scale(engine: CleEngine) -> No
     """Blending with 0 outside darkens the outermost planes, as `cle.scale` does, and no plane between blocks."""
     volume = np.full((8, 12, 16), 1000, np.float32)
     plan = cut(volume.shape, (2.0, 2.0, 2.0), (8, 8, 8), "float32", boundary="constant")
-    found = run(engine, plan, volume)
+    found = carry_out(engine, plan, volume)
     np.testing.assert_allclose(found, whole_scale(volume, plan.factor, linear=True), atol=0.01)
     np.testing.assert_allclose(found[0, 12, 16], 750, atol=0.01)
     np.testing.assert_allclose(found[1:-1, 1:-1, 1:-1], 1000, atol=0.01)
@@ -378,9 +366,9 @@ def test_what_is_no_number_spreads_over_the_support_only(
     that nothing changes."""  # noqa: D209, D205 - one sentence
     volume = random_volume(6, (7, 9, 11), "float32")
     plan = cut(volume.shape, factor, block, "float32")
-    clean = run(engine, plan, volume)
+    clean = carry_out(engine, plan, volume)
     volume[3, 4, 5] = value
-    found = run(engine, plan, volume)
+    found = carry_out(engine, plan, volume)
     real = reference(read_from(volume), volume.shape, factor, Box.whole(plan.output.shape))
     assert not np.isfinite(found[~np.isfinite(real)]).any()
     touched = np.ones(plan.output.shape, bool)
@@ -398,7 +386,7 @@ def test_nearest_leaves_what_is_no_number_where_it_is(engine: CleEngine, block: 
     volume[3, 4, 5], volume[0, 0, 0], volume[6, 8, 10] = np.nan, np.inf, -np.inf
     plan = cut(volume.shape, (2.3, 0.7, 3.0), block, "float32", interpolation="nearest")
     real = reference(read_from(volume), volume.shape, plan.factor, Box.whole(plan.output.shape), "nearest")
-    np.testing.assert_array_equal(run(engine, plan, volume), real)
+    np.testing.assert_array_equal(carry_out(engine, plan, volume), real)
 
 
 # ---- what it takes -------------------------------------------------------------------------------------------------
@@ -512,33 +500,6 @@ def test_threads_take_turns(engine: CleEngine) -> None:
     with ThreadPoolExecutor(6) as pool:
         for found, expected in zip(pool.map(scale, jobs), alone, strict=True):
             np.testing.assert_array_equal(found, expected)
-
-
-def test_a_cancelled_block_gives_up_its_turn(engine: CleEngine) -> None:
-    """A block that still waits for the device when the job is cancelled computes nothing."""
-    volume = random_volume(12, (4, 4, 4), "uint16")
-    plan = cut(volume.shape, (2.0, 2.0, 2.0), (99, 99, 99))
-    cancelled = threading.Event()
-    with ThreadPoolExecutor(1) as pool:
-        with cle_engine.TURN:
-            waiting = pool.submit(engine.scale, volume, plan.block(0), plan, cancelled)
-            cancelled.set()
-        with pytest.raises(Cancelled):
-            waiting.result()
-    assert engine.scale(volume, plan.block(0), plan, threading.Event()).data.shape == (8, 8, 8)
-
-
-def test_waiting_for_the_device_is_told_from_scaling(engine: CleEngine) -> None:
-    """The seconds that a block waits for its turn are reported."""
-    volume = random_volume(12, (4, 4, 4), "uint16")
-    plan = cut(volume.shape, (2.0, 2.0, 2.0), (99, 99, 99))
-    engine.prepare(plan)
-    held = threading.Event()
-    with ThreadPoolExecutor(1) as pool:
-        with cle_engine.TURN:
-            waiting = pool.submit(engine.scale, volume, plan.block(0), plan)
-            held.wait(0.2)
-        assert waiting.result().waited > 0.05
 
 
 def test_a_device_that_cannot_compute_is_found_before_anything_is_written(monkeypatch: pytest.MonkeyPatch) -> None:

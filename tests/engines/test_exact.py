@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -17,17 +16,15 @@ import pyopencl as cl
 import pytest
 
 from isovoxel import scale_array
-from isovoxel.engines.base import Cancelled, Engine
 from isovoxel.engines.exact import ExactEngine
-from isovoxel.engines.opencl import TURN
 from isovoxel.engines.reference import reference, reference_labels
 from isovoxel.engines.registry import open_engine
 from isovoxel.geometry.grid import Axis, Box, VoxelGrid
 from isovoxel.geometry.resampling import Table, accumulator, outputs_of
 from isovoxel.planning.optimizer import too_thin
 from isovoxel.planning.plan import Plan
-from repeat import thread_run
-from strategies import Live, MemoryWriter, as_dtype, cut, device_limits, one_kernel_for_all_shapes, read_from
+from repeat import carry_out
+from strategies import Live, as_dtype, cut, device_limits, one_kernel_for_all_shapes, read_from
 
 Float3 = tuple[float, float, float]
 Index3 = tuple[int, int, int]
@@ -74,14 +71,6 @@ def engine(_one_kernel: None) -> ExactEngine:
     found = open_engine("exact")
     assert isinstance(found, ExactEngine)
     return found
-
-
-def run(engine: Engine, plan: Plan, volume: np.ndarray) -> np.ndarray:
-    """Carry a plan out as a job does, and return what was written: each voxel once."""
-    writer = MemoryWriter(plan)
-    thread_run(plan, read_from(volume), engine, writer).run()
-    assert (writer.times == 1).all()
-    return writer.data
 
 
 def random_volume(rng: np.random.Generator, shape: Index3, dtype: str) -> np.ndarray:
@@ -215,7 +204,7 @@ def test_labels_equal_the_reference_to_the_bit(engine: ExactEngine, case: Case, 
     info = np.iinfo(case.dtype)
     volume.flat[:2] = [info.max, info.min][: volume.size]
     plan = case.plan((17, 19, 23))
-    found = run(engine, plan, volume)
+    found = carry_out(engine, plan, volume)
     whole = Box.whole(plan.output.shape)
     expected = reference_labels(read_from(volume), case.shape, case.factor, whole, case.interpolation, case.boundary)
     assert found.dtype == expected.dtype == volume.dtype
@@ -229,7 +218,7 @@ def test_labels_beyond_what_float64_holds_survive(engine: ExactEngine) -> None:
     volume = (2**63 + np.arange(60, dtype=np.uint64)).reshape(3, 4, 5)
     for interpolation in ("nearest", "mode"):
         plan = cut(volume.shape, (2.0, 2.0, 2.0), WHOLE, "uint64", engine="exact", interpolation=interpolation)
-        found = run(engine, plan, volume)
+        found = carry_out(engine, plan, volume)
         np.testing.assert_array_equal(found, volume.repeat(2, 0).repeat(2, 1).repeat(2, 2))
 
 
@@ -238,7 +227,7 @@ def test_halves_go_to_the_even_integer(engine: ExactEngine) -> None:
     volume = np.array([0, 1, 1, 2, 2, 3, 254, 255], np.uint8).reshape(1, 1, 8)
     for dtype in DTYPES[:-1]:
         plan = cut(volume.shape, (1.0, 1.0, 0.5), WHOLE, dtype, engine="exact", interpolation="area")
-        found = run(engine, plan, volume.astype(np.int64).astype(dtype))
+        found = carry_out(engine, plan, volume.astype(np.int64).astype(dtype))
         expected = as_dtype(volume.astype(dtype).reshape(4, 2).mean(1), np.dtype(dtype))
         assert found.ravel().tolist() == expected.tolist()
 
@@ -250,7 +239,7 @@ def test_what_overshoots_is_saturated(engine: ExactEngine, dtype: str) -> None:
     volume = np.full((1, 1, 12), info.min, dtype)
     volume[..., 6:] = info.max
     plan = cut(volume.shape, (1.0, 1.0, 4.0), WHOLE, dtype, engine="exact", interpolation="cubic")
-    found = run(engine, plan, volume).ravel()
+    found = carry_out(engine, plan, volume).ravel()
     beyond = found.max() > info.max
     assert beyond == (dtype == "float32")
     if not beyond:
@@ -277,7 +266,7 @@ def test_a_volume_of_one_value_stays_so(engine: ExactEngine, dtype: str, interpo
         )
         # float32 weights need not add up to 1, by less than an integer of 16 bits shows.
         rtol = FLOAT_ERROR if dtype == "float32" else 0
-        np.testing.assert_allclose(run(engine, plan, volume), np.float64(value), rtol=rtol)
+        np.testing.assert_allclose(carry_out(engine, plan, volume), np.float64(value), rtol=rtol)
 
 
 SPREAD: list[tuple[Float3, str, bool]] = [
@@ -307,7 +296,7 @@ def test_what_is_no_number_spreads_as_in_the_reference(
         volume[3, 4 + i, 5] = volume[0, 0, i] = volume[6, 8 - i, 10] = value
     plan = case.plan(block)
     with np.errstate(invalid="ignore"):
-        found = run(engine, plan, volume)
+        found = carry_out(engine, plan, volume)
         real = reference(
             read_from(volume), volume.shape, factor, Box.whole(plan.output.shape), interpolation, antialias=antialias
         )
@@ -351,7 +340,7 @@ CUT = [
 def test_bits_do_not_depend_on_how_the_volume_is_cut(engine: ExactEngine, case: Case) -> None:
     """Blocks of any shape, one voxel thin too, any way to the halo and any number of threads: one block's bits."""
     volume, rng = case.volume(), np.random.default_rng(case.seed)
-    whole = run(engine, case.plan(), volume)
+    whole = carry_out(engine, case.plan(), volume)
     shape = whole.shape
     overlapped = 0
     random_blocks = [tuple(int(rng.integers(1, n + 1)) for n in shape) for _ in range(8)]
@@ -359,13 +348,13 @@ def test_bits_do_not_depend_on_how_the_volume_is_cut(engine: ExactEngine, case: 
         plan = case.plan(block)
         if plan.n_blocks > 120:
             continue
-        assert_same_bits(run(engine, plan, volume), whole)
+        assert_same_bits(carry_out(engine, plan, volume), whole)
         if too_thin(plan) or plan.n_blocks == 1 or overlapped == 2:
             continue
         overlapped += 1
         for window, threads in ((plan.block_grid, 1), (plan.block_grid, 5), ((1, 2, 1), 2)):
             joined = replace(plan, halo_mode="map_overlap", window=window, in_flight=threads)
-            assert_same_bits(run(engine, joined, volume), whole)
+            assert_same_bits(carry_out(engine, joined, volume), whole)
         lazy = scale_array(
             da.from_array(volume, chunks=9),
             case.factor,
@@ -384,9 +373,9 @@ def test_bits_do_not_depend_on_the_number_of_threads(engine: ExactEngine) -> Non
     """Many blocks at once come out as one after the other."""
     case = Case(5, (20, 30, 40), (1.3, 0.7, 2.0), "uint16", "cubic", antialias=False, boundary="nearest")
     plan, volume = case.plan((8, 8, 16)), case.volume()
-    alone = run(engine, replace(plan, in_flight=1), volume)
+    alone = carry_out(engine, replace(plan, in_flight=1), volume)
     for threads in (2, 3, 8):
-        assert_same_bits(run(engine, replace(plan, in_flight=threads), volume), alone)
+        assert_same_bits(carry_out(engine, replace(plan, in_flight=threads), volume), alone)
 
 
 WIDE: list[tuple[str, Index3, Float3, str, bool, bool]] = [
@@ -565,7 +554,7 @@ def test_buffers_are_reused_and_a_job_lets_go_of_them(engine: ExactEngine, live:
     for _ in range(3):
         engine.scale(volume[block.read_box.slices], block, plan)
         assert live.now == live.peak == held
-    run(engine, plan, volume)
+    carry_out(engine, plan, volume)
     assert live.now == 0
 
 
@@ -582,28 +571,3 @@ def test_buffers_of_another_plan_are_let_go(engine: ExactEngine, live: Live) -> 
 
 
 # ---- one at a time -------------------------------------------------------------------------------------------------
-
-
-def test_a_cancelled_block_gives_up_its_turn(engine: ExactEngine) -> None:
-    """A block that still waits for the device when the job is cancelled computes nothing."""
-    plan = cut((4, 4, 4), (2.0, 2.0, 2.0), WHOLE, engine="exact")
-    volume, cancelled = np.ones((4, 4, 4), np.uint16), threading.Event()
-    with ThreadPoolExecutor(1) as pool:
-        with TURN:
-            waiting = pool.submit(engine.scale, volume, plan.block(0), plan, cancelled)
-            cancelled.set()
-        with pytest.raises(Cancelled):
-            waiting.result()
-    assert (engine.scale(volume, plan.block(0), plan, threading.Event()).data == 1).all()
-
-
-def test_waiting_for_the_device_is_told_from_scaling(engine: ExactEngine) -> None:
-    """The seconds that a block waits for its turn are reported."""
-    plan = cut((4, 4, 4), (2.0, 2.0, 2.0), WHOLE, engine="exact")
-    engine.prepare(plan)
-    held = threading.Event()
-    with ThreadPoolExecutor(1) as pool:
-        with TURN:
-            waiting = pool.submit(engine.scale, np.ones((4, 4, 4), np.uint16), plan.block(0), plan)
-            held.wait(0.2)
-        assert waiting.result().waited > 0.05

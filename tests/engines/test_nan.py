@@ -19,8 +19,8 @@ from isovoxel.engines.registry import open_engine
 from isovoxel.geometry.grid import Box, Float3
 from isovoxel.planning.model import ENGINES
 from isovoxel.planning.plan import Plan
-from repeat import thread_run
-from strategies import MemoryWriter, cut, one_kernel_for_all_shapes, read_from
+from repeat import carry_out
+from strategies import cut, one_kernel_for_all_shapes, read_from
 
 SHAPE = (7, 9, 11)
 CUTS = [(99, 99, 99), (4, 3, 5), (1, 99, 2)]
@@ -54,12 +54,6 @@ def kind(request: pytest.FixtureRequest, _one_kernel: None) -> tuple[Engine, str
 
 def plan(name: str, kernel: str, factor: Float3, boundary: str, block: tuple[int, int, int]) -> Plan:
     return cut(SHAPE, factor, block, "float32", engine=name, interpolation=kernel, boundary=boundary)
-
-
-def run(engine: Engine, plan: Plan, volume: np.ndarray) -> np.ndarray:
-    writer = MemoryWriter(plan)
-    thread_run(plan, read_from(volume), engine, writer).run()
-    return writer.data
 
 
 def volumes() -> tuple[np.ndarray, np.ndarray]:
@@ -106,7 +100,7 @@ def test_what_is_no_number_reaches_as_far_as_the_kernel(
     for block in CUTS:
         cut_up = plan(name, kernel, FACTORS[factor], boundary, block)
         with np.errstate(invalid="ignore"):
-            found, untouched = run(engine, cut_up, volume), run(engine, cut_up, clean)
+            found, untouched = carry_out(engine, cut_up, volume), carry_out(engine, cut_up, clean)
         assert np.isfinite(untouched).all()
         masks.append(~np.isfinite(found))
         assert not (masks[-1] & ~reach).any()
@@ -126,4 +120,6 @@ def test_nothing_moves_where_nothing_is_scaled(
     """At factor 1 every voxel stays what it is: NaN is NaN, and infinities keep their sign."""
     engine, name, kernel = kind
     _, volume = volumes()
-    np.testing.assert_array_equal(run(engine, plan(name, kernel, (1.0, 1.0, 1.0), boundary, block), volume), volume)
+    np.testing.assert_array_equal(
+        carry_out(engine, plan(name, kernel, (1.0, 1.0, 1.0), boundary, block), volume), volume
+    )

@@ -6,13 +6,17 @@ import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pyopencl as cl
 import pytest
 
+from isovoxel.engines import staged_block
+from isovoxel.engines.base import Cancelled
 from isovoxel.engines.exact import ExactEngine
+from isovoxel.engines.opencl import TURN
 from isovoxel.engines.registry import open_engine
 from isovoxel.errors import DeviceError
 from strategies import Live, cut
@@ -117,3 +121,39 @@ def test_as_many_blocks_are_in_flight_as_the_host_has_memory_for(
     assert live.now <= blocks * sum(plan.staging)
     engine.release()
     assert live.now == 0
+
+
+# ---- one at a time -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["exact", "cle"])
+def test_a_cancelled_block_gives_up_its_turn(name: str) -> None:
+    """A block that still waits for the device when the job is cancelled computes nothing."""
+    engine, volume = open_engine(name), np.ones((4, 4, 4), np.uint16)
+    plan = cut(volume.shape, (2.0, 2.0, 2.0), (99, 99, 99), engine=name)
+    cancelled = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        with TURN:
+            waiting = pool.submit(engine.scale, volume, plan.block(0), plan, cancelled)
+            cancelled.set()
+        with pytest.raises(Cancelled):
+            waiting.result()
+    assert (engine.scale(volume, plan.block(0), plan, threading.Event()).data == 1).all()
+
+
+@pytest.mark.parametrize("name", ["exact", "cle"])
+def test_waiting_for_the_device_is_told_from_scaling(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The seconds that a block waits for its turn are reported, and no others."""
+    engine, plan, now = open_engine(name), cut((4, 4, 4), (2.0, 2.0, 2.0), (99, 99, 99), engine=name), [0.0]
+
+    class Turn:
+        def __enter__(self) -> None:
+            now[0] += 7
+
+        def __exit__(self, *_: object) -> None:
+            now[0] += 3
+
+    engine.prepare(plan)
+    monkeypatch.setattr(staged_block, "TURN", Turn())
+    monkeypatch.setattr(staged_block, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    assert engine.scale(np.ones((4, 4, 4), np.uint16), plan.block(0), plan).waited == 7

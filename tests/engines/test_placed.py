@@ -18,8 +18,8 @@ from isovoxel.planning.model import ENGINES, FILTERS, MOVES
 from isovoxel.planning.optimizer import make_plan
 from isovoxel.planning.plan import Plan
 from isovoxel.planning.resume import plan_from_json
-from repeat import thread_run
-from strategies import MemoryWriter, as_dtype, device_limits, host_limits, read_from, source
+from repeat import carry_out
+from strategies import as_dtype, device_limits, host_limits, read_from, source
 
 SHAPE = (9, 14, 17)
 INPUT = VoxelGrid(SHAPE, (2.0, 0.5, 0.5), (-3.0, 7.0, 0.1))
@@ -57,13 +57,6 @@ def planned(output: VoxelGrid, block: Index3, dtype: str, **options: Any) -> Pla
     return replace(plan, block_shape=whole)
 
 
-def run(plan: Plan, volume: np.ndarray) -> np.ndarray:
-    writer = MemoryWriter(plan)
-    thread_run(plan, read_from(volume), open_engine("exact"), writer).run()
-    assert (writer.times == 1).all()
-    return writer.data
-
-
 @pytest.mark.sampled(17)  # all kernels, and all grids, are among them
 @pytest.mark.parametrize(
     ("name", "interpolation", "antialias", "boundary"),
@@ -88,7 +81,7 @@ def test_voxels_are_those_of_the_oracle_however_cut(
     options = {"interpolation": interpolation, "boundary": boundary, "antialias": antialias}
     plans = [planned(output, block, dtype, **options) for block in ((99, 99, 99), (5, 3, 7))]
     assert plans[1].n_blocks > plans[0].n_blocks == 1
-    whole, cut = (run(plan, volume) for plan in plans)
+    whole, cut = (carry_out(open_engine("exact"), plan, volume) for plan in plans)
     np.testing.assert_array_equal(cut, whole)
     where = (read_from(volume), SHAPE, plans[0].factor, Box.whole(output.shape), interpolation, boundary)
     if moves:
@@ -102,7 +95,11 @@ def test_voxels_are_those_of_the_oracle_however_cut(
 def test_a_crop_of_the_same_voxels_is_that_crop_to_the_bit(interpolation: str, *, antialias: bool) -> None:
     """Whatever the kernel: no axis is scaled."""
     volume = np.random.default_rng(4).integers(0, 2**32 - 1, SHAPE, np.uint32)
-    found = run(planned(GRIDS["a crop"], (3, 4, 4), "uint32", interpolation=interpolation, antialias=antialias), volume)
+    found = carry_out(
+        open_engine("exact"),
+        planned(GRIDS["a crop"], (3, 4, 4), "uint32", interpolation=interpolation, antialias=antialias),
+        volume,
+    )
     np.testing.assert_array_equal(found, volume[2:6, 3:9, 3:12])
 
 
