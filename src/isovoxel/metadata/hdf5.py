@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from isovoxel.geometry.grid import AXES, Float3, Index3
+from isovoxel.geometry.grid import AXES, Float3, Index3, triple
 from isovoxel.metadata.series import Channel, checked_color
 from isovoxel.metadata.units import ORIGIN, Calibration, Length, calibrate
 
@@ -66,8 +66,7 @@ def three(value: Any) -> Float3 | None:
         return None
     if numbers.shape != (3,) or not np.isfinite(numbers).all():
         return None
-    z, y, x = numbers.tolist()
-    return (z, y, x)
+    return triple(numbers.tolist())
 
 
 def text_of(value: Any) -> str:
@@ -83,8 +82,7 @@ def _calibrated(key: str, value: Any, units: list[str | None]) -> Calibration:
     sizes = three(value)
     if sizes is None:
         return Calibration(missing=f"the attribute {key} of {_DATASET} is not three numbers")
-    z, y, x = (Length(size, unit) for size, unit in zip(sizes, units, strict=True))
-    return calibrate(_DATASET, f"attribute {key}", (z, y, x))
+    return calibrate(_DATASET, f"attribute {key}", triple(map(Length, sizes, units)))
 
 
 def _units(attributes: Mapping[str, Any]) -> list[str | None]:
@@ -119,16 +117,15 @@ def read_extent(attributes: Mapping[str, Any], shape: Index3) -> tuple[Calibrati
     """
     unit = text_of(attributes.get("Unit")) or None
     ends = [(_number(attributes.get(f"ExtMin{i}")), _number(attributes.get(f"ExtMax{i}"))) for i in (2, 1, 0)]
-    z, y, x = (
+    lengths = triple(
         Length(None if low is None or high is None else (high - low) / n, unit, "no extent")
         for (low, high), n in zip(ends, shape, strict=True)
     )
-    found = calibrate(_IMARIS, "Imaris extents", (z, y, x))
+    found = calibrate(_IMARIS, "Imaris extents", lengths)
     if not found.placed:
         return found, ORIGIN
     sizes = found.voxel_size or (1.0, 1.0, 1.0)
-    oz, oy, ox = ((low or 0.0) + size / 2 for (low, _), size in zip(ends, sizes, strict=True))
-    return found, (oz, oy, ox)
+    return found, triple((low or 0.0) + size / 2 for (low, _), size in zip(ends, sizes, strict=True))
 
 
 def image_shape(attributes: Mapping[str, Any], padded: Index3) -> Index3 | None:
@@ -142,8 +139,8 @@ def image_shape(attributes: Mapping[str, Any], padded: Index3) -> Index3 | None:
         Shape of its array.
     """
     sizes = [_number(attributes.get(f"ImageSize{axis}")) for axis in "ZYX"]
-    z, y, x = (n if size is None else int(size) for size, n in zip(sizes, padded, strict=True))
-    return (z, y, x) if all(1 <= size <= n for size, n in zip((z, y, x), padded, strict=True)) else None
+    shape = triple(n if size is None else int(size) for size, n in zip(sizes, padded, strict=True))
+    return shape if all(1 <= size <= n for size, n in zip(shape, padded, strict=True)) else None
 
 
 def read_channel(attributes: Mapping[str, Any]) -> Channel:
@@ -320,12 +317,12 @@ def _coarser(found: _Found, factors: Float3) -> tuple[Calibration, Float3]:
     """Return size and origin of a level that is coarser by these factors, x first, than what was found."""
     if found.calibration.voxel_size is None:
         return found.calibration, ORIGIN
-    z, y, x = (size * factor for size, factor in zip(found.calibration.voxel_size, factors[::-1], strict=True))
-    oz, oy, ox = (
-        start + size * (factor - 1) / 2
-        for start, size, factor in zip(found.origin, found.calibration.voxel_size, factors[::-1], strict=True)
+    sizes, zyx = found.calibration.voxel_size, factors[::-1]
+    coarse = triple(size * factor for size, factor in zip(sizes, zyx, strict=True))
+    origin = triple(
+        start + size * (factor - 1) / 2 for start, size, factor in zip(found.origin, sizes, zyx, strict=True)
     )
-    return replace(found.calibration, voxel_size=(z, y, x)), (oz, oy, ox)
+    return replace(found.calibration, voxel_size=coarse), origin
 
 
 def _equal(one: Calibration, other: Calibration) -> bool:
@@ -372,10 +369,8 @@ def _transform(attributes: Mapping[str, Any]) -> tuple[Calibration, Float3]:
 
 
 def _n5_calibration(key: str, sizes: Float3, units: Sequence[Any]) -> Calibration:
-    z, y, x = (
-        Length(size, unit if isinstance(unit, str) and unit else None) for size, unit in zip(sizes, units, strict=True)
-    )
-    return calibrate(_N5, f"N5 attribute {key}", (z, y, x))
+    texts = (unit if isinstance(unit, str) and unit else None for unit in units)
+    return calibrate(_N5, f"N5 attribute {key}", triple(map(Length, sizes, texts)))
 
 
 def _each(units: Any) -> list[Any]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from isovoxel.geometry.grid import Float3
+from isovoxel.geometry.grid import Float3, triple
 from isovoxel.metadata.units import ORIGIN, TURNED, Calibration, Length, calibrate, is_upright
 
 MOST_AXES = 16
@@ -62,11 +62,6 @@ def _positive(numbers: Sequence[float], what: str) -> list[int]:
     if not 2 <= len(whole) == len(numbers) <= MOST_AXES:
         raise ValueError(f"its {what} are not two or more whole numbers above 0")
     return whole
-
-
-def _three(values: Vector, fill: float) -> list[float]:
-    """Return the values of the first three axes, x first."""
-    return [*values[:3], *[fill] * (3 - len(values))]
 
 
 def _calibrated(what: str, source: str, sizes: Sequence[float | None], units: Sequence[str | None]) -> Calibration:
@@ -222,8 +217,7 @@ def _nrrd_place(
         return calibration, ORIGIN, (TURNED,)
     if not origin or origin[0] is None or len(origin[0]) != 3 or not np.isfinite(origin[0]).all():
         return calibration, ORIGIN, ()
-    x, y, z = origin[0]
-    return calibration, (z, y, x), ()
+    return calibration, triple(origin[0][::-1]), ()
 
 
 # ---- MetaImage -----------------------------------------------------------------------------------------------------
@@ -330,8 +324,7 @@ def _meta_place(fields: Mapping[str, str], n: int) -> tuple[Calibration, Float3,
         matrix[:n, :n] = np.reshape(turns, (size, size))[:n, :n]
     if not is_upright(matrix):
         return calibration, ORIGIN, (TURNED,)
-    x, y, z = _three(offset, 0.0)
-    return calibration, (z, y, x), ()
+    return calibration, triple([*offset[:3], 0.0][2::-1]), ()
 
 
 # ---- MRC -----------------------------------------------------------------------------------------------------------
@@ -389,7 +382,7 @@ def read_mrc(data: bytes) -> RawHeader:
         Length(float(str(np.float32(length / count))) if count > 0 and length > 0 else None, "angstrom", "no cell size")
         for length, count in zip(cell, counts, strict=True)
     ]
-    calibration = calibrate("the MRC header", "MRC cell", (lengths[2], lengths[1], lengths[0]))
+    calibration = calibrate("the MRC header", "MRC cell", triple(lengths[::-1]))
     inverted = by_imod and any(place) and not flags & _IMOD_PLAIN_ORIGIN
     return RawHeader(
         tuple(shape),
@@ -414,8 +407,6 @@ def _mrc_origin(place: Vector, starts: Sequence[int], axes: Sequence[str], calib
     if calibration.voxel_size is None or not np.isfinite(place).all():
         return ORIGIN
     if any(place):
-        x, y, z = (float(str(np.float32(value))) for value in place)
-        return (z, y, x)
+        return triple(float(str(np.float32(value))) for value in place[::-1])
     first = dict(zip(axes, starts, strict=True))
-    z, y, x = (first[axis] * size for axis, size in zip("zyx", calibration.voxel_size, strict=True))
-    return (z, y, x)
+    return triple(first[axis] * size for axis, size in zip("zyx", calibration.voxel_size, strict=True))

@@ -19,7 +19,7 @@ from xml.parsers import expat
 import numpy as np
 
 from isovoxel.errors import InputError
-from isovoxel.geometry.grid import Index3
+from isovoxel.geometry.grid import Index3, triple
 from isovoxel.metadata.series import Channel, stays_inside, time_step
 from isovoxel.metadata.units import Calibration, Length, calibrate, canonical_unit, unescaped
 
@@ -215,8 +215,8 @@ def read_lsm(info: Mapping[str, Any], *, flat: bool = False) -> Calibration:
     """
     sizes = [_number(info.get(f"VoxelSize{axis}")) for axis in "ZYX"]
     # By the digits that it prints, so that 2e-7 becomes 0.2.
-    z, y, x = (None if size is None or not isfinite(size) else float(Decimal(repr(size)).scaleb(6)) for size in sizes)
-    lengths = (Length(z, "micrometer"), Length(y, "micrometer"), Length(x, "micrometer"))
+    scaled = (None if size is None or not isfinite(size) else float(Decimal(repr(size)).scaleb(6)) for size in sizes)
+    lengths = triple(Length(size, "micrometer") for size in scaled)
     return calibrate("CZ_LSMINFO", "CZ_LSMINFO VoxelSizeZ, VoxelSizeY and VoxelSizeX", lengths, flat=flat)
 
 
@@ -577,8 +577,8 @@ def read_ome_xml(pixels: Sequence[Mapping[str, str]], index: int, count: int, sh
 
 
 def _calibration(pixels: Mapping[str, str], shape: Index3) -> Calibration:
-    z, y, x = (_length(pixels, f"PhysicalSize{axis}") for axis in "ZYX")
-    return calibrate(_WHAT, _SOURCE, (z, y, x), flat=shape[0] == 1)
+    lengths = triple(_length(pixels, f"PhysicalSize{axis}") for axis in "ZYX")
+    return calibrate(_WHAT, _SOURCE, lengths, flat=shape[0] == 1)
 
 
 def _length(pixels: Mapping[str, str], key: str) -> Length:

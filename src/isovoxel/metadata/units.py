@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from isovoxel.errors import OptionError
-from isovoxel.geometry.grid import AXES, Float3
+from isovoxel.geometry.grid import AXES, Float3, triple
 
 _PREFIXES = {
     "yotta": ("Y", 24),
@@ -253,11 +253,9 @@ def calibrate(what: str, source: str, lengths: tuple[Length, Length, Length], *,
         if all(value == 1 for value in values):
             why = "has the size 1 for z, y and x and no unit, which is what programs write where nothing was calibrated"
             return Calibration(missing=f"{what} {why}", counted=True)
-        return Calibration((values[0], values[1], values[2]), None, source)
-    z, y, x = (
-        convert_length(value, unit, target) for value, unit in zip(values, units, strict=True) if unit is not None
-    )
-    return Calibration((z, y, x), target, source)
+        return Calibration(triple(values), None, source)
+    sizes = (convert_length(value, unit, target) for value, unit in zip(values, units, strict=True) if unit is not None)
+    return Calibration(triple(sizes), target, source)
 
 
 def _problem(length: Length) -> str:
@@ -357,8 +355,8 @@ def read_zooms(zooms: Sequence[float], unit: str) -> Calibration:
     """
     text = None if unit == "unknown" else unit
     # The shortest number that is this float32 is the one that was meant.
-    z, y, x = (Length(float(str(np.float32(zoom))), text) for zoom in zooms[2::-1])
-    return calibrate("the NIfTI header", "NIfTI pixdim", (z, y, x))
+    lengths = triple(Length(float(str(np.float32(zoom))), text) for zoom in zooms[2::-1])
+    return calibrate("the NIfTI header", "NIfTI pixdim", lengths)
 
 
 def read_affine(affine: NDArray[np.float64]) -> tuple[Float3, str]:
@@ -371,5 +369,4 @@ def read_affine(affine: NDArray[np.float64]) -> tuple[Float3, str]:
     """
     if not np.isfinite(affine).all() or not is_upright(affine[:3, :3]):
         return ORIGIN, TURNED
-    x, y, z = (float(str(np.float32(value))) for value in affine[:3, 3])
-    return (z, y, x), ""
+    return triple(float(str(np.float32(value))) for value in affine[2::-1, 3]), ""

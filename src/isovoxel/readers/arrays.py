@@ -17,7 +17,7 @@ from crc32c import crc32c
 from numpy.typing import NDArray
 
 from isovoxel.errors import InputError
-from isovoxel.geometry.grid import AXES, Box
+from isovoxel.geometry.grid import AXES, Box, triple
 from isovoxel.metadata.units import canonical_unit
 from isovoxel.readers.base import (
     CONVERTED,
@@ -99,7 +99,7 @@ def from_dask(array: Any, selection: Selection = EVERYTHING) -> Volume:
     array = array[None] if array.ndim == 2 else array
     stored = np.dtype(array.dtype).newbyteorder("=")
     check_voxels(name, shape, stored)
-    z, y, x = (max(sizes) for sizes in array.chunks)
+    chunks = triple(map(max, array.chunks))
     dtype, tag = CONVERTED.get(stored, stored), str(array.name)
     notes: tuple[str, ...] = ()
     held = 2 * dtype.itemsize
@@ -112,8 +112,8 @@ def from_dask(array: Any, selection: Selection = EVERYTHING) -> Volume:
         shape,
         dtype,
         ComputedReader(name, array, dtype),
-        chunks=(z, y, x),
-        read_overhead=held * z * y * x + GRAPH_BYTES,
+        chunks=chunks,
+        read_overhead=held * math.prod(chunks) + GRAPH_BYTES,
         sources=sources,
         identity={"kind": "dask array", "shape": list(shape), "dtype": str(stored), "tag": tag},
         missing="a dask array has none",
@@ -234,10 +234,12 @@ def from_xarray(array: Any) -> Volume:
         return replace(volume, name=name, sources=sources, missing=why)
     if len(known) == 2:
         known = [(min(step for step, _, _ in known), 0.0, known[0][2]), *known]
-    (z, y, x), (z0, y0, x0), units = zip(*known, strict=True)
+    steps, starts, units = zip(*known, strict=True)
     unit = units[0] if len(set(units)) == 1 else None
     sources |= dict.fromkeys(["voxel size", "unit"] if unit else ["voxel size"], "coordinates of the DataArray")
-    return replace(volume, name=name, sources=sources, voxel_size=(z, y, x), origin=(z0, y0, x0), unit=unit, missing="")
+    return replace(
+        volume, name=name, sources=sources, voxel_size=triple(steps), origin=triple(starts), unit=unit, missing=""
+    )
 
 
 def _spacing(coordinate: Any) -> tuple[float, float, str | None] | None:

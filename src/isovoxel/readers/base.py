@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from isovoxel.codecs.streams import ChunkCoding
 from isovoxel.errors import CorruptInputError, InputError
-from isovoxel.geometry.grid import AXES, Box, Float3, Index3, VoxelGrid, ceil_div
+from isovoxel.geometry.grid import AXES, Box, Float3, Index3, VoxelGrid, ceil_div, triple
 from isovoxel.metadata.series import Channel, SeriesAxis, place_of_volume, told_place
 from isovoxel.metadata.units import ORIGIN, Calibration
 from isovoxel.notebook import InNotebooks
@@ -222,11 +222,10 @@ class Volume(InNotebooks):
 
         Of a dask array whose chunks are not of one size this is an estimate.
         """
-        before, after = [], []
-        for a, n, chunk, of in zip(self.start, self.shape, self.chunks, self.whole or self.shape, strict=True):
-            before.append(a % chunk)
-            after.append(min(of, ceil_div(a + n, chunk) * chunk) - (a + n))
-        return (before[0], before[1], before[2]), (after[0], after[1], after[2])
+        before = triple(a % chunk for a, chunk in zip(self.start, self.chunks, strict=True))
+        stop = triple(a + n for a, n in zip(self.start, self.shape, strict=True))
+        ends = zip(stop, self.chunks, self.whole or self.shape, strict=True)
+        return before, triple(min(n, ceil_div(end, chunk) * chunk) - end for end, chunk, n in ends)
 
     @property
     def n_volumes(self) -> int:
@@ -340,8 +339,7 @@ class CroppedReader:
 
 def moved(origin: Float3, start: Index3, voxel_size: Float3, sign: int = 1) -> Float3:
     """Return the position of the voxel `start`, seen from the voxel that lies at `origin`; back with a sign of -1."""
-    z, y, x = (o + sign * i * size for o, i, size in zip(origin, start, voxel_size, strict=True))
-    return (z, y, x)
+    return triple(o + sign * i * size for o, i, size in zip(origin, start, voxel_size, strict=True))
 
 
 def _files(files: Files, part: Box, box: Box) -> Iterable[str | ObjectPlace]:
@@ -538,8 +536,8 @@ def converted(volume: Volume) -> Volume:
     if (dtype := CONVERTED.get(volume.dtype)) is None:
         return volume
     tile = part_shape(volume.chunks, volume.shape, volume.dtype.itemsize)
-    z, y, x = (start % n for start, n in zip(volume.start, tile, strict=True))
-    reader = partial(ConvertedReader, volume.name, stored=volume.dtype, tile=tile, first=(z, y, x))
+    first = triple(start % n for start, n in zip(volume.start, tile, strict=True))
+    reader = partial(ConvertedReader, volume.name, stored=volume.dtype, tile=tile, first=first)
     return volume.read_through(
         reader,
         dtype=dtype,
@@ -559,7 +557,7 @@ def part_shape(chunks: Index3, shape: Index3, itemsize: int) -> Index3:
     for axis in (2, 1, 0):
         fit = max(1, PART_BYTES // (math.prod(tile) * itemsize))
         tile[axis] *= min(fit, ceil_div(shape[axis], tile[axis]))
-    return (tile[0], tile[1], tile[2])
+    return triple(tile)
 
 
 # ---- another order of axes -----------------------------------------------------------------------------------------
@@ -589,14 +587,12 @@ def stored_order(axes: Sequence[str]) -> Index3 | None:
 
 def to_zyx(order: Index3, stored: Index3) -> Index3:
     """Return for z, y and x what is given for the axes as they are stored."""
-    z, y, x = (stored[axis] for axis in order)
-    return (z, y, x)
+    return triple(stored[axis] for axis in order)
 
 
 def to_stored(order: Index3, zyx: Index3) -> Index3:
     """Return for the axes as they are stored what is given for z, y and x."""
-    a, b, c = (zyx[order.index(axis)] for axis in range(3))
-    return (a, b, c)
+    return triple(zyx[order.index(axis)] for axis in range(3))
 
 
 def _stored_box(order: Index3, box: Box) -> Box:

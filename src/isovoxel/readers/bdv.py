@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.errors import InputError, InputMissingError
-from isovoxel.geometry.grid import Box, Float3
+from isovoxel.geometry.grid import Box, Float3, triple
 from isovoxel.metadata.series import Channel, chosen_channels, stays_inside
 from isovoxel.metadata.tiff import parse_xml
 from isovoxel.metadata.units import ORIGIN, Calibration, Length, calibrate, is_upright
@@ -403,7 +403,7 @@ def _setup(element: Element) -> Setup:
         sizes = [Length(float(size), unit) for size in _text(voxel, "size").split()]
     if len(sizes) != 3:
         raise ValueError("it has a voxelSize that is not three numbers")
-    found = calibrate("the BigDataViewer XML", "BigDataViewer voxelSize", (sizes[2], sizes[1], sizes[0]))
+    found = calibrate("the BigDataViewer XML", "BigDataViewer voxelSize", triple(sizes[::-1]))
     attributes = element.find("attributes")
     told = {} if attributes is None else {one.tag: (one.text or "").strip() for one in attributes}
     return Setup(int(_text(element, "id")), _text(element, "name"), found, told)
@@ -496,5 +496,4 @@ def read_place(transform: NDArray[np.float64], voxel_size: Float3) -> tuple[Floa
         x, y, z = np.diagonal(transform)[:3]
         shown = f"{z:g} x {y:g} x {x:g}"
         return ORIGIN, f"its registration scales z, y, x by {shown}, not by its voxel size, and is not carried over"
-    x, y, z = (float(value) for value in transform[:3, 3] / factors)
-    return (z, y, x), ""
+    return triple(float(value) for value in (transform[:3, 3] / factors)[::-1]), ""

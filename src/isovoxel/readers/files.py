@@ -92,9 +92,8 @@ def unreadable(name: str, what: str, error: Exception) -> InputError:
     """
     if isinstance(error, MemoryError):
         return InputUnavailableError(errno.ENOMEM, f"{name} cannot be read: this process has no memory left for it")
-    number = number_of(error)
-    if isinstance(error, OSError) and number is not None:
-        return InputUnavailableError(number, f"{name} cannot be read: {error.strerror or os.strerror(number)}")
+    if isinstance(error, OSError) and number_of(error) is not None:
+        return unavailable(f"{name} cannot be read", error)
     if isinstance(error, (*LIMITS, IndexError, KeyError, AssertionError)):
         return InputError(f"{name} cannot be read as {what} here: {limit_of(error)}; {WAY_ON}")
     advice = "; copy or write it again" if isinstance(error, DAMAGE) else ""
@@ -150,7 +149,9 @@ def needs_extra(name: str, what: str, extra: str | None, error: ImportError) -> 
 
 def unavailable(what: str, error: OSError) -> InputUnavailableError:
     """Return the one-sentence error for what the system did not give; `what` is "x.tif cannot be read"."""
-    return InputUnavailableError(error.errno, f"{what}: {error.strerror or reason_of(error)}")
+    number = number_of(error)
+    why = error.strerror or (reason_of(error) if number is None else os.strerror(number))
+    return InputUnavailableError(number, f"{what}: {why}")
 
 
 def reason_of(error: BaseException) -> str:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from isovoxel.errors import InputError, InputMissingError
-from isovoxel.geometry.grid import Float3, Index3
+from isovoxel.geometry.grid import Float3, Index3, triple
 from isovoxel.metadata.hdf5 import (
     FINEST,
     Surroundings,
@@ -38,7 +38,7 @@ from isovoxel.readers.base import ReadBox, SeriesReader, Volume, check_voxels
 from isovoxel.readers.files import FileList, check_complete, file_identity, named_failures
 from isovoxel.readers.raw import RawReader
 from isovoxel.readers.registry import Location
-from isovoxel.readers.selection import GIVEN, Picked, Selection, listed, pick, plain_zyx, zyx_positions
+from isovoxel.readers.selection import GIVEN, Picked, Selection, listed, of_zyx, pick, plain_zyx, zyx_positions
 
 if TYPE_CHECKING:
     import h5py
@@ -106,8 +106,7 @@ def _open_dataset(dataset: h5py.Dataset, path: Path, name: str, selection: Selec
         raise InputError(f"{name} is a dataset without any value; isovoxel takes z, y, x")
     axes, axes_source = _axes(dataset)
     zyx = zyx_positions(name, axes, dataset.shape, selection)
-    z, y, x = zyx
-    shape = (dataset.shape[z], dataset.shape[y], dataset.shape[x])
+    shape = of_zyx(zyx, dataset.shape)
     told = {"shape": f"dataset {dataset.name}", "axes": axes_source if selection.axes is None else GIVEN}
     return volume_of_dataset(dataset, path, name, "HDF5 dataset", zyx, shape, _measured(dataset), told)
 
@@ -176,7 +175,6 @@ def volume_of_dataset(
     """
     reader = _reader_of(dataset, path, name, zyx, shape)
     by_chunks = None if isinstance(reader, RawReader) else reader
-    z, y, x = (1, 1, 1) if by_chunks is None else (min(c, n) for c, n in zip(by_chunks.chunk, shape, strict=True))
     by_hdf5 = by_chunks is not None and by_chunks.filters is None
     volume = Volume(
         name,
@@ -184,7 +182,7 @@ def volume_of_dataset(
         shape,
         reader.dtype.newbyteorder("="),
         reader,
-        chunks=(z, y, x),
+        chunks=(1, 1, 1) if by_chunks is None else triple(map(min, by_chunks.chunk, shape)),
         read_overhead=reader.overhead,
         sources=told,
         notes=(BY_HDF5,) if by_hdf5 else (),
@@ -230,8 +228,7 @@ def _reader_of(dataset: h5py.Dataset, path: Path, name: str, zyx: Index3, shape:
     else:
         if any(n != 1 for axis, n in enumerate(dataset.chunks) if axis not in zyx):
             raise InputError(f"{name} has chunks of several images; copy it into a dataset of its own")
-        z, y, x = zyx
-        chunk = (dataset.chunks[z], dataset.chunks[y], dataset.chunks[x])
+        chunk = of_zyx(zyx, dataset.chunks)
     return Hdf5Reader(
         name,
         str(path.resolve()),
@@ -243,7 +240,7 @@ def _reader_of(dataset: h5py.Dataset, path: Path, name: str, zyx: Index3, shape:
         chunk,
         filters,
         as_declared(dataset.fillvalue, np.dtype(dataset.dtype), stored),
-        (int(dataset.shape[zyx[0]]), int(dataset.shape[zyx[1]]), int(dataset.shape[zyx[2]])),
+        of_zyx(zyx, dataset.shape),
     )
 
 
@@ -370,7 +367,11 @@ def open_imaris(file: h5py.File, path: Path, inner: str | None, name: str, selec
             if (one.shape, one.dtype) != (first.shape, first.dtype):
                 raise InputError(f"{name} contradicts itself: its channels and time points are not of one size")
     chosen = _channel(file, path, _place((picked.others[0], picked.others[1])), name)
-    told = tuple(read_channel(file[f"DataSetInfo/Channel {c}"].attrs) for c in range(channels) if _has(file, c))
+    told = tuple(
+        read_channel(file[f"DataSetInfo/Channel {c}"].attrs)
+        for c in range(channels)
+        if f"DataSetInfo/Channel {c}" in file
+    )
     named = chosen_channels(told, channels, picked.chosen.get("channel"))
     sources = {**chosen.sources, "axes": picked.told(chosen.sources["axes"])}
     chosen = replace(chosen, channels=named, sources=sources)
@@ -396,10 +397,6 @@ def _count(group: Any, word: str, name: str) -> int:
     if not numbers or numbers != {f"{word} {i}" for i in range(len(numbers))}:
         raise InputError(f"{name} contradicts itself: its {word} groups are not numbered from 0 on")
     return len(numbers)
-
-
-def _has(file: h5py.File, channel: int) -> bool:
-    return f"DataSetInfo/Channel {channel}" in file
 
 
 def _member(path: Path, name: str, picked: Picked) -> ReadBox:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -35,7 +34,7 @@ from isovoxel.readers.chunks import CHUNK_COST, ChunkCache, decode_nothing, deco
 from isovoxel.readers.files import number_of, reason_of, unavailable, unreadable
 from isovoxel.readers.raw import open_file, read_into
 from isovoxel.readers.selection import along_axes
-from isovoxel.readers.tiled import Stored, TiledReader, chunk_of
+from isovoxel.readers.tiled import Stored, TiledReader, chunk_of, chunk_place, chunk_start
 
 if TYPE_CHECKING:
     import h5py
@@ -193,13 +192,10 @@ class Hdf5Reader(TiledReader):
     def read_tile(self, tile: Box, out: NDArray[Any], source: tuple[h5py.Dataset, NDArray[np.uint8]]) -> None:
         """Read a part of a chunk, decoded here or by HDF5."""
         if self.filters is None:
-            self._read_by_hdf5(source[0], tile, out)
+            # Integers of one size, for the type that is meant need not be the one that is stored.
+            out[...] = source[0][self._along_axes(tile.slices)].astype(out.dtype, copy=False)
         else:
             self._read_chunk(*source, tile, out)
-
-    def _read_by_hdf5(self, dataset: h5py.Dataset, tile: Box, out: NDArray[Any]) -> None:
-        # Integers of one size, for the type that is meant need not be the one that is stored.
-        out[...] = dataset[self._along_axes(tile.slices)].astype(out.dtype, copy=False)
 
     def cached(self, capacity: int) -> Hdf5Reader:
         """Return a reader of the same dataset that keeps at most so many bytes of decoded chunks."""
@@ -207,13 +203,13 @@ class Hdf5Reader(TiledReader):
         return replace(self, cache=ChunkCache(slots, lambda: np.empty(self.chunk_bytes, np.uint8)))
 
     def _read_chunk(self, dataset: h5py.Dataset, scratch: NDArray[np.uint8], tile: Box, out: NDArray[Any]) -> None:
-        place = self._place(tile)
-        z, y, x = (p * n for p, n in zip(place, self.chunk, strict=True))
-        there = tile.slices_from((z, y, x))
+        place = chunk_place(tile, self.chunk)
+        start = chunk_start(place, self.chunk)
+        there = tile.slices_from(start)
 
         def decode(buffer: NDArray[np.uint8]) -> bool:
             with self.failures_of(tile):  # to other threads too that wait for the chunk
-                return self._decode_chunk(dataset, place, buffer)
+                return self._decode_chunk(dataset, start, buffer)
 
         if self.cache is None:
             out[...] = scratch.view(self.dtype).reshape(self.chunk)[there] if decode(scratch) else self.fill
@@ -221,39 +217,25 @@ class Hdf5Reader(TiledReader):
         with self.cache.decoded(place, decode, scratch) as kept:
             out[...] = self.fill if kept is None else kept.view(self.dtype).reshape(self.chunk)[there]
 
-    def _decode_chunk(self, dataset: h5py.Dataset, place: Index3, out: NDArray[np.uint8]) -> bool:
+    def _decode_chunk(self, dataset: h5py.Dataset, start: Index3, out: NDArray[np.uint8]) -> bool:
         """Decode a chunk into its bytes, or return False where it is not stored."""
-        start = [number * length for number, length in zip(place, self.chunk, strict=True)]
         where = dataset.id.get_chunk_info_by_coord(self._along_axes(start))
         if where.byte_offset is None:
             return False
-        if self.filters and where.size == out.size and not where.filter_mask and self._at_edge(place):
-            # Written as it is, perhaps, for HDF5 can be told to encode whole chunks only, and its mask does not say so.
-            self._by_hdf5_whole(dataset, place, out)
-            return True
-        self._decode(where, out)
+        whole = Box.whole(self.chunk).shifted(start)
+        inside = whole & Box.whole(self.whole)
+        if self.filters and where.size == out.size and not where.filter_mask and inside != whole:
+            # Written as it is, perhaps, for HDF5 can be told to encode whole chunks only, and its mask does not say so:
+            # HDF5 decodes it, as far as the array reaches.
+            voxels = out.view(self.dtype).reshape(self.chunk)
+            voxels[inside.slices_from(start)] = dataset[self._along_axes(inside.slices)]
+        else:
+            self._decode(where, out)
         return True
-
-    def _at_edge(self, place: Index3) -> bool:
-        """Return whether a chunk reaches beyond the array."""
-        return any((p + 1) * c > n for p, c, n in zip(place, self.chunk, self.whole, strict=True))
-
-    def _by_hdf5_whole(self, dataset: h5py.Dataset, place: Index3, out: NDArray[np.uint8]) -> None:
-        """Let HDF5 decode a chunk, as far as the array reaches."""
-        start = tuple(p * c for p, c in zip(place, self.chunk, strict=True))
-        stop = tuple(min(a + c, n) for a, c, n in zip(start, self.chunk, self.whole, strict=True))
-        index = self._along_axes([slice(first, last) for first, last in zip(start, stop, strict=True)])
-        part = tuple(slice(0, last - first) for first, last in zip(start, stop, strict=True))
-        out.view(self.dtype).reshape(self.chunk)[part] = dataset[index]
 
     def _along_axes(self, values: Sequence[int | slice]) -> tuple[int | slice, ...]:
         """Return an index into the array, of what it is along z, y and x."""
         return along_axes(self.zyx, values, [0] * self.ndim)
-
-    def _place(self, tile: Box) -> Index3:
-        """Return the place of the chunk that a tile lies in."""
-        z, y, x = (a // n for a, n in zip(tile.start, self.chunk, strict=True))
-        return (z, y, x)
 
     def _decode(self, where: Any, out: NDArray[np.uint8]) -> None:
         """Read the bytes of a chunk, and undo its filters but those that its mask leaves out."""
@@ -288,9 +270,8 @@ class Hdf5Reader(TiledReader):
         what = f"{self.name} can no longer be read"
         if isinstance(error, OpenForWritingError):
             return InputError(f"{self.name} {OPEN_FOR_WRITING}")
-        number = number_of(error)
-        if isinstance(error, OSError) and number is not None:
-            return unavailable(what, OSError(number, error.strerror or os.strerror(number)))
+        if isinstance(error, OSError) and number_of(error) is not None:
+            return unavailable(what, error)
         return InputError(f"{what}: {reason_of(error)}")
 
 

@@ -23,11 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.errors import InputError, InputMissingError
-from isovoxel.geometry.grid import Box, Float3, Index3
+from isovoxel.geometry.grid import Box, Float3, Index3, triple
 from isovoxel.metadata.hdf5 import FINEST, Surroundings, level_of, read_n5
 from isovoxel.metadata.series import stays_inside
 from isovoxel.metadata.units import Length, calibrate
-from isovoxel.object_store.files import N5_ATTRIBUTES
+from isovoxel.object_store.files import N5_ATTRIBUTES, parse_json
 from isovoxel.readers.base import Volume, check_voxels, series_reader
 from isovoxel.readers.files import (
     FolderFiles,
@@ -39,7 +39,7 @@ from isovoxel.readers.files import (
     unreadable,
 )
 from isovoxel.readers.registry import Location
-from isovoxel.readers.selection import Picked, Selection, along_axes, listed, pick, zyx_positions
+from isovoxel.readers.selection import Picked, Selection, along_axes, listed, of_zyx, pick, zyx_positions
 from isovoxel.readers.tiled import Stored, TiledReader, chunk_of
 
 if TYPE_CHECKING:
@@ -167,15 +167,15 @@ def open_n5(at: Location, _selection: Selection) -> Volume:
     axes = attributes.get("axes", groups[0].get("axes"))
     named = isinstance(axes, list) and len(axes) == store.rank and all(isinstance(axis, str) for axis in axes)
     names = [axis.lower() for axis in reversed(axes)] if named and isinstance(axes, list) else [""] * store.rank
-    z, y, x = zyx = zyx_positions(name, names, store.shape)
-    shape = (store.shape[z], store.shape[y], store.shape[x])
+    zyx = zyx_positions(name, names, store.shape)
+    shape = of_zyx(zyx, store.shape)
     dtype = np.dtype(store.dtype.numpy_dtype)
     check_voxels(name, shape, dtype)
     _check_declared(home, groups[1], dtype, name)
     whole = [int(n) for n in reversed(attributes["blockSize"])]
     if any(n != 1 for axis, n in enumerate(whole) if axis not in zyx):
         raise InputError(f"{name} has blocks of several images; copy it into a dataset of its own")
-    block = (min(whole[z], shape[0]), min(whole[y], shape[1]), min(whole[x], shape[2]))
+    block = triple(map(min, of_zyx(zyx, whole), shape))
     metadata = [file for file in (home / N5_ATTRIBUTES, home.parent / N5_ATTRIBUTES) if file.is_file()]
     files = N5Files(str(home.resolve()), store.rank, zyx, block, tuple(str(file.resolve()) for file in metadata))
     reader = N5Reader(name, store, zyx, shape, dtype, block, files)
@@ -226,10 +226,10 @@ def _check_declared(home: Path, setup: Mapping[str, Any], dtype: np.dtype[Any], 
 def _attributes(path: Path, name: str) -> Mapping[str, Any]:
     """Read the attributes of a dataset or a group, which may have none."""
     try:
-        found = json.loads((path / N5_ATTRIBUTES).read_bytes())
+        found = parse_json((path / N5_ATTRIBUTES).read_bytes())
     except FileNotFoundError:
         return {}
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise unreadable(name, "N5 metadata", error) from error
     if not isinstance(found, dict):
         raise InputError(f"{name} cannot be read as N5: its {N5_ATTRIBUTES} is no JSON object")
@@ -328,8 +328,8 @@ class ShardedFiles:
 def is_precomputed(at: Location) -> bool:
     """Return whether a folder says that it is a precomputed volume."""
     try:
-        info = json.loads((at.path / INFO).read_bytes())
-    except (OSError, ValueError, RecursionError):
+        info = parse_json((at.path / INFO).read_bytes())
+    except (OSError, ValueError):
         return False
     return isinstance(info, dict) and isinstance(info.get("scales"), list)
 
@@ -361,19 +361,19 @@ def _open_scale(at: Location, info: Mapping[str, Any], selection: Selection, lev
     store = _store(path, level)
     channels, *shape = store.shape
     picked = pick(name, "czyx", (channels, *shape), selection)
-    zyx: Index3 = (shape[0], shape[1], shape[2])
+    zyx = triple(shape)
     dtype = np.dtype(store.dtype.numpy_dtype)
     check_voxels(name, zyx, dtype)
     whole = [int(n) for n in reversed(scale["chunk_sizes"][0])]
-    chunk = (min(whole[0], zyx[0]), min(whole[1], zyx[1]), min(whole[2], zyx[2]))
-    offset = [int(n) for n in scale.get("voxel_offset", (0, 0, 0))]
+    chunk = triple(map(min, whole, zyx))
+    offset = triple(map(int, scale.get("voxel_offset", (0, 0, 0))))
     described = str(path / INFO)
     files: PrecomputedFiles | ShardedFiles = ShardedFiles(str(folder), described)
     if scale.get("sharding") is None:
-        files = PrecomputedFiles(str(folder), (offset[0], offset[1], offset[2]), zyx, chunk, described)
+        files = PrecomputedFiles(str(folder), offset, zyx, chunk, described)
     reader = partial(N5Reader, name, zyx=(0, 1, 2), shape=zyx, dtype=dtype, block=chunk, files=files, what="chunk")
-    z, y, x = (Length(float(size), "nanometer") for size in scale["resolution"][::-1])
-    found = calibrate("the info file", "precomputed resolution", (z, y, x))
+    lengths = triple(Length(float(size), "nanometer") for size in scale["resolution"][::-1])
+    found = calibrate("the info file", "precomputed resolution", lengths)
     volume = Volume(
         name,
         f"Neuroglancer precomputed{', sharded' * isinstance(files, ShardedFiles)}",
@@ -429,8 +429,5 @@ def _store(path: Path, level: int) -> tensorstore.TensorStore:
 def _origin(first: Mapping[str, Any], scale: Mapping[str, Any]) -> Float3:
     """Return the position of voxel 0's centre; that of the finest scale's voxel of number 0 is 0."""
     offset = scale.get("voxel_offset", (0, 0, 0))
-    x, y, z = (
-        float(at * size + (size - finest) / 2)
-        for at, size, finest in zip(offset, scale["resolution"], first["resolution"], strict=True)
-    )
-    return (z, y, x)
+    zyx = zip(offset[::-1], scale["resolution"][::-1], first["resolution"][::-1], strict=True)
+    return triple(float(at * size + (size - finest) / 2) for at, size, finest in zyx)

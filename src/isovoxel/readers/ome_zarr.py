@@ -17,7 +17,7 @@ from itertools import count, islice, takewhile
 from typing import Any, NoReturn
 
 from isovoxel.errors import InputError, InputUnavailableError
-from isovoxel.geometry.grid import Box, Float3
+from isovoxel.geometry.grid import Box, Float3, triple
 from isovoxel.metadata.ome import Level, is_label_image, read_levels, time_step_of
 from isovoxel.metadata.series import Channel, chosen_channels, read_channels, stays_inside
 from isovoxel.metadata.units import Calibration, Length, calibrate, canonical_unit, convert_length
@@ -132,8 +132,8 @@ def _channels(
 
 
 def _calibration(level: Level, zyx: ZYX) -> Calibration:
-    z, y, x = (Length(None) if axis is None else Length(level.scale[axis], level.units[axis]) for axis in zyx)
-    return calibrate("its OME-Zarr metadata", "OME-Zarr scale", (z, y, x), flat=zyx[0] is None)
+    lengths = triple(Length(None) if axis is None else Length(level.scale[axis], level.units[axis]) for axis in zyx)
+    return calibrate("its OME-Zarr metadata", "OME-Zarr scale", lengths, flat=zyx[0] is None)
 
 
 def _origin(level: Level, zyx: ZYX, unit: str | None) -> Float3:
@@ -143,7 +143,7 @@ def _origin(level: Level, zyx: ZYX, unit: str | None) -> Float3:
         length = 0.0 if axis is None else level.translation[axis]
         own = None if axis is None else canonical_unit(level.units[axis] or "")
         lengths.append(length if unit is None or own is None else convert_length(length, own, unit))
-    return (lengths[0], lengths[1], lengths[2])
+    return triple(lengths)
 
 
 # ---- groups that are no image --------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from isovoxel.errors import InputError, InputMissingError, OptionError
-from isovoxel.geometry.grid import Float3, check_positive, number_text, numbers_text
+from isovoxel.geometry.grid import Float3, check_positive, number_text, numbers_text, triple
 from isovoxel.metadata.units import METERS, checked_unit, convert_length
 from isovoxel.object_store.files import ATTRIBUTES, N5_ATTRIBUTES, TOP
 from isovoxel.object_store.objects import ObjectPlace, is_address, place_of
@@ -303,11 +303,11 @@ def _named_kind(at: Location) -> str:
 
 def _checked_size(voxel_size: Sequence[float]) -> Float3:
     try:
-        z, y, x = (float(size) for size in voxel_size)
+        checked = triple(map(float, voxel_size))
     except (TypeError, ValueError) as error:
         raise OptionError(f"a voxel size is three numbers, z, y, x, not {voxel_size!r}") from error
-    check_positive("voxel size", (z, y, x))
-    return (z, y, x)
+    check_positive("voxel size", checked)
+    return checked
 
 
 def _with_overrides(volume: Volume, voxel_size: Float3 | None, unit: str | None) -> Volume:
@@ -346,6 +346,5 @@ def _origin(volume: Volume, voxel_size: Float3, unit: str | None) -> Float3:
     if any(volume.start) and volume.voxel_size is not None:
         origin = moved(origin, volume.start, volume.voxel_size, -1)
     if unit is not None and volume.unit in METERS:
-        z, y, x = (convert_length(length, volume.unit, unit) for length in origin)
-        origin = (z, y, x)
+        origin = triple(convert_length(length, volume.unit, unit) for length in origin)
     return moved(origin, volume.start, voxel_size) if any(volume.start) else origin

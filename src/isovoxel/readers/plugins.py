@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.errors import InputError, IsovoxelError
-from isovoxel.geometry.grid import Box, Index3
+from isovoxel.geometry.grid import Box, Index3, triple
 from isovoxel.metadata.series import Channel, chosen_channels, time_step
 from isovoxel.metadata.units import Length, calibrate
 from isovoxel.readers.base import ReadBox, Volume, check_voxels, series_reader
@@ -414,21 +414,20 @@ def volume_of_reader(reader: Any, path: Path, name: str, kind: str, selection: S
     dtype = np.dtype(array.dtype).newbyteorder("=")
     shape = picked.shape(array.shape)
     check_voxels(name, shape, dtype)
-    z, y, x = picked.shape(array.chunksize)
-    reads = partial(DaskReader, name, array, chunk=(z, y, x), dtype=dtype, lock=threading.Lock())
+    chunk = picked.shape(array.chunksize)
+    reads = partial(DaskReader, name, array, chunk=chunk, dtype=dtype, lock=threading.Lock())
     if kind == "LIF":
         _check_plane(reads(picked))
     sizes = reader.physical_pixel_sizes
-    lengths = (Length(size, "micrometer") for size in (sizes.Z, sizes.Y, sizes.X))
-    sz, sy, sx = lengths
-    calibration = calibrate(f"the {kind} file", f"{kind} metadata, by bioio", (sz, sy, sx), flat=picked.zyx[0] is None)
+    lengths = triple(Length(size, "micrometer") for size in (sizes.Z, sizes.Y, sizes.X))
+    calibration = calibrate(f"the {kind} file", f"{kind} metadata, by bioio", lengths, flat=picked.zyx[0] is None)
     volume = Volume(
         name,
         kind,
         shape,
         dtype,
         series_reader(picked, reads),
-        chunks=(z, y, x),
+        chunks=chunk,
         read_overhead=CHUNK_COPIES * math.prod(array.chunksize) * dtype.itemsize + FIXED_BYTES,
         sources={"shape": f"{kind} metadata", "axes": picked.told(f"{kind} metadata")},
         notes=(f"bioio reads {kind} files, and one thread at a time; others wait",),

@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
 from isovoxel.errors import InputError, OptionError
-from isovoxel.geometry.grid import AXES, Box, Index3
+from isovoxel.geometry.grid import AXES, Box, Index3, triple
 from isovoxel.metadata.series import WORDS, SeriesAxis
 
 # ---- crops ---------------------------------------------------------------------------------------------------------
@@ -45,12 +45,11 @@ def parse_crop(value: Any) -> Crop | None:
         return None
     parts = value.split(",") if isinstance(value, str) else value
     try:
-        z, y, x = (_ends(part) for part in parts)
+        return triple(map(_ends, parts))
     except (TypeError, ValueError):
         raise OptionError(
             f"a crop is z0:z1,y0:y1,x0:x1 in whole voxels, such as 0:50,:,100:-20, not {value!r}"
         ) from None
-    return (z, y, x)
 
 
 def _ends(part: Any) -> tuple[int | None, int | None]:
@@ -87,7 +86,7 @@ def box_of(crop: Sequence[Sequence[int | None]], shape: Index3, name: str) -> Bo
             raise OptionError(f"the crop {shown} of {name}, which has {n} voxels along {axis}, holds none of them")
         start.append(a)
         stop.append(b)
-    return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
+    return Box(triple(start), triple(stop))
 
 
 # ---- what is selected ----------------------------------------------------------------------------------------------
@@ -237,6 +236,12 @@ UNNAMED = {2: "two unnamed axes, taken as y, x of one plane", 3: "three unnamed 
 
 NAME_THEM = "; name them with --axes, such as --axes tczyx"
 
+
+def of_zyx(zyx: Index3, values: Sequence[int]) -> Index3:
+    """Return of what an array has for each of its axes that of z, y and x."""
+    return triple(int(values[axis]) for axis in zyx)
+
+
 ZYX = tuple[int | None, int, int]
 """Which axes of an array are z, y and x; z is None where it has none."""
 
@@ -295,8 +300,7 @@ class Picked:
 
     def shape(self, lengths: Sequence[int]) -> Index3:
         """Return what an array that has something for every axis has for z, y and x: 1 for z where it has none."""
-        z, y, x = (1 if axis is None else int(lengths[axis]) for axis in self.zyx)
-        return (z, y, x)
+        return triple(1 if axis is None else int(lengths[axis]) for axis in self.zyx)
 
 
 def pick(name: str, axes: Sequence[str], shape: Sequence[int], selection: Selection) -> Picked:
@@ -364,7 +368,7 @@ def pick(name: str, axes: Sequence[str], shape: Sequence[int], selection: Select
     if len(kept) == 2 and [names[i] for i in kept] in (["y", "x"], ["", ""]):
         return Picked((None, kept[0], kept[1]), others, chosen)
     _check_order(name, [names[i] for i in kept], found)
-    return Picked((kept[0], kept[1], kept[2]), others, chosen, series)
+    return Picked(triple(kept), others, chosen, series)
 
 
 def zyx_positions(name: str, axes: Sequence[str], shape: Sequence[int], selection: Selection | None = None) -> Index3:
@@ -398,7 +402,7 @@ def zyx_positions(name: str, axes: Sequence[str], shape: Sequence[int], selectio
                 f"{found}{_hint(kept, i)}"
             )
     _check_order(name, [axes[i] for i in kept], found)
-    return (kept[0], kept[1], kept[2])
+    return triple(kept)
 
 
 def _found(axes: Sequence[str], shape: Sequence[int]) -> str:
@@ -445,8 +449,7 @@ def plain_zyx(name: str, shape: Sequence[int]) -> Index3:
         found = " x ".join(str(n) for n in shape) or "a single value"
         hint = NAME_THEM if len(shape) in (4, 5) else ""
         raise InputError(f"{name} is {len(shape)}-D ({found}); isovoxel takes z, y, x, or y, x of one plane{hint}")
-    z, y, x = (1, *shape)[-3:]
-    return (int(z), int(y), int(x))
+    return triple(map(int, (1, *shape)[-3:]))
 
 
 # ---- images of an input ------------------------------------------------------------------------------------------

@@ -17,10 +17,10 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
-from isovoxel.geometry.grid import Box, Index3, ceil_div
+from isovoxel.geometry.grid import Box, Index3, ceil_div, triple
 from isovoxel.readers.raw import RawReader, in_file, open_file, read_bytes
 from isovoxel.readers.tiff_pages import DECODER_BYTES, IMAGES, LERC_COMPRESSION, PageStorage
-from isovoxel.readers.tiled import MixedReader, Stored, TiledReader
+from isovoxel.readers.tiled import MixedReader, Stored, TiledReader, chunk_of, chunk_place
 
 PlaneReader: TypeAlias = "RawReader | SegmentReader | MixedReader"
 """Reads boxes of planes that lie in files."""
@@ -34,10 +34,10 @@ def mixed(
     files: tuple[str, ...],
 ) -> MixedReader:
     """Return what reads boxes of planes of which each is stored in one of several ways; see `MixedReader`."""
-    z, y, x = (max(lengths) for lengths in zip(*(reader.segment_shape for reader in readers), strict=True))
+    segment = triple(map(max, *(reader.segment_shape for reader in readers), (1, 1, 1)))
     overhead = max(reader.overhead for reader in readers)
     return MixedReader(
-        name, tuple(readers), which, place, readers[0].shape[1:], readers[0].dtype, files, (z, y, x), overhead
+        name, tuple(readers), which, place, readers[0].shape[1:], readers[0].dtype, files, segment, overhead
     )
 
 
@@ -171,20 +171,18 @@ class SegmentReader(TiledReader):
         out[...] = decoded[..., self.sample[page]][there.slices]
 
     def _place(self, tile: Box) -> tuple[int, int, Box]:
-        """Return the page that a part lies in, the segment's number there, and its voxels as the page sees them."""
+        """Return the page that a part lies in, the segment's number there, and the part as the page sees it."""
         depth = self.storage.shape[0]
         page = tile.start[0] // depth
         _, rows, columns = (ceil_div(n, s) for n, s in zip(self.storage.shape, self.segment_shape, strict=True))
-        inside = (tile.start[0] - page * depth, *tile.start[1:])
-        z, y, x = (a // n for a, n in zip(inside, self.segment_shape, strict=True))
-        first, top, left = (at * n for at, n in zip((z, y, x), self.segment_shape, strict=True))
-        deep, high, wide = self.segment_shape
-        box = Box((first, top, left), (first + deep, top + high, left + wide)) & Box.whole(self.storage.shape)
-        return page, (z * rows + y) * columns + x, box
+        inside = tile.relative_to((page * depth, 0, 0))
+        z, y, x = chunk_place(inside, self.segment_shape)
+        return page, (z * rows + y) * columns + x, inside
 
     def stored(self, tile: Box) -> Stored:
         """Return the strip or the tile that a part lies in."""
-        page, segment, box = self._place(tile)
+        page, segment, inside = self._place(tile)
+        box = chunk_of("", inside, self.segment_shape, self.storage.shape).box
         kind = "tile" if self.storage.tiled else "strip"
         where = in_file(self.files, int(self.file_of_page[page]))
         what = f"{kind} {segment} of page {self.numbers[page]}{where}"

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from abc import ABC, abstractmethod
 from bisect import bisect_right
@@ -22,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.errors import CorruptInputError, InputError
-from isovoxel.geometry.grid import Box, Index3
+from isovoxel.geometry.grid import Box, Index3, triple
 from isovoxel.object_store.retries import is_transient
 from isovoxel.readers.base import ReadBox, damage_moved, is_known_empty, output_array
 from isovoxel.readers.files import WAY_ON, is_ours, limit_of, number_of, reason_of, unavailable
@@ -128,16 +127,25 @@ def failure_in(stored: Stored, name: str, error: Exception, is_damage: Callable[
     """
     what, box = stored
     where = f"{name} cannot be read, in {what}"
-    number = number_of(error)
-    if isinstance(error, OSError) and number is not None:
-        return unavailable(where, OSError(number, error.strerror or os.strerror(number)))
-    if isinstance(error, OSError) and is_transient(error):
+    if isinstance(error, OSError) and (number_of(error) is not None or is_transient(error)):
         return unavailable(where, error)
     if is_ours(error):
         return InputError(f"{what} of {name} cannot be decoded here: {limit_of(error)}; {WAY_ON}")
     if is_damage(error):
         return CorruptInputError(name, what, box.start, box.stop, reason_of(error))
     return InputError(f"{where}: {reason_of(error)}")
+
+
+def chunk_place(tile: Box, chunk: Index3) -> Index3:
+    """Return the place of the chunk that a part lies in."""
+    (z, y, x), (deep, high, wide) = tile.start, chunk
+    return (z // deep, y // high, x // wide)
+
+
+def chunk_start(place: Index3, chunk: Index3) -> Index3:
+    """Return the first voxel of the chunk at a place."""
+    (z, y, x), (deep, high, wide) = place, chunk
+    return (z * deep, y * high, x * wide)
 
 
 def chunk_of(what: str, tile: Box, chunk: Index3, shape: Index3) -> Stored:
@@ -148,10 +156,8 @@ def chunk_of(what: str, tile: Box, chunk: Index3, shape: Index3) -> Stored:
     >>> chunk_of("chunk", Box((2, 5, 0), (3, 6, 2)), (2, 4, 4), (4, 6, 6))
     Stored(what='chunk (1, 1, 0)', box=Box(start=(2, 4, 0), stop=(4, 6, 4)))
     """
-    place = tuple(a // n for a, n in zip(tile.start, chunk, strict=True))
-    z, y, x = (at * n for at, n in zip(place, chunk, strict=True))
-    box = Box((z, y, x), (z + chunk[0], y + chunk[1], x + chunk[2])) & Box.whole(shape)
-    return Stored(f"{what} {place}", box)
+    place = chunk_place(tile, chunk)
+    return Stored(f"{what} {place}", Box.whole(chunk).shifted(chunk_start(place, chunk)) & Box.whole(shape))
 
 
 # ---- planes of several readers -------------------------------------------------------------------------------------
@@ -311,5 +317,4 @@ def around(hole: Box, box: Box) -> Iterator[Box]:
 
 def _with(index: Index3, axis: int, value: int) -> Index3:
     """Return an index with another value along one axis."""
-    z, y, x = (value if i == axis else n for i, n in enumerate(index))
-    return (z, y, x)
+    return triple(value if i == axis else n for i, n in enumerate(index))

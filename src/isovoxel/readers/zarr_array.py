@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.errors import InputError
-from isovoxel.geometry.grid import AXES, Box, Index3, ceil_div
+from isovoxel.geometry.grid import AXES, Box, Index3, ceil_div, triple
 from isovoxel.object_store.files import ARRAY_FILES, NODE, V2_ARRAY, files_of_node
 from isovoxel.object_store.objects import ObjectPlace, Place
 from isovoxel.object_store.retries import carried
@@ -47,7 +47,7 @@ from isovoxel.readers.chunks import CHUNK_COST, CachedChunk, ChunkCache
 from isovoxel.readers.files import MissingFolders, metadata_identity, unreadable
 from isovoxel.readers.registry import Location
 from isovoxel.readers.selection import GIVEN, UNNAMED, Picked, Selection, pick
-from isovoxel.readers.tiled import Stored, TiledReader, chunk_of, failure_in
+from isovoxel.readers.tiled import Stored, TiledReader, chunk_of, chunk_place, chunk_start, failure_in
 from isovoxel.readers.zarr_files import ChunkFile, IndexCache, ShardIndexError
 from isovoxel.readers.zarr_layout import (
     AT_ONCE,
@@ -142,18 +142,18 @@ def zarr_voxels(array: ArrayNode, name: str, axes: list[str], selection: Selecti
     whole = array.chunks
     if min(*whole, *(array.shards or whole)) < 1:
         raise InputError(f"{name} cannot be read as a zarr array: its metadata have chunks of shape {whole}")
-    z, y, x = (min(chunk, n) for chunk, n in zip(picked.shape(whole), shape, strict=True))
+    chunks = triple(map(min, picked.shape(whole), shape))
     layout = chunk_layout(array, picked)
     files = array_files(array, layout, picked)
     if layout is not None:
         return _volume_of(name, picked, shape, dtype, layout, files), picked
     from isovoxel.readers.zarr_python import slow_voxels
 
-    read, overhead = slow_voxels(array.opened(), name, picked, (z, y, x))
+    read, overhead = slow_voxels(array.opened(), name, picked, chunks)
     beside = math.prod(whole[axis] for axis in picked.others)
     notes = (f"each of its chunks holds {beside} volumes, which are all decoded for one",) if beside > 1 else ()
     series = picked.axes()
-    return Volume(name, "", shape, dtype, read, (z, y, x), overhead, notes=notes, files=files, series=series), picked
+    return Volume(name, "", shape, dtype, read, chunks, overhead, notes=notes, files=files, series=series), picked
 
 
 def _volume_of(
@@ -161,14 +161,13 @@ def _volume_of(
 ) -> Volume:
     """Return a volume whose chunks are decoded here."""
     reader = ChunkReader(name, layout)
-    z, y, x = (min(c, n) for c, n in zip(layout.chunk, shape, strict=True))
     return Volume(
         name,
         "",
         shape,
         dtype,
         series_reader(picked, reader.at),
-        (z, y, x),
+        triple(map(min, layout.chunk, shape)),
         layout.read_overhead,
         cached=partial(_cached, picked, reader),
         by_gpu=None if layout.coding is None else ByGpu(layout.coding, partial(_decoded_by, picked, reader)),
@@ -473,8 +472,7 @@ class ChunkReader(TiledReader):
         """Read what a chunk holds of the box, or put it off where another thread is decoding the chunk."""
         layout, put_off = self.layout, source.put_off
         place = chunk_place(tile, layout.chunk)
-        z, y, x = place
-        there = tile.slices_from((z * layout.chunk[0], y * layout.chunk[1], x * layout.chunk[2]))
+        there = tile.slices_from(chunk_start(place, layout.chunk))
         chunk, ours = self._cache.claim(layout.key(place))
         if chunk is None:
             straight = out.shape == layout.chunk and out.flags.c_contiguous
@@ -537,12 +535,6 @@ def chunk_buffer(layout: ChunkLayout) -> NDArray[Any]:
     return np.empty(layout.chunk, layout.dtype.newbyteorder("="))
 
 
-def chunk_place(tile: Box, chunk: Index3) -> Index3:
-    """Return the place of the chunk that a part lies in."""
-    (z, y, x), (deep, high, wide) = tile.start, chunk
-    return (z // deep, y // high, x // wide)
-
-
 # ---- chunks that a GPU decodes -----------------------------------------------------------------------------------
 
 # Read boxes of a zarr whose chunks a GPU decodes, in batches of chunks that lie beside each other.
@@ -596,17 +588,13 @@ class BatchReader(ChunkReader):
             yield box
             return
         chunk, left = self.layout.chunk, self._decoder.batch
-        spans = [(a // n, ceil_div(b, n)) for a, b, n in zip(box.start, box.stop, chunk, strict=True)]
-        steps = [1, 1, 1]
+        sides, first = [1, 1, 1], [0, 0, 0]
         for axis in (2, 1, 0):
-            steps[axis] = min(left, spans[axis][1] - spans[axis][0])
-            left //= steps[axis]
-        for z in range(*spans[0], steps[0]):
-            for y in range(*spans[1], steps[1]):
-                for x in range(*spans[2], steps[2]):
-                    start = tuple(at * n for at, n in zip((z, y, x), chunk, strict=True))
-                    stop = tuple((at + step) * n for at, step, n in zip((z, y, x), steps, chunk, strict=True))
-                    yield Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]), box.volume) & box
+            a, n = box.start[axis] // chunk[axis], chunk[axis]
+            step = min(left, ceil_div(box.stop[axis], n) - a)
+            left //= step
+            sides[axis], first[axis] = step * n, -a * n % (step * n)
+        yield from box.tiles(triple(sides), triple(first))
 
     def _decode_part(self, part: Box, chunks: list[Box], out: NDArray[Any]) -> NDArray[np.bool_] | None:
         """Let the GPU decode what a part holds of its chunks, and return which of them it has left; None of all."""
@@ -616,10 +604,10 @@ class BatchReader(ChunkReader):
         from isovoxel.codecs.cuda import GpuCodecError
         from isovoxel.codecs.decoder import Batch
 
-        first: Index3 = chunk_place(part, layout.chunk)
-        z, y, x = (ceil_div(b, n) - a for a, b, n in zip(first, part.stop, layout.chunk, strict=True))
-        sz, sy, sx = (a - n * at for a, n, at in zip(part.start, layout.chunk, first, strict=True))
-        batch = Batch((z, y, x), (sz, sy, sx), np.array(layout.fill, layout.dtype).tobytes())
+        first = chunk_place(part, layout.chunk)
+        grid = triple(ceil_div(b, n) - a for a, b, n in zip(first, part.stop, layout.chunk, strict=True))
+        start = part.relative_to(chunk_start(first, layout.chunk)).start
+        batch = Batch(grid, start, np.array(layout.fill, layout.dtype).tobytes())
         try:
             left = decoder.decode(partial(self._read_encoded, chunks), batch, out)
         except (MemoryError, GpuCodecError) as error:

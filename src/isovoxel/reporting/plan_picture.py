@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from isovoxel.errors import OptionError
-from isovoxel.geometry.grid import AXES, Index3, ceil_div
+from isovoxel.geometry.grid import AXES, Index3, ceil_div, triple
 from isovoxel.planning.model import Block
 from isovoxel.planning.plan import Plan
 from isovoxel.reporting import figures
@@ -147,8 +147,7 @@ def _faces(plan: Plan) -> tuple[Face, Face, Face]:
 
 
 def _middle(plan: Plan) -> Index3:
-    z, y, x = (n // 2 for n in plan.block_grid)
-    return (z, y, x)
+    return triple(n // 2 for n in plan.block_grid)
 
 
 def _title(canvas: Canvas, plan: Plan) -> None:

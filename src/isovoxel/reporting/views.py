@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isovoxel.geometry.grid import Box, Float3, Index3, ceil_div
+from isovoxel.geometry.grid import Box, Float3, Index3, ceil_div, triple
 from isovoxel.object_store.retries import map_in_order
 from isovoxel.readers.base import Volume
 from isovoxel.reporting.figures import SYMBOLS, VIEWS, drawable, drawing, round_length, text_width
@@ -103,7 +103,7 @@ def maximum_projections(
                 upper(part, face, out=part)
             done += tile.size
             tell(done, total)
-    return Projections((images[0], images[1], images[2]), (bins[0], bins[1], bins[2]), planes)
+    return Projections(triple(images), triple(bins), planes)
 
 
 def _binned(voxels: NDArray[Any], axis: int, start: int, k: int, upper: np.ufunc) -> NDArray[Any]:
@@ -213,7 +213,7 @@ def _tile_shape(volume: Volume, planes: int, tile_bytes: int) -> Index3:
         tile[axis] = max(1, min(tile[axis], allowed // others))
     for axis in (2, 1, 0) if volume.chunks[0] == 1 else (0, 2, 1):
         tile[axis] = min(most[axis], tile[axis] * max(1, allowed // math.prod(tile)))
-    return (tile[0], tile[1], tile[2])
+    return triple(tile)
 
 
 PANEL = 1000
