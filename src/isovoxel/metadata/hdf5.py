@@ -216,6 +216,14 @@ ALONE = Surroundings()
 """Nothing lies around."""
 
 
+class _Said(NamedTuple):
+    """What attributes say of a voxel size, x first."""
+
+    sizes: Float3 | None
+    units: Sequence[Any]
+    offset: Float3 | None = None
+
+
 class _Found(NamedTuple):
     """A voxel size in some attributes."""
 
@@ -281,7 +289,13 @@ def _found(attributes: Mapping[str, Any], group: Mapping[str, Any]) -> _Found | 
     for key, read in _READERS.items():
         if key in attributes:
             units = {name: group[name] for name in ("units", "unit") if name in group}
-            return _Found(*read({**units, **attributes}), key)
+            said = read({**units, **attributes})
+            if said.sizes is None:
+                missing = f"{_N5} has no three numbers and axes in its attribute {_NAMED.get(key, key)}"
+                return _Found(Calibration(missing=missing), ORIGIN, key)
+            units_zyx = (unit if isinstance(unit, str) and unit else None for unit in reversed(said.units))
+            found = calibrate(_N5, f"N5 attribute {key}", triple(map(Length, said.sizes[::-1], units_zyx)))
+            return _Found(found, said.offset[::-1] if said.offset is not None and found.placed else ORIGIN, key)
     return None
 
 
@@ -317,12 +331,9 @@ def _coarser(found: _Found, factors: Float3) -> tuple[Calibration, Float3]:
     """Return size and origin of a level that is coarser by these factors, x first, than what was found."""
     if found.calibration.voxel_size is None:
         return found.calibration, ORIGIN
-    sizes, zyx = found.calibration.voxel_size, factors[::-1]
-    coarse = triple(size * factor for size, factor in zip(sizes, zyx, strict=True))
-    origin = triple(
-        start + size * (factor - 1) / 2 for start, size, factor in zip(found.origin, sizes, zyx, strict=True)
-    )
-    return replace(found.calibration, voxel_size=coarse), origin
+    axes = list(zip(found.origin, found.calibration.voxel_size, factors[::-1], strict=True))
+    origin = triple(start + size * (factor - 1) / 2 for start, size, factor in axes)
+    return replace(found.calibration, voxel_size=triple(size * factor for _, size, factor in axes)), origin
 
 
 def _equal(one: Calibration, other: Calibration) -> bool:
@@ -331,46 +342,32 @@ def _equal(one: Calibration, other: Calibration) -> bool:
     return all(math.isclose(a, b, rel_tol=_N5_ROUNDING) for a, b in zip(one.voxel_size, other.voxel_size, strict=True))
 
 
-def _pixel_resolution(attributes: Mapping[str, Any]) -> tuple[Calibration, Float3]:
+def _pixel_resolution(attributes: Mapping[str, Any]) -> _Said:
     value = attributes["pixelResolution"]
-    unit = value.get("unit") if isinstance(value, Mapping) else attributes.get("unit")
-    sizes = three(value.get("dimensions") if isinstance(value, Mapping) else value)
-    if sizes is None:
-        return _no_numbers("pixelResolution"), ORIGIN
-    return _n5_calibration("pixelResolution", sizes[::-1], [unit] * 3), ORIGIN
+    if isinstance(value, Mapping):
+        return _Said(three(value.get("dimensions")), [value.get("unit")] * 3)
+    return _Said(three(value), [attributes.get("unit")] * 3)
 
 
-def _resolution(attributes: Mapping[str, Any]) -> tuple[Calibration, Float3]:
-    sizes, offset = three(attributes["resolution"]), three(attributes.get("offset"))
-    if sizes is None:
-        return _no_numbers("resolution"), ORIGIN
-    found = _n5_calibration("resolution", sizes[::-1], _each(attributes.get("units", attributes.get("unit")))[::-1])
-    return found, ORIGIN if offset is None or not found.placed else offset[::-1]
+def _resolution(attributes: Mapping[str, Any]) -> _Said:
+    units = _each(attributes.get("units", attributes.get("unit")))
+    return _Said(three(attributes["resolution"]), units, three(attributes.get("offset")))
 
 
-def _pixel_width(attributes: Mapping[str, Any]) -> tuple[Calibration, Float3]:
-    sizes = three([attributes.get(width) for width in _WIDTHS])
-    if sizes is None:
-        return _no_numbers(", ".join(_WIDTHS)), ORIGIN
-    return _n5_calibration("pixelWidth", sizes, [attributes.get("pixelUnit")] * 3), ORIGIN
+def _pixel_width(attributes: Mapping[str, Any]) -> _Said:
+    return _Said(three([attributes.get(width) for width in _WIDTHS[::-1]]), [attributes.get("pixelUnit")] * 3)
 
 
-def _transform(attributes: Mapping[str, Any]) -> tuple[Calibration, Float3]:
+def _transform(attributes: Mapping[str, Any]) -> _Said:
     """Read COSEM's transform, which names its axes."""
     value = attributes["transform"] if isinstance(attributes["transform"], Mapping) else {}
     axes = value.get("axes")
     sizes, offset = three(value.get("scale")), three(value.get("translate", ORIGIN))
     if not isinstance(axes, Sequence) or sorted(map(str, axes)) != sorted(AXES) or sizes is None or offset is None:
-        return _no_numbers("transform"), ORIGIN
+        return _Said(None, ())
     units = _each(value.get("units"))
-    z, y, x = (list(axes).index(axis) for axis in AXES)
-    found = _n5_calibration("transform", (sizes[z], sizes[y], sizes[x]), [units[z], units[y], units[x]])
-    return found, ORIGIN if not found.placed else (offset[z], offset[y], offset[x])
-
-
-def _n5_calibration(key: str, sizes: Float3, units: Sequence[Any]) -> Calibration:
-    texts = (unit if isinstance(unit, str) and unit else None for unit in units)
-    return calibrate(_N5, f"N5 attribute {key}", triple(map(Length, sizes, texts)))
+    xyz = [list(axes).index(axis) for axis in reversed(AXES)]
+    return _Said(triple(sizes[i] for i in xyz), [units[i] for i in xyz], triple(offset[i] for i in xyz))
 
 
 def _each(units: Any) -> list[Any]:
@@ -378,11 +375,10 @@ def _each(units: Any) -> list[Any]:
     return list(units) if isinstance(units, list | tuple) and len(units) == 3 else [units] * 3
 
 
-def _no_numbers(key: str) -> Calibration:
-    return Calibration(missing=f"{_N5} has no three numbers and axes in its attribute {key}")
+_NAMED = {"pixelWidth": ", ".join(_WIDTHS)}
+"""What messages call an attribute where several belong together."""
 
-
-_READERS: Mapping[str, Callable[[Mapping[str, Any]], tuple[Calibration, Float3]]] = {
+_READERS: Mapping[str, Callable[[Mapping[str, Any]], _Said]] = {
     "transform": _transform,
     "pixelResolution": _pixel_resolution,
     "resolution": _resolution,

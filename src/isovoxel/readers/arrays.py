@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from isovoxel.errors import InputError
 from isovoxel.geometry.grid import AXES, Box, triple
-from isovoxel.metadata.units import canonical_unit
+from isovoxel.metadata.units import Calibration, canonical_unit
 from isovoxel.readers.base import (
     CONVERTED,
     ReadBox,
@@ -236,10 +236,8 @@ def from_xarray(array: Any) -> Volume:
         known = [(min(step for step, _, _ in known), 0.0, known[0][2]), *known]
     steps, starts, units = zip(*known, strict=True)
     unit = units[0] if len(set(units)) == 1 else None
-    sources |= dict.fromkeys(["voxel size", "unit"] if unit else ["voxel size"], "coordinates of the DataArray")
-    return replace(
-        volume, name=name, sources=sources, voxel_size=triple(steps), origin=triple(starts), unit=unit, missing=""
-    )
+    found = Calibration(triple(steps), unit, "coordinates of the DataArray")
+    return replace(volume, name=name, sources=sources).measured(found, triple(starts))
 
 
 def _spacing(coordinate: Any) -> tuple[float, float, str | None] | None:

@@ -367,11 +367,8 @@ def open_imaris(file: h5py.File, path: Path, inner: str | None, name: str, selec
             if (one.shape, one.dtype) != (first.shape, first.dtype):
                 raise InputError(f"{name} contradicts itself: its channels and time points are not of one size")
     chosen = _channel(file, path, _place((picked.others[0], picked.others[1])), name)
-    told = tuple(
-        read_channel(file[f"DataSetInfo/Channel {c}"].attrs)
-        for c in range(channels)
-        if f"DataSetInfo/Channel {c}" in file
-    )
+    places = [f"DataSetInfo/Channel {channel}" for channel in range(channels)]
+    told = tuple(read_channel(file[place].attrs) for place in places if place in file)
     named = chosen_channels(told, channels, picked.chosen.get("channel"))
     sources = {**chosen.sources, "axes": picked.told(chosen.sources["axes"])}
     chosen = replace(chosen, channels=named, sources=sources)

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import count, islice, takewhile
-from typing import Any, NoReturn
+from typing import Any
 
 from isovoxel.errors import InputError, InputUnavailableError
 from isovoxel.geometry.grid import Box, Float3, triple
@@ -165,10 +165,8 @@ def images_of_group(at: Location) -> Collection:
         wells = {well: _well_of(path, well) for well in _paths(home["plate"], "wells")}
         images = [image for well, metadata in wells.items() for image in _fields(well, metadata)]
         return Collection(_entries(images), home["plate"], wells)
-    if "well" in home:
-        return Collection(_entries(_paths(home["well"], "images")), wells={"": home["well"]})
-    if "bioformats2raw.layout" in home:
-        return Collection(_entries(_series(path)))
+    if (members := _members(path, home)) is not None:
+        return Collection(_entries(members[1]), wells={"": home["well"]} if "well" in home else {})
     folders = sorted(folder.name for folder in path.iterdir() if folder.is_dir() and kind_of_node(folder) == "group")
     return Collection(_entries(one for one in folders if "multiscales" in _home(_sound_attributes(path / one))))
 
@@ -256,16 +254,14 @@ def refuse_group(path: Place, attributes: Mapping[str, Any], name: str) -> None:
     home = _home(attributes)
     if "multiscales" in home:
         return
-    if "plate" in home:
-        wells = _paths(home["plate"], "wells")
-        images = (image for well in wells for image in _images_of_well(path, well))
-        _refuse(
-            path, f"{name} is a plate of {len(wells)} well{'s' * (len(wells) != 1)}", islice(images, MOST_NAMED + 1)
-        )
-    if "well" in home:
-        _refuse(path, f"{name} is a well of a plate", _paths(home["well"], "images"))
-    if "bioformats2raw.layout" in home:
-        _refuse(path, f"{name} is a collection of images", _series(path))
+    if (found := _members(path, home)) is not None:
+        what, images = found
+        named = [str(path / image) for image in islice(images, MOST_NAMED + 1)]
+        if not named:
+            raise InputError(f"{name} is {what}, in which no image is found; give the path of one image in it")
+        more = ", and so on" if len(named) > MOST_NAMED else ""
+        some = ", ".join(named[:MOST_NAMED])
+        raise InputError(f"{name} is {what}; give the path of one image in it: {some}{more}")
     if "ome" in attributes:
         return  # of a kind that its reader knows or refuses
     members = sorted(_arrays(path, DEEPEST))
@@ -275,14 +271,15 @@ def refuse_group(path: Place, attributes: Mapping[str, Any], name: str) -> None:
     raise InputError(f"{name} is a zarr group without OME-Zarr metadata; name one of its arrays: {arrays}")
 
 
-def _refuse(path: Place, what: str, images: Iterable[str]) -> NoReturn:
-    """Raise the error that says what a group is, and names the first images in it."""
-    found = list(images)
-    if not found:
-        raise InputError(f"{what}, in which no image is found; give the path of one image in it")
-    more = ", and so on" if len(found) > MOST_NAMED else ""
-    some = ", ".join(str(path / image) for image in found[:MOST_NAMED])
-    raise InputError(f"{what}; give the path of one image in it: {some}{more}")
+def _members(path: Place, home: Mapping[str, Any]) -> tuple[str, Iterable[str]] | None:
+    """Return what a group of images is, and their paths in it; None of any other group."""
+    if "plate" in home:
+        wells = _paths(home["plate"], "wells")
+        images = (image for well in wells for image in _images_of_well(path, well))
+        return f"a plate of {len(wells)} well{'s' * (len(wells) != 1)}", images
+    if "well" in home:
+        return "a well of a plate", _paths(home["well"], "images")
+    return ("a collection of images", _series(path)) if "bioformats2raw.layout" in home else None
 
 
 def _images_of_well(path: Place, well: str) -> list[str]:

@@ -28,9 +28,7 @@ from isovoxel.readers.registry import (
     no_inner,
     open_with,
 )
-from isovoxel.readers.selection import EVERYTHING, Collection, Selection, means_several
-
-_GIVEN = "given by the caller"
+from isovoxel.readers.selection import EVERYTHING, GIVEN, Collection, Selection, means_several
 
 _PACKERS = {
     GZIP_MAGIC: ("gzip", "gunzip"),
@@ -114,8 +112,7 @@ def images_of(source: Any) -> Collection:
     if isinstance(place, ObjectPlace):
         at = Location(place, name, "address")
     else:
-        path, inner, mode = _located(name, str(place) if is_address(name) else name)
-        at = Location(path, name, "folder" if stat.S_ISDIR(mode) else "file", inner)
+        at = _located(name, str(place) if is_address(name) else name)
     with named_failures(name, "a volume"):
         if (own := find_format(at)) is not None:
             return images_by(own, at)
@@ -197,19 +194,20 @@ def _open_path(text: str | os.PathLike[str] | os.PathLike[bytes], selection: Sel
         return _open_address(place, selection)
     local = str(place) if is_address(name) else name  # which a Path would make shorter
     try:
-        path, inner, mode = _located(name, local)
+        at = _located(name, local)
     except InputMissingError:
         if "\0" in name or not has_magic(name):
             raise
+        from isovoxel.readers.slices import open_pattern
+
         selection.check_kind(name)
-        return _open_pattern(local)
-    if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
-        raise InputError(f"{name} is neither a file nor a folder; isovoxel reads {known_formats()}")
+        with named_failures(local, "slices"):
+            return open_pattern(local)
     with named_failures(name, "a volume"):
-        before = path.stat()
-        volume = _open_local(Location(path, name, "folder" if stat.S_ISDIR(mode) else "file", inner), selection)
+        before = at.path.stat()
+        volume = _open_local(at, selection)
     stamp = {"size": before.st_size, "mtime_ns": before.st_mtime_ns}
-    if stat.S_ISREG(mode) and any(volume.identity.get(key, value) != value for key, value in stamp.items()):
+    if at.kind == "file" and any(volume.identity.get(key, value) != value for key, value in stamp.items()):
         raise InputError(f"{name} was written while it was opened; open it again once it is whole")
     return volume
 
@@ -227,26 +225,22 @@ def _open_address(place: ObjectPlace, selection: Selection) -> Volume:
     raise InputMissingError(f"{name} is no zarr, is not there, or may not be read with {place.sought}; check both")
 
 
-def _located(name: str, local: str) -> tuple[Path, str | None, int]:
-    """Return a file or folder, the path of what is meant in it (``file.h5:/path/to/dataset``) or None, and its mode."""
+def _located(name: str, local: str) -> Location:
+    """Return a file or folder, and the path of what is meant in it (``file.h5:/path/to/dataset``)."""
     file, colon, inner = local.rpartition(":/")  # the last one: Windows has one behind its drives
     for path, place in ((local, None), (file, f"/{inner}") if colon else (local, None)):
         try:
-            return Path(path), place, Path(path).stat().st_mode
+            mode = Path(path).stat().st_mode
         except (FileNotFoundError, NotADirectoryError):
             continue
         except ValueError:
             break  # the name has a character that no path can have
         except OSError as error:
             raise InputError(f"{name} cannot be opened: {error.strerror}") from error
+        if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+            raise InputError(f"{name} is neither a file nor a folder; isovoxel reads {known_formats()}")
+        return Location(Path(path), name, "folder" if stat.S_ISDIR(mode) else "file", place)
     raise InputMissingError(f"{name} is not there; check the path")
-
-
-def _open_pattern(name: str) -> Volume:
-    from isovoxel.readers.slices import open_pattern
-
-    with named_failures(name, "slices"):
-        return open_pattern(name)
 
 
 def _open_local(at: Location, selection: Selection) -> Volume:
@@ -318,12 +312,11 @@ def _with_overrides(volume: Volume, voxel_size: Float3 | None, unit: str | None)
     if voxel_size is not None:
         changes |= {"voxel_size": voxel_size, "missing": "", "counted": False}
         changes["notes"] = (*volume.notes, *_doubts(voxel_size))
-        sources["voxel size"] = _GIVEN
+        changes["origin"] = _origin(volume, voxel_size, unit)
+        sources["voxel size"] = GIVEN
     if unit is not None:
         changes["unit"] = unit
-        sources["unit"] = _GIVEN
-    if voxel_size is not None:
-        changes["origin"] = _origin(volume, voxel_size, unit)
+        sources["unit"] = GIVEN
     return replace(volume, **changes, sources=sources) if changes else volume
 
 

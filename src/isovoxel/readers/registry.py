@@ -149,7 +149,7 @@ def _is_packed_tiff(at: Location) -> bool:
 
 def _png(at: Location) -> bool:
     """Return whether a file is a PNG, or a folder holds some."""
-    return at.first.startswith(PNG_MAGIC) if at.kind == "file" else _late("slices", "has_pngs")(at)
+    return at.first.startswith(PNG_MAGIC) if at.kind == "file" else _late("slices", "has_slices")(at, (".png",))
 
 
 _PLANES = ("channel", "time")

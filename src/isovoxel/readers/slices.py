@@ -17,7 +17,7 @@ import hashlib
 import os
 import re
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -55,9 +55,9 @@ def slices_in(folder: Path, endings: tuple[str, ...] = ENDINGS) -> Iterator[str]
                 yield entry.path
 
 
-def has_slices(at: Location) -> bool:
-    """Return whether a folder holds TIFF slices."""
-    return any(slices_in(at.path))
+def has_slices(at: Location, endings: tuple[str, ...] = ENDINGS) -> bool:
+    """Return whether a folder holds slices."""
+    return any(slices_in(at.path, endings))
 
 
 def open_folder(at: Location, _selection: Selection) -> Volume:
@@ -68,7 +68,7 @@ def open_folder(at: Location, _selection: Selection) -> Volume:
     InputError
         If they are not the slices of one volume.
     """
-    return open_slices(list(slices_in(at.path)), str(at.path.resolve()), at.name)
+    return _open_files(list(slices_in(at.path)), str(at.path.resolve()), at.name, "TIFF")
 
 
 def open_pattern(pattern: str) -> Volume:
@@ -86,13 +86,12 @@ def open_pattern(pattern: str) -> Volume:
     if not files:
         raise InputMissingError(f"no file's name matches {pattern}; check the pattern, and the folder that it names")
     with Path(files[0]).open("rb") as first:
-        if first.read(len(PNG_MAGIC)) == PNG_MAGIC:
-            return open_pngs(files, where, pattern)
-    return open_slices(files, where, pattern)
+        kind = "PNG" if first.read(len(PNG_MAGIC)) == PNG_MAGIC else "TIFF"
+    return _open_files(files, where, pattern, kind)
 
 
-def open_slices(files: Sequence[str], where: str, name: str) -> Volume:
-    """Open TIFF files as one volume.
+def _open_files(files: Sequence[str], where: str, name: str, kind: str) -> Volume:
+    """Open files as one volume.
 
     Parameters
     ----------
@@ -102,21 +101,16 @@ def open_slices(files: Sequence[str], where: str, name: str) -> Volume:
         The path, absolute, by which they are found again.
     name
         What the user called them.
+    kind
+        "TIFF" or "PNG".
 
     Raises
     ------
     InputError
-        If one is no TIFF, is not whole, or is not like the others; it is named.
+        If one is of another kind, is not whole, or is not like the others; it is named.
     """
-    return _open_files(files, where, name, "TIFF", _tiff_slices)
-
-
-def _open_files(
-    files: Sequence[str], where: str, name: str, kind: str, volume_of: Callable[[Sequence[str], str], Volume]
-) -> Volume:
-    """Open files of a kind as one volume, which another function makes of them in their order."""
     ordered, note = in_order(name, files)
-    volume = volume_of(ordered, name)
+    volume = (_tiff_slices if kind == "TIFF" else _png_slices)(ordered, name)
     last = f" to {Path(ordered[-1]).name}" if len(ordered) > 1 else ""
     shape = f"{len(ordered)} {kind} file{'s' * (len(ordered) > 1)}, {Path(ordered[0]).name}{last}"
     return replace(
@@ -432,11 +426,6 @@ class PngReader(TiledReader):
         return Stored(f"the file {Path(self.files[z]).name}", Box((z, 0, 0), (z + 1, *self.shape[1:])))
 
 
-def has_pngs(at: Location) -> bool:
-    """Return whether a folder holds PNGs."""
-    return any(slices_in(at.path, PNG_ENDINGS))
-
-
 def open_png(at: Location, _selection: Selection) -> Volume:
     """Open a PNG, or those in a folder.
 
@@ -446,27 +435,8 @@ def open_png(at: Location, _selection: Selection) -> Volume:
         If they are not the grey slices of one volume.
     """
     where = str(at.path.resolve())
-    return open_pngs([where] if at.kind == "file" else list(slices_in(at.path, PNG_ENDINGS)), where, at.name)
-
-
-def open_pngs(files: Sequence[str], where: str, name: str) -> Volume:
-    """Open PNG files as one volume.
-
-    Parameters
-    ----------
-    files
-        Their absolute paths, in any order.
-    where
-        The path, absolute, by which they are found again.
-    name
-        What the user called them.
-
-    Raises
-    ------
-    InputError
-        If one is no grey PNG, or is not like the others; it is named.
-    """
-    return _open_files(files, where, name, "PNG", _png_slices)
+    files = [where] if at.kind == "file" else list(slices_in(at.path, PNG_ENDINGS))
+    return _open_files(files, where, at.name, "PNG")
 
 
 def _png_slices(files: Sequence[str], name: str) -> Volume:

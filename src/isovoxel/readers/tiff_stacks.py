@@ -200,7 +200,9 @@ class _Finder:
         if series.kind in _IN_ORDER or series.is_truncated:
             return self._in_order(series, axes, shape, n)
         if series.kind == "lsm" and not page.is_reduced:
-            members = [self._lsm_page(series, index) for index in self._not_reduced()]
+            flags = np.array([_subfile(tags, self._own.order) for tags in self._own.tags])[self._own.stored]
+            full = np.flatnonzero((flags & _REDUCED_OR_MASK) == 0).tolist()
+            members = [page if index == page.index else page.parent.pages[index] for index in full]
         else:
             members = list(series)
         there = [member for member in members if member is not None and any(member.dataoffsets)]
@@ -246,13 +248,6 @@ class _Finder:
         return InputError(
             f"{self._name} is incomplete: its metadata say {n * planes} planes of {size}, but {have} {there * planes}"
         )
-
-    def _not_reduced(self) -> Iterable[int]:
-        flags = np.array([_subfile(tags, self._own.order) for tags in self._own.tags])[self._own.stored]
-        return map(int, np.flatnonzero((flags & _REDUCED_OR_MASK) == 0))
-
-    def _lsm_page(self, series: tifffile.TiffPageSeries, index: int) -> Any:
-        return series.keyframe if index == series.keyframe.index else series.keyframe.parent.pages[index]
 
     def _directories(self, file: str) -> Directories:
         if file not in self._files:

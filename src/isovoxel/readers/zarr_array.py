@@ -20,7 +20,7 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,28 +86,28 @@ def _opened(path: Place, name: str) -> zarr.Array[Any]:
     """Open the array in a folder with zarr-python."""
     import zarr
 
-    for file, zarr_format in ((NODE, 3), (V2_ARRAY, 2)):
-        if (path / file).is_file():
-            try:
-                with warnings.catch_warnings():
-                    # Or another fill value would be taken than is written.
-                    warnings.filterwarnings("error", "NumPy will stop allowing conversion of out-of-bound")
-                    # Absolute: from another working directory, every chunk would be absent, and read as zeros.
-                    where: dict[str, Any] = {"store": str(path.resolve())}
-                    if isinstance(path, ObjectPlace):
-                        from isovoxel.readers.zarr_python import RootStore
+    zarr_format: Literal[2, 3] = 3 if (path / NODE).is_file() else 2
+    if zarr_format == 2 and not (path / V2_ARRAY).is_file():
+        raise InputError(f"{name} holds no zarr array: there is neither {NODE} nor {V2_ARRAY} in {path}")
+    try:
+        with warnings.catch_warnings():
+            # Or another fill value would be taken than is written.
+            warnings.filterwarnings("error", "NumPy will stop allowing conversion of out-of-bound")
+            # Absolute: from another working directory, every chunk would be absent, and read as zeros.
+            where: dict[str, Any] = {"store": str(path.resolve())}
+            if isinstance(path, ObjectPlace):
+                from isovoxel.readers.zarr_python import RootStore
 
-                        where = {"store": RootStore(path.root), "path": path.key}
-                    elif (in_zip := getattr(path, "in_store", None)) is not None:  # of `isovoxel.readers.packed`
-                        where = in_zip()
-                    return zarr.open_array(**where, mode="r", zarr_format=3 if zarr_format == 3 else 2)
-            except (DeprecationWarning, OverflowError) as error:  # NumPy 1 and 2
-                raise InputError(
-                    f"{name} cannot be read as a zarr array: its data type does not hold its fill value"
-                ) from error
-            except Exception as error:
-                raise unreadable(name, "a zarr array", error) from error
-    raise InputError(f"{name} holds no zarr array: there is neither {NODE} nor {V2_ARRAY} in {path}")
+                where = {"store": RootStore(path.root), "path": path.key}
+            elif (in_zip := getattr(path, "in_store", None)) is not None:  # of `isovoxel.readers.packed`
+                where = in_zip()
+            return zarr.open_array(**where, mode="r", zarr_format=zarr_format)
+    except (DeprecationWarning, OverflowError) as error:  # NumPy 1 and 2
+        raise InputError(
+            f"{name} cannot be read as a zarr array: its data type does not hold its fill value"
+        ) from error
+    except Exception as error:
+        raise unreadable(name, "a zarr array", error) from error
 
 
 def zarr_voxels(array: ArrayNode, name: str, axes: list[str], selection: Selection) -> tuple[Volume, Picked]:
