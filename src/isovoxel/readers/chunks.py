@@ -188,6 +188,9 @@ class ChunkCache:
 Decode = Callable[[NDArray[np.uint8], NDArray[np.uint8]], None]
 """Decodes the first bytes into the second, filling them; raises any exception where it cannot."""
 
+_codecs: Any = imagecodecs
+"""Of whose functions the types know no arrays."""
+
 _BLOSC_HEADER = struct.Struct("<4xI4xI")
 
 LZMA_MEMORY = 1 << 27
@@ -211,17 +214,13 @@ def decode_blosc(encoded: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
     _check_size(decoded_size, out.size)
     if not _BLOSC_HEADER.size <= encoded_size <= encoded.size:
         raise ValueError(f"it has {encoded.size} of the {encoded_size} bytes that its header tells of")
-    data: Any = encoded[:encoded_size]  # of imagecodecs' functions the types know no arrays
-    memory: Any = out
-    imagecodecs.blosc_decode(data, numthreads=1, out=memory)  # ours are threads enough
+    _codecs.blosc_decode(encoded[:encoded_size], numthreads=1, out=out)  # ours are threads enough
 
 
 def decode_zstd(encoded: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
     """Decode zstd frames, whether they say their decoded size or not; one that says a wrong one is damaged."""
-    data: Any = encoded
-    memory: Any = out
     try:
-        _check_size(len(imagecodecs.zstd_decode(data, out=memory)), out.size)
+        _check_size(len(_codecs.zstd_decode(encoded, out=out)), out.size)
     except imagecodecs.ZstdError as error:
         raise ValueError(f"it is no zstd frame that decodes to {out.size} bytes ({error})") from error
 
@@ -231,9 +230,7 @@ def decode_lz4(encoded: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
     if encoded.size < 4:
         raise ValueError(f"its {encoded.size} bytes are no LZ4 block")
     _check_size(int.from_bytes(encoded[:4].tobytes(), "little"), out.size)
-    data: Any = encoded[4:]
-    memory: Any = out
-    _check_size(len(imagecodecs.lz4_decode(data, out=memory)), out.size)
+    _check_size(len(_codecs.lz4_decode(encoded[4:], out=out)), out.size)
 
 
 def decode_gzip(encoded: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
@@ -266,14 +263,12 @@ def _inflate(
 
 def _gzip_end(out: NDArray[np.uint8]) -> bytes:
     """Return how a gzip member of these bytes ends: https://datatracker.ietf.org/doc/html/rfc1952#page-8."""
-    crc: int = imagecodecs.deflate_crc32(out)  # type: ignore[arg-type]
-    return struct.pack("<II", crc, out.size & 0xFFFFFFFF)
+    return struct.pack("<II", _codecs.deflate_crc32(out), out.size & 0xFFFFFFFF)
 
 
 def _zlib_end(out: NDArray[np.uint8]) -> bytes:
     """Return how a zlib stream of these bytes ends: https://datatracker.ietf.org/doc/html/rfc1950#page-5."""
-    adler: int = imagecodecs.deflate_adler32(out)  # type: ignore[arg-type]
-    return struct.pack(">I", adler)
+    return struct.pack(">I", _codecs.deflate_adler32(out))
 
 
 def decode_lzma(encoded: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:

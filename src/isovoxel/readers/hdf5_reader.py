@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -34,7 +34,7 @@ from isovoxel.readers.chunks import CHUNK_COST, ChunkCache, decode_nothing, deco
 from isovoxel.readers.files import number_of, reason_of, unavailable, unreadable
 from isovoxel.readers.raw import open_file, read_into
 from isovoxel.readers.selection import along_axes
-from isovoxel.readers.tiled import Stored, TiledReader, chunk_of, chunk_place, chunk_start
+from isovoxel.readers.tiled import TiledReader, chunk_place, chunk_start
 
 if TYPE_CHECKING:
     import h5py
@@ -173,10 +173,6 @@ class Hdf5Reader(TiledReader):
         """Largest number of bytes held beside the returned array."""
         return self.encoded_limit + DECODED_COPIES * self.chunk_bytes + FIXED_BYTES
 
-    def tiles(self, box: Box) -> Iterable[Box]:
-        """Cut a box along the chunks."""
-        return box.tiles(self.chunk)
-
     @contextlib.contextmanager
     def opened(self) -> Iterator[tuple[h5py.Dataset, NDArray[np.uint8]]]:
         """Open the dataset, and make a buffer for one decoded chunk."""
@@ -257,10 +253,6 @@ class Hdf5Reader(TiledReader):
             from numcodecs import Shuffle
 
             Shuffle(self.dtype.itemsize).decode(out.copy(), out)  # 25 times faster than NumPy's transpose
-
-    def stored(self, tile: Box) -> Stored:
-        """Return the chunk that a part lies in."""
-        return chunk_of("chunk", tile, self.chunk, self.shape)
 
     def is_damage(self, error: Exception) -> bool:
         """Return whether HDF5 does not say that it lacks something."""

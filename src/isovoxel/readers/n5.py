@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +40,7 @@ from isovoxel.readers.files import (
 )
 from isovoxel.readers.registry import Location
 from isovoxel.readers.selection import Picked, Selection, along_axes, listed, of_zyx, pick, zyx_positions
-from isovoxel.readers.tiled import Stored, TiledReader, chunk_of
+from isovoxel.readers.tiled import TiledReader
 
 if TYPE_CHECKING:
     import tensorstore
@@ -84,16 +84,11 @@ class N5Reader(TiledReader):
     """Number of voxels, z, y, x."""
     dtype: np.dtype[Any]
     """Of the voxels, in native byte order."""
-    block: Index3
+    chunk: Index3
     """Shape of a block, z, y, x."""
     files: BlockFiles
     """Its files."""
-    what: str = "block"
-    """What a block is called, for messages."""
-
-    def tiles(self, box: Box) -> Iterable[Box]:
-        """Cut a box along the blocks."""
-        return box.tiles(self.block)
+    tile_name: ClassVar[str] = "block"
 
     def read_tile(self, tile: Box, out: NDArray[Any], _source: Any) -> None:
         """Read a part of a block; tensorstore tells by the first word of an error whose fault it was."""
@@ -110,10 +105,6 @@ class N5Reader(TiledReader):
             if reason.startswith(_DAMAGE):
                 raise ValueError(reason) from error
             raise OSError(errno.EIO, reason) from error
-
-    def stored(self, tile: Box) -> Stored:
-        """Return the block that a part lies in."""
-        return chunk_of(self.what, tile, self.block, self.shape)
 
 
 @dataclass(frozen=True)
@@ -276,6 +267,12 @@ INFO = "info"
 _PACKED = (".gz", ".br", ".zstd")
 
 
+class PrecomputedReader(N5Reader):
+    """Reads boxes of a scale; safe to call from many threads."""
+
+    tile_name: ClassVar[str] = "chunk"
+
+
 @dataclass(frozen=True)
 class PrecomputedFiles:
     """The files of a scale that is not sharded."""
@@ -371,7 +368,7 @@ def _open_scale(at: Location, info: Mapping[str, Any], selection: Selection, lev
     files: PrecomputedFiles | ShardedFiles = ShardedFiles(str(folder), described)
     if scale.get("sharding") is None:
         files = PrecomputedFiles(str(folder), offset, zyx, chunk, described)
-    reader = partial(N5Reader, name, zyx=(0, 1, 2), shape=zyx, dtype=dtype, block=chunk, files=files, what="chunk")
+    reader = partial(PrecomputedReader, name, zyx=(0, 1, 2), shape=zyx, dtype=dtype, chunk=chunk, files=files)
     lengths = triple(Length(float(size), "nanometer") for size in scale["resolution"][::-1])
     found = calibrate("the info file", "precomputed resolution", lengths)
     volume = Volume(
@@ -391,7 +388,7 @@ def _open_scale(at: Location, info: Mapping[str, Any], selection: Selection, lev
     return volume.stored_in(files, now, **selection.identity("level"), **picked.chosen)
 
 
-def _member(reader: partial[N5Reader], store: tensorstore.TensorStore, picked: Picked) -> N5Reader:
+def _member(reader: partial[PrecomputedReader], store: tensorstore.TensorStore, picked: Picked) -> PrecomputedReader:
     return reader(store=store[picked.others[0]])
 
 

@@ -17,7 +17,7 @@ import math
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
@@ -269,10 +269,6 @@ class DaskReader(TiledReader):
     """Of the voxels, in native byte order."""
     lock: threading.Lock
     """Held while a chunk is read."""
-
-    def tiles(self, box: Box) -> Iterable[Box]:
-        """Cut a box along the chunks."""
-        return box.tiles(self.chunk)
 
     def read_tile(self, tile: Box, out: NDArray[Any], _source: Any) -> None:
         """Read a part of a chunk."""

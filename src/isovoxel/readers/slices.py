@@ -17,7 +17,7 @@ import hashlib
 import os
 import re
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -400,9 +400,10 @@ class PngReader(TiledReader):
         """Largest number of bytes held beside the returned array."""
         return self.largest + 2 * self.shape[1] * self.shape[2] * self.dtype.itemsize + PNG_FIXED_BYTES
 
-    def tiles(self, box: Box) -> Iterable[Box]:
-        """Cut a box along the files."""
-        return box.tiles((1, self.shape[1], self.shape[2]))
+    @property
+    def chunk(self) -> Index3:
+        """Shape of a slice."""
+        return (1, *self.shape[1:])
 
     def read_tile(self, tile: Box, out: NDArray[Any], _source: Any) -> None:
         """Decode a file, and copy a part of it."""
@@ -457,7 +458,7 @@ def _png_slices(files: Sequence[str], name: str) -> Volume:
         shape,
         dtype,
         reader,
-        chunks=(1, shape[1], shape[2]),
+        chunks=reader.chunk,
         read_overhead=reader.overhead,
         sources={"axes": "one file after another, taken as z"},
         missing="PNG has none for z",

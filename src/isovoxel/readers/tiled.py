@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,11 +41,21 @@ class TiledReader(ABC):
 
     name: str
     """What the user called the input, for messages."""
+    tile_name: ClassVar[str] = "chunk"
+    """What a tile is called, for messages."""
     if TYPE_CHECKING:  # dataclasses would take a property for a default
 
         @property
         def dtype(self) -> np.dtype[Any]:
             """Of the voxels; what is returned is in native byte order."""
+
+        @property
+        def shape(self) -> Index3:
+            """Number of voxels, z, y, x."""
+
+        @property
+        def chunk(self) -> Index3:
+            """Shape of a tile."""
 
     def __call__(self, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Return a box as a new array, or in `out`.
@@ -75,17 +85,17 @@ class TiledReader(ABC):
                 except Exception as error:
                     raise self.failure(tile, error) from error
 
-    @abstractmethod
     def tiles(self, box: Box) -> Iterable[Box]:
         """Cut a box into parts, none of which reaches over more than one tile."""
+        return box.tiles(self.chunk)
 
     @abstractmethod
     def read_tile(self, tile: Box, out: NDArray[Any], source: Any) -> None:
         """Read one of these parts from what `opened` gives."""
 
-    @abstractmethod
     def stored(self, tile: Box) -> Stored:
         """Return what one of these parts is stored in."""
+        return chunk_of(self.tile_name, tile, self.chunk, self.shape)
 
     @contextmanager
     def opened(self) -> Iterator[Any]:

@@ -47,7 +47,7 @@ from isovoxel.readers.chunks import CHUNK_COST, CachedChunk, ChunkCache
 from isovoxel.readers.files import MissingFolders, metadata_identity, unreadable
 from isovoxel.readers.registry import Location
 from isovoxel.readers.selection import GIVEN, UNNAMED, Picked, Selection, pick
-from isovoxel.readers.tiled import Stored, TiledReader, chunk_of, chunk_place, chunk_start, failure_in
+from isovoxel.readers.tiled import TiledReader, chunk_of, chunk_place, chunk_start, failure_in
 from isovoxel.readers.zarr_files import ChunkFile, IndexCache, ShardIndexError
 from isovoxel.readers.zarr_layout import (
     AT_ONCE,
@@ -387,6 +387,16 @@ class ChunkReader(TiledReader):
         """Data type of the encoded voxels, with their byte order."""
         return self.layout.dtype
 
+    @property
+    def shape(self) -> Index3:
+        """Number of voxels, z, y, x."""
+        return self.layout.shape
+
+    @property
+    def chunk(self) -> Index3:
+        """Shape of a chunk."""
+        return self.layout.chunk
+
     def cached(self, capacity: int) -> ChunkReader:
         """Return a reader of the same array that keeps at most so many bytes of decoded chunks."""
         return ChunkReader(self.name, self.layout, capacity)
@@ -513,10 +523,6 @@ class ChunkReader(TiledReader):
             out[...] = chunk.buffer[there] if chunk.stored else self.layout.fill
         finally:
             self._cache.release(chunk)
-
-    def stored(self, tile: Box) -> Stored:
-        """Return the chunk that a part lies in."""
-        return chunk_of("chunk", tile, self.layout.chunk, self.layout.shape)
 
     def is_damage(self, error: Exception) -> bool:
         """Return whether an error is not the system's."""

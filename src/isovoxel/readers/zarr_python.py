@@ -11,7 +11,7 @@ import lzma
 import math
 import struct
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from gzip import BadGzipFile
@@ -30,14 +30,14 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.core.codec_pipeline import BatchedCodecPipeline
 from zarr.storage import ObjectStore
 
-from isovoxel.geometry.grid import Box, Index3
+from isovoxel.geometry.grid import Box, Index3, ceil_div
 from isovoxel.object_store.clients import client, sought, told
 from isovoxel.object_store.retries import Attempts, is_transient
 from isovoxel.readers.base import ReadBox, series_reader
 from isovoxel.readers.chunks import DECODED_COPIES, DECODER_BYTES, DECODERS
 from isovoxel.readers.files import check_stored
 from isovoxel.readers.selection import Picked
-from isovoxel.readers.tiled import Stored, TiledReader, chunk_of
+from isovoxel.readers.tiled import TiledReader
 from isovoxel.readers.zarr_layout import local_folder
 
 CHUNK_COPIES = 4
@@ -75,7 +75,7 @@ class ZarrReader(TiledReader):
     """The array."""
     picked: Picked
     """Which of its axes are z, y and x, and where along the others."""
-    chunks: Index3
+    chunk: Index3
     """Shape of a chunk, z, y, x."""
     folder: str | None = None
     """Where the array is, in a local folder."""
@@ -85,9 +85,10 @@ class ZarrReader(TiledReader):
         """Data type of the voxels."""
         return np.dtype(self.array.dtype)
 
-    def tiles(self, box: Box) -> Iterable[Box]:
-        """Cut a box along the chunks."""
-        return box.tiles(self.chunks)
+    @property
+    def shape(self) -> Index3:
+        """Number of voxels, z, y, x."""
+        return self.picked.shape(self.array.shape)
 
     def read_tile(self, tile: Box, out: NDArray[Any], _source: Any) -> None:
         """Read a part of a chunk."""
@@ -103,16 +104,12 @@ class ZarrReader(TiledReader):
         grid = self.array.shards or self.array.chunks
         return self.array.metadata.encode_chunk_key(tuple(at // n for at, n in zip(starts, grid, strict=True)))
 
-    def stored(self, tile: Box) -> Stored:
-        """Return the chunk that a part lies in."""
-        return chunk_of("chunk", tile, self.chunks, self.picked.shape(self.array.shape))
-
     def is_damage(self, error: Exception) -> bool:
         """Return whether an error is what decoders raise: anything else is the store's, or the network's."""
         return isinstance(error, DECODING_ERRORS) and not is_transient(error)
 
 
-def slow_voxels(array: zarr.Array[Any], name: str, picked: Picked, chunks: Index3) -> tuple[ReadBox, int]:
+def slow_voxels(array: zarr.Array[Any], name: str, picked: Picked, chunk: Index3) -> tuple[ReadBox, int]:
     """Return what reads boxes of an array through zarr-python, and the bytes that it holds beside what it returns.
 
     What zarr-python holds for one chunk was measured: the encoded bytes, the decoded chunk, the part of it that was
@@ -123,11 +120,11 @@ def slow_voxels(array: zarr.Array[Any], name: str, picked: Picked, chunks: Index
     overhead = copies * math.prod(array.chunks) * np.dtype(array.dtype).itemsize + FIXED_BYTES
     overhead += sum(DECODER_BYTES.get(codec, 0) for codec in names)
     if array.shards is not None:
-        inner = (-(-shard // chunk) for shard, chunk in zip(array.shards, array.chunks, strict=True))
+        inner = map(ceil_div, array.shards, array.chunks)
         overhead += INDEX_COPIES * 16 * math.prod(inner)
     folder = local_folder(array.store_path)
     local = folder if isinstance(folder, str) else None
-    reads = partial(ZarrReader, name, with_bounded_decoders(array), chunks=chunks, folder=local)
+    reads = partial(ZarrReader, name, with_bounded_decoders(array), chunk=chunk, folder=local)
     return series_reader(picked, reads), overhead
 
 
