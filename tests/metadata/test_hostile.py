@@ -15,7 +15,7 @@ from isovoxel.errors import InputError
 from isovoxel.geometry.grid import VoxelGrid
 from isovoxel.metadata.ome import image_attributes, is_label_image, read_levels
 from isovoxel.metadata.series import stays_inside
-from isovoxel.metadata.tiff import MOST_PLANES, read_imagej, read_ome_xml, read_pixels, read_tiff_tags
+from isovoxel.metadata.tiff import MOST_PLANES, read_imagej, read_ome, read_ome_xml, read_tiff_tags
 from isovoxel.metadata.units import METERS, Calibration, Length, calibrate
 from strategies import examples
 
@@ -104,7 +104,7 @@ def test_imagej(text: str, x: tuple[int, int] | None, y: tuple[int, int] | None,
 def test_ome_xml(text: str) -> None:
     """OME-XML gives what it says, or nothing, or is refused."""
     try:
-        pixels = read_pixels(text, "a")
+        pixels = read_ome(text, "a").checked().pixels
     except InputError as error:
         check_sentence(error)
         return
@@ -184,22 +184,22 @@ LAUGHS = "".join(f"<!ENTITY {b} '{f'&{a};' * 10}'>" for a, b in zip("abcdefg", "
 def test_entities_are_refused(make: Callable[[], str]) -> None:
     """A document type definition is refused as soon as it begins."""
     with pytest.raises(InputError, match="has a document type definition"):
-        read_pixels(make(), "a")
+        read_ome(make(), "a").checked()
 
 
 def test_deep_xml_is_read_or_refused() -> None:
     """A million elements in one another are no reason to crash."""
     with pytest.raises(InputError):
-        read_pixels("<a>" * 1_000_000, "a")
-    assert read_pixels("<a>" * 100_000 + "</a>" * 100_000, "a") == []
+        read_ome("<a>" * 1_000_000, "a").checked()
+    assert read_ome("<a>" * 100_000 + "</a>" * 100_000, "a").checked().pixels == []
 
 
 @pytest.mark.parametrize("name", ["../b.tif", "/b.tif", "C:\\b.tif", "\\\\host\\b.tif", "sub/../../b.tif", "..\\b.tif"])
 def test_files_outside_are_refused(name: str) -> None:
     """A document may not make anybody read what lies elsewhere."""
     with pytest.raises(InputError, match="is not in the folder of a"):
-        read_pixels(XML.replace("a.ome.tif", name), "a")
-    assert read_pixels(XML.replace("a.ome.tif", "sub/b.tif"), "a")
+        read_ome(XML.replace("a.ome.tif", name), "a").checked()
+    assert read_ome(XML.replace("a.ome.tif", "sub/b.tif"), "a").checked().pixels
 
 
 @pytest.mark.parametrize("old", ['SizeZ="6"', 'SizeT="1"', 'PlaneCount="6"', 'IFD="0"'])
@@ -207,6 +207,6 @@ def test_too_many_planes_are_refused(old: str) -> None:
     """A document may not make anybody list a trillion planes."""
     key = old.partition("=")[0]
     with pytest.raises(InputError, match="planes, more than any file has"):
-        read_pixels(XML.replace(old, f'{key}="{10 * MOST_PLANES}"'), "a")
+        read_ome(XML.replace(old, f'{key}="{10 * MOST_PLANES}"'), "a").checked()
     for number in ("nan", "-5", "many", ""):
-        assert read_pixels(XML.replace(old, f'{key}="{number}"'), "a")
+        assert read_ome(XML.replace(old, f'{key}="{number}"'), "a").checked().pixels

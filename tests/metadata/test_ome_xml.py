@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isovoxel.errors import InputError
-from isovoxel.metadata.tiff import read_ome_xml, read_pixels
+from isovoxel.metadata.tiff import read_ome, read_ome_xml
 
 SIZES = {"PhysicalSizeZ": "2", "PhysicalSizeY": "0.5", "PhysicalSizeX": "0.25"}
 SHAPE = (3, 4, 5)
@@ -37,7 +37,7 @@ def test_physical_sizes_come_in_the_unit_of_x(
     units: dict[str, str], size: tuple[float, float, float], unit: str
 ) -> None:
     """The physical sizes are read with their units, micrometre where none is named."""
-    found = read_ome_xml(read_pixels(document(SIZES | units), "a"), 0, 1, SHAPE)
+    found = read_ome_xml(read_ome(document(SIZES | units), "a").checked().pixels, 0, 1, SHAPE)
     assert found.voxel_size == pytest.approx(size, rel=1e-15)
     assert found.unit == unit
 
@@ -59,7 +59,7 @@ def test_physical_sizes_come_in_the_unit_of_x(
 def test_what_is_not_known_is_said(changes: dict[str, str | None], clause: str) -> None:
     """A physical size that is missing or makes no sense leaves the voxel size unknown, with the reason."""
     pixels = {key: value for key, value in (SIZES | changes).items() if value is not None}
-    found = read_ome_xml(read_pixels(document(pixels), "a"), 0, 1, SHAPE)
+    found = read_ome_xml(read_ome(document(pixels), "a").checked().pixels, 0, 1, SHAPE)
     assert found.voxel_size is None
     assert clause in found.missing
 
@@ -68,7 +68,7 @@ def test_the_image_is_found_by_place_or_by_shape() -> None:
     """Of several images the one in the same place counts; with other numbers of images, the one of that shape."""
     first = SIZES | {"SizeZ": "3", "SizeY": "4", "SizeX": "5"}
     second = SIZES | {"SizeZ": "9", "SizeY": "4", "SizeX": "5", "PhysicalSizeZ": "7"}
-    pixels = read_pixels(document(first, second), "a")
+    pixels = read_ome(document(first, second), "a").checked().pixels
     assert read_ome_xml(pixels, 1, 2, SHAPE).voxel_size == (7, 0.5, 0.25)
     assert read_ome_xml(pixels, 0, 1, SHAPE).voxel_size == (2, 0.5, 0.25)
     unclear = read_ome_xml([first, first | {"PhysicalSizeZ": "8"}], 0, 1, SHAPE)
@@ -87,14 +87,14 @@ def test_the_image_is_found_by_place_or_by_shape() -> None:
 def test_a_document_type_definition_is_refused(xml: str) -> None:
     """A DTD is refused before its entities mean anything."""
     with pytest.raises(InputError, match="document type definition"):
-        read_pixels(xml, "a")
+        read_ome(xml, "a").checked()
 
 
 @pytest.mark.parametrize("xml", ["", "OME", "<OME>", "<OME></Image></OME>", "<OME>&a;</OME>"])
 def test_broken_xml_is_an_input_error(xml: str) -> None:
     """XML that is not well-formed is said to be so."""
     with pytest.raises(InputError, match="not well-formed"):
-        read_pixels(xml, "a")
+        read_ome(xml, "a").checked()
 
 
 attributes = st.dictionaries(
@@ -111,7 +111,7 @@ attributes = st.dictionaries(
 def test_any_attributes_give_a_size_or_a_reason(pixels: list[dict[str, str]]) -> None:
     """Whatever the attributes, either all three sizes are real lengths that were stated, or there is a reason."""
     try:
-        found = read_ome_xml(read_pixels(document(*pixels), "a"), 0, 1, SHAPE)
+        found = read_ome_xml(read_ome(document(*pixels), "a").checked().pixels, 0, 1, SHAPE)
     except InputError:
         return
     assert (found.voxel_size is None) == bool(found.missing)
@@ -124,4 +124,4 @@ def test_any_attributes_give_a_size_or_a_reason(pixels: list[dict[str, str]]) ->
 def test_any_text_is_xml_or_an_input_error(text: str) -> None:
     """Arbitrary text instead of XML is an InputError and nothing else."""
     with pytest.raises(InputError):
-        read_pixels(f"{text}<", "a")
+        read_ome(f"{text}<", "a").checked()

@@ -8,9 +8,9 @@ resolution tags' own unit has no meaning.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from decimal import Decimal
 from math import isclose, isfinite
 from typing import Any
@@ -366,114 +366,93 @@ MOST_PLANES = 10_000_000
 """More planes than these no file has; tifffile makes a list of as many as the document tells of."""
 
 
-def read_pixels(xml: str, name: str) -> list[dict[str, str]]:
-    """Return the attributes of every image's Pixels element, in the document's order.
+@dataclass
+class OmeXml:
+    """What an OME-XML document says, in its order."""
+
+    name: str
+    """What the user called the file, for messages."""
+    pixels: list[dict[str, str]] = field(default_factory=list)
+    """The attributes of every image's Pixels."""
+    channels: list[list[Channel]] = field(default_factory=list)
+    """The channels of every image."""
+    planes: float = 0.0
+    """The most planes that it tells of anywhere."""
+    companion: str | None = None
+    """Which file has the OME-XML of which this is only a reference; None where it is no reference."""
+    uuid: str = ""
+    """That of the file itself; empty where it does not tell."""
+    parts: list[tuple[str, list[str]]] = field(default_factory=list)
+    """Each file that planes lie in: its name, and the parts of its UUID."""
+
+    @property
+    def files(self) -> list[tuple[str, str]]:
+        """Name and UUID of each file that planes lie in; each of them is empty where the document does not tell."""
+        return list(dict.fromkeys((file, "".join(uuid).strip()) for file, uuid in self.parts))
+
+    def checked(self) -> OmeXml:
+        """Return itself, if it names no files outside its folder, and tells of no more planes than `MOST_PLANES`.
+
+        Raises
+        ------
+        InputError
+            If it does.
+        """
+        if outside := next((file for file, _ in self.parts if file and not stays_inside(file)), None):
+            raise InputError(
+                f"the OME-XML of {self.name} names the file {outside[:100]!r}, which is not in the folder of "
+                f"{self.name}; move it there, and write its name without a folder"
+            )
+        if self.planes > MOST_PLANES:
+            raise InputError(f"the OME-XML of {self.name} tells of {self.planes:.6g} planes, more than any file has")
+        return self
+
+
+def read_ome(xml: str, name: str) -> OmeXml:
+    """Return what an OME-XML document says.
 
     Parameters
     ----------
     xml
-        The OME-XML document.
+        The document.
     name
         What the user called the file, for messages.
 
     Raises
     ------
     InputError
-        If it is not well-formed XML, has a document type definition, names files outside its folder, or tells of more
-        planes than `MOST_PLANES`.
+        If it is not well-formed XML, or has a document type definition.
     """
-    found: list[dict[str, str]] = []
-
-    def element(tag: str, attributes: dict[str, str]) -> None:
-        match tag.rpartition(":")[2]:
-            case "Pixels":
-                found.append(attributes)
-                planes = _product(attributes.get(f"Size{axis}", "1") for axis in "ZCT")
-            case "TiffData":
-                planes = max(_product([attributes.get(key, "1")]) for key in ("PlaneCount", "NumPlanes", "IFD"))
-            case "UUID":
-                planes = 1
-                file = attributes.get("FileName", "")
-                if file and not stays_inside(file):
-                    raise InputError(
-                        f"the OME-XML of {name} names the file {file[:100]!r}, which is not in the folder of {name}; "
-                        f"move it there, and write its name without a folder"
-                    )
-            case _:
-                return
-        if planes > MOST_PLANES:
-            raise InputError(f"the OME-XML of {name} tells of {planes:.6g} planes, more than any file has")
-
-    _parse(xml, name, element)
-    return found
-
-
-def read_companion(xml: str, name: str) -> str | None:
-    """Return which file has the OME-XML of which this document is only a reference; None where it is no reference.
-
-    Parameters
-    ----------
-    xml, name
-        As in `read_pixels`.
-    """
-    found: list[str] = []
-
-    def element(tag: str, attributes: dict[str, str]) -> None:
-        if tag.rpartition(":")[2] == "BinaryOnly":
-            found.append(attributes.get("MetadataFile", ""))
-
-    _parse(xml, name, element)
-    return found[0] if found else None
-
-
-def read_files(xml: str, name: str) -> tuple[str, list[tuple[str, str]]]:
-    """Return the UUID of the file itself, and of each file that its planes lie in the name and the UUID.
-
-    Each of these is empty where the document does not tell.
-
-    Parameters
-    ----------
-    xml, name
-        As in `read_pixels`.
-    """
-    own: list[str] = []
-    found: list[tuple[str, list[str]]] = []
+    found = OmeXml(name)
     inside = False
 
     def element(tag: str, attributes: dict[str, str]) -> None:
         nonlocal inside
         kind = tag.rpartition(":")[2]
-        own.append(attributes.get("UUID", "") if kind == "OME" else "")
-        if inside := kind == "UUID":
-            found.append((attributes.get("FileName", ""), []))
+        inside = kind == "UUID"
+        match kind:
+            case "OME":
+                found.uuid = attributes.get("UUID", "")
+            case "BinaryOnly":
+                found.companion = attributes.get("MetadataFile", "")
+            case "Pixels":
+                found.pixels.append(attributes)
+                found.channels.append([])
+                found.planes = max(found.planes, _product(attributes.get(f"Size{axis}", "1") for axis in "ZCT"))
+            case "Channel" if found.channels:
+                found.channels[-1].append(Channel(attributes.get("Name") or None, _color(attributes.get("Color"))))
+            case "TiffData":
+                counts = (_product([attributes.get(key, "1")]) for key in ("PlaneCount", "NumPlanes", "IFD"))
+                found.planes = max(found.planes, *counts)
+            case "UUID":
+                found.parts.append((attributes.get("FileName", ""), []))
 
     def text(part: str) -> None:
         if inside:
-            found[-1][1].append(part)
+            found.parts[-1][1].append(part)
 
-    _parse(xml, name, element, text)
-    return own[0], list(dict.fromkeys((file, "".join(uuid).strip()) for file, uuid in found))
-
-
-def read_ome_xml_channels(xml: str, name: str) -> list[tuple[Channel, ...]]:
-    """Return what the document says of the channels of every image, in its order; `read_pixels` has taken it.
-
-    Parameters
-    ----------
-    xml, name
-        As in `read_pixels`.
-    """
-    found: list[list[Channel]] = []
-
-    def element(tag: str, attributes: dict[str, str]) -> None:
-        match tag.rpartition(":")[2]:
-            case "Pixels":
-                found.append([])
-            case "Channel" if found:
-                found[-1].append(Channel(attributes.get("Name") or None, _color(attributes.get("Color"))))
-
-    _parse(xml, name, element)
-    return [tuple(channels) for channels in found]
+    parse_xml(xml, "OME-XML", name, element, text)
+    return found
 
 
 def _color(text: str | None) -> str | None:
@@ -491,12 +470,6 @@ def read_ome_xml_step(pixels: Mapping[str, str]) -> tuple[float, str | None]:
     except ValueError:
         return 1.0, None
     return time_step(step, pixels.get("TimeIncrementUnit", "s"))
-
-
-def _parse(
-    xml: str, name: str, element: Callable[[str, dict[str, str]], None], text: Callable[[str], None] | None = None
-) -> None:
-    parse_xml(xml, "OME-XML", name, element, text)
 
 
 def parse_xml(
@@ -546,7 +519,7 @@ def _product(numbers: Iterable[str]) -> float:
     """Multiply the numbers; anything else counts as 1, and is left to the caller."""
     product = 1.0
     for number in numbers:
-        with contextlib.suppress(ValueError):
+        with suppress(ValueError):
             product *= max(1.0, float(number))
     return product
 
@@ -557,7 +530,7 @@ def read_ome_xml(pixels: Sequence[Mapping[str, str]], index: int, count: int, sh
     Parameters
     ----------
     pixels
-        The attributes of every Pixels element, as `read_pixels` returns them.
+        The attributes of every Pixels element, as `OmeXml` has them.
     index, count
         Which image of how many the file really holds is asked about; XML may describe more than that.
     shape

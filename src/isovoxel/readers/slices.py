@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from isovoxel.errors import InputError, InputMissingError
 from isovoxel.geometry.grid import Box, Index3
-from isovoxel.metadata.tiff import parse_description, read_ome_xml, read_pixels
+from isovoxel.metadata.tiff import parse_description, read_ome, read_ome_xml
 from isovoxel.metadata.units import Calibration
 from isovoxel.readers.base import Volume, check_voxels
 from isovoxel.readers.files import PNG_MAGIC, TIFF_MAGIC, FileList, named_failures, unreadable
@@ -202,8 +202,7 @@ def _calibration(
     tif: tifffile.TiffFile, page: tifffile.TiffPage, file: str, shape: tuple[int, int, int]
 ) -> Calibration:
     if tif.is_ome:
-        pixels = read_pixels(tif.ome_metadata or "", file)
-        return read_ome_xml(pixels, 0, 1, shape)
+        return read_ome_xml(read_ome(tif.ome_metadata or "", file).checked().pixels, 0, 1, shape)
     return calibration_of(page, "imagej" if page.is_imagej else "shaped" if page.is_shaped else "generic")
 
 

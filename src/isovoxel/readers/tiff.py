@@ -24,6 +24,7 @@ from isovoxel.errors import InputError, IsovoxelError, OptionError
 from isovoxel.geometry.grid import Index3, triple
 from isovoxel.metadata.series import Channel, SeriesAxis, chosen_channels
 from isovoxel.metadata.tiff import (
+    OmeXml,
     Rational,
     parse_description,
     read_imagej,
@@ -31,10 +32,9 @@ from isovoxel.metadata.tiff import (
     read_imagej_step,
     read_lsm,
     read_micromanager,
+    read_ome,
     read_ome_xml,
-    read_ome_xml_channels,
     read_ome_xml_step,
-    read_pixels,
     read_scanimage,
     read_stk,
     read_tiff_tags,
@@ -99,7 +99,7 @@ def open_tiff(at: Location, selection: Selection) -> Volume:
         own = source.directories
         with source.open() as tif:
             # Before tifffile parses it: a document type definition is refused here.
-            pixels = read_pixels(tif.ome_metadata or "", name) if tif.is_ome else []
+            said = read_ome(tif.ome_metadata or "", name).checked() if tif.is_ome else OmeXml(name)
             images, found = _chosen(tif, own, name, selection)
             index, picked, shape = found
             stack = images[index].stack
@@ -108,8 +108,8 @@ def open_tiff(at: Location, selection: Selection) -> Volume:
             reader, read = reader_of(stack, name, picked)
             if tif.is_scanimage and selection.axes is None:
                 _check_scanimage(tif, stack, shape[0], name)
-            calibration = _calibration(tif, stack, pixels, found, len(images))
-            axes, channels = _series_of(tif, stack, picked, pixels[index] if len(pixels) == len(images) else {}, index)
+            calibration = _calibration(tif, stack, said.pixels, found, len(images))
+            axes, channels = _series_of(tif, stack, picked, said, index if len(said.pixels) == len(images) else None)
             kind = _KINDS.get(stack.kind, "TIFF") + (" (BigTIFF)" if tif.is_bigtiff else "")
     path, others = at.path, reader.files[1:]
     if source.companion is not None:
@@ -149,7 +149,7 @@ def images_of_tiff(at: Location) -> Collection:
         source = find_tiff(at)
         with source.open() as tif:
             if tif.is_ome:
-                read_pixels(tif.ome_metadata or "", at.name)  # before tifffile parses it, as above
+                read_ome(tif.ome_metadata or "", at.name).checked()  # before tifffile parses it, as above
             images = _images(tif, source.directories, at.name)
     found, _ = _possible(images, at.name, EVERYTHING)
     planes = {one.image for one in found if one.picked.zyx[0] is None}
@@ -250,13 +250,16 @@ def _check_scanimage(tif: tifffile.TiffFile, stack: Stack, planes: int, name: st
 
 
 def _series_of(
-    tif: tifffile.TiffFile, stack: Stack, picked: Picked, pixels: Mapping[str, str], index: int
+    tif: tifffile.TiffFile, stack: Stack, picked: Picked, said: OmeXml, index: int | None
 ) -> tuple[tuple[SeriesAxis, ...], tuple[Channel, ...]]:
-    """Return along which axes there are several volumes, and what the file says of its channels."""
+    """Return along which axes there are several volumes, and what the file says of its channels.
+
+    The index is that of the image in the OME-XML; None where that is not known.
+    """
     step: tuple[float, str | None] = (1.0, None)
     channels: Sequence[Channel] = ()
-    if stack.kind == "ome" and pixels:
-        step, channels = read_ome_xml_step(pixels), read_ome_xml_channels(tif.ome_metadata or "", str(tif))[index]
+    if stack.kind == "ome" and index is not None:
+        step, channels = read_ome_xml_step(said.pixels[index]), said.channels[index]
     elif stack.kind == "imagej":
         step = read_imagej_step(stack.page.imagej_description or "")
         channels = read_imagej_channels((tif.imagej_metadata or {}).get("LUTs"))

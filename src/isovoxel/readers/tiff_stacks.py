@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from isovoxel.errors import InputError
 from isovoxel.metadata.series import stays_inside
-from isovoxel.metadata.tiff import read_companion, read_files, read_pixels
+from isovoxel.metadata.tiff import read_ome
 from isovoxel.readers.files import TIFF_MAGIC, check_complete
 from isovoxel.readers.registry import Location
 from isovoxel.readers.tiff_layout import Stack
@@ -97,10 +97,11 @@ def _check_files(tif: tifffile.TiffFile, own: Directories, name: str) -> None:
     InputError
         If one is missing, or cannot be told from another, or says that it is another one.
     """
-    itself, told = read_files(tif.ome_metadata or "", name)
+    said = read_ome(tif.ome_metadata or "", name)
+    itself = said.uuid
     here, mine = own.path.parent, own.path.name.lower()
     names: dict[str, str] = {} if itself else {"": own.path.name}
-    for file, uuid in told:
+    for file, uuid in said.files:
         if not file:
             continue
         if names.setdefault(uuid, file).lower() != file.lower():
@@ -126,7 +127,7 @@ def _uuid_of(path: Path) -> str:
     """Return the UUID that an OME-TIFF says that it has; empty where it says none, or is no such file."""
     try:
         with tifffile.TiffFile(path) as tif:
-            return read_files(tif.ome_metadata, str(path))[0] if tif.ome_metadata else ""
+            return read_ome(tif.ome_metadata, str(path)).uuid if tif.ome_metadata else ""
     except (InputError, tifffile.TiffFileError):
         return ""  # which reading its pages tells better
 
@@ -456,8 +457,7 @@ def find_tiff(at: Location) -> TiffInput:
     name = at.name
     if at.first[:4] not in TIFF_MAGIC:
         xml = _text(at.path, name)
-        read_pixels(xml, name)  # which checks the files' names
-        first = next((file for file, _ in read_files(xml, name)[1] if file), None)
+        first = next((file for file, _ in read_ome(xml, name).checked().files if file), None)
         if first is None:
             raise InputError(f"{name} is OME-XML that names no TIFF with its planes")
         if not at.path.with_name(first).is_file():
@@ -469,7 +469,7 @@ def find_tiff(at: Location) -> TiffInput:
     directories = _directories(at.path, name)
     with tifffile.TiffFile(at.path) as tif:
         said = tif.ome_metadata or ""
-    named = read_companion(said, name) if "BinaryOnly" in said else None
+    named = read_ome(said, name).companion if "BinaryOnly" in said else None
     if named is None:
         return TiffInput(at.path, directories)
     companion = at.path.with_name(named) if stays_inside(named) else None
@@ -483,7 +483,7 @@ def find_tiff(at: Location) -> TiffInput:
 
 def _checked(found: TiffInput, name: str) -> TiffInput:
     """Check that tifffile takes the XML for that of the TIFF, and the XML does not lead to another companion."""
-    refers = read_companion(found.xml or "", name) is not None  # first, because it says what is wrong with the XML
+    refers = read_ome(found.xml or "", name).companion is not None  # first, because it says what is wrong with the XML
     with found.open() as tif:
         if refers or not tif.is_ome:
             raise InputError(f"{found.companion} is not the OME-XML of {found.path}; {AS_ONE}")
