@@ -38,11 +38,10 @@ from isovoxel.planning.plan import Plan
 from isovoxel.readers.arrays import as_dask
 from isovoxel.readers.base import Volume
 from isovoxel.readers.open import images_of
+from isovoxel.readers.selection import LONG_NAMES, NAMES
 from isovoxel.reporting.progress import Notes, ProgressView
 from isovoxel.reporting.text import count, grid_text, plan_lines
 
-NAMES = "tczyx"
-"""Names that axes of a layer may have, in the order of OME-Zarr."""
 UNNAMED = {2: "yx", 3: "zyx", 4: "tzyx", 5: "tczyx"}
 """What the axes of an array are taken for that nothing names, by their number."""
 SAMPLED = 256
@@ -196,13 +195,9 @@ def _path(layer: Any) -> str:
 
 def _named(layer: Any) -> str:
     """Return the names of a layer's axes, or nothing where some have none that is known."""
-    names = "".join(name.lower()[:1] if name.lower() in WORDS else name.lower() for name in map(str, layer.axis_labels))
+    names = "".join(LONG_NAMES.get(name.lower(), name.lower()) for name in map(str, layer.axis_labels))
     known = {"y", "x"} <= set(names) <= set(NAMES) and len(set(names)) == len(names)
     return names if known and len(names) == len(layer.axis_labels) else ""
-
-
-WORDS = ("time", "channel")
-"""Axes that some readers name by a word, which begins with the letter of the axis."""
 
 
 def _openings(path: str, layer: Any, named: str, ndim: int) -> Iterator[tuple[str, Opening]]:
@@ -394,15 +389,11 @@ def result_layer(layer: Any, found: LayerInput, result: ScaleResult) -> tuple[An
     first = (1 / factor - 1) / 2
     kind = "labels" if found.labels else "image"
     arguments = {name: getattr(layer, name) for name in LOOK[kind] if kind == _kind(layer)}
+    arguments |= {name: getattr(layer, name) for name in ("rotate", "shear", "affine", "units", "axis_labels")}
     arguments |= {
         "name": f"{layer.name} isotropic",
         "scale": np.asarray(layer.scale) / factor,
         "translate": layer.affine.inverse(layer.data_to_world(first)),
-        "rotate": layer.rotate,
-        "shear": layer.shear,
-        "affine": layer.affine,
-        "units": layer.units,
-        "axis_labels": layer.axis_labels,
         "multiscale": len(levels) > 1,
         "metadata": {WRITTEN: str(result.path)},
     }

@@ -99,8 +99,7 @@ class ObjectPlace:
 
     def with_name(self, name: str) -> ObjectPlace:
         """Return the place beside this one that has another name."""
-        folder = self.key.rpartition("/")[0]
-        return ObjectPlace(self.root, f"{folder}/{name}" if folder else name)
+        return self.parent / name
 
     def resolve(self) -> ObjectPlace:
         """Return this place: addresses are absolute."""

@@ -342,8 +342,12 @@ def moved(origin: Float3, start: Index3, voxel_size: Float3, sign: int = 1) -> F
     return triple(o + sign * i * size for o, i, size in zip(origin, start, voxel_size, strict=True))
 
 
-def _files(files: Files, part: Box, box: Box) -> Iterable[str | ObjectPlace]:
-    return files(box.shifted(part.start))
+def _files(files: Files, moved: Callable[[Box], Box], box: Box) -> Iterable[str | ObjectPlace]:
+    return files(moved(box))
+
+
+def _shifted(by: Index3, box: Box) -> Box:
+    return box.shifted(by)
 
 
 def cropped(volume: Volume, crop: Crop) -> Volume:
@@ -374,7 +378,7 @@ def cropped(volume: Volume, crop: Crop) -> Volume:
     return volume.read_through(
         reader,
         shape=part.shape,
-        files=None if volume.files is None else partial(_files, volume.files, part),
+        files=volume.files and partial(_files, volume.files, partial(_shifted, part.start)),
         array=None if volume.array is None else volume.array[part.slices],
         origin=origin,
         start=of_all.start,
@@ -633,10 +637,6 @@ class TransposedReader:
         return out
 
 
-def _transposed_files(files: Files, order: Index3, box: Box) -> Iterable[str | ObjectPlace]:
-    return files(_stored_box(order, box))
-
-
 def transposed(volume: Volume, order: Index3, axes: Iterable[str]) -> Volume:
     """Return a volume as z, y, x whose axes are stored in another order.
 
@@ -657,7 +657,7 @@ def transposed(volume: Volume, order: Index3, axes: Iterable[str]) -> Volume:
         chunks=to_zyx(order, volume.chunks),
         read_overhead=volume.read_overhead + math.prod(part) * volume.dtype.itemsize,
         notes=(*volume.notes, f"its axes {', '.join(axes)} are turned into z, y, x as it is read"),
-        files=None if volume.files is None else partial(_transposed_files, volume.files, order),
+        files=volume.files and partial(_files, volume.files, partial(_stored_box, order)),
     )
 
 

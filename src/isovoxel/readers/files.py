@@ -396,12 +396,8 @@ def _check_unchanged(volume: Volume) -> None:
     """Check that an input's files are those that it was opened from: where voxels lie in them was read then."""
     if volume.current_identity is None:
         return
-    try:
+    with _looking_at(volume):
         now = volume.current_identity()
-    except OSError as error:
-        if isinstance(error, InputError):
-            raise
-        raise unavailable(f"{volume.name} cannot be looked at", error) from error
     if any(volume.identity.get(key) != value for key, value in now.items()):
         raise InputError(f"{volume.name} has changed since it was opened; open it again, or run the command again")
 
@@ -411,17 +407,23 @@ def _state_of(volume: Volume) -> FilesState:
     if volume.files is None:
         return state
     paths = iter(volume.files(Box.whole(volume.shape)))
+    with _looking_at(volume), ThreadPoolExecutor(AT_ONCE, "isovoxel-look") as pool:
+        while batch := list(islice(paths, BATCH)):
+            share = ceil_div(len(batch), AT_ONCE)  # neighbours, which lie in few folders
+            for part in pool.map(carried(_sum), [batch[i : i + share] for i in range(0, len(batch), share)]):
+                state += part
+    return state
+
+
+@contextmanager
+def _looking_at(volume: Volume) -> Iterator[None]:
+    """Turn what the system says of an input's files into one sentence."""
     try:
-        with ThreadPoolExecutor(AT_ONCE, "isovoxel-look") as pool:
-            while batch := list(islice(paths, BATCH)):
-                share = ceil_div(len(batch), AT_ONCE)  # neighbours, which lie in few folders
-                for part in pool.map(carried(_sum), [batch[i : i + share] for i in range(0, len(batch), share)]):
-                    state += part
+        yield
     except OSError as error:
         if isinstance(error, InputError):
             raise
         raise unavailable(f"{volume.name} cannot be looked at", error) from error
-    return state
 
 
 def _sum(paths: Iterable[str | ObjectPlace]) -> FilesState:

@@ -230,6 +230,7 @@ _WORDS = {
 _SELECTED = {"t": "time", "c": "channel"}
 """What is selected along an axis, as `Selection` and its options have it."""
 LONG_NAMES = {"time": "t", "channel": "c"}
+"""Axes that some programs name by a word."""
 
 UNNAMED = {2: "two unnamed axes, taken as y, x of one plane", 3: "three unnamed axes, taken as z, y, x"}
 """How the axes of an array are found that have no names, for people, by their number."""

@@ -215,19 +215,11 @@ def chunk_layout(array: ArrayNode, picked: Picked) -> ChunkLayout | None:
     if any(c < 1 or f % c for c, f in zip(stored.chunk, stored.file, strict=True)):
         return None
     return ChunkLayout(
+        **{**vars(stored), "chunk": picked.shape(stored.chunk), "file": picked.shape(stored.file)},
         folder=array.folder,
-        prefix=stored.prefix,
-        separator=stored.separator,
         ndim=len(array.shape),
         zyx=picked.zyx,
         shape=picked.shape(array.shape),
-        dtype=stored.dtype,
-        chunk=picked.shape(stored.chunk),
-        file=picked.shape(stored.file),
-        index=stored.index,
-        codec=stored.codec,
-        streams=stored.streams,
-        checksum=stored.checksum,
         # v2 may leave it open; zarr-python then takes 0 as well.
         fill=stored.dtype.newbyteorder("=").type(0 if array.fill is None else array.fill),
         others=picked.others,

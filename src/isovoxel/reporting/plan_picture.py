@@ -20,7 +20,7 @@ from isovoxel.planning.plan import Plan
 from isovoxel.reporting import figures
 from isovoxel.reporting.figures import VIEWS, Canvas, draw_lines, draw_rect, drawing, text_width, wrapped
 from isovoxel.reporting.files import MARK, check_own, printable, write_own
-from isovoxel.reporting.text import count
+from isovoxel.reporting.text import count, shortened
 from isovoxel.version import __version__
 
 WIDTH = 1000
@@ -155,8 +155,7 @@ def _title(canvas: Canvas, plan: Plan) -> None:
     blocks = f"{count(plan.n_blocks, 'block')} of {_times(plan.block_shape)} voxels"
     grid = f"in {count(plan.source.n_volumes, 'volume')} of {grid}" if plan.source.series else grid
     name = printable(plan.source.name)  # as a whole, for half of a secret is not known as such
-    name = name if len(name) <= LONGEST_TITLE else f"{name[:30]}...{name[-30:]}"
-    canvas.text(MARGIN, 40, f"Plan for {name}", 20)
+    canvas.text(MARGIN, 40, f"Plan for {shortened(name, LONGEST_TITLE)}", 20)
     canvas.text(MARGIN, 64, f"Output {_times(plan.output.shape)} voxels of {size} {_unit(plan)} (z, y, x)")
     canvas.text(MARGIN, 84, f"{blocks}, {grid} along z, y, x, {plan.in_flight} in flight")
 
@@ -172,13 +171,8 @@ def _draw_face(canvas: Canvas, face: Face, block: Block) -> None:
     draw_rect(axes, _box(*write), figures.AMBER, "iv-write")
     shards = [cut for a in face.axes for cut in _cuts(face, a, plan.storage.shard[a], within=plan.block_shape[a])]
     draw_lines(axes, shards, figures.PALE_BLUE, 0.75)
-    draw_lines(
-        axes,
-        [cut for a in face.axes for cut in _cuts(face, a, plan.block_shape[a])],
-        figures.BLUE,
-        1.25,
-        gid="iv-block",
-    )
+    blocks = [cut for a in face.axes for cut in _cuts(face, a, plan.block_shape[a])]
+    draw_lines(axes, blocks, figures.BLUE, 1.25, gid="iv-block")
     draw_rect(axes, whole, edgecolor=figures.EDGE, linewidth=1.5)
     starts, stops = (
         [min(max(0.0, end[a] * plan.factor[a] - plan.shift[a]), plan.output.shape[a]) for a in (right, down)]
@@ -274,12 +268,8 @@ def _draw_legend(canvas: Canvas, entries: Sequence[tuple[float, int, str, str]],
             case "read":
                 draw_rect(canvas.whole, (x, y - 10, KEY, 11), **_DASHED)
             case _:
-                draw_lines(
-                    canvas.whole,
-                    [(x, y - 4, x + KEY, y - 4)],
-                    figures.BLUE if kind == "block" else figures.PALE_BLUE,
-                    2,
-                )
+                colour = figures.BLUE if kind == "block" else figures.PALE_BLUE
+                draw_lines(canvas.whole, [(x, y - 4, x + KEY, y - 4)], colour, 2)
         canvas.text(x + KEY + 8, y, words, 13, colour=figures.SOFT)
 
 
@@ -363,7 +353,7 @@ def _times(shape: tuple[int, ...]) -> str:
 def _unit(plan: Plan) -> str:
     """Return how people write the unit of a plan's lengths, or that they have none."""
     unit = plan.output.unit
-    return "(no unit)" if unit is None else figures.SYMBOLS.get(unit, unit)
+    return figures.SYMBOLS.get(unit, unit) if unit else "(no unit)"
 
 
 def _interval(start: Index3, stop: Index3) -> str:

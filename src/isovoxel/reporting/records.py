@@ -22,23 +22,23 @@ if TYPE_CHECKING:
 Record = dict[str, Any]
 
 
+def _fields(value: object, *names: str) -> Record:
+    """Return fields of a value, by their names."""
+    found = {name: getattr(value, name) for name in names}
+    return {name: list(field) if isinstance(field, tuple) else field for name, field in found.items()}
+
+
 def volume_record(volume: Volume, state: OutputState | None = None) -> Record:
     """Return what is known of a volume, and how far it is where isovoxel writes it."""
     known = {
-        "name": volume.name,
-        "kind": volume.kind,
-        "shape": list(volume.shape),
+        **_fields(volume, "name", "kind", "shape"),
         "dtype": volume.dtype.name,
         "axes": list(AXES),
         "series": {axis.name: axis.length for axis in volume.series},
         "channels": [asdict(channel) for channel in volume.channels],
         "bytes": volume.nbytes,
-        "chunks": list(volume.chunks),
-        "voxel_size": None if volume.voxel_size is None else list(volume.voxel_size),
-        "origin": list(volume.origin),
-        "unit": volume.unit,
+        **_fields(volume, "chunks", "voxel_size", "origin", "unit", "notes"),
         "sources": dict(volume.sources),
-        "notes": list(volume.notes),
     }
     return known if state is None else known | {"output": asdict(state)}
 
@@ -57,26 +57,18 @@ def plan_record(plan: Plan, cost: Forecast | None = None) -> Record:
         | {
             "dtype": plan.source.dtype,
             "bytes": plan.output_bytes,
-            "chunk": list(plan.storage.chunk),
-            "shard": list(plan.storage.shard),
-            "codec": plan.storage.codec,
-            "plain": plan.storage.plain,
+            **_fields(plan.storage, "chunk", "shard", "codec", "plain", "ome_zarr"),
             "encoder": "gpu" if plan.device.encoding else "cpu",
-            "ome_zarr": plan.storage.ome_zarr,
         },
         "factors": list(plan.factor),
-        "interpolation": plan.interpolation,
-        "antialias": plan.antialias,
-        "boundary": plan.boundary,
-        "engine": plan.engine,
+        **_fields(plan, "interpolation", "antialias", "boundary", "engine"),
         "clesperanto": plan.library or None,
-        "device": {"name": plan.device.name, "kind": plan.device.kind},
+        "device": _fields(plan.device, "name", "kind"),
         "blocks": {
             "count": plan.n_blocks,
             "shape": list(plan.block_shape),
             "halo": [list(h) for h in plan.halo],
-            "halo_mode": plan.halo_mode,
-            "in_flight": plan.in_flight,
+            **_fields(plan, "halo_mode", "in_flight"),
         },
         "levels": [_level_record(level) for level in plan.further],
         "projected": {
@@ -94,8 +86,7 @@ def _level_record(plan: Plan) -> Record:
     return asdict(plan.output) | {
         "factors": list(plan.factor),
         "interpolation": plan.interpolation,
-        "chunk": list(plan.storage.chunk),
-        "shard": list(plan.storage.shard),
+        **_fields(plan.storage, "chunk", "shard"),
         "blocks": plan.n_blocks,
     }
 
@@ -104,9 +95,7 @@ def result_record(result: ScaleResult) -> Record:
     """Return what a job did."""
     return plan_record(result.plan, result.expected) | {
         "path": str(result.path),
-        "seconds": result.seconds,
-        "voxels_per_second": result.voxels_per_second,
-        "peak_host_bytes": result.peak_host_bytes,
+        **_fields(result, "seconds", "voxels_per_second", "peak_host_bytes"),
         "stage_seconds": result.stages,
         "happened": {name: value for name, value in asdict(result.tally).items() if name not in ("stages", "workers")},
     }
@@ -115,18 +104,8 @@ def result_record(result: ScaleResult) -> Record:
 def member_record(member: WorkerInfo) -> Record:
     """Return what a worker has."""
     return {
-        "name": member.name,
-        "address": member.address,
-        "host": member.host,
-        "pid": member.pid,
-        "device": {
-            "name": member.device.name,
-            "kind": member.device.kind,
-            "pci": member.pci,
-            "uuid": member.uuid,
-            "memory": member.device.memory,
-            "allowed": member.device.allowed,
-        },
+        **_fields(member, "name", "address", "host", "pid"),
+        "device": _fields(member.device, "name", "kind", "memory", "allowed") | _fields(member, "pci", "uuid"),
         "threads": member.limits.threads,
         "versions": dict(member.versions),
     }
@@ -166,14 +145,7 @@ def limits_record(found: WholeLimits) -> Record:
     return {
         "input": asdict(found.grid),
         "interpolation": found.interpolation,
-        "device": {
-            "name": found.device.name,
-            "kind": found.device.kind,
-            "memory": found.device.memory,
-            "largest_allocation": found.device.largest_allocation,
-            "image_shape": list(found.device.image_shape),
-            "buffer_voxels": found.device.buffer_voxels,
-        },
+        "device": _fields(found.device, "name", "kind", "memory", "largest_allocation", "image_shape", "buffer_voxels"),
         "stops_at_zoom": _finite(found.first.zoom),
         "limit": found.first.limit,
         "crossings": [asdict(crossing) | {"zoom": _finite(crossing.zoom)} for crossing in found.crossings],

@@ -38,7 +38,17 @@ from isovoxel.planning.plan import Plan
 from isovoxel.readers.base import Volume
 from isovoxel.reporting.files import MARK, check_own, printable, redacted_command, without_secrets, write_own
 from isovoxel.reporting.progress import Notes
-from isovoxel.reporting.text import STAGES, Line, clock, count, job_lines, plan_lines, result_lines, volume_lines
+from isovoxel.reporting.text import (
+    STAGES,
+    Line,
+    clock,
+    count,
+    happened,
+    job_lines,
+    plan_lines,
+    result_lines,
+    volume_lines,
+)
 from isovoxel.version import __version__
 
 ENDINGS = (".html", ".htm")
@@ -239,16 +249,13 @@ class Report:
         if recorder.more_notes:
             lines.append(("", f"and {recorder.more_notes:,} more"))
         tally = recorder.tally
-        counts = [
-            (tally.done_before, "block done before", "blocks done before"),
-            (tally.split, "block split for the device's memory", "blocks split for the device's memory"),
-            (tally.retries, "attempt that failed and was repeated", "attempts that failed and were repeated"),
-            (tally.restarts, "fresh process", "fresh processes"),
-            (len(tally.filled), "damaged part filled with 0", "damaged parts filled with 0"),
-        ]
-        said = ", ".join(count(n, one, many) for n, one, many in counts if n)
+        said = happened(tally)
+        if tally.filled:
+            said.append(f"{count(len(tally.filled), 'damaged part')} filled with 0")
         if recorder.plan is not None:
-            lines.insert(0, ("in all", said or "as planned: no block was split, nothing was tried again or filled"))
+            lines.insert(
+                0, ("in all", ", ".join(said) or "as planned: no block was split, nothing was tried again or filled")
+            )
         filled = tally.filled[:MOST_PARTS]
         more = f" and {len(tally.filled) - len(filled):,} more" if len(tally.filled) > len(filled) else ""
         return table(lines + ([("filled with 0", "; ".join(filled) + more)] if filled else []))

@@ -205,8 +205,8 @@ def _threads(plan: Plan) -> str:
     return f"{plan.host.workers} x {plan.in_flight}" if plan.host.workers > 1 else str(plan.in_flight)
 
 
-def happened_lines(tally: Tally) -> list[Line]:
-    """Return what did not go as planned, and went well."""
+def happened(tally: Tally) -> list[str]:
+    """Return what did not go as planned, and went well, as clauses."""
     said = []
     if tally.done_before:
         said.append(f"{count(tally.done_before, 'block')} done before")
@@ -220,6 +220,12 @@ def happened_lines(tally: Tally) -> list[Line]:
         said.append(f"{count(tally.retries, 'attempt')} that failed, and then did not")
     if tally.restarts:
         said.append(f"{count(tally.restarts, 'fresh process', 'fresh processes')}")
+    return said
+
+
+def happened_lines(tally: Tally) -> list[Line]:
+    """Return what did not go as planned, and went well; of damaged parts a few."""
+    said = happened(tally)
     lines = [("went on", ", ".join(said))] if said else []
     shown = tally.filled[:_MOST_PARTS]
     more = [f"and {len(tally.filled) - len(shown)} more"] if len(tally.filled) > len(shown) else []

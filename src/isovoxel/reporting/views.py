@@ -315,7 +315,7 @@ def _arrange_one(
     first_row = MARGIN + 2 * TITLE_ROW + LABEL
     tops = (first_row, first_row + max(y, LABEL) + BAR_ROW)
     images = [(lefts[0], tops[0], x, y), (lefts[0], tops[1], x, z), (lefts[1], tops[0], z, y)]
-    views = [_place(axes, i, bar) for axes, i, bar in zip(VIEWS, images, bars, strict=True)]
+    views = triple(map(_place, VIEWS, images, bars))
     enlarged = None
     if details and detail >= SMALLEST_DETAIL:
         bar = _scale_bar(detail, scale * MAGNIFIED, unit)
@@ -325,7 +325,7 @@ def _arrange_one(
     width = max(lefts[1] + max(z, needs[2], detail) - left, *texts)
     bottom = tops[1] + max(z, LABEL) + BAR_ROW
     box = (width, bottom - MARGIN + (LABEL if caption else 0))
-    return Layout(title, (left, bottom), (left, MARGIN), box, (views[0], views[1], views[2]), enlarged)
+    return Layout(title, (left, bottom), (left, MARGIN), box, views, enlarged)
 
 
 def _scale_bar(width: int, scale: float, unit: str) -> tuple[int, str]:
@@ -354,8 +354,7 @@ def _pixels_per_unit(volumes: Sequence[Volume]) -> float:
 
 
 def _lengths(volume: Volume) -> Float3:
-    z, y, x = (n * s for n, s in zip(volume.shape, volume.voxel_size or (1.0, 1.0, 1.0), strict=True))
-    return (z, y, x)
+    return triple(n * s for n, s in zip(volume.shape, volume.voxel_size or (1.0, 1.0, 1.0), strict=True))
 
 
 def _times(values: Sequence[float]) -> str:
