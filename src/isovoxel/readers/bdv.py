@@ -173,9 +173,9 @@ class _Views:
                     raise InputMissingError(f"{home} has no {inner}, which {self.name} describes")
                 shape = plain_zyx(self.name, dataset.shape)
                 told = {"shape": f"{home.name}:/{inner}", "axes": "BigDataViewer's order, z, y, x"}
-                zyx = (dataset.ndim - 3, dataset.ndim - 2, dataset.ndim - 1)
+                picked = Picked((0 if dataset.ndim == 3 else None, dataset.ndim - 2, dataset.ndim - 1), {}, {})
                 measured = (Calibration(), ORIGIN)
-                return volume_of_dataset(dataset, home, self.name, "HDF5", zyx, shape, measured, told)
+                return volume_of_dataset(dataset, home, self.name, "HDF5", picked, shape, measured, told)
 
     def _partition(self, file: str) -> Path:
         if not stays_inside(file):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import re
 from collections.abc import Mapping
@@ -36,9 +35,9 @@ from isovoxel.metadata.series import chosen_channels
 from isovoxel.metadata.units import Calibration
 from isovoxel.readers.base import ReadBox, SeriesReader, Volume, check_voxels
 from isovoxel.readers.files import FileList, check_complete, file_identity, named_failures
-from isovoxel.readers.raw import RawReader
+from isovoxel.readers.raw import RawArray, RawReader
 from isovoxel.readers.registry import Location
-from isovoxel.readers.selection import GIVEN, Picked, Selection, listed, of_zyx, pick, plain_zyx, zyx_positions
+from isovoxel.readers.selection import GIVEN, PLAIN, Picked, Selection, listed, pick, pick_only, plain_zyx
 
 if TYPE_CHECKING:
     import h5py
@@ -105,10 +104,10 @@ def _open_dataset(dataset: h5py.Dataset, path: Path, name: str, selection: Selec
     if dataset.shape is None:
         raise InputError(f"{name} is a dataset without any value; isovoxel takes z, y, x")
     axes, axes_source = _axes(dataset)
-    zyx = zyx_positions(name, axes, dataset.shape, selection)
-    shape = of_zyx(zyx, dataset.shape)
+    picked = pick_only(name, axes, dataset.shape, selection)
+    shape = picked.shape(dataset.shape)
     told = {"shape": f"dataset {dataset.name}", "axes": axes_source if selection.axes is None else GIVEN}
-    return volume_of_dataset(dataset, path, name, "HDF5 dataset", zyx, shape, _measured(dataset), told)
+    return volume_of_dataset(dataset, path, name, "HDF5 dataset", picked, shape, _measured(dataset), told)
 
 
 def _measured(dataset: h5py.Dataset) -> tuple[Calibration, Float3]:
@@ -142,7 +141,7 @@ def volume_of_dataset(
     path: Path,
     name: str,
     kind: str,
-    zyx: Index3,
+    picked: Picked,
     shape: Index3,
     measured: tuple[Calibration, Float3],
     told: Mapping[str, str],
@@ -159,7 +158,7 @@ def volume_of_dataset(
         What the user called it.
     kind
         What it is, for people.
-    zyx
+    picked
         Which of its axes are z, y and x.
     shape
         Number of voxels, z, y, x; from the first one on, if the dataset has more.
@@ -173,7 +172,7 @@ def volume_of_dataset(
     InputError
         If voxels are missing, lie in other files, or cannot be decoded.
     """
-    reader = _reader_of(dataset, path, name, zyx, shape)
+    reader = _reader_of(dataset, path, name, picked, shape)
     by_chunks = None if isinstance(reader, RawReader) else reader
     by_hdf5 = by_chunks is not None and by_chunks.filters is None
     volume = Volume(
@@ -192,7 +191,7 @@ def volume_of_dataset(
     return volume.measured(*measured).stored_in(files, partial(file_identity, path, dataset.name))
 
 
-def _reader_of(dataset: h5py.Dataset, path: Path, name: str, zyx: Index3, shape: Index3) -> RawReader | Hdf5Reader:
+def _reader_of(dataset: h5py.Dataset, path: Path, name: str, picked: Picked, shape: Index3) -> RawReader | Hdf5Reader:
     """Return what reads boxes of a dataset, as `volume_of_dataset` describes them."""
     from isovoxel.readers.hdf5_reader import (
         ROWS_BYTES,
@@ -211,9 +210,9 @@ def _reader_of(dataset: h5py.Dataset, path: Path, name: str, zyx: Index3, shape:
     whole = bool(dataset.shape == shape) and not dataset.file.userblock_size and plain
     offset = dataset.id.get_offset()
     if whole and offset is not None and dataset.chunks is None:
-        check_complete(name, offset + math.prod(shape) * stored.itemsize, path.stat().st_size)
-        offsets = offset + np.arange(shape[0], dtype=np.int64) * (shape[1] * shape[2] * stored.itemsize)
-        return RawReader(name, (str(path.resolve()),), np.zeros(shape[0], np.int64), offsets, shape, stored)
+        array = RawArray(name, str(path.resolve()), offset, shape, stored)
+        check_complete(name, array.end, path.stat().st_size)
+        return array.reader(picked)
     properties = dataset.id.get_create_plist()
     pipeline = [properties.get_filter(i) for i in range(properties.get_nfilters())]
     codes = tuple(int(code) for code, *_ in pipeline)
@@ -226,21 +225,20 @@ def _reader_of(dataset: h5py.Dataset, path: Path, name: str, zyx: Index3, shape:
         rows = max(1, ROWS_BYTES // (shape[2] * stored.itemsize))
         chunk: Index3 = (max(1, rows // shape[1]), min(shape[1], rows), shape[2])
     else:
-        if any(n != 1 for axis, n in enumerate(dataset.chunks) if axis not in zyx):
+        if any(dataset.chunks[axis] != 1 for axis in picked.others):
             raise InputError(f"{name} has chunks of several images; copy it into a dataset of its own")
-        chunk = of_zyx(zyx, dataset.chunks)
+        chunk = picked.shape(dataset.chunks)
     return Hdf5Reader(
         name,
         str(path.resolve()),
         dataset.name,
-        dataset.ndim,
-        zyx,
+        picked,
         shape,
         stored,
         chunk,
         filters,
         as_declared(dataset.fillvalue, np.dtype(dataset.dtype), stored),
-        of_zyx(zyx, dataset.shape),
+        picked.shape(dataset.shape),
     )
 
 
@@ -415,6 +413,5 @@ def _channel(file: h5py.File, path: Path, place: str, name: str) -> Volume:
     if shape is None:
         raise InputError(f"{name} contradicts itself: its image is not inside its array of {padded} voxels")
     told = {"shape": f"{place}, less its padding", "axes": "Imaris' order, z, y, x"}
-    return volume_of_dataset(
-        dataset, path, name, "Imaris", (0, 1, 2), shape, read_extent(file[_INFO].attrs, shape), told
-    )
+    measured = read_extent(file[_INFO].attrs, shape)
+    return volume_of_dataset(dataset, path, name, "Imaris", PLAIN, shape, measured, told)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ from isovoxel.readers.base import CONVERTED, SUPPORTED_DTYPES
 from isovoxel.readers.chunks import CHUNK_COST, ChunkCache, decode_nothing, decode_zlib
 from isovoxel.readers.files import number_of, reason_of, unavailable, unreadable
 from isovoxel.readers.raw import open_file, read_into
-from isovoxel.readers.selection import along_axes
+from isovoxel.readers.selection import Picked
 from isovoxel.readers.tiled import TiledReader, chunk_place, chunk_start
 
 if TYPE_CHECKING:
@@ -139,10 +139,8 @@ class Hdf5Reader(TiledReader):
     """The file, absolute."""
     dataset: str
     """Path of the dataset in the file."""
-    ndim: int
-    """Number of its axes; all but z, y and x have length 1."""
-    zyx: Index3
-    """Which axes are z, y and x."""
+    picked: Picked
+    """Which of its axes are z, y and x; all others have length 1."""
     shape: Index3
     """Number of voxels, z, y, x; the array may be larger."""
     dtype: np.dtype[Any]
@@ -189,7 +187,7 @@ class Hdf5Reader(TiledReader):
         """Read a part of a chunk, decoded here or by HDF5."""
         if self.filters is None:
             # Integers of one size, for the type that is meant need not be the one that is stored.
-            out[...] = source[0][self._along_axes(tile.slices)].astype(out.dtype, copy=False)
+            out[...] = source[0][self.picked.index(tile.slices)].astype(out.dtype, copy=False)
         else:
             self._read_chunk(*source, tile, out)
 
@@ -215,7 +213,7 @@ class Hdf5Reader(TiledReader):
 
     def _decode_chunk(self, dataset: h5py.Dataset, start: Index3, out: NDArray[np.uint8]) -> bool:
         """Decode a chunk into its bytes, or return False where it is not stored."""
-        where = dataset.id.get_chunk_info_by_coord(self._along_axes(start))
+        where = dataset.id.get_chunk_info_by_coord(self.picked.index(start))
         if where.byte_offset is None:
             return False
         whole = Box.whole(self.chunk).shifted(start)
@@ -224,14 +222,10 @@ class Hdf5Reader(TiledReader):
             # Written as it is, perhaps, for HDF5 can be told to encode whole chunks only, and its mask does not say so:
             # HDF5 decodes it, as far as the array reaches.
             voxels = out.view(self.dtype).reshape(self.chunk)
-            voxels[inside.slices_from(start)] = dataset[self._along_axes(inside.slices)]
+            voxels[inside.slices_from(start)] = dataset[self.picked.index(inside.slices)]
         else:
             self._decode(where, out)
         return True
-
-    def _along_axes(self, values: Sequence[int | slice]) -> tuple[int | slice, ...]:
-        """Return an index into the array, of what it is along z, y and x."""
-        return along_axes(self.zyx, values, [0] * self.ndim)
 
     def _decode(self, where: Any, out: NDArray[np.uint8]) -> None:
         """Read the bytes of a chunk, and undo its filters but those that its mask leaves out."""

@@ -39,7 +39,7 @@ from isovoxel.readers.files import (
     unreadable,
 )
 from isovoxel.readers.registry import Location
-from isovoxel.readers.selection import Picked, Selection, along_axes, listed, of_zyx, pick, zyx_positions
+from isovoxel.readers.selection import PLAIN, Picked, Selection, listed, pick, pick_only
 from isovoxel.readers.tiled import TiledReader
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class N5Reader(TiledReader):
     """What the user called the input, for messages."""
     store: tensorstore.TensorStore
     """The dataset, with its axes reversed, so that x is the last."""
-    zyx: Index3
+    picked: Picked
     """Which of these axes are z, y and x; all others have length 1."""
     shape: Index3
     """Number of voxels, z, y, x."""
@@ -92,12 +92,10 @@ class N5Reader(TiledReader):
 
     def read_tile(self, tile: Box, out: NDArray[Any], _source: Any) -> None:
         """Read a part of a block; tensorstore tells by the first word of an error whose fault it was."""
-        others: list[int | slice] = [0] * self.store.rank
-        index = along_axes(self.zyx, tile.slices, others)
         for file in self.files.blocks(tile):
             check_stored(file)
         try:
-            out[...] = self.store[index].read().result()
+            out[...] = self.store[self.picked.index(tile.slices)].read().result()
         except MemoryError:
             raise
         except Exception as error:
@@ -113,10 +111,8 @@ class N5Files:
 
     folder: str
     """Absolute."""
-    rank: int
-    """Number of its axes."""
-    zyx: Index3
-    """Which of them are z, y and x, where x is the last."""
+    picked: Picked
+    """Which of its axes are z, y and x, where x is the last."""
     block: Index3
     """Shape of a block, z, y, x."""
     metadata: tuple[str, ...]
@@ -130,8 +126,7 @@ class N5Files:
     def blocks(self, box: Box) -> Iterator[str]:
         """Yield those of the blocks that hold voxels of a box."""
         for place in places(box, self.block):
-            numbers = along_axes(self.zyx, [str(number) for number in place], ["0"] * self.rank)
-            yield "/".join((self.folder, *reversed(numbers)))
+            yield "/".join((self.folder, *map(str, reversed(self.picked.index(place)))))
 
 
 def is_n5(at: Location) -> bool:
@@ -158,18 +153,18 @@ def open_n5(at: Location, _selection: Selection) -> Volume:
     axes = attributes.get("axes", groups[0].get("axes"))
     named = isinstance(axes, list) and len(axes) == store.rank and all(isinstance(axis, str) for axis in axes)
     names = [axis.lower() for axis in reversed(axes)] if named and isinstance(axes, list) else [""] * store.rank
-    zyx = zyx_positions(name, names, store.shape)
-    shape = of_zyx(zyx, store.shape)
+    picked = pick_only(name, names, store.shape)
+    shape = picked.shape(store.shape)
     dtype = np.dtype(store.dtype.numpy_dtype)
     check_voxels(name, shape, dtype)
     _check_declared(home, groups[1], dtype, name)
     whole = [int(n) for n in reversed(attributes["blockSize"])]
-    if any(n != 1 for axis, n in enumerate(whole) if axis not in zyx):
+    if any(whole[axis] != 1 for axis in picked.others):
         raise InputError(f"{name} has blocks of several images; copy it into a dataset of its own")
-    block = triple(map(min, of_zyx(zyx, whole), shape))
+    block = triple(map(min, picked.shape(whole), shape))
     metadata = [file for file in (home / N5_ATTRIBUTES, home.parent / N5_ATTRIBUTES) if file.is_file()]
-    files = N5Files(str(home.resolve()), store.rank, zyx, block, tuple(str(file.resolve()) for file in metadata))
-    reader = N5Reader(name, store, zyx, shape, dtype, block, files)
+    files = N5Files(str(home.resolve()), picked, block, tuple(str(file.resolve()) for file in metadata))
+    reader = N5Reader(name, store, picked, shape, dtype, block, files)
     level = level_of(home.name)
     finest = _attributes(home.parent / FINEST, name) if level else {}
     sources = {
@@ -368,7 +363,7 @@ def _open_scale(at: Location, info: Mapping[str, Any], selection: Selection, lev
     files: PrecomputedFiles | ShardedFiles = ShardedFiles(str(folder), described)
     if scale.get("sharding") is None:
         files = PrecomputedFiles(str(folder), offset, zyx, chunk, described)
-    reader = partial(PrecomputedReader, name, zyx=(0, 1, 2), shape=zyx, dtype=dtype, chunk=chunk, files=files)
+    reader = partial(PrecomputedReader, name, picked=PLAIN, shape=zyx, dtype=dtype, chunk=chunk, files=files)
     lengths = triple(Length(float(size), "nanometer") for size in scale["resolution"][::-1])
     found = calibrate("the info file", "precomputed resolution", lengths)
     volume = Volume(

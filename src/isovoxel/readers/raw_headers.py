@@ -35,7 +35,7 @@ from isovoxel.readers.raw import (
     open_raw,
 )
 from isovoxel.readers.registry import Location
-from isovoxel.readers.selection import EVERYTHING, GIVEN, UNNAMED, Selection, plain_zyx, zyx_positions
+from isovoxel.readers.selection import EVERYTHING, GIVEN, UNNAMED, Selection, pick_only, plain_zyx
 
 LONGEST_HEADER = 1 << 20
 """So much of a file is looked through for the end of its header."""
@@ -276,7 +276,7 @@ def _volume_of(header: Any, path: Path, file: Path, name: str) -> Volume:
         raise InputError(f"{name} cannot be read as NIfTI: its header tells of {int(header['dim'][0])} axes")
     sizes = tuple(int(n) for n in header.get_data_shape())
     axes = ["x", "y", "z", "t", *"uvw"][: len(sizes)][::-1]
-    zyx_positions(name, axes, sizes[::-1])  # which refuses several volumes
+    pick_only(name, axes, sizes[::-1])  # which refuses several volumes
     stored = np.dtype(header.get_data_dtype())
     array = RawArray(name, str(file), int(header.get_data_offset()), sizes[::-1], stored)
     if file == path.resolve() and array.start < header.sizeof_hdr:

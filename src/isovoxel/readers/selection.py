@@ -238,11 +238,6 @@ UNNAMED = {2: "two unnamed axes, taken as y, x of one plane", 3: "three unnamed 
 NAME_THEM = "; name them with --axes, such as --axes tczyx"
 
 
-def of_zyx(zyx: Index3, values: Sequence[int]) -> Index3:
-    """Return of what an array has for each of its axes that of z, y and x."""
-    return triple(int(values[axis]) for axis in zyx)
-
-
 ZYX = tuple[int | None, int, int]
 """Which axes of an array are z, y and x; z is None where it has none."""
 
@@ -289,9 +284,9 @@ class Picked:
         indices = {axis: index for (axis, _, _), index in zip(self.series, place, strict=True)}
         return replace(self, others={**self.others, **indices}, series=())
 
-    def index(self, zyx: tuple[slice, slice, slice]) -> tuple[int | slice, ...]:
-        """Return a box of the volume as an index into the array."""
-        index: dict[int, int | slice] = {**self.others}
+    def index(self, zyx: tuple[T, T, T]) -> tuple[int | T, ...]:
+        """Return a place in the volume, or a box of it, as an index into the array."""
+        index: dict[int, int | T] = {**self.others}
         index |= {axis: part for axis, part in zip(self.zyx, zyx, strict=True) if axis is not None}
         return tuple(index[axis] for axis in range(len(index)))
 
@@ -302,6 +297,10 @@ class Picked:
     def shape(self, lengths: Sequence[int]) -> Index3:
         """Return what an array that has something for every axis has for z, y and x: 1 for z where it has none."""
         return triple(1 if axis is None else int(lengths[axis]) for axis in self.zyx)
+
+
+PLAIN = Picked((0, 1, 2), {}, {})
+"""All of an array of z, y and x."""
 
 
 def pick(name: str, axes: Sequence[str], shape: Sequence[int], selection: Selection) -> Picked:
@@ -372,7 +371,7 @@ def pick(name: str, axes: Sequence[str], shape: Sequence[int], selection: Select
     return Picked(triple(kept), others, chosen, series)
 
 
-def zyx_positions(name: str, axes: Sequence[str], shape: Sequence[int], selection: Selection | None = None) -> Index3:
+def pick_only(name: str, axes: Sequence[str], shape: Sequence[int], selection: Selection | None = None) -> Picked:
     """Return which of the axes are z, y and x; all the others have length 1. Of kinds that have nothing to select.
 
     Parameters
@@ -387,7 +386,7 @@ def zyx_positions(name: str, axes: Sequence[str], shape: Sequence[int], selectio
 
     Examples
     --------
-    >>> zyx_positions("stack", "tczyx", (1, 1, 21, 150, 150))
+    >>> pick_only("stack", "tczyx", (1, 1, 21, 150, 150)).zyx
     (2, 3, 4)
     """
     axes = selection.named(name, axes, shape) if selection is not None else axes
@@ -403,7 +402,7 @@ def zyx_positions(name: str, axes: Sequence[str], shape: Sequence[int], selectio
                 f"{found}{_hint(kept, i)}"
             )
     _check_order(name, [axes[i] for i in kept], found)
-    return triple(kept)
+    return Picked(triple(kept), {axis: 0 for axis in range(len(axes)) if axis not in kept}, {})
 
 
 def _found(axes: Sequence[str], shape: Sequence[int]) -> str:

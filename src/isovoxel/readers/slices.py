@@ -37,7 +37,7 @@ from isovoxel.readers.base import Volume, check_voxels
 from isovoxel.readers.files import PNG_MAGIC, TIFF_MAGIC, FileList, named_failures, unreadable
 from isovoxel.readers.raw import open_file, read_bytes
 from isovoxel.readers.registry import Location
-from isovoxel.readers.selection import Selection, zyx_positions
+from isovoxel.readers.selection import Selection, pick_only
 from isovoxel.readers.tiff import calibration_of, open_tiff, volume_of_planes
 from isovoxel.readers.tiff_layout import Stack, planes_reader
 from isovoxel.readers.tiff_pages import Directories, read_directories
@@ -179,7 +179,7 @@ def _check_plane(tif: tifffile.TiffFile, file: str) -> None:
     planes = str(len(tif.pages)) if len(tif.pages) > 1 else _images(page)
     if planes != "1":
         raise InputError(f"{file} has {planes} pages, where the first slice has one; give files of equal kinds only")
-    zyx_positions(file, ["z", *page.axes.lower()], (1, *page.shape))
+    pick_only(file, ["z", *page.axes.lower()], (1, *page.shape))
     if page.dtype is None:
         raise InputError(
             f"{file} has an unsupported {page.bitspersample}-bit sample format; convert it to uint16 or float32"

@@ -92,11 +92,9 @@ def planes_of(shape: Sequence[int], picked: Picked) -> Planes:
         What of it is the volume; y and x are the last axes but for those of length 1.
     """
     count = math.prod(shape) // math.prod(picked.shape(shape)[1:])
-    _, y, x = picked.zyx
-    index: list[Any] = [picked.others.get(axis, slice(None)) for axis in range(len(shape))]
-    index[y] = index[x] = 0
-    lengths = [1 if axis in (y, x) else n for axis, n in enumerate(shape)]
-    planes: Planes = np.arange(count, dtype=np.int64).reshape(lengths)[tuple(index)].reshape(-1)
+    lengths = [1 if axis in picked.zyx[1:] else n for axis, n in enumerate(shape)]
+    first: tuple[Any, Any, Any] = (slice(None), 0, 0)
+    planes: Planes = np.arange(count, dtype=np.int64).reshape(lengths)[picked.index(first)].reshape(-1)
     return planes
 
 

@@ -144,9 +144,9 @@ def zarr_voxels(array: ArrayNode, name: str, axes: list[str], selection: Selecti
         raise InputError(f"{name} cannot be read as a zarr array: its metadata have chunks of shape {whole}")
     chunks = triple(map(min, picked.shape(whole), shape))
     layout = chunk_layout(array, picked)
-    files = array_files(array, layout, picked)
+    files = array_files(array, layout)
     if layout is not None:
-        return _volume_of(name, picked, shape, dtype, layout, files), picked
+        return _volume_of(name, shape, dtype, layout, files), picked
     from isovoxel.readers.zarr_python import slow_voxels
 
     read, overhead = slow_voxels(array.opened(), name, picked, chunks)
@@ -156,11 +156,9 @@ def zarr_voxels(array: ArrayNode, name: str, axes: list[str], selection: Selecti
     return Volume(name, "", shape, dtype, read, chunks, overhead, notes=notes, files=files, series=series), picked
 
 
-def _volume_of(
-    name: str, picked: Picked, shape: Index3, dtype: np.dtype[Any], layout: ChunkLayout, files: Files | None
-) -> Volume:
+def _volume_of(name: str, shape: Index3, dtype: np.dtype[Any], layout: ChunkLayout, files: Files | None) -> Volume:
     """Return a volume whose chunks are decoded here."""
-    reader = ChunkReader(name, layout)
+    reader, picked = ChunkReader(name, layout), layout.picked
     return Volume(
         name,
         "",
@@ -169,8 +167,8 @@ def _volume_of(
         series_reader(picked, reader.at),
         triple(map(min, layout.chunk, shape)),
         layout.read_overhead,
-        cached=partial(_cached, picked, reader),
-        by_gpu=None if layout.coding is None else ByGpu(layout.coding, partial(_decoded_by, picked, reader)),
+        cached=partial(_cached, reader),
+        by_gpu=None if layout.coding is None else ByGpu(layout.coding, partial(_decoded_by, reader)),
         files=files,
         series=picked.axes(),
     )
@@ -191,13 +189,14 @@ def _transposed(
     return transposed(stored, order, [axis for axis in axes if axis in AXES]), replace(picked, zyx=zyx)
 
 
-def _cached(picked: Picked, reader: ChunkReader, capacity: int) -> ReadBox:
+def _cached(reader: ChunkReader, capacity: int) -> ReadBox:
     """Return what reads all volumes of an array, which keep decoded chunks together."""
-    return series_reader(picked, reader.cached(capacity).at)
+    return series_reader(reader.layout.picked, reader.cached(capacity).at)
 
 
-def _decoded_by(picked: Picked, reader: ChunkReader, decoder: GpuDecoder, tell: Callable[[str], None]) -> ReadBox:
-    return series_reader(picked, BatchReader(reader.name, reader.layout, decoder, tell).at)
+def _decoded_by(reader: ChunkReader, decoder: GpuDecoder, tell: Callable[[str], None]) -> ReadBox:
+    batches = BatchReader(reader.name, reader.layout, decoder, tell)
+    return series_reader(reader.layout.picked, batches.at)
 
 
 def from_array(array: zarr.Array[Any], selection: Selection) -> Volume:
@@ -248,8 +247,8 @@ def open_written(
         chosen={},
         series=tuple((axis, name, length) for axis, (name, length) in enumerate(series)),
     )
-    layout = written_layout(place, shape, dtype, storage, (n, n + 1, n + 2))
-    volume = _volume_of(str(place), picked, shape, np.dtype(dtype), layout, ZarrFiles(layout, picked))
+    layout = written_layout(place, shape, dtype, storage, picked)
+    volume = _volume_of(str(place), shape, np.dtype(dtype), layout, ZarrFiles(layout))
     return replace(volume, kind=f"zarr v{storage.zarr_format} array")
 
 
@@ -404,7 +403,7 @@ class ChunkReader(TiledReader):
     def at(self, picked: Picked) -> ChunkReader:
         """Return a reader of a volume of the array, which shares with this one what is kept."""
         reader = object.__new__(type(self))  # for `copy` makes what another process gets, which shares nothing
-        vars(reader).update(vars(self), layout=replace(self.layout, others=picked.others))
+        vars(reader).update(vars(self), layout=replace(self.layout, picked=picked))
         return reader
 
     def __call__(self, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:

@@ -11,7 +11,7 @@ import lzma
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -27,7 +27,7 @@ from isovoxel.planning.chunking import CHECKSUM_BYTES, Storage
 from isovoxel.readers.base import Files
 from isovoxel.readers.chunks import DECODED_COPIES, DECODER_BYTES
 from isovoxel.readers.files import FolderFiles, places
-from isovoxel.readers.selection import ZYX, Picked
+from isovoxel.readers.selection import PLAIN, Picked
 from isovoxel.readers.zarr_node import ArrayNode, node_of
 
 if TYPE_CHECKING:
@@ -73,10 +73,8 @@ class ChunkLayout:
     """What the name of every chunk's file begins with."""
     separator: str
     """What stands between the numbers in a file's name."""
-    ndim: int
-    """Number of the array's axes."""
-    zyx: ZYX
-    """Which axes are z, y and x."""
+    picked: Picked
+    """Which of the array's axes are z, y and x, and where along the others, of which a chunk has one entry each."""
     shape: Index3
     """Number of voxels, z, y, x."""
     dtype: np.dtype[Any]
@@ -95,8 +93,6 @@ class ChunkLayout:
     """Whether a CRC-32C follows every encoded chunk."""
     fill: float
     """Value of the voxels of chunks that are not stored."""
-    others: Mapping[int, int] = field(default_factory=dict)
-    """Which chunk along every other axis, of one entry each."""
 
     @cached_property
     def chunk_bytes(self) -> int:
@@ -145,15 +141,11 @@ class ChunkLayout:
     @cached_property
     def _name(self) -> str:
         """The name of a file, with {0}, {1} and {2} for its place along z, y and x."""
-        numbers = [str(self.others.get(axis, 0)) for axis in range(self.ndim)]
-        for number, axis in enumerate(self.zyx):
-            if axis is not None:
-                numbers[axis] = f"{{{number}}}"
-        return f"{self.prefix}{self.separator.join(numbers)}"
+        return f"{self.prefix}{self.separator.join(map(str, self.picked.index(('{0}', '{1}', '{2}'))))}"
 
     def key(self, place: Index3) -> tuple[int, ...]:
         """Return what tells a chunk or a file from others, of other volumes too."""
-        return (*self.others.values(), *place)
+        return (*self.picked.others.values(), *place)
 
     def path(self, place: Index3) -> str | ObjectPlace | ZipPlace:
         """Return where a file is, by its place in the grid of files."""
@@ -167,8 +159,6 @@ class ZarrFiles:
 
     layout: ChunkLayout
     """Where the chunks of its first volume lie."""
-    picked: Picked
-    """Which volumes are wanted."""
 
     def __call__(self, box: Box) -> Iterator[str | ObjectPlace]:
         """Yield them all, of chunks and shards those that hold voxels of a box; not all may be there."""
@@ -178,8 +168,9 @@ class ZarrFiles:
             return
         for name in ARRAY_FILES:
             yield folder / name if isinstance(folder, ObjectPlace) else f"{folder}/{name}"
-        for volume in product(*(range(length) for _, length in self.picked.lengths)):
-            layout = replace(self.layout, others=self.picked.at(volume).others)
+        picked = self.layout.picked
+        for volume in product(*(range(length) for _, length in picked.lengths)):
+            layout = replace(self.layout, picked=picked.at(volume))
             yield from map(layout.path, places(box, layout.file))
 
 
@@ -188,10 +179,10 @@ def array_node(array: zarr.Array[Any]) -> ArrayNode:
     return node_of(array, local_folder(array.store_path))
 
 
-def array_files(array: ArrayNode, layout: ChunkLayout | None, picked: Picked) -> Files | None:
+def array_files(array: ArrayNode, layout: ChunkLayout | None) -> Files | None:
     """Return what names the files of an array, or None where they are not known."""
     if layout is not None:
-        return ZarrFiles(layout, picked)
+        return ZarrFiles(layout)
     return FolderFiles(array.folder) if isinstance(array.folder, str) else None
 
 
@@ -217,12 +208,10 @@ def chunk_layout(array: ArrayNode, picked: Picked) -> ChunkLayout | None:
     return ChunkLayout(
         **{**vars(stored), "chunk": picked.shape(stored.chunk), "file": picked.shape(stored.file)},
         folder=array.folder,
-        ndim=len(array.shape),
-        zyx=picked.zyx,
+        picked=picked,
         shape=picked.shape(array.shape),
         # v2 may leave it open; zarr-python then takes 0 as well.
         fill=stored.dtype.newbyteorder("=").type(0 if array.fill is None else array.fill),
-        others=picked.others,
     )
 
 
@@ -250,7 +239,7 @@ def written_layout(
     shape: Index3,
     dtype: np.dtype[Any],
     storage: Storage,
-    zyx: tuple[int, int, int] = (0, 1, 2),
+    picked: Picked = PLAIN,
 ) -> ChunkLayout:
     """Return the layout of an array as isovoxel writes it, as `chunk_layout` finds it then.
 
@@ -262,15 +251,14 @@ def written_layout(
         Of the array, z, y, x.
     storage
         Chunks, shards and codec.
-    zyx
+    picked
         Which of its axes are z, y and x; before them come those along which there are several volumes.
     """
     return ChunkLayout(
         folder=output if isinstance(output, ObjectPlace) else "" if output is None else str(output.resolve()),
         prefix="c/" if storage.zarr_format == 3 else "",
         separator="/",
-        ndim=zyx[0] + 3,
-        zyx=zyx,
+        picked=picked,
         shape=shape,
         dtype=np.dtype(dtype).newbyteorder("<"),
         chunk=storage.chunk,
@@ -280,7 +268,6 @@ def written_layout(
         streams="" if storage.plain or storage.codec == "none" else storage.codec,
         checksum=storage.checksum,
         fill=0,
-        others=dict.fromkeys(range(zyx[0]), 0),
     )
 
 
