@@ -33,7 +33,7 @@ from isovoxel.planner import Target, choose_engine, choose_sampling, find_target
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.arrays import unmasked
 from isovoxel.readers.base import Volume
-from isovoxel.readers.selection import LONG_NAMES, NAMES, ZYX, Selection, along_axes
+from isovoxel.readers.selection import LONG_NAMES, NAMES, ZYX, Selection
 
 
 @checked_keywords()
@@ -319,7 +319,8 @@ class ScaledBlock:
         voxels = _joined(parts, whole, self.plan.source.dtype).reshape(block.read_box.shape)
         scaled = open_engine(self.plan.engine, self.device).scale(voxels, block, self.plan).data
         assert isinstance(scaled, np.ndarray)  # noqa: S101 - for type checkers: nothing is encoded
-        return scaled.reshape(along_axes(self.zyx, block.write_box.shape, [1] * len(place)))
+        lengths = dict(zip(self.zyx, block.write_box.shape, strict=True))
+        return scaled.reshape([lengths.get(axis, 1) for axis in range(len(place))])
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
         """Return what tells one result from another, which the memory free at this moment does not."""

@@ -96,7 +96,7 @@ def whole(volume: Volume, which: int = 0) -> np.ndarray:
 def test_channels_and_time_points_of_a_tile_are_one_image(kind: str, tmp_path: Path) -> None:
     """Tiles are images of their own, of which one is chosen by its number or by what it is called."""
     path = KINDS[kind](tmp_path)
-    with pytest.raises(InputError, match=r"holds 2 images \(0 \(tile 0\), 1 \(tile 1\)\); give --image 0 to 1 for one"):
+    with pytest.raises(InputError, match=r"holds 2 images \(0 \(tile 0\), 1 \(tile 1\)\); give --image 0 to 1, or all"):
         open_volume(path)
     assert [str(image) for image in images_of(path).images] == ["0 (tile 0)", "1 (tile 1)"]
     for image, setups in (("1", (2, 3)), ("tile 0", (0, 1))):

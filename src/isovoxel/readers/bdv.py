@@ -35,8 +35,7 @@ from isovoxel.readers.selection import (
     ImageEntry,
     Picked,
     Selection,
-    find_image,
-    listed,
+    one_image,
     pick,
     plain_zyx,
 )
@@ -83,7 +82,7 @@ def open_bdv(at: Location, selection: Selection) -> Volume:
         If there is no such image, channel or time point.
     """
     dataset = _dataset(at)
-    chosen, named = _chosen(dataset, at.name, selection)
+    number, named = one_image(_entries(dataset), selection, at.name)
     if dataset.loader not in (HDF5, N5):
         raise InputError(
             f"the voxels of {at.name} are stored as {dataset.loader[:60]!r} ({dataset.file[:100]}), which isovoxel "
@@ -91,7 +90,7 @@ def open_bdv(at: Location, selection: Selection) -> Volume:
         )
     views = _Views(dataset, at.path.resolve(), at.name)
     with named_failures(at.name, KIND):
-        return _open(views, chosen, named, selection)
+        return _open(views, dataset.images[number], named, selection)
 
 
 def _dataset(at: Location) -> BdvDataset:
@@ -101,20 +100,6 @@ def _dataset(at: Location) -> BdvDataset:
 
 def _entries(dataset: BdvDataset) -> tuple[ImageEntry, ...]:
     return tuple(ImageEntry(str(number), image.label) for number, image in enumerate(dataset.images))
-
-
-def _chosen(dataset: BdvDataset, name: str, selection: Selection) -> tuple[BdvImage, dict[str, str]]:
-    """Return the image that is meant, and what of the selection tells it from the others."""
-    entries = _entries(dataset)
-    if selection.image is None:
-        if len(entries) > 1:
-            last = len(entries) - 1
-            raise InputError(
-                f"{name} holds {len(entries)} images ({listed(entries)}); give --image 0 to {last} for one of them"
-            )
-        return dataset.images[0], {}
-    found = find_image(entries, selection.image, name)
-    return dataset.images[int(found.path)], {"image": found.path} if len(entries) > 1 else {}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ Source: https://ngff.openmicroscopy.org/0.5/, "plate", "well" and "bioformats2ra
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -19,14 +19,14 @@ from typing import Any
 from isovoxel.errors import InputError, InputUnavailableError
 from isovoxel.geometry.grid import Box, Float3, triple
 from isovoxel.metadata.ome import Level, is_label_image, read_levels, time_step_of
-from isovoxel.metadata.series import Channel, chosen_channels, read_channels, stays_inside
+from isovoxel.metadata.series import read_channels, stays_inside
 from isovoxel.metadata.units import Calibration, Length, calibrate, canonical_unit, convert_length
 from isovoxel.object_store.files import ARRAY_FILES, GROUP_FILES, files_of_node, kind_of_node, read_group
 from isovoxel.object_store.objects import ObjectPlace, Place
 from isovoxel.readers.base import Files, Volume
 from isovoxel.readers.files import metadata_identity, unreadable
 from isovoxel.readers.registry import Location
-from isovoxel.readers.selection import ZYX, Collection, ImageEntry, Picked, Selection, find_image, listed
+from isovoxel.readers.selection import ZYX, Collection, ImageEntry, Selection, find_image, listed
 from isovoxel.readers.zarr_array import open_path, zarr_voxels
 
 
@@ -100,7 +100,7 @@ def _open_level(
         labels=labels,
         notes=(*volume.notes, *([level.note] if level.note else [])),
         series=picked.axes(time_step_of(level)),
-        channels=_channels(attributes, axes, array.shape, picked),
+        channels=picked.channels(read_channels(attributes), axes, array.shape),
     )
     volume = volume.measured(calibration, _origin(level, picked.zyx, calibration.unit), "OME-Zarr axes")
     return volume.stored_in(
@@ -121,14 +121,6 @@ def _files(voxels: Files, metadata: tuple[str | ObjectPlace, ...], box: Box) -> 
     """Yield the files of an image: those of its group, and those of its array."""
     yield from metadata
     yield from voxels(box)
-
-
-def _channels(
-    attributes: Mapping[str, Any], axes: Sequence[str], shape: Sequence[int], picked: Picked
-) -> tuple[Channel, ...]:
-    """Return what the image says of its channels; of the one that was chosen where one was."""
-    count = shape[axes.index("c")] if "c" in axes else 1
-    return chosen_channels(read_channels(attributes), count, picked.chosen.get("channel"))
 
 
 def _calibration(level: Level, zyx: ZYX) -> Calibration:

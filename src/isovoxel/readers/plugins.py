@@ -17,7 +17,7 @@ import math
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from isovoxel.errors import InputError, IsovoxelError
 from isovoxel.geometry.grid import Box, Index3, triple
-from isovoxel.metadata.series import Channel, chosen_channels, time_step
+from isovoxel.metadata.series import Channel, time_step
 from isovoxel.metadata.units import Length, calibrate
 from isovoxel.readers.base import ReadBox, Volume, check_voxels, series_reader
 from isovoxel.readers.files import (
@@ -42,7 +42,7 @@ from isovoxel.readers.files import (
     unreadable,
 )
 from isovoxel.readers.registry import FORMATS, Format, Location, open_with
-from isovoxel.readers.selection import Collection, ImageEntry, Picked, Selection, find_image, listed, pick
+from isovoxel.readers.selection import Collection, ImageEntry, Picked, Selection, one_image, pick
 from isovoxel.readers.tiled import Stored, TiledReader
 
 GROUP = "isovoxel.readers"
@@ -395,15 +395,9 @@ def volume_of_reader(reader: Any, path: Path, name: str, kind: str, selection: S
     InputError
         If it holds several images, or other axes than z, y and x.
     """
-    images, chosen = images_of_reader(reader).images, {}
+    number, chosen = one_image(images_of_reader(reader).images, selection, name)
     if selection.image is not None:
-        image = find_image(images, selection.image, name)
-        reader.set_scene(int(image.path))
-        chosen = {"image": image.path} if len(images) > 1 else {}
-    elif len(images) > 1:
-        raise InputError(
-            f"{name} holds {len(images)} images ({listed(images)}); give --image 0 to {len(images) - 1}, or all"
-        )
+        reader.set_scene(number)
     array = reader.dask_data
     axes = [str(axis).lower() for axis in reader.dims.order]
     picked = pick(name, axes, array.shape, selection)
@@ -428,7 +422,7 @@ def volume_of_reader(reader: Any, path: Path, name: str, kind: str, selection: S
         sources={"shape": f"{kind} metadata", "axes": picked.told(f"{kind} metadata")},
         notes=(f"bioio reads {kind} files, and one thread at a time; others wait",),
         series=picked.axes(_step(reader)),
-        channels=chosen_channels(_channels(reader), _length(axes, array.shape, "c"), picked.chosen.get("channel")),
+        channels=picked.channels(_channels(reader), axes, array.shape),
     )
     volume = volume.measured(calibration, unit="micrometers, as bioio has them")
     return volume.stored_in(FileList((str(path.resolve()),)), partial(file_identity, path), **chosen, **picked.chosen)
@@ -443,10 +437,6 @@ def _check_plane(reader: DaskReader) -> None:
             f"{reader.name} cannot be read by bioio-lif: {reason_of(error.__cause__ or error)}; it reads planes of y "
             "and x only: save an image of other planes (an xz scan), or one of wavelengths, as OME-TIFF"
         ) from error
-
-
-def _length(axes: Sequence[str], shape: Sequence[int], axis: str) -> int:
-    return int(shape[axes.index(axis)]) if axis in axes else 1
 
 
 def _channels(reader: Any) -> tuple[Channel, ...]:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from isovoxel.errors import InputError, OptionError
 from isovoxel.geometry.grid import AXES, Box, Index3, triple
-from isovoxel.metadata.series import WORDS, SeriesAxis
+from isovoxel.metadata.series import WORDS, Channel, SeriesAxis, chosen_channels
 
 # ---- crops ---------------------------------------------------------------------------------------------------------
 
@@ -244,18 +244,6 @@ ZYX = tuple[int | None, int, int]
 T = TypeVar("T")
 
 
-def along_axes(zyx: ZYX, values: Sequence[T], others: Sequence[T]) -> tuple[T, ...]:
-    """Return what an array has for each of its axes: a value for z, y and x, and `others` for all others.
-
-    Examples
-    --------
-    >>> along_axes((1, 2, 3), (7, 8, 9), [0] * 4)
-    (0, 7, 8, 9)
-    """
-    given = dict(zip(zyx, values, strict=True))
-    return tuple(given.get(axis, other) for axis, other in enumerate(others))
-
-
 @dataclass(frozen=True, slots=True)
 class Picked:
     """What of an array is the volume."""
@@ -289,6 +277,10 @@ class Picked:
         index: dict[int, int | T] = {**self.others}
         index |= {axis: part for axis, part in zip(self.zyx, zyx, strict=True) if axis is not None}
         return tuple(index[axis] for axis in range(len(index)))
+
+    def channels(self, told: Sequence[Channel], axes: Sequence[str], shape: Sequence[int]) -> tuple[Channel, ...]:
+        """Return what is told of the channels of an array, or of the one that was chosen."""
+        return chosen_channels(told, dict(zip(axes, shape, strict=True)).get("c", 1), self.chosen.get("channel"))
 
     def told(self, source: str) -> str:
         """Return where the axes were read from, and what was chosen along them, for people."""
@@ -531,6 +523,26 @@ def find_image(images: Sequence[ImageEntry], wanted: str, name: str) -> ImageEnt
     if not found:
         raise OptionError(f"{name} has no image {wanted}; it has {listed(images)}")
     return found[0]
+
+
+def one_image(images: Sequence[ImageEntry], selection: Selection, name: str) -> tuple[int, dict[str, str]]:
+    """Return the number of the image that is meant, and what of the selection tells it from the others.
+
+    Raises
+    ------
+    InputError
+        If there are several, and none is selected.
+    OptionError
+        As `find_image`.
+    """
+    if selection.image is None:
+        if len(images) > 1:
+            raise InputError(
+                f"{name} holds {len(images)} images ({listed(images)}); give --image 0 to {len(images) - 1}, or all"
+            )
+        return 0, {}
+    found = find_image(images, selection.image, name)
+    return int(found.path), {"image": found.path} if len(images) > 1 else {}
 
 
 def matching_images(images: Sequence[ImageEntry], pattern: str, name: str) -> tuple[ImageEntry, ...]:

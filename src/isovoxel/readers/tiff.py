@@ -22,7 +22,7 @@ import tifffile
 
 from isovoxel.errors import InputError, IsovoxelError, OptionError
 from isovoxel.geometry.grid import Index3, triple
-from isovoxel.metadata.series import Channel, SeriesAxis, chosen_channels
+from isovoxel.metadata.series import Channel, SeriesAxis
 from isovoxel.metadata.tiff import (
     OmeXml,
     Rational,
@@ -263,9 +263,7 @@ def _series_of(
     elif stack.kind == "imagej":
         step = read_imagej_step(stack.page.imagej_description or "")
         channels = read_imagej_channels((tif.imagej_metadata or {}).get("LUTs"))
-    count = dict(zip(stack.axes, stack.shape, strict=True)).get("C", 1)
-    axes = picked.axes(step)
-    return axes, chosen_channels(channels, count, picked.chosen.get("channel"))
+    return picked.axes(step), picked.channels(channels, stack.axes.lower(), stack.shape)
 
 
 def volume_of_planes(name: str, kind: str, shape: Index3, planes: PlaneReader, read: ReadBox) -> Volume:
