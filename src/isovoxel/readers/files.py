@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from gzip import BadGzipFile
 from io import FileIO
 from itertools import islice
@@ -308,6 +309,11 @@ class FileList:
     def __call__(self, _box: Box) -> Iterable[str]:
         """Return all of them."""
         return self.paths
+
+
+def of_file(volume: Volume, path: Path, inner: str | None = None, /, **chosen: Any) -> Volume:
+    """Return a volume with what tells its one file from others; see `Volume.stored_in` and `file_identity`."""
+    return volume.stored_in(FileList((str(path.resolve()),)), partial(file_identity, path, inner), **chosen)
 
 
 @dataclass(frozen=True)

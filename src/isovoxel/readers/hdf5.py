@@ -34,7 +34,7 @@ from isovoxel.metadata.hdf5 import (
 from isovoxel.metadata.series import chosen_channels
 from isovoxel.metadata.units import Calibration
 from isovoxel.readers.base import ReadBox, SeriesReader, Volume, check_voxels
-from isovoxel.readers.files import FileList, check_complete, file_identity, named_failures
+from isovoxel.readers.files import check_complete, named_failures, of_file
 from isovoxel.readers.raw import RawArray, RawReader
 from isovoxel.readers.registry import Location
 from isovoxel.readers.selection import GIVEN, PLAIN, Picked, Selection, listed, pick, pick_only, plain_zyx
@@ -187,8 +187,7 @@ def volume_of_dataset(
         notes=(BY_HDF5,) if by_hdf5 else (),
         cached=None if by_chunks is None or by_hdf5 else by_chunks.cached,
     )
-    files = FileList((str(path.resolve()),))
-    return volume.measured(*measured).stored_in(files, partial(file_identity, path, dataset.name))
+    return of_file(volume.measured(*measured), path, dataset.name)
 
 
 def _reader_of(dataset: h5py.Dataset, path: Path, name: str, picked: Picked, shape: Index3) -> RawReader | Hdf5Reader:
@@ -369,8 +368,7 @@ def open_imaris(file: h5py.File, path: Path, inner: str | None, name: str, selec
     told = tuple(read_channel(file[place].attrs) for place in places if place in file)
     named = chosen_channels(told, channels, picked.chosen.get("channel"))
     sources = {**chosen.sources, "axes": picked.told(chosen.sources["axes"])}
-    chosen = replace(chosen, channels=named, sources=sources)
-    chosen = chosen.stored_in(chosen.files, partial(file_identity, path), **picked.chosen)
+    chosen = of_file(replace(chosen, channels=named, sources=sources), path, **picked.chosen)
     if not picked.series:
         return chosen
     return replace(

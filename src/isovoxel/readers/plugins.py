@@ -38,6 +38,7 @@ from isovoxel.readers.files import (
     file_identity,
     named_failures,
     needs_extra,
+    of_file,
     reason_of,
     unreadable,
 )
@@ -425,7 +426,7 @@ def volume_of_reader(reader: Any, path: Path, name: str, kind: str, selection: S
         channels=picked.channels(_channels(reader), axes, array.shape),
     )
     volume = volume.measured(calibration, unit="micrometers, as bioio has them")
-    return volume.stored_in(FileList((str(path.resolve()),)), partial(file_identity, path), **chosen, **picked.chosen)
+    return of_file(volume, path, **chosen, **picked.chosen)
 
 
 def _check_plane(reader: DaskReader) -> None:

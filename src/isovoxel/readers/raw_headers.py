@@ -21,8 +21,8 @@ from isovoxel.metadata.units import ORIGIN, read_affine, read_zooms
 from isovoxel.readers.base import ReadBox, Volume, check_voxels, output_array
 from isovoxel.readers.files import (
     FileList,
-    file_identity,
     named_failures,
+    of_file,
     pair_identity,
     reason_of,
     unreadable,
@@ -161,8 +161,7 @@ def open_npy(at: Location, selection: Selection) -> Volume:
     volume, picked = open_raw(array, axes[::turn], replace(selection, axes=None))
     sources = {"shape": ".npy header", "axes": picked.told(told)}
     volume = replace(volume, kind="NumPy file", sources=sources, missing="a .npy file has none")
-    chosen = {**picked.chosen, **selection.identity("axes")}
-    return volume.stored_in(FileList((array.path,)), partial(file_identity, path), **chosen)
+    return of_file(volume, path, **picked.chosen, **selection.identity("axes"))
 
 
 def _npy_header(file: BinaryIO, name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

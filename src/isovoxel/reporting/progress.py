@@ -158,14 +158,17 @@ class ProgressView:
                 self._last_block = self._clock()
                 self._show()
             case LevelBegun(level=level, levels=levels):
-                self._doing = f"level {level} of {levels}"
-                if self._bar is not None:
-                    self._bar.update(self._bar.task_ids[0], description=self._doing)
+                self._say_doing(f"level {level} of {levels}")
             case JobFinished(seconds=seconds):
                 self._end("done", seconds)
             case JobStopped(done=done, voxels_done=voxels_done):
                 self._blocks_done, self._voxels_done = done, voxels_done
                 self._end("stopped")
+
+    def _say_doing(self, doing: str) -> None:
+        self._doing = doing
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], description=doing)
 
     def _count_for(self, worker: str, voxels: int) -> None:
         """Count a block for the worker that made it."""
@@ -185,9 +188,7 @@ class ProgressView:
                 self._voxels_before = event.voxels_done
                 self._begin()
             case ImageBegun(number=number, images=images):
-                self._doing = f"image {number} of {images}"
-                if self._bar is not None:
-                    self._bar.update(self._bar.task_ids[0], description=self._doing)
+                self._say_doing(f"image {number} of {images}")
             case ImagesFinished(seconds=seconds):
                 self._end("done", seconds)
             case JobStarted(done=done, voxels_done=voxels_done):
