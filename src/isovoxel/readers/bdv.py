@@ -141,15 +141,11 @@ class _Views:
 
     def _open_hdf5(self, inner: str) -> Volume:
         from isovoxel.readers.hdf5 import volume_of_dataset
-        from isovoxel.readers.hdf5_reader import open_unlocked, why_not
+        from isovoxel.readers.hdf5_reader import open_unlocked
 
         home, place = self.home, inner
         while True:
-            try:
-                file = open_unlocked(str(home.resolve()))
-            except OSError as error:
-                raise why_not(f"{home}, of {self.name},", error) from error
-            with file:
+            with open_unlocked(home, f"{home}, of {self.name},") as file:
                 if (link := _link(file, place)) is not None:  # a partition of the voxels, in a file of its own
                     home, place = self._partition(link.filename), link.path
                     continue

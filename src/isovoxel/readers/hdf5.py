@@ -85,14 +85,10 @@ def open_hdf5(at: Location, selection: Selection) -> Volume:
     InputError
         If the file is damaged, or there is no such dataset, or several.
     """
-    from isovoxel.readers.hdf5_reader import open_unlocked, why_not
+    from isovoxel.readers.hdf5_reader import open_unlocked
 
     path, inner, name = at.path, at.inner, at.name
-    try:
-        file = open_unlocked(str(path.resolve()))
-    except OSError as error:
-        raise why_not(name, error) from error
-    with file, named_failures(name, "HDF5"):
+    with open_unlocked(path, name) as file, named_failures(name, "HDF5"):
         if is_imaris(file, inner):
             return open_imaris(file, path, inner, name, selection)
         selection.check_kind(name, "axes")

@@ -21,6 +21,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -95,7 +96,7 @@ def open_for_reading(path: str) -> h5py.File:
     return file
 
 
-def why_not(name: str, error: OSError) -> InputError:
+def _why_not(name: str, error: OSError) -> InputError:
     """Return the one-sentence error for a file that HDF5 does not open."""
     said = str(error)
     if isinstance(error, OpenForWritingError):
@@ -109,20 +110,29 @@ def why_not(name: str, error: OSError) -> InputError:
     return unreadable(name, "HDF5", error)
 
 
-def open_unlocked(path: str) -> h5py.File:
-    """Open an HDF5 file that no process has locked for writing, as HDF5 does where it can; see `open_for_reading`."""
+def open_unlocked(path: Path, name: str) -> h5py.File:
+    """Open an HDF5 file that no process has locked for writing, as HDF5 does where it can; see `open_for_reading`.
+
+    Raises
+    ------
+    InputError
+        If HDF5 cannot open it, or it is open for writing.
+    """
     locked = False
     with contextlib.suppress(ImportError, OSError):  # Windows, and file systems without locks
         import fcntl
 
-        with open(path, "rb") as file:  # noqa: PTH123 - for its number
+        with path.open("rb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 locked = True
-    if locked:
-        raise OpenForWritingError(OPEN_FOR_WRITING)
-    return open_for_reading(path)
+    try:
+        if locked:
+            raise OpenForWritingError(OPEN_FOR_WRITING)
+        return open_for_reading(str(path.resolve()))
+    except OSError as error:
+        raise _why_not(name, error) from error
 
 
 _LIBRARY = ("not registered", "plugin", "plug-in", "allocat")

@@ -12,12 +12,13 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,11 +64,20 @@ _SPECIFIED = ("dimensions", "blockSize", "dataType", "compression")
 _DAMAGE = ("FAILED_PRECONDITION", "DATA_LOSS", "OUT_OF_RANGE", "INVALID_ARGUMENT")
 
 
-class BlockFiles(Protocol):
-    """Knows the files of blocks."""
+class BlockFiles(ABC):
+    """The files of a dataset."""
 
-    def blocks(self, box: Box) -> Iterable[str]:
-        """Return the paths of the blocks, or of some of them, that hold voxels of a box."""
+    metadata: tuple[str, ...]
+    """Files that describe it."""
+
+    def __call__(self, box: Box) -> Iterator[str]:
+        """Yield them all, of blocks those that hold voxels of a box."""
+        yield from self.metadata
+        yield from self.blocks(box)
+
+    @abstractmethod
+    def blocks(self, box: Box) -> Iterator[str]:
+        """Yield those of the blocks that hold voxels of a box."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +116,8 @@ class N5Reader(TiledReader):
 
 
 @dataclass(frozen=True)
-class N5Files:
-    """The files of a dataset."""
+class N5Files(BlockFiles):
+    """The files of an N5 dataset."""
 
     folder: str
     """Absolute."""
@@ -117,11 +127,6 @@ class N5Files:
     """Shape of a block, z, y, x."""
     metadata: tuple[str, ...]
     """Files of its attributes, and of its group's."""
-
-    def __call__(self, box: Box) -> Iterator[str]:
-        """Yield them all, of blocks those that hold voxels of a box."""
-        yield from self.metadata
-        yield from self.blocks(box)
 
     def blocks(self, box: Box) -> Iterator[str]:
         """Yield those of the blocks that hold voxels of a box."""
@@ -269,7 +274,7 @@ class PrecomputedReader(N5Reader):
 
 
 @dataclass(frozen=True)
-class PrecomputedFiles:
+class PrecomputedFiles(BlockFiles):
     """The files of a scale that is not sharded."""
 
     folder: str
@@ -280,13 +285,8 @@ class PrecomputedFiles:
     """Number of voxels, z, y, x."""
     chunk: Index3
     """Shape of a chunk, z, y, x."""
-    info: str
+    metadata: tuple[str, ...]
     """The file that describes the volume."""
-
-    def __call__(self, box: Box) -> Iterator[str]:
-        """Yield them all, of chunks those that hold voxels of a box."""
-        yield self.info
-        yield from self.blocks(box)
 
     def blocks(self, box: Box) -> Iterator[str]:
         """Yield those of the chunks that hold voxels of a box."""
@@ -299,17 +299,17 @@ class PrecomputedFiles:
 
 
 @dataclass(frozen=True)
-class ShardedFiles:
+class ShardedFiles(BlockFiles):
     """The files of a scale that is sharded, of which any may hold a chunk."""
 
     folder: str
     """Of its shards, absolute."""
-    info: str
+    metadata: tuple[str, ...]
     """The file that describes the volume."""
 
     def __call__(self, box: Box) -> Iterator[str]:
         """Yield all of them."""
-        yield self.info
+        yield from self.metadata
         yield from FolderFiles(self.folder)(box)
 
     def blocks(self, _box: Box) -> Iterator[str]:
@@ -359,8 +359,8 @@ def _open_scale(at: Location, info: Mapping[str, Any], selection: Selection, lev
     whole = [int(n) for n in reversed(scale["chunk_sizes"][0])]
     chunk = triple(map(min, whole, zyx))
     offset = triple(map(int, scale.get("voxel_offset", (0, 0, 0))))
-    described = str(path / INFO)
-    files: PrecomputedFiles | ShardedFiles = ShardedFiles(str(folder), described)
+    described = (str(path / INFO),)
+    files: BlockFiles = ShardedFiles(str(folder), described)
     if scale.get("sharding") is None:
         files = PrecomputedFiles(str(folder), offset, zyx, chunk, described)
     reader = partial(PrecomputedReader, name, picked=PLAIN, shape=zyx, dtype=dtype, chunk=chunk, files=files)
