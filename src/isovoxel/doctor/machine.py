@@ -315,7 +315,7 @@ def look_at_packages(machine: Machine, folder: Path = FOLDER) -> Packages:
     elif version != __version__:
         what = f"pip has installed {NAME} {version}, but version {__version__} is run"
         found.faults.append(Fault(what, mend))
-    found.faults += _core_faults(found.core, machine) + _extra_faults(found.extras, machine)
+    found.faults += _faults_of(found.core, found.extras, machine)
     return found
 
 
@@ -362,29 +362,20 @@ def _needed(lines: Sequence[str], extra: str) -> list[Package]:
     return list(found.values())
 
 
-def _core_faults(packages: Sequence[Package], machine: Machine) -> list[Fault]:
-    faults = []
-    for package in packages:
-        if package.found is None and not package.is_optional:
-            what = f"{package.name} is not installed, which {NAME} needs"
-            faults.append(Fault(what, machine.pip(package.needed), fatal=True))
-        elif package.found is not None and not package.fits:
-            what = f"{package.name} {package.found} is installed, but {NAME} needs {package.needed}"
-            faults.append(Fault(what, machine.pip(package.needed)))
-    return faults
-
-
-def _extra_faults(extras: dict[str, list[Package]], machine: Machine) -> list[Fault]:
-    """Return which packages of extras are there in a version that will not do; one that is not there is no fault."""
-    return [
-        Fault(
-            f"{package.name} {package.found} is installed, but {NAME}[{extra}] needs {package.needed}",
-            machine.pip(package.needed),
-        )
-        for extra, packages in extras.items()
-        for package in packages
-        if package.found is not None and not package.fits
+def _faults_of(core: Sequence[Package], extras: Mapping[str, Sequence[Package]], machine: Machine) -> list[Fault]:
+    """Return which packages are missing, or there in a version that will not do; no extra has to be there."""
+    faults = [
+        Fault(f"{package.name} is not installed, which {NAME} needs", machine.pip(package.needed), fatal=True)
+        for package in core
+        if package.found is None and not package.is_optional
     ]
+    for what, packages in {NAME: core, **{f"{NAME}[{extra}]": offered for extra, offered in extras.items()}}.items():
+        faults += [
+            Fault(f"{p.name} {p.found} is installed, but {what} needs {p.needed}", machine.pip(p.needed))
+            for p in packages
+            if p.found is not None and not p.fits
+        ]
+    return faults
 
 
 def lacking(packages: Sequence[Package]) -> list[str]:

@@ -48,20 +48,18 @@ class _Kind(NamedTuple):
     read: Callable[[bytes], RawHeader]
     longest: int
     order: str
-    missing: str
 
 
 _META_KEYS = re.compile(rb"^[ \t]*(ObjectType[ \t]*=[ \t]*Image|NDims[ \t]*=[ \t]*\d)", re.MULTILINE)
 _KINDS: Mapping[str, _Kind] = {
-    "NRRD": _Kind(lambda at: at.first.startswith(b"NRRD000"), read_nrrd, LONGEST_HEADER, "NRRD's order, x first", ""),
+    "NRRD": _Kind(lambda at: at.first.startswith(b"NRRD000"), read_nrrd, LONGEST_HEADER, "NRRD's order, x first"),
     "MetaImage": _Kind(
         lambda at: _META_KEYS.search(at.first) is not None,
         read_metaimage,
         LONGEST_HEADER,
         "MetaImage's order, x first",
-        "",
     ),
-    "MRC": _Kind(lambda at: is_mrc(first_bytes(at.path, MRC_BYTES)), read_mrc, MRC_BYTES, "MRC's mapc, mapr, maps", ""),
+    "MRC": _Kind(lambda at: is_mrc(first_bytes(at.path, MRC_BYTES)), read_mrc, MRC_BYTES, "MRC's mapc, mapr, maps"),
 }
 
 

@@ -157,19 +157,15 @@ _ARRAYS = ("channel", "time", "axes")
 _ZARR: tuple[Kind, ...] = ("folder", "address")
 
 FORMATS = (
-    Format(
-        "TIFF",
-        _begins(*TIFF_MAGIC),
-        _late("tiff", "open_tiff"),
-        selects=("image", *_ARRAYS),
-        images=_late("tiff", "images_of_tiff"),
-    ),
-    Format(
-        "companion.ome",
-        _is_companion,
-        _late("tiff", "open_tiff"),
-        selects=("image", *_ARRAYS),
-        images=_late("tiff", "images_of_tiff"),
+    *(
+        Format(
+            name,
+            sniff,
+            _late("tiff", "open_tiff"),
+            selects=("image", *_ARRAYS),
+            images=_late("tiff", "images_of_tiff"),
+        )
+        for name, sniff in (("TIFF", _begins(*TIFF_MAGIC)), ("companion.ome", _is_companion))
     ),
     Format(
         "TIFF in gzip",
