@@ -1,14 +1,20 @@
-"""README and pages keep their word: code runs, sessions are what the commands print, links lead somewhere."""
+"""README, pages and examples keep their word: code runs, sessions are what commands print, links lead somewhere."""
 
 from __future__ import annotations
 
 import doctest
 import re
+import runpy
 import shlex
 import sys
+from base64 import b64decode
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from isovoxel import cli
 from isovoxel.demo import write_blastocyst
@@ -146,3 +152,72 @@ def test_the_readme_is_short_and_reaches_every_page() -> None:
     assert len(text.splitlines()) < 200
     named = set(re.findall(r"\]\(((?!https?:)[^)]+\.md)\)", text))
     assert {str(page.relative_to(CHECKOUT)) for page in PAGES} - {"README.md"} <= named
+
+
+# ---- examples --------------------------------------------------------------------------------------------------------
+
+
+EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+
+
+def test_there_are_examples() -> None:
+    """The folder has been found."""
+    assert len(EXAMPLES) >= 4
+
+
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_example_runs(
+    example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It ends well, prints something, and warns of nothing."""
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(example), run_name="__main__")
+    said = capfd.readouterr()
+    assert said.out
+    assert said.err == ""
+
+
+# ---- the notebook ----------------------------------------------------------------------------------------------------
+
+
+NOTEBOOK = Path(__file__).parents[1] / "examples" / "crash_to_isotropic.ipynb"
+
+
+def test_it_is_stored_without_outputs() -> None:
+    """And so it is small, and says nothing of a machine."""
+    nbformat = pytest.importorskip("nbformat")
+    notebook = nbformat.read(NOTEBOOK, 4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert len(code) > 8
+    assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_it_runs(tmp_path: Path) -> None:
+    """The call crashes where it is foretold; the stack is scaled under a bar that ends full; pictures are drawn."""
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    pytest.importorskip("ipykernel")
+    pytest.importorskip("pyclesperanto_prototype", reason="it is that cle.scale which crashes here")
+    notebook = nbformat.read(NOTEBOOK, 4)
+    where = {"metadata": {"path": str(tmp_path)}}
+    nbclient.NotebookClient(notebook, timeout=200, kernel_name="python3", resources=where).execute()
+    outputs: list[Any] = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert [output.text for output in outputs if output.get("name") == "stderr"] == []
+    said = "".join(output.text for output in outputs if output.output_type == "stream")
+    assert "INVALID_BUFFER_SIZE" in said
+    assert "voxels compared; error in grey levels: largest 0.50" in said
+
+    shown = [output.data for output in outputs if "data" in output]
+    (bar,) = [
+        data["text/html"] for data in shown if "Mvoxel/s" in data.get("text/html", "") and "<pre" in data["text/html"]
+    ]
+    assert "done" in bar
+    assert "16/16 blocks" in bar
+    pictures = [b64decode(data["image/png"]) for data in shown if "image/png" in data]
+    assert len(pictures) == 2
+    for png in pictures:
+        with Image.open(BytesIO(png)) as image:
+            assert np.asarray(image.convert("L")).std() > 20

@@ -1,4 +1,4 @@
-"""Which workers a job gets, and what is said where it gets none."""
+"""Which workers a job gets, those that come late, hosts that are cut off, and what is said where it gets none."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import dataclasses
 import errno
 import json
 import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -20,8 +22,10 @@ from command_line import Isovoxel, check_refused
 from execution.distributed.clusters import OPTIONS, VOXELS, Foreign, gpus, stack
 from isovoxel.engines.devices import Device
 from isovoxel.errors import ClusterError, DeviceError, IsovoxelError, OptionError
-from isovoxel.execution.distributed import connect, local_workers, worker_info
+from isovoxel.execution.distributed import connect, local_workers, submission, worker_info
 from isovoxel.execution.distributed.local_workers import QuietNanny, environments
+from isovoxel.execution.events import BlockDone, Event, WorkerJoined, WorkerLeft
+from isovoxel.execution.output import OutputState, output_state
 
 
 @pytest.mark.parametrize(
@@ -221,3 +225,73 @@ def test_a_scheduler_is_found_by_its_file(tmp_path: Path, isovoxel: Isovoxel, fo
     assert "2 blocks in flight" in said.out
     (tmp_path / "torn.json").write_text(json.dumps({}))
     check_refused(isovoxel("devices", "--scheduler", tmp_path / "torn.json"), "is no scheduler file")
+
+
+# ---- a worker that comes late ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("late", ["prototype", "pyclesperanto"])
+def test_a_late_worker_takes_part_only_with_the_same_clesperanto(
+    tmp_path: Path, out: Path, foreign: Foreign, monkeypatch: pytest.MonkeyPatch, late: str
+) -> None:
+    """One with the other generation is named, with what it has and what the job has; the first worker goes on."""
+    for package in ("pyclesperanto_prototype", "pyclesperanto"):
+        pytest.importorskip(package)
+    from distributed import Client
+
+    monkeypatch.setattr(submission, "WATCH_SECONDS", 0.0)
+    events = list[Event]()
+    foreign.worker("first", ISOVOXEL_CLE="prototype")
+
+    def add_worker(event: Event) -> None:
+        """Hold the job up at its first block until the second worker is there."""
+        events.append(event)
+        if isinstance(event, BlockDone) and len(foreign.processes) == 2:
+            foreign.worker("second", ISOVOXEL_CLE=late)
+            client.wait_for_workers(2, timeout=600)
+
+    with Client(foreign.address, set_as_default=False) as client:
+        client.wait_for_workers(1, timeout=600)
+        isovoxel.scale(stack(tmp_path), out, client=client, listeners=[add_worker], engine="cle", levels=0, **OPTIONS)
+    assert output_state(out) == OutputState(complete=True)
+    joined = [event.name for event in events if isinstance(event, WorkerJoined)]
+    left = {event.name: event.reason for event in events if isinstance(event, WorkerLeft)}
+    if late == "prototype":
+        assert (joined, left) == (["first", "second"], {})
+    else:
+        assert joined == ["first"]
+        assert list(left) == ["second"]
+        assert left["second"].startswith("it cannot take part: its clEsperanto is not pyclesperanto-prototype 0.24.")
+        assert ": pyclesperanto 0.25." in left["second"]
+
+
+# ---- hosts -----------------------------------------------------------------------------------------------------------
+
+
+SCRIPT = Path(__file__).parents[3] / "examples" / "cluster" / "namespaces.sh"
+
+
+def hosts_can_be_made() -> bool:
+    """Tell whether this process may make network namespaces."""
+    if shutil.which("ip") is None:
+        return False
+    made = subprocess.run(["ip", "netns", "add", "isovoxel-try"], capture_output=True, check=False)
+    if made.returncode == 0:
+        subprocess.run(["ip", "netns", "del", "isovoxel-try"], capture_output=True, check=False)
+    return made.returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hosts_can_be_made(), reason="network namespaces cannot be made here: that takes ip and root")
+def test_a_host_that_is_cut_off_is_done_without(tmp_path: Path) -> None:
+    """Its blocks go to the other one, and the bits are those of one process."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    command = ["sh", str(SCRIPT), str(tmp_path / "hosts"), "100", "3"]
+    said = subprocess.run(
+        command, env=os.environ | {"PATH": path}, capture_output=True, text=True, check=False, timeout=240
+    )
+    assert said.returncode == 0, said.stdout + said.stderr
+    assert "cut off host-a after" in said.stdout
+    assert "worker a" in said.stdout
+    assert "the bits are those of one process" in said.stdout
