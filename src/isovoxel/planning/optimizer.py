@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from isovoxel.errors import DoesNotFitError, OptionError
 from isovoxel.geometry.grid import AXES, Float3, Index3, Sampler, VoxelGrid, ceil_div, triple
-from isovoxel.planning.chunking import Storage, helper_overhead, smaller
+from isovoxel.planning.chunking import Storage, smaller
 from isovoxel.planning.memory import human_bytes
 from isovoxel.planning.model import DeviceLimits, HostLimits, Source, check_options
 from isovoxel.planning.plan import Plan
@@ -302,11 +302,9 @@ def _fits(draft: Plan, axes: Sequence[_Candidates], at: Index3, shape: Index3, c
         triple(int(getattr(c, name)[i]) for c, i in zip(axes, at, strict=True)) for name in ("read", "padded")
     )
     cost = draft.cost_of(read=read, padded=padded, written=shape)
-    shared = cost.device - cost.in_place if draft.device.shares_host_memory else 0
     held = in_flight * draft.source.itemsize * math.prod(read) if draft.halo_mode == "map_overlap" else 0
-    helping = helper_overhead(draft.storage, draft.source.itemsize, draft.helpers)
-    host = draft.host.baseline + shared + held + cache + helping + in_flight * cost.host
-    return not cost.excess(draft.device, in_flight) and host <= draft.host.allowed
+    fits = draft.projected_for(cost, in_flight, held + cache) <= draft.host.allowed
+    return fits and not cost.excess(draft.device, in_flight)
 
 
 def _candidates(sampler: Sampler, chunk: int, step: int, before: int, after: int) -> _Candidates:

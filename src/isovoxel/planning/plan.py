@@ -341,7 +341,8 @@ class Plan(InNotebooks):
             return False
         read, padded, written = self.largest
         cost = self.cost_of(read=read, padded=padded, written=written, half=self._half_bytes(written))
-        return not cost.excess(self.device, self.in_flight) and self._projected_host(cost) <= self.host.allowed
+        projected = self.projected_for(cost, self.in_flight, self.held + self.cache)
+        return not cost.excess(self.device, self.in_flight) and projected <= self.host.allowed
 
     def half_of(self, block: Block) -> Index3 | None:
         """Return the shape of the block of level 1 that is made of one; None for what is no whole block, or none is."""
@@ -362,13 +363,23 @@ class Plan(InNotebooks):
     @property
     def projected_host(self) -> int:
         """Projected bytes of the whole process, device memory included where the host provides it."""
-        return self._projected_host(self.cost)
+        return self.projected_for(self.cost, self.in_flight, self.held + self.cache)
 
-    def _projected_host(self, cost: BlockCost) -> int:
-        """Return the projected bytes of the whole process where the largest block costs so much."""
+    def projected_for(self, cost: BlockCost, in_flight: int, kept: int) -> int:
+        """Return the same for so many blocks in flight, of which the largest costs so much, and what is kept of input.
+
+        Parameters
+        ----------
+        cost
+            Of the largest block.
+        in_flight
+            How many are made at the same time.
+        kept
+            Bytes of decoded chunks, and of what dask keeps for neighbours.
+        """
         shared = cost.device - cost.in_place if self.device.shares_host_memory else 0
-        beside = self.held + self.cache + helper_overhead(self.storage, self.source.itemsize, self.helpers)
-        return self.host.baseline + shared + beside + self.in_flight * cost.host + bytes_along(self)
+        helping = helper_overhead(self.storage, self.source.itemsize, self.helpers)
+        return self.host.baseline + shared + kept + helping + in_flight * cost.host + bytes_along(self)
 
     @property
     def output_bytes(self) -> int:
