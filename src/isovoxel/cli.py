@@ -22,7 +22,6 @@ import typer
 
 from isovoxel import parameters
 from isovoxel.errors import InterruptedJobError, IsovoxelError, OptionError, clause
-from isovoxel.execution.result import ScaleResult
 from isovoxel.object_store.retries import patience
 from isovoxel.options import SURFACES, Options
 from isovoxel.parameters import (
@@ -60,45 +59,48 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
     return app.command(cls=cls)(with_options(function))
 
 
-def _do(
-    command: str,
-    source: str,
-    output: str,
-    options: Options,
-    *,
-    report: str | None,
-    quiet: bool,
-    config: str | None,
-    as_json: bool,
-) -> None:
-    """Do a job, tell how far it is, and print what it did."""
-    if options.workers is None and options.scheduler is None and not options.isolate:
-        from isovoxel.engines.devices import start_drivers
+def _job_command(command: str, told: str) -> Callable[..., None]:
+    """Make a command that does a job by the function of its name, tells how far it is, and prints what it did."""
 
-        start_drivers(options.or_new("device"), options.engine)
-    from isovoxel import api
-    from isovoxel.reporting.progress import ProgressView
+    def do(
+        source: parameters.Input,
+        output: parameters.Output,
+        *,
+        options: Options,
+        report: parameters.ReportPath = None,
+        quiet: parameters.Quiet = False,
+        config: parameters.Config = None,
+        as_json: parameters.Json = False,
+    ) -> None:
+        if options.workers is None and options.scheduler is None and not options.isolate:
+            from isovoxel.engines.devices import start_drivers
 
-    with _notes(quiet=quiet):
-        _check_apart(source, output, options, config, {"report": report})
-    with (
-        _notes(quiet=quiet),
-        _reporting(report, source, output, quiet=quiet or as_json, **options.opening) as told,
-        ProgressView(bar=not quiet and not as_json, notes=not quiet) as progress,
-    ):
-        listeners = (progress, *([told.recorder] if told else []))
-        job: Callable[..., ScaleResult] = getattr(api, command)
-        result = job(source, output, listeners=listeners, **options.keywords(command))
-        if told:
-            told.result = result
-    if quiet and not as_json:
-        return
-    record, lines = records.job_record(result), text.done_lines(result)
-    if report is not None:
-        record, lines = record | {"report": report}, [*lines, ("report", report)]
-    _show(record, lines, as_json=as_json)
-    if (error := lost()) is not None and error.errno != EPIPE:
-        say(f"note: {output} is complete, but what was done cannot be printed: {error.strerror}")
+            start_drivers(options.or_new("device"), options.engine)
+        from isovoxel import api
+        from isovoxel.reporting.progress import ProgressView
+
+        with _notes(quiet=quiet):
+            _check_apart(source, output, options, config, {"report": report})
+        with (
+            _notes(quiet=quiet),
+            _reporting(report, source, output, quiet=quiet or as_json, **options.opening) as reported,
+            ProgressView(bar=not quiet and not as_json, notes=not quiet) as progress,
+        ):
+            listeners = (progress, *([reported.recorder] if reported else []))
+            result = getattr(api, command)(source, output, listeners=listeners, **options.keywords(command))
+            if reported:
+                reported.result = result
+        if quiet and not as_json:
+            return
+        record, lines = records.job_record(result), text.done_lines(result)
+        if report is not None:
+            record, lines = record | {"report": report}, [*lines, ("report", report)]
+        _show(record, lines, as_json=as_json)
+        if (error := lost()) is not None and error.errno != EPIPE:
+            say(f"note: {output} is complete, but what was done cannot be printed: {error.strerror}")
+
+    do.__name__, do.__doc__ = command, told
+    return _command(do)
 
 
 def _reporting(path: str | None, source: str, output: str, **how: Any) -> AbstractContextManager[Any]:
@@ -221,37 +223,16 @@ def plan(
         say(hint)
 
 
-@_command
-def scale(
-    source: parameters.Input,
-    output: parameters.Output,
-    *,
-    options: Options,
-    report: parameters.ReportPath = None,
-    quiet: parameters.Quiet = False,
-    config: parameters.Config = None,
-    as_json: parameters.Json = False,
-) -> None:
+scale = _job_command(
+    "scale",
     """Scale a volume to isotropic voxels, or by the factors given, and write it as OME-Zarr.
 
     A job that ended before its time goes on when it is started again in the same way.
-    """
-    _do("scale", source, output, options, report=report, quiet=quiet, config=config, as_json=as_json)
-
-
-@_command
-def convert(
-    source: parameters.Input,
-    output: parameters.Output,
-    *,
-    options: Options,
-    report: parameters.ReportPath = None,
-    quiet: parameters.Quiet = False,
-    config: parameters.Config = None,
-    as_json: parameters.Json = False,
-) -> None:
-    """Write a volume as OME-Zarr, every voxel as it is: the same job as scale, at factor 1."""
-    _do("convert", source, output, options, report=report, quiet=quiet, config=config, as_json=as_json)
+    """,
+)
+convert = _job_command(
+    "convert", "Write a volume as OME-Zarr, every voxel as it is: the same job as scale, at factor 1."
+)
 
 
 @_command
