@@ -40,7 +40,7 @@ from isovoxel.output.files import NEW, REPLACED
 from isovoxel.output.ledger import empty_of_level
 from isovoxel.output.provenance import PROVENANCE, membership_of
 from isovoxel.output.replacing import is_noted
-from isovoxel.output.shard_store import FileShardStore, store_of
+from isovoxel.output.shard_store import store_of, swept_folders
 from isovoxel.planning.chunking import Storage
 
 Documents = dict[str, bytes]
@@ -380,9 +380,8 @@ def mark_complete(
     check: Callable[[], None] = (lambda: None) if attempt is None else attempt.check
     check()
     if isinstance(place, Path):
-        FileShardStore(place).sweep()
-        for root, _, _ in os.walk(place):
-            sync_folder(Path(root))  # the shards' bytes are on the disk, now their names are
+        for folder in swept_folders(place):
+            sync_folder(folder)  # the shards' bytes are on the disk, now their names are
     if (store := membership_of(place)) is not None:
         store.announce(completed(read_attributes(place)), check)  # first, for a job that dies here goes on
     change_attributes(place, completed, check)

@@ -23,7 +23,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
@@ -221,15 +221,25 @@ class FileShardStore(ShardStore):
 
     def sweep(self) -> None:
         """Remove files that were not sealed."""
-        end_attempts(self._output)
-        for root, _, files in os.walk(self._output):
-            for name in files:
-                if name.endswith(PARTIAL):
-                    Path(root, name).unlink(missing_ok=True)
+        for _ in swept_folders(self._output):
+            pass
 
     def free_bytes(self) -> int:
         """Return how much room the output's disk has."""
         return shutil.disk_usage(self._output).free
+
+
+def swept_folders(output: Path) -> Iterator[Path]:
+    """Remove files of an output that were not sealed, and yield its folders, each once nothing is left in it of those.
+
+    No other process may be writing.
+    """
+    end_attempts(output)
+    for root, _, files in os.walk(output):
+        for name in files:
+            if name.endswith(PARTIAL):
+                Path(root, name).unlink(missing_ok=True)
+        yield Path(root)
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:
