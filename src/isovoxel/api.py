@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from isovoxel.dask_array import scale_array
-from isovoxel.errors import OptionError, checked_keywords
+from isovoxel.errors import OptionError, check_keywords, checked_keywords
 from isovoxel.execution.events import Listener
 from isovoxel.execution.result import ScaleResult
 from isovoxel.geometry.grid import Float3
@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 
-@checked_keywords()
+@checked_keywords
 def open_volume(
     source: Any,
     *,
@@ -92,7 +92,7 @@ def open_volume(
     return open_input(source, given)
 
 
-@checked_keywords()
+@checked_keywords
 def images(source: str | Path, image: str = "all") -> tuple[str, ...]:
     """Return the images of a plate, a collection or a file of several, each as `open_volume` takes it for `image`.
 
@@ -114,7 +114,6 @@ def images(source: str | Path, image: str = "all") -> tuple[str, ...]:
     return tuple(one.path for one in matching_images(images_of(source).images, image, str(source)))
 
 
-@checked_keywords(ScalingOptions)
 def plan(
     source: Any,
     output: str | Path | None = None,
@@ -143,11 +142,11 @@ def plan(
     """
     from isovoxel.jobs import plan_job
 
+    check_keywords(plan, options, ScalingOptions)
     given = Options(overwrite=overwrite, workers=workers, scheduler=scheduler, **options)
     return plan_job(source, output, given, client=client)
 
 
-@checked_keywords(ScalingOptions)
 def scale(
     source: Any,
     output: str | Path,
@@ -209,6 +208,7 @@ def scale(
         As `plan`; before anything is written also if the output cannot be written, was begun in another way, or is
         being written by another process. A `JobError` if the job fails or is interrupted half-way.
     """
+    check_keywords(scale, options, ScalingOptions)
     given = Options(
         overwrite=overwrite,
         on_corrupt=on_corrupt,
@@ -224,7 +224,6 @@ def scale(
         return do(source, output, given, client=client, listeners=[*listeners, *views])
 
 
-@checked_keywords(ScalingOptions)
 def convert(
     source: Any,
     output: str | Path,
@@ -252,6 +251,7 @@ def convert(
     IsovoxelError
         As `scale` does, and where an option is for scaling.
     """
+    check_keywords(convert, options, ScalingOptions)
     given = Options(overwrite=overwrite, on_corrupt=on_corrupt, workers=workers, scheduler=scheduler, **options)
     do, shown = _job(given, progress)
     with shown as views:
@@ -272,7 +272,7 @@ def _job(given: Options, progress: bool) -> tuple[Callable[..., ScaleResult], Ab
     return do, job_progress()
 
 
-@checked_keywords()
+@checked_keywords
 def limits(
     source: Any,
     *,
@@ -313,7 +313,7 @@ def limits(
     return whole_limits(volume.grid, find_device(device).limits(), interpolation)
 
 
-@checked_keywords()
+@checked_keywords
 def verify(
     output: str | Path,
     *,
@@ -367,7 +367,6 @@ def verify(
         )
 
 
-@checked_keywords(Opening)
 def show(
     source: Any,
     other: Any = None,
@@ -409,13 +408,14 @@ def show(
     from isovoxel.reporting.progress import reading_progress
     from isovoxel.reporting.show import drawing_of
 
+    check_keywords(show, opening, Opening)
     with reading_progress(progress) as view:
         sources = [source] if other is None else [source, other]
         drawn, _, _ = drawing_of(sources, opening, labels=labels, memory=memory, reading=view)
     return drawn.figure
 
 
-@checked_keywords()
+@checked_keywords
 def workers(
     *, workers: str | int | None = None, scheduler: str | Path | None = None, client: Any = None
 ) -> tuple[WorkerInfo, ...]:

@@ -36,7 +36,7 @@ from isovoxel.readers.base import Volume
 from isovoxel.readers.selection import LONG_NAMES, NAMES, ZYX, Selection
 
 
-@checked_keywords()
+@checked_keywords
 def scale_array(
     array: Any,
     factor: Float3 | float | None = None,

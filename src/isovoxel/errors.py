@@ -176,33 +176,38 @@ def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
     return f"; did you mean {names[nearest[0]]}?" if nearest else ""
 
 
-def checked_keywords(options: type | None = None) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Let a function refuse keywords that it does not have, by a TypeError that names the nearest.
+def check_keywords(function: Callable[..., Any], given: Iterable[str], options: type | None = None) -> None:
+    """Raise a TypeError for a keyword that a function does not have; it names the nearest that it has.
 
     Parameters
     ----------
+    function, given
+        The function, and keywords that it was given.
     options
         A TypedDict of those that its ``**options`` takes, which Python does not look at.
     """
+    known = _keywords(function, options)
+    for name in given:
+        if name not in known:
+            called, hint = function.__qualname__.removesuffix(".__init__"), did_you_mean(name, known)
+            raise TypeError(f"{called}() got an unexpected keyword argument {name!r}{hint}")
 
-    def check(function: Callable[P, T]) -> Callable[P, T]:
-        import inspect  # only here: it takes its time, and errors are loaded first of all
 
-        kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-        known = [
-            p.name for p in inspect.signature(function).parameters.values() if p.kind in kinds and p.name != "self"
-        ]
-        known += getattr(options, "__annotations__", {})
-        name = function.__qualname__.removesuffix(".__init__")
+def checked_keywords(function: Callable[P, T]) -> Callable[P, T]:
+    """Let a function refuse keywords that it does not have; one that takes ``**options`` calls `check_keywords`."""
 
-        @functools.wraps(function)
-        def checked(*args: P.args, **kwargs: P.kwargs) -> T:
-            for given in kwargs:
-                if given not in known:
-                    hint = did_you_mean(given, known)
-                    raise TypeError(f"{name}() got an unexpected keyword argument {given!r}{hint}")
-            return function(*args, **kwargs)
+    @functools.wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+        check_keywords(function, kwargs)
+        return function(*args, **kwargs)
 
-        return checked
+    return checked
 
-    return check
+
+@functools.cache
+def _keywords(function: Callable[..., Any], options: type | None) -> tuple[str, ...]:
+    import inspect  # only here: it takes its time, and errors are loaded first of all
+
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    known = [p.name for p in inspect.signature(function).parameters.values() if p.kind in kinds and p.name != "self"]
+    return (*known, *getattr(options, "__annotations__", {}))
