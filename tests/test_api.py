@@ -14,7 +14,6 @@ import pytest
 import tifffile
 import zarr
 from numpy.typing import NDArray
-from scipy.ndimage import zoom as scipy_zoom
 
 import isovoxel
 from isovoxel.errors import (
@@ -56,16 +55,6 @@ def read(path: Path) -> NDArray[Any]:
 
 
 @pytest.mark.parametrize("kind", ARRAYS)
-def test_arrays_open_with_a_voxel_size(voxels: NDArray[np.uint16], kind: str) -> None:
-    """Shape and dtype are the array's, the voxel size is the caller's, and any box can be read."""
-    volume = isovoxel.open_volume(ARRAYS[kind](voxels), voxel_size=SIZE, unit="um")
-    assert (volume.shape, volume.dtype) == (SHAPE, np.dtype("uint16"))
-    assert (volume.voxel_size, volume.unit) == (SIZE, "micrometer")
-    box = isovoxel.plan(volume).block_at((0, 0, 0)).read_box
-    np.testing.assert_array_equal(volume.read(box), voxels[box.slices])
-
-
-@pytest.mark.parametrize("kind", ARRAYS)
 def test_arrays_scale_as_files_do(voxels: NDArray[np.uint16], kind: str, tmp_path: Path) -> None:
     """Where the voxels come from makes no difference to the result."""
     tifffile.imwrite(tmp_path / "stack.tif", voxels)
@@ -99,23 +88,6 @@ def test_an_output_is_an_input(voxels: NDArray[np.uint16], tmp_path: Path) -> No
     assert volume.voxel_size == (0.5, 0.5, 0.5)
     again = isovoxel.scale(volume, tmp_path / "b.zarr", zoom=1)
     assert again.plan.output.shape == (20, 15, 10)
-
-
-def test_without_a_target_the_finest_voxel_size_is_it(voxels: NDArray[np.uint16]) -> None:
-    """Every axis gets the smallest of the three voxel sizes."""
-    planned = isovoxel.plan(voxels, input_voxel_size=(2.0, 0.25, 0.5))
-    assert (planned.factor, planned.output.voxel_size) == ((8.0, 1.0, 2.0), (0.25, 0.25, 0.25))
-
-
-@pytest.mark.parametrize(
-    ("how_far", "factor"),
-    [({"zoom": 2.0}, (4.0, 1.0, 1.0)), ({"voxel_size": 0.25}, (8.0, 2.0, 2.0)), ({"factor": (3, 2, 1)}, (3, 2, 1))],
-)
-def test_plan_takes_each_way_to_say_how_far(voxels: NDArray[np.uint16], how_far: Any, factor: Any) -> None:
-    """Zoom, voxel size and factor mean what they mean on the command line."""
-    planned = isovoxel.plan(voxels, input_voxel_size=SIZE, **how_far)
-    assert planned.factor == factor
-    assert planned.output.shape == tuple(round(n * f) for n, f in zip(SHAPE, factor, strict=True))
 
 
 def test_factors_may_be_any_three_numbers(voxels: NDArray[np.uint16]) -> None:
@@ -196,45 +168,6 @@ def test_limits_of_nearest_know_no_image(voxels: NDArray[np.uint16]) -> None:
 # ---- scale_array -------------------------------------------------------------------------------------------------
 
 
-def test_scale_array_is_lazy(voxels: NDArray[np.uint16]) -> None:
-    """Nothing of the input is computed until the result is."""
-    computed = []
-
-    def note(block: NDArray[Any]) -> NDArray[Any]:
-        computed.append(block.shape)
-        return block
-
-    array = da.from_array(voxels, chunks=(4, 8, 16)).map_blocks(note, dtype=voxels.dtype, meta=voxels[:0, :0, :0])
-    scaled = isovoxel.scale_array(array, (4, 1, 0.5), chunks=(16, 16, 16))
-    assert (scaled.shape, scaled.dtype, scaled.chunksize) == ((40, 30, 10), voxels.dtype, (16, 16, 10))
-    assert computed == []
-    scaled.compute()
-    assert computed
-
-
-def test_scale_array_equals_scale(voxels: NDArray[np.uint16], tmp_path: Path) -> None:
-    """The lazy array and the file hold the same voxels where they are cut alike."""
-    lazy = isovoxel.scale_array(da.from_array(voxels, chunks=(4, 8, 16)), (2, 1.5, 1), chunks=(16, 16, 16))
-    stored = isovoxel.scale(voxels, tmp_path / "out.zarr", factor=(2, 1.5, 1))
-    # 1 of 65,535: texture coordinates are rounded relative to the block.
-    tolerance = 1 if stored.plan.device.kind == "cpu" else 600
-    np.testing.assert_allclose(lazy.compute().astype(int), read(stored.path).astype(int), atol=tolerance)
-
-
-def test_scale_array_takes_one_factor_for_all_axes(voxels: NDArray[np.uint16]) -> None:
-    """A number means the same for z, y and x; nearest takes the voxels as they are."""
-    scaled = isovoxel.scale_array(voxels, 2, interpolation="nearest").compute()
-    np.testing.assert_array_equal(scaled, scipy_zoom(voxels, 2, order=0, grid_mode=True, mode="nearest"))
-
-
-def test_scale_array_composes(voxels: NDArray[np.uint16]) -> None:
-    """It is a dask array like any other, before and behind it."""
-    array = da.from_array(voxels, chunks=(4, 8, 16))
-    mask = isovoxel.scale_array(array + 1, (2, 1, 1)) > 30_000
-    assert mask.dtype == bool
-    assert 0.2 < float(mask.mean().compute()) < 0.8
-
-
 def test_scale_array_cuts_what_the_device_cannot_take(monkeypatch: pytest.MonkeyPatch) -> None:
     """By default chunks get smaller until one fits; those that the caller chose are refused instead."""
     from isovoxel.engines.devices import Device
@@ -301,11 +234,6 @@ def test_a_disk_that_is_full_at_once_is_an_output_error(
     monkeypatch.setattr(Path, "mkdir", full)
     with pytest.raises(OutputError, match=r"out\.zarr\.isovoxel.* cannot be written: No space left on device"):
         isovoxel.scale(voxels, tmp_path / "out.zarr", factor=(1, 1, 1))
-
-
-def test_public_names_are_there() -> None:
-    """All that `__all__` promises can be imported."""
-    assert all(hasattr(isovoxel, name) for name in isovoxel.__all__)
 
 
 def test_auto_is_decided_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -285,53 +285,12 @@ def test_chunk_shard_and_codec_are_as_asked(isovoxel: Isovoxel, stack: Path, tmp
 def test_both_halos_write_the_same_files(isovoxel: Isovoxel, stack: Path, tmp_path: Path) -> None:
     """map_overlap and direct reads agree in every bit, and the plan names the one that was asked for."""
     for halo in ("map_overlap", "direct"):
-        said = isovoxel(
-            "scale",
-            stack,
-            tmp_path / halo,
-            "--halo",
-            halo,
-            "--shard",
-            "8,10,12",
-            "--chunk",
-            "8,10,12",
-            "--device-memory",
-            "80kB",
-            "--engine",
-            "cle",
-            "--json",
-        )
+        small = ["--shard", "8,10,12", "--chunk", "8,10,12", "--device-memory", "80kB", "--engine", "cle"]
+        said = isovoxel("scale", stack, tmp_path / halo, "--halo", halo, *small, "--json")
         assert said.json["blocks"]["halo_mode"] == halo
         assert said.json["blocks"]["count"] > 1
     one, other = (zarr.open_array(tmp_path / halo / "0", mode="r")[:] for halo in ("map_overlap", "direct"))
     np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
-
-
-def test_budgets_hold(isovoxel: Isovoxel, tmp_path: Path) -> None:
-    """With less memory allowed, on host or device, the plan takes less, in more blocks."""
-    stack = write_stack(tmp_path / "large.tif", np.zeros((64, 300, 300), np.uint8))
-    free = isovoxel("plan", stack, "--zoom", 4, "--json").json
-    tight = isovoxel("plan", stack, "--zoom", 4, "--device-memory", "20MB", "--memory", "8GiB", "--json").json
-    assert tight["allowed"] == {"host_bytes": 2**33, "device_bytes": 20_000_000}
-    assert tight["projected"]["device_bytes"] <= 20_000_000 < free["projected"]["device_bytes"]
-    assert tight["projected"]["host_bytes"] <= 2**33
-    assert tight["blocks"]["count"] > free["blocks"]["count"]
-
-
-def test_threads_bound_the_blocks_in_flight(isovoxel: Isovoxel, stack: Path) -> None:
-    """`--threads 1` plans one block at a time."""
-    record = isovoxel("plan", stack, "--threads", 1, "--chunk", "8,8,8", "--shard", "8,8,8", "--json").json
-    assert record["blocks"]["in_flight"] == 1
-
-
-def test_constant_boundary_is_dark_at_the_rim(isovoxel: Isovoxel, tmp_path: Path) -> None:
-    """With `--boundary constant` zeros lie around the volume, by default its rim is repeated."""
-    stack = write_stack(tmp_path / "bright.tif", np.full(SHAPE, 200, np.uint8))
-    for boundary in ("constant", "nearest"):
-        assert isovoxel("scale", stack, tmp_path / boundary, "--boundary", boundary).code == 0
-    dark, level = (np.asarray(zarr.open_array(tmp_path / b / "0", mode="r")[:]) for b in ("constant", "nearest"))
-    assert dark[0].max() < 150
-    assert (level == 200).all()
 
 
 def test_scale_prints_one_json_object(isovoxel: Isovoxel, stack: Path, tmp_path: Path) -> None:
@@ -392,31 +351,19 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 BAD_OPTIONS = [
     ("--zoom nan", "zoom must be a finite number above 0, not nan"),
-    ("--zoom inf", "zoom must be a finite number above 0, not inf"),
     ("--zoom 0", "zoom must be a finite number above 0, not 0"),
-    ("--zoom -2", "zoom must be a finite number above 0, not -2"),
     ("--zoom much", "'--zoom'"),
     ("--zoom 1e12", "shards along z"),
     ("--zoom 1e300", "more than can be counted"),
-    ("--voxel-size nan", "voxel size must be"),
     ("--voxel-size -inf", "voxel size must be"),
-    ("--voxel-size 0", "voxel size must be"),
     ("--voxel-size -0.5", "voxel size must be"),
     ("--voxel-size 1e-12", "shards along z"),
-    ("--factor nan,1,1", "factor must be"),
     ("--factor 1,inf,1", "factor must be"),
-    ("--factor 1,1,0", "factor must be"),
-    ("--factor -1,1,1", "factor must be"),
     ("--factor 2", "is not three numbers z,y,x"),
-    ("--factor 1,2,3,4", "is not three numbers z,y,x"),
     ("--factor 1,2,many", "is not three numbers z,y,x"),
     ("--input-voxel-size nan,1,1", "voxel size must be"),
-    ("--input-voxel-size 1,0,1", "voxel size must be"),
-    ("--input-voxel-size 1,1", "is not three numbers z,y,x"),
     ("--unit parsnip", "is no unit of length"),
     ("--zoom 2 --factor 2,1,1", "zoom and factor each say how far to scale; give only one of them"),
-    ("--zoom 2 --voxel-size 1", "give only one of them"),
-    ("--zoom 2 --voxel-size 1 --factor 1,1,1", "give only one of them"),
     (
         "--interpolation lanczos",
         "interpolation must be one of linear, nearest, cubic, lanczos3, area, mode, smooth, not 'lanczos'",
@@ -440,9 +387,7 @@ BAD_OPTIONS = [
     ("--device 99", "no OpenCL device is called '99'"),
     ("--codec gif", "codec must be one of blosc-lz4, blosc-zstd, zstd, gzip, none, not 'gif'"),
     ("--chunk 0,1,1", "at least one voxel"),
-    ("--chunk 1,1", "is not three numbers z,y,x"),
     ("--chunk 1.5,1,1", "is not three numbers z,y,x"),
-    ("--shard -4,4,4", "at least one voxel"),
     ("--chunk 3,4,4 --shard 8,8,8", "a shard must be a whole number of chunks"),
     ("--memory GiB", "memory must be a size such as"),
     ("--memory nan", "memory must be a size such as"),

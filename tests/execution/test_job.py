@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -17,7 +16,7 @@ import pytest
 import isovoxel
 from isovoxel.errors import DoesNotFitError, JobError, OptionError, OutputBusyError, OutputError, OutputExistsError
 from isovoxel.execution import threads
-from isovoxel.execution.events import BlockDone, Event, JobStarted
+from isovoxel.execution.events import BlockDone, Event
 from isovoxel.execution.output import OutputState, output_state
 from isovoxel.output.files import LOCK
 from isovoxel.output.ledger import ledger_of
@@ -122,6 +121,7 @@ CHANGES = {
     "shard": ({"shard": (16, 8, 8)}, r"shard \(8, 8, 8\), now \(16, 8, 8\)"),
     "voxel size": ({"input_voxel_size": (1.0, 0.5, 0.6)}, r"input voxel size \(1, 0.5, 0.5\), now \(1, 0.5, 0.6\)"),
     "unit": ({"unit": "nanometer"}, "input unit none, now nanometer"),
+    "levels": ({"levels": 1}, "further levels 0, now 1"),
 }
 
 
@@ -254,16 +254,6 @@ def test_without_its_ledger_an_output_is_begun_anew_only_if_asked(source: Path, 
     assert result.tally.done_before == 0
 
 
-def test_overwriting_begins_anew(source: Path, out: Path) -> None:
-    """A half-finished output too, with other options."""
-    options = OPTIONS | {"engine": "exact"}
-    begin(source, out, options)
-    result, blocks = made(source, out, options | {"factor": (1.0, 1.0, 1.0), "overwrite": True})
-    assert result.tally.done_before == 0
-    assert len(blocks) == result.plan.n_blocks
-    assert isovoxel.open_volume(out).shape == VOXELS.shape
-
-
 def test_an_output_that_was_deleted_is_begun_anew(source: Path, out: Path) -> None:
     """A ledger without an output means nothing."""
     options = OPTIONS | {"engine": "exact"}
@@ -354,17 +344,3 @@ def test_filled_parts_are_kept_with_the_output(tmp_path: Path, out: Path) -> Non
 
     assert not voxels(Box((25, 17, 0), (31, 24, 20))).any()
     assert voxels(Box((0, 0, 0), (16, 24, 20))).any()
-
-
-def test_the_summary_is_json(source: Path, out: Path) -> None:
-    """What happened is in the record, for machines."""
-    from isovoxel.reporting.records import result_record
-
-    begin(source, out, OPTIONS | {"engine": "exact"})
-    events: list[Event] = []
-    result = isovoxel.scale(source, out, listeners=[events.append], **OPTIONS | {"engine": "exact"})
-    record = json.loads(json.dumps(result_record(result)))
-    assert record["happened"]["done_before"] == result.tally.done_before
-    started = events[0]
-    assert isinstance(started, JobStarted)
-    assert started.done == result.tally.done_before

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 import isovoxel
 from command_line import Isovoxel, check_refused
-from isovoxel.errors import InputError, JobError, OptionError, OutputError, OutputExistsError
+from isovoxel.errors import InputError, JobError, OptionError, OutputError
 from isovoxel.execution.events import BlockDone, Event, JobFinished, JobStarted, LevelBegun
 from isovoxel.execution.output import OutputState, output_state
 from isovoxel.metadata.ome import read_levels
@@ -267,39 +267,6 @@ def _verdict(found: Any) -> list[tuple[str, str]]:
     return verdict_lines(found)
 
 
-class Stopped(Exception):  # noqa: N818 - ends a job from within
-    """Raised by a listener."""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("isolate", [False, True])
-def test_a_job_that_ends_on_any_level_goes_on_there(source: Path, out: Path, *, isolate: bool) -> None:
-    """Nothing is done twice, on no level, and the files are those of an undisturbed run."""
-    whole = isovoxel.scale(source, out.with_name("whole.zarr"), **OPTIONS)
-    seen: Counter[tuple[int, int]] = Counter()
-    for level in (1, 2) if isolate else (0, 1, 1, 2):
-
-        def listen(event: Event, level: int = level) -> None:
-            if isinstance(event, BlockDone):
-                seen[event.level, event.index] += 1
-                if event.level == level:
-                    raise Stopped
-
-        with pytest.raises((JobError, Stopped)):
-            isovoxel.scale(source, out, listeners=[listen], isolate=isolate, **OPTIONS)
-        state = output_state(out)
-        assert state is not None
-        assert (state.complete, state.blocks) == (False, whole.plan.all_blocks)
-        assert state.done >= len(seen)
-    done = isovoxel.scale(source, out, listeners=[lambda e: seen.update(_place(e))], **OPTIONS)
-    assert done.tally.done_before == state.done
-    assert max(seen.values()) == 1
-    assert shards_of(out) == shards_of(out.with_name("whole.zarr"))
-    assert output_state(out) == OutputState(complete=True)
-    assert not ledger_of(out).exists()
-    assert isovoxel.scale(source, out, **OPTIONS).tally.done_before == whole.plan.all_blocks
-
-
 def _place(event: Event) -> list[tuple[int, int]]:
     return [(event.level, event.index)] if isinstance(event, BlockDone) else []
 
@@ -353,16 +320,6 @@ def _text(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-@pytest.mark.slow
-def test_another_number_of_levels_is_another_output(source: Path, out: Path) -> None:
-    """Named and refused, whether the output is complete or not; replaced if asked."""
-    isovoxel.scale(source, out, **OPTIONS)
-    with pytest.raises(OutputExistsError, match=r"was made with further levels 2, now 1: give --overwrite"):
-        isovoxel.scale(source, out, **OPTIONS | {"levels": 1})
-    isovoxel.scale(source, out, overwrite=True, **OPTIONS | {"levels": 1})
-    assert [level.shape for level in levels_of(out)] == [(40, 50, 64), (20, 25, 32)]
-
-
 def test_all_levels_must_have_room(source: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the disk, before anything is written."""
     whole = isovoxel.plan(source, **OPTIONS | {"codec": "none"})
@@ -402,17 +359,3 @@ def _blocks(out: Path) -> int:
     made = json.loads((out / "zarr.json").read_text())["attributes"]["isovoxel"]
     shape = zarr.open_array(out / "0", mode="r").shape
     return math.prod(-(-n // b) for n, b in zip(shape, made["block"], strict=True))
-
-
-@pytest.mark.slow
-def test_peak_memory_stays_within_projection_and_budget(tmp_path: Path) -> None:
-    """Law 4 holds for all levels: 256 MiB and three more within a budget of 800, baseline included."""
-    array = zarr.create_array(tmp_path / "in.zarr", shape=(64, 256, 256), chunks=(32, 64, 64), dtype="uint16")
-    array[...] = np.random.default_rng(0).integers(0, 4096, array.shape, dtype=np.uint16)
-    budget = 800 * 2**20
-    words = ["--factor", "8,2,2", "--memory", f"{budget}B", "--engine", "exact", "--json", "--quiet"]
-    command = [sys.executable, "-m", "isovoxel", "scale", str(tmp_path / "in.zarr"), str(tmp_path / "o.zarr"), *words]
-    said = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    assert len(said["levels"]) == 3
-    print(said["peak_host_bytes"] / 2**20, said["projected"], said["seconds"])
-    assert said["peak_host_bytes"] <= said["projected"]["host_bytes"] <= said["allowed"]["host_bytes"] == budget

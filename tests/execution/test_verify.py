@@ -197,17 +197,6 @@ def test_a_missing_file_is_found_where_no_box_lies(tmp_path: Path, isovoxel: Iso
     assert "verdict   does not hold" in said.out
 
 
-def test_a_file_cut_short_is_found(results: dict[str, Path], isovoxel: Isovoxel, tmp_path: Path) -> None:
-    """A shard that cannot be decoded is no result that holds."""
-    out = tmp_path / "out.zarr"
-    shutil.copytree(results["exact"], out)
-    os.truncate(out / "0" / "c" / "1" / "1" / "1", 1000)
-    said = isovoxel("verify", out)
-    assert (said.code, said.err) == (1, "")
-    assert "shards    all are there\ndamage    " in said.out
-    assert "verdict   does not hold: damaged files" in said.out
-
-
 @pytest.mark.parametrize("block", [(16, 16, 16), (512, 256, 1024)], ids=str)
 def test_400_boxes_meet_every_corner_and_face_of_64_blocks(block: tuple[int, int, int]) -> None:
     """Those at the volume's rim are among them, and some boxes lie anywhere."""

@@ -23,13 +23,12 @@ import zarr
 import isovoxel as package
 from command_line import Isovoxel, check_refused
 from isovoxel.errors import JobError
-from isovoxel.execution.events import Event, Retried
 from isovoxel.execution.executor import Executor
 from isovoxel.execution.job import Job
 from isovoxel.execution.output import OutputState, output_state
 from isovoxel.geometry.grid import VoxelGrid
 from isovoxel.metadata.ome import image_attributes
-from isovoxel.object_store import clients, retries
+from isovoxel.object_store import clients
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.output.ledger import Ledger, ledger_of
 from polling import wait_until
@@ -244,66 +243,6 @@ def test_a_second_process_is_refused(server: Server, folder: Path, isovoxel: Iso
             go_on.set()
             process.communicate()
     assert process.returncode == 0
-
-
-@pytest.mark.slow
-def test_a_store_that_is_overloaded_is_survived(server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every fourth request is answered 503, and the client asks only once: reads and writes are tried again."""
-    monkeypatch.setattr(retries, "PAUSES", (0.01,) * 8)
-    lock, turn, events = threading.Lock(), itertools.count(), list[Event]()
-
-    def refuse(_method: str, path: str) -> int:
-        with lock:
-            return 503 * ("/c/" in path and next(turn) % 4 == 0)
-
-    server.instead = refuse
-    monkeypatch.setattr(clients, "RETRIES", 0)
-    clients._clients.clear()
-    result = package.scale(SOURCE, str(OUT), listeners=[events.append], **options("exact"))
-    doing = {event.doing for event in events if isinstance(event, Retried)}
-    assert doing >= {"reading", "writing"}
-    assert result.tally.retries >= 10
-    server.let_be()
-    check_bits(folder, "exact")
-
-
-@pytest.mark.slow
-def test_a_store_that_refuses_half_way_is_a_job_to_go_on_with(server: Server, folder: Path) -> None:
-    """What was done is kept; the message says what the store said."""
-    turn = itertools.count()
-    server.instead = lambda method, path: 403 * (method == "PUT" and "/c/" in path and next(turn) > 20)
-    with pytest.raises(JobError, match=r"s3://bucket does not permit it, .* of 80 blocks are done and kept; to resume"):
-        package.scale(SOURCE, str(OUT), **options("exact"))
-    server.let_be()
-    assert package.scale(SOURCE, str(OUT), **options("exact")).tally.done_before >= 10
-    check_bits(folder, "exact")
-
-
-@pytest.mark.slow
-def test_a_store_that_goes_away_is_a_job_to_go_on_with(
-    server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """For good, in the middle of a job: it is said so, and nothing of what was done is lost."""
-    monkeypatch.setattr(retries, "PAUSES", (0.01,))
-    monkeypatch.setattr(clients, "RETRIES", 0)
-    clients._clients.clear()
-    turn = itertools.count()
-    gone = threading.Event()
-
-    def go_away(_method: str, path: str) -> int:
-        if "/c/" in path and next(turn) > 60:
-            gone.set()
-        return 503 * gone.is_set()
-
-    server.instead = go_away
-    with pytest.raises(JobError, match=r"answers 503 Service Unavailable; \d+ of 80 blocks are done and kept; to"):
-        package.scale(SOURCE, str(OUT), **options("exact"))
-    server.let_be()
-    noted = shards_noted()
-    server.asked.clear()
-    package.scale(SOURCE, str(OUT), **options("exact"))
-    assert not noted & {shard_of(asked) for asked in server.asked if asked.startswith("PUT")}
-    check_bits(folder, "exact")
 
 
 REFUSALS = {

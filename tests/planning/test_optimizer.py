@@ -181,33 +181,6 @@ def test_small_budgets_get_smaller_shards_unless_the_user_chose_them() -> None:
         )
 
 
-@pytest.mark.parametrize(
-    ("option", "says"),
-    [
-        (
-            {"interpolation": "lanczos"},
-            "interpolation must be one of linear, nearest, cubic, lanczos3, area, mode, smooth, not 'lanczos'",
-        ),
-        (
-            {"interpolation": "cubic"},
-            "with engine cle must be one of linear, nearest, not 'cubic'; engine exact has it",
-        ),
-        ({"engine": "magic"}, "engine must be one of cle, exact"),
-        ({"antialias": True}, "engine cle has no anti-aliasing; use engine exact"),
-        (
-            {"engine": "exact", "interpolation": "area", "antialias": True},
-            "anti-aliasing widens linear, cubic and lanczos3 interpolation, not area",
-        ),
-        ({"boundary": "mirror"}, "boundary must be one of nearest, constant"),
-        ({"halo_mode": "mpi"}, "halo must be one of auto, map_overlap, direct"),
-    ],
-)
-def test_an_option_that_does_not_exist_is_refused(option: dict, says: str) -> None:
-    """An unknown choice lists the known ones."""
-    with pytest.raises(OptionError, match=says):
-        planned((10, 10, 10), (1.0, 1.0, 1.0), **option)
-
-
 def test_a_petabyte_is_planned_at_once() -> None:
     """A plan is lazy: 10^15 bytes take as few steps as megabytes do, far fewer than there are blocks."""
     grid = VoxelGrid((20_000, 160_000, 160_000), (1.0, 0.2, 0.2))
