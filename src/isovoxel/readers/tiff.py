@@ -50,7 +50,7 @@ from isovoxel.readers.tiff_pages import Directories
 from isovoxel.readers.tiff_reader import PlaneReader
 from isovoxel.readers.tiff_stacks import (
     Image,
-    broken_chain,
+    check_chain,
     check_covered,
     check_odd,
     described_images,
@@ -180,7 +180,7 @@ def _chosen(tif: tifffile.TiffFile, own: Directories, name: str, selection: Sele
 def _images(tif: tifffile.TiffFile, own: Directories, name: str) -> list[Image]:
     """Return the images of a file, of which no page is left out."""
     if is_plain(tif):
-        _check_chain(own, name)
+        check_chain(own, name)
         return plain_images(tif, own, name)
     images = described_images(tif, own, name)
     if images:
@@ -280,7 +280,7 @@ def _only_volume(images: Sequence[Image], own: Directories, name: str, selection
     every_found, refusals = _possible(images, name, selection)
     found = [one for one in every_found if one.picked.zyx[0] is not None]
     if not found and not refusals:
-        _check_chain(own, name)  # before the one page that is left of a volume is taken for all
+        check_chain(own, name)  # before the one page that is left of a volume is taken for all
         found = every_found
     if len(found) == 1:
         if images[found[0].image].stack.kind == "plain":
@@ -289,7 +289,7 @@ def _only_volume(images: Sequence[Image], own: Directories, name: str, selection
     if found:
         shapes = ", ".join(f"{index}: {' x '.join(map(str, shape))}" for index, _, shape in found)
         raise InputError(f"{name} holds {len(found)} volumes ({shapes}); give --image and its number, or all")
-    _check_chain(own, name)  # before what is left of a volume is called something else
+    check_chain(own, name)  # before what is left of a volume is called something else
     if refusals:
         raise max(refusals, key=lambda refusal: refusal[0])[1]
     raise InputError(f"{name} is a TIFF without an image")
@@ -331,18 +331,12 @@ def _check_plain(tif: tifffile.TiffFile, own: Directories, name: str) -> None:
         images = parse_description(page.imagej_description or "").get("images", "")
         if images.isdecimal() and page.dataoffsets:
             check_complete(name, page.dataoffsets[0] + int(images) * page.nbytes, own.path.stat().st_size)
-    _check_chain(own, name)
+    check_chain(own, name)
     if tif.is_imagej or tif.is_ome or tif.is_shaped:
         raise InputError(
             f"{name} is incomplete or one file of several: the image that its description tells of "
             f"is not what its {len(own)} pages hold"
         )
-
-
-def _check_chain(own: Directories, name: str) -> None:
-    """Check that no directory is missing."""
-    if own.broken_at is not None:
-        raise broken_chain(own, name)
 
 
 def calibration_of(page: tifffile.TiffPage, kind: str, *, flat: bool = False) -> Calibration:

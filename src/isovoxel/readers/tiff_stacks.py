@@ -243,8 +243,7 @@ class _Finder:
         planar, depth, length, width, mixed = page.shaped
         planes = planar * depth * mixed
         size = f"{length} x {width}"
-        if self._own.broken_at is not None:
-            return broken_chain(self._own, self._name)
+        check_chain(self._own, self._name)
         have = "it has" if files == 1 else f"its {files} files have"
         return InputError(
             f"{self._name} is incomplete: its metadata say {n * planes} planes of {size}, but {have} {there * planes}"
@@ -398,8 +397,7 @@ def check_covered(images: Sequence[Image], own: Directories, name: str) -> None:
         marked = np.array([bool(_subfile(tags, directories.order) & _REDUCED_OR_MASK) for tags in directories.tags])
         left = np.flatnonzero(~used[key] & ~marked[directories.stored])
         if len(left):
-            if directories.broken_at is not None:
-                raise broken_chain(directories, name)
+            check_chain(directories, name)
             where = name if directories is own else str(directories.path)
             raise InputError(
                 f"page {left[0]} (counted from 0) of {where} is no part of an image that its metadata tell of: they "
@@ -408,13 +406,14 @@ def check_covered(images: Sequence[Image], own: Directories, name: str) -> None:
             )
 
 
-def broken_chain(own: Directories, name: str) -> InputError:
-    """Return the error for a file in which a directory is missing."""
-    pages = "1 page" if len(own) == 1 else f"{len(own)} pages"
-    return InputError(
-        f"{name} is truncated: after {pages} the next should be at byte {own.broken_at}, "
-        f"but the {own.path.stat().st_size} bytes of the file do not hold all of it; copy or write it again"
-    )
+def check_chain(own: Directories, name: str) -> None:
+    """Check that no directory of a file is missing."""
+    if own.broken_at is not None:
+        pages = "1 page" if len(own) == 1 else f"{len(own)} pages"
+        raise InputError(
+            f"{name} is truncated: after {pages} the next should be at byte {own.broken_at}, "
+            f"but the {own.path.stat().st_size} bytes of the file do not hold all of it; copy or write it again"
+        )
 
 
 # ---- a companion with the OME-XML --------------------------------------------------------------------------------
