@@ -226,15 +226,15 @@ class Hdf5Reader(TiledReader):
         where = dataset.id.get_chunk_info_by_coord(self.picked.index(start))
         if where.byte_offset is None:
             return False
-        whole = Box.whole(self.chunk).shifted(start)
-        inside = whole & Box.whole(self.whole)
-        if self.filters and where.size == out.size and not where.filter_mask and inside != whole:
-            # Written as it is, perhaps, for HDF5 can be told to encode whole chunks only, and its mask does not say so:
-            # HDF5 decodes it, as far as the array reaches.
-            voxels = out.view(self.dtype).reshape(self.chunk)
-            voxels[inside.slices_from(start)] = dataset[self.picked.index(inside.slices)]
-        else:
-            self._decode(where, out)
+        if self.filters and where.size == out.size and not where.filter_mask:
+            inside = Box.whole(self.chunk).shifted(start) & Box.whole(self.whole)
+            if inside.shape != self.chunk:
+                # Written as it is, perhaps, for HDF5 can be told to encode whole chunks only, and its mask does not
+                # say so: HDF5 decodes it, as far as the array reaches.
+                voxels = out.view(self.dtype).reshape(self.chunk)
+                voxels[inside.slices_from(start)] = dataset[self.picked.index(inside.slices)]
+                return True
+        self._decode(where, out)
         return True
 
     def _decode(self, where: Any, out: NDArray[np.uint8]) -> None:
