@@ -87,7 +87,7 @@ def refused_by_python() -> None:
     """Give a keyword that no function knows, and a size without a unit."""
     for call in (api.plan, api.scale):
         with pytest.raises(TypeError, match="did you mean memory"):
-            call(VOXELS, memori=4)  # type: ignore[operator]
+            call(VOXELS, "out.zarr", memori=4)  # type: ignore[operator]
     with pytest.raises(errors.OptionError, match="needs a unit"):
         api.plan(VOXELS, factor=(1, 1, 1), memory="4")
 
