@@ -191,9 +191,3 @@ def test_labels_that_no_worker_sees_are_told_before_the_image_is_made(files: Pat
     ):
         isovoxel.scale("im.ome.tif", "out.zarr", with_labels=LABELS, client=client, **OPTIONS)
     assert not (files / "out.zarr").exists()
-
-
-def test_labels_of_a_wrong_kind_of_choice() -> None:
-    """In Python too."""
-    with pytest.raises(OptionError, match="labels_by must be"):
-        isovoxel.scale(IMAGE[0], "out.zarr", factor=(1, 1, 1), with_labels=LABELS, labels_by="linear")

@@ -45,11 +45,3 @@ def test_the_rim_is_dark_where_that_is_asked_for_only(engine: str, tmp_path: Pat
         smallest[boundary] = float(np.min(zarr.open_array(out.path / "0", mode="r")[...]))
     assert smallest["nearest"] == pytest.approx(100)
     assert smallest["constant"] < 80
-
-
-def test_faces_stay_where_they_are() -> None:
-    """So the centre of voxel 0 moves by half of what the voxel size changes."""
-    plan = isovoxel.plan(np.zeros((8, 8, 8), np.uint8), input_voxel_size=(2.0, 1.0, 1.0), unit="micrometer")
-    faces = [o - s / 2 for o, s in zip(plan.output.origin, plan.output.voxel_size, strict=True)]
-    assert faces == [-1.0, -0.5, -0.5]
-    assert plan.output.origin == (-0.5, 0.0, 0.0)

@@ -73,19 +73,6 @@ def inside(volume: np.ndarray, factor: Float3, interpolation: str, *, antialias:
     return (z, y, x)
 
 
-# ---- SciPy ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("factor", [(2, 3, 1), (0.5, 2, 4), (1.5, 0.25, 5), (1, 1, 1), (2.5, 0.75, 1.25)])
-def test_linear_equals_scipy_zoom(factor: Float3) -> None:
-    """``zoom(order=1, grid_mode=True, mode="nearest")`` in float64 is linear, the rim included."""
-    volume = np.random.default_rng(1).random((8, 12, 16), np.float32)
-    theirs = ndimage.zoom(volume.astype(np.float64), factor, order=1, grid_mode=True, mode="nearest")
-    found, real = both(volume, factor, "linear")
-    np.testing.assert_allclose(found, theirs, rtol=0, atol=FLOAT_ERROR * volume.max())
-    np.testing.assert_allclose(real, theirs, rtol=0, atol=1e-12)
-
-
 # ---- PyTorch -------------------------------------------------------------------------------------------------------
 
 # fmt: off

@@ -161,20 +161,6 @@ def test_all_engines_are_right_at_the_edges(kind: tuple[str, str, bool], factor:
                 np.testing.assert_array_equal(parts.view(np.uint32), found.view(np.uint32))
 
 
-@pytest.mark.parametrize("engine", ["exact", "cle"])
-@pytest.mark.parametrize("dtype", ["float32", *INTEGERS])
-def test_nothing_changes_where_nothing_is_scaled(engine: str, dtype: str) -> None:
-    """At factor 1 voxels of any bits stay those bits, however they are cut."""
-    bits = np.random.default_rng(8).integers(0, 256, (*SHAPE, np.dtype(dtype).itemsize), np.uint8)
-    volume = bits.view(dtype)[..., 0]
-    for interpolation in ("linear", "nearest"):
-        for boundary in ("nearest", "constant"):
-            for block in (WHOLE, CUT):
-                plan = plan_of((engine, interpolation, False), dtype, (1.0, 1.0, 1.0), boundary, block)
-                found = run(open_engine(engine), plan, volume)
-                np.testing.assert_array_equal(found.view(f"u{volume.itemsize}"), volume.view(f"u{volume.itemsize}"))
-
-
 # ---- verify --------------------------------------------------------------------------------------------------------
 
 

@@ -173,18 +173,6 @@ def test_a_job_goes_on_in_the_middle_of_a_series(tmp_path: Path, halo: str) -> N
     check(output)
 
 
-@pytest.mark.slow
-def test_workers_do_a_series(tmp_path: Path) -> None:
-    """The same bits as in one process, with levels."""
-    source = ome_tiff(tmp_path / "in.ome.tif")
-    isovoxel.scale(source, tmp_path / "one.zarr", levels=1, **OPTIONS)
-    isovoxel.scale(source, tmp_path / "out.zarr", levels=1, workers="cpu:2", **OPTIONS)
-    check(tmp_path / "out.zarr")
-    for level in "01":
-        one, out = (zarr.open_array(tmp_path / name / level, mode="r") for name in ("one.zarr", "out.zarr"))
-        np.testing.assert_array_equal(one[...], out[...])
-
-
 def test_damage_is_told_by_its_volume(tmp_path: Path) -> None:
     """The same chunk is damaged in two volumes: both are told, and filled."""
     array: Any = zarr.create_array(

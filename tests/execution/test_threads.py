@@ -214,18 +214,6 @@ def test_after_a_failure_no_further_block_is_begun(mode: str) -> None:
     assert counter.begun <= 2 * plan.in_flight
 
 
-def test_a_full_disk_is_called_a_full_disk() -> None:
-    """The remedy is said: make room."""
-    plan = planned("direct")
-    broken = Broken(plan, "writing", 3, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
-    job = thread_run(plan, broken.read, Repeat(broken.before), broken)
-    broken.noticed = job._maker.cancelled
-    with pytest.raises(
-        JobError, match=r"because the disk is full: about .*iB are still to be written, 0 B are free; make room"
-    ):
-        job.run()
-
-
 def test_a_thread_whose_start_was_interrupted_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its pool does not know it; its block, which it has begun, comes to its end and counts."""
     plan, arrived, go = planned("direct"), threading.Event(), threading.Event()

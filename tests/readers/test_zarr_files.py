@@ -153,17 +153,6 @@ def test_what_is_no_file_is_a_damaged_chunk(tmp_path: Path, place: str) -> None:
         open_volume(zarr.open_array(tmp_path / "a", mode="r")).read(WHOLE)
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes")
-def test_a_pipe_is_a_damaged_chunk(tmp_path: Path) -> None:
-    """Where a chunk's file is a pipe, nobody waits for what may come out of it."""
-    read = make(tmp_path / "a")
-    (tmp_path / "a/c/1/0/1").unlink()
-    os.mkfifo(tmp_path / "a/c/1/0/1")
-    for reader in (read, read.cached(10**6)):
-        with pytest.raises(CorruptInputError, match=WHERE + "it is no file"):
-            reader(WHOLE)
-
-
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_a_chunk_that_may_not_be_read_is_an_error(tmp_path: Path) -> None:
     """A chunk that is there but cannot be opened is never taken for one that is not stored."""

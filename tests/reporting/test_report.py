@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import math
 import re
-import subprocess
-import sys
 import threading
 from html.parser import HTMLParser
 from pathlib import Path
@@ -354,17 +351,6 @@ def test_python_users_have_it_too() -> None:
     assert "The command" not in outline.text
 
 
-RUN = """
-import json, sys
-from isovoxel.cli import main
-from isovoxel.execution.resources import peak_bytes
-try:
-    main()
-except SystemExit as done:
-    print(json.dumps({"code": done.code, "peak": peak_bytes()}), file=sys.stderr)
-"""
-
-
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize(
     ("limit", "value", "why"),
@@ -383,23 +369,3 @@ def test_nothing_is_drawn_beyond_the_budget(
     assert why in outline.text
     assert "Done: all blocks" in outline.text
     assert outline.links == []
-
-
-@pytest.mark.slow
-def test_the_peak_stays_within_the_budget(tmp_path: Path) -> None:
-    """With a report, pictures of both volumes included, a job keeps the budget that its output exceeds."""
-    mib = 2**20
-    array = zarr.create_array(tmp_path / "a.zarr", shape=(64, 512, 512), chunks=(32, 128, 128), dtype="uint16")
-    rng = np.random.default_rng(0)
-    for z in (0, 32):
-        array[z : z + 32] = rng.integers(0, 4096, (32, 512, 512), dtype=np.uint16)
-    words = ["scale", str(tmp_path / "a.zarr"), str(tmp_path / "out.zarr"), "--factor", "8,2,2", "--memory", "700MiB"]
-    words += ["--engine", "exact", "--json", "--report", str(tmp_path / "report.html")]
-    done = subprocess.run([sys.executable, "-c", RUN, *words], capture_output=True, text=True, check=True)
-    said, ended = json.loads(done.stdout), json.loads(done.stderr.splitlines()[-1])
-    print(f"peak {said['peak_host_bytes'] / mib:.0f} MiB in the job, {ended['peak'] / mib:.0f} with the report, of 700")
-    assert ended["code"] == 0
-    assert said["output"]["bytes"] > 700 * mib
-    assert said["peak_host_bytes"] <= ended["peak"] <= said["allowed"]["host_bytes"] == 700 * mib
-    _, outline = read(str(tmp_path / "report.html"))
-    assert len(outline.links) == 2
