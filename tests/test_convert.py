@@ -55,7 +55,6 @@ def test_a_conversion_that_is_complete_is_not_done_again(tmp_path: Path, isovoxe
 
 
 def test_labels_stay_labels(tmp_path: Path) -> None:
-    """If they are said to be."""
     isovoxel.convert(np.ones(SHAPE, "uint32"), tmp_path / "a.zarr", labels=True)
     assert isovoxel.open_volume(tmp_path / "a.zarr").labels
 

@@ -290,7 +290,6 @@ def test_the_bits_are_those_of_a_job(tmp_path: Path) -> None:
 
 
 def test_labels_of_64_bits_are_moved() -> None:
-    """As a job moves them, time by time."""
     labels = SERIES.astype(np.uint64) + 2**60
     scaled = scale_array(da.from_array(labels, chunks=3), (3, 1, 1), axes="tczyx", labels=True)
     np.testing.assert_array_equal(scaled.compute(), labels.repeat(3, 2))

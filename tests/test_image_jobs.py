@@ -334,7 +334,6 @@ def test_an_output_of_several_is_replaced_as_a_whole(tmp_path: Path, isovoxel: I
 
 
 def test_an_old_output_comes_back_where_nothing_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As that of one image does."""
     source, out = plate(tmp_path / "plate.zarr"), tmp_path / "out.zarr"
     package.scale(source, out, image="all", **OPTIONS)
     old = listing(out)
@@ -372,7 +371,6 @@ def test_all_images_go_onto_the_voxels_of_another(tmp_path: Path) -> None:
 
 
 def test_one_plan_for_images_on_the_same_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many there are."""
     from isovoxel import image_jobs
 
     source, planned = plate(tmp_path / "plate.zarr"), []

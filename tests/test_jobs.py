@@ -79,7 +79,6 @@ def test_labels_shrink_by_majority(files: Path, by: str, interpolation: str) -> 
 
 
 def test_a_crop_is_of_both(files: Path) -> None:
-    """And they stay where they were."""
     out = files / "out.zarr"
     isovoxel.scale("im.ome.tif", out, with_labels="nuclei.tif", crop="2:9,:,5:30", channel=1, **OPTIONS)
     image, labels = isovoxel.open_volume(out), isovoxel.open_volume(out / "labels" / "nuclei")
@@ -181,7 +180,6 @@ def test_the_command_line_tells_of_both(files: Path, isovoxel: Isovoxel) -> None
 
 
 def test_labels_that_no_worker_sees_are_told_before_the_image_is_made(files: Path) -> None:
-    """As such an image is."""
     with (
         LocalCluster(
             n_workers=1, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0", protocol="inproc://"

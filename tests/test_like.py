@@ -208,7 +208,6 @@ def test_a_job_resumes_onto_the_same_voxels(home: Path) -> None:
 
 @pytest.mark.usefixtures("home")
 def test_an_image_takes_its_labels_along() -> None:
-    """Onto the same voxels."""
     image = RNG.integers(0, 999, (45, 40, 22)).astype(np.uint16)
     api.scale(image, "image.zarr", factor=(1, 1, 1), input_voxel_size=(0.4, 0.202, 0.404), unit="um", levels=0)
     result = api.scale("image.zarr", "both.zarr", like="labels.zarr", with_labels="grown.zarr", labels_by="nearest")
@@ -233,7 +232,6 @@ def test_both_without_a_voxel_size_count_voxels(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [{"isolate": True}, {"workers": "cpu:2"}], ids=str)
 def test_other_processes_make_the_same(home: Path, how: dict[str, Any]) -> None:
-    """Isolated, and workers."""
     api.scale("grown.zarr", "back.zarr", like="labels.zarr", **{**CUT, "device_memory": None}, **how)
     np.testing.assert_array_equal(voxels_of(home / "back.zarr"), LABELS)
 
@@ -248,7 +246,6 @@ REFUSED = {
 
 @pytest.mark.parametrize("words", REFUSED)
 def test_what_cannot_be_is_refused(isovoxel: Isovoxel, home: Path, words: str) -> None:
-    """In one sentence, and nothing is written."""
     check_refused(isovoxel("scale", "grown.zarr", "out.zarr", "--like", "labels.zarr", *words.split()), REFUSED[words])
     assert not (home / "out.zarr").exists()
 
@@ -300,6 +297,5 @@ def test_voxels_that_are_changed_do_not_verify(home: Path) -> None:
 
 @pytest.mark.usefixtures("home")
 def test_like_is_not_for_converting() -> None:
-    """Which keeps every voxel."""
     with pytest.raises(IsovoxelError, match="like are for scaling"):
         api.convert("grown.zarr", "out.zarr", like="labels.zarr")

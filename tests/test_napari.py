@@ -248,7 +248,6 @@ def test_what_a_layer_does_nothing_but_read_is_not_read_twice(tmp_path: Path) ->
 
 
 def test_a_comparison_can_be_cancelled(tmp_path: Path) -> None:
-    """Nothing is written then."""
     path = write_tiff(tmp_path / "nuclei.tif", voxels := stack())
     layer = shown(Labels, voxels.copy(), path)
     follower = Follower(find_input(layer))

@@ -185,7 +185,6 @@ def test_a_job_goes_on(source: Path, tmp_path: Path, level: int) -> None:
 
 @pytest.mark.slow
 def test_workers_make_it(source: Path, tmp_path: Path) -> None:
-    """The same bits as one process."""
     options = OPTIONS | {"engine": "exact", "levels": 1, "device_memory": "300kB", "ome_zarr": "0.4"}
     package.scale(source, tmp_path / "one.zarr", **options)
     package.scale(source, tmp_path / "two.zarr", workers="cpu:2", **options)
@@ -349,7 +348,6 @@ def test_other_coordinate_systems_are_told_of() -> None:
     ],
 )
 def test_what_is_not_read_is_named(attributes: dict[str, Any], message: str) -> None:
-    """In one sentence."""
     with pytest.raises(InputError, match=message):
         read_levels(attributes, "a.zarr")
 

@@ -192,7 +192,6 @@ ALONE = {
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("command", ["scale", "plan", "convert"])
 def test_a_command_takes_all_that_go_together(command: str, isovoxel: Isovoxel, tmp_path: Path) -> None:
-    """And does what they say."""
     np.save(tmp_path / "in.npy", np.ones((4, 8, 8), np.uint8))
     known = [name for name, surface in SURFACES.items() if command in surface.commands and name not in ALONE]
     words = [part for name in known for part in (f"--{name.replace('_', '-')}", WORDS[name][0]) if part]

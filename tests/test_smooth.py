@@ -87,7 +87,6 @@ def test_it_rounds_what_nearest_leaves_as_cubes() -> None:
 
 @pytest.mark.parametrize("chunks", [(3, 4, 5), (7, 7, 7)])
 def test_it_has_no_seams(chunks: Index3) -> None:
-    """However the result is cut."""
     labels = blobs("uint16", shape=(6, 7, 8))
     lazy, options = da.from_array(labels, chunks=(3, 4, 5)), {"interpolation": "smooth", "labels": True}
     cut = api.scale_array(lazy, (3, 2.4, 2), chunks=chunks, **options).compute()
@@ -166,7 +165,6 @@ REFUSED = {
 
 @pytest.mark.parametrize("words", REFUSED)
 def test_what_it_is_not_for_is_refused(isovoxel: Isovoxel, tmp_path: Path, words: str) -> None:
-    """In one sentence, and nothing is written."""
     np.save(tmp_path / "labels.npy", blobs("uint8"))
     given = ["--labels", "--interpolation", "smooth", *words.split()]
     check_refused(isovoxel("scale", tmp_path / "labels.npy", tmp_path / "out.zarr", *given), REFUSED[words])

@@ -42,7 +42,6 @@ def test_any_text_is_one_harmless_line(text: str) -> None:
 
 @given(st.lists(characters, min_size=1, max_size=3))
 def test_lines_that_are_put_are_as_many(lines: list[str]) -> None:
-    """A name cannot add one."""
     with pytest.MonkeyPatch.context() as patch:
         import io
 
@@ -141,7 +140,6 @@ def test_a_signal_that_was_ignored_stays_ignored() -> None:
 
 
 def test_handlers_are_given_back() -> None:
-    """What was there before is there again."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with signals():
         assert signal.getsignal(signal.SIGTERM) != before[signal.SIGTERM]

@@ -91,7 +91,6 @@ def test_a_package_that_ends_processes_does_not_end_the_doctor(broken: Path) -> 
 
 
 def test_where_packages_are_broken_other_commands_point_to_the_doctor(broken: Path) -> None:
-    """In one sentence."""
     (broken / "numpy" / "__init__.py").write_text("raise RuntimeError('built for another\\nprocessor')")
     done = run(broken, "info", "a.tif")
     assert (done.returncode, done.stdout) == (2, "")

@@ -351,7 +351,6 @@ WARNINGS: dict[str, tuple[dict[str, Any], str, str]] = {
 
 @pytest.mark.parametrize("case", WARNINGS)
 def test_faults_beside_which_jobs_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, case: str) -> None:
-    """They are warnings."""
     given, what, mend = WARNINGS[case]
     found = _examined(monkeypatch, tmp_path, given)
     assert found.faults == [Fault(what, mend)]
@@ -432,8 +431,6 @@ def test_devices_that_cannot_be_used_say_why(monkeypatch: pytest.MonkeyPatch, tm
 
 
 def test_without_any_folder_nothing_is_tried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Which is said."""
-
     def none() -> str:
         raise FileNotFoundError(2, "No usable temporary directory found")
 

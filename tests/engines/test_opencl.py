@@ -66,7 +66,6 @@ def test_a_folder_that_cannot_be_written_gets_a_substitute(
 
 
 def test_folders_that_can_be_written_stay(tmp_path: Path) -> None:
-    """Nothing is changed and nothing told."""
     before = dict(os.environ)
     assert prepare_caches() == ("", "")
     assert dict(os.environ) == before

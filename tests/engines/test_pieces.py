@@ -690,7 +690,6 @@ def test_other_errors_stay_what_they_are(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_job_may_be_cancelled_between_pieces() -> None:
-    """The pieces that are left are not computed."""
     engine, plan = fresh("exact", "gpu"), planned(WAYS[2], "gpu")
     engine.fit.too_large(plan, 2)
     cancelled = threading.Event()

@@ -109,7 +109,6 @@ def test_counts_agree_after_any_block(source: Path, k: int, capsys: Any) -> None
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("k", [1, 6, 17])
 def test_counts_agree_after_a_failure(source: Path, k: int, capsys: Any) -> None:
-    """As after an interruption."""
     check_counts(source, k, fail, capsys)
 
 

@@ -360,7 +360,6 @@ def test_a_folder_that_cannot_be_looked_at_is_not_missing(tmp_path: Path, monkey
 
 
 def test_a_file_that_cannot_be_looked_at_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a sentence with the system's reason."""
     path = array(tmp_path / "in", VOXELS)
     volume = open_volume(path)
 

@@ -87,7 +87,6 @@ def test_the_same_command_goes_on(source: Path, out: Path, options: dict[str, An
 
 
 def test_what_is_finished_is_left_alone(source: Path, out: Path, options: dict[str, Any]) -> None:
-    """Run again it says so and touches nothing."""
     isovoxel.scale(source, out, **options)
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     result, blocks = made(source, out, options)
@@ -255,7 +254,6 @@ def test_without_its_ledger_an_output_is_begun_anew_only_if_asked(source: Path, 
 
 
 def test_an_output_that_was_deleted_is_begun_anew(source: Path, out: Path) -> None:
-    """A ledger without an output means nothing."""
     options = OPTIONS | {"engine": "exact"}
     begin(source, out, options)
     shutil.rmtree(out)

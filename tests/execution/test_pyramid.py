@@ -237,7 +237,6 @@ def test_attributes_that_say_nonsense_of_levels_are_an_error(said: object, sourc
 
 
 def test_a_level_that_is_gone_is_named(source: Path, out: Path) -> None:
-    """By its path."""
     isovoxel.scale(source, out, **OPTIONS)
     shutil.rmtree(out / "2")
     with pytest.raises(InputError, match=r"out.zarr/2 is not there"):

@@ -57,7 +57,6 @@ def test_all_groups_around_the_process_count(groups: Groups) -> None:
 
 
 def test_max_is_no_limit(groups: Groups) -> None:
-    """A group whose limit is "max" limits nothing."""
     groups.add("", V2, "max", 500)
     assert groups.limits("0::/") == []
 

@@ -94,13 +94,11 @@ def test_what_fails_for_a_moment_is_tried_again(mode: str, stage: str, error: Ca
 
 @pytest.mark.parametrize("mode", MODES)
 def test_what_fails_for_good_ends_the_job(mode: str) -> None:
-    """After the last pause the reason is told."""
     with pytest.raises(JobError, match=r"reading block \d+ .* failed with OSError: .*Input/output error$"):
         run(mode, Failing(10_000, broken_cable), "reading")
 
 
 def test_what_cannot_work_is_not_tried_again() -> None:
-    """A missing file stays missing."""
     plan, events = planned("direct"), []
     job = thread_run(plan, Failing(1, lambda: FileNotFoundError(errno.ENOENT, "gone")), None, None, [events.append])
     with pytest.raises(BlockFailed) as failed:

@@ -357,7 +357,6 @@ def test_what_is_no_finished_output_is_refused(pair: tuple[Path, Path], isovoxel
 
 
 def test_no_samples_are_refused(pair: tuple[Path, Path], isovoxel: Isovoxel) -> None:
-    """There must be something to compare."""
     check_refused(isovoxel("verify", pair[1], "--samples", 0), "samples must be at least 1, not 0")
     with pytest.raises(OptionError):
         api.verify(pair[1], samples=-1)

@@ -17,7 +17,6 @@ from strategies import boxes, factor, factors, shapes, triples
 
 
 def test_a_box_that_stops_before_it_starts_is_refused() -> None:
-    """A box never has a negative length."""
     with pytest.raises(ValueError, match="must not stop before it starts"):
         Box((1, 0, 0), (0, 1, 1))
 
@@ -148,7 +147,6 @@ def test_an_axis_beyond_counting_is_refused() -> None:
 
 
 def test_an_empty_volume_is_refused() -> None:
-    """A grid has a voxel at least."""
     with pytest.raises(OptionError, match="at least one voxel"):
         VoxelGrid((0, 3, 3))
 
@@ -192,7 +190,6 @@ def test_a_scaled_grid_has_the_positions_of_the_scaling(grid: VoxelGrid, factor:
 def test_a_crop_of_a_scaled_grid_begins_a_whole_number_of_samples_later(
     grid: VoxelGrid, by: tuple[int, int, int], start: tuple[int, int, int], shape: tuple[int, int, int]
 ) -> None:
-    """So its voxels are those of the whole result."""
     factor = (float(by[0]), float(by[1]), float(by[2]))
     whole = grid.scaled(factor)
     origin = tuple(o + k * s for o, k, s in zip(whole.origin, start, whole.voxel_size, strict=True))

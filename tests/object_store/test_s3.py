@@ -287,7 +287,6 @@ def test_it_is_said_in_one_line(case: str, server: Server, isovoxel: Isovoxel, m
 
 
 def test_without_the_extra_it_is_said_what_to_install(isovoxel: Isovoxel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One sentence."""
     monkeypatch.setitem(sys.modules, "obstore.store", None)
     check_refused(isovoxel("scale", SOURCE, OUT, "--quiet"), 'pip install "isovoxel[cloud]"')
 

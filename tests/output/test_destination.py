@@ -103,13 +103,11 @@ def test_parents_are_not_made(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", ["", ".", "..", "/", "a/..", "a\0b"])
 def test_a_path_without_a_name_is_refused(path: str) -> None:
-    """What names no new folder is no output."""
     with pytest.raises(OutputError, match="is no name for an output"):
         check(path, overwrite=True)
 
 
 def test_an_address_of_a_file_is_its_path(old: Path) -> None:
-    """The rules are those of the path."""
     check(f"{old.parent.as_uri()}/new.zarr")
     with pytest.raises(OutputExistsError):
         check(old.as_uri())

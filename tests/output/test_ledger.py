@@ -113,7 +113,6 @@ def test_lines_of_others_are_no_blocks(
 
 @pytest.mark.parametrize("content", [None, b"", b"{", b"[]", b"{}", b"\xff"])
 def test_a_ledger_that_says_nothing_is_none(plan: Plan, tmp_path: Path, content: bytes | None) -> None:
-    """Then nobody knows what is done."""
     Ledger.begin(tmp_path, plan)
     (tmp_path / JOB).unlink()
     if content is not None:
@@ -122,7 +121,6 @@ def test_a_ledger_that_says_nothing_is_none(plan: Plan, tmp_path: Path, content:
 
 
 def test_beginning_anew_forgets(plan: Plan, tmp_path: Path) -> None:
-    """Nothing of the job before is done."""
     Ledger.begin(tmp_path, plan).add(1, SEALS)
     assert done(Ledger.begin(tmp_path, plan)) == []
 
@@ -146,7 +144,6 @@ def test_a_note_that_does_not_fit_leaves_no_trace(plan: Plan, tmp_path: Path, mo
 
 
 def test_threads_may_note_at_the_same_time(plan: Plan, tmp_path: Path) -> None:
-    """Lines do not mix."""
     ledger = Ledger.begin(tmp_path, plan)
     threads = [threading.Thread(target=ledger.add, args=(i, SEALS)) for i in range(plan.n_blocks)]
     for thread in threads:

@@ -138,7 +138,6 @@ def test_a_lock_whose_folder_goes_is_taken_anew(file: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_made_is_an_output_error(tmp_path: Path) -> None:
-    """One sentence, with the reason."""
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="is a file; move what is there away"):
         take(tmp_path / "file" / "lock")

@@ -220,7 +220,6 @@ def test_what_a_killed_process_left_in_the_spool_is_swept(
 
 
 def test_a_full_disk_here_is_named(out: ObjectPlace, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is not the store that is full."""
     writer = create(out)
 
     def full(*_: object) -> int:
@@ -444,7 +443,6 @@ def test_of_many_that_come_at_once_one_gets_it(out: ObjectPlace) -> None:
 
 
 def test_a_process_of_this_machine_that_is_gone_holds_nothing(out: ObjectPlace) -> None:
-    """Nobody waits for it."""
     with ObjectLock(out, out):
         text = json.loads(out.read_bytes())
     out.write(json.dumps(text | {"began": 1.0}).encode())

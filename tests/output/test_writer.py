@@ -194,7 +194,6 @@ def test_a_part_of_a_shard_makes_the_file_of_all_of_it(tmp_path: Path, part: Box
 
 
 def test_a_part_at_the_volumes_end_goes_as_far_as_that(tmp_path: Path) -> None:
-    """Its chunks are cut there, as the shard is."""
     writer = open_writer(tmp_path / "out", storage=replace(SMALL, skip_empty=True))
     data = noise((1, 3, 3), "uint16")
     writer.encode(Box((16, 6, 20), (17, 12, 23)), data, Box((16, 9, 20), (17, 12, 23))).seal()
@@ -203,7 +202,6 @@ def test_a_part_at_the_volumes_end_goes_as_far_as_that(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("part", [((1, 0, 0), (4, 3, 5)), ((0, 0, 0), (4, 3, 4)), ((0, 0, 10), (4, 3, 15))])
 def test_a_part_that_cuts_a_chunk_or_is_elsewhere_is_refused(tmp_path: Path, part: tuple[Index3, Index3]) -> None:
-    """And nothing is written."""
     writer = open_writer(tmp_path / "out")
     with pytest.raises(ValueError, match="no whole chunks of the shard"):
         writer.encode(Box((0, 0, 0), (8, 6, 10)), np.ones(Box(*part).shape, "uint16"), Box(*part))
@@ -265,7 +263,6 @@ def test_a_shard_is_as_long_as_zarrs_own(tmp_path: Path) -> None:
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
-    """What is there stays, with all its shards."""
     path = tmp_path / "out"
     open_writer(path).write(Box.whole(SHAPE), np.zeros(SHAPE, "uint16"))
     before = files(path)

@@ -87,7 +87,6 @@ def test_what_the_user_gives_is_kept_and_clipped(chunk: Index3 | None, shard: In
 def test_storage_that_makes_no_sense_is_refused(
     chunk: Index3 | None, shard: Index3 | None, codec: str, message: str
 ) -> None:
-    """The message has the numbers."""
     with pytest.raises(OptionError, match=message):
         default_storage((1000, 1000, 1000), 4, codec=codec, chunk=chunk, shard=shard)
 

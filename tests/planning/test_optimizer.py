@@ -64,7 +64,6 @@ def test_a_volume_eight_times_larger_needs_no_more() -> None:
 
 
 def test_a_larger_device_gets_larger_blocks() -> None:
-    """Blocks grow with what is allowed."""
     small, large = (
         planned((500, 2000, 2000), (5.0, 1.0, 1.0), device=device_limits(allowed=n * MIB)) for n in (300, 3000)
     )

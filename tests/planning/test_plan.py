@@ -98,7 +98,6 @@ def test_the_voxels_of_blocks_that_are_done_are_counted(plan: Plan, data: st.Dat
 
 @given(plans())
 def test_there_is_no_block_beyond_the_last(plan: Plan) -> None:
-    """An index outside the plan is an IndexError."""
     for index in (-1, plan.n_blocks):
         with pytest.raises(IndexError):
             plan.block(index)

@@ -136,7 +136,6 @@ def test_a_file_is_read_plane_by_plane(opened: Volume) -> None:
 
 @pytest.mark.slow
 def test_threads_take_turns(opened: Volume) -> None:
-    """All get their own voxels."""
     tiles = list(Box.whole(STACK.shape).tiles((2, 20, 25)))
     with ThreadPoolExecutor(4) as pool:
         for box, read in zip(tiles, pool.map(opened.read, tiles), strict=True):
@@ -153,7 +152,6 @@ def test_a_czi_is_scaled_and_verified(tmp_path: Path, isovoxel: Isovoxel) -> Non
 
 
 def test_an_image_without_a_size_says_so(tmp_path: Path) -> None:
-    """Nothing is made up."""
     volume = open_volume(czi(tmp_path / "a.czi", scale=False))
     assert volume.voxel_size is None
     assert "the CZI file has the size 0" in volume.missing
@@ -300,7 +298,6 @@ def test_without_a_reader_one_sentence_says_what_brings_it(
 
 
 def test_a_result_is_the_same_as_of_the_array(tmp_path: Path) -> None:
-    """The kind of input changes no bit."""
     made = isovoxel.scale(ome_tiff(tmp_path / "a.ome.tif"), tmp_path / "a.zarr", factor=(2, 1, 1), engine="exact")
     other = isovoxel.scale(STACK, tmp_path / "b.zarr", factor=(2, 1, 1), engine="exact")
     a, b = open_volume(made.path), open_volume(other.path)

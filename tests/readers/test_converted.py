@@ -119,7 +119,6 @@ def test_every_kind_is_read_as_a_type_that_is_scaled(
 
 
 def test_nifti_and_n5_in_double_precision(tmp_path: Path) -> None:
-    """As the others."""
     nibabel.save(nibabel.Nifti1Image(WAVE.T, np.eye(4)), tmp_path / "a.nii")
     write_n5(tmp_path / "a.n5", WAVE, (3, 16, 20), "raw")
     for name in ("a.nii", "a.n5"):
@@ -128,7 +127,6 @@ def test_nifti_and_n5_in_double_precision(tmp_path: Path) -> None:
 
 
 def test_another_process_reads_the_same(tmp_path: Path) -> None:
-    """Its reader can be sent there."""
     reader = pickle.loads(pickle.dumps(open_volume(npy(tmp_path, WAVE)).read))  # noqa: S301
     np.testing.assert_array_equal(reader(Box.whole(SHAPE)), WAVE.astype("f4"))
 
@@ -193,7 +191,6 @@ def test_double_precision_is_scaled_as_its_float32(tmp_path: Path) -> None:
 
 
 def test_a_lazy_array_in_double_precision_is_scaled() -> None:
-    """As its float32."""
     found = isovoxel.scale_array(dask.array.from_array(WAVE, chunks=20), (2, 1, 1))
     expected = isovoxel.scale_array(dask.array.from_array(WAVE.astype("f4"), chunks=20), (2, 1, 1))
     assert found.dtype == np.float32
@@ -201,7 +198,6 @@ def test_a_lazy_array_in_double_precision_is_scaled() -> None:
 
 
 def test_coarser_levels_are_converted_too(tmp_path: Path) -> None:
-    """As the finest one."""
     group = zarr.open_group(tmp_path / "a.zarr", mode="w", zarr_format=2)
     sets = []
     for level, data in enumerate((WAVE, WAVE[:, ::2, ::2])):

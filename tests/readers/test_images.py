@@ -82,7 +82,6 @@ def test_a_position_of_a_tiff(tmp_path: Path) -> None:
 
 
 def test_an_image_that_is_not_there(tmp_path: Path, isovoxel: Isovoxel) -> None:
-    """One sentence, with those that are."""
     path = plate(tmp_path / "plate.zarr")
     for image, why in (
         ("C/1/0", f"{path} has no image C/1/0; it has A/1/0, A/1/1, B/2/0, B/2/1"),

@@ -242,7 +242,6 @@ def test_axes_of_length_one_go(tmp_path: Path) -> None:
 
 
 def test_a_block_that_is_not_stored_is_zero(tmp_path: Path) -> None:
-    """As N5 has it."""
     path = write(tmp_path / "a")
     shutil.rmtree(path / "1")
     expected = STACK.copy()
@@ -298,7 +297,6 @@ def said(**changes: Any) -> str:
     ],
 )
 def test_metadata_that_make_no_sense_are_refused(attributes: str, why: str, tmp_path: Path) -> None:
-    """In one sentence, whatever they are."""
     (tmp_path / "attributes.json").write_text(attributes)
     with pytest.raises(InputError, match=why) as raised:
         open_volume(tmp_path)

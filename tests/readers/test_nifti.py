@@ -163,7 +163,6 @@ def test_a_header_that_makes_no_sense_is_refused(
 
 @pytest.mark.parametrize("value", [0.0, float("nan"), -1.0])
 def test_sizes_that_no_voxel_has_are_unknown(value: float, tmp_path: Path) -> None:
-    """Nothing is made of them."""
     volume = open_volume(changed(tmp_path / "a.nii", 88, "<f", value))
     assert volume.voxel_size is None
 

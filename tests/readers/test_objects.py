@@ -330,7 +330,6 @@ def test_a_profile_gives_credentials(place: ObjectPlace, tmp_path: Path, monkeyp
 
 
 def test_a_missing_extra_is_named(place: ObjectPlace, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One sentence says what to install."""
     monkeypatch.setitem(__import__("sys").modules, "obstore.store", None)
     with pytest.raises(AddressError, match=r'takes obstore; pip install "isovoxel\[cloud\]"'):
         open_volume(str(place))

@@ -139,7 +139,6 @@ def test_arrays_that_are_no_volumes(array: np.ndarray, message: str, tmp_path: P
 
 
 def test_a_masked_array_is_refused() -> None:
-    """A mask is not dropped silently."""
     with pytest.raises(InputError, match="masked"):
         open_volume(np.ma.masked_equal(STACK, 3))
 

@@ -96,7 +96,6 @@ def test_what_is_written_again_is_noticed(scale: dict[str, Any], tmp_path: Path)
 
 
 def test_damage_is_told_and_what_is_not_stored_is_zero(tmp_path: Path) -> None:
-    """As the format has it."""
     path = write(tmp_path / "a")
     first = path / "200_300_2000" / "8-24_4-20_-3-2"
     first.write_bytes(first.read_bytes()[:-7])

@@ -343,14 +343,12 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_not_read_is_one_sentence(name: str, tmp_path: Path) -> None:
-    """It names what stands in the way."""
     make, message = REFUSED[name]
     with pytest.raises(InputError, match=message):
         open_volume(make(tmp_path / name))
 
 
 def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:
-    """Which a header names."""
     path = metaimage(tmp_path / "a.mhd", file="a.raw")
     (tmp_path / "a.raw").unlink()
     with pytest.raises(InputMissingError, match=r"a.raw, which holds the voxels of .*a.mhd, is not there"):
@@ -435,6 +433,5 @@ def test_another_process_makes_marks_of_its_own() -> None:
 
 
 def test_the_end_is_an_error(path: Path) -> None:
-    """Nobody gets fewer bytes than asked for."""
     with GzipMarks(len(DATA)).open("a", str(path)) as stream, pytest.raises(EndOfFileError, match="cut short"):
         read(stream, len(DATA) - 5, 6)

@@ -154,7 +154,6 @@ def test_the_planner_counts_every_chunk_that_a_part_decodes(
     ],
 )
 def test_a_crop_that_makes_no_sense_is_refused(text: object, why: str) -> None:
-    """Nothing is clipped silently."""
     with pytest.raises(OptionError, match=why):
         isovoxel.open_volume(DATA, crop=text)
 

@@ -282,7 +282,6 @@ def test_slices_are_scaled_and_verified(tmp_path: Path) -> None:
 
 
 def test_an_output_among_the_slices_is_refused(tmp_path: Path, isovoxel: Isovoxel) -> None:
-    """What lies in the folder is the input's."""
     write(tmp_path / "in")
     said = isovoxel("scale", tmp_path / "in", tmp_path / "in" / "out.zarr", "--factor", "2,1,1", "--quiet")
     check_refused(said, "lies inside the input")

@@ -180,7 +180,6 @@ def test_several_volumes_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_finest_level_of_a_pyramid_is_read(tmp_path: Path) -> None:
-    """Coarser levels are not other volumes."""
     with tifffile.TiffWriter(tmp_path / "a.tif", ome=True) as writer:
         writer.write(STACK, subifds=1, metadata={"axes": "ZYX"}, photometric="minisblack")
         writer.write(STACK[:, ::2, ::2], subfiletype=1, photometric="minisblack")

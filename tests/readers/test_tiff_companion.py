@@ -112,7 +112,6 @@ def test_a_file_that_is_missing_is_named(named: str, lost: str, message: str, tm
     ],
 )
 def test_a_companion_that_is_none_is_refused(text: str, message: str, tmp_path: Path) -> None:
-    """In one sentence, whatever it holds."""
     written(tmp_path).write_text(text)
     with pytest.raises(InputError, match=message):
         open_volume(tmp_path / "i0c0.ome.tif")

@@ -99,7 +99,6 @@ def test_what_zarr_python_packs_is_read(tmp_path: Path) -> None:
 
 
 def test_a_zip_is_scaled_as_its_folder(tmp_path: Path) -> None:
-    """The same voxels, verified."""
     folder = ome(tmp_path / "a.zarr")
     isovoxel.scale(zip_of(folder, tmp_path / "a.ozx", folder), tmp_path / "one.zarr")
     isovoxel.scale(folder, tmp_path / "two.zarr")
@@ -109,7 +108,6 @@ def test_a_zip_is_scaled_as_its_folder(tmp_path: Path) -> None:
 
 
 def test_many_threads_read_one_zip(tmp_path: Path) -> None:
-    """Each gets its own box."""
     folder = ome(tmp_path / "a.zarr")
     volume = open_volume(zip_of(folder, tmp_path / "a.ozx", folder))
     boxes = [Box((z, y, 0), (z + 1, y + 6, 32)) for z in range(6) for y in range(0, 24, 6)] * 4
@@ -176,7 +174,6 @@ def test_what_ngff_zarr_packs_is_read(tmp_path: Path) -> None:
 
 
 def test_chunks_that_are_not_stored_are_the_fill_value(tmp_path: Path) -> None:
-    """As in a folder."""
     folder = ome(tmp_path / "a.zarr")
     (folder / "0" / "c" / "1" / "1" / "1").unlink()
     path = zip_of(folder, tmp_path / "a.ozx", folder)

@@ -116,8 +116,6 @@ def test_notes_are_said_only_if_wanted(capsys: pytest.CaptureFixture[str], *, no
 
 
 def test_a_terminal_that_is_closed_ends_no_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing more is said, and nothing is raised."""
-
     class Closed(io.StringIO):
         def write(self, _: str) -> int:
             raise BrokenPipeError

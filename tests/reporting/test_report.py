@@ -249,7 +249,6 @@ def test_where_it_must_not_be_nothing_is_begun(isovoxel: Isovoxel, folder: Path,
 
 
 def test_a_job_that_is_refused_has_no_report(isovoxel: Isovoxel, folder: Path) -> None:
-    """Nothing was begun: nothing is written."""
     before = listing(folder)
     check_refused(isovoxel("scale", "stack.tif", "out.zarr", "--threads", 0, "--report", "report.html"), "threads")
     assert listing(folder) == before

@@ -237,7 +237,6 @@ def one() -> Iterator[Any]:
 
 
 def test_where_there_is_one_worker_its_failure_is_the_jobs(one: Any) -> None:
-    """What it failed with is raised."""
     judge = Fussy(10, OutcomeKind.ELSEWHERE, "0")
     with pytest.raises(ValueError, match="it is warm"):
         Submission(one, double, judge.done, judge).run()
