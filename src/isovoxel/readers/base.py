@@ -280,7 +280,7 @@ def check_voxels(name: str, shape: Index3, dtype: np.dtype[Any]) -> None:
     InputError
         If it is empty or of a dtype that isovoxel does not scale; the byte order does not matter.
     """
-    if any(n < 1 for n in shape):
+    if min(shape, default=1) < 1:
         raise InputError(f"{name} is empty: its shape is {shape}")
     if dtype.newbyteorder("=") not in (*SUPPORTED_DTYPES, *CONVERTED):
         names = ", ".join(str(d) for d in SUPPORTED_DTYPES)

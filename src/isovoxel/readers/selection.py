@@ -276,7 +276,7 @@ class Picked:
         """Return a place in the volume, or a box of it, as an index into the array."""
         index: dict[int, int | T] = {**self.others}
         index |= {axis: part for axis, part in zip(self.zyx, zyx, strict=True) if axis is not None}
-        return tuple(index[axis] for axis in range(len(index)))
+        return tuple([index[axis] for axis in range(len(index))])
 
     def channels(self, told: Sequence[Channel], axes: Sequence[str], shape: Sequence[int]) -> tuple[Channel, ...]:
         """Return what is told of the channels of an array, or of the one that was chosen."""
@@ -288,7 +288,8 @@ class Picked:
 
     def shape(self, lengths: Sequence[int]) -> Index3:
         """Return what an array that has something for every axis has for z, y and x: 1 for z where it has none."""
-        return triple(1 if axis is None else int(lengths[axis]) for axis in self.zyx)
+        z, y, x = (1 if axis is None else int(lengths[axis]) for axis in self.zyx)
+        return (z, y, x)
 
 
 PLAIN = Picked((0, 1, 2), {}, {})

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from isovoxel.codecs.streams import ChunkCoding
-from isovoxel.geometry.grid import Box, Index3, ceil_div, triple
+from isovoxel.geometry.grid import Box, Index3, ceil_div
 from isovoxel.object_store.files import ARRAY_FILES
 from isovoxel.object_store.objects import PIECE_BYTES, ObjectPlace, Place
 from isovoxel.planning.chunking import CHECKSUM_BYTES, Storage
@@ -107,7 +107,8 @@ class ChunkLayout:
     @cached_property
     def per_shard(self) -> Index3:
         """Number of chunks in a file, per axis."""
-        return triple(f // c for f, c in zip(self.file, self.chunk, strict=True))
+        (z, y, x), (deep, high, wide) = self.file, self.chunk
+        return (z // deep, y // high, x // wide)
 
     @cached_property
     def index_bytes(self) -> int:
