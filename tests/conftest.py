@@ -128,6 +128,17 @@ def _made_before(monkeypatch: pytest.MonkeyPatch, blastocyst: Any) -> None:
 
 
 @pytest.fixture
+def source(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Return the `VOXELS` of a test's module as a file, or those of `small_jobs`, which make several blocks."""
+    import numpy as np
+
+    import small_jobs
+
+    np.save(tmp_path / "in.npy", getattr(request.module, "VOXELS", small_jobs.VOXELS))
+    return tmp_path / "in.npy"
+
+
+@pytest.fixture
 def out(tmp_path: Path) -> Path:
     return tmp_path / "out.zarr"
 

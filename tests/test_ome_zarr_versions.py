@@ -42,12 +42,6 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    np.save(tmp_path / "in.npy", VOXELS)
-    return tmp_path / "in.npy"
-
-
 def voxels(output: Path | str, level: str = "0", zarr_format: int = 2) -> NDArray[Any]:
     """Return what zarr-python reads of a level."""
     array: Any = zarr.open_array(Path(output) / level, mode="r", zarr_format=zarr_format)

@@ -35,12 +35,6 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    np.save(tmp_path / "in.npy", VOXELS)
-    return tmp_path / "in.npy"
-
-
 def ends_after(blocks: int, how: Callable[[], None]) -> Callable[[Event], None]:
     """Return a listener that ends a job once so many blocks are done."""
     left = [blocks]

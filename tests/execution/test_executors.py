@@ -70,12 +70,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return shards_of(folder / "whole.zarr")
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    np.save(tmp_path / "in.npy", VOXELS)
-    return tmp_path / "in.npy"
-
-
 def blocks_of(events: list[Event]) -> list[tuple[int, int]]:
     """Return level and number of each block that was told of."""
     return [(event.level, event.index) for event in events if isinstance(event, BlockDone)]

@@ -42,12 +42,6 @@ def options(request: pytest.FixtureRequest) -> dict[str, Any]:
     return OPTIONS | {"engine": request.param} | ({"device_memory": "16kB"} if request.param == "cle" else {})
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    np.save(tmp_path / "in.npy", VOXELS)
-    return tmp_path / "in.npy"
-
-
 def begin(source: Any, out: Path, options: dict[str, Any], blocks: int = 5) -> None:
     """Leave a job half-way."""
     with pytest.raises(JobError, match="blocks are done and kept; to resume, run the same command"):

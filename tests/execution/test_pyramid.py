@@ -46,12 +46,6 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    np.save(tmp_path / "in.npy", VOXELS)
-    return tmp_path / "in.npy"
-
-
 def levels_of(out: Path) -> list[np.ndarray]:
     """Return the voxels of all levels, as zarr-python reads them."""
     group = zarr.open_group(out, mode="r")

@@ -15,7 +15,7 @@ from command_line import Isovoxel, check_refused, listing
 from isovoxel.errors import DoesNotFitError, JobError
 from isovoxel.execution.events import Event, JobStarted
 from isovoxel.execution.output import OutputState, output_state
-from small_jobs import OPTIONS, interrupt, save_input
+from small_jobs import OPTIONS, interrupt
 from small_store import ROOTS, small_store
 
 KEPT = {"job.json", "blocks", "made-by-isovoxel"}
@@ -39,12 +39,6 @@ def flipped(file: Path, seed: int) -> Callable[[], int]:
     file.write_bytes(content[:at] + bytes([content[at] ^ (1 << int(rng.integers(8)))]) + content[at + 1 :])
     os.utime(file, ns=(found.st_atime_ns, found.st_mtime_ns))  # which a disk that forgets a bit does not change
     return lambda: file.write_bytes(content)
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    """An input of several blocks."""
-    return save_input(tmp_path / "in.npy")
 
 
 @pytest.mark.sampled(1)

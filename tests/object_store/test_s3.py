@@ -286,11 +286,6 @@ def test_it_is_said_in_one_line(case: str, server: Server, isovoxel: Isovoxel, m
     assert contents(ObjectPlace("s3://bucket", "")) == before
 
 
-def test_without_the_extra_it_is_said_what_to_install(isovoxel: Isovoxel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "obstore.store", None)
-    check_refused(isovoxel("scale", SOURCE, OUT, "--quiet"), 'pip install "isovoxel[cloud]"')
-
-
 @pytest.mark.slow
 def test_secrets_are_nowhere(server: Server, isovoxel: Isovoxel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not in an output, nor its ledger, what is printed, a plan, or what is sent to another process."""

@@ -16,14 +16,9 @@ from isovoxel.errors import OutputError
 from isovoxel.object_store.files import write_whole
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.output.files import BLOCKS, FILES, FOLDERS, JOB, LOCK, MARK, check_folder, claim
-from small_jobs import OPTIONS, interrupt, save_input
+from small_jobs import OPTIONS, interrupt
 from snapshots import snapshot
 from store_server import contents
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    return save_input(tmp_path / "in.npy")
 
 
 @pytest.fixture

@@ -20,17 +20,12 @@ from isovoxel.geometry.grid import VoxelGrid
 from isovoxel.metadata.ome import image_attributes
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.output.replacing import check_image
-from small_jobs import OPTIONS, VOXELS, save_input
+from small_jobs import OPTIONS, VOXELS
 from snapshots import snapshot
 from store_server import contents, serving, upload
 from strategies import examples
 
 Maker = Callable[[Path], None]
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    return save_input(tmp_path / "in.npy")
 
 
 def image(path: Path, zarr_format: Any = 3, **more: Any) -> zarr.Group:

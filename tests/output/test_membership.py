@@ -45,13 +45,6 @@ def version(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    """A file, outside of the store."""
-    np.save(tmp_path / "in.npy", VOXELS)
-    return tmp_path / "in.npy"
-
-
 def options(version: str, **more: Any) -> dict[str, Any]:
     """Return the options of a job of many blocks."""
     return OPTIONS | {"ome_zarr": version} | more

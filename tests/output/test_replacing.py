@@ -23,7 +23,7 @@ from isovoxel.execution.events import BlockDone, Event, JobStarted
 from isovoxel.execution.executor import LevelProgress, kept
 from isovoxel.output.files import DISCARDED, LOCK, REPLACED
 from isovoxel.output.provenance import membership_of
-from small_jobs import OPTIONS, VOXELS, interrupt, save_input, stop_after
+from small_jobs import OPTIONS, VOXELS, interrupt, stop_after
 from snapshots import Snapshot, snapshot
 
 NEW = OPTIONS | {"factor": (1.0, 1.0, 2.0)}
@@ -69,11 +69,6 @@ def layout(request: pytest.FixtureRequest, tmp_path: Path, source: Path) -> Layo
         return Layout(tmp_path / "store.zarr" / "x")
     package.scale(source, tmp_path / "image.zarr", **OPTIONS)
     return Layout(tmp_path / "image.zarr" / "labels" / "x", labels=True)
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    return save_input(tmp_path / "in.npy")
 
 
 class Killed(BaseException):

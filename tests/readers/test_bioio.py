@@ -194,17 +194,6 @@ def test_an_image_whose_voxels_the_reader_cannot_give_is_refused(
         open_volume(path)
 
 
-def test_several_images_are_refused(tmp_path: Path) -> None:
-    """Which one is meant, bioio's names for them help to say."""
-    reader = library("bioio_ome_tiff").Reader
-    path = tmp_path / "a.ome.tif"
-    with tifffile.TiffWriter(path, ome=True) as writer:
-        for _ in range(2):
-            writer.write(STACK, photometric="minisblack", metadata={"axes": "ZYX"})
-    with pytest.raises(InputError, match=r"holds 2 images \(0 \(Image:0\), 1 \(Image:1\)\); give --image"):
-        volume_of_reader(reader(str(path)), path, "a.tif", "OME-TIFF", EVERYTHING)
-
-
 def scenes(path: Path, *, described: bool) -> Path:
     """Write a CZI of three scenes, whose metadata may describe them; Zeiss' library leaves that to its callers."""
     library("bioio_czi")
@@ -295,10 +284,3 @@ def test_without_a_reader_one_sentence_says_what_brings_it(
         InputError, match=rf"a is {kind}, which takes bioio-.* to read; pip install 'isovoxel\[bioio\]' brings it"
     ):
         open_volume(tmp_path / "a")
-
-
-def test_a_result_is_the_same_as_of_the_array(tmp_path: Path) -> None:
-    made = isovoxel.scale(ome_tiff(tmp_path / "a.ome.tif"), tmp_path / "a.zarr", factor=(2, 1, 1), engine="exact")
-    other = isovoxel.scale(STACK, tmp_path / "b.zarr", factor=(2, 1, 1), engine="exact")
-    a, b = open_volume(made.path), open_volume(other.path)
-    np.testing.assert_array_equal(a.read(Box.whole(a.shape)), b.read(Box.whole(b.shape)))
