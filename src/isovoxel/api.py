@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -219,9 +220,9 @@ def scale(
         scheduler=scheduler,
         **options,
     )
-    do, shown = _job(given, progress)
-    with shown as views:
-        return do(source, output, given, client=client, listeners=[*listeners, *views])
+    opened, shown = _job(given, progress)
+    with shown as views, opened(source, output, given, client=client, listeners=[*listeners, *views]) as run:
+        return run()
 
 
 def convert(
@@ -253,23 +254,28 @@ def convert(
     """
     check_keywords(convert, options, ScalingOptions)
     given = Options(overwrite=overwrite, on_corrupt=on_corrupt, workers=workers, scheduler=scheduler, **options)
-    do, shown = _job(given, progress)
-    with shown as views:
-        told = [*listeners, *views]
-        return do(source, output, given.converting(), client=client, listeners=told, defaults=CONVERTING)
+    opened, shown = _job(given, progress)
+    how: dict[str, Any] = {"client": client, "defaults": CONVERTING}
+    with shown as views, opened(source, output, given.converting(), listeners=[*listeners, *views], **how) as run:
+        return run()
 
 
-def _job(given: Options, progress: bool) -> tuple[Callable[..., ScaleResult], AbstractContextManager[Any]]:
-    """Return what does a job, over one image or over several, and a context in which it is shown if that is asked."""
+def _job(
+    given: Options, progress: bool
+) -> tuple[Callable[..., AbstractContextManager[Callable[[], ScaleResult]]], AbstractContextManager[Any]]:
+    """Return what opens a job, over one image or over several, and a context in which it is shown if that is asked."""
     if means_several(given.image):
-        from isovoxel.image_jobs import scale_images as do
+        from isovoxel.image_jobs import scale_images
+
+        def opened(*job: Any, **how: Any) -> AbstractContextManager[Callable[[], ScaleResult]]:
+            return nullcontext(partial(scale_images, *job, **how))  # each image is opened by itself
     else:
-        from isovoxel.jobs import scale_into as do
+        from isovoxel.jobs import scaling_into as opened
     if not progress:
-        return do, nullcontext(())
+        return opened, nullcontext(())
     from isovoxel.reporting.progress import job_progress
 
-    return do, job_progress()
+    return opened, job_progress()
 
 
 @checked_keywords

@@ -83,7 +83,7 @@ def scale_images(
     listeners: Sequence[Listener],
     defaults: Mapping[str, Any] | None = None,
 ) -> ScaleResult:
-    """Scale the images that `given.image` means; the parameters are those of `isovoxel.jobs.scale_into`.
+    """Scale the images that `given.image` means; the parameters are those of `isovoxel.jobs.scaling_into`.
 
     Raises
     ------

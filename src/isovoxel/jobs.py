@@ -9,9 +9,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -229,7 +230,8 @@ def _is_here(given: Options, client: Any) -> bool:
     return client is None and given.workers is None and given.scheduler is None
 
 
-def scale_into(
+@contextmanager
+def scaling_into(
     source: Any,
     output: str | Path,
     given: Options,
@@ -237,8 +239,10 @@ def scale_into(
     client: Any,
     listeners: Sequence[Listener],
     defaults: Mapping[str, Any] | None = None,
-) -> ScaleResult:
-    """Scale a volume, and its labels, by the options that are given, else as begun, else by a command's defaults.
+) -> Iterator[Callable[[], ScaleResult]]:
+    """Open what a job reads, and its workers; yield what scales the volume, and its labels.
+
+    That is by the options that are given, else as begun, else by a command's defaults.
 
     Parameters
     ----------
@@ -285,14 +289,20 @@ def scale_into(
             volume, options = open_as_begun(source, options, given)  # one may have waited long for workers
         sampling = choose_sampling(volume, options)
         order = Order(listeners, cluster, missed)
+        scale = partial(run_job, volume, source, output, options, sampling, order)
         if labels is None:
-            return run_job(volume, source, output, options, sampling, order)
+            yield scale
+            return
         if sampling.labels:
             raise OptionError(f"{volume.name} is to be scaled as labels itself; leave out --labels or --with-labels")
         beside = labels_beside(volume, output, options, given, cluster)
         check_apart(read_as("labels", labels, beside.watch.volume), folders)
-        result = run_job(volume, source, output, options, sampling, order)
-        return replace(result, labels=beside.run(order))
+
+        def scale_both() -> ScaleResult:
+            result = scale()
+            return replace(result, labels=beside.run(order))
+
+        yield scale_both
 
 
 @dataclass(frozen=True)

@@ -288,7 +288,7 @@ class Picked:
 
     def shape(self, lengths: Sequence[int]) -> Index3:
         """Return what an array that has something for every axis has for z, y and x: 1 for z where it has none."""
-        z, y, x = (1 if axis is None else int(lengths[axis]) for axis in self.zyx)
+        z, y, x = [1 if axis is None else int(lengths[axis]) for axis in self.zyx]
         return (z, y, x)
 
 
