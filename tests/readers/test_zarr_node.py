@@ -18,8 +18,7 @@ from numcodecs import Blosc as BloscV2
 from numcodecs import GZip, Zlib, Zstd
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, ShardingCodec, ZstdCodec
 
-from isovoxel.readers.zarr_layout import array_node
-from isovoxel.readers.zarr_node import ArrayNode, usual_node
+from isovoxel.readers.zarr_node import ArrayNode, node_of, usual_node
 
 V3: dict[str, dict[str, Any]] = {
     "plain": {"compressors": None},
@@ -81,7 +80,7 @@ def make(folder: Path, **options: Any) -> Path:
 
 def by_zarr(folder: Path) -> ArrayNode:
     """Return the node as zarr-python reads it."""
-    return array_node(zarr.open_array(folder, mode="r"))
+    return node_of(zarr.open_array(folder, mode="r"))
 
 
 def said(node: ArrayNode) -> dict[str, Any]:

@@ -54,11 +54,10 @@ from isovoxel.readers.zarr_layout import (
     ChunkLayout,
     ZarrFiles,
     array_files,
-    array_node,
     chunk_layout,
     written_layout,
 )
-from isovoxel.readers.zarr_node import ArrayNode, usual_node
+from isovoxel.readers.zarr_node import ArrayNode, node_of, usual_node
 
 if TYPE_CHECKING:
     import zarr
@@ -79,7 +78,7 @@ def open_path(path: Place, name: str) -> ArrayNode:
         node = usual_node(path, opened)
     except OSError as error:
         raise unreadable(name, "a zarr array", error) from error
-    return array_node(opened()) if node is None else node
+    return node_of(opened()) if node is None else node
 
 
 def _opened(path: Place, name: str) -> zarr.Array[Any]:
@@ -149,7 +148,7 @@ def zarr_voxels(array: ArrayNode, name: str, axes: list[str], selection: Selecti
         return _volume_of(name, shape, dtype, layout, files), picked
     from isovoxel.readers.zarr_python import slow_voxels
 
-    read, overhead = slow_voxels(array.opened(), name, picked, chunks)
+    read, overhead = slow_voxels(array, name, picked, chunks)
     beside = math.prod(whole[axis] for axis in picked.others)
     notes = (f"each of its chunks holds {beside} volumes, which are all decoded for one",) if beside > 1 else ()
     series = picked.axes()
@@ -210,7 +209,7 @@ def from_array(array: zarr.Array[Any], selection: Selection) -> Volume:
     name = f"the zarr array {array.store_path}"
     metadata = json.dumps(array.metadata.to_dict(), sort_keys=True, default=str)
     identity = {"path": str(array.store_path), "metadata": hashlib.sha256(metadata.encode()).hexdigest()}
-    return _volume(array_node(array), name, identity, selection)
+    return _volume(node_of(array), name, identity, selection)
 
 
 def open_zarr_array(at: Location, selection: Selection) -> Volume:

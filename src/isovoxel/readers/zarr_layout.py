@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import lzma
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,11 +26,9 @@ from isovoxel.readers.base import Files
 from isovoxel.readers.chunks import DECODED_COPIES, DECODER_BYTES
 from isovoxel.readers.files import FolderFiles, places
 from isovoxel.readers.selection import PLAIN, Picked
-from isovoxel.readers.zarr_node import ArrayNode, node_of
+from isovoxel.readers.zarr_node import INDEX_CODECS, ArrayNode
 
 if TYPE_CHECKING:
-    import zarr
-
     from isovoxel.readers.packed import ZipPlace
 
 CODECS_V3 = ("blosc", "zstd", "gzip")
@@ -40,9 +36,6 @@ CODECS_V3 = ("blosc", "zstd", "gzip")
 
 COMPRESSORS_V2 = ("blosc", "zstd", "gzip", "zlib", "lz4", "lzma", "bz2")
 """Likewise of zarr v2."""
-
-INDEX_CODECS = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
-"""How a shard's index must be encoded."""
 
 INDEX_CACHE_BYTES = 1 << 20
 """Most bytes of shards' indices that are kept."""
@@ -175,11 +168,6 @@ class ZarrFiles:
             yield from map(layout.path, places(box, layout.file))
 
 
-def array_node(array: zarr.Array[Any]) -> ArrayNode:
-    """Return what the metadata of an array say that zarr-python has opened."""
-    return node_of(array, local_folder(array.store_path))
-
-
 def array_files(array: ArrayNode, layout: ChunkLayout | None) -> Files | None:
     """Return what names the files of an array, or None where they are not known."""
     if layout is not None:
@@ -214,25 +202,6 @@ def chunk_layout(array: ArrayNode, picked: Picked) -> ChunkLayout | None:
         # v2 may leave it open; zarr-python then takes 0 as well.
         fill=stored.dtype.newbyteorder("=").type(0 if array.fill is None else array.fill),
     )
-
-
-def local_folder(where: Any) -> str | ObjectPlace | ZipPlace | None:
-    """Return where an array lies by its `zarr.storage.StorePath`, or None where we do not read."""
-    from zarr.storage import LocalStore, ZipStore
-
-    # A subclass may do anything.
-    if type(where.store) is LocalStore:
-        return str((Path(where.store.root) / where.path).resolve())
-    if type(where.store) is ZipStore and where.store.read_only:
-        from isovoxel.readers.packed import zip_place
-
-        place = zip_place(where.store.path, where.path)
-        return place if place.is_stored() else None
-    # One of ours, or zarr-python would not have been told to load the module.
-    ours = sys.modules.get("isovoxel.readers.zarr_python")
-    if ours is not None and type(where.store) is ours.RootStore:
-        return ObjectPlace(where.store.root, where.path)
-    return None
 
 
 def written_layout(

@@ -70,8 +70,8 @@ class ArrayNode:
         return [name.lower() if isinstance(name, str) else "" for name in self.names]
 
 
-def node_of(array: zarr.Array[Any], folder: str | ObjectPlace | ZipPlace | None) -> ArrayNode:
-    """Return the node of an array that zarr-python has opened, which lies in a folder."""
+def node_of(array: zarr.Array[Any]) -> ArrayNode:
+    """Return the node of an array that zarr-python has opened."""
     metadata = array.metadata
     names = getattr(metadata, "dimension_names", None)
     return ArrayNode(
@@ -83,11 +83,30 @@ def node_of(array: zarr.Array[Any], folder: str | ObjectPlace | ZipPlace | None)
         fill=metadata.fill_value,
         names=array.attrs.get(DIMENSIONS) if names is None else names,
         metadata=metadata.to_dict(),
-        folder=folder,
+        folder=_folder_of(array.store_path),
         # zarr-python from 3.2 on can be told to refuse missing chunks.
         fills=bool(getattr(getattr(array, "config", None), "read_missing_chunks", True)),
         opened=lambda: array,
     )
+
+
+def _folder_of(where: Any) -> str | ObjectPlace | ZipPlace | None:
+    """Return where an array lies by its `zarr.storage.StorePath`, or None where we do not read."""
+    from zarr.storage import LocalStore, ZipStore
+
+    # A subclass may do anything.
+    if type(where.store) is LocalStore:
+        return str((Path(where.store.root) / where.path).resolve())
+    if type(where.store) is ZipStore and where.store.read_only:
+        from isovoxel.readers.packed import zip_place
+
+        place = zip_place(where.store.path, where.path)
+        return place if place.is_stored() else None
+    # One of ours, or zarr-python would not have been told to load the module.
+    ours = sys.modules.get("isovoxel.readers.zarr_python")
+    if ours is not None and type(where.store) is ours.RootStore:
+        return ObjectPlace(where.store.root, where.path)
+    return None
 
 
 def usual_node(place: Place, opened: Callable[[], zarr.Array[Any]]) -> ArrayNode | None:
@@ -147,7 +166,7 @@ def _described_v3(metadata: Mapping[str, Any]) -> dict[str, Any]:
     if codecs[0]["name"] == "sharding_indexed":
         shard = codecs[0]["configuration"]
         _require(len(codecs) == 1 and codecs[0].keys() == {"name", "configuration"} and shard.keys() == _SHARDING)
-        _require(shard["index_location"] in ("start", "end") and shard["index_codecs"] == _INDEX_CODECS)
+        _require(shard["index_location"] in ("start", "end") and shard["index_codecs"] == INDEX_CODECS)
         shards, chunk, codecs = chunk, shard["chunk_shape"], shard["codecs"]
         _require_shape(chunk, 1, len(shape))
         _require(all(f % c == 0 for f, c in zip(shards, chunk, strict=True)))
@@ -201,7 +220,8 @@ _KEYS_V3 = {"zarr_format", "node_type", "shape", "data_type", "chunk_grid", "chu
 }
 _LEVEL = range(-(2**17), 23)
 """Levels that compressors may have; zstd has negative ones."""
-_INDEX_CODECS = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+INDEX_CODECS = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+"""How a shard's index must be encoded."""
 _SHARDING = {"chunk_shape", "codecs", "index_codecs", "index_location"}
 _STREAMS = ("lz4", "lz4hc", "blosclz", "snappy", "zlib", "zstd")
 

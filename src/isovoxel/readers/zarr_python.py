@@ -38,7 +38,7 @@ from isovoxel.readers.chunks import DECODED_COPIES, DECODER_BYTES, DECODERS
 from isovoxel.readers.files import check_stored
 from isovoxel.readers.selection import Picked
 from isovoxel.readers.tiled import TiledReader
-from isovoxel.readers.zarr_layout import local_folder
+from isovoxel.readers.zarr_node import ArrayNode
 
 CHUNK_COPIES = 4
 """How many times one chunk is held, at most, beside the returned array; and once more for each codec."""
@@ -109,12 +109,13 @@ class ZarrReader(TiledReader):
         return isinstance(error, DECODING_ERRORS) and not is_transient(error)
 
 
-def slow_voxels(array: zarr.Array[Any], name: str, picked: Picked, chunk: Index3) -> tuple[ReadBox, int]:
+def slow_voxels(node: ArrayNode, name: str, picked: Picked, chunk: Index3) -> tuple[ReadBox, int]:
     """Return what reads boxes of an array through zarr-python, and the bytes that it holds beside what it returns.
 
     What zarr-python holds for one chunk was measured: the encoded bytes, the decoded chunk, the part of it that was
     asked for, and with shards that part once more, and the shard's index.
     """
+    array = node.opened()
     names = [codec_name(codec) for codec in array.compressors]
     copies = CHUNK_COPIES + len(array.filters) + sum(1 + DECODED_COPIES.get(codec, 0) for codec in names)
     overhead = copies * math.prod(array.chunks) * np.dtype(array.dtype).itemsize + FIXED_BYTES
@@ -122,8 +123,7 @@ def slow_voxels(array: zarr.Array[Any], name: str, picked: Picked, chunk: Index3
     if array.shards is not None:
         inner = map(ceil_div, array.shards, array.chunks)
         overhead += INDEX_COPIES * 16 * math.prod(inner)
-    folder = local_folder(array.store_path)
-    local = folder if isinstance(folder, str) else None
+    local = node.folder if isinstance(node.folder, str) else None
     reads = partial(ZarrReader, name, with_bounded_decoders(array), chunk=chunk, folder=local)
     return series_reader(picked, reads), overhead
 
