@@ -107,9 +107,7 @@ class ObjectPlace:
 
     def is_relative_to(self, other: ObjectPlace) -> bool:
         """Return whether this is the other place, or lies in it."""
-        return self.root == other.root and (
-            self.key == other.key or self.key.startswith(f"{other.key}/" * bool(other.key))
-        )
+        return self.root == other.root and f"{self.key}/".startswith(other.key and f"{other.key}/")
 
     # ---- reading ---------------------------------------------------------------------------------------------
 

@@ -30,7 +30,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from isovoxel.errors import InputError, InputMissingError
-from isovoxel.geometry.grid import Box, Index3
+from isovoxel.geometry.grid import Box, Index3, triple
 from isovoxel.metadata.tiff import parse_description, read_ome, read_ome_xml
 from isovoxel.metadata.units import Calibration
 from isovoxel.readers.base import Volume, check_voxels
@@ -40,7 +40,7 @@ from isovoxel.readers.registry import Location
 from isovoxel.readers.selection import Selection, pick_only
 from isovoxel.readers.tiff import calibration_of, open_tiff, volume_of_planes
 from isovoxel.readers.tiff_layout import Stack, planes_reader
-from isovoxel.readers.tiff_pages import Directories, read_directories
+from isovoxel.readers.tiff_pages import Directories, dtype_of, read_directories
 from isovoxel.readers.tiled import MixedReader, Stored, TiledReader
 
 ENDINGS = (".tif", ".tiff")
@@ -180,11 +180,7 @@ def _check_plane(tif: tifffile.TiffFile, file: str) -> None:
     if planes != "1":
         raise InputError(f"{file} has {planes} pages, where the first slice has one; give files of equal kinds only")
     pick_only(file, ["z", *page.axes.lower()], (1, *page.shape))
-    if page.dtype is None:
-        raise InputError(
-            f"{file} has an unsupported {page.bitspersample}-bit sample format; convert it to uint16 or float32"
-        )
-    check_voxels(file, (1, page.shape[0], page.shape[1]), page.dtype)
+    check_voxels(file, (1, page.shape[0], page.shape[1]), dtype_of(page, file))
 
 
 def _images(page: tifffile.TiffPage) -> str:
@@ -223,7 +219,6 @@ def _several_pages_each(files: Sequence[str], name: str) -> Volume:
             _check_alike(what, volume, volumes[0])
     first = volumes[0]
     depths = [volume.shape[0] for volume in volumes]
-    z, y, x = (max(lengths) for lengths in zip(*(volume.chunks for volume in volumes), strict=True))
     reader = MixedReader(
         name,
         tuple(volume.read for volume in volumes),
@@ -232,7 +227,7 @@ def _several_pages_each(files: Sequence[str], name: str) -> Volume:
         first.shape[1:],
         first.dtype,
         tuple(files),
-        (z, y, x),
+        triple(map(max, *(volume.chunks for volume in volumes), first.chunks)),
         max(volume.read_overhead for volume in volumes),
     )
     return replace(

@@ -331,6 +331,14 @@ class PageStorage:
         }
 
 
+def dtype_of(page: tifffile.TiffPage, name: str) -> np.dtype[Any]:
+    """Return the data type of a page's numbers, if their kind is known."""
+    if page.dtype is None:
+        bits = page.bitspersample
+        raise InputError(f"{name} has an unsupported {bits}-bit sample format; convert it to uint16 or float32")
+    return page.dtype
+
+
 def storage_of(page: tifffile.TiffPage, tags: Tags, name: str) -> PageStorage:
     """Return how a page is stored.
 
@@ -348,10 +356,7 @@ def storage_of(page: tifffile.TiffPage, tags: Tags, name: str) -> PageStorage:
     InputError
         If it holds numbers of a kind that is not known.
     """
-    if page.dtype is None:
-        raise InputError(
-            f"{name} has an unsupported {page.bitspersample}-bit sample format; convert it to uint16 or float32"
-        )
+    dtype = dtype_of(page, name)
     planar, depth, length, width, mixed = page.shaped
     if page.samplesperpixel != planar * mixed:
         said = f"it says {page.samplesperpixel} samples per pixel"
@@ -365,7 +370,7 @@ def storage_of(page: tifffile.TiffPage, tags: Tags, name: str) -> PageStorage:
     orientation = page.tags.valueof(ORIENTATION, 1)
     return PageStorage(
         page.parent.byteorder,
-        np.dtype(page.parent.byteorder + page.dtype.char),
+        np.dtype(page.parent.byteorder + dtype.char),
         bits,
         planar,
         mixed,

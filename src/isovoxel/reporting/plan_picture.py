@@ -81,7 +81,7 @@ class Face:
 def plan_svg(plan: Plan) -> str:
     """Return a figure of a plan, as an SVG element that can stand in a page or alone."""
     faces = _faces(plan)
-    block = plan.block_at(_middle(plan))
+    block = plan.block_at(triple(n // 2 for n in plan.block_grid))
     _, xz, _ = faces
     legend = _legend(plan, faces)
     # The corner that the faces leave free takes the block, if it is large enough.
@@ -144,10 +144,6 @@ def _faces(plan: Plan) -> tuple[Face, Face, Face]:
         Face(plan, VIEWS[1], (LEFT, TOP + height + GAP, width, depth)),
         Face(plan, VIEWS[2], (LEFT + width + GAP, TOP, depth, height)),
     )
-
-
-def _middle(plan: Plan) -> Index3:
-    return triple(n // 2 for n in plan.block_grid)
 
 
 def _title(canvas: Canvas, plan: Plan) -> None:

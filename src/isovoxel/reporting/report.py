@@ -20,7 +20,6 @@ from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
 from string import Template
-from types import TracebackType
 from typing import Any, Self, Unpack
 
 import psutil
@@ -115,10 +114,8 @@ class Report:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.recorder.__exit__(kind, error, trace)
+    def __exit__(self, _kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
+        self.recorder.__exit__()
         if isinstance(error, KeyboardInterrupt) and not isinstance(error, InterruptedJobError):
             return  # a second one, of which nothing is waited for
         if self.result is not None:
@@ -508,9 +505,7 @@ class Recorder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._done.set()
         if self._looking is not None:
             self._looking.join()
