@@ -14,6 +14,8 @@ from math import isfinite
 from re import fullmatch
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from isovoxel.metadata.units import canonical_time
 
 WORDS = {"t": "time point", "c": "channel"}
@@ -79,11 +81,7 @@ def place_of_volume(lengths: Sequence[int], volume: int) -> tuple[int, ...]:
     >>> place_of_volume((3, 2), 5)
     (2, 1)
     """
-    place = []
-    for length in reversed(lengths):
-        volume, at = divmod(volume, length)
-        place.append(at)
-    return tuple(reversed(place))
+    return tuple(map(int, np.unravel_index(volume, lengths)))
 
 
 def told_place(names: Sequence[str], place: Sequence[int]) -> str:
