@@ -60,7 +60,9 @@ def named_places(text: str) -> Iterator[Place]:
     file = local.rpartition(":/")[0]
     try:
         if os.path.lexists(local):
-            yield from _with_linked(Path(local))
+            yield Path(local)
+            if os.path.isdir(local):  # noqa: PTH112 - text of a user's
+                yield from _links_in(Path(local))
         elif file and os.path.lexists(file):
             yield Path(file)
         elif glob.has_magic(local):
@@ -69,10 +71,9 @@ def named_places(text: str) -> Iterator[Place]:
         return
 
 
-def _with_linked(path: Path) -> Iterator[Path]:
-    """Yield a path, and what links in a folder lead to: slices, or levels and what lies directly in them."""
-    yield path
-    folders = [path] if path.is_dir() else []
+def _links_in(path: Path) -> Iterator[Path]:
+    """Yield links in a folder: slices, or levels and what lies directly in them."""
+    folders = [path]
     for folder in folders:
         with os.scandir(folder) as entries:
             for entry in entries:

@@ -103,6 +103,8 @@ class Ledger:
         self._blocks = [level.n_blocks for level in plan.levels]
         blocks = folder / BLOCKS
         self._lines = FileLines(blocks) if isinstance(blocks, Path) else ObjectLines(blocks)
+        self.close = self._lines.close
+        """Keeps what was noted, and lets go of the rest; an OSError where a store refuses what is still to be kept."""
 
     @classmethod
     def begin(cls, folder: Place, plan: Plan, check: Callable[[], None] = lambda: None) -> Ledger:
@@ -236,16 +238,6 @@ class Ledger:
         self._check()
         self.filled.clear()
         self._lines.clear()
-
-    def close(self) -> None:
-        """Keep what was noted, and let go of the rest.
-
-        Raises
-        ------
-        OSError
-            If a store refuses what is still to be kept.
-        """
-        self._lines.close()
 
     def _place(self, line: Noted) -> int:
         """Return which block a line is about, counted from level to level."""

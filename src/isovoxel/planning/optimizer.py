@@ -253,7 +253,7 @@ def _best(draft: Plan, halved: tuple[bool, bool, bool]) -> Plan | None:
     volumes = draft.source.n_volumes
     blocks = volumes * _product(z.blocks, y.blocks, x.blocks)
     in_flight = np.minimum(draft.in_flight, blocks)
-    cached = _caches(axes, draft, in_flight)
+    cached = _caches(axes, draft, in_flight) if draft.source.caches else np.zeros_like(in_flight)[None]
     # The last axes are decoded once, none or one or all.
     along = list(enumerate(zip(axes, draft.source.decoded_shape, strict=True)))
     decoded = volumes * np.stack(
@@ -285,15 +285,12 @@ def _best(draft: Plan, halved: tuple[bool, bool, bool]) -> Plan | None:
 def _caches(axes: Sequence[_Candidates], draft: Plan, in_flight: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the bytes to keep nothing, or what neighbours share along x, y and x, or all axes, for all candidates."""
     z, y, x = (c.chunked for c in axes)
-    nothing = np.zeros_like(in_flight)
-    if not draft.source.caches:
-        return nothing[None]
     voxels = math.prod(draft.source.chunks)
     itemsize = draft.source.itemsize + KEPT_CHUNK / voxels
     _, ny, nx = (np.full_like(c.chunked, n) for c, n in zip(axes, draft.source.decoded_shape, strict=True))
     passing = itemsize * (in_flight + 1) * _product(z, y, x)
     row, layer = itemsize * _product(z, y, nx), itemsize * _product(z, ny, nx)
-    return np.stack([nothing, passing, passing + row, passing + row + layer])
+    return np.stack([np.zeros_like(in_flight), passing, passing + row, passing + row + layer])
 
 
 def _fits(draft: Plan, axes: Sequence[_Candidates], at: Index3, shape: Index3, cache: int, in_flight: int) -> bool:
