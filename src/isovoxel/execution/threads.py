@@ -49,6 +49,7 @@ from isovoxel.object_store import retries
 from isovoxel.object_store.retries import carried, is_transient, patience
 from isovoxel.output.shard import ShardReceipt
 from isovoxel.planning.model import Block
+from isovoxel.planning.plan import Plan
 from isovoxel.readers.base import Volume
 
 if TYPE_CHECKING:
@@ -116,6 +117,10 @@ class ThreadRun:
     """Makes a block; it is closed in the end."""
     _array: Any = None
     """The source as a dask array, where it is one."""
+    plan: Plan = field(init=False)
+    """The level's, as it is run."""
+    in_flight: int = field(init=False)
+    """How many blocks are in flight: fewer than planned where the host has too little memory."""
     _unflushed: Counter[int] = field(default_factory=Counter, init=False)
     """How often the shards of a block could not be flushed."""
 
@@ -153,7 +158,7 @@ class ThreadRun:
                         again.extend(short)
                         self._slow_down()
                         continue
-                    for index in short:
+                    for index in short:  # which the memory holds shard by shard at most
                         receipts, event = self._maker.make_by_shards(self.plan.block(index), flusher)
                         self.progress.finish(index, receipts, event)
         except InterruptedAgain:
