@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from isovoxel.errors import InputError
 from isovoxel.geometry.grid import Box
-from isovoxel.object_store.files import TOP, kind_of_node
+from isovoxel.object_store.files import TOP, fcntl, kind_of_node
 from isovoxel.planning.memory import human_bytes
 from isovoxel.readers.base import ReadBox, Volume
 from isovoxel.readers.files import DAMAGE, FileList, file_identity, reason_of, unavailable, unreadable
@@ -288,12 +288,6 @@ def _count(path: Path) -> int:
 # Room on the disk is looked at while the file grows, because what a gzip says of its size may be wrong, and is counted
 # modulo 4 GiB. Without locks (Windows) each volume has a file of its own.
 
-
-fcntl: Any
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 PREFIX = "isovoxel-unpacked-"
 """How the names of folders begin in which unpacked files lie."""
