@@ -37,20 +37,25 @@ class RawHeader:
     """Of its numbers, with their byte order."""
     axes: tuple[str, ...]
     """Name of each axis, in lower case, empty where it has none."""
+    skip: int
+    """Bytes from `begin` on, decompressed if need be, before the first voxel; -1: voxels are the end of them."""
+    begin: int
+    """Byte of the file at which a compressed stream begins, or behind the header."""
+    compressed: bool
+    """Whether the voxels are compressed by gzip or zlib."""
+    file: str | None
+    """The file beside the header that holds the voxels; None where they are behind it."""
     calibration: Calibration
     """Voxel size and unit."""
-    skipped: int
-    """Bytes before the first voxel, in the file, or in what it is decompressed to; -1: voxels are its end."""
-    begin: int = 0
-    """Byte of the file at which a compressed stream begins."""
-    compressed: bool = False
-    """Whether the voxels are compressed by gzip or zlib."""
-    file: str | None = None
-    """The file beside the header that holds the voxels; None where they are behind it."""
-    origin: Float3 = ORIGIN
+    origin: Float3
     """Position of voxel 0, z, y, x."""
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...]
     """What is not carried over, each a clause."""
+
+    @property
+    def skipped(self) -> int:
+        """Bytes before the first voxel, in the file, or in what it is decompressed to; below 0: voxels are its end."""
+        return self.skip if self.compressed or self.skip < 0 else self.begin + self.skip
 
 
 def _numbers(text: str) -> list[float]:
@@ -141,20 +146,8 @@ def read_nrrd(data: bytes) -> RawHeader:
         raise ValueError("its header does not end with a blank line")
     begin = end.end() if end is not None and file is None else 0
     skip = int(fields.get("byteskip", "0"))
-    compressed = encoding != "raw"
-    calibration, origin, notes = _nrrd_place(fields, axes, directions)
-    return RawHeader(
-        tuple(sizes[::-1]),
-        np.dtype(order + kind),
-        tuple(axes[::-1]),
-        calibration,
-        skip if compressed or skip < 0 else begin + skip,
-        begin,
-        compressed=compressed,
-        file=file,
-        origin=origin,
-        notes=notes,
-    )
+    dtype, place = np.dtype(order + kind), _nrrd_place(fields, axes, directions)
+    return RawHeader(tuple(sizes[::-1]), dtype, tuple(axes[::-1]), skip, begin, encoding != "raw", file, *place)
 
 
 def _nrrd_fields(header: bytes) -> dict[str, str]:
@@ -285,19 +278,9 @@ def read_metaimage(data: bytes) -> RawHeader:
     skip = int(fields.get("HeaderSize", "0"))
     local = file.upper() == "LOCAL"
     begin = last.end() if local else 0
-    calibration, origin, notes = _meta_place(fields, min(3, n - (samples > 1)))
-    return RawHeader(
-        tuple(sizes[::-1]),
-        np.dtype((">" if big else "<") + kind),
-        _meta_axes(n, interleaved=samples > 1),
-        calibration,
-        skip if compressed or skip < 0 else begin + skip,
-        begin,
-        compressed=compressed,
-        file=None if local else file,
-        origin=origin,
-        notes=notes,
-    )
+    dtype, axes = np.dtype((">" if big else "<") + kind), _meta_axes(n, interleaved=samples > 1)
+    place = _meta_place(fields, min(3, n - (samples > 1)))
+    return RawHeader(tuple(sizes[::-1]), dtype, axes, skip, begin, compressed, None if local else file, *place)
 
 
 def _meta_axes(n: int, *, interleaved: bool) -> tuple[str, ...]:
@@ -384,15 +367,9 @@ def read_mrc(data: bytes) -> RawHeader:
     ]
     calibration = calibrate("the MRC header", "MRC cell", triple(lengths[::-1]))
     inverted = by_imod and any(place) and not flags & _IMOD_PLAIN_ORIGIN
-    return RawHeader(
-        tuple(shape),
-        np.dtype(order + kind),
-        tuple(names),
-        calibration,
-        MRC_BYTES + extended,
-        origin=ORIGIN if inverted else _mrc_origin(place, starts, axes, calibration),
-        notes=(_IMOD_ORIGIN,) if inverted else (),
-    )
+    origin = ORIGIN if inverted else _mrc_origin(place, starts, axes, calibration)
+    told = (calibration, origin, (_IMOD_ORIGIN,) if inverted else ())
+    return RawHeader(tuple(shape), np.dtype(order + kind), tuple(names), MRC_BYTES + extended, 0, False, None, *told)
 
 
 def _mrc_order(data: bytes) -> str:
