@@ -96,8 +96,8 @@ def test_every_compression_is_read(codec: str, tmp_path: Path) -> None:
 )
 def test_attributes_state_the_voxel_size(attributes: Any, size: Any, origin: Any, unit: Any, tmp_path: Path) -> None:
     """Every writer's way is understood, with x first, and what makes no sense leaves the size unknown."""
-    calibration, found = read_n5(attributes)
-    assert (calibration.voxel_size, found, calibration.unit) == (size, origin, unit)
+    calibration = read_n5(attributes)
+    assert (calibration.voxel_size, calibration.origin, calibration.unit) == (size, origin, unit)
     assert bool(calibration.missing) == (size is None)
     # And whatever tensorstore thinks of them, the dataset opens.
     assert open_volume(write(tmp_path / "a", attributes=attributes)).voxel_size == size

@@ -24,10 +24,8 @@ _DATASET = "the dataset"
 _NAMES = ", ".join((_IN_MICROMETERS, *_IN_UNITS))
 
 
-def read_hdf5(
-    own: Mapping[str, Any], group: Mapping[str, Any] | None = None, *, coarser: bool = False
-) -> tuple[Calibration, Float3]:
-    """Return the voxel size that a dataset's attributes state, and the position of voxel 0 in the same unit.
+def read_hdf5(own: Mapping[str, Any], group: Mapping[str, Any] | None = None, *, coarser: bool = False) -> Calibration:
+    """Return the voxel size that a dataset's attributes state, and the position of voxel 0.
 
     Parameters
     ----------
@@ -40,22 +38,18 @@ def read_hdf5(
 
     Examples
     --------
-    >>> read_hdf5({"element_size_um": [2, 0.5, 0.5]})[0].voxel_size
+    >>> read_hdf5({"element_size_um": [2, 0.5, 0.5]}).voxel_size
     (2.0, 0.5, 0.5)
     """
     attributes = {**(group or {}), **own}
     if coarser and _IN_MICROMETERS not in own:
-        return Calibration(
-            missing=f"{_DATASET} is a downsampled level, and does not say its own in {_IN_MICROMETERS}"
-        ), ORIGIN
+        return Calibration(missing=f"{_DATASET} is a downsampled level, and does not say its own in {_IN_MICROMETERS}")
     if _IN_MICROMETERS in attributes:
-        return _calibrated(_IN_MICROMETERS, attributes[_IN_MICROMETERS], ["micrometer"] * 3), ORIGIN
+        return _calibrated(_IN_MICROMETERS, attributes[_IN_MICROMETERS], ["micrometer"] * 3)
     for key in _IN_UNITS:
         if key in attributes:
-            found = _calibrated(key, attributes[key], _units(attributes))
-            offset = three(attributes.get("offset"))
-            return found, ORIGIN if offset is None or not found.placed else offset
-    return Calibration(missing=f"{_DATASET} has no attribute that tells it ({_NAMES})"), ORIGIN
+            return _calibrated(key, attributes[key], _units(attributes)).at(three(attributes.get("offset")))
+    return Calibration(missing=f"{_DATASET} has no attribute that tells it ({_NAMES})")
 
 
 def three(value: Any) -> Float3 | None:
@@ -105,8 +99,8 @@ def _units(attributes: Mapping[str, Any]) -> list[str | None]:
 _IMARIS = "Imaris' DataSetInfo"
 
 
-def read_extent(attributes: Mapping[str, Any], shape: Index3) -> tuple[Calibration, Float3]:
-    """Return the voxel size of a level of an Imaris image, and the position of voxel 0's centre in the same unit.
+def read_extent(attributes: Mapping[str, Any], shape: Index3) -> Calibration:
+    """Return the voxel size of a level of an Imaris image, and the position of voxel 0.
 
     Parameters
     ----------
@@ -122,10 +116,8 @@ def read_extent(attributes: Mapping[str, Any], shape: Index3) -> tuple[Calibrati
         for (low, high), n in zip(ends, shape, strict=True)
     )
     found = calibrate(_IMARIS, "Imaris extents", lengths)
-    if not found.placed:
-        return found, ORIGIN
     sizes = found.voxel_size or (1.0, 1.0, 1.0)
-    return found, triple((low or 0.0) + size / 2 for (low, _), size in zip(ends, sizes, strict=True))
+    return found.at(triple((low or 0.0) + size / 2 for (low, _), size in zip(ends, sizes, strict=True)))
 
 
 def image_shape(attributes: Mapping[str, Any], padded: Index3) -> Index3 | None:
@@ -228,12 +220,11 @@ class _Found(NamedTuple):
     """A voxel size in some attributes."""
 
     calibration: Calibration
-    origin: Float3
     key: str
 
 
-def read_n5(attributes: Mapping[str, Any], around: Surroundings = ALONE) -> tuple[Calibration, Float3]:
-    """Return the voxel size that an N5 dataset's attributes state, and the position of voxel 0 in the same unit.
+def read_n5(attributes: Mapping[str, Any], around: Surroundings = ALONE) -> Calibration:
+    """Return the voxel size that an N5 dataset's attributes state, and the position of voxel 0.
 
     What a group says, or the finest level, is the finest level's; a dataset is coarser by its downsampling factors,
     and as a level is made of means, its first voxel's centre lies further in. What a level says itself is its own
@@ -248,10 +239,10 @@ def read_n5(attributes: Mapping[str, Any], around: Surroundings = ALONE) -> tupl
 
     Examples
     --------
-    >>> read_n5({"resolution": [4, 4, 40], "units": ["nm", "nm", "nm"]})[0].voxel_size
+    >>> read_n5({"resolution": [4, 4, 40], "units": ["nm", "nm", "nm"]}).voxel_size
     (40.0, 4.0, 4.0)
     >>> s1 = Surroundings([{"resolution": [4, 4, 40], "units": ["nm", "nm", "nm"]}], level=1)
-    >>> read_n5({"downsamplingFactors": [2, 2, 1]}, s1)[0].voxel_size
+    >>> read_n5({"downsamplingFactors": [2, 2, 1]}, s1).voxel_size
     (40.0, 8.0, 8.0)
     """
     own = _found(attributes, around.group)
@@ -263,13 +254,13 @@ def read_n5(attributes: Mapping[str, Any], around: Surroundings = ALONE) -> tupl
         return _missing(f"has no attribute that tells it ({', '.join(_READERS)})")
     factors = (1.0, 1.0, 1.0) if found is own and own.key == "transform" else _factors(attributes, around)
     if found.calibration.voxel_size is None or factors == (1.0, 1.0, 1.0):
-        return found.calibration, found.origin
+        return found.calibration
     if factors is None:
         return _missing("does not say how much coarser it is than the finest level")
     if own is None or _is_finest(own, finest):
         return _coarser(found, factors)
-    if finest is not None and _equal(_coarser(finest, factors)[0], own.calibration):
-        return own.calibration, own.origin
+    if finest is not None and _equal(_coarser(finest, factors), own.calibration):
+        return own.calibration
     return _missing(f"is downsampled, and does not say whether its {own.key} is its own or that of the finest level")
 
 
@@ -280,8 +271,8 @@ def _is_finest(own: _Found, finest: _Found | None) -> bool:
     return _equal(finest.calibration, own.calibration)
 
 
-def _missing(why: str) -> tuple[Calibration, Float3]:
-    return Calibration(missing=f"{_N5} {why}"), ORIGIN
+def _missing(why: str) -> Calibration:
+    return Calibration(missing=f"{_N5} {why}")
 
 
 def _found(attributes: Mapping[str, Any], group: Mapping[str, Any]) -> _Found | None:
@@ -291,11 +282,10 @@ def _found(attributes: Mapping[str, Any], group: Mapping[str, Any]) -> _Found | 
             units = {name: group[name] for name in ("units", "unit") if name in group}
             said = read({**units, **attributes})
             if said.sizes is None:
-                missing = f"{_N5} has no three numbers and axes in its attribute {_NAMED.get(key, key)}"
-                return _Found(Calibration(missing=missing), ORIGIN, key)
+                return _Found(_missing(f"has no three numbers and axes in its attribute {_NAMED.get(key, key)}"), key)
             units_zyx = (unit if isinstance(unit, str) and unit else None for unit in reversed(said.units))
             found = calibrate(_N5, f"N5 attribute {key}", triple(map(Length, said.sizes[::-1], units_zyx)))
-            return _Found(found, said.offset[::-1] if said.offset is not None and found.placed else ORIGIN, key)
+            return _Found(found.at(said.offset and said.offset[::-1]), key)
     return None
 
 
@@ -327,13 +317,14 @@ def _factors(attributes: Mapping[str, Any], around: Surroundings) -> Float3 | No
     return (1.0, 1.0, 1.0) if apart else None
 
 
-def _coarser(found: _Found, factors: Float3) -> tuple[Calibration, Float3]:
+def _coarser(found: _Found, factors: Float3) -> Calibration:
     """Return size and origin of a level that is coarser by these factors, x first, than what was found."""
-    if found.calibration.voxel_size is None:
-        return found.calibration, ORIGIN
-    axes = list(zip(found.origin, found.calibration.voxel_size, factors[::-1], strict=True))
+    finest = found.calibration
+    if finest.voxel_size is None:
+        return finest
+    axes = list(zip(finest.origin, finest.voxel_size, factors[::-1], strict=True))
     origin = triple(start + size * (factor - 1) / 2 for start, size, factor in axes)
-    return replace(found.calibration, voxel_size=triple(size * factor for _, size, factor in axes)), origin
+    return replace(finest, voxel_size=triple(size * factor for _, size, factor in axes), origin=origin)
 
 
 def _equal(one: Calibration, other: Calibration) -> bool:

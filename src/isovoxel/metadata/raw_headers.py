@@ -46,9 +46,7 @@ class RawHeader:
     file: str | None
     """The file beside the header that holds the voxels; None where they are behind it."""
     calibration: Calibration
-    """Voxel size and unit."""
-    origin: Float3
-    """Position of voxel 0, z, y, x."""
+    """Voxel size, unit and position of voxel 0."""
     notes: tuple[str, ...]
     """What is not carried over, each a clause."""
 
@@ -182,7 +180,7 @@ def _nrrd_axes(fields: Mapping[str, str], n: int, directions: Sequence[Vector | 
 
 def _nrrd_place(
     fields: Mapping[str, str], axes: Sequence[str], directions: Sequence[Vector | None]
-) -> tuple[Calibration, Float3, tuple[str, ...]]:
+) -> tuple[Calibration, tuple[str, ...]]:
     """Return voxel size and position, and what of them is not carried over."""
     space = [axis for axis, name in enumerate(axes) if name in ("x", "y", "z")] or list(range(min(3, len(axes))))
     chosen = [directions[axis] if axis < len(directions) else None for axis in space]
@@ -202,15 +200,15 @@ def _nrrd_place(
     calibration = _calibrated("the NRRD header", f"NRRD {source}", sizes, named)
     origin = _nrrd_vectors(fields.get("spaceorigin", ""))
     if not any(chosen) or not calibration.placed:
-        return calibration, ORIGIN, ()
+        return calibration, ()
     if len(chosen) != 3 or not all(vector is not None and len(vector) == 3 for vector in chosen):
-        return calibration, ORIGIN, (TURNED,)
+        return calibration, (TURNED,)
     matrix = np.array(chosen, np.float64).T
     if not is_upright(matrix):
-        return calibration, ORIGIN, (TURNED,)
+        return calibration, (TURNED,)
     if not origin or origin[0] is None or len(origin[0]) != 3 or not np.isfinite(origin[0]).all():
-        return calibration, ORIGIN, ()
-    return calibration, triple(origin[0][::-1]), ()
+        return calibration, ()
+    return calibration.at(triple(origin[0][::-1])), ()
 
 
 # ---- MetaImage -----------------------------------------------------------------------------------------------------
@@ -290,7 +288,7 @@ def _meta_axes(n: int, *, interleaved: bool) -> tuple[str, ...]:
     return (*names, "c") if interleaved else tuple(names)
 
 
-def _meta_place(fields: Mapping[str, str], n: int) -> tuple[Calibration, Float3, tuple[str, ...]]:
+def _meta_place(fields: Mapping[str, str], n: int) -> tuple[Calibration, tuple[str, ...]]:
     """Return voxel size and position of so many axes, and what of them is not carried over."""
     spacing = _numbers(fields.get("ElementSpacing", fields.get("ElementSize", "")))
     sizes = [*spacing[:n], *[None] * (n - len(spacing))]
@@ -300,14 +298,14 @@ def _meta_place(fields: Mapping[str, str], n: int) -> tuple[Calibration, Float3,
     offset = _numbers(next((fields[key] for key in ("Offset", "Position", "Origin") if key in fields), ""))
     turns = _numbers(next((fields[key] for key in ("TransformMatrix", "Rotation", "Orientation") if key in fields), ""))
     if not calibration.placed or len(offset) < n or not np.isfinite(offset).all():
-        return calibration, ORIGIN, ()
+        return calibration, ()
     size = math.isqrt(len(turns))
     matrix = np.eye(3)
     if size * size == len(turns) and size >= n:
         matrix[:n, :n] = np.reshape(turns, (size, size))[:n, :n]
     if not is_upright(matrix):
-        return calibration, ORIGIN, (TURNED,)
-    return calibration, triple([*offset[:3], 0.0][2::-1]), ()
+        return calibration, (TURNED,)
+    return calibration.at(triple([*offset[:3], 0.0][2::-1])), ()
 
 
 # ---- MRC -----------------------------------------------------------------------------------------------------------
@@ -367,9 +365,10 @@ def read_mrc(data: bytes) -> RawHeader:
     ]
     calibration = calibrate("the MRC header", "MRC cell", triple(lengths[::-1]))
     inverted = by_imod and any(place) and not flags & _IMOD_PLAIN_ORIGIN
-    origin = ORIGIN if inverted else _mrc_origin(place, starts, axes, calibration)
-    told = (calibration, origin, (_IMOD_ORIGIN,) if inverted else ())
-    return RawHeader(tuple(shape), np.dtype(order + kind), tuple(names), MRC_BYTES + extended, 0, False, None, *told)
+    notes = (_IMOD_ORIGIN,) if inverted else ()
+    calibration = calibration.at(None if inverted else _mrc_origin(place, starts, axes, calibration))
+    dtype, skip = np.dtype(order + kind), MRC_BYTES + extended
+    return RawHeader(tuple(shape), dtype, tuple(names), skip, 0, False, None, calibration, notes)
 
 
 def _mrc_order(data: bytes) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 import numpy as np
@@ -174,6 +174,10 @@ SMALLEST, LARGEST = 1e-12, 1e6
 """A voxel is real between a picometre and a thousand kilometres; without a unit, the same numbers."""
 
 
+ORIGIN: Float3 = (0.0, 0.0, 0.0)
+"""Where voxel 0 lies if nothing else is said."""
+
+
 @dataclass(frozen=True, slots=True)
 class Length:
     """What a file says of the voxel's length along one axis."""
@@ -188,7 +192,7 @@ class Length:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """The voxel size that a file's metadata state, or why they state none."""
+    """The voxel size that a file's metadata state, or why they state none; and where they say that voxel 0 lies."""
 
     voxel_size: Float3 | None = None
     """Physical voxel size, z, y, x, in `unit`."""
@@ -200,6 +204,8 @@ class Calibration:
     """Why `voxel_size` is None, as a clause."""
     counted: bool = False
     """Whether lengths are counted in voxels, of which each is 1 long, without a unit; then `voxel_size` is None."""
+    origin: Float3 = field(default=ORIGIN, compare=False)
+    """Position of voxel 0's centre, z, y, x, in `unit`."""
 
     def sources(self, unit: str | None = None) -> dict[str, str]:
         """Return where voxel size and unit were read from, for people; of each only where it is known.
@@ -216,6 +222,10 @@ class Calibration:
     def placed(self) -> bool:
         """Whether a position beside the size means anything."""
         return self.counted or self.voxel_size is not None
+
+    def at(self, origin: Float3 | None) -> Calibration:
+        """Return the same with a position of voxel 0, where there is one, and it means anything."""
+        return replace(self, origin=origin) if origin is not None and self.placed else self
 
 
 def calibrate(what: str, source: str, lengths: tuple[Length, Length, Length], *, flat: bool = False) -> Calibration:
@@ -303,9 +313,6 @@ def _names(axes: list[str]) -> str:
 # What is carried over is the position of voxel 0 where x, y and z point along the axes of the world, each in its
 # direction; turned or flipped axes are not, because the output has none.
 
-
-ORIGIN: Float3 = (0.0, 0.0, 0.0)
-"""Where voxel 0 lies if nothing else is said."""
 
 TURNED = "its affine turns or flips the axes, which is not carried over: voxels keep the order of the file"
 """What is said where that is so."""

@@ -236,8 +236,8 @@ def from_xarray(array: Any) -> Volume:
         known = [(min(step for step, _, _ in known), 0.0, known[0][2]), *known]
     steps, starts, units = zip(*known, strict=True)
     unit = units[0] if len(set(units)) == 1 else None
-    found = Calibration(triple(steps), unit, "coordinates of the DataArray")
-    return replace(volume, name=name, sources=sources).measured(found, triple(starts))
+    found = Calibration(triple(steps), unit, "coordinates of the DataArray", origin=triple(starts))
+    return replace(volume, name=name, sources=sources).measured(found)
 
 
 def _spacing(coordinate: Any) -> tuple[float, float, str | None] | None:

@@ -170,22 +170,20 @@ class Volume(InNotebooks):
             return self
         return replace(self, identity={**self.identity, "tag": self.checksum()}, checksum=None)
 
-    def measured(self, found: Calibration, origin: Float3 = ORIGIN, unit: str | None = None) -> Volume:
-        """Return the volume with the voxel size that its metadata state, or why they state none.
+    def measured(self, found: Calibration, unit: str | None = None) -> Volume:
+        """Return the volume with the voxel size and the place that its metadata state.
 
         Parameters
         ----------
         found
-            Voxel size and unit.
-        origin
-            World position of voxel 0's centre.
+            What they state.
         unit
             Where the unit was read from, if not from where the voxel size was.
         """
         return replace(
             self,
             voxel_size=found.voxel_size,
-            origin=origin,
+            origin=found.origin,
             unit=found.unit,
             sources={**self.sources, **found.sources(unit)},
             missing=found.missing,

@@ -155,8 +155,7 @@ class _Views:
                 shape = plain_zyx(self.name, dataset.shape)
                 told = {"shape": f"{home.name}:/{inner}", "axes": "BigDataViewer's order, z, y, x"}
                 picked = Picked((0 if dataset.ndim == 3 else None, dataset.ndim - 2, dataset.ndim - 1), {}, {})
-                measured = (Calibration(), ORIGIN)
-                return volume_of_dataset(dataset, home, self.name, "HDF5", picked, shape, measured, told)
+                return volume_of_dataset(dataset, home, self.name, "HDF5", picked, shape, Calibration(), told)
 
     def _partition(self, file: str) -> Path:
         if not stays_inside(file):
@@ -222,7 +221,7 @@ def _open(views: _Views, image: BdvImage, named: Mapping[str, str], selection: S
         channels=chosen_channels(told, len(told), picked.chosen.get("channel")),
     )
     files = partial(_files, str(views.path), (*others, FileList(tuple(sorted(own)))))
-    return volume.measured(found, origin).stored_in(files, now, **picked.chosen, **named)
+    return volume.measured(found.at(origin)).stored_in(files, now, **picked.chosen, **named)
 
 
 def _checked(views: _Views, time: int, setup: Setup, first: Volume) -> Volume:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from isovoxel.errors import InputError, InputMissingError
-from isovoxel.geometry.grid import Float3, Index3, triple
+from isovoxel.geometry.grid import Index3, triple
 from isovoxel.metadata.hdf5 import (
     FINEST,
     Surroundings,
@@ -106,7 +106,7 @@ def _open_dataset(dataset: h5py.Dataset, path: Path, name: str, selection: Selec
     return volume_of_dataset(dataset, path, name, "HDF5 dataset", picked, shape, _measured(dataset), told)
 
 
-def _measured(dataset: h5py.Dataset) -> tuple[Calibration, Float3]:
+def _measured(dataset: h5py.Dataset) -> Calibration:
     """Return what the attributes of a dataset, and of what it lies in, say of its voxel size."""
     own, group = dict(dataset.attrs), dict(dataset.parent.attrs)
     level = level_of(dataset.name.rpartition("/")[2])
@@ -139,7 +139,7 @@ def volume_of_dataset(
     kind: str,
     picked: Picked,
     shape: Index3,
-    measured: tuple[Calibration, Float3],
+    calibration: Calibration,
     told: Mapping[str, str],
 ) -> Volume:
     """Return a dataset as a volume.
@@ -158,7 +158,7 @@ def volume_of_dataset(
         Which of its axes are z, y and x.
     shape
         Number of voxels, z, y, x; from the first one on, if the dataset has more.
-    measured
+    calibration
         Voxel size and unit, and the position of voxel 0.
     told
         Where shape and axes were read from.
@@ -183,7 +183,7 @@ def volume_of_dataset(
         notes=(BY_HDF5,) if by_hdf5 else (),
         cached=None if by_chunks is None or by_hdf5 else by_chunks.cached,
     )
-    return of_file(volume.measured(*measured), path, dataset.name)
+    return of_file(volume.measured(calibration), path, dataset.name)
 
 
 def _reader_of(dataset: h5py.Dataset, path: Path, name: str, picked: Picked, shape: Index3) -> RawReader | Hdf5Reader:

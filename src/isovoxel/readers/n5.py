@@ -187,7 +187,7 @@ def open_n5(at: Location, _selection: Selection) -> Volume:
         sources=sources,
     )
     found = read_n5(attributes, Surroundings(groups, level, finest))
-    return volume.measured(*found).stored_in(files, partial(metadata_identity, home, metadata))
+    return volume.measured(found).stored_in(files, partial(metadata_identity, home, metadata))
 
 
 def _open(home: Path, attributes: Mapping[str, Any], name: str) -> tensorstore.TensorStore:
@@ -379,7 +379,7 @@ def _open_scale(at: Location, info: Mapping[str, Any], selection: Selection, lev
         series=picked.axes(),
     )
     now = partial(metadata_identity, path, [path / INFO])
-    volume = volume.measured(found, _origin(info["scales"][0], scale))
+    volume = volume.measured(found.at(_origin(info["scales"][0], scale)))
     return volume.stored_in(files, now, **selection.identity("level"), **picked.chosen)
 
 

@@ -102,7 +102,8 @@ def _open_level(
         series=picked.axes(time_step_of(level)),
         channels=picked.channels(read_channels(attributes), axes, array.shape),
     )
-    volume = volume.measured(calibration, _origin(level, picked.zyx, calibration.unit), "OME-Zarr axes")
+    calibration = replace(calibration, origin=_origin(level, picked.zyx, calibration.unit))
+    volume = volume.measured(calibration, "OME-Zarr axes")
     return volume.stored_in(
         None if volume.files is None else partial(_files, volume.files, _absolute(path)),
         partial(metadata_identity, path, files),

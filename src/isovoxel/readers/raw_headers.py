@@ -105,7 +105,7 @@ def _open(header: RawHeader, kind: str, at: Location, selection: Selection, *, p
     axes = picked.told(GIVEN if selection.axes is not None else _KINDS[kind].order)
     sources = {"shape": f"{kind} header", "axes": axes}
     volume = replace(volume, sources=sources, notes=(*header.notes, *volume.notes))
-    volume = volume.measured(header.calibration, header.origin)
+    volume = volume.measured(header.calibration)
     return _of_files(volume, kind, path, voxels, **picked.chosen, **selection.identity("axes"))
 
 
@@ -298,7 +298,7 @@ def _volume_of(header: Any, path: Path, file: Path, name: str) -> Volume:
     origin, turned = read_affine(header.get_best_affine()) if placed else (ORIGIN, "")
     notes = (*([turned] if turned else []), *volume.notes)
     volume = replace(volume, sources=sources, notes=notes)
-    volume = volume.measured(calibration, origin if calibration.placed else ORIGIN, "NIfTI xyzt_units")
+    volume = volume.measured(calibration.at(origin), "NIfTI xyzt_units")
     return _of_files(volume, "NIfTI", path, file)
 
 
