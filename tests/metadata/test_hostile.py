@@ -15,7 +15,7 @@ from isovoxel.errors import InputError
 from isovoxel.geometry.grid import VoxelGrid
 from isovoxel.metadata.ome import image_attributes, is_label_image, read_levels
 from isovoxel.metadata.series import stays_inside
-from isovoxel.metadata.tiff import MOST_PLANES, read_imagej, read_ome, read_ome_xml, read_tiff_tags
+from isovoxel.metadata.tiff import MOST_PLANES, Resolution, read_imagej, read_ome, read_ome_xml, read_tiff_tags
 from isovoxel.metadata.units import METERS, Calibration, Length, calibrate
 from strategies import examples
 
@@ -91,7 +91,7 @@ def check(found: Calibration) -> None:
 @given(mutated(IMAGEJ) | st.text(), rationals, rationals, st.none() | st.integers(0, 5))
 def test_imagej(text: str, x: tuple[int, int] | None, y: tuple[int, int] | None, unit: int | None) -> None:
     """An ImageJ description gives z what it says, and x and y what the tags say, or nothing."""
-    found = read_imagej(text, x, y, unit)
+    found = read_imagej(text, Resolution(x, y, unit))
     check(found)
     if found.voxel_size is not None:
         assert "spacing" in text
@@ -146,7 +146,7 @@ def test_tiff_tags(
     description: dict[str, Any], x: tuple[int, int] | None, y: tuple[int, int] | None, unit: int | None
 ) -> None:
     """Resolution tags and tifffile's description give what they say, or nothing."""
-    found = read_tiff_tags(description, x, y, unit)
+    found = read_tiff_tags(description, Resolution(x, y, unit))
     check(found)
     if found.voxel_size is not None:
         assert found.voxel_size[0] > 0

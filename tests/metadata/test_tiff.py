@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from isovoxel.metadata.tiff import parse_description, read_imagej, read_tiff_tags
+from isovoxel.metadata.tiff import Resolution, parse_description, read_imagej, read_tiff_tags
 
 NONE, INCH, CENTIMETER = 1, 2, 3
 RESOLUTION = (45527587, 1_000_000)
@@ -31,7 +31,7 @@ def test_imagej_states_spacing_and_resolution(
     values: dict[str, object], size: tuple[float, ...], unit: str | None
 ) -> None:
     """Spacing gives z, the resolution tags y and x, all in the description's unit."""
-    found = read_imagej(description(**values), RESOLUTION, RESOLUTION, 1)
+    found = read_imagej(description(**values), Resolution(RESOLUTION, RESOLUTION, 1))
     assert found.voxel_size == pytest.approx(size, rel=1e-15)
     assert (found.unit, found.missing) == (unit, "")
     assert found.source == "ImageJ spacing and resolution tags"
@@ -69,7 +69,7 @@ def test_what_imagej_does_not_state_is_said(
     values: dict[str, object], resolution: tuple[int, int] | None, unit: int | None, clause: str
 ) -> None:
     """An axis that is not stated, or makes no sense, leaves the voxel size unknown, with the reason."""
-    found = read_imagej(description(**values), resolution, resolution, unit)
+    found = read_imagej(description(**values), Resolution(resolution, resolution, unit))
     assert found.voxel_size is None
     assert clause in found.missing
 
@@ -92,7 +92,7 @@ def test_tags_state_spacing_and_resolution(
     description: dict[str, Any], resolution: tuple[int, int], unit: int, size: tuple[float, ...], length: str
 ) -> None:
     """The description's spacing is z, the resolution tags are y and x, in one unit."""
-    found = read_tiff_tags(description, resolution, resolution, unit)
+    found = read_tiff_tags(description, Resolution(resolution, resolution, unit))
     assert found.voxel_size == pytest.approx(size, rel=1e-15)
     assert found.unit == length
 
@@ -117,6 +117,6 @@ def test_what_tags_do_not_state_is_said(
     description: dict[str, Any], resolution: tuple[int, int] | None, unit: int | None, clause: str
 ) -> None:
     """What the tags do not tell leaves the voxel size unknown, with what is known and the reason."""
-    found = read_tiff_tags(description, resolution, resolution, unit)
+    found = read_tiff_tags(description, Resolution(resolution, resolution, unit))
     assert found.voxel_size is None
     assert clause in found.missing

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
 from math import isclose, isfinite
-from typing import Any
+from typing import Any, NamedTuple
 from xml.parsers import expat
 
 import numpy as np
@@ -28,6 +28,24 @@ Rational = tuple[int, int]
 
 NO_UNIT = 1
 """The TIFF's ResolutionUnit where pixels are counted per nothing in particular."""
+
+
+class Resolution(NamedTuple):
+    """What a TIFF's tags say of its resolution."""
+
+    x: Rational | None
+    """XResolution, pixels per unit, or None where the tag is absent."""
+    y: Rational | None
+    """YResolution, likewise."""
+    unit: int | None
+    """ResolutionUnit, or None where the tag is absent."""
+
+    @property
+    def lengths(self) -> tuple[float | None, float | None]:
+        """Length of a pixel along y and x, each None where that is not usable."""
+        y, x = (None if not pixels or not all(pixels) else pixels[1] / pixels[0] for pixels in (self.y, self.x))
+        return y, x
+
 
 _IMAGEJ = "the ImageJ description"
 _IMAGEJ_SOURCE = "ImageJ spacing and resolution tags"
@@ -51,24 +69,15 @@ def parse_description(description: str) -> dict[str, str]:
     return values
 
 
-def read_imagej(
-    description: str,
-    x_resolution: Rational | None,
-    y_resolution: Rational | None,
-    resolution_unit: int | None,
-    *,
-    flat: bool = False,
-) -> Calibration:
+def read_imagej(description: str, tags: Resolution, *, flat: bool = False) -> Calibration:
     """Return the voxel size that an ImageJ TIFF states.
 
     Parameters
     ----------
     description
         The image description, which begins with ``ImageJ=``.
-    x_resolution, y_resolution
-        The TIFF's XResolution and YResolution, pixels per unit, or None where the tag is absent.
-    resolution_unit
-        The TIFF's ResolutionUnit, or None where the tag is absent.
+    tags
+        Its resolution.
     flat
         As in `calibrate`.
 
@@ -81,9 +90,9 @@ def read_imagej(
     unit = values.get("unit") or None
     if unit is not None and unit.lower() in _UNCALIBRATED:
         return Calibration(missing=f"{_IMAGEJ} counts in pixels, so the stack is not calibrated")
-    y, x = length_per_pixel(y_resolution), length_per_pixel(x_resolution)
+    y, x = tags.lengths
     # Where nothing was calibrated, programs write 1 pixel per unit, or 72 per inch.
-    if unit is None and (resolution_unit != NO_UNIT or (y == 1 and x == 1)):
+    if unit is None and (tags.unit != NO_UNIT or (y == 1 and x == 1)):
         return Calibration(missing=f"{_IMAGEJ} has no unit, so its resolution tags mean nothing")
     return calibrate(
         _IMAGEJ,
@@ -120,14 +129,6 @@ def read_imagej_channels(tables: object) -> tuple[Channel, ...]:
     return tuple(Channel(color=f"{red:02X}{green:02X}{blue:02X}") for red, green, blue in ends)
 
 
-def length_per_pixel(resolution: Rational | None) -> float | None:
-    """Return the length of a pixel where a TIFF states pixels per length; None where that is not usable."""
-    if resolution is None:
-        return None
-    pixels, lengths = resolution
-    return lengths / pixels if pixels and lengths else None
-
-
 def _imagej_spacing(values: Mapping[str, str], unit: str | None) -> Length:
     text = values.get("spacing")
     if text is None:
@@ -151,31 +152,22 @@ _INCH = 2
 _UNITS = {NO_UNIT: None, _INCH: "inch", 3: "cm"}
 
 
-def read_tiff_tags(
-    description: Mapping[str, Any],
-    x_resolution: Rational | None,
-    y_resolution: Rational | None,
-    resolution_unit: int | None,
-    *,
-    flat: bool = False,
-) -> Calibration:
+def read_tiff_tags(description: Mapping[str, Any], tags: Resolution, *, flat: bool = False) -> Calibration:
     """Return the voxel size that resolution tags and tifffile's JSON description state together.
 
     Parameters
     ----------
     description
         The JSON object that tifffile wrote as image description; empty where there is none.
-    x_resolution, y_resolution
-        The TIFF's XResolution and YResolution, pixels per unit, or None where the tag is absent.
-    resolution_unit
-        The TIFF's ResolutionUnit, or None where the tag is absent: then it is inch, as TIFF specifies.
+    tags
+        Its resolution; without a ResolutionUnit the unit is inch, as TIFF specifies.
     flat
         As in `calibrate`.
     """
-    y, x = length_per_pixel(y_resolution), length_per_pixel(x_resolution)
+    y, x = tags.lengths
     unit = description.get("unit")
     unit = unit if isinstance(unit, str) and unit else None
-    tag_unit = _UNITS.get(_INCH if resolution_unit is None else resolution_unit)
+    tag_unit = _UNITS.get(_INCH if tags.unit is None else tags.unit)
     # tifffile says inch where its caller gave a resolution without a unit, whatever the caller meant.
     if unit is not None and tag_unit == "inch" and canonical_unit(unit) != "inch":
         return Calibration(missing=f"its description counts in {unit!r}, but its resolution tags per inch")

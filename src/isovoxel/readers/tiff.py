@@ -26,6 +26,7 @@ from isovoxel.metadata.series import Channel, SeriesAxis
 from isovoxel.metadata.tiff import (
     OmeXml,
     Rational,
+    Resolution,
     parse_description,
     read_imagej,
     read_imagej_channels,
@@ -343,15 +344,15 @@ def calibration_of(page: tifffile.TiffPage, kind: str, *, flat: bool = False) ->
     """Return the voxel size that the tags of a page state; `kind` is tifffile's, and not OME's."""
     x, y = (_rational(page.tags.valueof(tag)) for tag in ("XResolution", "YResolution"))
     unit = page.tags.valueof("ResolutionUnit")
-    unit = int(unit) if isinstance(unit, int) else None
+    tags = Resolution(x, y, int(unit) if isinstance(unit, int) else None)
     if kind == "imagej":
-        return read_imagej(page.imagej_description or "", x, y, unit, flat=flat)
+        return read_imagej(page.imagej_description or "", tags, flat=flat)
     if "<OME" in page.description[:1000]:  # whole, it would have made this an OME-TIFF
         return Calibration(missing="its OME-XML is cut short")
     description: object = {}
     with suppress(ValueError):  # before 2015 tifffile wrote no JSON, but "shape=(5, 512, 512)"
         description = json.loads(page.shaped_description or "{}") if kind == "shaped" else {}
-    return read_tiff_tags(description if isinstance(description, dict) else {}, x, y, unit, flat=flat)
+    return read_tiff_tags(description if isinstance(description, dict) else {}, tags, flat=flat)
 
 
 def _rational(value: Any) -> Rational | None:
