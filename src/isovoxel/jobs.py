@@ -295,56 +295,43 @@ def scaling_into(
             return
         if sampling.labels:
             raise OptionError(f"{volume.name} is to be scaled as labels itself; leave out --labels or --with-labels")
-        beside = labels_beside(volume, output, options, given, cluster)
-        check_apart(read_as("labels", labels, beside.watch.volume), folders)
+        watch, scale_labels = labels_beside(volume, output, options, given, cluster)
+        check_apart(read_as("labels", labels, watch.volume), folders)
 
         def scale_both() -> ScaleResult:
             result = scale()
-            return replace(result, labels=beside.run(order))
+            return replace(result, labels=_scale_beside(watch, partial(scale_labels, order)))
 
         yield scale_both
 
 
-@dataclass(frozen=True)
-class Beside:
-    """Labels of an image, which are scaled as it is."""
+def _scale_beside(watch: InputWatch, scale: Callable[[], ScaleResult]) -> ScaleResult:
+    """Scale labels, once their image is complete.
 
-    watch: InputWatch
-    """The labels, where the image lies."""
-    source: Any
-    """What the user gave for them."""
-    output: str
-    """Where they are written."""
-    options: Options
-    """How they are scaled."""
-    sampling: Sampling
-    """The kernel for them."""
-
-    def run(self, order: Order) -> ScaleResult:
-        """Scale them, once the image is complete.
-
-        Raises
-        ------
-        JobError
-            If that fails, before it is begun too: the image is there by then.
-        """
-        try:
-            if self.watch.is_changed():
-                raise InputError(f"{self.watch.volume.name} has changed since it was opened")
-            return run_job(self.watch, self.source, self.output, self.options, self.sampling, order)
-        except JobError:
-            raise
-        except IsovoxelError as error:
-            raise JobError(
-                f"the image is complete, but its labels are not begun: {error}; then run the same command again, "
-                "without --overwrite"
-            ) from error
+    Raises
+    ------
+    JobError
+        If that fails, before it is begun too: the image is there by then.
+    """
+    try:
+        if watch.is_changed():
+            raise InputError(f"{watch.volume.name} has changed since it was opened")
+        return scale()
+    except JobError:
+        raise
+    except IsovoxelError as error:
+        raise JobError(
+            f"the image is complete, but its labels are not begun: {error}; then run the same command again, "
+            "without --overwrite"
+        ) from error
 
 
 def labels_beside(
     image: Volume, output: str | Path, options: Options, given: Options, cluster: Cluster | None
-) -> Beside:
-    """Return the labels of an image, checked as far as they can be before the image is there.
+) -> tuple[InputWatch, Callable[[Order], ScaleResult]]:
+    """Return the labels of an image, where it lies, and what scales them as it is.
+
+    They are checked as far as they can be before the image is there.
 
     Parameters
     ----------
@@ -393,7 +380,8 @@ def labels_beside(
     placed = replace(volume, voxel_size=image.voxel_size, origin=image.origin, unit=image.unit, missing=image.missing)
     sampling = choose_sampling(placed, chosen)
     plan_volume(placed, chosen, sampling, cluster)
-    return Beside(InputWatch(placed), labels, where, chosen, sampling)
+    watch = InputWatch(placed)
+    return watch, partial(run_job, watch, labels, where, chosen, sampling)
 
 
 _OWN = (
