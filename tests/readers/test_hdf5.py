@@ -158,40 +158,6 @@ def test_axes_have_the_names_that_the_file_gives(tmp_path: Path) -> None:
         open_volume(path)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"compression": "gzip", "shuffle": True, "fletcher32": True},
-        {"compression": "lzf", "shuffle": True},
-        {"fletcher32": True},
-        {"compression": "szip"},
-        {"scaleoffset": 0},
-        {"shuffle": True},
-    ],
-)
-@pytest.mark.parametrize("order", ["<", ">"])
-def test_every_filter_of_hdf5_is_undone(options: dict[str, Any], order: str, tmp_path: Path) -> None:
-    """What HDF5 wrote is read, where this program decodes it and where HDF5 does."""
-    if "compression" in options and not h5py.h5z.filter_avail({"szip": 4}.get(options["compression"], 1)):
-        pytest.skip("this HDF5 has no szip")
-    volume = open_volume(write(tmp_path / "a.h5", STACK.astype(f"{order}u2"), chunks=CHUNKS, **options))
-    assert volume.chunks == CHUNKS
-    assert bool(volume.notes) == ("szip" in options.values() or "scaleoffset" in options)
-    box = Box((1, 7, 3), (12, 46, 61))
-    np.testing.assert_array_equal(volume.read(box), STACK[box.slices])
-
-
-def test_a_chunk_that_is_not_stored_is_the_fill_value(tmp_path: Path) -> None:
-    """Sparse datasets are read as HDF5 reads them; so are those that were never written."""
-    with h5py.File(tmp_path / "a.h5", "w") as file:
-        dataset = file.create_dataset("a", STACK.shape, "uint16", chunks=CHUNKS, compression="gzip", fillvalue=7)
-        dataset[:4] = STACK[:4]
-        expected = dataset[...]
-        file.create_dataset("b", STACK.shape, "uint16", fillvalue=9)
-    np.testing.assert_array_equal(open_volume(f"{tmp_path}/a.h5:/a").read(Box.whole(STACK.shape)), expected)
-    assert (open_volume(f"{tmp_path}/a.h5:/b").read(Box.whole(STACK.shape)) == 9).all()
-
-
 def test_a_user_block_is_passed_over(tmp_path: Path) -> None:
     """HDF5 may begin behind bytes of the user's, and is then read through HDF5."""
     for name, options in (("a.h5", {}), ("b.h5", {"chunks": CHUNKS, "compression": "gzip"})):

@@ -180,16 +180,25 @@ FILTERS: dict[str, Lay] = {
     "gzip before shuffle": chunked(lambda p: p.set_deflate(4), lambda p: p.set_shuffle()),
     "two times gzip": chunked(lambda p: p.set_deflate(1), lambda p: p.set_deflate(1)),
     "lzf": chunked(lambda p: p.set_filter(h5py.h5z.FILTER_LZF, h5py.h5z.FLAG_OPTIONAL)),
+    "lzf of what is shuffled": chunked(lambda p: p.set_shuffle(), lambda p: p.set_filter(h5py.h5z.FILTER_LZF, h5py.h5z.FLAG_OPTIONAL)),
     "shuffled as bytes": chunked(lambda p: p.set_shuffle(), lambda p: p.set_fletcher32()),
+    "shuffled": chunked(lambda p: p.set_shuffle()),
+    "checksums": chunked(lambda p: p.set_fletcher32()),
+    "gzip": LAYOUTS["gzip"],
 }
+BY_HDF5 = ["szip", "scale-offset", "nbit", "gzip before shuffle", "two times gzip"]
+"""What is not known here."""
 
 
 @pytest.mark.parametrize("kind", ["uint16", "12 bits from bit 4 on", "big endian"])
 @pytest.mark.parametrize("name", FILTERS)
 def test_filters_are_undone_in_their_order(name: str, kind: str, tmp_path: Path) -> None:
-    """Those that are known here, and all others by HDF5."""
+    """Those that are known here, and all others by HDF5, which is told."""
     path = typed(tmp_path / "a.h5", KINDS[kind](), VOXELS % 1000, FILTERS[name])
-    np.testing.assert_array_equal(open_volume(path).read(Box.whole(SHAPE)), VOXELS % 1000)
+    volume = open_volume(path)
+    assert volume.chunks == CHUNKS
+    assert bool(volume.notes) == (name in BY_HDF5 or kind.startswith("12"))
+    np.testing.assert_array_equal(volume.read(Box.whole(SHAPE)), VOXELS % 1000)
 
 
 @pytest.mark.parametrize("mask", range(8))
@@ -246,20 +255,6 @@ def test_a_checksum_of_old_is_a_checksum(tmp_path: Path) -> None:
         file["d"].id.write_direct_chunk((0, 0, 0), data[:-4] + bytes((b, a, d, c)))
         np.testing.assert_array_equal(file["d"][...], VOXELS)
     np.testing.assert_array_equal(open_volume(path).read(Box.whole(SHAPE)), VOXELS)
-
-
-def test_voxels_of_other_files_are_refused_by_name(tmp_path: Path) -> None:
-    """External storage, and virtual datasets."""
-    with h5py.File(tmp_path / "a.h5", "w") as file:
-        file.create_dataset("d", SHAPE, "u2", external=[(str(tmp_path / "raw"), 0, h5py.h5f.UNLIMITED)])
-    typed(tmp_path / "b.h5", KINDS["uint16"]())
-    layout = h5py.VirtualLayout(SHAPE, "u2")
-    layout[...] = h5py.VirtualSource(str(tmp_path / "b.h5"), "d", SHAPE)
-    with h5py.File(tmp_path / "c.h5", "w") as file:
-        file.create_virtual_dataset("d", layout)
-    for name in ("a.h5", "c.h5"):
-        with pytest.raises(InputError, match="has its voxels in other files"):
-            open_volume(tmp_path / name)
 
 
 def test_a_dataset_without_a_shape_is_refused(tmp_path: Path) -> None:
