@@ -85,25 +85,18 @@ OTHERS: dict[str, Callable[[Plan], Plan]] = {
     "decoder": lambda plan: replace(plan, device=replace(plan.device, decoding=1)),
     "cores": lambda plan: replace(plan, host=replace(plan.host, helpers=7)),
     "workers": lambda plan: replace(plan, host=replace(plan.host, workers=2)),
+    "place": lambda plan: plan,
 }
 
 
 @pytest.mark.usefixtures("rates")
 @pytest.mark.parametrize("other", OTHERS)
 def test_jobs_that_are_not_alike_say_nothing_of_each_other(other: str) -> None:
-    """Those of another device, engine, kernel, codec, encoder, decoder, number of cores or of workers."""
-    keep_rate(OTHERS[other](planned()), OUTPUT, 3.0)
-    assert forecast(planned()).seconds is None
-    assert forecast(OTHERS[other](planned())).seconds == pytest.approx(3.0)
-
-
-@pytest.mark.usefixtures("rates")
-def test_stores_and_disks_say_nothing_of_each_other() -> None:
-    """Objects take longer."""
-    bucket = ObjectPlace("s3://bucket", "out.zarr")
-    keep_rate(planned(), bucket, 3.0)
+    """Of another device, engine, kernel, codec, encoder, decoder, number of cores or of workers, or in a store."""
+    place = ObjectPlace("s3://bucket", "out.zarr") if other == "place" else OUTPUT
+    keep_rate(OTHERS[other](planned()), place, 3.0)
     assert forecast(planned(), OUTPUT).seconds is None
-    assert forecast(planned(), bucket).seconds == pytest.approx(3.0)
+    assert forecast(OTHERS[other](planned()), place).seconds == pytest.approx(3.0)
 
 
 @pytest.mark.usefixtures("rates")

@@ -56,11 +56,6 @@ def test_all_groups_around_the_process_count(groups: Groups) -> None:
     assert groups.limits("0::/user/job/step") == [(200, 70), (900, 500)]
 
 
-def test_max_is_no_limit(groups: Groups) -> None:
-    groups.add("", V2, "max", 500)
-    assert groups.limits("0::/") == []
-
-
 def test_version_1_has_a_folder_of_its_own_for_memory(groups: Groups) -> None:
     """Of the controllers only memory counts, also where it shares its line with others."""
     groups.add("memory", V1, "9223372036854771712", 900)
@@ -70,19 +65,20 @@ def test_version_1_has_a_folder_of_its_own_for_memory(groups: Groups) -> None:
     assert groups.limits(*lines) == [(500, 250), (9223372036854771712, 900)]
 
 
-@pytest.mark.parametrize(("version", "base"), [(V1, "memory"), (V2, "")])
-def test_in_a_container_its_own_group_is_the_root(groups: Groups, version: Mapping[str, str], base: str) -> None:
-    """There the path of the group is the host's, but the files that are seen are the container's."""
+@pytest.mark.parametrize(
+    ("version", "base", "line"),
+    [
+        (V1, "memory", "3:memory:/docker/4f2a"),
+        (V2, "", "0::/docker/4f2a"),
+        *((V2, "", f"0::{path}") for path in ("/../..", "/../other", "/")),
+    ],
+)
+def test_a_path_that_is_not_there_ends_at_the_root(
+    groups: Groups, version: Mapping[str, str], base: str, line: str
+) -> None:
+    """In a container it is the host's, of files that are the container's; outside of a name space it leads out."""
     groups.add(base, version, "600", 200)
-    line = "3:memory:/docker/4f2a" if base else "0::/docker/4f2a"
     assert groups.limits(line) == [(600, 200)]
-
-
-@pytest.mark.parametrize("path", ["/../..", "/../other", "/"])
-def test_paths_beyond_the_root_end_there(groups: Groups, path: str) -> None:
-    """A group outside of the process' name space is told as a path that leads out; the root is still read."""
-    groups.add("", V2, "600", 200)
-    assert groups.limits(f"0::{path}") == [(600, 200)]
 
 
 def test_groups_without_files_limit_nothing(groups: Groups) -> None:
