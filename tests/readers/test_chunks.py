@@ -28,18 +28,6 @@ def add(cache: ChunkCache, number: int, *, stored: bool = True) -> CachedChunk |
     return chunk if ours else None
 
 
-def test_the_chunk_that_was_not_used_for_longest_gives_its_buffer() -> None:
-    """A new chunk takes the buffer of the least recently used one, whatever came first."""
-    cache = ChunkCache(2, make)
-    first, second = add(cache, 1), add(cache, 2)
-    assert add(cache, 1) is None
-    third = add(cache, 3)
-    assert third.buffer is second.buffer
-    assert add(cache, 1) is None
-    assert add(cache, 2).buffer is third.buffer
-    assert first.buffer is not second.buffer
-
-
 def test_chunks_in_use_keep_their_buffers() -> None:
     """While all buffers are in use there is none for another chunk; after a release there is."""
     cache = ChunkCache(1, make)

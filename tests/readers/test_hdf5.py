@@ -354,16 +354,3 @@ def test_a_file_that_is_another_by_now_is_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="can no longer be read") as raised:
         volume.read(Box.whole(STACK.shape))
     assert not isinstance(raised.value, CorruptInputError)
-
-
-# ---- and all of it -----------------------------------------------------------------------------------------------
-
-
-def test_threads_read_side_by_side(tmp_path: Path) -> None:
-    """Readers of one file, of its chunks and through HDF5, do not disturb each other."""
-    for name, options in (("a.h5", {"compression": "gzip"}), ("b.h5", {"scaleoffset": 0})):
-        volume = open_volume(write(tmp_path / name, chunks=CHUNKS, **options))
-        tiles = list(Box.whole(STACK.shape).tiles((4, 20, 25))) * 2
-        with ThreadPoolExecutor(8) as pool:
-            for box, read in zip(tiles, pool.map(volume.read, tiles), strict=True):
-                np.testing.assert_array_equal(read, STACK[box.slices])

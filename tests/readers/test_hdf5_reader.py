@@ -180,7 +180,9 @@ FILTERS: dict[str, Lay] = {
     "gzip before shuffle": chunked(lambda p: p.set_deflate(4), lambda p: p.set_shuffle()),
     "two times gzip": chunked(lambda p: p.set_deflate(1), lambda p: p.set_deflate(1)),
     "lzf": chunked(lambda p: p.set_filter(h5py.h5z.FILTER_LZF, h5py.h5z.FLAG_OPTIONAL)),
-    "lzf of what is shuffled": chunked(lambda p: p.set_shuffle(), lambda p: p.set_filter(h5py.h5z.FILTER_LZF, h5py.h5z.FLAG_OPTIONAL)),
+    "lzf of what is shuffled": chunked(
+        lambda p: p.set_shuffle(), lambda p: p.set_filter(h5py.h5z.FILTER_LZF, h5py.h5z.FLAG_OPTIONAL)
+    ),
     "shuffled as bytes": chunked(lambda p: p.set_shuffle(), lambda p: p.set_fletcher32()),
     "shuffled": chunked(lambda p: p.set_shuffle()),
     "checksums": chunked(lambda p: p.set_fletcher32()),

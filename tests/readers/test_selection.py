@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
@@ -248,14 +247,6 @@ def test_every_command_takes_a_crop(isovoxel: Isovoxel, tmp_path: Path) -> None:
     assert isovoxel("convert", source, out, *words, "--quiet").code == 0
     np.testing.assert_array_equal(zarr.open_array(out / "0", mode="r")[:], DATA[SLICES])
     check_refused(isovoxel("info", source, "--crop", "0:99,:,:"), "reaches beyond")
-
-
-def test_chunks_beside_a_part_are_those_that_it_shares() -> None:
-    """By hand: a part from voxel 5 to 9 of 11, in chunks of 4, shares one voxel before it and two after it."""
-    volume = replace(open_volume(DATA), chunks=(4, 1, 29))
-    part = cropped(volume, ((5, 9), (3, 4), (None, 7)))
-    assert part.beside == ((1, 0, 0), (2, 0, 22))
-    assert list(itertools.chain(*volume.beside)) == [0] * 6
 
 
 # ---- axes that the user names ----------------------------------------------------------------------------------------

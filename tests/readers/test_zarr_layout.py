@@ -126,13 +126,9 @@ def direct_of(kind: str) -> dict[str, Any]:
     return {"chunks": (64, 64, 128)} | DIRECT[kind] | ({"shards": (256, 256, 256)} if "shards" in DIRECT[kind] else {})
 
 
-def test_an_array_in_memory_is_read_by_zarr_python() -> None:
-    """Only folders are read directly, not other stores."""
+def test_stores_other_than_folders_are_read_by_zarr_python(tmp_path: Path) -> None:
+    """Memory, and a store that a caller has changed, even where it lies in a folder."""
     assert isinstance(open_volume(zarr.create_array({}, data=STACK)).read, ZarrReader)
-
-
-def test_a_wrapped_store_is_read_by_zarr_python(tmp_path: Path) -> None:
-    """A store that a caller has changed is asked, even where it lies in a folder."""
 
     class Mine(zarr.storage.LocalStore):
         pass
@@ -302,20 +298,27 @@ def test_damage_never_leaves_the_buffer(kind: str, data: st.DataObject) -> None:
         assume(True)
 
 
-@pytest.mark.parametrize(("at", "value"), [(4, 2**31 - 1), (4, VOXELS.size - 1), (4, 0), (12, 2**31 - 1), (12, 3)])
-def test_a_blosc_header_that_lies_is_an_error(at: int, value: int) -> None:
-    """Neither the decoded nor the encoded size that blosc's header tells is believed."""
-    encoded = bytearray(numcodecs.Blosc("lz4").encode(VOXELS))
-    encoded[at : at + 4] = struct.pack("<I", value)
-    with pytest.raises(ValueError, match=r"decodes to|bytes that its header tells of"):
-        decode("blosc", bytes(encoded), VOXELS.size)
+SIZES = [0, VOXELS.size - 1, VOXELS.size + 1, 2**32 - 1]
 
 
-@pytest.mark.parametrize("says", [0, VOXELS.size - 1, VOXELS.size + 1, 2**32 - 1])
-def test_a_zstd_header_that_lies_is_an_error(says: int) -> None:
-    """The size that a zstd frame tells must be the buffer's, whatever follows."""
-    with pytest.raises(ValueError, match="decodes to"):
-        decode("zstd", zstd_frame(VOXELS.tobytes(), says), VOXELS.size)
+@pytest.mark.parametrize(
+    ("codec", "encoded", "at", "value"),
+    [
+        *(("blosc", numcodecs.Blosc("lz4").encode, 4, size) for size in (*SIZES[:2], 2**31 - 1)),
+        *(("blosc", numcodecs.Blosc("lz4").encode, 12, size) for size in (3, 2**31 - 1)),
+        *(("lz4", numcodecs.LZ4().encode, 0, size) for size in (*SIZES, 2**31 - 1)),
+        *(("zstd", lambda data, size=size: zstd_frame(data, size), None, size) for size in SIZES),
+    ],
+)
+def test_a_header_that_lies_is_an_error(
+    codec: str, encoded: Callable[[bytes], bytes], at: int | None, value: int
+) -> None:
+    """Neither the decoded size that it tells is believed, nor blosc's encoded one."""
+    data = bytearray(encoded(VOXELS.tobytes()))
+    if at is not None:
+        data[at : at + 4] = struct.pack("<I", value)
+    with pytest.raises(ValueError, match="bytes that its header tells of" if at == 12 else "decodes to"):
+        decode(codec, bytes(data), VOXELS.size)
 
 
 @pytest.mark.parametrize(
@@ -338,14 +341,6 @@ def test_a_bomb_takes_no_memory(codec: str, compress: Callable[[bytes], bytes]) 
     finally:
         tracemalloc.stop()
     assert peak < 700_000
-
-
-@pytest.mark.parametrize("says", [0, VOXELS.size - 1, VOXELS.size + 1, 2**31 - 1, 2**32 - 1])
-def test_an_lz4_header_that_lies_is_an_error(says: int) -> None:
-    """The size before an LZ4 block must be the buffer's."""
-    encoded = numcodecs.LZ4().encode(VOXELS.tobytes())
-    with pytest.raises(ValueError, match="decodes to"):
-        decode("lz4", struct.pack("<I", says) + encoded[4:], VOXELS.size)
 
 
 def test_lzma_that_asks_for_memory_is_an_error() -> None:
