@@ -149,14 +149,6 @@ def test_antialiasing_weighs_every_sample(table: Table) -> None:
     assert (dense(table).sum(0)[between] > 0).all()
 
 
-@pytest.mark.parametrize("boundary", ["nearest", "constant"])
-@pytest.mark.parametrize("by", [2, 3, 5, 7, 10, 100, 1000])
-def test_area_of_a_whole_inverse_factor_is_a_mean_of_blocks(by: int, boundary: str) -> None:
-    """Shrinking by a whole number weighs that many samples equally, and no other."""
-    matrix = dense(Table(axis_of(4 * by, 1 / by), "area", boundary=boundary))
-    np.testing.assert_allclose(matrix, np.kron(np.eye(4), np.full((1, by), 1 / by)), rtol=0, atol=1e-12)
-
-
 @given(tables(["area"], antialias=st.just(False)))
 def test_area_weighs_by_overlap(table: Table) -> None:
     """A sample weighs what its cell shares with the output voxel's; with 0 around it, nothing outside is counted."""

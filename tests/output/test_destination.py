@@ -35,17 +35,12 @@ def listing(folder: Path) -> list[tuple[str, int]]:
     return sorted((str(p), p.lstat().st_mtime_ns) for p in folder.rglob("*"))
 
 
-def test_a_new_folder_in_one_that_exists_may_be_written(tmp_path: Path) -> None:
-    """Any name will do, and nothing is made by asking."""
-    for name in ("out.zarr", "result", "a b.ome.zarr/"):
-        check(f"{tmp_path}/{name}")
-    assert listing(tmp_path) == []
-
-
-def test_a_relative_path_is_meant_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bare name is a folder in the working directory."""
+def test_a_new_folder_in_one_that_exists_may_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any name will do, a bare one in the working directory too, and nothing is made by asking."""
     monkeypatch.chdir(tmp_path)
-    check("out.zarr")
+    for name in ("out.zarr", f"{tmp_path}/out.zarr", f"{tmp_path}/result", f"{tmp_path}/a b.ome.zarr/"):
+        check(name)
+    assert listing(tmp_path) == []
 
 
 def test_an_old_output_needs_overwrite(old: Path) -> None:

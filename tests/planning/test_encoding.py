@@ -87,21 +87,15 @@ def test_batches_shrink_with_the_memory() -> None:
         assert host.baseline - HOST.baseline >= lanes * batches.hosts * batches.host_bytes
 
 
-def test_a_gpu_has_no_more_threads_than_it_has_use_for() -> None:
-    """They would wait for a buffer, in memory that takes long to get; a processor has use for all."""
-    for given, threads in (("gpu", 24), ("cpu", 64)):
-        storage_of = partial(default_storage, SHAPE, 2)
-        limits = H200, replace(HOST, threads=64, helpers=63)
-        _, (_, host) = with_encoder(given, None, lambda c, of=storage_of: of(codec=c), (16 * 10**9, 2), limits)  # type: ignore[misc]
-        assert host.threads == threads
-
-
-@pytest.mark.parametrize(("wanted", "threads"), [(None, 2 * LANES), (2, 2)])
-def test_few_cores_have_more_threads_where_a_gpu_encodes(wanted: int | None, threads: int) -> None:
-    """They wait for it most of the time; who asks for a number has it."""
+@pytest.mark.parametrize(
+    ("given", "cores", "wanted", "threads"),
+    [("gpu", 64, None, 24), ("cpu", 64, None, 64), ("gpu", 4, None, 2 * LANES), ("gpu", 2, 2, 2)],
+)
+def test_a_gpu_has_as_many_threads_as_it_has_use_for(given: str, cores: int, wanted: int | None, threads: int) -> None:
+    """More would wait for a buffer, in memory that takes long to get, and fewer for the GPU; who asks has as many."""
     storage_of = partial(default_storage, SHAPE, 2)
-    limits = H200, replace(HOST, threads=wanted or 4, helpers=(wanted or 4) - 1)
-    _, (_, host) = with_encoder("gpu", None, lambda c: storage_of(codec=c), (16 * 10**9, 2), limits, wanted)
+    limits = H200, replace(HOST, threads=cores, helpers=cores - 1)
+    _, (_, host) = with_encoder(given, None, lambda c: storage_of(codec=c), (16 * 10**9, 2), limits, wanted)
     assert host.threads == threads
 
 

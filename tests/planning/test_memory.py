@@ -61,6 +61,8 @@ EXACT = {"read": (2, 3, 5), "written": (7, 11, 13), "half": 0, "widths": (17, 19
         (((0,), (1,)), [7 * 3 * 5], [(7, 17), (11, 19)]),
         (((2,),), [], [(13, 23)]),
         (((0,),), [], [(7, 17)]),
+        # What stays as it is is only copied.
+        ((), [], []),
     ],
 )
 def test_an_exact_block_counts_what_each_pass_leaves(
@@ -91,12 +93,6 @@ def test_an_exact_block_that_moves_voxels_has_one_pass(itemsize: int, widths: In
     own = EXACT | {"passes": ((1, 2), (0,)), "widths": widths, "itemsize": itemsize}
     cost = exact_cost(**own, sum_bytes=8, moves=True, device=GPU, overlap=False)
     assert cost.device == 2 * (itemsize * READ + itemsize * WRITTEN + row * (7 + 11 + 13))
-
-
-def test_an_exact_block_with_no_pass_has_no_table() -> None:
-    """A volume that stays as it is is only copied."""
-    cost = exact_cost(**EXACT, passes=(), itemsize=2, sum_bytes=4, moves=False, device=GPU, overlap=False)
-    assert cost.device == 2 * (2 * READ + 2 * WRITTEN)
 
 
 def test_an_overlapped_block_holds_its_input_twice_more() -> None:
