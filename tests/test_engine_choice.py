@@ -19,7 +19,7 @@ from isovoxel.errors import DeviceError, JobError, OptionError, OutputExistsErro
 from isovoxel.geometry.grid import Box
 from isovoxel.options import Options
 from isovoxel.output.provenance import read_provenance
-from isovoxel.planner import EngineChoice, Limits, Sampling, ThisProcess, choose_engine, choose_sampling, plan_volume
+from isovoxel.planner import Limits, Sampling, ThisProcess, choose_engine, choose_sampling, plan_volume
 from isovoxel.reporting.progress import hints
 from small_jobs import stop_after
 
@@ -42,6 +42,7 @@ HAS_NOT = ("", "clEsperanto cannot be imported: it is not there; pip install pyc
         ("exact", "gpu", PLAIN, HAS, "exact", ""),
         ("cle", "cpu", PLAIN, HAS, "cle", ""),
         ("cle", "gpu", PLAIN, HAS, "cle", ""),
+        ("clij", "gpu", PLAIN, HAS, "clij", ""),  # the planner says which there are
     ],
 )
 def test_it_is_chosen(given: str | None, kind: str, sampling: Sampling, has: Any, engine: str, note: str) -> None:
@@ -191,8 +192,3 @@ def test_a_wrong_choice_is_refused(isovoxel: Isovoxel, tmp_path: Path, monkeypat
         for remembered in (generations.clesperanto, generations._tried):
             remembered.cache_clear()
     assert not (tmp_path / "out.zarr").exists()
-
-
-def test_an_unknown_engine_is_an_unknown_engine() -> None:
-    """The planner says which there are."""
-    assert choose_engine(PLAIN, "clij", "gpu", lambda: HAS) == EngineChoice("clij")

@@ -213,15 +213,6 @@ def test_labels_equal_the_reference_to_the_bit(engine: ExactEngine, case: Case, 
     assert set(np.unique(found).tolist()) <= {*np.unique(volume).tolist(), *outside}
 
 
-def test_labels_beyond_what_float64_holds_survive(engine: ExactEngine) -> None:
-    """Neighbours above 2^53, which float64 makes equal, stay apart."""
-    volume = (2**63 + np.arange(60, dtype=np.uint64)).reshape(3, 4, 5)
-    for interpolation in ("nearest", "mode"):
-        plan = cut(volume.shape, (2.0, 2.0, 2.0), WHOLE, "uint64", engine="exact", interpolation=interpolation)
-        found = carry_out(engine, plan, volume)
-        np.testing.assert_array_equal(found, volume.repeat(2, 0).repeat(2, 1).repeat(2, 2))
-
-
 def test_halves_go_to_the_even_integer(engine: ExactEngine) -> None:
     """Means of pairs, 0.5, 1.5 and 2.5, become 0, 2 and 2."""
     volume = np.array([0, 1, 1, 2, 2, 3, 254, 255], np.uint8).reshape(1, 1, 8)
