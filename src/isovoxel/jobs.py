@@ -174,11 +174,9 @@ def output_request(volume: Volume, planned: Plan, place: Place, options: Options
     """Return the output that a user asks for, of a volume that is identified."""
     from isovoxel.execution.output import OutputRequest
     from isovoxel.execution.recipe import provenance
-    from isovoxel.output.ledger import ledger_of
 
     return OutputRequest(
         path=place,
-        folder=ledger_of(place),
         made=provenance(planned, volume, labels=sampling.labels, receipts=options.keep_receipts is True),
         labels=sampling.labels,
         overwrite=options.overwrite,

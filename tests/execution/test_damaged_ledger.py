@@ -131,7 +131,7 @@ class Job:
         """Return how the same command would go on; nothing where it says in a sentence why it does not."""
         output_state(self.out)
         try:
-            return _find(self.plan, self.wanted, self.folder)
+            return _find(self.plan, self.wanted)
         except IsovoxelError as error:
             one_sentence(error)
             return None, None

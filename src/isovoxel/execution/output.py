@@ -17,7 +17,7 @@ import contextlib
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -71,8 +71,6 @@ class OutputRequest:
 
     path: Place
     """Where."""
-    folder: Place
-    """The ledger's."""
     made: Mapping[str, Any]
     """What makes it, for its attributes."""
     labels: bool
@@ -83,6 +81,11 @@ class OutputRequest:
     """"chunk", "shard" or both, where the user asks for certain ones."""
     said: str = "factor"
     """The option that says how far: "zoom", "voxel_size" or "factor"."""
+    folder: Place = field(init=False)
+    """The ledger's."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", ledger_of(self.path))
 
 
 @dataclass
