@@ -180,7 +180,7 @@ def test_one_of_0_1_was_begun_with_the_prototype(tmp_path: Path, monkeypatch: py
 def test_a_wrong_choice_is_refused(isovoxel: Isovoxel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything is written."""
     np.save(tmp_path / "in.npy", VOXELS)
-    for remembered in (generations.clesperanto, generations._tried):
+    for remembered in (generations.clesperanto, generations._first_that_loads):
         remembered.cache_clear()
     monkeypatch.setenv(generations.CHOICE, "clij")
     try:
@@ -189,6 +189,6 @@ def test_a_wrong_choice_is_refused(isovoxel: Isovoxel, tmp_path: Path, monkeypat
         with pytest.raises(OptionError):
             plan_volume(package.open_volume(VOXELS, voxel_size=(2, 1, 1)), Options(), PLAIN, Gpu(Options()))
     finally:
-        for remembered in (generations.clesperanto, generations._tried):
+        for remembered in (generations.clesperanto, generations._first_that_loads):
             remembered.cache_clear()
     assert not (tmp_path / "out.zarr").exists()

@@ -13,7 +13,6 @@ import logging
 import threading
 from typing import Any
 
-from isovoxel.engines.clesperanto import why_missing
 from isovoxel.engines.devices import Device, wake
 from isovoxel.errors import DeviceError
 from isovoxel.execution.distributed.worker_info import held_device
@@ -40,5 +39,4 @@ def _load(device: Device) -> None:
         import isovoxel.output.writer  # noqa: F401
 
         if device.kind == "gpu":  # where engine cle is the default
-            wake(device)
-            why_missing()
+            wake(device, None)

@@ -34,10 +34,10 @@ GENERATIONS = [
 def forgetful(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let each test choose anew, whatever the run chose, and the next one too."""
     monkeypatch.delenv(module.CHOICE, raising=False)
-    for remembered in (clesperanto, module._tried):
+    for remembered in (clesperanto, module._first_that_loads):
         remembered.cache_clear()
     yield
-    for remembered in (clesperanto, module._tried):
+    for remembered in (clesperanto, module._first_that_loads):
         remembered.cache_clear()
 
 
@@ -59,7 +59,7 @@ def test_the_prototype_is_tried_first(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = Other(), Other()
     monkeypatch.setattr(module, "_GENERATIONS", {"prototype": lambda: first, "pyclesperanto": lambda: second})
     assert clesperanto() is first
-    for remembered in (clesperanto, module._tried):
+    for remembered in (clesperanto, module._first_that_loads):
         remembered.cache_clear()
     failure = broken(AttributeError("module 'numpy' has no attribute 'asscalar'"))
     monkeypatch.setattr(module, "_GENERATIONS", {"prototype": failure, "pyclesperanto": lambda: second})
@@ -82,7 +82,7 @@ def test_a_variable_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_GENERATIONS", {"prototype": lambda: first, "pyclesperanto": lambda: second})
     monkeypatch.setenv(module.CHOICE, "pyclesperanto")
     assert clesperanto() is second
-    for remembered in (clesperanto, module._tried):
+    for remembered in (clesperanto, module._first_that_loads):
         remembered.cache_clear()
     monkeypatch.setenv(module.CHOICE, "clij2")
     with pytest.raises(OptionError, match="ISOVOXEL_CLE must be prototype or pyclesperanto, not 'clij2'"):

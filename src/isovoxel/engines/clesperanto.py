@@ -20,6 +20,7 @@ import os
 import platform
 import sys
 import tempfile
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -338,9 +339,18 @@ def why_missing() -> str:
     return found if isinstance(found, str) else ""
 
 
-@lru_cache
+_trying = threading.Lock()
+"""Held while generations are imported, which takes a second: a thread may do it ahead."""
+
+
 def _tried() -> Clesperanto | str:
     """Return the first generation that can be imported, or why none can."""
+    with _trying:
+        return _first_that_loads()
+
+
+@lru_cache
+def _first_that_loads() -> Clesperanto | str:
     chosen = os.environ.get(CHOICE, "")
     if chosen and chosen not in _GENERATIONS:
         raise OptionError(f"{CHOICE} must be {' or '.join(_GENERATIONS)}, not {chosen!r}")

@@ -9,9 +9,12 @@ import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from isovoxel.codecs.cuda import Gpu, can_code
+from isovoxel.engines.clesperanto import clesperanto
 from isovoxel.engines.opencl import TURN, prepare_caches, wake_device, wake_drivers
 from isovoxel.engines.registry import check_process, note_use
 from isovoxel.errors import DeviceError, OptionError
@@ -96,7 +99,7 @@ _starting: list[threading.Thread] = []
 
 
 def start_drivers(device: str, engine: str | None) -> None:
-    """Begin to load OpenCL and its drivers on a thread, and the device where engine exact will be asked for.
+    """Begin to load OpenCL and its drivers on a thread, and on another what the engine needs.
 
     Once in a process: for a command after the first one they are there. Whoever asks for devices waits for it; what
     fails then is done again, and raises there.
@@ -106,16 +109,17 @@ def start_drivers(device: str, engine: str | None) -> None:
     device
         As in `find_device`.
     engine
-        The one that the user names. Without one it is exact on a CPU.
+        The one that the user names, if any.
     """
 
     def start() -> None:
+        if device in ("auto", "gpu"):
+            threading.Thread(target=_wake_only_gpu, name="isovoxel-cuda", daemon=True).start()
         with contextlib.suppress(Exception):
             _load_pyopencl()
             wake_drivers()
             found = find_device(device)
-            if engine == "exact" or (engine is None and found.kind == "cpu"):
-                threading.Thread(target=wake, args=(found,), name="isovoxel-device", daemon=True).start()
+            threading.Thread(target=wake, args=(found, engine), name="isovoxel-device", daemon=True).start()
 
     if not _starting:
         thread = threading.Thread(target=start, name="isovoxel-drivers", daemon=True)
@@ -123,14 +127,32 @@ def start_drivers(device: str, engine: str | None) -> None:
         thread.start()
 
 
-def wake(device: Device) -> None:
-    """Make the context for kernels on a device ahead: that of CUDA where it may encode, else that of OpenCL."""
-    with contextlib.suppress(Exception):  # what fails is done again
-        if device.limits().encoders:
+def wake(device: Device, engine: str | None) -> None:
+    """Load what an engine needs ahead, and make the contexts for its kernels: of CUDA, where it may encode, and OpenCL.
+
+    Without a named engine it is cle on a GPU, where it can be imported, and exact on a CPU.
+    """
+    codes = False
+    with contextlib.suppress(Exception):  # what fails is done again, and raises there
+        codes = device.limits().encoders > 0
+        if codes:
             Gpu(device.pci)
-        else:
+    with contextlib.suppress(Exception):
+        if engine == "cle" or (engine is None and device.kind == "gpu"):
+            generation = clesperanto()
+            with TURN:
+                generation.queue(opencl_device(device))
+        elif not codes:
             with TURN:
                 wake_device(opencl_device(device))
+
+
+def _wake_only_gpu() -> None:
+    """Make CUDA's context on the only NVIDIA GPU of a system, where it may encode; OpenCL takes longer to name it."""
+    with contextlib.suppress(Exception):
+        (found,) = Path("/proc/driver/nvidia/gpus").iterdir()
+        if can_code():
+            Gpu(found.name)
 
 
 def find_device(wanted: str = "auto") -> Device:
@@ -285,10 +307,7 @@ def _ask_nvml(domain: int | None, bus: int | None, slot: int | None) -> tuple[st
     import pynvml
 
     try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return told, "", None
-    try:
+        _begin_nvml()
         gpus = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
         places = [_pci(_text(pynvml.nvmlDeviceGetPciInfo(gpu).busId)) for gpu in gpus]
         here = [
@@ -302,8 +321,14 @@ def _ask_nvml(domain: int | None, bus: int | None, slot: int | None) -> tuple[st
         return place, _text(pynvml.nvmlDeviceGetUUID(gpu)), int(pynvml.nvmlDeviceGetMemoryInfo(gpu).free)
     except pynvml.NVMLError:
         return told, "", None
-    finally:
-        pynvml.nvmlShutdown()
+
+
+@lru_cache
+def _begin_nvml() -> None:
+    """Let NVML begin, once in a process: it takes 0.05 s, and as long to end it each time that devices are listed."""
+    import pynvml
+
+    pynvml.nvmlInit()
 
 
 def _pci(text: str) -> str:

@@ -132,6 +132,8 @@ def queue_of(handle: Any) -> Any:
     """Return the queue for kernels on a ``pyopencl.Device``. The caller has the turn."""
     import pyopencl as cl
 
+    with contextlib.suppress(OSError, AttributeError, cl.Error):
+        wake_device(handle)
     if handle not in _queues:
         _queues[handle] = cl.CommandQueue(cl.Context(devices=[handle]), handle)
     return _queues[handle]
@@ -166,11 +168,13 @@ def wake_device(handle: Any) -> None:
     """
     import pyopencl as cl
 
+    if handle in _queues:
+        return
     library, status = ctypes.CDLL(cl._cl.__file__), ctypes.c_int()  # noqa: SLF001 - as above
     make = library.clCreateContext
     make.restype = ctypes.c_void_p
     made = make(None, 1, ctypes.byref(ctypes.c_void_p(handle.int_ptr)), None, None, ctypes.byref(status))
-    if made and handle not in _queues:
+    if made:
         _queues[handle] = cl.CommandQueue(cl.Context.from_int_ptr(made, retain=False), handle)
 
 
