@@ -75,6 +75,8 @@ class EngineChoice:
     """What a user should know who has not chosen it."""
 
 
+ROOM_FOR_LEVELS = (1, 0.8, 0.65)
+"""Shares of the host's memory for blocks of the full level that are tried, until there is room for those of level 1."""
 OUTSIDE = 1e-6
 """Output voxels that a sample may lie beyond the edge of the input, and count as inside: positions are rounded."""
 
@@ -245,7 +247,7 @@ def plan_volume(
     from isovoxel.planning.chunking import Storage, default_storage
     from isovoxel.planning.codecs import with_decoder, with_encoder
     from isovoxel.planning.optimizer import make_plan
-    from isovoxel.planning.pyramid import halved_axes, with_levels
+    from isovoxel.planning.pyramid import with_levels
 
     resources = resources or ThisProcess(options)
     kind = resources.limits(options.engine or "exact")[0].kind
@@ -271,10 +273,11 @@ def plan_volume(
             lambda codec: storage_of(codec=codec),
             (voxels, itemsize),
             (device, host),
+            choice.engine,
             options.threads,
         )
         sizes = volume.nbytes, voxels * itemsize
-        device, host = with_decoder(options.or_new("decode"), source.encoded, sizes, limits)
+        device, host = with_decoder(options.or_new("decode"), source.encoded, sizes, limits, choice.engine)
     else:
         storage = storage_of(codec=options.codec) if options.codec else storage_of()
     if options.threads is not None:
@@ -297,7 +300,6 @@ def plan_volume(
         shift=target.shift,
         storage=storage,
         device=device,
-        host=host,
         engine=choice.engine,
         library=choice.library,
         interpolation=sampling.interpolation,
@@ -307,7 +309,7 @@ def plan_volume(
         halo_mode="direct" if halo == "auto" and (volume.array is None or options.like is not None) else halo,
         fixed_storage=options.shard is not None,
     )
-    full = make_full()
+    full = make_full(host=host)
     if options.further_levels == 0:
         return full
 
@@ -328,13 +330,23 @@ def plan_volume(
         shard=options.shard,
         read_overhead=overhead,
     )
-    plan = add_levels(full)
-    if (halved := halved_axes(plan)) is not None:
+    return _with_room_for_level_1(add_levels(full), make_full, add_levels)
+
+
+def _with_room_for_level_1(plan: Plan, make_full: Callable[..., Plan], add_levels: Callable[[Plan], Plan]) -> Plan:
+    """Return a plan, or, where level 1 is not made of its blocks, one with blocks of which it can be made."""
+    from isovoxel.planning.pyramid import halved_axes
+
+    if (halved := halved_axes(plan)) is None:
+        return plan
+    # Where memory is short, blocks leave room for those of level 1.
+    for share in ROOM_FOR_LEVELS:
+        smaller = replace(plan.host, allowed=int(share * plan.host.allowed))
         with contextlib.suppress(DoesNotFitError):
-            larger = add_levels(make_full(halved=halved))
+            other = add_levels(replace(make_full(host=smaller, halved=halved), host=plan.host))
             # Reading the full level back takes longer than its blocks, which are fewer, take to come to an end.
-            if larger.made_along and larger.in_flight == plan.in_flight:
-                return larger
+            if other.made_along and 2 * other.in_flight >= plan.in_flight:
+                return other
     return plan
 
 

@@ -10,7 +10,7 @@ import pytest
 from isovoxel.codecs.decoder import TABLE, room_for
 from isovoxel.codecs.streams import ChunkCoding, most_streams
 from isovoxel.errors import OptionError
-from isovoxel.planning.codecs import LANES, LONGEST_CHUNK, DecodedBatches, with_decoder
+from isovoxel.planning.codecs import CONTEXT, HOST_CONTEXT, LANES, LONGEST_CHUNK, DecodedBatches, with_decoder
 from isovoxel.planning.model import DeviceLimits, Encoded, HostLimits
 
 GIB = 2**30
@@ -28,7 +28,7 @@ def chosen(
     host: HostLimits = HOST,
 ) -> bool:
     """Return whether the GPU decodes."""
-    limits, process = with_decoder(given, encoded, sizes, (device, host))
+    limits, process = with_decoder(given, encoded, sizes, (device, host), "cle")
     assert (limits.decoding > 0) == (process.baseline > host.baseline)
     assert replace(limits, decoding=0) == replace(device, decoding=0)
     return limits.decoding > 0
@@ -69,9 +69,10 @@ def test_what_cannot_be_decoded_is_refused(change: dict[str, Any], says: str) ->
 
 def test_what_cuda_holds_is_counted_once() -> None:
     """Where the GPU encodes as well, it is counted as what encodes."""
-    alone, host = with_decoder("gpu", ZSTD, SIZES, (H100, HOST))
-    beside, beside_host = with_decoder("gpu", ZSTD, SIZES, (replace(H100, encoding=GIB), HOST))
-    assert alone.decoding - beside.decoding == host.baseline - beside_host.baseline == 640 * 2**20
+    alone, host = with_decoder("gpu", ZSTD, SIZES, (H100, HOST), "cle")
+    beside, beside_host = with_decoder("gpu", ZSTD, SIZES, (replace(H100, encoding=GIB), HOST), "cle")
+    assert alone.decoding - beside.decoding == CONTEXT
+    assert host.baseline - beside_host.baseline == HOST_CONTEXT["cle"]
     batches = DecodedBatches(ZSTD.chunk_bytes, ZSTD.codec)
     assert batches.lanes_within(alone) == batches.lanes_within(beside) == LANES
 

@@ -1,6 +1,7 @@
 """Choosing blocks: the largest that fit, those that re-read least, and refusals with numbers."""
 
 import itertools
+import math
 import re
 import sys
 from dataclasses import replace
@@ -51,6 +52,42 @@ def test_budgets_hold_or_the_job_is_refused(
     assert plan.projected_host <= host.allowed
     assert not plan.cost.excess(device)
     assert 1 <= plan.in_flight <= threads
+
+
+def test_short_memory_goes_to_fewer_blocks_where_helpers_encode() -> None:
+    """In 2 GiB sixteen blocks in flight decode most chunks several times; with fewer, shared ones are kept."""
+    how = {"shape": (400, 1400, 1400), "factor": (5.0, 2.0, 2.0), "chunks": (64, 256, 256)}
+    device = device_limits(allowed=60 * GIB, memory=80 * GIB, largest_allocation=20 * GIB)
+
+    def plan(gib: int, helpers: int) -> Plan:
+        host = host_limits(allowed=gib * GIB, threads=16, helpers=helpers)
+        cached = replace(source(how["shape"], chunks=how["chunks"], read_overhead=20 * MIB), caches=True)
+        storage = default_storage(cached.grid.scaled(how["factor"]).shape, 2)
+        return make_plan(cached, how["factor"], storage=storage, device=device, host=host, engine="exact")
+
+    assert plan(100, 15).in_flight == plan(100, 0).in_flight == plan(2, 0).in_flight == 16
+    short = plan(2, 15)
+    assert short.in_flight < 16
+    assert short.cache > 0
+    assert short.projected_host <= 2 * GIB
+
+
+def test_a_gpu_that_encodes_keeps_large_shards_and_needs_no_room_on_the_host_for_them() -> None:
+    """Blocks stay on the device until they are encoded; one that has no room there comes to the host alone."""
+    device = device_limits(allowed=60 * GIB, memory=80 * GIB, largest_allocation=20 * GIB)
+    host = host_limits(allowed=2 * GIB, baseline=3 * GIB // 2, threads=16, helpers=15)
+    how = {"shape": (400, 1400, 1400), "factor": (5.0, 2.0, 2.0), "chunks": (64, 128, 128), "host": host}
+    on_gpu = planned(**how, engine="exact", device=replace(device, encoding=GIB))
+    on_cores = planned(**how, engine="exact", device=device)
+    assert on_gpu.keeps_blocks
+    assert not on_cores.keeps_blocks
+    assert on_gpu.storage.shard == (256, 256, 256)
+    assert math.prod(on_gpu.storage.shard) > math.prod(on_cores.storage.shard)
+    voxels = 2 * math.prod(on_gpu.largest.written)
+    assert on_gpu.staging_on_host == (on_gpu.staging[0], 0)
+    assert on_gpu.cost.spilled == voxels
+    assert on_gpu.cost.host == replace(on_gpu, device=device).cost.host - voxels
+    assert on_gpu.projected_host <= 2 * GIB
 
 
 def test_a_volume_eight_times_larger_needs_no_more() -> None:

@@ -34,7 +34,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -79,6 +79,8 @@ class BlockCost:
     """Of the bytes on the device, those that are the host's and count there."""
     pinned: int
     """Further bytes on the device of one block in flight, which the driver keeps for pinned host memory."""
+    spilled: int = 0
+    """Bytes on the host for the output of a block that has no room on the device until it is encoded there."""
 
     @property
     def device(self) -> int:
@@ -203,6 +205,7 @@ def exact_cost(
     decode: int,
     encode: int,
     overlap: bool,
+    kept: bool = False,
 ) -> BlockCost:
     """Return the projected bytes of one block under the `exact` engine, as the module says.
 
@@ -222,6 +225,8 @@ def exact_cost(
         Whether voxels are moved, not summed (nearest, mode, smooth): then there is one pass for all axes.
     device, decode, encode, overlap
         As in `cle_cost`.
+    kept
+        Whether blocks stay on the device until they are encoded there, but for their blocks of level 1.
     """
     sums, shape = [], list(read)
     for axes in passes[:-1] if not moves else ():
@@ -233,14 +238,16 @@ def exact_cost(
         tables = [max(3 * INDEX, INDEX + sum_bytes * width) * n for n, width in zip(written, widths, strict=True)]
     else:
         tables = [written[axis] * (INDEX + sum_bytes * widths[axis]) for axes in passes for axis in axes]
-    return _cost(
+    voxels = itemsize * math.prod(written)
+    cost = _cost(
         itemsize * math.prod(read),
-        itemsize * math.prod(written) + half,
+        voxels + half,
         (*sums, Allocation("tables", LANES[device.kind] * sum(tables))),
         device=device,
         beside=decode + encode,
         overlap=overlap,
     )
+    return replace(cost, host=cost.host - voxels, spilled=voxels + half) if kept else cost
 
 
 def _cost(

@@ -16,7 +16,8 @@ They are large, so that little is read twice, and not so few that some threads h
 
    The last factor is that of threads which take block after block: they do not end together, and wait half a block
    for the last, on average. Under cle a block costs CLE_OVERHEAD more for each thread, and PoCL compiles cle's kernels
-   anew for blocks of another shape: COMPILE for each.
+   anew for blocks of another shape: COMPILE for each. Where memory is short, half as many blocks in flight are tried,
+   and so on: what only their threads do counts for more then, while all cores encode.
 5. Where nothing fits, try smaller shards (unless the user chose them), then fewer blocks in flight; where still
    nothing fits, refuse with the numbers.
 """
@@ -26,6 +27,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -233,7 +235,7 @@ def _fit(draft: Plan, halved: tuple[bool, bool, bool], *, fixed_storage: bool) -
         storage: Storage | None = draft.storage
         while storage is not None:
             if found := _best(replace(draft, storage=storage), halved):
-                return found
+                return found.plan
             storage = None if fixed_storage else smaller(storage)
         if draft.in_flight == 1:
             raise DoesNotFitError(_refusal(draft, fixed_storage=fixed_storage))
@@ -241,8 +243,38 @@ def _fit(draft: Plan, halved: tuple[bool, bool, bool], *, fixed_storage: bool) -
         draft = replace(draft, in_flight=in_flight, helpers=min(draft.helpers, in_flight - 1))
 
 
-def _best(draft: Plan, halved: tuple[bool, bool, bool]) -> Plan | None:
-    """Return the draft with the block shape and cache of the least score that fits, or None where no shard fits."""
+class _Found(NamedTuple):
+    """A plan that fits."""
+
+    plan: Plan
+    score: float
+    """What it costs; see the module."""
+    first: bool
+    """Whether none is better that does not fit."""
+
+
+def _best(draft: Plan, halved: tuple[bool, bool, bool]) -> _Found | None:
+    """Return the draft with the number of blocks in flight, block shape and cache of the least score that fits.
+
+    With fewer blocks in flight these are larger; then more cores help to encode, and fewer read. A GPU that encodes
+    needs no help, but large shards, and many blocks in flight, most of which wait for it.
+    """
+    best = _best_of(draft, halved, draft.in_flight)
+    in_flight, by_gpu = draft.in_flight // 2, bool(draft.device.encoding)
+    while in_flight > 1 and draft.helpers and (best is None if by_gpu else best and not best.first):
+        helpers = min(draft.helpers, in_flight - 1) if by_gpu else draft.helpers
+        fewer = _best_of(replace(draft, in_flight=in_flight, helpers=helpers), halved, draft.in_flight)
+        if fewer and (best is None or fewer.score < best.score):
+            best = fewer
+        in_flight //= 2
+    return best
+
+
+def _best_of(draft: Plan, halved: tuple[bool, bool, bool], threads: int) -> _Found | None:
+    """Return the draft with the block shape and cache of the least score that fits, or None where no shard fits.
+
+    So many threads could work; as many as blocks are in flight read.
+    """
     # Whole shards, and two chunks where a side is halved.
     cuts = zip(draft.storage.shard, draft.storage.chunk, halved, strict=True)
     steps = (math.lcm(shard, 2 * chunk) if half else shard for shard, chunk, half in cuts)
@@ -263,9 +295,10 @@ def _best(draft: Plan, halved: tuple[bool, bool, bool]) -> Plan | None:
         ]
     )
 
-    kept = cached / draft.source.itemsize
+    kept, slower = cached / draft.source.itemsize, threads / draft.in_flight
     overhead = BLOCK_OVERHEAD + (CLE_OVERHEAD * in_flight if draft.engine == "cle" else 0)
-    work = DECODE * decoded + KEEP * kept + volumes * math.prod(draft.output.shape) + blocks * overhead
+    reading = DECODE * decoded + KEEP * kept + blocks * overhead
+    work = slower * reading + volumes * math.prod(draft.output.shape)
     score = work * (blocks + (draft.in_flight * draft.host.workers - 1) / 2) / blocks
     if draft.engine == "cle" and draft.device.kind == "cpu":
         score = score + COMPILE * _product(z.sizes, y.sizes, x.sizes)
@@ -274,11 +307,13 @@ def _best(draft: Plan, halved: tuple[bool, bool, bool]) -> Plan | None:
     roomy = written * draft.source.itemsize <= draft.device.largest_allocation
     eligible = np.flatnonzero(np.broadcast_to(roomy, score.shape))
     blocks = np.broadcast_to(blocks, score.shape)
-    for flat in eligible[np.lexsort((blocks.flat[eligible], cached.flat[eligible], score.flat[eligible]))]:
+    ranked = eligible[np.lexsort((blocks.flat[eligible], cached.flat[eligible], score.flat[eligible]))]
+    for rank, flat in enumerate(ranked):
         _, i, j, k = (int(n) for n in np.unravel_index(flat, score.shape))
         shape, cache, at_once = (z.lengths[i], y.lengths[j], x.lengths[k]), int(cached.flat[flat]), in_flight[i, j, k]
         if _fits(draft, axes, (i, j, k), shape, cache, int(at_once)):
-            return replace(draft, block_shape=shape, cache=cache, in_flight=int(at_once))
+            plan = replace(draft, block_shape=shape, cache=cache, in_flight=int(at_once))
+            return _Found(plan, float(score.flat[flat]), rank == 0)
     return None
 
 

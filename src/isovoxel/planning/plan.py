@@ -251,6 +251,13 @@ class Plan(InNotebooks):
         half = self._half_bytes(written) if self.halves_blocks else 0
         return math.prod(read) * self.source.itemsize, math.prod(written) * self.source.itemsize + half
 
+    @property
+    def staging_on_host(self) -> tuple[int, int]:
+        """Of these, the bytes that are projected on the host."""
+        read, written = self.staging
+        voxels = math.prod(self.largest.written) * self.source.itemsize
+        return read, written - voxels if self.keeps_blocks else written
+
     @cached_property
     def largest(self) -> Largest:
         """The shapes that hold each block's."""
@@ -286,6 +293,7 @@ class Plan(InNotebooks):
                 decode=self.source.read_overhead,
                 encode=encode,
                 overlap=overlap,
+                kept=self._keeps_blocks(halved=half > 0),
             )
         return cle_cost(
             read=read,
@@ -344,6 +352,15 @@ class Plan(InNotebooks):
         projected = self.projected_for(cost, self.in_flight, self.held + self.cache)
         return not cost.excess(self.device, self.in_flight) and projected <= self.host.allowed
 
+    @property
+    def keeps_blocks(self) -> bool:
+        """Whether blocks stay on the device until they are encoded there, but for their blocks of level 1."""
+        return self._keeps_blocks(halved=self.halves_blocks)
+
+    def _keeps_blocks(self, *, halved: bool) -> bool:
+        """Return whether blocks stay on the device; a processor that makes level 1 of them needs their voxels."""
+        return bool(self.device.encoding) and self.engine == "exact" and (halved or not self.made_along)
+
     def half_of(self, block: Block) -> Index3 | None:
         """Return the shape of the block of level 1 that is made of one; None for what is no whole block, or none is."""
         if not self.halves_blocks or block.write_box != self.block(block.index).write_box:
@@ -379,7 +396,8 @@ class Plan(InNotebooks):
         """
         shared = cost.device - cost.in_place if self.device.shares_host_memory else 0
         helping = helper_overhead(self.storage, self.source.itemsize, self.helpers)
-        return self.host.baseline + shared + kept + helping + in_flight * cost.host + bytes_along(self)
+        blocks = in_flight * cost.host + cost.spilled
+        return self.host.baseline + shared + kept + helping + blocks + bytes_along(self)
 
     @property
     def output_bytes(self) -> int:
