@@ -5,8 +5,10 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pytest
 
+from isovoxel.codecs.cuda import LARGE_PAGE, new_memory
 from isovoxel.engines.buffers import HostBufferPool
 
 
@@ -14,18 +16,50 @@ class _Plan:
     """What of a plan the pool looks at."""
 
     def __init__(self, staging: tuple[int, int], projected_host: int, in_flight: int = 2) -> None:
-        self.staging, self.projected_host, self.in_flight = staging, projected_host, in_flight
+        self.staging = self.staging_on_host = staging
+        self.projected_host, self.in_flight = projected_host, in_flight
 
 
 class _Buffer:
-    def __init__(self, nbytes: int, _register: Any = None) -> None:
+    def __init__(self, nbytes: int, _register: Any = None, _memory: Any = None) -> None:
         self.nbytes = nbytes
+
+    def free(self) -> None:
+        """Give back what it does not have."""
 
 
 @pytest.fixture
 def pool() -> Any:
     """A pool whose buffers take no memory."""
-    return HostBufferPool(_Buffer, lambda plan: plan.staging)  # type: ignore[arg-type]
+    return HostBufferPool(lambda _: None, _Buffer, lambda plan: plan.staging)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("nbytes", [1, 4096, LARGE_PAGE - 1, LARGE_PAGE, 3 * LARGE_PAGE + 5])
+def test_memory_that_a_gpu_shall_reach_lies_in_whole_large_pages(nbytes: int) -> None:
+    """It begins with one, has so many bytes, which are zeros, and can be written."""
+    memory = new_memory(nbytes)
+    assert (memory.shape, memory.dtype) == ((nbytes,), np.uint8)
+    assert memory.ctypes.data % LARGE_PAGE == 0
+    assert not memory.any()
+    memory[:] = 7
+    assert memory.min() == 7
+
+
+def test_memory_that_is_not_there_is_a_lack_of_memory() -> None:
+    """What the pool waits for is told from other failures."""
+    with pytest.raises(MemoryError, match="no 1152921504606846976 bytes"):
+        new_memory(2**60)
+
+
+def test_where_blocks_must_come_to_the_host_after_all_there_are_as_many_pairs_as_are_projected(pool: Any) -> None:
+    """Four blocks in flight are projected to take 40 bytes each, and take 100: one pair goes round."""
+    plan = _Plan((40, 60), 1000, in_flight=4)
+    plan.staging_on_host = (40, 0)
+    pair = pool.take(plan)
+    with ThreadPoolExecutor(1) as other:
+        second = other.submit(pool.take, plan)
+        pool.give(pair)
+        assert second.result() is pair
 
 
 def test_larger_buffers_are_kept_within_the_projection_of_the_levels_before(pool: Any) -> None:

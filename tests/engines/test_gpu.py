@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from isovoxel.engines.cuda import CudaEngine
 from isovoxel.engines.devices import Device, find_device, list_devices
 from isovoxel.engines.exact import ExactEngine
 from isovoxel.engines.opencl import TURN
+from isovoxel.engines.pipeline import StagedEngine
 from isovoxel.engines.reference import reference, reference_labels
 from isovoxel.errors import DeviceLostError
 from isovoxel.geometry.grid import Box, round_up
@@ -223,6 +225,14 @@ print(max(a - b for a, b in zip(most, before)))
 """Prints by how much the used memory of one GPU rose until standard input was closed."""
 
 
+def _scale_on_both_lanes(engine: StagedEngine, array: Any, plan: Plan) -> None:
+    """Scale the first block of a plan twice; the lane that has memory for it is taken first."""
+    block = plan.block(0)
+    engine.scale(array[block.read_box.slices], block, plan)
+    with engine.lanes.one():
+        engine.scale(array[block.read_box.slices], block, plan)
+
+
 @pytest.mark.parametrize("factor", [(0.5, 0.5, 0.5), (2.0, 1.5, 1.5)])
 @pytest.mark.parametrize(("name", "interpolation"), [("cle", "linear"), ("cle", "nearest"), ("exact", "linear")])
 def test_projected_bytes_are_those_the_driver_reports(
@@ -234,14 +244,12 @@ def test_projected_bytes_are_those_the_driver_reports(
     plan = plan_of(array, factor, gpu, engine=name, interpolation=interpolation)
     small = plan_of(array[:3, :3, :3], factor, gpu, engine=name, interpolation=interpolation)
     used.release()
-    for _ in range(2):
-        used.scale(array[small.block(0).read_box.slices], small.block(0), small)
+    _scale_on_both_lanes(used, array, small)
     with subprocess.Popen(
         [sys.executable, "-c", WATCH], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as watcher:
         assert watcher.stdout.readline() == "ready\n"
-        for _ in range(2):  # the lanes take turns
-            used.scale(array[plan.block(0).read_box.slices], plan.block(0), plan)
+        _scale_on_both_lanes(used, array, plan)
         risen = int(watcher.communicate()[0])
     print(f"{name} {interpolation} {factor}: projected {plan.projected_device:,}, driver reports {risen:,} bytes")
     # The driver rounds images up to tiles of 16 voxels a side, and everything to pages of 2 MiB.

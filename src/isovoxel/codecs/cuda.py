@@ -1,7 +1,8 @@
 """One GPU as CUDA sees it: its memory, memory of the host that it reaches, kernels, and what is lent to threads.
 
-CUDA's own memory of the host takes a second for each gigabyte; ordinary memory that is registered afterwards takes a
-third of that, in each thread at the same time (measured, H200).
+Drivers take half a second for each GiB of memory of the host that a GPU shall reach. Ordinary memory in the system's
+large pages, which is registered afterwards, takes a third of that in one thread and a seventh in four (benchmarks/
+RESULTS.md, "Memory that a GPU reaches").
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ from isovoxel.codecs.cuda_driver import (
 from isovoxel.codecs.nvcomp import NvcompError
 from isovoxel.geometry.grid import ceil_div
 
+LARGE_PAGE = 2**21
+"""Bytes of the large pages that systems give."""
+
 MOST_ARGUMENTS = 24
 """A kernel has no more arguments."""
 
@@ -40,6 +44,30 @@ GROUP = 256
 """Work items of a group."""
 
 T = TypeVar("T")
+
+
+def new_memory(nbytes: int) -> NDArray[np.uint8]:
+    """Return zeros in large pages, where the system has them, which are there before a driver asks for them.
+
+    Raises
+    ------
+    MemoryError
+        If there is not so much.
+    """
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    try:
+        room = mmap.mmap(-1, nbytes + LARGE_PAGE, **private)
+    except OSError as error:
+        raise MemoryError(f"the host has no {nbytes} bytes") from error
+    memory = np.frombuffer(room, np.uint8)
+    start = -memory.ctypes.data % LARGE_PAGE
+    whole = nbytes // LARGE_PAGE * LARGE_PAGE
+    if whole and hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a system without them
+            room.madvise(mmap.MADV_HUGEPAGE, start, whole)
+    memory = memory[start : start + nbytes]
+    memory[:: mmap.PAGESIZE] = 0  # in this thread, while others do the same; a driver has them wait for each other
+    return memory
 
 
 def can_code() -> bool:
@@ -177,7 +205,7 @@ class Gpu:
 
     def host_memory(self, nbytes: int) -> Registration:
         """Return new memory of the host that the GPU reaches."""
-        memory = np.frombuffer(mmap.mmap(-1, nbytes), np.uint8)
+        memory = new_memory(nbytes)
         with self.used():
             return Registration(self, memory)
 

@@ -1,10 +1,9 @@
 """Memory of a block's voxels: host memory that the device reaches, and buffers on the device.
 
 Whatever is allocated is kept for the blocks to come: allocating and first touching memory costs more than a kernel.
-Getting memory that a GPU reaches takes a quarter of a second for a GiB, and giving it back as long (measured), longer
-than a small level takes. So a level may use the larger host buffers of the level before, but only as far as the job
-holds no more memory for it than it was projected to hold. Each block in flight gets its own when it first needs it,
-while others are read, and nothing is touched before its voxels come.
+Getting memory that a GPU reaches takes longer than a small level. So a level may use the larger host buffers of the
+level before, but only as far as the job holds no more memory for it than it was projected to hold. Each block in flight
+gets its own when it first needs it, while others are read.
 
 `Fit` remembers how small the pieces of a block must be where the device has less than was projected.
 """
@@ -16,7 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -31,6 +30,9 @@ from isovoxel.planning.plan import Plan
 
 Register = Callable[[NDArray[Any]], Registration | None]
 """Lets CUDA reach memory of the host, for as long as what is returned is there; None where it does not."""
+
+Reserved = NDArray[np.uint8] | None
+"""Memory of the host for a buffer, None where the driver gets it."""
 
 POLL_SECONDS = (1e-4, 1e-3)
 """How long a block sleeps before it looks again whether the device is done with it: at first, and at most.
@@ -53,18 +55,38 @@ class HostBuffer:
         How large.
     register
         Lets what encodes or decodes reach it as well, for as long as it is there.
+    memory
+        The memory, where the device's driver shall not get it itself.
     """
 
-    def __init__(self, queue: Any, nbytes: int, register: Register | None = None) -> None:
+    def __init__(
+        self, queue: Any, nbytes: int, register: Register | None = None, memory: NDArray[np.uint8] | None = None
+    ) -> None:
         import pyopencl as cl
 
-        flags = cl.mem_flags.READ_WRITE | cl.mem_flags.ALLOC_HOST_PTR
-        self.buffer = cl.Buffer(queue.context, flags, max(1, nbytes))
+        if memory is None:
+            flags = cl.mem_flags.READ_WRITE | cl.mem_flags.ALLOC_HOST_PTR
+            self.buffer: Any = cl.Buffer(queue.context, flags, max(1, nbytes))
+        else:
+            flags = cl.mem_flags.READ_WRITE | cl.mem_flags.USE_HOST_PTR
+            self.buffer = cl.Buffer(queue.context, flags, hostbuf=memory)
         self.nbytes = nbytes
         self._queue = queue
         self._mapped: Any = None
         memory = self._bytes()
         self._registration = None if register is None else register(memory)
+
+    def free(self) -> None:
+        """Give the memory back; nothing uses it any more."""
+        self._registration = None
+        with suppress(Exception):  # where the driver has ended before
+            if self._mapped is not None:
+                self._mapped.base.release(self._queue).wait()  # before the memory goes that the driver was given
+        self._mapped = self.buffer = None
+
+    def __del__(self) -> None:
+        with suppress(Exception):
+            self.free()
 
     @contextmanager
     def lent(self) -> Iterator[None]:
@@ -256,16 +278,21 @@ class HostBufferPool:
 
     Parameters
     ----------
+    reserve
+        Gets memory of so many bytes, in several threads at the same time; None where `make` does it.
     make
-        Makes a buffer of so many bytes, and lets a codec reach it.
+        Makes a buffer of so many bytes, of memory that was reserved, and lets a codec reach it.
     sizes
         Returns how many bytes a pair has for a plan.
     """
 
     def __init__(
-        self, make: Callable[[int, Register | None], HostBuffer], sizes: Callable[[Plan], tuple[int, int]]
+        self,
+        reserve: Callable[[int], Reserved],
+        make: Callable[[int, Register | None, Reserved], HostBuffer],
+        sizes: Callable[[Plan], tuple[int, int]],
     ) -> None:
-        self._make, self._sizes_for = make, sizes
+        self._reserve, self._make, self._sizes_for = reserve, make, sizes
         self._free: list[HostPair] = []
         self._sizes = (0, 0)
         self._projected = 0  # the largest projection of the plans that these served
@@ -289,6 +316,7 @@ class HostBufferPool:
                 if not self._serve(plan):
                     self._free.clear()
                     self._sizes = self._sizes_for(plan)
+                    self._most = self._most_of(plan)
                 self._projected = max(self._projected, plan.projected_host)
                 self._changed.wait_for(lambda: self._most is None or self._used < self._most)
                 self._used += 1
@@ -296,8 +324,9 @@ class HostBufferPool:
                     return self._free.pop()
                 (read, written), (decoded, encoded) = self._sizes, self.registers
             try:
+                inputs, outputs = self._reserve(read), self._reserve(written)
                 with self._making:
-                    return self._make(read, decoded), self._make(written, encoded)
+                    return self._make(read, decoded, inputs), self._make(written, encoded, outputs)
             except Exception as error:
                 with self._changed:
                     self._used -= 1
@@ -309,9 +338,15 @@ class HostBufferPool:
         """Take a pair back."""
         with self._changed:
             fits = self._most is None or self._used <= self._most
-            self._used -= 1
             if fits and self._sizes == (hosts[0].nbytes, hosts[1].nbytes):
                 self._free.append(hosts)
+                self._used -= 1
+                self._changed.notify()
+                return
+        for host in hosts:
+            host.free()  # before another thread finds that there is no memory, and no pair that has any
+        with self._changed:
+            self._used -= 1
             self._changed.notify()
 
     def keep(self, number: int) -> None:
@@ -327,6 +362,14 @@ class HostBufferPool:
             self._projected = 0
             self._most = None
             self._changed.notify_all()
+
+    def _most_of(self, plan: Plan) -> int | None:
+        """Return how many pairs there may be where one takes more than a plan projects, else None.
+
+        Its blocks were to stay on the device, which CUDA does not serve here.
+        """
+        projected = sum(plan.staging_on_host)
+        return None if sum(self._sizes) <= projected else max(1, plan.in_flight * projected // sum(self._sizes))
 
     def _serve(self, plan: Plan) -> bool:
         """Return whether the pairs are what a plan needs, or more within what is projected; the caller has the lock."""

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isovoxel.codecs.cuda import DeviceMemory, DeviceVoxels, Gpu, GpuCodecError, Kernels, Stream
+from isovoxel.codecs.cuda import DeviceMemory, DeviceVoxels, Gpu, GpuCodecError, Kernels, Registration, Stream
 from isovoxel.engines.base import Scaled
-from isovoxel.engines.buffers import Buffers, HostBuffer, HostPair, Lane, Register
+from isovoxel.engines.buffers import Buffers, HostBuffer, HostPair, Lane, Register, Reserved
 from isovoxel.engines.devices import Device
 from isovoxel.engines.exact import ExactEngine
 from isovoxel.engines.opencl import DriverError
@@ -96,7 +96,7 @@ class CudaEngine(ExactEngine):
     @contextmanager
     def staged(self, block: Block, plan: Plan) -> Iterator[StagedBlock]:
         """Lend a block its host memory; see `isovoxel.engines.base.Engine`. It holds its lane until it is written."""
-        if not _keeps(plan):
+        if not plan.keeps_blocks:
             with super().staged(block, plan) as stage:
                 yield stage
             return
@@ -114,9 +114,7 @@ class CudaEngine(ExactEngine):
 
     def staging(self, plan: Plan) -> tuple[int, int]:
         """Return the bytes of the host's memory for a block in flight: of its output, only for its block of level 1."""
-        read, written = plan.staging
-        voxels = math.prod(plan.largest.written) * plan.source.itemsize
-        return read, written - voxels if _keeps(plan) else written
+        return plan.staging_on_host
 
     def open_queue(self, device: Device) -> Any:
         """Return what stands in the place of OpenCL's queue."""
@@ -128,10 +126,10 @@ class CudaEngine(ExactEngine):
         with _failures(self.gpu):
             return DeviceMemory(self.gpu, nbytes)
 
-    def host_buffer(self, nbytes: int, register: Register | None) -> HostBuffer:
-        """Return new memory of the host that the device reaches, its codecs too."""
+    def host_buffer(self, nbytes: int, register: Register | None, memory: Reserved) -> HostBuffer:
+        """Return memory of the host that the device reaches, its codecs too."""
         del register
-        return _HostBuffer(self.gpu, nbytes)
+        return _HostBuffer(self.gpu, nbytes, memory)
 
     def new_lane(self) -> Lane:
         """Return a lane, whose buffers are not there yet."""
@@ -187,14 +185,6 @@ class CudaEngine(ExactEngine):
         groups = [ceil_div(n, g) for n, g in zip(items, group, strict=True)]
         with _failures(self.gpu):
             self._stream.launch_grid(kernel, groups, group, arguments)
-
-
-def _keeps(plan: Plan) -> bool:
-    """Return whether blocks of a plan stay on the device until they are encoded there.
-
-    Where level 1 is made by the processor, it needs their voxels.
-    """
-    return bool(plan.device.encoding) and (plan.halves_blocks or not plan.made_along)
 
 
 class _KeptBlock(StagedBlock):
@@ -312,10 +302,14 @@ class _Queue:
 class _HostBuffer(HostBuffer):
     """Memory of the host that CUDA reaches."""
 
-    def __init__(self, gpu: Gpu, nbytes: int) -> None:
+    def __init__(self, gpu: Gpu, nbytes: int, memory: Reserved) -> None:
         self.nbytes = nbytes
         with _failures(gpu):
-            self._registered = gpu.host_memory(nbytes) if nbytes else None
+            self._registered = None if memory is None else Registration(gpu, memory)
+
+    def free(self) -> None:
+        """Give the memory back; nothing uses it any more."""
+        self._registered = None
 
     def _bytes(self) -> Any:
         return np.empty(0, np.uint8) if self._registered is None else self._registered.memory

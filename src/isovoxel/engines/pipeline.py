@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.codecs.blosc import ContainerLayout
-from isovoxel.codecs.cuda import DeviceVoxels, Gpu, GpuCodecError
+from isovoxel.codecs.cuda import DeviceVoxels, Gpu, GpuCodecError, new_memory
 from isovoxel.codecs.decoder import GpuDecoder
 from isovoxel.codecs.gpu import GpuEncoder
 from isovoxel.codecs.streams import ChunkCoding
@@ -45,6 +45,7 @@ from isovoxel.engines.buffers import (
     Lane,
     Lanes,
     Register,
+    Reserved,
 )
 from isovoxel.engines.devices import Device, opencl_device
 from isovoxel.engines.opencl import (
@@ -104,7 +105,7 @@ class StagedEngine(ABC):
         self._buffers = Buffers(self.allocate)
         self.lanes = Lanes([self.new_lane() for _ in range(self.most_lanes)])
         self.fit = Fit()
-        self.hosts = HostBufferPool(self.host_buffer, self.staging)
+        self.hosts = HostBufferPool(self.reserve, self.host_buffer, self.staging)
         self._built_for: Plan | None = None
         self._encoder: GpuEncoder | None = None
         self._decoder: GpuDecoder | None = None
@@ -279,7 +280,7 @@ class StagedEngine(ABC):
         if not isinstance(other, StagedEngine) or other is self:
             return
         if self.context == other.context:
-            self.hosts, other.hosts = other.hosts, HostBufferPool(other.host_buffer, other.staging)
+            self.hosts, other.hosts = other.hosts, HostBufferPool(other.reserve, other.host_buffer, other.staging)
         else:
             other.hosts.forget()
 
@@ -291,9 +292,13 @@ class StagedEngine(ABC):
 
         return cl.Buffer(self.context, cl.mem_flags.READ_WRITE, nbytes)
 
-    def host_buffer(self, nbytes: int, register: Register | None) -> HostBuffer:
-        """Return new memory of the host that the device reaches."""
-        return HostBuffer(self._queue, nbytes, register)
+    def reserve(self, nbytes: int) -> Reserved:
+        """Return memory for a host buffer where NVIDIA's driver reaches any, which it takes much longer to get."""
+        return new_memory(nbytes) if nbytes and self.device.pci else None
+
+    def host_buffer(self, nbytes: int, register: Register | None, memory: Reserved) -> HostBuffer:
+        """Return memory of the host that the device reaches."""
+        return HostBuffer(self._queue, nbytes, register, memory)
 
     @property
     def most_lanes(self) -> int:
