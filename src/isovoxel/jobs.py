@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePath
@@ -91,8 +91,8 @@ class Order:
     """What was tried again before a job begins, for its tally."""
     plan: Callable[..., Plan] = plan_volume
     """Plans, as `isovoxel.planner.plan_volume` does."""
-    executor: Callable[[Options, Cluster | None, str], Executor] | None = None
-    """Returns what makes blocks; by default another for each job."""
+    executor: Callable[[Options, Cluster | None, str], AbstractContextManager[Executor]] | None = None
+    """Returns a context of what makes blocks; by default another for each job."""
 
 
 def run_job(

@@ -16,7 +16,7 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from signal import SIGINT
@@ -384,23 +384,11 @@ class KeptExecutors(ExitStack):
         self._make = make
         self._kept: dict[str, Executor] = {}
 
-    def __call__(self, options: Any, cluster: Any, device: str) -> Executor:
-        """Return the executor of a device, or of the workers, which its job does not end."""
+    def __call__(self, options: Any, cluster: Any, device: str) -> AbstractContextManager[Executor]:
+        """Return a context of the executor of a device, or of the workers, which does not end it."""
         if device not in self._kept:
             self._kept[device] = self.enter_context(self._make(options, cluster, device))
-        return _Kept(self._kept[device])
-
-
-class _Kept(AbstractContextManager["_Kept"]):
-    """An executor that its job does not end."""
-
-    def __init__(self, executor: Executor) -> None:
-        self.prepare, self.run = executor.prepare, executor.run
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Leave all to the images that follow."""
+        return nullcontext(self._kept[device])
 
 
 def input_reader(volume: Volume, plan: Plan, engine: Engine, tell: Callable[[Event], None]) -> ReadBox:

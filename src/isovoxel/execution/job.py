@@ -94,13 +94,13 @@ class Job:
     """Told what happens."""
     _telling: threading.RLock = field(default_factory=threading.RLock, init=False, repr=False, compare=False)
 
-    def run(self, executor: Executor) -> tuple[Plan, Elapsed]:
+    def run(self, made_by: AbstractContextManager[Executor]) -> tuple[Plan, Elapsed]:
         """Make the output, or what is left of it.
 
         Parameters
         ----------
-        executor
-            Makes the blocks; for this job alone.
+        made_by
+            A context of what makes the blocks; for this job alone.
 
         Returns
         -------
@@ -119,7 +119,7 @@ class Job:
             patience(ended=ended),
             self._patient("reading or writing the output"),
             claim_output(self.plan, self.output) as claim,
-            executor,
+            made_by as executor,
         ):
             plan = claim.plan
             task = Task(plan, self.source, self.output.path, claim.attempt)
