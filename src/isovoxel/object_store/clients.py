@@ -86,7 +86,7 @@ def client(root: str) -> ObjectStore:
             if root.startswith("s3:") and (provider := _profile()) is not None:
                 provided["credential_provider"] = provider
             make: Any = obstore.store.from_url  # whose types want to know which store it will be
-            with told(root, sought(root)):
+            with told(root):
                 _clients[root, settings] = make(
                     root,
                     client_options=options,
@@ -226,15 +226,13 @@ class ChangedError(OSError):
 
 
 @contextlib.contextmanager
-def told(name: str, sought: str, *, new: bool = False) -> Iterator[None]:
+def told(root: str, *, new: bool = False) -> Iterator[None]:
     """Raise the `OSError` for what fails inside.
 
     Parameters
     ----------
-    name
-        Of the store, for people: "s3://bucket".
-    sought
-        Where credentials were looked for, as a clause.
+    root
+        The store: "s3://bucket".
     new
         Whether an object is asked for on the condition that there is none.
     """
@@ -244,44 +242,45 @@ def told(name: str, sought: str, *, new: bool = False) -> Iterator[None]:
         yield
     except (BaseError, FileNotFoundError) as error:
         # Not even as its cause: a traceback would show it.
-        raise _translated(error, name, sought, new=new) from None
+        raise _translated(error, root, new=new) from None
 
 
-def _translated(error: Exception, name: str, sought: str, *, new: bool) -> OSError:
+def _translated(error: Exception, root: str, *, new: bool) -> OSError:
     from obstore import exceptions as theirs
 
     text = str(error)
     found = _STATUS.search(text)
     denied = isinstance(error, theirs.PermissionDeniedError | theirs.UnauthenticatedError)
     if _EXPIRED.search(text):
-        said: OSError = PermissionError(errno.EACCES, f"{name} does not permit it: {sought} have expired; get new ones")
+        expired = f"{root} does not permit it: {sought(root)} have expired; get new ones"
+        said: OSError = PermissionError(errno.EACCES, expired)
     elif isinstance(error, theirs.AlreadyExistsError):
         said = FileExistsError(errno.EEXIST, "it is there already")
         if not new:  # two requests at a time
-            said = _answered(HTTPStatus.CONFLICT, name, sought)
+            said = _answered(HTTPStatus.CONFLICT, root)
     elif isinstance(error, theirs.PreconditionError):
         said = ChangedError(errno.ESTALE, "it has been changed meanwhile")
     elif "NoSuchBucket" in text or "ContainerNotFound" in text:
-        said = BucketMissingError(errno.ENOENT, f"there is no bucket {name}")
+        said = BucketMissingError(errno.ENOENT, f"there is no bucket {root}")
     elif isinstance(error, FileNotFoundError):
         said = FileNotFoundError(errno.ENOENT, "it is not there")
     elif denied or _INSTANCE in text:
-        said = PermissionError(errno.EACCES, f"{name} does not permit it, with {sought}")
+        said = _answered(HTTPStatus.FORBIDDEN, root)
     elif found:
-        said = _answered(int(found[1]), name, sought)
+        said = _answered(int(found[1]), root)
     else:
-        said = _unanswered(text, name)
+        said = _unanswered(text, root)
     return said
 
 
-def _answered(status: int, name: str, sought: str) -> OSError:
+def _answered(status: int, root: str) -> OSError:
     """Return the error for a status that the library has no class for."""
     if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-        return PermissionError(errno.EACCES, f"{name} does not permit it, with {sought}")
+        return PermissionError(errno.EACCES, f"{root} does not permit it, with {sought(root)}")
     if status == HTTPStatus.NOT_FOUND:  # not of an object, for which the library has a class
-        return BucketMissingError(errno.ENOENT, f"there is no bucket {name}")
+        return BucketMissingError(errno.ENOENT, f"there is no bucket {root}")
     phrase = HTTPStatus(status).phrase if status in list(HTTPStatus) else ""
-    return OSError(errno.EIO if is_passing(status) else errno.EINVAL, f"{name} answers {status} {phrase}".rstrip())
+    return OSError(errno.EIO if is_passing(status) else errno.EINVAL, f"{root} answers {status} {phrase}".rstrip())
 
 
 def _unanswered(text: str, name: str) -> OSError:

@@ -375,7 +375,7 @@ class ObjectPlace:
         if not self.key and self.read_only:
             raise AddressError(f"{self} names a server and nothing on it; give the address of a zarr")
         client(self.root)  # which may be what fails
-        return told(self.root, sought(self.root), new=new)
+        return told(self.root, new=new)
 
 
 class Body:

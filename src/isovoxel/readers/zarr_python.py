@@ -31,7 +31,7 @@ from zarr.core.codec_pipeline import BatchedCodecPipeline
 from zarr.storage import ObjectStore
 
 from isovoxel.geometry.grid import Box, Index3, ceil_div
-from isovoxel.object_store.clients import client, sought, told
+from isovoxel.object_store.clients import client, told
 from isovoxel.object_store.retries import Attempts, is_transient
 from isovoxel.readers.base import ReadBox, series_reader
 from isovoxel.readers.chunks import DECODED_COPIES, DECODER_BYTES, DECODERS
@@ -250,7 +250,7 @@ class RootStore(ObjectStore[Any]):
         attempts = Attempts()
         while True:
             try:
-                with told(self.root, sought(self.root)):
+                with told(self.root):
                     found = await super().get(key, prototype, byte_range)
             except OSError as error:
                 await asyncio.to_thread(attempts.pause, error)
