@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -98,8 +98,9 @@ class Directories:
             raise self._no_places(int(pages[0]))
         table = np.empty((len(pages), count), np.int64)
         with self.path.open("rb") as file:
-            for row, data in enumerate(_read_all(file, where, count * dtype.itemsize)):
-                if data is None:
+            for row, at in enumerate(where):
+                data = _read_at(file, at, count * dtype.itemsize)
+                if len(data) < count * dtype.itemsize:
                     raise self._no_places(int(pages[row]))
                 table[row] = np.frombuffer(data, dtype)
         return table
@@ -120,7 +121,9 @@ class Directories:
                 data = value[:count]
                 if count > len(value):
                     where = int.from_bytes(value, "little" if self.order == "<" else "big")
-                    data = next(_read_all(file, [where], min(count, _LONGEST_VALUE))) or b""
+                    length = min(count, _LONGEST_VALUE)
+                    data = _read_at(file, where, length)
+                    data = data if len(data) == length else b""
                 found.append(kept.setdefault(data, data) or None)
         return found
 
@@ -217,13 +220,6 @@ def _read_at(file: BinaryIO, offset: int, length: int) -> bytes:
         return b""
     file.seek(offset)
     return file.read(length)
-
-
-def _read_all(file: BinaryIO, offsets: list[int], length: int) -> Iterator[bytes | None]:
-    """Read as many bytes from each offset; None where the file has fewer."""
-    for offset in offsets:
-        data = _read_at(file, offset, length)
-        yield data if len(data) == length else None
 
 
 # ---- how a page is stored ------------------------------------------------------------------------------------------
