@@ -32,6 +32,7 @@ NAMES = (
     "pipelines",
     "empty",
     "views",
+    "pinned",
 )
 
 
