@@ -92,6 +92,14 @@ def voxels(plan: Plan, seed: int = 0) -> np.ndarray:
     return rng.integers(info.min, info.max, plan.source.grid.shape, kind, endpoint=True)
 
 
+def scaled(way: tuple[str, str, str], kind: str) -> tuple[StagedEngine, Plan, Block, np.ndarray, np.ndarray]:
+    """An engine, the only block of a plan, what it reads, and what it becomes where nothing fails."""
+    engine, plan = fresh(way[0], kind), planned(way, kind)
+    block = plan.block(0)
+    volume = voxels(plan)[block.read_box.slices]
+    return engine, plan, block, volume, engine.scale(volume, block, plan).data
+
+
 def driver_error(name: str = "MEM_OBJECT_ALLOCATION_FAILURE") -> Exception:
     """What pyopencl raises for an error of a driver; "MemoryError" is Python's own."""
     if name == "MemoryError":
@@ -290,10 +298,7 @@ def told(engine: StagedEngine, driver: Driver) -> Iterator[list[int]]:
 @pytest.mark.parametrize("way", WAYS, ids="-".join)
 def test_any_allocation_may_fail_once(way: tuple[str, str, str], kind: str, driver: Driver) -> None:
     """The block is tried again, when nothing of the first try is left on the device, and is not halved."""
-    engine, plan = fresh(way[0], kind), planned(way, kind)
-    block = plan.block(0)
-    volume = voxels(plan)[block.read_box.slices]
-    expected = engine.scale(volume, block, plan).data
+    engine, plan, block, volume, expected = scaled(way, kind)
     engine.release()
     driver.reset()
     engine.scale(volume, block, plan)
@@ -361,10 +366,7 @@ def attempts() -> Iterator[list[Block]]:
 @pytest.mark.parametrize("way", WAYS, ids="-".join)
 def test_memory_may_run_out_at_any_allocation(way: tuple[str, str, str], kind: str, driver: Driver) -> None:
     """From then on nothing large is given: the block goes in pieces, and the next one in as many right away."""
-    engine, plan = fresh(way[0], kind), planned(way, kind)
-    block = plan.block(0)
-    volume = voxels(plan)[block.read_box.slices]
-    expected = engine.scale(volume, block, plan).data
+    engine, plan, block, volume, expected = scaled(way, kind)
     engine.release()
     driver.reset()
     engine.scale(volume, block, plan)
@@ -429,10 +431,7 @@ def test_any_command_may_run_out_of_memory(
     way: tuple[str, str, str], kind: str, error: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Drivers that give memory on first use fail a command, not an allocation."""
-    engine, plan = fresh(way[0], kind), planned(way, kind)
-    block = plan.block(0)
-    volume = voxels(plan)[block.read_box.slices]
-    expected = engine.scale(volume, block, plan).data
+    engine, plan, block, volume, expected = scaled(way, kind)
     calls, fails = itertools.count(), [-1]
 
     def failing(original: Any) -> Any:
@@ -481,10 +480,7 @@ class Failing:
 @pytest.mark.parametrize("kind", ["cpu", "gpu"])
 def test_only_the_event_may_tell(name: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels that were accepted and failed as they ran: once, and whenever they make many voxels."""
-    engine, plan = fresh(name, kind), planned((name, "linear", "uint16"), kind)
-    block = plan.block(0)
-    volume = voxels(plan)[block.read_box.slices]
-    expected = engine.scale(volume, block, plan).data
+    engine, plan, block, volume, expected = scaled((name, "linear", "uint16"), kind)
     enqueue_after, wait_for = engine.enqueue_after, Lane.wait_for
     written: list[int] = []
     error = "EXEC_STATUS_ERROR_FOR_EVENTS_IN_WAIT_LIST"
@@ -590,10 +586,7 @@ def test_a_device_that_gives_less_than_a_plan_counts_on_goes_on() -> None:
 @pytest.mark.parametrize("way", WAYS, ids="-".join)
 def test_a_device_without_any_room_is_told_of(way: tuple[str, str, str], kind: str, driver: Driver) -> None:
     """Halving ends, in one sentence with what it took, and the engine goes on when there is room again."""
-    engine, plan = fresh(way[0], kind), planned(way, kind)
-    block = plan.block(0)
-    volume = voxels(plan)[block.read_box.slices]
-    engine.scale(volume, block, plan)  # which builds the kernels, if nothing has in this process
+    engine, plan, block, volume, _ = scaled(way, kind)  # which builds the kernels, if nothing has in this process
     engine.release()
     driver.reset(lambda _, size: size > 64)
     with pytest.raises(

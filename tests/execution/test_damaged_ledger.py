@@ -31,6 +31,7 @@ from isovoxel.output.provenance import read_provenance
 from isovoxel.output.writer import OmeZarrWriter
 from isovoxel.planning.plan import Plan
 from isovoxel.planning.resume import makes_the_same
+from small_jobs import OPTIONS as SMALL
 from small_jobs import stop_after
 
 MUTATIONS = int(os.environ.get("MUTATIONS", "120"))
@@ -52,16 +53,7 @@ TEXTS = [
     "\x00",
     "\ufeff",
 ]
-OPTIONS: dict[str, Any] = {
-    "factor": (2.0, 1.0, 1.0),
-    "input_voxel_size": (1.0, 0.5, 0.5),
-    "chunk": (8, 8, 8),
-    "shard": (8, 8, 8),
-    "threads": 1,
-    "levels": 1,
-    "engine": "exact",
-    "device_memory": "18kB",
-}
+OPTIONS: dict[str, Any] = SMALL | {"input_voxel_size": (1.0, 0.5, 0.5), "levels": 1}
 SHAPE = (16, 20, 18)
 
 
