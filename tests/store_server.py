@@ -15,6 +15,7 @@ import pytest
 
 from isovoxel.object_store import clients, retries
 from isovoxel.object_store.objects import ObjectPlace
+from isovoxel.output.ledger import Ledger, ledger_of
 
 KEY, SECRET = "AKIAISOVOXELTEST", "not-to-be-seen-not+even=once"
 BUCKET = "bucket"
@@ -125,3 +126,12 @@ def upload(folder: Path, place: ObjectPlace) -> ObjectPlace:
 def contents(place: ObjectPlace) -> dict[str, bytes]:
     """Return all objects in a place."""
     return {path: (place / path).read_bytes() for path, _ in place.walk()}
+
+
+def shards_noted(output: ObjectPlace) -> set[str]:
+    """Return the shards of all blocks in an output's ledger, of which each is one, of 16 voxels a side."""
+    if (ledger := Ledger.read(ledger_of(output))) is None:
+        return set()
+    done = ledger.done(lambda *_: True)
+    boxes = (ledger.plan.block(index).write_box for index, is_done in enumerate(done) if is_done)
+    return {"/".join(str(a // 16) for a in box.start) for box in boxes}

@@ -30,10 +30,10 @@ from isovoxel.geometry.grid import VoxelGrid
 from isovoxel.metadata.ome import image_attributes
 from isovoxel.object_store import clients
 from isovoxel.object_store.objects import ObjectPlace
-from isovoxel.output.ledger import Ledger, ledger_of
+from isovoxel.output.ledger import ledger_of
 from polling import wait_until
 from small_jobs import stop_after
-from store_server import KEY, SECRET, Server, contents, serving, upload
+from store_server import KEY, SECRET, Server, contents, serving, shards_noted, upload
 
 VOXELS = np.random.default_rng(0).integers(0, 65536, (32, 50, 64)).astype("uint16")
 SOURCE = "s3://bucket/in.ome.zarr"
@@ -167,7 +167,7 @@ def test_a_job_that_is_killed_goes_on(server: Server, folder: Path) -> None:
         state = output_state(str(OUT))
         assert state is not None
         assert not state.complete
-        noted = shards_noted()
+        noted = shards_noted(OUT)
         assert state.done == len(noted) > 0
     assert process.returncode == 0, err
     assert went_on == KILLS
@@ -198,19 +198,9 @@ def test_further_levels_are_made_in_the_store(server: Server, folder: Path) -> N
     assert (found.holds, found.missing_shards) == (False, 1)
 
 
-def shards_noted() -> set[str]:
-    """Return the shards of all blocks in the ledger; here a block is one."""
-    ledger = Ledger.read(ledger_of(OUT))
-    if ledger is None:
-        return set()
-    done = ledger.done(lambda *_: True)
-    boxes = (ledger.plan.block(index).write_box for index, is_done in enumerate(done) if is_done)
-    return {"/".join(str(a // 16) for a in box.start) for box in boxes}
-
-
 def await_shards(process: subprocess.Popen[str], enough: int) -> None:
     """Wait until so many shards are noted, or the process has ended."""
-    wait_until(lambda: process.poll() is not None or len(shards_noted()) >= enough)
+    wait_until(lambda: process.poll() is not None or len(shards_noted(OUT)) >= enough)
 
 
 def shard_of(asked: str) -> str:

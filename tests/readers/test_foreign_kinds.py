@@ -29,6 +29,7 @@ import tifffile
 import zarr
 
 from independent_readers import library
+from inputs import read_all
 from isovoxel.geometry.grid import Box
 from isovoxel.readers.open import open_volume
 from isovoxel.readers.selection import Selection
@@ -502,7 +503,7 @@ def test_a_file_of_a_microscope_is_what_its_readers_see(made: Made) -> None:
     if made.kind != "Imaris":
         library(f"bioio_{made.kind.lower()}")
     volume = open_volume(path)
-    voxels = np.stack([volume.read(Box((0, 0, 0), volume.shape, at)) for at in range(volume.n_volumes)])
+    voxels = read_all(volume)
     assert voxels.shape == made.shape
     np.testing.assert_array_equal(voxels.reshape(-1), made.seen(path).reshape(-1))
     assert volume.voxel_size == pytest.approx(made.voxel_size, rel=1e-3)

@@ -11,9 +11,9 @@ import tifffile
 
 import isovoxel
 from command_line import Isovoxel
+from inputs import read_all
 from isovoxel.errors import InputError
 from isovoxel.geometry.grid import Box
-from isovoxel.readers.base import Volume
 from isovoxel.readers.open import images_of, open_volume
 from isovoxel.readers.selection import Selection
 
@@ -49,17 +49,12 @@ def written(folder: Path, images: int = 1) -> Path:
     return companion
 
 
-def voxels(volume: Volume) -> np.ndarray:
-    """Return all volumes, one behind the other."""
-    return np.stack([volume.read(Box((0, 0, 0), volume.shape, at)) for at in range(volume.n_volumes)])
-
-
 @pytest.mark.parametrize("named", ["a.companion.ome", "i0c0.ome.tif", "i0c1.ome.tif"])
 def test_planes_lie_where_the_companion_says(named: str, tmp_path: Path) -> None:
     """By whichever file of them it is opened; what tells it from others is of all of them."""
     companion = written(tmp_path)
     volume = open_volume(tmp_path / named)
-    np.testing.assert_array_equal(voxels(volume), STACK)
+    np.testing.assert_array_equal(read_all(volume), STACK)
     assert (volume.kind, volume.voxel_size, volume.unit) == ("OME-TIFF", (2, 0.5, 0.25), "micrometer")
     assert [channel.label for channel in volume.channels] == ["DAPI", "GFP"]
     others = {Path(each["path"]).name for each in volume.identity["files"]}
@@ -75,7 +70,7 @@ def test_its_images_are_told_apart(tmp_path: Path) -> None:
     """By their numbers, as of any OME-TIFF."""
     companion = written(tmp_path, images=2)
     assert [image.path for image in images_of(companion).images] == ["0", "1"]
-    np.testing.assert_array_equal(voxels(open_volume(companion, selection=Selection(image="1"))), STACK + 1)
+    np.testing.assert_array_equal(read_all(open_volume(companion, selection=Selection(image="1"))), STACK + 1)
 
 
 def test_a_companion_is_scaled_and_verified(tmp_path: Path, isovoxel: Isovoxel) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 
+from inputs import read_all
 from isovoxel.errors import CorruptInputError, InputError
 from isovoxel.geometry.grid import Box
 from isovoxel.metadata.tiff import read_micromanager
@@ -21,12 +22,6 @@ from isovoxel.readers.tiff_reader import SegmentReader
 STACK = (np.arange(6 * 24 * 32).reshape(6, 24, 32) % 4000).astype("uint16")
 TWO = np.stack([STACK, STACK[::-1] + 1], 1)
 """z, c, y, x."""
-
-
-def read_all(path: Path) -> np.ndarray:
-    """Return all volumes of a file, one behind the other."""
-    volume = open_volume(path)
-    return np.stack([volume.read(Box((0, 0, 0), volume.shape, at)) for at in range(volume.n_volumes)])
 
 
 # ---- samples of a pixel as channels ------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import tifffile
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from inputs import read_all
 from isovoxel.errors import CorruptInputError, InputError
 from isovoxel.geometry.grid import Box
 from isovoxel.readers.open import open_volume
@@ -131,12 +132,6 @@ def write(path: Path, kind: str, ways: Mapping[int, Way], common: Way = READ["li
             fixed = {"metadata": None, "contiguous": False, "software": ""}
             tif.write(page, **({"photometric": "minisblack"} | more | fixed | told))
     return path
-
-
-def read_all(source: Path) -> np.ndarray:
-    """Return all volumes of an input, one behind the other."""
-    volume = open_volume(source)
-    return np.stack([volume.read(Box((0, 0, 0), volume.shape, at)) for at in range(volume.n_volumes)])
 
 
 def check_writer(kind: str, *ways: str) -> None:

@@ -23,9 +23,9 @@ from isovoxel.errors import JobError
 from isovoxel.execution.distributed import executor
 from isovoxel.execution.output import OutputState, output_state
 from isovoxel.object_store.objects import ObjectPlace
-from isovoxel.output.ledger import Ledger, ledger_of
+from isovoxel.output.ledger import ledger_of
 from polling import wait_until
-from store_server import KEY, SECRET, Server, contents, serving, upload
+from store_server import KEY, SECRET, Server, contents, serving, shards_noted, upload
 
 VOXELS = np.random.default_rng(0).integers(0, 65536, (32, 32, 32)).astype(np.uint16)
 SOURCE = "s3://bucket/in.zarr"
@@ -62,21 +62,12 @@ def cluster(server: Server, foreign: Foreign) -> Foreign:
     return foreign
 
 
-def shards_noted() -> set[str]:
-    """Return the shards of all blocks in the ledger; here a block is one."""
-    if (ledger := Ledger.read(ledger_of(OUT))) is None:
-        return set()
-    done = ledger.done(lambda *_: True)
-    boxes = (ledger.plan.block(index).write_box for index, is_done in enumerate(done) if is_done)
-    return {"/".join(str(a // 16) for a in box.start) for box in boxes}
-
-
 def run(*words: object, kill: bool) -> tuple[int, str]:
     """Run a job from and to the store, if asked for until some blocks are noted; return its code and what it said."""
     command = [sys.executable, "-m", "isovoxel", "scale", SOURCE, str(OUT), *WORDS, *map(str, words)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as job:
         if kill:
-            wait_until(lambda: job.poll() is not None or len(shards_noted()) >= 6)
+            wait_until(lambda: job.poll() is not None or len(shards_noted(OUT)) >= 6)
             job.kill()
         said, _ = job.communicate(timeout=120)
     return job.returncode, said
@@ -90,7 +81,7 @@ def test_a_client_that_is_killed_goes_on(hired: str, server: Server, tmp_path: P
     workers = ["--scheduler", address] if address else ["--workers", "cpu:2"]
     code, said = run(*workers, kill=True)
     assert code == -signal.SIGKILL, said
-    noted, state = shards_noted(), output_state(str(OUT))
+    noted, state = shards_noted(OUT), output_state(str(OUT))
     assert state is not None
     assert not state.complete
     assert state.done == len(noted) >= 6
