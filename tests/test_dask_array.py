@@ -488,20 +488,13 @@ def test_what_makes_no_sense_is_refused_when_it_is_built(array: np.ndarray, fact
         scale_array(da.from_array(array), factor)
 
 
-def test_plans_that_are_equal_make_arrays_of_the_same_name() -> None:
-    """Dask sees that the same scaling of the same array is the same, and that another one is not."""
-    array = da.from_array(VOLUME, chunks=20, name="same")
-    first, again, other = (scale_array(array, f, chunks=(24, 30, 40)).name for f in (2.0, 2.0, 3.0))
-    assert first == again
-    assert first != other
-
-
 def test_what_is_free_at_the_moment_does_not_change_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two equal calls make arrays of one name even if memory was taken or given back between them."""
-    names = []
-    for free in (2**30, 2**34):
+    """Equal calls make arrays of one name even if memory was taken or given back between them; others another's."""
+    array, names = da.from_array(VOLUME, chunks=20, name="same"), []
+    for free, factor in ((2**30, 2.0), (2**34, 2.0), (2**34, 3.0)):
         monkeypatch.setattr("isovoxel.execution.resources.available_bytes", lambda free=free: free)
-        names.append(scale_array(da.ones((8, 8, 8), chunks=8, dtype="uint8"), 2.0, chunks=(8, 8, 8)).name)
+        names.append(scale_array(array, factor, chunks=(24, 30, 40)).name)
+    assert names[2] != names[0]
     assert names[0] == names[1]
 
 
