@@ -24,6 +24,8 @@ NAMES = (
     "encoding",
     "empty",
     "views",
+    "script",
+    "pinned",
 )
 
 

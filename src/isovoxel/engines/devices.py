@@ -148,9 +148,13 @@ def wake(device: Device, engine: str | None) -> None:
 
 
 def _wake_only_gpu() -> None:
-    """Make CUDA's context on the only NVIDIA GPU of a system, where it may encode; OpenCL takes longer to name it."""
+    """Make CUDA's context on the only NVIDIA GPU of a system, where it may encode; OpenCL takes longer to name it.
+
+    NVML, of which its free memory is asked, begins before.
+    """
     with contextlib.suppress(Exception):
         (found,) = Path("/proc/driver/nvidia/gpus").iterdir()
+        _begin_nvml()
         if can_code():
             Gpu(found.name)
 
