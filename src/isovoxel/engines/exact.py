@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -104,22 +104,11 @@ class ExactEngine(StagedEngine):
         """Give the block's kernels to the queue; see `StagedEngine.enqueue`."""
         if plan.interpolation in MOVES:
             self._pick(source, target, small, block, plan)
-        else:
-            self.passes(source, target, small, block, plan)
-            if plan.source.dtype == "float32":
-                self._mend(source, target, small, block, plan)
-
-    @staticmethod
-    def _kinds(kind: np.dtype[Any], step: int, steps: int) -> tuple[np.dtype[Any], np.dtype[Any]]:
-        """Return what a pass reads and writes: sums between passes, voxels before and after all of them."""
-        work = accumulator(kind)
-        return kind if step == 0 else work, kind if step == steps - 1 else work
-
-    def passes(self, source: Any, target: Any, small: dict[str, Any], block: Block, plan: Plan) -> None:
-        """Give weighted sums to the queue, one pass after the other."""
+            return
         kind, steps, before = np.dtype(plan.source.dtype), plan.passes, block.read_box.shape
         if not steps:
             self.copy(target, source, block.read_box.size * kind.itemsize)
+        voxels = source
         for step, axes in enumerate(steps):
             z, y, x = (block.write_box.shape[axis] if axis in axes else before[axis] for axis in range(3))
             kinds = self._kinds(kind, step, len(steps))
@@ -127,8 +116,16 @@ class ExactEngine(StagedEngine):
             result = target if last else self._buffers.get(f"pass {step}", z * y * x * kinds[1].itemsize)
             kernels = self._weighted(*kinds, *_widths(plan.tables, axes), kind.kind == "f")
             tables = (small[f"table {axis}"] for axis in axes)
-            self._pass(kernels, axes, plan, (before, (z, y, x)), source, result, *tables)
-            source, before = result, (z, y, x)
+            self._pass(kernels, axes, plan, (before, (z, y, x)), voxels, result, *tables)
+            voxels, before = result, (z, y, x)
+        if plan.source.dtype == "float32":
+            self._mend(source, target, small, block, plan)
+
+    @staticmethod
+    def _kinds(kind: np.dtype[Any], step: int, steps: int) -> tuple[np.dtype[Any], np.dtype[Any]]:
+        """Return what a pass reads and writes: sums between passes, voxels before and after all of them."""
+        work = accumulator(kind)
+        return kind if step == 0 else work, kind if step == steps - 1 else work
 
     def _pass(
         self,
@@ -167,7 +164,7 @@ class ExactEngine(StagedEngine):
             grid = (round_up(items, self._share.group), 1, 1), (self._share.group, 1, 1)
             self._mending(*widths)["mend"](self._queue, *grid, source, target, *tables, *map(np.uint64, sizes))
 
-    @property
+    @cached_property
     def _share(self) -> _Share:
         """How this engine's device shares the work of a pass."""
         return _CPU if self.device.kind == "cpu" else _GPU
