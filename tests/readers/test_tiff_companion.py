@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import uuid
 from pathlib import Path
 
@@ -62,6 +64,26 @@ def test_planes_lie_where_the_companion_says(named: str, tmp_path: Path) -> None
     assert volume.files is not None
     assert {str(companion), str(tmp_path / "i0c0.ome.tif")} < set(map(str, volume.files(Box.whole(volume.shape))))
     companion.write_text(companion.read_text().replace('"0.5"', '"0.7"'))
+    assert volume.current_identity is not None
+    assert volume.current_identity() != {key: volume.identity[key] for key in volume.current_identity()}
+
+
+@pytest.mark.parametrize("named", ["c0.ome.tif", "c1.ome.tif"])
+def test_files_without_a_companion_are_all_told_from_later_ones(named: str, tmp_path: Path) -> None:
+    """By whichever of them they are opened: a change of the other one is seen, too."""
+    written(tmp_path)
+    text = (tmp_path / "a.companion.ome").read_text().replace("i0c", "c")
+    for name, own in set(re.findall(r'FileName="(c.\.ome\.tif)">urn:uuid:([^<]*)', text)):
+        said = text.replace('UUID="urn:uuid:1"', f'UUID="urn:uuid:{own}"').encode()
+        tifffile.imwrite(
+            tmp_path / name, STACK[int(name[1])], description=said, metadata=None, photometric="minisblack"
+        )
+    volume = open_volume(tmp_path / named)
+    np.testing.assert_array_equal(read_all(volume), STACK)
+    told = [volume.identity["path"], *(each["path"] for each in volume.identity["files"])]
+    assert [Path(path).name for path in told] == [named, "c1.ome.tif" if named == "c0.ome.tif" else "c0.ome.tif"]
+    other = Path(told[1])
+    os.utime(other, ns=(0, 0))
     assert volume.current_identity is not None
     assert volume.current_identity() != {key: volume.identity[key] for key in volume.current_identity()}
 

@@ -112,11 +112,11 @@ def open_tiff(at: Location, selection: Selection) -> Volume:
             calibration = _calibration(tif, stack, said.pixels, found, len(images))
             axes, channels = _series_of(tif, stack, picked, said, index if len(said.pixels) == len(images) else None)
             kind = _KINDS.get(stack.kind, "TIFF") + (" (BigTIFF)" if tif.is_bigtiff else "")
-    path, others = at.path, reader.files[1:]
-    if source.companion is not None:
-        files = (*map(str, (source.companion.resolve(), source.path.resolve())), *reader.files)
-        others = tuple(file for file in dict.fromkeys(files) if file != str(path.resolve()))
-    now = partial(_identity_of, path, others)
+    opened = at.path.resolve()
+    around = () if source.companion is None else (source.companion, source.path)
+    every = dict.fromkeys(Path(file).resolve() for file in (*around, *reader.files))
+    others = tuple(str(file) for file in every if file != opened)
+    now = partial(_identity_of, at.path, others)
     named = _AXES_SOURCES.get(stack.kind, "unnamed pages, taken as z") if selection.axes is None else GIVEN
     sources = {"shape": "TIFF pages", "axes": picked.told(named)}
     chosen: dict[str, Any] = {**picked.chosen, **selection.identity("axes")}
@@ -127,7 +127,7 @@ def open_tiff(at: Location, selection: Selection) -> Volume:
         sources["shape"] += f" (image {index} of {len(images)}, the only {3 if picked.zyx[0] is not None else 2}-D one)"
     volume = replace(volume_of_planes(name, kind, shape, reader, read), sources=sources, series=axes, channels=channels)
     volume = volume.measured(calibration, unit=_UNIT_SOURCES.get(stack.kind))
-    return volume.stored_in(FileList((str(path.resolve()), *others, *reader.files[:1])), now, **chosen)
+    return volume.stored_in(FileList((str(opened), *others)), now, **chosen)
 
 
 def open_ndtiff(at: Location, selection: Selection) -> Volume:
