@@ -1,7 +1,7 @@
 """Engine `exact` on CUDA in place of OpenCL, for plans whose chunks an NVIDIA GPU encodes or decodes.
 
 The kernels are the same, in CUDA's words (`opencl_as_cuda.h`), and have the same bits. CUDA does not reach what OpenCL
-has on a device: voxels went through memory of the host that both reach, which takes a second for each GiB to get. Here
+has on a device: voxels went through memory of the host that both reach, which takes time to get, and two copies. Here
 blocks stay on the device until they are encoded (benchmarks/RESULTS.md, "Encoding on the GPU").
 """
 

@@ -30,8 +30,9 @@ FEWEST_THREADS = 3
 MOST_THREADS = 64
 """More threads than this wait for Python's lock."""
 MOST_WITH_GPU = 32
-"""Blocks in flight whose memory a GPU reaches, at most: getting it takes a second for each GiB, one block after the
-other, and holds up whoever reads meanwhile (64 blocks of 32 Gvoxel waited 10 s each, H200). Other cores help to encode.
+"""Blocks in flight whose memory a GPU reaches, at most: its driver is given that of one block after the other, which
+holds up whoever reads meanwhile (64 blocks of 32 Gvoxel waited 10 s each while the driver got it itself, H200). Other
+cores help to encode.
 """
 
 

@@ -47,8 +47,7 @@ LONGEST_CHUNK = 2**29
 LANES = 4
 """Batches on the device at a time, at most; with fewer, it waits for copies."""
 READERS = 8
-"""Blocks in flight beside those whose chunks are in a buffer on the host: more only wait, in memory that takes long to
-get."""
+"""Blocks in flight beside those whose chunks are in a buffer on the host: more only wait."""
 
 ENCODING_SHARE = 0.75
 """How much of the allowed host memory the process and what encodes may take, beside blocks."""
