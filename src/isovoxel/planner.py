@@ -345,9 +345,23 @@ def _with_room_for_level_1(plan: Plan, make_full: Callable[..., Plan], add_level
         with contextlib.suppress(DoesNotFitError):
             other = add_levels(replace(make_full(host=smaller, halved=halved), host=plan.host))
             # Reading the full level back takes longer than its blocks, which are fewer, take to come to an end.
-            if other.made_along and 2 * other.in_flight >= plan.in_flight:
+            if other.made_along and _is_as_busy(other, plan):
                 return other
     return plan
+
+
+def _is_as_busy(other: Plan, plan: Plan) -> bool:
+    """Return whether another plan of a job leaves cores and GPU about as much to do at a time, in shards as large."""
+    if plan.device.encoding:
+        busy = 2 * other.in_flight >= plan.in_flight
+    else:
+        busy = 3 * _encoding(other) >= 2 * _encoding(plan)
+    return busy and other.storage.chunks_per_shard >= plan.storage.chunks_per_shard
+
+
+def _encoding(plan: Plan) -> int:
+    """Return how many threads encode at a time: of each block as many as a shard has chunks, where so many help."""
+    return min(plan.host.threads, plan.in_flight * plan.storage.chunks_per_shard, plan.in_flight + plan.helpers)
 
 
 def find_target(volume: Volume, options: Options) -> Target:

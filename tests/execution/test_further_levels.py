@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -297,3 +298,21 @@ def test_blocks_make_way() -> None:
     little = isovoxel.plan(volume, memory=alone.projected_host + (1 << 20), **how)
     assert little.made_along == ()
     assert little.block_shape == alone.block_shape
+
+
+@pytest.mark.parametrize(("threads", "mebibytes"), [(4, 1188), (8, 1588)])
+def test_where_memory_is_short_blocks_leave_room_for_level_1(tmp_path: Path, threads: int, mebibytes: int) -> None:
+    """The full level, which they would have filled it for, is not read back then; shards and blocks in flight stay."""
+    zarr.create_array(tmp_path / "a", shape=(400, 1400, 1400), dtype="uint16", chunks=(64, 128, 128))
+    memory = host_limits().baseline + (mebibytes << 20)
+    how: dict[str, Any] = {"factor": (5, 2, 2), "engine": "exact", "device": "cpu", "threads": threads}
+    voxel_size = (1.0, 0.4, 0.4)
+    plan, alone = (
+        isovoxel.plan(tmp_path / "a", input_voxel_size=voxel_size, memory=memory, levels=levels, **how)
+        for levels in (None, 0)
+    )
+    assert plan.made_along
+    assert plan.halves_blocks
+    assert plan.projected_host <= plan.host.allowed == alone.host.allowed
+    assert math.prod(plan.block_shape) < math.prod(alone.block_shape)
+    assert (plan.storage, plan.in_flight) == (alone.storage, alone.in_flight)

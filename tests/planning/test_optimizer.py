@@ -59,17 +59,22 @@ def test_short_memory_goes_to_fewer_blocks_where_helpers_encode() -> None:
     how = {"shape": (400, 1400, 1400), "factor": (5.0, 2.0, 2.0), "chunks": (64, 256, 256)}
     device = device_limits(allowed=60 * GIB, memory=80 * GIB, largest_allocation=20 * GIB)
 
-    def plan(gib: int, helpers: int) -> Plan:
+    def plan(gib: int, helpers: int, shard: tuple[int, int, int] | None = None) -> Plan:
         host = host_limits(allowed=gib * GIB, threads=16, helpers=helpers)
         cached = replace(source(how["shape"], chunks=how["chunks"], read_overhead=20 * MIB), caches=True)
-        storage = default_storage(cached.grid.scaled(how["factor"]).shape, 2)
-        return make_plan(cached, how["factor"], storage=storage, device=device, host=host, engine="exact")
+        storage = default_storage(cached.grid.scaled(how["factor"]).shape, 2, shard=shard)
+        limits = {"device": device, "host": host, "fixed_storage": shard is not None}
+        return make_plan(cached, how["factor"], storage=storage, engine="exact", **limits)
 
     assert plan(100, 15).in_flight == plan(100, 0).in_flight == plan(2, 0).in_flight == 16
     short = plan(2, 15)
     assert short.in_flight < 16
     assert short.cache > 0
     assert short.projected_host <= 2 * GIB
+    # All cores have something to encode: as many threads as a shard has chunks work for a block.
+    assert short.in_flight * short.storage.chunks_per_shard >= 16
+    assert plan(2, 15, (128, 128, 128)).in_flight == 16
+    assert plan(2, 15, (128, 128, 256)).in_flight >= 8
 
 
 def test_a_gpu_that_encodes_keeps_large_shards_and_needs_no_room_on_the_host_for_them() -> None:

@@ -256,12 +256,16 @@ class _Found(NamedTuple):
 def _best(draft: Plan, halved: tuple[bool, bool, bool]) -> _Found | None:
     """Return the draft with the number of blocks in flight, block shape and cache of the least score that fits.
 
-    With fewer blocks in flight these are larger; then more cores help to encode, and fewer read. A GPU that encodes
-    needs no help, but large shards, and many blocks in flight, most of which wait for it.
+    With fewer blocks in flight these are larger; then fewer threads read, and more help to encode, as many at a time as
+    shards have chunks. A GPU that encodes needs no help, but large shards, and many blocks in flight, most of which
+    wait for it.
     """
     best = _best_of(draft, halved, draft.in_flight)
     in_flight, by_gpu = draft.in_flight // 2, bool(draft.device.encoding)
-    while in_flight > 1 and draft.helpers and (best is None if by_gpu else best and not best.first):
+    encoding = draft.storage.chunks_per_shard if draft.helpers else 1
+    while in_flight > 1 and (best is None if by_gpu else best and not best.first):
+        if not by_gpu and in_flight * encoding < draft.in_flight:
+            break
         helpers = min(draft.helpers, in_flight - 1) if by_gpu else draft.helpers
         fewer = _best_of(replace(draft, in_flight=in_flight, helpers=helpers), halved, draft.in_flight)
         if fewer and (best is None or fewer.score < best.score):
