@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -60,6 +61,28 @@ def test_where_blocks_must_come_to_the_host_after_all_there_are_as_many_pairs_as
         second = other.submit(pool.take, plan)
         pool.give(pair)
         assert second.result() is pair
+
+
+def test_memory_that_comes_back_meanwhile_is_asked_for_again(pool: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread finds none while the only pair is in use, and nobody has one any more when it says so."""
+    plan, make = _Plan((60, 40), 1000), pool._make
+    first, begun, given = pool.take(plan), threading.Event(), threading.Event()
+
+    def late(*arguments: Any) -> Any:
+        if not given.is_set():
+            begun.set()
+            given.wait()
+            raise MemoryError
+        return make(*arguments)
+
+    monkeypatch.setattr(pool, "_make", late)
+    with ThreadPoolExecutor(1) as other:
+        second = other.submit(pool.take, plan)
+        begun.wait()
+        pool._most = 1  # as another thread has found, so that the pair is not kept
+        pool.give(first)
+        given.set()
+        assert second.result() is not first
 
 
 def test_larger_buffers_are_kept_within_the_projection_of_the_levels_before(pool: Any) -> None:

@@ -296,7 +296,7 @@ class HostBufferPool:
         self._free: list[HostPair] = []
         self._sizes = (0, 0)
         self._projected = 0  # the largest projection of the plans that these served
-        self._used = 0
+        self._used = 0  # by threads that have a pair, or are about to get one
         self._most: int | None = None  # how many the host had memory for, once it had none for another
         self._changed = threading.Condition()
         self._making = threading.Lock()  # or two threads could get half a pair each
@@ -323,16 +323,19 @@ class HostBufferPool:
                 if self._free:
                     return self._free.pop()
                 (read, written), (decoded, encoded) = self._sizes, self.registers
+                alone = self._used == 1
             try:
                 inputs, outputs = self._reserve(read), self._reserve(written)
                 with self._making:
+                    alone = self._used == 1 and not self._free  # now: what others give back later may be freed
                     return self._make(read, decoded, inputs), self._make(written, encoded, outputs)
             except Exception as error:
                 with self._changed:
                     self._used -= 1
-                    if not (self._used or self._free) or not is_out_of_memory(error):
+                    if alone or not is_out_of_memory(error):
                         raise
                     self._most = max(1, self._used - 1)  # the driver needs some itself
+                    self._changed.notify_all()
 
     def give(self, hosts: HostPair) -> None:
         """Take a pair back."""
