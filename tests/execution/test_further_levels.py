@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,15 @@ from isovoxel.execution.further_levels import FurtherLevels, OpenBlocks
 from isovoxel.execution.resources import host_limits
 from isovoxel.geometry.grid import Box, Index3
 from isovoxel.geometry.resampling import Halver
+from isovoxel.options import Options
+from isovoxel.planner import choose_sampling, plan_volume
 from isovoxel.planning import pyramid
-from isovoxel.planning.model import Block
+from isovoxel.planning.model import Block, DeviceLimits, HostLimits
 from isovoxel.planning.plan import Plan
 from outputs import shards_of
 from small_jobs import stop_after
-from strategies import examples
+from strategies import device_limits, examples
+from strategies import host_limits as fixed_host
 
 SMALL: dict[str, Any] = {
     "engine": "exact",
@@ -300,16 +304,31 @@ def test_blocks_make_way() -> None:
     assert little.block_shape == alone.block_shape
 
 
-@pytest.mark.parametrize(("threads", "mebibytes"), [(4, 1188), (8, 1588)])
+class FixedLimits:
+    """A processor and a host whose limits do not depend on what this process holds."""
+
+    def __init__(self, threads: int, mebibytes: int) -> None:
+        gib = 1 << 30
+        self._device = device_limits(kind="cpu", memory=64 * gib, allowed=64 * gib, largest_allocation=16 * gib)
+        self._host = fixed_host(allowed=mebibytes << 20, threads=threads, helpers=threads - 1)
+
+    def limits(self, _engine: str) -> tuple[DeviceLimits, HostLimits]:
+        """Return them."""
+        return replace(self._device, shares_host_memory=True), self._host
+
+    def clesperanto(self) -> tuple[str, str]:
+        """There is none."""
+        return "", "it is not wanted"
+
+
+@pytest.mark.parametrize(("threads", "mebibytes"), [(4, 1700), (8, 2100)])
 def test_where_memory_is_short_blocks_leave_room_for_level_1(tmp_path: Path, threads: int, mebibytes: int) -> None:
     """The full level, which they would have filled it for, is not read back then; shards and blocks in flight stay."""
     zarr.create_array(tmp_path / "a", shape=(400, 1400, 1400), dtype="uint16", chunks=(64, 128, 128))
-    memory = host_limits().baseline + (mebibytes << 20)
-    how: dict[str, Any] = {"factor": (5, 2, 2), "engine": "exact", "device": "cpu", "threads": threads}
-    voxel_size = (1.0, 0.4, 0.4)
+    volume = isovoxel.open_volume(tmp_path / "a", voxel_size=(1.0, 0.4, 0.4))
     plan, alone = (
-        isovoxel.plan(tmp_path / "a", input_voxel_size=voxel_size, memory=memory, levels=levels, **how)
-        for levels in (None, 0)
+        plan_volume(volume, options, choose_sampling(volume, options), FixedLimits(threads, mebibytes))
+        for options in (Options(factor=(5, 2, 2), engine="exact", levels=levels) for levels in (None, 0))
     )
     assert plan.made_along
     assert plan.halves_blocks
