@@ -6,6 +6,7 @@ import copy
 import json
 import subprocess
 import sys
+import types
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -190,6 +191,17 @@ def test_where_zarr_python_is_told_to_refuse_missing_chunks_it_reads(
     monkeypatch.delenv("ZARR_ARRAY__READ_MISSING_CHUNKS")
     (tmp_path / ".config" / "zarr").mkdir(parents=True)
     assert usual_node(folder, refused) is None
+
+
+def test_a_user_without_a_home_opens_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container whose user is a number, and while another thread loads zarr-python."""
+    folder = make(tmp_path / "a")
+    monkeypatch.setitem(sys.modules, "zarr", types.ModuleType("zarr"))
+    assert usual_node(folder, refused) is None
+    monkeypatch.delitem(sys.modules, "zarr")
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda _: (_ for _ in ()).throw(KeyError("no such user")))
+    assert usual_node(folder, refused) is not None
 
 
 def test_opening_a_usual_array_does_not_load_zarr_python(tmp_path: Path) -> None:

@@ -131,10 +131,12 @@ def usual_node(place: Place, opened: Callable[[], zarr.Array[Any]]) -> ArrayNode
 def _zarr_is_configured() -> bool:
     """Return whether zarr-python may have been told to read in another way than by itself: to refuse missing chunks."""
     if (zarr := sys.modules.get("zarr")) is not None:
-        return not zarr.config.get("array.read_missing_chunks", True)
-    folders = ["/etc", *(f"{prefix}/etc" for prefix in (sys.prefix, *site.PREFIXES)), str(Path.home() / ".config")]
+        config = getattr(zarr, "config", None)  # there is none while another thread loads it
+        return config is None or not config.get("array.read_missing_chunks", True)
+    folders = ["/etc", *(f"{prefix}/etc" for prefix in (sys.prefix, *site.PREFIXES)), os.path.expanduser("~/.config")]  # noqa: PTH111 - a user may have no home
     return any(name.startswith("ZARR_") for name in os.environ) or any(
-        Path(folder, "zarr").exists() for folder in folders
+        os.path.exists(f"{folder}/zarr")  # noqa: PTH110 - it may not be seen
+        for folder in folders
     )
 
 
