@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import functools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -126,6 +128,35 @@ def test_workers_that_do_not_start_say_the_first_cause(
     with pytest.raises(ClusterError, match=r"do not start: BlockingIOError: \[Errno 11\] no more processes"):
         isovoxel.scale(stack(tmp_path), out, workers="cpu:1", **OPTIONS)
     assert not list(tmp_path.glob("out*"))
+
+
+class Dies(local_workers.QuietWorker):
+    """A worker whose process is killed before it joins, as often as DIES names."""
+
+    def __init__(self, *words: Any, **options: Any) -> None:
+        times = Path(os.environ["DIES"])
+        if left := int(times.read_text()):
+            times.write_text(str(left - 1))
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().__init__(*words, **options)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_worker_whose_process_dies_before_it_joins_is_started_once_more(
+    tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """A second death is said, with what ended it, and nothing is written."""
+    (tmp_path / "dies").write_text(str(times))
+    monkeypatch.setenv("DIES", str(tmp_path / "dies"))
+    monkeypatch.setattr(local_workers, "QuietWorker", Dies)
+    job = functools.partial(isovoxel.scale, stack(tmp_path), out, workers="cpu:1", **OPTIONS)
+    if times == 1:
+        job()
+        assert output_state(out) == OutputState(complete=True)
+    else:
+        with pytest.raises(ClusterError, match="the process of worker 0 was killed by signal 9, twice, before it had"):
+            job()
+        assert not list(tmp_path.glob("out*"))
 
 
 @pytest.mark.parametrize(

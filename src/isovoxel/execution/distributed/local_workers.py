@@ -22,7 +22,7 @@ from multiprocessing import get_context, resource_tracker
 from typing import Any
 
 import dask
-from distributed import Nanny, Scheduler, SpecCluster, Worker
+from distributed import Nanny, Scheduler, SpecCluster, Status, Worker
 from distributed.security import Security
 
 from isovoxel.engines.devices import list_devices
@@ -30,6 +30,8 @@ from isovoxel.errors import ClusterError, OptionError, clause
 from isovoxel.execution.distributed.worker_info import DEVICE
 from isovoxel.execution.flushing import FLUSHING
 from isovoxel.execution.resources import FEWEST_THREADS, MOST_THREADS, cores
+
+log = logging.getLogger("distributed.nanny.isovoxel")
 
 LOOPBACK = "127.0.0.1"
 MOST_ON_A_CORE = 16
@@ -246,12 +248,36 @@ def start_tracker() -> None:
 
 
 class QuietNanny(Nanny):
-    """A nanny whose workers ignore the terminal while they start, and import nothing from the working folder."""
+    """A nanny whose workers ignore the terminal while they start, and import nothing from the working folder.
+
+    A process that ends before it has joined is started once more. distributed does so only for one that had joined.
+    """
+
+    _ended = ""
 
     async def instantiate(self) -> Any:
-        """Start the worker's process, which inherits the signal mask of this thread, the event loop's."""
+        """Start the worker's process, which inherits the signal mask of this thread, the event loop's.
+
+        Raises
+        ------
+        RuntimeError
+            If it ends twice before it has joined; says how it ended.
+        """
         with _safe_path:
             if hasattr(signal, "pthread_sigmask"):
                 start_tracker()  # started later, it would unblock SIGINT in this thread
                 signal.pthread_sigmask(signal.SIG_BLOCK, _TERMINAL)
-            return await super().instantiate()
+            status = await super().instantiate()
+            if status == Status.stopped:
+                log.warning("the worker %s %s before it had joined; it is started once more", self.name, self._ended)
+                status = await super().instantiate()
+        if status == Status.stopped:
+            raise RuntimeError(
+                f"the process of worker {self.name} {self._ended}, twice, before it had joined; what it wrote stands "
+                "above, and the system's log says whether memory was short"
+            )
+        return status
+
+    def _on_worker_exit_sync(self, exitcode: int) -> None:
+        self._ended = f"ended with status {exitcode}" if exitcode >= 0 else f"was killed by signal {-exitcode}"
+        super()._on_worker_exit_sync(exitcode)  # type: ignore[no-untyped-call]
