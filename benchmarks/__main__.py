@@ -33,6 +33,7 @@ NAMES = (
     "empty",
     "views",
     "pinned",
+    "gpus",
 )
 
 

@@ -118,6 +118,7 @@ def main(arguments: list[str]) -> None:
     )
     options.add_argument("--levels", default="auto 0", help="as isovoxel scale --levels has it")
     options.add_argument("--kernels", default="warm", help="warm, cold, or both")
+    options.add_argument("--options", default="", help="more options for every run, such as '--encode cpu'")
     options.add_argument("--repeat", type=int, default=3, help="runs of each row, of which the fastest counts")
     options.add_argument("--figure", type=Path, help="PNG of where the time goes")
     options.add_argument("--read", type=Path, help="draw what --json wrote, on whichever machine, and run nothing")
@@ -153,6 +154,7 @@ def _measure(chosen: argparse.Namespace) -> dict[str, Any]:
     for size, place in product(chosen.sizes.split(), folders):
         with scratch(Path(place)) as folder:
             source, words = _make_input(size, folder, chosen)
+            words += chosen.options.split()
             limits: dict[str, dict[str, float]] = {}
             for row in _rows(size, place, chosen):
                 output = folder / "output.zarr"

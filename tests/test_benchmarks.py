@@ -26,6 +26,7 @@ NAMES = (
     "views",
     "script",
     "pinned",
+    "gpus",
 )
 
 
@@ -250,6 +251,18 @@ def test_the_startup_benchmark_compares_a_small_job_with_a_script(tmp_path: Path
     names = ["a script with cle.scale", "scale", "plan", "plan of a petabyte", "--help"]
     assert [name.removeprefix("isovoxel ") for name in commands] == names
     assert all(found["seconds"] > 0 and found["cpu_seconds"] > 0 for found in commands.values())
+
+
+@pytest.mark.slow
+def test_steps_of_gpu_machines_have_logs_and_an_end(tmp_path: Path) -> None:
+    """One that has no time is not begun, one that takes longer is ended, and one that fails is told."""
+    words = ["gpus", "--logs", tmp_path / "logs", "--folder", tmp_path / "files"]
+    rows = run(*words, "--device", "none such", "--steps", "stack pinned").splitlines()[2:]
+    assert [row.split(" | ")[-1] for row in rows] == ["with status 1 |", "with status 1 |"]
+    assert all("none such" in (tmp_path / "logs" / f"{name}.txt").read_text("utf-8") for name in ("stack", "pinned"))
+    assert "not begun: " in run(*words, "--seconds", 10)
+    listed = run(*words, "--gpus", 4, "--list")
+    assert all(f"-m benchmarks {name} " in listed for name in ("workers", "whole", "script", "budgets", "encoding"))
 
 
 @pytest.mark.slow
