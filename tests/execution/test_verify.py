@@ -400,7 +400,8 @@ def test_a_small_budget_changes_nothing_of_what_is_found(tmp_path: Path, interpo
         found = verify_levels(source, [result], recipe, samples=40, host=host)
         assert found.holds
         assert found.projected == host.allowed
-        assert found.largest_error == verify_levels(source, [result], recipe, samples=40).largest_error
+        # Sums of floats, whose order depends on where the library's buffers lie.
+        assert found.largest_error == pytest.approx(verify_levels(source, [result], recipe, samples=40).largest_error)
     host = HostLimits(allowed=beside + takes[-1] + 4, baseline=5, threads=1)
     with pytest.raises(DoesNotFitError, match="choose more --memory"):
         verify_levels(source, [result], recipe, samples=40, host=host)

@@ -166,7 +166,7 @@ def test_slurm_with_a_shell_in_its_place(tmp_path: Path, stack: Path) -> None:
     assert said.returncode == 0, said.stderr + logs
     assert "SLURMCluster-" in said.stdout
     assert len(list((tmp_path / "jobs").glob("*.ended"))) == len(list((tmp_path / "jobs").glob("*.sh"))) == 2
-    assert logs.count("the worker SLURMCluster-") == 2
+    assert 1 <= logs.count("the worker SLURMCluster-") <= 2  # one may be cancelled before it joins: the job was done
     check_bits(stack, out)
 
 
