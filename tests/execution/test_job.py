@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -14,7 +15,14 @@ import numpy as np
 import pytest
 
 import isovoxel
-from isovoxel.errors import DoesNotFitError, JobError, OptionError, OutputBusyError, OutputError, OutputExistsError
+from isovoxel.errors import (
+    DoesNotFitError,
+    JobError,
+    OptionError,
+    OutputBusyError,
+    OutputError,
+    OutputExistsError,
+)
 from isovoxel.execution import threads
 from isovoxel.execution.events import BlockDone, Event
 from isovoxel.execution.output import OutputState, output_state
@@ -245,6 +253,25 @@ def test_without_its_ledger_an_output_is_begun_anew_only_if_asked(source: Path, 
     assert output_state(out) == OutputState(complete=False)
     result = isovoxel.scale(source, out, overwrite=True, **options)
     assert result.tally.done_before == 0
+
+
+@pytest.mark.parametrize("name", ["job.json", "lock"])
+def test_a_ledger_that_must_not_be_read_is_not_called_damaged(
+    source: Path, out: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """What is done is there, for who may read it: nobody is told to begin anew."""
+    options = OPTIONS | {"engine": "exact"}
+    begin(source, out, options)
+
+    def refuse(file: Any, *how: Any) -> int:
+        if Path(file).name == name:
+            raise PermissionError(errno.EACCES, "Permission denied", str(file))
+        return opened(file, *how)
+
+    opened = os.open
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(OutputError, match=r"out.zarr.isovoxel cannot be read: Permission denied$"):
+        isovoxel.scale(source, out, **options)
 
 
 def test_an_output_that_was_deleted_is_begun_anew(source: Path, out: Path) -> None:

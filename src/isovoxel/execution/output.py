@@ -40,7 +40,7 @@ from isovoxel.object_store.objects import Place, absolute, place_of
 from isovoxel.options import HOW_FAR, Options
 from isovoxel.output.attempt import Attempt, end_attempt, end_attempts
 from isovoxel.output.destination import check_destination
-from isovoxel.output.files import BLOCKS, JOB, LOCK, REPLACED, SAVED, check_folder
+from isovoxel.output.files import BLOCKS, JOB, LOCK, REPLACED, SAVED, check_folder, read_own
 from isovoxel.output.ledger import Ledger, count_empty, ledger_of, remove_ledger
 from isovoxel.output.lock import lock_output, read_holder
 from isovoxel.output.provenance import RECEIPTS, made_by
@@ -300,8 +300,7 @@ def _find(plan: Plan, request: OutputRequest) -> tuple[Plan, Ledger | None]:
     if changed := differences(made, request.made, request.cut, said=request.said):
         raise made_otherwise(path, made, changed)
     if (ledger := _ledger(folder, made)) is None:
-        there = (folder / JOB).is_file()
-        why = f"{folder / JOB} is damaged, or of another output" if there else f"{folder} is not there"
+        why = f"{folder / JOB} is damaged, or of another output" if _is_readable(folder) else f"{folder} is not there"
         raise OutputExistsError(
             f"{path} is not complete, and what of it is done is not known, for {why}; "
             "give --overwrite to begin anew, or another output"
@@ -315,6 +314,20 @@ def _find(plan: Plan, request: OutputRequest) -> tuple[Plan, Ledger | None]:
     waiting = waiting_bytes(ledger.plan)
     check(overwrite=False, nbytes=int(left * plan.disk_bytes), waiting=waiting, goes_on=True)
     return continued(ledger.plan, plan), ledger
+
+
+def _is_readable(folder: Place) -> bool:
+    """Return whether a ledger's plan is there, and raise where it is not known: that is no reason to begin anew."""
+    try:
+        check_folder(folder)
+        read_own(folder / JOB)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be read: {error.strerror or error}") from error
+    return True
 
 
 def waiting_bytes(plan: Plan) -> int:
