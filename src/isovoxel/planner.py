@@ -448,7 +448,9 @@ def _in_unit_of(output: VoxelGrid, source: VoxelGrid, name: str, source_name: st
 
 
 def source_of(volume: Volume, grid: VoxelGrid) -> Source:
-    """Return what a plan knows of a volume."""
+    """Return what a plan knows of a volume; an output whose job has not ended is an `InputError`."""
+    if volume.incomplete:
+        raise InputError(f"{volume.name} is incomplete: its job is running, failed or was interrupted; finish it first")
     notes = volume.notes
     if volume.voxel_size is None and grid.unit is None:
         why = f": {volume.missing}" if volume.missing else ""

@@ -17,6 +17,7 @@ import pytest
 import isovoxel
 from isovoxel.errors import (
     DoesNotFitError,
+    InputError,
     JobError,
     OptionError,
     OutputBusyError,
@@ -30,6 +31,7 @@ from isovoxel.output.files import LOCK
 from isovoxel.output.ledger import ledger_of
 from isovoxel.output.lock import FileLock
 from isovoxel.output.provenance import read_provenance
+from isovoxel.reporting.show import draw
 from outputs import shards_of
 from small_jobs import stop_after
 
@@ -272,6 +274,18 @@ def test_a_ledger_that_must_not_be_read_is_not_called_damaged(
     monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(OutputError, match=r"out.zarr.isovoxel cannot be read: Permission denied$"):
         isovoxel.scale(source, out, **options)
+
+
+def test_a_half_finished_output_is_no_input(source: Path, out: Path, tmp_path: Path) -> None:
+    """What is not done reads as 0, so a result of it would be wrong and seem complete; a picture of it says so."""
+    options = OPTIONS | {"engine": "exact"}
+    begin(source, out, options)
+    with pytest.raises(InputError, match=r"out.zarr is incomplete: its job is running, .*; finish it first"):
+        isovoxel.scale(out, tmp_path / "next.zarr", factor=(1, 1, 1))
+    assert draw([isovoxel.open_volume(out)], [""]).captions[0].startswith("maximum of all voxels, of an incomplete out")
+    assert isovoxel.plan(source, like=out, input_voxel_size=(1, 0.5, 0.5)).output.shape == (32, 24, 20)
+    isovoxel.scale(source, out, **options)
+    assert isovoxel.plan(out, factor=(1, 1, 1)).output.shape == (32, 24, 20)
 
 
 def test_an_output_that_was_deleted_is_begun_anew(source: Path, out: Path) -> None:

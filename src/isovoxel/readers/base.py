@@ -127,6 +127,8 @@ class Volume(InNotebooks):
     """Why `voxel_size` is None, as a clause ("the TIFF has no spacing for z")."""
     labels: bool = False
     """Whether the input says that its voxels are labels."""
+    incomplete: bool = False
+    """Whether it is an output of isovoxel whose job has not ended: what is not done reads as 0."""
     notes: tuple[str, ...] = ()
     """What else a user should know before reading it, each a clause: what is missing, what a box costs."""
     array: Any = field(default=None, repr=False)

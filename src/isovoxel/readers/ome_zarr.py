@@ -98,6 +98,7 @@ def _open_level(
         kind=kind,
         sources=sources,
         labels=labels,
+        incomplete=incomplete,
         notes=(*volume.notes, *([level.note] if level.note else [])),
         series=picked.axes(time_step_of(level)),
         channels=picked.channels(read_channels(attributes), axes, array.shape),

@@ -256,10 +256,11 @@ class _Subject:
     @property
     def what(self) -> str:
         """Which voxels are drawn."""
-        if self.level is not self.volume:
-            return f"maximum of a coarser level, {' x '.join(map(str, self.level.shape))} voxels"
         planes, depth = self.projected.planes, self.volume.shape[0]
-        return "maximum of all voxels" if planes == depth else f"maximum of {planes} of {depth} planes"
+        what = "all voxels" if planes == depth else f"{planes} of {depth} planes"
+        if self.level is not self.volume:
+            what = f"a coarser level, {' x '.join(map(str, self.level.shape))} voxels"
+        return f"maximum of {what}{', of an incomplete output' if self.volume.incomplete else ''}"
 
 
 @dataclass(frozen=True)
