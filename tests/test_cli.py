@@ -487,6 +487,15 @@ BAD_OUTPUTS = [
 ]
 
 
+@pytest.mark.parametrize("make", [write_file, write_folder, write_link, Path.mkdir])
+def test_overwrite_is_not_offered_where_it_does_not_help(
+    isovoxel: Isovoxel, stack: Path, tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    """What is no zarr, or a link, is not replaced; so the advice is another output."""
+    make(tmp_path / "out.zarr")
+    check_refused(isovoxel("scale", stack, tmp_path / "out.zarr"), "out.zarr exists; give another output")
+
+
 @pytest.mark.parametrize(("name", "make", "why"), BAD_OUTPUTS, ids=[why for *_, why in BAD_OUTPUTS])
 def test_bad_outputs_are_refused(
     isovoxel: Isovoxel, stack: Path, tmp_path: Path, name: str, make: Callable[[Path], None], why: str

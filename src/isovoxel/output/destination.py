@@ -185,7 +185,8 @@ def _check_place(target: Path, folders: list[Path], ledger: Path, *, overwrite: 
         pass
     else:
         if not overwrite and not goes_on:
-            raise OutputExistsError(f"{target} exists; give --overwrite or another output")
+            zarr = is_zarr(target) and not target.is_symlink()  # nothing else is replaced
+            raise OutputExistsError(f"{target} exists; give {'--overwrite or ' if zarr else ''}another output")
         if goes_on:
             check_zarr(target)
         else:
