@@ -496,6 +496,18 @@ def test_overwrite_is_not_offered_where_it_does_not_help(
     check_refused(isovoxel("scale", stack, tmp_path / "out.zarr"), "out.zarr exists; give another output")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="a working folder cannot be deleted")
+def test_a_file_in_a_working_folder_that_is_gone_is_refused(
+    isovoxel: Isovoxel, stack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A path from there leads nowhere; one sentence says why."""
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    check_refused(isovoxel("show", stack), "the working folder was deleted; change to another one")
+    check_refused(isovoxel("plan", stack, "--save", "job.toml"), "the working folder was deleted")
+
+
 @pytest.mark.parametrize(("name", "make", "why"), BAD_OUTPUTS, ids=[why for *_, why in BAD_OUTPUTS])
 def test_bad_outputs_are_refused(
     isovoxel: Isovoxel, stack: Path, tmp_path: Path, name: str, make: Callable[[Path], None], why: str

@@ -201,7 +201,12 @@ class Named:
 
     def __post_init__(self) -> None:
         # unlike Path.resolve, this survives links that go round in circles
-        self._path = None if isinstance(self.place, ObjectPlace) else Path(os.path.realpath(self.place))
+        try:
+            self._path = None if isinstance(self.place, ObjectPlace) else Path(os.path.realpath(self.place))
+        except FileNotFoundError:
+            raise OptionError(
+                f"the {self.what} {self.place} cannot be found: the working folder was deleted; change to another one"
+            ) from None
         self._parents = () if self._path is None else tuple(self._path.parents)
         self._identity = _identity(self._path)
         self._above = dict.fromkeys(filter(None, map(_identity, self._parents)))
