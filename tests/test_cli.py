@@ -355,6 +355,7 @@ BAD_OPTIONS = [
     ("--zoom much", "'--zoom'"),
     ("--zoom 1e12", "shards along z"),
     ("--zoom 1e300", "more than can be counted"),
+    ("--factor 1,1e-19,1", "makes one voxel of more than can be counted"),
     ("--voxel-size -inf", "voxel size must be"),
     ("--voxel-size -0.5", "voxel size must be"),
     ("--voxel-size 1e-12", "shards along z"),

@@ -324,11 +324,16 @@ class VoxelGrid:
         Raises
         ------
         OptionError
-            If a factor is not finite and positive, or an axis would be longer than float64 can count.
+            If a factor is not finite and positive, or an axis or a voxel would be longer than float64 can count.
         """
         check_positive("factor", factor)
         shape = []
         for axis, n, f in zip(AXES, self.shape, factor, strict=True):
+            if f * MAX_SAMPLES < 1:  # beyond which float64 holds no position
+                raise OptionError(
+                    f"factor {f:g} makes one voxel of more than can be counted (2^53) along {axis}; "
+                    "choose a larger factor"
+                )
             samples = float(np.around(n * f))
             if samples > MAX_SAMPLES:
                 raise OptionError(
