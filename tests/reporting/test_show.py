@@ -111,6 +111,7 @@ def test_a_file_of_anybody_elses_stays(isovoxel: Isovoxel, folder: Path, name: s
     before = listing(folder)
     check_refused(isovoxel("show", "stack.tif", "-o", name), f"{name} exists and is no picture of isovoxel's")
     check_refused(isovoxel("show", "stack.tif", "-o", "no/where.png"), "its folder does not exist")
+    check_refused(isovoxel("show", "stack.tif", "-o", "new.svg"), "must end in .png, not as 'new.svg' does")
     check_refused(isovoxel("show", "stack.tif", "-o", "."), "is no name of a file")
     assert listing(folder) == before
 

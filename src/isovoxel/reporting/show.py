@@ -92,10 +92,14 @@ def save_drawing(
     ------
     IsovoxelError
         As `drawing_of`.
+    OptionError
+        If its name is not a PNG's.
     OutputError
         If the picture must not or cannot be written.
     """
     path = check_own(default_name(sources) if output is None else output, "picture")
+    if path.suffix.lower() != ".png":
+        raise OptionError(f"the picture is a PNG, so its name must end in .png, not as {output!r} does")
     check_apart([where for source in sources for where in read_as("input", source)], files=[Named("picture", path)])
     drawn, volumes, host = drawing_of(sources, opening, labels=labels, memory=memory, reading=reading)
     save(drawn, path)
