@@ -11,6 +11,7 @@ import pytest
 
 from isovoxel.codecs.cuda import LARGE_PAGE, new_memory
 from isovoxel.engines.buffers import HostBufferPool
+from polling import wait_until
 
 
 class _Plan:
@@ -116,6 +117,43 @@ def test_a_thread_waits_for_a_pair_where_the_host_has_no_memory_for_another(
     pool.forget()
     with pytest.raises(MemoryError):
         pool.take(plan)
+
+
+def test_a_thread_that_waits_learns_that_the_one_before_it_got_no_pair(
+    pool: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two threads that take turns with one pair, the first fails to make it: the second tries, and fails as well."""
+    plan, going = _Plan((60, 40), 1000), threading.Event()
+
+    def fails(*_: Any) -> Any:
+        going.wait()
+        raise RuntimeError
+
+    pool.give(pool.take(plan))
+    pool.keep(0)
+    monkeypatch.setattr(pool, "_make", fails)
+    pool._most = 1
+    with ThreadPoolExecutor(2) as others:
+        both = [others.submit(pool.take, plan) for _ in range(2)]
+        wait_until(lambda: pool._changed._waiters)
+        going.set()
+        try:
+            wait_until(lambda: all(each.done() for each in both))
+        finally:
+            pool.forget()
+        assert all(isinstance(each.exception(), RuntimeError) for each in both)
+
+
+def test_a_thread_that_waited_gets_a_pair_of_its_own_plan(pool: Any) -> None:
+    """Two jobs share the pool; one has changed the sizes meanwhile, and what it gives back is too small."""
+    pair = pool.take(_Plan((60, 40), 1000))
+    pool._most = 1
+    with ThreadPoolExecutor(1) as other:
+        waiting = other.submit(pool.take, _Plan((60, 40), 1000))
+        wait_until(lambda: pool._changed._waiters)
+        pool.give(pool.take(_Plan((10, 10), 1000)))
+        pool.give(pair)
+        assert [buffer.nbytes for buffer in waiting.result()] == [60, 40]
 
 
 def test_larger_buffers_are_not_kept_beyond_the_projection(pool: Any) -> None:

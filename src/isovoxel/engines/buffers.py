@@ -313,12 +313,8 @@ class HostBufferPool:
         """
         while True:
             with self._changed:
-                if not self._serve(plan):
-                    self._free.clear()
-                    self._sizes = self._sizes_for(plan)
-                    self._most = self._most_of(plan)
+                self._changed.wait_for(lambda: self._is_ready(plan))
                 self._projected = max(self._projected, plan.projected_host)
-                self._changed.wait_for(lambda: self._most is None or self._used < self._most)
                 self._used += 1
                 if self._free:
                     return self._free.pop()
@@ -332,10 +328,10 @@ class HostBufferPool:
             except Exception as error:
                 with self._changed:
                     self._used -= 1
+                    self._changed.notify_all()
                     if alone or not is_out_of_memory(error):
                         raise
                     self._most = max(1, self._used - 1)  # the driver needs some itself
-                    self._changed.notify_all()
 
     def give(self, hosts: HostPair) -> None:
         """Take a pair back."""
@@ -365,6 +361,14 @@ class HostBufferPool:
             self._projected = 0
             self._most = None
             self._changed.notify_all()
+
+    def _is_ready(self, plan: Plan) -> bool:
+        """Return whether there may be one more pair, of a plan's sizes from now on; the caller has the lock."""
+        if not self._serve(plan):
+            self._free.clear()
+            self._sizes = self._sizes_for(plan)
+            self._most = self._most_of(plan)
+        return self._most is None or self._used < self._most
 
     def _most_of(self, plan: Plan) -> int | None:
         """Return how many pairs there may be where one takes more than a plan projects, else None.
