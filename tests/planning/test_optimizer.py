@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from isovoxel.errors import DoesNotFitError, OptionError
 from isovoxel.geometry.grid import VoxelGrid, factor_for_zoom
+from isovoxel.planning import optimizer
 from isovoxel.planning.chunking import Storage, default_storage
 from isovoxel.planning.optimizer import make_plan, plan_chunks
 from isovoxel.planning.plan import Plan
@@ -205,6 +206,16 @@ def test_a_volume_for_which_no_block_fits_is_refused_with_the_numbers(limits: di
     """The refusal names what one shard takes, what is allowed, and what to change."""
     with pytest.raises(DoesNotFitError, match=rf"no block fits: one shard of .* voxels takes .*{says}.*; choose "):
         planned((500, 500, 500), (2.0, 2.0, 2.0), **limits)
+
+
+def test_few_blocks_are_checked_where_nearly_none_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is too large at a glance is left out before: there are more than 100,000 kinds of blocks."""
+    fits, checked = optimizer._fits, itertools.count()
+    monkeypatch.setattr(optimizer, "_fits", lambda *how: next(checked) >= 0 and fits(*how))
+    host = host_limits(allowed=GIB // 2 + 100 * MIB, baseline=GIB // 2, threads=16)
+    plan = planned((20_000, 10_000, 10_000), (4.0, 1.0, 1.0), engine="exact", host=host)
+    assert plan.projected_host <= host.allowed
+    assert next(checked) < 2000
 
 
 def test_small_budgets_get_smaller_shards_unless_the_user_chose_them() -> None:

@@ -36,7 +36,7 @@ from isovoxel.errors import DoesNotFitError, OptionError
 from isovoxel.geometry.grid import AXES, Float3, Index3, Sampler, VoxelGrid, ceil_div, triple
 from isovoxel.planning.chunking import Storage, smaller
 from isovoxel.planning.memory import human_bytes
-from isovoxel.planning.model import DeviceLimits, HostLimits, Source, check_options
+from isovoxel.planning.model import LANES, DeviceLimits, HostLimits, Source, check_options
 from isovoxel.planning.plan import Plan
 
 MIB = 2**20
@@ -307,17 +307,26 @@ def _best_of(draft: Plan, halved: tuple[bool, bool, bool], threads: int) -> _Fou
     if draft.engine == "cle" and draft.device.kind == "cpu":
         score = score + COMPILE * _product(z.sizes, y.sizes, x.sizes)
 
-    # A first sieve, so that few need the exact check: the output alone must fit the largest allocation.
-    roomy = written * draft.source.itemsize <= draft.device.largest_allocation
+    # A first sieve, so that few need the exact check: what all engines hold of input and output must fit.
+    itemsize, device, host = draft.source.itemsize, draft.device, draft.host
+    read = itemsize * _product(z.read, y.read, x.read)
+    written = itemsize * written
+    on_device = LANES[device.kind] * (read + written) + (device.kind == "gpu") * in_flight * (read + written)
+    on_host = host.baseline + cached + in_flight * (read + draft.source.read_overhead)
+    if not draft.keeps_blocks:
+        on_host = on_host + in_flight * written
+    small = written <= device.largest_allocation
+    roomy = small & (read <= device.largest_allocation) & (on_host < host.allowed + 1)
+    roomy &= device.encoding + device.decoding + on_device <= device.allowed
     eligible = np.flatnonzero(np.broadcast_to(roomy, score.shape))
     blocks = np.broadcast_to(blocks, score.shape)
-    ranked = eligible[np.lexsort((blocks.flat[eligible], cached.flat[eligible], score.flat[eligible]))]
-    for rank, flat in enumerate(ranked):
+    least = np.where(small, score, np.inf).min()
+    for flat in eligible[np.lexsort((blocks.flat[eligible], cached.flat[eligible], score.flat[eligible]))]:
         _, i, j, k = (int(n) for n in np.unravel_index(flat, score.shape))
         shape, cache, at_once = (z.lengths[i], y.lengths[j], x.lengths[k]), int(cached.flat[flat]), in_flight[i, j, k]
         if _fits(draft, axes, (i, j, k), shape, cache, int(at_once)):
             plan = replace(draft, block_shape=shape, cache=cache, in_flight=int(at_once))
-            return _Found(plan, float(score.flat[flat]), rank == 0)
+            return _Found(plan, float(score.flat[flat]), bool(score.flat[flat] <= least))
     return None
 
 
