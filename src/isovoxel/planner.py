@@ -243,13 +243,32 @@ def plan_volume(
         What scales; by default this process.
     output
         Where it is written, if that is known; by default a local disk.
+
+    Raises
+    ------
+    IsovoxelError
+        If an option does not suit the volume or what scales, or no block fits the limits.
     """
+    resources = resources or ThisProcess(options)
+    try:
+        return _plan_within(volume, options, sampling, resources, output)
+    except DoesNotFitError:
+        left: dict[str, Any] = {name: "cpu" for name in ("encode", "decode") if options.or_new(name) == "auto"}
+        if not left or not resources.limits(options.engine or "exact")[0].encoders:
+            raise
+        # Blocks may have room where the GPU neither encodes nor decodes.
+        return _plan_within(volume, replace(options, **left), sampling, resources, output)
+
+
+def _plan_within(
+    volume: Volume, options: Options, sampling: Sampling, resources: Resources, output: Place | None
+) -> Plan:
+    """Return how a volume would be scaled; see `plan_volume`."""
     from isovoxel.planning.chunking import Storage, default_storage
     from isovoxel.planning.codecs import with_decoder, with_encoder
     from isovoxel.planning.optimizer import make_plan
     from isovoxel.planning.pyramid import with_levels
 
-    resources = resources or ThisProcess(options)
     kind = resources.limits(options.engine or "exact")[0].kind
     choice = choose_engine(sampling, options.engine, kind, resources.clesperanto)
     target = find_target(volume, options)

@@ -6,12 +6,17 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 
-from isovoxel.errors import OptionError
+from isovoxel.errors import DoesNotFitError, OptionError
+from isovoxel.options import Options
+from isovoxel.planner import Limits, choose_sampling, plan_volume
 from isovoxel.planning.chunking import default_storage
 from isovoxel.planning.codecs import LANES, EncodedBatches, fills_batches, with_encoder
 from isovoxel.planning.model import DeviceLimits, HostLimits
+from isovoxel.planning.plan import Plan
+from isovoxel.readers.base import Volume
 
 GIB = 2**30
 SHAPE = (2000, 2000, 2000)
@@ -107,3 +112,31 @@ def test_levels_whose_shards_fill_no_batch_are_the_processors() -> None:
     assert fills_batches(full, full)
     assert not fills_batches(full, replace(full, shard=full.chunk))
     assert not fills_batches(full, replace(full, chunk=(64, 64, 64)))
+
+
+class _Resources:
+    """A GPU that encodes, in a host that has little memory."""
+
+    def limits(self, _engine: str) -> Limits:
+        """Return the limits."""
+        return H200, replace(HOST, allowed=3 * GIB)
+
+    def clesperanto(self) -> tuple[str, str]:
+        """There is none."""
+        return "", "it is not wanted"
+
+
+def test_auto_leaves_blocks_their_room() -> None:
+    """What would encode on the GPU takes memory without which no block is read; whoever asks for it is refused."""
+    read: Any = None
+    volume = Volume("a", "b", SHAPE, np.dtype("uint16"), read, read_overhead=3 * GIB // 2, voxel_size=(1.0, 1.0, 1.0))
+
+    def planned(**chosen: Any) -> Plan:
+        options = Options(factor=(4, 1, 1), levels=0, **chosen)
+        return plan_volume(volume, options, choose_sampling(volume, options), _Resources())
+
+    plan = planned()
+    assert plan.device.encoding == 0
+    assert plan.projected_host <= 3 * GIB
+    with pytest.raises(DoesNotFitError):
+        planned(encode="gpu")
