@@ -76,7 +76,7 @@ class EngineChoice:
 
 
 ROOM_FOR_LEVELS = (1, 0.8, 0.65)
-"""Shares of the host's memory for blocks of the full level that are tried, until there is room for those of level 1."""
+"""Shares of the host's memory for blocks that those of the full level try to do with, until those of level 1 fit."""
 OUTSIDE = 1e-6
 """Output voxels that a sample may lie beyond the edge of the input, and count as inside: positions are rounded."""
 
@@ -359,8 +359,9 @@ def _with_room_for_level_1(plan: Plan, make_full: Callable[..., Plan], add_level
     if (halved := halved_axes(plan)) is None:
         return plan
     # Where memory is short, blocks leave room for those of level 1.
+    baseline = plan.host.baseline
     for share in ROOM_FOR_LEVELS:
-        smaller = replace(plan.host, allowed=int(share * plan.host.allowed))
+        smaller = replace(plan.host, allowed=baseline + int(share * (plan.host.allowed - baseline)))
         with contextlib.suppress(DoesNotFitError):
             other = add_levels(replace(make_full(host=smaller, halved=halved), host=plan.host))
             # Reading the full level back takes longer than its blocks, which are fewer, take to come to an end.

@@ -321,7 +321,7 @@ class FixedLimits:
         return "", "it is not wanted"
 
 
-@pytest.mark.parametrize(("threads", "mebibytes"), [(4, 1700), (8, 2100)])
+@pytest.mark.parametrize(("threads", "mebibytes"), [(1, 640), (4, 1700), (8, 2100)])
 def test_where_memory_is_short_blocks_leave_room_for_level_1(tmp_path: Path, threads: int, mebibytes: int) -> None:
     """The full level, which they would have filled it for, is not read back then; shards and blocks in flight stay."""
     zarr.create_array(tmp_path / "a", shape=(400, 1400, 1400), dtype="uint16", chunks=(64, 128, 128))
