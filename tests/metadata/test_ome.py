@@ -370,6 +370,20 @@ def test_a_document_type_definition_is_refused(xml: str) -> None:
         read_ome(xml, "a").checked()
 
 
+@pytest.mark.parametrize(
+    ("own", "inner", "companion"),
+    [
+        ("", "<OME/>", None),
+        ("", '<OME UUID="b"/>', None),
+        ('<BinaryOnly MetadataFile="a.ome"/>', '<OME UUID="b"><BinaryOnly MetadataFile="b.ome"/></OME>', "a.ome"),
+    ],
+)
+def test_an_annotation_does_not_say_which_file_this_is(own: str, inner: str, companion: str | None) -> None:
+    """OME-XML of another file in an annotation changes neither the file's own UUID nor its companion."""
+    found = read_ome(f'<OME UUID="a">{own}<XMLAnnotation><Value>{inner}</Value></XMLAnnotation></OME>', "a")
+    assert (found.uuid, found.companion) == ("a", companion)
+
+
 @pytest.mark.parametrize("xml", ["", "OME", "<OME>", "<OME></Image></OME>", "<OME>&a;</OME>"])
 def test_broken_xml_is_an_input_error(xml: str) -> None:
     """XML that is not well-formed is said to be so."""

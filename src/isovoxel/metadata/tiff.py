@@ -416,16 +416,16 @@ def read_ome(xml: str, name: str) -> OmeXml:
         If it is not well-formed XML, or has a document type definition.
     """
     found = OmeXml(name)
-    inside = False
+    inside, first = False, True
 
     def element(tag: str, attributes: dict[str, str]) -> None:
-        nonlocal inside
-        kind = tag.rpartition(":")[2]
-        inside = kind == "UUID"
+        nonlocal inside, first
+        kind, root = tag.rpartition(":")[2], first
+        inside, first = kind == "UUID", False
         match kind:
-            case "OME":
+            case "OME" if root:  # an annotation may hold the OME-XML of another file
                 found.uuid = attributes.get("UUID", "")
-            case "BinaryOnly":
+            case "BinaryOnly" if found.companion is None:
                 found.companion = attributes.get("MetadataFile", "")
             case "Pixels":
                 found.pixels.append(attributes)
