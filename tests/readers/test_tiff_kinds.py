@@ -54,6 +54,15 @@ def test_samples_that_are_channels_are_read(side_by_side: bool, given: dict[str,
     np.testing.assert_array_equal(one.read(box), TWO[(slice(1, 4), 1, *box.slices[1:])])
 
 
+@pytest.mark.parametrize("axes", ["czyx", "tzyx", "zcyx", "zyx"])
+def test_colours_of_a_pixel_are_no_voxels_along_x(axes: str, tmp_path: Path) -> None:
+    """Whatever the user calls the axes: pages are read as planes of their own width."""
+    shape = (3, 8, 9, 3)[-len(axes) :]
+    tifffile.imwrite(tmp_path / "a.tif", np.arange(np.prod(shape)).reshape(shape).astype("uint8"), photometric="rgb")
+    with pytest.raises(InputError, match=r"hold more than y and x: its axes are Q?YXS"):
+        open_volume(tmp_path / "a.tif", selection=Selection(axes=axes, time=0 if "t" in axes else None))
+
+
 def test_samples_of_a_stack_without_directories_are_read(tmp_path: Path) -> None:
     """All pages may lie behind one directory, with their samples side by side."""
     path = tmp_path / "a.tif"

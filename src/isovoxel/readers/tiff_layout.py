@@ -121,7 +121,8 @@ def reader_of(stack: Stack, name: str, picked: Picked) -> tuple[PlaneReader, Rea
         If pages are unlike each other, lie outside their file, or are encoded in a way that cannot be read.
     """
     _, y, x = picked.shape(stack.shape)
-    if math.prod(stack.shape[picked.zyx[1] :]) != y * x:
+    mixed_samples = stack.axes.endswith("S") and stack.shape[-1] > 1  # which the user's axes may call x
+    if mixed_samples or math.prod(stack.shape[picked.zyx[1] :]) != y * x:
         raise InputError(f"the planes of {name} hold more than y and x: its axes are {stack.axes}")
     every = planes_reader(stack, name)
     planes = planes_of(stack.shape, picked)
