@@ -1,6 +1,6 @@
 """What is claimed of machines with GPUs, in one go: benchmarks and tests that need them, the weightiest first.
 
-Such machines are lent by the minute. Each step runs in processes of its own, writes what it prints to a file of its
+Such machines cost by the minute. Each step runs in processes of its own, writes what it prints to a file of its
 name, and begins only where as many seconds are left as it has taken on H100s; one that is not done when the time is up
 is ended. ``--steps`` selects some, by their names.
 """

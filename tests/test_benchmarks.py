@@ -255,7 +255,7 @@ def test_the_startup_benchmark_compares_a_small_job_with_a_script(tmp_path: Path
 
 @pytest.mark.slow
 def test_steps_of_gpu_machines_have_logs_and_an_end(tmp_path: Path) -> None:
-    """One that has no time is not begun, one that takes longer is ended, and one that fails is told."""
+    """One that has no time is not begun, and one that fails is told."""
     words = ["gpus", "--logs", tmp_path / "logs", "--folder", tmp_path / "files"]
     rows = run(*words, "--device", "none such", "--steps", "stack pinned").splitlines()[2:]
     assert [row.split(" | ")[-1] for row in rows] == ["with status 1 |", "with status 1 |"]
