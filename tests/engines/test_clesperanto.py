@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
+import traceback
 from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
@@ -147,6 +148,35 @@ def test_blocks_of_either_are_what_they_should_be(
     # Two steps of a texture's weights, on each of three axes.
     assert apart.max() <= (1.0 if engine.device.kind == "cpu" else 6 * 65536 / 256) * (interpolation == "linear")
     assert (len(shapes) == 1) == fixed
+
+
+@pytest.mark.skipif(find_spec("pyclesperanto") is None, reason="pyclesperanto is not installed")
+@pytest.mark.parametrize("failure", [RuntimeError("CL_OUT_OF_RESOURCES (-5)"), MemoryError("std::bad_alloc")])
+def test_a_failed_call_leaves_no_array_of_a_buffer(monkeypatch: pytest.MonkeyPatch, failure: Exception) -> None:
+    """An array gives its buffer back as it ends; one that ends after what passed the buffer on ends the process."""
+    monkeypatch.setenv(module.CHOICE, "pyclesperanto")
+    engine = CleEngine(find_device())
+
+    def full(source: Any, target: Any, **_: Any) -> None:
+        assert source is not target  # both are arrays of ours, and stay in this frame
+        raise failure
+
+    monkeypatch.setattr(engine.library._cle, "scale", full)
+    buffers = [cl.Buffer(engine.context, cl.mem_flags.READ_WRITE, 32) for _ in range(2)]
+    arrays = [(buffer, (2, 2, 2)) for buffer in buffers]
+    with pytest.raises((DriverError, MemoryError)) as raised:
+        engine.library.scale(engine._queue, arrays[0], arrays[1], (1.0, 1.0, 1.0), None, linear=True)
+    left, error = [], raised.value
+    while error is not None:
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        left += [
+            name
+            for frame in frames
+            for name in ("source", "target")
+            if frame.f_code is full.__code__ and name in frame.f_locals
+        ]
+        error = error.__context__
+    assert left == []
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)

@@ -31,7 +31,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from isovoxel.engines.opencl import DriverError, prepare_caches, queue_of
+from isovoxel.engines.opencl import DriverError, let_go_of, prepare_caches, queue_of
 from isovoxel.errors import DeviceError, OptionError
 from isovoxel.geometry.grid import Float3, Index3
 
@@ -258,8 +258,11 @@ class Successor:
                 cle.transform.affine_transform(
                     image, target, transform_matrix=matrix, interpolate=linear, device=device
                 )
-        except RuntimeError as error:
-            raise DriverError.said(error) from error
+        except BaseException as error:
+            let_go_of(error)  # clEsperanto's frames hold arrays too
+            if isinstance(error, RuntimeError):
+                raise DriverError.said(error) from error
+            raise
         finally:
             image = array = target = None  # while what they were made of is there
 
