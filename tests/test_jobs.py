@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import dask
 import numpy as np
 import pytest
 import tifffile
@@ -17,6 +18,9 @@ from numpy.typing import NDArray
 import isovoxel
 from command_line import Isovoxel, check_refused
 from isovoxel.errors import InputError, InterruptedJobError, OptionError
+from isovoxel.execution.distributed import executor
+from isovoxel.execution.distributed.rpc import remove_plugin
+from isovoxel.execution.distributed.worker_session import plugin_name
 from isovoxel.execution.events import BlockDone, Event, JobStarted
 from isovoxel.geometry.grid import Box
 
@@ -140,12 +144,22 @@ def test_of_every_time_point(files: Path) -> None:
 
 
 @pytest.mark.slow
-def test_by_workers_as_zarr_v2(files: Path) -> None:
-    """The same workers do both, and 0.4 has labels too."""
+def test_by_workers_as_zarr_v2(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same workers do both, and 0.4 has labels too; no memory of the first job stays, nor files of the workers."""
+    taken_back: list[str] = []
+
+    def remove(client: Any, name: str, *, seconds: float) -> None:
+        taken_back.append(name)
+        remove_plugin(client, name, seconds=seconds)
+
+    monkeypatch.setattr(executor, "remove_plugin", remove)
     options = {key: value for key, value in OPTIONS.items() if key != "shard"}
-    result = isovoxel.scale(
-        "im.ome.tif", "out.zarr", with_labels="nuclei.tif", workers="cpu:2", ome_zarr="0.4", **options
-    )
+    with dask.config.set({"temporary-directory": str(files / "tmp")}):
+        result = isovoxel.scale(
+            "im.ome.tif", "out.zarr", with_labels="nuclei.tif", workers="cpu:2", ome_zarr="0.4", **options
+        )
+    assert taken_back == [plugin_name(files / "out.zarr")]
+    assert [path.suffix for path in (files / "tmp" / "dask-scratch-space").iterdir()] == [".lock"] * 2
     assert result.labels is not None
     assert result.workers.keys() == result.labels.workers.keys() != set()
     moved = isovoxel.scale_array(LABELS, (2, 1, 1), labels=True).compute()

@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import threading
 from typing import Any
 
-from isovoxel.engines.devices import Device, wake
+from isovoxel.engines.devices import SHOWN, Device, wake, wake_only_gpu
 from isovoxel.errors import DeviceError
-from isovoxel.execution.distributed.worker_info import held_device
+from isovoxel.execution.distributed.worker_info import DEVICE, ENGINE, held_device
 from isovoxel.version import __version__
 
 log = logging.getLogger("distributed.worker.isovoxel")
@@ -24,6 +25,8 @@ log = logging.getLogger("distributed.worker.isovoxel")
 async def dask_setup(worker: Any) -> None:
     """Prepare a worker; distributed calls it."""
     name = str(worker.name)
+    if os.environ.get(DEVICE) and os.environ.get(DEVICE) == os.environ.get(SHOWN):
+        threading.Thread(target=wake_only_gpu, name="isovoxel-cuda", daemon=True).start()
     try:
         device = await asyncio.to_thread(held_device, name)
     except DeviceError as error:  # the client is told too, when it asks
@@ -39,4 +42,4 @@ def _load(device: Device) -> None:
         import isovoxel.output.writer  # noqa: F401
 
         if device.kind == "gpu":  # where engine cle is the default
-            wake(device, None)
+            wake(device, os.environ.get(ENGINE))

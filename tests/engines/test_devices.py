@@ -4,13 +4,24 @@ import platform
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pynvml
 import pyopencl as cl
 import pytest
 
-from isovoxel.engines.devices import Device, _ask_nvml, _place, choose, find_device, list_devices, opencl_device
+from isovoxel.engines import devices
+from isovoxel.engines.devices import (
+    Device,
+    _ask_nvml,
+    _place,
+    choose,
+    find_device,
+    list_devices,
+    nvidia_gpus,
+    opencl_device,
+)
 from isovoxel.errors import DeviceError, OptionError
 
 GIB = 2**30
@@ -308,3 +319,71 @@ def test_a_full_gpu_has_nothing_to_spare() -> None:
     full = replace(find_device(), kind="gpu", free=0)
     assert full.limits().allowed == 0
     assert replace(full, free=None).limits().allowed > 0
+
+
+DRIVERS = {"nvidia": "libnvidia-opencl.so.1\n", "pocl": "/usr/lib/libpocl.so.2\n", "intel": "libigdrcl.so\n"}
+
+
+@pytest.mark.parametrize(
+    ("drivers", "variable", "divided", "found"),
+    [
+        (["nvidia"], "", [], ("GPU-0", "GPU-1")),
+        (["nvidia", "pocl"], "", [], ("GPU-0", "GPU-1")),
+        (["nvidia", "intel"], "", [], ()),  # whose GPU NVML does not know
+        (["pocl"], "", [], ()),  # OpenCL sees no NVIDIA GPU
+        ([], "", [], ()),
+        (["nvidia"], "CUDA_VISIBLE_DEVICES", [], ()),
+        (["nvidia"], "OCL_ICD_VENDORS", [], ()),
+        (["nvidia"], "", [1], ()),  # OpenCL lists parts of the second one
+    ],
+)
+def test_nvml_names_gpus_where_it_knows_all_that_opencl_does(
+    nvml: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    drivers: list[str],
+    variable: str,
+    divided: list[int],
+    found: tuple[str, ...],
+) -> None:
+    """Else nothing is said, and OpenCL is asked."""
+
+    def mode(gpu: int) -> list[int]:
+        if gpu not in divided:
+            raise pynvml.NVMLError_NotSupported
+        return [1, 1]
+
+    nvml += ["00000000:01:00.0", "00000000:02:00.0"]
+    for name in drivers:
+        (tmp_path / f"{name}.icd").write_text(DRIVERS[name])
+    monkeypatch.setattr(devices, "SYSTEM_VENDORS", tmp_path)
+    monkeypatch.setattr(devices.sys, "prefix", str(tmp_path / "no such"))
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetMigMode", mode, raising=False)
+    for name in ("CUDA_VISIBLE_DEVICES", "OCL_ICD_VENDORS"):
+        monkeypatch.delenv(name, raising=False)
+    if variable:
+        monkeypatch.setenv(variable, "0")
+    assert nvidia_gpus() == found
+
+
+@pytest.mark.parametrize(("shown", "pci"), [("GPU-1", "0000:02:00.0"), ("GPU-0,GPU-1", ""), ("0", "")])
+def test_a_process_that_sees_one_gpu_wakes_that(
+    nvml: list[str], monkeypatch: pytest.MonkeyPatch, shown: str, pci: str
+) -> None:
+    """By its UUID, as workers see it; of several, or of a number, CUDA is left to wake what a job uses."""
+    nvml += ["00000000:01:00.0", "00000000:02:00.0"]
+    known = {"GPU-0": 0, "GPU-1": 1}
+
+    def of(uuid: str) -> int:
+        if uuid not in known:
+            raise pynvml.NVMLError_NotFound
+        return known[uuid]
+
+    woken: list[str] = []
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", of, raising=False)
+    monkeypatch.setattr(devices, "can_code", lambda: True)
+    monkeypatch.setattr(devices, "Gpu", woken.append)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+    monkeypatch.setattr(devices.Path, "iterdir", lambda _: iter(()))
+    devices.wake_only_gpu()
+    assert woken == ([pci] if pci else [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
 import re
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from isovoxel.codecs.cuda import Gpu, can_code
-from isovoxel.engines.clesperanto import clesperanto
+from isovoxel.engines.clesperanto import SYSTEM_VENDORS, VENDORS, clesperanto
 from isovoxel.engines.opencl import TURN, prepare_caches, wake_device, wake_drivers
 from isovoxel.engines.registry import check_process, note_use
 from isovoxel.errors import DeviceError, OptionError
@@ -24,6 +25,8 @@ from isovoxel.planning.model import LANES, DeviceLimits
 
 POCL = "Portable Computing Language"
 """What PoCL calls its platform."""
+SHOWN = "CUDA_VISIBLE_DEVICES"
+"""Variable that names the GPUs which NVIDIA's driver shows a process."""
 GPU_SHARE = 0.9
 """How much of a GPU's free memory is taken unless told otherwise: drivers and displays need the rest."""
 
@@ -114,7 +117,7 @@ def start_drivers(device: str, engine: str | None) -> None:
 
     def start() -> None:
         if device in ("auto", "gpu"):
-            threading.Thread(target=_wake_only_gpu, name="isovoxel-cuda", daemon=True).start()
+            threading.Thread(target=wake_only_gpu, name="isovoxel-cuda", daemon=True).start()
         with contextlib.suppress(Exception):
             _load_pyopencl()
             wake_drivers()
@@ -147,16 +150,59 @@ def wake(device: Device, engine: str | None) -> None:
                 wake_device(opencl_device(device))
 
 
-def _wake_only_gpu() -> None:
-    """Make CUDA's context on the only NVIDIA GPU of a system, where it may encode; OpenCL takes longer to name it.
+def wake_only_gpu() -> None:
+    """Make CUDA's context on the only NVIDIA GPU of a process, where it may encode; OpenCL takes longer to name it.
 
     NVML, of which its free memory is asked, begins before.
     """
     with contextlib.suppress(Exception):
-        (found,) = Path("/proc/driver/nvidia/gpus").iterdir()
         _begin_nvml()
+        pci = _only_gpu()
         if can_code():
-            Gpu(found.name)
+            Gpu(pci)
+
+
+def _only_gpu() -> str:
+    """Return the PCI bus id of the GPU that a variable shows alone, or of the only one of a system."""
+    shown = os.environ.get(SHOWN, "")
+    if shown.startswith("GPU-"):
+        import pynvml
+
+        return _pci(_text(pynvml.nvmlDeviceGetPciInfo(pynvml.nvmlDeviceGetHandleByUUID(shown)).busId))
+    (found,) = Path("/proc/driver/nvidia/gpus").iterdir()
+    return found.name
+
+
+def nvidia_gpus() -> tuple[str, ...]:
+    """Return the UUIDs of all GPUs where NVML knows them, else nothing; OpenCL takes a second longer for four.
+
+    OpenCL is to be asked where a variable chooses GPUs or drivers, where it has a driver of other GPUs, and where a GPU
+    is divided (MIG).
+    """
+    chosen = {SHOWN, VENDORS} & os.environ.keys() or Path(sys.prefix, *SYSTEM_VENDORS.parts[1:]).exists()  # conda's
+    try:
+        drivers = ["" if "pocl" in (text := path.read_text()) else text for path in SYSTEM_VENDORS.glob("*.icd")]
+    except (OSError, ValueError):
+        return ()
+    if chosen or not any(drivers) or not all("nvidia" in driver for driver in drivers if driver):
+        return ()
+    import pynvml
+
+    try:
+        _begin_nvml()
+        gpus = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        return () if any(map(_is_divided, gpus)) else tuple(_text(pynvml.nvmlDeviceGetUUID(gpu)) for gpu in gpus)
+    except pynvml.NVMLError:
+        return ()
+
+
+def _is_divided(gpu: Any) -> bool:
+    import pynvml
+
+    try:
+        return any(pynvml.nvmlDeviceGetMigMode(gpu))
+    except pynvml.NVMLError_NotSupported:
+        return False
 
 
 def find_device(wanted: str = "auto") -> Device:

@@ -77,9 +77,13 @@ def test_a_large_graph_is_refused(out: Path, client: Any) -> None:
 
 def test_each_gpu_gets_a_worker_that_sees_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """By what NVML calls it, which no order of devices changes."""
+    monkeypatch.setattr(local_workers, "nvidia_gpus", tuple)
     monkeypatch.setattr(local_workers, "list_devices", lambda: gpus(3))
     assert [e["CUDA_VISIBLE_DEVICES"] for e in environments("auto")] == ["GPU-0", "GPU-1", "GPU-2"]
     assert [e["ISOVOXEL_DEVICE"] for e in environments("2")] == ["GPU-0", "GPU-1"]
+    monkeypatch.setattr(local_workers, "nvidia_gpus", lambda: ("GPU-4", "GPU-5"))
+    assert [e["CUDA_VISIBLE_DEVICES"] for e in environments("auto")] == ["GPU-4", "GPU-5"]
+    monkeypatch.setattr(local_workers, "nvidia_gpus", tuple)
     with pytest.raises(OptionError, match=r"workers 4 means as many GPUs, and only 3 are here; use --workers auto"):
         environments("4")
     monkeypatch.setattr(local_workers, "list_devices", lambda: gpus(0))
@@ -94,6 +98,7 @@ def test_absurd_numbers_of_workers_are_refused_before_any_is_started(
     monkeypatch: pytest.MonkeyPatch, workers: str
 ) -> None:
     """In one short sentence, with what to say in place of it."""
+    monkeypatch.setattr(local_workers, "nvidia_gpus", tuple)
     monkeypatch.setattr(local_workers, "list_devices", lambda: gpus(2))
     with pytest.raises(OptionError, match=r"workers .* (cpu:\d|--workers auto)") as error:
         environments(workers)

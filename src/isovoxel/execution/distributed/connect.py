@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,10 @@ class Cluster:
     """The workers, as they were when the job was planned."""
     requested: WorkerOptions
     """What the user requested of each of them."""
+    ends: bool = False
+    """Whether the workers end with the cluster."""
+    left: list[str] = field(default_factory=list)
+    """Names of plugins of jobs that are done, where workers end sooner than they take them back."""
 
     def limits(self, engine: str) -> tuple[DeviceLimits, HostLimits]:
         """Return what every worker keeps, for an engine; see `WorkerPool.device`."""
@@ -105,7 +109,7 @@ def open_cluster(
             listener(event)
 
     requested = WorkerOptions(options.memory_bytes, options.device_memory_bytes, options.threads)
-    return connected(**ways, requested=requested, listener=tell)
+    return connected(**ways, engine=options.engine, requested=requested, listener=tell)
 
 
 def check_reachable(source: Any) -> None:
@@ -129,6 +133,7 @@ def connected(
     workers: str | int | None = None,
     scheduler: str | Path | None = None,
     client: Any = None,
+    engine: str | None = None,
     requested: WorkerOptions | None = None,
     listener: Listener = lambda _event: None,
 ) -> Iterator[Cluster]:
@@ -142,6 +147,8 @@ def connected(
         Address of a scheduler, or path of its scheduler file.
     client
         A ``distributed.Client``, which stays open.
+    engine
+        The one that the user names, if any.
     requested
         What the user requests of each worker.
     listener
@@ -174,10 +181,10 @@ def connected(
             else:
                 from isovoxel.execution.distributed.local_workers import start
 
-                started = stack.enter_context(start(str(workers), requested.threads))
+                started = stack.enter_context(start(str(workers), requested.threads, engine))
                 client, requested = stack.enter_context(_client(started)), replace(requested, flushing=FLUSHING)
             _await_worker(client, listener)
-            cluster = Cluster(client, survey(client, requested), requested)
+            cluster = Cluster(client, survey(client, requested), requested, ends=workers is not None)
         except InterruptedJobError:
             raise
         except KeyboardInterrupt as stop:  # here too processes that were started have to end

@@ -150,7 +150,9 @@ class DistributedExecutor(AbstractContextManager["DistributedExecutor"]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._name:
+        if self._name and self.cluster.ends and error is None:
+            self.cluster.left.append(self._name)  # the next job takes it back, if there is one
+        elif self._name:
             with contextlib.suppress(Exception), self._waiting("workers to end their part", LEAVE_SECONDS):
                 remove_plugin(self.client, self._name, seconds=LEAVE_SECONDS)  # one that does not answer has gone
 
@@ -283,6 +285,8 @@ class DistributedExecutor(AbstractContextManager["DistributedExecutor"]):
         self._name, self._token = plugin_name(self._whole or task.output), uuid.uuid4().hex
         try:
             with self._waiting("workers to take the job", TELL_SECONDS):
+                while self.cluster.left:
+                    remove_plugin(self.client, self.cluster.left.pop(), seconds=TELL_SECONDS)
                 add_plugin(self.client, JobPlugin(self._name, self._token, task), self._name, seconds=TELL_SECONDS)
         except Exception as error:
             raise ClusterError(f"cannot send the job to the workers: {clause(error)}") from error

@@ -19,15 +19,16 @@ import signal
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from multiprocessing import get_context, resource_tracker
+from pathlib import Path
 from typing import Any
 
 import dask
 from distributed import Nanny, Scheduler, SpecCluster, Status, Worker
 from distributed.security import Security
 
-from isovoxel.engines.devices import list_devices
+from isovoxel.engines.devices import SHOWN, list_devices, nvidia_gpus
 from isovoxel.errors import ClusterError, OptionError, clause
-from isovoxel.execution.distributed.worker_info import DEVICE
+from isovoxel.execution.distributed.worker_info import DEVICE, ENGINE
 from isovoxel.execution.flushing import FLUSHING
 from isovoxel.execution.resources import FEWEST_THREADS, MOST_THREADS, cores
 
@@ -45,7 +46,7 @@ _TERMINAL = [getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(s
 
 
 def environments(workers: str) -> list[dict[str, str]]:
-    """Return the environment of each worker that ``--workers`` means.
+    """Return the environment of each worker that ``--workers`` means: it shows it one GPU, by its UUID if it has one.
 
     Parameters
     ----------
@@ -69,21 +70,21 @@ def environments(workers: str) -> list[dict[str, str]]:
         )
     if kind == "cpu":
         return [_cpu_environment(int(count))] * int(count)
-    gpus = [d for d in list_devices() if d.kind == "gpu"]
+    gpus = [{DEVICE: uuid, SHOWN: uuid} for uuid in nvidia_gpus()] or [
+        {DEVICE: gpu.uuid, SHOWN: gpu.uuid} if gpu.uuid else {DEVICE: str(gpu.index)}
+        for gpu in list_devices()
+        if gpu.kind == "gpu"
+    ]
     if not gpus:
         raise OptionError(f"workers {_short(workers)} means GPUs, and none is here; use --workers cpu:{cores()}")
     if count.isdecimal() and _number(count) > len(gpus):
         raise OptionError(
             f"workers {_short(workers)} means as many GPUs, and only {len(gpus)} are here; use --workers auto"
         )
-    # A worker is shown exactly one GPU, by its UUID where it has one.
-    return [
-        {DEVICE: gpu.uuid, "CUDA_VISIBLE_DEVICES": gpu.uuid} if gpu.uuid else {DEVICE: str(gpu.index)}
-        for gpu in (gpus if workers == "auto" else gpus[: int(count)])
-    ]
+    return gpus if workers == "auto" else gpus[: int(count)]
 
 
-def start(workers: str, threads: int | None) -> Any:
+def start(workers: str, threads: int | None, engine: str | None = None) -> Any:
     """Start workers of this machine; return their ``distributed.SpecCluster`` once all have joined.
 
     Parameters
@@ -92,6 +93,8 @@ def start(workers: str, threads: int | None) -> Any:
         Which, as in `environments`.
     threads
         Blocks in flight on each; by default its share of the cores, and at least three.
+    engine
+        The one that the user names, if any: workers load no other.
 
     Raises
     ------
@@ -100,7 +103,7 @@ def start(workers: str, threads: int | None) -> Any:
     OptionError
         As `environments`.
     """
-    given = environments(workers)
+    given = [environment | ({ENGINE: engine} if engine else {}) for environment in environments(workers)]
     start_tracker()
     _check_semaphores()
     in_flight = threads or min(MOST_THREADS, max(FEWEST_THREADS, cores() // len(given)))
@@ -133,8 +136,11 @@ def start(workers: str, threads: int | None) -> Any:
             "dashboard_address": f"{LOOPBACK}:0",
         },
     }
-    # A scheduler keeps the last messages to each worker, all tasks in them included: by default a thousand.
-    fewer = dask.config.set({"distributed.admin.low-level-log-length": KEPT_MESSAGES})
+    # A scheduler keeps the last messages to each worker, all tasks in them included: by default a thousand. And each
+    # process asks NVML twice a second for numbers of a dashboard.
+    fewer = dask.config.set(
+        {"distributed.admin.low-level-log-length": KEPT_MESSAGES, "distributed.diagnostics.nvml": False}
+    )
     # In a thread, which no Ctrl-C interrupts: what is half started cannot be ended.
     with fewer, ThreadPoolExecutor(1) as starting:
         cluster = starting.submit(
@@ -171,7 +177,7 @@ def _cpu_environment(workers: int) -> dict[str, str]:
     # PoCL 3 takes the first, later ones the second. NVIDIA's driver is shown nothing, so that it is not started.
     return {
         DEVICE: "cpu",
-        "CUDA_VISIBLE_DEVICES": "",
+        SHOWN: "",
         "POCL_MAX_PTHREAD_COUNT": share,
         "POCL_CPU_MAX_CU_COUNT": share,
     }
@@ -277,6 +283,18 @@ class QuietNanny(Nanny):
                 "above, and the system's log says whether memory was short"
             )
         return status
+
+    async def kill(self, timeout: float = 5, reason: str = "nanny-kill") -> None:  # noqa: ASYNC109 - as distributed's
+        """End the worker's process; where the cluster ends, at once: all that it made is on the disk, or given up."""
+        process = self.process
+        if self.status != Status.closing or process is None or process.process is None:
+            await super().kill(timeout, reason)
+            return
+        folder = process.worker_dir
+        await process.process.kill()
+        await super().kill(timeout, reason)
+        if folder:  # the nanny removes it, and not what lies beside it
+            Path(f"{folder}.dirlock").unlink(missing_ok=True)  # noqa: ASYNC240 - a moment
 
     def _on_worker_exit_sync(self, exitcode: int) -> None:
         self._ended = f"ended with status {exitcode}" if exitcode >= 0 else f"was killed by signal {-exitcode}"

@@ -44,6 +44,8 @@ from isovoxel.version import __version__
 
 DEVICE = "ISOVOXEL_DEVICE"
 """The variable of the environment that says which device a worker holds."""
+ENGINE = "ISOVOXEL_ENGINE"
+"""The variable that says which engine is used, of which a worker loads ahead what it needs."""
 DASK_CUDA = "dask_cuda.initialize"
 """The module that dask-cuda lets its workers load before anything of them is set up."""
 ANSWER_SECONDS = 120.0
