@@ -303,66 +303,71 @@ class ShardEncoder:
         return self._helping > self._spare or self._writing + self._helping > self._helpers + 1
 
     def _work(self, shard: _Encoding, *, helping: bool) -> None:
-        """Encode chunks of a shard until none is left; an error is left with the shard."""
+        """Encode and append chunks of a shard until none is left; an error is left with the shard."""
         scratch = buffer = None
         try:
             with self._lock:
                 scratch = self._scratch.pop() if self._scratch else None
+                task = self._next(shard, helping=helping)
             if scratch is None:
                 scratch = self._chunks.scratch()
-            while (taken := self._take(shard, helping=helping)) is not None:
-                number, buffer = taken
-                if buffer is None:
-                    buffer = self._chunks.buffer()
-                stored = shard.stores(number)
-                encoded = self._chunks.encode(shard.voxels(number), scratch, buffer) if stored else buffer[:0]
-                with self._lock:
-                    shard.ready[number] = _Ready(buffer, encoded)
-                    buffer = None
-                    appends = not shard.appending and shard.turn in shard.ready
-                    shard.appending |= appends
-                if appends:
-                    self._append(shard)
+            while task is not None:
+                if isinstance(task, _Ready):
+                    buffer = task.buffer
+                    if len(task.encoded):
+                        shard.writer.write_encoded(shard.place(shard.turn), task.encoded)
+                    with self._lock:
+                        shard.appended()
+                        self._buffers.append(buffer)
+                        self._freed.notify()
+                        buffer = None
+                        task = self._next(shard, helping=helping)
+                else:
+                    number, buffer = task
+                    if buffer is None:
+                        buffer = self._chunks.buffer()
+                    stored = shard.stores(number)
+                    encoded = self._chunks.encode(shard.voxels(number), scratch, buffer) if stored else buffer[:0]
+                    with self._lock:
+                        shard.ready[number] = _Ready(buffer, encoded)
+                        buffer = None
+                        task = self._next(shard, helping=helping)
         except BaseException as error:  # noqa: BLE001 - the thread that writes the shard raises it
             with self._lock:
                 shard.error = shard.error or error
+                self._freed.notify_all()
         finally:
             with self._lock:
                 if scratch is not None:
                     self._scratch.append(scratch)
                 if buffer is not None:
                     self._buffers.append(buffer)
+                    self._freed.notify()
                 shard.threads -= 1
                 shard.left.notify()
-                self._freed.notify_all()
 
-    def _take(self, shard: _Encoding, *, helping: bool) -> tuple[int, Bytes | None] | None:
-        """Return the next chunk and a buffer for it (None where it must be made), or None to leave the shard."""
-        with self._lock:
-            while shard.untaken and not (helping and self._crowded()):
-                if self._buffers or self._buffers_made < self._writing + 2 * self._helpers:
-                    buffer = self._buffers.pop() if self._buffers else None
-                    self._buffers_made += buffer is None
-                    shard.taken += 1
-                    return shard.taken - 1, buffer
-                self._freed.wait()
-        return None
+    def _next(self, shard: _Encoding, *, helping: bool) -> _Ready | tuple[int, Bytes | None] | None:
+        """Return what a thread does next, which holds the lock: what it appends, else the chunk that it encodes.
 
-    def _append(self, shard: _Encoding) -> None:
-        """Append what is in turn, until the next chunk is still being encoded."""
+        With the chunk comes a buffer, or None where it must be made. A thread that gets nothing leaves the shard.
+        """
+        waited = False
         while True:
-            with self._lock:
-                ready = shard.ready.get(shard.turn)
-                if ready is None or shard.error is not None:
-                    shard.appending = False
-                    return
-            if len(ready.encoded):
-                shard.writer.write_encoded(tuple(map(int, np.unravel_index(shard.turn, shard.grid))), ready.encoded)
-                shard.stored = True
-            with self._lock:
-                self._buffers.append(shard.ready.pop(shard.turn).buffer)
-                shard.turn += 1
-                self._freed.notify_all()
+            if (ready := shard.to_append()) is not None:
+                return ready
+            if not shard.untaken or (helping and self._crowded()):
+                if waited and self._buffers:
+                    self._freed.notify()  # another one takes what it was woken for
+                return None
+            if self._buffers or self._buffers_made < self._writing + 2 * self._helpers:
+                buffer = self._buffers.pop() if self._buffers else None
+                self._buffers_made += buffer is None
+                shard.taken += 1
+                if not shard.untaken:
+                    self._freed.notify_all()  # who waits for a buffer for this shard leaves it
+                return shard.taken - 1, buffer
+            self._freed.wait()
+            waited = True
 
 
 class _Ready(NamedTuple):
@@ -390,7 +395,7 @@ class _Encoding:
         self.turn = 0
         """The chunk to be appended next."""
         self.ready: dict[int, _Ready] = {}
-        self.appending = False
+        self._appending = False
         """Whether a thread is appending; it is the only one that calls the writer."""
         self.threads = 0
         """Threads that use the voxels or the writer."""
@@ -403,6 +408,24 @@ class _Encoding:
     def untaken(self) -> int:
         """Chunks that a thread may still begin with."""
         return 0 if self.error is not None else len(self._boxes) - self.taken
+
+    def to_append(self) -> _Ready | None:
+        """Return the chunk whose turn it is, if it is there, for the only thread that appends until `appended`."""
+        if self._appending or self.error is not None or (ready := self.ready.pop(self.turn, None)) is None:
+            return None
+        self._appending = True
+        self.stored |= len(ready.encoded) > 0
+        return ready
+
+    def appended(self) -> None:
+        """Give the turn to the next chunk."""
+        self._appending = False
+        self.turn += 1
+
+    def place(self, number: int) -> tuple[int, ...]:
+        """Return the place of a chunk in the grid of the shard's chunks."""
+        _, ny, nx = self.grid
+        return number // (ny * nx), number // nx % ny, number % nx
 
     def voxels(self, number: int) -> NDArray[Any]:
         """Return the voxels of a chunk."""
