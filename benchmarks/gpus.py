@@ -44,7 +44,7 @@ class Step:
         """Return the command, with the folder that its files lie in meanwhile and the name of the device."""
         given = {"FOLDER": str(folder), "DEVICE": device}
         pinned = ["taskset", "--cpu-list", f"0-{self.cores - 1}"] if self.cores else []
-        return [*pinned, sys.executable, "-m", *(given.get(word, word) for word in shlex.split(self.command))]
+        return [*pinned, sys.executable, "-u", "-m", *(given.get(word, word) for word in shlex.split(self.command))]
 
 
 STEPS = (
@@ -52,7 +52,7 @@ STEPS = (
     Step("workers-4-cores", 4, WORKERS.format("4", "--voxels 32e9 --options '--levels 0 --encode cpu'"), 100),
     Step("workers-2", 2, WORKERS.format("1 2", "--voxels 24e9 --options '--levels 0 --encode gpu'"), 80),
     Step("workers-2-cores", 2, WORKERS.format("2", "--voxels 16e9 --options '--levels 0 --encode cpu'"), 60, 32),
-    Step("tests", 1, f"pytest -q -m gpu -k 'projected or pieces or goes_on' {TESTS}", 60),
+    Step("tests", 1, f"pytest -p no:benchmark -q -m gpu -k 'projected or pieces or goes_on' {TESTS}", 60),
     Step("memory", 1, WHOLE.format("--sizes 16 --engines exact --levels '0 auto' --memory 'default 2GiB'"), 160, 16),
     Step(
         "memory-cores",
@@ -75,7 +75,7 @@ STEPS = (
     Step("encoding-4-cores", 1, ENCODING.format("--shape 500,1260,1260 --factor 5,2,2 --repeat 1"), 100, 4),
     Step("decoding", 1, ENCODING.format(f"{SHRINKING} --encoders 'processor, lz4'"), 80, 16),
     Step("pinned", 1, "benchmarks pinned --device DEVICE", 20),
-    Step("all-tests", 1, "pytest -q -m gpu tests", 240),
+    Step("all-tests", 1, "pytest -p no:benchmark -q -m gpu tests", 240),
 )
 """The weightiest first."""
 

@@ -15,6 +15,7 @@ from isovoxel.engines import devices
 from isovoxel.engines.devices import (
     Device,
     _ask_nvml,
+    _pci,
     _place,
     choose,
     find_device,
@@ -220,7 +221,14 @@ class Handle:
 def nvml(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return the bus ids, as NVML has them, of the GPUs that it knows: what the test puts there."""
     places: list[str] = []
+
+    def at(place: str) -> int:
+        if place not in (known := [_pci(known) for known in places]):
+            raise pynvml.NVMLError_NotFound
+        return known.index(place)
+
     for name, value in {
+        "nvmlDeviceGetHandleByPciBusId": at,
         "nvmlInit": lambda: None,
         "nvmlShutdown": lambda: None,
         "nvmlDeviceGetCount": lambda: len(places),
@@ -366,24 +374,33 @@ def test_nvml_names_gpus_where_it_knows_all_that_opencl_does(
     assert nvidia_gpus() == found
 
 
-@pytest.mark.parametrize(("shown", "pci"), [("GPU-1", "0000:02:00.0"), ("GPU-0,GPU-1", ""), ("0", "")])
+@pytest.mark.parametrize(
+    ("gpus", "shown", "pci"),
+    [
+        (2, "GPU-1", "0000:02:00.0"),
+        (1, "", "0000:01:00.0"),
+        (2, "", ""),
+        (2, "GPU-0,GPU-1", ""),
+        (1, "0", "0000:01:00.0"),
+        (2, "1", ""),
+        (0, "", ""),
+    ],
+)
 def test_a_process_that_sees_one_gpu_wakes_that(
-    nvml: list[str], monkeypatch: pytest.MonkeyPatch, shown: str, pci: str
+    nvml: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: int, shown: str, pci: str
 ) -> None:
-    """By its UUID, as workers see it; of several, or of a number, CUDA is left to wake what a job uses."""
-    nvml += ["00000000:01:00.0", "00000000:02:00.0"]
-    known = {"GPU-0": 0, "GPU-1": 1}
-
-    def of(uuid: str) -> int:
-        if uuid not in known:
-            raise pynvml.NVMLError_NotFound
-        return known[uuid]
-
+    """The only one, or that of a UUID, as workers see it; where there are more, a job wakes the one that it uses."""
+    del nvml
+    for number in range(gpus):
+        (tmp_path / f"0000:0{number + 1}:00.0").mkdir()
+        told = f"Model: \t\t NVIDIA L4\nGPU UUID: \t GPU-{number}\n"
+        (tmp_path / f"0000:0{number + 1}:00.0" / "information").write_text(told)
     woken: list[str] = []
-    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", of, raising=False)
+    monkeypatch.setattr(devices, "SYSTEM_GPUS", tmp_path)
     monkeypatch.setattr(devices, "can_code", lambda: True)
     monkeypatch.setattr(devices, "Gpu", woken.append)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
-    monkeypatch.setattr(devices.Path, "iterdir", lambda _: iter(()))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if shown:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
     devices.wake_only_gpu()
     assert woken == ([pci] if pci else [])

@@ -27,6 +27,8 @@ POCL = "Portable Computing Language"
 """What PoCL calls its platform."""
 SHOWN = "CUDA_VISIBLE_DEVICES"
 """Variable that names the GPUs which NVIDIA's driver shows a process."""
+SYSTEM_GPUS = Path("/proc/driver/nvidia/gpus")
+"""Where NVIDIA's driver for Linux has a folder for each GPU, by its PCI bus id, with a file that has its UUID."""
 GPU_SHARE = 0.9
 """How much of a GPU's free memory is taken unless told otherwise: drivers and displays need the rest."""
 
@@ -163,13 +165,10 @@ def wake_only_gpu() -> None:
 
 
 def _only_gpu() -> str:
-    """Return the PCI bus id of the GPU that a variable shows alone, or of the only one of a system."""
+    """Return the PCI bus id of the GPU that a variable shows alone, by its UUID, or of the only one of a system."""
     shown = os.environ.get(SHOWN, "")
-    if shown.startswith("GPU-"):
-        import pynvml
-
-        return _pci(_text(pynvml.nvmlDeviceGetPciInfo(pynvml.nvmlDeviceGetHandleByUUID(shown)).busId))
-    (found,) = Path("/proc/driver/nvidia/gpus").iterdir()
+    uuid = shown if shown.startswith("GPU-") else "GPU-"
+    (found,) = (gpu for gpu in SYSTEM_GPUS.iterdir() if uuid in (gpu / "information").read_text())
     return found.name
 
 
@@ -294,6 +293,9 @@ def _handles() -> list[Any]:
     missing = _load_pyopencl()
     import pyopencl as cl
 
+    if not _starting:
+        with contextlib.suppress(OSError, AttributeError):
+            wake_drivers()
     try:
         platforms = [platform for platform in cl.get_platforms() if not (missing and platform.name == POCL)]
     except cl.Error:  # the loader's way to say that there is not one driver
@@ -358,12 +360,15 @@ def _ask_nvml(domain: int | None, bus: int | None, slot: int | None) -> tuple[st
 
     try:
         _begin_nvml()
-        gpus = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        if told:  # of the others NVML would wake each
+            gpus = [pynvml.nvmlDeviceGetHandleByPciBusId(told)]
+        else:
+            gpus = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
         places = [_pci(_text(pynvml.nvmlDeviceGetPciInfo(gpu).busId)) for gpu in gpus]
         here = [
             (place, gpu)
             for place, gpu in zip(places, gpus, strict=True)
-            if place == told or (domain is None and place.endswith(f":{bus:02X}:{slot:02X}.0"))
+            if place == told or (not told and place.endswith(f":{bus:02X}:{slot:02X}.0"))
         ]
         if len(here) != 1:
             return told, "", None
