@@ -13,6 +13,7 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import pytest
+import zarr
 
 import isovoxel
 from isovoxel.errors import (
@@ -282,10 +283,15 @@ def test_a_half_finished_output_is_no_input(source: Path, out: Path, tmp_path: P
     begin(source, out, options)
     with pytest.raises(InputError, match=r"out.zarr is incomplete: its job is running, .*; finish it first"):
         isovoxel.scale(out, tmp_path / "next.zarr", factor=(1, 1, 1))
+    for level in (out / "0", zarr.open_array(out / "0", mode="r")):
+        assert isovoxel.open_volume(level).kind == "zarr v3 array (incomplete)"
+        with pytest.raises(InputError, match=r"out.zarr/0 is incomplete: its job is running, .*; finish it first"):
+            isovoxel.scale(level, tmp_path / "next.zarr", factor=(1, 1, 1))
     assert draw([isovoxel.open_volume(out)], [""]).captions[0].startswith("maximum of all voxels, of an incomplete out")
     assert isovoxel.plan(source, like=out, input_voxel_size=(1, 0.5, 0.5)).output.shape == (32, 24, 20)
     isovoxel.scale(source, out, **options)
-    assert isovoxel.plan(out, factor=(1, 1, 1)).output.shape == (32, 24, 20)
+    for level in (out, out / "0"):
+        assert isovoxel.plan(level, factor=(1, 1, 1)).output.shape == (32, 24, 20)
 
 
 def test_an_output_that_was_deleted_is_begun_anew(source: Path, out: Path) -> None:

@@ -16,10 +16,11 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property, partial
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 
 from isovoxel.errors import InputError
 from isovoxel.geometry.grid import AXES, Box, Index3, ceil_div, triple
-from isovoxel.object_store.files import ARRAY_FILES, NODE, V2_ARRAY, files_of_node
+from isovoxel.object_store.files import ARRAY_FILES, NODE, V2_ARRAY, files_of_node, read_group
 from isovoxel.object_store.objects import ObjectPlace, Place
 from isovoxel.object_store.retries import carried
 from isovoxel.planning.chunking import Storage
@@ -256,13 +257,28 @@ def _volume(array: ArrayNode, name: str, identity: Mapping[str, Any], selection:
     volume, picked = zarr_voxels(array, name, axes, selection)
     named = "zarr dimension names" if any(axes) else UNNAMED[3 - (picked.zyx[0] is None)]
     named = named if selection.axes is None else GIVEN
+    unfinished = _is_unfinished(array.folder)
     return replace(
         volume,
-        kind=f"zarr v{array.zarr_format} array",
+        kind=f"zarr v{array.zarr_format} array{' (incomplete)' if unfinished else ''}",
+        incomplete=unfinished,
         sources={"shape": "zarr metadata", "axes": picked.told(named)},
         identity={**identity, **picked.chosen, **selection.identity("axes")},
         missing="a zarr array by itself has none; for a level of an OME-Zarr image, name the image's group",
     )
+
+
+def _is_unfinished(array: Any) -> bool:
+    """Return whether an array in a folder or store is a level of an output of ours whose job has not ended."""
+    if not isinstance(array, str | ObjectPlace):
+        return False
+    group = array.parent if isinstance(array, ObjectPlace) else Path(array).parent
+    with suppress(OSError, ValueError):
+        node = read_group(group)
+        attributes = node.get("attributes") if isinstance(node, dict) else None
+        made = attributes.get("isovoxel") if isinstance(attributes, dict) else None
+        return isinstance(made, dict) and made.get("complete") is False
+    return False
 
 
 # ---- chunks ------------------------------------------------------------------------------------------------------
