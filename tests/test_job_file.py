@@ -88,7 +88,12 @@ def test_the_command_line_wins_over_the_environment_over_the_file(
     assert factors(isovoxel, "--voxel-size", "0.5", *words) == [6, 2, 2]
     monkeypatch.setenv("ISOVOXEL_VOXEL_SIZE", "1")
     assert factors(isovoxel, *words) == [3, 1, 1]
-    check_refused(isovoxel("plan", *words, "--zoom", "1"), "zoom and voxel size each say how far to scale")
+    assert factors(isovoxel, *words, "--zoom", "2") == [6, 2, 2]
+    assert factors(isovoxel, "--factor", "4,1,1", *words) == [4, 1, 1]
+    check_refused(isovoxel("plan", *words, "--zoom", "1", "--factor", "4,1,1"), "zoom and factor each say how far")
+    monkeypatch.setenv("ISOVOXEL_ZOOM", "1")
+    check_refused(isovoxel("plan", *words), "zoom and voxel size each say how far to scale")
+    monkeypatch.delenv("ISOVOXEL_ZOOM")
     monkeypatch.setenv("ISOVOXEL_FACTOR", "many")
     check_refused(isovoxel("plan", "in.npy"), "'many' is not three numbers z,y,x")
 

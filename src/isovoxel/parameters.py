@@ -186,6 +186,12 @@ def _unless_said(context: typer.Context, value: Any) -> Any:
     return None if said or any(os.environ.get(variable(name) or "") for name in HOW_FAR) else value
 
 
+def _unless_typed(resolve: Callable[[Any], str | None], context: Any) -> str | None:
+    """Return how far a variable says, or None where the command line says it, in whichever way."""
+    sources = (context.get_parameter_source(name) for name in HOW_FAR)
+    return None if any(source is not None and source.name == "COMMANDLINE" for source in sources) else resolve(context)
+
+
 def _debug(value: bool) -> None:
     """Ask for tracebacks, of this process and of those that it starts."""
     if value:
@@ -211,6 +217,8 @@ def take_variables(group: Any) -> None:
         for parameter in each.params:
             if parameter.param_type_name == "option":
                 parameter.envvar, parameter.show_envvar = variable(_key(parameter)), False
+                if parameter.name in HOW_FAR:
+                    parameter.resolve_envvar_value = functools.partial(_unless_typed, parameter.resolve_envvar_value)
         each.params.append(debug)
 
 
