@@ -77,6 +77,8 @@ def test_the_command_line_wins_over_the_environment_over_the_file(
     """Each by itself is enough, and however the first says how far, the file's way counts no more."""
     Path("job.toml").write_text('input = "in.npy"\nfactor = [2, 1, 1]\n')
     assert factors(isovoxel, "--config", "job.toml") == [2, 1, 1]
+    Path("windows.toml").write_text('input = "in.npy"\r\nfactor = [2, 1, 1]\r\n', "utf-8-sig")
+    assert factors(isovoxel, "--config", "windows.toml") == [2, 1, 1]
     monkeypatch.setenv("ISOVOXEL_FACTOR", "3,1,1")
     assert factors(isovoxel, "in.npy") == [3, 1, 1]
     assert factors(isovoxel, "--config", "job.toml") == [3, 1, 1]

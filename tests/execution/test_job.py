@@ -190,7 +190,7 @@ def test_arrays_are_told_apart_by_their_voxels(out: Path) -> None:
     begin(VOXELS, out, options)
     other = VOXELS.copy()
     other[-1, -1, -1] ^= 1
-    with pytest.raises(OutputExistsError, match="another voxels of the input"):
+    with pytest.raises(OutputExistsError, match="other voxels of the input"):
         isovoxel.scale(other, out, **options)
     assert made(VOXELS.copy(), out, options)[0].tally.done_before >= 5
 
@@ -200,7 +200,7 @@ def test_a_mapped_file_is_told_apart_without_reading_it(source: Path, out: Path)
     options = OPTIONS | {"engine": "exact"}
     mapped = np.load(source, mmap_mode="r")
     begin(mapped[1:], out, options)
-    with pytest.raises(OutputExistsError, match="another voxels of the input"):
+    with pytest.raises(OutputExistsError, match="other voxels of the input"):
         isovoxel.scale(mapped[:-1], out, **options)
     assert made(np.load(source, mmap_mode="r")[1:], out, options)[0].tally.done_before >= 5
 

@@ -103,7 +103,12 @@ _NAMES = {
     "input.unit": "input unit",
 }
 """What changes a result, by its place in what `provenance` returns, and what people call it."""
-_SIGNS = {"mtime_ns": "time of last change", "tag": "voxels", CHUNKS: "state of the chunks"}
+_SIGNS = {
+    "mtime_ns": "another time of last change",
+    "tag": "other voxels",
+    "files": "other files",
+    CHUNKS: "another state of the chunks",
+}
 """What people call signs that an input is another, where they do not call it as we do."""
 
 
@@ -146,7 +151,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], cut: Sequence[s
     told = {place.rpartition(".")[2] for place in names if place.startswith("input.identity.")}
     told |= {CHUNKS} - (set(before) & set(after))  # of which version 0.1 knew nothing
     signs = [key for key in {**before, **after} if key not in told and before.get(key) != after.get(key)]
-    return found + [f"another {_SIGNS.get(key, key)} of the input" for key in signs]
+    return found + [f"{_SIGNS.get(key, f'another {key}')} of the input" for key in signs]
 
 
 def _library_changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
