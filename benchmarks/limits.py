@@ -104,22 +104,24 @@ def job_limit(source: Path, output: Path, said: dict[str, Any], folder: Path) ->
     }
 
 
-def read_seconds(source: Path) -> Seconds:
-    """Return how long decoding a whole OME-Zarr, or a TIFF, takes, by each reader."""
+def read_seconds(source: Path, repeat: int = 3) -> Seconds:
+    """Return how long decoding a whole OME-Zarr, or a TIFF, takes, by each reader; the best of so many times."""
     volume = isovoxel.open_volume(source)
     voxels = np.empty(volume.shape, volume.dtype)
     voxels.fill(1)  # so that no page is touched for the first time later
     found = {}
     for threads in (cores(), 2 * cores()):
         if source.is_file():
-            found[f"tifffile, {threads} threads"] = best(lambda n=threads: imread(source, maxworkers=n, out=voxels))
+            found[f"tifffile, {threads} threads"] = best(
+                lambda n=threads: imread(source, maxworkers=n, out=voxels), repeat
+            )
         elif HAS_TENSORSTORE:
-            found[f"tensorstore, {threads} threads"] = best(_tensorstore_reading(source / "0", voxels, threads))
-        found[f"isovoxel, {threads} threads"] = best(lambda n=threads: _decode(source, n))
+            found[f"tensorstore, {threads} threads"] = best(_tensorstore_reading(source / "0", voxels, threads), repeat)
+        found[f"isovoxel, {threads} threads"] = best(lambda n=threads: _decode(source, n), repeat)
     return found
 
 
-def write_seconds(array: Path, voxels: NDArray[Any], said: dict[str, Any], folder: Path) -> Seconds:
+def write_seconds(array: Path, voxels: NDArray[Any], said: dict[str, Any], folder: Path, repeat: int = 3) -> Seconds:
     """Return how long encoding and writing voxels takes, stored as an array that a job has made, by each writer."""
     target = folder / "written.zarr"
     found = {}
@@ -135,9 +137,9 @@ def write_seconds(array: Path, voxels: NDArray[Any], said: dict[str, Any], folde
     for threads in (cores(), 2 * cores()):
         if HAS_TENSORSTORE:
             write = _tensorstore_writing(array / "zarr.json", target, voxels, threads)
-            found[f"tensorstore, {threads} threads"] = best(write, reset=clear)
+            found[f"tensorstore, {threads} threads"] = best(write, repeat, clear)
         found[f"isovoxel, {threads} threads"] = best(
-            lambda n=threads: _write_shards(target, voxels, storage, n), reset=clear
+            lambda n=threads: _write_shards(target, voxels, storage, n), repeat, clear
         )
     return found
 

@@ -120,6 +120,7 @@ def main(arguments: list[str]) -> None:
     options.add_argument("--kernels", default="warm", help="warm, cold, or both")
     options.add_argument("--options", default="", help="more options for every run, such as '--encode cpu'")
     options.add_argument("--repeat", type=int, default=3, help="runs of each row, of which the fastest counts")
+    options.add_argument("--limit-repeat", type=int, default=3, help="times that each part of the limit is measured")
     options.add_argument("--figure", type=Path, help="PNG of where the time goes")
     options.add_argument("--read", type=Path, help="draw what --json wrote, on whichever machine, and run nothing")
     chosen = options.parse_args(arguments)
@@ -160,7 +161,7 @@ def _measure(chosen: argparse.Namespace) -> dict[str, Any]:
                 output = folder / "output.zarr"
                 found = _fastest([str(source), str(output), *words, *row.words], row, folder, chosen.repeat)
                 if row.levels not in limits:
-                    limits[row.levels] = _limit(source, output, found.pop("output"), folder)
+                    limits[row.levels] = _limit(source, output, found.pop("output"), folder, chosen.limit_repeat)
                 shutil.rmtree(output)
                 found |= {"limit": limits[row.levels], "files": "memory" if in_memory(folder) else "disk"}
                 record["rows"].append(asdict(row) | found)
@@ -250,15 +251,16 @@ def _phases(marks: str, began: float, ended: float) -> dict[str, float]:
     return {phase: after - before for phase, (before, after) in zip(PHASES, pairwise(ends), strict=True)}
 
 
-def _limit(source: Path, output: Path, said: dict[str, Any], folder: Path) -> dict[str, float]:
+def _limit(source: Path, output: Path, said: dict[str, Any], folder: Path, repeat: int) -> dict[str, float]:
     """Return the three parts of the limit of a run, and their sum."""
     python = best(lambda: subprocess.run([sys.executable, "-c", "import numpy"], check=True))
-    decode, encode = min(read_seconds(source).values()), 0.0
+    decode, encode = min(read_seconds(source, repeat).values()), 0.0
     levels = sorted((path for path in output.iterdir() if path.name.isdecimal()), key=lambda path: int(path.name))
     for level in levels:
         volume = isovoxel.open_volume(level)
         stored = _stored(level, said)
-        encode += min(write_seconds(level, volume.read(Box.whole(volume.shape)), stored, folder).values())
+        voxels = volume.read(Box.whole(volume.shape))
+        encode += min(write_seconds(level, voxels, stored, folder, repeat).values())
     return {"python": python, "decode": decode, "encode": encode, "seconds": python + decode + encode}
 
 
