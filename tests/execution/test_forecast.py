@@ -211,7 +211,7 @@ def test_bytes_and_files_are_those_of_the_output(
     written = [path for path in (tmp_path / "out.zarr").rglob("*") if path.is_file()]
     assert len(written) == cost.files
     chunks = sum(path.stat().st_size for path in written if path.name[0] not in ".z")
-    assert cost.nbytes <= chunks <= 1.1 * cost.nbytes
+    assert cost.nbytes == chunks
 
 
 def test_commands_say_what_a_job_costs(isovoxel: Isovoxel, rates: Path, tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_commands_say_what_a_job_costs(isovoxel: Isovoxel, rates: Path, tmp_path
     assert "time     unknown, for no job like it was done here before\n" in isovoxel("plan", *words).out
     assert json.loads(isovoxel("plan", *words, "--json").out)["expected"] == {
         "seconds": None,
-        "bytes": 2 * VOXELS.nbytes,
+        "bytes": 2 * VOXELS.nbytes + 40,  # of blosc, the checksum, and the shard's index
         "files": 3,
     }
     rates.parent.mkdir()

@@ -29,6 +29,7 @@ from isovoxel.execution.output import OutputState, output_state
 from isovoxel.metadata.ome import read_levels
 from isovoxel.output.ledger import Ledger, ledger_of
 from isovoxel.output.ome_zarr import missing_shards
+from isovoxel.planning.chunking import CODECS
 from outputs import shards_of
 from polling import wait_until
 from strategies import examples, factors_up_to, shapes, triples
@@ -305,6 +306,17 @@ def test_all_levels_must_have_room(source: Path, out: Path, monkeypatch: pytest.
     with pytest.raises(OutputError, match=r"the output takes up to .* make room"):
         isovoxel.scale(source, out, **OPTIONS | {"codec": "none"})
     assert not out.exists()
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("side", [1, 3, 6, 7, 16])
+def test_noise_takes_no_more_of_the_disk_than_is_said(tmp_path: Path, codec: str, side: int) -> None:
+    """However small chunks are: what does not compress has headers, checksums and indices beside it."""
+    noise = np.random.default_rng(0).integers(0, 2**16, (9, 10, 11), dtype=np.uint16)
+    how: dict[str, Any] = {"chunk": (side,) * 3, "shard": (side,) * 3, "codec": codec, "levels": 1, "engine": "exact"}
+    result = isovoxel.scale(noise, tmp_path / "out.zarr", factor=(1, 1, 1), input_voxel_size=(1, 1, 1), **how)
+    files = [path for path in (tmp_path / "out.zarr").rglob("c/**/*") if path.is_file()]
+    assert result.plan.output_bytes < sum(path.stat().st_size for path in files) <= result.plan.disk_bytes
 
 
 @pytest.mark.slow

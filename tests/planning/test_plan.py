@@ -9,6 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from isovoxel.geometry.grid import VoxelGrid
+from isovoxel.planning.chunking import BLOSC_MARGIN
 from isovoxel.planning.plan import Plan
 from isovoxel.planning.resume import plan_from_json
 from strategies import cut, places, plans
@@ -151,8 +152,12 @@ def test_the_fingerprint_changes_with_what_can_change_a_result_alone(plan: Plan)
 
 
 def test_what_an_output_takes_on_the_disk() -> None:
-    """Uncompressed, chunks at the end of the volume are as long as all others."""
+    """Uncompressed, chunks at the end of the volume are as long as all others; a shard has an index of its chunks."""
     plan = cut((10, 10, 10), (1.0, 1.0, 1.0), (8, 8, 8))
-    assert plan.disk_bytes == plan.output_bytes == 2 * 10**3
+    index = 8 * (16 * plan.storage.chunks_per_shard + 4)
+    assert plan.disk_bytes == 2 * 16**3 + 8 * BLOSC_MARGIN + index  # for chunks are short
+    larger = cut((20, 20, 20), (1.0, 1.0, 1.0), (16, 16, 16))
+    assert larger.disk_bytes == larger.output_bytes + 8 * BLOSC_MARGIN + index
     storage = replace(plan.storage, codec="none")
-    assert replace(plan, storage=storage).disk_bytes == 2 * 16**3
+    assert replace(plan, storage=storage).disk_bytes == 2 * 16**3 + index
+    assert replace(plan, storage=replace(storage, checksum=True)).disk_bytes == 2 * 16**3 + index + 8 * 4

@@ -37,7 +37,10 @@ BLOSC_MARGIN = 16
 """Bytes by which blosc's result may be longer than what it was given (BLOSC_MAX_OVERHEAD)."""
 
 CHECKSUM_BYTES = 4
-"""Bytes of the CRC-32C behind a chunk."""
+"""Bytes of the CRC-32C behind a chunk, and behind the index of a shard."""
+
+INDEX_BYTES = 16
+"""Bytes that the index of a shard has for each chunk."""
 
 SEAL_BYTES = 2**10
 """What is held of a file until its block is noted as done: its receipt, and that in the ledger's words."""

@@ -22,13 +22,23 @@ from typing import Any
 
 import numpy as np
 
-from isovoxel.geometry.grid import AXES, Axis, Box, Float3, Index3, Sampler, VoxelGrid, ceil_div, halo, round_up, triple
+from isovoxel.geometry.grid import AXES, Axis, Box, Float3, Index3, Sampler, VoxelGrid, ceil_div, halo, triple
 from isovoxel.geometry.resampling import Table, Texture, accumulator, passes_at_once
 from isovoxel.notebook import InNotebooks
-from isovoxel.planning.chunking import Storage, helper_overhead, seal_overhead, write_overhead
+from isovoxel.planning.chunking import (
+    CHECKSUM_BYTES,
+    INDEX_BYTES,
+    Storage,
+    helper_overhead,
+    result_margin,
+    seal_overhead,
+    write_overhead,
+)
 from isovoxel.planning.memory import BlockCost, bytes_along, cle_cost, exact_cost
 from isovoxel.planning.model import FILTERS, MOVES, Block, DeviceLimits, HostLimits, Largest, Source
 
+SHORT = 4096
+"""Bytes of a chunk below which a codec may store it as it is, although it ends with zeros."""
 _HOW_IT_IS_READ = {"name": "", "read_overhead": 0, "chunks": [], "caches": False, "notes": [], "beside": []}
 """What a plan knows of its source that changes no result, as it was hashed ever since."""
 
@@ -406,15 +416,19 @@ class Plan(InNotebooks):
 
     @property
     def disk_bytes(self) -> int:
-        """Bytes that the chunks of all levels take on the disk at most.
+        """Bytes that the chunks of all levels take on the disk at most, with the indices of their shards.
 
-        Where the volume ends, chunks are filled up with zeros, of which a codec makes next to nothing.
+        Where the volume ends, chunks are filled up with zeros, of which a codec makes little, but in short ones.
         """
-        further = sum(plan.disk_bytes for plan in self.further)
-        if self.storage.codec != "none":
-            return self.output_bytes + further
-        shape = (round_up(m, c) for m, c in zip(self.output.shape, self.storage.chunk, strict=True))
-        return self.source.n_volumes * math.prod(shape) * self.source.itemsize + further
+        storage, shape = self.storage, self.output.shape
+        chunks = math.prod(map(ceil_div, shape, storage.chunk))
+        stays = storage.codec == "none" or self.chunk_bytes < SHORT
+        filled = chunks * self.chunk_bytes if stays else math.prod(shape) * self.source.itemsize
+        filled += chunks * (result_margin(storage, self.chunk_bytes) + CHECKSUM_BYTES * storage.checksum)
+        if storage.sharded:
+            index = INDEX_BYTES * storage.chunks_per_shard + CHECKSUM_BYTES
+            filled += math.prod(map(ceil_div, shape, storage.shard)) * index
+        return self.source.n_volumes * filled + sum(plan.disk_bytes for plan in self.further)
 
     # ---- what it is ------------------------------------------------------------------------------------------
 
