@@ -20,7 +20,7 @@ from isovoxel.execution import result as module
 from isovoxel.execution.result import LATEST, MOST_BYTES, RATES, ScaleResult, Tally, forecast, keep_rate
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.planning.plan import Plan
-from isovoxel.reporting.text import job_lines
+from isovoxel.reporting.text import job_lines, plan_lines
 from small_jobs import stop_after
 
 VOXELS = np.random.default_rng(0).integers(1, 65536, (10, 12, 14)).astype("uint16")
@@ -268,3 +268,20 @@ def test_a_job_that_goes_on_is_neither_kept_nor_compared(rates: Path, tmp_path: 
     assert result.expected is None
     assert "expected" not in dict(job_lines(result))["time"]
     assert not rates.exists()
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ({"shard": (2, 2, 2), "chunk": (2, 2, 2)}, "125,002 files; a larger --shard makes fewer"),
+        ({"ome_zarr": "0.4", "chunk": (2, 2, 2)}, "125,004 files; a larger --chunk makes fewer"),
+        ({"shard": (4, 4, 4), "chunk": (2, 2, 2)}, " in 15,627 files"),
+    ],
+)
+def test_a_plan_of_very_many_files_says_what_makes_fewer(how: dict[str, Any], told: str) -> None:
+    """They take a file system far longer than the voxels do."""
+    planned = api.plan(
+        np.zeros((50, 100, 100), np.uint8), factor=(2, 1, 1), input_voxel_size=(2, 1, 1), levels=0, **how
+    )
+    lines = dict(plan_lines(planned, forecast(planned)))
+    assert lines["disk"].endswith(told)
