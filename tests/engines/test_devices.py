@@ -329,7 +329,13 @@ def test_a_full_gpu_has_nothing_to_spare() -> None:
     assert replace(full, free=None).limits().allowed > 0
 
 
-DRIVERS = {"nvidia": "libnvidia-opencl.so.1\n", "pocl": "/usr/lib/libpocl.so.2\n", "intel": "libigdrcl.so\n"}
+DRIVERS = {
+    "unlike": "libnvidia-unlike.so.1\n",
+    "broken": "libnvidia-broken.so.1\n",
+    "nvidia": "libnvidia-opencl.so.1\n",
+    "pocl": "/usr/lib/libpocl.so.2\n",
+    "intel": "libigdrcl.so\n",
+}
 
 
 @pytest.mark.parametrize(
@@ -342,7 +348,10 @@ DRIVERS = {"nvidia": "libnvidia-opencl.so.1\n", "pocl": "/usr/lib/libpocl.so.2\n
         ([], "", [], ()),
         (["nvidia"], "CUDA_VISIBLE_DEVICES", [], ()),
         (["nvidia"], "OCL_ICD_VENDORS", [], ()),
+        (["nvidia"], "OCL_ICD_FILENAMES", [], ()),
         (["nvidia"], "", [1], ()),  # OpenCL lists parts of the second one
+        (["broken"], "", [], ()),
+        (["nvidia", "unlike"], "", [], ()),
     ],
 )
 def test_nvml_names_gpus_where_it_knows_all_that_opencl_does(
@@ -362,8 +371,15 @@ def test_nvml_names_gpus_where_it_knows_all_that_opencl_does(
         return [1, 1]
 
     nvml += ["00000000:01:00.0", "00000000:02:00.0"]
+
+    def load(name: str) -> None:
+        if "broken" in name:
+            raise OSError(f"{name}: cannot open shared object file")
+
     for name in drivers:
         (tmp_path / f"{name}.icd").write_text(DRIVERS[name])
+    monkeypatch.setattr(devices.ctypes, "CDLL", load)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetName", lambda gpu: f"L4{gpu if 'unlike' in drivers else ''}")
     monkeypatch.setattr(devices, "SYSTEM_VENDORS", tmp_path)
     monkeypatch.setattr(devices.sys, "prefix", str(tmp_path / "no such"))
     monkeypatch.setattr(pynvml, "nvmlDeviceGetMigMode", mode, raising=False)

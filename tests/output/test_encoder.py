@@ -173,6 +173,27 @@ def test_an_error_of_any_thread_ends_the_shard(
     assert (tmp_path / "shard").read_bytes() == (tmp_path / "alone").read_bytes()
 
 
+@pytest.mark.parametrize("memory", ["scratch", "buffer"])
+def test_memory_that_is_short_once_is_got_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: str) -> None:
+    """A job goes on with fewer blocks then; a buffer that is counted and not there would be waited for."""
+    encoder, calls = ShardEncoder(STORAGE, np.dtype(np.uint16), helpers=0), []
+    now = getattr(ChunkEncoder, memory)
+
+    def get(self: ChunkEncoder) -> Bytes:
+        calls.append(memory)
+        if len(calls) == 1:
+            raise MemoryError
+        found: Bytes = now(self)
+        return found
+
+    monkeypatch.setattr(ChunkEncoder, memory, get)
+    with pytest.raises(MemoryError):
+        encode(encoder, tmp_path / "first", voxels())
+    assert encoder._buffers_made == len(encoder._buffers)
+    encode(encoder, tmp_path / "second", voxels())
+    encoder.close()
+
+
 def test_no_thread_writes_to_a_file_that_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a full disk in the middle of a shard, its descriptor is used no more."""
     write, calls = os.write, 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import platform
 import re
@@ -27,6 +28,8 @@ POCL = "Portable Computing Language"
 """What PoCL calls its platform."""
 SHOWN = "CUDA_VISIBLE_DEVICES"
 """Variable that names the GPUs which NVIDIA's driver shows a process."""
+CHOOSING = {SHOWN, "CUDA_DEVICE_ORDER", VENDORS, "OCL_ICD_FILENAMES", "OPENCL_VENDOR_PATH"}
+"""Variables that choose or order GPUs, or name drivers."""
 SYSTEM_GPUS = Path("/proc/driver/nvidia/gpus")
 """Where NVIDIA's driver for Linux has a folder for each GPU, by its PCI bus id, with a file that has its UUID."""
 GPU_SHARE = 0.9
@@ -175,22 +178,27 @@ def _only_gpu() -> str:
 def nvidia_gpus() -> tuple[str, ...]:
     """Return the UUIDs of all GPUs where NVML knows them, else nothing; OpenCL takes a second longer for four.
 
-    OpenCL is to be asked where a variable chooses GPUs or drivers, where it has a driver of other GPUs, and where a GPU
-    is divided (MIG).
+    OpenCL is to be asked where a variable chooses GPUs or drivers, where it has a driver of other GPUs or cannot load
+    NVIDIA's, where a GPU is divided (MIG), and where they are not alike, for it may have them in another order.
     """
-    chosen = {SHOWN, VENDORS} & os.environ.keys() or Path(sys.prefix, *SYSTEM_VENDORS.parts[1:]).exists()  # conda's
+    chosen = CHOOSING & os.environ.keys() or Path(sys.prefix, *SYSTEM_VENDORS.parts[1:]).exists()  # conda's
     try:
-        drivers = ["" if "pocl" in (text := path.read_text()) else text for path in SYSTEM_VENDORS.glob("*.icd")]
+        drivers = [path.read_text().strip() for path in SYSTEM_VENDORS.glob("*.icd")]
+        others = [driver for driver in drivers if "pocl" not in driver]
+        if chosen or not others or not all("nvidia" in driver for driver in others):
+            return ()
+        for driver in others:
+            ctypes.CDLL(driver)
     except (OSError, ValueError):
-        return ()
-    if chosen or not any(drivers) or not all("nvidia" in driver for driver in drivers if driver):
         return ()
     import pynvml
 
     try:
         _begin_nvml()
         gpus = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        return () if any(map(_is_divided, gpus)) else tuple(_text(pynvml.nvmlDeviceGetUUID(gpu)) for gpu in gpus)
+        if any(map(_is_divided, gpus)) or len({_text(pynvml.nvmlDeviceGetName(gpu)) for gpu in gpus}) > 1:
+            return ()
+        return tuple(_text(pynvml.nvmlDeviceGetUUID(gpu)) for gpu in gpus)
     except pynvml.NVMLError:
         return ()
 

@@ -308,9 +308,10 @@ class ShardEncoder:
         try:
             with self._lock:
                 scratch = self._scratch.pop() if self._scratch else None
-                task = self._next(shard, helping=helping)
             if scratch is None:
                 scratch = self._chunks.scratch()
+            with self._lock:
+                task = self._next(shard, helping=helping)
             while task is not None:
                 if isinstance(task, _Ready):
                     buffer = task.buffer
@@ -325,7 +326,13 @@ class ShardEncoder:
                 else:
                     number, buffer = task
                     if buffer is None:
-                        buffer = self._chunks.buffer()
+                        try:
+                            buffer = self._chunks.buffer()
+                        except BaseException:
+                            with self._lock:
+                                self._buffers_made -= 1
+                                self._freed.notify()
+                            raise
                     stored = shard.stores(number)
                     encoded = self._chunks.encode(shard.voxels(number), scratch, buffer) if stored else buffer[:0]
                     with self._lock:

@@ -74,7 +74,7 @@ from isovoxel.execution.executor import BlockFailed, Elapsed, LevelProgress, Tas
 from isovoxel.execution.map_overlap import OverlapWindow
 from isovoxel.execution.resources import return_freed_memory
 from isovoxel.geometry.grid import Box, Index3
-from isovoxel.object_store.objects import Place, absolute
+from isovoxel.object_store.objects import ObjectPlace, Place, absolute
 from isovoxel.planning.memory import human_bytes
 from isovoxel.planning.model import Block
 from isovoxel.readers.base import Volume
@@ -150,9 +150,9 @@ class DistributedExecutor(AbstractContextManager["DistributedExecutor"]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._name and self.cluster.ends and error is None:
+        if self._name and self.cluster.ends and error is None and not isinstance(self._task.output, ObjectPlace):
             self.cluster.left.append(self._name)  # the next job takes it back, if there is one
-        elif self._name:
+        elif self._name:  # with the folder for files that wait for their upload
             with contextlib.suppress(Exception), self._waiting("workers to end their part", LEAVE_SECONDS):
                 remove_plugin(self.client, self._name, seconds=LEAVE_SECONDS)  # one that does not answer has gone
 
@@ -286,7 +286,9 @@ class DistributedExecutor(AbstractContextManager["DistributedExecutor"]):
         try:
             with self._waiting("workers to take the job", TELL_SECONDS):
                 while self.cluster.left:
-                    remove_plugin(self.client, self.cluster.left.pop(), seconds=TELL_SECONDS)
+                    name = self.cluster.left.pop()
+                    with contextlib.suppress(Exception):  # of a worker that is gone there is nothing to take back
+                        remove_plugin(self.client, name, seconds=LEAVE_SECONDS)
                 add_plugin(self.client, JobPlugin(self._name, self._token, task), self._name, seconds=TELL_SECONDS)
         except Exception as error:
             raise ClusterError(f"cannot send the job to the workers: {clause(error)}") from error

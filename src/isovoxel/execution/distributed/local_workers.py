@@ -27,6 +27,7 @@ from distributed import Nanny, Scheduler, SpecCluster, Status, Worker
 from distributed.security import Security
 
 from isovoxel.engines.devices import SHOWN, list_devices, nvidia_gpus
+from isovoxel.engines.opencl import prepare_caches
 from isovoxel.errors import ClusterError, OptionError, clause
 from isovoxel.execution.distributed.worker_info import DEVICE, ENGINE
 from isovoxel.execution.flushing import FLUSHING
@@ -106,6 +107,7 @@ def start(workers: str, threads: int | None, engine: str | None = None) -> Any:
     given = [environment | ({ENGINE: engine} if engine else {}) for environment in environments(workers)]
     start_tracker()
     _check_semaphores()
+    prepare_caches()  # a temporary folder of kernels is this process', which removes it: workers are killed
     in_flight = threads or min(MOST_THREADS, max(FEWEST_THREADS, cores() // len(given)))
     security = Security.temporary()  # type: ignore[no-untyped-call]
     options: dict[str, Any] = {
@@ -287,11 +289,12 @@ class QuietNanny(Nanny):
     async def kill(self, timeout: float = 5, reason: str = "nanny-kill") -> None:  # noqa: ASYNC109 - as distributed's
         """End the worker's process; where the cluster ends, at once: all that it made is on the disk, or given up."""
         process = self.process
-        if self.status != Status.closing or process is None or process.process is None:
+        if self.status != Status.closing or process is None or process.status != Status.running:
             await super().kill(timeout, reason)
             return
         folder = process.worker_dir
-        await process.process.kill()
+        if process.process is not None:
+            await process.process.kill()
         await super().kill(timeout, reason)
         if folder:  # the nanny removes it, and not what lies beside it
             Path(f"{folder}.dirlock").unlink(missing_ok=True)  # noqa: ASYNC240 - a moment
