@@ -412,4 +412,4 @@ def test_writing_holds_no_more_than_projected(tmp_path: Path, case: tuple[object
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     peak, projected = map(int, out.split())
     # On few cores most helpers come too late for tiny chunks, and never hold what a compressor needs.
-    assert peak <= projected <= 4 * peak + 2**22 + helpers * 2**21
+    assert peak <= projected <= 4 * peak + 2**22 + 2**19 + helpers * 2**21
