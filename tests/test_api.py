@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -251,3 +252,35 @@ def test_auto_is_decided_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     isovoxel.scale(np.ones((4, 4, 4), np.uint8), tmp_path / "out.zarr", factor=(2, 1, 1))
     assert wanted[0] == "auto"
     assert all(name.isdecimal() for name in wanted[1:])
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"antialias": "no"}, "antialias must be True or False, not 'no'"),
+        ({"labels": "no"}, "labels must be True or False, not 'no'"),
+        ({"keep_receipts": 1}, "keep_receipts must be True or False, not 1"),
+        ({"chunk": (2.0, 4.0, 4.0)}, "chunk must be three whole numbers z, y, x such as"),
+        ({"shard": 5}, "shard must be three whole numbers z, y, x such as"),
+        ({"levels": 1.5}, "levels must be auto or a number from 0 on, not 1.5"),
+        ({"threads": 1.5}, "threads must be at least 1, not 1.5"),
+        ({"threads": "2"}, "threads must be at least 1, not '2'"),
+    ],
+)
+def test_values_of_another_type_are_refused(tmp_path: Path, given: dict[str, Any], told: str) -> None:
+    """Not taken for what they are not: the word no is true in Python."""
+    volume = np.zeros((4, 5, 6), np.uint8)
+    with pytest.raises(OptionError, match=re.escape(told)):
+        isovoxel.scale(volume, tmp_path / "out.zarr", factor=(1, 1, 1), input_voxel_size=(1, 1, 1), **given)
+    assert not list(tmp_path.iterdir())
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    """As arithmetic gives them."""
+    volume = np.random.default_rng(0).integers(0, 9, (2, 4, 5, 6), np.uint8)
+    how: dict[str, Any] = {"axes": "tzyx", "time": np.int64(1), "threads": np.int64(1), "levels": np.int32(0)}
+    how |= {"memory": np.int64(2**31), "antialias": np.False_, "chunk": np.array([4, 4, 4]), "shard": (4, 4, 4)}
+    out = tmp_path / "out.zarr"
+    isovoxel.scale(volume, out, factor=np.ones(3), input_voxel_size=(1, 1, 1), engine="exact", device=0, **how)
+    found: Any = zarr.open_array(out / "0", mode="r")
+    np.testing.assert_array_equal(found[...], volume[1])

@@ -429,7 +429,7 @@ def test_images_are_listed_planned_verified_and_drawn(
     assert "images" not in isovoxel("verify", out, "--image", "B/2/1", "--samples", "20", "--json").json
     check_refused(isovoxel("verify", out / "A/1/0", "--image", "0"), "is no output of several images")
     moved = source.rename(tmp_path / "moved.zarr")
-    check_refused(isovoxel("verify", out), "not found; give its new path with --against")
+    check_refused(isovoxel("verify", out), "is not found; give its new path with --against")
     assert package.verify(out, against=moved, samples=20, image="A/*").holds
     array = zarr.open_array(out / "A/1/1/0", mode="r+")
     array[...] = 7

@@ -150,6 +150,17 @@ def test_a_level_of_an_image_is_a_grid_too(home: Path) -> None:
     np.testing.assert_array_equal(voxels_of(home / "back.zarr"), reference_labels(*where, shift=result.plan.shift))
 
 
+def test_a_level_whose_axes_its_image_alone_names_is_a_grid(tmp_path: Path) -> None:
+    """Arrays of OME-Zarr 0.4 have no names of axes, and this one has channels."""
+    made = np.random.default_rng(0).integers(0, 9, (2, 4, 6, 8), np.uint8)
+    how: dict[str, Any] = {"input_voxel_size": (1, 1, 1), "engine": "exact", "axes": "czyx", "levels": 1}
+    api.scale(made, tmp_path / "other.zarr", factor=(1, 1, 1), ome_zarr="0.4", **how)
+    (tmp_path / "other.zarr" / "1" / ".zattrs").unlink(missing_ok=True)
+    volume = api.open_volume(made, axes="czyx", voxel_size=(1, 1, 1), channel=0)
+    planned = api.plan(volume, like=tmp_path / "other.zarr" / "1")
+    assert planned.output.shape == (2, 3, 4)
+
+
 @pytest.mark.parametrize("boundary", ["nearest", "constant"])
 def test_a_second_camera_is_put_onto_the_first(tmp_path: Path, boundary: str) -> None:
     """Other voxels, another unit, from before the volume to beyond it: what lies outside is the boundary's."""

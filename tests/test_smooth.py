@@ -157,7 +157,7 @@ def test_along_one_axis_it_is_the_nearest_and_a_note_says_so() -> None:
 
 
 REFUSED = {
-    "--factor 4,0.5,1": "smooth is for labels that grow, but along y the factor is 0.5; use interpolation mode",
+    "--factor 4,0.5,1": "smooth is for labels that grow, but along y the factor is 0.5; mode is for those that shrink",
     "--factor 4,2,1 --engine cle": "must be one of linear, nearest, not 'smooth'; engine exact has it",
     "--factor 4,2,1 --antialias": "anti-aliasing widens linear, cubic and lanczos3 interpolation, not smooth",
 }

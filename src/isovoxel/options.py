@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypedDict
+
+import numpy as np
 
 from isovoxel.errors import OptionError
 from isovoxel.geometry.grid import Float3, Index3, check_positive, triple
@@ -301,21 +304,14 @@ class Options:
     """How those are scaled."""
 
     def __post_init__(self) -> None:
-        if self.codec == "lz4":  # its name in 0.1
-            object.__setattr__(self, "codec", "blosc-lz4")
-        for name, surface in SURFACES.items():
-            value = getattr(self, name)
-            if surface.choices and value is not None and value not in surface.choices:
-                raise OptionError(f"{name} must be one of {', '.join(surface.choices)}, not {value!r}")
-        if self.overwrite not in (True, False, "now"):
-            raise OptionError(f"overwrite must be True, False or 'now', not {self.overwrite!r}")
+        for name in SURFACES:
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, _checked(name, value))
         ways = [name.replace("_", " ") for name in HOW_FAR if getattr(self, name) is not None]
         if len(ways) > 1:
             raise OptionError(f"{' and '.join(ways)} each say how far to scale; give only one of them")
-        if self.factor is not None:
-            object.__setattr__(self, "factor", parse_factor(self.factor))
-        if self.threads is not None and self.threads < 1:
-            raise OptionError(f"threads must be at least 1, not {self.threads}")
+        if self.threads is not None and (not isinstance(self.threads, int) or self.threads < 1):
+            raise OptionError(f"threads must be at least 1, not {self.threads!r}")
         if self.with_labels is None and self.labels_by != "auto":
             raise OptionError("labels_by says how the labels of an image are scaled; give them with --with-labels")
         for check in ("selection", "memory_bytes", "device_memory_bytes", "further_levels"):
@@ -374,7 +370,7 @@ class Options:
         if self.levels is None or self.levels == "auto":
             return None
         try:
-            count = int(self.levels)
+            count = int(self.levels) if isinstance(self.levels, str) else operator.index(self.levels)
         except (TypeError, ValueError):
             count = -1
         if count < 0:
@@ -424,6 +420,31 @@ def _is_number(text: str) -> bool:
         return math.isfinite(float(text))
     except ValueError:
         return False
+
+
+def _checked(name: str, value: Any) -> Any:
+    """Return the value of an option as Python has it: numbers of NumPy are its own, sizes three whole numbers."""
+    value, surface = value.item() if isinstance(value, np.generic) else value, SURFACES[name]
+    if name == "codec" and value == "lz4":  # its name in 0.1
+        return "blosc-lz4"
+    if surface.choices and value not in surface.choices:
+        raise OptionError(f"{name} must be one of {', '.join(surface.choices)}, not {value!r}")
+    if name == "overwrite" and value not in (True, False, "now"):
+        raise OptionError(f"overwrite must be True, False or 'now', not {value!r}")
+    if surface.metavar is None and name != "overwrite" and not isinstance(value, bool):
+        raise OptionError(f"{name} must be True or False, not {value!r}")
+    if name in ("chunk", "shard"):
+        return _whole_numbers(name, value)
+    if name == "factor":
+        return parse_factor(value)
+    return str(value) if name == "device" and isinstance(value, int) else value
+
+
+def _whole_numbers(name: str, value: Any) -> Index3:
+    try:
+        return triple(operator.index(n) for n in value)
+    except (TypeError, ValueError):
+        raise OptionError(f"{name} must be three whole numbers z, y, x such as (64, 128, 128), not {value!r}") from None
 
 
 def parse_size(name: str, value: int | str | None) -> int | None:

@@ -328,7 +328,7 @@ def test_a_source_that_cannot_be_compared_with_is_refused(pair: tuple[Path, Path
             isovoxel("verify", out), f"but {out} was made from (8, 20, 20) of uint8; give its source with --against"
         )
     source.unlink()
-    check_refused(isovoxel("verify", out), f"the source {source} not found; give its new path with --against")
+    check_refused(isovoxel("verify", out), f"the source {source} is not found; give its new path with --against")
     check_refused(isovoxel("verify", out, "--against", source.with_name("nowhere.npy")), "nowhere.npy is not there")
     with pytest.raises(InputMissingError):
         api.verify(out)

@@ -199,7 +199,7 @@ def _source_of(output: str | Path, recipe: Recipe, against: Any) -> Volume:
     except InputMissingError:
         if against is not None:
             raise
-        raise InputMissingError(f"the source {where} not found; give its new path with --against") from None
+        raise InputMissingError(f"the source {where} is not found; give its new path with --against") from None
     series = tuple((axis.name, axis.length) for axis in source.series)
     if (source.shape, source.dtype.name, series) != (recipe.shape, recipe.dtype, recipe.series):
         raise InputError(

@@ -185,7 +185,7 @@ def check_options(
     if interpolation == "smooth" and min(factor) < 1:
         axis, f = next((axis, f) for axis, f in zip(AXES, factor, strict=True) if f < 1)
         raise OptionError(
-            f"smooth is for labels that grow, but along {axis} the factor is {f:g}; use interpolation mode"
+            f"smooth is for labels that grow, but along {axis} the factor is {f:g}; mode is for those that shrink"
         )
     if antialias and engine != "exact":
         raise OptionError(f"engine {engine} has no anti-aliasing; use engine exact")

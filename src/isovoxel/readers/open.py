@@ -126,14 +126,26 @@ def images_of(source: Any) -> Collection:
 
 def open_like(source: Any) -> Volume:
     """Open a volume whose voxels another one shall get; "IMAGE/N" is a level of an OME-Zarr image."""
-    volume = open_volume(source)
-    if volume.voxel_size is None and isinstance(source, str | os.PathLike | ObjectPlace) and "zarr" in volume.kind:
-        from isovoxel.readers.ome_zarr import image_of_level
-
-        if (found := image_of_level(place_of(source))) is not None:
-            image, level = found
-            return replace(open_volume(image, selection=Selection(level=level)), name=volume.name)
+    is_path = isinstance(source, str | os.PathLike | ObjectPlace)
+    try:
+        volume = open_volume(source)
+    except InputError:  # an array whose axes its image alone names
+        if is_path and (level := _level_of_image(source)) is not None:
+            return level
+        raise
+    if volume.voxel_size is None and is_path and "zarr" in volume.kind:
+        return replace(_level_of_image(source) or volume, name=volume.name)
     return volume
+
+
+def _level_of_image(source: str | os.PathLike[str] | ObjectPlace) -> Volume | None:
+    """Open an array as the level of an OME-Zarr image that it is, or return None."""
+    from isovoxel.readers.ome_zarr import image_of_level
+
+    if (found := image_of_level(place_of(source))) is None:
+        return None
+    image, level = found
+    return replace(open_volume(image, selection=Selection(level=level)), name=str(place_of(source)))
 
 
 def open_part(source: Any, identity: Mapping[str, Any]) -> Volume:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
+import numpy as np
+
 from isovoxel.errors import InputError, OptionError
 from isovoxel.geometry.grid import AXES, Box, Index3, triple
 from isovoxel.metadata.series import WORDS, Channel, SeriesAxis, chosen_channels
@@ -126,6 +128,9 @@ class Selection:
     def __post_init__(self) -> None:
         for name in _WHICH:
             value = getattr(self, name)
+            if isinstance(value, np.integer):
+                value = int(value)
+                object.__setattr__(self, name, value)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
                 raise OptionError(f"{name} must be a whole number from 0 on, not {value!r}")
         if self.image is not None:
