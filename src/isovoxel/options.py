@@ -305,7 +305,7 @@ class Options:
 
     def __post_init__(self) -> None:
         for name in SURFACES:
-            if (value := getattr(self, name)) is not None:
+            if (value := getattr(self, name)) is not None or name == "overwrite":
                 object.__setattr__(self, name, _checked(name, value))
         ways = [name.replace("_", " ") for name in HOW_FAR if getattr(self, name) is not None]
         if len(ways) > 1:
