@@ -234,6 +234,8 @@ class FileLines:
     _path: Path
     """The file, which may not be there."""
     _file: int = field(default=-1, init=False)
+    _end: int = field(default=0, init=False)
+    """Where the next line begins: nobody else writes to the file."""
     _closed: bool = field(default=False, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
 
@@ -255,6 +257,7 @@ class FileLines:
         self._let_go()
         write_whole(self._path, () if anew else self, check)
         self._file = open_own(self._path, os.O_RDWR | os.O_APPEND)
+        self._end = os.lseek(self._file, 0, os.SEEK_END)
 
     def add(self, line: bytes) -> None:
         """Append a line.
@@ -269,13 +272,13 @@ class FileLines:
                 raise OSError(errno.EBADF, f"{self._path} was closed")
             if self._file < 0:
                 self.hold()
-            end = os.lseek(self._file, 0, os.SEEK_END)
             try:
                 write_all(self._file, line, self._path)
             except OSError:
                 with contextlib.suppress(OSError):  # a line that is torn is none
-                    os.ftruncate(self._file, end)
+                    os.ftruncate(self._file, self._end)
                 raise
+            self._end += len(line)
 
     def __iter__(self) -> Iterator[bytes]:
         try:

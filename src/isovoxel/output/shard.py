@@ -101,7 +101,7 @@ class ShardWriter(PendingShard):
         """Bytes that are in the file, and CRC-32 of them."""
         places = (s // c for s, c in zip(storage.shard, storage.chunk, strict=True))
         self._index = np.full((*places, 2), _NO_CHUNK, "<u8") if storage.sharded else None
-        self._open = file.open("xb", buffering=0)
+        self._open = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
 
     def write_encoded(self, chunk: tuple[int, ...], encoded: Bytes) -> None:
         """Append a chunk.
@@ -129,20 +129,24 @@ class ShardWriter(PendingShard):
         self._append(encoded)
 
     def finish(self) -> None:
-        """Append where the chunks are and the checksum of that, and close the file."""
+        """Append where the chunks are and the checksum of that."""
         if self._index is not None:
             entries = self._index.reshape(-1).view(np.uint8)
             checksum = np.frombuffer(crc32c(entries).to_bytes(CHECKSUM_BYTES, "little"), np.uint8)
             self._append(np.concatenate([entries, checksum]))
             self._index = None  # many shards may wait for the disk
-        self._open.close()
 
     def drop(self) -> None:
         """Remove the file."""
         with contextlib.suppress(OSError):
-            self._open.close()
+            self._close()
         with contextlib.suppress(OSError):
             self.file.unlink()
+
+    def _close(self) -> None:
+        if self._open >= 0:
+            descriptor, self._open = self._open, -1
+            os.close(descriptor)
 
     def _append(self, content: Bytes) -> None:
         self.size += len(content)
@@ -150,7 +154,7 @@ class ShardWriter(PendingShard):
         self.crc = imagecodecs.deflate_crc32(content, self.crc)  # type: ignore[arg-type]
         left = content.data
         while left:  # one call to the system may write less than it was given
-            left = left[os.write(self._open.fileno(), left) :]
+            left = left[os.write(self._open, left) :]
 
 
 class FileShardWriter(ShardWriter):
@@ -169,12 +173,9 @@ class FileShardWriter(ShardWriter):
             the system.
         """
         try:
-            descriptor = os.open(self.file, os.O_RDWR)
-            try:
-                os.fsync(descriptor)
-                written = os.fstat(descriptor).st_mtime_ns
-            finally:
-                os.close(descriptor)
+            os.fsync(self._open)
+            written = os.fstat(self._open).st_mtime_ns
+            self._close()
             self._check()
             try:
                 self.file.replace(self._place)
@@ -222,6 +223,7 @@ class ObjectShardWriter(ShardWriter):
             is still there.
         """
         try:
+            self._close()
             with self._turns:
                 tag = self._place.upload(self.file, self._check)
         finally:
