@@ -34,8 +34,8 @@ def _not_over() -> Iterator[None]:
 def threads() -> Iterator[Any]:
     """Return a client whose scheduler and workers, of two threads each, are threads of this process."""
     with (
-        # What they log of each block is bounded, and here soon full.
-        dask.config.set({"distributed.admin.low-level-log-length": 100}),
+        # What they log of each block is bounded, and here soon full; profiles hold the source of what they met.
+        dask.config.set({"distributed.admin.low-level-log-length": 100, "distributed.worker.profile.enabled": False}),
         LocalCluster(
             n_workers=2, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0", protocol="inproc://"
         ) as cluster,
@@ -162,23 +162,38 @@ def test_a_bounded_number_of_blocks_is_out(threads: Any, monkeypatch: pytest.Mon
     assert max(most) <= WINDOW * 4
 
 
-def peak(client: Any, blocks: int) -> int:
-    """Return the most bytes that Python held, here, in scheduler and workers, beyond what was held before."""
-    gc.collect()
+class Weighing(Judge):
+    """Notes how many bytes Python holds, here, in scheduler and workers, after so many blocks."""
+
+    def __init__(self, *after: int) -> None:
+        super().__init__(max(after))
+        self.after, self.held = after, list[int]()
+
+    def __call__(self, block: int, worker: str, result: Any) -> BlockOutcome:
+        """Take a result, and weigh."""
+        outcome = super().__call__(block, worker, result)
+        if sum(self.taken.values()) in self.after:
+            gc.collect()
+            self.held.append(tracemalloc.get_traced_memory()[0])
+        return outcome
+
+
+def growth(client: Any, first: int, last: int) -> int:
+    """Return how many bytes are held after the last block beyond those after the first, both by number."""
+    judge = Weighing(first, last)
     tracemalloc.start()
     try:
-        before = tracemalloc.get_traced_memory()[0]
-        run(client, blocks)
-        return tracemalloc.get_traced_memory()[1] - before
+        Submission(client, double, judge.done, judge).run()
     finally:
         tracemalloc.stop()
+    return judge.held[1] - judge.held[0]
 
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_blocks(threads: Any) -> None:
     """What grows are the names of blocks, of which dask remembers the last 100,000, and no results, no futures."""
     # What distributed logs meanwhile varies from run to run; what grows with the blocks grows in each.
-    assert any(peak(threads, 1500) - peak(threads, 500) < 1000 * 1000 for _ in range(5))
+    assert any(growth(threads, 400, 800) < 400 * 1000 for _ in range(5))
 
 
 class Fussy(Judge):
