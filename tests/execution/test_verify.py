@@ -383,25 +383,25 @@ def test_any_number_of_threads_finds_the_same(pair: tuple[Path, Path]) -> None:
 @pytest.mark.parametrize("interpolation", ["linear", "mode"])
 def test_a_small_budget_changes_nothing_of_what_is_found(tmp_path: Path, interpolation: str) -> None:
     """Boxes that take more than there is are computed in pieces; where not even a voxel fits it is said."""
-    voxels = np.random.default_rng(4).integers(0, 60000, (40, 90, 90)).astype(np.uint16)
+    voxels = np.random.default_rng(4).integers(0, 60000, (30, 40, 40)).astype(np.uint16)
     np.save(tmp_path / "in.npy", voxels)
     how = {"labels": True} if interpolation == "mode" else {"antialias": True}
     out = tmp_path / "out.zarr"
-    api.scale(tmp_path / "in.npy", out, factor=(0.2, 0.1, 0.1), interpolation=interpolation, engine="exact", **how)
-    usual = api.verify(out)
-    assert usual.holds
+    api.scale(tmp_path / "in.npy", out, factor=(0.5, 0.4, 0.4), interpolation=interpolation, engine="exact", **how)
     source, result = api.open_volume(tmp_path / "in.npy", voxel_size=(1, 1, 1)), api.open_volume(out)
     recipe = Recipe.from_provenance(read_provenance(out), "out")
     takes = [bytes_of(source, recipe, side) for side in (8, 4, 1)]
-    assert takes == sorted(takes, reverse=True)
+    assert takes[0] > takes[1] > takes[2]
+    usual = verify_levels(source, [result], recipe, samples=8)
+    assert usual.holds
     beside = source.read_overhead + result.read_overhead
     for room in takes:
         host = HostLimits(allowed=beside + room + 5, baseline=5, threads=1)
-        found = verify_levels(source, [result], recipe, samples=40, host=host)
+        found = verify_levels(source, [result], recipe, samples=8, host=host)
         assert found.holds
         assert found.projected == host.allowed
         # Sums of floats, whose order depends on where the library's buffers lie.
-        assert found.largest_error == pytest.approx(verify_levels(source, [result], recipe, samples=40).largest_error)
+        assert found.largest_error == pytest.approx(usual.largest_error)
     host = HostLimits(allowed=beside + takes[-1] + 4, baseline=5, threads=1)
     with pytest.raises(DoesNotFitError, match="choose more --memory"):
-        verify_levels(source, [result], recipe, samples=40, host=host)
+        verify_levels(source, [result], recipe, samples=8, host=host)
