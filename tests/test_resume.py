@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-KILLS = 25
+# Most where a job takes least: what is lost or done twice is lost by the ledger, whatever makes the blocks.
+KILLS = {("exact", "direct"): 25, ("exact", "map_overlap"): 8, ("cle", "direct"): 8, ("cle", "map_overlap"): 8}
+"""How often a job is killed, by its engine and its way to the halo."""
 
 
 def killed(*words: object) -> dict[str, Any]:
@@ -24,14 +26,14 @@ def killed(*words: object) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("halo", ["direct", "map_overlap"])
-@pytest.mark.parametrize("engine", ["cle", "exact"])
+@pytest.mark.parametrize(("engine", "halo"), KILLS)
 def test_a_job_that_is_killed_again_and_again(engine: str, halo: str, tmp_path: Path) -> None:
-    """After 25 SIGKILLs at random moments the files are those of an undisturbed run, and no block was done twice."""
-    said = killed(engine, halo, tmp_path, KILLS)
+    """After SIGKILLs at random moments the files are those of an undisturbed run, and no block was done twice."""
+    kills = KILLS[engine, halo]
+    said = killed(engine, halo, tmp_path, kills)
     assert said["blocks"] >= 60
-    assert said["killed"] == KILLS
-    assert said["went_on"] >= 5  # kills come in the middle of jobs, whatever they were begun with
+    assert said["killed"] == kills
+    assert said["went_on"] >= kills // 5  # kills come in the middle of jobs, whatever they were begun with
     assert said["complete"] >= 1
     assert (said["wrong"], said["redone"], said["lost"]) == (0, 0, 0)
     assert halo in said["modes"]
