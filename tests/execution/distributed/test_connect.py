@@ -323,7 +323,7 @@ def hosts_can_be_made() -> bool:
 def test_a_host_that_is_cut_off_is_done_without(tmp_path: Path) -> None:
     """Its blocks go to the other one, and the bits are those of one process."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    command = ["sh", str(SCRIPT), str(tmp_path / "hosts"), "100", "3"]
+    command = ["sh", str(SCRIPT), str(tmp_path / "hosts"), "56", "3"]
     said = subprocess.run(
         command, env=os.environ | {"PATH": path}, capture_output=True, text=True, check=False, timeout=240
     )
