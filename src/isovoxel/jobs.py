@@ -357,8 +357,9 @@ def labels_beside(
     if image.voxel_size is not None:
         part |= {"input_voxel_size": image.voxel_size, "unit": image.unit}
     volume = open_input(labels, Options(**part))
-    times = {axis.name: axis.length for axis in image.series if axis.name == "t"}
-    if volume.shape != image.shape or {axis.name: axis.length for axis in volume.series} != times:
+    times = tuple(axis for axis in image.series if axis.name == "t")
+    ours, theirs = ([(axis.name, axis.length) for axis in series] for series in (times, volume.series))
+    if volume.shape != image.shape or theirs != ours:
         raise InputError(
             f"{volume.name} holds {_extent(volume)}, but {image.name} {_extent(image)}: labels must lie on the voxels "
             "of the image, at each of its time points"
@@ -375,7 +376,14 @@ def labels_beside(
         defaults=replace(options, **own | {"interpolation": by, "engine": "exact"}).given,
         here=cluster is None,
     )
-    placed = replace(volume, voxel_size=image.voxel_size, origin=image.origin, unit=image.unit, missing=image.missing)
+    placed = replace(
+        volume,
+        voxel_size=image.voxel_size,
+        origin=image.origin,
+        unit=image.unit,
+        missing=image.missing,
+        series=times,
+    )
     sampling = choose_sampling(placed, chosen)
     plan_volume(placed, chosen, sampling, cluster)
     watch = InputWatch(placed)

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 import isovoxel
 from isovoxel.errors import InputError, InterruptedJobError, OptionError
 from isovoxel.execution.events import BlockDone, Event
-from isovoxel.geometry.grid import Box
+from isovoxel.geometry.grid import Box, VoxelGrid
+from isovoxel.metadata.ome import image_attributes
 from isovoxel.metadata.series import Channel, SeriesAxis
 from isovoxel.planning.resume import plan_from_json
 from isovoxel.reporting.records import plan_record
@@ -108,6 +109,31 @@ def test_zarr_arrays(tmp_path: Path, chunks: tuple[int, ...], order: str) -> Non
     assert volume.series == AXES
     isovoxel.scale(tmp_path / "in.zarr", tmp_path / "out.zarr", **OPTIONS)
     check(tmp_path / "out.zarr")
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_time_and_channels_stay_where_they_are(tmp_path: Path, version: str) -> None:
+    """Scale, translation and unit are those of the input, in all levels of both versions, and of labels too."""
+    times, channels = SeriesAxis("t", 3, 2.5, "minute", 40.0), SeriesAxis("c", 2, 2.0, None, -3.0)
+    grid = VoxelGrid(SHAPE[2:], (1.0, 0.4, 0.4), unit="micrometer")
+    attributes = image_attributes(grid, name="in", series=(times, channels), version=version)
+    zarr_format: Any = 2 if version == "0.4" else 3
+    group = zarr.create_group(tmp_path / "in.zarr", zarr_format=zarr_format, attributes=attributes)
+    group.create_array("0", data=VOXELS)
+    text = json.dumps(attributes).replace('"t"', '"time"').replace('"c"', '"Channel"')  # as others call them
+    group.attrs.put(json.loads(text))
+    volume = isovoxel.open_volume(tmp_path / "in.zarr")
+    assert volume.series == (times, channels)
+    labels = zarr.create_array(tmp_path / "cells.zarr", data=VOXELS[:, 0], dimension_names=list("tzyx"))
+    for written in ("0.4", "0.5"):
+        out = tmp_path / f"{written}.zarr"
+        how = OPTIONS | {"shard": None, "ome_zarr": written, "levels": 1}
+        result = isovoxel.scale(tmp_path / "in.zarr", out, with_labels=labels.store_path.store.root, **how)
+        for level in (0, 1):
+            assert isovoxel.open_volume(out, level=level).series == (times, channels)
+            assert isovoxel.open_volume(out / "labels" / "cells", level=level).series == (times,)
+        assert result.to_xarray(1).coords["t"].values.tolist() == [40.0, 42.5, 45.0]
+        assert isovoxel.verify(out, samples=8).holds
 
 
 def test_an_output_is_an_input_again(tmp_path: Path) -> None:

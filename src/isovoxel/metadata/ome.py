@@ -25,8 +25,6 @@ from isovoxel.errors import InputError
 from isovoxel.geometry.grid import AXES, VoxelGrid
 from isovoxel.metadata.series import SeriesAxis, encodable, stays_inside
 
-TIME = ("t", "time")
-"""What the time axis is called."""
 RFC5 = "0.6"
 """The version with coordinate systems; files say which state of its making they follow, such as 0.6.dev4."""
 RFC5_WRITTEN = "0.6.dev4"
@@ -113,14 +111,6 @@ def read_levels(attributes: Mapping[str, Any], name: str) -> list[Level]:
     return levels
 
 
-def time_step_of(level: Level) -> tuple[float, str | None]:
-    """Return the time between two time points and its unit; 1 without a unit where the image does not say."""
-    for axis, step, unit in zip(level.axes, level.scale, level.units, strict=True):
-        if axis.lower() in TIME and step > 0:
-            return (step, unit)
-    return (1.0, None)
-
-
 def is_label_image(attributes: Mapping[str, Any]) -> bool:
     """Return whether a group's attributes say that its image is one of labels: "image-label", in 0.4 and 0.5."""
     inner = attributes.get("ome")
@@ -173,7 +163,7 @@ def image_attributes(
     ]
     # A unit beyond the specification's list is legal ("SHOULD"), and dropping it would lose it.
     axes += [{"name": axis, "type": "space", "unit": encodable(grid.unit or "") or None} for axis in AXES]
-    steps, zeros = [float(axis.step) for axis in series], [0.0 for _ in series]
+    steps, starts = [float(axis.step) for axis in series], [float(axis.start) for axis in series]
     image: dict[str, Any] = {
         "name": encodable(name),
         "axes": [{key: value for key, value in axis.items() if value is not None} for axis in axes],
@@ -182,7 +172,7 @@ def image_attributes(
                 "path": str(level) if level else path,
                 "coordinateTransformations": [
                     {"type": "scale", "scale": [*steps, *map(float, where.voxel_size)]},
-                    {"type": "translation", "translation": [*zeros, *map(float, where.origin)]},
+                    {"type": "translation", "translation": [*starts, *map(float, where.origin)]},
                 ],
             }
             for level, where in enumerate((grid, *further))

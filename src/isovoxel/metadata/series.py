@@ -31,9 +31,11 @@ class SeriesAxis:
     length: int
     """How many entries it has; more than one."""
     step: float = 1.0
-    """How far two entries are apart: the time between them; 1 where that is not known, and for channels."""
+    """How far two entries are apart: the time between them; 1 where that is not known."""
     unit: str | None = None
     """Unit of the step, as OME-Zarr spells it, or None where it is not known."""
+    start: float = 0.0
+    """Where the first entry lies, in that unit."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -386,7 +386,7 @@ def as_xarray(volume: Volume, name: str) -> Any:
     for axis in volume.series:
         labels = [channel.label for channel in volume.channels]
         if axis.name == "t":
-            coordinates["t"] = ("t", axis.step * np.arange(axis.length), _units(axis.unit))
+            coordinates["t"] = ("t", axis.start + axis.step * np.arange(axis.length), _units(axis.unit))
         elif len(labels) == axis.length and all(labels):
             coordinates[axis.name] = labels
     if volume.voxel_size is not None:

@@ -18,15 +18,15 @@ from typing import Any
 
 from isovoxel.errors import InputError, InputUnavailableError
 from isovoxel.geometry.grid import Box, Float3, triple
-from isovoxel.metadata.ome import Level, is_label_image, read_levels, time_step_of
-from isovoxel.metadata.series import read_channels, stays_inside
+from isovoxel.metadata.ome import Level, is_label_image, read_levels
+from isovoxel.metadata.series import SeriesAxis, read_channels, stays_inside
 from isovoxel.metadata.units import Calibration, Length, calibrate, canonical_unit, convert_length
 from isovoxel.object_store.files import ARRAY_FILES, GROUP_FILES, files_of_node, kind_of_node, read_group
 from isovoxel.object_store.objects import ObjectPlace, Place
 from isovoxel.readers.base import Files, Volume
 from isovoxel.readers.files import metadata_identity, unreadable
 from isovoxel.readers.registry import Location
-from isovoxel.readers.selection import ZYX, Collection, ImageEntry, Selection, find_image, listed
+from isovoxel.readers.selection import ZYX, Collection, ImageEntry, Picked, Selection, find_image, listed
 from isovoxel.readers.zarr_array import open_path, zarr_voxels
 
 
@@ -100,7 +100,7 @@ def _open_level(
         labels=labels,
         incomplete=incomplete,
         notes=(*volume.notes, *([level.note] if level.note else [])),
-        series=picked.axes(time_step_of(level)),
+        series=_placed(level, picked),
         channels=picked.channels(read_channels(attributes), axes, array.shape),
     )
     calibration = replace(calibration, origin=_origin(level, picked.zyx, calibration.unit))
@@ -128,6 +128,21 @@ def _files(voxels: Files, metadata: tuple[str | ObjectPlace, ...], box: Box) -> 
 def _calibration(level: Level, zyx: ZYX) -> Calibration:
     lengths = triple(Length(None) if axis is None else Length(level.scale[axis], level.units[axis]) for axis in zyx)
     return calibrate("its OME-Zarr metadata", "OME-Zarr scale", lengths, flat=zyx[0] is None)
+
+
+def _placed(level: Level, picked: Picked) -> tuple[SeriesAxis, ...]:
+    """Return the axes along which volumes are counted, where the level says that they lie; a step must be above 0."""
+    return tuple(
+        replace(
+            axis,
+            step=level.scale[i],
+            unit=level.units[i] if axis.name == "t" else None,
+            start=level.translation[i],
+        )
+        if level.scale[i] > 0
+        else axis
+        for axis, (i, _, _) in zip(picked.axes(), picked.series, strict=True)
+    )
 
 
 def _origin(level: Level, zyx: ZYX, unit: str | None) -> Float3:
