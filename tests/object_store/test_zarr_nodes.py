@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zarr
 
+from isovoxel.errors import InputError
+from isovoxel.geometry.grid import VoxelGrid
+from isovoxel.metadata.ome import image_attributes
 from isovoxel.object_store.files import (
     change_attributes,
     kind_of_node,
@@ -15,6 +20,7 @@ from isovoxel.object_store.files import (
     read_group,
     sound_node,
 )
+from isovoxel.readers.open import open_volume
 
 
 @pytest.fixture(params=[2, 3])
@@ -58,6 +64,23 @@ def test_damaged_metadata_are_of_a_group_that_cannot_be_read(text: str, why: str
     assert sound_node(tmp_path) == (None, 0)
     with pytest.raises(ValueError, match=why):
         read_group(tmp_path)
+
+
+@pytest.mark.parametrize("said", ["9", '{"node_type": "group"}', "[]", "3", "{"])
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_a_group_names_its_format(zarr_format: Any, said: str, tmp_path: Path) -> None:
+    """Its attributes are read of no other, and its image is refused."""
+    attributes = image_attributes(VoxelGrid((4, 5, 6)), name="x", version="0.4" if zarr_format == 2 else "0.5")
+    made = zarr.create_group(tmp_path / "a.zarr", zarr_format=zarr_format, attributes=attributes)
+    made.create_array("0", shape=(4, 5, 6), dtype="uint8")
+    file = tmp_path / "a.zarr" / ("zarr.json" if zarr_format == 3 else ".zgroup")
+    node = json.loads(file.read_text())
+    file.write_text(json.dumps(node | {"zarr_format": 9}) if "9" in said else said)
+    assert sound_node(tmp_path / "a.zarr") == (None, 0)
+    with pytest.raises(ValueError, match=r"zarr_format|property name"):
+        read_attributes(tmp_path / "a.zarr")
+    with pytest.raises(InputError, match="cannot be read as zarr"):
+        open_volume(tmp_path / "a.zarr")
 
 
 def test_attributes_without_a_group_are_a_remainder(tmp_path: Path) -> None:

@@ -250,7 +250,7 @@ def files_of_node(place: Place, names: Iterable[str]) -> list[Place]:
     return [place / name for name in names if (place / name).is_file()]
 
 
-def read_group(group: Place) -> Any:
+def read_group(group: Place) -> dict[str, Any]:
     """Return the metadata of a zarr group as v3 has them, whatever their format.
 
     Raises
@@ -258,17 +258,17 @@ def read_group(group: Place) -> Any:
     OSError
         If it is no group, or cannot be read.
     ValueError
-        If its metadata are no JSON.
+        If its metadata are no JSON object, or name another format.
     """
     try:
-        return parse_json((group / NODE).read_bytes())
+        return _of_format(group / NODE)
     except FileNotFoundError:
         pass
     except PermissionError:
         if isinstance(group, Path):
             raise
         # A store may answer so for what is not there.
-    (group / V2_GROUP).read_bytes()  # without it, attributes are a remainder
+    _of_format(group / V2_GROUP)  # without it, attributes are a remainder
     node: dict[str, Any] = {"zarr_format": 2, "node_type": "group"}
     try:
         node["attributes"] = parse_json((group / ATTRIBUTES).read_bytes())
@@ -277,6 +277,14 @@ def read_group(group: Place) -> Any:
     except PermissionError:
         if isinstance(group, Path):
             raise
+    return node
+
+
+def _of_format(file: Place) -> dict[str, Any]:
+    """Return what a file at the top of a zarr holds, where that names the format that goes with it."""
+    node = parse_json(file.read_bytes())
+    if not isinstance(node, dict) or node.get("zarr_format") != TOP[file.name]:
+        raise ValueError(f"its {file.name} does not say that zarr_format is {TOP[file.name]}")
     return node
 
 
@@ -291,7 +299,7 @@ def read_attributes(group: Place) -> dict[str, Any]:
         If its metadata are none.
     """
     node = read_group(group)
-    attributes = node.get("attributes", {}) if isinstance(node, dict) else None
+    attributes = node.get("attributes", {})
     if not isinstance(attributes, dict):
         raise ValueError(f"the attributes of {group} are no object")  # noqa: TRY004 - of a file, not of a caller
     return attributes

@@ -235,7 +235,7 @@ def attributes_of(path: Place, name: str) -> Mapping[str, Any]:
         node = read_group(path)
     except ValueError as error:
         raise unreadable(name, "zarr metadata", error) from error
-    if not isinstance(node, dict) or node.get("node_type") != "group":
+    if node.get("node_type") != "group":
         raise InputError(f"{name} cannot be read as zarr: its zarr.json is neither an array's nor a group's")
     attributes = node.get("attributes", {})
     if not isinstance(attributes, dict):

@@ -274,8 +274,7 @@ def _is_unfinished(array: Any) -> bool:
         return False
     group = array.parent if isinstance(array, ObjectPlace) else Path(array).parent
     with suppress(OSError, ValueError):
-        node = read_group(group)
-        attributes = node.get("attributes") if isinstance(node, dict) else None
+        attributes = read_group(group).get("attributes")
         made = attributes.get("isovoxel") if isinstance(attributes, dict) else None
         return isinstance(made, dict) and made.get("complete") is False
     return False
