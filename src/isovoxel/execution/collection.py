@@ -256,6 +256,7 @@ def _of_images(found: Mapping[str, Verdict]) -> Verdict:
         first,
         **together(every),
         off_allowed=any(one.off_allowed for one in every),
+        metadata_changes=tuple(f"image {path}: {said}" for path, one in found.items() for said in one.metadata_changes),
         source_changes=tuple(dict.fromkeys(change for one in every for change in one.source_changes)),
         projected=max(one.projected for one in every),
         receipts=known("receipts"),

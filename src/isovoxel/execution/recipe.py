@@ -13,10 +13,12 @@ import numpy as np
 from isovoxel.engines.registry import GENERATIONS
 from isovoxel.errors import InputError
 from isovoxel.geometry.grid import MAX_SAMPLES, Float3, Index3, VoxelGrid, number_text, triple
+from isovoxel.metadata.series import SeriesAxis
 from isovoxel.output.provenance import RECEIPTS
 from isovoxel.planning.chunking import CODECS, EMPTY, Storage
 from isovoxel.planning.model import CHOICES, check_options
 from isovoxel.planning.plan import Plan
+from isovoxel.planning.pyramid import level_grids
 from isovoxel.readers.base import Volume
 from isovoxel.readers.files import CHUNKS
 from isovoxel.readers.selection import Selection
@@ -62,6 +64,7 @@ def provenance(planned: Plan, volume: Volume, *, labels: bool, receipts: bool = 
             "identity": dict(volume.identity),
             "shape": list(grid.shape),
             "series": [list(axis) for axis in planned.source.series],
+            "steps": [[axis.step, axis.unit, axis.start] for axis in volume.series],
             "dtype": volume.dtype.name,
             "voxel_size": list(grid.voxel_size),
             "origin": list(grid.origin),
@@ -222,8 +225,24 @@ def _onto(made: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
     """Return the option that says onto which voxels an output was made."""
     if "like" not in made:
         return {"factor": recipe.factor}
-    shape, size, origin = (tuple(made["like"][name]) for name in ("shape", "voxel_size", "origin"))
-    return {"like": VoxelGrid(shape, size, origin, made["like"]["unit"])}
+    return {"like": _grid(made["like"])}
+
+
+def _grid(said: Mapping[str, Any]) -> VoxelGrid:
+    """Return a grid that attributes tell of."""
+    size, origin = (triple(map(float, said[name])) for name in ("voxel_size", "origin"))
+    unit = said["unit"]
+    return VoxelGrid(triple(map(int, said["shape"])), size, origin, None if unit is None else str(unit))
+
+
+def _axes(series: Sequence[tuple[str, int]], steps: Any) -> tuple[SeriesAxis, ...] | None:
+    """Return the axes of a series with their steps, units and starts, where these are said."""
+    if steps is None:
+        return None
+    return tuple(
+        SeriesAxis(name, n, float(step), None if unit is None else str(unit), float(start))
+        for (name, n), (step, unit, start) in zip(series, steps, strict=True)
+    )
 
 
 def asked_otherwise(was: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
@@ -318,6 +337,12 @@ class Recipe:
     """Whether the result was written to its end."""
     series: tuple[tuple[str, int], ...] = ()
     """Name and length of each axis along which the source has several volumes."""
+    axes: tuple[SeriesAxis, ...] | None = None
+    """The same with what lies how far apart; None where that is not said, as by 0.1."""
+    grid: VoxelGrid = VoxelGrid((1, 1, 1))  # noqa: RUF009 - frozen
+    """Where the result's voxels lie."""
+    labels: bool = False
+    """Whether they are labels."""
     shift: Float3 = (0.0, 0.0, 0.0)
     """Output samples from where the source begins to where the result does, z, y, x."""
     further: tuple[Recipe, ...] = ()
@@ -345,10 +370,16 @@ class Recipe:
                 dtype=str(made["input"]["dtype"]),
                 identity=dict(made["input"]["identity"]),
                 complete=made["complete"] is True,
-                series=tuple((str(axis), int(n)) for axis, n in made["input"].get("series", ())),
+                series=(series := tuple((str(axis), int(n)) for axis, n in made["input"].get("series", ()))),
+                axes=_axes(series, made["input"].get("steps")),
+                grid=_grid(made["input"]),
+                labels=made.get("labels") is True,
                 shift=triple(map(float, made.get("like", {}).get("shift", (0, 0, 0)))),
             )
-            recipe = replace(recipe, further=tuple(_further(recipe, dict(made.get("levels", {})))))
+            like = _grid(made["like"]) if "like" in made else None
+            base, factor = (recipe.grid, recipe.factor) if like is None else (like, (1.0, 1.0, 1.0))
+            recipe = replace(recipe, grid=base.scaled(factor))
+            recipe = replace(recipe, further=tuple(_further(recipe, base, factor, dict(made.get("levels", {})))))
             for level in (recipe, *recipe.further):
                 level.check()
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -383,10 +414,11 @@ class Recipe:
         return tuple(names[key] for key in both if self.identity[key] != source.identity[key])
 
 
-def _further(recipe: Recipe, made: Mapping[str, Any]) -> Iterator[Recipe]:
-    """Yield what made the further levels, whose sources are the result's own levels."""
-    names = ("interpolation", "factor", "block")
-    for interpolation, factor, block in zip(*(made.get(name, ()) for name in names), strict=True):
+def _further(recipe: Recipe, base: VoxelGrid, by: Float3, made: Mapping[str, Any]) -> Iterator[Recipe]:
+    """Yield what made the further levels, whose sources are the result's own levels; see `level_grids`."""
+    kinds, factors, blocks = (list(made.get(name, ())) for name in ("interpolation", "factor", "block"))
+    grids = level_grids(base, by, len(kinds))
+    for interpolation, factor, block, (grid, _) in zip(kinds, factors, blocks, grids, strict=True):
         yield replace(
             recipe,
             factor=triple(map(float, factor)),
@@ -396,5 +428,6 @@ def _further(recipe: Recipe, made: Mapping[str, Any]) -> Iterator[Recipe]:
             engine="exact",
             block=triple(map(int, block)),
             identity={},
+            grid=grid,
             shift=(0.0, 0.0, 0.0),
         )

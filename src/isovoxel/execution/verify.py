@@ -5,7 +5,8 @@
    source, in float64, and compared: how far off, how many voxels by more than rounding, and how much the error jumps
    from voxel to voxel across block faces, against inside blocks.
 3. So is each further level, in fewer boxes, from the level before it: what it was made from.
-4. Where receipts were kept, each shard is compared with its own; where that is asked, every chunk is read.
+4. What the metadata say of each level must be what the recipe makes, see `isovoxel.execution.placement`.
+5. Where receipts were kept, each shard is compared with its own; where that is asked, every chunk is read.
 
 Only the sampled boxes and the input they come from are read, so a terabyte is verified as fast as a thumbnail. Boxes,
 shards and chunks are read on all cores, as many at a time as the memory allows, and what is found of them is put
@@ -27,6 +28,7 @@ import numpy as np
 from isovoxel.errors import DoesNotFitError, InputError, InputMissingError, InputUnavailableError, OptionError
 from isovoxel.execution.comparison import SIDE, Compared, bytes_of, compare_box, sample_boxes
 from isovoxel.execution.events import Reading
+from isovoxel.execution.placement import metadata_changes
 from isovoxel.execution.recipe import Recipe
 from isovoxel.execution.resources import reading_limits
 from isovoxel.geometry.grid import Box, Index3, ceil_div
@@ -34,7 +36,7 @@ from isovoxel.object_store.objects import Place, has_place, place_of
 from isovoxel.object_store.retries import map_in_order
 from isovoxel.output.ledger import Ledger, Looked, Noted, ledger_of
 from isovoxel.output.ome_zarr import missing_shards
-from isovoxel.output.provenance import RECEIPTS, read_provenance
+from isovoxel.output.provenance import RECEIPTS, made_by, read_provenance
 from isovoxel.output.shard import ShardReceipt
 from isovoxel.output.writer import OmeZarrWriter
 from isovoxel.planning.memory import human_bytes
@@ -102,13 +104,15 @@ class Verdict:
     """Blocks of which a shard is not as its receipt says, and chunks that cannot be read."""
     first_damaged: str = ""
     """What is known of the first of them."""
+    metadata_changes: tuple[str, ...] = ()
+    """What the metadata say of levels that the recipe does not make, such as another scale, a sentence each."""
     images: Mapping[str, Verdict] = field(default_factory=dict)
     """What was found of each image, by its path, where the output has several."""
 
     @property
     def holds(self) -> bool:
         """Whether the result is what the recipe makes of the source."""
-        there = self.missing_shards == 0 and self.unreadable == 0 and self.damaged == 0
+        there = self.missing_shards == 0 and self.unreadable == 0 and self.damaged == 0 and not self.metadata_changes
         return there and self.wrong == 0 and self.face_jump <= self.jump_allowed
 
     def with_level(self, further: Verdict) -> Verdict:
@@ -171,22 +175,30 @@ def verify_output(
     if samples < 1:
         raise OptionError(f"samples must be at least 1, not {samples}")
     host = reading_limits(memory)
-    result = open_volume(output)
+    place = place_of(output)
+    if made_by(place) is None:
+        open_volume(output)  # which says what else it is
     made = read_provenance(output)
     recipe = Recipe.from_provenance(made, str(output))
     if not recipe.complete:
         raise InputError(f"{output} is incomplete: its job is running, failed or was interrupted; finish it first")
     source = _source_of(output, recipe, against)
-    further = (place_of(output) / str(level) for level in range(1, len(recipe.further) + 1))
-    levels = [result, *map(open_volume, further)]
+    changes, sound = metadata_changes(place, recipe)
+    homes = [place / "0" if changes else output, *(place / str(n) for n in range(1, sound))]
+    levels = [open_volume(home) for home in homes[:sound]]
     try:
-        missing = missing_shards(output)
+        missing = missing_shards(output, sound)
     except OSError as error:
         raise unavailable(f"the shards of {output} cannot be counted", error) from error
-    found = verify_levels(source, levels, recipe, samples=samples, seed=seed, host=host, reading=reading)
-    found = replace(found, missing_shards=missing, source_changes=recipe.changes(source, elsewhere=against is not None))
-    found = _with_receipts(found, place_of(output), made, host, reading)
-    return _with_every_chunk(found, levels, host, reading) if every_chunk else found
+    if levels:
+        found = verify_levels(source, levels, recipe, samples=samples, seed=seed, host=host, reading=reading)
+    else:
+        found = replace(verify_level(source, source, recipe, samples=0), levels=0)
+    source_changes = recipe.changes(source, elsewhere=against is not None)
+    found = replace(found, missing_shards=missing, source_changes=source_changes, metadata_changes=changes)
+    if sound == 1 + len(recipe.further):
+        found = _with_receipts(found, place, made, host, reading)
+    return _with_every_chunk(found, levels, host, reading) if every_chunk and levels else found
 
 
 def _source_of(output: str | Path, recipe: Recipe, against: Any) -> Volume:

@@ -387,13 +387,21 @@ def mark_complete(
     change_attributes(place, completed, check)
 
 
-def missing_shards(path: str | os.PathLike[str] | ObjectPlace) -> int:
-    """Return how many shards of an output's levels are not there, but for those that its attributes say are empty."""
+def missing_shards(path: str | os.PathLike[str] | ObjectPlace, levels: int | None = None) -> int:
+    """Return how many shards of an output's levels are not there, but for those that its attributes say are empty.
+
+    Parameters
+    ----------
+    path
+        The output.
+    levels
+        How many of its levels are looked at, the full one first; by default all that its metadata list.
+    """
     place = place_of(path)
     attributes = read_attributes(place)
     made = attributes.get(PROVENANCE)
-    levels = range(len(read_levels(attributes, str(place))))
-    return sum(_missing(place, level, made if isinstance(made, dict) else {}) for level in levels)
+    count = len(read_levels(attributes, str(place))) if levels is None else levels
+    return sum(_missing(place, level, made if isinstance(made, dict) else {}) for level in range(count))
 
 
 def _missing(output: Place, level: int, made: Mapping[str, Any]) -> int:

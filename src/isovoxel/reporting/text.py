@@ -327,6 +327,9 @@ def verdict_lines(found: Verdict) -> list[Line]:
     if found.unreadable:
         boxes = count(found.unreadable, "box", "boxes")
         damaged = [("damage", f"{boxes} cannot be read, the first because {found.first_unreadable}")]
+    metadata = [("metadata", change) for change in found.metadata_changes[:MOST_NAMED]]
+    if len(found.metadata_changes) > MOST_NAMED:
+        metadata.append(("metadata", f"and {len(found.metadata_changes) - MOST_NAMED} more"))
     stored = []
     if found.receipts is not None:
         said = f"{count(found.receipts, 'shard')} read and compared" if found.receipts else "gone, so none was compared"
@@ -346,6 +349,7 @@ def verdict_lines(found: Verdict) -> list[Line]:
         ("shards", missing),
         *damaged,
         *stored,
+        *metadata,
         *changed,
         ("verdict", f"{'holds' if found.holds else 'does not hold'}: {_reasons(found, wrong)}"),
     ]
@@ -358,6 +362,7 @@ def _reasons(found: Verdict, wrong: str) -> str:
         *(["damaged files"] if found.unreadable or found.damaged else []),
         *([wrong] if found.wrong else []),
         *(["the error steps at block borders"] if found.face_jump > found.jump_allowed else []),
+        *found.metadata_changes[:1],
     ]
     return ", ".join(reasons) or wrong
 
