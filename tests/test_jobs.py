@@ -16,13 +16,15 @@ from distributed import Client, LocalCluster
 from numpy.typing import NDArray
 
 import isovoxel
+import isovoxel as package
 from command_line import Isovoxel, check_refused
 from isovoxel.errors import InputError, InterruptedJobError, OptionError
 from isovoxel.execution.distributed import executor
 from isovoxel.execution.distributed.rpc import remove_plugin
 from isovoxel.execution.distributed.worker_session import plugin_name
-from isovoxel.execution.events import BlockDone, Event, JobStarted
+from isovoxel.execution.events import BlockDone, Event, JobStarted, Replacing
 from isovoxel.geometry.grid import Box
+from ome_zarrs import collection
 
 RNG = np.random.default_rng(11)
 IMAGE = RNG.integers(0, 4000, (2, 12, 30, 34)).astype(np.uint16)
@@ -181,6 +183,56 @@ def test_what_cannot_be_is_told_before_anything_is_written(files: Path, isovoxel
     ):
         check_refused(isovoxel("scale", "im.ome.tif", "out.zarr", *words), told)
         assert not (files / "out.zarr").exists()
+
+
+def test_labels_that_an_old_output_takes_along_are_named(files: Path, isovoxel: Isovoxel) -> None:
+    """Where --overwrite is advised, and before it does so; those that are made again are none of them."""
+    tifffile.imwrite("cells.tif", LABELS % 9)
+    scale = ("scale", "im.ome.tif", "out.zarr", "--engine", "exact")
+    for name in ("nuclei", "cells"):
+        assert isovoxel(*scale, "--with-labels", f"{name}.tif").code == 0
+    again = (*scale, "--with-labels", "nuclei.tif", "--labels-by", "mode")
+    check_refused(
+        isovoxel(*again),
+        "labels/nuclei exists, and was made with --labels-by nearest, now mode: give --overwrite, which makes out.zarr "
+        "anew and removes labels/cells, or another output\n",
+    )
+    check_refused(
+        isovoxel(*scale, "--zoom", 1, "--with-labels", "cells.tif"),
+        "error: out.zarr exists, and was made with zoom 2, now zoom 1: give --overwrite, which removes labels/nuclei, "
+        "or another output\n",
+    )
+    planned = isovoxel("plan", *scale[1:], "--overwrite")
+    assert planned.err == "note: out.zarr would be replaced, and with it labels/cells, labels/nuclei\n"
+    assert listed(files / "out.zarr") == ["nuclei", "cells"]
+    seen: list[list[str]] = []
+
+    def look(event: Event) -> None:
+        if isinstance(event, Replacing):
+            seen.append([event.labels, *listed(files / "out.zarr")])
+
+    said = isovoxel(*again, "--overwrite")
+    assert (said.code, listed(files / "out.zarr")) == (0, ["nuclei"])
+    assert "note: the old output is replaced, and with it labels/cells, not made again by this job\n" in said.err
+    how: dict[str, Any] = {"with_labels": "nuclei.tif", "overwrite": True, "listeners": [look], **OPTIONS}
+    package.scale("im.ome.tif", "out.zarr", **how)
+    assert seen == []
+    package.scale("im.ome.tif", "out.zarr", **how | {"with_labels": None, "overwrite": "now"})
+    assert seen == [["labels/nuclei", "nuclei"]]
+
+
+def test_labels_of_several_images_are_named(tmp_path: Path, isovoxel: Isovoxel) -> None:
+    """They go where all images are replaced."""
+    collection(tmp_path / "in.zarr")
+    out = tmp_path / "out.zarr"
+    scale = ("scale", tmp_path / "in.zarr", out, "--image", "all", "--engine", "exact", "--factor", "2,1,1")
+    assert isovoxel(*scale, "--quiet").code == 0
+    np.save(tmp_path / "cells.npy", np.ones((4, 8, 8), np.uint8))
+    beside = ("scale", tmp_path / "cells.npy", out / "1" / "labels" / "cells", "--labels", "--factor", "2,1,1")
+    assert isovoxel(*beside, "--quiet").code == 0
+    said = isovoxel(*scale, "--overwrite")
+    assert said.code == 0
+    assert "the old output is replaced, and with it 1/labels/cells, not made again by this job\n" in said.err
 
 
 def test_the_command_line_tells_of_both(files: Path, isovoxel: Isovoxel) -> None:

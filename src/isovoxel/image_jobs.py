@@ -37,11 +37,12 @@ from isovoxel.execution.events import (
     ImagesFinished,
     ImagesStarted,
     Listener,
+    Replacing,
     Retried,
     log_event,
 )
 from isovoxel.execution.executor import GO_ON, InterruptedAgain, KeptExecutors, is_of_input
-from isovoxel.execution.output import as_begun
+from isovoxel.execution.output import Whole, as_begun
 from isovoxel.execution.result import ScaleResult, Tally
 from isovoxel.geometry.grid import VoxelGrid
 from isovoxel.jobs import Order, executor_for, open_as_begun, run_job
@@ -115,6 +116,8 @@ def scale_images(
         cluster = stack.enter_context(open_cluster(given, client, source=source, listeners=told))
         planner = SharedPlans(cluster)
         plans, faults = images.planned(planner, tell)
+        if given.overwrite and (lost := Whole(place_of(output)).lost):
+            tell(Replacing(lost))
         complete = stack.enter_context(claim_collection(images.request(plans)))
         executors = stack.enter_context(KeptExecutors(partial(executor_for, whole=place_of(output))))
         tell(images.started(plans))

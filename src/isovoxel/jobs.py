@@ -30,7 +30,7 @@ from isovoxel.readers.files import InputWatch
 if TYPE_CHECKING:
     from isovoxel.execution.distributed.connect import Cluster
     from isovoxel.execution.executor import Executor
-    from isovoxel.execution.output import OutputRequest
+    from isovoxel.execution.output import OutputRequest, Whole
 
 
 _SIZES = ("input_voxel_size", "unit")
@@ -96,7 +96,13 @@ class Order:
 
 
 def run_job(
-    opened: Volume | InputWatch, source: Any, output: str | Path, options: Options, sampling: Sampling, order: Order
+    opened: Volume | InputWatch,
+    source: Any,
+    output: str | Path,
+    options: Options,
+    sampling: Sampling,
+    order: Order,
+    whole: Whole | None = None,
 ) -> ScaleResult:
     """Scale a volume and write the result, or what is left of it.
 
@@ -110,6 +116,8 @@ def run_job(
         Path or address of the OME-Zarr.
     options, sampling, order
         How it is scaled, and how the job is run.
+    whole
+        The image that has the output for its labels; by default the output is an image itself.
 
     Raises
     ------
@@ -137,7 +145,7 @@ def run_job(
     watch = opened if isinstance(opened, InputWatch) else InputWatch(volume)
     volume = watch.volume
     planned = replace(planned, source=replace(planned.source, identity=dict(volume.identity)))
-    request = output_request(volume, planned, place, options, sampling)
+    request = output_request(volume, planned, place, options, sampling, whole)
     made_already = is_made_already(request)
     for event in order.missed:
         tally(event)
@@ -170,19 +178,29 @@ def executor_for(options: Options, cluster: Cluster | None, device: str, whole: 
     return SubprocessExecutor(device) if options.isolate else ThreadExecutor(device)
 
 
-def output_request(volume: Volume, planned: Plan, place: Place, options: Options, sampling: Sampling) -> OutputRequest:
+def output_request(
+    volume: Volume, planned: Plan, place: Place, options: Options, sampling: Sampling, whole: Whole | None = None
+) -> OutputRequest:
     """Return the output that a user asks for, of a volume that is identified."""
     from isovoxel.execution.output import OutputRequest
     from isovoxel.execution.recipe import provenance
 
     return OutputRequest(
         path=place,
+        whole=whole or whole_of(place, options),
         made=provenance(planned, volume, labels=sampling.labels, receipts=options.keep_receipts is True),
         labels=sampling.labels,
         overwrite=options.overwrite,
         cut=tuple(name for name in ("chunk", "shard") if name in options.given),
         said=next((name for name in ("zoom", "factor") if name in options.given), "voxel_size"),
     )
+
+
+def whole_of(image: Place, options: Options) -> Whole:
+    """Return an image with what its labels are called, where some are scaled with it."""
+    from isovoxel.execution.output import Whole
+
+    return Whole(image, "" if options.with_labels is None else name_of(options.with_labels))
 
 
 def plan_job(source: Any, output: str | Path | None, given: Options, *, client: Any) -> Plan:
@@ -210,7 +228,7 @@ def plan_job(source: Any, output: str | Path | None, given: Options, *, client: 
     from isovoxel.execution.output import as_begun, foresee
     from isovoxel.output.destination import output_place
 
-    options = as_begun(output, given, here=_is_here(given, client))
+    options = as_begun(output, given, here=_is_here(given, client), whole=whole_of(place_of(output), given))
     volume, options = open_as_begun(source, options, given)
     with open_cluster(given, client, source=source) as cluster:
         check_apart([*read_as("input", source, volume), *read_as("other volume", options.like)], folders_of(output))
@@ -274,7 +292,8 @@ def scaling_into(
     with ExitStack() as stack:
         stack.enter_context(patience(retried))
         here = _is_here(given, client)
-        options = as_begun(output, given, defaults=defaults, here=here)
+        whole = whole_of(place_of(output), given)
+        options = as_begun(output, given, defaults=defaults, here=here, whole=whole)
         volume, options = open_as_begun(source, options, given)
         read = [*read_as("input", source, volume), *read_as("other volume", given.like)]
         folders = folders_of(output, None if labels is None else name_of(labels))
@@ -366,7 +385,8 @@ def labels_beside(
         )
     target = find_target(image, options)
     by = ("mode" if min(target.factor) < 1 else "nearest") if given.labels_by == "auto" else given.labels_by
-    where = str(place_of(output) / LABELS / name_of(labels))
+    whole = whole_of(place_of(output), given)
+    where = str(whole.image / LABELS / whole.labels)
     own: dict[str, Any] = {**dict.fromkeys(_OWN), "labels_by": "auto"}
     onto = {"factor": target.factor} if options.like is None else {"like": target.output}
     said = replace(given, **own | part | onto | {"labels": True})
@@ -375,6 +395,7 @@ def labels_beside(
         said if given.labels_by == "auto" else replace(said, interpolation=by),
         defaults=replace(options, **own | {"interpolation": by, "engine": "exact"}).given,
         here=cluster is None,
+        whole=whole,
     )
     placed = replace(
         volume,
@@ -387,7 +408,7 @@ def labels_beside(
     sampling = choose_sampling(placed, chosen)
     plan_volume(placed, chosen, sampling, cluster)
     watch = InputWatch(placed)
-    return watch, partial(run_job, watch, labels, where, chosen, sampling)
+    return watch, partial(run_job, watch, labels, where, chosen, sampling, whole=whole)
 
 
 _OWN = (

@@ -173,7 +173,7 @@ def test_labels_take_their_own_and_then_the_images(source: Path, tmp_path: Path)
     result = api.scale(source, out, with_labels=tmp_path / "cells.npy")
     assert result.labels is not None
     assert (result.seconds, result.labels.seconds) == (0, 0)
-    with pytest.raises(OutputExistsError, match="interpolation nearest, now mode"):
+    with pytest.raises(OutputExistsError, match="--labels-by nearest, now mode"):
         api.scale(source, out, with_labels=tmp_path / "cells.npy", labels_by="mode")
     api.scale(source, out, with_labels=tmp_path / "nuclei.npy")
     of_labels = json.loads((out / "labels/nuclei/.zattrs").read_text())["isovoxel"]

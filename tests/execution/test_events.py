@@ -27,6 +27,7 @@ from isovoxel.execution.events import (
     JobStarted,
     JobStopped,
     LevelBegun,
+    Replacing,
     Restarted,
     Retried,
     Slowed,
@@ -57,6 +58,11 @@ SAID: list[tuple[Event, int, str]] = [
     (ImagesStarted(8, 2, 40, 9000), logging.INFO, "8 images, of which 2 are complete, 40 blocks in all"),
     (ImageBegun("A/1/0", 3, 8), logging.INFO, "image 3 of 8 begins: A/1/0"),
     (ImageFailed("A/1/0", "it is damaged"), logging.WARNING, "image A/1/0 is left out: it is damaged"),
+    (
+        Replacing("labels/a"),
+        logging.WARNING,
+        "the old output is replaced, and with it labels/a, not made again by this job",
+    ),
     (ImagesFinished(1.25), logging.INFO, "all images are done, in 1.2 s"),
 ]
 

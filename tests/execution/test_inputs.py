@@ -288,7 +288,7 @@ def test_a_plan_says_what_is_done(here: Path, isovoxel: Isovoxel) -> None:
     for output, words, told in (
         ("new.zarr", (), ""),
         ("out.zarr", (), "note: out.zarr is complete, and was made in this way: nothing is left to do\n"),
-        ("out.zarr", ("--overwrite",), "note: out.zarr would be replaced\n"),
+        ("out.zarr", ("--overwrite",), "note: out.zarr would be replaced, and with it labels/labels\n"),
         ("half.zarr", (), "blocks of half.zarr are done: the job would go on\n"),
         ("half.zarr", ("--overwrite", "now"), "note: half.zarr would be replaced\n"),
     ):

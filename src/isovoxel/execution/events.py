@@ -36,6 +36,17 @@ class JobStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class Replacing:
+    """An old output is about to be replaced, and labels go with it."""
+
+    labels: str
+    """Their paths in it."""
+
+    def __str__(self) -> str:
+        return f"the old output is replaced, and with it {self.labels}, not made again by this job"
+
+
+@dataclass(frozen=True, slots=True)
 class BlockDone:
     """One block has been read, scaled and written."""
 
@@ -324,6 +335,7 @@ def stopped(plan: Plan, parts: Sequence[bytearray]) -> JobStopped:
 
 Event = (
     JobStarted
+    | Replacing
     | BlockDone
     | LevelBegun
     | Retried
@@ -363,7 +375,7 @@ logger.addHandler(logging.NullHandler())  # without it, warnings would land on s
 _LEVELS = {
     BlockDone: logging.DEBUG,
     **dict.fromkeys((Retried, Filled, Slowed, EncodedByProcessor, DecodedByProcessor, Restarted), logging.WARNING),
-    **dict.fromkeys((WorkerLeft, Waiting, ImageFailed), logging.WARNING),
+    **dict.fromkeys((WorkerLeft, Waiting, ImageFailed, Replacing), logging.WARNING),
 }
 """How much what is logged matters, where it is more or less than information."""
 

@@ -45,6 +45,7 @@ from isovoxel.execution.events import (
     JobFinished,
     LevelBegun,
     Listener,
+    Replacing,
     Retried,
     started,
     stopped,
@@ -166,6 +167,8 @@ class Job:
                 save_ledger(request.path, request.folder)
             ledger = Ledger.begin(request.folder, plan, check)
             if request.overwrite:
+                if lost := request.whole.lost:
+                    self._tell(Replacing(lost))
                 set_aside(request.path, request.folder, now=request.overwrite == NOW, check=check)
             create_output(
                 request.path,

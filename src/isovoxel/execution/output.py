@@ -43,8 +43,8 @@ from isovoxel.output.destination import check_destination
 from isovoxel.output.files import BLOCKS, JOB, LOCK, REPLACED, SAVED, check_folder, read_own
 from isovoxel.output.ledger import Ledger, count_empty, ledger_of, remove_ledger
 from isovoxel.output.lock import lock_output, read_holder
-from isovoxel.output.provenance import RECEIPTS, made_by
-from isovoxel.output.replacing import needs_settling, put_back, settle
+from isovoxel.output.provenance import LABELS, RECEIPTS, made_by
+from isovoxel.output.replacing import labels_of, needs_settling, put_back, settle
 from isovoxel.planning.plan import Plan
 from isovoxel.planning.resume import continued, makes_the_same
 
@@ -66,11 +66,34 @@ class OutputState:
 
 
 @dataclass(frozen=True)
+class Whole:
+    """The image that a job makes, alone or with labels beside it: what --overwrite replaces as a whole."""
+
+    image: Place
+    """Where."""
+    labels: str = ""
+    """What the labels are called that are made with it, if any."""
+
+    @property
+    def lost(self) -> str:
+        """The paths in it of labels that go with an old output and are not made again; nothing where there are none."""
+        with contextlib.suppress(OSError):  # whose reason is told by what writes
+            return ", ".join(path for path in labels_of(self.image) if path != f"{LABELS}/{self.labels}")
+        return ""
+
+    def called(self, path: Place) -> Mapping[str, str]:
+        """Return what people call options that an output was made with, where labels have others than their image."""
+        return {} if path == self.image else {"interpolation": "--labels-by"}
+
+
+@dataclass(frozen=True)
 class OutputRequest:
     """The output that a user asks for."""
 
     path: Place
     """Where."""
+    whole: Whole
+    """Which is the output itself, or the image that has it for its labels."""
     made: Mapping[str, Any]
     """What makes it, for its attributes."""
     labels: bool
@@ -143,20 +166,30 @@ def _is_made(request: OutputRequest) -> bool:
     made = made_by(request.path)
     if made is None or not made["complete"]:
         return False
-    if changed := differences(made, request.made, request.cut, said=request.said):
-        raise made_otherwise(request.path, made, changed)
+    _check_made(request, made)
     return True
 
 
-def made_otherwise(path: Place, made: Mapping[str, Any], changed: Sequence[str]) -> OutputExistsError:
-    """Return the error that says what made an output, and what the user asks for now."""
+def _check_made(request: OutputRequest, made: Mapping[str, Any]) -> None:
+    """Raise where an output was made, or begun, in another way than is wanted."""
+    called = request.whole.called(request.path)
+    if changed := differences(made, request.made, request.cut, said=request.said, called=called):
+        raise made_otherwise(request.path, made, changed, request.whole)
+
+
+def made_otherwise(path: Place, made: Mapping[str, Any], changed: Sequence[str], whole: Whole) -> OutputExistsError:
+    """Return the error that says what made an output, what the user asks for now, and what replacing it removes."""
+    effects = [f"makes {whole.image} anew"] if path != whole.image else []
+    if lost := whole.lost:
+        effects.append(f"removes {lost}")
+    which = f", which {' and '.join(effects)}," if effects else ""
     if made.get("complete"):
         return OutputExistsError(
-            f"{path} exists, and was made with {'; '.join(changed)}: give --overwrite or another output"
+            f"{path} exists, and was made with {'; '.join(changed)}: give --overwrite{which} or another output"
         )
     return OutputExistsError(
         f"{path} was begun with {'; '.join(changed)}: give what it was begun with to go on, "
-        "--overwrite to begin anew, or another output"
+        f"--overwrite{which} to begin anew, or another output"
     )
 
 
@@ -189,7 +222,8 @@ def foresee(plan: Plan, request: OutputRequest) -> tuple[Plan, str]:
         noted, total = ledger.count(), plan.all_blocks
         return plan, f"{noted} of {total} blocks of {path} are done: the job would go on"
     there = os.path.lexists(path) if isinstance(path, Path) else path.is_dir()
-    return plan, f"{path} would be replaced" if there else ""
+    lost = f", and with it {request.whole.lost}" if request.whole.lost else ""
+    return plan, f"{path} would be replaced{lost}" if there else ""
 
 
 @contextlib.contextmanager
@@ -297,8 +331,7 @@ def _find(plan: Plan, request: OutputRequest) -> tuple[Plan, Ledger | None]:
     if made is None or made.get("complete"):
         check(overwrite=request.overwrite, nbytes=plan.disk_bytes, waiting=waiting_bytes(plan))
         return plan, None
-    if changed := differences(made, request.made, request.cut, said=request.said):
-        raise made_otherwise(path, made, changed)
+    _check_made(request, made)
     if (ledger := _ledger(folder, made)) is None:
         why = f"{folder / JOB} is damaged, or of another output" if _is_readable(folder) else f"{folder} is not there"
         raise OutputExistsError(
@@ -344,7 +377,12 @@ def _ledger(folder: Place, made: Mapping[str, Any]) -> Ledger | None:
 
 
 def as_begun(
-    output: str | Path, given: Options, *, defaults: Mapping[str, Any] | None = None, here: bool = True
+    output: str | Path,
+    given: Options,
+    *,
+    defaults: Mapping[str, Any] | None = None,
+    here: bool = True,
+    whole: Whole | None = None,
 ) -> Options:
     """Return the options of a job: what is given, and else what its output was made with, if it is there.
 
@@ -362,6 +400,8 @@ def as_begun(
         What the command does where nothing is given, and nothing is there.
     here
         Whether a device of this process does it.
+    whole
+        What --overwrite would replace; by default the output.
 
     Raises
     ------
@@ -377,8 +417,9 @@ def as_begun(
     except InputError as error:
         raise OutputExistsError(f"{error}; give --overwrite or another output") from error
     given = replace(given, codec=as_called_then(made, given.codec))
-    if changed := asked_otherwise(was, given.given):
-        raise made_otherwise(place, made, changed)
+    whole = whole or Whole(place)
+    if changed := asked_otherwise(was, given.given, whole.called(place)):
+        raise made_otherwise(place, made, changed, whole)
     if not given.given.keys().isdisjoint(HOW_FAR):
         for name in ("factor", "like"):
             was.pop(name, None)

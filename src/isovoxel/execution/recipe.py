@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -115,7 +116,13 @@ _SIGNS = {
 """What people call signs that an input is another, where they do not call it as we do."""
 
 
-def differences(then: Mapping[str, Any], now: Mapping[str, Any], cut: Sequence[str], said: str = "factor") -> list[str]:
+def differences(
+    then: Mapping[str, Any],
+    now: Mapping[str, Any],
+    cut: Sequence[str],
+    said: str = "factor",
+    called: Mapping[str, str] = MappingProxyType({}),
+) -> list[str]:
     """Return what makes another result now than what made an output then: "factor (4, 1, 1), now factor (2, 1, 1)".
 
     How the volume is cut into blocks is none of it: a job goes on with the blocks that it was begun with.
@@ -128,10 +135,12 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], cut: Sequence[s
         "chunk", "shard" or both, where the user asks for certain ones now; otherwise those from then are as good.
     said
         The option that says how far now: "zoom", "voxel_size" or "factor".
+    called
+        Other names of what changes a result than people usually call it.
     """
     now = json.loads(json.dumps(now))  # tuples are lists there
     then, now = ({**made, "codec": _codec_name(made)} for made in (then, now))
-    names = _NAMES | {f"storage.{name}": name for name in cut}
+    names = {**_NAMES, **called, **{f"storage.{name}": name for name in cut}}
     if now["engine"] == "cle":  # its bits depend on the device
         names["device.name"] = "device"
     found = [
@@ -245,12 +254,12 @@ def _axes(series: Sequence[tuple[str, int]], steps: Any) -> tuple[SeriesAxis, ..
     )
 
 
-def asked_otherwise(was: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
-    """Return which options that are given are others than an output was made with, as `differences` does.
+def asked_otherwise(was: Mapping[str, Any], given: Mapping[str, Any], called: Mapping[str, str]) -> list[str]:
+    """Return which options that are given are others than an output was made with, as `differences` calls them.
 
     Only those that say so by themselves; what others come to depends on the input.
     """
-    names = {place.rpartition(".")[2]: name for place, name in _NAMES.items()}
+    names = {place.rpartition(".")[2]: name for place, name in {**_NAMES, **called}.items()}
     plain = ("engine", "interpolation", "antialias", "boundary", "labels", "codec", "ome_zarr", "empty")
     return [f"{names[key]} {was[key]}, now {given[key]}" for key in plain if given.get(key, was[key]) != was[key]]
 

@@ -295,16 +295,22 @@ def _parts(image: Place) -> tuple[set[str], list[str]] | None:
         return None
     arrays = list(levels)
     groups = {"", *_above(arrays)}
-    home = image / LABELS
-    places = home.iterdir() if home.is_dir() else ()
-    # Labels that isovoxel has written.
-    for name in [place.name for place in places if isinstance((_attributes(place) or {}).get(PROVENANCE), dict)]:
-        of_labels = _levels(image / LABELS / name) or ()
-        arrays += [f"{LABELS}/{name}/{path}" for path in of_labels]
-        groups |= {LABELS, f"{LABELS}/{name}", *_above(arrays)}
-    if _attributes(home) is not None:
+    for labels in labels_of(image):
+        arrays += [f"{labels}/{path}" for path in _levels(image / labels) or ()]
+        groups |= {LABELS, labels, *_above(arrays)}
+    if _attributes(image / LABELS) is not None:
         groups.add(LABELS)
     return groups, arrays
+
+
+def labels_of(target: Place) -> list[str]:
+    """Return the paths of labels in an output that isovoxel has written: where that is replaced, they go with it."""
+    found = []
+    for home in [f"{image}/{LABELS}" for image in images_of_output(target) or ()] or [LABELS]:
+        places = (target / home).iterdir() if (target / home).is_dir() else ()
+        ours = (place.name for place in places if isinstance((_attributes(place) or {}).get(PROVENANCE), dict))
+        found += [f"{home}/{name}" for name in sorted(ours)]
+    return found
 
 
 def _parts_of_several(target: Place) -> tuple[set[str], list[str]] | None:

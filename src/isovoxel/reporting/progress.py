@@ -32,6 +32,7 @@ from isovoxel.execution.events import (
     JobStopped,
     LevelBegun,
     Listener,
+    Replacing,
     Restarted,
     Retried,
     Slowed,
@@ -418,7 +419,7 @@ class Notes:
                 yield (f"note: {event.doing}{block} failed ({event.reason}); it is tried again in {event.pause:g} s")
             case Filled(part=part):
                 yield f"note: filled with 0, because it is damaged: {part}"
-            case Slowed() | EncodedByProcessor() | DecodedByProcessor() | Restarted():
+            case Slowed() | EncodedByProcessor() | DecodedByProcessor() | Restarted() | Replacing():
                 yield from self._of_hindrance(event)
             case Connected() | WorkerJoined() | WorkerLeft() | Waiting():
                 yield from self._of_workers(event)
@@ -441,8 +442,8 @@ class Notes:
         if event.complete:
             yield f"note: resuming: {event.complete} of {event.images} images already complete"
 
-    def _of_hindrance(self, event: Slowed | EncodedByProcessor | DecodedByProcessor | Restarted) -> Iterator[str]:
-        """Yield what there is to say of an event after which the job goes on in another way."""
+    def _of_hindrance(self, event: Event) -> Iterator[str]:
+        """Yield what there is to say of an event that the user may not want, or did not foresee."""
         said, repeated = str(event), isinstance(event, EncodedByProcessor | DecodedByProcessor)
         if not repeated or said not in self._said:  # by another worker
             yield f"note: {said}"
