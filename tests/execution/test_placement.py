@@ -17,7 +17,7 @@ from command_line import Isovoxel
 from isovoxel.geometry.grid import VoxelGrid
 from isovoxel.metadata.ome import image_attributes
 from isovoxel.metadata.series import SeriesAxis
-from ome_zarrs import FIELDS, plate
+from ome_zarrs import FIELDS, collection, plate
 
 Json = dict[str, Any]
 Change = Callable[[Json], Any]
@@ -255,6 +255,65 @@ def test_one_level_and_no_voxel_size(tmp_path: Path) -> None:
     edit(tmp_path / "out.zarr", lambda a: image(a)["axes"][0].update(unit="micrometer"))
     found = isovoxel.verify(tmp_path / "out.zarr", samples=20)
     assert found.metadata_changes == ("the scale of level 0 along z is 0.5 micrometer, and must be 0.5",)
+
+
+GROUPS: dict[str, tuple[str, str, Change, str]] = {
+    "well elsewhere": (
+        "plate",
+        "",
+        lambda a: home(a)["plate"]["wells"][0].update(rowIndex=1),
+        "the plate has the well A/1 in row 1 and column 0, and must have it in row 0 and column 0",
+    ),
+    "rows turned": (
+        "plate",
+        "",
+        lambda a: home(a)["plate"]["rows"].reverse(),
+        "the plate has the well A/1 in row 0 and column 0, and must have it in row 1 and column 0",
+    ),
+    "column renamed": (
+        "plate",
+        "",
+        lambda a: home(a)["plate"]["columns"][1].update(name="9"),
+        "the plate has the well B/2 in row 1 and column 1, and must have it in row 1 and column none",
+    ),
+    "well missing": ("plate", "", lambda a: home(a)["plate"]["wells"].pop(), "do not list the image B/2/0, and must"),
+    "field missing": ("plate", "B/2", lambda a: home(a)["well"]["images"].pop(0), "do not list the image B/2/0, and"),
+    "a plate of nothing": ("plate", "", lambda a: home(a).update(plate=[]), "do not list the image A/1/0, and must"),
+    "no plate": ("plate", "", lambda a: home(a).pop("plate"), "do not list the image A/1/0, and must"),
+    "series turned": (
+        "collection",
+        "OME",
+        lambda a: home(a)["series"].reverse(),
+        "the groups list the images 1, 0, and must list 0, 1",
+    ),
+    "series missing": ("collection", "OME", lambda a: home(a)["series"].pop(1), "do not list the image 1, and must"),
+}
+
+
+@pytest.mark.sampled(6)
+@pytest.mark.parametrize("name", GROUPS)
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_groups_that_list_images_otherwise_do_not_hold(
+    tmp_path: Path, isovoxel: Isovoxel, name: str, version: str
+) -> None:
+    """A well is where its path says; a user's own keys, and images beside those of isovoxel, are free."""
+    kind, group, change, why = GROUPS[name]
+    (plate if kind == "plate" else collection)(tmp_path / "in.zarr", version)
+    out = tmp_path / "out.zarr"
+    how = ("--factor", "2,1,1", "--image", "all", "--engine", "exact", "--quiet", "--ome-zarr", version)
+    assert isovoxel("scale", tmp_path / "in.zarr", out, *how).code == 0
+
+    def free(attributes: Json) -> None:
+        attributes["mine"] = home(attributes)["mine"] = 1
+        for key in {"series", "plate"} & set(home(attributes)):
+            home(attributes)[key].append("mine") if key == "series" else home(attributes)[key].update(name="mine")
+
+    edit(out / group, free)
+    assert isovoxel("verify", out, "--samples", 5).code == 0
+    edit(out / group, change)
+    said = isovoxel("verify", out, "--samples", 5)
+    assert (said.code, said.err) == (1, "")
+    assert why in next(line for line in said.out.splitlines() if line.startswith("verdict"))
 
 
 @pytest.mark.parametrize("version", ["0.4", "0.5"])

@@ -33,6 +33,7 @@ from isovoxel.output.ome_zarr import create_several, write_groups
 from isovoxel.output.provenance import COLLECTION, images_of_output, made_by, read_provenance
 from isovoxel.output.replacing import put_back, remove_objects, set_aside
 from isovoxel.planning.chunking import OME_ZARR
+from isovoxel.readers.open import images_of
 from isovoxel.readers.selection import ALL, ImageEntry, find_image, matching_images, means_several
 from isovoxel.version import __version__
 
@@ -229,7 +230,44 @@ def verify_images(output: str | Path, against: Any, image: str | int | None, **h
     for entry in matching_images(entries, wanted, str(output)):
         part = place / entry.path
         found[entry.path] = verify_output(str(part), _source_of(against, part, top), **how)
-    return _of_images(found)
+    verdict = _of_images(found)
+    return replace(verdict, metadata_changes=(*_group_changes(str(place), paths), *verdict.metadata_changes))
+
+
+def _group_changes(output: str, images: Sequence[str]) -> Iterator[str]:
+    """Yield what the groups around images list otherwise than these lie, a sentence each."""
+    try:
+        found = images_of(output)
+    except InputUnavailableError:
+        raise
+    except InputError as error:
+        yield str(error)
+        return
+    listed = [entry.path for entry in found.images if entry.path in images]
+    yield from (f"the groups do not list the image {path}, and must" for path in images if path not in listed)
+    if found.plate is None:
+        if not found.wells and sorted(listed) == sorted(images) and listed != list(images):
+            yield f"the groups list the images {', '.join(listed)}, and must list {', '.join(images)}"
+        return
+    rows, columns, wells = (_listed_in(found.plate, key) for key in ("rows", "columns", "wells"))
+    names = [[entry.get("name") for entry in entries] for entries in (rows, columns)]
+    for well in wells:
+        path = str(well.get("path"))
+        if not any(image.startswith(f"{path}/") for image in images):
+            continue
+        said = [well.get("rowIndex"), well.get("columnIndex")]
+        parts = zip(path.split("/"), names, strict=False)
+        must = [own.index(part) if part in own else None for part, own in parts]
+        if said != must:
+            row, column = ("none" if index is None else index for index in must)
+            at = f"the plate has the well {path} in row {said[0]} and column {said[1]}"
+            yield f"{at}, and must have it in row {row} and column {column}"
+
+
+def _listed_in(plate: Any, key: str) -> list[Mapping[str, Any]]:
+    """Return the objects that a plate lists under a key."""
+    listed = plate.get(key) if isinstance(plate, Mapping) else None
+    return [entry for entry in (listed if isinstance(listed, list) else ()) if isinstance(entry, Mapping)]
 
 
 def _source_of(against: Any, image: Place, top: str) -> Any:
