@@ -117,6 +117,7 @@ WRONG: dict[str, tuple[Change, str]] = {
     "paths swapped": (swap_paths, "the metadata list the levels 1, 0, 2, and must list 0, 1, 2"),
     "levels turned": (lambda a: image(a)["datasets"].reverse(), "list the levels 2, 1, 0, and must list 0, 1, 2"),
     "axis renamed": (put(0, name="time"), "have the axes time, c, z, y, x, and must have t, c, z, y, x"),
+    "axis of another type": (put(0, type="channel"), "give the axis t the type channel, and must give it time"),
     "axis of no kind": (put(2, name="depth"), "axis 'depth' has type 'space'"),
     "axes turned": (lambda a: image(a)["axes"].reverse(), "have the axes x, y, z, c, t, and must have t, c, z, y, x"),
     "outer scale": (outer({"type": "scale", "scale": [1, 1, 2, 1, 1]}), "level 0 along z is 2 micrometer, and must"),

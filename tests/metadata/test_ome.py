@@ -82,7 +82,7 @@ def test_what_is_written_of_a_grid_is_read_back_to_the_last_bit(grid: VoxelGrid)
     """Scale, translation and unit survive the way through JSON text unchanged."""
     attributes = json.loads(json.dumps(image_attributes(grid, name="image", path="s0")))
     assert read_levels(attributes, "x") == [
-        Level("s0", ("z", "y", "x"), grid.voxel_size, grid.origin, (grid.unit,) * 3, "0.5")
+        Level("s0", ("z", "y", "x"), grid.voxel_size, grid.origin, (grid.unit,) * 3, "0.5", types=("space",) * 3)
     ]
 
 
@@ -112,9 +112,10 @@ def test_version_04_is_read_with_all_its_levels() -> None:
     """Every level of a 0.4 image comes with its own scale and translation, over all five axes."""
     axes = ("t", "c", "z", "y", "x")
     units = ("second", None, *["micrometer"] * 3)
+    types = ("time", "channel", *["space"] * 3)
     assert read_levels(image04(), "x") == [
-        Level("0", axes, (1, 1, 2, 0.5, 0.5), (0, 0, 0, 0, 0), units, "0.4"),
-        Level("s1/data", axes, (1, 1, 2, 1, 1), (0, 0, 0, 0.25, 0.25), units, "0.4"),
+        Level("0", axes, (1, 1, 2, 0.5, 0.5), (0, 0, 0, 0, 0), units, "0.4", types=types),
+        Level("s1/data", axes, (1, 1, 2, 1, 1), (0, 0, 0, 0.25, 0.25), units, "0.4", types=types),
     ]
 
 

@@ -76,6 +76,9 @@ def _of_levels(found: Sequence[Level], made: Sequence[Level], recipe: Recipe) ->
     if found[0].axes != made[0].axes:
         yield f"the metadata have the axes {', '.join(found[0].axes)}, and must have {', '.join(made[0].axes)}"
         return
+    for axis, is_, must in zip(made[0].axes, found[0].types, made[0].types, strict=True):
+        if is_ not in (None, must):
+            yield f"the metadata give the axis {axis} the type {is_}, and must give it {must}"
     listed = {level.path: level for level in found}
     # The recipes of 0.1 do not say where time points and channels lie.
     known = range(len(recipe.series) if recipe.axes is None else 0, len(made[0].axes))

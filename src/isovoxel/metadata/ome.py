@@ -55,6 +55,8 @@ class Level:
     """Version of OME-Zarr, "0.4", "0.5" or "0.6"."""
     note: str = ""
     """What of the metadata is not regarded, as a clause, or nothing."""
+    types: tuple[object, ...] = ()
+    """Type of each axis as the file has it, such as "time", or None where it gives none."""
 
 
 def read_levels(attributes: Mapping[str, Any], name: str) -> list[Level]:
@@ -82,7 +84,7 @@ def read_levels(attributes: Mapping[str, Any], name: str) -> list[Level]:
     note = ""
     if version == RFC5:
         multiscale, note = reader.of_rfc5(multiscale)
-    axes, units = reader.axes(multiscale.get("axes"))
+    axes, units, types = reader.axes(multiscale.get("axes"))
     spatial = [axis.lower() in AXES for axis in axes]
     # A missing or empty list is the identity: unlike a level's, the image's own scale is optional.
     outer = reader.transforms(
@@ -107,7 +109,7 @@ def read_levels(attributes: Mapping[str, Any], name: str) -> list[Level]:
             reader.fail(f"{where} has no scale, so its voxel size is not known")
         scale, translation = _combined(scale, translation, *outer)
         reader.check(scale, translation, spatial, where)
-        levels.append(Level(path, axes, scale, translation, units, version, note))
+        levels.append(Level(path, axes, scale, translation, units, version, note, types))
     return levels
 
 
@@ -292,8 +294,8 @@ class _Reader:
         )
         return {**image, "axes": axes, "datasets": levels, "coordinateTransformations": []}, note
 
-    def axes(self, axes: object) -> tuple[tuple[str, ...], tuple[str | None, ...]]:
-        """Return the axes' names and their units; names are free, and some write them in capitals."""
+    def axes(self, axes: object) -> tuple[tuple[str, ...], tuple[str | None, ...], tuple[object, ...]]:
+        """Return the axes' names, units and types; names are free, and some write them in capitals."""
         if not isinstance(axes, list) or not 2 <= len(axes) <= 5:
             self.fail(f"axes must be a list of 2 to 5 axes, not {_shown(axes)}")
         names: list[str] = []
@@ -315,7 +317,7 @@ class _Reader:
             units.append(unit or None)
         if sum(name.lower() in AXES for name in names) < 2:
             self.fail("it has fewer than two space axes")
-        return tuple(names), tuple(units)
+        return tuple(names), tuple(units), tuple(axis.get("type") for axis in axes)
 
     def path(self, path: object, where: str) -> str:
         """Return the path of a level's array if it stays inside the group on every system."""
