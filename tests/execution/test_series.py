@@ -136,6 +136,17 @@ def test_time_and_channels_stay_where_they_are(tmp_path: Path, version: str) -> 
         assert isovoxel.verify(out, samples=8).holds
 
 
+@pytest.mark.parametrize("start", [0.0, 40.0])
+def test_one_time_point_has_no_axis_for_its_time(tmp_path: Path, start: float) -> None:
+    """Where the input gives it, a note says that it is not kept."""
+    series = (SeriesAxis("t", 3, 2.5, "second", start),)
+    attributes = image_attributes(VoxelGrid(SHAPE[2:]), name="in", series=series)
+    zarr.create_group(tmp_path / "in.zarr", attributes=attributes).create_array("0", data=VOXELS[:, 0])
+    note = "its time, 45 second, is not kept: a single time point has no time axis"
+    assert (note in isovoxel.open_volume(tmp_path / "in.zarr", time=2).notes) == (start > 0)
+    assert not any("its time" in said for said in isovoxel.open_volume(tmp_path / "in.zarr").notes)
+
+
 def test_an_output_is_an_input_again(tmp_path: Path) -> None:
     """Axes, steps, units and levels of a series come back as they were written."""
     isovoxel.scale(ome_tiff(tmp_path / "in.ome.tif"), tmp_path / "out.zarr", levels=2, **OPTIONS)

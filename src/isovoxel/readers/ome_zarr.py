@@ -17,7 +17,7 @@ from itertools import count, islice, takewhile
 from typing import Any
 
 from isovoxel.errors import InputError, InputUnavailableError
-from isovoxel.geometry.grid import Box, Float3, triple
+from isovoxel.geometry.grid import Box, Float3, number_text, triple
 from isovoxel.metadata.ome import Level, is_label_image, read_levels
 from isovoxel.metadata.series import SeriesAxis, read_channels, stays_inside
 from isovoxel.metadata.units import Calibration, Length, calibrate, canonical_unit, convert_length
@@ -99,7 +99,7 @@ def _open_level(
         sources=sources,
         labels=labels,
         incomplete=incomplete,
-        notes=(*volume.notes, *([level.note] if level.note else [])),
+        notes=(*volume.notes, *([level.note] if level.note else []), *_lost_time(level, picked)),
         series=_placed(level, picked),
         channels=picked.channels(read_channels(attributes), axes, array.shape),
     )
@@ -143,6 +143,15 @@ def _placed(level: Level, picked: Picked) -> tuple[SeriesAxis, ...]:
         else axis
         for axis, (i, _, _) in zip(picked.axes(), picked.series, strict=True)
     )
+
+
+def _lost_time(level: Level, picked: Picked) -> Iterator[str]:
+    """Yield what to say where a single time point has a time."""
+    several = [axis for axis, _, _ in picked.series]
+    for axis, index in picked.others.items():
+        if level.axes[axis].lower() in ("t", "time") and axis not in several and level.translation[axis]:
+            at = f"{number_text(level.translation[axis] + level.scale[axis] * index)} {level.units[axis] or ''}"
+            yield f"its time, {at.rstrip()}, is not kept: a single time point has no time axis"
 
 
 def _origin(level: Level, zyx: ZYX, unit: str | None) -> Float3:
