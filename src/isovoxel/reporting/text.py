@@ -322,7 +322,8 @@ def verdict_lines(found: Verdict) -> list[Line]:
         what = ", ".join(found.source_changes)
         changed = [("source", f"has changed since the result was made ({what}), which may be why voxels differ")]
     levels = f" of {found.levels} levels" if found.levels > 1 else ""
-    missing = "all are there" if found.missing_shards == 0 else f"{count(found.missing_shards, 'shard')} missing"
+    there = "all of the levels compared are there" if found.metadata_changes else "all are there"
+    missing = there if found.missing_shards == 0 else f"{count(found.missing_shards, 'shard')} missing"
     damaged = []
     if found.unreadable:
         boxes = count(found.unreadable, "box", "boxes")
