@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -287,6 +288,17 @@ def test_a_half_finished_output_is_no_input(source: Path, out: Path, tmp_path: P
         assert isovoxel.open_volume(level).kind == "zarr v3 array (incomplete)"
         with pytest.raises(InputError, match=r"out.zarr/0 is incomplete: its job is running, .*; finish it first"):
             isovoxel.scale(level, tmp_path / "next.zarr", factor=(1, 1, 1))
+    for how in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        with zipfile.ZipFile(tmp_path / "out.zip", "w", how) as packed:
+            for file in filter(Path.is_file, out.rglob("*")):
+                packed.write(file, file.relative_to(inside := out.parent if how else out))
+        level = f"{tmp_path}/out.zip:/{(out / '0').relative_to(inside)}"
+        with pytest.raises(InputError, match=r"0 is incomplete: its job is running, .*; finish it first"):
+            isovoxel.scale(level, tmp_path / "next.zarr", factor=(1, 1, 1))
+    for complete in (False, True):
+        group = zarr.create_group({}, attributes={"isovoxel": {"complete": complete}})
+        in_memory = group.create_array("0", shape=(1, 1, 1), dtype="u1")
+        assert isovoxel.open_volume(in_memory).incomplete is not complete
     assert draw([isovoxel.open_volume(out)], [""]).captions[0].startswith("maximum of all voxels, of an incomplete out")
     assert isovoxel.plan(source, like=out, input_voxel_size=(1, 0.5, 0.5)).output.shape == (32, 24, 20)
     isovoxel.scale(source, out, **options)

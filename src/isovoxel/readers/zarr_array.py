@@ -257,7 +257,7 @@ def _volume(array: ArrayNode, name: str, identity: Mapping[str, Any], selection:
     volume, picked = zarr_voxels(array, name, axes, selection)
     named = "zarr dimension names" if any(axes) else UNNAMED[3 - (picked.zyx[0] is None)]
     named = named if selection.axes is None else GIVEN
-    unfinished = _is_unfinished(array.folder)
+    unfinished = _is_unfinished(array)
     return replace(
         volume,
         kind=f"zarr v{array.zarr_format} array{' (incomplete)' if unfinished else ''}",
@@ -268,16 +268,21 @@ def _volume(array: ArrayNode, name: str, identity: Mapping[str, Any], selection:
     )
 
 
-def _is_unfinished(array: Any) -> bool:
-    """Return whether an array in a folder or store is a level of an output of ours whose job has not ended."""
-    if not isinstance(array, str | ObjectPlace):
-        return False
-    group = array.parent if isinstance(array, ObjectPlace) else Path(array).parent
-    with suppress(OSError, ValueError):
-        attributes = read_group(group).get("attributes")
-        made = attributes.get("isovoxel") if isinstance(attributes, dict) else None
-        return isinstance(made, dict) and made.get("complete") is False
-    return False
+def _is_unfinished(array: ArrayNode) -> bool:
+    """Return whether an array is a level of an output of ours whose job has not ended."""
+    attributes: Any = None
+    with suppress(OSError, ValueError, KeyError):
+        if isinstance(array.folder, str | ObjectPlace):
+            folder = array.folder if isinstance(array.folder, ObjectPlace) else Path(array.folder)
+            attributes = read_group(folder.parent).get("attributes")
+        else:  # in a zip, or a store of the caller's
+            import zarr
+
+            level = array.opened().store_path
+            if level.path:
+                attributes = zarr.open_group(level.store, path=level.path.rpartition("/")[0], mode="r").attrs.asdict()
+    made = attributes.get("isovoxel") if isinstance(attributes, dict) else None
+    return isinstance(made, dict) and made.get("complete") is False
 
 
 # ---- chunks ------------------------------------------------------------------------------------------------------
