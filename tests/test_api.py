@@ -215,7 +215,7 @@ def test_errors_of_inputs_and_outputs(voxels: NDArray[np.uint16], tmp_path: Path
     assert isinstance(missing.value, InputMissingError)
     with pytest.raises(InputError, match="the voxel size of the NumPy array is not known"):
         isovoxel.plan(voxels)
-    with pytest.raises(InputError, match="a list is no volume"):
+    with pytest.raises(InputError, match="an input of type list is no volume"):
         isovoxel.open_volume([[[1]]])
     isovoxel.scale(voxels, tmp_path / "out.zarr", factor=(1, 1, 1))
     with pytest.raises(FileExistsError) as exists:
@@ -263,8 +263,8 @@ def test_auto_is_decided_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         ({"chunk": (2.0, 4.0, 4.0)}, "chunk must be three whole numbers z, y, x such as"),
         ({"shard": 5}, "shard must be three whole numbers z, y, x such as"),
         ({"levels": 1.5}, "levels must be auto or a number from 0 on, not 1.5"),
-        ({"threads": 1.5}, "threads must be at least 1, not 1.5"),
-        ({"threads": "2"}, "threads must be at least 1, not '2'"),
+        ({"threads": 1.5}, "threads must be a whole number, not 1.5"),
+        ({"threads": "2"}, "threads must be a whole number, not '2'"),
     ],
 )
 def test_values_of_another_type_are_refused(tmp_path: Path, given: dict[str, Any], told: str) -> None:

@@ -361,7 +361,7 @@ def test_a_plane_goes_onto_a_plane() -> None:
         ({"factor": 2, "like": SERIES[0, 0]}, "give either a factor, or like"),
         ({"factor": 2, "voxel_size": (1, 1, 1)}, "say where an array lies, for like; with a factor leave them out"),
         ({"factor": 2, "unit": "um"}, "with a factor leave them out"),
-        ({"like": VoxelGrid((4, 4, 4), unit="micrometer")}, "voxel size of the dask array is not known"),
+        ({"like": VoxelGrid((4, 4, 4), unit="micrometer")}, "voxel size of the array is not known"),
         ({"like": VoxelGrid((4, 4, 4), origin=(0, 99, 0)), "voxel_size": (1, 1, 1)}, "share no voxel: along y"),
         ({"like": SERIES[0, 0], "voxel_size": (1, 1, 1), "engine": "cle"}, "engine cle cannot scale onto the voxels"),
         ({"like": SERIES[0, 0], "voxel_size": (1, 0, 1)}, "voxel size"),

@@ -214,7 +214,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     ({"overwrite": "later"}, "overwrite must be True, False or 'now', not 'later'"),
     ({"zoom": 2, "factor": (1, 1, 1)}, "zoom and factor each say how far to scale"),
-    ({"factor": (1, 1)}, "a factor is three numbers"),
+    ({"factor": (1, 1)}, "factor must be three numbers"),
     ({"threads": 0}, "threads must be at least 1, not 0"),
     ({"levels": -1}, "levels must be auto or a number from 0 on"),
     ({"memory": "8 potatoes"}, "memory must be a size"),

@@ -8,8 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
+from isovoxel.arguments import checked_arguments
 from isovoxel.dask_array import scale_array
-from isovoxel.errors import OptionError, check_keywords, checked_keywords
+from isovoxel.errors import OptionError
 from isovoxel.execution.events import Listener
 from isovoxel.execution.result import ScaleResult
 from isovoxel.geometry.grid import Float3
@@ -46,7 +47,7 @@ __all__ = [
 ]
 
 
-@checked_keywords
+@checked_arguments()
 def open_volume(
     source: Any,
     *,
@@ -93,7 +94,7 @@ def open_volume(
     return open_input(source, given)
 
 
-@checked_keywords
+@checked_arguments()
 def images(source: str | Path, image: str = "all") -> tuple[str, ...]:
     """Return the images of a plate, a collection or a file of several, each as `open_volume` takes it for `image`.
 
@@ -115,6 +116,7 @@ def images(source: str | Path, image: str = "all") -> tuple[str, ...]:
     return tuple(one.path for one in matching_images(images_of(source).images, image, str(source)))
 
 
+@checked_arguments(ScalingOptions)
 def plan(
     source: Any,
     output: str | Path | None = None,
@@ -143,11 +145,11 @@ def plan(
     """
     from isovoxel.jobs import plan_job
 
-    check_keywords(plan, options, ScalingOptions)
     given = Options(overwrite=overwrite, workers=workers, scheduler=scheduler, **options)
     return plan_job(source, output, given, client=client)
 
 
+@checked_arguments(ScalingOptions)
 def scale(
     source: Any,
     output: str | Path,
@@ -209,7 +211,6 @@ def scale(
         As `plan`; before anything is written also if the output cannot be written, was begun in another way, or is
         being written by another process. A `JobError` if the job fails or is interrupted half-way.
     """
-    check_keywords(scale, options, ScalingOptions)
     given = Options(
         overwrite=overwrite,
         on_corrupt=on_corrupt,
@@ -225,6 +226,7 @@ def scale(
         return run()
 
 
+@checked_arguments(ScalingOptions)
 def convert(
     source: Any,
     output: str | Path,
@@ -252,7 +254,6 @@ def convert(
     IsovoxelError
         As `scale` does, and where an option is for scaling.
     """
-    check_keywords(convert, options, ScalingOptions)
     given = Options(overwrite=overwrite, on_corrupt=on_corrupt, workers=workers, scheduler=scheduler, **options)
     opened, shown = _job(given, progress)
     how: dict[str, Any] = {"client": client, "defaults": CONVERTING}
@@ -278,7 +279,7 @@ def _job(
     return opened, job_progress()
 
 
-@checked_keywords
+@checked_arguments()
 def limits(
     source: Any,
     *,
@@ -291,7 +292,7 @@ def limits(
     crop: CropLike | None = None,
     image: str | int | None = None,
     interpolation: str = "linear",
-    device: str = "auto",
+    device: str | int = "auto",
 ) -> WholeLimits:
     """Return at which zoom ``cle.scale`` of the whole volume in one piece would stop, and on which limit.
 
@@ -305,9 +306,8 @@ def limits(
     from isovoxel.engines.devices import find_device
     from isovoxel.planning.one_piece import whole_limits
 
-    volume = open_volume(
-        source,
-        voxel_size=input_voxel_size,
+    given = Options(
+        input_voxel_size=input_voxel_size,
         unit=unit,
         level=level,
         channel=channel,
@@ -315,11 +315,12 @@ def limits(
         axes=axes,
         crop=crop,
         image=image,
+        device=device,
     )
-    return whole_limits(volume.grid, find_device(device).limits(), interpolation)
+    return whole_limits(open_input(source, given).grid, find_device(given.or_new("device")).limits(), interpolation)
 
 
-@checked_keywords
+@checked_arguments()
 def verify(
     output: str | Path,
     *,
@@ -373,6 +374,7 @@ def verify(
         )
 
 
+@checked_arguments(Opening)
 def show(
     source: Any,
     other: Any = None,
@@ -414,14 +416,13 @@ def show(
     from isovoxel.reporting.progress import reading_progress
     from isovoxel.reporting.show import drawing_of
 
-    check_keywords(show, opening, Opening)
     with reading_progress(progress) as view:
         sources = [source] if other is None else [source, other]
         drawn, _, _ = drawing_of(sources, opening, labels=labels, memory=memory, reading=view)
     return drawn.figure
 
 
-@checked_keywords
+@checked_arguments()
 def workers(
     *, workers: str | int | None = None, scheduler: str | Path | None = None, client: Any = None
 ) -> tuple[WorkerInfo, ...]:
@@ -440,6 +441,7 @@ def workers(
         return cluster.pool.members
 
 
+@checked_arguments()
 def output_state(path: str | Path) -> OutputState | None:
     """Return how far an OME-Zarr of isovoxel's is, or None where there is none."""
     from isovoxel.execution.output import output_state as find_state

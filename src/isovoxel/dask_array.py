@@ -14,7 +14,7 @@ one dimension, are kept only where none of their axes changes.
 
 from __future__ import annotations
 
-import operator
+import contextlib
 import sys
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
@@ -25,18 +25,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from isovoxel.arguments import checked_arguments, number
 from isovoxel.engines.registry import open_engine
-from isovoxel.errors import InputError, OptionError, checked_keywords
+from isovoxel.errors import InputError, OptionError, clause, shown_value
 from isovoxel.geometry.grid import AXES, Axis, Float3, Index3, triple
 from isovoxel.options import Options, parse_factor
 from isovoxel.planner import Target, choose_engine, choose_sampling, find_target, source_of
 from isovoxel.planning.plan import Plan
-from isovoxel.readers.arrays import unmasked
+from isovoxel.readers.arrays import from_dask, unmasked
 from isovoxel.readers.base import Volume
 from isovoxel.readers.selection import LONG_NAMES, NAMES, ZYX, Selection
 
 
-@checked_keywords
+@checked_arguments()
 def scale_array(
     array: Any,
     factor: Float3 | float | None = None,
@@ -50,7 +51,7 @@ def scale_array(
     labels: bool = False,
     engine: str | None = None,
     boundary: str = "nearest",
-    device: str = "auto",
+    device: str | int = "auto",
     chunks: Index3 | None = None,
 ) -> Any:
     """Return a dask array scaled, lazily: each chunk of it from its own voxels of the array and their halo.
@@ -121,18 +122,29 @@ def scale_array(
 
     xarray = sys.modules.get("xarray")  # whoever holds an array of its has imported it
     named = array if xarray is not None and isinstance(array, xarray.DataArray) else None
-    array = da.asarray(array if named is None else named.data)
+    what = "the dask array" if isinstance(array, da.Array) else "the array"
+    try:
+        array = da.asarray(array if named is None else named.data)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise InputError(f"an input of type {type(array).__name__} is no array of dask ({clause(error)})") from error
     names = _axes_of(array, () if named is None else named.dims, axes)
-    volume, target = _placed(array, named, names, factor, like, voxel_size, unit)
+    volume, target = _placed(array, what, named, names, factor, like, voxel_size, unit)
     shape = target.output.shape
     fixed = chunks is not None
     if chunks is None:
         largest = da.core.normalize_chunks("auto", shape=shape, dtype=volume.dtype)
         chunks = triple(axis[0] for axis in largest)
-    sampling = choose_sampling(
-        volume, Options(like=like, interpolation=interpolation, antialias=antialias, labels=labels, engine=engine)
+    given = Options(
+        like=like,
+        interpolation=interpolation,
+        antialias=antialias,
+        labels=labels,
+        engine=engine,
+        boundary=boundary,
+        device=device,
     )
-    limits = find_device(device).limits()
+    sampling, called = choose_sampling(volume, given), given.or_new("device")
+    limits = find_device(called).limits()
     planned = plan_chunks(
         source_of(volume, target.source),
         target.factor,
@@ -145,9 +157,9 @@ def scale_array(
         engine=choose_engine(sampling, engine, limits.kind, scales_with).engine,
         interpolation=sampling.interpolation,
         antialias=sampling.antialias,
-        boundary=boundary,
+        boundary=given.or_new("boundary"),
     )
-    scaled = _scaled(converted_chunks("the array", array), names, planned, device)
+    scaled = _scaled(converted_chunks("the array", array), names, planned, called)
     return scaled if named is None else _labelled(named, scaled, names, planned)
 
 
@@ -199,6 +211,7 @@ def _axes_of(array: Any, dims: Sequence[Any], axes: str | None) -> list[str]:
 
 def _placed(
     array: Any,
+    what: str,
     named: Any,
     names: Sequence[str],
     factor: Float3 | float | None,
@@ -212,6 +225,8 @@ def _placed(
     ----------
     array
         The dask array.
+    what
+        What people call it.
     named
         The DataArray that it is of, or None.
     names
@@ -232,13 +247,15 @@ def _placed(
     if factor is not None:
         if voxel_size is not None or unit is not None:
             raise OptionError("voxel_size and unit say where an array lies, for like; with a factor leave them out")
-        volume = open_volume(array[one], voxel_size=(1.0, 1.0, 1.0))
+        volume = open_volume(from_dask(array[one], name=what), voxel_size=(1.0, 1.0, 1.0))
         factors = _factors(factor, names)
         return volume, Target(volume.grid, volume.grid.scaled(factors), factors)
-    first = array[one]
+    first: Any = array[one]
     if named is not None:
         called = {dim: name for dim, name in zip(named.dims, names, strict=True) if name in AXES and dim != name}
         first = named[one].copy(data=first).rename(called)
+    else:
+        first = from_dask(first, name=what)
     volume = open_volume(first, voxel_size=voxel_size, unit=unit)
     target = find_target(volume, Options(like=like))
     planes = target.output.shape[0]
@@ -255,9 +272,11 @@ def _factors(factor: Float3 | float, names: Sequence[str]) -> Float3:
     OptionError
         If one makes no sense, or is of an axis z that the array does not have.
     """
-    if isinstance(factor, int | float | np.number):
-        factor = (float(factor) if "z" in names else 1.0, float(factor), float(factor))
-    factors = parse_factor(factor)
+    given: Any = factor
+    with contextlib.suppress(TypeError, OverflowError):  # several, or none
+        every = number(factor)
+        given = (every if "z" in names else 1.0, every, every)
+    factors = parse_factor(given)
     if "z" not in names and factors[0] != 1:
         raise OptionError(
             f"the array has no axis z, so its factor along z must be 1, not {factors[0]:g}; "
@@ -267,13 +286,9 @@ def _factors(factor: Float3 | float, names: Sequence[str]) -> Float3:
 
 
 def _checked_chunks(chunks: Index3) -> Index3:
-    try:
-        found = triple(map(operator.index, chunks))
-    except (TypeError, ValueError):
-        found = (0, 0, 0)
-    if min(found) < 1:
-        raise OptionError(f"chunks must be three whole numbers above 0, z, y, x, not {chunks!r}")
-    return found
+    if min(chunks) < 1:
+        raise OptionError(f"chunks must be three whole numbers above 0, z, y, x, not {shown_value(chunks)}")
+    return chunks
 
 
 # ---- the graph -----------------------------------------------------------------------------------------------------

@@ -6,12 +6,8 @@ known, such as a keyword, is answered with the one that is most like it.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable
-from typing import Any, ParamSpec, TypeVar
-
-P = ParamSpec("P")
-T = TypeVar("T")
+from collections.abc import Iterable
+from typing import Any
 
 
 class IsovoxelError(Exception):
@@ -158,6 +154,21 @@ def clause(error: BaseException) -> str:
     return f"{type(error).__name__}: {said.splitlines()[0]}" if said else type(error).__name__
 
 
+def shown_value(value: object, longest: int = 100) -> str:
+    """Return a value as a message shows it: on one line, and cut where it is long.
+
+    Examples
+    --------
+    >>> shown_value("2"), shown_value([0] * 99, 9)
+    ("'2'", '[0, 0,...')
+    """
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # an int of more digits than Python shows
+        text = f"a {type(value).__name__} of too many digits"
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+
 # ---- names that are not known --------------------------------------------------------------------------------------
 
 
@@ -174,40 +185,3 @@ def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
     names = {each.removeprefix(prefix).lower(): each for each in known}
     nearest = get_close_matches(name.removeprefix(prefix).lower(), names, n=1)
     return f"; did you mean {names[nearest[0]]}?" if nearest else ""
-
-
-def check_keywords(function: Callable[..., Any], given: Iterable[str], options: type | None = None) -> None:
-    """Raise a TypeError for a keyword that a function does not have; it names the nearest that it has.
-
-    Parameters
-    ----------
-    function, given
-        The function, and keywords that it was given.
-    options
-        A TypedDict of those that its ``**options`` takes, which Python does not look at.
-    """
-    known = _keywords(function, options)
-    for name in given:
-        if name not in known:
-            called, hint = function.__qualname__.removesuffix(".__init__"), did_you_mean(name, known)
-            raise TypeError(f"{called}() got an unexpected keyword argument {name!r}{hint}")
-
-
-def checked_keywords(function: Callable[P, T]) -> Callable[P, T]:
-    """Let a function refuse keywords that it does not have; one that takes ``**options`` calls `check_keywords`."""
-
-    @functools.wraps(function)
-    def checked(*args: P.args, **kwargs: P.kwargs) -> T:
-        check_keywords(function, kwargs)
-        return function(*args, **kwargs)
-
-    return checked
-
-
-@functools.cache
-def _keywords(function: Callable[..., Any], options: type | None) -> tuple[str, ...]:
-    import inspect  # only here: it takes its time, and errors are loaded first of all
-
-    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    known = [p.name for p in inspect.signature(function).parameters.values() if p.kind in kinds and p.name != "self"]
-    return (*known, *getattr(options, "__annotations__", {}))

@@ -393,7 +393,7 @@ class SharedPlans:
     cluster: Cluster | None
     """The workers that scale, where it is not this process."""
     _plans: dict[str, Plan] = field(default_factory=dict)
-    _here: dict[str | None, Resources] = field(default_factory=dict)
+    _here: dict[str | int | None, Resources] = field(default_factory=dict)
 
     def __call__(
         self, volume: Volume, options: Options, sampling: Sampling, cluster: Cluster | None, output: Place | None

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
-import numpy as np
-
-from isovoxel.errors import OptionError
+from isovoxel.arguments import checked_value
+from isovoxel.errors import OptionError, shown_value
 from isovoxel.geometry.grid import Float3, Index3, check_positive, triple
 from isovoxel.planning.chunking import CODECS, EMPTY, OME_ZARR
 from isovoxel.planning.codecs import DECODERS, ENCODERS
@@ -69,7 +67,7 @@ class ScalingOptions(TypedDict, total=False):
     labels: bool | None
     engine: str | None
     boundary: str | None
-    device: str | None
+    device: str | int | None
     halo: str | None
     memory: int | str | None
     device_memory: int | str | None
@@ -90,6 +88,9 @@ SCALING = ("plan", "scale")
 JOBS = (*SCALING, "convert")
 DOING = ("scale", "convert")
 OPENING = ("info", *JOBS, "limits", "show")
+
+MOST_NUMBERED = 10**6
+"""More threads or levels than any machine or volume has."""
 
 HOW_FAR = ("zoom", "voxel_size", "factor", "like")
 """Options of which one says how far to scale."""
@@ -207,7 +208,9 @@ class Options:
         new="nearest",
     )
     """"nearest" (default): the rim repeats. "constant": 0 lies around the volume, as ``cle.scale`` has it."""
-    device: str | None = _option("OpenCL device; default: auto.", "NAME|INDEX|gpu|cpu|auto", new="auto", variable=False)
+    device: str | int | None = _option(
+        "OpenCL device; default: auto.", "NAME|INDEX|gpu|cpu|auto", new="auto", variable=False
+    )
     """"auto" (default), "gpu", "cpu", a number, or a name or whole words of it. ``ISOVOXEL_DEVICE`` says which device a
     worker holds, in words of its own."""
     halo: str | None = _option(
@@ -304,14 +307,15 @@ class Options:
     """How those are scaled."""
 
     def __post_init__(self) -> None:
-        for name in SURFACES:
-            if (value := getattr(self, name)) is not None or name == "overwrite":
-                object.__setattr__(self, name, _checked(name, value))
+        for field_ in dataclasses.fields(self):
+            object.__setattr__(self, field_.name, _checked(field_, getattr(self, field_.name)))
         ways = [name.replace("_", " ") for name in HOW_FAR if getattr(self, name) is not None]
         if len(ways) > 1:
             raise OptionError(f"{' and '.join(ways)} each say how far to scale; give only one of them")
-        if self.threads is not None and (not isinstance(self.threads, int) or self.threads < 1):
-            raise OptionError(f"threads must be at least 1, not {self.threads!r}")
+        if self.threads is not None:
+            if self.threads < 1:
+                raise OptionError(f"threads must be at least 1, not {shown_value(self.threads)}")
+            object.__setattr__(self, "threads", min(self.threads, MOST_NUMBERED))
         if self.with_labels is None and self.labels_by != "auto":
             raise OptionError("labels_by says how the labels of an image are scaled; give them with --with-labels")
         for check in ("selection", "memory_bytes", "device_memory_bytes", "further_levels"):
@@ -346,7 +350,7 @@ class Options:
     @property
     def selection(self) -> Selection:
         """Which part of the input is meant."""
-        image = str(self.image) if isinstance(self.image, int) else self.image
+        image: Any = str(self.image) if type(self.image) is int else self.image
         return Selection(self.level, self.channel, self.time, self.axes, parse_crop(self.crop), image)
 
     @property
@@ -367,15 +371,15 @@ class Options:
     @property
     def further_levels(self) -> int | None:
         """How many levels follow the full one, or None for as many as it takes."""
-        if self.levels is None or self.levels == "auto":
+        if self.levels is None or (isinstance(self.levels, str) and self.levels == "auto"):
             return None
         try:
-            count = int(self.levels) if isinstance(self.levels, str) else operator.index(self.levels)
-        except (TypeError, ValueError):
+            count = int(self.levels) if type(self.levels) in (int, str) else -1
+        except ValueError:
             count = -1
         if count < 0:
-            raise OptionError(f"levels must be auto or a number from 0 on, not {self.levels!r}")
-        return count
+            raise OptionError(f"levels must be auto or a number from 0 on, not {shown_value(self.levels)}")
+        return min(count, MOST_NUMBERED)
 
     def converting(self) -> Options:
         """Return the options of a job that keeps every voxel as it is, whatever its integer or float type.
@@ -407,10 +411,7 @@ CONVERTING = {"interpolation": "nearest", "engine": "exact"}
 
 def parse_factor(values: Sequence[float]) -> Float3:
     """Return three factors, z, y, x, from any sequence of numbers."""
-    try:
-        factor = triple(float(value) for value in values)
-    except (TypeError, ValueError):
-        raise OptionError(f"a factor is three numbers, z, y, x, not {values!r}") from None
+    factor = triple(map(float, checked_value("factor", "Float3", values)))
     check_positive("factor", factor)
     return factor
 
@@ -422,29 +423,23 @@ def _is_number(text: str) -> bool:
         return False
 
 
-def _checked(name: str, value: Any) -> Any:
-    """Return the value of an option as Python has it: numbers of NumPy are its own, sizes three whole numbers."""
-    value, surface = value.item() if isinstance(value, np.generic) else value, SURFACES[name]
-    if name == "codec" and value == "lz4":  # its name in 0.1
+def _checked(field: dataclasses.Field[Any], value: Any) -> Any:
+    """Return the value of an option as Python has it, if it is of the field's type and one of its choices."""
+    name, surface = field.name, SURFACES[field.name]
+    if value is None and field.default is None:
+        return None
+    if name == "codec" and isinstance(value, str) and value == "lz4":  # its name in 0.1
         return "blosc-lz4"
-    if surface.choices and value not in surface.choices:
-        raise OptionError(f"{name} must be one of {', '.join(surface.choices)}, not {value!r}")
-    if name == "overwrite" and value not in (True, False, "now"):
-        raise OptionError(f"overwrite must be True, False or 'now', not {value!r}")
-    if surface.metavar is None and name != "overwrite" and not isinstance(value, bool):
-        raise OptionError(f"{name} must be True or False, not {value!r}")
-    if name in ("chunk", "shard"):
-        return _whole_numbers(name, value)
+    if surface.choices and not (isinstance(value, str) and value in surface.choices):
+        raise OptionError(f"{name} must be one of {', '.join(surface.choices)}, not {shown_value(value)}")
+    value = checked_value(name, str(field.type), value)
+    if name == "overwrite" and not (isinstance(value, bool) or (isinstance(value, str) and value == "now")):
+        raise OptionError(f"overwrite must be True, False or 'now', not {shown_value(value)}")
     if name == "factor":
         return parse_factor(value)
-    return str(value) if name == "device" and isinstance(value, int) else value
-
-
-def _whole_numbers(name: str, value: Any) -> Index3:
-    try:
-        return triple(operator.index(n) for n in value)
-    except (TypeError, ValueError):
-        raise OptionError(f"{name} must be three whole numbers z, y, x such as (64, 128, 128), not {value!r}") from None
+    if name == "device":
+        return checked_value(name, "str", str(value) if type(value) is int else value)
+    return value
 
 
 def parse_size(name: str, value: int | str | None) -> int | None:
@@ -453,8 +448,8 @@ def parse_size(name: str, value: int | str | None) -> int | None:
         return None
     from dask.utils import parse_bytes
 
-    unclear = OptionError(f"{name} must be a size such as 8GiB or 500MB, not {value!r}")
-    if isinstance(value, bool):
+    unclear = OptionError(f"{name} must be a size such as 8GiB or 500MB, not {shown_value(value)}")
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise unclear
     if isinstance(value, str) and _is_number(value) and float(value) > 0:
         raise OptionError(f"{name} needs a unit, such as {value.strip()}GiB or {value.strip()}MB; {value!r} has none")
@@ -466,4 +461,6 @@ def parse_size(name: str, value: int | str | None) -> int | None:
         raise unclear from None
     if size <= 0:
         raise OptionError(f"{name} must be a size above 0, not {value!r}")
+    if size >= 2**63:
+        raise OptionError(f"{name} must be a size below 8EiB, not {shown_value(value)}")
     return size

@@ -113,7 +113,7 @@ def test_integers_of_64_bits_in_a_tiff_are_scaled(tmp_path: Path) -> None:
 @pytest.mark.parametrize("source", [3, None, [[[1]]], {"a": 1}, np.float32(1)])
 def test_other_objects_are_refused(source: Any) -> None:
     """What is neither path nor array is refused with what could be given."""
-    with pytest.raises(InputError, match="is no volume; give a path, a NumPy array"):
+    with pytest.raises(InputError, match="is no volume; give a path as text, a NumPy, dask, zarr or xarray array"):
         open_volume(source)
 
 

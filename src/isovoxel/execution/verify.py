@@ -25,7 +25,14 @@ from typing import Any
 
 import numpy as np
 
-from isovoxel.errors import DoesNotFitError, InputError, InputMissingError, InputUnavailableError, OptionError
+from isovoxel.errors import (
+    DoesNotFitError,
+    InputError,
+    InputMissingError,
+    InputUnavailableError,
+    OptionError,
+    shown_value,
+)
 from isovoxel.execution.comparison import SIDE, Compared, bytes_of, compare_box, sample_boxes
 from isovoxel.execution.events import Reading
 from isovoxel.execution.placement import metadata_changes
@@ -48,6 +55,8 @@ from isovoxel.readers.open import open_part, open_volume
 
 SHARD_BYTES = 6 * 2**20
 """Bytes that comparing a shard with its receipt holds: the pieces in which it is read, or comes from a store."""
+MOST_SAMPLES = 10**9
+"""More boxes take years."""
 FURTHER_SHARE = 8
 """A further level is compared in one box for so many of the full one, as it has an eighth of its voxels."""
 
@@ -172,8 +181,11 @@ def verify_output(
     IsovoxelError
         As `isovoxel.verify`.
     """
-    if samples < 1:
-        raise OptionError(f"samples must be at least 1, not {samples}")
+    for name, value, least in (("samples", samples, 1), ("seed", seed, 0)):
+        if value < least:
+            raise OptionError(f"{name} must be at least {least}, not {shown_value(value)}")
+    if samples > MOST_SAMPLES:
+        raise OptionError(f"samples must be at most {MOST_SAMPLES:,}; every_chunk reads all of a result")
     host = reading_limits(memory)
     place = place_of(output)
     if made_by(place) is None:

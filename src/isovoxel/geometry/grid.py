@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isovoxel.errors import OptionError
+from isovoxel.arguments import checked_value
+from isovoxel.errors import OptionError, shown_value
 
 T = TypeVar("T")
 
@@ -301,8 +302,10 @@ class VoxelGrid:
     """Name of the unit as OME-Zarr spells it ("micrometer"), or None where lengths have none."""
 
     def __post_init__(self) -> None:
+        for each in fields(self):
+            object.__setattr__(self, each.name, checked_value(each.name, str(each.type), getattr(self, each.name)))
         if any(n < 1 for n in self.shape):
-            raise OptionError(f"a volume needs at least one voxel per axis, but its shape is {self.shape}")
+            raise OptionError(f"a volume needs at least one voxel per axis, but its shape is {shown_value(self.shape)}")
         check_positive("voxel size", self.voxel_size)
         if not all(math.isfinite(v) for v in self.origin):
             raise OptionError(f"the origin {numbers_text(self.origin)} of a volume must be finite")

@@ -77,7 +77,7 @@ def from_numpy(array: NDArray[Any], selection: Selection = EVERYTHING) -> Volume
     )
 
 
-def from_dask(array: Any, selection: Selection = EVERYTHING) -> Volume:
+def from_dask(array: Any, selection: Selection = EVERYTHING, name: str = "the dask array") -> Volume:
     """Return a volume of a dask array; a box is computed chunk by chunk in the thread that reads it.
 
     `read_overhead` counts one chunk and its copy; what computing a chunk needs by itself, dask does not tell.
@@ -87,7 +87,6 @@ def from_dask(array: Any, selection: Selection = EVERYTHING) -> Volume:
     InputError
         If it is neither 3-D nor 2-D, and its axes are not named, or its chunks' sizes are not known, or masked.
     """
-    name = "the dask array"
     if selection.axes is not None:
         return _named(name, array, selection, from_dask)
     selection.check_kind(name)
@@ -116,7 +115,7 @@ def from_dask(array: Any, selection: Selection = EVERYTHING) -> Volume:
         read_overhead=held * math.prod(chunks) + GRAPH_BYTES,
         sources=sources,
         identity={"kind": "dask array", "shape": list(shape), "dtype": str(stored), "tag": tag},
-        missing="a dask array has none",
+        missing="an array of dask has none",
         notes=notes,
         array=array,
     )

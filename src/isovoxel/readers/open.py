@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from isovoxel.arguments import checked_value
 from isovoxel.errors import InputError, InputMissingError, OptionError
 from isovoxel.geometry.grid import Float3, check_positive, number_text, numbers_text, triple
 from isovoxel.metadata.units import METERS, checked_unit, convert_length
@@ -106,7 +107,7 @@ def images_of(source: Any) -> Collection:
         If there is nothing, or it cannot be read; or if its kind holds one image.
     """
     if not isinstance(source, str | os.PathLike | ObjectPlace):
-        raise InputError(f"a {type(source).__name__} is one image; leave out image")
+        raise InputError(f"an input of type {type(source).__name__} is one image; leave out image")
     name = str(source) if isinstance(source, ObjectPlace) else os.fsdecode(source)
     place = source if isinstance(source, ObjectPlace) else place_of(source) if isinstance(source, str) else Path(name)
     if isinstance(place, ObjectPlace):
@@ -193,7 +194,8 @@ def _open_array(source: Any, selection: Selection) -> Volume:
             f"{source.file.filename}:{source.name}"
         )
     raise InputError(
-        f"a {type(source).__name__} is no volume; give a path, a NumPy array, a dask array, a zarr array or a Volume"
+        f"an input of type {type(source).__name__} is no volume; give a path as text, a NumPy, dask, zarr or xarray "
+        "array (numpy.asarray makes one of lists), or an open Volume"
     )
 
 
@@ -308,10 +310,7 @@ def _named_kind(at: Location) -> str:
 
 
 def _checked_size(voxel_size: Sequence[float]) -> Float3:
-    try:
-        checked = triple(map(float, voxel_size))
-    except (TypeError, ValueError) as error:
-        raise OptionError(f"a voxel size is three numbers, z, y, x, not {voxel_size!r}") from error
+    checked = triple(map(float, checked_value("voxel size", "Float3", voxel_size)))
     check_positive("voxel size", checked)
     return checked
 

@@ -12,9 +12,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
-import numpy as np
-
-from isovoxel.errors import InputError, OptionError
+from isovoxel.errors import InputError, OptionError, shown_value
 from isovoxel.geometry.grid import AXES, Box, Index3, triple
 from isovoxel.metadata.series import WORDS, Channel, SeriesAxis, chosen_channels
 
@@ -50,7 +48,7 @@ def parse_crop(value: Any) -> Crop | None:
         return triple(map(_ends, parts))
     except (TypeError, ValueError):
         raise OptionError(
-            f"a crop is z0:z1,y0:y1,x0:x1 in whole voxels, such as 0:50,:,100:-20, not {value!r}"
+            f"a crop is z0:z1,y0:y1,x0:x1 in whole voxels, such as 0:50,:,100:-20, not {shown_value(value)}"
         ) from None
 
 
@@ -128,22 +126,21 @@ class Selection:
     def __post_init__(self) -> None:
         for name in _WHICH:
             value = getattr(self, name)
-            if isinstance(value, np.integer):
-                value = int(value)
-                object.__setattr__(self, name, value)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-                raise OptionError(f"{name} must be a whole number from 0 on, not {value!r}")
+                raise OptionError(f"{name} must be a whole number from 0 on, not {shown_value(value)}")
         if self.image is not None:
             wanted = self.image.strip("/") if isinstance(self.image, str) else ""
             if not wanted or re.fullmatch(r"-\d+", wanted):
-                raise OptionError(f"image must be a path, a number from 0 on, a name or a pattern, not {self.image!r}")
+                raise OptionError(
+                    f"image must be a path, a number from 0 on, a name or a pattern, not {shown_value(self.image)}"
+                )
             object.__setattr__(self, "image", wanted)
         if self.axes is not None:
             axes = self.axes.lower() if isinstance(self.axes, str) else ""
             if not {"y", "x"} <= set(axes) <= set(NAMES) or len(set(axes)) < len(axes):
                 raise OptionError(
                     f"axes must name each axis of the input once, by the letters t, c, z, y, x, such as tczyx, "
-                    f"not {self.axes!r}"
+                    f"not {shown_value(self.axes)}"
                 )
             object.__setattr__(self, "axes", axes)
 

@@ -24,7 +24,8 @@ from typing import Any, Self, Unpack
 
 import psutil
 
-from isovoxel.errors import InterruptedJobError, IsovoxelError, JobError, OptionError, OutputError, check_keywords
+from isovoxel.arguments import checked_arguments
+from isovoxel.errors import InterruptedJobError, IsovoxelError, JobError, OptionError, OutputError
 from isovoxel.execution.events import BlockDone, Event, JobFinished, JobStarted, JobStopped, Reading
 from isovoxel.execution.inputs import Named, check_apart, folders_of, read_as
 from isovoxel.execution.resources import reading_limits
@@ -87,6 +88,7 @@ class Report:
     ...     report.result = scale("stack.tif", "out.zarr", listeners=[report.recorder])
     """
 
+    @checked_arguments(Opening)
     def __init__(
         self,
         path: str,
@@ -97,7 +99,6 @@ class Report:
         reading: Reading = lambda _what, _done, _total: None,
         **opening: Unpack[Opening],
     ) -> None:
-        check_keywords(Report.__init__, opening, Opening)
         if not path.lower().endswith(ENDINGS):
             raise OptionError(f"a report is HTML, so its name must end in .html, not as {path!r} does")
         folders = [] if is_address(str(output)) else folders_of(output)

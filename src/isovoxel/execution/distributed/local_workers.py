@@ -28,7 +28,7 @@ from distributed.security import Security
 
 from isovoxel.engines.devices import SHOWN, list_devices, nvidia_gpus
 from isovoxel.engines.opencl import prepare_caches
-from isovoxel.errors import ClusterError, OptionError, clause
+from isovoxel.errors import ClusterError, OptionError, clause, shown_value
 from isovoxel.execution.distributed.worker_info import DEVICE, ENGINE
 from isovoxel.execution.flushing import FLUSHING
 from isovoxel.execution.resources import FEWEST_THREADS, MOST_THREADS, cores
@@ -62,7 +62,7 @@ def environments(workers: str) -> list[dict[str, str]]:
     kind, _, count = workers.rpartition(":")
     if workers != "auto" and not (kind in ("", "cpu") and count.isdecimal() and _number(count) > 0):
         raise OptionError(
-            f"workers must be auto, a number of GPUs, or cpu: and a number such as cpu:4, not {workers!r}"
+            f"workers must be auto, a number of GPUs, or cpu: and a number such as cpu:4, not {shown_value(workers)}"
         )
     if kind == "cpu" and _number(count) > (most := MOST_ON_A_CORE * cores()):
         raise OptionError(
