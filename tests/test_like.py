@@ -265,8 +265,8 @@ def test_what_cannot_be_is_refused(isovoxel: Isovoxel, home: Path, words: str) -
     ("like", "why"),
     [
         ("missing.tif", "missing.tif is not there"),
-        ("plain.npy", "grown.zarr has lengths in micrometer and plain.npy has lengths without a unit"),
-        ("unit.tif", "has lengths in micrometer and unit.tif has lengths without a unit"),
+        ("plain.npy", "the voxel size of plain.npy is not known, and like needs it"),
+        ("unit.tif", "unit.tif has lengths without a unit, so where they lie is not known; give --unit micrometer if"),
         ("out.zarr", "out.zarr"),
     ],
 )
@@ -283,6 +283,29 @@ def test_a_volume_that_is_no_grid_for_it_is_refused(isovoxel: Isovoxel, home: Pa
     if like == "out.zarr":
         zarr.open_group(home / "out.zarr", mode="w")
     check_refused(isovoxel("scale", "grown.zarr", "out.zarr", "--like", like), why)
+
+
+def test_advice_about_a_unit_that_is_missing_helps(isovoxel: Isovoxel, home: Path) -> None:
+    """Whichever of the two has none: the options that the error names lead to the same output."""
+    image, how = np.zeros((4, 4, 4), np.uint8), {"imagej": True, "resolution": (2, 2)}
+    spaced: dict[str, Any] = {"spacing": 1.0, "axes": "ZYX"}
+    tifffile.imwrite(home / "bare.tif", image, metadata=spaced, **how)
+    tifffile.imwrite(home / "micron.tif", image[:3], metadata=spaced | {"unit": "um"}, **how)
+    np.save(home / "plain.npy", image)
+    said = isovoxel("plan", "bare.tif", "--like", "micron.tif")
+    check_refused(said, "give the unit of bare.tif (--unit)")
+    bare = isovoxel("plan", "bare.tif", "--like", "micron.tif", "--unit", "um", "--json").json
+    said = isovoxel("plan", "micron.tif", "--like", "bare.tif")
+    check_refused(said, "give --unit micrometer if those of bare.tif are in it too")
+    other = isovoxel("plan", "micron.tif", "--like", "bare.tif", "--unit", "micrometer", "--json").json
+    assert [plan["output"]["unit"] for plan in (bare, other)] == ["micrometer"] * 2
+    assert [plan["output"]["shape"] for plan in (bare, other)] == [[3, 4, 4], [4, 4, 4]]
+    told = isovoxel("plan", "micron.tif", "--like", "bare.tif", "--unit", "um")
+    assert "bare.tif has lengths without a unit, which are taken for micrometer, as --unit says" in told.err
+    said = isovoxel("plan", "micron.tif", "--like", "plain.npy", "--unit", "um")
+    check_refused(said, "convert it with --input-voxel-size Z,Y,X and --unit, and give --like what that writes")
+    isovoxel("convert", "plain.npy", "sized.zarr", "--input-voxel-size", "1,0.5,0.5", "--unit", "um")
+    assert isovoxel("plan", "micron.tif", "--like", "sized.zarr", "--json").json["output"]["shape"] == [4, 4, 4]
 
 
 @pytest.mark.usefixtures("home")

@@ -257,7 +257,7 @@ def _placed(
     else:
         first = from_dask(first, name=what)
     volume = open_volume(first, voxel_size=voxel_size, unit=unit)
-    target = find_target(volume, Options(like=like))
+    target = find_target(volume, Options(like=like, unit=unit))
     planes = target.output.shape[0]
     if "z" not in names and planes > 1:
         raise OptionError(f"the array has no axis z, but the volume that like names has {planes} planes along z")

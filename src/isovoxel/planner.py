@@ -417,6 +417,14 @@ def _like(volume: Volume, options: Options) -> Target:
     if volume.voxel_size is None and output.unit is not None:
         volume.grid  # noqa: B018 - says that the voxel size is not known
     source = _counted(volume) if volume.voxel_size is None else volume.grid
+    if output.unit is None and source.unit is not None and notes:
+        raise InputError(
+            f"the voxel size of {name} is not known, and like needs it, for {volume.name} is in {source.unit}; "
+            "convert it with --input-voxel-size Z,Y,X and --unit, and give --like what that writes"
+        )
+    if output.unit is None and options.unit is not None:
+        output = replace(output, unit=source.unit)
+        notes = (f"{name} has lengths without a unit, which are taken for {source.unit}, as --unit says",)
     factor, shift = output.placed_on(_in_unit_of(output, source, name, volume.name))
     for axis, n, m, f, s in zip(AXES, source.shape, output.shape, factor, shift, strict=True):
         first, last = (s + 0.5) / f - 0.5, (s + m - 0.5) / f - 0.5  # where the outermost samples lie
@@ -459,7 +467,12 @@ def _in_unit_of(output: VoxelGrid, source: VoxelGrid, name: str, source_name: st
             f"{who} has lengths {'without a unit' if grid.unit is None else f'in {grid.unit}'}"
             for who, grid in ((source_name, source), (name, output))
         ]
-        raise OptionError(f"{' and '.join(lengths)}, so where they lie is not known; give the unit of the first (unit)")
+        way_on = (
+            f"give the unit of {source_name} (--unit)"
+            if source.unit is None
+            else f"give --unit {source.unit} if those of {name} are in it too"
+        )
+        raise OptionError(f"{' and '.join(lengths)}, so where they lie is not known; {way_on}")
     unit, target = source.unit, output.unit
     size, origin = (
         triple(convert_length(value, unit, target) for value in values) for values in (source.voxel_size, source.origin)
