@@ -84,15 +84,17 @@ def test_a_position_of_a_tiff(tmp_path: Path) -> None:
 def test_an_image_that_is_not_there(tmp_path: Path, isovoxel: Isovoxel) -> None:
     path = plate(tmp_path / "plate.zarr")
     for image, why in (
-        ("C/1/0", f"{path} has no image C/1/0; it has A/1/0, A/1/1, B/2/0, B/2/1"),
-        ("4", f"{path} has no image 4; it has A/1/0"),
+        ("C/1/0", f"{path} has no image C/1/0; its images are A/1/0, A/1/1, B/2/0, B/2/1"),
+        ("4", f"{path} has no image 4; its images are A/1/0"),
         ("../plate.zarr", "has no image ../plate.zarr"),
     ):
         check_refused(isovoxel("info", path, "--image", image), why)
     for image in ("A/*/0", "all"):
         check_refused(isovoxel("limits", path, "--image", image), f"image {image} means several images, of which this")
     two = positions(tmp_path / "two.ome.tif")
-    check_refused(isovoxel("info", two, "--image", "2"), f"{two} has no image 2; it has 0, 1")
+    check_refused(isovoxel("info", two, "--image", "2"), f"{two} has no image 2; its images are 0, 1")
+    tifffile.imwrite(one := tmp_path / "one.tif", np.zeros((2, 3, 4), np.uint8), photometric="minisblack")
+    check_refused(isovoxel("info", one, "--image", "3"), f"{one} has no image 3; its only image is 0")
     check_refused(isovoxel("plan", two), "holds 2 volumes (0: 4 x 8 x 8, 1: 4 x 8 x 8); give --image and its number")
     np.save(tmp_path / "in.npy", FIELDS["A/1/0"])
     check_refused(isovoxel("info", tmp_path / "in.npy", "--image", "0"), "selects no images; leave out --image")

@@ -524,7 +524,8 @@ def find_image(images: Sequence[ImageEntry], wanted: str, name: str) -> ImageEnt
     if len(found) > 1:
         raise OptionError(f"{name} has {len(found)} images called {wanted}: give --image {listed(found)}")
     if not found:
-        raise OptionError(f"{name} has no image {wanted}; it has {listed(images)}")
+        there = "images are" if len(images) > 1 else "only image is"
+        raise OptionError(f"{name} has no image {wanted}; its {there} {listed(images)}")
     return found[0]
 
 
