@@ -434,7 +434,9 @@ def test_wrong_commands_are_refused(isovoxel: Isovoxel, words: str) -> None:
 
 def test_limits_refuses_other_interpolations(isovoxel: Isovoxel, bad: Path) -> None:
     """`limits` knows those that `scale` knows."""
-    check_refused(isovoxel("limits", bad / "good.tif", "--interpolation", "cubic"), "must be one of linear, nearest")
+    check_refused(
+        isovoxel("limits", bad / "good.tif", "--interpolation", "cubic"), "linear, nearest, which cle.scale has"
+    )
 
 
 def test_no_voxel_size_is_refused_but_not_with_factors(isovoxel: Isovoxel, bad: Path) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from isovoxel.errors import OptionError
 from isovoxel.geometry.grid import Index3, VoxelGrid, factor_for_zoom
 from isovoxel.planning.memory import cle_allocations, human_bytes
-from isovoxel.planning.model import DeviceLimits, check_options
+from isovoxel.planning.model import ENGINES, DeviceLimits
 
 STEPS = 60
 """Bisections: enough for neighbouring float64 zooms to meet."""
@@ -78,7 +78,10 @@ def whole_limits(grid: VoxelGrid, device: DeviceLimits, interpolation: str = "li
     OptionError
         If the interpolation is neither.
     """
-    check_options(interpolation=interpolation, engine="cle")
+    if interpolation not in (known := ENGINES["cle"]):
+        raise OptionError(
+            f"interpolation must be one of {', '.join(known)}, which cle.scale has, not {interpolation!r}"
+        )
     at_one = _shape(grid, 1.0)
 
     def excess(shape: Index3) -> dict[str, tuple[bool, str, str]]:
