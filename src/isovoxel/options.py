@@ -155,7 +155,7 @@ class Options:
     )
     """Voxel size of the input, z, y, x, in place of what its metadata say."""
     unit: str | None = _option("Unit of the input's lengths, such as micrometer.", "NAME", commands=OPENING)
-    """Unit of the input's lengths, in place of what its metadata say."""
+    """Unit of the input's lengths, in place of what its metadata say; and of those of `like`, where they have none."""
     level: int | None = _option("Resolution level of an OME-Zarr image; default: 0, the finest.", "N", commands=OPENING)
     """Resolution level of an OME-Zarr image, 0 (default) the finest."""
     channel: int | None = _option("Which of several channels, counted from 0; default: all.", "N", commands=OPENING)
@@ -232,7 +232,8 @@ class Options:
     shard: Index3 | None = _option("Voxels per file of the output.", "Z,Y,X", example="256,256,256")
     """Voxels per shard (file) of the output, z, y, x: whole chunks. OME-Zarr 0.4 has none."""
     codec: str | None = _option(
-        "Compression of the output; default: blosc-lz4, and blosc-zstd where the GPU encodes.", choices=tuple(CODECS)
+        "Compression of the output; default: blosc-lz4 (also: lz4), and blosc-zstd where the GPU encodes.",
+        choices=tuple(CODECS),
     )
     """"blosc-lz4" (default; also "lz4"), "blosc-zstd" (default where the GPU encodes), "none", or one of Zarr's own
     codecs, "zstd" and "gzip": larger files than blosc's, which GPUs decode too."""
