@@ -285,6 +285,15 @@ def test_a_volume_that_is_no_grid_for_it_is_refused(isovoxel: Isovoxel, home: Pa
     check_refused(isovoxel("scale", "grown.zarr", "out.zarr", "--like", like), why)
 
 
+def test_a_grid_has_its_unit_by_any_name() -> None:
+    """As `unit` has; what is none is refused."""
+    image, how = np.zeros((4, 4, 4), np.uint8), {"input_voxel_size": (1000, 1000, 1000), "unit": "nm"}
+    assert api.plan(image, like=VoxelGrid((4, 4, 4), unit="um"), **how).output.unit == "micrometer"  # type: ignore[arg-type]
+    for unit in ("parsnip", ""):
+        with pytest.raises(OptionError, match="is no unit of length"):
+            api.plan(image, like=VoxelGrid((4, 4, 4), unit=unit), **how)  # type: ignore[arg-type]
+
+
 def test_advice_about_a_unit_that_is_missing_helps(isovoxel: Isovoxel, home: Path) -> None:
     """Whichever of the two has none: the options that the error names lead to the same output."""
     image, how = np.zeros((4, 4, 4), np.uint8), {"imagej": True, "resolution": (2, 2)}

@@ -443,10 +443,11 @@ def _like(volume: Volume, options: Options) -> Target:
 
 def grid_of(like: Any) -> tuple[str, VoxelGrid, tuple[str, ...]]:
     """Return the name of a volume that an output shall be like, its grid, and what is assumed of it."""
+    from isovoxel.metadata.units import checked_unit
     from isovoxel.readers.open import open_like
 
     if isinstance(like, VoxelGrid):
-        return "the given grid", like, ()
+        return "the given grid", replace(like, unit=None if like.unit is None else checked_unit(like.unit)), ()
     other = open_like(like)
     if other.voxel_size is not None:
         return other.name, other.grid, ()
