@@ -16,6 +16,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from PIL import Image
 
+import isovoxel
 from isovoxel.errors import OptionError, OutputError
 from isovoxel.geometry.grid import Box, Float3, Index3
 from isovoxel.readers.base import Volume
@@ -420,3 +421,10 @@ def test_a_picture_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     """A path in a folder that is not there is an error that names the path."""
     with pytest.raises(OutputError, match=r"nowhere.view\.png cannot be written: its folder does not"):
         save(draw([volume_of(np.zeros((1, 1, 1), np.uint8))], [""]), tmp_path / "nowhere" / "view.png")
+
+
+@pytest.mark.parametrize("size", [(5e-324, 1, 1), (1e-300, 1, 1), (1e308, 1, 1)])
+def test_voxels_without_proportions_are_not_drawn(size: Any) -> None:
+    """They are thinner than float64 can count pixels in the whole, or its length is no number."""
+    with pytest.raises(OptionError, match="the NumPy array cannot be drawn in true proportions: its voxels are"):
+        isovoxel.show(np.zeros((4, 5, 6), np.uint8), voxel_size=size)

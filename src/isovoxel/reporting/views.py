@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isovoxel.geometry.grid import Box, Float3, Index3, ceil_div, triple
+from isovoxel.errors import OptionError
+from isovoxel.geometry.grid import MAX_SAMPLES, Box, Float3, Index3, ceil_div, number_text, triple
 from isovoxel.object_store.retries import map_in_order
 from isovoxel.readers.base import Volume
 from isovoxel.reporting.figures import SYMBOLS, VIEWS, drawable, drawing, round_length, text_width
@@ -350,6 +351,11 @@ def _pixels_per_unit(volumes: Sequence[Volume]) -> float:
     widest = max(z + max(y, x) for z, y, x in map(_lengths, volumes))
     finest = min(volumes[0].voxel_size or (1.0, 1.0, 1.0))
     pixels = PANEL / widest * finest
+    if pixels * MAX_SAMPLES < 1:
+        raise OptionError(
+            f"{volumes[0].name} cannot be drawn in true proportions: its voxels are {number_text(finest)} thin beside "
+            f"{number_text(widest)} in all; give another voxel size"
+        )
     return (math.floor(pixels) if pixels >= 1 else 1 / math.ceil(1 / pixels)) / finest
 
 
