@@ -155,6 +155,12 @@ def test_messages_of_scale_array_speak_of_what_was_given(array: Any) -> None:
         isovoxel.scale_array(array, 2)
 
 
+def test_scale_array_takes_no_volume() -> None:
+    """It says so, though `open_volume` takes one."""
+    with pytest.raises(IsovoxelError, match="an input of type Volume is no array of dask"):
+        isovoxel.scale_array(isovoxel.open_volume(VOLUME), 2)
+
+
 def test_numbers_of_numpy_are_taken_everywhere() -> None:
     """And arrays of one, as arithmetic gives them."""
     by_python = isovoxel.plan(VOLUME, zoom=2, input_voxel_size=(1, 2, 1), threads=2)

@@ -125,7 +125,7 @@ def scale_array(
     what = "the dask array" if isinstance(array, da.Array) else "the array"
     try:
         array = da.asarray(array if named is None else named.data)
-    except (TypeError, ValueError, NotImplementedError) as error:
+    except (TypeError, ValueError, NotImplementedError, AttributeError) as error:
         raise InputError(f"an input of type {type(array).__name__} is no array of dask ({clause(error)})") from error
     names = _axes_of(array, () if named is None else named.dims, axes)
     volume, target = _placed(array, what, named, names, factor, like, voxel_size, unit)
