@@ -293,7 +293,6 @@ def _plan_within(
             (voxels, itemsize),
             (device, host),
             choice.engine,
-            options.threads,
         )
         sizes = volume.nbytes, voxels * itemsize
         device, host = with_decoder(options.or_new("decode"), source.encoded, sizes, limits, choice.engine)

@@ -19,7 +19,10 @@ from isovoxel.engines.pipeline import StagedEngine
 from isovoxel.engines.staged_block import StagedBlock
 from isovoxel.errors import CorruptInputError
 from isovoxel.execution.events import EncodedByProcessor, Event
-from isovoxel.geometry.grid import Box
+from isovoxel.geometry.grid import Box, VoxelGrid
+from isovoxel.output.ome_zarr import create_output
+from isovoxel.output.writer import OmeZarrWriter
+from isovoxel.planning.chunking import Storage
 from isovoxel.planning.plan import Plan
 from outputs import levels_of
 
@@ -95,6 +98,49 @@ def test_zarrs_reads_them(tmp_path: Path, source: Path) -> None:
     with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}):
         for level, voxels in zip("012", expected, strict=True):
             np.testing.assert_array_equal(np.asarray(zarr.open_array(tmp_path / "out.zarr" / level)[...]), voxels)
+
+
+@pytest.mark.parametrize("skip_empty", [False, True])
+@pytest.mark.parametrize("failure", [None, MemoryError("too little memory"), GpuCodecError("illegal address")])
+def test_shards_encoded_together_are_those_encoded_alone(
+    tmp_path: Path, skip_empty: bool, failure: Exception | None
+) -> None:
+    """Byte for byte, in batches that end within a shard, up to the volume's end; a GPU that fails leaves no file."""
+    storage = Storage((4, 4, 8), (8, 4, 16), "zstd", skip_empty=skip_empty, checksum=True)
+    voxels = np.random.default_rng(0).integers(0, 9, (14, 11, 40)).astype(np.uint16)
+    voxels[:8, :4, 16:32] = voxels[8:12, 4:8, :8] = 0
+    box, reasons = Box.whole((14, 11, 40)), list[str]()
+    layout = ContainerLayout(256, 2, "zstd")
+    for name in ("alone", "together"):
+        create_output(tmp_path / name, levels=[(VoxelGrid(box.shape), storage)], dtype=voxels.dtype, provenance={})
+        gpu: Any = EncoderOnCpu(layout, storage.chunk, batch=5)
+        writer = OmeZarrWriter(
+            tmp_path / name,
+            grid=VoxelGrid(box.shape),
+            dtype=voxels.dtype,
+            storage=storage,
+            gpu=gpu,
+            on_processor=reasons.append,
+        )
+        if name == "alone":
+            writer.write(box, voxels)
+        else:
+            gpu.failure = failure
+            shards = writer.encode_together(box, voxels)
+            assert (shards is None) == (failure is not None)
+            for shard in shards or ():
+                shard.seal()
+            assert reasons == ([] if failure is None else [str(failure)])
+        writer.close()
+    alone, together = (
+        {p.relative_to(tmp_path / name): p.read_bytes() for p in (tmp_path / name / "0").rglob("*") if p.is_file()}
+        for name in ("alone", "together")
+    )
+    if failure is None:
+        assert together == alone
+        assert len(alone) == (18 if skip_empty else 19)
+    else:
+        assert len(together) == 1
 
 
 @pytest.mark.slow

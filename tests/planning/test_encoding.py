@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from isovoxel.errors import DoesNotFitError, OptionError
+from isovoxel.geometry.grid import Index3
 from isovoxel.options import Options
 from isovoxel.planner import Limits, choose_sampling, plan_volume
 from isovoxel.planning.chunking import default_storage
@@ -52,10 +54,9 @@ def test_auto_is_what_is_faster() -> None:
 def test_few_voxels_do_not_wait_for_cuda() -> None:
     """It takes longer to load than they take."""
     storage = partial(default_storage, (100, 500, 500), 2)
-    _, (device, _) = with_encoder("auto", None, lambda c: storage(codec=c), (25_000_000, 2), (H200, HOST), "cle")
-    assert device.encoding == 0
-    _, (device, _) = with_encoder("gpu", None, lambda c: storage(codec=c), (25_000_000, 2), (H200, HOST), "cle")
-    assert device.encoding > 0
+    for given, encodes in (("auto", False), ("gpu", True)):
+        _, (device, _) = with_encoder(given, None, lambda c: storage(codec=c), (25_000_000, 2), (H200, HOST), "cle")
+        assert (device.encoding > 0) == encodes
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,8 @@ def test_batches_shrink_with_the_memory() -> None:
     storage = partial(default_storage, SHAPE, 2)
     for allowed in (8 * GIB, 126 * GIB):
         device = replace(H200, allowed=allowed)
-        _, (limits, host) = with_encoder("gpu", None, lambda c: storage(codec=c), (10**9, 2), (device, HOST), "cle")
+        sizes, given = (10**9, 2), (device, HOST)
+        _, (limits, host) = with_encoder("gpu", None, lambda c: storage(codec=c), sizes, given, "cle")
         lanes = batches.lanes_within(limits)
         assert limits.encoding >= lanes * batches.device_bytes(H200)
         assert limits.encoding <= 0.4 * allowed
@@ -95,23 +97,31 @@ def test_batches_shrink_with_the_memory() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "cores", "wanted", "threads"),
-    [("gpu", 64, None, 24), ("cpu", 64, None, 64), ("gpu", 4, None, 2 * LANES), ("gpu", 2, 2, 2)],
+    ("given", "cores", "threads"), [("gpu", 64, 3 * LANES), ("gpu", 4, 2 * LANES), ("cpu", 64, 64)]
 )
-def test_a_gpu_has_as_many_threads_as_it_has_use_for(given: str, cores: int, wanted: int | None, threads: int) -> None:
-    """More would wait for a buffer, in memory that takes long to get, and fewer for the GPU; who asks has as many."""
+def test_a_gpu_has_as_many_threads_as_it_has_use_for(given: str, cores: int, threads: int) -> None:
+    """More would wait for each other, and fewer for the GPU."""
     storage_of = partial(default_storage, SHAPE, 2)
-    limits = H200, replace(HOST, threads=cores, helpers=cores - 1)
-    _, (_, host) = with_encoder(given, None, lambda c: storage_of(codec=c), (16 * 10**9, 2), limits, "cle", wanted)
+    limits, sizes = (H200, replace(HOST, threads=cores, helpers=cores - 1)), (16 * 10**9, 2)
+    _, (_, host) = with_encoder(given, None, lambda c: storage_of(codec=c), sizes, limits, "cle")
     assert host.threads == threads
 
 
-def test_levels_whose_shards_fill_no_batch_are_the_processors() -> None:
-    """Shards of blocks that were halved may have one chunk, which takes a GPU as long as eight."""
-    full = default_storage(SHAPE, 2)
-    assert fills_batches(full, full)
-    assert not fills_batches(full, replace(full, shard=full.chunk))
-    assert not fills_batches(full, replace(full, chunk=(64, 64, 64)))
+@pytest.mark.parametrize(
+    ("block", "chunk", "worth"),
+    [
+        ((256, 256, 256), (128, 128, 128), True),
+        ((256, 128, 384), (128, 128, 128), True),
+        ((128, 128, 512), (128, 128, 128), False),
+        ((256, 256, 256), (64, 64, 64), False),
+    ],
+)
+def test_levels_whose_blocks_fill_no_batch_are_the_processors(block: Index3, chunk: Index3, worth: bool) -> None:
+    """Blocks that were halved may have one chunk, which takes a GPU as long as eight."""
+    storage = default_storage(SHAPE, 2, codec="blosc-zstd", chunk=(128, 128, 128), shard=(256, 256, 256))
+    full = SimpleNamespace(storage=storage, source=SimpleNamespace(itemsize=2))
+    level = SimpleNamespace(storage=replace(storage, chunk=chunk), block_shape=block)
+    assert fills_batches(full, level) == worth  # type: ignore[arg-type]
 
 
 class _Resources:

@@ -58,6 +58,10 @@ class Writer(Protocol):
         """Encode the voxels of a shard, or of a part of it; several threads do different ones at the same time."""
         ...
 
+    def encode_together(self, box: Box, data: NDArray[Any]) -> list[PendingShard] | None:
+        """Encode all shards of a box at once; None where each is to be encoded alone."""
+        ...
+
     def leave_out(self, box: Box) -> PendingShard:
         """Make no file of a shard that is empty."""
         ...
@@ -130,7 +134,7 @@ class BlockMaker:
         writer = OmeZarrWriter.of_plan(task.output, plan, plan.helpers, task.attempt, gpu, on_processor)
         further = {
             level.level: OmeZarrWriter.of_plan(
-                task.output, level, 0, task.attempt, gpu if fills_batches(plan.storage, level.storage) else None
+                task.output, level, 0, task.attempt, gpu if fills_batches(plan, level) else None
             )
             for level in plan.made_along
         }
@@ -343,12 +347,18 @@ class BlockMaker:
             voxels = voxels.download(voxels) if half is None else None
 
         def write(plan: Plan, made: Block, voxels: NDArray[Any] | None) -> None:
-            writer = self._further_writers[plan.level]
-            for box in made.write_box.tiles(plan.storage.shard):
+            writer, whole = self._further_writers[plan.level], made.write_box
+            if voxels is not None:
+                shards = self._attempt("writing", block, partial(writer.encode_together, whole, voxels))
+                if shards is not None:
+                    for shard in shards:
+                        flush(shard)
+                    return
+            for box in whole.tiles(plan.storage.shard):
                 if voxels is None:
                     flush(writer.leave_out(box))
                 else:
-                    part = voxels[box.slices_from(made.write_box.start)]
+                    part = voxels[box.slices_from(whole.start)]
                     flush(self._attempt("writing", block, partial(writer.encode, box, part)))
 
         return self._further.make(block.index, voxels, write, half)

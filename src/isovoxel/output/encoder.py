@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -214,6 +214,51 @@ class ShardEncoder:
             raise
         return encoding.stored
 
+    def encode_together(self, shards: Sequence[ShardWriter], data: NDArray[Any]) -> list[bool] | None:
+        """Write shards that lie side by side, whose chunks a GPU encodes in the same batches.
+
+        Parameters
+        ----------
+        shards
+            In the order of `Box.tiles`.
+        data
+            Voxels of all of them, on the host.
+
+        Returns
+        -------
+        list of bool
+            Of each shard whether a chunk is stored; it is dropped where none is. None where the GPU has not done it,
+            and all are dropped.
+
+        Raises
+        ------
+        OSError
+            If the file system refuses; then all are dropped.
+        """
+        region, gpu = _SideBySide(shards, data, self.storage), self._gpu
+        try:
+            while gpu is not None and region.turn < region.chunks:
+                gpu.encode(data, region.turn, region.write_batch)
+        except (MemoryError, GpuCodecError) as error:
+            self._note_failure(error)
+        except BaseException:
+            region.drop()
+            raise
+        if region.turn < region.chunks:
+            region.drop()
+            return None
+        for shard, stored in zip(shards, region.stored, strict=True):
+            if stored:
+                shard.finish()
+            else:
+                shard.drop()
+        return region.stored
+
+    @property
+    def in_batches(self) -> bool:
+        """Whether a GPU encodes, which takes chunks of several shards together."""
+        return self._gpu is not None
+
     @property
     def takes_parts(self) -> bool:
         """Whether it encodes some chunks of a shard, as its voxels: a GPU is given whole shards."""
@@ -250,12 +295,16 @@ class ShardEncoder:
                 gpu.encode(shard.data, shard.turn, shard.write_batch)
         except (MemoryError, GpuCodecError) as error:
             shard.taken = shard.turn
-            if isinstance(error, GpuCodecError):
-                self._gpu = None  # it would fail again
-            if self._on_processor is not None:
-                self._on_processor(str(error))
+            self._note_failure(error)
             return False
         return True
+
+    def _note_failure(self, error: Exception) -> None:
+        """Tell of a failure of the GPU, after which it is used no more unless memory was short."""
+        if isinstance(error, GpuCodecError):
+            self._gpu = None
+        if self._on_processor is not None:
+            self._on_processor(str(error))
 
     # ---- threads ---------------------------------------------------------------------------------------------
 
@@ -463,6 +512,37 @@ class _Encoding:
         body = batch.body if stored.all() else batch.body[np.repeat(stored, batch.sizes)]
         self.writer.write_batch(np.unravel_index(numbers[stored], self.grid), batch.sizes[stored], body)
         self.turn += len(numbers)
+
+
+class _SideBySide:
+    """Shards that lie side by side, whose chunks a GPU encodes in the same batches; parameters as `encode_together`."""
+
+    def __init__(self, shards: Sequence[ShardWriter], data: NDArray[Any], storage: Storage) -> None:
+        self._shards, self._skip_empty = shards, storage.skip_empty
+        self.stored = [not storage.skip_empty] * len(shards)
+        """Of each whether a chunk was stored, or shall be however empty it is."""
+        self.turn = 0
+        """The chunk to be appended next, of those of all shards, z slowest."""
+        self._grid = tuple(ceil_div(n, c) for n, c in zip(data.shape, storage.chunk, strict=True))
+        self._across = tuple(ceil_div(n, s) for n, s in zip(data.shape, storage.shard, strict=True))
+        self._each = tuple(s // c for s, c in zip(storage.shard, storage.chunk, strict=True))
+        self.chunks = math.prod(self._grid)
+
+    def write_batch(self, batch: EncodedChunks) -> None:
+        """Append chunks to their shards, the first of which has its turn, without those that are not stored."""
+        ends = np.cumsum(batch.sizes).tolist()
+        for begin, end, full in zip([0, *ends], ends, batch.full.tolist(), strict=False):
+            if full or not self._skip_empty:
+                place = np.array(np.unravel_index(self.turn, self._grid))
+                number = int(np.ravel_multi_index(tuple(place // self._each), self._across))
+                self._shards[number].write_encoded(tuple((place % self._each).tolist()), batch.body[begin:end])
+                self.stored[number] = True
+            self.turn += 1
+
+    def drop(self) -> None:
+        """Remove the files of all shards."""
+        for shard in self._shards:
+            shard.drop()
 
 
 def _box(data: Voxels) -> Box:

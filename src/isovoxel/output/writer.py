@@ -25,7 +25,7 @@ from isovoxel.metadata.series import place_of_volume
 from isovoxel.object_store.objects import ObjectPlace, Place, place_of
 from isovoxel.output.attempt import Attempt
 from isovoxel.output.encoder import ShardEncoder, default_helpers
-from isovoxel.output.shard import PendingShard, ShardReceipt
+from isovoxel.output.shard import PendingShard, ShardReceipt, ShardWriter
 from isovoxel.output.shard_store import ShardPlace, store_of
 from isovoxel.planning.chunking import Storage
 from isovoxel.planning.plan import Plan
@@ -140,6 +140,40 @@ class OmeZarrWriter:
         if not self._encoder.encode(shard, data, None if part == box else box.relative_to(part.start).of(0)):
             return self.leave_out(box)
         return shard
+
+    def encode_together(self, box: Box, data: NDArray[Any]) -> list[PendingShard] | None:
+        """Encode the shards of a box in batches of a GPU; None where it does not, and each is to be encoded alone.
+
+        Parameters
+        ----------
+        box
+            Voxels of whole shards of the output, clipped where the volume ends.
+        data
+            Their values, on the host.
+
+        Raises
+        ------
+        OSError
+            If the file system refuses. Nothing is left of the shards then.
+        """
+        boxes = list(box.tiles(self._encoder.storage.shard))
+        if not self._encoder.in_batches or len(boxes) == 1:
+            return None
+        shards: list[ShardWriter] = []
+        try:
+            for shard in boxes:
+                self._check(shard, shard, data[shard.slices_from(box.start)])
+                shards.append(self._store.begin(self._place(shard), self._encoder.storage))
+            stored = self._encoder.encode_together(shards, data)
+        except BaseException:
+            for writer in shards:
+                writer.drop()
+            raise
+        if stored is None:
+            return None
+        return [
+            writer if kept else self.leave_out(shard) for shard, writer, kept in zip(boxes, shards, stored, strict=True)
+        ]
 
     def leave_out(self, box: Box) -> PendingShard:
         """Make no file of a shard that is empty; see `encode`."""

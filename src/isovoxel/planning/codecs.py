@@ -21,8 +21,10 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from isovoxel.errors import OptionError
+from isovoxel.geometry.grid import ceil_div
 from isovoxel.planning.chunking import BLOSC_MARGIN, CHECKSUM_BYTES, Storage
 from isovoxel.planning.model import DeviceLimits, Encoded, HostLimits
+from isovoxel.planning.plan import Plan
 
 ENCODERS = ("auto", "gpu", "cpu")
 """What encodes: the GPU where that is faster, the GPU, or the processor."""
@@ -46,8 +48,8 @@ LONGEST_CHUNK = 2**29
 """Bytes of the longest chunk that is decoded on a GPU."""
 LANES = 4
 """Batches on the device at a time, at most; with fewer, it waits for copies."""
-READERS = 8
-"""Blocks in flight beside those whose chunks are in a buffer on the host: more only wait."""
+IN_FLIGHT = 3
+"""Blocks in flight for each batch on the device: more of them wait for the interpreter's lock, and have others wait."""
 
 ENCODING_SHARE = 0.75
 """How much of the allowed host memory the process and what encodes may take, beside blocks."""
@@ -168,7 +170,6 @@ def with_encoder(
     voxels: tuple[int, int],
     limits: tuple[DeviceLimits, HostLimits],
     engine: str,
-    threads: int | None = None,
 ) -> tuple[Storage, tuple[DeviceLimits, HostLimits]]:
     """Return the output's storage, and the limits with what its encoder takes, and as many threads as it has use for.
 
@@ -187,8 +188,6 @@ def with_encoder(
         Of each process that scales.
     engine
         Which scales.
-    threads
-        How many the user wants; None for as many as serve.
 
     Raises
     ------
@@ -222,19 +221,21 @@ def with_encoder(
         return cpu, limits
     taken = CONTEXT + lanes * batches.device_bytes(device)
     # Threads wait for the GPU most of the time, so that few cores have use for more of them.
-    wanted = host.threads if threads else max(host.threads, 2 * lanes)
-    most = min(wanted, lanes * batches.hosts + READERS)
-    return gpu, (replace(device, encoding=taken), replace(host, baseline=host.baseline + pinned, threads=most))
+    threads = min(max(host.threads, 2 * lanes), IN_FLIGHT * lanes)
+    return gpu, (replace(device, encoding=taken), replace(host, baseline=host.baseline + pinned, threads=threads))
 
 
-def fills_batches(full: Storage, level: Storage) -> bool:
+def fills_batches(full: Plan, level: Plan) -> bool:
     """Return whether a GPU that encodes a plan's full level encodes a further one too: in batches that are worth it.
 
-    A batch takes nearly as long for one chunk as for eight, and a shard of a level that is made of blocks in memory may
-    have but one: the processor's cores, which wait for the GPU otherwise, are faster then. Levels with chunks of their
-    own are smaller than a chunk of the full one.
+    A batch takes nearly as long for one chunk as for eight, and a block of a level that is made in memory, whose shards
+    are encoded together, may have but one: the processor's cores, which wait for the GPU otherwise, are faster then.
+    Levels with chunks of their own are smaller than a chunk of the full one.
     """
-    return level.chunk == full.chunk and 2 * level.chunks_per_shard > full.chunks_per_shard
+    storage = full.storage
+    chunks = math.prod(ceil_div(n, c) for n, c in zip(level.block_shape, storage.chunk, strict=True))
+    batch = EncodedBatches(math.prod(storage.chunk) * full.source.itemsize, storage.codec).chunks
+    return level.storage.chunk == storage.chunk and 2 * chunks > min(batch, storage.chunks_per_shard)
 
 
 def _no_encoder(storage: Storage, device: DeviceLimits) -> str:
