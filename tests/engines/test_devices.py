@@ -391,21 +391,27 @@ def test_nvml_names_gpus_where_it_knows_all_that_opencl_does(
 
 
 @pytest.mark.parametrize(
-    ("gpus", "shown", "pci"),
+    ("gpus", "shown", "wanted", "pci"),
     [
-        (2, "GPU-1", "0000:02:00.0"),
-        (1, "", "0000:01:00.0"),
-        (2, "", ""),
-        (2, "GPU-0,GPU-1", ""),
-        (1, "0", "0000:01:00.0"),
-        (2, "1", ""),
-        (0, "", ""),
+        (2, "GPU-1", "auto", "0000:02:00.0"),
+        (1, "", "gpu", "0000:01:00.0"),
+        (1, "", "nvidia", "0000:01:00.0"),
+        (1, "", "GPU-0", "0000:01:00.0"),
+        (1, "", "0", "0000:01:00.0"),
+        (1, "", "1", ""),
+        (1, "", "L40", ""),
+        (1, "", "pthread", ""),
+        (2, "", "auto", ""),
+        (2, "GPU-0,GPU-1", "auto", ""),
+        (1, "0", "auto", "0000:01:00.0"),
+        (2, "1", "auto", ""),
+        (0, "", "auto", ""),
     ],
 )
 def test_a_process_that_sees_one_gpu_wakes_that(
-    nvml: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: int, shown: str, pci: str
+    nvml: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: int, shown: str, wanted: str, pci: str
 ) -> None:
-    """The only one, or that of a UUID, as workers see it; where there are more, a job wakes the one that it uses."""
+    """The only one, or that of a UUID, as workers see it, if it is meant; of several a job wakes the one it uses."""
     del nvml
     for number in range(gpus):
         (tmp_path / f"0000:0{number + 1}:00.0").mkdir()
@@ -418,5 +424,5 @@ def test_a_process_that_sees_one_gpu_wakes_that(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if shown:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
-    devices.wake_only_gpu()
+    devices.wake_only_gpu(wanted)
     assert woken == ([pci] if pci else [])

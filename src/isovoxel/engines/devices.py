@@ -121,8 +121,8 @@ def start_drivers(device: str, engine: str | None) -> None:
     """
 
     def start() -> None:
-        if device in ("auto", "gpu"):
-            threading.Thread(target=wake_only_gpu, name="isovoxel-cuda", daemon=True).start()
+        if device != "cpu":
+            threading.Thread(target=wake_only_gpu, args=(device,), name="isovoxel-cuda", daemon=True).start()
         with contextlib.suppress(Exception):
             _load_pyopencl()
             wake_drivers()
@@ -155,24 +155,30 @@ def wake(device: Device, engine: str | None) -> None:
                 wake_device(opencl_device(device))
 
 
-def wake_only_gpu() -> None:
+def wake_only_gpu(wanted: str = "auto") -> None:
     """Make CUDA's context on the only NVIDIA GPU of a process, where it may encode; OpenCL takes longer to name it.
 
     NVML, of which its free memory is asked, begins before.
+
+    Parameters
+    ----------
+    wanted
+        As in `find_device`; a number but 0 is left to OpenCL.
     """
     with contextlib.suppress(Exception):
         _begin_nvml()
-        pci = _only_gpu()
-        if can_code():
-            Gpu(pci)
+        gpu = _only_gpu()
+        told = _words((gpu / "information").read_text())
+        if (wanted in ("auto", "gpu", "0") or f" {_words(wanted)} " in f" {told} ") and can_code():
+            Gpu(gpu.name)
 
 
-def _only_gpu() -> str:
-    """Return the PCI bus id of the GPU that a variable shows alone, by its UUID, or of the only one of a system."""
+def _only_gpu() -> Path:
+    """Return what the system tells of the GPU that a variable shows alone, by its UUID, or of the only one there is."""
     shown = os.environ.get(SHOWN, "")
     uuid = shown if shown.startswith("GPU-") else "GPU-"
     (found,) = (gpu for gpu in SYSTEM_GPUS.iterdir() if uuid in (gpu / "information").read_text())
-    return found.name
+    return found
 
 
 def nvidia_gpus() -> tuple[str, ...]:
