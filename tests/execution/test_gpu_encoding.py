@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,12 @@ from isovoxel.codecs.cuda import GpuCodecError
 from isovoxel.engines.base import Scaled
 from isovoxel.engines.pipeline import StagedEngine
 from isovoxel.engines.staged_block import StagedBlock
-from isovoxel.errors import CorruptInputError
+from isovoxel.errors import CorruptInputError, JobError
 from isovoxel.execution.events import EncodedByProcessor, Event
+from isovoxel.execution.flushing import Flushing
 from isovoxel.geometry.grid import Box, VoxelGrid
 from isovoxel.output.ome_zarr import create_output
+from isovoxel.output.shard import PendingShard, ShardWriter
 from isovoxel.output.writer import OmeZarrWriter
 from isovoxel.planning.chunking import Storage
 from isovoxel.planning.plan import Plan
@@ -36,6 +39,8 @@ OPTIONS: dict[str, Any] = {
     "engine": "exact",
     "input_voxel_size": (2.0, 1.5, 1.0),
 }
+SMALL: dict[str, Any] = {"chunk": (8, 8, 16), "shard": (16, 16, 32)}
+"""With these, shards of level 1 are encoded together."""
 
 
 @pytest.fixture
@@ -73,17 +78,19 @@ def encoders(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.sampled(1)
-@pytest.mark.parametrize("codec", ["blosc-lz4", "blosc-zstd"])
+@pytest.mark.parametrize(
+    "more", [{"codec": "blosc-lz4"}, {"codec": "blosc-zstd"}, SMALL], ids=["lz4", "zstd", "shards together"]
+)
 def test_the_voxels_are_those_of_the_processor(
-    tmp_path: Path, source: Path, encoders: list[EncoderOnCpu], codec: str
+    tmp_path: Path, source: Path, encoders: list[EncoderOnCpu], more: dict[str, Any]
 ) -> None:
     """Levels too; every reader reads them, and `verify` finds what it expects, chunk by chunk."""
-    isovoxel.scale(source, tmp_path / "gpu.zarr", **OPTIONS | {"codec": codec})
+    isovoxel.scale(source, tmp_path / "gpu.zarr", **OPTIONS | more)
     assert sum(encoder.batches for encoder in encoders) > 9
     isovoxel.verify(tmp_path / "gpu.zarr", every_chunk=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(StagedEngine, "encoder", lambda *_: None)
-        isovoxel.scale(source, tmp_path / "cpu.zarr", **OPTIONS | {"codec": codec})
+        isovoxel.scale(source, tmp_path / "cpu.zarr", **OPTIONS | more)
     for gpu, cpu in zip(levels_of(tmp_path / "gpu.zarr"), levels_of(tmp_path / "cpu.zarr"), strict=True):
         np.testing.assert_array_equal(gpu, cpu)
 
@@ -141,6 +148,33 @@ def test_shards_encoded_together_are_those_encoded_alone(
         assert len(alone) == (18 if skip_empty else 19)
     else:
         assert len(together) == 1
+
+
+@pytest.mark.usefixtures("encoders")
+def test_shards_encoded_together_are_let_go_of_where_the_job_ends(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has an open file, which would stay open in the caller's process."""
+    together, add, made = OmeZarrWriter.encode_together, Flushing.add, list[PendingShard]()
+
+    def kept(*words: Any) -> list[PendingShard] | None:
+        shards = together(*words)
+        made.extend(shards or ())
+        return shards
+
+    def fails(flushing: Flushing[Any], shard: PendingShard) -> None:
+        if shard in made[:1]:
+            shard.drop()
+            raise OSError(errno.EIO, "Input/output error")
+        add(flushing, shard)
+
+    monkeypatch.setattr(OmeZarrWriter, "encode_together", kept)
+    monkeypatch.setattr(Flushing, "add", fails)
+    with pytest.raises(JobError):
+        isovoxel.scale(source, tmp_path / "out.zarr", **OPTIONS | SMALL)
+    files = [shard for shard in made if isinstance(shard, ShardWriter)]
+    assert len(files) > 1
+    assert not [shard for shard in files if shard.file.exists() or shard._open >= 0]
 
 
 @pytest.mark.slow

@@ -351,8 +351,13 @@ class BlockMaker:
             if voxels is not None:
                 shards = self._attempt("writing", block, partial(writer.encode_together, whole, voxels))
                 if shards is not None:
-                    for shard in shards:
-                        flush(shard)
+                    left = iter(shards)
+                    try:
+                        for shard in left:
+                            flush(shard)
+                    finally:
+                        for shard in left:  # of a job that has ended meanwhile
+                            shard.drop()
                     return
             for box in whole.tiles(plan.storage.shard):
                 if voxels is None:
