@@ -151,6 +151,14 @@ def test_what_is_not_the_files_fault_is_not_said_to_be(what: str) -> None:
     assert said.startswith("a.x cannot be read")
 
 
+@pytest.mark.parametrize("error", [ZeroDivisionError("integer modulo by zero"), IndexError("list index")])
+def test_what_a_library_stumbles_over_says_which_error_it_was(error: Exception) -> None:
+    """By itself such a message says nothing of a file."""
+    said = str(unreadable("a.x", "a volume", error))
+    assert said.startswith("a.x cannot be read as a volume here: ")
+    assert f"{error} ({type(error).__name__}); the file may be whole" in said
+
+
 @pytest.mark.parametrize("what", DAMAGE)
 def test_damage_is_advised_on(what: str) -> None:
     """Bytes that are not whole, or not what they should be."""

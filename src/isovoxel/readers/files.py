@@ -95,7 +95,7 @@ def unreadable(name: str, what: str, error: Exception) -> InputError:
         return InputUnavailableError(errno.ENOMEM, f"{name} cannot be read: this process has no memory left for it")
     if isinstance(error, OSError) and number_of(error) is not None:
         return unavailable(f"{name} cannot be read", error)
-    if isinstance(error, (*LIMITS, IndexError, KeyError, AssertionError)):
+    if isinstance(error, (*LIMITS, ArithmeticError, IndexError, KeyError, AssertionError)):
         return InputError(f"{name} cannot be read as {what} here: {limit_of(error)}; {WAY_ON}")
     advice = "; copy or write it again" if isinstance(error, DAMAGE) else ""
     return InputError(f"{name} cannot be read as {what}: {reason_of(error)}{advice}")

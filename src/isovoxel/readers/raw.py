@@ -472,7 +472,7 @@ class GzipStream:
 
     def _wrong_checksum(self) -> InputError:
         return InputError(
-            f"{self._name} is damaged, nobody knows where: it does not have the checksum that was stored with it; "
+            f"{self._name} is damaged at an unknown place: it does not have the checksum that was stored with it; "
             f"copy or write it again"
         )
 
