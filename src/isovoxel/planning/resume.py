@@ -15,7 +15,7 @@ from functools import cache
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from isovoxel.errors import DoesNotFitError
-from isovoxel.geometry.grid import MAX_SAMPLES, ceil_div
+from isovoxel.geometry.grid import MAX_SAMPLES
 from isovoxel.planning.memory import human_bytes
 from isovoxel.planning.model import CHOICES, HALO_MODES, check_options
 from isovoxel.planning.plan import Plan
@@ -98,13 +98,8 @@ def _check(plan: Plan, number: int, full: Plan) -> None:
         >= 0
         and all(length > 0 for _, length in plan.source.series)
     )
-    if not sound or (plan.along and _grid(plan) != _grid(full)):
+    if not sound or (plan.along and plan.block_grid != full.block_grid):
         raise ValueError(f"the plan of level {number} makes no sense")
-
-
-def _grid(plan: Plan) -> list[int]:
-    """Return how many blocks lie along each axis."""
-    return [ceil_div(n, b) for n, b in zip(plan.output.shape, plan.block_shape, strict=True)]
 
 
 # ---- compared with the plan of today -------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from isovoxel.errors import OptionError
-from isovoxel.geometry.grid import AXES, Index3, ceil_div, triple
+from isovoxel.geometry.grid import AXES, Index3, triple
 from isovoxel.planning.model import Block
 from isovoxel.planning.plan import Plan
 from isovoxel.reporting import figures
@@ -289,14 +289,13 @@ def _block_lines(plan: Plan, block: Block, width: float) -> list[str]:
     note = "" if to_scale else "; not drawn to scale"
     if not any(sum(pair) for pair in widths):
         note = "; this block has none"
-    shards = math.prod(ceil_div(n, s) for n, s in zip(block.write_box.shape, plan.storage.shard, strict=True))
     file, storage = "chunk", f"{_times(plan.storage.chunk)} voxels"
     if plan.storage.sharded:
         file, storage = "shard", f"{_times(plan.storage.shard)} voxels in chunks of {_times(plan.storage.chunk)}"
     said = [
         f"Block {block.index:,}, counted from 0",
         f"writes {_interval(block.write_box.start, block.write_box.stop)} of the output",
-        f"in {count(shards, file)} of {storage}",
+        f"in {count(plan.shards_of(block.index), file)} of {storage}",
         f"reads {_interval(block.read_box.start, block.read_box.stop)} of the input",
         f"halo at most {halo} input voxels (before + after a block's own part){note}",
     ]
