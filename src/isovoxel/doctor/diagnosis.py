@@ -13,6 +13,7 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ from isovoxel.doctor.machine import (
     Machine,
     Packages,
     Section,
-    as_record,
     broken_packages,
     installed,
     look_at_packages,
@@ -164,8 +164,8 @@ def _of_packages(needed: Packages, broken: Sequence[Fault]) -> Section:
         lacking = f"; not installed: {', '.join(partly)}" if partly else ""
         rows.append(("extras", f"{', '.join(complete) or 'none'}{lacking}"))
     record = {
-        "packages": as_record(needed.core),
-        "extras": {name: as_record(extra) for name, extra in needed.extras.items()},
+        "packages": list(map(asdict, needed.core)),
+        "extras": {name: list(map(asdict, extra)) for name, extra in needed.extras.items()},
     }
     return Section(rows, record, faults)
 

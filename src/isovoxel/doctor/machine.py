@@ -414,8 +414,3 @@ def broken_packages(packages: Sequence[Package], ask: Ask, machine: Machine) -> 
 
 def _module(name: str) -> str:
     return name.lower().replace("-", "_")
-
-
-def as_record(packages: Sequence[Package]) -> list[dict[str, Any]]:
-    """Return packages as JSON values."""
-    return [{"name": p.name, "needed": p.needed, "found": p.found, "fits": p.fits} for p in packages]

@@ -50,7 +50,7 @@ def host_limits(budget: int | None = None, threads: int | None = None, *, device
     device_kind
         "gpu" or "cpu": a GPU's driver holds more memory.
     """
-    held, there = psutil.Process().memory_info().rss, cores()
+    held, there = process_bytes(), cores()
     most = MOST_WITH_GPU if device_kind == "gpu" else MOST_THREADS
     return HostLimits(
         allowed=held + int(SHARE * available_bytes()) if budget is None else budget,
@@ -69,7 +69,7 @@ def reading_limits(budget: int | None = None) -> HostLimits:
     budget
         As in `host_limits`.
     """
-    held = psutil.Process().memory_info().rss
+    held = process_bytes()
     allowed = held + int(SHARE * available_bytes()) if budget is None else budget
     threads = min(MOST_THREADS, cores())
     return HostLimits(allowed=allowed, baseline=round_up(held + RESERVE, RESERVE // 4), threads=threads)
@@ -79,6 +79,11 @@ def available_bytes() -> int:
     """Return the memory that is free for this process, the limits of its containers and batch jobs included."""
     free = int(psutil.virtual_memory().available)
     return min([free, *(limit - used for limit, used in _cgroup_limits())])
+
+
+def process_bytes() -> int:
+    """Return the memory that this process holds."""
+    return int(psutil.Process().memory_info().rss)
 
 
 def peak_bytes() -> int:
@@ -105,7 +110,7 @@ def return_freed_memory(counted: int) -> None:
     beside which the next level's buffers exceeded the projection. What a level held may refer to itself, and is freed
     by the garbage collector only.
     """
-    if psutil.Process().memory_info().rss <= counted:
+    if process_bytes() <= counted:
         return
     gc.collect()
     if sys.platform == "linux":

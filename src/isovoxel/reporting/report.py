@@ -28,7 +28,7 @@ from isovoxel.arguments import checked_arguments
 from isovoxel.errors import InterruptedJobError, IsovoxelError, JobError, OptionError, OutputError
 from isovoxel.execution.events import BlockDone, Event, JobFinished, JobStarted, JobStopped, Reading
 from isovoxel.execution.inputs import Named, check_apart, folders_of, read_as
-from isovoxel.execution.resources import reading_limits
+from isovoxel.execution.resources import process_bytes, reading_limits
 from isovoxel.execution.result import ScaleResult, Tally
 from isovoxel.object_store.objects import is_address
 from isovoxel.options import Opening
@@ -558,11 +558,6 @@ def process_tree_bytes() -> int:
         with contextlib.suppress(psutil.Error):
             held += int(child.memory_info().rss)
     return held
-
-
-def process_bytes() -> int:
-    """Return the memory that this process holds."""
-    return int(psutil.Process().memory_info().rss)
 
 
 def _seconds(block: BlockDone) -> float:
