@@ -16,7 +16,7 @@ import pytest
 import isovoxel
 from isovoxel.engines import clesperanto as module
 from isovoxel.engines.cle import CleEngine
-from isovoxel.engines.clesperanto import clesperanto, why_missing
+from isovoxel.engines.clesperanto import Scaling, clesperanto, why_missing
 from isovoxel.engines.devices import find_device
 from isovoxel.engines.opencl import DriverError
 from isovoxel.engines.reference import reference
@@ -165,7 +165,7 @@ def test_a_failed_call_leaves_no_array_of_a_buffer(monkeypatch: pytest.MonkeyPat
     buffers = [cl.Buffer(engine.context, cl.mem_flags.READ_WRITE, 32) for _ in range(2)]
     arrays = [(buffer, (2, 2, 2)) for buffer in buffers]
     with pytest.raises((DriverError, MemoryError)) as raised:
-        engine.library.scale(engine._queue, arrays[0], arrays[1], (1.0, 1.0, 1.0), None, linear=True)
+        engine.library.scale(engine._queue, Scaling(arrays[0], arrays[1], (1.0, 1.0, 1.0), None, linear=True))
     left, error = [], raised.value
     while error is not None:
         frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
@@ -189,8 +189,9 @@ def test_an_image_that_is_too_long_is_an_error(monkeypatch: pytest.MonkeyPatch, 
     shape = (z, y, x)
     queue = engine._queue
     buffers = [cl.Buffer(engine.context, cl.mem_flags.READ_WRITE, 4 * z * y * x) for _ in range(2)]
+    scaling = Scaling((buffers[0], shape), (buffers[1], shape), (1.5, 1.5, 1.5), None, linear=True)
     with pytest.raises((cl.Error, DriverError), match=r"INVALID_OPERATION|INVALID_IMAGE_SIZE"):
-        engine.library.scale(queue, (buffers[0], shape), (buffers[1], shape), (1.5, 1.5, 1.5), None, linear=True)
+        engine.library.scale(queue, scaling)
     queue.finish()
 
 

@@ -21,7 +21,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from isovoxel.engines.clesperanto import Clesperanto, clesperanto
+from isovoxel.engines.clesperanto import Clesperanto, Scaling, clesperanto
 from isovoxel.engines.devices import Device, opencl_device
 from isovoxel.engines.opencl import C_TYPES, TURN, quiet_compiler, rows_of
 from isovoxel.engines.pipeline import StagedEngine
@@ -119,7 +119,7 @@ class CleEngine(StagedEngine):
     ) -> None:
         """Let cle scale an array on the device. The caller has the turn."""
         matrix = None if shift == (0.0, 0.0, 0.0) else _matrix(factor, shift)
-        self.library.scale(self._queue, source, result, factor, matrix, linear=interpolation == "linear")
+        self.library.scale(self._queue, Scaling(source, result, factor, matrix, interpolation == "linear"))
 
     def _floats(self, name: str, shape: Index3) -> tuple[Any, Index3]:
         """Return a float32 array of that shape, in a buffer that is kept."""

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,21 @@ CHOICE = "ISOVOXEL_CLE"
 """Variable that chooses between the two."""
 
 
+class Scaling(NamedTuple):
+    """How a float32 array in device memory is scaled."""
+
+    source: tuple[Any, Index3]
+    """Buffer and shape, z, y, x, of the array that is read."""
+    result: tuple[Any, Index3]
+    """Likewise of the one that is written."""
+    factor: Float3
+    """Output samples per input sample, z, y, x, for ``cle.scale``."""
+    matrix: NDArray[np.float64] | None
+    """In place of it, the 4 x 4 matrix, x, y, z, from input to output coordinates, for ``cle.affine_transform``."""
+    linear: bool
+    """Whether to interpolate; otherwise the nearest sample is taken."""
+
+
 class Clesperanto(Protocol):
     """What engine `cle` needs of either generation. Its callers hold the `TURN`."""
 
@@ -57,31 +72,8 @@ class Clesperanto(Protocol):
         """Return a queue on a ``pyopencl.Device``, of the context in which this generation's arrays lie."""
         ...
 
-    def scale(
-        self,
-        queue: Any,
-        source: tuple[Any, Index3],
-        result: tuple[Any, Index3],
-        factor: Float3,
-        matrix: NDArray[np.float64] | None,
-        *,
-        linear: bool,
-    ) -> None:
-        """Scale a float32 array in device memory, behind what the queue has to do and before what it gets next.
-
-        Parameters
-        ----------
-        queue
-            One that `queue` has returned.
-        source, result
-            Buffer and shape, z, y, x, of the array that is read and of the one that is written.
-        factor
-            Output samples per input sample, z, y, x, for ``cle.scale``.
-        matrix
-            In place of it, the 4 x 4 matrix, x, y, z, from input to output coordinates, for ``cle.affine_transform``.
-        linear
-            Whether to interpolate; otherwise the nearest sample is taken.
-        """
+    def scale(self, queue: Any, scaling: Scaling) -> None:
+        """Scale an array, behind what a queue that `queue` has returned has to do and before what it gets next."""
         ...
 
 
@@ -107,19 +99,11 @@ class Prototype:
         """Return the queue of the context in which a device's arrays lie. The caller has the turn."""
         return queue_of(handle)
 
-    def scale(
-        self,
-        queue: Any,
-        source: tuple[Any, Index3],
-        result: tuple[Any, Index3],
-        factor: Float3,
-        matrix: NDArray[np.float64] | None,
-        *,
-        linear: bool,
-    ) -> None:
-        """Give the scaling of a float32 array to the queue; see `Clesperanto`."""
+    def scale(self, queue: Any, scaling: Scaling) -> None:
+        """Give the scaling of an array to the queue; see `Clesperanto`."""
         from pyclesperanto_prototype._tier0._pycl import OCLArray
 
+        source, result, factor, matrix, linear = scaling
         given, made = (OCLArray(queue, shape, np.float32, data=buffer) for buffer, shape in (source, result))
         with self._current(queue):
             if matrix is None:
@@ -224,17 +208,8 @@ class Successor:
             "exact scales, or pip install pyclesperanto-prototype"
         )
 
-    def scale(
-        self,
-        queue: Any,
-        source: tuple[Any, Index3],
-        result: tuple[Any, Index3],
-        factor: Float3,
-        matrix: NDArray[np.float64] | None,
-        *,
-        linear: bool,
-    ) -> None:
-        """Scale a float32 array, and wait for it; see `Clesperanto`.
+    def scale(self, queue: Any, scaling: Scaling) -> None:
+        """Scale an array, and wait for it; see `Clesperanto`.
 
         Raises
         ------
@@ -242,6 +217,7 @@ class Successor:
             If the driver fails, with its code.
         """
         cle, device = self._cle, self._devices[queue]
+        source, result, factor, matrix, linear = scaling
         queue.finish()
         given, made = (_Exported(buffer, shape, device.index) for buffer, shape in (source, result))
         try:
