@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import lzma
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
@@ -190,15 +190,16 @@ def chunk_layout(array: ArrayNode, picked: Picked) -> ChunkLayout | None:
     stored = _stored_v2(array.metadata) if array.zarr_format == 2 else _stored_v3(array.metadata, array.dtype)
     if stored is None:
         return None
-    if any(stored.chunk[axis] != 1 or stored.file[axis] != 1 for axis in picked.others):
-        return None
-    if any(c < 1 or f % c for c, f in zip(stored.chunk, stored.file, strict=True)):
+    chunk, file = array.chunks, array.shards or array.chunks
+    if any(file[axis] != 1 for axis in picked.others) or any(c < 1 or f % c for c, f in zip(chunk, file, strict=True)):
         return None
     return ChunkLayout(
-        **{**vars(stored), "chunk": picked.shape(stored.chunk), "file": picked.shape(stored.file)},
+        **vars(stored),
         folder=array.folder,
         picked=picked,
         shape=picked.shape(array.shape),
+        chunk=picked.shape(chunk),
+        file=picked.shape(file),
         # v2 may leave it open; zarr-python then takes 0 as well.
         fill=stored.dtype.newbyteorder("=").type(0 if array.fill is None else array.fill),
     )
@@ -243,13 +244,11 @@ def written_layout(
 
 @dataclass(frozen=True)
 class _Stored:
-    """What the metadata of either format say, along all axes."""
+    """What the metadata of either format say beside the shapes."""
 
     prefix: str
     separator: str
     dtype: np.dtype[Any]
-    chunk: Sequence[int]
-    file: Sequence[int]
     codec: str
     streams: str
     checksum: bool = False
@@ -263,9 +262,8 @@ def _stored_v2(metadata: Mapping[str, Any]) -> _Stored | None:
         return None
     if codec == "lzma" and compressor.get("format") == lzma.FORMAT_RAW:
         return None  # which needs to be told its filters
-    chunk = metadata["chunks"]
     streams = str(compressor.get("cname", "")) if codec == "blosc" else ""
-    return _Stored("", metadata["dimension_separator"], np.dtype(metadata["dtype"]), chunk, chunk, codec, streams)
+    return _Stored("", metadata["dimension_separator"], np.dtype(metadata["dtype"]), codec, streams)
 
 
 def _stored_v3(metadata: Mapping[str, Any], dtype: np.dtype[Any]) -> _Stored | None:
@@ -274,11 +272,10 @@ def _stored_v3(metadata: Mapping[str, Any], dtype: np.dtype[Any]) -> _Stored | N
         return None
     separator = keys["configuration"]["separator"]
     prefix = f"c{separator}" if keys["name"] == "default" else ""
-    chunk = file = grid["configuration"]["chunk_shape"]
     codecs, index = metadata["codecs"], None
     if [codec["name"] for codec in codecs] == ["sharding_indexed"]:
         shard = codecs[0]["configuration"]
-        chunk, codecs, index = shard["chunk_shape"], shard["codecs"], shard["index_location"]
+        codecs, index = shard["codecs"], shard["index_location"]
         if list(shard["index_codecs"]) != INDEX_CODECS:
             return None
     names = [codec["name"] for codec in codecs]
@@ -296,4 +293,4 @@ def _stored_v3(metadata: Mapping[str, Any], dtype: np.dtype[Any]) -> _Stored | N
             return None
     dtype = dtype.newbyteorder(">" if endian == "big" else "<")
     streams = str(codecs[1].get("configuration", {}).get("cname", "")) if codec == "blosc" else ""
-    return _Stored(prefix, separator, dtype, chunk, file, codec, streams, names[-1] == "crc32c", index)
+    return _Stored(prefix, separator, dtype, codec, streams, names[-1] == "crc32c", index)
