@@ -20,7 +20,6 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from signal import SIGINT
-from types import TracebackType
 from typing import Any, NamedTuple, NoReturn, Protocol, Self, TypeGuard
 
 import numpy as np
@@ -325,9 +324,7 @@ class Executor(Protocol):
         """Begin."""
         ...
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         """Free engines, memory, and workers; after `InterruptedAgain` nothing is waited for."""
         ...
 

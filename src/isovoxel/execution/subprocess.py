@@ -22,7 +22,6 @@ import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 from isovoxel.errors import DeviceLostError, InputError, JobError, clause
@@ -53,9 +52,7 @@ class SubprocessExecutor(AbstractContextManager["SubprocessExecutor"]):
     def __init__(self, device: str, lost: str = "") -> None:
         self._device, self._lost = device, lost
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Free nothing: a process apart ends with its level."""
 
     def prepare(self, task: Task, volume: Volume, listener: Listener) -> None:  # noqa: ARG002 - opened there

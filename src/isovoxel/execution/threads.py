@@ -30,7 +30,6 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from threading import BoundedSemaphore, Thread, current_thread
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -65,9 +64,7 @@ class ThreadExecutor(AbstractContextManager["ThreadExecutor"]):
     _engine: Engine | None = field(default=None, init=False)
     _apart: SubprocessExecutor | None = field(default=None, init=False)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, _kind: object, error: object, _trace: object) -> None:
         if self._engine is not None and not isinstance(error, InterruptedAgain):
             self._engine.release()
 

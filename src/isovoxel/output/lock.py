@@ -30,7 +30,6 @@ import time
 import uuid
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from isovoxel.errors import OutputBusyError, OutputError
@@ -87,9 +86,7 @@ class OutputLock(abc.ABC):
         self._beat.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         end_attempt(self.word)
         self._ended.set()
         try:

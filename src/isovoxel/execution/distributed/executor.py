@@ -32,7 +32,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -147,9 +146,7 @@ class DistributedExecutor(AbstractContextManager["DistributedExecutor"]):
         self._name = ""
         """Name of the plugin that workers have been given, or nothing."""
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, _kind: object, error: object, _trace: object) -> None:
         if self._name and self.cluster.ends and error is None and not isinstance(self._task.output, ObjectPlace):
             self.cluster.left.append(self._name)  # the next job takes it back, if there is one
         elif self._name:  # with the folder for files that wait for their upload

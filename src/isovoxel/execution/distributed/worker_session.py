@@ -19,7 +19,6 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from types import TracebackType
 from typing import Any
 
 from distributed import WorkerPlugin, get_worker
@@ -95,9 +94,7 @@ class ResizableSemaphore:
             self._free.wait_for(lambda: self._taken < self.number)
             self._taken += 1
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with self._free:
             self._taken -= 1
             self._free.notify()
