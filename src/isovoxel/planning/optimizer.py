@@ -199,7 +199,8 @@ def plan_chunks(
     check_options(engine=engine, interpolation=interpolation, antialias=antialias, boundary=boundary, factor=factor)
     output = output or source.grid.scaled(factor)
     # A chunk of its own length is one storage chunk and one shard: nothing is stored here.
-    storage = Storage(_clipped(chunks, output.shape), _clipped(chunks, output.shape))
+    chunks = triple(map(min, chunks, output.shape))
+    storage = Storage(chunks, chunks)
     while True:
         plan = Plan(
             source=source,
@@ -408,7 +409,7 @@ def _refusal(draft: Plan, *, fixed_storage: bool) -> str:
     storage = draft.storage
     while not fixed_storage and (less := smaller(storage)):
         storage = less
-    shape = _clipped(storage.shard, draft.output.shape)
+    shape = triple(map(min, storage.shard, draft.output.shape))
     least = replace(draft, storage=storage, block_shape=shape, in_flight=1)
     file = "shard" if storage.sharded else "chunk"
     smaller_files = f"a smaller --{file}"
@@ -422,10 +423,6 @@ def _refusal(draft: Plan, *, fixed_storage: bool) -> str:
         f"{human_bytes(draft.host.allowed)} are allowed; "
         f"choose --memory {ceil_div(least.projected_host, MIB)}MiB or more, or {smaller_files}"
     )
-
-
-def _clipped(shape: Index3, whole: Index3) -> Index3:
-    return (min(shape[0], whole[0]), min(shape[1], whole[1]), min(shape[2], whole[2]))
 
 
 @dataclass(frozen=True)
