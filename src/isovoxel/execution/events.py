@@ -15,6 +15,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from isovoxel.object_store.retries import logger
 from isovoxel.planning.plan import Plan
 from isovoxel.terminal import plain
 
@@ -367,9 +368,7 @@ def _harmless(record: logging.LogRecord) -> bool:
     return True
 
 
-logger = logging.getLogger("isovoxel")
 logger.addFilter(_harmless)
-logger.addHandler(logging.NullHandler())  # without it, warnings would land on standard error
 
 
 _LEVELS = {

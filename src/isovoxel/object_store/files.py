@@ -23,6 +23,7 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
+"""Locks of files, or None where the system has none of this kind."""
 
 LARGEST = 2**20
 """Bytes that a file may have that an option names."""

@@ -34,7 +34,7 @@ from typing import Any, Self
 
 from isovoxel.errors import OutputBusyError, OutputError
 from isovoxel.object_store.clients import ChangedError, Found, Version
-from isovoxel.object_store.files import refusal, write_all
+from isovoxel.object_store.files import fcntl, refusal, write_all
 from isovoxel.object_store.objects import ObjectPlace, Place
 from isovoxel.object_store.retries import patience
 from isovoxel.output.attempt import (
@@ -48,12 +48,6 @@ from isovoxel.output.attempt import (
     said,
 )
 from isovoxel.output.files import claim, open_own, read_own, unclaim
-
-fcntl: Any
-try:
-    import fcntl
-except ImportError:  # Windows: the file alone says who holds it
-    fcntl = None
 
 BEAT_SECONDS = 5.0
 """How often the holder touches the file."""
@@ -190,7 +184,7 @@ class FileLock(OutputLock):
 
 def _lock(file: int) -> bool | None:
     """Lock an open file: True if that worked, None if another holds it, False where the file system has no locks."""
-    if fcntl is None:
+    if fcntl is None:  # the file alone says who holds it
         return False
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

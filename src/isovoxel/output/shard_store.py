@@ -33,6 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.errors import OutputError
+from isovoxel.object_store.files import fcntl
 from isovoxel.object_store.objects import ObjectPlace, Place
 from isovoxel.output.attempt import Attempt, end_attempts, unsealed_folder
 from isovoxel.output.shard import (
@@ -47,12 +48,6 @@ from isovoxel.output.shard import (
     holds,
 )
 from isovoxel.planning.chunking import Storage
-
-fcntl: Any
-try:
-    import fcntl
-except ImportError:  # Windows: what a killed process left is removed by the system, some day
-    fcntl = None
 
 Flags = NDArray[np.bool_]
 """Something that holds for a shard or not, for each in the grid of shards."""
@@ -338,7 +333,7 @@ def _remove(place: ObjectPlace) -> None:
 
 def _locked(folder: Path) -> int | None:
     """Lock a folder, as long as the returned descriptor is open; None where another process has, or none can."""
-    if fcntl is None:
+    if fcntl is None:  # what a killed process left is removed by the system, some day
         return None
     descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
