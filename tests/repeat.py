@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from isovoxel.engines.base import Cancelled, Scaled
-from isovoxel.execution.blocks import BlockMaker, Writer
+from isovoxel.execution.blocks import BlockMaker
 from isovoxel.execution.events import Event, Listener
 from isovoxel.execution.executor import LevelProgress, Record
 from isovoxel.execution.threads import ThreadRun
@@ -27,7 +27,7 @@ def thread_run(
     plan: Plan,
     read: Any,
     engine: Any,
-    writer: Writer,
+    writer: Any,
     listeners: Sequence[Listener] = (),
     *,
     done: bytearray | None = None,

@@ -15,14 +15,14 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from importlib.metadata import packages_distributions
 from io import StringIO
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from isovoxel.errors import OptionError
 
@@ -194,12 +194,8 @@ class Answer:
     """What it told on its way."""
 
 
-class Ask(Protocol):
-    """What asks a process."""
-
-    def __call__(self, trial: str, *args: Any, **variables: str) -> Answer:
-        """Return what a trial of some name found, given arguments, and variables of its environment."""
-        ...
+Ask = Callable[..., Answer]
+"""Asks a process: returns what a trial of some name found, given arguments, and variables of its environment."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,9 @@ from isovoxel.readers.arrays import unmasked
 from isovoxel.readers.base import ReadBox, Volume, is_known_empty
 from isovoxel.readers.tiled import FilledReader
 
+if TYPE_CHECKING:
+    from isovoxel.output.writer import OmeZarrWriter
+
 FILL = 0
 """What damaged voxels become."""
 
@@ -44,35 +47,6 @@ MOST_IN_PARTS = 0.75
 """Of how much of a block its shards are made one by one: each reads a halo and decodes the chunks that it lies in."""
 
 T = TypeVar("T")
-
-
-class Writer(Protocol):
-    """Where blocks go."""
-
-    @property
-    def takes_parts(self) -> bool:
-        """Whether it encodes some chunks of a shard beside which that is empty."""
-        ...
-
-    def encode(self, box: Box, data: Voxels, part: Box | None = None) -> PendingShard:
-        """Encode the voxels of a shard, or of a part of it; several threads do different ones at the same time."""
-        ...
-
-    def encode_together(self, box: Box, data: NDArray[Any]) -> list[PendingShard] | None:
-        """Encode all shards of a box at once; None where each is to be encoded alone."""
-        ...
-
-    def leave_out(self, box: Box) -> PendingShard:
-        """Make no file of a shard that is empty."""
-        ...
-
-    def spare(self, cores: int) -> None:
-        """Learn how many cores no block uses."""
-        ...
-
-    def close(self) -> None:
-        """Let go of what writing holds."""
-        ...
 
 
 class BlockMaker:
@@ -97,9 +71,9 @@ class BlockMaker:
         plan: Plan,
         read: ReadBox,
         engine: Engine,
-        writer: Writer,
+        writer: OmeZarrWriter,
         tell: Callable[[Event], None],
-        further: Mapping[int, Writer] | None = None,
+        further: Mapping[int, OmeZarrWriter] | None = None,
         fill: float | None = None,
     ) -> None:
         self.plan, self.engine = plan, engine

@@ -21,7 +21,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import imagecodecs
 import numpy as np
@@ -304,18 +304,8 @@ DECODER_BYTES: Mapping[str, int] = {"lzma": 10 << 20, "bz2": 4 << 20}
 one a chunk uses no more than its own size), and bzip2's largest block."""
 
 
-class _Stream(Protocol):
-    """What zlib, lzma and bz2 have in common."""
-
-    @property
-    def eof(self) -> bool: ...
-    @property
-    def unused_data(self) -> bytes: ...
-    def decompress(self, data: Any, max_length: int, /) -> bytes: ...
-
-
-def _decode_streams(encoded: NDArray[np.uint8], out: NDArray[np.uint8], begin: Callable[[], _Stream]) -> None:
-    """Decode streams that follow one another."""
+def _decode_streams(encoded: NDArray[np.uint8], out: NDArray[np.uint8], begin: Callable[[], Any]) -> None:
+    """Decode streams that follow one another, each by a decompressor as zlib, lzma and bz2 have them."""
     data: Any = encoded
     done = 0
     while len(data):
