@@ -106,10 +106,10 @@ def put(lines: Sequence[object]) -> None:
     print("\n".join(map(plain, lines)), flush=True)  # noqa: T201 - likewise
 
 
-def columns(lines: Sequence[tuple[str, str]]) -> list[str]:
-    """Return lines with their labels in a column."""
-    width = max(len(label) for label, _ in lines)
-    return [f"{label:<{width}}  {what}" for label, what in lines]
+def columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Return rows of cells as lines whose cells stand below each other."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 class Abandoned(SystemExit):

@@ -385,4 +385,4 @@ def lines(found: Diagnosis) -> list[str]:
     verdict = "jobs run here" if found.jobs_run else "no job can run here before the faults are mended"
     if found.jobs_run and found.faults:
         verdict += ", but see the warnings" if len(found.faults) > 1 else ", but see the warning"
-    return [line.rstrip() for line in columns([*found.rows, *told, ("", ""), ("verdict", verdict)])]
+    return columns([*found.rows, *told, ("", ""), ("verdict", verdict)])

@@ -14,6 +14,7 @@ from isovoxel.planning.one_piece import WholeLimits
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.base import Volume
 from isovoxel.reporting.records import Opened, by_grid
+from isovoxel.terminal import columns
 
 if TYPE_CHECKING:
     from isovoxel.engines.devices import Device
@@ -260,7 +261,7 @@ def share_lines(result: ScaleResult) -> list[Line]:
         )
         for share in shares.values()
     ]
-    return [(f"worker {name}", line) for name, line in zip(shares, _columns(rows), strict=True)]
+    return [(f"worker {name}", line) for name, line in zip(shares, columns(rows), strict=True)]
 
 
 # ---- devices ---------------------------------------------------------------------------------------------------------
@@ -293,13 +294,7 @@ def member_lines(members: Sequence[WorkerInfo]) -> list[Line]:
         )
         for m in members
     ]
-    return [(f"worker {m.name}", line) for m, line in zip(members, _columns(rows), strict=True)]
-
-
-def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Return rows of cells as lines whose cells stand below each other."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [(f"worker {m.name}", line) for m, line in zip(members, columns(rows), strict=True)]
 
 
 # ---- verify and limits -----------------------------------------------------------------------------------------------
