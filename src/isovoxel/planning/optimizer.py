@@ -200,33 +200,29 @@ def plan_chunks(
     output = output or source.grid.scaled(factor)
     # A chunk of its own length is one storage chunk and one shard: nothing is stored here.
     chunks = triple(map(min, chunks, output.shape))
-    storage = Storage(chunks, chunks)
-    while True:
-        plan = Plan(
-            source=source,
-            output=output,
-            factor=factor,
-            interpolation=interpolation,
-            boundary=boundary,
-            engine=engine,
-            antialias=antialias,
-            shift=shift,
-            storage=storage,
-            block_shape=storage.shard,
-            in_flight=host.threads,
-            halo_mode="direct",
-            window=(1, 1, 1),
-            device=device,
-            host=host,
-        )
-        excess = plan.cost.excess(device)
-        if not excess:
-            break
-        longest_side = max(storage.shard)
+    plan = Plan(
+        source=source,
+        output=output,
+        factor=factor,
+        interpolation=interpolation,
+        boundary=boundary,
+        engine=engine,
+        antialias=antialias,
+        shift=shift,
+        storage=Storage(chunks, chunks),
+        block_shape=chunks,
+        in_flight=host.threads,
+        halo_mode="direct",
+        window=(1, 1, 1),
+        device=device,
+        host=host,
+    )
+    while excess := plan.cost.excess(device):
+        longest_side = max(plan.block_shape)
         if fixed or longest_side == 1:
-            raise DoesNotFitError(f"a chunk of {storage.shard} output voxels takes {excess}; choose smaller chunks")
-        halves = triple(ceil_div(n, 2) if n == longest_side else n for n in storage.shard)
-        storage = Storage(halves, halves)
+            raise DoesNotFitError(f"a chunk of {plan.block_shape} output voxels takes {excess}; choose smaller chunks")
+        halves = triple(ceil_div(n, 2) if n == longest_side else n for n in plan.block_shape)
+        plan = replace(plan, storage=Storage(halves, halves), block_shape=halves)
     return plan
 
 
