@@ -11,7 +11,9 @@ from pathlib import Path
 
 import psutil
 
+from isovoxel.errors import DoesNotFitError
 from isovoxel.geometry.grid import round_up
+from isovoxel.planning.memory import human_bytes
 from isovoxel.planning.model import HostLimits
 
 MIB = 2**20
@@ -73,6 +75,15 @@ def reading_limits(budget: int | None = None) -> HostLimits:
     allowed = held + int(SHARE * available_bytes()) if budget is None else budget
     threads = min(MOST_THREADS, cores())
     return HostLimits(allowed=allowed, baseline=round_up(held + RESERVE, RESERVE // 4), threads=threads)
+
+
+def check_fits(doing: str, takes: int, host: HostLimits) -> None:
+    """Raise a `DoesNotFitError` where reading and comparing or drawing takes more bytes than are allowed."""
+    if takes > host.allowed:
+        raise DoesNotFitError(
+            f"{doing} takes {human_bytes(takes)} of host memory, of which {human_bytes(host.allowed)} are allowed; "
+            "choose more --memory"
+        )
 
 
 def available_bytes() -> int:

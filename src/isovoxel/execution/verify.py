@@ -25,19 +25,12 @@ from typing import Any
 
 import numpy as np
 
-from isovoxel.errors import (
-    DoesNotFitError,
-    InputError,
-    InputMissingError,
-    InputUnavailableError,
-    OptionError,
-    shown_value,
-)
+from isovoxel.errors import InputError, InputMissingError, InputUnavailableError, OptionError, shown_value
 from isovoxel.execution.comparison import SIDE, Compared, bytes_of, compare_box, sample_boxes
 from isovoxel.execution.events import Reading
 from isovoxel.execution.placement import metadata_changes
 from isovoxel.execution.recipe import Recipe
-from isovoxel.execution.resources import reading_limits
+from isovoxel.execution.resources import check_fits, reading_limits
 from isovoxel.geometry.grid import Box, Index3, ceil_div
 from isovoxel.object_store.objects import Place, has_place, place_of
 from isovoxel.object_store.retries import map_in_order
@@ -46,7 +39,6 @@ from isovoxel.output.ome_zarr import missing_shards
 from isovoxel.output.provenance import RECEIPTS, made_by, read_provenance
 from isovoxel.output.shard import ShardReceipt
 from isovoxel.output.writer import OmeZarrWriter
-from isovoxel.planning.memory import human_bytes
 from isovoxel.planning.model import HostLimits
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.base import Volume
@@ -273,11 +265,7 @@ def verify_levels(
     if host is not None:
         threads = min(samples, _threads(host, beside + takes))
         room = min(takes, host.allowed - host.baseline - beside)
-        if least > room:
-            raise DoesNotFitError(
-                f"computing a voxel again takes {human_bytes(host.baseline + beside + least)} of host memory, of which "
-                f"{human_bytes(host.allowed)} are allowed; choose more --memory"
-            )
+        check_fits("computing a voxel again", host.baseline + beside + least, host)
     how: dict[str, Any] = {"seed": seed, "room": room, "threads": threads, "reading": reading}
     found = verify_level(source, results[0], recipe, samples=samples, **how)
     for before, level, made in pairs[1:]:
@@ -429,11 +417,7 @@ def _with_every_chunk(found: Verdict, levels: Sequence[Volume], host: HostLimits
     takes = max(level.read_overhead + math.prod(level.chunks) * level.dtype.itemsize for level in levels)
     threads = _threads(host, takes)
     projected = host.baseline + threads * takes
-    if projected > host.allowed:
-        raise DoesNotFitError(
-            f"reading a chunk takes {human_bytes(projected)} of host memory, of which {human_bytes(host.allowed)} are "
-            "allowed; choose more --memory"
-        )
+    check_fits("reading a chunk", projected, host)
     total = sum(level.n_volumes * math.prod(map(ceil_div, level.shape, level.chunks)) for level in levels)
     doing = f"reading every chunk of {levels[0].name}"
     chunks = damaged = 0

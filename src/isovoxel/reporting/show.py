@@ -14,15 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isovoxel.errors import DoesNotFitError, OptionError
+from isovoxel.errors import OptionError
 from isovoxel.execution.events import Reading
 from isovoxel.execution.inputs import Named, check_apart, read_as
-from isovoxel.execution.resources import peak_bytes, reading_limits
+from isovoxel.execution.resources import check_fits, peak_bytes, reading_limits
 from isovoxel.geometry.grid import AXES, ceil_div
 from isovoxel.metadata.series import told_place
 from isovoxel.options import Opening, parse_size
 from isovoxel.planner import open_by
-from isovoxel.planning.memory import human_bytes
 from isovoxel.planning.model import HostLimits
 from isovoxel.readers.base import Volume
 from isovoxel.readers.open import images_of
@@ -370,11 +369,7 @@ def draw(
     host = reading_limits() if host is None else host
     room = host.allowed - host.baseline - DRAWING * len(volumes)
     takes = max(held_while_reading(level, room, host.threads) for level in levels)
-    if takes > room:
-        raise DoesNotFitError(
-            f"drawing takes {human_bytes(host.allowed - room + takes)} of host memory, of which "
-            f"{human_bytes(host.allowed)} are allowed; choose more --memory"
-        )
+    check_fits("drawing", host.allowed - room + takes, host)
     subjects = []
     for volume, level in zip(volumes, levels, strict=True):
         projected = maximum_projections(level, partial(reading, f"reading {volume.name}"), room, host.threads)
