@@ -212,12 +212,11 @@ def sound_node(place: Place) -> tuple[Kind | None, int]:
     kinds: dict[str, Kind | None] = {NODE: None, V2_GROUP: "group", V2_ARRAY: "array"}
     for name, zarr_format in TOP.items():
         try:
-            node = parse_json((place / name).read_bytes())
+            node = _of_format(place / name)
         except (FileNotFoundError, NotADirectoryError, PermissionError, ValueError):
             continue
-        if isinstance(node, dict) and node.get("zarr_format") == zarr_format:
-            kind = kinds[name] or node.get("node_type")
-            return (kind, zarr_format) if kind in ("group", "array") else (None, 0)
+        kind = kinds[name] or node.get("node_type")
+        return (kind, zarr_format) if kind in ("group", "array") else (None, 0)
     return None, 0
 
 
@@ -229,17 +228,16 @@ def is_zarr(place: Place) -> bool:
     OSError
         If a store does not say.
     """
-    for name, zarr_format in TOP.items():
+    for name in TOP:
         try:
-            node = parse_json((place / name).read_bytes())
+            _of_format(place / name)
         except (FileNotFoundError, ValueError):
             continue
         except OSError:
             if isinstance(place, ObjectPlace):
                 raise
             continue
-        if isinstance(node, dict) and node.get("zarr_format") == zarr_format:
-            return True
+        return True
     return False
 
 
