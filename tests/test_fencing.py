@@ -195,11 +195,11 @@ def test_threads_of_a_job_that_was_interrupted_twice_write_nothing_more(
         (FILES if kind == "file" else OBJECTS)[stage](patch, gate)
         interrupt_twice(patch, gate)
         with pytest.raises(KeyboardInterrupt):
-            isovoxel.scale(FIRST, out, **OPTIONS)
+            isovoxel.scale(FIRST, str(out), **OPTIONS)
     assert gate.held is not None
     try:
         voxels = SECOND if then == "overwrite" else FIRST
-        isovoxel.scale(voxels, out, overwrite=then == "overwrite", **OPTIONS)
+        isovoxel.scale(voxels, str(out), overwrite=then == "overwrite", **OPTIONS)
     finally:
         gate.open.set()
         gate.held.join(60)
@@ -219,7 +219,7 @@ def test_a_process_that_was_taken_for_dead_writes_nothing_more(
 
     def stopped() -> None:
         try:
-            isovoxel.scale(FIRST, out, **OPTIONS)
+            isovoxel.scale(FIRST, str(out), **OPTIONS)
         except Exception as error:  # noqa: BLE001 - looked at below
             failures.append(error)
 
@@ -236,7 +236,7 @@ def test_a_process_that_was_taken_for_dead_writes_nothing_more(
             patch.setattr(lock, "_lock", lambda _file: False)
             patch.setattr(lock, "_lives", lambda *_: False)
             patch.setattr(ObjectLock, "_lives", lambda *_: False)
-            isovoxel.scale(voxels, out, overwrite=then == "overwrite", **OPTIONS)
+            isovoxel.scale(voxels, str(out), overwrite=then == "overwrite", **OPTIONS)
     finally:
         gate.open.set()
         thread.join(60)
@@ -255,7 +255,7 @@ def test_a_process_apart_whose_lock_is_lost_writes_nothing(tmp_path: Path) -> No
         FILES["encoded"](patch, gate)
         interrupt_twice(patch, gate)
         with pytest.raises(KeyboardInterrupt):
-            isovoxel.scale(FIRST, out, **OPTIONS)
+            isovoxel.scale(FIRST, str(out), **OPTIONS)
     gate.open.set()
     assert gate.held is not None
     gate.held.join(60)
@@ -274,7 +274,7 @@ def test_a_second_interrupt_gives_the_lock_back(tmp_path: Path) -> None:
         FILES["flushed"](patch, gate)
         interrupt_twice(patch, gate)
         with pytest.raises(KeyboardInterrupt):
-            isovoxel.scale(FIRST, out, **OPTIONS)
+            isovoxel.scale(FIRST, str(out), **OPTIONS)
     assert lock.read_holder(tmp_path / "out.zarr.isovoxel" / LOCK) is None
     with lock.FileLock(tmp_path / "out.zarr.isovoxel" / LOCK, out) as held:
         Attempt(tmp_path / "out.zarr.isovoxel" / LOCK, held.word, out).check()
