@@ -32,7 +32,7 @@ from isovoxel.output.shard import ShardWriter
 from isovoxel.planning.plan import Plan
 from store_server import Server, contents
 
-FIRST, SECOND = (np.random.default_rng(n).integers(0, 65536, (24, 16, 12)).astype(np.uint16) for n in range(2))
+FIRST, SECOND = (np.random.default_rng(n).integers(0, 65536, (8, 16, 12)).astype(np.uint16) for n in range(2))
 OPTIONS: dict[str, Any] = {
     "factor": (2.0, 1.0, 1.0),
     "chunk": (8, 8, 8),
