@@ -28,7 +28,7 @@ from isovoxel.errors import InputError, IsovoxelError, OptionError
 from isovoxel.geometry.grid import Box, Float3, VoxelGrid
 from strategies import as_dtype, examples, one_kernel_for_all_shapes, read_from
 
-SHAPES = int(os.environ.get("SHAPES", "200"))
+SHAPES = int(os.environ.get("SHAPES", "100"))
 """Random cases of the slow test; with 2000 it takes ten minutes."""
 
 VOLUME = np.random.default_rng(0).integers(0, 65536, (12, 30, 40)).astype(np.uint16)
