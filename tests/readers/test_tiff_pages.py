@@ -178,10 +178,12 @@ def test_a_raw_page_among_encoded_ones_is_read(kind: str, way: str, tmp_path: Pa
     np.testing.assert_array_equal(volume.read(box), expected(kind)[(-1, *box.slices)])
 
 
+NO_PLANES = [(k, w, (3, 7, 0, N - 1)[(i + j) % 4]) for i, k in enumerate(FILES) for j, w in enumerate(REFUSED)]
+"""Each kind of file with each way, and each of both at every place."""
+
+
 @pytest.mark.sampled(69)
-@pytest.mark.parametrize("kind", FILES)
-@pytest.mark.parametrize("way", REFUSED)
-@pytest.mark.parametrize("where", [3, 7, 0, N - 1])
+@pytest.mark.parametrize(("kind", "way", "where"), NO_PLANES)
 def test_a_page_that_is_no_plane_is_named(kind: str, way: str, where: int, tmp_path: Path) -> None:
     """A page of other voxels is named with what it has, and never left out or read as something else."""
     odd, why = REFUSED[way]
