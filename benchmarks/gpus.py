@@ -91,7 +91,7 @@ def main(arguments: list[str]) -> None:
     options = argparse.ArgumentParser(prog="python -m benchmarks gpus", description=__doc__)
     options.add_argument("--gpus", type=int, default=1, help="that the machine has")
     options.add_argument("--steps", default="", help="names of steps; by default all that the GPUs serve for")
-    options.add_argument("--device", default="NVIDIA", help="OpenCL device, by number or name")
+    options.add_argument("--device", default="gpu", help="OpenCL device, by kind, number or name")
     options.add_argument("--seconds", type=float, default=570, help="that are there")
     options.add_argument("--folder", type=Path, default=Path("/dev/shm/w"), help="where files lie meanwhile")  # noqa: S108
     options.add_argument("--logs", type=Path, required=True, help="folder for what each step prints")
