@@ -22,7 +22,7 @@ from isovoxel import scale_array
 from isovoxel.engines.cle import CleEngine
 from isovoxel.engines.clesperanto import clesperanto
 from isovoxel.engines.devices import find_device
-from isovoxel.engines.opencl import rows_of
+from isovoxel.engines.opencl import quiet_compiler, rows_of
 from isovoxel.engines.reference import reference
 from isovoxel.engines.registry import open_engine
 from isovoxel.errors import DeviceError
@@ -78,7 +78,8 @@ def whole_scale(volume: np.ndarray, factor: Float3, *, linear: bool) -> np.ndarr
         return np.asarray(pyclesperanto.pull(made))
     import pyclesperanto_prototype as cle
 
-    scaled = cle.scale(volume, factor_x=fx, factor_y=fy, factor_z=fz, auto_size=True, linear_interpolation=linear)
+    with quiet_compiler():  # the first to build a kernel is warned of what the compiler says
+        scaled = cle.scale(volume, factor_x=fx, factor_y=fy, factor_z=fz, auto_size=True, linear_interpolation=linear)
     return np.asarray(scaled)
 
 
