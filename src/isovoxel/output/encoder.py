@@ -227,13 +227,13 @@ class ShardEncoder:
         Returns
         -------
         list of bool
-            Of each shard whether a chunk is stored; it is dropped where none is. None where the GPU has not done it,
-            and all are dropped.
+            Of each shard whether a chunk is stored, and it is finished; None where the GPU has not done it. The caller
+            drops all others, and all of them after an error.
 
         Raises
         ------
         OSError
-            If the file system refuses; then all are dropped.
+            If the file system refuses.
         """
         region, gpu = _SideBySide(shards, data, self.storage), self._gpu
         try:
@@ -241,23 +241,12 @@ class ShardEncoder:
                 gpu.encode(data, region.turn, region.write_batch)
         except (MemoryError, GpuCodecError) as error:
             self._note_failure(error)
-        except BaseException:
-            region.drop()
-            raise
         if region.turn < region.chunks:
-            region.drop()
             return None
         for shard, stored in zip(shards, region.stored, strict=True):
             if stored:
                 shard.finish()
-            else:
-                shard.drop()
         return region.stored
-
-    @property
-    def in_batches(self) -> bool:
-        """Whether a GPU encodes, which takes chunks of several shards together."""
-        return self._gpu is not None
 
     @property
     def takes_parts(self) -> bool:
@@ -538,11 +527,6 @@ class _SideBySide:
                 self._shards[number].write_encoded(tuple((place % self._each).tolist()), batch.body[begin:end])
                 self.stored[number] = True
             self.turn += 1
-
-    def drop(self) -> None:
-        """Remove the files of all shards."""
-        for shard in self._shards:
-            shard.drop()
 
 
 def _box(data: Voxels) -> Box:

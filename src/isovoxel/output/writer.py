@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from itertools import repeat
 from typing import Any, Self
 
 import numpy as np
@@ -157,18 +158,19 @@ class OmeZarrWriter:
             If the file system refuses. Nothing is left of the shards then.
         """
         boxes = list(box.tiles(self._encoder.storage.shard))
-        if not self._encoder.in_batches or len(boxes) == 1:
+        if self._encoder.takes_parts or len(boxes) == 1:
             return None
         shards: list[ShardWriter] = []
+        stored: list[bool] | None = None
         try:
             for shard in boxes:
                 self._check(shard, shard, data[shard.slices_from(box.start)])
                 shards.append(self._store.begin(self._place(shard), self._encoder.storage))
             stored = self._encoder.encode_together(shards, data)
-        except BaseException:
-            for writer in shards:
-                writer.drop()
-            raise
+        finally:
+            for writer, kept in zip(shards, stored or repeat(False), strict=False):
+                if not kept:
+                    writer.drop()
         if stored is None:
             return None
         return [
