@@ -54,12 +54,11 @@ def checked_arguments(options: type | None = None) -> Callable[[Callable[P, T]],
     Parameters
     ----------
     options
-        A TypedDict of what its ``**options`` takes, if it has them.
+        A TypedDict of what its ``**options`` takes, if it has them; their values are checked by who holds them.
     """
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
-        kinds = {**getattr(options, "__annotations__", {}), **function.__annotations__}
-        kinds = {name: getattr(kind, "__forward_arg__", kind) for name, kind in kinds.items()}
+        kinds = function.__annotations__
         code: Any = getattr(function, "__code__")  # noqa: B009 - which a Callable need not have
         positional = code.co_varnames[: code.co_argcount]
 
