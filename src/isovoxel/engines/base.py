@@ -25,8 +25,8 @@ class Scaled(NamedTuple):
     """Seconds spent waiting for the device while it served other blocks."""
     pieces: int = 1
     """In how many pieces it was scaled: more than one where the device had no room for the whole."""
-    half: NDArray[Any] | None = None
-    """The block of level 1 that is made of it, where the plan has such and the device has made it too."""
+    halves: tuple[NDArray[Any], ...] = ()
+    """The block of level 1 that is made of it, and what becomes of that on level 2, as far as the device made them."""
 
 
 class Cancelled(Exception):  # noqa: N818 - not an error: the user asked for it

@@ -113,7 +113,7 @@ class CudaEngine(ExactEngine):
         return MOST_LANES
 
     def staging(self, plan: Plan) -> tuple[int, int]:
-        """Return the bytes of the host's memory for a block in flight: of its output, only for its block of level 1."""
+        """Return the bytes of the host's memory for a block in flight: of its output, only for further levels."""
         return plan.staging_on_host
 
     def open_queue(self, device: Device) -> Any:
@@ -188,7 +188,7 @@ class CudaEngine(ExactEngine):
 
 
 class _KeptBlock(StagedBlock):
-    """A block that stays on the device until it is encoded there, but for its block of level 1.
+    """A block that stays on the device until it is encoded there, but for what it becomes on further levels.
 
     Parameters
     ----------
@@ -208,8 +208,7 @@ class _KeptBlock(StagedBlock):
         """Return the voxels of ``block.write_box`` on the device, or on the host where it has no room for the whole."""
         engine, plan, block = self._engine, self._plan, self._block
         if not engine.fit.depth(plan) and not self._attempt(block, self._kept(), cancelled):
-            half = None if self._half is None else self._target.view(self._half, self._kind)
-            return Scaled(self._voxels, self._waited, 1, half)
+            return Scaled(self._voxels, self._waited, 1, self._made(0))
         target = self._target
         with contextlib.ExitStack() as spilling:
             spilling.enter_context(self._waiting_for(engine.spilling, cancelled))
@@ -232,23 +231,23 @@ class _KeptBlock(StagedBlock):
             self._held.push(held.pop_all())
 
     def _carry(self, piece: Block, lane: Lane, cancelled: threading.Event | None) -> None:
-        """Bring the block to the device, and its block of level 1 back."""
+        """Bring the block to the device, and what it becomes on further levels back."""
         if isinstance(self._target, _SpilledBuffer):
             super()._carry(piece, lane, cancelled)
             return
         assert isinstance(lane, _Lane)  # noqa: S101 - for type checkers
         kind, shape = self._kind, piece.write_box.shape
-        row, size, half = shape[2] * kind.itemsize, math.prod(shape), math.prod(self._half or (0,))
+        row, size, made = shape[2] * kind.itemsize, math.prod(shape), sum(map(math.prod, self._halves))
         try:
             arrays = self._engine.uploads(piece, self._plan)
             lane.buffers.begin(self._plan)
             small = {name: lane.upload(name, array) for name, array in arrays.items()}
             source = lane.upload("input", self.input)
-            target = lane.buffers.get("output", (size + half) * kind.itemsize)
+            target = lane.buffers.get("output", (size + made) * kind.itemsize)
             computed = self._compute(piece, source, target, small, lane, cancelled)
             lane.follow(computed)
-            if half:
-                lane.fetch(target.ptr + size * kind.itemsize, self._target.view((half,), kind))
+            if made:
+                lane.fetch(target.ptr + size * kind.itemsize, self._target.view((made,), kind))
         except BaseException:
             lane.finish()
             raise

@@ -32,9 +32,10 @@ inline int of_row(__global const T *row, const ulong x)
 #endif
 }
 
-// Voxels n are those of a block; their means, m voxels, follow behind them.
-__kernel void halve(__global T *voxels, ulong nz, ulong ny, ulong nx, ulong mz, ulong my, ulong mx)
+// Voxels n are those of a block, from voxel `first` of the buffer on; their means, m voxels, follow behind them.
+__kernel void halve(__global T *voxels, ulong first, ulong nz, ulong ny, ulong nx, ulong mz, ulong my, ulong mx)
 {
+    voxels += first;
     const ulong begin = get_global_id(0) * TILE, end = min(begin + TILE, mx), z = get_global_id(2);
     const ulong z0 = z << HZ, z1 = min(z0 + HZ, nz - 1);
     // Whole pairs, and then a voxel that is its own neighbour, if there is one.

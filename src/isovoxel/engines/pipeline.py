@@ -7,9 +7,9 @@ pages, which a GPU copies at the full rate of its bus, or, on a CPU, memory that
              (host)            │ lane │ kernels │ lane │               (host)
                                └──────┘         └──────┘
 
-1. A block in flight has a `StagedBlock`: one host buffer for its input and one for its output. Where a block of level 1
-   is made of it, that lies behind its output, on the device and on the host. It goes in pieces where the device has no
-   room for the whole.
+1. A block in flight has a `StagedBlock`: one host buffer for its input and one for its output. Where its block of level
+   1 is made of it, and a part of one of level 2 of that, they lie behind its output, on the device and on the host. It
+   goes in pieces where the device has no room for the whole.
 2. To be scaled it takes a `Lane`: a queue for transfers and, on a GPU, buffers for input and output on the device.
    A GPU has two, so that one block is uploaded or downloaded while the kernels of another run.
 3. Kernels run one block after another on cle's own queue; a block's first kernel waits for its upload, its download
@@ -21,11 +21,13 @@ All buffers are as large as the plan's largest block needs, so a plan allocates 
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -143,8 +145,8 @@ class StagedEngine(ABC):
         check_process()
         with TURN:
             self.build(plan)
-            if plan.halves_blocks:
-                self._halving(plan.source.dtype, plan.further[0].factor)
+            for level in plan.halved_along:
+                self._halving(plan.source.dtype, level.factor)
         self._built_for = plan
         self.hosts.registers = self._registers(plan)
         try:
@@ -180,7 +182,7 @@ class StagedEngine(ABC):
             found = scaled.data
             return scaled._replace(data=found.download(found) if isinstance(found, DeviceVoxels) else found.copy())
 
-    def halve(self, voxels: Any, dtype: str, factor: Float3, shapes: tuple[Index3, Index3]) -> None:
+    def halve(self, voxels: Any, dtype: str, factor: Float3, shapes: tuple[Index3, Index3], first: int = 0) -> None:
         """Give the kernel to the queue that makes the means of neighbours. The caller has the turn.
 
         Parameters
@@ -191,10 +193,12 @@ class StagedEngine(ABC):
             Of the voxels, and 0.5 for each axis that is halved, else 1.
         shapes
             Of the voxels and of the means, which may leave out the last voxel of an odd axis, or have one that is it.
+        first
+            How many voxels of the buffer lie before them.
         """
         share, (z, y, x) = _share_of(self.device.kind), shapes[1]
         items = round_up(ceil_div(x, share.tile), share.group), ceil_div(y, share.rows), z
-        numbers = map(np.uint64, (*shapes[0], *shapes[1]))
+        numbers = map(np.uint64, (first, *shapes[0], *shapes[1]))
         self._halving(dtype, factor)["halve"](self._queue, items, (share.group, 1, 1), voxels, *numbers)
 
     @lru_cache(maxsize=16)  # noqa: B019 - engines live as long as the process
@@ -379,17 +383,19 @@ class StagedEngine(ABC):
         small: dict[str, Any],
         block: Block,
         plan: Plan,
-        half: Index3 | None = None,
+        halves: Sequence[Index3] = (),
     ) -> Any:
         """Give a block's kernels to the queue, after an event; return that of their end. The caller has the turn.
 
-        Where the shape of its block of level 1 is given, that is made behind its voxels.
+        What it becomes on further levels, whose shapes are given, is made behind its voxels.
         """
         self._buffers.begin(plan)
         self.begin_after(uploaded)
         self.enqueue(source, target, small, block, plan)
-        if half is not None:
-            self.halve(target, plan.source.dtype, plan.further[0].factor, (block.write_box.shape, half))
+        first = 0
+        for level, shapes in zip(plan.further, pairwise((block.write_box.shape, *halves)), strict=False):
+            self.halve(target, plan.source.dtype, level.factor, shapes, first)
+            first += math.prod(shapes[0])
         return self.computed()
 
     def _let_go(self, lanes: Sequence[Lane]) -> None:

@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -45,7 +46,7 @@ class StagedBlock:
         self._engine, self._block, self._plan = engine, block, plan
         self._source, self._target = hosts
         self._waited = 0.0
-        self._half = plan.half_of(block)
+        self._halves = plan.halves_of(block)
 
     @property
     def input(self) -> NDArray[Any]:
@@ -78,10 +79,13 @@ class StagedBlock:
                     )
             waiting += [(part, depth + 1) for part in reversed(parts)]
             pieces += not parts
-        half = None
-        if self._half is not None and pieces == 1:
-            half = self._target.view(self._half, self._kind, behind=self._block.write_box.size)
-        return Scaled(self._output, self._waited, pieces, half)
+        halves_made = self._made(self._block.write_box.size) if pieces == 1 else ()
+        return Scaled(self._output, self._waited, pieces, halves_made)
+
+    def _made(self, behind: int) -> tuple[NDArray[Any], ...]:
+        """Return what the device has made of the block on further levels, behind so many voxels of the target."""
+        ends = accumulate((math.prod(shape) for shape in self._halves), initial=behind)
+        return tuple(self._target.view(shape, self._kind, end) for shape, end in zip(self._halves, ends, strict=False))
 
     def _refused(self, piece: Block, depth: int, cancelled: threading.Event | None) -> str:
         """Scale a piece; return why the device has no room for it, not even while it is alone there, else nothing."""
@@ -122,8 +126,8 @@ class StagedBlock:
                 read = piece.read_box.relative_to(self._block.read_box.start)
                 written = piece.write_box.relative_to(self._block.write_box.start)
                 source = lane.upload("input", self.input, read)
-                whole = self._half is not None and piece is self._block
-                voxels = written.size + (math.prod(self._half or ()) if whole else 0)
+                whole = piece is self._block
+                voxels = written.size + (sum(map(math.prod, self._halves)) if whole else 0)
                 target = lane.buffers.get("output", voxels * self._kind.itemsize)
                 computed = self._compute(piece, source, target, small, lane, cancelled)
                 if whole:
@@ -146,8 +150,8 @@ class StagedBlock:
         """Give the kernels to cle's queue, behind what the lane uploads; return the event of their end."""
         uploaded = lane.uploaded()
         with self._waiting_for(TURN, cancelled):
-            half = self._half if piece is self._block else None
-            return self._engine.enqueue_after(uploaded, source, target, small, piece, self._plan, half)
+            made = self._halves if piece is self._block else ()
+            return self._engine.enqueue_after(uploaded, source, target, small, piece, self._plan, made)
 
     @contextmanager
     def _waiting_for(self, resource: AbstractContextManager[T], cancelled: threading.Event | None) -> Iterator[T]:

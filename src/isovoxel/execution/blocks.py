@@ -212,7 +212,7 @@ class BlockMaker:
                 part = shard & block.write_box
                 data = scaled.data[part.slices_from(block.write_box.start)]
                 flush(self._attempt("writing", block, partial(self._writer.encode, shard, data, part)))
-            along = self._make_further(block, scaled.data, flush, scaled.half)
+            along = self._make_further(block, scaled.data, flush, scaled.halves)
             return BlockDone(
                 index=block.index,
                 voxels=block.write_box.size,
@@ -299,14 +299,14 @@ class BlockMaker:
         block: Block,
         voxels: Voxels | None,
         flush: Callable[[PendingShard], None],
-        half: NDArray[Any] | None = None,
+        halves: Sequence[NDArray[Any]] = (),
     ) -> tuple[tuple[int, int], ...]:
         """Make what can be made of further levels of a whole block, its shards after those of this level.
 
         Parameters
         ----------
-        block, voxels, half
-            The block, its voxels, and those of its block of level 1 where the device has made it.
+        block, voxels, halves
+            The block, its voxels, and what the device has made of it on further levels.
         flush
             As in `encode`.
 
@@ -318,7 +318,7 @@ class BlockMaker:
         if self._further is None or block.write_box != self.plan.block(block.index).write_box:
             return ()
         if isinstance(voxels, DeviceVoxels):
-            voxels = voxels.download(voxels) if half is None else None
+            voxels = None if halves else voxels.download(voxels)
 
         def write(plan: Plan, made: Block, voxels: NDArray[Any] | None) -> None:
             writer, whole = self._further_writers[plan.level], made.write_box
@@ -340,7 +340,7 @@ class BlockMaker:
                     part = voxels[box.slices_from(whole.start)]
                     flush(self._attempt("writing", block, partial(writer.encode, box, part)))
 
-        return self._further.make(block.index, voxels, write, half)
+        return self._further.make(block.index, voxels, write, halves)
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:

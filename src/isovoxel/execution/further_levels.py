@@ -2,9 +2,10 @@
 
 1. Level 1 has the blocks of the full level, halved: each is made of one block, by the device that has scaled that, or
    by the processor where the device had no room for the whole block.
-2. A block of a level after that one is put together of what several blocks of the level before become, halved. It is
-   written once it is whole; until then it is open. As many blocks are open as the plan counts, which is enough where
-   blocks are made in their order. Where it is not, the one that was begun first is given up.
+2. A block of a level after that one is put together of what several blocks of the level before become, halved: those of
+   level 1 by the device as well. It is written once it is whole; until then it is open. As many blocks are open as the
+   plan counts, which is enough where blocks are made in their order. Where it is not, the one that was begun first is
+   given up.
 3. What is given up, or misses a part, for a part of the full level was done before or on another worker, is read back
    when the full level is done, as it is where nothing is made in memory.
 """
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isovoxel.geometry.grid import Box, ceil_div, triple
+from isovoxel.geometry.grid import Box, ceil_div
 from isovoxel.geometry.resampling import Halver
 from isovoxel.planning.model import Block
 from isovoxel.planning.plan import Plan
@@ -45,7 +46,7 @@ class FurtherLevels:
         self._kept = threading.local()
 
     def make(
-        self, index: int, voxels: Voxels | None, write: Write, half: Voxels | None = None
+        self, index: int, voxels: Voxels | None, write: Write, halves: Sequence[Voxels] = ()
     ) -> tuple[tuple[int, int], ...]:
         """Make what can be made of a block of the full level.
 
@@ -55,8 +56,8 @@ class FurtherLevels:
             The block; without voxels it is zeros, as what is made of it is.
         write
             Called with each block that is whole, in turn.
-        half
-            The block of level 1, where it is made already.
+        halves
+            The block of level 1, and what that becomes on level 2, as far as they are made already.
 
         Returns
         -------
@@ -64,22 +65,25 @@ class FurtherLevels:
             The blocks that were written, in that order.
         """
         block = self._first.block(index)
+        half, *quarter = halves or (None,)
         if half is None and voxels is not None:
             half = self._halved(0, voxels, self._first, block.write_box)
         write(self._first, block, half)
-        return ((1, index), *self._gather(0, block, half, write))
+        return ((1, index), *self._gather(0, block, half, write, *quarter))
 
-    def _gather(self, number: int, block: Block, voxels: Voxels | None, write: Write) -> list[tuple[int, int]]:
-        """Add a block to those of the next level, and write those that are whole, and what these complete."""
+    def _gather(
+        self, number: int, block: Block, voxels: Voxels | None, write: Write, half: Voxels | None = None
+    ) -> list[tuple[int, int]]:
+        """Add a block to those of the next level, of which `half` may be made already, and write what is whole then."""
         if number == len(self._open):
             return []
         level = self._open[number]
-        box = _halved_box(block.write_box, level.plan)
-        if min(box.shape) == 0:
+        box = level.plan.halved(block.write_box)
+        if not box.size:
             return []
         if voxels is None:
-            half: Voxels = np.broadcast_to(np.zeros((), level.dtype), box.shape)
-        else:
+            half = np.broadcast_to(np.zeros((), level.dtype), box.shape)
+        elif half is None:
             half = self._halved(1, voxels, level.plan, box)
         made = []
         for whole, data in level.add(block.index, box, half):
@@ -174,12 +178,3 @@ class OpenBlocks:
                 return None
             into.parts.add(part)
             return into
-
-
-def _halved_box(box: Box, plan: Plan) -> Box:
-    """Return a box of the level before as voxels of a level, to whose end it goes where that one is at its end."""
-    start, stop = [], []
-    for a, b, n, m, f in zip(box.start, box.stop, plan.source.grid.shape, plan.output.shape, plan.factor, strict=True):
-        start.append(a // 2 if f == 0.5 else a)
-        stop.append(m if b == n else b // 2 if f == 0.5 else b)
-    return Box(triple(start), triple(stop), box.volume)

@@ -6,7 +6,7 @@ On the host, for each block in flight::
     host    = itemsize * read      the source's voxels, in memory that the device reaches
                                    (with map_overlap twice more: dask's block, and the block joined with its halo)
             + itemsize * written   the result's voxels, likewise
-            + half                 those of level 1 that are made of them on the device, behind them
+            + half                 those of levels 1 and 2 that are made of them on the device, behind them
             + decode + encode      what reading and writing hold beside their voxels
 
 On the device, `lanes` is how many blocks' voxels lie there at a time: 2 on a GPU, where one is copied while the
@@ -166,7 +166,7 @@ def cle_cost(
     read, padded, written
         Shapes of the read box, of the padded read box and of the write box, z, y, x.
     half
-        Bytes of the block of level 1 that is made of it on the device.
+        Bytes of what is made of it on the device on further levels.
     itemsize
         Bytes of a voxel in input and output.
     interpolation
@@ -226,7 +226,7 @@ def exact_cost(
     device, decode, encode, overlap
         As in `cle_cost`.
     kept
-        Whether blocks stay on the device until they are encoded there, but for their blocks of level 1.
+        Whether blocks stay on the device until they are encoded there, but for what they become on further levels.
     """
     sums, shape = [], list(read)
     for axes in passes[:-1] if not moves else ():

@@ -37,6 +37,9 @@ from isovoxel.planning.chunking import (
 from isovoxel.planning.memory import BlockCost, bytes_along, cle_cost, exact_cost
 from isovoxel.planning.model import FILTERS, MOVES, Block, DeviceLimits, HostLimits, Largest, Source
 
+MADE_BY_DEVICE = 2
+"""Further levels that a device makes of a block while it has it: the third has a hundredth of the full one's voxels, or
+less, as a rule."""
 SHORT = 4096
 """Bytes of a chunk below which a codec may store it as it is, although it ends with zeros."""
 _HOW_IT_IS_READ = {"name": "", "read_overhead": 0, "chunks": [], "caches": False, "notes": [], "beside": []}
@@ -256,7 +259,7 @@ class Plan(InNotebooks):
 
     @cached_property
     def staging(self) -> tuple[int, int]:
-        """Bytes of the largest block's input and output voxels, with those of its block of level 1 behind."""
+        """Bytes of the largest block's input and output voxels, with what it becomes on further levels behind."""
         read, _, written = self.largest
         half = self._half_bytes(written) if self.halves_blocks else 0
         return math.prod(read) * self.source.itemsize, math.prod(written) * self.source.itemsize + half
@@ -282,7 +285,7 @@ class Plan(InNotebooks):
     def cost_of(self, *, read: Index3, padded: Index3, written: Index3, half: int | None = None) -> BlockCost:
         """Return what a block of these shapes costs.
 
-        Of it `half` bytes of level 1 are made on the device; by default as many as the plan has.
+        Of it `half` bytes of further levels are made on the device; by default as many as the plan has.
         """
         if half is None:
             half = self._half_bytes(written) if self.halves_blocks else 0
@@ -319,9 +322,12 @@ class Plan(InNotebooks):
         )
 
     def _half_bytes(self, written: Index3) -> int:
-        """Return the bytes of the block of level 1 that is made of a block."""
-        halves = (math.ceil(n * f) for n, f in zip(written, self.further[0].factor, strict=True))
-        return math.prod(halves) * self.source.itemsize
+        """Return the bytes of what a device makes of a block on further levels."""
+        voxels = 0
+        for level in self.made_along[:MADE_BY_DEVICE]:
+            written = triple(math.ceil(n * f) for n, f in zip(written, level.factor, strict=True))
+            voxels += math.prod(written)
+        return voxels * self.source.itemsize
 
     @property
     def chunk_bytes(self) -> int:
@@ -364,18 +370,37 @@ class Plan(InNotebooks):
 
     @property
     def keeps_blocks(self) -> bool:
-        """Whether blocks stay on the device until they are encoded there, but for their blocks of level 1."""
+        """Whether blocks stay on the device until they are encoded there, but for what is made of them."""
         return self._keeps_blocks(halved=self.halves_blocks)
 
     def _keeps_blocks(self, *, halved: bool) -> bool:
         """Return whether blocks stay on the device; a processor that makes level 1 of them needs their voxels."""
         return bool(self.device.encoding) and self.engine == "exact" and (halved or not self.made_along)
 
-    def half_of(self, block: Block) -> Index3 | None:
-        """Return the shape of the block of level 1 that is made of one; None for what is no whole block, or none is."""
-        if not self.halves_blocks or block.write_box != self.block(block.index).write_box:
-            return None
-        return self.further[0].block(block.index).write_box.shape
+    @property
+    def halved_along(self) -> tuple[Plan, ...]:
+        """The plans of those further levels of which the device makes blocks, or parts of blocks, of these blocks."""
+        return self.made_along[:MADE_BY_DEVICE] if self.halves_blocks else ()
+
+    def halves_of(self, block: Block) -> tuple[Index3, ...]:
+        """Return the shapes of what the device makes of a block on further levels; of what is no whole block, none."""
+        shapes, box = [], block.write_box
+        if box == self.block(block.index).write_box:
+            for level in self.halved_along:
+                box = level.halved(box)
+                if not box.size:
+                    break
+                shapes.append(box.shape)
+        return tuple(shapes)
+
+    def halved(self, box: Box) -> Box:
+        """Return a box of the level before as voxels of this one, to whose end it goes where that one is at its end."""
+        start, stop = [], []
+        lengths = zip(self.source.grid.shape, self.output.shape, self.factor, strict=True)
+        for a, b, (n, m, f) in zip(box.start, box.stop, lengths, strict=True):
+            start.append(a // 2 if f == 0.5 else a)
+            stop.append(m if b == n else b // 2 if f == 0.5 else b)
+        return Box(triple(start), triple(stop), box.volume)
 
     @property
     def leaves_out_empty(self) -> bool:
