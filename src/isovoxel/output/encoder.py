@@ -27,6 +27,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import imagecodecs
@@ -514,19 +515,24 @@ class _SideBySide:
         """The chunk to be appended next, of those of all shards, z slowest."""
         self._grid = tuple(ceil_div(n, c) for n, c in zip(data.shape, storage.chunk, strict=True))
         self._across = tuple(ceil_div(n, s) for n, s in zip(data.shape, storage.shard, strict=True))
-        self._each = tuple(s // c for s, c in zip(storage.shard, storage.chunk, strict=True))
+        self._each = np.array([[s // c] for s, c in zip(storage.shard, storage.chunk, strict=True)])
         self.chunks = math.prod(self._grid)
 
     def write_batch(self, batch: EncodedChunks) -> None:
         """Append chunks to their shards, the first of which has its turn, without those that are not stored."""
-        ends = np.cumsum(batch.sizes).tolist()
-        for begin, end, full in zip([0, *ends], ends, batch.full.tolist(), strict=False):
-            if full or not self._skip_empty:
-                place = np.array(np.unravel_index(self.turn, self._grid))
-                number = int(np.ravel_multi_index(tuple(place // self._each), self._across))
-                self._shards[number].write_encoded(tuple((place % self._each).tolist()), batch.body[begin:end])
+        places = np.stack(np.unravel_index(np.arange(self.turn, self.turn + len(batch.sizes)), self._grid))
+        shards = np.ravel_multi_index(tuple(places // self._each), self._across)
+        if self._skip_empty:
+            shards[~batch.full] = -1
+        ends = np.cumsum([0, *batch.sizes])
+        # Those that are neighbours in a shard as well are written at once.
+        for begin, end in pairwise([0, *(np.flatnonzero(np.diff(shards)) + 1), len(shards)]):
+            if (number := shards[begin]) >= 0:
+                inside = tuple(places[:, begin:end] % self._each)
+                body = batch.body[ends[begin] : ends[end]]
+                self._shards[number].write_batch(inside, batch.sizes[begin:end], body)
                 self.stored[number] = True
-            self.turn += 1
+        self.turn += len(shards)
 
 
 def _box(data: Voxels) -> Box:
