@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Callable
 from typing import TypeVar
@@ -37,3 +39,28 @@ def least_peak(
         if peaks[-1] <= enough(result):
             break
     return result, min(peaks)
+
+
+WATCH = """
+import select, sys, pynvml
+pynvml.nvmlInit()
+handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+used = lambda: [pynvml.nvmlDeviceGetMemoryInfo(h).used for h in handles]
+before = most = used()
+print("ready", flush=True)
+while not select.select([sys.stdin], [], [], 0)[0]:
+    most = [max(a, b) for a, b in zip(most, used())]
+print(max(a - b for a, b in zip(most, before)))
+"""
+"""Prints by how much the used memory of one GPU rose until standard input was closed."""
+
+
+def device_rise(do: Callable[[], object]) -> int:
+    """Return by how many bytes the used memory of one NVIDIA GPU rose, at most, while something was done."""
+    with subprocess.Popen(
+        [sys.executable, "-c", WATCH], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as watcher:
+        assert watcher.stdout is not None
+        assert watcher.stdout.readline() == "ready\n"
+        do()
+        return int(watcher.communicate()[0])

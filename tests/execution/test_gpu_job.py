@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import isovoxel
 from hog import hog
 from isovoxel.engines.devices import list_devices
 from isovoxel.execution.events import Event, JobStarted
+from peaks import device_rise
 
 pytestmark = pytest.mark.gpu
 
@@ -43,3 +47,22 @@ def test_a_job_goes_on_while_another_program_takes_the_memory(tmp_path: Path) ->
     for path in files:
         other = tmp_path / "crowded.zarr" / path.relative_to(tmp_path / "alone.zarr")
         assert path.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize(("engine", "encode"), [("exact", "cpu"), ("exact", "gpu"), ("cle", "cpu"), ("cle", "gpu")])
+def test_a_process_holds_no_more_of_the_device_than_projected(engine: str, encode: str, tmp_path: Path) -> None:
+    """What the drivers hold by themselves included; NVML counts pages of 2 MiB."""
+    if not any(device.kind == "gpu" and device.pci for device in list_devices()):
+        pytest.skip("no NVIDIA GPU is here")
+    np.save(tmp_path / "in.npy", np.random.default_rng(0).integers(0, 4096, (120, 500, 500)).astype(np.uint16))
+    command = [sys.executable, "-m", "isovoxel", "scale", "in.npy", "out.zarr", "--input-voxel-size", "5,2,2", "--json"]
+    command += ["--factor", "5,2,2", "--engine", engine, "--encode", encode, "--device", "gpu"]
+    ended: list[str] = []
+
+    def run() -> None:
+        ended.append(subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout)
+
+    risen = device_rise(run)
+    projected = json.loads(ended[0].splitlines()[-1])["projected"]["device_bytes"]
+    print(f"{engine}, encoded by {encode}: projected {projected:,}, risen by {risen:,}")
+    assert risen <= projected + 64 * 2**21

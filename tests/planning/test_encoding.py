@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -49,6 +49,21 @@ def test_auto_is_what_is_faster() -> None:
     assert chosen(host=many, device=replace(H200, encoders=60)) == ("blosc-lz4", False)
     assert chosen(device=replace(H200, encoders=8)) == ("blosc-lz4", False)
     assert chosen(device=replace(H200, encoders=0)) == ("blosc-lz4", False)
+
+
+@pytest.mark.parametrize(("engine", "given", "held"), [("exact", "cpu", 1), ("exact", "gpu", 0), ("cle", "gpu", 1)])
+def test_what_opencl_holds_is_projected_where_it_is_used(engine: str, given: str, held: int) -> None:
+    """It is a part of what is allowed; engine exact is in CUDA where a GPU encodes, which is counted already."""
+    device = replace(H200, context=GIB // 2)
+    read: Any = None
+    volume = Volume("a", "b", SHAPE, np.dtype("uint16"), read, read_overhead=0, voxel_size=(1.0, 1.0, 1.0))
+    options = Options(factor=(4, 1, 1), levels=0, engine=engine, encode=given)
+    plan = plan_volume(volume, options, choose_sampling(volume, options), _Resources(device, HOST))
+    blocks = plan.device.encoding + plan.cost.on_device(plan.in_flight)
+    assert plan.projected_device == blocks + held * (GIB // 2)
+    just = replace(plan.device, allowed=plan.projected_device)
+    assert not plan.cost.excess(just, plan.in_flight)
+    assert plan.cost.excess(replace(just, allowed=just.allowed - 1), plan.in_flight)
 
 
 def test_few_voxels_do_not_wait_for_cuda() -> None:
@@ -124,16 +139,20 @@ def test_levels_whose_blocks_fill_no_batch_are_the_processors(block: Index3, chu
     assert fills_batches(full, level) == worth  # type: ignore[arg-type]
 
 
+@dataclass
 class _Resources:
-    """A GPU that encodes, in a host that has little memory."""
+    """A GPU that encodes, in a host that has so much memory."""
+
+    device: DeviceLimits
+    host: HostLimits
 
     def limits(self, _engine: str) -> Limits:
         """Return the limits."""
-        return H200, replace(HOST, allowed=3 * GIB)
+        return self.device, self.host
 
     def clesperanto(self) -> tuple[str, str]:
-        """There is none."""
-        return "", "it is not wanted"
+        """Any, which is not called."""
+        return "clesperanto", ""
 
 
 def test_auto_leaves_blocks_their_room() -> None:
@@ -143,7 +162,9 @@ def test_auto_leaves_blocks_their_room() -> None:
 
     def planned(**chosen: Any) -> Plan:
         options = Options(factor=(4, 1, 1), levels=0, **chosen)
-        return plan_volume(volume, options, choose_sampling(volume, options), _Resources())
+        return plan_volume(
+            volume, options, choose_sampling(volume, options), _Resources(H200, replace(HOST, allowed=3 * GIB))
+        )
 
     plan = planned()
     assert plan.device.encoding == 0

@@ -222,7 +222,8 @@ def with_encoder(
     taken = CONTEXT + lanes * batches.device_bytes(device)
     # Threads wait for the GPU most of the time, so that few cores have use for more of them.
     threads = min(max(host.threads, 2 * lanes), IN_FLIGHT * lanes)
-    return gpu, (replace(device, encoding=taken), replace(host, baseline=host.baseline + pinned, threads=threads))
+    device = replace(device, encoding=taken, context=_context_of_opencl(device, engine))
+    return gpu, (device, replace(host, baseline=host.baseline + pinned, threads=threads))
 
 
 def fills_batches(full: Plan, level: Plan) -> bool:
@@ -299,7 +300,13 @@ def with_decoder(
     if given == "auto" and (read < written or not _is_faster(encoded.codec, read, device, host)):
         return limits
     taken = batches.context(device) + lanes * batches.device_bytes(device)
-    return replace(device, decoding=taken), replace(host, baseline=host.baseline + pinned)
+    device = replace(device, decoding=taken, context=_context_of_opencl(device, engine))
+    return device, replace(host, baseline=host.baseline + pinned)
+
+
+def _context_of_opencl(device: DeviceLimits, engine: str) -> int:
+    """Return what OpenCL holds beside a codec: engine exact uses CUDA then as well."""
+    return 0 if engine == "exact" else device.context
 
 
 def _is_faster(codec: str, nbytes: float, device: DeviceLimits, host: HostLimits) -> bool:

@@ -115,7 +115,7 @@ class BlockCost:
                 f"{human_bytes(self.largest.nbytes)} for its {self.largest.name}, but {limits.name} "
                 f"allocates at most {human_bytes(limits.largest_allocation)} at once"
             )
-        if (taken := limits.encoding + limits.decoding + self.on_device(in_flight)) > limits.allowed:
+        if (taken := limits.taken + self.on_device(in_flight)) > limits.allowed:
             return f"{human_bytes(taken)} on {limits.name}, of which {human_bytes(limits.allowed)} are allowed"
         return ""
 

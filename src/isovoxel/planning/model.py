@@ -54,6 +54,13 @@ class DeviceLimits:
     """How much of what is allowed is held to encode chunks; 0 where the processor does."""
     decoding: int = 0
     """How much of it is held to decode those of the input, likewise."""
+    context: int = 0
+    """How much of it the driver of OpenCL holds for a process by itself."""
+
+    @property
+    def taken(self) -> int:
+        """How much of what is allowed no block has."""
+        return self.context + self.encoding + self.decoding
 
 
 @dataclass(frozen=True, slots=True)

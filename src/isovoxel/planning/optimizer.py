@@ -314,7 +314,7 @@ def _best_of(draft: Plan, halved: tuple[bool, bool, bool], threads: int) -> _Fou
         on_host = on_host + in_flight * written
     small = written <= device.largest_allocation
     roomy = small & (read <= device.largest_allocation) & (on_host < host.allowed + 1)
-    roomy &= device.encoding + device.decoding + on_device <= device.allowed
+    roomy &= device.taken + on_device <= device.allowed
     eligible = np.flatnonzero(np.broadcast_to(roomy, score.shape))
     blocks = np.broadcast_to(blocks, score.shape)
     least = np.where(small, score, np.inf).min()

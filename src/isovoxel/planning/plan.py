@@ -337,7 +337,7 @@ class Plan(InNotebooks):
     @property
     def projected_device(self) -> int:
         """Projected bytes on the device at any one time."""
-        return self.device.encoding + self.device.decoding + self.cost.on_device(self.in_flight)
+        return self.device.taken + self.cost.on_device(self.in_flight)
 
     @property
     def held(self) -> int:

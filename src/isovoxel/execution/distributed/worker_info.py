@@ -132,6 +132,7 @@ class WorkerPool:
             kind="cpu" if "cpu" in kinds else "gpu",
             image_shape=triple(min(d.image_shape[axis] for d in devices) for axis in range(3)),
             shares_host_memory=any(d.shares_host_memory for d in devices),
+            context=max(d.context for d in devices),
             **{name: min(getattr(d, name) for d in devices) for name in names},
         )
 
