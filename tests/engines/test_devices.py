@@ -3,6 +3,7 @@
 import platform
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -424,5 +425,12 @@ def test_a_process_that_sees_one_gpu_wakes_that(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if shown:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+    monkeypatch.setattr(devices, "_woken", held := [])
+    monkeypatch.setattr(devices, "_prepared", threading.Event())
     devices.wake_only_gpu(wanted)
     assert woken == ([pci] if pci else [])
+    assert len(held) == len(woken)
+    devices.let_cuda_go()
+    assert not held
+    devices.wake_only_gpu(wanted)  # when the engine was sooner
+    assert not held

@@ -156,7 +156,7 @@ class DeviceMemory:
 
 
 class Gpu:
-    """One GPU; any number of threads may use it.
+    """One GPU; any number of threads may use it. With the last of them CUDA gives back what it holds by itself.
 
     Parameters
     ----------
@@ -172,7 +172,8 @@ class Gpu:
     """
 
     def __init__(self, pci: str) -> None:
-        device, self._context = ctypes.c_int(), ctypes.c_void_p()
+        self._device = device = ctypes.c_int()
+        self._context = ctypes.c_void_p()
         with _failures():
             call("cuDeviceGetByPCIBusId", ctypes.byref(device), pci.encode())
             call_waiting("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), device)
@@ -180,6 +181,11 @@ class Gpu:
             call("cuDeviceGetAttribute", ctypes.byref(major), 75, device)
             call("cuDeviceGetAttribute", ctypes.byref(minor), 76, device)
         self._capability = 10 * major.value + minor.value
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # where CUDA has ended before
+            if self._context:
+                call_waiting("cuDevicePrimaryCtxRelease_v2", self._device)
 
     def kernels(self, source: str, *options: str) -> Kernels:
         """Return kernels of a source; called while the GPU is in use."""

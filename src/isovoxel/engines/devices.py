@@ -148,7 +148,7 @@ def wake(device: Device, engine: str | None) -> None:
     with contextlib.suppress(Exception):  # what fails is done again, and raises there
         codes = device.limits().encoders > 0
         if codes:
-            Gpu(device.pci)
+            _wake_cuda(device.pci)
     with contextlib.suppress(Exception):
         if engine == "cle" or (engine is None and device.kind == "gpu"):
             generation = clesperanto()
@@ -174,7 +174,25 @@ def wake_only_gpu(wanted: str = "auto") -> None:
         gpu = _only_gpu()
         told = _words((gpu / "information").read_text())
         if (wanted in ("auto", "gpu", "0") or f" {_words(wanted)} " in f" {told} ") and can_code():
-            Gpu(gpu.name)
+            _wake_cuda(gpu.name)
+
+
+_woken: list[Gpu] = []
+"""What holds contexts of CUDA that were made ahead, until an engine is prepared."""
+_prepared = threading.Event()
+"""Set once one is."""
+
+
+def _wake_cuda(pci: str) -> None:
+    _woken.append(Gpu(pci))
+    if _prepared.is_set():
+        _woken.clear()
+
+
+def let_cuda_go() -> None:
+    """Have CUDA give back what it holds of a GPU, where an engine that is prepared has no use for it."""
+    _prepared.set()
+    _woken.clear()
 
 
 def _only_gpu() -> Path:

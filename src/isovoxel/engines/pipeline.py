@@ -49,7 +49,7 @@ from isovoxel.engines.buffers import (
     Register,
     Reserved,
 )
-from isovoxel.engines.devices import Device, opencl_device
+from isovoxel.engines.devices import Device, let_cuda_go, opencl_device
 from isovoxel.engines.opencl import (
     C_TYPES,
     TURN,
@@ -111,6 +111,8 @@ class StagedEngine(ABC):
         self._built_for: Plan | None = None
         self._encoder: GpuEncoder | None = None
         self._decoder: GpuDecoder | None = None
+        self._cuda: Gpu | None = None
+        """Kept for codecs to come, once there was one: CUDA takes half a second to come up again."""
 
     # ---- what an engine adds ---------------------------------------------------------------------------------
 
@@ -160,6 +162,7 @@ class StagedEngine(ABC):
                 f"in flight: {driver_reason(error)}; choose less --memory"
             ) from error
         self.hosts.keep(plan.in_flight)
+        let_cuda_go()
 
     @contextmanager
     def staged(self, block: Block, plan: Plan) -> Iterator[StagedBlock]:
@@ -234,6 +237,7 @@ class StagedEngine(ABC):
                 hosts=lanes * batches.hosts,
                 gap=gap,
             )
+            self._cuda = self._encoder.gpu
             self._encoder.make_ahead(min(lanes, plan.n_blocks))
         return self._encoder
 
@@ -247,6 +251,7 @@ class StagedEngine(ABC):
             lanes = batches.lanes_within(plan.device)
             hosts = lanes * batches.hosts
             self._decoder = GpuDecoder(self.device.pci, coding, batch=batches.chunks, lanes=lanes, hosts=hosts)
+            self._cuda = self._decoder.gpu
         return self._decoder
 
     def _registers(self, plan: Plan) -> tuple[Register | None, Register | None]:
