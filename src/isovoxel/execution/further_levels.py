@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from isovoxel.geometry.grid import Box, ceil_div
 from isovoxel.geometry.resampling import Halver
+from isovoxel.planning.memory import WRITERS
 from isovoxel.planning.model import Block
 from isovoxel.planning.plan import Plan
 
@@ -87,7 +88,7 @@ class FurtherLevels:
             half = self._halved(1, voxels, level.plan, box)
         made = []
         for whole, data in level.add(block.index, box, half):
-            with level.writing:  # for the memory of one thread
+            with level.writing:  # for the memory of so many threads
                 write(level.plan, whole, data)
             made += [(level.plan.level, whole.index), *self._gather(number + 1, whole, data, write)]
         return made
@@ -122,8 +123,8 @@ class OpenBlocks:
 
     def __init__(self, plan: Plan) -> None:
         self.plan, self.dtype = plan, np.dtype(plan.source.dtype)
-        self.writing = threading.Lock()
-        """Held by the thread that writes one."""
+        self.writing = threading.BoundedSemaphore(WRITERS)
+        """Held by each thread that writes one."""
         self._blocks: dict[int, _Open] = {}
         self._ended = bytearray(plan.n_blocks)
         self._lock = threading.Lock()

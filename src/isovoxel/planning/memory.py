@@ -283,6 +283,10 @@ def _cost(
 # along y for the next row of parts, those along z for the next layer.
 
 
+WRITERS = 4
+"""Threads that may write blocks of one level at the same time."""
+
+
 class _Parts(NamedTuple):
     """How blocks of a level are put together."""
 
@@ -325,9 +329,9 @@ def bytes_along(plan: Plan) -> int:
         written = before.largest.written
         half = max(half, itemsize * math.prod(math.ceil(n * f) for n, f in zip(written, level.factor, strict=True)))
         scratch = max(scratch, scratch_bytes(written, itemsize))
-        # Beside those that are open, each thread holds some that are whole; one at a time encodes.
+        # Beside those that are open, each thread holds some that are whole.
         held = min(level.n_blocks, level.gathered + plan.in_flight * math.prod(touched))
-        shared += held * level.staging[1] + write_overhead(level.storage, itemsize)
+        shared += held * level.staging[1] + min(plan.in_flight, WRITERS) * write_overhead(level.storage, itemsize)
         each += seal_overhead(level.storage, level.largest.written)
     return plan.in_flight * (each + half + scratch) + shared
 
