@@ -32,9 +32,9 @@ CHOOSING = {SHOWN, "CUDA_DEVICE_ORDER", VENDORS, "OCL_ICD_FILENAMES", "OPENCL_VE
 """Variables that choose or order GPUs, or name drivers."""
 SYSTEM_GPUS = Path("/proc/driver/nvidia/gpus")
 """Where NVIDIA's driver for Linux has a folder for each GPU, by its PCI bus id, with a file that has its UUID."""
-CONTEXT = 2**22
-"""Bytes that NVIDIA's driver holds on a GPU for a process that uses OpenCL, for each of its multiprocessors (measured,
-H200: 0.52 GiB for 132)."""
+CONTEXT = 9 * 2**19
+"""Bytes that NVIDIA's driver holds on a GPU for a process that uses OpenCL, for each of its multiprocessors: on an H200
+with 132 of them 527 MiB for a context, 531 with its queues, and up to 565 in jobs, by NVML."""
 GPU_SHARE = 0.9
 """How much of a GPU's free memory is taken unless told otherwise: drivers and displays need the rest."""
 
