@@ -15,7 +15,7 @@ from isovoxel.geometry.grid import Index3
 from isovoxel.options import Options
 from isovoxel.planner import Limits, choose_sampling, plan_volume
 from isovoxel.planning.chunking import default_storage
-from isovoxel.planning.codecs import LANES, EncodedBatches, fills_batches, with_encoder
+from isovoxel.planning.codecs import LANES, EncodedBatches, with_encoder
 from isovoxel.planning.model import DeviceLimits, HostLimits
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.base import Volume
@@ -134,9 +134,9 @@ def test_a_gpu_has_as_many_threads_as_it_has_use_for(given: str, cores: int, thr
 def test_levels_whose_blocks_fill_no_batch_are_the_processors(block: Index3, chunk: Index3, worth: bool) -> None:
     """Blocks that were halved may have one chunk, which takes a GPU as long as eight."""
     storage = default_storage(SHAPE, 2, codec="blosc-zstd", chunk=(128, 128, 128), shard=(256, 256, 256))
-    full = SimpleNamespace(storage=storage, source=SimpleNamespace(itemsize=2))
+    full = SimpleNamespace(storage=storage, chunk_bytes=2 * 128**3)
     level = SimpleNamespace(storage=replace(storage, chunk=chunk), block_shape=block)
-    assert fills_batches(full, level) == worth  # type: ignore[arg-type]
+    assert Plan.fills_batches(full, level) == worth  # type: ignore[arg-type]
 
 
 @dataclass

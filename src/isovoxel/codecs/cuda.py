@@ -106,6 +106,11 @@ Voxels = NDArray[Any] | DeviceVoxels
 """Voxels on the host or on a GPU."""
 
 
+def on_host(voxels: Voxels) -> NDArray[Any]:
+    """Return voxels on the host: those of a GPU in new memory."""
+    return voxels.download(voxels) if isinstance(voxels, DeviceVoxels) else voxels
+
+
 class Registration:
     """Memory of the host that the GPU reaches, until this is collected; until then the memory stays.
 

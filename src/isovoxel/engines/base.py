@@ -25,7 +25,7 @@ class Scaled(NamedTuple):
     """Seconds spent waiting for the device while it served other blocks."""
     pieces: int = 1
     """In how many pieces it was scaled: more than one where the device had no room for the whole."""
-    halves: tuple[NDArray[Any], ...] = ()
+    halves: tuple[Voxels, ...] = ()
     """The block of level 1 that is made of it, and what becomes of that on level 2, as far as the device made them."""
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib.resources import files
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -188,7 +189,7 @@ class CudaEngine(ExactEngine):
 
 
 class _KeptBlock(StagedBlock):
-    """A block that stays on the device until it is encoded there, but for what it becomes on further levels.
+    """A block that stays on the device until it is encoded there, as its block of level 1 may.
 
     Parameters
     ----------
@@ -208,7 +209,8 @@ class _KeptBlock(StagedBlock):
         """Return the voxels of ``block.write_box`` on the device, or on the host where it has no room for the whole."""
         engine, plan, block = self._engine, self._plan, self._block
         if not engine.fit.depth(plan) and not self._attempt(block, self._kept(), cancelled):
-            return Scaled(self._voxels, self._waited, 1, self._made(0))
+            voxels, *halves = self._staying
+            return Scaled(voxels, self._waited, 1, (*halves, *self._made(self._halves[len(halves) :])))
         target = self._target
         with contextlib.ExitStack() as spilling:
             spilling.enter_context(self._waiting_for(engine.spilling, cancelled))
@@ -236,24 +238,29 @@ class _KeptBlock(StagedBlock):
             super()._carry(piece, lane, cancelled)
             return
         assert isinstance(lane, _Lane)  # noqa: S101 - for type checkers
-        kind, shape = self._kind, piece.write_box.shape
-        row, size, made = shape[2] * kind.itemsize, math.prod(shape), sum(map(math.prod, self._halves))
+        kind, shapes = self._kind, (piece.write_box.shape, *self._halves)
+        sizes = [math.prod(shape) * kind.itemsize for shape in shapes]  # they lie one behind the other
+        stay = 2 if self._plan.keeps_halves else 1
         try:
             arrays = self._engine.uploads(piece, self._plan)
             lane.buffers.begin(self._plan)
             small = {name: lane.upload(name, array) for name, array in arrays.items()}
             source = lane.upload("input", self.input)
-            target = lane.buffers.get("output", (size + made) * kind.itemsize)
+            target = lane.buffers.get("output", sum(sizes))
             computed = self._compute(piece, source, target, small, lane, cancelled)
             lane.follow(computed)
-            if made:
-                lane.fetch(target.ptr + size * kind.itemsize, self._target.view((made,), kind))
+            if fetched := sum(sizes[stay:]):
+                lane.fetch(target.ptr + sum(sizes[:stay]), self._target.view((fetched,), np.dtype(np.uint8)))
         except BaseException:
             lane.finish()
             raise
-        strides = shape[1] * row, row, kind.itemsize
         download = partial(self._engine.download, lane)
-        self._voxels = DeviceVoxels(target.ptr, shape, strides, kind, computed, download)
+        begins = accumulate(sizes, initial=target.ptr)
+        self._staying = [
+            DeviceVoxels(begin, shape, (shape[1] * row, row, kind.itemsize), kind, computed, download)
+            for begin, shape in zip(begins, shapes[:stay], strict=False)
+            for row in (shape[2] * kind.itemsize,)
+        ]
 
 
 class _SpilledBuffer(HostBuffer):

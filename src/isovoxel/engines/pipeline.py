@@ -34,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isovoxel.codecs.blosc import ContainerLayout
-from isovoxel.codecs.cuda import DeviceVoxels, Gpu, GpuCodecError, new_memory
+from isovoxel.codecs.cuda import Gpu, GpuCodecError, new_memory, on_host
 from isovoxel.codecs.decoder import GpuDecoder
 from isovoxel.codecs.gpu import GpuEncoder
 from isovoxel.codecs.streams import ChunkCoding
@@ -182,8 +182,7 @@ class StagedEngine(ABC):
         with self.staged(block, plan) as stage:
             stage.input[...] = data
             scaled = stage.scale(cancelled)
-            found = scaled.data
-            return scaled._replace(data=found.download(found) if isinstance(found, DeviceVoxels) else found.copy())
+            return scaled._replace(data=np.array(on_host(scaled.data)))
 
     def halve(self, voxels: Any, dtype: str, factor: Float3, shapes: tuple[Index3, Index3], first: int = 0) -> None:
         """Give the kernel to the queue that makes the means of neighbours. The caller has the turn.

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -29,6 +29,7 @@ from isovoxel.engines.base import Cancelled, Scaled
 from isovoxel.engines.buffers import HostPair, Lane, device_bytes, halves
 from isovoxel.engines.opencl import TURN, DriverError, driver_reason, is_lost, is_out_of_memory, let_go_of
 from isovoxel.errors import DeviceFullError
+from isovoxel.geometry.grid import Index3
 from isovoxel.planning.memory import human_bytes
 from isovoxel.planning.model import Block
 from isovoxel.planning.plan import Plan
@@ -79,13 +80,13 @@ class StagedBlock:
                     )
             waiting += [(part, depth + 1) for part in reversed(parts)]
             pieces += not parts
-        halves_made = self._made(self._block.write_box.size) if pieces == 1 else ()
-        return Scaled(self._output, self._waited, pieces, halves_made)
+        made = self._made(self._halves, self._block.write_box.size) if pieces == 1 else ()
+        return Scaled(self._output, self._waited, pieces, made)
 
-    def _made(self, behind: int) -> tuple[NDArray[Any], ...]:
+    def _made(self, shapes: Sequence[Index3], behind: int = 0) -> tuple[NDArray[Any], ...]:
         """Return what the device has made of the block on further levels, behind so many voxels of the target."""
-        ends = accumulate((math.prod(shape) for shape in self._halves), initial=behind)
-        return tuple(self._target.view(shape, self._kind, end) for shape, end in zip(self._halves, ends, strict=False))
+        ends = accumulate(map(math.prod, shapes), initial=behind)
+        return tuple(self._target.view(shape, self._kind, end) for shape, end in zip(shapes, ends, strict=False))
 
     def _refused(self, piece: Block, depth: int, cancelled: threading.Event | None) -> str:
         """Scale a piece; return why the device has no room for it, not even while it is alone there, else nothing."""

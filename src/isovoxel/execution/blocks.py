@@ -30,7 +30,6 @@ from isovoxel.execution.further_levels import FurtherLevels
 from isovoxel.geometry.grid import Box, Index3
 from isovoxel.object_store.retries import patience, retry
 from isovoxel.output.shard import PendingShard, ShardReceipt
-from isovoxel.planning.codecs import fills_batches
 from isovoxel.planning.model import Block
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.arrays import unmasked
@@ -108,7 +107,7 @@ class BlockMaker:
         writer = OmeZarrWriter.of_plan(task.output, plan, plan.helpers, task.attempt, gpu, on_processor)
         further = {
             level.level: OmeZarrWriter.of_plan(
-                task.output, level, 0, task.attempt, gpu if fills_batches(plan, level) else None
+                task.output, level, 0, task.attempt, gpu if plan.fills_batches(level) else None
             )
             for level in plan.made_along
         }
@@ -299,7 +298,7 @@ class BlockMaker:
         block: Block,
         voxels: Voxels | None,
         flush: Callable[[PendingShard], None],
-        halves: Sequence[NDArray[Any]] = (),
+        halves: Sequence[Voxels] = (),
     ) -> tuple[tuple[int, int], ...]:
         """Make what can be made of further levels of a whole block, its shards after those of this level.
 
@@ -320,7 +319,7 @@ class BlockMaker:
         if isinstance(voxels, DeviceVoxels):
             voxels = None if halves else voxels.download(voxels)
 
-        def write(plan: Plan, made: Block, voxels: NDArray[Any] | None) -> None:
+        def write(plan: Plan, made: Block, voxels: Voxels | None) -> None:
             writer, whole = self._further_writers[plan.level], made.write_box
             if voxels is not None:
                 shards = self._attempt("writing", block, partial(writer.encode_together, whole, voxels))

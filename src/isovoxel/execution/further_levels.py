@@ -21,13 +21,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from isovoxel.codecs.cuda import Voxels, on_host
 from isovoxel.geometry.grid import Box, ceil_div
 from isovoxel.geometry.resampling import Halver
 from isovoxel.planning.memory import WRITERS
 from isovoxel.planning.model import Block
 from isovoxel.planning.plan import Plan
 
-Voxels = NDArray[Any]
+Array = NDArray[Any]
 Write = Callable[[Plan, Block, "Voxels | None"], None]
 """Writes a block of a level, by the level's plan; without voxels it is zeros."""
 
@@ -73,7 +74,7 @@ class FurtherLevels:
         return ((1, index), *self._gather(0, block, half, write, *quarter))
 
     def _gather(
-        self, number: int, block: Block, voxels: Voxels | None, write: Write, half: Voxels | None = None
+        self, number: int, block: Block, voxels: Voxels | None, write: Write, half: Any = None
     ) -> list[tuple[int, int]]:
         """Add a block to those of the next level, of which `half` may be made already, and write what is whole then."""
         if number == len(self._open):
@@ -93,11 +94,11 @@ class FurtherLevels:
             made += [(level.plan.level, whole.index), *self._gather(number + 1, whole, data, write)]
         return made
 
-    def _halved(self, which: int, voxels: Voxels, plan: Plan, box: Box) -> Voxels:
+    def _halved(self, which: int, voxels: Voxels, plan: Plan, box: Box) -> Array:
         """Return voxels of the level before as those of a box of this one, in memory of this thread."""
         if not hasattr(self._kept, "halvers"):
             self._kept.halvers = (Halver(), Halver())  # what the second halves, the first has made
-        half: Voxels = self._kept.halvers[which](voxels, plan.factor, box.shape)
+        half: Array = self._kept.halvers[which](on_host(voxels), plan.factor, box.shape)
         return half
 
 
@@ -105,7 +106,7 @@ class FurtherLevels:
 class _Open:
     """A block that misses some of its voxels."""
 
-    voxels: Voxels
+    voxels: Array
     missing: int
     """How many voxels it misses."""
     parts: set[int]
@@ -129,7 +130,7 @@ class OpenBlocks:
         self._ended = bytearray(plan.n_blocks)
         self._lock = threading.Lock()
 
-    def add(self, part: int, box: Box, voxels: Voxels) -> Sequence[tuple[Block, Voxels]]:
+    def add(self, part: int, box: Box, voxels: Array) -> Sequence[tuple[Block, Array]]:
         """Add what a block of the level before becomes, and return the blocks that are whole now.
 
         Parameters

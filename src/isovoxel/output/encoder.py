@@ -35,7 +35,7 @@ import numpy as np
 from crc32c import crc32c
 from numpy.typing import NDArray
 
-from isovoxel.codecs.cuda import DeviceVoxels, GpuCodecError, Voxels
+from isovoxel.codecs.cuda import DeviceVoxels, GpuCodecError, Voxels, on_host
 from isovoxel.codecs.gpu import EncodedChunks, GpuEncoder
 from isovoxel.geometry.grid import Box, ceil_div
 from isovoxel.output.shard import Bytes, ShardWriter
@@ -203,8 +203,7 @@ class ShardEncoder:
         try:
             encoding = _Encoding(shard, data, whole or _box(data), self.storage, self._lock)
             if self._gpu is None or not self._encode_on(self._gpu, encoding):
-                if isinstance(data, DeviceVoxels):
-                    encoding.data = data.download(data)
+                encoding.data = on_host(data)
                 self._encode(encoding)
             if encoding.stored:
                 shard.finish()
@@ -215,7 +214,7 @@ class ShardEncoder:
             raise
         return encoding.stored
 
-    def encode_together(self, shards: Sequence[ShardWriter], data: NDArray[Any]) -> list[bool] | None:
+    def encode_together(self, shards: Sequence[ShardWriter], data: Voxels) -> list[bool] | None:
         """Write shards that lie side by side, whose chunks a GPU encodes in the same batches.
 
         Parameters
@@ -223,7 +222,7 @@ class ShardEncoder:
         shards
             In the order of `Box.tiles`.
         data
-            Voxels of all of them, on the host.
+            Voxels of all of them, on the host or a GPU.
 
         Returns
         -------
@@ -507,7 +506,7 @@ class _Encoding:
 class _SideBySide:
     """Shards that lie side by side, whose chunks a GPU encodes in the same batches; parameters as `encode_together`."""
 
-    def __init__(self, shards: Sequence[ShardWriter], data: NDArray[Any], storage: Storage) -> None:
+    def __init__(self, shards: Sequence[ShardWriter], data: Voxels, storage: Storage) -> None:
         self._shards, self._skip_empty = shards, storage.skip_empty
         self.stored = [not storage.skip_empty] * len(shards)
         """Of each whether a chunk was stored, or shall be however empty it is."""

@@ -142,7 +142,7 @@ class OmeZarrWriter:
             return self.leave_out(box)
         return shard
 
-    def encode_together(self, box: Box, data: NDArray[Any]) -> list[PendingShard] | None:
+    def encode_together(self, box: Box, data: Voxels) -> list[PendingShard] | None:
         """Encode the shards of a box in batches of a GPU; None where it does not, and each is to be encoded alone.
 
         Parameters
@@ -150,7 +150,7 @@ class OmeZarrWriter:
         box
             Voxels of whole shards of the output, clipped where the volume ends.
         data
-            Their values, on the host.
+            Their values, on the host or a GPU.
 
         Raises
         ------

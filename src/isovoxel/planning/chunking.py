@@ -42,6 +42,9 @@ CHECKSUM_BYTES = 4
 INDEX_BYTES = 16
 """Bytes that the index of a shard has for each chunk."""
 
+BATCH_BYTES = 2**25
+"""Bytes of voxels that a GPU encodes or decodes in a batch, where a chunk is not longer."""
+
 SEAL_BYTES = 2**10
 """What is held of a file until its block is noted as done: its receipt, and that in the ledger's words."""
 
@@ -224,6 +227,11 @@ def result_margin(storage: Storage, nbytes: int) -> int:
     if storage.codec == "none":
         return 0
     return nbytes // 256 + 2**9 if storage.plain else BLOSC_MARGIN
+
+
+def batch_chunks(chunk_bytes: int) -> int:
+    """Return how many chunks of so many bytes a GPU encodes or decodes in a batch."""
+    return max(1, BATCH_BYTES // chunk_bytes)
 
 
 def write_overhead(storage: Storage, itemsize: int) -> int:

@@ -21,10 +21,8 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from isovoxel.errors import OptionError
-from isovoxel.geometry.grid import ceil_div
-from isovoxel.planning.chunking import BLOSC_MARGIN, CHECKSUM_BYTES, Storage
+from isovoxel.planning.chunking import BLOSC_MARGIN, CHECKSUM_BYTES, Storage, batch_chunks
 from isovoxel.planning.model import DeviceLimits, Encoded, HostLimits
-from isovoxel.planning.plan import Plan
 
 ENCODERS = ("auto", "gpu", "cpu")
 """What encodes: the GPU where that is faster, the GPU, or the processor."""
@@ -42,8 +40,6 @@ DECODED_BY_CORE = {"lz4": 1.0e9, "zstd": 0.7e9}
 DECODED_BY_GPU = {"zstd": 0.08e9}
 """Bytes that a GPU decodes in a second for each multiprocessor; what was not measured, `auto` leaves to the cores."""
 
-BATCH_BYTES = 2**25
-"""Bytes of voxels of a batch, where a chunk is not longer."""
 LONGEST_CHUNK = 2**29
 """Bytes of the longest chunk that is decoded on a GPU."""
 LANES = 4
@@ -81,7 +77,7 @@ class Batches(abc.ABC):
     @property
     def chunks(self) -> int:
         """How many chunks a batch has at most."""
-        return max(1, BATCH_BYTES // self.chunk_bytes)
+        return batch_chunks(self.chunk_bytes)
 
     @property
     @abc.abstractmethod
@@ -224,19 +220,6 @@ def with_encoder(
     threads = min(max(host.threads, 2 * lanes), IN_FLIGHT * lanes)
     device = replace(device, encoding=taken, context=_context_of_opencl(device, engine))
     return gpu, (device, replace(host, baseline=host.baseline + pinned, threads=threads))
-
-
-def fills_batches(full: Plan, level: Plan) -> bool:
-    """Return whether a GPU that encodes a plan's full level encodes a further one too: in batches that are worth it.
-
-    A batch takes nearly as long for one chunk as for eight, and a block of a level that is made in memory, whose shards
-    are encoded together, may have but one: the processor's cores, which wait for the GPU otherwise, are faster then.
-    Levels with chunks of their own are smaller than a chunk of the full one.
-    """
-    storage = full.storage
-    chunks = math.prod(ceil_div(n, c) for n, c in zip(level.block_shape, storage.chunk, strict=True))
-    batch = EncodedBatches(math.prod(storage.chunk) * full.source.itemsize, storage.codec).chunks
-    return level.storage.chunk == storage.chunk and 2 * chunks > min(batch, storage.chunks_per_shard)
 
 
 def _no_encoder(storage: Storage, device: DeviceLimits) -> str:

@@ -205,7 +205,7 @@ def exact_cost(
     decode: int,
     encode: int,
     overlap: bool,
-    kept: bool = False,
+    kept: int = 0,
 ) -> BlockCost:
     """Return the projected bytes of one block under the `exact` engine, as the module says.
 
@@ -226,7 +226,7 @@ def exact_cost(
     device, decode, encode, overlap
         As in `cle_cost`.
     kept
-        Whether blocks stay on the device until they are encoded there, but for what they become on further levels.
+        Bytes of a block, and of its block of level 1, that stay on the device until they are encoded there.
     """
     sums, shape = [], list(read)
     for axes in passes[:-1] if not moves else ():
@@ -247,7 +247,7 @@ def exact_cost(
         beside=decode + encode,
         overlap=overlap,
     )
-    return replace(cost, host=cost.host - voxels, spilled=voxels + half) if kept else cost
+    return replace(cost, host=cost.host - kept, spilled=voxels + half) if kept else cost
 
 
 def _cost(

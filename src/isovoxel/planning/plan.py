@@ -29,6 +29,7 @@ from isovoxel.planning.chunking import (
     CHECKSUM_BYTES,
     INDEX_BYTES,
     Storage,
+    batch_chunks,
     helper_overhead,
     result_margin,
     seal_overhead,
@@ -261,15 +262,14 @@ class Plan(InNotebooks):
     def staging(self) -> tuple[int, int]:
         """Bytes of the largest block's input and output voxels, with what it becomes on further levels behind."""
         read, _, written = self.largest
-        half = self._half_bytes(written) if self.halves_blocks else 0
+        half = sum(self._halves_bytes(written)) if self.halves_blocks else 0
         return math.prod(read) * self.source.itemsize, math.prod(written) * self.source.itemsize + half
 
     @property
     def staging_on_host(self) -> tuple[int, int]:
         """Of these, the bytes that are projected on the host."""
         read, written = self.staging
-        voxels = math.prod(self.largest.written) * self.source.itemsize
-        return read, written - voxels if self.keeps_blocks else written
+        return read, written - self._kept_bytes(self.largest.written, halved=self.halves_blocks)
 
     @cached_property
     def largest(self) -> Largest:
@@ -288,7 +288,7 @@ class Plan(InNotebooks):
         Of it `half` bytes of further levels are made on the device; by default as many as the plan has.
         """
         if half is None:
-            half = self._half_bytes(written) if self.halves_blocks else 0
+            half = sum(self._halves_bytes(written)) if self.halves_blocks else 0
         itemsize = self.source.itemsize
         encode = write_overhead(self.storage, itemsize) + seal_overhead(self.storage, written)
         overlap = self.halo_mode == "map_overlap"
@@ -306,7 +306,7 @@ class Plan(InNotebooks):
                 decode=self.source.read_overhead,
                 encode=encode,
                 overlap=overlap,
-                kept=self._keeps_blocks(halved=half > 0),
+                kept=self._kept_bytes(written, halved=half > 0),
             )
         return cle_cost(
             read=read,
@@ -321,13 +321,24 @@ class Plan(InNotebooks):
             overlap=overlap,
         )
 
-    def _half_bytes(self, written: Index3) -> int:
-        """Return the bytes of what a device makes of a block on further levels."""
-        voxels = 0
+    def _halves_bytes(self, written: Index3) -> list[int]:
+        """Return the bytes of what a device makes of a block on each further level."""
+        found = []
         for level in self.made_along[:MADE_BY_DEVICE]:
             written = triple(math.ceil(n * f) for n, f in zip(written, level.factor, strict=True))
-            voxels += math.prod(written)
-        return voxels * self.source.itemsize
+            found.append(math.prod(written) * self.source.itemsize)
+        return found
+
+    def _kept_bytes(self, written: Index3, *, halved: bool) -> int:
+        """Return the bytes of a block that stay on the device until they are encoded there.
+
+        A processor that makes level 1 of blocks needs their voxels. What the device makes of them stays there as well
+        where the GPU encodes it.
+        """
+        if not self.device.encoding or self.engine != "exact" or (self.made_along and not halved):
+            return 0
+        voxels = math.prod(written) * self.source.itemsize
+        return voxels + (self._halves_bytes(written)[0] if halved and self.fills_batches(self.further[0]) else 0)
 
     @property
     def chunk_bytes(self) -> int:
@@ -364,18 +375,31 @@ class Plan(InNotebooks):
         if not self.further or not self.further[0].along:
             return False
         read, padded, written = self.largest
-        cost = self.cost_of(read=read, padded=padded, written=written, half=self._half_bytes(written))
+        cost = self.cost_of(read=read, padded=padded, written=written, half=sum(self._halves_bytes(written)))
         projected = self.projected_for(cost, self.in_flight, self.held + self.cache)
         return not cost.excess(self.device, self.in_flight) and projected <= self.host.allowed
 
     @property
     def keeps_blocks(self) -> bool:
-        """Whether blocks stay on the device until they are encoded there, but for what is made of them."""
-        return self._keeps_blocks(halved=self.halves_blocks)
+        """Whether blocks stay on the device until they are encoded there."""
+        return self._kept_bytes(self.largest.written, halved=self.halves_blocks) > 0
 
-    def _keeps_blocks(self, *, halved: bool) -> bool:
-        """Return whether blocks stay on the device; a processor that makes level 1 of them needs their voxels."""
-        return bool(self.device.encoding) and self.engine == "exact" and (halved or not self.made_along)
+    @cached_property
+    def keeps_halves(self) -> bool:
+        """Whether their blocks of level 1 do so, too."""
+        return self.keeps_blocks and bool(self.halved_along) and self.fills_batches(self.further[0])
+
+    def fills_batches(self, level: Plan) -> bool:
+        """Return whether a GPU that encodes these blocks does so for a further level: in batches that are worth it.
+
+        A batch takes nearly as long for one chunk as for eight, and a block of a level that is made in memory, whose
+        shards are encoded together, may have but one: the processor's cores, which wait for the GPU otherwise, are
+        faster then. Levels with chunks of their own are smaller than a chunk of the full one.
+        """
+        storage = self.storage
+        chunks = math.prod(ceil_div(n, c) for n, c in zip(level.block_shape, storage.chunk, strict=True))
+        batch = min(batch_chunks(self.chunk_bytes), storage.chunks_per_shard)
+        return level.storage.chunk == storage.chunk and 2 * chunks > batch
 
     @property
     def halved_along(self) -> tuple[Plan, ...]:
