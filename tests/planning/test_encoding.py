@@ -112,7 +112,7 @@ def test_batches_shrink_with_the_memory() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "cores", "threads"), [("gpu", 64, 3 * LANES), ("gpu", 4, 2 * LANES), ("cpu", 64, 64)]
+    ("given", "cores", "threads"), [("gpu", 64, 2 * LANES), ("gpu", 4, 2 * LANES), ("cpu", 64, 64)]
 )
 def test_a_gpu_has_as_many_threads_as_it_has_use_for(given: str, cores: int, threads: int) -> None:
     """More would wait for each other, and fewer for the GPU."""

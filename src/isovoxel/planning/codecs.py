@@ -42,9 +42,9 @@ DECODED_BY_GPU = {"zstd": 0.08e9}
 
 LONGEST_CHUNK = 2**29
 """Bytes of the longest chunk that is decoded on a GPU."""
-LANES = 4
-"""Batches on the device at a time, at most; with fewer, it waits for copies."""
-IN_FLIGHT = 3
+LANES = 6
+"""Batches on the device at a time, at most; with fewer, blocks wait for it, and more gain nothing."""
+IN_FLIGHT = 2
 """Blocks in flight for each batch on the device: more of them wait for the interpreter's lock, and have others wait."""
 
 ENCODING_SHARE = 0.75
@@ -110,7 +110,7 @@ class EncodedBatches(Batches):
     """Batches in which a GPU encodes."""
 
     __slots__ = ()
-    hosts = 4
+    hosts = 3
     share = 0.4
 
     @property
@@ -217,7 +217,7 @@ def with_encoder(
         return cpu, limits
     taken = CONTEXT + lanes * batches.device_bytes(device)
     # Threads wait for the GPU most of the time, so that few cores have use for more of them.
-    threads = min(max(host.threads, 2 * lanes), IN_FLIGHT * lanes)
+    threads = IN_FLIGHT * lanes
     device = replace(device, encoding=taken, context=_context_of_opencl(device, engine))
     return gpu, (device, replace(host, baseline=host.baseline + pinned, threads=threads))
 
