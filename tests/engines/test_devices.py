@@ -434,3 +434,21 @@ def test_a_process_that_sees_one_gpu_wakes_that(
     assert not held
     devices.wake_only_gpu(wanted)  # when the engine was sooner
     assert not held
+
+
+def test_nvml_says_whether_a_gpu_may_code(nvml: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the codecs are installed, and NVIDIA's driver knows a GPU; no device is listed."""
+    monkeypatch.setattr(devices, "list_devices", lambda: pytest.fail("devices are listed"))
+    monkeypatch.setattr(devices, "can_code", lambda: True)
+    assert not devices.has_coding_gpu()
+    nvml.append("00000000:65:00.0")
+    assert devices.has_coding_gpu()
+    monkeypatch.setattr(devices, "can_code", lambda: False)
+    assert not devices.has_coding_gpu()
+
+    def fail() -> int:
+        raise pynvml.NVMLError_Uninitialized
+
+    monkeypatch.setattr(devices, "can_code", lambda: True)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetCount", fail)
+    assert not devices.has_coding_gpu()

@@ -240,6 +240,18 @@ def _is_divided(gpu: Any) -> bool:
         return False
 
 
+def has_coding_gpu() -> bool:
+    """Return whether an NVIDIA GPU may encode and decode here; NVML is asked, neither OpenCL nor CUDA is loaded."""
+    if not can_code():
+        return False
+    import pynvml
+
+    with contextlib.suppress(pynvml.NVMLError):
+        _begin_nvml()
+        return bool(pynvml.nvmlDeviceGetCount())
+    return False
+
+
 def find_device(wanted: str = "auto") -> Device:
     """Return the device that a user means.
 

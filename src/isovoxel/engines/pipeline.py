@@ -65,7 +65,7 @@ from isovoxel.geometry.grid import Float3, Index3, ceil_div, round_up
 from isovoxel.planning.chunking import CHECKSUM_BYTES
 from isovoxel.planning.codecs import DecodedBatches, EncodedBatches
 from isovoxel.planning.memory import human_bytes
-from isovoxel.planning.model import LANES, Block
+from isovoxel.planning.model import LANES, Block, DeviceLimits
 from isovoxel.planning.plan import Plan
 
 
@@ -82,6 +82,13 @@ class _Share(NamedTuple):
 
 def _share_of(kind: str) -> _Share:
     return _Share(1, 16, 4096) if kind == "cpu" else _Share(128, 1, 1)
+
+
+def new_decoder(pci: str, coding: ChunkCoding, limits: DeviceLimits) -> GpuDecoder:
+    """Return what decodes chunks on the GPU at a place, in what its limits hold for that; raises as `GpuDecoder`."""
+    batches = DecodedBatches(coding.chunk_bytes, coding.codec)
+    lanes = batches.lanes_within(limits)
+    return GpuDecoder(pci, coding, batch=batches.chunks, lanes=lanes, hosts=lanes * batches.hosts)
 
 
 class StagedEngine(ABC):
@@ -246,10 +253,7 @@ class StagedEngine(ABC):
             return None
         if self._decoder is None or self._decoder.coding != coding:
             self._close_decoder()
-            batches = DecodedBatches(plan.source.encoded.chunk_bytes, plan.source.encoded.codec)
-            lanes = batches.lanes_within(plan.device)
-            hosts = lanes * batches.hosts
-            self._decoder = GpuDecoder(self.device.pci, coding, batch=batches.chunks, lanes=lanes, hosts=hosts)
+            self._decoder = new_decoder(self.device.pci, coding, plan.device)
             self._cuda = self._decoder.gpu
         return self._decoder
 

@@ -280,7 +280,8 @@ def with_decoder(
         return limits
     read, written = (each / host.workers for each in nbytes)
     # Where less is read than is written, what writes is waited for, and decoding is done meanwhile.
-    if given == "auto" and (read < written or not _is_faster(encoded.codec, read, device, host)):
+    start = 0.0 if device.encoding else START
+    if given == "auto" and (read < written or not is_faster(encoded.codec, read, host, device.encoders, start)):
         return limits
     taken = batches.context(device) + lanes * batches.device_bytes(device)
     device = replace(device, decoding=taken, context=_context_of_opencl(device, engine))
@@ -292,11 +293,25 @@ def _context_of_opencl(device: DeviceLimits, engine: str) -> int:
     return 0 if engine == "exact" else device.context
 
 
-def _is_faster(codec: str, nbytes: float, device: DeviceLimits, host: HostLimits) -> bool:
-    """Return whether a GPU decodes so many bytes faster than the processor."""
+def is_faster(codec: str, nbytes: float, host: HostLimits, encoders: float = math.inf, start: float = START) -> bool:
+    """Return whether a GPU decodes so many bytes faster than the processor.
+
+    Parameters
+    ----------
+    codec
+        "lz4" or "zstd".
+    nbytes
+        Of voxels.
+    host
+        Says how many cores there are.
+    encoders
+        The GPU's multiprocessors; by default so many that no GPU is faster.
+    start
+        Seconds until it begins.
+    """
     if codec not in DECODED_BY_GPU:
         return False
-    on_gpu = (0.0 if device.encoding else START) + nbytes / (DECODED_BY_GPU[codec] * device.encoders)
+    on_gpu = start + nbytes / (DECODED_BY_GPU[codec] * encoders)
     return on_gpu < nbytes / (DECODED_BY_CORE[codec] * (host.helpers + 1))
 
 
