@@ -329,6 +329,9 @@ def verify(
     samples: int = 400,
     seed: int = 0,
     every_chunk: bool = False,
+    decode: str | None = None,
+    device: str | int | None = None,
+    device_memory: int | str | None = None,
     memory: int | str | None = None,
     progress: bool = False,
 ) -> Verdict:
@@ -348,6 +351,9 @@ def verify(
         How many boxes, those around block corners, faces and edges first; and what chooses them.
     every_chunk
         Whether every chunk is read as well, and so its checksum compared where it has one.
+    decode, device, device_memory
+        What decompresses them: "auto" (default) for the GPU where it can and is faster, "gpu" or "cpu"; which GPU, and
+        how much of its memory may be held. As in `ScalingOptions`.
     memory, progress
         Host memory to stay within, as in `show`; whether a bar shows how much is compared, as in `scale`.
 
@@ -356,7 +362,8 @@ def verify(
     InputError
         If the output was not written by isovoxel, or is not complete, or the source is another.
     OptionError, DoesNotFitError
-        If there is nothing to sample, or a single voxel takes more than `memory`.
+        If there is nothing to sample, the GPU is to decompress what it cannot, or nothing, or a single voxel takes more
+        than `memory`.
     """
     from isovoxel.execution.collection import verify_images
     from isovoxel.reporting.progress import reading_progress
@@ -369,7 +376,7 @@ def verify(
             samples=samples,
             seed=seed,
             every_chunk=every_chunk,
-            memory=Options(memory=memory).memory_bytes,
+            options=Options(decode=decode, device=device, device_memory=device_memory, memory=memory),
             reading=view,
         )
 

@@ -250,12 +250,11 @@ def verify(
 
     found = api.verify(
         output,
-        image=options.image,
         against=against,
         samples=samples,
         every_chunk=every_chunk,
-        memory=options.memory,
         progress=not as_json,
+        **options.keywords("verify"),
     )
     _show(records.verdict_record(found), text.verified_lines(found), as_json=as_json)
     if not found.holds:

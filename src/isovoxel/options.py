@@ -209,7 +209,11 @@ class Options:
     )
     """"nearest" (default): the rim repeats. "constant": 0 lies around the volume, as ``cle.scale`` has it."""
     device: str | int | None = _option(
-        "OpenCL device; default: auto.", "NAME|INDEX|gpu|cpu|auto", new="auto", variable=False
+        "OpenCL device; default: auto.",
+        "NAME|INDEX|gpu|cpu|auto",
+        commands=(*JOBS, "verify"),
+        new="auto",
+        variable=False,
     )
     """"auto" (default), "gpu", "cpu", a number, or a name or whole words of it. ``ISOVOXEL_DEVICE`` says which device a
     worker holds, in words of its own."""
@@ -223,7 +227,7 @@ class Options:
         commands=(*JOBS, "verify", "show"),
     )
     """Bytes that this process may hold, or text with a unit such as "8GiB"; default: half of what is free."""
-    device_memory: int | str | None = _option("Device memory to stay within.", "SIZE")
+    device_memory: int | str | None = _option("Device memory to stay within.", "SIZE", commands=(*JOBS, "verify"))
     """Bytes that may be held on the device, or text; default: nine tenths of what is free on a GPU."""
     threads: int | None = _option("Blocks in flight at the same time.", "N")
     """Blocks in flight; default: one per core, at least three."""
@@ -243,7 +247,10 @@ class Options:
     """"auto" (default), "cpu", or "gpu", which takes an NVIDIA GPU and the extra ``nvidia-cu13`` or ``nvidia-cu12``.
     The voxels are the same; the files differ in length."""
     decode: str | None = _option(
-        "What decompresses the input; default: auto, the GPU where it can and is faster.", choices=DECODERS, new="auto"
+        "What decompresses what is read; default: auto, the GPU where it can and is faster.",
+        commands=(*JOBS, "verify"),
+        choices=DECODERS,
+        new="auto",
     )
     """"auto" (default), "cpu", or "gpu", as in `encode`: chunks of local zarr arrays by blosc's lz4, or by its zstd
     where each has a checksum (crc32c). The voxels are the same."""

@@ -31,6 +31,7 @@ from isovoxel.execution.events import (
     WorkerJoined,
     WorkerLeft,
 )
+from isovoxel.options import Options
 from isovoxel.planning.plan import Plan
 from isovoxel.reporting import progress
 from isovoxel.reporting.bars import CellBars
@@ -417,7 +418,7 @@ def test_what_is_verified_is_counted_to_its_end(tmp_path: Path) -> None:
         samples=9,
         seed=0,
         every_chunk=True,
-        memory=None,
+        options=Options(),
         reading=lambda what, done, total: told.setdefault(what, []).append((done, total)),
     )
     assert len(told) == 4

@@ -299,5 +299,7 @@ def _of_images(found: Mapping[str, Verdict]) -> Verdict:
         projected=max(one.projected for one in every),
         receipts=known("receipts"),
         chunks=known("chunks"),
+        decoder=max((one.decoder for one in every if one.decoder), default=None),  # "gpu" before "cpu"
+        decoded_by_processor=next((one.decoded_by_processor for one in every if one.decoded_by_processor), ""),
         images=dict(found),
     )

@@ -77,6 +77,11 @@ def reading_limits(budget: int | None = None) -> HostLimits:
     return HostLimits(allowed=allowed, baseline=round_up(held + RESERVE, RESERVE // 4), threads=threads)
 
 
+def reading_threads(host: HostLimits, takes: int) -> int:
+    """Return how many threads may read that hold so many bytes each: one at least."""
+    return max(1, min(host.threads, (host.allowed - host.baseline) // takes))
+
+
 def check_fits(doing: str, takes: int, host: HostLimits) -> None:
     """Raise a `DoesNotFitError` where reading and comparing or drawing takes more bytes than are allowed."""
     if takes > host.allowed:

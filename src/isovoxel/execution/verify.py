@@ -6,7 +6,8 @@
    from voxel to voxel across block faces, against inside blocks.
 3. So is each further level, in fewer boxes, from the level before it: what it was made from.
 4. What the metadata say of each level must be what the recipe makes, see `isovoxel.execution.placement`.
-5. Where receipts were kept, each shard is compared with its own; where that is asked, every chunk is read.
+5. Where receipts were kept, each shard is compared with its own; where that is asked, every chunk is read, see
+   `isovoxel.execution.every_chunk`.
 
 Only the sampled boxes and the input they come from are read, so a terabyte is verified as fast as a thumbnail. Boxes,
 shards and chunks are read on all cores, as many at a time as the memory allows, and what is found of them is put
@@ -28,12 +29,14 @@ import numpy as np
 from isovoxel.errors import InputError, InputMissingError, InputUnavailableError, OptionError, shown_value
 from isovoxel.execution.comparison import SIDE, Compared, bytes_of, compare_box, sample_boxes
 from isovoxel.execution.events import Reading
+from isovoxel.execution.every_chunk import Levels, check_asked, choose_decoders, damages
 from isovoxel.execution.placement import metadata_changes
 from isovoxel.execution.recipe import Recipe
-from isovoxel.execution.resources import check_fits, reading_limits
+from isovoxel.execution.resources import check_fits, reading_limits, reading_threads
 from isovoxel.geometry.grid import Box, Index3, ceil_div
 from isovoxel.object_store.objects import Place, has_place, place_of
 from isovoxel.object_store.retries import map_in_order
+from isovoxel.options import Options
 from isovoxel.output.ledger import Ledger, Looked, Noted, ledger_of
 from isovoxel.output.ome_zarr import missing_shards
 from isovoxel.output.provenance import RECEIPTS, made_by, read_provenance
@@ -101,6 +104,10 @@ class Verdict:
     """Shards that were compared with their receipts; 0 where these are gone, None where none were kept."""
     chunks: int | None = None
     """Chunks that were read, of all levels; None where not every one was to be."""
+    decoder: str | None = None
+    """What was to decode them: "gpu", for some levels at least, or "cpu"; None where not every one was to be read."""
+    decoded_by_processor: str = ""
+    """Why the processor decompressed where the GPU should have, if it did."""
     damaged: int = 0
     """Blocks of which a shard is not as its receipt says, and chunks that cannot be read."""
     first_damaged: str = ""
@@ -154,7 +161,7 @@ def verify_output(
     samples: int,
     seed: int,
     every_chunk: bool,
-    memory: int | None,
+    options: Options,
     reading: Reading = lambda _what, _done, _total: None,
 ) -> Verdict:
     """Compare an output with its source, in samples, and with the checksums that were kept.
@@ -163,8 +170,8 @@ def verify_output(
     ----------
     output, against, samples, seed, every_chunk
         As in `isovoxel.verify`.
-    memory
-        Bytes of host memory to stay within, or None.
+    options
+        What decodes every chunk, and the memory of host and device to stay within.
     reading
         Told how many boxes, blocks and chunks are looked at.
 
@@ -178,7 +185,8 @@ def verify_output(
             raise OptionError(f"{name} must be at least {least}, not {shown_value(value)}")
     if samples > MOST_SAMPLES:
         raise OptionError(f"samples must be at most {MOST_SAMPLES:,}; every_chunk reads all of a result")
-    host = reading_limits(memory)
+    check_asked(options, every_chunk=every_chunk)
+    host = reading_limits(options.memory_bytes)
     place = place_of(output)
     if made_by(place) is None:
         open_volume(output)  # which says what else it is
@@ -190,6 +198,7 @@ def verify_output(
     changes, sound = metadata_changes(place, recipe)
     homes = [place / "0" if changes else output, *(place / str(n) for n in range(1, sound))]
     levels = [open_volume(home) for home in homes[:sound]]
+    runs = choose_decoders(levels if every_chunk else [], options, host)
     try:
         missing = missing_shards(output, sound)
     except OSError as error:
@@ -202,7 +211,7 @@ def verify_output(
     found = replace(found, missing_shards=missing, source_changes=source_changes, metadata_changes=changes)
     if sound == 1 + len(recipe.further):
         found = _with_receipts(found, place, made, host, reading)
-    return _with_every_chunk(found, levels, host, reading) if every_chunk and levels else found
+    return _with_every_chunk(found, runs, reading)
 
 
 def _source_of(output: str | Path, recipe: Recipe, against: Any) -> Volume:
@@ -263,7 +272,7 @@ def verify_levels(
     takes, least = (max(bytes_of(before, how, n) for before, _, how in pairs) for n in (SIDE, 1))
     room, threads = takes, 1
     if host is not None:
-        threads = min(samples, _threads(host, beside + takes))
+        threads = min(samples, reading_threads(host, beside + takes))
         room = min(takes, host.allowed - host.baseline - beside)
         check_fits("computing a voxel again", host.baseline + beside + least, host)
     how: dict[str, Any] = {"seed": seed, "room": room, "threads": threads, "reading": reading}
@@ -372,7 +381,7 @@ def _with_receipts(
     if ledger is None or ledger.plan.fingerprint != made.get("fingerprint"):
         return replace(found, receipts=0)
     levels, total = ledger.plan.levels, ledger.plan.all_blocks
-    threads = _threads(host, SHARD_BYTES)
+    threads = reading_threads(host, SHARD_BYTES)
     compared = blocks = 0
     doing = f"comparing shards of {output} with their receipts"
     with contextlib.ExitStack() as stack:
@@ -412,47 +421,31 @@ def _first_damaged(levels: Sequence[Plan], parts: Sequence[bytearray]) -> str:
     return ""
 
 
-def _with_every_chunk(found: Verdict, levels: Sequence[Volume], host: HostLimits, reading: Reading) -> Verdict:
+def _with_every_chunk(found: Verdict, runs: Sequence[Levels], reading: Reading) -> Verdict:
     """Return a verdict that knows whether every chunk of all levels can be read."""
-    takes = max(level.read_overhead + math.prod(level.chunks) * level.dtype.itemsize for level in levels)
-    threads = _threads(host, takes)
-    projected = host.baseline + threads * takes
-    check_fits("reading a chunk", projected, host)
+    if not runs:
+        return found
+    levels = [level for run in runs for level in run.volumes]
     total = sum(level.n_volumes * math.prod(map(ceil_div, level.shape, level.chunks)) for level in levels)
     doing = f"reading every chunk of {levels[0].name}"
     chunks = damaged = 0
     first = ""
-    every = (
-        (level, chunk)
-        for level in levels
-        for volume in range(level.n_volumes)
-        for chunk in Box.whole(level.shape).of(volume).tiles(level.chunks)
-    )
-    with map_in_order(_damage, every, threads) as results:
+    told: list[str] = []
+    with contextlib.closing(damages(runs, told)) as results:
         for damage in results:
             reading(doing, chunks, total)
             chunks += 1
             if damage is not None:
                 damaged, first = damaged + 1, first or damage
     reading(doing, chunks, total)
-    return _damaged(replace(found, chunks=chunks, projected=max(found.projected, projected)), damaged, first)
-
-
-def _damage(of: tuple[Volume, Box]) -> str | None:
-    """Return why a chunk of a level cannot be read, or None where it can."""
-    level, chunk = of
-    try:
-        level.read(chunk)
-    except InputUnavailableError:
-        raise  # the disk's doing, not the result's
-    except InputError as error:
-        return str(error)
-    return None
-
-
-def _threads(host: HostLimits, takes: int) -> int:
-    """Return how many threads may read that hold so many bytes each: one at least."""
-    return max(1, min(host.threads, (host.allowed - host.baseline) // takes))
+    found = replace(
+        found,
+        chunks=chunks,
+        decoder="gpu" if any(run.device for run in runs) else "cpu",
+        decoded_by_processor=told[0] if told else "",
+        projected=max(found.projected, *(run.projected for run in runs)),
+    )
+    return _damaged(found, damaged, first)
 
 
 def _damaged(found: Verdict, count: int, first: str) -> Verdict:

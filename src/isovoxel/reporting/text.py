@@ -331,7 +331,12 @@ def verdict_lines(found: Verdict) -> list[Line]:
         said = f"{count(found.receipts, 'shard')} read and compared" if found.receipts else "gone, so none was compared"
         stored.append(("receipts", said))
     if found.chunks is not None:
-        stored.append(("chunks", f"{count(found.chunks, 'chunk')} read"))
+        by_gpu = found.decoder == "gpu" and not found.decoded_by_processor
+        stored.append(("chunks", f"{count(found.chunks, 'chunk')} read{', decompressed by the GPU' if by_gpu else ''}"))
+    if found.decoded_by_processor:
+        from isovoxel.execution.events import DecodedByProcessor
+
+        stored.append(("decoding", str(DecodedByProcessor(found.decoded_by_processor))))
     if found.damaged:
         stored.append(("damage", f"in {count(found.damaged, 'place')}, the first: {found.first_damaged}"))
     return [
