@@ -4,7 +4,8 @@
 2. It is decoded on all cores, a slab of shards at a time into memory that was touched before: by tensorstore, and by
    isovoxel's own reader.
 3. `show`, `verify` and `verify --every-chunk` run, each in a process of its own, and so does `info`, which opens the
-   output and reads no voxel: so long does a process take to start. The fastest of several runs counts.
+   output and reads no voxel: so long does a process take to start. The fastest of several runs counts. Where the device
+   can decode, every chunk is read once more with `--decode cpu` and with `--decode gpu`.
 
 Prints seconds, processor seconds and peaks, and seconds for one second of decoding by tensorstore.
 """
@@ -28,6 +29,7 @@ import isovoxel
 from benchmarks.cases import Case, add_machine_options, case_of, run_job, scratch, three
 from benchmarks.limits import open_tensorstore
 from benchmarks.machine import best, cores, describe, print_header, print_row, sentence, write_json
+from isovoxel.engines.devices import find_device
 from isovoxel.geometry.grid import Box
 from isovoxel.planning.memory import human_bytes
 
@@ -60,7 +62,7 @@ def _measure(case: Case, folder: Path, chosen: argparse.Namespace) -> list[dict[
     run_job(source, output, [*case.words, "--device", chosen.device, *chosen.options.split()])
     print_header(["what", "seconds", "cpu s", "of decoding", "peak", "projected"])
     rows = [{"what": f"decoding, {by}", **_timed(run, chosen.repeat)} for by, run in _decoders(output).items()]
-    for command in COMMANDS:
+    for command in (*COMMANDS, *_by_each_decoder(output, chosen.device)):
         name, *words = command.split()
         words += ["-o", str(folder / "picture.png")] if name == "show" else []
         rows.append({"what": command, **_run([name, str(output), *words], chosen.repeat)})
@@ -69,6 +71,14 @@ def _measure(case: Case, folder: Path, chosen: argparse.Namespace) -> list[dict[
         share = f"{row['seconds'] / rows[0]['seconds']:.2f}"
         print_row([row["what"], f"{row['seconds']:.2f}", f"{row['cpu']:.2f}", share, *sizes])
     return rows
+
+
+def _by_each_decoder(output: Path, device: str) -> tuple[str, ...]:
+    """Return the commands that read every chunk by the cores and by the GPU, where it can decode the output."""
+    found = find_device(device)
+    if isovoxel.open_volume(output).by_gpu is None or not found.limits().encoders:
+        return ()
+    return tuple(f"{COMMANDS[-1]} {how}" for how in ("--decode cpu", f"--decode gpu --device {found.index}"))
 
 
 def _decoders(output: Path) -> dict[str, Callable[[], None]]:

@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from benchmarks import views
 from numpy.typing import NDArray
 
 import isovoxel as package
 from codecs_on_cpu import DecoderOnCpu
 from command_line import Isovoxel, check_refused
+from isovoxel import cli
 from isovoxel.codecs.cuda import GpuCodecError
 from isovoxel.codecs.decoder import Batch, Read
 from isovoxel.codecs.streams import ChunkCoding
@@ -35,6 +37,7 @@ OPTIONS: dict[str, Any] = {"factor": (2.0, 1.0, 1.0), "engine": "exact", "codec"
 OPTIONS |= {"chunk": (8, 16, 16), "shard": (16, 32, 32), "levels": 3}
 CHUNKS = 5 * 4 * 5 + 3 * 4 * 5 + 2 * 2 * 3 + 1 * 1 * 2
 BATCH = 4
+BOTH = ("cpu", "gpu")
 
 
 class Decoders(list[DecoderOnCpu]):
@@ -295,6 +298,19 @@ def test_what_cannot_be_is_refused(output: Path, isovoxel: Isovoxel) -> None:
     check_refused(isovoxel("verify", output, "--every-chunk", "--device", "nonsense"), "no OpenCL device is called")
     check_refused(isovoxel("verify", output, "--decode", "card"), "decode must be one of auto, gpu, cpu")
     assert verified(output, device="cpu").decoder == "cpu"
+
+
+@pytest.mark.usefixtures("decoders")
+def test_the_benchmark_of_views_reads_by_both(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the device can decode the output, by words that the command takes."""
+    commands = views._by_each_decoder(output, "cpu")
+    assert [command.split()[:4] for command in commands] == [["verify", "--every-chunk", "--decode", by] for by in BOTH]
+    for command in commands:
+        _, *words = command.split()
+        monkeypatch.setattr(sys, "argv", ["isovoxel", "verify", str(output), "--samples", "1", *words])
+        assert cli.run() == 0
+    monkeypatch.undo()
+    assert views._by_each_decoder(output, "cpu") == ()
 
 
 def test_images_together_tell_what_decoded(output: Path) -> None:
