@@ -17,9 +17,11 @@ import pytest
 import isovoxel as api
 from command_line import Isovoxel
 from isovoxel.execution import result as module
+from isovoxel.execution.events import JobStarted
 from isovoxel.execution.result import LATEST, MOST_BYTES, RATES, ScaleResult, Tally, forecast, keep_rate
 from isovoxel.object_store.objects import ObjectPlace
 from isovoxel.planning.plan import Plan
+from isovoxel.reporting.progress import Notes, hints
 from isovoxel.reporting.text import job_lines, plan_lines
 from small_jobs import stop_after
 
@@ -273,15 +275,19 @@ def test_a_job_that_goes_on_is_neither_kept_nor_compared(rates: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("how", "told"),
     [
-        ({"shard": (2, 2, 2), "chunk": (2, 2, 2)}, "125,002 files; a larger --shard makes fewer"),
-        ({"ome_zarr": "0.4", "chunk": (2, 2, 2)}, "125,004 files; a larger --chunk makes fewer"),
-        ({"shard": (4, 4, 4), "chunk": (2, 2, 2)}, " in 15,627 files"),
+        ({"shard": (2, 2, 2), "chunk": (2, 2, 2)}, ("125,002 files", "a larger --shard makes fewer")),
+        ({"ome_zarr": "0.4", "chunk": (2, 2, 2)}, ("125,004 files", "a larger --chunk makes fewer")),
+        ({"shard": (4, 4, 4), "chunk": (2, 2, 2)}, ("15,627 files", "")),
     ],
 )
-def test_a_plan_of_very_many_files_says_what_makes_fewer(how: dict[str, Any], told: str) -> None:
+def test_a_plan_and_a_job_of_very_many_files_say_what_makes_fewer(how: dict[str, Any], told: tuple[str, str]) -> None:
     """They take a file system far longer than the voxels do."""
     planned = api.plan(
         np.zeros((50, 100, 100), np.uint8), factor=(2, 1, 1), input_voxel_size=(2, 1, 1), levels=0, **how
     )
-    lines = dict(plan_lines(planned, forecast(planned)))
-    assert lines["disk"].endswith(told)
+    files, fewer = told
+    assert dict(plan_lines(planned, forecast(planned)))["disk"].endswith(f" in {files}")
+    said = [line for line in Notes().of(JobStarted(planned)) if "files" in line]
+    assert said == [line for line in hints(planned) if "files" in line]
+    assert len(said) == bool(fewer)
+    assert all(line.startswith("hint: ") and files in line and line.endswith(fewer) for line in said)

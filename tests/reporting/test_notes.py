@@ -38,6 +38,8 @@ def started(**changes: Any) -> JobStarted:
         all_blocks=48,
         all_voxels=400,
         output=SimpleNamespace(shape=(4, 10, 10)),
+        levels=(),
+        storage=SimpleNamespace(ome_zarr="0.5"),
         device=device,
         aliases=("y", "x"),
         coarse=False,

@@ -55,9 +55,9 @@ def started(blocks: int = 4, shape: tuple[int, int, int] = (40, 100, 1000)) -> J
     """Return the start of a job; of its plan a view needs few things only."""
     output, device = SimpleNamespace(shape=shape), SimpleNamespace(kind="gpu")
     sizes = {"all_blocks": blocks, "all_voxels": shape[0] * shape[1] * shape[2]}
-    plan = SimpleNamespace(
-        **sizes, output=output, device=device, aliases=(), coarse=False, source=SimpleNamespace(name="a", notes=())
-    )
+    stored = {"levels": (), "storage": SimpleNamespace(ome_zarr="0.5")}
+    source = SimpleNamespace(name="a", notes=())
+    plan = SimpleNamespace(**sizes, **stored, output=output, device=device, aliases=(), coarse=False, source=source)
     return JobStarted(cast(Plan, plan))
 
 

@@ -295,11 +295,15 @@ def forecast(plan: Plan, output: Place | None = None) -> Forecast:
     """
     kind, work = _kind_and_work(plan, output)
     jobs = _jobs_like(kind)
+    return Forecast(_fitted(jobs, work) if jobs else None, plan.disk_bytes, count_files(plan))
+
+
+def count_files(plan: Plan) -> int:
+    """Return how many files or objects the output of a plan has at most: what is nothing but zeros has none."""
     # Those of the group, and of each level its shards and its metadata.
     beside = 2 if plan.storage.ome_zarr == "0.4" else 1
     shards = (math.prod(map(ceil_div, level.output.shape, level.storage.shard)) for level in plan.levels)
-    files = beside + sum(plan.source.n_volumes * each + beside for each in shards)
-    return Forecast(_fitted(jobs, work) if jobs else None, plan.disk_bytes, files)
+    return beside + sum(plan.source.n_volumes * each + beside for each in shards)
 
 
 def keep_rate(plan: Plan, output: Place, seconds: float) -> None:

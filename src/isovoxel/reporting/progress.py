@@ -40,6 +40,7 @@ from isovoxel.execution.events import (
     WorkerJoined,
     WorkerLeft,
 )
+from isovoxel.execution.result import count_files
 from isovoxel.planning.plan import Plan
 from isovoxel.reporting.text import count, duration, shortened
 from isovoxel.terminal import plain, put, say
@@ -470,6 +471,10 @@ class Notes:
                 yield f"note: {event}"
 
 
+MANY_FILES, SMALL_FILE = 100_000, 2**18
+"""From how many files on, of fewer bytes each, fewer and larger ones are suggested: copies and listings take long."""
+
+
 def hints(plan: Plan) -> Iterator[str]:
     """Yield what a user may not know of a plan."""
     yield from (f"note: {note}" for note in (*plan.source.notes, prepare_caches().note) if note)
@@ -481,3 +486,6 @@ def hints(plan: Plan) -> Iterator[str]:
     if plan.aliases:
         axes = " and ".join(plan.aliases)
         yield f"hint: shrinking along {axes} skips voxels, which aliases; --antialias averages them"
+    if (files := count_files(plan)) > MANY_FILES and plan.disk_bytes < SMALL_FILE * files:
+        option = "--shard" if plan.storage.sharded else "--chunk"
+        yield f"hint: the output has {files:,} files, which take long to copy and list; a larger {option} makes fewer"

@@ -133,25 +133,18 @@ def plan_lines(plan: Plan, cost: Forecast | None = None) -> list[Line]:
         *_level_lines(plan),
         ("host", _memory(host, plan.host.allowed, "--memory")),
         ("device", _memory(device, plan.device.allowed, "--device-memory")),
-        *_cost_lines(cost, plan),
+        *_cost_lines(cost),
     ]
 
 
-MANY_FILES, SMALL_FILE = 100_000, 2**18
-"""From how many files on, of fewer bytes each, fewer and larger ones are suggested: copies and listings take long."""
-
-
-def _cost_lines(cost: Forecast | None, plan: Plan) -> list[Line]:
+def _cost_lines(cost: Forecast | None) -> list[Line]:
     """Return what a job costs beside memory."""
     if cost is None:
         return []
     known = "unknown, for no job like it was done here before"
     if cost.seconds is not None:
         known = f"about {_seconds(cost.seconds)}, as earlier jobs here took"
-    taken = f"at most {human_bytes(cost.nbytes)} in {count(cost.files, 'file')}"
-    if cost.files > MANY_FILES and cost.nbytes < SMALL_FILE * cost.files:
-        taken += f"; a larger {'--shard' if plan.storage.sharded else '--chunk'} makes fewer"
-    return [("disk", taken), ("time", known)]
+    return [("disk", f"at most {human_bytes(cost.nbytes)} in {count(cost.files, 'file')}"), ("time", known)]
 
 
 def _engine(plan: Plan) -> str:
