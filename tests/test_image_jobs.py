@@ -227,7 +227,7 @@ def test_a_pattern_selects_and_others_come_later(tmp_path: Path, isovoxel: Isovo
     check_plate(out, "0.5", ("A/1/0", "B/2/0", "A/1/1"))
     assert listing(out / "B/2/0") == before
     refused = isovoxel("scale", source, tmp_path / "none.zarr", "--image", "C/*", *words)
-    check_refused(refused, f"no image of {source} matches C/*; it has A/1/0, A/1/1, B/2/0, B/2/1")
+    check_refused(refused, f"no image of {source} matches C/*; its images are A/1/0, A/1/1, B/2/0, B/2/1")
     assert not (tmp_path / "none.zarr").exists()
 
 

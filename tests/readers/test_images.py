@@ -123,8 +123,10 @@ def test_names_and_patterns() -> None:
         find_image(images, "twice", "x")
     assert [image.path for image in matching_images(images, "t*", "x")] == ["b", "c"]
     assert len(matching_images(images, "all", "x")) == 4
-    with pytest.raises(OptionError, match=r"no image of x matches z\*; it has a \(1\), 1 \(left\), b"):
+    with pytest.raises(OptionError, match=r"no image of x matches z\*; its images are a \(1\), 1 \(left\), b"):
         matching_images(images, "z*", "x")
+    with pytest.raises(OptionError, match=r"no image of x matches z\*; its only image is 0$"):
+        matching_images([ImageEntry("0")], "z*", "x")
 
 
 class Scenes:

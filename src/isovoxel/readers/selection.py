@@ -524,8 +524,7 @@ def find_image(images: Sequence[ImageEntry], wanted: str, name: str) -> ImageEnt
     if len(found) > 1:
         raise OptionError(f"{name} has {len(found)} images called {wanted}: give --image {listed(found)}")
     if not found:
-        there = "images are" if len(images) > 1 else "only image is"
-        raise OptionError(f"{name} has no image {wanted}; its {there} {listed(images)}")
+        raise OptionError(f"{name} has no image {wanted}; {_all_of(images)}")
     return found[0]
 
 
@@ -560,8 +559,13 @@ def matching_images(images: Sequence[ImageEntry], pattern: str, name: str) -> tu
     found = tuple(one for one in images if any(fnmatchcase(text, pattern) for text in (one.path, one.label) if text))
     found = tuple(images) if pattern == ALL else found
     if not found:
-        raise OptionError(f"no image of {name} matches {pattern}; it has {listed(images)}")
+        raise OptionError(f"no image of {name} matches {pattern}; {_all_of(images)}")
     return found
+
+
+def _all_of(images: Sequence[ImageEntry]) -> str:
+    """Return which images there are, as a clause: the number of an only one must not read as how many."""
+    return f"its {'images are' if len(images) > 1 else 'only image is'} {listed(images)}"
 
 
 def listed(items: Iterable[object]) -> str:
