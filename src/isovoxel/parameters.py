@@ -78,7 +78,7 @@ def _read_job(path: str | Path, known: Mapping[str, bool]) -> dict[str, Any]:
     import tomllib
 
     try:
-        found = tomllib.loads(read_small(path).removeprefix("\ufeff"))  # as Windows' editors begin a text
+        found = tomllib.loads(read_small(path))
     except OSError as error:
         raise OptionError(f"the job file {path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:  # no UTF-8, no TOML, or a path that no file can have

@@ -8,6 +8,7 @@ import pickle
 import struct
 import warnings
 import zlib
+from codecs import BOM_UTF8
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,12 @@ def nrrd_of(path: Path, *lines: str, data: bytes = STACK.tobytes()) -> Path:
     return path
 
 
+def by_windows(path: Path) -> Path:
+    """Let a header begin with a byte order mark, as Windows' editors write it, and MetaImage's with NDims."""
+    path.write_bytes(BOM_UTF8 + path.read_bytes().removeprefix(b"ObjectType = Image\n"))
+    return path
+
+
 def whole(volume: Volume) -> np.ndarray:
     return volume.read(Box.whole(volume.shape))
 
@@ -96,6 +103,8 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
     "a.map.gz": lambda path: by_mrcfile(path, STACK, "gzip"),
     "a.mha": lambda path: metaimage(path, "Offset = 10 -20 30.5", "DistanceUnits = um"),
     "a.mhd": lambda path: metaimage(path, "Offset = 10 -20 30.5", "DistanceUnits = um", file="a.raw"),
+    "w.nhdr": lambda path: by_windows(by_pynrrd(path, STACK, detached_header=True)),
+    "w.mhd": lambda path: by_windows(metaimage(path, "Offset = 10 -20 30.5", "DistanceUnits = um", file="a.raw")),
     "big.mha": lambda path: metaimage(
         path,
         "Offset = 10 -20 30.5",

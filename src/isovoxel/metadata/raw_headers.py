@@ -252,7 +252,7 @@ def read_metaimage(data: bytes) -> RawHeader:
     last = _META_LAST.search(data)
     if last is None:
         raise ValueError("its header does not end with a line ElementDataFile")
-    pairs = (line.partition("=") for line in data[: last.end()].decode("utf-8", "replace").splitlines())
+    pairs = (line.partition("=") for line in data[: last.end()].decode("utf-8-sig", "replace").splitlines())
     fields = {name.strip(): value.strip() for name, equals, value in pairs if equals}
     sizes = _positive(_numbers(fields.get("DimSize", "")), "DimSize")
     n = len(sizes)

@@ -132,7 +132,7 @@ def read_small(path: str | os.PathLike[str]) -> str:
         If there is none, or something that may have no end: a device, a pipe, a file of more than `LARGEST` bytes.
         Its ``strerror`` is a clause that says why.
     UnicodeDecodeError
-        If it is no UTF-8.
+        If it is no UTF-8; it may begin with a byte order mark, as Windows' editors write it.
     """
     # Opening a pipe waits for a writer.
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
@@ -145,7 +145,7 @@ def read_small(path: str | os.PathLike[str]) -> str:
         data = file.read(LARGEST + 1)
     if len(data) > LARGEST:
         raise OSError(None, f"it is larger than {LARGEST // 2**20} MiB", os.fspath(path))
-    return data.decode()
+    return data.decode("utf-8-sig")
 
 
 def parse_json(text: bytes | str) -> Any:

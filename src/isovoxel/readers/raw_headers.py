@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
+from codecs import BOM_UTF8
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -50,9 +51,14 @@ class _Kind(NamedTuple):
     order: str
 
 
-_META_KEYS = re.compile(rb"^[ \t]*(ObjectType[ \t]*=[ \t]*Image|NDims[ \t]*=[ \t]*\d)", re.MULTILINE)
+_META_KEYS = re.compile(rb"^(?:\xef\xbb\xbf)?[ \t]*(ObjectType[ \t]*=[ \t]*Image|NDims[ \t]*=[ \t]*\d)", re.MULTILINE)
 _KINDS: Mapping[str, _Kind] = {
-    "NRRD": _Kind(lambda at: at.first.startswith(b"NRRD000"), read_nrrd, LONGEST_HEADER, "NRRD's order, x first"),
+    "NRRD": _Kind(
+        lambda at: at.first.removeprefix(BOM_UTF8).startswith(b"NRRD000"),
+        read_nrrd,
+        LONGEST_HEADER,
+        "NRRD's order, x first",
+    ),
     "MetaImage": _Kind(
         lambda at: _META_KEYS.search(at.first) is not None,
         read_metaimage,

@@ -259,6 +259,8 @@ def test_a_scheduler_is_found_by_its_file(tmp_path: Path, isovoxel: Isovoxel, fo
     assert (said.code, said.err) == (0, "")
     assert said.out.startswith("worker node-7  on ")
     assert "2 blocks in flight" in said.out
+    (tmp_path / "windows.json").write_text(json.dumps({"address": foreign.address}), "utf-8-sig")
+    assert isovoxel("devices", "--scheduler", tmp_path / "windows.json").out == said.out
     (tmp_path / "torn.json").write_text(json.dumps({}))
     check_refused(isovoxel("devices", "--scheduler", tmp_path / "torn.json"), "is no scheduler file")
 
