@@ -168,6 +168,7 @@ BAD = {
     "zoom = {a = 1}": "'zoom' in the job file job.toml must be a number, a text, or a list of numbers",
     "factor = ['2', '1', '1']": "must be a number, a text, or a list of numbers",
     "factor = [2, 1]": "is not three numbers z,y,x",
+    "factor = 2": "2 is not three numbers z,y,x such as 5,1,1",
     "zoom = 'much'": "'--zoom'",
     "on_corrupt = 'fill'\non-corrupt = 'stop'": "has 'on-corrupt' twice, with - and with _",
 }

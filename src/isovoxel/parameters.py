@@ -324,10 +324,10 @@ def _as_option(name: str, hint: Any) -> Any:
     return Annotated[Any if parser else kind | None, taken]
 
 
-def _three(kind: Callable[[str], Any], example: str) -> Callable[[str], tuple[Any, Any, Any]]:
-    def parse(text: str) -> tuple[Any, Any, Any]:
+def _three(kind: Callable[[str], Any], example: str) -> Callable[[object], tuple[Any, Any, Any]]:
+    def parse(text: object) -> tuple[Any, Any, Any]:  # a job file has numbers, too
         try:
-            return triple(kind(part) for part in text.split(","))
+            return triple(kind(part) for part in str(text).split(","))
         except ValueError:
             raise typer.BadParameter(f"{text!r} is not three numbers z,y,x such as {example}") from None
 
