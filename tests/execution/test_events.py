@@ -118,3 +118,14 @@ def test_nothing_is_printed_by_default() -> None:
     assert done.stderr.splitlines() == [
         "WARNING:isovoxel:the host has too little memory; from now on 2 blocks are in flight"
     ]
+
+
+def test_what_reads_without_a_job_logs_no_control_character() -> None:
+    """What is tried again says what a server said, and a terminal would obey that."""
+    program = (
+        "import logging; from isovoxel.object_store.retries import Patience; told = Patience().told;"
+        "told(OSError('a'), 1); logging.basicConfig(); told(OSError('\x1b]0;b\x07'), 1)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stderr.startswith("WARNING:isovoxel:")
+    assert done.stderr.removesuffix("\n").isprintable()

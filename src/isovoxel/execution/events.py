@@ -15,9 +15,8 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from isovoxel.object_store.retries import logger
+from isovoxel.log import logger
 from isovoxel.planning.plan import Plan
-from isovoxel.terminal import plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,15 +359,6 @@ Listener = Callable[[Event], None]
 
 Reading = Callable[[str, int, int], None]
 """Told what is read, in a clause, how much of it is, and of how much: voxels, boxes or chunks."""
-
-
-def _harmless(record: logging.LogRecord) -> bool:
-    """Leave no control character in a message: most handlers write to a terminal."""
-    record.msg, record.args = plain(record.getMessage()), None
-    return True
-
-
-logger.addFilter(_harmless)
 
 
 _LEVELS = {

@@ -21,7 +21,6 @@ import contextlib
 import contextvars
 import errno
 import functools
-import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -32,6 +31,7 @@ from itertools import islice
 from typing import Any, ParamSpec, TypeVar
 
 from isovoxel.errors import CorruptInputError
+from isovoxel.log import logger
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -86,10 +86,6 @@ def is_passing(status: int) -> bool:
     if status in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT, HTTPStatus.TOO_MANY_REQUESTS):
         return True
     return status >= HTTPStatus.INTERNAL_SERVER_ERROR and status != HTTPStatus.NOT_IMPLEMENTED
-
-
-logger = logging.getLogger("isovoxel")
-logger.addHandler(logging.NullHandler())  # without it, warnings would land on standard error
 
 
 def _log(error: Exception, pause: float) -> None:
