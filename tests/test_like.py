@@ -285,6 +285,25 @@ def test_a_volume_that_is_no_grid_for_it_is_refused(isovoxel: Isovoxel, home: Pa
     check_refused(isovoxel("scale", "grown.zarr", "out.zarr", "--like", like), why)
 
 
+@pytest.mark.parametrize(
+    ("shapes", "axes", "option"),
+    [([(3, 20, 22)], "CYX", "--channel 0 to 2"), ([(3, 20, 22), (3, 10, 12)], "ZYX", "--image and its number")],
+)
+def test_a_part_of_a_file_is_converted_before_others_are_like_it(
+    isovoxel: Isovoxel, home: Path, shapes: list[tuple[int, ...]], axes: str, option: str
+) -> None:
+    """Options that select a part are of the input, and what the error advises works."""
+    with tifffile.TiffWriter(home / "parts.ome.tif") as file:
+        for shape in shapes:
+            file.write(np.zeros(shape, np.uint8), photometric="minisblack", metadata={"axes": axes})
+    refused = isovoxel("plan", "grown.zarr", "--like", "parts.ome.tif")
+    check_refused(refused, option)
+    check_refused(refused, "--like has no such option: convert it with that, and give --like what it writes")
+    words = [option.split(maxsplit=1)[0], 0, "--input-voxel-size", "2,0.404,0.404", "--unit", "um"]
+    assert isovoxel("convert", "parts.ome.tif", "part.zarr", *words).code == 0
+    assert isovoxel("plan", "grown.zarr", "--like", "part.zarr").code == 0
+
+
 def test_a_grid_has_its_unit_by_any_name() -> None:
     """As `unit` has; what is none is refused."""
     image, how = np.zeros((4, 4, 4), np.uint8), {"input_voxel_size": (1000, 1000, 1000), "unit": "nm"}

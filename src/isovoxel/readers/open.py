@@ -130,9 +130,13 @@ def open_like(source: Any) -> Volume:
     is_path = isinstance(source, str | os.PathLike | ObjectPlace)
     try:
         volume = open_volume(source)
-    except InputError:  # an array whose axes its image alone names
+    except InputError as error:  # an array whose axes its image alone names
         if is_path and (level := _level_of_image(source)) is not None:
             return level
+        if " --" in str(error):  # which is of the input's
+            raise InputError(
+                f"{error}; --like has no such option: convert it with that, and give --like what it writes"
+            ) from error
         raise
     if volume.voxel_size is None and is_path and "zarr" in volume.kind:
         return replace(_level_of_image(source) or volume, name=volume.name)
