@@ -156,6 +156,26 @@ def test_an_interrupted_plate_is_gone_on_with(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.isovoxel"))
 
 
+def test_a_plate_whose_ledger_is_deleted_is_gone_on_with(tmp_path: Path) -> None:
+    """The same command begins that image anew, and says so; it need not begin all of them."""
+    source, out = plate(tmp_path / "plate.zarr"), tmp_path / "out.zarr"
+    stop = stop_in(3)
+
+    def forget(event: Event) -> None:
+        try:
+            stop(event)
+        except KeyboardInterrupt:
+            for job in tmp_path.glob("*0-*.isovoxel"):
+                shutil.rmtree(job)
+            raise
+
+    with pytest.raises(InterruptedJobError, match=r"was deleted .* 2 of 4 images are complete; to resume") as ended:
+        package.scale(source, out, image="all", listeners=[forget], **OPTIONS)
+    assert "begin anew" not in str(ended.value)
+    package.scale(source, out, image="all")
+    check_plate(out, "0.5")
+
+
 @pytest.mark.slow
 def test_a_killed_plate_is_gone_on_with(tmp_path: Path) -> None:
     """Wherever SIGKILL meets it."""

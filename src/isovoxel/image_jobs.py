@@ -41,7 +41,7 @@ from isovoxel.execution.events import (
     Retried,
     log_event,
 )
-from isovoxel.execution.executor import GO_ON, InterruptedAgain, KeptExecutors, is_of_input
+from isovoxel.execution.executor import ANEW, GO_ON, InterruptedAgain, KeptExecutors, is_of_input
 from isovoxel.execution.output import Whole, as_begun
 from isovoxel.execution.result import ScaleResult, Tally
 from isovoxel.geometry.grid import VoxelGrid
@@ -314,17 +314,17 @@ class Images:
             except InterruptedAgain:
                 raise
             except KeyboardInterrupt as stop:  # in the job, or on the way to it
-                said = str(stop).removesuffix(f"; {GO_ON}") if isinstance(stop, InterruptedJobError) else "interrupted"
+                said = _without_advice(stop) if isinstance(stop, InterruptedJobError) else "interrupted"
                 raise InterruptedJobError(
                     f"image {path}: {said}; {_complete(results, n)}; {GO_ON}", getattr(stop, "signal", None)
                 ) from None
             except IsovoxelError as error:
                 if not is_of_input(error):
                     if isinstance(error, JobError) or results:
-                        said = str(error).removesuffix(f"; {GO_ON}")
+                        said = _without_advice(error)
                         raise JobError(f"image {path}: {said}; {_complete(results, n)}; {GO_ON}") from error
                     raise
-                faults[path] = str(error).removesuffix(f"; {GO_ON}")
+                faults[path] = _without_advice(error)
                 tell(ImageFailed(path, faults[path]))
         return results
 
@@ -342,6 +342,11 @@ class Images:
                 if anew or not is_unfinished(place):
                     raise
         raise AssertionError
+
+
+def _without_advice(error: BaseException) -> str:
+    """Return what an error says but how to go on: of all images the same command does that."""
+    return str(error).removesuffix(f"; {GO_ON}").removesuffix(f"; {ANEW}")
 
 
 def _complete(results: Mapping[str, ScaleResult], images: int) -> str:

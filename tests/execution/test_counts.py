@@ -116,3 +116,24 @@ def test_an_output_that_is_deleted_meanwhile_is_called_that(source: Path) -> Non
     with pytest.raises(JobError, match=r"gone.zarr was deleted while the job ran, so nothing is kept") as ended:
         isovoxel.scale(source, out, listeners=[ends_after(3, delete)], **OPTIONS)
     assert "are done and kept" not in str(ended.value)
+
+
+@pytest.mark.parametrize("how", [interrupt, fail])
+def test_a_ledger_that_is_deleted_meanwhile_is_called_that(source: Path, how: Callable[[], None]) -> None:
+    """What is done is not known any more, and what the error advises works."""
+    out = source.with_name(f"{how.__name__}.zarr")
+
+    def delete() -> None:
+        shutil.rmtree(f"{out}.isovoxel")
+        how()
+
+    with pytest.raises((InterruptedJobError, JobError), match=r"zarr.isovoxel was deleted while the job ran") as ended:
+        isovoxel.scale(source, out, listeners=[ends_after(3, delete)], **OPTIONS)
+    assert str(ended.value).endswith(
+        "so what is done is not known; to begin anew, run the same command with --overwrite"
+    )
+    assert not getattr(ended.value, "goes_on", False)
+    isovoxel.scale(source, out, overwrite=True, **OPTIONS)
+    state = output_state(out)
+    assert state is not None
+    assert state.complete

@@ -52,6 +52,7 @@ from isovoxel.readers.open import open_volume
 from isovoxel.readers.selection import EVERYTHING, Selection
 
 GO_ON = "to resume, run the same command without --overwrite"
+ANEW = "to begin anew, run the same command with --overwrite"
 
 
 def may_pass(error: Exception) -> bool:

@@ -51,6 +51,8 @@ from isovoxel.execution.events import (
     stopped,
 )
 from isovoxel.execution.executor import (
+    ANEW,
+    GO_ON,
     Elapsed,
     Executor,
     InterruptedAgain,
@@ -60,7 +62,7 @@ from isovoxel.execution.executor import (
     changed,
     kept,
 )
-from isovoxel.execution.output import OutputClaim, OutputRequest, claim_output
+from isovoxel.execution.output import OutputClaim, OutputRequest, claim_output, has_ledger
 from isovoxel.geometry.grid import Box, ceil_div
 from isovoxel.metadata.series import DisplayWindow, omero_attribute
 from isovoxel.object_store.files import refusal
@@ -320,20 +322,29 @@ class Job:
         except InterruptedAgain:
             raise
         except KeyboardInterrupt as stop:
-            self._tell(stopped(plan, parts))
-            raise InterruptedJobError(f"interrupted; {kept(plan, parts)}", getattr(stop, "signal", None)) from None
+            said = self._kept(plan, parts)
+            ended = InterruptedJobError(f"interrupted; {said}", getattr(stop, "signal", None))
+            ended.goes_on = said.endswith(GO_ON)
+            raise ended from None
         except InputChangedError:
             self._tell(stopped(plan, plan.split(bytearray(plan.all_blocks))))
             raise
         except JobError as error:
+            raise JobError(f"{error}; {self._kept(plan, parts)}") from error
+
+    def _kept(self, plan: Plan, parts: Sequence[bytearray]) -> str:
+        """Report what is kept, and say it and how to go on: nothing where something has deleted output or ledger."""
+        path, folder, gone = self.output.path, self.output.folder, ""
+        with patience(tries=False), contextlib.suppress(OutputError):  # of a ledger that cannot be read
             if self._is_gone():
-                self._tell(stopped(plan, plan.split(bytearray(plan.all_blocks))))
-                raise JobError(
-                    f"{error}; {self.output.path} was deleted while the job ran, so nothing is kept: remove what is "
-                    "left of it, and run the same command again"
-                ) from error
-            self._tell(stopped(plan, parts))
-            raise JobError(f"{error}; {kept(plan, parts)}") from error
+                gone = (
+                    f"{path} was deleted while the job ran, so nothing is kept: remove what is left of it, and run the "
+                    "same command again"
+                )
+            elif not has_ledger(folder):
+                gone = f"{folder} was deleted while the job ran, so what is done is not known; {ANEW}"
+        self._tell(stopped(plan, plan.split(bytearray(plan.all_blocks)) if gone else parts))
+        return gone or kept(plan, parts)
 
     def _is_gone(self) -> bool:
         """Return whether the output is not there any more; not where a store does not say."""

@@ -333,7 +333,7 @@ def _find(plan: Plan, request: OutputRequest) -> tuple[Plan, Ledger | None]:
         return plan, None
     _check_made(request, made)
     if (ledger := _ledger(folder, made)) is None:
-        why = f"{folder / JOB} is damaged, or of another output" if _is_readable(folder) else f"{folder} is not there"
+        why = f"{folder / JOB} is damaged, or of another output" if has_ledger(folder) else f"{folder} is not there"
         raise OutputExistsError(
             f"{path} is not complete, and what of it is done is not known, for {why}; "
             "give --overwrite to begin anew, or another output"
@@ -349,8 +349,14 @@ def _find(plan: Plan, request: OutputRequest) -> tuple[Plan, Ledger | None]:
     return continued(ledger.plan, plan), ledger
 
 
-def _is_readable(folder: Place) -> bool:
-    """Return whether a ledger's plan is there, and raise where it is not known: that is no reason to begin anew."""
+def has_ledger(folder: Place) -> bool:
+    """Return whether a ledger's plan is there.
+
+    Raises
+    ------
+    OutputError
+        If that is not known, which is no reason to begin anew.
+    """
     try:
         check_folder(folder)
         read_own(folder / JOB)
