@@ -465,6 +465,22 @@ def test_images_are_listed_planned_verified_and_drawn(
     check_refused(isovoxel("show", out, "--image", "all", "-o", "x.png"), "of which each gets a file")
 
 
+def test_labels_in_one_of_several_images_are_verified_with_it(tmp_path: Path) -> None:
+    """By their paths in the output, also where that image alone is meant."""
+    source, out = plate(tmp_path / "plate.zarr"), tmp_path / "out.zarr"
+    package.scale(source, out, image="all", **OPTIONS)
+    labels, path = FIELDS["A/1/0"] % 5, "A/1/0/labels/nuclei"
+    np.save(tmp_path / "labels.npy", labels)
+    package.scale(tmp_path / "labels.npy", out / path, labels=True, input_voxel_size=(2, 0.5, 0.5), **OPTIONS)
+    zarr.open_array(out / path / "0", mode="r+")[...] = 7
+    found = package.verify(out, samples=5)
+    assert [image for image in found.images if not found.images[image].holds] == [path]
+    assert set(found.images) - {path} == set(PATHS)
+    assert not found.holds
+    assert list(package.verify(out, samples=5, image="A/1/0").images) == ["A/1/0", path]
+    assert package.verify(out, samples=5, image="B/2/0").images == {}
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     with serving() as server:

@@ -337,7 +337,9 @@ def verify(
 ) -> Verdict:
     """Compute sampled boxes of a result again from its source, in float64, and compare.
 
-    Where the receipts of its shards were kept (`keep_receipts`), all shards are compared with them.
+    Where the receipts of its shards were kept (`keep_receipts`), all shards are compared with them. Labels in the image
+    that isovoxel has written are verified too; where their source cannot be read, all but their voxels, and
+    `Verdict.uncompared` says why.
 
     Parameters
     ----------
@@ -346,7 +348,7 @@ def verify(
     image
         Which of several, as in `ScalingOptions`; by default all.
     against
-        The source, where it is no longer where the attributes say, as in `open_volume`.
+        The source of the image, where it is no longer where the attributes say, as in `open_volume`.
     samples, seed
         How many boxes, those around block corners, faces and edges first; and what chooses them.
     every_chunk

@@ -245,7 +245,10 @@ def verify(
     options: Options,
     as_json: parameters.Json = False,
 ) -> None:
-    """Compute samples of a result again in float64, at block faces first; exit code 1 where it does not hold."""
+    """Compute samples of a result again in float64, at block faces first; exit code 1 where it does not hold.
+
+    So are labels in it that isovoxel wrote. If their source is gone, all but their voxels is verified, and it says so.
+    """
     from isovoxel import api
 
     found = api.verify(

@@ -1,4 +1,4 @@
-"""Output of several images: claim the groups around them, and verify each image.
+"""Output of several images: claim the groups around them, and verify each image, with its labels.
 
 1. Each image is an output of its own, with its own ledger and lock, and is verified as it would be by itself. The
    groups around them have a lock, too, in the folder `OUT.zarr.isovoxel` beside them, and a note in the topmost one's
@@ -21,7 +21,7 @@ from typing import Any
 
 from isovoxel.errors import InputError, InputUnavailableError, OptionError, OutputError, OutputExistsError
 from isovoxel.execution.output import clear_ledger, end_hold, settle_output
-from isovoxel.execution.verify import Verdict, together, verify_output
+from isovoxel.execution.verify import NOTHING, Verdict, together, verify_output
 from isovoxel.object_store.files import kind_of_node, refusal
 from isovoxel.object_store.objects import Place, absolute, place_of, write_small
 from isovoxel.output.attempt import Attempt
@@ -31,8 +31,9 @@ from isovoxel.output.ledger import ledger_of
 from isovoxel.output.lock import lock_output
 from isovoxel.output.ome_zarr import create_several, write_groups
 from isovoxel.output.provenance import COLLECTION, images_of_output, made_by, read_provenance
-from isovoxel.output.replacing import put_back, remove_objects, set_aside
+from isovoxel.output.replacing import labels_of, put_back, remove_objects, set_aside
 from isovoxel.planning.chunking import OME_ZARR
+from isovoxel.readers.files import unavailable
 from isovoxel.readers.open import images_of
 from isovoxel.readers.selection import ALL, ImageEntry, find_image, matching_images, means_several
 from isovoxel.version import __version__
@@ -199,7 +200,7 @@ def _take_back(path: Place, folder: Place) -> None:
 
 
 def verify_images(output: str | Path, against: Any, image: str | int | None, **how: Any) -> Verdict:
-    """Compare an output with its source; of several images those that are meant, one after the other.
+    """Compare an output and its labels with their sources; of several images those that are meant, one after the other.
 
     Parameters
     ----------
@@ -220,18 +221,44 @@ def verify_images(output: str | Path, against: Any, image: str | int | None, **h
     if paths is None:
         if image is not None:
             raise OptionError(f"{output} is no output of several images; leave out image")
-        return verify_output(output, against, **how)
+        found = _verified(".", output, against, how)
+        return _of_images(found) if len(found) > 1 else found["."]
     entries, top = [ImageEntry(path) for path in paths], str(read_provenance(place)[COLLECTION].get("source"))
     wanted = ALL if image is None else str(image).strip("/")
-    if not means_several(wanted):
-        path = find_image(entries, wanted, str(output)).path
-        return verify_output(str(place / path), _source_of(against, place / path, top), **how)
-    found: dict[str, Verdict] = {}
-    for entry in matching_images(entries, wanted, str(output)):
+    several = means_several(wanted)
+    meant = matching_images(entries, wanted, str(output)) if several else [find_image(entries, wanted, str(output))]
+    found = {}
+    for entry in meant:
         part = place / entry.path
-        found[entry.path] = verify_output(str(part), _source_of(against, part, top), **how)
+        found |= _verified(entry.path, str(part), _source_of(against, part, top), how)
+    if not several:
+        return _of_images(found) if len(found) > 1 else found[meant[0].path]
     verdict = _of_images(found)
     return replace(verdict, metadata_changes=(*_group_changes(str(place), paths), *verdict.metadata_changes))
+
+
+def _verified(path: str, image: str | Path, against: Any, how: Mapping[str, Any]) -> dict[str, Verdict]:
+    """Verify an image, and the labels in it that isovoxel has written; return what was found by their paths."""
+    found, place = {path: verify_output(image, against, **how)}, place_of(image)
+    try:
+        labels = labels_of(place)
+    except OSError as error:
+        raise unavailable(f"the labels of {image} cannot be listed", error) from error
+    return found | {each if path == "." else f"{path}/{each}": _of_labels(place / each, how) for each in labels}
+
+
+def _of_labels(labels: Place, how: Mapping[str, Any]) -> Verdict:
+    """Verify labels beside an image; where their source cannot be read, all but their voxels."""
+    try:
+        return verify_output(str(labels), None, **how)
+    except InputError as error:
+        reason = f"{error} when verifying {labels}"
+    try:
+        return replace(verify_output(str(labels), None, **how, compared=False), uncompared=reason)
+    except InputUnavailableError:
+        raise
+    except InputError as error:  # they are incomplete, say
+        return replace(NOTHING, metadata_changes=(str(error),))
 
 
 def _group_changes(output: str, images: Sequence[str]) -> Iterator[str]:
@@ -295,8 +322,10 @@ def _of_images(found: Mapping[str, Verdict]) -> Verdict:
         **together(every),
         off_allowed=any(one.off_allowed for one in every),
         metadata_changes=tuple(f"image {path}: {said}" for path, one in found.items() for said in one.metadata_changes),
+        uncompared="; ".join(one.uncompared for one in every if one.uncompared),
         source_changes=tuple(dict.fromkeys(change for one in every for change in one.source_changes)),
         projected=max(one.projected for one in every),
+        allowed=max(one.allowed for one in every),
         receipts=known("receipts"),
         chunks=known("chunks"),
         decoder=max((one.decoder for one in every if one.decoder), default=None),  # "gpu" before "cpu"

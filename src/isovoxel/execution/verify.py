@@ -114,8 +114,10 @@ class Verdict:
     """What is known of the first of them."""
     metadata_changes: tuple[str, ...] = ()
     """What the metadata say of levels that the recipe does not make, such as another scale, a sentence each."""
+    uncompared: str = ""
+    """Why no voxels were compared, where the source of labels beside an image cannot be read."""
     images: Mapping[str, Verdict] = field(default_factory=dict)
-    """What was found of each image, by its path, where the output has several."""
+    """What was found of each image, by its path, where the output has several, or labels; "." is then the image."""
 
     @property
     def holds(self) -> bool:
@@ -136,6 +138,8 @@ class Verdict:
         )
 
 
+NOTHING = Verdict(0, 0, 0.0, 0.0, 0.0, False, 0, None, 0, 0.0, 0.0, 0.0, 0, 0, (), levels=0)
+"""Before anything is compared."""
 _SUMS = ("samples", "voxels", "wrong", "faces", "missing_shards", "unreadable", "damaged")
 """What of several verdicts is added up."""
 
@@ -162,6 +166,7 @@ def verify_output(
     seed: int,
     every_chunk: bool,
     options: Options,
+    compared: bool = True,
     reading: Reading = lambda _what, _done, _total: None,
 ) -> Verdict:
     """Compare an output with its source, in samples, and with the checksums that were kept.
@@ -172,6 +177,8 @@ def verify_output(
         As in `isovoxel.verify`.
     options
         What decodes every chunk, and the memory of host and device to stay within.
+    compared
+        Whether voxels are, for which the source is opened.
     reading
         Told how many boxes, blocks and chunks are looked at.
 
@@ -194,7 +201,7 @@ def verify_output(
     recipe = Recipe.from_provenance(made, str(output))
     if not recipe.complete:
         raise InputError(f"{output} is incomplete: its job is running, failed or was interrupted; finish it first")
-    source = _source_of(output, recipe, against)
+    source = _source_of(output, recipe, against) if compared else None
     changes, sound = metadata_changes(place, recipe)
     homes = [place / "0" if changes else output, *(place / str(n) for n in range(1, sound))]
     levels = [open_volume(home) for home in homes[:sound]]
@@ -203,12 +210,12 @@ def verify_output(
         missing = missing_shards(output, sound)
     except OSError as error:
         raise unavailable(f"the shards of {output} cannot be counted", error) from error
-    if levels:
-        found = verify_levels(source, levels, recipe, samples=samples, seed=seed, host=host, reading=reading)
-    else:
-        found = replace(verify_level(source, source, recipe, samples=0), levels=0)
-    source_changes = recipe.changes(source, elsewhere=against is not None)
-    found = replace(found, missing_shards=missing, source_changes=source_changes, metadata_changes=changes)
+    found = NOTHING
+    if source is not None:
+        if levels:
+            found = verify_levels(source, levels, recipe, samples=samples, seed=seed, host=host, reading=reading)
+        found = replace(found, source_changes=recipe.changes(source, elsewhere=against is not None))
+    found = replace(found, missing_shards=missing, metadata_changes=changes)
     if sound == 1 + len(recipe.further):
         found = _with_receipts(found, place, made, host, reading)
     return _with_every_chunk(found, runs, reading)

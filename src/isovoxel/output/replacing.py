@@ -49,11 +49,11 @@ from isovoxel.object_store.objects import ObjectPlace, Place
 from isovoxel.output.files import BLOCKS, DISCARDED, JOB, NEW, REPLACED, SAVED, discard, read_own
 from isovoxel.output.provenance import (
     LABELS,
-    PROVENANCE,
     has_receipts,
     images_of_output,
     is_complete,
     is_unfinished,
+    made_by,
     membership_of,
     read_provenance,
 )
@@ -308,7 +308,7 @@ def labels_of(target: Place) -> list[str]:
     found = []
     for home in [f"{image}/{LABELS}" for image in images_of_output(target) or ()] or [LABELS]:
         places = (target / home).iterdir() if (target / home).is_dir() else ()
-        ours = (place.name for place in places if isinstance((_attributes(place) or {}).get(PROVENANCE), dict))
+        ours = (place.name for place in places if made_by(place) is not None)
         found += [f"{home}/{name}" for name in sorted(ours)]
     return found
 

@@ -345,7 +345,7 @@ def verdict_lines(found: Verdict) -> list[Line]:
         *stored,
         *metadata,
         *changed,
-        ("verdict", f"{'holds' if found.holds else 'does not hold'}: {_reasons(found, wrong)}"),
+        ("verdict", f"{_holds(found)}: {_reasons(found, wrong)}"),
     ]
 
 
@@ -527,6 +527,15 @@ def _grid_line(plans: Mapping[str, Plan], paths: list[str]) -> str:
 
 
 def verified_lines(found: Verdict) -> list[Line]:
-    """Return what verifying a result found, of each of its images where it has several."""
-    each = [(f"image {path}", "holds" if image.holds else "does not hold") for path, image in found.images.items()]
+    """Return what verifying a result found, of each of its images where it has several, or labels."""
+    each = [
+        (f"image {path}", _holds(image) + (f"; no voxel was compared: {image.uncompared}" if image.uncompared else ""))
+        for path, image in found.images.items()
+    ]
     return [*each, *verdict_lines(found)]
+
+
+def _holds(found: Verdict) -> str:
+    if not found.holds:
+        return "does not hold"
+    return "holds as far as it was compared" if found.uncompared else "holds"
