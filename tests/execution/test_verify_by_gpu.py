@@ -27,9 +27,10 @@ from isovoxel.engines.devices import Device
 from isovoxel.errors import DoesNotFitError, OptionError
 from isovoxel.execution import every_chunk
 from isovoxel.execution.collection import _of_images
+from isovoxel.execution.resources import reading_limits
 from isovoxel.execution.verify import Verdict
 from isovoxel.options import Options
-from isovoxel.planning import codecs
+from isovoxel.planning import chunking, codecs
 from isovoxel.planning.model import DeviceLimits, HostLimits
 
 VOXELS = np.random.default_rng(0).integers(0, 250, (20, 50, 70)).astype(np.uint16)
@@ -207,7 +208,7 @@ def chosen(output: Path, options: Options, host: HostLimits) -> list[every_chunk
 @pytest.mark.usefixtures("decoders")
 def test_every_byte_is_in_the_projection(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Baseline, the decoder's buffers, and what each thread holds; of these fewer where memory is short."""
-    monkeypatch.setattr(codecs, "BATCH_BYTES", 2**14)
+    monkeypatch.setattr(chunking, "BATCH_BYTES", 2**14)
     host = HostLimits(allowed=10 * 2**30, baseline=10**6, threads=4)
     run = chosen(output, Options(decode="gpu"), host)[0]
     assert run.batches is not None
@@ -227,11 +228,12 @@ def test_too_little_memory_leaves_it_to_the_processor(output: Path, monkeypatch:
     monkeypatch.setattr(codecs, "is_faster", lambda *_: True)
     monkeypatch.setattr(every_chunk, "is_faster", lambda *_: True)
     assert verified(output).decoder == "gpu"
-    found = verified(output, memory="1GiB")
+    little = reading_limits().baseline + 2**28
+    found = verified(output, memory=little)
     assert (found.decoder, found.decoded_by_processor) == ("cpu", "")
-    assert 0 < found.projected <= found.allowed == 2**30
+    assert 0 < found.projected <= found.allowed == little
     with pytest.raises(OptionError, match=r"^the GPU cannot decode: too little memory is allowed"):
-        verified(output, memory="1GiB", decode="gpu")
+        verified(output, memory=little, decode="gpu")
     with pytest.raises(DoesNotFitError):
         verified(output, memory=1000)
 
@@ -298,6 +300,15 @@ def test_what_cannot_be_is_refused(output: Path, isovoxel: Isovoxel) -> None:
     check_refused(isovoxel("verify", output, "--every-chunk", "--device", "nonsense"), "no OpenCL device is called")
     check_refused(isovoxel("verify", output, "--decode", "card"), "decode must be one of auto, gpu, cpu")
     assert verified(output, device="cpu").decoder == "cpu"
+
+
+def test_a_variable_is_for_what_is_decoded(output: Path, isovoxel: Isovoxel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is set for jobs; verifying without reading every chunk has no use for it, which is no mistake."""
+    monkeypatch.setenv("ISOVOXEL_DECODE", "gpu")
+    assert isovoxel("verify", output, "--samples", "1").code == 0
+    check_refused(isovoxel("verify", output, "--every-chunk", "--device", "cpu"), "the GPU cannot decode: ")
+    monkeypatch.setenv("ISOVOXEL_DECODE", "cpu")
+    assert isovoxel("verify", output, "--samples", "1", "--every-chunk").code == 0
 
 
 @pytest.mark.usefixtures("decoders")
