@@ -43,6 +43,9 @@ NOT_KEPT = frozenset(
 )
 """Options that neither a file nor the environment has."""
 
+NEEDED = {"decode": "every_chunk"}
+"""What a command that has it must have been given, or the variable of an option does not count: it is for jobs."""
+
 NO_VARIABLE = frozenset(name for name, surface in SURFACES.items() if not surface.variable)
 """Options that the environment does not have."""
 
@@ -192,6 +195,11 @@ def _unless_typed(resolve: Callable[[Any], str | None], context: Any) -> str | N
     return None if any(source is not None and source.name == "COMMANDLINE" for source in sources) else resolve(context)
 
 
+def _where_given(needed: str, resolve: Callable[[Any], str | None], context: Any) -> str | None:
+    """Return what a variable says, where a parameter that comes before was given."""
+    return resolve(context) if context.params.get(needed) else None
+
+
 def _debug(value: bool) -> None:
     """Ask for tracebacks, of this process and of those that it starts."""
     if value:
@@ -217,8 +225,11 @@ def take_variables(group: Any) -> None:
         for parameter in each.params:
             if parameter.param_type_name == "option":
                 parameter.envvar, parameter.show_envvar = variable(_key(parameter)), False
+                resolve = parameter.resolve_envvar_value
                 if parameter.name in HOW_FAR:
-                    parameter.resolve_envvar_value = functools.partial(_unless_typed, parameter.resolve_envvar_value)
+                    parameter.resolve_envvar_value = functools.partial(_unless_typed, resolve)
+                elif (needed := NEEDED.get(parameter.name)) in {one.name for one in each.params}:
+                    parameter.resolve_envvar_value = functools.partial(_where_given, needed, resolve)
         each.params.append(debug)
 
 
