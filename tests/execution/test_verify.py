@@ -392,16 +392,16 @@ def test_a_small_budget_changes_nothing_of_what_is_found(tmp_path: Path, interpo
     recipe = Recipe.from_provenance(read_provenance(out), "out")
     takes = [bytes_of(source, recipe, side) for side in (8, 4, 1)]
     assert takes[0] > takes[1] > takes[2]
-    usual = verify_levels(source, [result], recipe, samples=8)
+    usual = verify_levels(source, [result], recipe, samples=3)
     assert usual.holds
     beside = source.read_overhead + result.read_overhead
     for room in takes:
         host = HostLimits(allowed=beside + room + 5, baseline=5, threads=1)
-        found = verify_levels(source, [result], recipe, samples=8, host=host)
+        found = verify_levels(source, [result], recipe, samples=3, host=host)
         assert found.holds
         assert found.projected == host.allowed
         # Sums of floats, whose order depends on where the library's buffers lie.
         assert found.largest_error == pytest.approx(usual.largest_error)
     host = HostLimits(allowed=beside + takes[-1] + 4, baseline=5, threads=1)
     with pytest.raises(DoesNotFitError, match="choose more --memory"):
-        verify_levels(source, [result], recipe, samples=8, host=host)
+        verify_levels(source, [result], recipe, samples=3, host=host)
