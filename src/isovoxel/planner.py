@@ -12,7 +12,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
 
 from isovoxel.errors import DeviceError, DoesNotFitError, InputError, OptionError
 from isovoxel.geometry.grid import (
@@ -31,6 +33,11 @@ from isovoxel.options import Opening, Options
 from isovoxel.planning.model import ENGINES, MOVES, DeviceLimits, Encoded, HostLimits, Source
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.base import Volume, moved
+
+if TYPE_CHECKING:
+    from isovoxel.planning.chunking import Storage
+    from isovoxel.planning.pyramid import Decoded
+    from isovoxel.readers.zarr_layout import ChunkLayout
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +271,7 @@ def _plan_within(
     volume: Volume, options: Options, sampling: Sampling, resources: Resources, output: Place | None
 ) -> Plan:
     """Return how a volume would be scaled; see `plan_volume`."""
-    from isovoxel.planning.chunking import Storage, default_storage
+    from isovoxel.planning.chunking import default_storage
     from isovoxel.planning.codecs import with_decoder, with_encoder
     from isovoxel.planning.optimizer import make_plan
     from isovoxel.planning.pyramid import with_levels
@@ -286,7 +293,7 @@ def _plan_within(
     device, host = resources.limits(choice.engine)
     if device.encoders or "gpu" in (options.encode, options.decode):
         voxels = volume.n_volumes * math.prod(shape)
-        storage, limits = with_encoder(
+        storage, (device, host) = with_encoder(
             options.or_new("encode"),
             options.codec,
             lambda codec: storage_of(codec=codec),
@@ -294,12 +301,14 @@ def _plan_within(
             (device, host),
             choice.engine,
         )
-        sizes = volume.nbytes, voxels * itemsize
-        device, host = with_decoder(options.or_new("decode"), source.encoded, sizes, limits, choice.engine)
     else:
         storage = storage_of(codec=options.codec) if options.codec else storage_of()
     if options.threads is not None:
         host = replace(host, threads=options.threads)
+    without = device, host
+    if device.encoders or options.decode == "gpu":
+        sizes = volume.nbytes, volume.n_volumes * math.prod(shape) * itemsize
+        device, host = with_decoder(options.or_new("decode"), source.encoded, sizes, without, choice.engine)
     if device.decoding:
         source = replace(source, caches=False)  # decoded chunks are no longer chunks when the host gets them
     if options.like is not None and halo == "map_overlap":
@@ -331,11 +340,7 @@ def _plan_within(
     if options.further_levels == 0:
         return full
 
-    def overhead(shape: Index3, storage: Storage) -> int:
-        from isovoxel.readers.zarr_layout import written_layout  # which loads decoders: only for levels that there are
-
-        return written_layout(output, shape, volume.dtype, storage).read_overhead
-
+    reading = _ReadBack(output, volume.dtype, options.or_new("decode"), without)
     # Integers of 64 bits are labels, or nothing is to be computed with them.
     moves = sampling.labels or sampling.interpolation in ("mode", "smooth") or volume.dtype.itemsize == 8
     add_levels = partial(
@@ -346,9 +351,47 @@ def _plan_within(
         host=host,
         chunk=options.chunk,
         shard=options.shard,
-        read_overhead=overhead,
+        read_overhead=reading.overhead,
+        decoded=reading.decoded,
     )
     return _with_room_for_level_1(add_levels(full), make_full, add_levels)
+
+
+@dataclass(frozen=True)
+class _ReadBack:
+    """How levels are read back. Decoders are loaded for that: only where there are levels."""
+
+    output: Place | None
+    """Where the levels are."""
+    dtype: np.dtype[Any]
+    """Of their voxels."""
+    decode: str
+    """What shall decode them, if it can, as `isovoxel.planning.codecs.DECODERS` has it."""
+    limits: tuple[DeviceLimits, HostLimits]
+    """Without what decodes the input."""
+
+    def overhead(self, shape: Index3, storage: Storage) -> int:
+        """Return the bytes that reading a box of a level holds beside its voxels."""
+        return self._layout(shape, storage).read_overhead
+
+    def decoded(self, before: Plan, level: Plan) -> Decoded | None:
+        """Return how a GPU decodes a level for the next one, if it does."""
+        from isovoxel.planning.codecs import with_decoder
+        from isovoxel.planning.pyramid import Decoded
+
+        coding = self._layout(before.output.shape, before.storage).coding if self.limits[0].encoders else None
+        if coding is None:
+            return None
+        encoded, sizes = Encoded(coding.codec, coding.chunk_bytes), (before.output_bytes, level.output_bytes)
+        with contextlib.suppress(OptionError):  # the input has memory to be decoded there, the level has not
+            device, host = with_decoder(self.decode, encoded, sizes, self.limits, "exact")
+            return Decoded(encoded, device, host) if device.decoding else None
+        return None
+
+    def _layout(self, shape: Index3, storage: Storage) -> ChunkLayout:
+        from isovoxel.readers.zarr_layout import written_layout
+
+        return written_layout(self.output, shape, self.dtype, storage)
 
 
 def _with_room_for_level_1(plan: Plan, make_full: Callable[..., Plan], add_levels: Callable[[Plan], Plan]) -> Plan:

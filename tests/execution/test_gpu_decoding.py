@@ -21,6 +21,7 @@ from isovoxel.engines.pipeline import StagedEngine
 from isovoxel.errors import CorruptInputError, OptionError
 from isovoxel.execution.events import DecodedByProcessor, Event, JobStarted
 from isovoxel.geometry.grid import Box
+from isovoxel.planning import codecs
 from isovoxel.planning.model import DeviceLimits
 from isovoxel.planning.plan import Plan
 from isovoxel.readers.base import ReadBox
@@ -101,7 +102,31 @@ def test_the_voxels_are_those_of_the_processor(tmp_path: Path, decoders: list[De
         assert plan.device.decoding
         assert not any(isinstance(event, DecodedByProcessor) for event in events)
     assert sum(decoder.decoded for decoder in decoders) >= 2 * 3 * 3 * 3
-    assert len(decoders) == 2
+    read_back = plan.source.dtype == "float32"  # whose level 1 is not made in memory
+    assert len(decoders) == 2 * (1 + read_back)
+
+
+@pytest.mark.parametrize("decode", ["gpu", "auto"])
+def test_levels_that_are_read_back_are_decoded_too(
+    tmp_path: Path, decoders: list[DecoderOnCpu], monkeypatch: pytest.MonkeyPatch, decode: str
+) -> None:
+    """Of floats, whose means are not made in memory; those of integers are, and are not read."""
+    monkeypatch.setitem(codecs.DECODED_BY_CORE, "zstd", 1.0)
+    stored(tmp_path / "in.zarr", **STORED["v3, float"])
+    options: dict[str, Any] = {"levels": 2, "codec": "blosc-zstd", "decode": decode}
+    gpu, events = scaled(tmp_path / "in.zarr", tmp_path / "gpu.zarr", **options)
+    cpu, _ = scaled(tmp_path / "in.zarr", tmp_path / "cpu.zarr", **options | {"decode": "cpu"})
+    for one, other in zip(gpu, cpu, strict=True):
+        np.testing.assert_array_equal(one, other)
+    (plan,) = (event.plan for event in events if isinstance(event, JobStarted))
+    assert [level.device.decoding > 0 for level in plan.further] == [True, True]
+    assert all(level.projected_host <= level.host.allowed for level in plan.further)
+    assert [decoder.coding.codec for decoder in decoders] == ["lz4"] * (decode == "gpu") + ["zstd", "zstd"]
+    assert all(decoder.decoded for decoder in decoders)
+    assert not any(isinstance(event, DecodedByProcessor) for event in events)
+    assert (
+        isovoxel.plan(tmp_path / "in.zarr", **OPTIONS | options | {"codec": "zstd"}).further[0].source.encoded is None
+    )
 
 
 @pytest.mark.parametrize("how", ["v3, zstd", "v3, shards", "v2, bytes"])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 
 import isovoxel
 from hog import hog
@@ -67,3 +68,19 @@ def test_a_process_holds_no_more_of_the_device_than_projected(engine: str, encod
     projected = json.loads(ended[0].splitlines()[-1])["projected"]["device_bytes"]
     print(f"{engine}, encoded by {encode}: projected {projected:,}, risen by {risen:,}")
     assert risen <= projected
+
+
+def test_a_gpu_decodes_levels_that_are_read_back(tmp_path: Path) -> None:
+    """Of floats; the levels are those that the processor's decoding gives."""
+    if not any(device.kind == "gpu" and device.limits().encoders for device in list_devices()):
+        pytest.skip("no GPU is here that decodes")
+    voxels = np.random.default_rng(0).normal(2000, 60, (40, 300, 300)).astype(np.float32)
+    isovoxel.convert(voxels, tmp_path / "in.zarr", codec="blosc-zstd", input_voxel_size=(4, 1, 1))
+    options = {"factor": (4, 1, 1), "engine": "exact", "codec": "blosc-zstd", "levels": 2, "device": "gpu"}
+    for decode in ("gpu", "cpu"):
+        done = isovoxel.scale(tmp_path / "in.zarr", tmp_path / f"{decode}.zarr", decode=decode, **options)
+        assert [level.device.decoding > 0 for level in done.plan.further] == [decode == "gpu"] * 2
+        assert not done.tally.decoded_by_processor
+    for level in "012":
+        gpu, cpu = (zarr.open_array(tmp_path / f"{name}.zarr" / level)[...] for name in ("gpu", "cpu"))
+        np.testing.assert_array_equal(gpu, cpu)

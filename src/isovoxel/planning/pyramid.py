@@ -19,10 +19,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,7 +33,7 @@ from isovoxel.errors import DoesNotFitError, OptionError
 from isovoxel.geometry.grid import Float3, Index3, VoxelGrid, ceil_div, triple
 from isovoxel.planning.chunking import CHUNK, Storage, default_storage
 from isovoxel.planning.memory import open_blocks
-from isovoxel.planning.model import DeviceLimits, HostLimits, Source
+from isovoxel.planning.model import DeviceLimits, Encoded, HostLimits, Source
 from isovoxel.planning.optimizer import make_plan
 from isovoxel.planning.plan import Plan
 
@@ -40,6 +43,17 @@ HALVED = ("uint8", "int8", "uint16", "int16")
 """Of what a block becomes one of the next level while it is in memory: integers whose sums have no rounding."""
 LEAST_CHUNK = 32
 """Side below which chunks are not made smaller."""
+
+
+class Decoded(NamedTuple):
+    """How a GPU decodes a level that is read back."""
+
+    encoded: Encoded
+    """Its chunks."""
+    device: DeviceLimits
+    """The device's limits, with what is held to decode them."""
+    host: HostLimits
+    """The host's, likewise."""
 
 
 def with_levels(
@@ -52,6 +66,7 @@ def with_levels(
     chunk: Index3 | None,
     shard: Index3 | None,
     read_overhead: Callable[[Index3, Storage], int],
+    decoded: Callable[[Plan, Plan], Decoded | None] = lambda _before, _level: None,
 ) -> Plan:
     """Return a plan with those of its further levels.
 
@@ -70,6 +85,8 @@ def with_levels(
         it writes, so where they do not fit, a level has smaller shards, and then smaller chunks.
     read_overhead
         Returns the bytes that reading a box holds beside its voxels, of a level by its shape and storage.
+    decoded
+        Returns how a GPU decodes a level that is read back for the next one, by both plans, or None where none does.
 
     Raises
     ------
@@ -93,27 +110,30 @@ def with_levels(
             series=plan.source.series,
         )
         for storage in _storages(output.shape, plan, chunk, shard):
+            make = partial(
+                make_plan,
+                factor=factor,
+                storage=storage,
+                engine="exact",
+                interpolation=interpolation,
+                halo_mode="direct",
+                output=output,
+            )
             try:
-                made = make_plan(
-                    source,
-                    factor,
-                    storage=storage,
-                    device=device,
-                    host=host,
-                    engine="exact",
-                    interpolation=interpolation,
-                    halo_mode="direct",
-                    output=output,
-                )
+                made = replace(make(source, device=device, host=host), level=level)
             except DoesNotFitError as error:
                 refused = error
+                continue
+            if level == 1:
+                made = _along(plan, made, fixed=shard is not None)
             else:
-                made = replace(made, level=level)
-                if level == 1:
-                    further.append(_along(plan, made, fixed=shard is not None))
-                else:
-                    further.append(_gathered(replace(plan, further=tuple(further)), made))
-                break
+                made = _gathered(replace(plan, further=tuple(further)), made)
+            if not (made.along or made.gathered) and (by_gpu := decoded(before, made)) is not None:
+                with contextlib.suppress(DoesNotFitError):
+                    encoded = replace(source, encoded=by_gpu.encoded, caches=False)
+                    made = replace(make(encoded, device=by_gpu.device, host=by_gpu.host), level=level)
+            further.append(made)
+            break
         else:
             raise DoesNotFitError(f"of level {level}, {refused}; or leave it out with --levels {level - 1}")
     return replace(plan, further=tuple(further))
