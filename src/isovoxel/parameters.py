@@ -228,7 +228,7 @@ def take_variables(group: Any) -> None:
                 resolve = parameter.resolve_envvar_value
                 if parameter.name in HOW_FAR:
                     parameter.resolve_envvar_value = functools.partial(_unless_typed, resolve)
-                elif (needed := NEEDED.get(parameter.name)) in {one.name for one in each.params}:
+                elif (needed := NEEDED.get(parameter.name, "")) in {one.name for one in each.params}:
                     parameter.resolve_envvar_value = functools.partial(_where_given, needed, resolve)
         each.params.append(debug)
 
