@@ -80,6 +80,16 @@ def test_units_are_what_the_header_says(unit: str, expected: str | None, tmp_pat
     assert open_volume(write(tmp_path / "a.nii", unit=unit)).unit == expected
 
 
+@pytest.mark.parametrize(("code", "expected"), [(2 | 64, "millimeter"), (5, None), (255, None)])
+def test_units_that_nifti_does_not_have_are_none(code: int, expected: str | None, tmp_path: Path) -> None:
+    """Of lengths and of times, which stand in one byte."""
+    path = write(tmp_path / "a.nii")
+    header = bytearray(path.read_bytes())
+    header[123] = code
+    path.write_bytes(header)
+    assert open_volume(path).unit == expected
+
+
 @pytest.mark.parametrize("ending", ["nii", "nii.gz"])
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "int32", "float32"])
 def test_scaled_numbers_are_what_they_mean(dtype: str, ending: str, tmp_path: Path) -> None:

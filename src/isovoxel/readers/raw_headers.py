@@ -200,6 +200,9 @@ NIFTI_BYTES = 540
 SLAB_VOXELS = 1 << 17
 """So many voxels are scaled in one go."""
 
+_UNITS = {1: "meter", 2: "mm", 3: "micron"}
+"""Units of length, in the last three bits of xyzt_units; nibabel fails of others, and of unknown units of time."""
+
 _SINGLE, _PAIR = (b"n+1\0", b"n+2\0"), (b"ni1\0", b"ni2\0")
 
 
@@ -299,7 +302,7 @@ def _volume_of(header: Any, path: Path, file: Path, name: str) -> Volume:
             read=ScaledReader(volume.read, volume.dtype, float(slope), float(inter)),
             read_overhead=volume.read_overhead + 4 * 8 * SLAB_VOXELS,
         )
-    calibration = read_zooms(header.get_zooms(), header.get_xyzt_units()[0])
+    calibration = read_zooms(header.get_zooms(), _UNITS.get(int(header["xyzt_units"]) & 7, "unknown"))
     placed = bool(header["qform_code"] > 0 or header["sform_code"] > 0)
     origin, turned = read_affine(header.get_best_affine()) if placed else (ORIGIN, "")
     notes = (*([turned] if turned else []), *volume.notes)
