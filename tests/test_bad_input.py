@@ -71,7 +71,7 @@ CASES: dict[str, Case] = {
     "BigTIFF: cut in its header": Case(bad.cut(10, bad.stack(bigtiff=True)), "truncated"),
     "BigTIFF: cut in a directory": Case(bad.cut(60, bad.stack(bigtiff=True)), "truncated"),
     "BigTIFF: cut in the voxels": Case(bad.cut(0.5, bad.stack(bigtiff=True)), "missing"),
-    "TIFF: pages in a ring": Case(bad.looping, "is truncated: after 3 pages"),
+    "TIFF: pages in a ring": Case(bad.looping, "is damaged: after 3 pages"),
     "TIFF: first page nowhere": Case(bad.file(b"II*\0" + b"\xf0" * 40), "is truncated or no TIFF"),
     "TIFF: no width": Case(bad.tagged("ImageWidth", 0), "is empty: its shape is (6, 20, 0)"),
     "TIFF: 4 billion rows": Case(bad.tagged("ImageLength", 2**32 - 1), "bytes are missing"),

@@ -410,6 +410,10 @@ def check_chain(own: Directories, name: str) -> None:
     """Check that no directory of a file is missing."""
     if own.broken_at is not None:
         pages = "1 page" if len(own) == 1 else f"{len(own)} pages"
+        if own.broken_at in own.offsets:
+            raise InputError(
+                f"{name} is damaged: after {pages} comes the one at byte {own.broken_at} again; copy or write it again"
+            )
         raise InputError(
             f"{name} is truncated: after {pages} the next should be at byte {own.broken_at}, "
             f"but the {own.path.stat().st_size} bytes of the file do not hold all of it; copy or write it again"
