@@ -370,6 +370,8 @@ class OmeXml:
     """The channels of every image."""
     planes: float = 0.0
     """The most planes that it tells of anywhere."""
+    first: int = 0
+    """The page of a file at which planes begin, where that is below 0."""
     companion: str | None = None
     """Which file has the OME-XML of which this is only a reference; None where it is no reference."""
     uuid: str = ""
@@ -383,7 +385,7 @@ class OmeXml:
         return list(dict.fromkeys((file, "".join(uuid).strip()) for file, uuid in self.parts))
 
     def checked(self) -> OmeXml:
-        """Return itself, if it names no files outside its folder, and tells of no more planes than `MOST_PLANES`.
+        """Return itself, if it names no files outside its folder, no page below 0, and at most `MOST_PLANES` planes.
 
         Raises
         ------
@@ -397,6 +399,11 @@ class OmeXml:
             )
         if self.planes > MOST_PLANES:
             raise InputError(f"the OME-XML of {self.name} tells of {self.planes:.6g} planes, more than any file has")
+        if self.first < 0:  # which tifffile counts from the last one
+            raise InputError(
+                f"the OME-XML of {self.name} tells of planes that begin at page {self.first} of a file, before the "
+                "first, which is 0; write it again"
+            )
         return self
 
 
@@ -436,6 +443,8 @@ def read_ome(xml: str, name: str) -> OmeXml:
             case "TiffData":
                 counts = (_product([attributes.get(key, "1")]) for key in ("PlaneCount", "NumPlanes", "IFD"))
                 found.planes = max(found.planes, *counts)
+                with suppress(ValueError):
+                    found.first = min(found.first, int(attributes.get("IFD", "0")))
             case "UUID":
                 found.parts.append((attributes.get("FileName", ""), []))
 
