@@ -48,6 +48,20 @@ def test_every_compression_is_read(codec: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(volume.read(box), STACK[box.slices])
 
 
+@pytest.mark.parametrize("codec", ["raw", "gzip", "bzip2", "xz"])
+def test_the_first_version_names_the_codec_alone(codec: str, tmp_path: Path) -> None:
+    """In another attribute; without either of them, nothing tells how to decode the blocks."""
+    path = write(tmp_path / "a.n5", compression={"type": codec})
+    file = path / "attributes.json"
+    attributes = json.loads(file.read_text())
+    del attributes["compression"]
+    file.write_text(json.dumps({**attributes, "compressionType": codec}))
+    np.testing.assert_array_equal(open_volume(path).read(Box.whole(STACK.shape)), STACK)
+    file.write_text(json.dumps(attributes))
+    with pytest.raises(InputError, match="has no compression"):
+        open_volume(path)
+
+
 @pytest.mark.parametrize(
     ("attributes", "size", "origin", "unit"),
     [
@@ -290,7 +304,7 @@ def said(**changes: Any) -> str:
         ("{", "cannot be read as N5 metadata"),
         ("[1]", "is no JSON object"),
         ("{}", "without a dataset"),
-        ('{"dimensions": [4, 4, 4]}', "has no blockSize and no dataType"),
+        ('{"dimensions": [4, 4, 4]}', "has no blockSize and no dataType and no compression"),
         (said(dimensions=[4, 4], blockSize=[4, 4]), "2-D"),
         (said(dataType="object"), "N5"),
         (said(dimensions=[4, 0, 4]), "empty"),

@@ -150,8 +150,10 @@ def open_n5(at: Location, _selection: Selection) -> Volume:
     path, name = at.path, at.name
     home = _only_dataset(path, name)
     attributes = _attributes(home, name)
+    if "compression" not in attributes and "compressionType" in attributes:  # of N5's first version
+        attributes = {**attributes, "compression": {"type": attributes["compressionType"]}}
     groups = [_attributes(home.parent, name), _attributes(home.parent.parent, name)]
-    missing = [key for key in _SPECIFIED if key not in attributes and key != "compression"]
+    missing = [key for key in _SPECIFIED if key not in attributes]
     if missing:
         raise InputError(f"{name} cannot be read as N5: its {N5_ATTRIBUTES} has no {' and no '.join(missing)}")
     store = _open(home, attributes, name)
@@ -196,7 +198,7 @@ def _open(home: Path, attributes: Mapping[str, Any], name: str) -> tensorstore.T
     spec = {
         "driver": "n5",
         "kvstore": {"driver": "file", "path": f"{home.resolve()}/"},
-        "metadata": {key: attributes[key] for key in _SPECIFIED if key in attributes},
+        "metadata": {key: attributes[key] for key in _SPECIFIED},
     }
     try:
         return tensorstore.open(spec, read=True, open=True, assume_metadata=True).result().T
