@@ -62,6 +62,13 @@ def test_the_first_version_names_the_codec_alone(codec: str, tmp_path: Path) -> 
         open_volume(path)
 
 
+def test_axes_that_cannot_be_named_are_not_asked_for(tmp_path: Path) -> None:
+    """``--axes`` is not for N5."""
+    with pytest.raises(InputError, match="4-D") as raised:
+        open_volume(write(tmp_path / "a.n5", STACK[None].repeat(2, 0), (1, *BLOCK)))
+    assert "--axes" not in str(raised.value)
+
+
 @pytest.mark.parametrize(
     ("attributes", "size", "origin", "unit"),
     [

@@ -396,7 +396,7 @@ def pick_only(name: str, axes: Sequence[str], shape: Sequence[int], selection: S
                 f"{name} has {shape[i]} {what}; isovoxel takes 3-D z, y, x of this kind of input, and found the axes "
                 f"{found}{_hint(kept, i)}"
             )
-    _check_order(name, [axes[i] for i in kept], found)
+    _check_order(name, [axes[i] for i in kept], found, "" if selection is None else NAME_THEM)
     return Picked(triple(kept), {axis: 0 for axis in range(len(axes)) if axis not in kept}, {})
 
 
@@ -418,12 +418,12 @@ def _without_spare(axes: Sequence[str], shape: Sequence[int]) -> list[int]:
     return kept
 
 
-def _check_order(name: str, axes: Sequence[str], found: str) -> None:
-    """Check that what is left is z, y and x."""
+def _check_order(name: str, axes: Sequence[str], found: str, hint: str = NAME_THEM) -> None:
+    """Check that what is left is z, y and x; the hint is for axes without a name."""
     if len(axes) != 3:
         raise InputError(
             f"{name} is {len(axes)}-D; isovoxel takes z, y, x, and found the axes {found or 'none'}"
-            f"{NAME_THEM if 'unnamed' in found else ''}"
+            f"{hint if 'unnamed' in found else ''}"
         )
     if any(own not in ("", axis) for own, axis in zip(axes, AXES, strict=True)):
         raise InputError(
