@@ -276,6 +276,17 @@ def test_types_are_those_of_the_header(dtype: str, tmp_path: Path) -> None:
         np.testing.assert_array_equal(whole(volume), data)
 
 
+@pytest.mark.parametrize("yes", ["True", "true", "T", "1"])
+def test_metaimage_says_yes_as_metaio_reads_it(yes: str, tmp_path: Path) -> None:
+    """By the first letter: of the byte order, whether voxels are compressed, and whether they are binary."""
+    big = STACK.astype(">u2").tobytes()
+    for key, data in (("ElementByteOrderMSB", big), ("BinaryDataByteOrderMSB", big)):
+        volume = open_volume(metaimage(tmp_path / "a.mha", f"{key} = {yes}", f"BinaryData = {yes}", data=data))
+        np.testing.assert_array_equal(whole(volume), STACK)
+    packed = metaimage(tmp_path / "b.mha", f"CompressedData = {yes}", data=zlib.compress(STACK.tobytes()))
+    np.testing.assert_array_equal(whole(open_volume(packed)), STACK)
+
+
 @pytest.mark.parametrize("dtype", ["int8", "int16", "uint16", "float32", "float16"])
 def test_modes_of_mrc(dtype: str, tmp_path: Path) -> None:
     """Those of numbers that are real; in big-endian files too, and behind an extended header."""

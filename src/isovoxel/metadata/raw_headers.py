@@ -266,19 +266,24 @@ def read_metaimage(data: bytes) -> RawHeader:
         raise ValueError(
             f"its ElementType is {fields.get('ElementType', 'missing')[:40]!r}, which isovoxel cannot read"
         )
-    if fields.get("BinaryData", "True").lower() != "true":
+    if not _is_true(fields.get("BinaryData", "True")):
         raise ValueError("its voxels are written as text (BinaryData = False); save it with binary voxels")
-    big = fields.get("ElementByteOrderMSB", fields.get("BinaryDataByteOrderMSB", "False")).lower() == "true"
+    big = _is_true(fields.get("ElementByteOrderMSB", fields.get("BinaryDataByteOrderMSB", "False")))
     file = fields["ElementDataFile"]
     if file.upper().startswith("LIST") or "%" in file:
         raise ValueError("its voxels lie in several files; save it as one .mha file")
-    compressed = fields.get("CompressedData", "False").lower() == "true"
+    compressed = _is_true(fields.get("CompressedData", "False"))
     skip = int(fields.get("HeaderSize", "0"))
     local = file.upper() == "LOCAL"
     begin = last.end() if local else 0
     dtype, axes = np.dtype((">" if big else "<") + kind), _meta_axes(n, interleaved=samples > 1)
     place = _meta_place(fields, min(3, n - (samples > 1)))
     return RawHeader(tuple(sizes[::-1]), dtype, axes, skip, begin, compressed, None if local else file, *place)
+
+
+def _is_true(text: str) -> bool:
+    """Return whether a text means yes to MetaIO, which looks at its first letter."""
+    return text.startswith(("T", "t", "1"))
 
 
 def _meta_axes(n: int, *, interleaved: bool) -> tuple[str, ...]:
