@@ -53,6 +53,14 @@ def by_mrcfile(path: Path, data: np.ndarray, compression: str | None = None) -> 
     return path
 
 
+def patched_mrc(path: Path, at: int, number: int) -> Path:
+    """Write an array as a volume whose header has another number at a byte."""
+    header = bytearray(by_mrcfile(path, STACK).read_bytes())
+    struct.pack_into("<i", header, at, number)
+    path.write_bytes(header)
+    return path
+
+
 def metaimage(path: Path, *lines: str, data: bytes = STACK.tobytes(), file: str = "LOCAL") -> Path:
     """Write a header of these lines, and the voxels behind it or in a file beside it."""
     kept = {line.partition(" = ")[0] for line in lines}
@@ -350,14 +358,19 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
         "are the end of a compressed file; save it raw",
     ),
     "j.nrrd": (lambda path: nrrd_of(path, "byte skip: -1", data=b"1"), "has fewer bytes than its voxels"),
+    "l.nrrd": (lambda path: nrrd_of(path, "byte skip: -2"), "it skips -2 bytes before its voxels"),
     "a.mha": (lambda path: metaimage(path, "BinaryData = False"), "written as text"),
     "b.mha": (lambda path: metaimage(path, "ElementType = MET_STRING"), "its ElementType is 'MET_STRING', which"),
     "c.mha": (lambda path: metaimage(path, "NDims = 4"), "its NDims is 4, and DimSize has 3 numbers"),
     "d.mha": (lambda path: metaimage(path, file="LIST"), "its voxels lie in several files"),
+    "e.mha": (lambda path: metaimage(path, "HeaderSize = -7"), "it skips -7 bytes before its voxels"),
     "a.mrc": (
         lambda path: by_mrcfile(path, STACK.astype("complex64")),
         "holds complex64, which isovoxel does not scale",
     ),
+    "b.mrc": (lambda path: patched_mrc(path, 92, -1), "its extended header has -1 bytes"),
+    "c.mrc": (lambda path: patched_mrc(path, 92, -1025), "its extended header has -1025 bytes"),
+    "d.mrc": (lambda path: patched_mrc(path, 12, 16), "its mode is 16, RGB"),
 }
 
 

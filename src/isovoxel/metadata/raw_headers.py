@@ -50,6 +50,10 @@ class RawHeader:
     notes: tuple[str, ...]
     """What is not carried over, each a clause."""
 
+    def __post_init__(self) -> None:
+        if self.skip < -1:
+            raise ValueError(f"it skips {self.skip} bytes before its voxels")
+
     @property
     def skipped(self) -> int:
         """Bytes before the first voxel, in the file, or in what it is decompressed to; below 0: voxels are its end."""
@@ -318,7 +322,7 @@ def _meta_place(fields: Mapping[str, str], n: int) -> tuple[Calibration, tuple[s
 MRC_BYTES = 1024
 """Length of MRC's header, without what may follow it."""
 _MRC_MODES = {0: "i1", 1: "i2", 2: "f4", 4: "c8", 6: "u2", 12: "f2"}
-_MRC_OTHERS = {3: "complex numbers", 101: "4 bits each"}
+_MRC_OTHERS = {3: "complex numbers", 16: "RGB", 101: "4 bits each"}
 _IMOD_STAMP = 1146047817
 _IMOD_SIGNED_BYTES, _IMOD_PLAIN_ORIGIN = 1, 4
 _IMOD_ORIGIN = "its origin has IMOD's sign, and is not carried over"
@@ -358,6 +362,8 @@ def read_mrc(data: bytes) -> RawHeader:
     sizes = _positive((columns, rows, sections), "numbers of columns, rows and sections")
     if mode not in _MRC_MODES:
         raise ValueError(f"its mode is {mode}, {_MRC_OTHERS.get(mode, 'which is unknown')}; save it in mode 1, 2 or 6")
+    if extended < 0:
+        raise ValueError(f"its extended header has {extended} bytes")
     by_imod = stamp == _IMOD_STAMP
     kind = "u1" if mode == 0 and by_imod and not flags & _IMOD_SIGNED_BYTES else _MRC_MODES[mode]
     axes = ["xyz"[axis - 1] for axis in stored] if sorted(stored) == [1, 2, 3] else ["x", "y", "z"]
