@@ -41,6 +41,17 @@ def test_slices_are_read_in_the_order_of_their_numbers(dtype: str, tmp_path: Pat
     np.testing.assert_array_equal(one.read(Box.whole(one.shape)), voxels[3:4])
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_a_transparent_grey_value_is_one_like_others(dtype: str, tmp_path: Path) -> None:
+    """Decoders add a channel of transparency, where a PNG says that a grey value stands for none."""
+    voxels = STACK.astype(dtype)
+    for z, plane in enumerate(voxels):
+        PIL.Image.fromarray(plane).save(tmp_path / f"s{z}.png", transparency=5)
+    assert b"tRNS" in (tmp_path / "s0.png").read_bytes()
+    for box in (Box.whole(STACK.shape), Box((1, 7, 3), (11, 23, 32))):
+        np.testing.assert_array_equal(open_volume(tmp_path).read(box), voxels[box.slices])
+
+
 def test_what_is_written_again_is_noticed(tmp_path: Path) -> None:
     """Any of them."""
     folder = write(tmp_path / "a")

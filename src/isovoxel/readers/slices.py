@@ -392,7 +392,7 @@ class PngReader(TiledReader):
     @property
     def overhead(self) -> int:
         """Largest number of bytes held beside the returned array."""
-        return self.largest + 2 * self.shape[1] * self.shape[2] * self.dtype.itemsize + PNG_FIXED_BYTES
+        return self.largest + 3 * self.shape[1] * self.shape[2] * self.dtype.itemsize + PNG_FIXED_BYTES
 
     @property
     def chunk(self) -> Index3:
@@ -413,7 +413,8 @@ class PngReader(TiledReader):
         if header is None or (header.height, header.width, header.bits) != (*self.shape[1:], 8 * self.dtype.itemsize):
             raise ValueError("its header is another than when it was opened")
         plane = imagecodecs.png_decode(data)
-        out[0] = plane[tile.slices[1:]]
+        # Where a grey value stands for transparent, there is a second channel.
+        out[0] = plane.reshape(*self.shape[1:], -1)[(*tile.slices[1:], 0)]
 
     def stored(self, tile: Box) -> Stored:
         """Return the file that a part lies in."""
