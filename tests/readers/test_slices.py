@@ -187,6 +187,32 @@ def test_what_cannot_be_put_in_order_is_refused(names: tuple[str, ...], why: str
         open_volume(write(tmp_path / "s", names))
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("a1.tif", "a2.tif", "b1.tif", "b2.tif"),
+        ("z0.tif", "z1.tif", "z-1.tif", "z-2.tif"),
+        ("s1.tif", "s2.tif", "s3.tif", "s3 (copy).tif"),
+        ("a[1]_1.tif", "a[1]_2.tif", "b[1]_1.tif", "b[1]_2.tif"),
+    ],
+)
+def test_the_pattern_that_is_named_opens_some(names: tuple[str, ...], tmp_path: Path) -> None:
+    """Names may begin alike, and have brackets."""
+    folder = write(tmp_path / "s", names)
+    with pytest.raises(InputError, match=r"such as '.*'$") as raised:
+        open_volume(folder)
+    pattern = str(raised.value).split("'")[-2]
+    assert open_volume(folder / pattern).shape[0] >= 1
+
+
+def test_no_pattern_is_named_that_tells_nothing_apart(tmp_path: Path) -> None:
+    """Such as that of files of one name in several folders."""
+    for folder in ("a", "b"):
+        write(tmp_path / folder, ("1.tif", "2.tif", "3.tif", "4.tif"))
+    with pytest.raises(InputError, match=r"by a pattern in quotes$"):
+        open_volume(f"{tmp_path}/*/*.tif")
+
+
 ODD: dict[str, tuple[Any, dict[str, Any], str]] = {
     "another shape": (STACK[0, :-1], {}, "it has the shape 29 x 40, not 30 x 40, as"),
     "another dtype": (STACK[0].astype("uint8"), {}, "it has the dtype uint8, not uint16, as"),

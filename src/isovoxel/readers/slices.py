@@ -20,6 +20,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -312,7 +313,7 @@ def in_order(name: str, files: Sequence[str]) -> tuple[list[str], str]:
         first, second, *_ = (Path(file).name for file in words.values())
         raise InputError(
             f"{name} has files whose names differ in more than numbers, such as {second} and {first}; "
-            f"name those that belong together by a pattern in quotes, such as '{_pattern(second)}'"
+            f"name those that belong together by a pattern in quotes{_pattern(second, first)}"
         )
     for column in zip(*(split[file][1::2] for file in ordered), strict=True):
         counts = [int(number) for number in column]
@@ -337,10 +338,18 @@ def _gaps(files: Sequence[str], counts: Sequence[int]) -> str:
     return f"the slices' numbers have gaps ({', '.join(listed + more)}); if slices are missing, z is too short there"
 
 
-def _pattern(name: str) -> str:
-    """Return a pattern for the names that are like this one but for their last number."""
-    *head, _, tail = _NUMBER.split(name) if _NUMBER.search(name) else ("", "", name)
-    return "".join(head) + "*" + tail
+def _pattern(*names: str) -> str:
+    """Return, as a clause, a pattern for one of two names and those like it but for their last number.
+
+    Nothing where none leaves the other name out.
+    """
+    for number in ("*", "[0-9]*"):
+        for name, other in (names, names[::-1]):
+            *head, _, tail = _NUMBER.split(name) if _NUMBER.search(name) else ("", "", name)
+            pattern = f"{glob.escape(''.join(head))}{number}{glob.escape(tail)}"
+            if fnmatchcase(name, pattern) and not fnmatchcase(other, pattern):
+                return f", such as '{pattern}'"
+    return ""
 
 
 # ---- PNG slices --------------------------------------------------------------------------------------------------
