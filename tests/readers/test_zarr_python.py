@@ -61,6 +61,14 @@ KINDS: dict[str, dict[str, Any]] = {
     **{f"v2, {name}": {"zarr_format": 2, "compressors": codec} for name, codec in V2.items()},
     **{f"v2, {name}, Fortran": {"zarr_format": 2, "compressors": codec, "order": "F"} for name, codec in V2.items()},
     "v2, filtered": {"zarr_format": 2, "compressors": numcodecs.Zlib(), "filters": numcodecs.Delta("<u2")},
+    "v2, blosc, filtered": {"zarr_format": 2, "compressors": numcodecs.Blosc(), "filters": numcodecs.Delta("<u2")},
+    "v2, zlib of blosc, filtered": {
+        "zarr_format": 2,
+        "compressors": numcodecs.Zlib(),
+        "filters": [numcodecs.Delta("<u2"), numcodecs.Blosc()],
+    },
+    "v2, blosc alone, filtered": {"zarr_format": 2, "compressors": None, "filters": [numcodecs.Blosc()]},
+    "v3, blosc of gzip, filtered": {"compressors": [GzipCodec(), BloscCodec()]},
 }
 
 

@@ -203,15 +203,20 @@ def decode_nothing(encoded: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
     out[...] = encoded
 
 
+def blosc_size(encoded: NDArray[np.uint8]) -> int:
+    """Return to how many bytes a blosc buffer says that it decodes."""
+    if encoded.size < _BLOSC_HEADER.size:
+        raise ValueError(f"its {encoded.size} bytes are no blosc buffer")
+    return int(_BLOSC_HEADER.unpack_from(encoded.data)[0])
+
+
 def decode_blosc(encoded: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
     """Decode one blosc buffer, of any of its compressors.
 
     Source of the header: https://github.com/Blosc/c-blosc/blob/main/README_CHUNK_FORMAT.rst
     """
-    if encoded.size < _BLOSC_HEADER.size:
-        raise ValueError(f"its {encoded.size} bytes are no blosc buffer")
-    decoded_size, encoded_size = _BLOSC_HEADER.unpack_from(encoded.data)
-    _check_size(decoded_size, out.size)
+    _check_size(blosc_size(encoded), out.size)
+    _, encoded_size = _BLOSC_HEADER.unpack_from(encoded.data)
     if not _BLOSC_HEADER.size <= encoded_size <= encoded.size:
         raise ValueError(f"it has {encoded.size} of the {encoded_size} bytes that its header tells of")
     _codecs.blosc_decode(encoded[:encoded_size], numthreads=1, out=out)  # ours are threads enough

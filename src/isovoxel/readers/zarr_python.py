@@ -34,7 +34,7 @@ from isovoxel.geometry.grid import Box, Index3, ceil_div
 from isovoxel.object_store.clients import client, told
 from isovoxel.object_store.retries import Attempts, is_transient
 from isovoxel.readers.base import ReadBox, series_reader
-from isovoxel.readers.chunks import DECODED_COPIES, DECODER_BYTES, DECODERS
+from isovoxel.readers.chunks import DECODED_COPIES, DECODER_BYTES, DECODERS, blosc_size
 from isovoxel.readers.files import check_stored
 from isovoxel.readers.selection import Picked
 from isovoxel.readers.tiled import TiledReader
@@ -45,6 +45,8 @@ CHUNK_COPIES = 4
 
 INDEX_COPIES = 4
 """Likewise for a shard's index, 16 bytes a chunk."""
+
+BLOSC = "blosc"
 
 FIXED_BYTES = 1 << 18
 """What zarr holds whatever the chunk's size: its event loop's tasks, and the headers of encoded chunks."""
@@ -133,7 +135,7 @@ def slow_voxels(node: ArrayNode, name: str, picked: Picked, chunk: Index3) -> tu
 # zarr-python's codecs believe what a chunk says of itself: one cut short makes blosc read whatever lies behind it in
 # memory, and a small one may decode to any size. So the codec that compresses the chunks is replaced by one of
 # `chunks`, which knows how many bytes must come out. Codecs that do not stand next to the voxels' bytes, and those of
-# other names, stay.
+# other names, stay, but blosc's, of which only what the header says of its sizes is known then.
 
 
 @dataclass(frozen=True)
@@ -142,10 +144,12 @@ class BoundedCodec(BytesBytesCodec):
 
     codec: str
     """One of `DECODERS`."""
+    sized: bool = True
+    """Whether it stands next to the voxels' bytes, whose number is known."""
     is_fixed_size = False
 
     async def _decode_single(self, chunk_bytes: Any, chunk_spec: Any) -> Any:
-        size = math.prod(chunk_spec.shape) * chunk_spec.dtype.to_native_dtype().itemsize
+        size = math.prod(chunk_spec.shape) * chunk_spec.dtype.to_native_dtype().itemsize if self.sized else None
         voxels = await asyncio.to_thread(_decoded, self.codec, chunk_bytes.as_numpy_array(), size)
         return chunk_spec.prototype.buffer.from_array_like(voxels)
 
@@ -155,9 +159,9 @@ class BoundedCodec(BytesBytesCodec):
 
 
 class BoundedCompressor(Codec):  # type: ignore[misc]
-    """A compressor of zarr v2 that decodes to as many bytes as a chunk has, or fails."""
+    """A compressor of zarr v2 that decodes to as many bytes as a chunk has, where that is known, or fails."""
 
-    def __init__(self, codec_id: str, size: int) -> None:
+    def __init__(self, codec_id: str, size: int | None) -> None:
         self.codec_id = codec_id
         self._size = size
 
@@ -179,10 +183,13 @@ def with_bounded_decoders(array: zarr.Array[Any]) -> zarr.Array[Any]:
     if metadata.zarr_format == 2:
         compressor = getattr(metadata, "compressor", None)
         codec = "" if compressor is None else codec_name(compressor)
-        if codec not in DECODERS or metadata.filters or getattr(compressor, "format", 1) == 3:
-            return array
-        size = math.prod(array.chunks) * np.dtype(array.dtype).itemsize
-        object.__setattr__(metadata, "compressor", BoundedCompressor(codec, size))
+        filters = metadata.filters
+        if filters:
+            bounded = tuple(BoundedCompressor(BLOSC, None) if codec_name(one) == BLOSC else one for one in filters)
+            object.__setattr__(metadata, "filters", bounded)
+        size = None if filters else math.prod(array.chunks) * np.dtype(array.dtype).itemsize
+        if codec == BLOSC or (size is not None and codec in DECODERS and getattr(compressor, "format", 1) != 3):
+            object.__setattr__(metadata, "compressor", BoundedCompressor(codec, size))
     else:
         object.__setattr__(metadata, "codecs", _bounded_codecs(metadata.codecs))
     # zarr-python from 3.2 on warns of the name that it had before.
@@ -204,14 +211,17 @@ def _bounded_codecs(codecs: tuple[Any, ...]) -> tuple[Any, ...]:
             found.append(replace(codec, codecs=_bounded_codecs(codec.codecs)))
         elif found and isinstance(found[-1], BytesCodec) and name in DECODERS:
             found.append(BoundedCodec(name))
+        elif name.removeprefix("numcodecs.") == BLOSC:
+            found.append(BoundedCodec(BLOSC, sized=False))
         else:
             found.append(codec)
     return tuple(found)
 
 
-def _decoded(codec: str, encoded: Any, size: int) -> NDArray[np.uint8]:
-    voxels = np.empty(size, np.uint8)
-    DECODERS[codec](ensure_contiguous_ndarray(encoded).view(np.uint8).reshape(-1), voxels)
+def _decoded(codec: str, encoded: Any, size: int | None) -> NDArray[np.uint8]:
+    data = ensure_contiguous_ndarray(encoded).view(np.uint8).reshape(-1)
+    voxels = np.empty(blosc_size(data) if size is None else size, np.uint8)
+    DECODERS[codec](data, voxels)
     return voxels
 
 
