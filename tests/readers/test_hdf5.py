@@ -180,6 +180,21 @@ def test_an_imaris_image_is_cut_and_placed(tmp_path: Path) -> None:
     np.testing.assert_array_equal(volume.read(Box.whole(STACK.shape)), STACK)
 
 
+@pytest.mark.parametrize("said", [None, b"x"])
+def test_an_imaris_channel_without_a_size_has_that_of_the_image(said: bytes | None, tmp_path: Path) -> None:
+    """Or its padding would be voxels, and each of them smaller than it is."""
+    path = imaris(tmp_path / "a.ims")
+    with h5py.File(path, "r+") as file:
+        attributes = file["DataSet/ResolutionLevel 0/TimePoint 0/Channel 0"].attrs
+        for axis in "XYZ":
+            del attributes[f"ImageSize{axis}"]
+            if said is not None:
+                attributes[f"ImageSize{axis}"] = np.array([said])
+    volume = open_volume(path)
+    assert volume.shape == STACK.shape
+    assert volume.voxel_size == pytest.approx((2.0, 0.5, 0.5))
+
+
 def test_a_channel_of_imaris_is_named_by_its_path(tmp_path: Path) -> None:
     """Which reads it at its own level."""
     path = imaris(tmp_path / "a.ims", channels=2)

@@ -120,7 +120,7 @@ def read_extent(attributes: Mapping[str, Any], shape: Index3) -> Calibration:
     return found.at(triple((low or 0.0) + size / 2 for (low, _), size in zip(ends, sizes, strict=True)))
 
 
-def image_shape(attributes: Mapping[str, Any], padded: Index3) -> Index3 | None:
+def image_shape(attributes: Mapping[str, Any], padded: Index3, image: Mapping[str, Any]) -> Index3 | None:
     """Return how much of a channel's array is image, z, y, x; None where that contradicts the array.
 
     Parameters
@@ -129,8 +129,11 @@ def image_shape(attributes: Mapping[str, Any], padded: Index3) -> Index3 | None:
         Those of the channel's group.
     padded
         Shape of its array.
+    image
+        Attributes of ``/DataSetInfo/Image``, which say it of the finest level, too; empty for another one.
     """
-    sizes = [_number(attributes.get(f"ImageSize{axis}")) for axis in "ZYX"]
+    said = ([_number(attributes.get(f"ImageSize{axis}")), _number(image.get(axis))] for axis in "ZYX")
+    sizes = [next((size for size in both if size is not None), None) for both in said]
     shape = triple(n if size is None else int(size) for size, n in zip(sizes, padded, strict=True))
     return shape if all(1 <= size <= n for size, n in zip(shape, padded, strict=True)) else None
 

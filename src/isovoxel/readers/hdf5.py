@@ -403,9 +403,10 @@ def _channel(file: h5py.File, path: Path, place: str, name: str) -> Volume:
     if dataset is None or not hasattr(dataset, "dtype"):
         raise InputMissingError(f"{name} is not there: the Imaris file has no {place}/Data")
     padded = plain_zyx(name, dataset.shape)
-    shape = image_shape(channel.attrs, padded)
+    info = file[_INFO].attrs
+    shape = image_shape(channel.attrs, padded, info if place.startswith("DataSet/ResolutionLevel 0/") else {})
     if shape is None:
         raise InputError(f"{name} contradicts itself: its image is not inside its array of {padded} voxels")
     told = {"shape": f"{place}, less its padding", "axes": "Imaris' order, z, y, x"}
-    measured = read_extent(file[_INFO].attrs, shape)
+    measured = read_extent(info, shape)
     return volume_of_dataset(dataset, path, name, "Imaris", PLAIN, shape, measured, told)
