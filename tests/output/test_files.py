@@ -175,6 +175,13 @@ def test_a_file_called_like_one_that_is_half_written_stays(tmp_path: Path, preci
     assert snapshot(tmp_path) == before
 
 
+def test_a_name_as_long_as_names_may_be_is_written(tmp_path: Path) -> None:
+    """The name that the file has for a moment is not longer than those that a file system takes."""
+    path = tmp_path / ("ä" * 125 + ".html")
+    write_whole(path, b"ours")
+    assert [(one.name, one.read_bytes()) for one in tmp_path.iterdir()] == [(path.name, b"ours")]
+
+
 def test_objects_that_are_not_isovoxels_are_refused_and_kept(bucket: ObjectPlace, source: Path) -> None:
     """Where a ledger's objects would be, whatever they are called."""
     for name in ("notes.txt", "blocks/0", "job.json", "replaced"):

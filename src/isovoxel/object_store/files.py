@@ -46,7 +46,8 @@ def write_whole(path: Path, data: bytes | Iterable[bytes], check: Callable[[], N
     OSError
         If the file system refuses; it names the file. What was there before is still there.
     """
-    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")  # a name that no file of a user's has
+    # A name that no file of a user's has, and that is not too long where the file's is not.
+    partial = path.with_name(f"{path.name[:50]}.{secrets.token_hex(4)}.partial")
     try:
         with partial.open("xb") as file:
             file.writelines([data] if isinstance(data, bytes) else data)
