@@ -176,7 +176,7 @@ def open_chosen(source: Any, options: Options) -> Volume | dict[str, Volume | In
         except InputError:
             if options.image is not None:
                 raise
-            with suppress(InputError):
+            with suppress(InputError, OptionError):
                 several = open_chosen(source, replace(options, image=ALL))
                 if isinstance(several, dict) and any(isinstance(image, Volume) for image in several.values()):
                     return several

@@ -127,6 +127,15 @@ def test_names_and_patterns() -> None:
         matching_images(images, "z*", "x")
     with pytest.raises(OptionError, match=r"no image of x matches z\*; its only image is 0$"):
         matching_images([ImageEntry("0")], "z*", "x")
+    with pytest.raises(OptionError, match=r"no image of x matches all; it holds none$"):
+        matching_images([], "all", "x")
+
+
+def test_a_group_without_images_is_said_to_be_one(tmp_path: Path, isovoxel: Isovoxel) -> None:
+    """By `info` as by `scale`."""
+    zarr.open_group(tmp_path / "empty", mode="w")
+    for words in (["info"], ["plan"]):
+        check_refused(isovoxel(*words, tmp_path / "empty"), "is a zarr group without OME-Zarr metadata and without")
 
 
 class Scenes:

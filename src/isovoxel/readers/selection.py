@@ -565,6 +565,8 @@ def matching_images(images: Sequence[ImageEntry], pattern: str, name: str) -> tu
 
 def _all_of(images: Sequence[ImageEntry]) -> str:
     """Return which images there are, as a clause: the number of an only one must not read as how many."""
+    if not images:
+        return "it holds none"
     return f"its {'images are' if len(images) > 1 else 'only image is'} {listed(images)}"
 
 
