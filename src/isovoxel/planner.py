@@ -438,11 +438,14 @@ def find_target(volume: Volume, options: Options) -> Target:
         return _like(volume, options)
     if options.factor is not None:
         grid, factor = _counted(volume) if volume.voxel_size is None else volume.grid, options.factor
-    elif options.zoom is not None:
+        return Target(grid, grid.scaled(factor), factor)
+    try:
         grid = volume.grid
+    except InputError as error:  # which a factor does without
+        raise InputError(f"{error}, or --factor FZ,FY,FX") from error
+    if options.zoom is not None:
         factor = factor_for_zoom(grid, options.zoom)
     else:
-        grid = volume.grid
         factor = factor_for_voxel_size(grid, finest(grid) if options.voxel_size is None else options.voxel_size)
     return Target(grid, grid.scaled(factor), factor)
 

@@ -104,8 +104,10 @@ def test_a_size_of_one_without_a_unit_is_none(kind: str, tmp_path: Path) -> None
     assert (volume.voxel_size, volume.unit) == (None, None)
     with pytest.raises(InputError, match=r"is not known: .*; give --input-voxel-size Z,Y,X, or --factor"):
         isovoxel.plan(path, engine="exact")
-    with pytest.raises(InputError, match="is not known"):
+    with pytest.raises(InputError, match=r"is not known.*or --factor"):
         isovoxel.plan(path, engine="exact", zoom=2)
+    with pytest.raises(InputError, match=r"is not known.*; give --input-voxel-size Z,Y,X$"):
+        isovoxel.limits(path)  # which takes no factor
     assert isovoxel.plan(path, engine="exact", factor=(2, 1, 1)).output.shape == (12, 12, 16)
     given = isovoxel.plan(path, engine="exact", input_voxel_size=(2, 1, 1))
     assert (given.output.shape, given.output.voxel_size) == ((12, 12, 16), (1, 1, 1))

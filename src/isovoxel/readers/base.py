@@ -248,9 +248,7 @@ class Volume(InNotebooks):
         """
         if self.voxel_size is None:
             why = f": {self.missing}" if self.missing else ""
-            raise InputError(
-                f"the voxel size of {self.name} is not known{why}; give --input-voxel-size Z,Y,X, or --factor FZ,FY,FX"
-            )
+            raise InputError(f"the voxel size of {self.name} is not known{why}; give --input-voxel-size Z,Y,X")
         return VoxelGrid(self.shape, self.voxel_size, self.origin, self.unit)
 
 
