@@ -190,11 +190,22 @@ def test_coordinates_that_are_no_lengths_say_nothing(coords: Any, dims: tuple[st
     assert why in volume.missing
 
 
-def test_units_that_differ_are_none() -> None:
-    """A length without a unit is one still."""
-    other = ("x", 0.5 * np.arange(9), {"units": "nm"})
+def test_lengths_in_several_units_are_those_of_one() -> None:
+    """The unit of the last axis; where only some have a unit, the voxel size is not known."""
+    other = ("x", 500.0 * np.arange(9) - 1000, {"units": "nm"})
     volume = api.open_volume(xarray.DataArray(VOXELS, coordinates(x=other), ("z", "y", "x")))
-    assert (volume.voxel_size, volume.unit) == ((2, 0.5, 0.5), None)
+    assert (volume.voxel_size, volume.origin) == ((2000, 500, 500), (10_000, 0, -1000))
+    assert volume.unit == "nanometer"
+    bare = api.open_volume(xarray.DataArray(VOXELS, coordinates(x=("x", 0.5 * np.arange(9))), ("z", "y", "x")))
+    assert (bare.voxel_size, bare.missing) == (None, "its coordinates along x name no unit of length, and others do")
+
+
+def test_a_single_plane_of_a_stack_lies_where_its_coordinate_says() -> None:
+    """As thick as its pixels are high, unless its thickness is given."""
+    array = xarray.DataArray(VOXELS, coordinates(), ("z", "y", "x")).isel(z=[2])
+    for given, size in ({}, (0.5, 0.5, 0.5)), ({"voxel_size": (2, 0.5, 0.5)}, (2, 0.5, 0.5)):
+        volume = api.open_volume(array, **given)
+        assert (volume.voxel_size, volume.origin, volume.unit) == (size, (14, 0, -1), "micrometer")
 
 
 @pytest.mark.parametrize("dims", [("x", "y", "z"), ("z", "x", "y"), ("t", "z", "y", "x"), ("x",)])

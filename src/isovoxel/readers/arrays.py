@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from isovoxel.errors import InputError
 from isovoxel.geometry.grid import AXES, Box, triple
-from isovoxel.metadata.units import Calibration, canonical_unit
+from isovoxel.metadata.units import Calibration, canonical_unit, convert_length
 from isovoxel.readers.base import (
     CONVERTED,
     ReadBox,
@@ -207,8 +207,8 @@ def _member(array: Any, single: Callable[[Any], Volume], picked: Picked) -> Read
 def from_xarray(array: Any) -> Volume:
     """Return a volume of an ``xarray.DataArray``: its voxels, and what its coordinates say of their size and place.
 
-    The coordinates of all axes must be evenly spaced numbers that grow; then they are lengths, in the unit that all of
-    them name in their attributes ("units").
+    The coordinates of all axes must be evenly spaced numbers that grow, or one number of a single plane along z; then
+    they are lengths, in the units that they name in their attributes ("units"), or without where none names any.
 
     Raises
     ------
@@ -225,28 +225,41 @@ def from_xarray(array: Any) -> Volume:
         )
     volume = from_dask(array.data) if hasattr(array.data, "dask") else from_numpy(np.asarray(array.data))
     sources = {**volume.sources, **({"axes": "dimensions of the DataArray"} if dims == axes else {})}
-    spaced = [_spacing(array.coords[dim]) if dim in array.coords else None for dim in array.dims]
+    # Of a dimension without coordinates, `coords.get` gives numbers from 0 on.
+    coordinates = {dim: array.coords[dim] for dim in array.dims if dim in array.coords}
+    spaced = [_spacing(coordinates.get(dim), single=len(dims) - i == len(AXES)) for i, dim in enumerate(array.dims)]
     known = [one for one in spaced if one is not None]
+    units = [unit for _, _, unit in known]
+    why = ""
     if len(known) < len(dims):
-        axis = array.dims[spaced.index(None)]
-        why = f"its coordinates along {axis} are not evenly spaced numbers that grow"
+        why = f"its coordinates along {array.dims[spaced.index(None)]} are not evenly spaced numbers that grow"
+    elif None in units and any(units):
+        why = f"its coordinates along {array.dims[units.index(None)]} name no unit of length, and others do"
+    if why:
         return replace(volume, name=name, sources=sources, missing=why)
-    if len(known) == 2:
-        known = [(min(step for step, _, _ in known), 0.0, known[0][2]), *known]
-    steps, starts, units = zip(*known, strict=True)
-    unit = units[0] if len(set(units)) == 1 else None
-    found = Calibration(triple(steps), unit, "coordinates of the DataArray", origin=triple(starts))
+    unit = units[-1]
+    lengths = [
+        [length if unit is None or of is None else convert_length(length, of, unit) for length in (step, start)]
+        for step, start, of in known
+    ]
+    steps, starts = zip(*[[0.0, 0.0]][len(lengths) - 2 :], *lengths, strict=True)
+    size = triple(step or min(steps[1:]) for step in steps)  # of a single plane: as thick as its pixels are high
+    found = Calibration(size, unit, "coordinates of the DataArray", origin=triple(starts))
     return replace(volume, name=name, sources=sources).measured(found)
 
 
-def _spacing(coordinate: Any) -> tuple[float, float, str | None] | None:
-    """Return step, first value and unit of length of an axis' coordinates; None where they have no step."""
-    values = np.asarray(coordinate.values)
-    if values.dtype.kind not in "iuf" or values.size < 2:
+def _spacing(coordinate: Any, *, single: bool) -> tuple[float, float, str | None] | None:
+    """Return step, first value and unit of length of an axis' coordinates; None where they have no step.
+
+    The step of one number is 0, where `single` says that one is enough.
+    """
+    values = np.asarray(() if coordinate is None else coordinate.values)
+    if values.dtype.kind not in "iuf" or values.size < (1 if single else 2):
         return None
     values = values.astype(np.float64)
-    step = float((values[-1] - values[0]) / (values.size - 1))
-    if not (step > 0 and np.allclose(np.diff(values), step, rtol=1e-6, atol=0)):
+    step = float((values[-1] - values[0]) / max(1, values.size - 1))
+    grows = step > 0 or values.size == 1
+    if not (grows and np.isfinite(values[0]) and np.allclose(np.diff(values), step, rtol=1e-6, atol=0)):
         return None
     unit = coordinate.attrs.get("units", coordinate.attrs.get("unit"))
     return step, float(values[0]), canonical_unit(unit) if isinstance(unit, str) else None
