@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import dask.array as da
 import numpy as np
@@ -133,3 +134,24 @@ def test_a_written_image_opens_with_xarray(tmp_path: Path) -> None:
         assert image.shape == (12, 10, 12)
         assert image.sel(z=1.5, y=0, x=0, method="nearest") == image[2, 0, 0]
         np.testing.assert_allclose(image.z, -0.5 + np.arange(12))
+
+
+@pytest.mark.parametrize("size", [None, SIZE])
+@pytest.mark.parametrize("lost", ["input", "like"])
+def test_what_says_in_vain_where_it_lies_is_put_nowhere(size: Any, lost: str) -> None:
+    """Not to 0 in silence, with a voxel size given or not; what the error advises helps."""
+    bare = stack().drop_attrs().drop_vars(["row", "slide", "plane"])
+    fallen = bare.isel(z=slice(None, None, -1))
+    array, like = (fallen, bare) if lost == "input" else (bare, fallen)
+    with pytest.raises(InputError, match=r"lies is not known: its coordinates along z are not.*sortby.*drop_vars"):
+        isovoxel.scale_array(array, like=like, voxel_size=size)
+    sorted_again = isovoxel.scale_array(array.sortby("z"), like=like.sortby("z"))
+    np.testing.assert_array_equal(sorted_again.values, VOXELS)
+    left_out = isovoxel.scale_array(array.drop_vars(list("zyx")), like=like.drop_vars(list("zyx")))
+    np.testing.assert_array_equal(left_out.values, array.values)
+
+
+def test_a_voxel_size_without_a_place_is_noted() -> None:
+    """Where coordinates do not say it in a way that is read."""
+    volume = isovoxel.open_volume(stack().isel(y=slice(None, None, -1)), voxel_size=SIZE)
+    assert any("along y are not evenly spaced" in note and "lie at 0" in note for note in volume.notes)

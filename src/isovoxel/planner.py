@@ -459,6 +459,7 @@ def _counted(volume: Volume) -> VoxelGrid:
 def _like(volume: Volume, options: Options) -> Target:
     """Return the voxels of the volume that `Options.like` names, and how they lie on those of the input."""
     name, output, notes = grid_of(options.like)
+    _check_placed(volume)
     if volume.voxel_size is None and output.unit is not None:
         volume.grid  # noqa: B018 - says that the voxel size is not known
     source = _counted(volume) if volume.voxel_size is None else volume.grid
@@ -494,12 +495,21 @@ def grid_of(like: Any) -> tuple[str, VoxelGrid, tuple[str, ...]]:
     if isinstance(like, VoxelGrid):
         return "the given grid", replace(like, unit=None if like.unit is None else checked_unit(like.unit)), ()
     other = open_like(like)
+    _check_placed(other)
     if other.voxel_size is not None:
         return other.name, other.grid, ()
     if other.unit is not None:
         raise InputError(f"the voxel size of {other.name} is not known: {other.missing}; like needs it")
     note = f"the voxel size of {other.name} is not known; its voxels are taken for 1 x 1 x 1 without a unit"
     return other.name, _counted(other), (note,)
+
+
+def _check_placed(volume: Volume) -> None:
+    if volume.unplaced:
+        raise InputError(
+            f"where {volume.name} lies is not known: {volume.unplaced}; like needs it: give them so, such as by "
+            "DataArray.sortby, or leave all of them out by DataArray.drop_vars"
+        )
 
 
 def _in_unit_of(output: VoxelGrid, source: VoxelGrid, name: str, source_name: str) -> VoxelGrid:

@@ -236,7 +236,8 @@ def from_xarray(array: Any) -> Volume:
     elif None in units and any(units):
         why = f"its coordinates along {array.dims[units.index(None)]} name no unit of length, and others do"
     if why:
-        return replace(volume, name=name, sources=sources, missing=why)
+        numbers = any(one.dtype.kind in "iuf" for one in coordinates.values())
+        return replace(volume, name=name, sources=sources, missing=why, unplaced=why if numbers else "")
     unit = units[-1]
     lengths = [
         [length if unit is None or of is None else convert_length(length, of, unit) for length in (step, start)]

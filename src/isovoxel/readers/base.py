@@ -125,6 +125,8 @@ class Volume(InNotebooks):
     """What tells this input from another or a later one: path, size, modification time, metadata. JSON."""
     missing: str = ""
     """Why `voxel_size` is None, as a clause ("the TIFF has no spacing for z")."""
+    unplaced: str = ""
+    """Why `origin` is not where the input says that it lies, as a clause; nothing where it is, or nothing is said."""
     labels: bool = False
     """Whether the input says that its voxels are labels."""
     incomplete: bool = False

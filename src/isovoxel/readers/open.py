@@ -326,7 +326,8 @@ def _with_overrides(volume: Volume, voxel_size: Float3 | None, unit: str | None)
         voxel_size = (1.0, 1.0, 1.0)  # which without a unit was none
     if voxel_size is not None:
         changes |= {"voxel_size": voxel_size, "missing": "", "counted": False}
-        changes["notes"] = (*volume.notes, *_doubts(voxel_size))
+        lost = (f"{volume.unplaced}, so voxel 0 is taken to lie at 0",) if volume.unplaced else ()
+        changes["notes"] = (*volume.notes, *_doubts(voxel_size), *lost)
         changes["origin"] = _origin(volume, voxel_size, unit)
         sources["voxel size"] = GIVEN
     if unit is not None:
