@@ -23,7 +23,7 @@ from isovoxel.codecs.cuda import GpuCodecError, Lent, new_memory
 from isovoxel.codecs.streams import ChunkCoding
 from isovoxel.errors import DeviceError, InputError, InputUnavailableError, OptionError
 from isovoxel.execution.resources import LIBRARIES, check_fits, reading_threads
-from isovoxel.geometry.grid import Box, ceil_div, triple
+from isovoxel.geometry.grid import Box, ceil_div
 from isovoxel.object_store.retries import map_in_order
 from isovoxel.options import Options
 from isovoxel.planning.codecs import DecodedBatches, is_faster, with_decoder
@@ -181,14 +181,10 @@ def damages(runs: Sequence[Levels], told: list[str]) -> Generator[str | None, No
 
 
 def _parts(levels: Sequence[Volume], most: int) -> Iterator[Part]:
-    """Cut levels into boxes of at most so many chunks: along x, and of whole rows and planes where there is room."""
+    """Cut levels into boxes of at most so many chunks."""
     for level in levels:
-        sides, left = list(level.chunks), most
-        for axis in (2, 1, 0):
-            step = min(left, ceil_div(level.shape[axis], sides[axis]))
-            sides[axis], left = step * sides[axis], left // step
         for volume in range(level.n_volumes):
-            yield from ((level, box) for box in Box.whole(level.shape).of(volume).tiles(triple(sides)))
+            yield from ((level, box) for box in Box.whole(level.shape).of(volume).batches(level.chunks, most))
 
 
 def _damage(of: Part) -> str | None:

@@ -131,6 +131,25 @@ class Box:
                 for ax, bx in columns:
                     yield Box((az, ay, ax), (bz, by, bx), self.volume)
 
+    def batches(self, chunk: Index3, most: int) -> Iterator[Box]:
+        """Cut the box along a grid of chunks, into parts that lie in so many of them at most, along x first.
+
+        Examples
+        --------
+        >>> [part.stop for part in Box((0, 0, 0), (4, 4, 12)).batches((4, 4, 4), 2)]
+        [(4, 4, 8), (4, 4, 12)]
+        """
+        if not self.size:
+            return
+        cells, first = list(chunk), [0, 0, 0]
+        for axis in (2, 1, 0):
+            begin = self.start[axis] // chunk[axis]
+            step = min(most, ceil_div(self.stop[axis], chunk[axis]) - begin)
+            most //= step
+            cells[axis] *= step
+            first[axis] = -begin * chunk[axis] % cells[axis]
+        yield from self.tiles(triple(cells), triple(first))
+
 
 def _cut(start: int, stop: int, length: int, first: int) -> Iterator[tuple[int, int]]:
     """Cut an interval along cells of a length, of which a border lies `first` before 0."""

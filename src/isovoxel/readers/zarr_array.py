@@ -595,7 +595,7 @@ class BatchReader(ChunkReader):
     def __call__(self, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Return a box as a new array, or in `out`; raises as `ChunkReader` does."""
         out = output_array(box, self.dtype.newbyteorder("="), out)
-        for part in self._parts(box):
+        for part in [box] if self._decoder is None else box.batches(self.layout.chunk, self._decoder.batch):
             chunks = list(part.tiles(self.layout.chunk))
             left = self._decode_part(part, chunks, out[part.slices_from(box.start)])
             rest = chunks if left is None else [chunks[number] for number in np.flatnonzero(left)]
@@ -605,20 +605,6 @@ class BatchReader(ChunkReader):
                 self._told_left = True
                 self._tell(LEFT)
         return out
-
-    def _parts(self, box: Box) -> Iterator[Box]:
-        """Cut a box into what batches of chunks hold of it: whole rows along x where they are not too long."""
-        if self._decoder is None or not box.size:
-            yield box
-            return
-        chunk, left = self.layout.chunk, self._decoder.batch
-        sides, first = [1, 1, 1], [0, 0, 0]
-        for axis in (2, 1, 0):
-            a, n = box.start[axis] // chunk[axis], chunk[axis]
-            step = min(left, ceil_div(box.stop[axis], n) - a)
-            left //= step
-            sides[axis], first[axis] = step * n, -a * n % (step * n)
-        yield from box.tiles(triple(sides), triple(first))
 
     def _decode_part(self, part: Box, chunks: list[Box], out: NDArray[Any]) -> NDArray[np.bool_] | None:
         """Let the GPU decode what a part holds of its chunks, and return which of them it has left; None of all."""
