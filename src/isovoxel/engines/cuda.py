@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isovoxel.codecs.cuda import DeviceMemory, DeviceVoxels, Gpu, GpuCodecError, Kernels, Registration, Stream
+from isovoxel.codecs.cuda import DeviceMemory, DeviceVoxels, Event, Gpu, GpuCodecError, Kernels, Registration, Stream
 from isovoxel.engines.base import Scaled
 from isovoxel.engines.buffers import Buffers, HostBuffer, HostPair, Lane, Register, Reserved
 from isovoxel.engines.devices import Device
@@ -29,7 +29,7 @@ from isovoxel.engines.exact import ExactEngine
 from isovoxel.engines.opencl import DriverError
 from isovoxel.engines.staged_block import StagedBlock
 from isovoxel.errors import DeviceError
-from isovoxel.geometry.grid import Box, ceil_div
+from isovoxel.geometry.grid import Box, Index3, ceil_div
 from isovoxel.planning.model import Block
 from isovoxel.planning.plan import Plan
 
@@ -238,8 +238,8 @@ class _KeptBlock(StagedBlock):
             super()._carry(piece, lane, cancelled)
             return
         assert isinstance(lane, _Lane)  # noqa: S101 - for type checkers
-        kind, shapes = self._kind, (piece.write_box.shape, *self._halves)
-        sizes = [math.prod(shape) * kind.itemsize for shape in shapes]  # they lie one behind the other
+        shapes = piece.write_box.shape, *self._halves
+        sizes = [math.prod(shape) * self._kind.itemsize for shape in shapes]  # they lie one behind the other
         stay = 2 if self._plan.keeps_halves else 1
         try:
             arrays = self._engine.uploads(piece, self._plan)
@@ -254,13 +254,16 @@ class _KeptBlock(StagedBlock):
         except BaseException:
             lane.finish()
             raise
-        download = partial(self._engine.download, lane)
         begins = accumulate(sizes, initial=target.ptr)
-        self._staying = [
-            DeviceVoxels(begin, shape, (shape[1] * row, row, kind.itemsize), kind, computed, download)
-            for begin, shape in zip(begins, shapes[:stay], strict=False)
-            for row in (shape[2] * kind.itemsize,)
-        ]
+        places = zip(begins, shapes[:stay], strict=False)
+        self._staying = [self._on_device(begin, shape, lane, computed) for begin, shape in places]
+
+    def _on_device(self, address: int, shape: Index3, lane: _Lane, computed: Event) -> DeviceVoxels:
+        """Return voxels that lie in one piece on the device, once what was given to it is done."""
+        width, download = self._kind.itemsize, partial(self._engine.download, lane)
+        return DeviceVoxels(
+            address, shape, (shape[1] * shape[2] * width, shape[2] * width, width), self._kind, computed, download
+        )
 
 
 class _SpilledBuffer(HostBuffer):
