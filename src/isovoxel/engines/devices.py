@@ -32,7 +32,7 @@ CHOOSING = {SHOWN, "CUDA_DEVICE_ORDER", VENDORS, "OCL_ICD_FILENAMES", "OPENCL_VE
 """Variables that choose or order GPUs, or name drivers."""
 SYSTEM_GPUS = Path("/proc/driver/nvidia/gpus")
 """Where NVIDIA's driver for Linux has a folder for each GPU, by its PCI bus id, with a file that has its UUID."""
-CONTEXT = 9 * 2**19
+OPENCL_CONTEXT = 9 * 2**19
 """Bytes that NVIDIA's driver holds on a GPU for a process that uses OpenCL, for each of its multiprocessors: on an H200
 with 132 of them 527 MiB for a context, 531 with its queues, and up to 565 in jobs, by NVML."""
 GPU_SHARE = 0.9
@@ -97,7 +97,7 @@ class Device:
             image_shape=self.image_shape,
             shares_host_memory=self.shares_host_memory,
             encoders=self.compute_units if self.pci and can_code() else 0,
-            context=CONTEXT * self.compute_units if self.pci else 0,
+            context=OPENCL_CONTEXT * self.compute_units if self.pci else 0,
         )
 
 
