@@ -6,6 +6,7 @@ import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -157,3 +158,14 @@ def test_waiting_for_the_device_is_told_from_scaling(name: str, monkeypatch: pyt
     monkeypatch.setattr(staged_block, "TURN", Turn())
     monkeypatch.setattr(staged_block, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     assert engine.scale(np.ones((4, 4, 4), np.uint16), plan.block(0), plan).waited == 7
+
+
+def test_the_codecs_of_an_engine_end_with_its_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine of the next level has its own: both would hold twice what is projected."""
+    closed: list[str] = []
+    before, after = open_engine("cle"), open_engine("exact")
+    for name in ("_encoder", "_decoder"):
+        monkeypatch.setattr(before, name, SimpleNamespace(close=partial(closed.append, name)))
+    after.take_over(before)
+    assert closed == ["_encoder", "_decoder"]
+    assert (before._encoder, before._decoder) == (None, None)

@@ -266,6 +266,11 @@ class StagedEngine(ABC):
             gpu = Gpu(self.device.pci) if plan.device.decoding else None
         return None if gpu is None else gpu.register, None if encoder is None else encoder.gpu.register
 
+    def close_codecs(self) -> None:
+        """Free what encodes and decodes on the device, which nobody uses any more."""
+        self._close_encoder()
+        self._close_decoder()
+
     def _close_encoder(self) -> None:
         if self._encoder is not None:
             self._encoder.close()
@@ -280,17 +285,20 @@ class StagedEngine(ABC):
         """Free all memory that is not in use, on host and device; see `isovoxel.engines.base.Engine`."""
         if not keep_hosts:
             self.hosts.forget()
-            self._close_encoder()
-            self._close_decoder()
+            self.close_codecs()
         with TURN:
             self._buffers.clear()
             self.lanes.clear()
         self.fit.forget()
 
     def take_over(self, other: Engine) -> None:
-        """Take over the host memory that another engine has kept, if both have one context; else free it."""
+        """Take over the host memory that another engine has kept, if both have one context; else free it.
+
+        The memory of its codecs is freed: this engine has its own.
+        """
         if not isinstance(other, StagedEngine) or other is self:
             return
+        other.close_codecs()
         if self.context == other.context:
             self.hosts, other.hosts = other.hosts, HostBufferPool(other.reserve, other.host_buffer, other.staging)
         else:
